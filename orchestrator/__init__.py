@@ -1,0 +1,1 @@
+"""The server of Trainhop: decides what runs where, keeps what was learnt."""

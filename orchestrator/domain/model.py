@@ -1,0 +1,281 @@
+"""The nouns: Member, Account, Job, Lease, Checkpoint, Event. Times are seconds since the Unix epoch, UTC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from orchestrator.domain.errors import IllegalMoveError, StaleFenceError
+from orchestrator.domain.lifecycle import (
+    CHECKPOINT_MOVES,
+    JOB_MOVES,
+    LEASE_MOVES,
+    CheckpointState,
+    EndReason,
+    JobState,
+    LeaseState,
+)
+
+LOSSES_BEFORE_GIVING_UP = 20
+"""Machines lost in a row without one new checkpoint before a job is called hopeless."""
+
+FAILURES_BEFORE_GIVING_UP = 4
+"""Reported crashes in a row without one new checkpoint before a job is called hopeless."""
+
+
+class Role(StrEnum):
+    """What a token may do."""
+
+    ADMIN = "admin"
+    MEMBER = "member"
+
+
+@dataclass(kw_only=True)
+class Member:
+    """A person who uses this installation."""
+
+    id: str
+    name: str
+    role: Role
+    created_at: float
+
+
+@dataclass(kw_only=True)
+class Account:
+    """One member's account at a provider, or (without a member) a pool of machines open to all.
+
+    `config` is the driver's own; `paused` keeps new leases away. `not_before` is when the provider will have room again.
+    """
+
+    id: str
+    provider: str
+    member_id: str | None
+    name: str
+    config: dict[str, Any]
+    paused: bool = False
+    not_before: float = 0.0
+    note: str = ""
+    created_at: float
+
+
+@dataclass(kw_only=True)
+class Event:
+    """One thing that happened to a job; written in the transaction in which it happened."""
+
+    job_id: str
+    at: float
+    kind: str
+    actor: str
+    lease_id: str | None = None
+    reason: str = ""
+    data: dict[str, Any] = field(default_factory=dict[str, Any])
+    id: int | None = None
+
+
+@dataclass(kw_only=True)
+class Job:
+    """One fine-tuning run. `spec` is the resolved job file as JSON-able data; `head` the newest committed checkpoint.
+
+    `memory_bytes` is what a session is estimated to need (0: unknown), `step_s` the last measured seconds per step.
+    """
+
+    id: str
+    member_id: str
+    name: str
+    spec: dict[str, Any]
+    total_steps: int
+    priority: int
+    deadline: float | None
+    created_at: float
+    updated_at: float
+    state: JobState = JobState.QUEUED
+    end_reason: EndReason | None = None
+    message: str = ""
+    fence: int = 0
+    head: str | None = None
+    head_step: int = 0
+    losses_in_a_row: int = 0
+    failures_in_a_row: int = 0
+    not_before: float = 0.0
+    cancel_requested_at: float | None = None
+    pause_requested_at: float | None = None
+    cloned_from: str | None = None
+    memory_bytes: int = 0
+    step_s: float | None = None
+    adapter_key: str | None = None
+    adapter_zip_sha256: str | None = None
+    adapter_sha256: str | None = None
+    adapter_bytes: int | None = None
+    events: list[Event] = field(default_factory=list[Event])
+
+    def note(
+        self, kind: str, *, at: float, actor: str, reason: str = "", lease_id: str | None = None, **data: Any
+    ) -> None:
+        """Record something that happened without a change of state."""
+        self.updated_at = at
+        self.events.append(
+            Event(job_id=self.id, at=at, kind=kind, actor=actor, lease_id=lease_id, reason=reason, data=data)
+        )
+
+    def to(self, new: JobState, *, reason: str, at: float, actor: str, lease_id: str | None = None) -> None:
+        """Change state, or raise `IllegalMoveError`. The one door: nothing else assigns `state`."""
+        if new not in JOB_MOVES[self.state]:
+            raise IllegalMoveError(f"job {self.id} is {self.state} and cannot become {new}")
+        old, self.state = self.state, new
+        if new.is_final or new is JobState.PAUSED:
+            self.cancel_requested_at = self.pause_requested_at = None
+        self.note("job." + new, at=at, actor=actor, reason=reason, lease_id=lease_id, old=str(old), new=str(new))
+
+    def lease_out(self, *, at: float, actor: str, lease_id: str) -> int:
+        """Give the job to a machine; returns the new fence."""
+        self.to(JobState.LEASED, reason="dispatched", at=at, actor=actor, lease_id=lease_id)
+        self.fence += 1
+        return self.fence
+
+    def guard(self, fence: int) -> None:
+        """Raise `StaleFenceError` unless `fence` is the newest and a lease is out."""
+        if fence != self.fence or not self.state.holds_lease:
+            raise StaleFenceError(f"fence {fence} of job {self.id} is stale (now {self.fence}, job {self.state}): stop")
+
+    def advance(self, checkpoint: Checkpoint, *, at: float) -> None:
+        """Make a verified checkpoint the head; progress clears the counters that would end the job."""
+        self.head, self.head_step = checkpoint.sha256, checkpoint.step
+        self.losses_in_a_row = self.failures_in_a_row = 0
+        self.note(
+            "checkpoint.committed",
+            at=at,
+            actor="worker",
+            lease_id=checkpoint.lease_id,
+            step=checkpoint.step,
+            sha256=checkpoint.sha256,
+            size=checkpoint.size,
+        )
+
+    def give_back(self, end: EndReason, *, detail: str, at: float, actor: str, lease_id: str, retry_at: float) -> None:
+        """The lease is over before the job: pause, cancel, fail or queue again, whichever the reason calls for."""
+        reason = f"{end}: {detail}" if detail else str(end)
+        if self.cancel_requested_at is not None:
+            self._end(JobState.CANCELLED, EndReason.CANCELLED, "cancelled on request", at, actor, lease_id)
+            return
+        if self.pause_requested_at is not None:
+            self.to(JobState.PAUSED, reason=reason, at=at, actor=actor, lease_id=lease_id)
+            return
+        if end in {EndReason.LOST, EndReason.LAUNCH_FAILED, EndReason.UNFIT}:
+            self.losses_in_a_row += 1
+        elif end is EndReason.FAILED:
+            self.failures_in_a_row += 1
+        if hopeless := self._hopeless(detail):
+            self._end(JobState.FAILED, EndReason.FAILED, hopeless, at, actor, lease_id)
+            return
+        self.not_before = retry_at
+        self.to(JobState.QUEUED, reason=reason, at=at, actor=actor, lease_id=lease_id)
+
+    def _hopeless(self, detail: str) -> str:
+        if self.failures_in_a_row >= FAILURES_BEFORE_GIVING_UP:
+            return f"failed {self.failures_in_a_row} times without a new checkpoint; last: {detail or 'no message'}"
+        if self.losses_in_a_row >= LOSSES_BEFORE_GIVING_UP:
+            return f"{self.losses_in_a_row} machines in a row ended without a new checkpoint; last: {detail or 'lost'}"
+        return ""
+
+    def succeed(self, *, at: float, lease_id: str) -> None:
+        """The last step is committed and the adapter stored."""
+        self.end_reason, self.message = EndReason.COMPLETED, ""
+        self.to(JobState.SUCCEEDED, reason="all steps done", at=at, actor="worker", lease_id=lease_id)
+
+    def fail(self, message: str, *, at: float, actor: str, lease_id: str | None = None) -> None:
+        """No machine could do better: end the job with words for its owner."""
+        self._end(JobState.FAILED, EndReason.FAILED, message, at, actor, lease_id)
+
+    def cancel(self, *, at: float, actor: str, lease_id: str | None = None) -> None:
+        """End the job because a person asked."""
+        self._end(JobState.CANCELLED, EndReason.CANCELLED, "cancelled on request", at, actor, lease_id)
+
+    def _end(self, new: JobState, end: EndReason, message: str, at: float, actor: str, lease_id: str | None) -> None:
+        self.end_reason, self.message = end, message
+        self.to(new, reason=message, at=at, actor=actor, lease_id=lease_id)
+
+    def queue_again(self, *, at: float, actor: str, reason: str) -> None:
+        """A person resumes or retries the job; it goes on from its head."""
+        self.to(JobState.QUEUED, reason=reason, at=at, actor=actor)
+        self.end_reason, self.message, self.not_before = None, "", 0.0
+        self.losses_in_a_row = self.failures_in_a_row = 0
+
+
+@dataclass(kw_only=True)
+class Lease:
+    """One attempt of a job on one machine.
+
+    `expires_at` is when silence becomes suspicious; `deadline_at` when the machine is certainly gone.
+    `step`, `phase`, `ledger` and the rest are what the worker last reported.
+    """
+
+    id: str
+    job_id: str
+    member_id: str
+    account_id: str
+    provider: str
+    fence: int
+    token_hash: str
+    created_at: float
+    expires_at: float
+    deadline_at: float
+    budget_s: float
+    state: LeaseState = LeaseState.PROVISIONING
+    end_reason: EndReason | None = None
+    detail: str = ""
+    external_id: str | None = None
+    nonce: str | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    collected_at: float | None = None
+    last_seen_at: float | None = None
+    last_seq: int = 0
+    first_step: int = 0
+    step: int = 0
+    phase: str = "boot"
+    backend: str | None = None
+    fidelity: str | None = None
+    seconds_per_step: float | None = None
+    hardware: dict[str, Any] = field(default_factory=dict[str, Any])
+    ledger: dict[str, float] = field(default_factory=dict[str, float])
+
+    def to(self, new: LeaseState) -> None:
+        """Change state, or raise `IllegalMoveError`."""
+        if new not in LEASE_MOVES[self.state]:
+            raise IllegalMoveError(f"lease {self.id} is {self.state} and cannot become {new}")
+        self.state = new
+
+    def guard(self) -> None:
+        """Raise `StaleFenceError` unless the lease is live."""
+        if not self.state.is_live:
+            raise StaleFenceError(f"lease {self.id} has ended ({self.end_reason}): stop")
+
+    def end(self, new: LeaseState, reason: EndReason, *, at: float, detail: str = "") -> None:
+        """Close the attempt."""
+        self.to(new)
+        self.end_reason, self.detail, self.ended_at = reason, detail, at
+
+
+@dataclass(kw_only=True)
+class Checkpoint:
+    """One immutable file; `sha256` is its id, `key` its place in the store, `parent` the head it continues."""
+
+    sha256: str
+    job_id: str
+    lease_id: str
+    fence: int
+    step: int
+    parent: str | None
+    key: str
+    size: int
+    store: str
+    manifest: dict[str, Any]
+    created_at: float
+    state: CheckpointState = CheckpointState.OFFERED
+
+    def to(self, new: CheckpointState) -> None:
+        """Change state, or raise `IllegalMoveError`."""
+        if new not in CHECKPOINT_MOVES[self.state]:
+            raise IllegalMoveError(f"checkpoint {self.sha256[:12]} is {self.state} and cannot become {new}")
+        self.state = new

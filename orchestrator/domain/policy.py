@@ -1,0 +1,206 @@
+"""Choosing, explaining, waiting and pruning as pure functions over plain data; the same for the server and for simulations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from orchestrator.domain.lifecycle import EndReason
+
+SAVES_TO_SPARE = 2
+"""A session must have time for its start-up and this many saves, or it is not worth starting."""
+
+LONGEST_RETRY_S = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """A queued job as the policy sees it. Memory in bytes; `step_s` is None until a step has been timed."""
+
+    job_id: str
+    member_id: str
+    priority: int
+    deadline: float | None
+    created_at: float
+    not_before: float = 0.0
+    providers: tuple[str, ...] = ()
+    accounts: tuple[str, ...] = ()
+    max_session_s: float | None = None
+    memory_bytes: int = 0
+    steps_left: int = 0
+    step_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Room on one account: `slots` leases, each of at most `session_s` seconds on a machine with `memory_bytes`.
+
+    `member_id` is None for a pool. `hours_left` is what the provider's quota still allows (None: no quota), refreshed at
+    `refresh_at`. `shut` says in words why nothing can start there at all, until `open_at` where that is known.
+    """
+
+    account_id: str
+    provider: str
+    name: str
+    member_id: str | None
+    slots: int
+    session_s: float
+    memory_bytes: int = 0
+    speed: float = 1.0
+    start_up_s: float = 60.0
+    save_s: float = 10.0
+    hours_left: float | None = None
+    refresh_at: float | None = None
+    shut: str = ""
+    open_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Obstacle:
+    """Why a job cannot start at a place, and when that may change (None: not by itself)."""
+
+    reason: str
+    until: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """A job and the place it goes to, for at most `budget_s` seconds."""
+
+    job_id: str
+    account_id: str
+    provider: str
+    budget_s: float
+
+
+def fits(job: Waiting, place: Place) -> Obstacle | None:
+    """None where the job may run, else the first thing in the way, in the order a person would ask."""
+    if place.member_id is not None and place.member_id != job.member_id:
+        return Obstacle(reason=f"{place.name} belongs to another member")
+    if job.providers and place.provider not in job.providers:
+        return Obstacle(reason=f"the job asks for {', '.join(job.providers)}")
+    if job.accounts and not {place.account_id, place.name} & set(job.accounts):
+        return Obstacle(reason=f"the job asks for {', '.join(job.accounts)}")
+    if place.memory_bytes and job.memory_bytes > place.memory_bytes:
+        need, have = job.memory_bytes / 2**30, place.memory_bytes / 2**30
+        return Obstacle(reason=f"the job needs about {need:.1f} GiB of memory, {place.name} has {have:.1f}")
+    if place.shut:
+        return Obstacle(reason=f"{place.name}: {place.shut}", until=place.open_at)
+    return _lacks_time(place)
+
+
+def _lacks_time(place: Place) -> Obstacle | None:
+    least = place.start_up_s + SAVES_TO_SPARE * place.save_s
+    if place.hours_left is not None and place.hours_left * 3600 < least:
+        return Obstacle(
+            reason=f"{place.name}: {place.hours_left:.1f} h of quota left; the job needs at least {least / 3600:.1f} h",
+            until=place.refresh_at,
+        )
+    if place.slots < 1:
+        return Obstacle(reason=f"all machines of {place.name} are busy")
+    return None
+
+
+def finish_s(job: Waiting, place: Place) -> float:
+    """Estimated seconds until the job is done if it ran at `place` alone, sessions and start-ups included."""
+    work = job.steps_left * (job.step_s or 1.0) / place.speed
+    session = budget(job, place)
+    useful = max(1.0, session - place.start_up_s - place.save_s)
+    return work + max(1, -(-work // useful)) * (place.start_up_s + place.save_s)
+
+
+def budget(job: Waiting, place: Place) -> float:
+    """Seconds one session of this job may last there."""
+    limits = [place.session_s]
+    if job.max_session_s is not None:
+        limits.append(job.max_session_s)
+    if place.hours_left is not None:
+        limits.append(place.hours_left * 3600)
+    return min(limits)
+
+
+def rank(jobs: Iterable[Waiting], places: Sequence[Place], running: dict[str, int], now: float) -> list[Waiting]:
+    """Jobs in the order they are served: feasible deadlines, priority, fair share among members, age.
+
+    `running` counts live leases by member. A deadline that no place can meet counts as none (it would only delay others).
+    """
+
+    def key(job: Waiting) -> tuple[float, int, int, float, str]:
+        best = min((finish_s(job, p) for p in places if fits(job, p) is None), default=float("inf"))
+        feasible = job.deadline is not None and now + best <= job.deadline
+        due = job.deadline if feasible and job.deadline is not None else float("inf")
+        return (due, -job.priority, running.get(job.member_id, 0), job.created_at, job.job_id)
+
+    return sorted(jobs, key=key)
+
+
+def match(jobs: Iterable[Waiting], places: Sequence[Place], running: dict[str, int], now: float) -> list[Match]:
+    """Fill free places: repeatedly the best-ranked job that fits somewhere, at the place where it is done soonest.
+
+    Fair share is taken anew after each choice, so that one member's hundred jobs do not go before another's one.
+    """
+    open_places = {p.account_id: p for p in places}
+    counts = dict(running)
+    chosen: list[Match] = []
+    queues: dict[str, list[Waiting]] = {}
+    for job in rank((j for j in jobs if j.not_before <= now), places, {}, now):
+        queues.setdefault(job.member_id, []).append(job)
+    while any(p.slots for p in open_places.values()) and queues:
+        heads = rank((queue[0] for queue in queues.values()), list(open_places.values()), counts, now)
+        job = heads[0]
+        queues[job.member_id].pop(0)
+        if not queues[job.member_id]:
+            del queues[job.member_id]
+        fitting = [p for p in open_places.values() if fits(job, p) is None]
+        if not fitting:
+            continue
+        place = min(fitting, key=lambda p: (finish_s(job, p), p.refresh_at or float("inf"), p.account_id))
+        open_places[place.account_id] = _taken(place)
+        counts[job.member_id] = counts.get(job.member_id, 0) + 1
+        chosen.append(
+            Match(job_id=job.job_id, account_id=place.account_id, provider=place.provider, budget_s=budget(job, place))
+        )
+    return chosen
+
+
+def _taken(place: Place) -> Place:
+    return replace(place, slots=place.slots - 1)
+
+
+def explain(job: Waiting, places: Sequence[Place], now: float) -> Obstacle | None:
+    """Why a queued job waits: the nearest obstacle over all places its owner may use, or None if it starts at once."""
+    if job.not_before > now:
+        return Obstacle(reason="waiting before the next try", until=job.not_before)
+    if not places:
+        return Obstacle(reason="no machine is known; add an account or a pool")
+    own = [p for p in places if p.member_id in (None, job.member_id)]
+    obstacles = [fits(job, p) for p in own]
+    if any(o is None for o in obstacles):
+        return None
+    found = [o for o in obstacles if o is not None]
+    if not found:
+        return Obstacle(reason="no account of this member and no open pool")
+    soonest = min((o.until for o in found if o.until is not None), default=None)
+    return Obstacle(reason="; ".join(dict.fromkeys(o.reason for o in found)), until=soonest)
+
+
+def retry_at(end: EndReason, in_a_row: int, now: float) -> float:
+    """When a given-back job may be tried again.
+
+    A planned hand-off and a first loss go on at once; further losses without progress wait 1, 2, 4 ... 300 s.
+    """
+    if end is EndReason.HANDED_OFF:
+        return now
+    free = 2 if end is EndReason.LOST else 0
+    if in_a_row < free:
+        return now
+    return now + min(LONGEST_RETRY_S, 2.0 ** (in_a_row - free))
+
+
+def prune(committed: Sequence[tuple[str, int]], head: str | None, keep: int) -> list[str]:
+    """Ids of committed checkpoints that may go: all but the newest `keep` by step, never the head.
+
+    `committed` holds `(id, step)`.
+    """
+    newest = sorted(committed, key=lambda c: c[1], reverse=True)
+    return [ident for ident, _ in newest[keep:] if ident != head]

@@ -1,0 +1,89 @@
+"""Choosing, as pure functions: who goes first, where to, and what is said to those who wait."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.domain.lifecycle import EndReason
+from orchestrator.domain.policy import Place, Waiting, explain, fits, match, prune, rank, retry_at
+
+NOW = 1_000_000.0
+
+
+def job(ident: str = "job", **facts: Any) -> Waiting:
+    return Waiting(
+        **({"job_id": ident, "member_id": "alice", "priority": 0, "deadline": None, "created_at": 0.0} | facts)
+    )
+
+
+def place(ident: str = "place", **facts: Any) -> Place:
+    base = {"account_id": ident, "provider": "sim", "name": ident, "member_id": None, "slots": 1, "session_s": 3600.0}
+    return Place(**(base | facts))
+
+
+def test_a_deadline_that_can_be_met_goes_first_and_one_that_cannot_does_not() -> None:
+    """Seen failing without the feasibility check: a hopeless deadline delays everybody."""
+    soon = job("soon", steps_left=10, step_s=1.0, deadline=NOW + 1_000)
+    hopeless = job("hopeless", steps_left=10, step_s=1.0, deadline=NOW + 5)
+    urgent = job("urgent", priority=5)
+    order = rank([hopeless, urgent, soon], [place()], {}, NOW)
+    assert [j.job_id for j in order] == ["soon", "urgent", "hopeless"]
+
+
+def test_one_members_hundred_jobs_do_not_go_before_anothers_one() -> None:
+    """Seen failing with fair share counted once instead of after every choice."""
+    flood = [job(f"a{i:03}", created_at=float(i)) for i in range(100)]
+    late = job("bob's", member_id="bob", created_at=1e6)
+    chosen = match([*flood, late], [place(slots=2)], {}, NOW)
+    assert {m.job_id for m in chosen} == {"a000", "bob's"}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(-3, 3)), max_size=12),
+    st.lists(st.tuples(st.sampled_from("abc-"), st.integers(0, 3)), max_size=5),
+)
+def test_nobody_gets_more_than_there_is(wanted: list[tuple[str, int]], there: list[tuple[str, int]]) -> None:
+    jobs = [job(f"j{i}", member_id=m, priority=p) for i, (m, p) in enumerate(wanted)]
+    places = [place(f"p{i}", member_id=None if m == "-" else m, slots=n) for i, (m, n) in enumerate(there)]
+    chosen = match(jobs, places, {}, NOW)
+    by_id, room = {j.job_id: j for j in jobs}, {p.account_id: p for p in places}
+    assert len({m.job_id for m in chosen}) == len(chosen)
+    for account, spot in room.items():
+        here = [m for m in chosen if m.account_id == account]
+        assert len(here) <= spot.slots
+        assert all(spot.member_id in (None, by_id[m.job_id].member_id) for m in here)
+    left = [j for j in jobs if j.job_id not in {m.job_id for m in chosen}]
+    used = {a: sum(m.account_id == a for m in chosen) for a in room}
+    free = [p for p in places if p.slots > used[p.account_id]]
+    assert not any(fits(j, p) is None for j in left for p in free), "a machine idles beside a job that fits"
+
+
+def test_waiting_is_explained_with_a_time() -> None:
+    quota = place(name="alice's Kaggle", hours_left=0.001, refresh_at=NOW + 60)
+    found = explain(job(), [quota], NOW)
+    assert found is not None
+    assert "alice's Kaggle: 0.0 h of quota left" in found.reason
+    assert found.until == NOW + 60
+    assert explain(job(memory_bytes=2**40), [place(memory_bytes=2**33)], NOW) is not None
+    assert explain(job(), [place()], NOW) is None
+    assert "no machine is known" in str(explain(job(), [], NOW))
+
+
+def test_the_first_losses_cost_no_time_and_the_next_ones_more_and_more() -> None:
+    waits = [retry_at(EndReason.LOST, n, 0.0) for n in range(14)]
+    assert waits[:5] == [0.0, 0.0, 1.0, 2.0, 4.0]
+    assert waits[-1] == 300.0
+    assert retry_at(EndReason.HANDED_OFF, 9, 7.0) == 7.0
+
+
+@given(st.lists(st.integers(1, 1000), unique=True, max_size=20), st.integers(1, 5))
+def test_pruning_keeps_the_newest_and_always_the_head(steps: list[int], keep: int) -> None:
+    chain = [(f"c{s}", s) for s in steps]
+    head = f"c{min(steps)}" if steps else None
+    gone = prune(chain, head, keep)
+    assert head not in gone
+    newest = {f"c{s}" for s in sorted(steps)[-keep:]}
+    assert set(gone) == {f"c{s}" for s in steps} - newest - {head}
