@@ -1,0 +1,42 @@
+"""A tiny model, a small chat dataset, and hooks that record: one process, so that the imports are paid once."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # a tiny model gains nothing from threads and loses much to their waiting
+
+import pytest
+
+ROWS = 23
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    from benchmarks.tiny_model import make_tiny_llama
+
+    return make_tiny_llama(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "chat.jsonl"
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"what is {i} squared?"},
+                {"role": "assistant", "content": f"it is {i * i}. " * (1 + i % 3)},
+            ]
+        }
+        for i in range(ROWS)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def lab(base, dataset, tmp_path):
+    from tests.worker.lab import Lab
+
+    return Lab(base=base, dataset=dataset, rows=ROWS, folder=Path(tmp_path))

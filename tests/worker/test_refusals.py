@@ -1,0 +1,182 @@
+"""What must not run fails loudly, in a sentence, before or instead of training."""
+
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+
+from worker import checkpoint
+from worker.checkpoint import CheckpointError
+from worker.training.job import Decision, PermanentError, UnfitMachineError
+
+SPEC = {"optimizer": "adamw_8bit", "lora_r": 128, "max_steps": 4}
+
+
+@pytest.fixture
+def half(lab):
+    """A checkpoint after two steps: its path, tensors and manifest."""
+    _, hooks = lab.session(lab.spec(**SPEC), decisions={2: Decision.SAVE_AND_STOP})
+    tensors, manifest = dict(hooks.snapshots[-1].tensors), hooks.snapshots[-1].manifest
+    path = lab.folder / "half.safetensors"
+    checkpoint.write(path, tensors, manifest)
+    return path, tensors, manifest
+
+
+def resume(lab, path, tensors, manifest, **changes):
+    checkpoint.write(path, tensors, manifest)
+    return lab.session(lab.spec(**(SPEC | changes)), resume=path)
+
+
+def test_a_changed_checkpoint_is_never_continued(lab, half):
+    """Never a silently fresh adapter: fails without `_check_names`, without the type check of `_copy`, without the probe."""
+    path, tensors, manifest = half
+    adapter = next(name for name in tensors if name.startswith("adapter.") and "lora_B" in name)
+    codes = next(name for name in tensors if name.endswith(".state1") and tensors[name].dtype == np.uint8)
+    for name in (adapter, codes, codes.replace("state1", "step"), "rng.torch", "rng.python"):
+        with pytest.raises(CheckpointError, match="lacks"):
+            resume(lab, path, {n: a for n, a in tensors.items() if n != name}, manifest)
+    with pytest.raises(CheckpointError, match=r"1 tensors too many, the first being adapter.more"):
+        resume(lab, path, tensors | {"adapter.more": tensors[adapter]}, manifest)
+    for wrong in (tensors[adapter].astype(np.float16), tensors[adapter].T):
+        with pytest.raises(CheckpointError, match=f"tensor {adapter} is"):
+            resume(lab, path, tensors | {adapter: wrong}, manifest)
+    with pytest.raises(CheckpointError, match="answers differently: probe loss"):
+        resume(lab, path, tensors | {adapter: np.zeros_like(tensors[adapter])}, manifest)
+
+
+def test_another_run_is_refused(lab, half):
+    path, tensors, manifest = half
+    for changes, words in [
+        ({"learning_rate": 1e-3}, r"learning_rate: 0.001 \(job\) != 0.01 \(checkpoint\)"),
+        ({"lora_dropout": 0.2}, "lora_dropout"),
+        ({"max_steps": 8}, "max_steps"),
+    ]:
+        with pytest.raises(CheckpointError, match=words):
+            resume(lab, path, tensors, manifest, **changes)
+    with pytest.raises(CheckpointError, match=r"data position \(0, 3\) is not that of its step, \(0, 8\)"):
+        resume(lab, path, tensors, manifest.model_copy(update={"index": 3}))
+    with pytest.raises(CheckpointError, match="belongs to job other, not to job"):
+        resume(lab, path, tensors, manifest.model_copy(update={"job": "other"}))
+
+
+def test_another_base_model_is_refused(lab, half, tmp_path):
+    """The name alone does not tell: the weights under it may have changed."""
+    from benchmarks.tiny_model import make_tiny_llama
+
+    path, tensors, manifest = half
+    shutil.rmtree(tmp_path / "other", ignore_errors=True)
+    lab.base = make_tiny_llama(tmp_path / "other", seed=1)
+    manifest = manifest.model_copy(update={"recipe": manifest.recipe.model_copy(update={"base_model": str(lab.base)})})
+    with pytest.raises(CheckpointError, match="base_sha256"):
+        resume(lab, path, tensors, manifest)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"lora_target_modules": ("nope",)}, PermanentError, "match nothing in .*: down_proj, gate_proj, k_proj"),
+        ({"base_model": "./no/such"}, PermanentError, "base model ./no/such was found neither as a folder nor on"),
+        ({"backend": "unsloth"}, UnfitMachineError, "backend 'unsloth' is not available on this machine"),
+    ],
+)
+def test_bad_jobs(lab, changes, error, words):
+    with pytest.raises(error, match=words):
+        lab.session(lab.spec(**changes))
+
+
+def test_custom_code_is_refused(lab, tmp_path):
+    lab.base = shutil.copytree(lab.base, tmp_path / "custom")
+    config = json.loads((lab.base / "config.json").read_text()) | {"auto_map": {"AutoModelForCausalLM": "x.Y"}}
+    (lab.base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PermanentError, match="brings its own code, which is not allowed here"):
+        lab.session(lab.spec())
+    (lab.base / "model.safetensors").unlink()
+    (lab.base / "config.json").write_text("{}")
+    with pytest.raises(PermanentError, match=r"has no .safetensors weights"):
+        lab.session(lab.spec())
+
+
+def test_a_model_too_large_for_the_machine(lab, monkeypatch):
+    from worker.training import backends
+
+    monkeypatch.setattr(backends, "available_ram", lambda: 1000)
+    with pytest.raises(UnfitMachineError, match=r"needs about .* but the free memory of this machine is"):
+        lab.session(lab.spec())
+
+
+def test_running_out_of_memory(lab, monkeypatch):
+    from worker.training.trainer import StepTrainer
+
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr(StepTrainer, "compute_loss", full)
+    with pytest.raises(UnfitMachineError, match=r"ran out of memory .* smaller micro_batch_size"):
+        lab.session(lab.spec())
+
+
+def test_a_loss_that_is_no_number(lab, monkeypatch):
+    """Fails without the check in `on_step_end`: the run would go on, and save, with weights that are lost."""
+    from worker.training.trainer import StepTrainer
+
+    real = StepTrainer.compute_loss
+    monkeypatch.setattr(StepTrainer, "compute_loss", lambda *a, **k: real(*a, **k) * float("nan"))
+    with pytest.raises(PermanentError, match="loss became nan at step 1; lower learning_rate or check the dataset"):
+        lab.session(lab.spec())
+
+
+def test_a_wrong_dataset(lab, tmp_path):
+    with pytest.raises(PermanentError, match="have 23 rows but the job was made for 22"):
+        lab.session(lab.spec(datasets=({"path": "chat", "rows": 22, "sha256": "0" * 64},)))
+    lab.dataset = tmp_path / "bad"
+    lab.dataset.write_text('{"messages": []}\n')
+    with pytest.raises(PermanentError, match="dataset chat: line 1: has no assistant turn"):
+        lab.session(lab.spec())
+
+
+def test_rows_without_trained_tokens_do_no_harm(lab):
+    """Fails when the loss divides by a token count of zero."""
+    _, hooks = lab.session(lab.spec(sequence_len=8, max_steps=2))
+    assert [values["loss"] for _, values in hooks.steps] == [0.0, 0.0]
+
+
+def test_every_trainable_parameter_is_fp32(lab, monkeypatch):
+    """The T4's loss scaler needs it, and no CPU test would notice. Fails without the cast in `build_trainer`."""
+    import torch
+
+    from worker.training import sft
+
+    seen = []
+    real = sft.build_trainer
+
+    def watched(loaded, *rest):
+        trainer = real(loaded, *rest)
+        seen.extend(p.dtype for p in loaded.model.parameters() if p.requires_grad)
+        return trainer
+
+    monkeypatch.setattr(sft, "build_trainer", watched)
+    lab.session(lab.spec(adapter="qlora", max_steps=1))
+    assert set(seen) == {torch.float32}
+
+
+def test_the_export_is_a_peft_folder(lab):
+    import torch
+    from peft import AutoPeftModelForCausalLM, PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = lab.run(lab.spec(max_steps=2))
+    folder = lab.folder / "unpacked"
+    with zipfile.ZipFile(run.trained.adapter_zip) as packed:
+        assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= set(
+            packed.namelist()
+        )
+        packed.extractall(folder)
+    assert checkpoint.sha256_file(folder / "adapter_model.safetensors") == run.trained.adapter_sha256
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(lab.base), folder)
+    for name, value in model.named_parameters():
+        if "lora_" in name:
+            assert torch.equal(value, torch.from_numpy(run.tensors[f"adapter.{name}"].copy()))
+    assert AutoPeftModelForCausalLM.from_pretrained(folder) is not None
+    assert AutoTokenizer.from_pretrained(folder).chat_template

@@ -1,0 +1,293 @@
+"""Outbox and saver against a server that answers, stays away, refuses, or has moved on. Waits are on events, never on time."""
+
+from __future__ import annotations
+
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from worker import checkpoint
+from worker.deadline import Budget, Cadence
+from worker.outbox import Outbox
+from worker.protocol import (
+    Action,
+    Assignment,
+    Directive,
+    Finish,
+    Grant,
+    GrantKind,
+    Hardware,
+    JobSpec,
+    Manifest,
+    MetricRow,
+    Offer,
+    OfferReply,
+    Phase,
+    Recipe,
+    Release,
+    Report,
+    StartRequest,
+)
+from worker.saver import Saver
+from worker.training.job import Snapshot
+from worker.uplink import Refused, ServerAway, Stale
+
+PATIENCE_S = 20.0
+
+
+class Server:
+    """Implements `worker.uplink.Uplink` in memory; `mood` is called before every answer and may raise."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.heard = folder, []
+        self.mood: Callable[[], None] = lambda: None
+        self.directive = Directive()
+        self.head: str | None = None
+        self.granted = 0
+        self.progress = threading.Condition()
+
+    def _hear(self, message: Any) -> None:
+        self.mood()
+        with self.progress:
+            self.heard.append(message)
+            self.progress.notify_all()
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        with self.progress:
+            assert self.progress.wait_for(condition, PATIENCE_S), "it never came"
+
+    def start(self, request: StartRequest) -> Assignment:
+        raise NotImplementedError
+
+    def report(self, said: Report) -> Directive:
+        self._hear(said)
+        return self.directive
+
+    def offer(self, said: Offer) -> OfferReply:
+        self._hear(said)
+        if said.manifest.parent != self.head:
+            return OfferReply(committed=False, refusal="another head")
+        with self.progress:
+            self.head = said.sha256
+            self.progress.notify_all()
+        return OfferReply(committed=True)
+
+    def release(self, said: Release) -> None:
+        self._hear(said)
+
+    def finish(self, said: Finish) -> None:
+        self._hear(said)
+
+    def grants(self, fence: int, kind: GrantKind, count: int) -> list[Grant]:
+        self.mood()
+        return self.grants_in_advance(fence, kind, count)
+
+    def grants_in_advance(self, fence: int, kind: GrantKind, count: int) -> list[Grant]:
+        """As those that came with the assignment: no server needed."""
+        self.granted += 1
+        return [Grant(key=f"k{self.granted}", kind=kind, path=str(self.folder / f"store-{self.granted}"))]
+
+
+class Desk:
+    """An outbox and a saver wired to each other as the runner does it."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self.server = server
+        self.directives: list[Directive] = []
+        self.ends: list[str] = []
+        self.refusals: list[str] = []
+        self.complaints: list[str] = []
+        clock_free = Cadence(21_600.0, 600.0)
+        self.saver = Saver(folder / "spool", None, Budget(600.0), clock_free, self)
+        self.outbox = Outbox(
+            server,
+            folder / "outbox.jsonl",
+            0.05,
+            beat=self.beat,
+            on_directive=self.directives.append,
+            on_offer=self.saver.answered,
+            on_stale=self.ends.append,
+            complain=self.complain,
+        )
+        self.outbox.open()
+
+    def beat(self) -> None:
+        self.outbox.say(lambda seq: Report(lease="l", fence=1, seq=seq, step=0, phase=Phase.TRAIN))
+
+    def say_step(self, step: int) -> None:
+        row = MetricRow(step=step, values={"loss": 1.0})
+        self.outbox.say(lambda seq: Report(lease="l", fence=1, seq=seq, step=step, phase=Phase.TRAIN, metrics=(row,)))
+
+    def grant(self) -> Grant:
+        return self.server.grants(1, GrantKind.CHECKPOINT, 1)[0]
+
+    def offer(self, *, key: str, sha256: str, size: int, manifest: Manifest) -> Offer:
+        said = self.outbox.say(
+            lambda seq: Offer(lease="l", fence=1, seq=seq, key=key, sha256=sha256, size=size, manifest=manifest),
+            urgent=True,
+        )
+        assert isinstance(said, Offer)
+        return said
+
+    def withdraw(self, offer: Offer) -> None:
+        self.outbox.withdraw(offer)
+
+    def refused(self, why: str) -> None:
+        self.refusals.append(why)
+
+    def complain(self, text: str) -> None:
+        self.complaints.append(text)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    made = Desk(Server(tmp_path), tmp_path)
+    yield made
+    made.saver.stop()
+    made.server.mood = lambda: None
+    made.outbox.close(PATIENCE_S)
+
+
+def snapshot(step: int, *, size: int = 4) -> Snapshot:
+    spec = JobSpec.model_validate({"base_model": "m", "datasets": [{"path": "sha256:" + "0" * 64}], "max_steps": 99})
+    manifest = Manifest(
+        job="j",
+        fence=1,
+        step=step,
+        recipe=Recipe.of(spec),
+        epoch=0,
+        index=0,
+        samples_seen=0,
+        wall_seconds=0.0,
+        backend="b",
+        precision="fp32",
+        micro_batch_size=1,
+        hardware=Hardware(),
+        versions={},
+        state={},
+    )
+    return Snapshot(tensors={"w": np.full(size, step, np.float32)}, manifest=manifest)
+
+
+def away() -> None:
+    raise ServerAway("nobody there")
+
+
+def test_checkpoints_form_a_chain(desk: Desk) -> None:
+    for step in (1, 2, 3):
+        desk.saver.take(snapshot(step))
+        assert desk.saver.settle(PATIENCE_S)
+    offers = [m for m in desk.server.heard if isinstance(m, Offer)]
+    assert [o.manifest.parent for o in offers] == [None, offers[0].sha256, offers[1].sha256]
+    assert list((desk.server.folder / "spool").iterdir()) == []
+
+
+def test_a_server_that_is_away_gets_the_oldest_and_the_newest(desk: Desk) -> None:
+    """Removed: dropping what lies between; the disk would fill for as long as the server is off."""
+    desk.server.mood = away
+    desk.server.grants = desk.server.grants_in_advance  # type: ignore[method-assign]
+    for step in (1, 2, 3, 4):
+        desk.saver.take(snapshot(step))
+    assert not desk.saver.settle(0.2)
+    assert len(list((desk.server.folder / "spool").iterdir())) == 2
+    desk.server.mood = lambda: None
+    assert desk.saver.settle(PATIENCE_S)
+    steps = [m.manifest.step for m in desk.server.heard if isinstance(m, Offer)]
+    assert steps[0] == 1
+    assert steps[-1] == 4
+    assert not desk.refusals
+
+
+def test_messages_wait_for_the_server_and_arrive_in_order(desk: Desk) -> None:
+    desk.server.mood = away
+    for step in range(1, 40):
+        desk.say_step(step)
+    desk.server.mood = lambda: None
+    desk.outbox.say(lambda seq: Release(lease="l", fence=1, seq=seq, step=39, reason="deadline"), urgent=True)
+    assert desk.outbox.close(PATIENCE_S)
+    steps = [row.step for m in desk.server.heard if isinstance(m, Report) for row in m.metrics]
+    assert steps == list(range(1, 40))
+    assert isinstance(desk.server.heard[-1], Release)
+
+
+def test_everything_said_is_on_disk_before_it_is_sent(desk: Desk) -> None:
+    """Removed: the write in `say`; a server that was off for a whole session would find nothing."""
+    desk.server.mood = away
+    desk.say_step(7)
+    lines = (desk.server.folder / "outbox.jsonl").read_text().splitlines()
+    assert any('"step":7' in line for line in lines)
+
+
+def test_a_stale_lease_stops_everything(desk: Desk) -> None:
+    def stale() -> None:
+        raise Stale("409: fence 1 is stale")
+
+    desk.server.mood = stale
+    desk.say_step(1)
+    desk.outbox.close(PATIENCE_S)
+    assert desk.ends == ["409: fence 1 is stale"]
+
+
+def test_a_refused_report_is_dropped_and_said(desk: Desk) -> None:
+    """One report that the server cannot read must not keep all later ones back."""
+    moods = iter([Refused("422: no")])
+
+    def once() -> None:
+        for error in moods:
+            raise error
+
+    desk.server.mood = once
+    desk.say_step(1)
+    desk.server.wait_until(lambda: any(isinstance(m, Report) for m in desk.server.heard))
+    assert any("422" in text for text in desk.complaints)
+    assert not desk.ends
+
+
+def test_a_refused_checkpoint_ends_the_session(desk: Desk) -> None:
+    desk.server.head = "f" * 64
+    desk.saver.take(snapshot(1))
+    desk.saver.settle(PATIENCE_S)
+    assert "another head" in desk.refusals[0]
+
+
+def test_directives_reach_the_runner(desk: Desk) -> None:
+    desk.server.directive = Directive(action=Action.DRAIN, reason="paused")
+    desk.say_step(1)
+    desk.server.wait_until(lambda: bool(desk.directives))
+    assert desk.directives[0].action is Action.DRAIN
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Every write beyond `size` bytes fails with an OSError, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_costs_one_checkpoint_and_no_more(desk: Desk) -> None:
+    """Removed: the `except OSError` in `_write`; the saver's thread would die and nothing would be saved any more."""
+    desk.saver.take(snapshot(1))
+    assert desk.saver.settle(PATIENCE_S)
+    first = desk.server.head
+    with files_of_at_most(1_000_000):
+        desk.saver.take(snapshot(2, size=1_000_000))
+        assert not desk.saver.settle(PATIENCE_S)
+    assert "could not be written" in desk.saver.problem
+    assert any("free some space" in text for text in desk.complaints)
+    assert list((desk.server.folder / "spool").iterdir()) == []
+    desk.saver.take(snapshot(3))
+    assert desk.saver.settle(PATIENCE_S)
+    newest = [m for m in desk.server.heard if isinstance(m, Offer)][-1]
+    assert (newest.manifest.step, newest.manifest.parent) == (3, first)
+    stored, _ = checkpoint.load(desk.server.folder / f"store-{desk.server.granted}", newest.sha256)
+    assert stored["w"][0] == 3

@@ -1,0 +1,100 @@
+"""Reading and writing the one file that a grant allows: by path on the server's own computer, by URL elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import httpx
+
+from worker.protocol import Grant
+from worker.uplink import Refused, ServerAway, Stale
+
+TIMEOUT_S = 300.0
+CHUNK_BYTES = 1 << 20
+_GONE = frozenset({401, 403, 404, 409, 410})
+
+
+class DamagedError(Exception):
+    """What was read is not what was promised; `sha256` is the promise."""
+
+    def __init__(self, message: str, sha256: str) -> None:
+        super().__init__(message)
+        self.sha256 = sha256
+
+
+def upload(grant: Grant, source: Path) -> None:
+    """Bring a finished file to its place, whole or not at all; raises `OSError` or an `UplinkError`."""
+    if grant.path is not None:
+        _place(source, Path(grant.path))
+        return
+    try:
+        with source.open("rb") as file:
+            answer = httpx.put(grant.url or "", content=file, headers=grant.headers, timeout=TIMEOUT_S, trust_env=False)
+    except httpx.HTTPError as error:
+        raise ServerAway(f"upload of {grant.key}: {type(error).__name__}: {error}") from error
+    if not answer.is_success:
+        kind = Stale if answer.status_code in _GONE else Refused if answer.status_code < 500 else ServerAway
+        raise kind(f"upload of {grant.key}: HTTP {answer.status_code} {answer.text[:200]}")
+
+
+def _place(source: Path, target: Path) -> None:
+    """Link on the same disk (nothing is copied), else copy aside, flush and rename."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".incoming-{target.name}")
+    aside.unlink(missing_ok=True)
+    try:
+        os.link(source, aside)
+    except OSError:
+        shutil.copyfile(source, aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+    aside.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def download(grant: Grant, target: Path) -> Path:
+    """The granted file on this machine, checked against its sha256; raises `DamagedError`, `OSError` or an `UplinkError`."""
+    found = Path(grant.path) if grant.path is not None else _fetch(grant, target)
+    digest = hashlib.sha256()
+    try:
+        with found.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{grant.kind} {grant.key} is not in the store any more", grant.sha256 or "") from error
+    if grant.sha256 is not None and digest.hexdigest() != grant.sha256:
+        raise DamagedError(
+            f"{grant.kind} {grant.key} is damaged: sha256 {digest.hexdigest()[:12]}, expected {grant.sha256[:12]}",
+            grant.sha256,
+        )
+    return found
+
+
+def _fetch(grant: Grant, target: Path) -> Path:
+    aside = target.with_name(f".incoming-{target.name}")
+    try:
+        with (
+            httpx.stream("GET", grant.url or "", headers=grant.headers, timeout=TIMEOUT_S, trust_env=False) as answer,
+            aside.open("wb") as file,
+        ):
+            if answer.status_code in _GONE:
+                raise DamagedError(
+                    f"{grant.kind} {grant.key} cannot be read (HTTP {answer.status_code})", grant.sha256 or ""
+                )
+            answer.raise_for_status()
+            for chunk in answer.iter_bytes(CHUNK_BYTES):
+                file.write(chunk)
+    except httpx.HTTPError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise ServerAway(f"download of {grant.key}: {type(error).__name__}: {error}") from error
+    aside.replace(target)
+    return target

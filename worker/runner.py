@@ -1,0 +1,348 @@
+"""One session: claim the lease, fetch, train, report, save, and leave in time."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import statistics
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import stamina
+
+from worker import grants, hardware
+from worker.checkpoint import CheckpointError, sha256_file
+from worker.deadline import Budget, Cadence
+from worker.grants import DamagedError
+from worker.ledger import Ledger
+from worker.outbox import Outbox
+from worker.protocol import (
+    PROTOCOL_VERSION,
+    Action,
+    Assignment,
+    Directive,
+    ExportedAdapter,
+    Failure,
+    Fidelity,
+    Finish,
+    Grant,
+    GrantKind,
+    Manifest,
+    MetricRow,
+    Offer,
+    Phase,
+    Release,
+    Report,
+    Sample,
+    StartRequest,
+    Ticket,
+)
+from worker.saver import Saver
+from worker.training.job import Decision, PermanentError, Snapshot, Trained, TrainingJob, UnfitMachineError
+from worker.uplink import HttpUplink, ServerAway, Uplink, UplinkError
+
+STEPS_TO_SKIP = 2
+"""The first steps of a session warm things up and would spoil its seconds per step."""
+DETAIL_CHARACTERS = 4_000
+GOODBYE_S = 10.0
+"""Kept for the last messages, and given to them even when the budget is over."""
+
+
+def run(ticket: Ticket, home: Path, *, began: float) -> int:
+    """Work off one lease in the folder `home`; returns the process's exit code. `began` is a monotonic time."""
+    uplink = HttpUplink(ticket)
+    ledger = Ledger(began=began)
+    try:
+        assignment = ticket.assignment or _start(uplink, ticket)
+    except UplinkError as error:
+        _log(f"cannot start: {error}")
+        return 1
+    return Session(assignment, uplink, home, ledger).work()
+
+
+def _start(uplink: Uplink, ticket: Ticket) -> Assignment:
+    request = StartRequest(
+        protocol=PROTOCOL_VERSION,
+        nonce=secrets.token_hex(16),
+        hardware=hardware.probe(),
+        versions=hardware.versions(),
+    )
+    for attempt in stamina.retry_context(on=ServerAway, attempts=None, timeout=ticket.budget_s, wait_max=15.0):
+        with attempt:
+            return uplink.start(request)
+    raise ServerAway("the server did not answer while this session lasted")
+
+
+def _log(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+class Session:
+    """The hooks of the trainer and the counter of the saver, around one assignment."""
+
+    def __init__(self, assignment: Assignment, uplink: Uplink, home: Path, ledger: Ledger) -> None:
+        self._assignment, self._uplink, self._home, self._ledger = assignment, uplink, home, ledger
+        self._budget = Budget(assignment.seconds_left)
+        self._cadence = Cadence(assignment.mtbf_s, assignment.spec.checkpoint.max_interval_s)
+        self._grants = {kind: [g for g in assignment.uploads if g.kind is kind] for kind in GrantKind}
+        self._leave: str = ""
+        self._over = threading.Event()
+        self._why_over = ""
+        self._step = assignment.resume_step
+        self._times: deque[float] = deque(maxlen=50)
+        self._steps_done = 0
+        self._last_step_at: float | None = None
+        self._fidelity: Fidelity | None = None
+        self._backend: str | None = None
+        self._last_complaint = ""
+        self._saver = Saver(
+            home / "spool", assignment.resume.sha256 if assignment.resume else None, self._budget, self._cadence, self
+        )
+        self._outbox = Outbox(
+            uplink,
+            home / "outbox.jsonl",
+            assignment.report_every_s,
+            beat=self._beat,
+            on_directive=self._obey,
+            on_offer=self._saver.answered,
+            on_stale=self._end,
+            complain=self.complain,
+        )
+
+    # --- the course of a session ---
+
+    def work(self) -> int:
+        """Do as much of the job as fits; returns the exit code: 0 said goodbye or finished, 1 failed, 3 lease over."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._depart("drained"))
+        _log(
+            f"job {self._assignment.job} lease {self._assignment.lease} fence {self._assignment.fence}: "
+            f"from step {self._step}, {self._budget.left:.0f} s"
+        )
+        self._outbox.open()
+        try:
+            return self._train()
+        except UnfitMachineError as error:
+            return self._goodbye("unfit", str(error))
+        except PermanentError as error:
+            return self._fail(str(error), permanent=True)
+        except (CheckpointError, DamagedError) as error:
+            head = self._assignment.resume
+            return self._fail(str(error), permanent=False, bad_checkpoint=head.sha256 if head else None)
+        except MemoryError:
+            return self._goodbye("unfit", "this machine ran out of memory")
+        except Exception as error:  # noqa: BLE001  whatever it is, the server and the owner are told
+            return self._fail(f"{type(error).__name__}: {error}", permanent=False, detail=traceback.format_exc())
+
+    def _train(self) -> int:
+        job = self._fetch()
+        self._beat(urgent=True)
+        self.phase(Phase.LOAD)
+        from worker.training import sft  # seconds of imports: the server already knows that we are at work
+
+        trained = sft.train(job, self)
+        if self._over.is_set():
+            _log(f"stopping: {self._why_over}")
+            return 3
+        self.phase(Phase.WAIT)
+        if trained.complete:
+            return self._deliver(trained)
+        self._saver.settle(max(GOODBYE_S, self._budget.left - GOODBYE_S))
+        return self._goodbye(self._leave or "deadline", self._saver.problem)
+
+    def _fetch(self) -> TrainingJob:
+        self.phase(Phase.DOWNLOAD)
+        assignment = self._assignment
+        datasets = tuple(
+            self._download(grant, self._home / f"dataset-{place}") for place, grant in enumerate(assignment.datasets)
+        )
+        resume = assignment.resume
+        return TrainingJob(
+            job=assignment.job,
+            fence=assignment.fence,
+            spec=assignment.spec,
+            datasets=datasets,
+            resume=self._download(resume, self._home / "resume.safetensors") if resume else None,
+            work_dir=self._home,
+            trust_remote_code=assignment.trust_remote_code,
+        )
+
+    def _download(self, grant: Grant, target: Path) -> Path:
+        for attempt in stamina.retry_context(on=ServerAway, attempts=None, timeout=self._budget.left, wait_max=15.0):
+            with attempt:
+                return grants.download(grant, target)
+        raise ServerAway(f"{grant.key} could not be fetched while this session lasted")
+
+    def _deliver(self, trained: Trained) -> int:
+        """The last step is done: bring checkpoint and adapter home, then finish.
+
+        A server that stays away finds the offer and the finish in the outbox, in this order.
+        """
+        if not self._saver.settle(max(GOODBYE_S, self._budget.left - GOODBYE_S)) and self._saver.problem:
+            return self._fail(self._saver.problem, permanent=False)
+        assert trained.adapter_zip is not None
+        assert trained.adapter_sha256 is not None
+        grant = self._upload_grant(GrantKind.ADAPTER)
+        for attempt in stamina.retry_context(
+            on=(ServerAway, OSError), attempts=None, timeout=max(GOODBYE_S, self._budget.left)
+        ):
+            with attempt:
+                grants.upload(grant, trained.adapter_zip)
+        adapter = ExportedAdapter(
+            key=grant.key,
+            sha256=sha256_file(trained.adapter_zip),
+            size=trained.adapter_zip.stat().st_size,
+            adapter_sha256=trained.adapter_sha256,
+        )
+        return self._last_word(self._said(Finish, step=trained.step, adapter=adapter), 0)
+
+    def _goodbye(self, reason: str, detail: str = "") -> int:
+        _log(f"goodbye at step {self._step}: {reason} {detail}")
+        return self._last_word(self._said(Release, step=self._step, reason=reason, detail=detail), 0)
+
+    def _fail(self, message: str, *, permanent: bool, detail: str = "", bad_checkpoint: str | None = None) -> int:
+        if self._over.is_set():
+            _log(f"stopping: {self._why_over}")
+            return 3
+        _log(f"failed: {message}\n{detail}".rstrip())
+        failure = Failure(
+            message=message, permanent=permanent, detail=detail[-DETAIL_CHARACTERS:], bad_checkpoint=bad_checkpoint
+        )
+        return self._last_word(self._said(Finish, step=self._step, failure=failure), 1)
+
+    def _last_word(self, make: Callable[[int], Any], code: int) -> int:
+        self._outbox.say(make, urgent=True)
+        if not self._outbox.close(max(GOODBYE_S, self._budget.left)):
+            _log("the server is still away; it will find the last messages here")
+        self._saver.stop()
+        return 3 if self._over.is_set() else code
+
+    def _said(self, kind: Any, **fields: Any) -> Callable[[int], Any]:
+        ledger = self._ledger.seconds()
+        return lambda seq: kind(
+            lease=self._assignment.lease, fence=self._assignment.fence, seq=seq, ledger=ledger, **fields
+        )
+
+    # --- what the server says ---
+
+    def _obey(self, directive: Directive) -> None:
+        if directive.action is Action.DRAIN:
+            self._depart("paused" if directive.reason == "paused" else "drained")
+        elif directive.action is Action.ABORT:
+            self._depart("cancelled")
+
+    def _depart(self, reason: str) -> None:
+        self._leave = self._leave or reason
+
+    def _end(self, why: str) -> None:
+        self._why_over = why
+        self._over.set()
+        self._saver.stop()
+
+    # --- what the saver asks ---
+
+    def grant(self) -> Grant:
+        return self._upload_grant(GrantKind.CHECKPOINT)
+
+    def _upload_grant(self, kind: GrantKind) -> Grant:
+        waiting = self._grants[kind]
+        if not waiting:
+            waiting += self._uplink.grants(self._assignment.fence, kind, 1)
+        return waiting.pop(0)
+
+    def offer(self, *, key: str, sha256: str, size: int, manifest: Manifest) -> Offer:
+        lease, fence = self._assignment.lease, self._assignment.fence
+        said = self._outbox.say(
+            lambda seq: Offer(lease=lease, fence=fence, seq=seq, key=key, sha256=sha256, size=size, manifest=manifest),
+            urgent=True,
+        )
+        assert isinstance(said, Offer)
+        return said
+
+    def withdraw(self, offer: Offer) -> None:
+        self._outbox.withdraw(offer)
+
+    def refused(self, why: str) -> None:
+        self._end(why)
+
+    def complain(self, text: str) -> None:
+        if text != self._last_complaint:
+            _log(text)
+        self._last_complaint = text
+
+    # --- what the trainer tells ---
+
+    def phase(self, phase: Phase) -> None:
+        before = self._ledger.phase
+        took = self._ledger.enter(phase)
+        if before is Phase.SAVE:
+            self._cadence.stalled(took)
+
+    def restored(self, step: int, fidelity: Fidelity, backend: str) -> None:
+        self._step, self._fidelity, self._backend = step, fidelity, backend
+        _log(f"ready at step {step} ({backend}, {fidelity})")
+        self._beat(urgent=True)
+
+    def step_done(self, step: int, values: Mapping[str, float], seconds: float) -> Decision:
+        now = time.monotonic()
+        self._budget.stepped(seconds if self._last_step_at is None else now - self._last_step_at)
+        self._last_step_at, self._step = now, step
+        self._steps_done += 1
+        if self._steps_done > STEPS_TO_SKIP:
+            self._times.append(seconds)
+        rate = values.get("tokens", 0.0) / seconds if seconds else 0.0
+        self._report((MetricRow(step=step, values={**values, "tokens_per_s": rate, "step_seconds": seconds}),))
+        print(f"step {step} loss {values.get('loss', float('nan')):.4f} {seconds:.2f} s", flush=True)
+        return self._decide()
+
+    def _decide(self) -> Decision:
+        if self._over.is_set() or self._leave == "cancelled":
+            return Decision.STOP
+        if self._leave or self._budget.is_nearly_over:
+            return Decision.SAVE_AND_STOP
+        if self._cadence.is_due and not self._saver.is_busy:
+            self._cadence.begun()
+            return Decision.SAVE
+        return Decision.CONTINUE
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        self._report((MetricRow(step=step, values=dict(values)),))
+
+    def sampled(self, samples: tuple[Sample, ...]) -> None:
+        self._report((), samples)
+
+    def save(self, snapshot: Snapshot) -> None:
+        self._saver.take(snapshot)
+
+    def _beat(self, *, urgent: bool = False) -> None:
+        self._report((), reading=True, urgent=urgent)
+
+    def _report(
+        self,
+        metrics: tuple[MetricRow, ...],
+        samples: tuple[Sample, ...] = (),
+        *,
+        reading: bool = False,
+        urgent: bool = False,
+    ) -> None:
+        step_s = statistics.median(self._times) if self._times else None
+        look = hardware.reading() if reading else None
+        fields = self._said(
+            Report,
+            step=self._step,
+            phase=self._ledger.phase,
+            metrics=metrics,
+            samples=samples,
+            reading=look,
+            seconds_per_step=step_s,
+            seconds_left=self._budget.left,
+            fidelity=self._fidelity,
+            backend=self._backend,
+        )
+        self._outbox.say(fields, urgent=urgent)

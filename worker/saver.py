@@ -1,0 +1,183 @@
+"""Saving in the background: a snapshot becomes a file, an upload and an offer while training goes on.
+
+The server commits checkpoints as a chain. While it is away, at most two are kept: the oldest unanswered one (it may have
+been committed without our hearing of it) and the newest, which continues it; those between are dropped.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from worker import checkpoint, grants
+from worker.deadline import Budget, Cadence
+from worker.protocol import Grant, Manifest, Offer, OfferReply
+from worker.training.job import Snapshot
+from worker.uplink import Refused, ServerAway, Stale
+
+RETRY_S = 2.0
+
+
+class Counter(Protocol):
+    """What the saver needs of the session around it."""
+
+    def grant(self) -> Grant:
+        """Permission to upload one checkpoint; may raise an `UplinkError`."""
+        ...
+
+    def offer(self, *, key: str, sha256: str, size: int, manifest: Manifest) -> Offer:
+        """Say to the server that the checkpoint lies there."""
+        ...
+
+    def withdraw(self, offer: Offer) -> None:
+        """Take back an offer that has not been delivered."""
+        ...
+
+    def refused(self, why: str) -> None:
+        """No checkpoint of this session will be accepted any more."""
+        ...
+
+    def complain(self, text: str) -> None:
+        """Tell the log."""
+        ...
+
+
+@dataclass(kw_only=True)
+class _Saved:
+    """A written checkpoint on its way home; `offer` is set once it is uploaded and offered."""
+
+    path: Path
+    sha256: str
+    size: int
+    manifest: Manifest
+    grant: Grant | None = None
+    offer: Offer | None = None
+
+
+class Saver:
+    """Takes one snapshot at a time and brings it home on a thread of its own."""
+
+    def __init__(self, spool: Path, parent: str | None, budget: Budget, cadence: Cadence, counter: Counter) -> None:
+        spool.mkdir(exist_ok=True)
+        self._spool, self._committed = spool, parent
+        self._budget, self._cadence, self._counter = budget, cadence, counter
+        self._changed = threading.Condition()
+        self._snapshot: Snapshot | None = None
+        self._writing = self._stopped = False
+        self._chain: list[_Saved] = []
+        self._spare: list[Grant] = []
+        self.problem = ""
+        self._thread = threading.Thread(target=self._work, name="saver", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a snapshot is still being written; the next one would have to wait."""
+        return self._writing or self._snapshot is not None
+
+    def take(self, snapshot: Snapshot) -> None:
+        """Save this snapshot; waits while another is being written."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or not self.is_busy)
+            self._snapshot = snapshot
+            self._changed.notify_all()
+
+    def answered(self, offer: Offer, reply: OfferReply) -> None:
+        """The server has decided on an offer."""
+        with self._changed:
+            if not self._chain or self._chain[0].sha256 != offer.sha256:
+                return
+            if reply.committed:
+                self._committed = offer.sha256
+                self._chain.pop(0).path.unlink(missing_ok=True)
+            self._changed.notify_all()
+        if not reply.committed:
+            self.stop()
+            self._counter.refused(f"the checkpoint of step {offer.manifest.step} was refused: {reply.refusal}")
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until the newest snapshot is committed; False if that failed or takes longer."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or not (self.is_busy or self._chain), max(0.0, timeout_s))
+            return not (self.is_busy or self._chain or self.problem)
+
+    def stop(self) -> None:
+        """Give up whatever is not home yet."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._snapshot is not None or self._stopped or self._errands())
+                if self._stopped:
+                    return
+                snapshot, self._snapshot = self._snapshot, None
+                self._writing = snapshot is not None
+            if snapshot is not None:
+                self._write(snapshot)
+            self._run_errands()
+
+    def _errands(self) -> list[_Saved]:
+        return [saved for saved in self._chain if saved.offer is None]
+
+    def _write(self, snapshot: Snapshot) -> None:
+        began = time.monotonic()
+        with self._changed:
+            superseded = self._chain.pop() if len(self._chain) > 1 else None
+            parent = self._chain[-1].sha256 if self._chain else self._committed
+        if superseded is not None:
+            self._drop(superseded)
+        manifest = snapshot.manifest.model_copy(update={"parent": parent})
+        path = self._spool / f"step-{manifest.step}.safetensors"
+        try:
+            sha256, size = checkpoint.write(path, snapshot.tensors, manifest)
+            found = [_Saved(path=path, sha256=sha256, size=size, manifest=manifest)]
+            self.problem = ""
+        except OSError as error:
+            found = []
+            self.problem = f"the checkpoint of step {manifest.step} could not be written: {error.strerror or error}"
+            self._counter.complain(f"{self.problem}; free some space, training goes on")
+        took = time.monotonic() - began
+        self._cadence.wrote(took)
+        self._budget.saved(took, 0.0)
+        with self._changed:
+            self._chain += found
+            self._writing = False
+            self._changed.notify_all()
+
+    def _drop(self, saved: _Saved) -> None:
+        if saved.offer is not None:
+            self._counter.withdraw(saved.offer)
+        if saved.grant is not None:
+            self._spare.append(saved.grant)
+        saved.path.unlink(missing_ok=True)
+
+    def _run_errands(self) -> None:
+        for saved in self._errands():
+            step = saved.manifest.step
+            try:
+                self._bring_home(saved)
+            except (ServerAway, OSError) as error:
+                self._counter.complain(f"the checkpoint of step {step} is not in the store yet: {error}")
+                with self._changed:
+                    self._changed.wait_for(lambda: self._snapshot is not None or self._stopped, RETRY_S)
+                return
+            except (Stale, Refused) as error:
+                self.stop()
+                self._counter.refused(str(error))
+                return
+
+    def _bring_home(self, saved: _Saved) -> None:
+        began = time.monotonic()
+        if saved.grant is None:
+            saved.grant = self._spare.pop() if self._spare else self._counter.grant()
+        grants.upload(saved.grant, saved.path)
+        self._budget.saved(0.0, time.monotonic() - began)
+        saved.offer = self._counter.offer(
+            key=saved.grant.key, sha256=saved.sha256, size=saved.size, manifest=saved.manifest
+        )

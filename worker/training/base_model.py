@@ -1,0 +1,117 @@
+"""The files of a base model: where they lie, what they hash to, how much memory they need."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from worker.checkpoint import sha256_file
+from worker.training.job import PermanentError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
+_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
+_NF4_BYTES = 0.53
+"""Half a byte per weight, and the doubly quantised scale of each block of 64."""
+_HEADROOM = 1.15
+"""What loading and the adapter take on top; activations depend on the micro-batch and are not counted."""
+_MAX_HEADER_BYTES = 100_000_000
+
+
+def resolve(name: str) -> Path:
+    """Folder of a local path or of a hub id `org/name[@revision]`, downloaded if it is not cached.
+
+    Raises `PermanentError` naming the id and the remedy.
+    """
+    if (folder := Path(name).expanduser()).is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        found = snapshot_download(repository, revision=revision or None, allow_patterns=_WANTED)
+    except Exception as error:  # the hub client raises a dozen kinds, also for a name that is no id
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PermanentError(
+            f"base model {name} was found neither as a folder nor on the hub ({reason}); "
+            "check the name, the network, and HF_TOKEN for a gated model"
+        ) from error
+    return Path(found)
+
+
+def check_code(name: str, directory: Path, trust_remote_code: bool) -> None:
+    """Raise `PermanentError` if the model runs its own code and nobody allowed that."""
+    if "auto_map" in _config(name, directory) and not trust_remote_code:
+        raise PermanentError(
+            f"base model {name} brings its own code, which is not allowed here; "
+            "use a model that transformers knows, or have an administrator trust it"
+        )
+
+
+def load_bytes(name: str, directory: Path, quantised: bool, precision: str) -> int:
+    """Memory the loaded base model takes, in bytes, estimated from the headers of its weight files."""
+    total = 0.0
+    for path in _weights(name, directory):
+        for tensor, entry in _header(path).items():
+            if tensor != "__metadata__":
+                in_nf4 = quantised and len(entry["shape"]) > 1 and not re.search("embed|lm_head", tensor)
+                total += prod(entry["shape"]) * (_NF4_BYTES if in_nf4 else _BYTES[precision])
+    return int(total * _HEADROOM)
+
+
+def sha256(directory: Path) -> str:
+    """Hash over the names and contents of the files that decide what the base model computes."""
+    digest = hashlib.sha256()
+    for path in sorted([*directory.glob("*.safetensors"), directory / "config.json"]):
+        digest.update(f"{path.name} {_content_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash over what decides how a text becomes token ids, the chat template included."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    core = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    if isinstance(core, dict):
+        # Padding and truncation are settings of the last call, not of the tokenizer.
+        core = {key: value for key, value in core.items() if key not in ("padding", "truncation")}
+    content = {"core": core, "special": tokenizer.special_tokens_map, "template": tokenizer.chat_template}
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _content_sha256(path: Path) -> str:
+    # The hub's cache links large files to blobs named by their sha256; reading 15 GB again would cost half a minute.
+    blob = path.resolve().name
+    return blob if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", blob) else sha256_file(path)
+
+
+def _config(name: str, directory: Path) -> dict[str, Any]:
+    try:
+        return json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PermanentError(
+            f"base model {name} has no readable config.json; give a folder or id of a model"
+        ) from error
+
+
+def _weights(name: str, directory: Path) -> list[Path]:
+    if found := sorted(directory.glob("*.safetensors")):
+        return found
+    raise PermanentError(f"base model {name} has no .safetensors weights; convert it, since other kinds are not loaded")
+
+
+def _header(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size <= _MAX_HEADER_BYTES:
+                return json.loads(file.read(size))
+    except (OSError, ValueError) as error:
+        raise PermanentError(f"the weight file {path.name} cannot be read; fetch the base model again") from error
+    raise PermanentError(f"the weight file {path.name} is not in safetensors format; fetch the base model again")

@@ -1,0 +1,84 @@
+"""The finished adapter as a plain PEFT folder in one zip, the same bytes for the same adapter."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from worker.checkpoint import sha256_file
+
+if TYPE_CHECKING:
+    from worker.protocol import JobSpec, Recipe
+
+ADAPTER_FILE = "adapter_model.safetensors"
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The earliest time a zip can name; a real one would change the archive's hash."""
+
+
+def export_adapter(model: Any, tokenizer: Any, spec: JobSpec, recipe: Recipe, work_dir: Path) -> tuple[Path, str]:
+    """Write `work_dir/adapter.zip`; returns its path and the sha256 of the adapter's weights inside.
+
+    Raises `OSError` on a full disk.
+    """
+    folder = work_dir / "adapter"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    _write_weights(model, folder / ADAPTER_FILE)
+    config = json.dumps(_config(model, spec), indent=2, sort_keys=True)
+    (folder / "adapter_config.json").write_text(config + "\n", encoding="utf-8")
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(_card(spec, recipe), encoding="utf-8")
+    archive = work_dir / "adapter.zip"
+    _pack(folder, archive)
+    return archive, sha256_file(folder / ADAPTER_FILE)
+
+
+def _write_weights(model: Any, path: Path) -> None:
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file({name: value.cpu().contiguous() for name, value in weights.items()}, path, metadata={"format": "pt"})
+
+
+def _config(model: Any, spec: JobSpec) -> dict[str, Any]:
+    name, _, revision = spec.base_model.partition("@")
+    config = {key: _plain(value) for key, value in model.peft_config["default"].to_dict().items()}
+    return config | {"base_model_name_or_path": name, "revision": revision or None, "inference_mode": True}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    # Sets come in an order that changes from process to process.
+    return sorted(value) if isinstance(value, set | frozenset) else value
+
+
+def _card(spec: JobSpec, recipe: Recipe) -> str:
+    name = spec.base_model.partition("@")[0]
+    rows = "\n".join(f"| {key} | `{value}` |" for key, value in recipe.model_dump().items() if value is not None)
+    return (
+        f"---\nbase_model: {json.dumps(name)}\nlibrary_name: peft\npipeline_tag: text-generation\n"
+        f"tags: [lora, sft, trainhop]\n---\n\n"
+        f"# {spec.name}\n\nA LoRA adapter for `{spec.base_model}`, trained with Trainhop on "
+        f"{recipe.train_rows} rows for {recipe.max_steps} steps.\n\n"
+        f"```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
+        f'model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")\n```\n\n'
+        f"| recipe | |\n|---|---|\n{rows}\n"
+    )
+
+
+def _pack(folder: Path, archive: Path) -> None:
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
+        for path in sorted(folder.rglob("*")):
+            if not path.is_file():
+                continue
+            entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), _EPOCH)
+            entry.create_system, entry.external_attr = 3, 0o644 << 16
+            entry.file_size = path.stat().st_size
+            with path.open("rb") as source, packed.open(entry, "w") as target:
+                shutil.copyfileobj(source, target, 2**20)

@@ -1,0 +1,112 @@
+"""How a worker talks to the server over HTTP, and what it does when nobody answers.
+
+UplinkError
+├── ServerAway    no answer, or one that means 'later': keep working, try again
+├── Stale         the lease is over: stop at once
+└── Refused       the server understood and said no; the message is its own
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import httpx
+from pydantic import TypeAdapter
+
+from worker.protocol import (
+    Assignment,
+    Directive,
+    Finish,
+    Grant,
+    GrantKind,
+    Offer,
+    OfferReply,
+    Release,
+    Report,
+    StartRequest,
+    Ticket,
+)
+
+TIMEOUT_S = 30.0
+_GRANTS: TypeAdapter[list[Grant]] = TypeAdapter(list[Grant])
+_LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
+_OVER = frozenset({401, 403, 404, 409, 410})
+
+
+class UplinkError(Exception):
+    """The server did not do what was asked."""
+
+
+class ServerAway(UplinkError):
+    """No usable answer; nothing is known about what the server did."""
+
+
+class Stale(UplinkError):
+    """This lease counts no more."""
+
+
+class Refused(UplinkError):
+    """The request was wrong."""
+
+
+class Uplink(Protocol):
+    """The server as a worker sees it; every call may raise any `UplinkError`."""
+
+    def start(self, request: StartRequest) -> Assignment: ...
+    def report(self, said: Report) -> Directive: ...
+    def offer(self, said: Offer) -> OfferReply: ...
+    def release(self, said: Release) -> None: ...
+    def finish(self, said: Finish) -> None: ...
+    def grants(self, fence: int, kind: GrantKind, count: int) -> list[Grant]: ...
+
+
+class HttpUplink:
+    """Implements `Uplink` over the worker API of a server that can be reached."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self._base = f"{ticket.server_url}/api/v1/leases/{ticket.lease}"
+        self._client = httpx.Client(
+            headers={"Authorization": f"Bearer {ticket.token}"}, timeout=TIMEOUT_S, trust_env=False
+        )
+
+    def start(self, request: StartRequest) -> Assignment:
+        return Assignment.model_validate_json(self._post("start", request.model_dump_json()))
+
+    def report(self, said: Report) -> Directive:
+        return Directive.model_validate_json(self._post("report", said.model_dump_json(exclude_defaults=True)))
+
+    def offer(self, said: Offer) -> OfferReply:
+        return OfferReply.model_validate_json(self._post("offer", said.model_dump_json()))
+
+    def release(self, said: Release) -> None:
+        self._post("release", said.model_dump_json())
+
+    def finish(self, said: Finish) -> None:
+        self._post("finish", said.model_dump_json())
+
+    def grants(self, fence: int, kind: GrantKind, count: int) -> list[Grant]:
+        body = TypeAdapter(dict[str, Any]).dump_json({"fence": fence, "kind": kind, "count": count})
+        return _GRANTS.validate_json(self._post("grants", body.decode()))
+
+    def _post(self, path: str, body: str) -> bytes:
+        try:
+            answer = self._client.post(
+                f"{self._base}/{path}", content=body.encode(), headers={"Content-Type": "application/json"}
+            )
+        except httpx.HTTPError as error:
+            raise ServerAway(f"{type(error).__name__}: {error}") from error
+        if answer.is_success:
+            return answer.content
+        detail = _detail(answer)
+        if answer.status_code in _LATER:
+            raise ServerAway(detail)
+        raise (Stale if answer.status_code in _OVER else Refused)(detail)
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        said = answer.json()
+        faults = "; ".join(f"{e.get('pointer')}: {e.get('detail')}" for e in said.get("errors") or ())
+        return f"{answer.status_code}: {said.get('detail') or said.get('title')}{' (' + faults + ')' if faults else ''}"
+    except (ValueError, AttributeError):
+        return f"{answer.status_code}: {answer.text[:200]}"
