@@ -1,0 +1,22 @@
+"""Alembic's entry: runs the revisions on the connection that the server hands over."""
+
+from alembic import context
+
+from orchestrator.adapters.tables import metadata
+
+connection = context.config.attributes["connection"]
+if connection.dialect.name == "sqlite":
+    connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+    connection.exec_driver_sql("BEGIN EXCLUSIVE")
+context.configure(
+    connection=connection,
+    target_metadata=metadata,
+    render_as_batch=True,
+    transactional_ddl=connection.dialect.name != "sqlite",
+)
+with context.begin_transaction():
+    context.run_migrations()
+if connection.dialect.name == "sqlite":
+    connection.exec_driver_sql("COMMIT")
+else:
+    connection.commit()

@@ -1,0 +1,100 @@
+"""Statements compiled once for each database and run on the driver's own cursor.
+
+SQLAlchemy still writes the SQL and converts the values; its way of running a statement costs more than the statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import JSON, Boolean, Connection, Dialect, Executable
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql import ClauseElement, Select
+
+Convert = Callable[[Any], Any]
+Values = Mapping[str, Any]
+
+
+class _Compiled:
+    """One statement in one database's words."""
+
+    def __init__(self, statement: ClauseElement, dialect: Dialect) -> None:
+        compiled: Any = statement.compile(dialect=dialect)
+        self.sql = str(compiled)
+        self._constants: dict[str, Any] = {n: b.value for n, b in compiled.binds.items() if not b.required}
+        self._order: list[str] | None = compiled.positiontup if compiled.positional else None
+        self._bind = _present(
+            {n: b.type.dialect_impl(dialect).bind_processor(dialect) for n, b in compiled.binds.items()}
+        )
+        columns = statement.selected_columns if isinstance(statement, Select) else ()
+        self._result = _present(
+            {
+                place: column.type.dialect_impl(dialect).result_processor(dialect, None)
+                for place, column in enumerate(columns)
+                if isinstance(column.type, (JSON, Boolean))  # all others come as they are from both drivers
+            }
+        )
+
+    def parameters(self, values: Values) -> Any:
+        """The values as the driver takes them."""
+        found = {**self._constants, **values}
+        for name, convert in self._bind.items():
+            found[name] = convert(found[name])
+        return found if self._order is None else [found[name] for name in self._order]
+
+    def row(self, raw: Sequence[Any]) -> Sequence[Any]:
+        """A row as Python values."""
+        if not self._result:
+            return raw
+        row = list(raw)
+        for place, convert in self._result.items():
+            row[place] = convert(row[place])
+        return row
+
+
+def _present(found: dict[Any, Convert | None]) -> dict[Any, Convert]:
+    return {key: convert for key, convert in found.items() if convert is not None}
+
+
+class Statement:
+    """A statement whose parameters are all named; errors are SQLAlchemy's."""
+
+    def __init__(self, statement: Executable) -> None:
+        assert isinstance(statement, ClauseElement)
+        self._statement = statement
+        self._compiled: dict[str, _Compiled] = {}
+
+    def rows(self, connection: Connection, values: Values | None = None) -> list[Sequence[Any]]:
+        """All rows that it finds."""
+        compiled = self._for(connection)
+        cursor = self._execute(connection, compiled.sql, compiled.parameters(values or {}))
+        return [compiled.row(raw) for raw in cursor.fetchall()]
+
+    def first(self, connection: Connection, values: Values) -> Sequence[Any] | None:
+        """The first row that it finds."""
+        rows = self.rows(connection, values)
+        return rows[0] if rows else None
+
+    def run(self, connection: Connection, *values: Values) -> None:
+        """Execute it once for each of these."""
+        compiled = self._for(connection)
+        for each in values:
+            self._execute(connection, compiled.sql, compiled.parameters(each))
+
+    def _for(self, connection: Connection) -> _Compiled:
+        found = self._compiled.get(connection.dialect.name)
+        if found is None:
+            found = self._compiled[connection.dialect.name] = _Compiled(self._statement, connection.dialect)
+        return found
+
+    @staticmethod
+    def _execute(connection: Connection, sql: str, parameters: Any) -> Any:
+        cursor = connection.connection.cursor()
+        try:
+            cursor.execute(sql, parameters)
+        except connection.dialect.loaded_dbapi.Error as error:
+            raise DBAPIError.instance(
+                sql, parameters, error, connection.dialect.loaded_dbapi.Error, dialect=connection.dialect
+            ) from error
+        return cursor

@@ -1,0 +1,1 @@
+"""Where checkpoints, datasets and adapters lie."""

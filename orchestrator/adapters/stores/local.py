@@ -1,0 +1,143 @@
+"""A store in a folder of the server's own disk."""
+
+from __future__ import annotations
+
+import errno
+import filecmp
+import hashlib
+import hmac
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from orchestrator.ports import ObjectInfo, ObjectMissing, StoreError, StoreFull, Usage
+from worker.protocol import Grant, GrantKind
+
+CHUNK_BYTES = 1 << 20
+_KEY = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*")
+
+
+class LocalStore:
+    """Implements `ports.Store` under one folder.
+
+    A worker on this computer is granted a path; any other worker a URL of this server (`blob_url`) with a keyed header that
+    is good for that one key and direction.
+    """
+
+    name = "local"
+
+    def __init__(self, folder: Path, blob_url: Callable[[str], str], key: bytes) -> None:
+        self.folder, self._blob_url, self._key = folder, blob_url, key
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, key: str) -> Path:
+        """Where an object lies; raises `StoreError` for a key the server would not have made."""
+        if not _KEY.fullmatch(key) or ".." in key:
+            raise StoreError(f"{key!r} is no key of this store")
+        return self.folder / key
+
+    def grant_upload(self, key: str, kind: GrantKind, *, shares_disk: bool) -> Grant:
+        path = self.path(key)
+        if shares_disk:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return Grant(key=key, kind=kind, path=str(path))
+        return Grant(key=key, kind=kind, url=self._blob_url(key), headers={"X-Grant": self.signature("put", key)})
+
+    def grant_download(self, key: str, kind: GrantKind, *, sha256: str, size: int, shares_disk: bool) -> Grant:
+        if shares_disk:
+            return Grant(key=key, kind=kind, path=str(self.path(key)), sha256=sha256, size=size)
+        headers = {"X-Grant": self.signature("get", key)}
+        return Grant(key=key, kind=kind, url=self._blob_url(key), headers=headers, sha256=sha256, size=size)
+
+    def signature(self, direction: str, key: str) -> str:
+        """What the `X-Grant` header must hold for this key and direction (`get` or `put`)."""
+        return hmac.new(self._key, f"{direction} {key}".encode(), hashlib.sha256).hexdigest()
+
+    def stat(self, key: str) -> ObjectInfo:
+        digest, size = hashlib.sha256(), 0
+        for chunk in self.read(key):
+            digest.update(chunk)
+            size += len(chunk)
+        return ObjectInfo(key=key, size=size, sha256=digest.hexdigest())
+
+    def head(self, key: str, size: int) -> bytes:
+        try:
+            with self.path(key).open("rb") as file:
+                return file.read(size)
+        except FileNotFoundError as error:
+            raise ObjectMissing(f"{key} is not in the store") from error
+
+    def put(self, key: str, source: Path) -> ObjectInfo:
+        with source.open("rb") as file:
+            return self.put_stream(key, iter(lambda: file.read(CHUNK_BYTES), b""))
+
+    def put_stream(self, key: str, chunks: Iterator[bytes]) -> ObjectInfo:
+        """Write aside, flush to disk, rename: a reader sees the whole object or none."""
+        path = self.path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".incoming-", delete=False) as file:
+                aside = Path(file.name)
+                try:
+                    info = _copy(key, chunks, file)
+                    aside.replace(path)
+                    _sync_folder(path.parent)
+                except BaseException:
+                    aside.unlink(missing_ok=True)
+                    raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreFull(f"no space left in {self.folder}; free some and the job goes on") from error
+            raise StoreError(f"cannot write to {self.folder}: {error.strerror}") from error
+        return info
+
+    def adopt(self, key: str, source: Path) -> bool:
+        """Give a file that lies in `folder` the name `key`; False, and nothing happens, if other bytes have that name."""
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, path)
+        except FileExistsError:
+            return filecmp.cmp(source, path, shallow=False)
+        _sync_folder(path.parent)
+        return True
+
+    def read(self, key: str) -> Iterator[bytes]:
+        try:
+            file = self.path(key).open("rb")
+        except FileNotFoundError as error:
+            raise ObjectMissing(f"{key} is not in the store") from error
+        with file:
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
+
+    def delete(self, key: str) -> None:
+        path = self.path(key)
+        path.unlink(missing_ok=True)
+
+    def usage(self) -> Usage:
+        used = sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+        return Usage(used=used, free=shutil.disk_usage(self.folder).free)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Without this a power failure may take back a name that the database already counts on."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy(key: str, chunks: Iterator[bytes], file) -> ObjectInfo:  # noqa: ANN001  any binary file
+    digest, size = hashlib.sha256(), 0
+    for chunk in chunks:
+        file.write(chunk)
+        digest.update(chunk)
+        size += len(chunk)
+    file.flush()
+    os.fsync(file.fileno())
+    return ObjectInfo(key=key, size=size, sha256=digest.hexdigest())

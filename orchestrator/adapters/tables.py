@@ -1,0 +1,296 @@
+"""The schema, for SQLite and PostgreSQL alike. Times are epoch seconds; the partial indexes carry the promises.
+
+`leases_one_live_per_job` is promise 1: the database itself refuses a second live lease. `jobs_to_claim` is what the claim
+query walks: without it a claim at a million rows is three orders of magnitude slower.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_LIVE = text("state IN ('provisioning', 'active', 'draining')")
+"""Literal, not bound: a planner must be able to prove that a partial index covers the query."""
+_QUEUED = text("state = 'queued'")
+_SERIAL = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _id(length: int = 64) -> String:
+    return String(length)
+
+
+members = Table(
+    "members",
+    metadata,
+    Column("id", _id(), primary_key=True),
+    Column("name", String(100), nullable=False, unique=True),
+    Column("role", String(16), nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", _id(), primary_key=True),
+    Column("hash", _id(), nullable=False, unique=True),
+    Column("member_id", ForeignKey("members.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("role", String(16), nullable=False),
+    Column("name", String(100), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", _id(), primary_key=True),
+    Column("provider", String(32), nullable=False),
+    Column("member_id", ForeignKey("members.id")),
+    Column("name", String(100), nullable=False, unique=True),
+    Column("config", JSON, nullable=False),
+    Column("paused", Boolean, nullable=False),
+    Column("not_before", Double, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Index(
+        "accounts_one_per_member_and_provider",
+        "member_id",
+        "provider",
+        unique=True,
+        sqlite_where=text("member_id IS NOT NULL"),
+        postgresql_where=text("member_id IS NOT NULL"),
+    ),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", _id(), primary_key=True),
+    Column("member_id", ForeignKey("members.id"), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("total_steps", Integer, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("deadline", Double),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("end_reason", String(32)),
+    Column("message", Text, nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("head", _id()),
+    Column("head_step", Integer, nullable=False),
+    Column("losses_in_a_row", Integer, nullable=False),
+    Column("failures_in_a_row", Integer, nullable=False),
+    Column("not_before", Double, nullable=False),
+    Column("cancel_requested_at", Double),
+    Column("pause_requested_at", Double),
+    Column("cloned_from", _id()),
+    Column("memory_bytes", BigInteger, nullable=False),
+    Column("step_s", Double),
+    Column("adapter_key", String(255)),
+    Column("adapter_zip_sha256", _id()),
+    Column("adapter_sha256", _id()),
+    Column("adapter_bytes", BigInteger),
+    Index(
+        "jobs_to_claim",
+        "member_id",
+        text("priority DESC"),
+        "id",
+        sqlite_where=_QUEUED,
+        postgresql_where=_QUEUED,
+    ),
+    Index(
+        "jobs_due",
+        "state",  # only to make the planner prefer this index to `jobs_by_state`
+        "deadline",
+        sqlite_where=text("state = 'queued' AND deadline IS NOT NULL"),
+        postgresql_where=text("state = 'queued' AND deadline IS NOT NULL"),
+    ),
+    Index(
+        "jobs_timed",
+        "id",
+        sqlite_where=text("step_s IS NOT NULL"),
+        postgresql_where=text("step_s IS NOT NULL"),
+    ),
+    Index("jobs_by_state", "state", "id"),
+    Index("jobs_by_member", "member_id", "id"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("id", _id(), primary_key=True),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False),
+    Column("member_id", _id(), nullable=False),
+    Column("account_id", _id(), nullable=False),
+    Column("provider", String(32), nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("token_hash", _id(), nullable=False, unique=True),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("deadline_at", Double, nullable=False),
+    Column("budget_s", Double, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("end_reason", String(32)),
+    Column("detail", Text, nullable=False),
+    Column("external_id", String(255)),
+    Column("nonce", _id()),
+    Column("started_at", Double),
+    Column("ended_at", Double),
+    Column("collected_at", Double),
+    Column("last_seen_at", Double),
+    Column("last_seq", Integer, nullable=False),
+    Column("first_step", Integer, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("phase", String(16), nullable=False),
+    Column("backend", String(32)),
+    Column("fidelity", String(16)),
+    Column("seconds_per_step", Double),
+    Column("hardware", JSON, nullable=False),
+    Column("ledger", JSON, nullable=False),
+    Index("leases_one_live_per_job", "job_id", unique=True, sqlite_where=_LIVE, postgresql_where=_LIVE),
+    Index("leases_live_counts", "member_id", "account_id", sqlite_where=_LIVE, postgresql_where=_LIVE),
+    Index("leases_by_job", "job_id", "fence", unique=True),
+    Index(
+        "leases_uncollected",
+        "id",
+        sqlite_where=text("collected_at IS NULL"),
+        postgresql_where=text("collected_at IS NULL"),
+    ),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id"), nullable=False),
+    Column("sha256", _id(), nullable=False),
+    Column("lease_id", _id(), nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("parent", _id()),
+    Column("key", String(255), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("store", String(32), nullable=False),
+    Column("manifest", JSON, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("state", String(16), nullable=False),
+    PrimaryKeyConstraint("job_id", "sha256"),
+    Index(
+        "checkpoints_one_child_per_head",
+        "job_id",
+        text("coalesce(parent, '')"),
+        unique=True,
+        sqlite_where=text("state IN ('committed', 'pruned')"),
+        postgresql_where=text("state IN ('committed', 'pruned')"),
+    ),
+    Index(
+        "checkpoints_undeleted",
+        "created_at",
+        sqlite_where=text("state IN ('pruned', 'abandoned') AND key != ''"),
+        postgresql_where=text("state IN ('pruned', 'abandoned') AND key != ''"),
+    ),
+    Index(
+        "checkpoints_offered",
+        "created_at",
+        sqlite_where=text("state = 'offered'"),
+        postgresql_where=text("state = 'offered'"),
+    ),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", _SERIAL, primary_key=True, autoincrement=True),
+    Column("job_id", _id(), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("kind", String(48), nullable=False),
+    Column("actor", String(100), nullable=False),
+    Column("lease_id", _id()),
+    Column("reason", Text, nullable=False),
+    Column("data", JSON, nullable=False),
+    Index("events_by_job", "job_id", "id"),
+)
+
+metrics = Table(
+    "metrics",
+    metadata,
+    Column("job_id", _id(), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("value", Double, nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("at", Double, nullable=False),
+    PrimaryKeyConstraint("job_id", "name", "step"),
+    sqlite_with_rowid=False,
+)
+
+samples = Table(
+    "samples",
+    metadata,
+    Column("job_id", _id(), nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("prompt_sha256", _id(), nullable=False),
+    Column("prompt", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("at", Double, nullable=False),
+    PrimaryKeyConstraint("job_id", "step", "prompt_sha256"),
+)
+
+readings = Table(
+    "readings",
+    metadata,
+    Column("lease_id", _id(), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("reading", JSON, nullable=False),
+    PrimaryKeyConstraint("lease_id", "at"),
+    sqlite_with_rowid=False,
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("sha256", _id(), primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("file_format", String(16), nullable=False),
+    Column("row_format", String(32), nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("member_id", _id(), nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+remembered = Table(
+    "remembered_requests",
+    metadata,
+    Column("member_id", _id(), nullable=False),
+    Column("key", String(255), nullable=False),
+    Column("request_hash", _id(), nullable=False),
+    Column("answer", JSON, nullable=False),
+    Column("at", Double, nullable=False, index=True),
+    PrimaryKeyConstraint("member_id", "key"),
+)

@@ -1,0 +1,329 @@
+"""What the services may ask of an open database transaction, on either database."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
+
+from orchestrator.adapters import tables
+from orchestrator.adapters.rows import ACCOUNTS, CHECKPOINTS, DATASETS, EVENTS, IS_LIVE, JOBS, LEASES, MEMBERS, TOKENS
+from orchestrator.adapters.statements import Statement
+from orchestrator.domain.errors import ConflictError
+from orchestrator.domain.lifecycle import CheckpointState
+from orchestrator.domain.model import Account, Checkpoint, Event, Job, Lease, Member
+from orchestrator.ports import Dataset, TokenInfo
+from worker.protocol import MetricRow, Reading, Sample
+
+_JOBS_TO_COMPARE = 200
+_EVENT_LOCK = 7_265_746
+"""Any constant: on PostgreSQL events are numbered under this advisory lock, so that ids become visible in order."""
+
+_queued = Statement(
+    JOBS.select.where(
+        tables.jobs.c.state == text("'queued'"),
+        tables.jobs.c.member_id == bindparam("member"),
+        tables.jobs.c.not_before <= bindparam("now"),
+    )
+    .order_by(tables.jobs.c.priority.desc(), tables.jobs.c.id)
+    .limit(bindparam("most"))
+)
+_due = Statement(
+    JOBS.select.where(
+        tables.jobs.c.state == text("'queued'"),
+        tables.jobs.c.deadline.is_not(None),
+        tables.jobs.c.not_before <= bindparam("now"),
+    )
+    .order_by(tables.jobs.c.deadline)
+    .limit(bindparam("most"))
+)
+_live_lease = Statement(LEASES.select.where(IS_LIVE))
+_lease_of_job = Statement(LEASES.select.where(IS_LIVE, tables.leases.c.job_id == bindparam("job")))
+_lock_job_of = Statement(
+    select(tables.jobs.c.id)
+    .where(
+        tables.jobs.c.id
+        == select(tables.leases.c.job_id).where(tables.leases.c.id == bindparam("id")).scalar_subquery()
+    )
+    .with_for_update()
+)
+_uncollected = Statement(LEASES.select.where(tables.leases.c.collected_at.is_(None), ~IS_LIVE))
+_this_lease = update(tables.leases).where(tables.leases.c.id == bindparam("lease"))
+_note_external_id = Statement(_this_lease.values(external_id=bindparam("external")))
+_note_collected = Statement(_this_lease.values(collected_at=bindparam("at")))
+_member_ids = Statement(select(tables.members.c.id))
+_accounts = Statement(ACCOUNTS.select.order_by(tables.accounts.c.created_at))
+_counts = Statement(
+    select(tables.leases.c.member_id, tables.leases.c.account_id, func.count())
+    .where(IS_LIVE)
+    .group_by(tables.leases.c.member_id, tables.leases.c.account_id)
+)
+_add_event = Statement(
+    insert(tables.events).values({c.name: bindparam(c.name, type_=c.type) for c in tables.events.c if c.name != "id"})
+)
+_number_events = Statement(select(func.pg_advisory_xact_lock(_EVENT_LOCK)))
+_UPSERT: dict[str, Callable[..., Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+def _upsert(dialect: str, table: Any, changing: tuple[str, ...]) -> Statement:
+    statement = _UPSERT[dialect](table).values({c.name: bindparam(c.name, type_=c.type) for c in table.c})
+    keys = [c.name for c in table.primary_key]
+    if not changing:
+        return Statement(statement.on_conflict_do_nothing(index_elements=keys))
+    new = {n: statement.excluded[n] for n in changing}
+    return Statement(statement.on_conflict_do_update(index_elements=keys, set_=new))
+
+
+_STATEMENTS = {
+    dialect: {
+        "metrics": _upsert(dialect, tables.metrics, ("value", "fence", "at")),
+        "samples": _upsert(dialect, tables.samples, ("text", "at")),
+        "readings": _upsert(dialect, tables.readings, ()),
+        "datasets": _upsert(dialect, tables.datasets, ()),
+    }
+    for dialect in _UPSERT
+}
+
+
+class SqlTransaction:
+    """Implements `ports.Transaction` over one connection; events are written last, by `flush`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._events: list[Event] = []
+        self._upserts = _STATEMENTS[connection.dialect.name]
+
+    def flush(self) -> None:
+        """Write what was noted; called once, right before the commit."""
+        if not self._events:
+            return
+        if self._connection.dialect.name == "postgresql":
+            _number_events.run(self._connection, {})
+        _add_event.run(
+            self._connection, *({k: v for k, v in EVENTS.dump(e).items() if k != "id"} for e in self._events)
+        )
+        self._events.clear()
+
+    # jobs
+
+    def job(self, job_id: str) -> Job | None:
+        return JOBS.get(self._connection, lock=True, id=job_id)
+
+    def add_job(self, job: Job) -> None:
+        JOBS.add(self._connection, job)
+        self._take_events(job)
+
+    def save_job(self, job: Job) -> None:
+        JOBS.save(self._connection, job)
+        self._take_events(job)
+
+    def _take_events(self, job: Job) -> None:
+        self._events.extend(job.events)
+        job.events.clear()
+
+    def typical_step_s(self, base_model: str, tokens_per_step: int) -> float | None:
+        timed = (
+            select(tables.jobs.c.spec, tables.jobs.c.step_s)
+            .where(tables.jobs.c.step_s.is_not(None))
+            .order_by(tables.jobs.c.id.desc())
+            .limit(_JOBS_TO_COMPARE)
+        )
+        for spec, step_s in self._connection.execute(timed):
+            same_size = spec["global_batch_size"] * spec["sequence_len"] == tokens_per_step
+            if spec["base_model"] == base_model and same_size:
+                return step_s
+        return None
+
+    def queued(self, limit_per_member: int, now: float) -> list[Job]:
+        most = {"now": now, "most": limit_per_member}
+        rows = _due.rows(self._connection, most)
+        for (member,) in _member_ids.rows(self._connection):
+            rows += _queued.rows(self._connection, most | {"member": member})
+        return list({job.id: job for job in map(JOBS.load, rows)}.values())
+
+    # leases
+
+    def lease(self, lease_id: str) -> Lease | None:
+        if self._connection.dialect.name == "postgresql":
+            # Job before lease, everywhere: two transactions that lock them in different orders would wait for ever.
+            _lock_job_of.run(self._connection, {"id": lease_id})
+        return LEASES.get(self._connection, lock=True, id=lease_id)
+
+    def live_lease(self, job_id: str) -> Lease | None:
+        row = _lease_of_job.first(self._connection, {"job": job_id})
+        return None if row is None else LEASES.load(row)
+
+    def live_leases(self) -> list[Lease]:
+        return [LEASES.load(row) for row in _live_lease.rows(self._connection)]
+
+    def uncollected_leases(self) -> list[Lease]:
+        return [LEASES.load(row) for row in _uncollected.rows(self._connection)]
+
+    def live_counts(self) -> tuple[dict[str, int], dict[str, int]]:
+        by_member: dict[str, int] = {}
+        by_account: dict[str, int] = {}
+        for member, account, count in _counts.rows(self._connection):
+            by_member[member] = by_member.get(member, 0) + count
+            by_account[account] = by_account.get(account, 0) + count
+        return by_member, by_account
+
+    def add_lease(self, lease: Lease) -> None:
+        try:
+            LEASES.add(self._connection, lease)
+        except IntegrityError as error:
+            raise ConflictError(f"job {lease.job_id} already has a live lease") from error
+
+    def save_lease(self, lease: Lease) -> None:
+        LEASES.save(self._connection, lease)
+
+    def note_external_id(self, lease_id: str, external_id: str) -> None:
+        _note_external_id.run(self._connection, {"lease": lease_id, "external": external_id})
+
+    def note_collected(self, lease_id: str, at: float) -> None:
+        _note_collected.run(self._connection, {"lease": lease_id, "at": at})
+
+    # checkpoints
+
+    def checkpoint(self, job_id: str, sha256: str) -> Checkpoint | None:
+        return CHECKPOINTS.get(self._connection, job_id=job_id, sha256=sha256)
+
+    def checkpoints(self, job_id: str, state: CheckpointState | None = None) -> list[Checkpoint]:
+        table = tables.checkpoints.c
+        conditions = [table.job_id == job_id] + ([table.state == state] if state else [])
+        return CHECKPOINTS.where(self._connection, *conditions, order=(table.step))
+
+    def add_checkpoint(self, checkpoint: Checkpoint) -> None:
+        CHECKPOINTS.add(self._connection, checkpoint)
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        CHECKPOINTS.save(self._connection, checkpoint)
+
+    def stale_offers(self, before: float) -> list[Checkpoint]:
+        table = tables.checkpoints.c
+        return CHECKPOINTS.where(
+            self._connection, and_(table.state == CheckpointState.OFFERED, table.created_at < before)
+        )
+
+    def undeleted_checkpoints(self) -> list[Checkpoint]:
+        table = tables.checkpoints.c
+        gone = (CheckpointState.PRUNED, CheckpointState.ABANDONED)
+        return CHECKPOINTS.where(self._connection, table.state.in_(gone), table.key != "")
+
+    # what workers tell
+
+    def add_metrics(self, job_id: str, lease: Lease, rows: Sequence[MetricRow], at: float) -> None:
+        values = [
+            {"job_id": job_id, "name": name, "step": row.step, "value": value, "fence": lease.fence, "at": at}
+            for row in rows
+            for name, value in row.values.items()
+            if not math.isnan(value)  # SQLite keeps a NaN as NULL, which the column refuses
+        ]
+        if values:
+            self._upserts["metrics"].run(self._connection, *values)
+
+    def add_samples(self, job_id: str, samples: Sequence[Sample], at: float) -> None:
+        values = [
+            {
+                "job_id": job_id,
+                "step": s.step,
+                "prompt_sha256": hashlib.sha256(s.prompt.encode()).hexdigest(),
+                "prompt": s.prompt,
+                "text": s.text.replace("\0", "\ufffd"),  # a model may say it, PostgreSQL cannot keep it
+                "at": at,
+            }
+            for s in samples
+        ]
+        if values:
+            self._upserts["samples"].run(self._connection, *values)
+
+    def add_reading(self, lease_id: str, at: float, step: int, reading: Reading) -> None:
+        values = {"lease_id": lease_id, "at": at, "step": step, "reading": reading.model_dump(exclude_none=True)}
+        self._upserts["readings"].run(self._connection, values)
+
+    # people
+
+    def member(self, member_id: str) -> Member | None:
+        return MEMBERS.get(self._connection, id=member_id)
+
+    def member_by_name(self, name: str) -> Member | None:
+        found = MEMBERS.where(self._connection, tables.members.c.name == name)
+        return found[0] if found else None
+
+    def members(self) -> list[Member]:
+        return MEMBERS.where(self._connection, order=tables.members.c.created_at)
+
+    def add_member(self, member: Member) -> None:
+        try:
+            MEMBERS.add(self._connection, member)
+        except IntegrityError as error:
+            raise ConflictError(f"there is already a member called {member.name}") from error
+
+    def account(self, account_id: str) -> Account | None:
+        return ACCOUNTS.get(self._connection, id=account_id)
+
+    def accounts(self) -> list[Account]:
+        return [ACCOUNTS.load(row) for row in _accounts.rows(self._connection)]
+
+    def add_account(self, account: Account) -> None:
+        try:
+            ACCOUNTS.add(self._connection, account)
+        except IntegrityError as error:
+            raise ConflictError(
+                f"the name {account.name} is taken, or this member already has an account at {account.provider}: "
+                "one account per member and provider"
+            ) from error
+
+    def save_account(self, account: Account) -> None:
+        ACCOUNTS.save(self._connection, account)
+
+    def delete_account(self, account_id: str) -> None:
+        self._connection.execute(delete(tables.accounts).where(tables.accounts.c.id == account_id))
+
+    def add_token(self, token: TokenInfo, token_hash: str) -> None:
+        self._connection.execute(insert(tables.tokens), [TOKENS.dump(token) | {"hash": token_hash}])
+
+    def token(self, token_hash: str) -> TokenInfo | None:
+        found = TOKENS.where(self._connection, tables.tokens.c.hash == token_hash)
+        return found[0] if found else None
+
+    def tokens(self, member_id: str | None = None) -> list[TokenInfo]:
+        conditions = [tables.tokens.c.member_id == member_id] if member_id else []
+        return TOKENS.where(self._connection, *conditions, order=tables.tokens.c.created_at)
+
+    def delete_token(self, token_id: str) -> None:
+        self._connection.execute(delete(tables.tokens).where(tables.tokens.c.id == token_id))
+
+    # datasets, idempotency, events
+
+    def dataset(self, sha256: str) -> Dataset | None:
+        return DATASETS.get(self._connection, sha256=sha256)
+
+    def add_dataset(self, dataset: Dataset) -> None:
+        self._upserts["datasets"].run(self._connection, DATASETS.dump(dataset))
+
+    def remembered(self, member_id: str, key: str) -> tuple[str, dict[str, Any]] | None:
+        table = tables.remembered.c
+        statement = select(table.request_hash, table.answer).where(table.member_id == member_id, table.key == key)
+        row = self._connection.execute(statement).first()
+        return None if row is None else (row.request_hash, row.answer)
+
+    def remember(self, member_id: str, key: str, request_hash: str, answer: dict[str, Any], at: float) -> None:
+        values = {"member_id": member_id, "key": key, "request_hash": request_hash, "answer": answer, "at": at}
+        try:
+            self._connection.execute(insert(tables.remembered), [values])
+        except IntegrityError as error:
+            raise ConflictError("a request with this Idempotency-Key is being handled") from error
+
+    def forget_remembered(self, before: float) -> None:
+        self._connection.execute(delete(tables.remembered).where(tables.remembered.c.at < before))
+
+    def events(self, *, after: int, job_id: str | None, limit: int) -> list[Event]:
+        table = tables.events.c
+        conditions = [table.id > after] + ([table.job_id == job_id] if job_id else [])
+        statement = EVENTS.select.where(*conditions).order_by(table.id).limit(limit)
+        return [EVENTS.load(row) for row in self._connection.execute(statement)]

@@ -1,0 +1,179 @@
+"""The composition root: settings in, a ready server out. The only module that knows every adapter."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+from sqlalchemy import Engine
+
+from orchestrator.adapters.catalog import FolderAndHubCatalog
+from orchestrator.adapters.schema import upgrade
+from orchestrator.adapters.stores.local import LocalStore
+from orchestrator.adapters.tokens import KeyedTokens, write_secret_once
+from orchestrator.adapters.unit_of_work import make_engine, make_unit_of_work
+from orchestrator.config import Settings
+from orchestrator.domain.errors import ConflictError
+from orchestrator.domain.model import Account, Member, Role
+from orchestrator.ports import Context, Provider, Providers, Store, TokenInfo
+from orchestrator.providers.local import LocalProvider
+from orchestrator.providers.registry import Registry
+from orchestrator.services.ids import new_id
+
+log = structlog.get_logger()
+
+LAUNCHERS = 8
+"""Launches under way at once; one slow provider must not hold up another."""
+
+
+class SystemClock:
+    """The computer's own clock."""
+
+    def now(self) -> float:
+        return time.time()
+
+
+def _spawn(pool: ThreadPoolExecutor, work: Callable[[], None]) -> None:
+    def guarded() -> None:
+        try:
+            work()
+        except Exception:
+            log.exception("a launch failed; reconciling will settle it")
+
+    pool.submit(guarded)
+
+
+class OneStore:
+    """Implements `ports.Stores` for installations with a single store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def current(self) -> Store:
+        return self._store
+
+    def get(self, name: str) -> Store:
+        return self._store
+
+
+@dataclass(kw_only=True)
+class App:
+    """A wired server. `wake` asks the ticker for a dispatch, `news` for a look at the machines."""
+
+    settings: Settings
+    engine: Engine
+    context: Context
+    store: LocalStore
+    wake: threading.Event
+    news: threading.Event
+    token_file: Path
+    _closers: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+
+    def close(self) -> None:
+        """Let go of threads, connections and the data folder."""
+        for closer in reversed(self._closers):
+            closer()
+
+
+def build(
+    settings: Settings, *, server_url: Callable[[], str] | None = None, providers: Providers | None = None
+) -> App:
+    """Wire a server over its data folder; raises `ConflictError` where another one already uses it."""
+    settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    unlock = _lock(settings.folder)
+    engine = make_engine(settings.url)
+    upgrade(engine)
+    wake, news = threading.Event(), threading.Event()
+    pool = ThreadPoolExecutor(LAUNCHERS, thread_name_prefix="launch")
+    tokens = KeyedTokens.from_file(settings.folder / "secret.key")
+    url = server_url or (lambda: f"http://{_reachable(settings.host)}:{settings.port}")
+    store = LocalStore(
+        settings.folder / "store",
+        lambda key: f"{settings.public_url or url()}/api/v1/blobs/{key}",
+        tokens.for_lease("blobs").encode(),
+    )
+    context = Context(
+        uow=make_unit_of_work(engine),
+        clock=SystemClock(),
+        providers=providers or Registry(lambda kind: _make_provider(kind, settings, news)),
+        stores=OneStore(store),
+        catalog=FolderAndHubCatalog(
+            settings.allowed_folders, frozenset(settings.trusted_models), offline=settings.offline
+        ),
+        tokens=tokens,
+        rules=settings.rules,
+        server_url=url,
+        wake=wake.set,
+        spawn=lambda work: _spawn(pool, work),
+        started_at=time.time(),
+    )
+    app = App(
+        settings=settings,
+        engine=engine,
+        context=context,
+        store=store,
+        wake=wake,
+        news=news,
+        token_file=settings.folder / "admin.token",
+        _closers=[unlock, engine.dispose, lambda: pool.shutdown(wait=False, cancel_futures=True)],
+    )
+    _first_start(app)
+    return app
+
+
+def _make_provider(kind: type[Provider], settings: Settings, news: threading.Event) -> Provider:
+    if kind is LocalProvider:
+        return LocalProvider(settings.folder / "sessions", news.set)
+    return kind()
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104  compared, not bound
+
+
+def _lock(folder: Path) -> Callable[[], None]:
+    """Hold the data folder for this process; the lock goes with the process, however it ends."""
+    handle = os.open(folder / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise ConflictError(
+            f"another server already uses {folder}; stop it, or give this one its own folder with --data-dir"
+        ) from error
+    return lambda: os.close(handle)
+
+
+def _first_start(app: App) -> None:
+    """An empty database gets its admin, the admin's token file and the pool of this computer."""
+    ctx, now = app.context, app.context.clock.now()
+    with ctx.uow() as tx:
+        admin = next((m for m in tx.members() if m.role is Role.ADMIN), None)
+        if admin is None:
+            admin = Member(id=new_id("member", now), name="admin", role=Role.ADMIN, created_at=now)
+            tx.add_member(admin)
+        write_secret_once(app.token_file, ctx.tokens.new())
+        hashed = ctx.tokens.hash(app.token_file.read_text().strip())
+        if tx.token(hashed) is None:
+            made = TokenInfo(id=new_id("token", now), member_id=admin.id, role=Role.ADMIN, name="first", created_at=now)
+            tx.add_token(made, hashed)
+        pool = next((a for a in tx.accounts() if a.provider == "local"), None)
+        config = {"slots": app.settings.local_slots, "session_s": app.settings.local_session_s}
+        if pool is None:
+            tx.add_account(
+                Account(
+                    id=new_id("account", now),
+                    provider="local",
+                    member_id=None,
+                    name="this-computer",
+                    config=config,
+                    created_at=now,
+                )
+            )

@@ -1,0 +1,60 @@
+"""Settings of the server, from `TRAINHOP_*` variables and the options of `trainhop up`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from orchestrator.ports import Rules
+
+
+class Settings(BaseSettings):
+    """Every setting there is. Folders are lists separated by `,` in JSON form; durations are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="TRAINHOP_", frozen=True)
+
+    data_dir: Path = Path("~/.local/share/trainhop")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8642, ge=0, le=65_535)
+    allowed_hosts: tuple[str, ...] = ()
+    public_url: str | None = None
+    database_url: str | None = None
+    allowed_folders: tuple[Path, ...] = ()
+    trusted_models: tuple[str, ...] = ()
+    offline: bool = False
+    max_upload_bytes: int = 4 << 30
+
+    local_slots: int = Field(default=1, ge=0)
+    local_session_s: float = Field(default=12 * 3600.0, gt=0)
+
+    lease_s: float = Field(default=60.0, gt=0)
+    report_every_s: float = Field(default=15.0, gt=0)
+    start_grace_s: float = Field(default=180.0, gt=0)
+    stop_grace_s: float = Field(default=45.0, gt=0)
+    mtbf_s: float = Field(default=21_600.0, gt=0)
+    tick_s: float = Field(default=1.0, gt=0)
+    reconcile_s: float = Field(default=2.0, gt=0)
+
+    @property
+    def folder(self) -> Path:
+        """The data folder, absolute."""
+        return self.data_dir.expanduser().resolve()
+
+    @property
+    def url(self) -> str:
+        """The database's URL."""
+        return self.database_url or f"sqlite:///{self.folder / 'trainhop.db'}"
+
+    @property
+    def rules(self) -> Rules:
+        """What the services go by."""
+        return Rules(
+            lease_s=self.lease_s,
+            report_every_s=self.report_every_s,
+            start_grace_s=self.start_grace_s,
+            stop_grace_s=self.stop_grace_s,
+            mtbf_s=self.mtbf_s,
+            trusted_models=frozenset(self.trusted_models),
+        )

@@ -1,0 +1,471 @@
+"""What the services need from the outside: the one module that a provider or store driver imports.
+
+ProviderError
+├── ProviderUnavailable   does not answer: try later, nothing is known
+├── QuotaExhausted        has no room before `until`
+└── LaunchRejected        will never take this launch; `str(error)` is in the provider's own words
+StoreError
+├── StoreUnavailable      does not answer: try later
+├── StoreFull             no space left
+└── ObjectMissing         no such object
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator.domain.lifecycle import CheckpointState
+from orchestrator.domain.model import Account, Checkpoint, Event, Job, Lease, Member, Role
+from worker.protocol import Grant, GrantKind, MetricRow, Reading, Sample
+
+
+class Clock(Protocol):
+    """The time of this server."""
+
+    def now(self) -> float:
+        """Seconds since the Unix epoch, UTC."""
+        ...
+
+
+# --- providers -------------------------------------------------------------------------------------------
+
+
+class ProviderError(Exception):
+    """A provider could not do what was asked."""
+
+
+class ProviderUnavailable(ProviderError):
+    """It does not answer; nothing is known about what runs there."""
+
+
+class QuotaExhausted(ProviderError):
+    """It has no room now. `until` is when it will (epoch seconds), None if unknown."""
+
+    def __init__(self, message: str, until: float | None = None) -> None:
+        super().__init__(message)
+        self.until = until
+
+
+class LaunchRejected(ProviderError):
+    """It refuses this launch for good."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a kind of machine is like. `shares_disk`: its workers see the server's files."""
+
+    provider: str
+    shares_disk: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What an account offers now: free slots, longest session in seconds, memory in bytes, quota where there is one."""
+
+    slots: int
+    session_s: float
+    memory_bytes: int = 0
+    speed: float = 1.0
+    start_up_s: float = 60.0
+    hours_left: float | None = None
+    refresh_at: float | None = None
+    shut: str = ""
+    open_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchRequest:
+    """Start a worker for one lease. `token` is the lease's own and the only secret a machine is given."""
+
+    lease_id: str
+    job_id: str
+    account: Account
+    token: str
+    server_url: str
+    budget_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handle:
+    """How a driver finds its session again, also after a restart of the server."""
+
+    lease_id: str
+    account: Account
+    external_id: str | None
+
+
+class Liveness(StrEnum):
+    """What a provider says of a session.
+
+    ENDED is certain. UNKNOWN (it does not answer) is not death. UNSEEN means that this kind of machine can only be judged
+    by its reports: silence beyond the lease's expiry ends it.
+    """
+
+    RUNNING = "running"
+    ENDED = "ended"
+    UNKNOWN = "unknown"
+    UNSEEN = "unseen"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """One session as its provider sees it, with its own words where it ended."""
+
+    lease_id: str
+    liveness: Liveness
+    detail: str = ""
+    external_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leftovers:
+    """What a session left behind: its messages as JSON lines, oldest first, and files by grant key."""
+
+    messages: Sequence[str] = ()
+    files: Mapping[str, Path] = field(default_factory=dict[str, Path])
+
+
+class Provider(Protocol):
+    """A driver for a kind of machine. Every call may be repeated; none is made inside a database transaction."""
+
+    capabilities: Capabilities
+
+    def room(self, account: Account) -> Room:
+        """What could start on this account now, leases of ours not deducted."""
+        ...
+
+    def launch(self, request: LaunchRequest) -> str:
+        """Start a worker and return the external id; the same lease twice starts one worker."""
+        ...
+
+    def observe(self, handles: Sequence[Handle]) -> list[Observation]:
+        """What is known of these sessions; UNKNOWN where the provider does not answer."""
+        ...
+
+    def stop(self, handle: Handle) -> None:
+        """End the session if it still runs; nothing happens if it does not."""
+        ...
+
+    def collect(self, handle: Handle) -> Leftovers:
+        """What an ended session left behind."""
+        ...
+
+    def forget(self, handle: Handle) -> None:
+        """The lease is over and everything is collected: remove what is left, keep the log."""
+        ...
+
+    def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
+        """Bytes of the session's output from `offset`, or None if this driver keeps none."""
+        ...
+
+
+# --- stores ----------------------------------------------------------------------------------------------
+
+
+class StoreError(Exception):
+    """The store could not do what was asked."""
+
+
+class StoreUnavailable(StoreError):
+    """It does not answer."""
+
+
+class StoreFull(StoreError):
+    """No space is left; free some or enlarge it."""
+
+
+class ObjectMissing(StoreError):
+    """There is no such object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectInfo:
+    """An object as read back from the store: bytes and the hash of what really lies there."""
+
+    key: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Bytes used by us and bytes left (None: unlimited)."""
+
+    used: int
+    free: int | None
+
+
+class Store(Protocol):
+    """Where files live. Keys are chosen by the server: lower-case letters, digits, `-`, `_`, `.` and `/`."""
+
+    name: str
+
+    def grant_upload(self, key: str, kind: GrantKind, *, shares_disk: bool) -> Grant:
+        """Permission to write `key` once."""
+        ...
+
+    def grant_download(self, key: str, kind: GrantKind, *, sha256: str, size: int, shares_disk: bool) -> Grant:
+        """Permission to read `key`."""
+        ...
+
+    def stat(self, key: str) -> ObjectInfo:
+        """Read back size and sha256; raises `ObjectMissing`."""
+        ...
+
+    def head(self, key: str, size: int) -> bytes:
+        """The first `size` bytes (fewer if the object is shorter)."""
+        ...
+
+    def put(self, key: str, source: Path) -> ObjectInfo:
+        """Store a file under `key`; the same bytes twice is no error."""
+        ...
+
+    def read(self, key: str) -> Iterator[bytes]:
+        """The object in chunks."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the object; nothing happens if it is not there."""
+        ...
+
+    def usage(self) -> Usage:
+        """Space used and left."""
+        ...
+
+
+# --- persistence -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """An uploaded file, kept once by its sha256."""
+
+    sha256: str
+    size: int
+    file_format: str
+    row_format: str
+    rows: int
+    name: str
+    member_id: str
+    created_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenInfo:
+    """An API token without its secret."""
+
+    id: str
+    member_id: str
+    role: Role
+    name: str
+    created_at: float
+    expires_at: float | None = None
+
+
+class Transaction(Protocol):
+    """One open transaction. Reads see what was written in it; everything or nothing is kept."""
+
+    # jobs
+    def job(self, job_id: str) -> Job | None:
+        """The job, locked against others until the transaction ends."""
+        ...
+
+    def add_job(self, job: Job) -> None: ...
+    def save_job(self, job: Job) -> None:
+        """Write the job and its new events."""
+        ...
+
+    def typical_step_s(self, base_model: str, tokens_per_step: int) -> float | None:
+        """Seconds per step of the newest job with this model and this many tokens per step, or None."""
+        ...
+
+    def queued(self, limit_per_member: int, now: float) -> list[Job]:
+        """The best queued jobs of every member by priority and age, and those with a deadline."""
+        ...
+
+    # leases
+    def lease(self, lease_id: str) -> Lease | None: ...
+    def live_lease(self, job_id: str) -> Lease | None: ...
+    def live_leases(self) -> list[Lease]: ...
+    def uncollected_leases(self) -> list[Lease]:
+        """Ended leases whose machine may still hold something of ours."""
+        ...
+
+    def live_counts(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Live leases by member id and by account id."""
+        ...
+
+    def add_lease(self, lease: Lease) -> None: ...
+    def save_lease(self, lease: Lease) -> None: ...
+    def note_external_id(self, lease_id: str, external_id: str) -> None: ...
+    def note_collected(self, lease_id: str, at: float) -> None: ...
+
+    # checkpoints
+    def checkpoint(self, job_id: str, sha256: str) -> Checkpoint | None: ...
+    def checkpoints(self, job_id: str, state: CheckpointState | None = None) -> list[Checkpoint]: ...
+    def add_checkpoint(self, checkpoint: Checkpoint) -> None: ...
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None: ...
+    def stale_offers(self, before: float) -> list[Checkpoint]:
+        """Checkpoints still OFFERED since before that time."""
+        ...
+
+    def undeleted_checkpoints(self) -> list[Checkpoint]:
+        """Pruned and abandoned checkpoints whose object has not been deleted yet (their `key` is not empty)."""
+        ...
+
+    # what workers tell
+    def add_metrics(self, job_id: str, lease: Lease, rows: Sequence[MetricRow], at: float) -> None:
+        """Upsert by (job, step, name): a step run again replaces what was there."""
+        ...
+
+    def add_samples(self, job_id: str, samples: Sequence[Sample], at: float) -> None: ...
+    def add_reading(self, lease_id: str, at: float, step: int, reading: Reading) -> None: ...
+
+    # people
+    def member(self, member_id: str) -> Member | None: ...
+    def member_by_name(self, name: str) -> Member | None: ...
+    def members(self) -> list[Member]: ...
+    def add_member(self, member: Member) -> None: ...
+    def account(self, account_id: str) -> Account | None: ...
+    def accounts(self) -> list[Account]: ...
+    def add_account(self, account: Account) -> None: ...
+    def save_account(self, account: Account) -> None: ...
+    def delete_account(self, account_id: str) -> None: ...
+    def add_token(self, token: TokenInfo, token_hash: str) -> None: ...
+    def token(self, token_hash: str) -> TokenInfo | None: ...
+    def tokens(self, member_id: str | None = None) -> list[TokenInfo]: ...
+    def delete_token(self, token_id: str) -> None: ...
+
+    # datasets and idempotency
+    def dataset(self, sha256: str) -> Dataset | None: ...
+    def add_dataset(self, dataset: Dataset) -> None: ...
+    def remembered(self, member_id: str, key: str) -> tuple[str, dict[str, Any]] | None:
+        """`(request hash, answer)` of an earlier request with this idempotency key."""
+        ...
+
+    def remember(self, member_id: str, key: str, request_hash: str, answer: dict[str, Any], at: float) -> None: ...
+    def forget_remembered(self, before: float) -> None: ...
+    def events(self, *, after: int, job_id: str | None, limit: int) -> list[Event]: ...
+
+
+UnitOfWork = Callable[[], AbstractContextManager[Transaction]]
+"""`with uow() as tx:` is one durable transaction: committed on leaving, rolled back on an exception."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """A base model as it will be loaded: its pinned name and, where that can be told, its number of parameters."""
+
+    name: str
+    parameters: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFile:
+    """A dataset brought to this server; `temporary` files are ours to delete."""
+
+    path: Path
+    name: str
+    temporary: bool
+
+
+class Catalog(Protocol):
+    """Where models and datasets named in a job are looked up; raises `InvalidError` in words for what cannot be had."""
+
+    def model(self, name: str) -> BaseModel:
+        """A hub id pinned to a commit, or a folder the operator has allowed."""
+        ...
+
+    def dataset(self, path: str, split: str) -> DatasetFile:
+        """A file of a hub dataset, or one in a folder the operator has allowed."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProviderEntry:
+    """A registered driver, or the reason why it is not available."""
+
+    name: str
+    provider: Provider | None
+    problem: str = ""
+
+
+class Providers(Protocol):
+    """The registered drivers."""
+
+    def get(self, name: str) -> Provider:
+        """The driver; raises `ProviderUnavailable` with the reason if it did not load."""
+        ...
+
+    def entries(self) -> Iterable[ProviderEntry]: ...
+
+
+class Stores(Protocol):
+    """The stores in use."""
+
+    def current(self) -> Store:
+        """Where new files go."""
+        ...
+
+    def get(self, name: str) -> Store: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """Numbers the services go by, in seconds.
+
+    `lease_s` without a report makes a worker suspect; `start_grace_s` is what a machine may take to its first call;
+    `stop_grace_s` what a worker may take to obey before its provider is told to end it; `mtbf_s` the mean time between
+    losses that save cadence is tuned to; `offer_ttl_s` after which an offer that was never committed is garbage.
+    """
+
+    lease_s: float = 60.0
+    report_every_s: float = 15.0
+    start_grace_s: float = 180.0
+    stop_grace_s: float = 45.0
+    mtbf_s: float = 21_600.0
+    offer_ttl_s: float = 3_600.0
+    trusted_models: frozenset[str] = frozenset()
+
+
+class Tokens(Protocol):
+    """Makes and hashes secrets."""
+
+    def new(self) -> str:
+        """A fresh API token."""
+        ...
+
+    def for_lease(self, lease_id: str) -> str:
+        """The lease's token: a keyed function of its id, so that it need not be stored to be sent again."""
+        ...
+
+    def hash(self, token: str) -> str:
+        """What the database keeps instead of the token."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Everything a use case needs, handed in by the composition root.
+
+    `started_at` is when this server came up: silence before it proves nothing. `wake` asks for a dispatch soon; `spawn` runs a slow call aside (at once in tests); `launching` holds the leases whose
+    launch is under way in this process, which reconciling must leave alone.
+    """
+
+    uow: UnitOfWork
+    clock: Clock
+    providers: Providers
+    stores: Stores
+    catalog: Catalog
+    tokens: Tokens
+    rules: Rules
+    server_url: Callable[[], str]
+    wake: Callable[[], None]
+    spawn: Callable[[Callable[[], None]], None]
+    started_at: float
+    launching: set[str] = field(default_factory=set[str])

@@ -1,0 +1,165 @@
+"""From an uploaded file to the job's head, and from an old checkpoint to free space."""
+
+from __future__ import annotations
+
+from orchestrator.domain.errors import NotFoundError
+from orchestrator.domain.lifecycle import CheckpointState
+from orchestrator.domain.model import Checkpoint, Job, Lease
+from orchestrator.domain.policy import prune
+from orchestrator.ports import Context, ObjectMissing, Store, StoreError, Transaction
+from orchestrator.services.errors import from_store
+from orchestrator.services.leases import held, lease_prefix
+from worker.checkpoint import CheckpointError, read_manifest
+from worker.protocol import JobSpec, Manifest, Offer, OfferReply, Recipe
+
+HEADER_BYTES = 4 << 20
+"""Read from the front of a stored checkpoint to compare its manifest; larger headers are read whole."""
+
+
+def offer(ctx: Context, said: Offer) -> OfferReply:
+    """Commit a checkpoint: verify it where it lies, then make it the head if it continues the head.
+
+    Repeating an offer is harmless. A refusal says why in words and leaves the head as it is.
+    """
+    now = ctx.clock.now()
+    with ctx.uow() as tx:
+        lease, job = held(tx, said.lease, said.fence)
+        known = tx.checkpoint(job.id, said.sha256)
+        if known is not None and known.state in {CheckpointState.COMMITTED, CheckpointState.PRUNED}:
+            return OfferReply(committed=True)
+        seen = known is not None and known.state is not CheckpointState.OFFERED
+        refusal = "this checkpoint was refused before" if seen else _refusal(said, lease, job)
+        if refusal:
+            return _refuse(tx, job, lease, said, refusal, now)
+        store = ctx.stores.current()
+        if known is None:
+            tx.add_checkpoint(_offered(said, lease, store.name, now))
+    refusal = _read_back(store, said)
+    with ctx.uow() as tx:
+        lease, job = held(tx, said.lease, said.fence)
+        checkpoint = tx.checkpoint(job.id, said.sha256)
+        if checkpoint is None:
+            raise NotFoundError(f"offer {said.sha256[:12]} was forgotten: offer it again")
+        if checkpoint.state is CheckpointState.COMMITTED:
+            return OfferReply(committed=True)
+        refusal = refusal or _refusal(said, lease, job)
+        if refusal:
+            checkpoint.to(CheckpointState.ABANDONED)
+            tx.save_checkpoint(checkpoint)
+            return _refuse(tx, job, lease, said, refusal, now)
+        _commit(tx, job, lease, checkpoint, now)
+        pruned = _prune(tx, job)
+    if pruned:
+        sweep(ctx)
+    return OfferReply(committed=True)
+
+
+def _refuse(tx: Transaction, job: Job, lease: Lease, said: Offer, refusal: str, now: float) -> OfferReply:
+    job.note("checkpoint.refused", at=now, actor="server", lease_id=lease.id, reason=refusal, step=said.manifest.step)
+    tx.save_job(job)
+    return OfferReply(committed=False, refusal=refusal)
+
+
+def _offered(said: Offer, lease: Lease, store: str, now: float) -> Checkpoint:
+    return Checkpoint(
+        sha256=said.sha256,
+        job_id=lease.job_id,
+        lease_id=lease.id,
+        fence=lease.fence,
+        step=said.manifest.step,
+        parent=said.manifest.parent,
+        key=said.key,
+        size=said.size,
+        store=store,
+        manifest=said.manifest.model_dump(mode="json", exclude={"state"}),
+        created_at=now,
+    )
+
+
+def _refusal(said: Offer, lease: Lease, job: Job) -> str:
+    """Why this checkpoint cannot become the head, or nothing."""
+    manifest = said.manifest
+    if not said.key.startswith(lease_prefix(lease)):
+        return f"object {said.key} was not granted to this lease"
+    if (manifest.job, manifest.fence) != (job.id, lease.fence):
+        return f"the manifest names job {manifest.job} fence {manifest.fence}, not {job.id} fence {lease.fence}"
+    if manifest.parent != job.head:
+        return f"the checkpoint continues {_short(manifest.parent)}, but the head is {_short(job.head)}"
+    if not job.head_step < manifest.step <= job.total_steps:
+        return f"step {manifest.step} does not follow {job.head_step} within {job.total_steps}"
+    differing = Recipe.of(JobSpec.model_validate(job.spec)).differences(manifest.recipe)
+    return "; ".join(f"{name}: the job says {mine!r}, the checkpoint {theirs!r}" for name, mine, theirs in differing)
+
+
+def _short(sha256: str | None) -> str:
+    return sha256[:12] if sha256 else "the start"
+
+
+def _read_back(store: Store, said: Offer) -> str:
+    """Compare the stored object with what was announced; raises `UnavailableError` if the store does not answer."""
+    try:
+        stored = store.stat(said.key)
+        if (stored.sha256, stored.size) != (said.sha256, said.size):
+            return f"stored {stored.size} bytes with sha256 {stored.sha256[:12]}, announced {said.size} with {said.sha256[:12]}"
+        manifest = _stored_manifest(store, said)
+    except ObjectMissing:
+        return f"nothing is stored under {said.key}"
+    except CheckpointError as error:
+        return str(error)
+    except StoreError as error:
+        raise from_store(error) from error
+    return "" if manifest == said.manifest else "the manifest in the file is not the one that was announced"
+
+
+def _stored_manifest(store: Store, said: Offer) -> Manifest:
+    front = store.head(said.key, min(said.size, HEADER_BYTES))
+    declared = 8 + int.from_bytes(front[:8], "little")
+    if declared > len(front):
+        front = store.head(said.key, min(said.size, declared))
+    return read_manifest(front)
+
+
+def _commit(tx: Transaction, job: Job, lease: Lease, checkpoint: Checkpoint, now: float) -> None:
+    checkpoint.to(CheckpointState.COMMITTED)
+    tx.save_checkpoint(checkpoint)
+    job.advance(checkpoint, at=now)
+    job.step_s = lease.seconds_per_step or job.step_s
+    tx.save_job(job)
+    lease.step = max(lease.step, checkpoint.step)
+    lease.last_seen_at, lease.expires_at = now, max(lease.expires_at, now)
+    tx.save_lease(lease)
+
+
+def _prune(tx: Transaction, job: Job) -> bool:
+    """Mark what the job no longer needs; whether there was any."""
+    committed = tx.checkpoints(job.id, CheckpointState.COMMITTED)
+    keep = job.spec["checkpoint"]["keep"]
+    going = set(prune([(c.sha256, c.step) for c in committed], job.head, keep))
+    for checkpoint in committed:
+        if checkpoint.sha256 in going:
+            checkpoint.to(CheckpointState.PRUNED)
+            tx.save_checkpoint(checkpoint)
+    return bool(going)
+
+
+def sweep(ctx: Context) -> None:
+    """Delete the objects of pruned and abandoned checkpoints; what fails is tried again next time."""
+    with ctx.uow() as tx:
+        going = tx.undeleted_checkpoints()
+    for checkpoint in going:
+        try:
+            ctx.stores.get(checkpoint.store).delete(checkpoint.key)
+        except StoreError:
+            continue
+        checkpoint.key = ""
+        with ctx.uow() as tx:
+            tx.save_checkpoint(checkpoint)
+
+
+def abandon_stale(ctx: Context) -> None:
+    """Offers that nobody commits any more become garbage."""
+    with ctx.uow() as tx:
+        for checkpoint in tx.stale_offers(ctx.clock.now() - ctx.rules.offer_ttl_s):
+            checkpoint.to(CheckpointState.ABANDONED)
+            tx.save_checkpoint(checkpoint)
+    sweep(ctx)

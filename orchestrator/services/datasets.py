@@ -1,0 +1,117 @@
+"""A dataset is checked row by row when it arrives and kept once, by the sha256 of its bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from orchestrator.domain.errors import InvalidError, NotFoundError
+from orchestrator.ports import Context, Dataset, StoreError
+from orchestrator.services.errors import from_store
+from orchestrator.services.leases import dataset_key
+from worker.dataset import DatasetError, inspect
+from worker.protocol import DatasetSpec, FileFormat, RowFormat
+
+_BY_SUFFIX = {
+    ".jsonl": FileFormat.JSONL,
+    ".ndjson": FileFormat.JSONL,
+    ".json": FileFormat.JSONL,
+    ".csv": FileFormat.CSV,
+    ".parquet": FileFormat.PARQUET,
+}
+CHUNK_BYTES = 1 << 20
+
+
+def file_format(name: str) -> FileFormat:
+    """The container by the file's name; raises `InvalidError` for one that is not known."""
+    found = _BY_SUFFIX.get(Path(name).suffix.lower())
+    if found is None:
+        raise InvalidError(f"{name}: a dataset is a .jsonl, .csv or .parquet file", [("/name", "has another ending")])
+    return found
+
+
+def add_dataset(ctx: Context, member_id: str, path: Path, name: str, row_format: RowFormat = RowFormat.AUTO) -> Dataset:
+    """Check every row of the file and keep it; the same bytes again are the same dataset."""
+    container = file_format(name)
+    try:
+        info = inspect(path, row_format, container)
+    except DatasetError as error:
+        raise InvalidError(f"{name}: {error}", [("/", str(error))]) from error
+    sha256 = _sha256(path)
+    with ctx.uow() as tx:
+        known = tx.dataset(sha256)
+    if known is not None and known.row_format == info.type:
+        return known
+    try:
+        stored = ctx.stores.current().put(dataset_key(sha256), path)
+    except StoreError as error:
+        raise from_store(error) from error
+    dataset = Dataset(
+        sha256=sha256,
+        size=stored.size,
+        file_format=info.file_format,
+        row_format=info.type,
+        rows=info.rows,
+        name=name,
+        member_id=member_id,
+        created_at=ctx.clock.now(),
+    )
+    with ctx.uow() as tx:
+        tx.add_dataset(dataset)
+    return dataset
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def resolve_dataset(ctx: Context, member_id: str, spec: DatasetSpec, place: int) -> DatasetSpec:
+    """The entry with its bytes pinned: sha256, container, row format and number of rows."""
+    try:
+        dataset = _find(ctx, member_id, spec)
+    except InvalidError as error:
+        pointer = f"/datasets/{place}/path"
+        raise InvalidError(str(error), [(pointer, m) for _, m in error.problems] or [(pointer, str(error))]) from error
+    return spec.model_copy(
+        update={
+            "sha256": dataset.sha256,
+            "file_format": FileFormat(dataset.file_format),
+            "type": RowFormat(dataset.row_format),
+            "rows": dataset.rows,
+        }
+    )
+
+
+def _find(ctx: Context, member_id: str, spec: DatasetSpec) -> Dataset:
+    if spec.path.startswith("sha256:"):
+        return _uploaded(ctx, spec)
+    found = ctx.catalog.dataset(spec.path, spec.split)
+    try:
+        return add_dataset(ctx, member_id, found.path, found.name, spec.type)
+    finally:
+        if found.temporary:
+            found.path.unlink(missing_ok=True)
+
+
+def _uploaded(ctx: Context, spec: DatasetSpec) -> Dataset:
+    sha256 = spec.path.removeprefix("sha256:")
+    with ctx.uow() as tx:
+        dataset = tx.dataset(sha256)
+    if dataset is None:
+        raise InvalidError(f"no dataset {sha256[:12]} was uploaded here; upload the file first")
+    if spec.type not in (RowFormat.AUTO, RowFormat(dataset.row_format)):
+        raise InvalidError(f"the uploaded rows are {dataset.row_format}, the job says {spec.type}")
+    return dataset
+
+
+def dataset_by_id(ctx: Context, sha256: str) -> Dataset:
+    """A dataset that was uploaded; raises `NotFoundError`."""
+    with ctx.uow() as tx:
+        dataset = tx.dataset(sha256)
+    if dataset is None:
+        raise NotFoundError(f"there is no dataset {sha256}")
+    return dataset

@@ -1,0 +1,222 @@
+"""Giving queued jobs to free machines, and saying why a job still waits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
+from orchestrator.domain.model import Account, Job, Lease
+from orchestrator.domain.policy import Match, Obstacle, Place, Waiting, explain, match
+from orchestrator.ports import (
+    Context,
+    LaunchRejected,
+    LaunchRequest,
+    ProviderError,
+    ProviderUnavailable,
+    QuotaExhausted,
+    Transaction,
+)
+from orchestrator.services.ids import new_id
+from orchestrator.services.leases import hand_back
+from worker.protocol import JobSpec
+
+QUEUE_DEPTH = 16
+"""Queued jobs of each member that one round looks at."""
+
+LAUNCHES_PER_ROUND = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Claim:
+    lease: Lease
+    account: Account
+
+
+def dispatch(ctx: Context) -> int:
+    """One round: claim jobs for free machines in one transaction, then launch outside of it. Returns the number claimed."""
+    with ctx.uow() as tx:
+        accounts = tx.accounts()
+    places = survey(ctx, accounts)
+    if not any(p.slots and not p.shut for p in places):
+        return 0
+    with ctx.uow() as tx:
+        claims = _claim(ctx, tx, places, {a.id: a for a in accounts})
+        ctx.launching.update(c.lease.id for c in claims)
+    for claim in claims:
+        ctx.spawn(lambda claim=claim: _launch(ctx, claim))
+    return len(claims)
+
+
+def survey(ctx: Context, accounts: list[Account]) -> list[Place]:
+    """What every account offers, our own live leases not yet deducted; a driver that does not answer is shut, not gone."""
+    return [_place(ctx, account) for account in accounts]
+
+
+def _place(ctx: Context, account: Account) -> Place:
+    shut = Place(
+        account_id=account.id,
+        provider=account.provider,
+        name=account.name,
+        member_id=account.member_id,
+        slots=0,
+        session_s=0,
+    )
+    if account.paused:
+        return replace(shut, shut="paused")
+    if account.not_before > ctx.clock.now():
+        return replace(shut, shut=account.note or "no room at the moment", open_at=account.not_before)
+    try:
+        room = ctx.providers.get(account.provider).room(account)
+    except QuotaExhausted as error:
+        return replace(shut, shut=str(error), open_at=error.until)
+    except ProviderError as error:
+        return replace(shut, shut=f"cannot be reached ({error})")
+    return Place(
+        account_id=account.id,
+        provider=account.provider,
+        name=account.name,
+        member_id=account.member_id,
+        slots=room.slots,
+        session_s=room.session_s,
+        memory_bytes=room.memory_bytes,
+        speed=room.speed,
+        start_up_s=room.start_up_s,
+        hours_left=room.hours_left,
+        refresh_at=room.refresh_at,
+        shut=room.shut,
+        open_at=room.open_at,
+    )
+
+
+def less_live(places: list[Place], by_account: dict[str, int]) -> list[Place]:
+    """Places with the slots that our live leases take up deducted."""
+    return [replace(p, slots=max(0, p.slots - by_account.get(p.account_id, 0))) for p in places]
+
+
+def _claim(ctx: Context, tx: Transaction, places: list[Place], accounts: dict[str, Account]) -> list[_Claim]:
+    now = ctx.clock.now()
+    by_member, by_account = tx.live_counts()
+    free = less_live(places, by_account)
+    room = min(LAUNCHES_PER_ROUND, sum(p.slots for p in free if not p.shut))
+    if room == 0:
+        return []
+    waiting = [as_waiting(job) for job in tx.queued(max(QUEUE_DEPTH, room), now)]
+    chosen = match(waiting, free, by_member, now)[:LAUNCHES_PER_ROUND]
+    claims = (_lease_out(ctx, tx, m, now) for m in chosen)
+    return [_Claim(lease=lease, account=accounts[lease.account_id]) for lease in claims if lease is not None]
+
+
+def _lease_out(ctx: Context, tx: Transaction, chosen: Match, now: float) -> Lease | None:
+    job = tx.job(chosen.job_id)
+    if job is None or job.state is not JobState.QUEUED:
+        return None
+    lease_id = new_id("lease", now)
+    fence = job.lease_out(at=now, actor="scheduler", lease_id=lease_id)
+    lease = Lease(
+        id=lease_id,
+        job_id=job.id,
+        member_id=job.member_id,
+        account_id=chosen.account_id,
+        provider=chosen.provider,
+        fence=fence,
+        token_hash=ctx.tokens.hash(ctx.tokens.for_lease(lease_id)),
+        created_at=now,
+        expires_at=now + ctx.rules.start_grace_s,
+        deadline_at=now + chosen.budget_s + ctx.rules.stop_grace_s,
+        budget_s=chosen.budget_s,
+        first_step=job.head_step,
+        step=job.head_step,
+    )
+    tx.add_lease(lease)
+    tx.save_job(job)
+    return lease
+
+
+def _launch(ctx: Context, claim: _Claim) -> None:
+    lease = claim.lease
+    try:
+        external_id = ctx.providers.get(lease.provider).launch(
+            LaunchRequest(
+                lease_id=lease.id,
+                job_id=lease.job_id,
+                account=claim.account,
+                token=ctx.tokens.for_lease(lease.id),
+                server_url=ctx.server_url(),
+                budget_s=lease.budget_s,
+            )
+        )
+    except ProviderUnavailable:
+        return  # it may have gone through: reconciling asks the provider and then decides
+    except QuotaExhausted as error:
+        _close_account(ctx, claim.account.id, str(error), error.until)
+        _launch_failed(ctx, lease.id, str(error))
+    except (LaunchRejected, ProviderError) as error:
+        _launch_failed(ctx, lease.id, str(error))
+    else:
+        with ctx.uow() as tx:
+            tx.note_external_id(lease.id, external_id)
+    finally:
+        ctx.launching.discard(lease.id)
+
+
+def _close_account(ctx: Context, account_id: str, why: str, until: float | None) -> None:
+    with ctx.uow() as tx:
+        account = tx.account(account_id)
+        if account is not None:
+            account.not_before = until if until is not None else ctx.clock.now() + 300.0
+            account.note = why
+            tx.save_account(account)
+
+
+def _launch_failed(ctx: Context, lease_id: str, why: str) -> None:
+    now = ctx.clock.now()
+    with ctx.uow() as tx:
+        lease = tx.lease(lease_id)
+        job = tx.job(lease.job_id) if lease else None
+        if lease is None or job is None or not lease.state.is_live:
+            return
+        lease.collected_at = now
+        hand_back(tx, lease, job, LeaseState.EXPIRED, EndReason.LAUNCH_FAILED, detail=why, at=now, actor="scheduler")
+    ctx.wake()
+
+
+def as_waiting(job: Job) -> Waiting:
+    """The job as the policy sees it."""
+    spec = job.spec
+    placement = spec.get("placement", {})
+    return Waiting(
+        job_id=job.id,
+        member_id=job.member_id,
+        priority=job.priority,
+        deadline=job.deadline,
+        created_at=job.created_at,
+        not_before=job.not_before,
+        providers=tuple(placement.get("providers", ())),
+        accounts=tuple(placement.get("accounts", ())),
+        max_session_s=placement.get("max_session_s"),
+        memory_bytes=job.memory_bytes,
+        steps_left=job.total_steps - job.head_step,
+        step_s=job.step_s,
+    )
+
+
+def why_waiting(ctx: Context, job: Job) -> Obstacle | None:
+    """What keeps a queued job from starting, in words; None if it is about to."""
+    with ctx.uow() as tx:
+        accounts = tx.accounts()
+        _, by_account = tx.live_counts()
+    return explain(as_waiting(job), less_live(survey(ctx, accounts), by_account), ctx.clock.now())
+
+
+def memory_needed(spec: JobSpec, parameters: int | None) -> int:
+    """Bytes a session of this job takes, or 0 if the model's size is not known.
+
+    Base weights (4 bytes each in fp32 on a CPU, about 0.6 in NF4 with its constants), activations by a rule of thumb, and
+    a constant for the interpreter and its libraries. Meant to refuse the hopeless, not to squeeze the last byte.
+    """
+    if parameters is None:
+        return 0
+    weights = parameters * (0.7 if spec.adapter == "qlora" else 4.0)
+    micro = spec.micro_batch_size or 1
+    activations = micro * spec.sequence_len * (parameters**0.5) * 40
+    return int(weights + activations + 0.7 * 2**30)

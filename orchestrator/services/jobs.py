@@ -1,0 +1,326 @@
+"""What people do with jobs: submit, pause, resume, cancel, retry, clone, set priority, plan."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
+from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
+from orchestrator.domain.model import Job, Role
+from orchestrator.domain.policy import Obstacle, Place, Waiting, budget, explain, finish_s, fits
+from orchestrator.ports import Context, Transaction
+from orchestrator.services.datasets import resolve_dataset
+from orchestrator.services.dispatch import as_waiting, less_live, memory_needed, survey
+from orchestrator.services.ids import new_id
+from orchestrator.services.leases import hand_back
+from worker.protocol import JobSpec
+
+LAST_DEADLINE = 253_402_300_800.0
+"""The year 10000, which no calendar of ours can say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actor:
+    """Who asks, as the token says."""
+
+    member_id: str
+    name: str
+    role: Role
+
+    def may_see(self, member_id: str) -> bool:
+        """Members see their own, admins everything."""
+        return self.role is Role.ADMIN or self.member_id == member_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedPlace:
+    """One place in a plan: sessions and seconds if the job ran there alone, or what is in the way."""
+
+    account: str
+    provider: str
+    sessions: int | None
+    seconds: float | None
+    obstacle: Obstacle | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What would happen to a job. `step_s` is None as long as nobody has timed a step of such a job; then so are sessions."""
+
+    steps: int
+    train_rows: int
+    memory_bytes: int
+    step_s: float | None
+    basis: str
+    places: tuple[PlannedPlace, ...]
+    waits_for: Obstacle | None
+
+
+def submit(ctx: Context, actor: Actor, spec: JobSpec, *, key: str | None = None, cloned_from: str | None = None) -> Job:
+    """Queue a job. With an idempotency `key`, the same request again returns the same job and another one is refused."""
+    ready = prepare(ctx, actor, spec, key=key)
+    if isinstance(ready, Job):
+        return ready
+    with ctx.uow() as tx:
+        job = queue(ctx, tx, actor, ready, cloned_from=cloned_from)
+    ctx.wake()
+    return job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A job file with everything pinned, ready to be queued."""
+
+    spec: JobSpec
+    as_json: dict[str, Any]
+    memory_bytes: int
+    key: str | None
+    asked: str
+
+
+def prepare(ctx: Context, actor: Actor, spec: JobSpec, *, key: str | None = None) -> Ready | Job:
+    """The part of `submit` that looks things up and may take long; the job itself if it was queued before."""
+    if spec.priority > 0:
+        _may_go_first(actor)
+    asked = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
+    if key is not None and (again := _earlier(ctx, actor, key, asked)) is not None:
+        return again
+    resolved, parameters = resolve(ctx, actor, spec)
+    return Ready(
+        spec=resolved,
+        as_json=resolved.model_dump(mode="json"),
+        memory_bytes=memory_needed(resolved, parameters),
+        key=key,
+        asked=asked,
+    )
+
+
+def queue(ctx: Context, tx: Transaction, actor: Actor, ready: Ready, *, cloned_from: str | None = None) -> Job:
+    """The part of `submit` that writes."""
+    now, resolved = ctx.clock.now(), ready.spec
+    job = Job(
+        id=new_id("job", now),
+        member_id=actor.member_id,
+        name=resolved.name,
+        spec=ready.as_json,
+        total_steps=resolved.total_steps,
+        priority=resolved.priority,
+        deadline=resolved.deadline,
+        memory_bytes=ready.memory_bytes,
+        cloned_from=cloned_from,
+        created_at=now,
+        updated_at=now,
+    )
+    job.note("job.submitted", at=now, actor=actor.name, steps=job.total_steps)
+    if ready.key is not None:
+        tx.remember(actor.member_id, ready.key, ready.asked, {"job": job.id}, now)
+    tx.add_job(job)
+    return job
+
+
+def _earlier(ctx: Context, actor: Actor, key: str, asked: str) -> Job | None:
+    with ctx.uow() as tx:
+        earlier = tx.remembered(actor.member_id, key)
+        if earlier is None:
+            return None
+        if earlier[0] != asked:
+            raise ConflictError("this Idempotency-Key was used for a different request; choose a new one")
+        return tx.job(earlier[1]["job"])
+
+
+def resolve(ctx: Context, actor: Actor, spec: JobSpec) -> tuple[JobSpec, int | None]:
+    """The spec with everything pinned that may not change later, and the model's parameter count where it is known."""
+    if spec.deadline is not None and not 0 <= spec.deadline < LAST_DEADLINE:
+        raise InvalidError("the deadline is no date", [("/deadline", "must be a time before the year 10000")])
+    model = ctx.catalog.model(spec.base_model)
+    datasets = tuple(resolve_dataset(ctx, actor.member_id, d, place) for place, d in enumerate(spec.datasets))
+    pinned = spec.model_copy(update={"base_model": model.name, "datasets": datasets})
+    if pinned.train_rows < 1:
+        raise InvalidError("nothing is left to train on", [("/val_set_size", "takes every row of the data")])
+    _refuse_the_too_large(ctx, memory_needed(pinned, model.parameters))
+    return pinned.model_copy(update={"max_steps": pinned.total_steps, "num_epochs": None}), model.parameters
+
+
+def _refuse_the_too_large(ctx: Context, need: int) -> None:
+    if not need:
+        return
+    with ctx.uow() as tx:
+        accounts = tx.accounts()
+    sizes = [place.memory_bytes for place in survey(ctx, accounts) if place.memory_bytes]
+    if sizes and need > max(sizes):
+        raise InvalidError(
+            "the base model does not fit on any machine",
+            [
+                (
+                    "/base_model",
+                    (
+                        f"needs about {need / 2**30:.1f} GiB, the largest machine has {max(sizes) / 2**30:.1f}; "
+                        "choose a smaller model, adapter: qlora, or a shorter sequence_len"
+                    ),
+                )
+            ],
+        )
+
+
+def owned(tx: Transaction, actor: Actor, job_id: str) -> Job:
+    """The job if the actor may see it; otherwise it does not exist for them."""
+    job = tx.job(job_id)
+    if job is None or not actor.may_see(job.member_id):
+        raise NotFoundError(f"there is no job {job_id}")
+    return job
+
+
+def pause(ctx: Context, actor: Actor, job_id: str) -> Job:
+    """Stop at the next step's end with everything saved; a queued job just leaves the queue."""
+    now = ctx.clock.now()
+    with ctx.uow() as tx:
+        job = owned(tx, actor, job_id)
+        if job.state is JobState.QUEUED:
+            job.to(JobState.PAUSED, reason="paused on request", at=now, actor=actor.name)
+        elif job.state.holds_lease and job.pause_requested_at is None:
+            job.pause_requested_at = now
+            job.note("job.pause_requested", at=now, actor=actor.name)
+        elif job.state.is_final:
+            raise ConflictError(f"job {job_id} is {job.state}: there is nothing to pause")
+        tx.save_job(job)
+        return job
+
+
+def resume(ctx: Context, actor: Actor, job_id: str) -> Job:
+    """Queue a paused job again, or take back a pause that has not happened yet."""
+    now = ctx.clock.now()
+    with ctx.uow() as tx:
+        job = owned(tx, actor, job_id)
+        if job.state is JobState.PAUSED:
+            job.queue_again(at=now, actor=actor.name, reason="resumed on request")
+        elif job.pause_requested_at is not None:
+            job.pause_requested_at = None
+            job.note("job.pause_withdrawn", at=now, actor=actor.name)
+        else:
+            raise ConflictError(f"job {job_id} is {job.state}, not paused")
+        tx.save_job(job)
+    ctx.wake()
+    return job
+
+
+def cancel(ctx: Context, actor: Actor, job_id: str) -> Job:
+    """End the job; a machine that runs it is told to stop and, if it does not listen, ended."""
+    now = ctx.clock.now()
+    with ctx.uow() as tx:
+        job = owned(tx, actor, job_id)
+        if job.state in {JobState.QUEUED, JobState.PAUSED}:
+            job.cancel(at=now, actor=actor.name)
+        elif job.state.holds_lease:
+            _cancel_leased(tx, job, actor, now)
+        elif job.state is not JobState.CANCELLED:
+            raise ConflictError(f"job {job_id} is {job.state}: there is nothing to cancel")
+        tx.save_job(job)
+        return job
+
+
+def _cancel_leased(tx: Transaction, job: Job, actor: Actor, now: float) -> None:
+    """A worker that has started is asked; one that has not cannot hear, so its lease ends here and now."""
+    lease = tx.live_lease(job.id)
+    first = job.cancel_requested_at is None
+    if first:
+        job.cancel_requested_at = now
+        job.note("job.cancel_requested", at=now, actor=actor.name)
+    if lease is not None and lease.state is LeaseState.PROVISIONING:
+        hand_back(tx, lease, job, LeaseState.EXPIRED, EndReason.CANCELLED, detail="cancelled", at=now, actor=actor.name)
+
+
+def retry(ctx: Context, actor: Actor, job_id: str) -> Job:
+    """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
+    with ctx.uow() as tx:
+        job = owned(tx, actor, job_id)
+        if job.state not in {JobState.FAILED, JobState.CANCELLED}:
+            raise ConflictError(f"job {job_id} is {job.state}: only a failed or cancelled job can be retried")
+        job.queue_again(at=ctx.clock.now(), actor=actor.name, reason="retried on request")
+        tx.save_job(job)
+    ctx.wake()
+    return job
+
+
+def set_priority(ctx: Context, actor: Actor, job_id: str, priority: int) -> Job:
+    """Move a job in the queue. Only an admin may go above 0: priority counts before fair share."""
+    if priority > 0:
+        _may_go_first(actor)
+    with ctx.uow() as tx:
+        job = owned(tx, actor, job_id)
+        if job.state.is_final:
+            raise ConflictError(f"job {job_id} is {job.state}: its priority no longer matters")
+        job.priority = priority
+        job.note("job.priority", at=ctx.clock.now(), actor=actor.name, priority=priority)
+        tx.save_job(job)
+    ctx.wake()
+    return job
+
+
+def _may_go_first(actor: Actor) -> None:
+    if actor.role is not Role.ADMIN:
+        raise ForbiddenError("a priority above 0 goes before other members' jobs; ask an admin")
+
+
+def clone(ctx: Context, actor: Actor, job_id: str, changes: dict[str, Any], *, key: str | None = None) -> Job:
+    """Submit the same job anew, from the start, with some keys of its file changed."""
+    with ctx.uow() as tx:
+        job = owned(tx, actor, job_id)
+    if "num_epochs" in changes:
+        changes = {"max_steps": None} | changes
+    spec = JobSpec.model_validate(json.loads(json.dumps(job.spec)) | changes)
+    return submit(ctx, actor, spec, key=key, cloned_from=job.id)
+
+
+def plan(ctx: Context, actor: Actor, spec: JobSpec) -> Plan:
+    """What would run where, in how many sessions, and what stands in the way; nothing is kept but uploaded data."""
+    resolved, parameters = resolve(ctx, actor, spec)
+    now = ctx.clock.now()
+    with ctx.uow() as tx:
+        accounts = tx.accounts()
+        _, by_account = tx.live_counts()
+        step_s = tx.typical_step_s(resolved.base_model, resolved.global_batch_size * resolved.sequence_len)
+    places = survey(ctx, accounts)
+    job = Job(
+        id="plan",
+        member_id=actor.member_id,
+        name=resolved.name,
+        spec=resolved.model_dump(mode="json"),
+        total_steps=resolved.total_steps,
+        priority=resolved.priority,
+        deadline=resolved.deadline,
+        memory_bytes=memory_needed(resolved, parameters),
+        step_s=step_s,
+        created_at=now,
+        updated_at=now,
+    )
+    waiting = as_waiting(job)
+    mine = [p for p in places if p.member_id in (None, actor.member_id)]
+    return Plan(
+        steps=job.total_steps,
+        train_rows=resolved.train_rows,
+        memory_bytes=job.memory_bytes,
+        step_s=step_s,
+        basis="steps of earlier jobs of this shape"
+        if step_s
+        else "no such job has run here yet: known after three steps",
+        places=tuple(_planned(waiting, place) for place in mine),
+        waits_for=explain(waiting, less_live(places, by_account), now),
+    )
+
+
+def _planned(job: Waiting, place: Place) -> PlannedPlace:
+    obstacle = fits(job, place)
+    if obstacle is not None or job.step_s is None:
+        return PlannedPlace(account=place.name, provider=place.provider, sessions=None, seconds=None, obstacle=obstacle)
+    useful = max(1.0, budget(job, place) - place.start_up_s - place.save_s)
+    work = job.steps_left * job.step_s / place.speed
+    return PlannedPlace(
+        account=place.name,
+        provider=place.provider,
+        sessions=max(1, int(-(-work // useful))),
+        seconds=finish_s(job, place),
+        obstacle=None,
+    )

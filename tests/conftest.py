@@ -1,0 +1,127 @@
+"""What all tests share: both databases, a server over a fresh data folder, a clock that stands still, a fake provider."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from orchestrator.adapters.schema import upgrade
+from orchestrator.adapters.unit_of_work import make_engine
+from orchestrator.bootstrap import App, build
+from orchestrator.config import Settings
+from orchestrator.providers.registry import Registry
+from orchestrator.testing import FakeClock, FakeProvider
+from tests.postgres import Cluster, missing_programs
+
+DATABASES = [pytest.param("sqlite"), pytest.param("postgres", marks=pytest.mark.postgres)]
+
+
+@pytest.fixture(scope="session")
+def postgres_cluster(tmp_path_factory) -> Iterator[Cluster]:
+    """One private PostgreSQL for the session, with a migrated template database."""
+    if missing := missing_programs():
+        if os.environ.get("TRAINHOP_REQUIRE_ALL") == "1":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    cluster = Cluster()
+    try:
+        cluster.start()
+        engine = make_engine(cluster.create("template_of_tests"))
+        upgrade(engine)
+        engine.dispose()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory) -> Path:
+    """A migrated SQLite file to copy: migrating takes longer than most tests."""
+    path = tmp_path_factory.mktemp("sqlite") / "template.db"
+    engine = make_engine(f"sqlite:///{path}")
+    upgrade(engine)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    engine.dispose()
+    return path
+
+
+@pytest.fixture
+def empty_database(request, tmp_path):
+    """Makes the URL of a database without any table: `empty_database("sqlite")`."""
+    made: list[str] = []
+    numbers = count()
+
+    def make(kind: str) -> str:
+        if kind == "sqlite":
+            return f"sqlite:///{tmp_path / f'empty-{next(numbers)}.db'}"
+        cluster: Cluster = request.getfixturevalue("postgres_cluster")
+        made.append(cluster.create())
+        return made[-1]
+
+    yield make
+    for url in made:
+        request.getfixturevalue("postgres_cluster").drop(url)
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(request, tmp_path) -> Iterator[str]:
+    """A migrated, empty database; every test that asks for it runs on both kinds."""
+    if request.param == "sqlite":
+        path = tmp_path / "trainhop.db"
+        shutil.copyfile(request.getfixturevalue("sqlite_template"), path)
+        yield f"sqlite:///{path}"
+        return
+    cluster: Cluster = request.getfixturevalue("postgres_cluster")
+    url = cluster.create(template="template_of_tests")
+    yield url
+    cluster.drop(url)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def provider() -> FakeProvider:
+    """What is registered as `local`: the pool of every fresh installation."""
+    return FakeProvider("local", slots=4)
+
+
+@pytest.fixture
+def make_server(tmp_path, clock, provider):
+    """Builds a server over `tmp_path`; launches happen at once, time stands still."""
+    built: list[App] = []
+
+    def make(url: str, **settings) -> App:
+        providers = Registry.of({"local": provider, "fake": FakeProvider("fake")})
+        config = Settings(data_dir=tmp_path / "data", database_url=url, offline=True, local_slots=4, **settings)
+        app = build(config, providers=providers)
+        app.context = dataclasses.replace(app.context, clock=clock, started_at=clock.now(), spawn=lambda work: work())
+        built.append(app)
+        return app
+
+    yield make
+    for app in built:
+        app.close()
+
+
+@pytest.fixture
+def app(make_server, database_url) -> App:
+    """A wired server, on both databases."""
+    return make_server(database_url)
+
+
+@pytest.fixture
+def sqlite_app(make_server, sqlite_template, tmp_path) -> App:
+    """A wired server on SQLite, for tests in which the database plays no part."""
+    path = tmp_path / "trainhop.db"
+    shutil.copyfile(sqlite_template, path)
+    return make_server(f"sqlite:///{path}")

@@ -1,0 +1,52 @@
+"""The provider contract over the local driver (with a light process for a worker) and over the fake."""
+
+import subprocess
+import sys
+
+from orchestrator.domain.model import Account
+from orchestrator.providers.local import LOG_NAME, LocalProvider
+from orchestrator.testing import FakeProvider, ProviderContract
+
+WORKER = """
+import json, os, pathlib, sys, time
+from worker.process import process_birth
+me = os.getpid()
+pathlib.Path("pid.json").write_text(json.dumps({"pid": me, "born": process_birth(me)}))
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+class _Light(LocalProvider):
+    """Starts a process that notes itself, prints a line and waits, in place of a worker with its libraries."""
+
+    def _spawn(self, home, request):
+        with (home / LOG_NAME).open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-c", WORKER],
+                cwd=home,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+
+def _account(provider):
+    return Account(id="account-1", provider=provider, member_id=None, name="pool", config={}, created_at=0.0)
+
+
+class TestLocal(ProviderContract):
+    def make(self, folder):
+        return _Light(folder / "sessions")
+
+    def account(self):
+        return _account("local")
+
+
+class TestFake(ProviderContract):
+    def make(self, folder):
+        return FakeProvider()
+
+    def account(self):
+        return _account("fake")

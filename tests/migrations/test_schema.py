@@ -1,0 +1,88 @@
+"""The revisions and the tables say the same, on both databases; what is newer than this version is refused."""
+
+import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import text
+
+from orchestrator.adapters.schema import HEAD, scripts, upgrade
+from orchestrator.adapters.tables import metadata
+from orchestrator.adapters.unit_of_work import make_engine
+from orchestrator.domain.errors import ConflictError
+from tests.conftest import DATABASES
+
+COLUMNS = text(
+    "SELECT table_name, column_name, data_type, is_nullable, character_maximum_length, column_default "
+    "FROM information_schema.columns WHERE table_schema = 'public' ORDER BY 1, 2"
+)
+CONSTRAINTS = text(
+    "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint "
+    "WHERE connamespace = 'public'::regnamespace ORDER BY 1, 2"
+)
+INDEXES = text("SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2")
+
+
+def _plain(sql):
+    return " ".join(sql.replace('"', "").replace("( ", "(").replace(" )", ")").split())
+
+
+def _columns(sql):
+    """The body of CREATE TABLE as a set: the order of constraints is no difference."""
+    head, _, body = _plain(sql).partition("(")
+    body, _, tail = body.rpartition(")")
+    return head, frozenset(part.strip() for part in body.replace(", CONSTRAINT", ",\nCONSTRAINT").split(",\n")), tail
+
+
+def _described(engine):
+    with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            found = [tuple(row) for query in (COLUMNS, CONSTRAINTS, INDEXES) for row in connection.execute(query)]
+            return {row for row in found if row[0] != "alembic_version"}
+        rows = connection.execute(text("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+        return {
+            (kind, name, _columns(sql) if kind == "table" else _plain(sql))
+            for kind, name, sql in rows
+            if name != "alembic_version"
+        }
+
+
+@pytest.fixture(params=DATABASES)
+def engines(request, empty_database):
+    made = [make_engine(empty_database(request.param)) for _ in range(2)]
+    yield made
+    for engine in made:
+        engine.dispose()
+
+
+def test_upgrading_gives_the_tables_that_the_code_uses(engines):
+    """Guard: a partial index without its condition in the revision showed up here on both databases."""
+    upgraded, created = engines
+    upgrade(upgraded)
+    with created.begin() as connection:
+        metadata.create_all(connection)
+    assert _described(upgraded) == _described(created)
+    names = {str(row[1]) for row in _described(created)}
+    assert {"leases_one_live_per_job", "jobs_to_claim", "checkpoints_one_child_per_head"} <= names
+
+
+def test_upgrading_twice_changes_nothing(engines):
+    upgrade(engines[0])
+    before = _described(engines[0])
+    upgrade(engines[0])
+    assert _described(engines[0]) == before
+
+
+def test_a_newer_database_is_refused_in_words(engines):
+    """Guard: without the check alembic failed with 'Can't locate revision', which helps nobody."""
+    engine = engines[0]
+    upgrade(engine)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ConflictError, match=r"revision 9999.*newer"):
+        upgrade(engine)
+
+
+def test_the_newest_revision_is_the_one_that_is_named():
+    config = Config()
+    config.set_main_option("script_location", str(scripts()))
+    assert ScriptDirectory.from_config(config).get_heads() == [HEAD]

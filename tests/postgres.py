@@ -1,0 +1,106 @@
+"""A private PostgreSQL server in a temporary folder, started from the programs that the system has."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+
+def _programs() -> Path | None:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [
+        Path(p) for p in [shutil.which("initdb")] if p is not None
+    ]
+    return found[-1].parent if found else None
+
+
+def missing_programs() -> str:
+    """Why no PostgreSQL can be started here, or nothing."""
+    if _programs() is None:
+        return "PostgreSQL's server programs (initdb, postgres) are not installed"
+    if os.getuid() == 0 and "postgres" not in {entry.pw_name for entry in pwd.getpwall()}:
+        return "PostgreSQL does not run as root and there is no user called postgres"
+    return ""
+
+
+class Cluster:
+    """One server on a free loopback port; durability is off, it lives for the tests only."""
+
+    def __init__(self) -> None:
+        programs = _programs()
+        assert programs is not None
+        self._programs = programs
+        self._folder = Path(tempfile.mkdtemp(prefix="trainhop-pg-"))
+        self._user = pwd.getpwnam("postgres") if os.getuid() == 0 else None
+        self._process: subprocess.Popen[Any] | None = None
+        self._names = itertools.count()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+
+    def _as_user(self) -> dict[str, Any]:
+        return {"user": self._user.pw_uid, "group": self._user.pw_gid} if self._user else {}
+
+    def start(self) -> None:
+        """Make the cluster and wait until it answers."""
+        if self._user:
+            os.chown(self._folder, self._user.pw_uid, self._user.pw_gid)
+        data = self._folder / "data"
+        subprocess.run(
+            [self._programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"],
+            check=True,
+            capture_output=True,
+            cwd=self._folder,
+            **self._as_user(),
+        )
+        options = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200")
+        command = [self._programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(self.port), "-k", self._folder]
+        command += [part for option in options for part in ("-c", option)]
+        with (self._folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, cwd=self._folder, **self._as_user()
+            )
+        ready = [self._programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port), "-t", "1"]
+        for _ in range(300):
+            if subprocess.run(ready, check=False).returncode == 0:
+                return
+            if self._process is None or self._process.poll() is not None:
+                break
+            self._process_wait(0.1)
+        raise RuntimeError((self._folder / "log").read_text())
+
+    def _process_wait(self, seconds: float) -> None:
+        assert self._process is not None
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return
+
+    def _run(self, statement: str) -> None:
+        with psycopg.connect(host="127.0.0.1", port=self.port, user="postgres", autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    def create(self, name: str | None = None, *, template: str = "template0") -> str:
+        """A new database's URL."""
+        name = name or f"test_{next(self._names)}"
+        self._run(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
+
+    def drop(self, url: str) -> None:
+        """Remove a database, whoever is still connected."""
+        self._run(f'DROP DATABASE "{url.rpartition("/")[2]}" WITH (FORCE)')
+
+    def stop(self) -> None:
+        """End the server and remove its folder."""
+        if self._process is not None:
+            self._process.send_signal(3)  # SIGQUIT: at once, nothing is worth saving
+            self._process.wait(20)
+        shutil.rmtree(self._folder, ignore_errors=True)

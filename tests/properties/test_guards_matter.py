@@ -1,0 +1,94 @@
+"""Negative controls: take one guard out, and the machine of `test_promises` must find that out.
+
+A property test that cannot fail proves nothing. Each case names the promise, the guard and what stands in for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from orchestrator.domain import policy
+from orchestrator.domain.model import Job, Lease
+from orchestrator.services import checkpoints, reconcile
+from tests.properties.test_promises import Promises
+from tests.world import World
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Where a guard lives and what it is replaced by."""
+
+    promise: str
+    owner: Any
+    name: str
+    without: Any
+
+
+def _no_refusal(said: Any, lease: Any, job: Any) -> str:
+    if said.manifest.parent != job.head:
+        return ""
+    return _real_refusal(said, lease, job)
+
+
+_real_refusal = checkpoints._refusal
+_real_fits = policy.fits
+
+
+def _fits_anyone(job: Any, place: Any) -> Any:
+    obstacle = _real_fits(job, place)
+    return None if obstacle is not None and "another member" in obstacle.reason else obstacle
+
+
+def _stat_inside(ctx: Any, said: Any) -> Any:
+    with ctx.uow():
+        ctx.stores.current().stat(said.key)
+    return _real_offer(ctx, said)
+
+
+_real_offer = checkpoints.offer
+
+GUARDS = [
+    # Lease and job are guarded each for itself, and either guard alone suffices: both must go before a zombie is heard.
+    Guard("2: a stale fence is heard", (Lease, Job), "guard", lambda self, fence=0: None),
+    Guard("3: an unread file becomes the head", checkpoints, "_read_back", lambda store, said: ""),
+    Guard("4: the chain forks", checkpoints, "_refusal", _no_refusal),
+    Guard("7: the store is called inside a transaction", checkpoints, "offer", _stat_inside),
+    Guard("10: a lost machine keeps its job", reconcile, "_expire", lambda ctx, lease, why: None),
+    Guard("11: a job runs on somebody else's account", policy, "fits", _fits_anyone),
+]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("guard", GUARDS, ids=lambda g: g.promise)
+def test_removing_the_guard_is_noticed(
+    guard: Guard, make_database: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one place where this project patches itself: here the missing guard is what is tested."""
+    runs = iter(range(10**6))
+
+    def machine() -> Promises:
+        folder = tmp_path / f"run-{next(runs)}"
+        folder.mkdir()
+        return Promises(World(make_database(), folder))
+
+    for owner in guard.owner if isinstance(guard.owner, tuple) else (guard.owner,):
+        monkeypatch.setattr(owner, guard.name, guard.without)
+    with pytest.raises(BaseException):  # noqa: B017, PT011  any invariant or rule may be the one that notices
+        run_state_machine_as_test(
+            machine,  # pyright: ignore[reportArgumentType]  any callable that makes one will do
+            settings=settings(
+                max_examples=300,
+                stateful_step_count=50,
+                deadline=None,
+                phases=[Phase.generate],
+                suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+                database=None,
+            ),
+        )

@@ -1,0 +1,289 @@
+"""The promises, under every order of events that Hypothesis can think of, on a real database of both kinds.
+
+`test_guards_matter` takes the guards out one by one and sees this machine fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from sqlalchemy import Engine
+
+from orchestrator.domain.errors import ConflictError, StaleFenceError, TrainhopError
+from orchestrator.domain.lifecycle import CheckpointState, JobState
+from orchestrator.ports import ObjectMissing
+from orchestrator.services import jobs
+from orchestrator.services.dispatch import dispatch
+from orchestrator.services.reconcile import reconcile
+from tests.conftest import DATABASES
+from tests.world import Worker, World
+
+WHO = st.sampled_from(["alice", "bob"])
+ACTS = ["start", "report", "advance", "advance", "release", "finish", "fail"]
+PICK = st.integers(min_value=0, max_value=31)
+
+
+class Promises(RuleBasedStateMachine):
+    """Everything that can happen, in any order; after each event every promise is looked at."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+        self.jobs: list[str] = []
+        self.fences: dict[str, int] = {}
+        self.heads: dict[str, int] = {}
+
+    def pick(self, number: int) -> str:
+        return self.jobs[number % len(self.jobs)]
+
+    def alive(self) -> list[Worker]:
+        return [w for w in self.world.workers if w.is_alive]
+
+    # what people do
+
+    @precondition(lambda self: len(self.jobs) < 5)
+    @rule(who=WHO, steps=st.integers(1, 4), priority=st.integers(-1, 0))
+    def submit(self, who: str, steps: int, priority: int) -> None:
+        self.jobs.append(self.world.submit(who, steps, priority=priority))
+
+    @precondition(lambda self: self.jobs)
+    @rule(number=PICK, what=st.sampled_from([jobs.pause, jobs.resume, jobs.cancel, jobs.retry]))
+    def ask(self, number: int, what: Any) -> None:
+        job = self.world.job(self.pick(number))
+        with contextlib.suppress(ConflictError):
+            what(self.world.ctx, self.world.actors[job.member_id], job.id)
+
+    # what the server does
+
+    @rule(starting=st.booleans())
+    def tick(self, starting: bool) -> None:
+        dispatch(self.world.ctx)
+        for worker in self.world.new_workers():
+            if starting:
+                with contextlib.suppress(TrainhopError):
+                    worker.start()
+
+    @rule()
+    def look(self) -> None:
+        reconcile(self.world.ctx)
+
+    @rule(seconds=st.sampled_from([1.0, 20.0, 100.0, 4000.0]))
+    def wait(self, seconds: float) -> None:
+        self.world.clock.time += seconds
+
+    @rule()
+    def restart_server(self) -> None:
+        self.world.start_server()
+
+    # what machines do
+
+    @rule(up=st.booleans())
+    def network(self, up: bool) -> None:
+        self.world.machines.reachable = up
+
+    @rule(rejecting=st.booleans(), lose=st.booleans())
+    def mood(self, rejecting: bool, lose: bool) -> None:
+        self.world.machines.rejecting, self.world.machines.lose_reply = rejecting, lose
+
+    @precondition(lambda self: self.alive())
+    @rule(number=PICK)
+    def machine_dies(self, number: int) -> None:
+        workers = self.alive()
+        self.world.machines.dead.add(workers[number % len(workers)].lease)
+
+    # what workers do, zombies among them: a dead machine's worker may still speak
+
+    @precondition(lambda self: self.world.workers)
+    @rule(number=PICK, act=st.sampled_from(ACTS))
+    def worker_acts(self, number: int, act: str) -> None:
+        worker = self.world.workers[number % len(self.world.workers)]
+        was_live, before = self.is_live(worker), self.facts(worker)
+        try:
+            self._act(worker, act)
+        except StaleFenceError:
+            assert not was_live, "a live worker was called stale"
+        except TrainhopError:
+            pass
+        else:
+            # A goodbye said again is answered alike; anything else from the past is refused, and nothing ever changes.
+            again = act in ("release", "finish", "fail") or worker.assignment is None
+            assert was_live or again, "a stale worker was heard"
+        assert was_live or self.facts(worker) == before, "a stale worker changed something"
+
+    def _act(self, worker: Worker, act: str) -> None:
+        if act == "start":
+            worker.start()
+            return
+        if worker.assignment is None:
+            return
+        if act == "advance":
+            worker.step = min(worker.step + 1, worker.assignment.spec.total_steps)
+            worker.save()
+        else:
+            getattr(worker, act)()
+
+    def is_live(self, worker: Worker) -> bool:
+        with self.world.ctx.uow() as tx:
+            lease = tx.lease(worker.lease)
+        return lease is not None and lease.state.is_live
+
+    def facts(self, worker: Worker) -> Any:
+        """What a stale worker must not be able to change."""
+        if worker.assignment is None:
+            return None
+        job = self.world.job(worker.assignment.job)
+        return job.state, job.fence, job.head, job.end_reason, job.adapter_key
+
+    @precondition(lambda self: self.working())
+    @rule(number=PICK, torn=st.booleans())
+    def worker_offers_rubbish(self, number: int, torn: bool) -> None:
+        workers = self.working()
+        (self._offer_a_torn_file if torn else self._offer_a_fork)(workers[number % len(workers)])
+
+    def working(self) -> list[Worker]:
+        """Workers that have started and still count, with steps left to do."""
+        return [
+            w
+            for w in self.world.workers
+            if w.assignment is not None and self.is_live(w) and w.step < w.assignment.spec.total_steps
+        ]
+
+    def _offer_a_fork(self, worker: Worker) -> None:
+        """A checkpoint that does not continue the head must be refused."""
+        from orchestrator.services import checkpoints
+
+        job = self.world.job(worker.assignment.job) if worker.assignment else None
+        wrong = "0" * 64 if job and job.head != "0" * 64 else None
+        reply = checkpoints.offer(self.world.ctx, worker.write(worker.manifest(parent=wrong)))
+        assert not reply.committed
+
+    def _offer_a_torn_file(self, worker: Worker) -> None:
+        """A file that lost its tail between hashing and reading back must be refused."""
+        from orchestrator.services import checkpoints
+
+        worker.step += 1
+        offer = worker.write(worker.manifest())
+        path = self.world.store.path(offer.key)
+        path.write_bytes(path.read_bytes()[:-3])
+        assert not checkpoints.offer(self.world.ctx, offer).committed
+        worker.step -= 1
+
+    @precondition(lambda self: self.world.workers)
+    @rule(number=PICK)
+    def message_arrives_twice(self, number: int) -> None:
+        with contextlib.suppress(TrainhopError):
+            self.world.workers[number % len(self.world.workers)].last()
+
+    # the promises
+
+    @invariant()
+    def one_live_lease_exactly_where_the_state_says_so(self) -> None:
+        with self.world.ctx.uow() as tx:
+            live = [lease.job_id for lease in tx.live_leases()]
+        for ident in self.jobs:
+            assert live.count(ident) == (1 if self.world.job(ident).state.holds_lease else 0)
+
+    @invariant()
+    def fences_only_grow(self) -> None:
+        for ident in self.jobs:
+            fence = self.world.job(ident).fence
+            assert fence >= self.fences.get(ident, 0)
+            self.fences[ident] = fence
+
+    @invariant()
+    def the_head_is_whole_and_ends_an_unbroken_chain(self) -> None:
+        for ident in self.jobs:
+            job = self.world.job(ident)
+            assert job.head_step >= self.heads.get(ident, 0), "committed work was lost"
+            self.heads[ident] = job.head_step
+            with self.world.ctx.uow() as tx:
+                by_id = {c.sha256: c for c in tx.checkpoints(ident)}
+            if job.head is None:
+                continue
+            head = by_id[job.head]
+            assert head.state is CheckpointState.COMMITTED
+            assert self.world.store.stat(head.key).sha256 == head.sha256
+            committed = [c for c in by_id.values() if c.state in {CheckpointState.COMMITTED, CheckpointState.PRUNED}]
+            steps, cursor = 0, job.head
+            while cursor is not None:
+                cursor, steps = by_id[cursor].parent, steps + 1
+            assert steps == len(committed), "the chain forks"
+
+    @invariant()
+    def everyone_stays_on_their_own_account(self) -> None:
+        for lease in self.world.all_leases():
+            assert lease.account_id == f"{self.world.job(lease.job_id).member_id}-sim"
+
+    @invariant()
+    def success_means_a_stored_adapter(self) -> None:
+        for ident in self.jobs:
+            job = self.world.job(ident)
+            if job.state is JobState.SUCCEEDED:
+                assert job.head_step == job.total_steps
+                try:
+                    assert self.world.store.stat(job.adapter_key or "x").sha256 == job.adapter_zip_sha256
+                except ObjectMissing:
+                    pytest.fail("a finished job lost its adapter")
+
+    def teardown(self) -> None:
+        """Promise 10: once faults stop, every job that nobody paused comes to an end."""
+        machines = self.world.machines
+        machines.reachable, machines.rejecting, machines.lose_reply = True, False, False
+        self.world.start_server()
+        for ident in self.jobs:
+            job = self.world.job(ident)
+            with contextlib.suppress(ConflictError):
+                jobs.resume(self.world.ctx, self.world.actors[job.member_id], ident)
+        for _ in range(60):
+            if all(self.world.job(i).state.is_final for i in self.jobs):
+                return
+            self.world.clock.time += 301
+            reconcile(self.world.ctx)
+            dispatch(self.world.ctx)
+            self.world.new_workers()
+            for worker in self.alive():
+                with contextlib.suppress(TrainhopError):
+                    self._work_to_the_end(worker)
+        pytest.fail(f"stuck: {[(i, self.world.job(i).state) for i in self.jobs]}")
+
+    @staticmethod
+    def _work_to_the_end(worker: Worker) -> None:
+        worker.start()
+        assert worker.assignment is not None
+        if worker.report().action != "continue":
+            worker.release("drained")
+            return
+        while worker.step < worker.assignment.spec.total_steps:
+            worker.step += 1
+            worker.save()
+        worker.finish()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("database_kind", DATABASES)
+def test_promises_hold_in_any_order_of_events(database_kind: str, make_database: Any, tmp_path: Path) -> None:
+    """See the module's docstring for the guards that were removed to see this fail."""
+    runs = iter(range(10**6))
+
+    def machine() -> Promises:
+        engine: Engine = make_database()
+        folder = tmp_path / f"run-{next(runs)}"
+        folder.mkdir()
+        return Promises(World(engine, folder))
+
+    run_state_machine_as_test(
+        machine,  # pyright: ignore[reportArgumentType]  any callable that makes one will do
+        settings=settings(
+            max_examples=60 if database_kind == "sqlite" else 15,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+            print_blob=True,
+        ),
+    )

@@ -1,0 +1,90 @@
+"""What a job may not name, and the words it is refused with."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from orchestrator.adapters.catalog import FolderAndHubCatalog
+from orchestrator.domain.errors import InvalidError
+from orchestrator.ports import ProviderUnavailable
+from orchestrator.providers.registry import Registry
+from orchestrator.services.dispatch import memory_needed
+from worker.protocol import JobSpec
+
+
+def catalog(*allowed: Path, trusted: frozenset[str] = frozenset()) -> FolderAndHubCatalog:
+    return FolderAndHubCatalog(allowed, trusted, offline=True)
+
+
+def a_model(folder: Path, **config: object) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"} | config))
+    save_file({"w": np.zeros((30, 10), np.float32)}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../secrets", "~/.ssh/id_rsa", "a/b/c", "C:\\data", "./here", "x/../../etc", "file:///etc"]
+)
+def test_the_servers_disk_is_closed(name: str, tmp_path: Path) -> None:
+    """Seen failing without `_permitted`. Uploads, hub ids and allowed folders are the only ways in."""
+    for look in (catalog(tmp_path).model, lambda n: catalog(tmp_path).dataset(n, "train")):
+        with pytest.raises(InvalidError, match="TRAINHOP_ALLOWED_FOLDERS"):
+            look(name)
+
+
+def test_a_link_out_of_an_allowed_folder_is_closed_too(tmp_path: Path) -> None:
+    allowed, secret = tmp_path / "allowed", tmp_path / "secret.jsonl"
+    allowed.mkdir()
+    secret.write_text("{}")
+    (allowed / "link.jsonl").symlink_to(secret)
+    with pytest.raises(InvalidError, match="not in a folder"):
+        catalog(allowed).dataset(str(allowed / "link.jsonl"), "train")
+
+
+def test_an_allowed_model_is_found_and_its_parameters_counted(tmp_path: Path) -> None:
+    model = catalog(tmp_path).model(str(a_model(tmp_path / "m")))
+    assert model.parameters == 300
+
+
+def test_a_model_with_code_of_its_own_needs_the_operators_word(tmp_path: Path) -> None:
+    folder = a_model(tmp_path / "m", auto_map={"AutoModel": "evil.py"})
+    with pytest.raises(InvalidError, match="TRAINHOP_TRUSTED_MODELS"):
+        catalog(tmp_path).model(str(folder))
+    assert catalog(tmp_path, trusted=frozenset({str(folder)})).model(str(folder))
+
+
+def test_a_folder_that_is_no_model_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match=r"no config\.json"):
+        catalog(tmp_path).model(str(tmp_path))
+
+
+def test_a_dataset_of_a_hub_that_cannot_be_reached_has_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match="upload the file instead"):
+        catalog(tmp_path).dataset("org/data@main", "train")
+
+
+def test_a_seven_billion_model_needs_more_in_full_precision_than_in_four_bits() -> None:
+    file = {"base_model": "m", "datasets": [{"path": "d"}], "max_steps": 1, "sequence_len": 512}
+    need = {
+        kind: memory_needed(JobSpec.model_validate(file | {"adapter": kind}), 7_000_000_000)
+        for kind in ("lora", "qlora")
+    }
+    assert need["lora"] > 28 * 10**9 > 8 * 10**9 > need["qlora"] > 4 * 10**9
+
+
+def test_a_broken_driver_is_listed_with_its_reason_and_stops_nothing() -> None:
+    broken = EntryPoint(name="broken", value="no_such_package.driver:Driver", group="trainhop.providers")
+    registry = Registry(lambda kind: kind(), [broken])
+    (entry,) = registry.entries()
+    assert "no_such_package" in entry.problem
+    with pytest.raises(ProviderUnavailable, match="broken is not available"):
+        registry.get("broken")
+    with pytest.raises(ProviderUnavailable, match="no provider called kaggle"):
+        registry.get("kaggle")

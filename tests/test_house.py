@@ -1,0 +1,67 @@
+"""The house rules that no linter knows: what may be imported where, what the README promises, how long a file may be."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from orchestrator.config import Settings
+
+ROOT = Path(__file__).parent.parent
+LONGEST_FILE = 400
+THE_TWO_CONTRACTS = {"orchestrator/ports.py", "worker/protocol.py"}
+"""Long because each is, on purpose, the one file that the other side has to read."""
+
+
+def _imported_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print('\\n'.join(m.partition('.')[0] for m in sys.modules))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_a_worker_starts_without_the_server_and_without_torch() -> None:
+    """A notebook pays for every import with GPU time."""
+    loaded = _imported_by("import worker.runner")
+    assert not loaded & {"orchestrator", "sqlalchemy", "fastapi", "apscheduler", "torch", "transformers", "pyarrow"}
+
+
+def test_the_domain_needs_nothing_but_python() -> None:
+    loaded = _imported_by("import orchestrator.domain.model, orchestrator.domain.policy, orchestrator.domain.errors")
+    assert not loaded & {"pydantic", "sqlalchemy", "httpx", "fastapi", "worker", "numpy"}
+
+
+def test_the_server_never_loads_torch() -> None:
+    assert "torch" not in _imported_by("import orchestrator.entrypoints.http, orchestrator.bootstrap")
+
+
+def test_every_setting_in_the_readme_exists() -> None:
+    named = set(re.findall(r"TRAINHOP_([A-Z_]+)", (ROOT / "README.md").read_text()))
+    for_the_cli = {"TOKEN", "SERVER_URL"}
+    for_the_tests = {"REQUIRE_ALL"}
+    assert named <= {name.upper() for name in Settings.model_fields} | for_the_cli | for_the_tests
+
+
+def test_no_file_grows_beyond_one_room() -> None:
+    long = {
+        str(path.relative_to(ROOT)): count
+        for folder in ("orchestrator", "worker", "migrations", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        if (count := len(path.read_text().splitlines())) > LONGEST_FILE
+    }
+    assert set(long) == THE_TWO_CONTRACTS
+    assert max(long.values()) < 1.5 * LONGEST_FILE
+
+
+def test_nothing_is_pickled() -> None:
+    """No checkpoint, message or cache of ours may be able to run code when it is read."""
+    forbidden = re.compile(
+        r"^\s*(import pickle|from pickle|import joblib)|torch\.(save|load)\(|allow_pickle=True", re.MULTILINE
+    )
+    found = [
+        str(path.relative_to(ROOT))
+        for folder in ("orchestrator", "worker")
+        for path in (ROOT / folder).rglob("*.py")
+        if forbidden.search(path.read_text())
+    ]
+    assert not found
