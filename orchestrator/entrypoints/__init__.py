@@ -1,0 +1,1 @@
+"""The ways in: HTTP for people and workers, the ticker for time, the command line."""

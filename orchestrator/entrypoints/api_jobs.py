@@ -1,0 +1,148 @@
+"""Jobs over HTTP: submit, look, and everything a person may do to one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Header, Query, Response
+from starlette.concurrency import run_in_threadpool
+
+from orchestrator.domain.lifecycle import JobState
+from orchestrator.domain.model import Role
+from orchestrator.entrypoints import bodies, schemas
+from orchestrator.entrypoints.deps import PROBLEMS, Caller, Here, JobId, MyJob, PlainTextRoute, Server
+from orchestrator.services import dispatch, jobs
+from worker.protocol import JobSpec
+
+router = APIRouter(tags=["jobs"], route_class=PlainTextRoute, responses=PROBLEMS)
+
+Key = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="The same request with the same key is carried out once; the answer is repeated.",
+    ),
+]
+JOB_FILE: dict[str, Any] = {
+    "requestBody": {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobSpec"}}}}
+}
+
+
+async def _job_file(body: Annotated[dict[str, Any], Body(description="The job file as JSON.")]) -> JobSpec:
+    return JobSpec.model_validate(body)
+
+
+JobFile = Annotated[JobSpec, Depends(_job_file)]
+
+
+def _in_full(server: Server, job_id: str) -> dict[str, Any]:
+    row = server.views.job(job_id, server.ctx.clock.now())
+    assert row is not None
+    if row["state"] == JobState.QUEUED:
+        with server.ctx.uow() as tx:
+            job = tx.job(job_id)
+        row["waiting"] = dispatch.why_waiting(server.ctx, job) if job else None
+    return row
+
+
+def _briefly(server: Server, job_id: str) -> dict[str, Any]:
+    row = server.views.job(job_id, server.ctx.clock.now())
+    assert row is not None
+    return row
+
+
+@router.post("/jobs", status_code=201, operation_id="submit_job", summary="Queue a job", openapi_extra=JOB_FILE)
+async def submit(server: Here, me: Caller, spec: JobFile, response: Response, key: Key = None) -> schemas.JobInFull:
+    """Check the job file, pin what it names, and queue it."""
+    ready = await run_in_threadpool(jobs.prepare, server.ctx, me, spec, key=key)
+    if isinstance(ready, jobs.Job):
+        job, row = ready, await run_in_threadpool(_briefly, server, ready.id)
+    else:
+        job = await server.clerk.write(("", 0), lambda tx: jobs.queue(server.ctx, tx, me, ready))
+        server.ctx.wake()
+        row = server.views.fresh(job, me.name, server.ctx.clock.now())
+    response.headers["Location"] = f"/api/v1/jobs/{job.id}"
+    return schemas.JobInFull.model_validate(row)
+
+
+@router.post("/jobs:plan", operation_id="plan_job", summary="What a job would do", openapi_extra=JOB_FILE)
+def plan(server: Here, me: Caller, spec: JobFile) -> schemas.Plan:
+    """Where the job would run, in how many sessions and how long, without queueing it."""
+    return schemas.Plan.model_validate(jobs.plan(server.ctx, me, spec))
+
+
+@router.get("/jobs", operation_id="list_jobs", summary="List jobs, newest first")
+def listing(
+    server: Here,
+    me: Caller,
+    state: JobState | None = None,
+    member: Annotated[str | None, Query(max_length=100, description="A member's name or id.")] = None,
+    name: Annotated[str | None, Query(max_length=200, description="Part of the job's name.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=64, description="`next` of the page before.")] = None,
+) -> schemas.Page[schemas.Job]:
+    """A page may hold fewer than `limit` jobs; there is more as long as `next` is set."""
+    member_id = None if me.role is Role.ADMIN else me.member_id
+    if member is not None:
+        asked = server.views.member_id(member)
+        if asked is None or not me.may_see(asked):
+            return schemas.Page(items=[])
+        member_id = asked
+    page = server.views.jobs(
+        now=server.ctx.clock.now(), limit=limit, before=cursor, member_id=member_id, state=state, name=name
+    )
+    return schemas.Page[schemas.Job].model_validate(page)
+
+
+@router.get("/jobs/{job_id}", operation_id="get_job", summary="One job")
+def one(server: Here, job_id: MyJob) -> schemas.JobInFull:
+    """The job with its file and, while it is queued, what it waits for."""
+    return schemas.JobInFull.model_validate(_in_full(server, job_id))
+
+
+@router.post("/jobs/{job_id}:pause", operation_id="pause_job", summary="Pause a job")
+def pause(server: Here, me: Caller, job_id: JobId) -> schemas.JobInFull:
+    """Everything is saved at the next step's end; a queued job just leaves the queue."""
+    return schemas.JobInFull.model_validate(_briefly(server, jobs.pause(server.ctx, me, job_id).id))
+
+
+@router.post("/jobs/{job_id}:resume", operation_id="resume_job", summary="Go on with a paused job")
+def resume(server: Here, me: Caller, job_id: JobId) -> schemas.JobInFull:
+    """The job is queued again and goes on where it was."""
+    return schemas.JobInFull.model_validate(_briefly(server, jobs.resume(server.ctx, me, job_id).id))
+
+
+@router.post("/jobs/{job_id}:cancel", operation_id="cancel_job", summary="Cancel a job")
+def cancel(server: Here, me: Caller, job_id: JobId) -> schemas.JobInFull:
+    """The job ends; its last checkpoint stays."""
+    return schemas.JobInFull.model_validate(_briefly(server, jobs.cancel(server.ctx, me, job_id).id))
+
+
+@router.post("/jobs/{job_id}:retry", operation_id="retry_job", summary="Retry a failed or cancelled job")
+def retry(server: Here, me: Caller, job_id: JobId) -> schemas.JobInFull:
+    """The job is queued again and goes on from its last checkpoint."""
+    return schemas.JobInFull.model_validate(_briefly(server, jobs.retry(server.ctx, me, job_id).id))
+
+
+@router.post("/jobs/{job_id}:priority", operation_id="set_priority", summary="Move a job in the queue")
+def priority(server: Here, me: Caller, job_id: JobId, asked: bodies.Priority) -> schemas.JobInFull:
+    """Higher goes first; only an admin may go above 0."""
+    job = jobs.set_priority(server.ctx, me, job_id, asked.priority)
+    return schemas.JobInFull.model_validate(_briefly(server, job.id))
+
+
+@router.post("/jobs/{job_id}:clone", status_code=201, operation_id="clone_job", summary="Submit a job anew, changed")
+def clone(
+    server: Here,
+    me: Caller,
+    job_id: JobId,
+    changes: Annotated[dict[str, Any], Body(description="The keys of the job file that differ.")],
+    response: Response,
+    key: Key = None,
+) -> schemas.JobInFull:
+    """The same job from the start, with some keys of its file changed."""
+    job = jobs.clone(server.ctx, me, job_id, changes, key=key)
+    response.headers["Location"] = f"/api/v1/jobs/{job.id}"
+    return schemas.JobInFull.model_validate(_briefly(server, job.id))

@@ -1,0 +1,92 @@
+"""Members, tokens and accounts over HTTP."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+
+from orchestrator.entrypoints import bodies, schemas
+from orchestrator.entrypoints.deps import PROBLEMS, Admin, Caller, Here, PlainTextRoute
+from orchestrator.services import accounts
+
+router = APIRouter(route_class=PlainTextRoute, responses=PROBLEMS)
+Id = Annotated[str, Path(max_length=100)]
+
+
+@router.get("/me", tags=["people"], operation_id="get_me", summary="Who this token belongs to")
+def me_(me: Caller) -> schemas.Me:
+    """The caller as the server knows them."""
+    return schemas.Me.model_validate(me)
+
+
+@router.get("/members", tags=["people"], operation_id="list_members", summary="Everybody here")
+def list_members(server: Here, _: Admin) -> schemas.Items[schemas.Member]:
+    """For admins."""
+    return schemas.Items[schemas.Member].model_validate({"items": accounts.list_members(server.ctx)})
+
+
+@router.post("/members", status_code=201, tags=["people"], operation_id="add_member", summary="Let a person in")
+def add_member(server: Here, me: Admin, asked: bodies.MemberAsked) -> schemas.Member:
+    """For admins. Give the person a token next."""
+    return schemas.Member.model_validate(accounts.add_member(server.ctx, me, asked.name, asked.role))
+
+
+@router.get("/tokens", tags=["people"], operation_id="list_tokens", summary="Your tokens")
+def list_tokens(server: Here, me: Caller) -> schemas.Items[schemas.Token]:
+    """For an admin everybody's. Secrets are kept nowhere."""
+    return schemas.Items[schemas.Token].model_validate({"items": accounts.list_tokens(server.ctx, me)})
+
+
+@router.post("/tokens", status_code=201, tags=["people"], operation_id="add_token", summary="Make a token")
+def add_token(server: Here, me: Caller, asked: bodies.TokenAsked) -> schemas.NewToken:
+    """The secret is in this answer and nowhere else."""
+    token, secret = accounts.add_token(
+        server.ctx, me, member=asked.member or me.member_id, name=asked.name, days=asked.days
+    )
+    return schemas.NewToken.model_validate({**vars(token), "secret": secret})
+
+
+@router.delete(
+    "/tokens/{token_id}", status_code=204, tags=["people"], operation_id="remove_token", summary="Revoke a token"
+)
+def remove_token(server: Here, me: Caller, token_id: Id) -> None:
+    """It is useless from now on."""
+    accounts.remove_token(server.ctx, me, token_id)
+    server.auth.forget()
+
+
+@router.get("/accounts", tags=["accounts"], operation_id="list_accounts", summary="Accounts and pools you may use")
+def list_accounts(server: Here, me: Caller) -> schemas.Items[schemas.Account]:
+    """Pools, and your own accounts; for an admin everybody's."""
+    return schemas.Items[schemas.Account].model_validate({"items": accounts.list_accounts(server.ctx, me)})
+
+
+@router.post("/accounts", status_code=201, tags=["accounts"], operation_id="add_account", summary="Connect an account")
+def add_account(server: Here, me: Caller, asked: bodies.AccountAsked) -> schemas.Account:
+    """One account per member and provider; pools are an admin's."""
+    made = accounts.add_account(
+        server.ctx, me, provider=asked.provider, name=asked.name, owner=asked.owner, config=asked.config
+    )
+    return schemas.Account.model_validate(made)
+
+
+@router.patch(
+    "/accounts/{account_id}", tags=["accounts"], operation_id="change_account", summary="Pause or change an account"
+)
+def change_account(server: Here, me: Caller, account_id: Id, asked: bodies.AccountChanged) -> schemas.Account:
+    """Pausing keeps new sessions away; what runs goes on."""
+    changed = accounts.change_account(server.ctx, me, account_id, paused=asked.paused, config=asked.config)
+    return schemas.Account.model_validate(changed)
+
+
+@router.delete(
+    "/accounts/{account_id}",
+    status_code=204,
+    tags=["accounts"],
+    operation_id="remove_account",
+    summary="Disconnect an account",
+)
+def remove_account(server: Here, me: Caller, account_id: Id) -> None:
+    """Refused while something runs there."""
+    accounts.remove_account(server.ctx, me, account_id)

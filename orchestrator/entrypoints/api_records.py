@@ -1,0 +1,263 @@
+"""What a job leaves behind: sessions, checkpoints, the adapter, metrics, samples, events."""
+
+# ruff: noqa: FAST003  a dependency reads the path: what belongs to others must not be found
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Path, Query
+from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from orchestrator.adapters.views import Row
+from orchestrator.domain.errors import NotFoundError
+from orchestrator.domain.model import Account, Role
+from orchestrator.entrypoints import schemas
+from orchestrator.entrypoints.deps import PROBLEMS, Caller, Here, MyJob, Sha256
+from orchestrator.entrypoints.sse import EVENTS_AT_ONCE, stream
+from orchestrator.ports import Handle
+
+router = APIRouter(tags=["records"], responses=PROBLEMS)
+
+LARGEST_LOG_PIECE = 1 << 20
+MOST_METRICS = 100_000
+BINARY: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+}
+After = Annotated[int, Query(ge=0, le=2**53, description="Only events with a larger id.")]
+LastEventId = Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=2**53)]
+
+
+# --- sessions --------------------------------------------------------------------------------------------
+
+
+@router.get("/jobs/{job_id}/sessions", operation_id="list_job_sessions", summary="Sessions of a job, oldest first")
+def job_sessions(server: Here, job_id: MyJob) -> schemas.Items[schemas.Session]:
+    """Every attempt on every machine, with how it ended."""
+    return schemas.Items[schemas.Session].model_validate({"items": server.views.sessions(job_id=job_id)})
+
+
+@router.get("/sessions", operation_id="list_sessions", summary="Sessions of all jobs, newest first")
+def sessions(
+    server: Here,
+    me: Caller,
+    live: Annotated[bool, Query(description="Only those that run now, all of them.")] = False,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=64)] = None,
+) -> schemas.Page[schemas.Session]:
+    """Members see those of their own jobs."""
+    member_id = None if me.role is Role.ADMIN else me.member_id
+    if live:
+        return schemas.Page[schemas.Session].model_validate({"items": server.views.live_sessions(member_id)})
+    page = server.views.recent_sessions(member_id, limit=limit, before=cursor)
+    return schemas.Page[schemas.Session].model_validate(page)
+
+
+def _my_session(server: Here, me: Caller, session_id: Annotated[str, Path(max_length=64)]) -> Row:
+    row = server.views.session(session_id)
+    if row is None or not me.may_see(row["member_id"]):
+        raise NotFoundError(f"there is no session {session_id}")
+    return row
+
+
+MySession = Annotated[Row, Depends(_my_session)]
+
+
+@router.get("/sessions/{session_id}", operation_id="get_session", summary="One session")
+def session(row: MySession) -> schemas.Session:
+    """Where it ran, on what, and how it ended."""
+    return schemas.Session.model_validate(row)
+
+
+@router.get(
+    "/sessions/{session_id}/log",
+    operation_id="get_session_log",
+    summary="A session's output",
+    response_class=PlainTextResponse,
+)
+def log(
+    server: Here,
+    row: MySession,
+    offset: Annotated[int, Query(ge=0, le=2**40)] = 0,
+    limit: Annotated[int, Query(ge=16, le=LARGEST_LOG_PIECE)] = 1 << 16,
+) -> Response:
+    """UTF-8 text from byte `offset`; go on with the header `X-Next-Offset`. Kept also after the session has ended."""
+    account = Account(
+        id=row["account_id"], provider=row["provider"], member_id=None, name=row["account"], config={}, created_at=0.0
+    )
+    with server.ctx.uow() as tx:
+        account = tx.account(row["account_id"]) or account
+    handle = Handle(lease_id=row["id"], account=account, external_id=row["external_id"])
+    data = server.ctx.providers.get(row["provider"]).log(handle, offset, limit)
+    if data is None:
+        raise NotFoundError(f"{row['provider']} keeps no output of its sessions")
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(data)  # a character that is cut at the end waits for the next call
+    next_offset = offset + len(data) - len(decoder.getstate()[0])
+    return PlainTextResponse(text, headers={"X-Next-Offset": str(next_offset)})
+
+
+@router.get("/sessions/{session_id}/readings", operation_id="list_readings", summary="How a session's machine is doing")
+def readings(
+    server: Here, row: MySession, limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000
+) -> schemas.Items[schemas.Reading]:
+    """The newest `limit` readings, oldest first."""
+    return schemas.Items[schemas.Reading].model_validate({"items": server.views.readings(row["id"], limit)})
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+
+@router.get("/jobs/{job_id}/checkpoints", operation_id="list_checkpoints", summary="Checkpoints of a job by step")
+def checkpoints(server: Here, job_id: MyJob) -> schemas.Items[schemas.Checkpoint]:
+    """Also those that were pruned or refused, which have no file any more."""
+    return schemas.Items[schemas.Checkpoint].model_validate({"items": server.views.checkpoints(job_id)})
+
+
+def _checkpoint(server: Here, job_id: MyJob, sha256: Sha256) -> Row:
+    row = server.views.checkpoint(job_id, sha256)
+    if row is None:
+        raise NotFoundError(f"job {job_id} has no checkpoint {sha256[:12]}")
+    return row
+
+
+OneCheckpoint = Annotated[Row, Depends(_checkpoint)]
+
+
+@router.get("/jobs/{job_id}/checkpoints/{sha256}", operation_id="get_checkpoint", summary="One checkpoint")
+def checkpoint(row: OneCheckpoint) -> schemas.CheckpointInFull:
+    """The checkpoint with its manifest."""
+    return schemas.CheckpointInFull.model_validate(row)
+
+
+@router.get(
+    "/jobs/{job_id}/checkpoints/{sha256}/file",
+    operation_id="download_checkpoint",
+    summary="A checkpoint's file",
+    response_class=StreamingResponse,
+    responses=BINARY,
+)
+def checkpoint_file(server: Here, job_id: MyJob, row: OneCheckpoint) -> Response:
+    """The `.safetensors` file; its sha256 is the checkpoint's id."""
+    if not row["key"]:
+        raise NotFoundError(f"the file of checkpoint {row['sha256'][:12]} was deleted: it is {row['state']}")
+    chunks = server.ctx.stores.get(row["store"]).read(row["key"])
+    return _file(chunks, row["size"], f"{job_id}-step-{row['step']}.safetensors", "application/octet-stream")
+
+
+@router.get(
+    "/jobs/{job_id}/adapter",
+    operation_id="download_adapter",
+    summary="The finished adapter",
+    response_class=StreamingResponse,
+    responses=BINARY,
+)
+def adapter(server: Here, job_id: MyJob) -> Response:
+    """The PEFT folder as a zip."""
+    row = server.views.job(job_id, server.ctx.clock.now())
+    if row is None or not row["adapter_key"]:
+        raise NotFoundError(f"job {job_id} has no adapter yet")
+    chunks = server.ctx.stores.current().read(row["adapter_key"])
+    return _file(chunks, row["adapter_bytes"], f"{job_id}-adapter.zip", "application/zip")
+
+
+def _file(chunks: Iterator[bytes], size: int, name: str, media_type: str) -> Response:
+    first = next(chunks, b"")  # a missing object must be a 404, not a broken download
+
+    def all_chunks() -> Iterator[bytes]:
+        yield first
+        yield from chunks
+
+    headers = {"Content-Length": str(size), "Content-Disposition": f'attachment; filename="{name}"'}
+    return StreamingResponse(all_chunks(), media_type=media_type, headers=headers)
+
+
+# --- curves and answers ----------------------------------------------------------------------------------
+
+
+@router.get("/jobs/{job_id}/metrics", operation_id="list_metrics", summary="Reported values by name and step")
+def metrics(
+    server: Here,
+    job_id: MyJob,
+    name: Annotated[str | None, Query(max_length=64)] = None,
+    from_step: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
+    limit: Annotated[int, Query(ge=1, le=MOST_METRICS)] = MOST_METRICS,
+    form: Annotated[Literal["json", "csv"], Query(alias="format")] = "json",
+) -> schemas.Items[schemas.Metric]:
+    """A step that was run twice counts once, with its newest value."""
+    rows = server.views.metrics(job_id, name=name, from_step=from_step, limit=limit)
+    if form == "csv":
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerows([("name", "step", "value"), *rows])
+        return Response(text.getvalue(), media_type="text/csv")  # pyright: ignore[reportReturnType]  FastAPI passes it on
+    items = [schemas.Metric.model_construct(name=n, step=s, value=v) for n, s, v in rows]
+    return schemas.Items[schemas.Metric].model_construct(items=items)
+
+
+@router.get("/jobs/{job_id}/samples", operation_id="list_samples", summary="What the model answered")
+def samples(
+    server: Here, job_id: MyJob, limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000
+) -> schemas.Items[schemas.Sample]:
+    """Answers to the job's `sample_prompts`, by step."""
+    return schemas.Items[schemas.Sample].model_validate({"items": server.views.samples(job_id, limit)})
+
+
+# --- events ----------------------------------------------------------------------------------------------
+
+
+@router.get("/jobs/{job_id}/events", tags=["events"], operation_id="list_events", summary="What happened to a job")
+def events(
+    server: Here, job_id: MyJob, after: After = 0, limit: Annotated[int, Query(ge=1, le=1_000)] = 200
+) -> schemas.Items[schemas.Event]:
+    """Oldest first; go on with `after` set to the last id."""
+    rows = server.views.events(after=after, job_id=job_id, member_id=None, limit=limit)
+    return schemas.Items[schemas.Event].model_validate({"items": rows})
+
+
+@router.get(
+    "/jobs/{job_id}/events/stream",
+    tags=["events"],
+    operation_id="stream_job_events",
+    summary="What happens to a job, as it happens",
+    response_class=EventSourceResponse,
+)
+async def job_stream(
+    server: Here, job_id: MyJob, after: After = 0, last: LastEventId = None
+) -> AsyncIterator[ServerSentEvent]:
+    """From the beginning, or after `Last-Event-ID`. Each event's id is the event's own."""
+
+    def read(start: int) -> list[Row]:
+        return server.views.events(after=start, job_id=job_id, member_id=None, limit=EVENTS_AT_ONCE)
+
+    async for event in stream(server.pulse, read, last if last is not None else after):
+        yield event
+
+
+def _start(server: Here, last: LastEventId = None, after: Annotated[int | None, Query(ge=0, le=2**53)] = None) -> int:
+    given = last if last is not None else after
+    return given if given is not None else server.views.last_event()
+
+
+@router.get(
+    "/events/stream",
+    tags=["events"],
+    operation_id="stream_events",
+    summary="What happens to all jobs, as it happens",
+    response_class=EventSourceResponse,
+)
+async def all_stream(
+    server: Here, me: Caller, start: Annotated[int, Depends(_start)]
+) -> AsyncIterator[ServerSentEvent]:
+    """From now on, or after `Last-Event-ID`. Members see what happens to their own jobs."""
+    member_id = None if me.role is Role.ADMIN else me.member_id
+
+    def read(after: int) -> list[Row]:
+        return server.views.events(after=after, job_id=None, member_id=member_id, limit=EVENTS_AT_ONCE)
+
+    async for event in stream(server.pulse, read, start):
+        yield event

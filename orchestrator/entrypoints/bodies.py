@@ -1,0 +1,63 @@
+"""What people and machines send, where the worker's protocol does not say it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from orchestrator.domain.model import Role
+
+
+class Asked(BaseModel):
+    """Base of request bodies: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*$")]
+
+
+class Priority(Asked):
+    """A place in the queue; above 0 only admins."""
+
+    priority: Annotated[int, Field(ge=-1000, le=1000)]
+
+
+class MemberAsked(Asked):
+    """Somebody new."""
+
+    name: Name
+    role: Role = Role.MEMBER
+
+
+class TokenAsked(Asked):
+    """A token for a member (id or name; you, if left out) that works for `days`, or for ever."""
+
+    member: Name | None = None
+    name: Name = "cli"
+    days: Annotated[float, Field(ge=0, le=36_500)] | None = None
+
+
+class AccountAsked(Asked):
+    """An account to connect; `config` is the driver's own."""
+
+    provider: Annotated[str, Field(min_length=1, max_length=32)]
+    name: Name
+    owner: Name | None = None
+    config: dict[str, Any] = {}
+
+
+class AccountChanged(Asked):
+    """What to change; keys of `config` that are not named stay."""
+
+    paused: bool | None = None
+    config: dict[str, Any] | None = None
+
+
+class GrantsAsked(BaseModel):
+    """More grants for a lease."""
+
+    fence: int
+    kind: Literal["checkpoint", "adapter"]
+    count: Annotated[int, Field(ge=1, le=16)] = 1

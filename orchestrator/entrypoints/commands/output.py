@@ -1,0 +1,123 @@
+"""What people and programs read: tables and JSON on stdout, notes on stderr, nothing that could drive a terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Annotated, Any
+
+import typer
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+_ESCAPES = re.compile(r"\x1b(?:\][^\x07\x1b]*(?:\x07|\x1b\\)?|\[[0-?]*[ -/]*[@-~]?|[@-Z\\-_])|\x9b[0-?]*[ -/]*[@-~]?")
+_BARS = "▁▂▃▄▅▆▇█"
+_PIPE_WIDTH = 4000
+"""A table in a pipe is never folded: its reader is a program."""
+
+
+def clean(text: Any, *, one_line: bool = True) -> str:
+    """Text of users, models and logs without escape sequences, control characters and direction overrides."""
+    plain = _ESCAPES.sub("", str(text)).replace("\r\n", "\n").replace("\r", "\n")
+    if one_line:
+        plain = " ".join(plain.split())
+    return "".join(c for c in plain if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co"})
+
+
+def say(text: str = "") -> None:
+    """A note for people, on stderr."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def put(text: str = "") -> None:
+    """Data, on stdout."""
+    print(text, flush=True)  # noqa: T201
+
+
+def put_json(data: Any) -> None:
+    """One JSON document on stdout."""
+    put(json.dumps(data, indent=2))
+
+
+def put_json_line(data: Any) -> None:
+    """One JSON document on one line of stdout."""
+    put(json.dumps(data, separators=(",", ":")))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], write: Callable[[str], None] = put) -> None:
+    """A table on stdout, or wherever `write` puts it; cells are cleaned, None is a dash."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        grid.add_column(column, no_wrap=column != "NOTE", overflow="ellipsis")
+    for row in rows:
+        grid.add_row(*(Text("-" if cell is None or cell == "" else clean(cell)) for cell in row))
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else _PIPE_WIDTH, highlight=False)
+    with console.capture() as capture:
+        console.print(grid)
+    write("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def facts(pairs: Iterable[tuple[str, Any]]) -> None:
+    """Names and values on stdout, one pair a line; pairs without a value are left out."""
+    shown = [(name, clean(value)) for name, value in pairs if value is not None and value != ""]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        put(f"{name:<{width}}  {value}")
+
+
+def seconds(value: float | None) -> str:
+    """A duration: `8 s`, `3 min 20 s`, `2 h 05 min`, `3 d 4 h`."""
+    if value is None:
+        return "-"
+    whole = max(0, round(value))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86_400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
+
+
+def size(value: float | None) -> str:
+    """Bytes in binary units."""
+    if value is None:
+        return "-"
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"
+
+
+def moment(at: str | None) -> str:
+    """A time of the server's (RFC 3339) in this computer's zone."""
+    return f"{datetime.fromisoformat(at).astimezone():%Y-%m-%d %H:%M:%S}" if at else "-"
+
+
+def age(at: str | None) -> float | None:
+    """Seconds since a time of the server's."""
+    return (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds() if at else None
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """The course of `values` in at most `width` signs, newest at the right."""
+    kept = [v for v in values if v == v and abs(v) != float("inf")]  # noqa: PLR0124  only NaN differs from itself
+    if not kept:
+        return ""
+    count = min(width, len(kept))
+    edges = [len(kept) * i // count for i in range(count + 1)]
+    means = [sum(kept[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means), max(means)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((m - low) * scale)] for m in means)

@@ -1,0 +1,43 @@
+"""What several commands take and say of a job in the same words."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.entrypoints.commands.output import age, moment, seconds
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id, the beginning or end of one, or a name.")]
+
+
+def machine(job: dict[str, Any]) -> str:
+    """Where the job runs now."""
+    session = job.get("session")
+    return f"{session['provider']}/{session['account']}" if session else ""
+
+
+def note(job: dict[str, Any]) -> str:
+    """Why it waits, what was asked of it, or why it ended."""
+    asked = [word for word, wanted in (job.get("requests") or {}).items() if wanted]
+    if asked:
+        return f"{' and '.join(asked)} requested"
+    return obstacle(job.get("waiting")) or job.get("message") or ""
+
+
+def safe_age(head: dict[str, Any]) -> str:
+    """How long ago the newest checkpoint was committed."""
+    return seconds(age(head["committed_at"]))
+
+
+def obstacle(waiting: dict[str, Any] | None) -> str:
+    """What a job waits for, and until when."""
+    if not waiting:
+        return ""
+    until = f" (until {moment(waiting['until'])})" if waiting.get("until") else ""
+    return f"{waiting['reason']}{until}"
+
+
+def listed(answer: Any) -> list[dict[str, Any]]:
+    """The items of a list, paged or plain."""
+    return answer["items"] if isinstance(answer, dict) else answer

@@ -1,0 +1,87 @@
+"""What endpoints are given: the server's parts, the caller, and the caller's job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Path, Request
+from fastapi.routing import APIRoute
+from starlette.responses import Response
+
+from orchestrator.adapters.views import Views
+from orchestrator.bootstrap import App
+from orchestrator.domain.errors import InvalidError, NotFoundError
+from orchestrator.entrypoints import schemas
+from orchestrator.entrypoints.auth import Authenticator, actor, admin
+from orchestrator.entrypoints.clerk import Clerk
+from orchestrator.entrypoints.sse import Pulse
+from orchestrator.entrypoints.tally import Tally
+from orchestrator.ports import Context
+from orchestrator.services.jobs import Actor
+
+_NUL = re.compile(rb"\x00|(?<!\\)(?:\\\\)*\\u0000")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """Everything an endpoint may need; one per FastAPI application, at `app.state.server`."""
+
+    app: App
+    ctx: Context
+    views: Views
+    auth: Authenticator
+    clerk: Clerk
+    pulse: Pulse
+    tally: Tally
+
+
+async def _server(request: Request) -> Server:
+    return request.app.state.server
+
+
+Here = Annotated[Server, Depends(_server)]
+Caller = Annotated[Actor, Depends(actor)]
+Admin = Annotated[Actor, Depends(admin)]
+JobId = Annotated[str, Path(max_length=64, description="The job's id.")]
+Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
+
+
+def my_job(server: Here, me: Caller, job_id: JobId) -> str:
+    """The id of a job that the caller may see; to others it does not exist."""
+    owner = server.views.owner(job_id)
+    if owner is None or not me.may_see(owner):
+        raise NotFoundError(f"there is no job {job_id}")
+    return job_id
+
+
+MyJob = Annotated[str, Depends(my_job)]
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": schemas.Problem, "description": words}
+    for status, words in {
+        401: "No valid token.",
+        403: "Not for this role.",
+        404: "There is no such thing, or not for you.",
+        409: "Not in this state.",
+        413: "Too large.",
+        422: "The request is wrong; `errors` say where.",
+        503: "Something this needs does not answer; try again.",
+    }.items()
+}
+
+
+class PlainTextRoute(APIRoute):
+    """A route whose JSON body may not hold NUL characters, which not every database keeps."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        inner = super().get_route_handler()
+
+        async def checked(request: Request) -> Response:
+            if self.body_field is not None and _NUL.search(await request.body()):
+                raise InvalidError("the body holds a NUL character", [("", "NUL characters are not allowed")])
+            return await inner(request)
+
+        return checked

@@ -1,0 +1,101 @@
+"""What every request passes first: which host was asked for, which page asked, how large the body is."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator.config import Settings
+from orchestrator.entrypoints.problems import problem
+
+LARGEST_JSON_BYTES = 16 << 20
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_UPLOADS = re.compile(r"/api/v1/(datasets|blobs/.*)")
+_HEADERS = [
+    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+]
+
+
+def hosts(settings: Settings) -> frozenset[str]:
+    """The host names under which this server may be asked: a foreign page's DNS name never is among them."""
+    named = [settings.host, *settings.allowed_hosts]
+    if settings.public_url and (public := urlsplit(settings.public_url).hostname):
+        named.append(public)
+    return _LOOPBACK | {name.lower() for name in named}
+
+
+class Gate:
+    """ASGI middleware. A wrong `Host` is refused against DNS rebinding, a foreign `Origin` on every method against CSRF."""
+
+    def __init__(self, app: ASGIApp, *, allowed: frozenset[str], upload_bytes: int) -> None:
+        self._app, self._allowed, self._upload_bytes = app, allowed, upload_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        send = _with_headers(send)
+        limit = self._upload_bytes if _UPLOADS.fullmatch(scope["path"]) else LARGEST_JSON_BYTES
+        refusal = self._refusal(scope, headers, limit)
+        if refusal is not None:
+            await problem(*refusal)(scope, receive, send)
+            return
+        await self._app(scope, _counted(receive, limit), send)
+
+    def _refusal(self, scope: Scope, headers: dict[bytes, bytes], limit: int) -> tuple[int, str] | None:
+        host = headers.get(b"host", b"").decode("latin-1")
+        if _hostname(host) not in self._allowed:
+            return 421, f"this server does not answer for the host {host!r}; TRAINHOP_ALLOWED_HOSTS lists further names"
+        origin = headers.get(b"origin")
+        if origin is not None and not self._is_ours(origin.decode("latin-1"), host):
+            return 403, "requests from other sites' pages are refused"
+        if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+            return 422, "the address holds a NUL character"
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length[:20]) > limit:
+            return 413, _too_large(limit)
+        return None
+
+    def _is_ours(self, origin: str, host: str) -> bool:
+        """The page and this request name the same host and port, or the page is on another of our names."""
+        page = urlsplit(origin)
+        return page.netloc.lower() == host.lower() or (page.port is None and (page.hostname or "") in self._allowed)
+
+
+def _hostname(host: str) -> str:
+    name = host.rpartition(":")[0] if re.search(r":\d*$", host) and not host.endswith("]") else host
+    return name.strip("[]").lower()
+
+
+def _too_large(limit: int) -> str:
+    return f"the body exceeds {limit} bytes"
+
+
+def _counted(receive: Receive, limit: int) -> Receive:
+    seen = 0
+
+    async def counted() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > limit:
+            raise HTTPException(413, _too_large(limit))
+        return message
+
+    return counted
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *_HEADERS]
+        await send(message)
+
+    return sending

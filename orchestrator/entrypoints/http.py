@@ -1,0 +1,80 @@
+"""The web application: routers, middleware and problem documents around one wired server."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+
+from orchestrator.adapters.views import Views
+from orchestrator.bootstrap import App
+from orchestrator.entrypoints import api_data, api_jobs, api_people, api_records, health, problems, worker_api
+from orchestrator.entrypoints.auth import Authenticator
+from orchestrator.entrypoints.clerk import Clerk
+from orchestrator.entrypoints.deps import Server
+from orchestrator.entrypoints.gate import Gate, hosts
+from orchestrator.entrypoints.sse import Pulse
+from orchestrator.entrypoints.tally import Tally
+from worker.protocol import JobSpec
+
+PREFIX = "/api/v1"
+_TAGS = [
+    {"name": "jobs", "description": "Fine-tuning runs."},
+    {"name": "records", "description": "What a job leaves behind: sessions, checkpoints, metrics, samples."},
+    {"name": "events", "description": "What happened, and what happens."},
+    {"name": "datasets", "description": "Data files, kept once by their hash."},
+    {"name": "accounts", "description": "Where machines come from."},
+    {"name": "people", "description": "Members and their tokens."},
+    {"name": "worker", "description": "What machines call with their lease's token."},
+    {"name": "health", "description": "Is it alive, can it work, how much does it do?"},
+]
+
+
+def make_app(app: App) -> FastAPI:
+    """A FastAPI application over a wired server. Pages of a CDN are off: the content policy allows no foreign script."""
+    api = FastAPI(
+        title="Trainhop",
+        version=version("trainhop"),
+        description="Fine-tunes language models on machines that vanish, and hands the run over exactly.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_tags=_TAGS,
+        # Looked for anew on every request otherwise, which costs a tenth of a report.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    views = Views(app.engine)
+    api.state.server = Server(
+        app=app,
+        ctx=app.context,
+        views=views,
+        auth=Authenticator(app.context, views),
+        clerk=Clerk(app.context),
+        pulse=Pulse(views.last_event),
+        tally=Tally(views),
+    )
+    problems.install(api)
+    # First, because routes are tried in order.
+    api.router.routes.extend(worker_api.quick_routes(PREFIX))
+    for router in (worker_api.router, api_jobs.router, api_records.router, api_data.router, api_people.router):
+        api.include_router(router, prefix=PREFIX)
+    api.include_router(health.router)
+    api.add_middleware(Gate, allowed=hosts(app.settings), upload_bytes=app.settings.max_upload_bytes)
+    _describe(api)
+    return api
+
+
+def _describe(api: FastAPI) -> None:
+    """Add to the OpenAPI document what FastAPI cannot see: the job file, which is read by hand."""
+    generate = api.openapi
+
+    def openapi() -> dict[str, Any]:
+        if api.openapi_schema is None:
+            document = generate()
+            _, extra = models_json_schema([(JobSpec, "validation")], ref_template="#/components/schemas/{model}")
+            document["components"]["schemas"] |= extra["$defs"]
+            api.openapi_schema = document
+        return api.openapi_schema
+
+    api.openapi = openapi

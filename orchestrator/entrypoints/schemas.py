@@ -1,0 +1,299 @@
+"""What the API answers. Times are RFC 3339 in UTC, durations seconds, sizes bytes, hashes lower-case hex."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+
+from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
+from orchestrator.domain.model import Role
+
+LAST_MOMENT = 253_402_300_799.0
+"""The end of the year 9999, beyond which there is no RFC 3339."""
+
+
+def _utc(value: Any) -> Any:
+    if isinstance(value, (int, float)):
+        return datetime.fromtimestamp(min(max(value, 0.0), LAST_MOMENT), UTC)
+    return value
+
+
+Time = Annotated[datetime, BeforeValidator(_utc)]
+
+
+class Answer(BaseModel):
+    """Base of every answer; reads dataclasses as well as rows."""
+
+    model_config = ConfigDict(from_attributes=True, extra="ignore", ser_json_inf_nan="null")
+
+
+T = TypeVar("T")
+
+
+class Page(Answer, Generic[T]):
+    """One page. As long as `next` is set there may be more: ask again with `cursor` set to it."""
+
+    items: list[T]
+    next: str | None = None
+
+
+class Items(Answer, Generic[T]):
+    """A list that comes whole."""
+
+    items: list[T]
+
+
+class Problem(BaseModel):
+    """An RFC 9457 problem document; `errors` point into the request."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[Literal["pointer", "detail"], str]] | None = None
+
+
+class Head(Answer):
+    """The checkpoint from which the job goes on."""
+
+    sha256: str
+    step: int
+    size: int | None
+    committed_at: Time | None
+
+
+class Loss(Answer):
+    """Training loss at the first and the newest reported step."""
+
+    first: float | None
+    last: float | None
+
+
+class Waiting(Answer):
+    """Why a queued job does not start, and until when if that is known."""
+
+    reason: str
+    until: Time | None
+
+
+class LiveSession(Answer):
+    """The session that a job is on now."""
+
+    id: str
+    provider: str
+    account: str
+    phase: str
+    step: int
+    seconds_left: float
+    last_seen_at: Time | None
+    state: LeaseState
+
+
+class Requests(Answer):
+    """What was asked of a running job and has not happened yet."""
+
+    cancel: bool
+    pause: bool
+
+
+class Adapter(Answer):
+    """The finished adapter: hash of its weights, hash and size of the zip."""
+
+    sha256: str
+    zip_sha256: str
+    bytes: int
+
+
+class Job(Answer):
+    """A job in a list."""
+
+    id: str
+    name: str
+    member: str
+    state: JobState
+    end_reason: EndReason | None
+    message: str
+    priority: int
+    deadline: Time | None
+    created_at: Time
+    updated_at: Time
+    step: int
+    total_steps: int
+    head: Head | None
+    loss: Loss | None
+    seconds_per_step: float | None
+    eta_seconds: float | None
+    handoffs: int
+    steps_repeated: int
+    session: LiveSession | None
+    requests: Requests
+    adapter: Adapter | None
+    cloned_from: str | None
+
+
+class JobInFull(Job):
+    """A job with its file and, while it is queued, what it waits for."""
+
+    spec: dict[str, Any]
+    waiting: Waiting | None = None
+
+
+class Session(Answer):
+    """One attempt of a job on one machine."""
+
+    id: str
+    job: str
+    provider: str
+    account: str
+    state: LeaseState
+    outcome: EndReason | None
+    detail: str
+    first_step: int
+    last_step: int
+    seconds: float
+    started_at: Time | None
+    ended_at: Time | None
+    backend: str | None
+    fidelity: str | None
+    hardware: dict[str, Any]
+    ledger: dict[str, float]
+    seconds_per_step: float | None
+
+
+class Reading(Answer):
+    """One look at a session's machine."""
+
+    at: Time
+    step: int
+    reading: dict[str, Any]
+
+
+class Checkpoint(Answer):
+    """One checkpoint; `session` wrote it, `parent` is the head it continues."""
+
+    sha256: str
+    step: int
+    parent: str | None
+    fence: int
+    session: str = Field(validation_alias=AliasChoices("session", "lease_id"))
+    size: int
+    state: CheckpointState
+    created_at: Time
+
+
+class CheckpointInFull(Checkpoint):
+    """A checkpoint with what it says of itself."""
+
+    manifest: dict[str, Any]
+
+
+class Metric(Answer):
+    """One value at one optimiser step; null where it is not a finite number."""
+
+    name: str
+    step: int
+    value: float | None
+
+
+class Sample(Answer):
+    """What the model answered to a prompt at a step."""
+
+    step: int
+    prompt: str
+    text: str
+    at: Time
+
+
+class Event(Answer):
+    """One thing that happened to a job. Ids only grow."""
+
+    id: int
+    job: str = Field(validation_alias=AliasChoices("job", "job_id"))
+    session: str | None = Field(validation_alias=AliasChoices("session", "lease_id"))
+    at: Time
+    kind: str
+    actor: str
+    reason: str
+    data: dict[str, Any]
+
+
+class PlannedPlace(Answer):
+    """Sessions and seconds at one account, or what stands in the way."""
+
+    account: str
+    provider: str
+    sessions: int | None
+    seconds: float | None
+    obstacle: Waiting | None
+
+
+class Plan(Answer):
+    """What would happen to a job."""
+
+    steps: int
+    train_rows: int
+    memory_bytes: int
+    step_s: float | None
+    basis: str
+    places: list[PlannedPlace]
+    waits_for: Waiting | None
+
+
+class Dataset(Answer):
+    """An uploaded file; name it in a job as `sha256:HEX`."""
+
+    sha256: str
+    size: int
+    rows: int
+    type: str = Field(validation_alias=AliasChoices("row_format", "type"))
+    file_format: str
+
+
+class Member(Answer):
+    """A person."""
+
+    id: str
+    name: str
+    role: Role
+    created_at: Time
+
+
+class Me(Answer):
+    """Who the token belongs to."""
+
+    id: str = Field(validation_alias=AliasChoices("member_id", "id"))
+    name: str
+    role: Role
+
+
+class Token(Answer):
+    """A token without its secret."""
+
+    id: str
+    member_id: str
+    role: Role
+    name: str
+    created_at: Time
+    expires_at: Time | None
+
+
+class NewToken(Token):
+    """A fresh token; `secret` is shown this once."""
+
+    secret: str
+
+
+class Account(Answer):
+    """An account, or (without a member) a pool of machines."""
+
+    id: str
+    provider: str
+    member_id: str | None
+    name: str
+    config: dict[str, Any]
+    paused: bool
+    not_before: Time | None
+    note: str
+    created_at: Time

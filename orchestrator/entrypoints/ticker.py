@@ -1,0 +1,66 @@
+"""What time drives. Services announce what they know by events; APScheduler announces what nobody does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import structlog
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from orchestrator.bootstrap import App
+from orchestrator.services.dispatch import dispatch
+from orchestrator.services.reconcile import reconcile
+
+log = structlog.get_logger()
+
+
+class Ticker:
+    """Two threads, one that dispatches and one that reconciles, so that a slow provider never delays a launch.
+
+    Each waits for its event. Setting an event that is set already costs nothing and loses nothing.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(app.wake, self._dispatch), name="dispatch", daemon=True),
+            threading.Thread(target=self._run, args=(app.news, self._reconcile), name="reconcile", daemon=True),
+        ]
+        self._scheduler = BackgroundScheduler(job_defaults={"max_instances": 1, "coalesce": True}, timezone="UTC")
+        self._scheduler.add_job(app.wake.set, "interval", seconds=app.settings.tick_s)
+        self._scheduler.add_job(app.news.set, "interval", seconds=app.settings.reconcile_s)
+
+    def start(self) -> None:
+        """Begin with a look at what was left behind."""
+        self._app.news.set()
+        for thread in self._threads:
+            thread.start()
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """Finish the round under way and end."""
+        self._scheduler.shutdown(wait=False)
+        self._stopping.set()
+        self._app.wake.set()
+        self._app.news.set()
+        for thread in self._threads:
+            thread.join(timeout=10)
+
+    def _run(self, event: threading.Event, work: Callable[[], None]) -> None:
+        while not self._stopping.is_set():
+            event.wait()
+            event.clear()
+            if self._stopping.is_set():
+                return
+            try:
+                work()
+            except Exception:
+                log.exception("a round failed; the next one tries again", round=threading.current_thread().name)
+
+    def _dispatch(self) -> None:
+        dispatch(self._app.context)
+
+    def _reconcile(self) -> None:
+        reconcile(self._app.context)

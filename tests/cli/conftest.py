@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROWS = '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n'
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("TRAINHOP_")}
+    return kept | {"HF_HUB_OFFLINE": "1"} | more
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Runs `trainhop` as a process of its own, the way people do."""
+
+    folder: Path
+    data_dir: Path
+    models: Path
+
+    def __call__(self, *arguments: str, code: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "orchestrator.entrypoints.cli", *arguments]
+        variables = environment(TRAINHOP_DATA_DIR=str(self.data_dir)) | more
+        done = subprocess.run(
+            command, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+        return done
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self(*arguments, "--json").stdout)
+
+    def job_file(self, name: str = "job.yaml", **changes: Any) -> str:
+        job = {
+            "name": "tiny",
+            "base_model": str(self.models / "tiny"),
+            "datasets": [{"path": "rows.jsonl"}],
+            "max_steps": 6,
+            "global_batch_size": 2,
+            "sequence_len": 64,
+        }
+        (self.folder / "rows.jsonl").write_text(ROWS)
+        (self.folder / name).write_text(json.dumps(job | changes))
+        return name
+
+
+def start_server(data_dir: Path, *options: str, **variables: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "orchestrator.entrypoints.cli", "up", "--port", "0", "--data-dir", str(data_dir)]
+    data_dir.mkdir(parents=True, exist_ok=True)
+    (data_dir / "server.url").unlink(missing_ok=True)
+    with (data_dir / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, *options],
+            env=environment(**variables),
+            stdout=log,
+            stderr=log,
+            preexec_fn=_hear_interrupts,  # noqa: PLW1509  no thread runs yet
+        )
+    until = time.monotonic() + 60
+    while b"trainhop serves at" not in (data_dir / "log").read_bytes():
+        assert process.poll() is None, (data_dir / "log").read_text()
+        assert time.monotonic() < until, (data_dir / "log").read_text()
+        time.sleep(0.05)
+    return process
+
+
+def _hear_interrupts() -> None:
+    """A shell starts its background jobs deaf to SIGINT, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """A server on which nothing ever starts, so that what a test sees does not depend on how fast it is."""
+    data_dir, models = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("models")
+    (models / "tiny").mkdir()
+    (models / "tiny" / "config.json").write_text("{}")
+    process = start_server(data_dir, "--slots", "0", "--allow-folder", str(models))
+    yield data_dir, models
+    process.terminate()
+    assert process.wait(60) == 0
+
+
+@pytest.fixture
+def trainhop(serving: tuple[Path, Path], tmp_path: Path) -> Shell:
+    return Shell(tmp_path, *serving)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Shell]:
+    """A command line without a server."""
+    yield Shell(tmp_path, tmp_path / "no-server", tmp_path)
+    shutil.rmtree(tmp_path / "no-server", ignore_errors=True)

@@ -1,0 +1,99 @@
+"""What people do with jobs, by the command line against a real server."""
+
+from __future__ import annotations
+
+import json
+
+from tests.cli.conftest import Shell
+
+
+def test_a_submitted_job_is_listed_shown_and_explained(trainhop: Shell) -> None:
+    job_id = trainhop("submit", trainhop.job_file(name="a.yaml")).stdout.strip()
+    assert job_id in {j["id"] for j in trainhop.json("ls", "--state", "queued")}
+    shown = trainhop.json("show", job_id)
+    assert (shown["state"], shown["total_steps"], shown["sessions"]) == ("queued", 6, [])
+    assert shown["spec"]["datasets"][0]["path"].startswith("sha256:")
+    assert "waits" in (text := trainhop("show", job_id).stdout) or "busy" in text
+
+
+def test_a_key_is_changed_on_the_way(trainhop: Shell) -> None:
+    sent = trainhop.json("submit", trainhop.job_file(), "--set", "lora_r=4", "--set", "checkpoint.max_interval_s=30")
+    assert sent["spec"]["lora_r"] == 4
+    assert sent["spec"]["checkpoint"]["max_interval_s"] == 30
+
+
+def test_the_end_of_an_id_is_enough_and_an_ambiguous_one_is_named(trainhop: Shell) -> None:
+    first, second = (trainhop("submit", trainhop.job_file(name=f"{n}.yaml")).stdout.strip() for n in "xy")
+    assert trainhop.json("show", first[-7:])["id"] == first
+    said = trainhop("show", "job-", code=2).stderr
+    assert first in said or second in said
+
+
+def test_pause_resume_priority_cancel_retry_clone(trainhop: Shell) -> None:
+    job = trainhop("submit", trainhop.job_file()).stdout.strip()
+    assert trainhop.json("pause", job)["state"] == "paused"
+    assert trainhop.json("resume", job)["state"] == "queued"
+    assert trainhop.json("priority", job, "5")["priority"] == 5
+    assert trainhop.json("cancel", job)["state"] == "cancelled"
+    assert trainhop.json("retry", job)["state"] == "queued"
+    cloned = trainhop.json("clone", job, "--set", "learning_rate=1e-4")
+    assert (cloned["cloned_from"], cloned["spec"]["learning_rate"]) == (job, 1e-4)
+    kinds = [json.loads(line)["kind"] for line in trainhop("events", job, "--json").stdout.splitlines()]
+    assert kinds[0] == "job.submitted"
+    assert "job.cancelled" in kinds
+
+
+def test_watch_ends_with_the_job_and_tells_its_end(trainhop: Shell) -> None:
+    job = trainhop("submit", trainhop.job_file()).stdout.strip()
+    trainhop("cancel", job)
+    assert "cancelled" in trainhop("watch", job, code=1).stderr
+
+
+def test_a_plan_queues_nothing(trainhop: Shell) -> None:
+    before = len(trainhop.json("ls", "--limit", "1000"))
+    assert trainhop.json("plan", trainhop.job_file())["steps"] == 6
+    assert "this-computer" in trainhop("plan", trainhop.job_file()).stdout
+    assert len(trainhop.json("ls", "--limit", "1000")) == before
+
+
+def test_what_the_server_refuses_is_one_line_with_the_file_and_the_key(trainhop: Shell) -> None:
+    said = trainhop("submit", trainhop.job_file(base_model="/nowhere/model"), code=2).stderr
+    assert "job.yaml: base_model: /nowhere/model is a path on the server's disk" in said
+
+
+def test_control_characters_of_users_never_reach_the_terminal(trainhop: Shell) -> None:
+    trainhop("submit", trainhop.job_file(name="evil.yaml") and _with_name(trainhop, "\x1b[31mred\x1b]0;t\x07\u202e"))
+    listed = trainhop("ls").stdout
+    assert "red" in listed
+    assert "\x1b" not in listed
+    assert "\u202e" not in listed
+
+
+def _with_name(trainhop: Shell, name: str) -> str:
+    file = trainhop.folder / "job.json"
+    file.write_text(json.dumps(json.loads((trainhop.folder / "evil.yaml").read_text()) | {"name": name}))
+    return file.name
+
+
+def test_people_and_accounts(trainhop: Shell) -> None:
+    member = trainhop("members", "add", "Ada").stdout.strip()
+    made = trainhop.json("tokens", "add", "Ada", "--name", "laptop", "--days", "1")
+    assert member in {m["id"] for m in trainhop.json("members", "ls")}
+    hers = {"TRAINHOP_TOKEN": made["secret"]}
+    trainhop("ls", **hers)
+    trainhop("members", "ls", code=4, **hers)
+    trainhop("tokens", "rm", made["id"])
+    trainhop("ls", code=4, **hers)
+    assert "paused" in trainhop("accounts", "pause", "this-computer").stdout
+    assert "open" in trainhop("accounts", "resume", "this-computer").stdout
+    assert trainhop.json("accounts", "ls")[0]["name"] == "this-computer"
+
+
+def test_what_is_missing_has_its_own_exit_code(trainhop: Shell) -> None:
+    trainhop("show", "job-none", code=3)
+    job = trainhop("submit", trainhop.job_file()).stdout.strip()
+    trainhop("adapter", job, "--out", "adapter", code=3)
+    trainhop("checkpoints", job, "--download", "abcd1234", code=3)
+    assert trainhop.json("checkpoints", job) == []
+    assert trainhop.json("metrics", job) == []
+    assert trainhop("logs", job).stdout == ""

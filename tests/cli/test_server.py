@@ -1,0 +1,109 @@
+"""`trainhop up` as a process: what it says, what it refuses, and a whole job through it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.tiny_model import make_tiny_llama
+from tests.cli.conftest import Shell, start_server
+
+
+def test_a_second_server_on_the_folder_is_refused_in_words(trainhop: Shell) -> None:
+    said = trainhop("up", "--port", "0", code=1).stderr
+    assert "another server already uses" in said
+    assert "--data-dir" in said
+
+
+def test_a_taken_port_is_refused_in_words(elsewhere: Shell) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        said = elsewhere("up", "--port", port, code=1).stderr
+    assert f"port {port}" in said
+    assert "--port" in said
+
+
+def test_a_database_of_a_newer_version_is_refused_in_words(elsewhere: Shell) -> None:
+    elsewhere.data_dir.mkdir()
+    with sqlite3.connect(elsewhere.data_dir / "trainhop.db") as database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        database.execute("INSERT INTO alembic_version VALUES ('9999')")
+    database.close()
+    assert "newer trainhop" in elsewhere("up", "--port", "0", code=1).stderr
+
+
+def test_a_wrong_setting_is_named(elsewhere: Shell) -> None:
+    assert "TRAINHOP_TICK_S" in elsewhere("up", "--port", "0", code=2, TRAINHOP_TICK_S="soon").stderr
+    assert "allowed_folders" in elsewhere("up", "--port", "0", code=2, TRAINHOP_ALLOWED_FOLDERS="/data").stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_server_has_ended_well(tmp_path: Path, number: signal.Signals) -> None:
+    process = start_server(tmp_path / "data")
+    process.send_signal(number)
+    assert process.wait(60) == 0
+
+
+def test_doctor_finds_the_server(trainhop: Shell) -> None:
+    found = {f["name"]: f for f in trainhop.json("doctor")}
+    assert (found["server"]["status"], found["database"]["status"]) == ("ok", "ok")
+
+
+def test_watching_outlasts_a_restart_of_the_server(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    (models / "tiny").mkdir(parents=True)
+    (models / "tiny" / "config.json").write_text("{}")
+    shell = Shell(tmp_path, tmp_path / "data", models)
+    options = ("--slots", "0", "--allow-folder", str(models))
+    process = start_server(shell.data_dir, *options)
+    job = shell("submit", shell.job_file()).stdout.strip()
+    port = (shell.data_dir / "server.url").read_text().strip().rpartition(":")[2]
+    watched: list[str] = []
+    watcher = threading.Thread(target=lambda: watched.append(shell("watch", job, code=1).stderr))
+    watcher.start()
+    time.sleep(2)
+    process.terminate()
+    process.wait(60)
+    time.sleep(2)
+    process = start_server(shell.data_dir, *options, "--port", port)
+    shell("cancel", job)
+    watcher.join(60)
+    process.terminate()
+    process.wait(60)
+    assert "does not answer" in watched[0]
+    assert "the server is back" in watched[0]
+
+
+@pytest.mark.slow
+def test_a_job_is_trained_watched_and_brought_home(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    make_tiny_llama(models / "tiny")
+    shell = Shell(tmp_path, tmp_path / "data", models)
+    process = start_server(shell.data_dir, "--allow-folder", str(models), TRAINHOP_REPORT_EVERY_S="0.5")
+    try:
+        lines = shell("submit", shell.job_file(), "--watch", "--json").stdout.splitlines()
+        job = json.loads(lines[-1])
+        assert (job["state"], job["step"]) == ("succeeded", 6)
+        home = shell.json("adapter", job["id"], "--out", "adapter")
+        assert (tmp_path / home["path"] / "adapter_config.json").is_file()
+        shell("adapter", job["id"], "--out", "adapter", code=2)
+        head = shell.json("checkpoints", job["id"])[-1]["sha256"]
+        assert (
+            Path(tmp_path, shell("checkpoints", job["id"], "--download", head[:8]).stdout.strip()).stat().st_size > 1000
+        )
+        assert len(shell.json("metrics", job["id"], "--name", "loss")) == 6
+        assert shell("metrics", job["id"], "--name", "loss", "--csv").stdout.startswith("name,step,value")
+        assert "step 6 loss" in shell("logs", "--follow", job["id"]).stdout
+        assert "job.succeeded" in shell("events", "--follow", job["id"]).stdout
+    finally:
+        process.terminate()
+        process.wait(60)

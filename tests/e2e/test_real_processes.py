@@ -1,0 +1,152 @@
+"""The whole product with real processes: a server, workers that train, and SIGKILL."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load as load_tensors
+
+from benchmarks.exact_resume import cut_at_random, finished, job_file, train, write_rows
+from benchmarks.lab import Lab, lab
+from benchmarks.tiny_model import make_tiny_llama
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny model and its data, made once."""
+    folder = tmp_path_factory.mktemp("shelf")
+    return make_tiny_llama(folder / "model"), write_rows(folder / "rows.jsonl")
+
+
+@pytest.fixture
+def server(tmp_path: Path, shelf: tuple[Path, Path]) -> Iterator[Lab]:
+    settings = {"allowed_folders": json.dumps([str(shelf[0].parent)]), "offline": True, "report_every_s": 1}
+    with lab(tmp_path / "lab", **settings, reconcile_s=0.5) as running:
+        pool = running.get("/accounts")["items"][0]["id"]
+        running.patch(f"/accounts/{pool}", {"config": {"env": {"OMP_NUM_THREADS": "1"}}})
+        yield running
+
+
+def submit(server: Lab, shelf: tuple[Path, Path], **changes: Any) -> str:
+    file = job_file(shelf[0], server.upload(shelf[1]), "lora") | changes
+    return server.post("/jobs", file)["id"]
+
+
+def at_step(server: Lab, step: int) -> str:
+    """The lease whose worker has just got there."""
+
+    def look() -> str | None:
+        return next((lease for lease in server.workers() if server.last_step(lease) >= step), None)
+
+    return server.wait_for(look, f"step {step}", 120)
+
+
+@pytest.mark.parametrize(("adapter", "kills"), [("lora", 4), ("qlora", 2)])
+def test_cuts_change_nothing(adapter: str, kills: int, shelf: tuple[Path, Path], tmp_path: Path) -> None:
+    """Promise 6. Seen failing without the restore of random numbers (dropout) and, for QLoRA, without the fp32 adapter."""
+    unbroken = train(tmp_path / "whole", *shelf, 0, adapter, 1)
+    broken = train(tmp_path / "cut", *shelf, kills, adapter, 1)
+    assert broken == replace(unbroken, kills=kills)
+
+
+def test_the_server_may_be_off_for_a_whole_session(server: Lab, shelf: tuple[Path, Path]) -> None:
+    """Promise 8: what a worker wrote down while nobody listened is adopted when the server returns.
+
+    Seen failing without `reconcile._adopt`: the job went back to the queue and trained its steps again.
+    """
+    job = submit(server, shelf, placement={"max_session_s": 45})
+    lease = at_step(server, 5)
+    server.kill()
+    server.wait_for(lambda: lease not in server.workers(), "the session's end", 120)
+    assert server.last_step(lease) == 60
+    server.up()
+    server.wait_for(lambda: finished(server, job), "the job's end", 60, 0.1)
+    sessions = server.get(f"/jobs/{job}/sessions")["items"]
+    assert [(s["outcome"], s["last_step"]) for s in sessions] == [("completed", 60)]
+    archive = zipfile.ZipFile(io.BytesIO(server.client.get(f"/jobs/{job}/adapter").content))
+    assert load_tensors(archive.read("adapter_model.safetensors"))
+
+
+def test_pause_and_resume_lose_nothing(server: Lab, shelf: tuple[Path, Path]) -> None:
+    job = submit(server, shelf, max_steps=2_000)
+    at_step(server, 10)
+    server.post(f"/jobs/{job}:pause")
+    server.wait_for(lambda: server.job(job)["state"] == "paused", "the pause", 60)
+    shown = server.job(job)
+    (session,) = server.get(f"/jobs/{job}/sessions")["items"]
+    assert session["outcome"] == "paused"
+    assert shown["head"]["step"] == session["last_step"] >= 10
+    server.post(f"/jobs/{job}:resume")
+    at_step(server, shown["head"]["step"] + 1)
+    server.post(f"/jobs/{job}:cancel")
+    server.wait_for(lambda: server.job(job)["state"] == "cancelled", "the end", 60)
+    assert server.job(job)["steps_repeated"] == 0
+
+
+def test_a_budget_that_is_nearly_over_is_a_hand_off(server: Lab, shelf: tuple[Path, Path]) -> None:
+    job = submit(server, shelf, max_steps=100_000, placement={"max_session_s": 20})
+    at_step(server, 1)
+    server.wait_for(lambda: server.job(job)["handoffs"] >= 1, "the hand-off", 90)
+    server.post(f"/jobs/{job}:cancel")
+    first = server.get(f"/jobs/{job}/sessions")["items"]
+    session = min(first, key=lambda s: s["started_at"])
+    assert session["outcome"] == "handed_off"
+    assert session["seconds"] < 20 + 2
+    assert server.job(job)["head"]["step"] >= session["last_step"] > 0
+
+
+def test_a_worker_that_dies_at_once_every_time_ends_in_words(server: Lab, shelf: tuple[Path, Path]) -> None:
+    """Promise 10, the hard way: a target module that no model has."""
+    job = submit(server, shelf, lora_target_modules=["no_such_layer"])
+    server.wait_for(lambda: server.job(job)["state"] == "failed", "the failure", 90)
+    assert "no_such_layer" in server.job(job)["message"]
+    (session,) = server.get(f"/jobs/{job}/sessions")["items"]
+    log = server.client.get(f"/sessions/{session['id']}/log").text
+    assert "no_such_layer" in log
+
+
+def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(server: Lab, shelf: tuple[Path, Path]) -> None:
+    """Promise 3. Seen failing without `leases.fall_back`: the job failed four times on the same bytes and gave up."""
+    job = submit(server, shelf)
+    lease = at_step(server, 20)
+    server.wait_for(lambda: len(_committed(server, job)) >= 2, "two checkpoints", 30)
+    os.kill(server.workers()[lease], signal.SIGSTOP)
+    head = server.job(job)["head"]
+    stored = next(p for p in (server.data / "store" / "jobs" / job).rglob("*.safetensors") if _sha(p) == head["sha256"])
+    damaged = bytearray(stored.read_bytes())
+    damaged[-10] ^= 1
+    stored.write_bytes(bytes(damaged))
+    os.kill(server.workers()[lease], signal.SIGKILL)
+    server.wait_for(lambda: finished(server, job), "the job's end", 180, 0.1)
+    states = {c["sha256"]: c["state"] for c in server.get(f"/jobs/{job}/checkpoints")["items"]}
+    assert states[head["sha256"]] == "corrupt"
+
+
+def _committed(server: Lab, job: str) -> list[Any]:
+    return [c for c in server.get(f"/jobs/{job}/checkpoints")["items"] if c["state"] == "committed"]
+
+
+def _sha(path: Path) -> str:
+    from worker.checkpoint import sha256_file
+
+    return sha256_file(path)
+
+
+def test_random_cuts_leave_no_job_stuck(server: Lab, shelf: tuple[Path, Path]) -> None:
+    """Several jobs under random kills of workers and server; every one of them ends."""
+    jobs = [submit(server, shelf, max_steps=60, name=f"n{i}") for i in range(2)]
+    cut_at_random(server, jobs[0], 3, random.Random(3))
+    for job in jobs:
+        server.wait_for(lambda job=job: finished(server, job), "the end", 180, 0.1)

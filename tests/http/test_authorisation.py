@@ -1,0 +1,147 @@
+"""Who may do what: every operation of the OpenAPI document, for every kind of caller."""
+
+import re
+
+import pytest
+
+from tests.http.play import Machine
+
+BODIES = {
+    "submit_job": {"base_model": "m", "datasets": [{"path": "sha256:" + "0" * 64}], "max_steps": 1},
+    "plan_job": {"base_model": "m", "datasets": [{"path": "sha256:" + "0" * 64}], "max_steps": 1},
+    "set_priority": {"priority": -1},
+    "clone_job": {},
+    "add_member": {"name": "eve"},
+    "add_token": {"name": "t"},
+    "add_account": {"provider": "fake", "name": "mine"},
+    "change_account": {"paused": True},
+}
+ADMIN_ONLY = {"list_members", "add_member"}
+BY_GRANT = {"read_blob", "write_blob"}
+OPEN = {"health", "ready", "prometheus"}
+
+
+def _operations(api):
+    document = api.client.get("/openapi.json").json()
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield operation["operationId"], method.upper(), path, operation.get("tags", [])
+
+
+def _send(api, method, path, operation, headers, **values):
+    filled = re.sub(r"\{(\w+)\}", lambda m: values.get(m[1], "unknown"), path)
+    params = {"name": "x.jsonl"} if operation == "upload_dataset" else None
+    return api.client.request(method, filled, headers=headers, json=BODIES.get(operation), params=params)
+
+
+def test_every_operation_is_documented(api1):
+    for methods in api1.client.get("/openapi.json").json()["paths"].values():
+        for operation in methods.values():
+            assert operation["summary"]
+            assert operation["tags"]
+            assert operation["operationId"]
+            if operation["tags"] != ["health"]:
+                assert {"401", "404", "422"} <= set(operation["responses"])
+
+
+def test_nobody_gets_in_without_a_token(api1):
+    """Guard: with the `actor` dependency taken off `get_me`, that route answered 200 here."""
+    for operation, method, path, _ in _operations(api1):
+        if operation in OPEN:
+            continue
+        for headers in ({}, {"Authorization": "Bearer th_wrong"}, {"Authorization": "Basic YTpi"}):
+            answer = _send(api1, method, path, operation, headers, sha256="0" * 64)
+            assert answer.status_code == (403 if operation in BY_GRANT else 401), (operation, answer.text)
+            assert answer.headers["content-type"] == "application/problem+json"
+            if operation not in BY_GRANT:
+                assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_lease_token_opens_nothing_but_its_lease(api1, people, provider):
+    """Guard: with `Authenticator.holds` comparing nothing, the other lease's routes answered 200 and 422."""
+    people.ann.submit()
+    mine = Machine.launched(api1, provider)
+    people.ann.submit()
+    other = Machine.launched(api1, provider)
+    headers = {"Authorization": f"Bearer {mine.caller.token}"}
+    for operation, method, path, tags in _operations(api1):
+        if operation in OPEN | BY_GRANT:
+            continue
+        answer = _send(api1, method, path, operation, headers, lease_id=other.lease, sha256="0" * 64)
+        assert answer.status_code == 401, (operation, tags, answer.text)
+    assert mine.start().status_code == 200
+
+
+@pytest.mark.parametrize("who", ["ann", "admin"])
+def test_people_cannot_speak_for_machines(api1, people, provider, who):
+    people.ann.submit()
+    machine = Machine.launched(api1, provider)
+    caller = getattr(people, who)
+    for verb in ("start", "report", "offer", "release", "finish", "grants"):
+        assert caller.post(f"/leases/{machine.lease}/{verb}", {}).status_code == 401
+
+
+def test_what_belongs_to_others_does_not_exist(api, people, provider, tmp_path):
+    """Guard: with `may_see` always true, Ann's job answered Bob."""
+    job = people.ann.submit()
+    machine = Machine.launched(api, provider)
+    machine.start()
+    machine.save(2, tmp_path)
+    account = people.ann.post("/accounts", {"provider": "fake", "name": "anns"}).json()
+    token = people.ann.get("/tokens").json()["items"][0]
+    values = {
+        "job_id": job["id"],
+        "session_id": machine.lease,
+        "account_id": account["id"],
+        "token_id": token["id"],
+        "sha256": machine.head,
+    }
+    headers = {"Authorization": f"Bearer {people.bob.token}"}
+    tried = 0
+    for operation, method, path, tags in _operations(api):
+        if "{" in path and "worker" not in tags and operation != "get_dataset":
+            answer = _send(api, method, path, operation, headers, **values)
+            assert answer.status_code == 404, (operation, answer.text)
+            tried += 1
+    assert tried >= 20
+    for path in ("/jobs", "/sessions", "/sessions?live=true", "/jobs?member=ann"):
+        assert people.bob.get(path).json()["items"] == []
+        assert people.ann.get("/jobs?member=ann").json()["items"]
+    names = [a["name"] for a in people.bob.get("/accounts").json()["items"]]
+    assert names == ["this-computer"]
+    assert token["id"] not in {t["id"] for t in people.bob.get("/tokens").json()["items"]}
+    assert people.ann.get(f"/jobs/{job['id']}").status_code == 200
+    assert people.admin.get(f"/jobs/{job['id']}").status_code == 200
+
+
+def test_what_only_admins_may(api1, people):
+    for operation, method, path, _ in _operations(api1):
+        if operation in ADMIN_ONLY:
+            headers = {"Authorization": f"Bearer {people.ann.token}"}
+            assert _send(api1, method, path, operation, headers).status_code == 403
+    assert people.ann.post("/tokens", {"member": "bob"}).status_code == 403
+    assert people.ann.post("/accounts", {"provider": "local", "name": "pool"}).status_code == 403
+    pool = people.ann.get("/accounts").json()["items"][0]
+    assert people.ann.call("PATCH", f"/accounts/{pool['id']}", json={"paused": True}).status_code == 403
+    job = people.ann.submit()
+    assert people.ann.post(f"/jobs/{job['id']}:priority", {"priority": 1}).status_code == 403
+    assert people.ann.post("/jobs", people.ann.job_file(priority=1)).status_code == 403
+    assert people.admin.post(f"/jobs/{job['id']}:priority", {"priority": 1}).json()["priority"] == 1
+
+
+def test_a_revoked_token_is_useless_at_once(api, people):
+    """Guard: without `auth.forget` in `remove_token` the token lived on for a second."""
+    made = people.ann.post("/tokens", {"name": "second"}).json()
+    second = api.as_(made["secret"])
+    assert second.get("/me").json()["name"] == "ann"
+    assert people.ann.call("DELETE", f"/tokens/{made['id']}").status_code == 204
+    assert second.get("/me").status_code == 401
+    assert people.ann.call("DELETE", f"/tokens/{made['id']}").status_code == 404
+
+
+def test_a_token_ends_when_it_said_it_would(api1, people, clock, monkeypatch):
+    monkeypatch.setattr("orchestrator.entrypoints.auth.REMEMBERED_S", 0.0)
+    short = api1.as_(people.ann.post("/tokens", {"days": 1}).json()["secret"])
+    assert short.get("/me").status_code == 200
+    clock.tick(86_401)
+    assert short.get("/me").status_code == 401

@@ -1,0 +1,85 @@
+"""Host, Origin, size and headers, on every method."""
+
+import pytest
+from starlette.testclient import TestClient
+
+from orchestrator.entrypoints import gate
+from orchestrator.entrypoints.http import make_app
+
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8642", "127.0.0.1.evil.example", "", "localhost.evil.example"]
+)
+def test_a_foreign_host_is_refused(api1, method, host):
+    """Guard: with the Host check removed GET answered 200 to evil.example (DNS rebinding)."""
+    answer = api1.client.request(method, "/healthz", headers={"Host": host})
+    assert answer.status_code == 421
+    if method != "HEAD":
+        assert answer.json()["status"] == 421
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "127.0.0.1:8642", "localhost:1", "[::1]:8642", "LOCALHOST", "far.example:443", "alias.example"],
+)
+def test_our_own_names_are_answered(make_server, sqlite_template, tmp_path, host):
+    app = make_server(
+        f"sqlite:///{tmp_path / 'a.db'}", public_url="https://far.example", allowed_hosts=("alias.example",)
+    )
+    with TestClient(make_app(app)) as client:
+        assert client.get("/healthz", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://127.0.0.1:9999", "http://127.0.0.1.evil.example"]
+)
+def test_other_sites_pages_are_refused_on_every_method(api1, method, origin):
+    """Guard: with the check limited to POST and PUT, DELETE and GET came through."""
+    answer = api1.client.request(method, "/healthz", headers={"Origin": origin, "Host": "127.0.0.1:8642"})
+    assert answer.status_code == 403
+
+
+def test_our_own_page_is_answered(api1):
+    headers = {"Origin": "http://127.0.0.1:8642", "Host": "127.0.0.1:8642"}
+    assert api1.client.get("/healthz", headers=headers).status_code == 200
+
+
+def test_every_answer_carries_the_security_headers(api1):
+    for path in ("/healthz", "/nowhere", "/api/v1/jobs"):
+        headers = api1.client.get(path).headers
+        assert headers["content-security-policy"].startswith("default-src 'self'")
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["x-frame-options"] == "DENY"
+
+
+def test_no_page_loads_scripts_from_elsewhere(api1):
+    assert api1.client.get("/docs").status_code == 404
+    assert api1.client.get("/redoc").status_code == 404
+    assert api1.client.get("/openapi.json").status_code == 200
+
+
+def test_a_body_that_is_too_large_is_refused_announced_or_not(api1, monkeypatch):
+    """Guard: without `_counted` the chunked body was read to its end."""
+    monkeypatch.setattr(gate, "LARGEST_JSON_BYTES", 1000)
+    announced = api1.admin.call("POST", "/members", content=b"x" * 2000)
+    chunked = api1.admin.call(
+        "POST", "/members", content=iter([b"x" * 600] * 3), headers={"Content-Type": "application/json"}
+    )
+    assert [announced.status_code, chunked.status_code] == [413, 413]
+    assert announced.json()["detail"] == chunked.json()["detail"] == "the body exceeds 1000 bytes"
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_an_upload_that_is_too_large_leaves_nothing(make_server, tmp_path, chunked):
+    app = make_server(f"sqlite:///{tmp_path / 'a.db'}", max_upload_bytes=1000)
+    with TestClient(make_app(app), base_url="http://127.0.0.1") as client:
+        body = iter([b'{"text": "x"}\n'] * 100) if chunked else b'{"text": "x"}\n' * 100
+        headers = {"Authorization": f"Bearer {app.token_file.read_text().strip()}"}
+        answer = client.post("/api/v1/datasets?name=a.jsonl", content=body, headers=headers)
+    assert answer.status_code == 413
+    assert not list(app.settings.folder.glob(".incoming-*"))

@@ -1,0 +1,100 @@
+"""Whatever is wrong with a request is said in a problem document that points at it."""
+
+import pytest
+
+from orchestrator.ports import ProviderUnavailable
+from orchestrator.services import accounts
+from tests.http.play import Machine
+
+
+def _problem(answer, status):
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert body["status"] == status
+    assert {"type", "title", "detail"} <= set(body)
+    assert "Traceback" not in answer.text
+    return body
+
+
+def test_a_job_file_is_explained_in_its_own_words(api1):
+    spec = api1.admin.job_file(lora_rr=8, learning_rate="fast", checkpoint={"kepe": 1}, lora_r=0)
+    errors = {e["pointer"]: e["detail"] for e in _problem(api1.admin.post("/jobs", spec), 422)["errors"]}
+    assert errors["/lora_rr"] == "unknown key 'lora_rr'; did you mean 'lora_r'?"
+    assert errors["/checkpoint/kepe"] == "unknown key 'kepe'; did you mean 'keep'?"
+    assert {"/learning_rate", "/lora_r"} <= set(errors)
+
+
+def test_what_the_server_looks_up_points_into_the_file_too(api1):
+    spec = api1.admin.job_file(datasets=[{"path": "sha256:" + "0" * 64}])
+    assert _problem(api1.admin.post("/jobs", spec), 422)["errors"][0]["pointer"] == "/datasets/0/path"
+    assert _problem(api1.admin.post("/jobs:plan", spec), 422)["errors"][0]["pointer"] == "/datasets/0/path"
+    spec = api1.admin.job_file(base_model="/etc")
+    assert _problem(api1.admin.post("/jobs", spec), 422)["errors"][0]["pointer"] == "/base_model"
+
+
+def test_broken_json_names_line_and_column(api1):
+    answer = api1.admin.call("POST", "/jobs", content=b'{\n  "name": }', headers={"Content-Type": "application/json"})
+    assert "line 2, column 11" in _problem(answer, 422)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nowhere", 404), ("DELETE", "/jobs", 405), ("GET", "/jobs/none", 404), ("GET", "/jobs?limit=0", 422),
+     ("GET", "/jobs?state=no", 422), ("GET", "/datasets/xyz", 422), ("GET", "/datasets/" + "0" * 64, 404),
+     ("GET", "/jobs?limit=" + "9" * 5000, 422), ("GET", "/sessions/x/log?offset=-1", 404)],
+)  # fmt: skip
+def test_the_frameworks_own_errors_are_problems_too(api1, method, path, status):
+    body = _problem(api1.admin.call(method, path), status)
+    if status == 422:
+        assert body["errors"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"name": "a\\u0000b"}', b'{"name": "a\x00b"}', b'{"name": "\\ud800"}', b'{"name": "\xff"}', b"[" * 100_000,
+     b'{"name": ' + b"9" * 5000 + b"}", b"[]", b"null", b'"x"', b"{}", b'{"name": {}}', b"", b'{"\\ud800": 1}'],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/members", "/jobs", "/tokens"])
+def test_odd_bodies_are_the_callers_fault(api, path, body):
+    answer = api.admin.call("POST", path, content=body, headers={"Content-Type": "application/json"})
+    if not (path == "/tokens" and body == b"{}"):
+        assert answer.status_code in (400, 422), answer.text
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"deadline": 1e300}, {"deadline": -5}, {"eval_steps": 2**70}, {"num_epochs": 1e308}]
+)
+def test_numbers_beyond_all_measure(api, changes):
+    assert api.admin.post("/jobs", api.admin.job_file(**changes)).status_code in (201, 422)
+    assert api.admin.get("/jobs").status_code == 200
+
+
+def test_nul_in_the_address(api1):
+    assert _problem(api1.admin.get("/jobs?name=a%00b"), 422)
+    assert _problem(api1.admin.get("/jobs/a%00b"), 422)
+
+
+def test_conflicts_say_what_is_in_the_way(api1):
+    job = api1.admin.submit()
+    assert "not paused" in _problem(api1.admin.post(f"/jobs/{job['id']}:resume"), 409)["detail"]
+    assert _problem(api1.admin.post("/members", {"name": "admin"}), 409)
+
+
+def test_what_does_not_answer_is_tried_again_later(api1, people, provider):
+    people.ann.submit()
+    machine = Machine.launched(api1, provider)
+    provider.failure = ProviderUnavailable("is away")
+    answer = people.ann.get(f"/sessions/{machine.lease}/log")
+    assert _problem(answer, 503)["detail"] == "is away"
+    assert int(answer.headers["retry-after"]) > 0
+
+
+def test_a_bug_says_nothing_of_itself(api1, monkeypatch):
+    def broken(_):
+        raise RuntimeError("secret inside")
+
+    monkeypatch.setattr(accounts, "list_members", broken)
+    body = _problem(api1.admin.get("/members"), 500)
+    assert "secret" not in str(body)

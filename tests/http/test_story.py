@@ -1,0 +1,132 @@
+"""One job from submit to adapter over HTTP, on two machines, on both databases."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from orchestrator.ports import Liveness
+from orchestrator.services.reconcile import reconcile
+from tests.http.play import Machine
+
+
+def test_a_job_rides_two_machines_and_leaves_its_adapter(api, people, provider, clock, tmp_path):
+    job = people.ann.submit(sample_prompts=["hello"])
+    path = f"/jobs/{job['id']}"
+    assert job["state"] == "queued"
+    assert job["member"] == "ann"
+
+    first = Machine.launched(api, provider)
+    assert first.start().status_code == 200
+    assert first.report(3, seconds_per_step=2.0).json() == {"action": "continue", "reason": ""}
+    assert first.save(4, tmp_path).json() == {"committed": True, "refusal": ""}
+    first.report(6, samples=[{"step": 6, "prompt": "hello", "text": "wor\0ld"}], reading={"cpu_percent": 5.0})
+    running = people.ann.get(path).json()
+    assert (running["state"], running["step"], running["head"]["step"]) == ("running", 6, 4)
+    assert running["session"]["id"] == first.lease
+    assert running["eta_seconds"] == pytest.approx(8.0)
+    assert first.say("release", first.said("release", step=6, reason="deadline")).status_code == 204
+
+    clock.tick(60)
+    second = Machine.launched(api, provider)
+    assert second.start().json()["resume_step"] == 4
+    assert second.assignment["resume"]["sha256"] == first.head
+    assert second.report(7).status_code == 200
+    assert second.save(10, tmp_path).json()["committed"] is True
+    assert second.finish(10).status_code == 204
+
+    done = people.ann.get(path).json()
+    assert (done["state"], done["end_reason"], done["step"]) == ("succeeded", "completed", 10)
+    assert (done["handoffs"], done["steps_repeated"]) == (1, 2)
+    assert done["loss"] == {"first": pytest.approx(0.25), "last": pytest.approx(0.125)}
+    assert done["session"] is None
+
+    sessions = people.ann.get(f"{path}/sessions").json()["items"]
+    assert [(s["outcome"], s["first_step"], s["last_step"]) for s in sessions] == [
+        ("handed_off", 0, 6),
+        ("completed", 4, 10),
+    ]
+    kept = people.ann.get(f"{path}/checkpoints").json()["items"]
+    assert [(c["step"], c["state"], c["session"]) for c in kept] == [
+        (4, "committed", first.lease),
+        (10, "committed", second.lease),
+    ]
+    one = f"{path}/checkpoints/{second.head}"
+    assert people.ann.get(one).json()["manifest"]["parent"] == first.head
+    file = people.ann.get(f"{one}/file")
+    assert int(file.headers["content-length"]) == len(file.content) == kept[1]["size"]
+    assert f"{job['id']}-step-10.safetensors" in file.headers["content-disposition"]
+    assert people.ann.get(f"{path}/adapter").content == b"PK the adapter"
+
+    metrics = people.ann.get(f"{path}/metrics", params={"name": "loss"}).json()["items"]
+    assert [m["step"] for m in metrics] == [3, 6, 7]
+    text = people.ann.get(f"{path}/metrics", params={"from_step": 6, "format": "csv"})
+    assert text.headers["content-type"].startswith("text/csv")
+    assert text.text.splitlines()[0] == "name,step,value"
+    assert len(text.text.splitlines()) == 3
+    assert people.ann.get(f"{path}/samples").json()["items"][0]["text"] == "wor\ufffdld"
+    assert people.ann.get(f"/sessions/{first.lease}/readings").json()["items"][0]["reading"] == {"cpu_percent": 5.0}
+    kinds = [e["kind"] for e in people.ann.get(f"{path}/events").json()["items"]]
+    assert kinds[0] == "job.submitted"
+    assert kinds[-1] == "job.succeeded"
+
+
+def test_a_stale_fence_is_refused_everywhere_and_changes_nothing(api, people, provider, clock, tmp_path):
+    """Guard: with `held` not comparing lease states, the late report was answered 200."""
+    people.ann.submit()
+    old = Machine.launched(api, provider)
+    old.start()
+    assert old.save(2, tmp_path).json()["committed"]
+    provider.liveness[old.lease] = Liveness.ENDED
+    reconcile(api.app.context)
+    clock.tick(400)
+    new = Machine.launched(api, provider)
+    new.start()
+    assert new.fence == old.fence + 1
+    answers = [
+        old.report(5),
+        old.say("start", {"protocol": 1, "nonce": "n1", "hardware": {}}),
+        old.say("release", old.said("release", step=5, reason="deadline")),
+        old.say("finish", old.said("finish", step=5, failure={"message": "x", "permanent": True})),
+        old.say("grants", {"fence": old.fence, "kind": "checkpoint", "count": 1}),
+        old.save(5, tmp_path),
+        new.say("report", new.said("report", step=5, phase="train") | {"fence": old.fence}),
+    ]
+    assert [a.status_code for a in answers] == [409] * 7
+    assert all(a.json()["type"] == "urn:trainhop:problem:stale-fence" for a in answers)
+    assert new.report(3).status_code == 200
+
+
+def test_what_a_person_asks_reaches_the_machine(api, people, provider):
+    job = people.ann.submit()
+    machine = Machine.launched(api, provider)
+    machine.start()
+    asked = people.ann.post(f"/jobs/{job['id']}:pause").json()
+    assert asked["requests"] == {"cancel": False, "pause": True}
+    assert machine.report(1).json() == {"action": "drain", "reason": "paused"}
+    people.ann.post(f"/jobs/{job['id']}:resume")
+    assert machine.report(2).json()["action"] == "continue"
+    people.ann.post(f"/jobs/{job['id']}:cancel")
+    assert machine.report(3).json() == {"action": "abort", "reason": "cancelled"}
+    machine.say("release", machine.said("release", step=3, reason="cancelled"))
+    ended = people.ann.get(f"/jobs/{job['id']}").json()
+    assert (ended["state"], ended["message"]) == ("cancelled", "cancelled on request")
+    assert people.ann.post(f"/jobs/{job['id']}:retry").json()["state"] == "queued"
+
+
+def test_reports_that_arrive_together_fail_apart(api, people, provider):
+    """Guards: without the single pass in `Clerk._together` good reports failed; without the OverflowError handler, 500."""
+    machines = []
+    for _ in range(3):
+        people.ann.submit()
+        machines.append(Machine.launched(api, provider))
+        machines[-1].start()
+    with ThreadPoolExecutor(12) as pool:
+        good = [pool.submit(machines[n % 3].report, n) for n in range(30)]
+        unstorable = {"lease": machines[0].lease, "fence": 1, "step": 2**80, "phase": "train"}
+        bad = [pool.submit(machines[0].say, "report", unstorable | {"seq": 10_000 + n}) for n in range(5)]
+        stale = [
+            pool.submit(machines[1].say, "report", machines[1].said("report", step=1, phase="train") | {"fence": 9})
+        ]
+    assert {f.result().status_code for f in good} == {200}
+    assert {f.result().status_code for f in bad} == {422}
+    assert {f.result().status_code for f in stale} == {409}
