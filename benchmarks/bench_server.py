@@ -1,0 +1,63 @@
+"""The product's server with one provider more, whose machines are the benchmark's own coroutines.
+
+    python -m benchmarks.bench_server DATA_DIR PORT SOCKET
+
+Everything but that provider is what `trainhop up` runs. A launch is a datagram to SOCKET.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.config import Settings
+from orchestrator.domain.model import Account
+from orchestrator.entrypoints import server
+from orchestrator.ports import Capabilities, Handle, LaunchRequest, Leftovers, Liveness, Observation, Room
+from orchestrator.providers.registry import Registry
+
+SLOTS = 1_000
+
+
+class Coroutines:
+    """Implements `ports.Provider`: a launch tells the benchmark, which then works the lease off over HTTP."""
+
+    capabilities = Capabilities(provider="local", shares_disk=True)
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    def room(self, account: Account) -> Room:
+        return Room(slots=SLOTS, session_s=3600.0)
+
+    def launch(self, request: LaunchRequest) -> str:
+        self._socket.sendto(json.dumps({"lease": request.lease_id, "token": request.token}).encode(), self._address)
+        return request.lease_id
+
+    def observe(self, handles: Sequence[Handle]) -> list[Observation]:
+        return [Observation(lease_id=h.lease_id, liveness=Liveness.UNSEEN) for h in handles]
+
+    def stop(self, handle: Handle) -> None: ...
+
+    def collect(self, handle: Handle) -> Leftovers:
+        return Leftovers()
+
+    def forget(self, handle: Handle) -> None: ...
+
+    def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
+        return None
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    folder, port, address = sys.argv[1:]
+    settings = Settings(data_dir=Path(folder), port=int(port), offline=True)
+    server.run(settings, providers=Registry.of({"local": Coroutines(address)}))
+
+
+if __name__ == "__main__":
+    main()

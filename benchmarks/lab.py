@@ -1,0 +1,147 @@
+"""A real server process on a free port with a data folder of its own, to be submitted to, watched and killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+PATIENCE_S = 90.0
+"""A busy machine may take long to start a process; nothing here is judged by how long that takes."""
+
+
+class Lab:
+    """`trainhop up` in `folder`, with the settings given as `TRAINHOP_*` variables."""
+
+    def __init__(self, folder: Path, **settings: object) -> None:
+        self.data = folder / "data"
+        self._log = folder / "server.log"
+        self._settings = {f"TRAINHOP_{k.upper()}": str(v) for k, v in settings.items()}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port = _free_port()  # kept over restarts: the workers know no other
+        self.client = httpx.Client(trust_env=False, timeout=30)
+
+    def up(self) -> None:
+        """Start (or restart) the server and wait until it answers."""
+        (self.data / "server.url").unlink(missing_ok=True)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("TRAINHOP_")} | self._settings
+        command = [sys.executable, "-m", "orchestrator.entrypoints.cli", "up", "--data-dir", str(self.data)]
+        command += ["--port", str(self._port)]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        self.wait_for((self.data / "server.url").exists, "the server's address")
+        self.client.base_url = httpx.URL((self.data / "server.url").read_text().strip() + "/api/v1")
+        token = (self.data / "admin.token").read_text().strip()
+        self.client.headers["Authorization"] = f"Bearer {token}"
+        self.wait_for(self._answers, "the server's answer")
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return self.client.get("/me").is_success
+        return False
+
+    def kill(self) -> None:
+        """SIGKILL the server; its workers live on."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def down(self) -> None:
+        """Stop the server and whatever it started."""
+        self.client.close()
+        if self._process is not None:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(20)
+            self._process.kill()
+            self._process.wait()
+        for pid in self.workers().values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def __enter__(self) -> Self:
+        self.up()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.down()
+
+    def get(self, path: str, **query: Any) -> Any:
+        """JSON of a GET; raises with the server's own words."""
+        return self._checked(self.client.get(path, params=query))
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """JSON of a POST; raises with the server's own words."""
+        return self._checked(self.client.post(path, json=body))
+
+    def patch(self, path: str, body: Any) -> Any:
+        """JSON of a PATCH; raises with the server's own words."""
+        return self._checked(self.client.patch(path, json=body))
+
+    @staticmethod
+    def _checked(answer: httpx.Response) -> Any:
+        if not answer.is_success:
+            raise RuntimeError(f"{answer.request.method} {answer.request.url}: {answer.status_code} {answer.text}")
+        return answer.json() if answer.content else None
+
+    def upload(self, file: Path) -> str:
+        """A dataset, by the name under which a job may use it."""
+        answer = self.client.post("/datasets", params={"name": file.name}, content=file.read_bytes())
+        return f"sha256:{self._checked(answer)['sha256']}"
+
+    def workers(self) -> dict[str, int]:
+        """Process ids of living workers by lease."""
+        found: dict[str, int] = {}
+        for note in (self.data / "sessions").glob("*/pid.json"):
+            with contextlib.suppress(ValueError, OSError):
+                pid = json.loads(note.read_text())["pid"]
+                os.kill(pid, 0)
+                found[note.parent.name] = pid
+        return found
+
+    def last_step(self, lease: str) -> int:
+        """The newest step that a worker has printed, without asking anybody."""
+        log = self.data / "sessions" / lease / "output.log"
+        steps = [line.split()[1] for line in log.read_text(errors="replace").splitlines() if line.startswith("step ")]
+        return int(steps[-1]) if steps else -1
+
+    @staticmethod
+    def wait_for(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S, every_s: float = 0.01) -> Any:
+        """The first true answer of `condition`."""
+        until = time.monotonic() + patience_s
+        while time.monotonic() < until:
+            if found := condition():
+                return found
+            time.sleep(every_s)
+        raise TimeoutError(f"waited {patience_s:.0f} s for {what}")
+
+    def job(self, ident: str) -> dict[str, Any]:
+        """The job as the API shows it, also while the server is coming back."""
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                return self.get(f"/jobs/{ident}")
+            time.sleep(0.1)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def lab(folder: Path, **settings: object) -> Iterator[Lab]:
+    """A running lab in a folder that is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with Lab(folder, **settings) as running:
+        yield running
