@@ -56,7 +56,7 @@ def make_app(app: App) -> FastAPI:
     )
     problems.install(api)
     # First, because routes are tried in order.
-    api.router.routes.extend(worker_api.quick_routes(PREFIX))
+    api.router.routes.extend([*worker_api.quick_routes(PREFIX), api_jobs.quick_route(PREFIX)])
     for router in (worker_api.router, api_jobs.router, api_records.router, api_data.router, api_people.router):
         api.include_router(router, prefix=PREFIX)
     api.include_router(health.router)
