@@ -35,24 +35,32 @@ class FilesApi:
                 return self._shown(request, self._list(request))
             case "POST", ["files"]:
                 return self._shown(request, resource(self._contents.insert(request.json())))
-            case "GET", ["files", ident]:
+            case _, ["files", ident, *verb]:
+                return self._one(request, ident, verb, rule)
+        raise Problem(404, "notFound", "Not Found")
+
+    def _one(self, request: Request, ident: str, verb: list[str], rule: Rule) -> Reply:
+        match request.method, verb:
+            case "GET", []:
                 file = self._contents.get(ident)
                 if request.query.get("alt") == "media":
                     return self._content(request, file, rule)
                 return self._shown(request, resource(file), etag(file))
-            case (("PUT" | "PATCH"), ["files", ident]):
+            case (("PUT" | "PATCH"), []):
                 changed = self._contents.update(ident, request.json(), request.headers.get("if-match"))
                 return self._shown(request, resource(changed))
-            case "POST", ["files", ident, ("trash" | "untrash") as verb]:
-                return self._shown(request, resource(self._contents.mark(ident, trashed=verb == "trash")))
-            case "DELETE", ["files", "trash"]:
-                for file in [f for f in self._contents.files.values() if f.trashed]:
-                    self._contents.delete(file.id)
-                return Reply(204)
-            case "DELETE", ["files", ident]:
-                self._contents.delete(ident)
+            case "POST", ["trash" | "untrash" as way]:
+                return self._shown(request, resource(self._contents.mark(ident, trashed=way == "trash")))
+            case "DELETE", []:
+                self._delete(ident)
                 return Reply(204)
         raise Problem(404, "notFound", "Not Found")
+
+    def _delete(self, ident: str) -> None:
+        """One file, or with `trash` all that lies there."""
+        trashed = [f.id for f in self._contents.files.values() if f.trashed]
+        for each in trashed if ident == "trash" else [ident]:
+            self._contents.delete(each)
 
     @staticmethod
     def _shown(request: Request, data: dict[str, Any], tag: str = "") -> Reply:
