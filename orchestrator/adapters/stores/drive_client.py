@@ -78,6 +78,7 @@ class DriveClient:
         endpoint: str | None = None,
         *,
         on_trouble: Callable[[str], None] = lambda _: None,
+        in_trouble: bool = False,
         retries: Retries | None = None,
     ) -> None:
         self._auth = GoogleAuth(
@@ -92,7 +93,7 @@ class DriveClient:
         self._root = f"{endpoint or 'https://www.googleapis.com'}/"
         self._service = discovery.build_from_document(_document(self._root), http=httplib2.Http())
         self._retries, self._on_trouble = retries or Retries(), on_trouble
-        self._in_trouble = False
+        self._in_trouble = in_trouble
         self._connections: collections.deque[httplib2.Http] = collections.deque()
         self._ids: collections.deque[str] = collections.deque()
         self._closed = False
