@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -33,12 +32,6 @@ class MemoryIds:
     def forget(self, key: str, ident: str) -> None:
         if self.known.get(key) == ident:
             del self.known[key]
-
-
-@pytest.fixture
-def drive(tmp_path: Path) -> Iterator[Drive]:
-    with Drive(tmp_path / "drive") as drive:
-        yield drive
 
 
 @pytest.fixture
