@@ -143,7 +143,7 @@ class Contents:
             return found
 
     def blob(self, file: File) -> Path:
-        return self.folder / "blobs" / f"{file.id}.{file.revision}"
+        return self.folder / "blobs" / file.id / file.revision
 
     def insert(self, metadata: dict[str, Any], content: Path | bytes | None = None, *, planted: bool = False) -> File:
         """A new file; raises `Problem` for a used id, a missing folder, a full Drive."""
@@ -173,11 +173,12 @@ class Contents:
     def _fill(self, file: File, content: Path | bytes) -> None:
         old, file.revision = self.blob(file), secrets.token_hex(6)
         target = self.blob(file)
+        target.parent.mkdir(exist_ok=True)
         if isinstance(content, Path):
             content.rename(target)
         else:
             target.write_bytes(content)
-        if old.exists():
+        if old.is_file():
             old.unlink()
         data = target.read_bytes()
         file.size = len(data)
@@ -226,6 +227,7 @@ class Contents:
                 self._write(gone=each.id)
                 if not each.is_folder:
                     self.blob(each).unlink(missing_ok=True)
+                    self.blob(each).parent.rmdir()
 
     def _below(self, ident: str) -> list[File]:
         found = [self.files[ident]]
