@@ -294,13 +294,17 @@ class GrantKind(StrEnum):
 
 
 class Grant(Wire):
-    """Permission to read or write exactly one file, by path (same machine) or by URL with headers."""
+    """Permission to read or write exactly one file, by path (same machine) or by URL with headers.
+
+    A `resumable` URL is an upload session (see `worker.resumable`), any other takes one plain request.
+    """
 
     key: str
     kind: GrantKind
     path: str | None = None
     url: str | None = None
     headers: dict[str, str] = {}
+    resumable: bool = False
     sha256: Sha256 | None = None
     size: int | None = None
 
