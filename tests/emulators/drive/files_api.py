@@ -58,8 +58,7 @@ class FilesApi:
 
     def _delete(self, ident: str) -> None:
         """One file, or with `trash` all that lies there."""
-        trashed = [f.id for f in self._contents.files.values() if f.trashed]
-        for each in trashed if ident == "trash" else [ident]:
+        for each in [f.id for f in self._contents.trashed()] if ident == "trash" else [ident]:
             self._contents.delete(each)
 
     @staticmethod
@@ -72,7 +71,7 @@ class FilesApi:
 
     def _about(self) -> dict[str, Any]:
         used, limit = self._contents.used, self._contents.limit
-        trashed = sum(f.size for f in self._contents.files.values() if f.trashed)
+        trashed = sum(f.size for f in self._contents.trashed())
         shown: dict[str, Any] = {
             "kind": "drive#about",
             "name": "Some Body",

@@ -219,6 +219,10 @@ class Contents:
                 self._keep(each)
             return file
 
+    def trashed(self) -> list[File]:
+        with self.lock:
+            return [f for f in self.files.values() if f.trashed]
+
     def delete(self, ident: str) -> None:
         """For ever, with all below."""
         with self.lock:
