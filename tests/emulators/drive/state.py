@@ -321,6 +321,7 @@ def resource(file: File) -> dict[str, Any]:
     }
     if not file.is_folder:
         shown |= {
+            "downloadUrl": f"/drive/v2/files/{file.id}?alt=media",
             "fileSize": str(file.size),
             "quotaBytesUsed": str(file.size),
             "md5Checksum": file.hashes["md5"],
