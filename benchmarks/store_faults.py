@@ -88,6 +88,7 @@ STEPS = 100
 THREADS = 8
 TRIES = 50
 PROPERTY = "trainhop"
+DRIVE, DATABASE = Path("drive"), Path("server/trainhop.db")
 
 
 def main() -> int:
@@ -104,7 +105,12 @@ def main() -> int:
 
 def run(folder: Path, uploads: int) -> dict[str, int]:
     """The counts, for this many checkpoints."""
-    drive = folder / "drive"
+    return audit(folder / DRIVE, folder / DATABASE, commit(folder, uploads))
+
+
+def commit(folder: Path, uploads: int) -> Done:
+    """Commit this many checkpoints; leaves the emulated Drive and the server's database under `folder`."""
+    drive = folder / DRIVE
     with _emulator(drive) as url:
         settings = Settings(data_dir=folder / "server", drive_endpoint=url, offline=True)
         app = build(settings, providers=Registry.of({"local": _Nowhere()}))
@@ -112,10 +118,9 @@ def run(folder: Path, uploads: int) -> dict[str, int]:
             app.context = dataclasses.replace(app.context, spawn=lambda work: work())
             use_store(app.context, "drive", (drive / "authorized_user.json").read_text())
             httpx.post(f"{url}/_chaos", json=CHAOS, trust_env=False).raise_for_status()
-            done = _commit_all(app, drive, folder, uploads)
+            return _commit_all(app, drive, folder, uploads)
         finally:
             app.close()
-    return audit(drive, folder / "server" / "trainhop.db", done)
 
 
 class _emulator:  # noqa: N801  used as a function
@@ -152,7 +157,7 @@ class _Nowhere(Coroutines):
 
 
 @dataclass
-class _Done:
+class Done:
     """What was written and what the server answered; shared by all threads."""
 
     wanted: int
@@ -169,8 +174,8 @@ class _Done:
 # --- committing ------------------------------------------------------------------------------------------
 
 
-def _commit_all(app: App, drive: Path, folder: Path, uploads: int) -> _Done:
-    done, began = _Done(uploads), time.monotonic()
+def _commit_all(app: App, drive: Path, folder: Path, uploads: int) -> Done:
+    done, began = Done(uploads), time.monotonic()
     machines = app.context.providers.get("local")
     assert isinstance(machines, _Nowhere)
     steps = [STEPS] * (uploads // STEPS) + ([uploads % STEPS] if uploads % STEPS else [])
@@ -211,7 +216,7 @@ def _submit(ctx: Context, folder: Path, count: int) -> None:
 class _Session:
     """What a worker does with its lease, without the training."""
 
-    def __init__(self, ctx: Context, drive: Path, folder: Path, lease: str, done: _Done) -> None:
+    def __init__(self, ctx: Context, drive: Path, folder: Path, lease: str, done: Done) -> None:
         self._ctx, self._drive, self._lease, self._done = ctx, drive, lease, done
         self._file = folder / f"{lease}.safetensors"
         self._patience = Patience(sleep=lambda _: None)
@@ -299,7 +304,7 @@ class _Session:
 # --- the audit -------------------------------------------------------------------------------------------
 
 
-def audit(drive: Path, database: Path, done: _Done) -> dict[str, int]:
+def audit(drive: Path, database: Path, done: Done) -> dict[str, int]:
     """The counts of the docstring, from the two disks."""
     files = _files(drive / "journal.jsonl")
     with sqlite3.connect(database) as connection:

@@ -18,7 +18,7 @@ from orchestrator.ports import (
     StoreError,
 )
 from orchestrator.services import intake
-from orchestrator.services.checkpoints import abandon_stale
+from orchestrator.services.checkpoints import abandon_stale, sweep_strays
 from orchestrator.services.leases import hand_back
 
 FORGET_REQUESTS_AFTER_S = 86_400.0
@@ -143,5 +143,6 @@ def _clear_away(ctx: Context, lease: Lease, seen: Observation, handle: Handle) -
         provider.forget(handle)
     except ProviderError:
         return
+    sweep_strays(ctx, lease)
     with ctx.uow() as tx:
         tx.note_collected(lease.id, now)

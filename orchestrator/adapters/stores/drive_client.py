@@ -10,6 +10,7 @@ import collections
 import contextlib
 import http.client
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -42,13 +43,17 @@ _FILE = "id,fileSize,sha256Checksum,labels/trashed"
 
 @dataclass(frozen=True, kw_only=True)
 class Retries:
-    """How often a call is repeated and how long that may take in all: a worker or a person waits for the answer."""
+    """How often a call is repeated and how long that may take in all: a worker or a person waits for the answer.
+
+    For `silent_s` after a call that came to nothing, others are tried only once.
+    """
 
     attempts: int = 8
     within_s: float = 25.0
     first_s: float = 0.5
     longest_s: float = 8.0
     jitter_s: float = 1.0
+    silent_s: float = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +103,7 @@ class DriveClient:
         self._in_trouble = in_trouble
         self._connections: collections.deque[httplib2.Http] = collections.deque()
         self._ids: collections.deque[str] = collections.deque()
-        self._closed = False
+        self._closed, self._silent_until = False, float("-inf")
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -204,7 +209,7 @@ class DriveClient:
         try:
             for attempt in stamina.retry_context(
                 on=_wait,
-                attempts=self._retries.attempts,
+                attempts=self._retries.attempts if time.monotonic() > self._silent_until else 1,
                 timeout=self._retries.within_s,
                 wait_initial=self._retries.first_s,
                 wait_max=self._retries.longest_s,
@@ -215,6 +220,9 @@ class DriveClient:
         except SignInError as error:
             self._in_trouble = True
             self._on_trouble(str(error))
+            raise
+        except AgainError:
+            self._silent_until = time.monotonic() + self._retries.silent_s
             raise
         if self._in_trouble:
             self._in_trouble = False

@@ -72,6 +72,7 @@ class Contents:
         self.hidden: dict[str, int] = {}
         self.limit: int | None = 15 << 30
         self.lag = 0
+        self.address = ""
         self.used = 0
         self.root = "root-of-this-drive"
         self._load()
@@ -115,6 +116,10 @@ class Contents:
         self._index(file)
         self._write(file=asdict(file))
         return file
+
+    def resource(self, file: File) -> dict[str, Any]:
+        """A file as API v2 shows it."""
+        return resource(file, self.address)
 
     # ids
 
@@ -219,6 +224,10 @@ class Contents:
                 self._keep(each)
             return file
 
+    def trashed(self) -> list[File]:
+        with self.lock:
+            return [f for f in self.files.values() if f.trashed]
+
     def delete(self, ident: str) -> None:
         """For ever, with all below."""
         with self.lock:
@@ -300,8 +309,8 @@ def etag(file: File) -> str:
     return f'"{file.id[:8]}/{file.version}"'
 
 
-def resource(file: File) -> dict[str, Any]:
-    """A file as API v2 shows it."""
+def resource(file: File, address: str) -> dict[str, Any]:
+    """A file as API v2 shows it, from a service at this address."""
     shown: dict[str, Any] = {
         "kind": "drive#file",
         "id": file.id,
@@ -317,6 +326,7 @@ def resource(file: File) -> dict[str, Any]:
     }
     if not file.is_folder:
         shown |= {
+            "downloadUrl": f"{address}/drive/v2/files/{file.id}?alt=media",
             "fileSize": str(file.size),
             "quotaBytesUsed": str(file.size),
             "md5Checksum": file.hashes["md5"],
