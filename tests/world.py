@@ -281,8 +281,9 @@ class World:
 
     def head(self, job_id: str) -> Checkpoint:
         """The checkpoint from which the job goes on."""
+        head = self.job(job_id).head
         with self.ctx.uow() as tx:
-            found = tx.checkpoint(job_id, self.job(job_id).head or "")
+            found = tx.checkpoint(job_id, head or "")
         assert found is not None
         return found
 

@@ -37,7 +37,7 @@ from worker.protocol import JobSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-PATIENCE_S = 200.0
+PATIENCE_S = 100.0
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ class Place:
                     provider="far",
                     member_id=None,
                     name="far",
-                    config={"env": {"OMP_NUM_THREADS": "1"}, "session_s": 600.0},
+                    config={"env": {"OMP_NUM_THREADS": "1"}, "session_s": 60.0},
                     created_at=0.0,
                 )
             )
