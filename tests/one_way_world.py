@@ -59,7 +59,7 @@ class DeafMachines(Machines):
     """Implements `ports.Followed`, too: an output is read from its start every time."""
 
     capabilities: Capabilities = field(
-        default_factory=lambda: Capabilities(provider="sim", shares_disk=False, same_network=False)
+        default_factory=lambda: Capabilities(provider="sim", shares_disk=False, same_network=False, personal=True)
     )
     sessions: dict[str, Session] = field(default_factory=_no_sessions)
 

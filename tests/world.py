@@ -131,7 +131,9 @@ class Machines:
 
     watch: Watch
     slots: int = 2
-    capabilities: Capabilities = field(default_factory=lambda: Capabilities(provider="sim", shares_disk=True))
+    capabilities: Capabilities = field(
+        default_factory=lambda: Capabilities(provider="sim", shares_disk=True, personal=True)
+    )
     launched: dict[str, LaunchRequest] = field(default_factory=dict[str, LaunchRequest])
     dead: set[str] = field(default_factory=set[str])
     reachable: bool = True
@@ -242,7 +244,14 @@ class World:
         with self.ctx.uow() as tx:
             tx.add_member(Member(id=name, name=name, role=Role.MEMBER, created_at=now))
             account = Account(
-                id=f"{name}-sim", provider="sim", member_id=name, name=f"{name}'s", config={}, created_at=now
+                id=f"{name}-sim",
+                provider="sim",
+                member_id=name,
+                name=f"{name}'s",
+                config={},
+                credentials="sealed",
+                consented_at=now,
+                created_at=now,
             )
             tx.add_account(account)
             tx.add_dataset(
@@ -261,6 +270,14 @@ class World:
         source.write_bytes(b"rows")
         self.stores.local().put(dataset_key(self.dataset), source)
         return Actor(member_id=name, name=name, role=Role.MEMBER)
+
+    def set_consent(self, who: str, *, agreed: bool) -> None:
+        """Whether this member lets jobs run on their account."""
+        with self.ctx.uow() as tx:
+            account = tx.account(f"{who}-sim")
+            assert account is not None
+            account.consented_at = self.clock.now() if agreed else None
+            tx.save_account(account)
 
     def submit(self, who: str, steps: int = 4, **extra: Any) -> str:
         spec = JobSpec.model_validate(
