@@ -107,9 +107,8 @@ def _quota_in_words(job: Waiting, place: Place, least: float) -> str:
     when = f", refresh {_weekday(place.refresh_at)}" if place.refresh_at is not None else ""
     whole = replace(place, hours_left=None)
     need = max(least, finish_s(job, whole)) if job.step_s is not None else least
-    return (
-        f"{place.name} GPU hours: {left} left{when}; job needs {'' if job.step_s else 'at least '}{need / 3600:.1f} h"
-    )
+    needs = f"{need / 3600:.1f} h" if need >= 360.0 else f"{need / 60:.0f} min"
+    return f"{place.name} GPU hours: {left} left{when}; job needs {'' if job.step_s else 'at least '}{needs}"
 
 
 def _weekday(at: float) -> str:
