@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 from sqlalchemy import Engine
@@ -23,12 +24,15 @@ from orchestrator.adapters.vault import FernetVault
 from orchestrator.config import Settings
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.model import Account, Member, Role
-from orchestrator.ports import Context, Provider, Providers, Store, TokenInfo
+from orchestrator.ports import Context, Provider, Providers, Store, TokenInfo, Vault
 from orchestrator.providers.local import LocalProvider
 from orchestrator.providers.registry import Registry
 from orchestrator.services.ids import new_id
 
 log = structlog.get_logger()
+
+KAGGLE_FRESH_S, EMULATED_FRESH_S = 10.0, 1.0
+"""How long what Kaggle said is believed; every round of dispatching and reconciling asks anew."""
 
 LAUNCHERS = 8
 """Launches under way at once; one slow provider must not hold up another."""
@@ -98,6 +102,7 @@ def build(
     pool = ThreadPoolExecutor(LAUNCHERS, thread_name_prefix="launch")
     tokens = KeyedTokens.from_file(settings.folder / "secret.key")
     url = server_url or (lambda: f"http://{_reachable(settings.host)}:{settings.port}")
+    vault = _vault(settings)
     store = LocalStore(
         settings.folder / "store",
         lambda key: f"{settings.public_url or url()}/api/v1/blobs/{key}",
@@ -106,14 +111,14 @@ def build(
     context = Context(
         uow=make_unit_of_work(engine),
         clock=SystemClock(),
-        providers=providers or Registry(lambda kind: _make_provider(kind, settings, news)),
+        providers=providers or Registry(lambda kind: _make_provider(kind, settings, vault, news)),
         stores=OneStore(store),
         catalog=FolderAndHubCatalog(
             settings.allowed_folders, frozenset(settings.trusted_models), offline=settings.offline
         ),
         tokens=tokens,
         rules=settings.rules,
-        vault=_vault(settings),
+        vault=vault,
         server_url=url,
         public_url=settings.public_url,
         wake=wake.set,
@@ -140,9 +145,13 @@ def _vault(settings: Settings) -> FernetVault:
     return FernetVault.from_file(settings.folder / "vault.key")
 
 
-def _make_provider(kind: type[Provider], settings: Settings, news: threading.Event) -> Provider:
+def _make_provider(kind: Any, settings: Settings, vault: Vault, news: threading.Event) -> Provider:
+    """Ours are handed what they need; those of extras are told by their name, for they cannot be imported here."""
     if kind is LocalProvider:
         return LocalProvider(settings.folder / "sessions", news.set)
+    if kind.capabilities.provider == "kaggle":
+        fresh_s = EMULATED_FRESH_S if settings.kaggle_endpoint else KAGGLE_FRESH_S
+        return kind(vault, settings.folder / "kaggle", settings.kaggle_endpoint, fresh_s=fresh_s)
     return kind()
 
 
