@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.domain.model import Account
 from orchestrator.ports import (
     Capabilities,
     Handle,
-    LaunchRejected,
     LaunchRequest,
     Leftovers,
     Liveness,
@@ -24,19 +21,24 @@ from orchestrator.ports import (
     VaultError,
 )
 from orchestrator.providers.kaggle import refusals
-from orchestrator.providers.kaggle.client import Connection, Push, Quota
+from orchestrator.providers.kaggle.client import Connection, Quota
+from orchestrator.providers.kaggle.launch import (
+    LONGEST_SESSION_S,
+    Place,
+    exists,
+    plain,
+    remove,
+    slug_of,
+    start,
+    wants_gpu,
+)
 from orchestrator.providers.kaggle.leftovers import gather, kept, save_log
 from orchestrator.providers.kaggle.notes import Notebook, Session
-from orchestrator.providers.kaggle.source import kernel_source
-from orchestrator.providers.kaggle.staging import stage
 from orchestrator.providers.kaggle.stream import lines, pieces
 from orchestrator.providers.kaggle.wire import Credentials, KaggleSaid
 
-LONGEST_SESSION_S = 12 * 3600
 MARGIN_S = 900.0
 """Kaggle ends a session at its limit without warning, and saving what it left takes minutes per gigabyte."""
-TIMEOUT_OVER_S = 300
-"""Kaggle's own limit is set this much above the worker's budget: a second pair of eyes, not the first."""
 GPU_SESSIONS = 2
 T4_BYTES = 15_800_000_000
 """What one of the two cards offers to a process; every process trains with a card of its own."""
@@ -44,22 +46,13 @@ RAM_BYTES = 29 << 30
 START_UP_S = 300.0
 """Queue, image, installing the pinned libraries, loading the model."""
 UNSURE_S = 180.0
-"""A push whose answer was lost may still show up for so long."""
+"""For so long a pushed kernel may not show up yet, and the files of an ended one may not be listed yet."""
 ENDED = {
     "COMPLETE": "",
     "ERROR": "the kernel ended with an error",
     "CANCEL_ACKNOWLEDGED": "Kaggle ended the session (time limit, or stopped by its owner)",
 }
 ALIVE = frozenset({"QUEUED", "RUNNING", "CANCEL_REQUESTED", "NEW_SCRIPT"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Place:
-    """Where a session is at Kaggle, and with whom to speak about it."""
-
-    connection: Connection
-    owner: str
-    slug: str
 
 
 class KaggleProvider:
@@ -85,6 +78,7 @@ class KaggleProvider:
         self._notebook = Notebook(folder)
         self._names: dict[str, str] = {}
         self._rooms: dict[str, tuple[float, Room]] = {}
+        self._silent: dict[str, tuple[float, str]] = {}
         self._seen: dict[str, tuple[float, Observation]] = {}
         self._logged: dict[str, float] = {}
 
@@ -94,12 +88,31 @@ class KaggleProvider:
         known = self._rooms.get(account.id + account.credentials)
         if known is not None and time.monotonic() < known[0]:
             return known[1]
-        room = self._room(account)
-        self._rooms[account.id + account.credentials] = (time.monotonic() + self._fresh_s, room)
+        with self._answering(account):
+            room = self._room(account)
+        fresh_s = max(self._fresh_s, (room.open_at or 0.0) - self._now())
+        self._rooms[account.id + account.credentials] = (time.monotonic() + fresh_s, room)
         return room
 
+    @contextlib.contextmanager
+    def _answering(self, account: Account) -> Iterator[None]:
+        """Kaggle's silence is believed for a while too: a time-out in every round would hold up other machines."""
+        until, words = self._silent.get(account.id, (0.0, ""))
+        if time.monotonic() < until:
+            raise ProviderUnavailable(words)
+        try:
+            yield
+        except KaggleSaid as refusal:
+            if refusal.status == 429:
+                until = time.monotonic() + (refusal.retry_after or refusals.PAUSE_S)
+                self._silent[account.id] = (until, refusals.in_words(refusal))
+            raise
+        except ProviderUnavailable as error:
+            self._silent[account.id] = (time.monotonic() + self._fresh_s, str(error))
+            raise
+
     def _room(self, account: Account) -> Room:
-        gpu = _wants_gpu(account)
+        gpu = wants_gpu(account)
         slots = min(GPU_SESSIONS, max(0, int(account.config.get("slots", GPU_SESSIONS))))
         session_s = min(float(account.config.get("session_s", LONGEST_SESSION_S)), LONGEST_SESSION_S - MARGIN_S)
         memory = T4_BYTES if gpu else RAM_BYTES
@@ -133,74 +146,30 @@ class KaggleProvider:
 
     def launch(self, request: LaunchRequest) -> str:
         connection = self._connect(request.account)
-        slug = _slug(request.lease_id)
-        noted = self._note(request)
+        slug = slug_of(request.lease_id)
         try:
-            place = _Place(connection=connection, owner=self._owner(request.account, connection), slug=slug)
-            if not self._exists(place):
-                self._start(place, request, noted)
+            place = Place(connection=connection, owner=self._owner(request.account, connection), slug=slug)
+            noted = self._note(request)
+            if not noted.pushed and not exists(place):
+                notes = self._notebook.of(request.lease_id)
+                start(place, request, notes, noted, any_folder=self._endpoint is not None)
         except KaggleSaid as refusal:
             error = refusals.as_launch_error(refusal, now=self._now(), refresh_at=self._refresh_at(connection, refusal))
             raise error from None
-        self._notebook.write(request.lease_id, pushed=True, account=request.account.id)
+        self._notebook.write(request.lease_id, pushed=True, unsure_until=self._now() + UNSURE_S)
         self._forget_room(request.account)
         return f"{place.owner}/{slug}"
 
     def _note(self, request: LaunchRequest) -> Session:
         given = request.assignment
+        checkpoint = f"trainhop-resume-{plain(request.lease_id.removeprefix('lease-'))}"
         return self._notebook.write(
             request.lease_id,
             account=request.account.id,
             prefix=f"jobs/{request.job_id}/f{given.fence}/" if given else "",
-            checkpoint=f"trainhop-resume-{_plain(request.lease_id.removeprefix('lease-'))}"
-            if given and given.resume
-            else "",
+            checkpoint=checkpoint if given and given.resume else "",
+            unsure_until=self._now() + UNSURE_S,
         )
-
-    def _start(self, place: _Place, request: LaunchRequest, noted: Session) -> None:
-        """Stage and push; a refused launch leaves nothing behind at Kaggle."""
-        if self._endpoint is None and request.assignment and request.assignment.spec.base_model.startswith("/"):
-            raise LaunchRejected(
-                f"the base model {request.assignment.spec.base_model} is a folder of the server; a Kaggle session "
-                "can only load one from the Hugging Face hub: name it as org/name in the job"
-            )
-        try:
-            folder = self._notebook.of(request.lease_id).folder
-            datasets = stage(place.connection, place.owner, request, folder, checkpoint=noted.checkpoint)
-            self._push(place, request, datasets)
-        except (KaggleSaid, LaunchRejected):
-            with contextlib.suppress(ProviderUnavailable):
-                self._remove(place, noted)
-            raise
-
-    def _push(self, place: _Place, request: LaunchRequest, datasets: tuple[str, ...]) -> None:
-        push = Push(
-            slug=place.slug,
-            source=kernel_source(request),
-            machine_shape="NvidiaTeslaT4" if _wants_gpu(request.account) else "",
-            internet=_needs_internet(request),
-            datasets=datasets,
-            timeout_s=int(min(request.budget_s + TIMEOUT_OVER_S, LONGEST_SESSION_S)),
-        )
-        self._notebook.write(request.lease_id, unsure_until=self._now() + UNSURE_S)
-        try:
-            place.connection.push(place.owner, push)
-        except KaggleSaid:
-            self._notebook.write(request.lease_id, unsure_until=0.0)
-            raise
-        except ProviderUnavailable:
-            if not self._exists(place):
-                raise  # it may still appear; until then nobody can tell
-        self._notebook.write(request.lease_id, unsure_until=0.0)
-
-    def _exists(self, place: _Place) -> bool:
-        try:
-            place.connection.state(place.owner, place.slug)
-        except KaggleSaid as refusal:
-            if refusal.status in (403, 404):  # 403 is also what a name that nobody has is answered with
-                return False
-            raise
-        return True
 
     def _refresh_at(self, connection: Connection, refusal: KaggleSaid) -> float | None:
         if "quota" not in refusal.words.lower():
@@ -212,18 +181,12 @@ class KaggleProvider:
     # --- a session's life ---
 
     def observe(self, handles: Sequence[Handle]) -> list[Observation]:
-        silent: dict[str, str] = {}  # one that does not answer is asked once, not once per session
         seen: list[Observation] = []
         for handle in handles:
-            lease, account = handle.lease_id, handle.account.id
-            if account in silent:
-                seen.append(Observation(lease_id=lease, liveness=Liveness.UNKNOWN, detail=silent[account]))
-                continue
             try:
                 seen.append(self._observe(handle))
             except ProviderUnavailable as error:
-                silent[account] = str(error)
-                seen.append(Observation(lease_id=lease, liveness=Liveness.UNKNOWN, detail=str(error)))
+                seen.append(Observation(lease_id=handle.lease_id, liveness=Liveness.UNKNOWN, detail=str(error)))
         return seen
 
     def _observe(self, handle: Handle) -> Observation:
@@ -235,7 +198,8 @@ class KaggleProvider:
             return Observation(lease_id=lease, liveness=Liveness.ENDED, detail="its Kaggle account was removed")
         at, known = self._seen.get(lease, (0.0, None))
         if known is None or time.monotonic() > at + self._fresh_s:
-            known = self._look(handle, noted)
+            with self._answering(handle.account):
+                known = self._look(handle, noted)
             self._seen[lease] = (time.monotonic(), known)
         return known
 
@@ -252,6 +216,8 @@ class KaggleProvider:
             return self._ended(handle, "DELETED", "there is no such kernel at Kaggle (never started, or deleted)")
         if state in ENDED:
             return self._ended(handle, state, failure or ENDED[state])
+        if noted.account and not noted.pushed:
+            self._notebook.write(lease, pushed=True)
         liveness = Liveness.RUNNING if state in ALIVE else Liveness.UNKNOWN
         detail = state.lower() if state in ALIVE else f"Kaggle says {state}, which this version does not know"
         return Observation(lease_id=lease, liveness=liveness, detail=detail, external_id=external)
@@ -278,7 +244,7 @@ class KaggleProvider:
         self._notebook.write(handle.lease_id, account=handle.account.id, collected=True)
         self._ended(handle, "DELETED", self._stopped_words(place, handle.account))
 
-    def _stopped_words(self, place: _Place, account: Account) -> str:
+    def _stopped_words(self, place: Place, account: Account) -> str:
         """Kaggle reserves GPU hours exactly while a session runs: they tell whether the delete was obeyed."""
         said = "stopped by deleting its kernel"
         quota: Quota | None = None
@@ -312,16 +278,11 @@ class KaggleProvider:
             place = self._place(handle)
             with contextlib.suppress(ProviderUnavailable):
                 save_log(place.connection, place.owner, place.slug, notes)
-            self._remove(place, noted)
+            remove(place, noted)
         notes.clear()
         if noted.account:
             self._notebook.write(handle.lease_id, forgotten=True)
         self._seen.pop(handle.lease_id, None)
-
-    def _remove(self, place: _Place, noted: Session) -> None:
-        place.connection.delete_kernel(place.owner, place.slug)
-        if noted.checkpoint:
-            place.connection.delete_dataset(place.owner, noted.checkpoint)
 
     # --- its words ---
 
@@ -370,34 +331,12 @@ class KaggleProvider:
             self._names[known] = account.config.get("username") or connection.username()
         return self._names[known]
 
-    def _place(self, handle: Handle) -> _Place:
+    def _place(self, handle: Handle) -> Place:
         connection = self._connect(handle.account)
         owner, _, slug = (handle.external_id or "").partition("/")
         if not slug:
-            owner, slug = self._owner(handle.account, connection), _slug(handle.lease_id)
-        return _Place(connection=connection, owner=owner, slug=slug)
+            owner, slug = self._owner(handle.account, connection), slug_of(handle.lease_id)
+        return Place(connection=connection, owner=owner, slug=slug)
 
     def _forget_room(self, account: Account) -> None:
         self._rooms.pop(account.id + account.credentials, None)
-
-
-def _wants_gpu(account: Account) -> bool:
-    return account.config.get("accelerator", "gpu") != "none"
-
-
-def _needs_internet(request: LaunchRequest) -> bool:
-    """For grants with an address, a server to call, or a base model on the hub."""
-    given = request.assignment
-    if given is None or request.server_url is not None:
-        return True
-    urls = [g.url for g in (*given.datasets, *given.uploads, *([given.resume] if given.resume else []))]
-    return any(urls) or not given.spec.base_model.startswith("/")
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def _slug(lease_id: str) -> str:
-    """The name of a lease's kernel: fresh for every lease, found again by nothing but the lease."""
-    return f"trainhop-{_plain(lease_id)}"[:50]

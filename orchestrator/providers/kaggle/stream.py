@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import requests
+import urllib3
 
 from orchestrator.ports import ProviderUnavailable
 
 END_MARK = "END_OF_LOG"
-LONGEST_EVENT = 8 << 20
+LONGEST_EVENT = 64 << 20
 """Bytes of one event; what is longer is no log of a worker and is passed over."""
 LONGEST_LINE = 4 << 20
-CHUNK = 1 << 13
+CHUNK = 1 << 16
 
 
 class Piece(NamedTuple):
@@ -34,11 +36,11 @@ def pieces(answer: requests.Response) -> Iterator[Piece]:
         raise ProviderUnavailable("Kaggle sent a web page in place of a session's log")
     else:
         utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        yield from stored(utf8.decode(chunk) for chunk in answer.iter_content(CHUNK << 3))
+        yield from stored(utf8.decode(chunk) for chunk in _arriving(answer))
 
 
 def _live(answer: requests.Response) -> Iterator[Piece]:
-    for line in _split(answer.iter_content(CHUNK)):
+    for line in _split(_arriving(answer)):
         if not line.startswith(b"data:"):
             continue
         said = line[5:].strip().decode(errors="replace")
@@ -51,46 +53,61 @@ def _live(answer: requests.Response) -> Iterator[Piece]:
     raise ProviderUnavailable("Kaggle's live log broke off")
 
 
+def _arriving(answer: requests.Response) -> Iterator[bytes]:
+    """Bytes as they come; `iter_content` holds back what does not fill a chunk, a whole epoch of reports perhaps."""
+    try:
+        while data := answer.raw.read1(CHUNK, decode_content=True):
+            yield data
+    except urllib3.exceptions.HTTPError as error:
+        raise requests.ConnectionError(type(error).__name__) from None
+
+
 def _split(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Lines of bytes, without their ends; one that is too long is dropped rather than kept in memory."""
-    waiting, dropping = b"", False
+    waiting, dropping = bytearray(), False
     for chunk in chunks:
-        *whole, waiting = (waiting + chunk).split(b"\n")
-        for line in whole:
-            if not dropping:
-                yield line
-            dropping = False
+        waiting += chunk
+        if b"\n" in chunk:
+            *whole, rest = waiting.split(b"\n")
+            yield from (bytes(line) for line in whole[dropping:])
+            waiting, dropping = rest, False
         if len(waiting) > LONGEST_EVENT:
-            waiting, dropping = b"", True
+            waiting, dropping = bytearray(), True
 
 
 def stored(chunks: Iterable[str]) -> Iterator[Piece]:
     """Pieces of a stored log, a JSON array of events, one by one as the text arrives."""
-    decoder, text = json.JSONDecoder(), ""
-    opened = False
-    for chunk in chunks:
-        text += chunk
-        while True:
-            text = text.lstrip(" \t\r\n," if opened else " \t\r\n")
-            if not opened:
-                if not text:
-                    break
-                if text[0] != "[":
-                    raise ProviderUnavailable("Kaggle's stored log is not a list of events")
-                opened, text = True, text[1:]
-                continue
-            if text.startswith("]"):
+    decoder, text, opened, wanted = json.JSONDecoder(), "", False, 1
+    for chunk in itertools.chain(chunks, (None,)):
+        text += chunk or ""
+        if len(text) < wanted and chunk is not None:
+            continue
+        if not opened and text.strip():
+            text, opened = text.lstrip(), True
+            if text[0] != "[":
+                raise ProviderUnavailable("Kaggle's stored log is not a list of events")
+            text = text[1:]
+        place = 0
+        while (place := _next(text, place)) < len(text):
+            if text[place] == "]":
                 return
             try:
-                event, end = decoder.raw_decode(text)
+                event, place = decoder.raw_decode(text, place)
             except ValueError:
-                if len(text) > LONGEST_EVENT:
-                    raise ProviderUnavailable("Kaggle's stored log cannot be read") from None
                 break
-            text = text[end:]
             yield _piece(event)
+        text = text[place:]
+        wanted = 2 * len(text)  # a long event is not tried anew with every few bytes of it
+        if len(text) > LONGEST_EVENT:
+            raise ProviderUnavailable("Kaggle's stored log cannot be read")
     if opened:
         raise ProviderUnavailable("Kaggle's stored log is cut off")
+
+
+def _next(text: str, place: int) -> int:
+    while place < len(text) and text[place] in " \t\r\n,":
+        place += 1
+    return place
 
 
 def _piece(event: object) -> Piece:
