@@ -105,3 +105,9 @@ def ended(provider: Any, handle: Handle) -> Any:
     """Wait for a session's end; returns what was observed."""
     until(lambda: provider.observe([handle])[0].liveness is Liveness.ENDED)
     return provider.observe([handle])[0]
+
+
+def slug(handle: Handle) -> str:
+    """The name of a session's kernel."""
+    assert handle.external_id is not None
+    return handle.external_id.split("/")[1]

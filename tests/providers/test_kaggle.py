@@ -19,6 +19,7 @@ from tests.providers.play import (
     kaggle_account,
     light_worker,
     request,
+    slug,
     until,
 )
 
@@ -50,7 +51,7 @@ print(ticket["token"], ticket["budget_s"] < 60, given["seconds_left"] < 60, keep
     ended(provider, handle)
     said = list(provider.follow(handle))
     assert said[:3] == ["True", "True", "a-lease-token True True working"]
-    kernel = kaggle.kernel(handle.external_id.split("/")[1])
+    kernel = kaggle.kernel(slug(handle))
     assert (kernel.owner, kernel.private, kernel.gpu, kernel.machine_shape) == ("alice", True, True, "NvidiaTeslaT4")
     assert kernel.timeout_s == launched.budget_s + launch.TIMEOUT_OVER_S
     assert all(d.private for d in kaggle.world.datasets.values())
@@ -62,7 +63,7 @@ def test_a_machine_without_accelerator_needs_no_quota(provider, kaggle, works):
     account = kaggle_account("alice", accelerator="none")
     assert provider.room(account).hours_left is None
     _, handle = _launch(provider, account)
-    assert not kaggle.kernel(handle.external_id.split("/")[1]).gpu
+    assert not kaggle.kernel(slug(handle)).gpu
     assert kaggle.world.reserved_s(kaggle.world.people["alice"]) == 0
 
 
@@ -70,8 +71,8 @@ def test_internet_only_where_something_needs_it(provider, kaggle, works):
     works(WAIT)
     _, alone = _launch(provider, kaggle_account("alice"))
     _, calling = _launch(provider, kaggle_account("bob"), assignment=None, inputs={}, server_url="http://127.0.0.1:9")
-    assert not kaggle.kernel(alone.external_id.split("/")[1]).internet
-    assert kaggle.kernel(calling.external_id.split("/")[1]).internet
+    assert not kaggle.kernel(slug(alone)).internet
+    assert kaggle.kernel(slug(calling)).internet
 
 
 def test_data_are_staged_once_and_an_old_checkpoint_goes_with_its_session(provider, kaggle, works):
@@ -227,7 +228,7 @@ def test_an_error_page_is_not_taken_for_a_file(provider, kaggle, works):
 def test_names_that_lead_elsewhere_are_not_fetched(provider, kaggle, works, tmp_path, name):
     works(WAIT)
     _, handle = _launch(provider, kaggle_account("alice"))
-    kaggle.kill(handle.external_id.split("/")[1])
+    kaggle.kill(slug(handle))
     ended(provider, handle)
     files = [{"fileName": name, "url": kaggle.endpoint + "/signed/x/y"}]
     kaggle.rules.add("ListKernelSessionOutput", status=200, body={"files": files, "log": "[]"}, times=0)
@@ -237,7 +238,7 @@ def test_names_that_lead_elsewhere_are_not_fetched(provider, kaggle, works, tmp_
 def test_a_signed_address_elsewhere_is_not_visited(provider, kaggle, works):
     works(WAIT)
     _, handle = _launch(provider, kaggle_account("alice"))
-    kaggle.kill(handle.external_id.split("/")[1])
+    kaggle.kill(slug(handle))
     ended(provider, handle)
     files = [{"fileName": "outbox.jsonl", "url": "http://169.254.169.254/latest"}]
     kaggle.rules.add("ListKernelSessionOutput", status=200, body={"files": files, "log": ""})
@@ -261,7 +262,7 @@ def test_a_run_that_was_cut_at_its_limit_is_over_with_or_without_files(provider,
     works(KEEP_ALL + WAIT)
     _, handle = _launch(provider, kaggle_account("alice"))
     until(lambda: "up" in provider.log(handle, 0, 10_000).decode())
-    kaggle.kill(handle.external_id.split("/")[1], outputs=outputs)
+    kaggle.kill(slug(handle), outputs=outputs)
     assert "time limit" in ended(provider, handle).detail
     assert len(provider.collect(handle).files) == outputs
     assert "up" in list(provider.follow(handle))
@@ -288,7 +289,7 @@ def test_the_script_ends_a_worker_that_overstays(provider, kaggle, works, monkey
 def test_a_kernel_that_its_owner_deleted_is_over(provider, kaggle, works, clock):
     works(WAIT)
     _, handle = _launch(provider, kaggle_account("alice"))
-    kaggle.sessions.delete(kaggle.world.kernels.pop(("alice", handle.external_id.split("/")[1])))
+    kaggle.sessions.delete(kaggle.world.kernels.pop(("alice", slug(handle))))
     clock.tick(3600)
     seen = provider.observe([handle])[0]
     assert seen.liveness is Liveness.ENDED
@@ -301,7 +302,7 @@ def test_one_that_hangs_in_running_is_deleted_after_its_words_are_kept(provider,
     works("print('my last words', flush=True)")
     account = kaggle_account("alice")
     _, handle = _launch(provider, account)
-    kernel = kaggle.kernel(handle.external_id.split("/")[1])
+    kernel = kaggle.kernel(slug(handle))
     kernel.stuck = True
     until(lambda: kernel.pid is None and kernel.events)
     assert provider.observe([handle])[0].liveness is Liveness.RUNNING
@@ -317,7 +318,7 @@ def test_one_that_hangs_in_running_is_deleted_after_its_words_are_kept(provider,
 def test_a_delete_that_is_not_obeyed_is_said(provider, kaggle, works):
     works(WAIT)
     _, handle = _launch(provider, kaggle_account("alice"))
-    until(lambda: kaggle.kernel(handle.external_id.split("/")[1]).status == "RUNNING")
+    until(lambda: kaggle.kernel(slug(handle)).status == "RUNNING")
     kaggle.rules.add("DeleteKernel", status=200, body={})
     provider.stop(handle)
     assert "still reserves" in provider.observe([handle])[0].detail
@@ -353,7 +354,7 @@ print("not for the server", file=sys.stderr, flush=True)
 time.sleep(120)
 """)
     _, handle = _launch(provider, kaggle_account("alice"))
-    until(lambda: len(kaggle.kernel(handle.external_id.split("/")[1]).events) >= 7)
+    until(lambda: len(kaggle.kernel(slug(handle)).events) >= 7)
     kaggle.rules.add("logs/stream", cut_after=3)
     broken = provider.follow(handle)
     assert [next(broken) for _ in range(3)] == ["line 0", "line 1", "line 2"]
@@ -361,7 +362,7 @@ time.sleep(120)
         next(broken)
     live = provider.follow(handle)
     assert [next(live) for _ in range(6)] == [f"line {n}" for n in range(6)]
-    kaggle.kill(handle.external_id.split("/")[1])
+    kaggle.kill(slug(handle))
     assert not [line for line in live if "not for" in line]
     ended(provider, handle)
     text = provider.log(handle, 0, 10_000).decode()

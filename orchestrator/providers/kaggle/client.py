@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ class Connection(Wire):
             return Quota(
                 used_s=_seconds(gpu.time_used),
                 reserved_s=_seconds(gpu.time_reserved),
-                total_s=_seconds(gpu.total_time_allowed),
+                total_s=gpu.total_time_allowed.total_seconds(),
                 refresh_at=fresh.replace(tzinfo=UTC).timestamp() if fresh is not None else None,
             )
 
@@ -265,5 +265,5 @@ def _name(value: Any) -> str:
     return value.name if isinstance(value, Enum) else "without a name"
 
 
-def _seconds(value: Any) -> float:
+def _seconds(value: timedelta | None) -> float:
     return max(0.0, value.total_seconds()) if value is not None else 0.0

@@ -84,7 +84,9 @@ class Wire:
         """
         sdk: Any = KaggleClient(env=KaggleEnv.LOCAL if self._endpoint else KaggleEnv.PROD)
         http = sdk.http_client()
-        http._endpoint, http._session = self._endpoint or http._endpoint, self._signed_in()
+        session = self._signed_in()
+        session.hooks["response"].append(_must_be_an_object)
+        http._endpoint, http._session = self._endpoint or http._endpoint, session
         with sdk:
             yield sdk
 
@@ -196,6 +198,12 @@ def _send_file(session: requests.Session, url: str, source: Path, size: int) -> 
                 answer.raise_for_status()
                 return
         start = int(answer.headers["Range"].rpartition("-")[2]) + 1 if "Range" in answer.headers else 0
+
+
+def _must_be_an_object(answer: requests.Response, *_: Any, **__: Any) -> None:
+    """The SDK takes a list, or a string, for an object without fields: a session then seems to be queued."""
+    if answer.ok and not isinstance(answer.json(), dict):
+        raise TypeError("not an object")
 
 
 def _refused(answer: requests.Response) -> tuple[int, str]:
