@@ -66,6 +66,16 @@ class _Patient(HTTPAdapter):
         return super().send(request, *args, **kwargs)
 
 
+class _Careful(_Patient):
+    """The SDK takes a list, or a string, for an object without fields: a session then seems to be queued."""
+
+    def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
+        answer = super().send(request, *args, **kwargs)
+        if answer.ok and not isinstance(answer.json(), dict):
+            raise TypeError("not an object")
+        return answer
+
+
 class Wire:
     """Requests on behalf of one account. `endpoint` (loopback) stands in for Kaggle's own host."""
 
@@ -84,13 +94,11 @@ class Wire:
         """
         sdk: Any = KaggleClient(env=KaggleEnv.LOCAL if self._endpoint else KaggleEnv.PROD)
         http = sdk.http_client()
-        session = self._signed_in()
-        session.hooks["response"].append(_must_be_an_object)
-        http._endpoint, http._session = self._endpoint or http._endpoint, session
+        http._endpoint, http._session = self._endpoint or http._endpoint, self._signed_in(_Careful())
         with sdk:
             yield sdk
 
-    def _signed_in(self) -> requests.Session:
+    def _signed_in(self, adapter: HTTPAdapter | None = None) -> requests.Session:
         """A session with this account's credentials and time-outs; it knows neither proxies nor `.netrc`."""
         known, session = self._credentials, requests.Session()
         session.trust_env = False
@@ -98,8 +106,8 @@ class Wire:
             KaggleHttpClient.BearerAuth(known.token) if known.token else (known.username or "", known.key or "")
         )
         session.headers.update({"User-Agent": "trainhop", "Content-Type": "application/json"})
-        session.mount("https://", _Patient())
-        session.mount("http://", _Patient())
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, adapter or _Patient())
         return session
 
     @property
@@ -198,12 +206,6 @@ def _send_file(session: requests.Session, url: str, source: Path, size: int) -> 
                 answer.raise_for_status()
                 return
         start = int(answer.headers["Range"].rpartition("-")[2]) + 1 if "Range" in answer.headers else 0
-
-
-def _must_be_an_object(answer: requests.Response, *_: Any, **__: Any) -> None:
-    """The SDK takes a list, or a string, for an object without fields: a session then seems to be queued."""
-    if answer.ok and not isinstance(answer.json(), dict):
-        raise TypeError("not an object")
 
 
 def _refused(answer: requests.Response) -> tuple[int, str]:
