@@ -76,7 +76,7 @@ $(VENV)/.app: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: $(VENV)/.app
 	@echo "installing what tests and checks need"
-	@$(PIP) -e '.[server,kaggle,postgres,train,demo,dev]'
+	@$(PIP) -e '.[server,drive,kaggle,postgres,train,demo,dev]'
 	@touch $@
 
 # The tests start a PostgreSQL of their own from the server's programs; nothing is done where they exist.

@@ -38,6 +38,7 @@ class Settings(BaseSettings):
     allowed_folders: tuple[Path, ...] = ()
     trusted_models: tuple[str, ...] = ()
     offline: bool = False
+    drive_endpoint: Loopback | None = None
     kaggle_endpoint: Loopback | None = None
     max_upload_bytes: int = 4 << 30
 

@@ -17,6 +17,7 @@ from orchestrator.bootstrap import App, build
 from orchestrator.config import Settings
 from orchestrator.providers.registry import Registry
 from orchestrator.testing import FakeClock, FakeProvider
+from tests.emulators.drive import Drive
 from tests.postgres import Cluster, missing_programs
 
 DATABASES = [pytest.param("sqlite"), pytest.param("postgres", marks=pytest.mark.postgres)]
@@ -82,6 +83,13 @@ def database_url(request, tmp_path) -> Iterator[str]:
     url = cluster.create(template="template_of_tests")
     yield url
     cluster.drop(url)
+
+
+@pytest.fixture
+def drive(tmp_path) -> Iterator[Drive]:
+    """An emulated Google Drive."""
+    with Drive(tmp_path / "drive") as drive:
+        yield drive
 
 
 @pytest.fixture

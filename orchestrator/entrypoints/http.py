@@ -10,7 +10,16 @@ from pydantic.json_schema import models_json_schema
 
 from orchestrator.adapters.views import Views
 from orchestrator.bootstrap import App
-from orchestrator.entrypoints import api_data, api_jobs, api_people, api_records, health, problems, worker_api
+from orchestrator.entrypoints import (
+    api_data,
+    api_jobs,
+    api_people,
+    api_records,
+    api_stores,
+    health,
+    problems,
+    worker_api,
+)
 from orchestrator.entrypoints.auth import Authenticator
 from orchestrator.entrypoints.clerk import Clerk
 from orchestrator.entrypoints.deps import Server
@@ -26,6 +35,7 @@ _TAGS = [
     {"name": "events", "description": "What happened, and what happens."},
     {"name": "datasets", "description": "Data files, kept once by their hash."},
     {"name": "accounts", "description": "Where machines come from."},
+    {"name": "stores", "description": "Where checkpoints and adapters lie."},
     {"name": "people", "description": "Members and their tokens."},
     {"name": "worker", "description": "What machines call with their lease's token."},
     {"name": "health", "description": "Is it alive, can it work, how much does it do?"},
@@ -57,8 +67,8 @@ def make_app(app: App) -> FastAPI:
     problems.install(api)
     # First, because routes are tried in order.
     api.router.routes.extend(worker_api.quick_routes(PREFIX))
-    for router in (worker_api.router, api_jobs.router, api_records.router, api_data.router, api_people.router):
-        api.include_router(router, prefix=PREFIX)
+    for part in (worker_api, api_jobs, api_records, api_data, api_people, api_stores):
+        api.include_router(part.router, prefix=PREFIX)
     api.include_router(health.router)
     api.add_middleware(Gate, allowed=hosts(app.settings), upload_bytes=app.settings.max_upload_bytes)
     _describe(api)
