@@ -33,7 +33,7 @@ from orchestrator.providers.kaggle.launch import (
     wants_gpu,
 )
 from orchestrator.providers.kaggle.leftovers import gather, kept, save_log
-from orchestrator.providers.kaggle.notes import Notebook, Session
+from orchestrator.providers.kaggle.notes import Notebook, Notes, Session
 from orchestrator.providers.kaggle.stream import lines, pieces
 from orchestrator.providers.kaggle.wire import Credentials, KaggleSaid
 
@@ -267,7 +267,7 @@ class KaggleProvider:
                 complete = True
             if not complete and noted.state == "COMPLETE" and self._now() < noted.ended_at + UNSURE_S:
                 raise ProviderUnavailable("Kaggle does not list the files of this session yet")
-            if noted.account:
+            if noted.state:  # a session that runs may still leave more
                 self._notebook.write(handle.lease_id, collected=True)
         return kept(notes)
 
@@ -288,15 +288,19 @@ class KaggleProvider:
 
     def follow(self, handle: Handle) -> Iterator[str]:
         notes = self._notebook.of(handle.lease_id)
-        if notes.read().state == "DELETED":
-            with contextlib.suppress(FileNotFoundError), notes.log.open(encoding="utf-8", errors="replace") as log:
-                yield from (line.rstrip("\n") for line in log)
+        if not handle.account.credentials or notes.read().state == "DELETED":
+            yield from _kept_lines(notes)
             return
         place = self._place(handle)
-        with place.connection.log(place.owner, place.slug) as answer:
-            for line in lines(notes.keep(pieces(answer))):
-                self._logged[handle.lease_id] = time.monotonic()
-                yield line
+        try:
+            with place.connection.log(place.owner, place.slug) as answer:
+                for line in lines(notes.keep(pieces(answer))):
+                    self._logged[handle.lease_id] = time.monotonic()
+                    yield line
+        except KaggleSaid as refusal:
+            if refusal.status != 404 or exists(place):  # a session that waits has no log yet
+                raise
+            yield from _kept_lines(notes)
 
     def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
         notes = self._notebook.of(handle.lease_id)
@@ -340,3 +344,9 @@ class KaggleProvider:
 
     def _forget_room(self, account: Account) -> None:
         self._rooms.pop(account.id + account.credentials, None)
+
+
+def _kept_lines(notes: Notes) -> Iterator[str]:
+    """What was kept of the words of a kernel that is gone."""
+    with contextlib.suppress(FileNotFoundError), notes.log.open(encoding="utf-8", errors="replace") as log:
+        yield from (line.rstrip("\n") for line in log)

@@ -27,7 +27,7 @@ def gather(connection: Connection, owner: str, slug: str, notes: Notes) -> bool:
     for name, url in files:
         if name != OUTBOX and _key(name, prefix) is None:
             continue
-        if not (notes.files / name).is_file():
+        if name == OUTBOX or not (notes.files / name).is_file():  # a file under a key never changes, the outbox grows
             notes.files.mkdir(mode=0o700, parents=True, exist_ok=True)
             connection.download(url, notes.files / name)
     return (notes.files / OUTBOX).is_file()
