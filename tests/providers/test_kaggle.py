@@ -391,6 +391,20 @@ def test_a_log_of_a_session_that_nobody_follows_is_fetched_when_asked_for(provid
     provider.stop(handle)
 
 
+def test_what_is_said_to_the_server_is_not_shown_to_people(provider, works):
+    works("""
+print("first", flush=True)
+print("@trainhop 00ff {}", flush=True)
+print("second", flush=True)
+""")
+    _, handle = _launch(provider, kaggle_account("alice"))
+    ended(provider, handle)
+    assert "@trainhop 00ff {}" in list(provider.follow(handle))
+    text = provider.log(handle, 0, 1000)
+    assert text.startswith(b"first\nsecond\n")
+    assert b"".join(provider.log(handle, n, 1) for n in range(len(text))) == text
+
+
 def test_no_line_before_the_session_runs(provider, kaggle, works):
     works(WAIT)
     kaggle.sessions.open_gate.clear()

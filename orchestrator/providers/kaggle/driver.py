@@ -311,11 +311,7 @@ class KaggleProvider:
             with contextlib.suppress(ProviderUnavailable):
                 place = self._place(handle)
                 save_log(place.connection, place.owner, place.slug, notes)
-        if not notes.log.is_file():
-            return b""
-        with notes.log.open("rb") as file:
-            file.seek(offset)
-            return file.read(limit)
+        return notes.shown(offset, limit)
 
     # --- who ---
 

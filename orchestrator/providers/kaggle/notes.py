@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import threading
@@ -10,7 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from orchestrator.providers.kaggle.stream import Piece
+from worker.protocol import LINE_MARK
 
+MARK = f"{LINE_MARK} ".encode()
 LONGEST_LOG = 64 << 20
 """Bytes kept of what a kernel prints."""
 _WRITING = threading.RLock()
@@ -81,6 +84,19 @@ class Notes:
                 with self.log.open("ab") as file:
                     file.write(data[have - at :])
         return at + len(data)
+
+    def shown(self, offset: int, limit: int) -> bytes:
+        """A part of the log as a person reads it: without the lines that are said to the server."""
+        found, at = bytearray(), 0
+        with contextlib.suppress(FileNotFoundError), self.log.open("rb") as log:
+            for line in log:
+                if line.startswith(MARK) or (MARK.startswith(line[: len(MARK)]) and not line.endswith(b"\n")):
+                    continue
+                found += line[max(0, offset - at) :]
+                at += len(line)
+                if len(found) >= limit:
+                    break
+        return bytes(found[:limit])
 
     def clear(self) -> None:
         """Remove everything but the note and the log."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,8 +21,8 @@ __all__ = ["KaggleEmulator", "Kernel", "Person", "RefusedError", "Rule", "Seen"]
 class KaggleEmulator:
     """A server in a thread of this process, and the handle by which a test rules it.
 
-    `folder` holds what is uploaded and run; `people` are the accounts. See `Sessions` for `time_factor` and
-    `outputs_after_kill`, `Datasets` for `processing_polls`, `Rule` for faults.
+    `folder` holds what is uploaded and run; `people` are the accounts. See `Sessions` for `time_factor`,
+    `outputs_after_kill` and `environment`, `Datasets` for `processing_polls`, `Rule` for faults.
     """
 
     def __init__(
@@ -33,10 +34,13 @@ class KaggleEmulator:
         time_factor: float = 1.0,
         outputs_after_kill: bool = True,
         processing_polls: int = 1,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.world, self.rules = World(folder, people), Rules()
-        self.sessions = Sessions(self.world, time_factor=time_factor, outputs_after_kill=outputs_after_kill)
+        self.sessions = Sessions(
+            self.world, time_factor=time_factor, outputs_after_kill=outputs_after_kill, environment=environment
+        )
         self.datasets = Datasets(self.world, processing_polls=processing_polls)
         self._desk = Desk(self.world, Kernels(self.world, self.sessions), self.datasets, self.rules)
         self._server = Server(port, self._desk)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import IO
 
 from tests.emulators.kaggle.state import Kernel, World
@@ -20,11 +21,18 @@ class Sessions:
 
     A kernel's `src`, `working` and `input` lie in one private folder and the script starts in `working`, as the real one
     starts in `/kaggle/working`. `time_factor` scales every limit. With `outputs_after_kill` false a run that was cut at its
-    limit shows no files, as has been reported of the real service. While `open_gate` is clear, kernels stay QUEUED.
+    limit shows no files, as has been reported of the real service. `environment` is added to what a kernel finds. While `open_gate` is clear, kernels stay QUEUED.
     """
 
-    def __init__(self, world: World, *, time_factor: float = 1.0, outputs_after_kill: bool = True) -> None:
-        self._world = world
+    def __init__(
+        self,
+        world: World,
+        *,
+        time_factor: float = 1.0,
+        outputs_after_kill: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._world, self._extra = world, environment or {}
         self.time_factor, self.outputs_after_kill = time_factor, outputs_after_kill
         self.open_gate = threading.Event()
         self.open_gate.set()
@@ -127,8 +135,7 @@ class Sessions:
             for path in dataset.folder.iterdir():
                 os.link(path, there / path.name)
 
-    @staticmethod
-    def _environment(kernel: Kernel) -> dict[str, str]:
+    def _environment(self, kernel: Kernel) -> dict[str, str]:
         """What a kernel finds in its environment: nothing of whoever runs the emulator but where programs lie."""
         return {
             "PATH": os.environ.get("PATH", os.defpath),
@@ -136,8 +143,7 @@ class Sessions:
             "HOME": str(kernel.root / "home"),
             "TMPDIR": str(kernel.root / "tmp"),
             "KAGGLE_KERNEL_RUN_TYPE": "Batch",
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
-        }
+        } | dict(self._extra)
 
 
 def _listen(kernel: Kernel, stream: str, pipe: IO[bytes]) -> None:
