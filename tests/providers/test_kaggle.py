@@ -356,10 +356,12 @@ time.sleep(120)
     _, handle = _launch(provider, kaggle_account("alice"))
     until(lambda: len(kaggle.kernel(slug(handle)).events) >= 7)
     kaggle.rules.add("logs/stream", cut_after=3)
-    broken = provider.follow(handle)
-    assert [next(broken) for _ in range(3)] == ["line 0", "line 1", "line 2"]
+    heard = []
     with pytest.raises(ProviderUnavailable, match="broke off"):
-        next(broken)
+        for line in provider.follow(handle):
+            heard.append(line)  # noqa: PERF402  what came before the break counts
+    assert heard == [f"line {n}" for n in range(len(heard))]
+    assert len(heard) in (2, 3)  # of three events one may be an error's
     live = provider.follow(handle)
     assert [next(live) for _ in range(6)] == [f"line {n}" for n in range(6)]
     kaggle.kill(slug(handle))
