@@ -10,6 +10,7 @@ from pathlib import Path
 from orchestrator.domain.model import Account
 from orchestrator.ports import (
     Capabilities,
+    CredentialsRefused,
     Handle,
     LaunchRequest,
     Leftovers,
@@ -56,7 +57,7 @@ ALIVE = frozenset({"QUEUED", "RUNNING", "CANCEL_REQUESTED", "NEW_SCRIPT"})
 
 
 class KaggleProvider:
-    """Implements `ports.Provider` and `ports.Followed`. `folder` keeps notes and logs; nothing secret is written there.
+    """Implements `ports.Provider`, `Followed` and `Checked`. `folder` keeps notes and logs; nothing secret is written there.
 
     `endpoint` (loopback) stands in for Kaggle's own host. What Kaggle said of an account or a session is believed for
     `fresh_s` seconds. Account settings: `username`, `accelerator` ("none" for machines without GPU, which need no quota),
@@ -102,6 +103,8 @@ class KaggleProvider:
             raise ProviderUnavailable(words)
         try:
             yield
+        except CredentialsRefused:
+            raise
         except KaggleSaid as refusal:
             if refusal.status == 429:
                 until = time.monotonic() + (refusal.retry_after or refusals.PAUSE_S)
@@ -116,11 +119,11 @@ class KaggleProvider:
         slots = min(GPU_SESSIONS, max(0, int(account.config.get("slots", GPU_SESSIONS))))
         session_s = min(float(account.config.get("session_s", LONGEST_SESSION_S)), LONGEST_SESSION_S - MARGIN_S)
         memory = T4_BYTES if gpu else RAM_BYTES
-        if not account.credentials:
-            return Room(slots=0, session_s=session_s, shut="no Kaggle token is stored for this account")
         try:
             quota = self._connect(account).quota()
         except KaggleSaid as refusal:
+            if refusals.signed_out(refusal):
+                raise CredentialsRefused(refusals.in_words(refusal)) from None
             open_at = self._now() + (refusal.retry_after or refusals.PAUSE_S) if refusal.status == 429 else None
             return Room(slots=0, session_s=session_s, shut=refusals.in_words(refusal), open_at=open_at)
         if gpu and quota.reserved_s > 0 and self._notebook.running(account.id) == 0:
@@ -131,15 +134,20 @@ class KaggleProvider:
             memory_bytes=memory,
             start_up_s=START_UP_S,
             hours_left=quota.left_s / 3600 if gpu else None,
+            hours_total=quota.total_s / 3600 if gpu else None,
             refresh_at=quota.refresh_at if gpu else None,
         )
 
     def check(self, account: Account) -> str:
-        """Who the stored credentials sign in as, in words; raises `ProviderUnavailable` in words if they do not."""
-        name = self._connect(account).username()
+        try:
+            name = self._connect(account).username()
+        except KaggleSaid as refusal:
+            if refusals.signed_out(refusal):
+                raise CredentialsRefused(refusals.in_words(refusal)) from None
+            raise
         wanted = account.config.get("username")
         if wanted and wanted.lower() != name.lower():
-            raise ProviderUnavailable(f"this token belongs to {name}, not to {wanted}")
+            raise CredentialsRefused(f"this token belongs to {name}, not to {wanted}")
         return f"signed in at Kaggle as {name}"
 
     # --- launch ---
@@ -319,11 +327,11 @@ class KaggleProvider:
         """Opens the vault for the moment of a call."""
         try:
             if not account.credentials:
-                raise ProviderUnavailable(f"no Kaggle token is stored for {account.name}")
+                raise CredentialsRefused(f"no Kaggle token is stored for {account.name}")
             text = self._vault.open(account.credentials)
             return Connection(Credentials.read(text, account.config.get("username")), self._endpoint)
         except (VaultError, ValueError) as error:
-            raise ProviderUnavailable(str(error)) from None
+            raise CredentialsRefused(str(error)) from None
 
     def _owner(self, account: Account, connection: Connection) -> str:
         known = account.id + account.credentials

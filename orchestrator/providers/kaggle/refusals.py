@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from orchestrator.ports import LaunchRejected, ProviderError, QuotaExhausted
+from orchestrator.ports import CredentialsRefused, LaunchRejected, ProviderError, QuotaExhausted
 from orchestrator.providers.kaggle.wire import KaggleSaid
 
 PAUSE_S = 120.0
-ASK_A_PERSON_S = 900.0
-"""How long an account stays closed that only its owner can open."""
 
 
 def signed_out(refusal: KaggleSaid) -> bool:
@@ -38,7 +36,7 @@ def as_launch_error(refusal: KaggleSaid, *, now: float, refresh_at: float | None
     """What a refused launch is to the scheduler. `refresh_at` is when the week's quota starts anew."""
     text, said = in_words(refusal), refusal.words.lower()
     if signed_out(refusal) or unverified(refusal):
-        return QuotaExhausted(text, until=now + ASK_A_PERSON_S)
+        return CredentialsRefused(text)
     if refusal.status == 429:
         return QuotaExhausted(text, until=now + (refusal.retry_after or PAUSE_S))
     if "session count" in said:
