@@ -442,6 +442,10 @@ class Transaction(Protocol):
         ...
 
     def forget_store_object(self, store: str, key: str, external_id: str) -> None: ...
+    def store_keys(self, store: str, prefix: str) -> list[str]:
+        """Keys that have an id in this store."""
+        ...
+
     def forget_store_folders(self, store: str) -> None:
         """The folders of a store (keys that end in a slash) are to be made anew."""
         ...
@@ -545,6 +549,7 @@ class Rules:
     `lease_s` without a report makes a worker suspect; `start_grace_s` is what a machine may take to its first call;
     `stop_grace_s` what a worker may take to obey before its provider is told to end it; `mtbf_s` the mean time between
     losses that save cadence is tuned to; `offer_ttl_s` after which an offer that was never committed is garbage.
+    `most_uploads` are opened in advance for a machine that cannot ask for more; it saves more rarely in a long session.
     """
 
     lease_s: float = 60.0
@@ -553,6 +558,7 @@ class Rules:
     stop_grace_s: float = 45.0
     mtbf_s: float = 21_600.0
     offer_ttl_s: float = 3_600.0
+    most_uploads: int = 64
     trusted_models: frozenset[str] = frozenset()
 
 

@@ -36,20 +36,20 @@ def probe(grant: Grant) -> bool:
     return resumable.probe(grant.url or "") if grant.resumable else grant.path is not None or grant.url is not None
 
 
-def upload(grant: Grant, source: Path) -> None:
+def upload(grant: Grant, source: Path, patience: resumable.Patience | None = None) -> None:
     """Bring a finished file to its place, whole or not at all; raises `OSError` or an `UplinkError`."""
     if grant.path is not None:
         _place(source, Path(grant.path))
     elif grant.resumable:
-        _send(grant, source)
+        _send(grant, source, patience)
     else:
         _put(grant, source)
 
 
-def _send(grant: Grant, source: Path) -> None:
+def _send(grant: Grant, source: Path, patience: resumable.Patience | None) -> None:
     """Through a resumable session; what it says of the finished file is compared with the file."""
     try:
-        stored = resumable.send(grant.url or "", source)
+        stored = resumable.send(grant.url or "", source, patience=patience)
     except resumable.SessionGone as error:
         raise UnusableGrant(f"upload of {grant.key}: {error}") from error
     except resumable.SessionAway as error:

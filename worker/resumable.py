@@ -12,8 +12,10 @@ SessionError
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import re
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -123,7 +125,13 @@ def probe(url: str, patience: Patience | None = None) -> bool:
 
 def _client(url: str) -> httpx.Client:
     local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-    return httpx.Client(timeout=TIMEOUT_S, trust_env=not local, follow_redirects=False)
+    return httpx.Client(timeout=TIMEOUT_S, trust_env=not local, follow_redirects=False, verify=_certificates())
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Read once: that takes as long as a small upload."""
+    return httpx.create_ssl_context()
 
 
 def _chunk(file: BinaryIO, at: int, size: int, chunk_bytes: int) -> tuple[bytes, str]:

@@ -350,6 +350,11 @@ class SqlTransaction:
     def forget_store_object(self, store: str, key: str, external_id: str) -> None:
         _forget_object.run(self._connection, {"of": store, "at": key, "id": external_id})
 
+    def store_keys(self, store: str, prefix: str) -> list[str]:
+        table = tables.store_objects.c
+        found = select(table.key).where(table.store == store, table.key.startswith(prefix, autoescape=True))
+        return [key for (key,) in self._connection.execute(found)]
+
     def forget_store_folders(self, store: str) -> None:
         table = tables.store_objects
         self._connection.execute(delete(table).where(table.c.store == store, table.c.key.endswith("/")))

@@ -20,7 +20,7 @@ from orchestrator.ports import (
 )
 from orchestrator.services import intake
 from orchestrator.services.alone import is_to_be_stopped
-from orchestrator.services.checkpoints import abandon_stale
+from orchestrator.services.checkpoints import abandon_stale, sweep_strays
 from orchestrator.services.leases import hand_back, lease_prefix
 
 FORGET_REQUESTS_AFTER_S = 86_400.0
@@ -189,5 +189,6 @@ def _clear_away(ctx: Context, lease: Lease, seen: Observation, handle: Handle) -
         provider.forget(handle)
     except ProviderError:
         return
+    sweep_strays(ctx, lease)
     with ctx.uow() as tx:
         tx.note_collected(lease.id, now)

@@ -7,7 +7,11 @@ import pytest
 from sqlalchemy import text
 
 from orchestrator.config import Settings
+from orchestrator.ports import Liveness
+from orchestrator.services.checkpoints import sweep
 from orchestrator.services.dispatch import dispatch
+from orchestrator.services.reconcile import reconcile
+from tests.emulators.drive import Rule
 from tests.http.play import Machine
 
 CANARIES = ("canary-of-the-client-secret", "canary-of-the-refresh-token")
@@ -75,6 +79,43 @@ def test_pruned_checkpoints_leave_drive_for_good(api1, people, provider, drive, 
     machine.save(2, tmp_path)
     assert len(drive.files()) == 1
     assert not any("/trash" in r for r in drive.requests)
+
+
+def test_what_was_uploaded_and_never_offered_is_cleared_away(api, people, provider, drive, tmp_path):
+    """Guard: without `sweep_strays` the stray file took space for ever."""
+    use(people, drive)
+    people.ann.submit()
+    machine = Machine.launched(api, provider)
+    machine.start()
+    stray = next(g for g in machine.assignment["uploads"] if g["kind"] == "checkpoint")
+    machine.assignment["uploads"].remove(stray)
+    machine.put(stray, b"damaged on the way")
+    machine.save(4, tmp_path)
+    assert len(drive.files()) == 2
+    machine.say("release", machine.said("release", step=4, reason="deadline"))
+    provider.liveness[machine.lease] = Liveness.ENDED
+    reconcile(api.app.context)
+    assert [f.size for f in drive.files()] != []
+    assert not any(drive.bytes_of(f) == b"damaged on the way" for f in drive.files())
+    assert Machine.launched(api, provider).start().json()["resume_step"] == 4
+
+
+def test_a_drive_that_is_away_is_not_asked_about_every_old_file(api1, people, provider, drive, tmp_path):
+    """Guard: without `silent` in `sweep` every file waited for its own time-out."""
+    use(people, drive)
+    people.ann.submit(checkpoint={"keep": 1})
+    machine = Machine.launched(api1, provider)
+    machine.start()
+    rule = drive.rules.add(Rule("DELETE", status=403, reason="dailyLimitExceeded", times=None))
+    for step in (1, 2, 3):
+        machine.save(step, tmp_path)
+    before = rule.hits
+    sweep(api1.app.context)
+    assert rule.hits - before == 1
+    assert len(drive.files()) == 3
+    drive.rules.clear()
+    sweep(api1.app.context)
+    assert len(drive.files()) == 1
 
 
 def test_a_store_is_tried_out_before_it_is_used(api1, people, drive):

@@ -218,6 +218,18 @@ def test_what_passes_is_tried_again_but_not_for_ever(drive, make_store, source, 
     assert len(drive.requests) == 3
 
 
+def test_while_drive_is_away_calls_fail_at_once(drive, make_store, source):
+    """Guard: without `_silent_until` every caller waited for all attempts."""
+    store = make_store(retries=FEW)
+    store.put(KEY, source)
+    rule = drive.rules.add(Rule("GET /drive", status=503, times=5))
+    for hits in (3, 4, 5):
+        with pytest.raises(StoreUnavailable):
+            store.stat(KEY)
+        assert rule.hits == hits
+    assert store.stat(KEY).size == 700_000
+
+
 @pytest.mark.parametrize("reason", ["dailyLimitExceeded", "userAccess"])
 def test_a_limit_of_the_day_is_not_knocked_at_again(drive, store, source, reason):
     store.put(KEY, source)

@@ -10,6 +10,7 @@ import collections
 import contextlib
 import http.client
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ from orchestrator.adapters.stores.drive_errors import (
 from orchestrator.adapters.stores.drive_login import SCOPE, DriveLogin
 
 FOLDER = "application/vnd.google-apps.folder"
-HTTP_TIMEOUT_S = 60.0
+HTTP_TIMEOUT_S = 30.0
 IDS_AT_ONCE = 100
 PROPERTY = "trainhop"
 _LARGEST_PROPERTY = 124
@@ -42,12 +43,17 @@ _FILE = "id,fileSize,sha256Checksum,labels/trashed"
 
 @dataclass(frozen=True, kw_only=True)
 class Retries:
-    """How long a call is repeated, in seconds between attempts."""
+    """How often a call is repeated and how long that may take in all: a worker or a person waits for the answer.
+
+    For `silent_s` after a call that came to nothing, others are tried only once.
+    """
 
     attempts: int = 8
+    within_s: float = 25.0
     first_s: float = 0.5
-    longest_s: float = 20.0
+    longest_s: float = 8.0
     jitter_s: float = 1.0
+    silent_s: float = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +97,13 @@ class DriveClient:
         )
         self._auth.credentials = self._credentials
         self._root = f"{endpoint or 'https://www.googleapis.com'}/"
-        self._service = discovery.build_from_document(_document(self._root), http=httplib2.Http())
+        service = discovery.build_from_document(_document(self._root), http=httplib2.Http())
+        self._files, self._about = service.files(), service.about()  # making either costs more than a request
         self._retries, self._on_trouble = retries or Retries(), on_trouble
         self._in_trouble = in_trouble
         self._connections: collections.deque[httplib2.Http] = collections.deque()
         self._ids: collections.deque[str] = collections.deque()
-        self._closed = False
+        self._closed, self._silent_until = False, float("-inf")
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -110,7 +117,7 @@ class DriveClient:
         """An id to create something with: what is created twice under one id exists once."""
         with contextlib.suppress(IndexError):
             return self._ids.popleft()
-        made = self._run(self._service.files().generateIds(maxResults=IDS_AT_ONCE, space="drive"))["ids"]
+        made = self._run(self._files.generateIds(maxResults=IDS_AT_ONCE, space="drive"))["ids"]
         self._ids.extend(made[1:])
         return made[0]
 
@@ -118,7 +125,7 @@ class DriveClient:
         """Make it, unless it is there; raises `GoneError` if the parent is not."""
         body = {"id": ident, "title": title, "mimeType": FOLDER, "parents": [{"id": parent}]}
         with contextlib.suppress(AlreadyThereError):
-            self._run(self._service.files().insert(body=body, fields="id"))
+            self._run(self._files.insert(body=body, fields="id"))
 
     def open_session(self, ident: str, title: str, parent: str, key: str) -> str:
         """The URL of a resumable upload; raises `AlreadyThereError` or, for the parent, `GoneError`."""
@@ -143,12 +150,12 @@ class DriveClient:
 
     def info(self, ident: str) -> DriveFile:
         """Metadata as of now; raises `GoneError`."""
-        found = self._run(self._service.files().get(fileId=ident, fields=_FILE, supportsAllDrives=True))
+        found = self._run(self._files.get(fileId=ident, fields=_FILE, supportsAllDrives=True))
         return _as_file(found)
 
     def content(self, ident: str, start: int, end: int) -> bytes:
         """Bytes `start` to `end` (excluded), all of them; raises `GoneError`."""
-        request = self._service.files().get_media(fileId=ident, supportsAllDrives=True)
+        request = self._files.get_media(fileId=ident, supportsAllDrives=True)
         request.headers["range"] = f"bytes={start}-{end - 1}"
 
         def ask(connection: httplib2.Http) -> bytes:
@@ -162,18 +169,16 @@ class DriveClient:
     def delete(self, ident: str) -> None:
         """For ever: what lies in the trash still takes space."""
         with contextlib.suppress(GoneError):
-            self._run(self._service.files().delete(fileId=ident, supportsAllDrives=True))
+            self._run(self._files.delete(fileId=ident, supportsAllDrives=True))
 
     def untrash(self, ident: str) -> None:
         """Take it out of the trash, where Drive would delete it after 30 days."""
         with contextlib.suppress(GoneError):
-            self._run(self._service.files().untrash(fileId=ident, fields="id"))
+            self._run(self._files.untrash(fileId=ident, fields="id"))
 
     def about(self) -> About:
         """Whose Drive it is and how full."""
-        found = self._run(
-            self._service.about().get(fields="user/emailAddress,quotaBytesTotal,quotaBytesUsed,quotaType")
-        )
+        found = self._run(self._about.get(fields="user/emailAddress,quotaBytesTotal,quotaBytesUsed,quotaType"))
         unlimited = found.get("quotaType") == "UNLIMITED" or "quotaBytesTotal" not in found
         return About(
             owner=found.get("user", {}).get("emailAddress", ""),
@@ -204,8 +209,8 @@ class DriveClient:
         try:
             for attempt in stamina.retry_context(
                 on=_wait,
-                attempts=self._retries.attempts,
-                timeout=None,
+                attempts=self._retries.attempts if time.monotonic() > self._silent_until else 1,
+                timeout=self._retries.within_s,
                 wait_initial=self._retries.first_s,
                 wait_max=self._retries.longest_s,
                 wait_jitter=self._retries.jitter_s,
@@ -215,6 +220,9 @@ class DriveClient:
         except SignInError as error:
             self._in_trouble = True
             self._on_trouble(str(error))
+            raise
+        except AgainError:
+            self._silent_until = time.monotonic() + self._retries.silent_s
             raise
         if self._in_trouble:
             self._in_trouble = False

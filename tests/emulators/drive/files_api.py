@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.emulators.drive.faults import Rule
-from tests.emulators.drive.state import Contents, File, Problem, etag, resource
+from tests.emulators.drive.state import Contents, File, Problem, etag
 from tests.emulators.drive.wire import Reply, Request
 
 _TERM = re.compile(
@@ -34,7 +34,7 @@ class FilesApi:
             case "GET", ["files"]:
                 return self._shown(request, self._list(request))
             case "POST", ["files"]:
-                return self._shown(request, resource(self._contents.insert(request.json())))
+                return self._shown(request, self._contents.resource(self._contents.insert(request.json())))
             case _, ["files", ident, *verb]:
                 return self._one(request, ident, verb, rule)
         raise Problem(404, "notFound", "Not Found")
@@ -45,12 +45,12 @@ class FilesApi:
                 file = self._contents.get(ident)
                 if request.query.get("alt") == "media":
                     return self._content(request, file, rule)
-                return self._shown(request, resource(file), etag(file))
+                return self._shown(request, self._contents.resource(file), etag(file))
             case (("PUT" | "PATCH"), []):
                 changed = self._contents.update(ident, request.json(), request.headers.get("if-match"))
-                return self._shown(request, resource(changed))
+                return self._shown(request, self._contents.resource(changed))
             case "POST", ["trash" | "untrash" as way]:
-                return self._shown(request, resource(self._contents.mark(ident, trashed=way == "trash")))
+                return self._shown(request, self._contents.resource(self._contents.mark(ident, trashed=way == "trash")))
             case "DELETE", []:
                 self._delete(ident)
                 return Reply(204)
@@ -58,8 +58,7 @@ class FilesApi:
 
     def _delete(self, ident: str) -> None:
         """One file, or with `trash` all that lies there."""
-        trashed = [f.id for f in self._contents.files.values() if f.trashed]
-        for each in trashed if ident == "trash" else [ident]:
+        for each in [f.id for f in self._contents.trashed()] if ident == "trash" else [ident]:
             self._contents.delete(each)
 
     @staticmethod
@@ -72,7 +71,7 @@ class FilesApi:
 
     def _about(self) -> dict[str, Any]:
         used, limit = self._contents.used, self._contents.limit
-        trashed = sum(f.size for f in self._contents.files.values() if f.trashed)
+        trashed = sum(f.size for f in self._contents.trashed())
         shown: dict[str, Any] = {
             "kind": "drive#about",
             "name": "Some Body",
@@ -91,7 +90,7 @@ class FilesApi:
         found = [f for f in self._contents.search(parent=parent, by_name=by_name) if all(_fits(f, t) for t in terms)]
         start, most = int(request.query.get("pageToken", 0)), int(request.query.get("maxResults", 100))
         page: dict[str, Any] = {"kind": "drive#fileList", "incompleteSearch": False}
-        page["items"] = [resource(f) for f in found[start : start + most]]
+        page["items"] = [self._contents.resource(f) for f in found[start : start + most]]
         if start + most < len(found):
             page["nextPageToken"] = str(start + most)
         return page

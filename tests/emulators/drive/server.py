@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from tests.emulators.drive.faults import Chaos, Rule, Rules
 from tests.emulators.drive.files_api import FilesApi
-from tests.emulators.drive.state import Contents, File, Problem, resource
+from tests.emulators.drive.state import Contents, File, Problem
 from tests.emulators.drive.tokens import Tokens
 from tests.emulators.drive.uploads_api import UploadsApi
 from tests.emulators.drive.wire import Cut, Reply, Request, Server
@@ -30,9 +30,10 @@ class Drive:
         self.requests: collections.deque[str] = collections.deque(maxlen=REMEMBERED)
         self.email = "somebody@example.com"
         self._files = FilesApi(self.contents, lambda: self.email)
-        self._uploads = UploadsApi(self.contents, self.tokens, lambda: self.url)
+        self._uploads = UploadsApi(self.contents, self.tokens)
         self._server = Server(port, self._answer)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.contents.address = self.url
         self._server.start()
 
     def close(self) -> None:
@@ -143,7 +144,7 @@ class Drive:
         elif request.path == "/_chaos":
             self.unleash(Chaos(**request.json()))
         elif request.path == "/_files":
-            shown = [resource(f) | {"planted": f.planted} for f in self.files()]
+            shown = [self.contents.resource(f) | {"planted": f.planted} for f in self.files()]
             return Reply.of({"items": shown, "used": self.contents.used})
         elif request.path == "/_settings":
             self._set(request.json())

@@ -72,6 +72,7 @@ class Contents:
         self.hidden: dict[str, int] = {}
         self.limit: int | None = 15 << 30
         self.lag = 0
+        self.address = ""
         self.used = 0
         self.root = "root-of-this-drive"
         self._load()
@@ -116,6 +117,10 @@ class Contents:
         self._write(file=asdict(file))
         return file
 
+    def resource(self, file: File) -> dict[str, Any]:
+        """A file as API v2 shows it."""
+        return resource(file, self.address)
+
     # ids
 
     def new_ids(self, count: int) -> list[str]:
@@ -143,7 +148,7 @@ class Contents:
             return found
 
     def blob(self, file: File) -> Path:
-        return self.folder / "blobs" / f"{file.id}.{file.revision}"
+        return self.folder / "blobs" / file.id / file.revision
 
     def insert(self, metadata: dict[str, Any], content: Path | bytes | None = None, *, planted: bool = False) -> File:
         """A new file; raises `Problem` for a used id, a missing folder, a full Drive."""
@@ -173,11 +178,12 @@ class Contents:
     def _fill(self, file: File, content: Path | bytes) -> None:
         old, file.revision = self.blob(file), secrets.token_hex(6)
         target = self.blob(file)
+        target.parent.mkdir(exist_ok=True)
         if isinstance(content, Path):
             content.rename(target)
         else:
             target.write_bytes(content)
-        if old.exists():
+        if old.is_file():
             old.unlink()
         data = target.read_bytes()
         file.size = len(data)
@@ -218,6 +224,10 @@ class Contents:
                 self._keep(each)
             return file
 
+    def trashed(self) -> list[File]:
+        with self.lock:
+            return [f for f in self.files.values() if f.trashed]
+
     def delete(self, ident: str) -> None:
         """For ever, with all below."""
         with self.lock:
@@ -226,6 +236,7 @@ class Contents:
                 self._write(gone=each.id)
                 if not each.is_folder:
                     self.blob(each).unlink(missing_ok=True)
+                    self.blob(each).parent.rmdir()
 
     def _below(self, ident: str) -> list[File]:
         found = [self.files[ident]]
@@ -298,8 +309,8 @@ def etag(file: File) -> str:
     return f'"{file.id[:8]}/{file.version}"'
 
 
-def resource(file: File) -> dict[str, Any]:
-    """A file as API v2 shows it."""
+def resource(file: File, address: str) -> dict[str, Any]:
+    """A file as API v2 shows it, from a service at this address."""
     shown: dict[str, Any] = {
         "kind": "drive#file",
         "id": file.id,
@@ -315,6 +326,7 @@ def resource(file: File) -> dict[str, Any]:
     }
     if not file.is_folder:
         shown |= {
+            "downloadUrl": f"{address}/drive/v2/files/{file.id}?alt=media",
             "fileSize": str(file.size),
             "quotaBytesUsed": str(file.size),
             "md5Checksum": file.hashes["md5"],

@@ -6,10 +6,9 @@ import email.parser
 import email.policy
 import json
 import re
-from collections.abc import Callable
 
 from tests.emulators.drive.faults import Rule
-from tests.emulators.drive.state import GRANULE, Contents, File, Problem, Session, resource
+from tests.emulators.drive.state import GRANULE, Contents, File, Problem, Session
 from tests.emulators.drive.tokens import Tokens
 from tests.emulators.drive.wire import Cut, Reply, Request, flipped
 
@@ -17,8 +16,8 @@ _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 
 
 class UploadsApi:
-    def __init__(self, contents: Contents, tokens: Tokens, url: Callable[[], str]) -> None:
-        self._contents, self._tokens, self._url = contents, tokens, url
+    def __init__(self, contents: Contents, tokens: Tokens) -> None:
+        self._contents, self._tokens = contents, tokens
         self.anonymous = True
         self.newest: File | None = None
 
@@ -41,7 +40,9 @@ class UploadsApi:
         metadata, content = _two_parts(request) if kind == "multipart" else ({}, request.body())
         if ident is None:
             return self._made(self._contents.insert(metadata, content))
-        return Reply.of(resource(self._contents.update(ident, metadata, request.headers.get("if-match"), content)))
+        return Reply.of(
+            self._contents.resource(self._contents.update(ident, metadata, request.headers.get("if-match"), content))
+        )
 
     def _open(self, request: Request, ident: str | None) -> Reply:
         metadata = request.json()
@@ -49,17 +50,17 @@ class UploadsApi:
         if "x-upload-content-type" in request.headers:
             metadata.setdefault("mimeType", request.headers["x-upload-content-type"])
         session = self._contents.open_session(metadata, int(size) if size else None, ident)
-        where = f"{self._url()}{request.path}?uploadType=resumable&upload_id={session.id}"
+        where = f"{self._contents.address}{request.path}?uploadType=resumable&upload_id={session.id}"
         return Reply(200, b"", {"Location": where, "X-GUploader-UploadID": session.id})
 
     def _made(self, file: File) -> Reply:
         self.newest = file
-        return Reply.of(resource(file))
+        return Reply.of(self._contents.resource(file))
 
     def _chunk(self, request: Request, session: Session, rule: Rule) -> Reply:
         if session.result is not None:
             request.drain()
-            return Reply.of(resource(self._contents.get(session.result)))
+            return Reply.of(self._contents.resource(self._contents.get(session.result)))
         asked = _RANGE.fullmatch(request.headers.get("content-range", ""))
         if asked is None:
             asked = _RANGE.fullmatch(f"bytes 0-{request.left - 1}/{request.left}" if request.left else "bytes */0")
