@@ -77,10 +77,7 @@ class Capabilities:
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What an account offers now: free slots, longest session in seconds, memory in bytes, quota where there is one.
-
-    Of a quota of `hours_total`, `hours_left` are left until `refresh_at`.
-    """
+    """What an account offers now: slots, seconds, bytes; of a quota of `hours_total`, what is left until `refresh_at`."""
 
     slots: int
     session_s: float
@@ -366,10 +363,7 @@ class Transaction(Protocol):
         """Seconds per step of the newest job with this model and this many tokens per step, or None."""
         ...
 
-    def typical_checkpoint_bytes(self, base_model: str, lora_r: int) -> int | None:
-        """Size of the newest job's head with this model and rank, or None."""
-        ...
-
+    def typical_checkpoint_bytes(self, base_model: str, lora_r: int) -> int | None: ...
     def queued(self, limit_per_member: int, now: float) -> list[Job]:
         """The best queued jobs of every member by priority and age, and those with a deadline."""
         ...
@@ -405,8 +399,10 @@ class Transaction(Protocol):
         ...
 
     # what workers tell
-    def add_metrics(self, job_id: str, lease: Lease, rows: Sequence[MetricRow], at: float) -> None:
-        """Upsert by (job, step, name): a step run again replaces what was there."""
+    def add_metrics(
+        self, job_id: str, lease: Lease, rows: Sequence[MetricRow], at: float, *, replace: bool = True
+    ) -> None:
+        """By (job, step, name): a step run again replaces what was there, unless only what is missing is wanted."""
         ...
 
     def add_samples(self, job_id: str, samples: Sequence[Sample], at: float) -> None: ...
