@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,6 @@ import pytest
 from benchmarks.exact_resume import Run, finished, job_file, read_result, train, write_rows
 from benchmarks.lab import Lab, lab
 from benchmarks.tiny_model import make_tiny_llama
-from orchestrator.adapters.unit_of_work import make_engine, make_unit_of_work
-from orchestrator.adapters.vault import FernetVault
-from orchestrator.domain.model import Account
 from tests.emulators.drive import Drive
 from tests.emulators.kaggle import KaggleEmulator, Kernel, Person
 from worker.protocol import LINE_MARK
@@ -62,23 +58,10 @@ def _server(folder: Path, kaggle: KaggleEmulator, model: Path, **settings: Any) 
 
 
 def _connect(server: Lab) -> None:
-    """Give the admin an account at Kaggle, sealed as the server would seal it."""
-    engine = make_engine(f"sqlite:///{server.data / 'trainhop.db'}")
-    sealed = FernetVault.from_file(server.data / "vault.key").seal(CANARY)
-    with make_unit_of_work(engine)() as tx:
-        tx.add_account(
-            Account(
-                id="account-kaggle",
-                provider="kaggle",
-                member_id=tx.members()[0].id,
-                name="alice-kaggle",
-                config={"username": "alice"},
-                credentials=sealed,
-                consented_at=1.0,
-                created_at=time.time(),
-            )
-        )
-    engine.dispose()
+    """Give the admin an account at Kaggle, as `trainhop accounts add` does."""
+    asked = {"provider": "kaggle", "name": "alice-kaggle", "config": {"username": "alice"}, "credentials": CANARY}
+    account = server.post("/accounts", asked)
+    assert "signed in at Kaggle as alice" in json.dumps(server.post(f"/accounts/{account['id']}:check"))
 
 
 def _wait(what: str, true: Callable[[], Any]) -> Any:
@@ -128,7 +111,7 @@ def test_a_session_cut_off_with_its_files_is_adopted_and_continued_in_the_same_b
 
 
 def test_checkpoints_in_drive_survive_a_session_that_keeps_nothing(
-    kaggle: KaggleEmulator, shelf: tuple[Path, Path], unbroken: Run, tmp_path: Path
+    kaggle: KaggleEmulator, shelf: tuple[Path, Path], tmp_path: Path
 ) -> None:
     with (
         Drive(tmp_path / "drive") as drive,
@@ -136,12 +119,22 @@ def test_checkpoints_in_drive_survive_a_session_that_keeps_nothing(
     ):
         _connect(server)
         server._checked(server.client.put("/stores/drive", json={"credentials": json.dumps(drive.authorized_user())}))
-        job = server.post("/jobs", job_file(shelf[0], server.upload(shelf[1]), "lora") | {"max_steps": 60})["id"]
-        _wait("a checkpoint", lambda: (server.job(job)["head"] or {}).get("step", 0) > 5)
-        kernel = _wait("the kernel", lambda: _reached(kaggle, 5))
-        kaggle.kill(kernel.slug, outputs=False)
-        _wait("the job's end", lambda: finished(server, job))
-        assert read_result(server, job, 0) == replace(unbroken, kills=0)
+        changes = {"max_steps": 10_000, "placement": {"max_session_s": 300}}
+        job = server.post("/jobs", job_file(shelf[0], server.upload(shelf[1]), "lora") | changes)["id"]
+        _wait("a checkpoint in Drive", lambda: server.job(job)["head"])
+        first = _wait("the kernel", lambda: _reached(kaggle, 1))
+        assert first.internet
+        kaggle.kill(first.slug, outputs=False)
+        second = _wait("another session", lambda: (k := _reached(kaggle, 1)) and k.slug != first.slug and k)
+        sessions = server.get(f"/jobs/{job}/sessions")["items"]
+        old, new = sorted(sessions, key=lambda s: s["id"])
+        assert old["outcome"] == "lost"
+        _wait("the second session's word", lambda: server.get(f"/jobs/{job}/sessions")["items"][-1]["first_step"] > 0)
+        server.post(f"/jobs/{job}:cancel")
+        _wait("the end", lambda: server.job(job)["state"] == "cancelled")
+        _wait("an empty desk", lambda: not kaggle.world.kernels)
+        assert second.deleted
+        assert new["account"] == "alice-kaggle"
     _holds_no_secret(tmp_path, kaggle)
 
 
