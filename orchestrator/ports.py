@@ -77,10 +77,7 @@ class Capabilities:
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What an account offers now: free slots, longest session in seconds, memory in bytes, quota where there is one.
-
-    Of a quota of `hours_total`, `hours_left` are left until `refresh_at`.
-    """
+    """What an account offers now: slots, seconds, bytes; of a quota of `hours_total`, what is left until `refresh_at`."""
 
     slots: int
     session_s: float
@@ -366,10 +363,7 @@ class Transaction(Protocol):
         """Seconds per step of the newest job with this model and this many tokens per step, or None."""
         ...
 
-    def typical_checkpoint_bytes(self, base_model: str, lora_r: int) -> int | None:
-        """Size of the newest job's head with this model and rank, or None."""
-        ...
-
+    def typical_checkpoint_bytes(self, base_model: str, lora_r: int) -> int | None: ...
     def queued(self, limit_per_member: int, now: float) -> list[Job]:
         """The best queued jobs of every member by priority and age, and those with a deadline."""
         ...
@@ -405,8 +399,10 @@ class Transaction(Protocol):
         ...
 
     # what workers tell
-    def add_metrics(self, job_id: str, lease: Lease, rows: Sequence[MetricRow], at: float) -> None:
-        """Upsert by (job, step, name): a step run again replaces what was there."""
+    def add_metrics(
+        self, job_id: str, lease: Lease, rows: Sequence[MetricRow], at: float, *, replace: bool = True
+    ) -> None:
+        """By (job, step, name): a step run again replaces what was there, unless only what is missing is wanted."""
         ...
 
     def add_samples(self, job_id: str, samples: Sequence[Sample], at: float) -> None: ...
@@ -549,6 +545,7 @@ class Rules:
     `lease_s` without a report makes a worker suspect; `start_grace_s` is what a machine may take to its first call;
     `stop_grace_s` what a worker may take to obey before its provider is told to end it; `mtbf_s` the mean time between
     losses that save cadence is tuned to; `offer_ttl_s` after which an offer that was never committed is garbage.
+    `most_uploads` are opened in advance for a machine that cannot ask for more; it saves more rarely in a long session.
     """
 
     lease_s: float = 60.0
@@ -557,6 +554,7 @@ class Rules:
     stop_grace_s: float = 45.0
     mtbf_s: float = 21_600.0
     offer_ttl_s: float = 3_600.0
+    most_uploads: int = 64
     trusted_models: frozenset[str] = frozenset()
 
 

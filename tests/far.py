@@ -5,10 +5,20 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from orchestrator.adapters.stores.local import LocalStore
-from orchestrator.ports import Capabilities, Handle, LaunchRequest, Leftovers, Liveness, ProviderUnavailable, Store
+from orchestrator.ports import (
+    Capabilities,
+    Handle,
+    LaunchRequest,
+    Leftovers,
+    Liveness,
+    ProviderUnavailable,
+    Store,
+    StoreConfig,
+)
 from orchestrator.providers.local import LOG_NAME, LocalProvider
 from worker.protocol import Grant, GrantKind, Ticket
 
@@ -91,3 +101,8 @@ class TwoStores:
 
     def get(self, name: str) -> Store:
         return self._by_name[name]
+
+    def trial(self, config: StoreConfig) -> AbstractContextManager[Store]:
+        return nullcontext(self._shelf)
+
+    def refresh(self) -> None: ...

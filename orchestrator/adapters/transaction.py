@@ -98,6 +98,7 @@ def _upsert(dialect: str, table: Any, changing: tuple[str, ...]) -> Statement:
 _STATEMENTS = {
     dialect: {
         "metrics": _upsert(dialect, tables.metrics, ("value", "fence", "at")),
+        "missing_metrics": _upsert(dialect, tables.metrics, ()),
         "samples": _upsert(dialect, tables.samples, ("text", "at")),
         "readings": _upsert(dialect, tables.readings, ()),
         "datasets": _upsert(dialect, tables.datasets, ()),
@@ -164,10 +165,10 @@ class SqlTransaction:
             .order_by(jobs.id.desc())
             .limit(_JOBS_TO_COMPARE)
         )
-        for spec, size in self._connection.execute(saved):
-            if (spec["base_model"], spec["lora_r"]) == (base_model, lora_r):
-                return size
-        return None
+        found = (
+            n for s, n in self._connection.execute(saved) if (s["base_model"], s["lora_r"]) == (base_model, lora_r)
+        )
+        return next(found, None)
 
     def queued(self, limit_per_member: int, now: float) -> list[Job]:
         most = {"now": now, "most": limit_per_member}
@@ -246,7 +247,9 @@ class SqlTransaction:
 
     # what workers tell
 
-    def add_metrics(self, job_id: str, lease: Lease, rows: Sequence[MetricRow], at: float) -> None:
+    def add_metrics(
+        self, job_id: str, lease: Lease, rows: Sequence[MetricRow], at: float, *, replace: bool = True
+    ) -> None:
         values = [
             {"job_id": job_id, "name": name, "step": row.step, "value": value, "fence": lease.fence, "at": at}
             for row in rows
@@ -254,7 +257,7 @@ class SqlTransaction:
             if not math.isnan(value)  # SQLite keeps a NaN as NULL, which the column refuses
         ]
         if values:
-            self._upserts["metrics"].run(self._connection, *values)
+            self._upserts["metrics" if replace else "missing_metrics"].run(self._connection, *values)
 
     def add_samples(self, job_id: str, samples: Sequence[Sample], at: float) -> None:
         values = [

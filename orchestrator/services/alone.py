@@ -13,7 +13,6 @@ from orchestrator.services.leases import dataset_key, say_assignment, upload_gra
 from worker.protocol import Assignment, Grant, GrantKind, JobSpec
 
 SPARE_UPLOADS = 4
-MOST_UPLOADS = 64
 ADAPTER_UPLOADS = 2
 
 
@@ -66,7 +65,7 @@ def _what_to_read(tx: Transaction, lease: Lease) -> tuple[Job, list[Dataset], Ch
 def _uploads(ctx: Context, lease: Lease, spec: JobSpec) -> tuple[Grant, ...]:
     """Nobody can be asked for more later: enough for a save every `max_interval_s`, within reason."""
     store = ctx.stores.get(lease.store)
-    saves = min(MOST_UPLOADS, math.ceil(lease.budget_s / spec.checkpoint.max_interval_s) + SPARE_UPLOADS)
+    saves = min(ctx.rules.most_uploads, math.ceil(lease.budget_s / spec.checkpoint.max_interval_s) + SPARE_UPLOADS)
     kinds = [GrantKind.CHECKPOINT] * saves + [GrantKind.ADAPTER] * ADAPTER_UPLOADS
     return tuple(upload_grant(store, lease, kind, shares_disk=False) for kind in kinds)
 

@@ -212,7 +212,10 @@ def grants(ctx: Context, lease_id: str, fence: int, kind: GrantKind, count: int)
 
 
 def report(ctx: Context, said: Report) -> Directive:
-    """Progress arrived: keep it, extend the lease, say what to do next. A report seen before changes nothing."""
+    """Progress arrived: keep it, extend the lease, say what to do next. A report seen before changes nothing.
+
+    An older one that was lost on its way adds the values that are missing, and nothing else.
+    """
     with ctx.uow() as tx:
         return reported(ctx, tx, said)
 
@@ -222,10 +225,11 @@ def reported(ctx: Context, tx: Transaction, said: Report) -> Directive:
     now = ctx.clock.now()
     lease, job = held(tx, said.lease, said.fence)
     lease.last_seen_at, lease.expires_at = now, now + ctx.rules.lease_s
-    tx.add_metrics(job.id, lease, said.metrics, now)
-    tx.add_samples(job.id, said.samples, now)
-    if said.seq > lease.last_seq:
+    is_new = said.seq > lease.last_seq
+    tx.add_metrics(job.id, lease, said.metrics, now, replace=is_new)
+    if is_new:
         _take_in(lease, said)
+        tx.add_samples(job.id, said.samples, now)
         if said.reading is not None:
             tx.add_reading(lease.id, now, said.step, said.reading)
     tx.save_lease(lease)

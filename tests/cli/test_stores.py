@@ -68,17 +68,21 @@ def test_with_a_file(shell: Shell, google: Drive) -> None:
 def test_with_a_browser_here(shell: Shell, google: Drive) -> None:
     """The redirect comes back to this computer; PKCE is checked by the other side."""
     before = set(google.tokens.refresh_tokens)
-    with_browser = {"BROWSER": f"{shell.folder / 'browser'} %s", "TRAINHOP_DRIVE_ENDPOINT": google.url}
-    said = shell("store", "use", "drive", "--client-secrets", "client.json", **with_browser)
+    browser, url = f"{shell.folder / 'browser'} %s", google.url
+
+    def sign_in(file: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        command = ("store", "use", "drive", "--client-secrets", file)
+        return shell(*command, code=code, BROWSER=browser, TRAINHOP_DRIVE_ENDPOINT=url)
+
+    said = sign_in("client.json")
     assert "new files go to drive" in said.stdout
     assert len(google.tokens.refresh_tokens - before) == 1
     assert not any(secret in said.stdout + said.stderr for secret in secrets_of(google))
     google.tokens.consent = False
-    refused = shell("store", "use", "drive", "--client-secrets", "client.json", code=1, **with_browser)
+    refused = sign_in("client.json", code=1)
     google.tokens.consent = True
     assert "access_denied" in refused.stderr
-    wrong = shell("store", "use", "drive", "--client-secrets", "user.json", code=2, **with_browser)
-    assert "console.cloud.google.com" in wrong.stderr
+    assert "console.cloud.google.com" in sign_in("user.json", code=2).stderr
 
 
 @pytest.mark.parametrize("tampered", [False, True])

@@ -368,7 +368,7 @@ def test_under_a_third_of_errors_everything_arrives(drive, store, tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("{", "not JSON"),
+        ("SECRET is no JSON", "not JSON"),
         ("[]", "not a JSON object"),
         ('{"type": "service_account", "client_id": "1", "private_key": "SECRET"}', "service account"),
         ('{"installed": {"client_secret": "SECRET"}}', "--client-secrets"),

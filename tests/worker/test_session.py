@@ -17,7 +17,6 @@ from worker.deadline import Budget, Cadence
 from worker.outbox import Outbox
 from worker.protocol import (
     Action,
-    Assignment,
     Directive,
     Finish,
     Grant,
@@ -32,7 +31,7 @@ from worker.protocol import (
     Recipe,
     Release,
     Report,
-    StartRequest,
+    Started,
 )
 from worker.saver import Kept, Saver
 from worker.training.job import Snapshot
@@ -62,8 +61,8 @@ class Server:
         with self.progress:
             assert self.progress.wait_for(condition, PATIENCE_S), "it never came"
 
-    def start(self, request: StartRequest) -> Assignment:
-        raise NotImplementedError
+    def started(self, said: Started) -> None:
+        self._hear(said)
 
     def report(self, said: Report) -> Directive:
         self._hear(said)

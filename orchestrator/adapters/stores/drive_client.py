@@ -206,10 +206,11 @@ class DriveClient:
         return self._repeat(ask)
 
     def _repeat(self, ask: Callable[[httplib2.Http], Any]) -> Any:
+        is_silent = time.monotonic() < self._silent_until
         try:
             for attempt in stamina.retry_context(
                 on=_wait,
-                attempts=self._retries.attempts if time.monotonic() > self._silent_until else 1,
+                attempts=1 if is_silent else self._retries.attempts,
                 timeout=self._retries.within_s,
                 wait_initial=self._retries.first_s,
                 wait_max=self._retries.longest_s,
@@ -222,8 +223,10 @@ class DriveClient:
             self._on_trouble(str(error))
             raise
         except AgainError:
-            self._silent_until = time.monotonic() + self._retries.silent_s
+            if not is_silent:  # one of a few attempts failing says little
+                self._silent_until = time.monotonic() + self._retries.silent_s
             raise
+        self._silent_until = float("-inf")
         if self._in_trouble:
             self._in_trouble = False
             self._on_trouble("")
