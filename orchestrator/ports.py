@@ -307,6 +307,20 @@ class TokenInfo:
     expires_at: float | None = None
 
 
+@dataclass(kw_only=True)
+class Claim:
+    """A notebook's one-time code, kept as its hash: whose job it is good for, and which lease and run it was used for."""
+
+    code_hash: str
+    job_id: str
+    member_id: str
+    created_at: float
+    expires_at: float
+    used_at: float | None = None
+    lease_id: str | None = None
+    nonce: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoreConfig:
     """A store that was set up: the driver's `config`, its sealed `credentials`, whether new files go there.
@@ -395,6 +409,17 @@ class Transaction(Protocol):
     def token(self, token_hash: str) -> TokenInfo | None: ...
     def tokens(self, member_id: str | None = None) -> list[TokenInfo]: ...
     def delete_token(self, token_id: str) -> None: ...
+
+    # claims
+    def claim(self, code_hash: str) -> Claim | None:
+        """The claim, locked against others until the transaction ends."""
+        ...
+
+    def add_claim(self, claim: Claim) -> None: ...
+    def save_claim(self, claim: Claim) -> None: ...
+    def forget_claims(self, before: float) -> None:
+        """Remove claims that expired before that time."""
+        ...
 
     # stores
     def store_configs(self) -> list[StoreConfig]: ...

@@ -10,11 +10,21 @@ from pydantic.json_schema import models_json_schema
 
 from orchestrator.adapters.views import Views
 from orchestrator.bootstrap import App
-from orchestrator.entrypoints import api_data, api_jobs, api_people, api_records, health, problems, worker_api
+from orchestrator.entrypoints import (
+    api_data,
+    api_jobs,
+    api_notebooks,
+    api_people,
+    api_records,
+    health,
+    problems,
+    worker_api,
+)
 from orchestrator.entrypoints.auth import Authenticator
 from orchestrator.entrypoints.clerk import Clerk
 from orchestrator.entrypoints.deps import Server
 from orchestrator.entrypoints.gate import Gate, hosts
+from orchestrator.entrypoints.guesses import Guesses
 from orchestrator.entrypoints.sse import Pulse
 from orchestrator.entrypoints.tally import Tally
 from worker.protocol import JobSpec
@@ -51,13 +61,21 @@ def make_app(app: App) -> FastAPI:
         views=views,
         auth=Authenticator(app.context, views),
         clerk=Clerk(app.context),
+        guesses=Guesses(),
         pulse=Pulse(views.last_event),
         tally=Tally(views),
     )
     problems.install(api)
     # First, because routes are tried in order.
     api.router.routes.extend(worker_api.quick_routes(PREFIX))
-    for router in (worker_api.router, api_jobs.router, api_records.router, api_data.router, api_people.router):
+    for router in (
+        worker_api.router,
+        api_jobs.router,
+        api_notebooks.router,
+        api_records.router,
+        api_data.router,
+        api_people.router,
+    ):
         api.include_router(router, prefix=PREFIX)
     api.include_router(health.router)
     api.add_middleware(Gate, allowed=hosts(app.settings), upload_bytes=app.settings.max_upload_bytes)
