@@ -55,7 +55,7 @@ class Outbox:
         with self._changed:
             self._seq += 1
             message = make(self._seq)
-            self._file.write(message.model_dump_json(exclude_defaults=isinstance(message, Report)) + "\n")
+            self._file.write(message.model_dump_json() + "\n")
             self._file.flush()
             self._waiting.append(message)
             self._urgent |= urgent
