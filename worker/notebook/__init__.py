@@ -7,7 +7,7 @@ run("CODE", server="https://trainhop.example")
 from __future__ import annotations
 
 from worker.notebook.errors import NotebookError
-from worker.notebook.install import install, needed
+from worker.notebook.packages import install, needed
 
 __all__ = ["NotebookError", "run"]
 

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import worker
 from worker.notebook.errors import NotebookError
-from worker.notebook.install import install, needed
+from worker.notebook.packages import install, needed
 from worker.notebook.panel import Panel, Progress
 from worker.protocol import (
     PROTOCOL_VERSION,
