@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+from http import HTTPStatus
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,7 @@ from worker.protocol import Grant
 from worker.uplink import Refused, ServerAway, Stale
 
 TIMEOUT_S = 300.0
+PROBE_TIMEOUT_S = 20.0
 CHUNK_BYTES = 1 << 20
 _GONE = frozenset({401, 403, 404, 409, 410})
 
@@ -39,6 +41,17 @@ def upload(grant: Grant, source: Path) -> None:
     if not answer.is_success:
         kind = Stale if answer.status_code in _GONE else Refused if answer.status_code < 500 else ServerAway
         raise kind(f"upload of {grant.key}: HTTP {answer.status_code} {answer.text[:200]}")
+
+
+def probe(grant: Grant) -> bool:
+    """Whether an upload through this grant would be heard; nothing is written."""
+    if grant.url is None or not grant.resumable:
+        return True
+    try:
+        answer = httpx.put(grant.url, headers={"Content-Range": "bytes */*"}, timeout=PROBE_TIMEOUT_S, trust_env=False)
+    except httpx.HTTPError:
+        return False
+    return answer.status_code == HTTPStatus.PERMANENT_REDIRECT
 
 
 def _place(source: Path, target: Path) -> None:

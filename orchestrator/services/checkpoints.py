@@ -157,9 +157,12 @@ def sweep(ctx: Context) -> None:
 
 
 def abandon_stale(ctx: Context) -> None:
-    """Offers that nobody commits any more become garbage."""
+    """Offers that nobody commits any more become garbage; a machine that cannot call has no way to offer again."""
     with ctx.uow() as tx:
         for checkpoint in tx.stale_offers(ctx.clock.now() - ctx.rules.offer_ttl_s):
+            lease = tx.lease(checkpoint.lease_id)
+            if lease is not None and lease.one_way and lease.state.is_live:
+                continue
             checkpoint.to(CheckpointState.ABANDONED)
             tx.save_checkpoint(checkpoint)
     sweep(ctx)

@@ -14,8 +14,10 @@ from orchestrator.ports import (
     ProviderError,
     ProviderUnavailable,
     QuotaExhausted,
+    StoreError,
     Transaction,
 )
+from orchestrator.services.alone import cannot_call, kit
 from orchestrator.services.ids import new_id
 from orchestrator.services.leases import hand_back
 from worker.protocol import JobSpec
@@ -24,6 +26,8 @@ QUEUE_DEPTH = 16
 """Queued jobs of each member that one round looks at."""
 
 LAUNCHES_PER_ROUND = 64
+STORE_REST_S = 60.0
+"""How long an account is left alone after the store could not open uploads for a machine of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +129,7 @@ def lease_out(ctx: Context, tx: Transaction, chosen: Match, now: float, actor: s
         expires_at=now + ctx.rules.start_grace_s,
         deadline_at=now + chosen.budget_s + ctx.rules.stop_grace_s,
         budget_s=chosen.budget_s,
+        one_way=cannot_call(ctx, chosen.provider),
         store=ctx.stores.current().name,
         first_step=job.head_step,
         step=job.head_step,
@@ -137,18 +142,11 @@ def lease_out(ctx: Context, tx: Transaction, chosen: Match, now: float, actor: s
 def _launch(ctx: Context, claim: _Claim) -> None:
     lease = claim.lease
     try:
-        external_id = ctx.providers.get(lease.provider).launch(
-            LaunchRequest(
-                lease_id=lease.id,
-                job_id=lease.job_id,
-                account=claim.account,
-                token=ctx.tokens.for_lease(lease.id),
-                server_url=ctx.server_url(),
-                budget_s=lease.budget_s,
-            )
-        )
+        external_id = ctx.providers.get(lease.provider).launch(_request(ctx, claim))
     except ProviderUnavailable:
         return  # it may have gone through: reconciling asks the provider and then decides
+    except StoreError as error:
+        _not_ready(ctx, claim, f"the store takes nothing now ({error})")
     except QuotaExhausted as error:
         _close_account(ctx, claim.account.id, str(error), error.until)
         _launch_failed(ctx, lease.id, str(error))
@@ -161,6 +159,28 @@ def _launch(ctx: Context, claim: _Claim) -> None:
         ctx.launching.discard(lease.id)
 
 
+def _request(ctx: Context, claim: _Claim) -> LaunchRequest:
+    lease = claim.lease
+    ready = kit(ctx, lease) if lease.one_way else None
+    near = ctx.providers.get(lease.provider).capabilities.same_network
+    return LaunchRequest(
+        lease_id=lease.id,
+        job_id=lease.job_id,
+        account=claim.account,
+        token=ctx.tokens.for_lease(lease.id),
+        server_url=None if ready else ctx.server_url() if near else ctx.public_url,
+        budget_s=lease.budget_s,
+        assignment=ready.assignment if ready else None,
+        inputs=ready.inputs if ready else {},
+    )
+
+
+def _not_ready(ctx: Context, claim: _Claim, why: str) -> None:
+    """The fault is on our side: the job is none the worse for it, and the account rests for a while."""
+    _close_account(ctx, claim.account.id, why, ctx.clock.now() + STORE_REST_S)
+    _launch_failed(ctx, claim.lease.id, why, counts=False)
+
+
 def _close_account(ctx: Context, account_id: str, why: str, until: float | None) -> None:
     with ctx.uow() as tx:
         account = tx.account(account_id)
@@ -170,7 +190,7 @@ def _close_account(ctx: Context, account_id: str, why: str, until: float | None)
             tx.save_account(account)
 
 
-def _launch_failed(ctx: Context, lease_id: str, why: str) -> None:
+def _launch_failed(ctx: Context, lease_id: str, why: str, *, counts: bool = True) -> None:
     now = ctx.clock.now()
     with ctx.uow() as tx:
         lease = tx.lease(lease_id)
@@ -178,7 +198,8 @@ def _launch_failed(ctx: Context, lease_id: str, why: str) -> None:
         if lease is None or job is None or not lease.state.is_live:
             return
         lease.collected_at = now
-        hand_back(tx, lease, job, LeaseState.EXPIRED, EndReason.LAUNCH_FAILED, detail=why, at=now, actor="scheduler")
+        end = EndReason.LAUNCH_FAILED
+        hand_back(tx, lease, job, LeaseState.EXPIRED, end, detail=why, at=now, actor="scheduler", counts=counts)
     ctx.wake()
 
 

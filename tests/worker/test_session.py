@@ -34,7 +34,7 @@ from worker.protocol import (
     Report,
     StartRequest,
 )
-from worker.saver import Saver
+from worker.saver import Kept, Saver
 from worker.training.job import Snapshot
 from worker.uplink import Refused, ServerAway, Stale
 
@@ -134,6 +134,9 @@ class Desk:
         )
         assert isinstance(said, Offer)
         return said
+
+    def keep(self, path: Path, why: str) -> Kept | None:
+        return None
 
     def withdraw(self, offer: Offer) -> None:
         self.outbox.withdraw(offer)
