@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,14 +18,27 @@ from sqlalchemy import Engine
 
 from orchestrator.adapters.catalog import FolderAndHubCatalog
 from orchestrator.adapters.schema import upgrade
+from orchestrator.adapters.stores.blobs import BlobLinks
+from orchestrator.adapters.stores.configured import ConfiguredStores
 from orchestrator.adapters.stores.local import LocalStore
+from orchestrator.adapters.stores.object_ids import ObjectIds
 from orchestrator.adapters.tokens import KeyedTokens, write_secret_once
 from orchestrator.adapters.unit_of_work import make_engine, make_unit_of_work
 from orchestrator.adapters.vault import FernetVault
 from orchestrator.config import Settings
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.model import Account, Member, Role
-from orchestrator.ports import Context, Provider, Providers, Store, TokenInfo
+from orchestrator.ports import (
+    Context,
+    Provider,
+    Providers,
+    Store,
+    StoreConfig,
+    StoreUnavailable,
+    TokenInfo,
+    UnitOfWork,
+    Vault,
+)
 from orchestrator.providers.local import LocalProvider
 from orchestrator.providers.registry import Registry
 from orchestrator.services.ids import new_id
@@ -66,6 +81,11 @@ class OneStore:
     def get(self, name: str) -> Store:
         return self._store
 
+    def trial(self, config: StoreConfig) -> AbstractContextManager[Store]:
+        return nullcontext(self._store)
+
+    def refresh(self) -> None: ...
+
 
 @dataclass(kw_only=True)
 class App:
@@ -103,17 +123,21 @@ def build(
         lambda key: f"{settings.public_url or url()}/api/v1/blobs/{key}",
         tokens.for_lease("blobs").encode(),
     )
+    uow, vault = make_unit_of_work(engine), _vault(settings)
+    stores = ConfiguredStores(
+        store, engine, {"drive": lambda config: _make_drive(config, settings, uow, vault, store.links)}
+    )
     context = Context(
-        uow=make_unit_of_work(engine),
+        uow=uow,
         clock=SystemClock(),
         providers=providers or Registry(lambda kind: _make_provider(kind, settings, news)),
-        stores=OneStore(store),
+        stores=stores,
         catalog=FolderAndHubCatalog(
             settings.allowed_folders, frozenset(settings.trusted_models), offline=settings.offline
         ),
         tokens=tokens,
         rules=settings.rules,
-        vault=_vault(settings),
+        vault=vault,
         server_url=url,
         public_url=settings.public_url,
         wake=wake.set,
@@ -128,10 +152,34 @@ def build(
         wake=wake,
         news=news,
         token_file=settings.folder / "admin.token",
-        _closers=[unlock, engine.dispose, lambda: pool.shutdown(wait=False, cancel_futures=True)],
+        _closers=[unlock, engine.dispose, stores.close, lambda: pool.shutdown(wait=False, cancel_futures=True)],
     )
     _first_start(app)
     return app
+
+
+def _make_drive(config: StoreConfig, settings: Settings, uow: UnitOfWork, vault: Vault, links: BlobLinks) -> Store:
+    """The Drive store by its configuration; its client libraries are loaded here, by those who use it."""
+    try:
+        from orchestrator.adapters.stores.drive import DriveStore
+        from orchestrator.adapters.stores.drive_client import DriveClient
+        from orchestrator.adapters.stores.drive_login import read_login
+    except ImportError as error:
+        raise StoreUnavailable(f"Google Drive needs `pip install 'trainhop[drive]'` ({error})") from error
+    client = DriveClient(
+        read_login(vault.open(config.credentials), settings.drive_endpoint),
+        settings.drive_endpoint,
+        on_trouble=lambda words: _note_problem(uow, config.name, words),
+        in_trouble=bool(config.problem),
+    )
+    return DriveStore(client, ObjectIds(uow, config.name), links, config.config["folder"])
+
+
+def _note_problem(uow: UnitOfWork, store: str, problem: str) -> None:
+    with uow() as tx:
+        for config in tx.store_configs():
+            if config.name == store and config.problem != problem:
+                tx.put_store_config(dataclasses.replace(config, problem=problem))
 
 
 def _vault(settings: Settings) -> FernetVault:

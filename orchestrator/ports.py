@@ -278,6 +278,15 @@ class Store(Protocol):
         ...
 
 
+@runtime_checkable
+class Owned(Protocol):
+    """What a store adds that lies in a person's account."""
+
+    def owner(self) -> str:
+        """Whose it is, in the account's own words."""
+        ...
+
+
 # --- persistence -----------------------------------------------------------------------------------------
 
 
@@ -427,6 +436,23 @@ class Transaction(Protocol):
         """Add or replace the store of this name; a current one takes over from the one before."""
         ...
 
+    def store_object(self, store: str, key: str) -> str | None:
+        """The id that a store knows this key by."""
+        ...
+
+    def claim_store_object(self, store: str, key: str, external_id: str) -> str:
+        """Tie an id to the key unless one is tied to it; returns the one that is."""
+        ...
+
+    def forget_store_object(self, store: str, key: str, external_id: str) -> None: ...
+    def forget_store_folders(self, store: str) -> None:
+        """The folders of a store (keys that end in a slash) are to be made anew."""
+        ...
+
+    def kept_in_store(self, store: str) -> int:
+        """How many checkpoints and adapters lie there that may be needed."""
+        ...
+
     # datasets and idempotency
     def dataset(self, sha256: str) -> Dataset | None: ...
     def add_dataset(self, dataset: Dataset) -> None: ...
@@ -503,7 +529,15 @@ class Stores(Protocol):
         ...
 
     def get(self, name: str) -> Store:
-        """The store of this name; raises `StoreUnavailable` with the reason if it cannot be used."""
+        """The store of this name; one that cannot be used raises `StoreUnavailable` with the reason when it is."""
+        ...
+
+    def trial(self, config: StoreConfig) -> AbstractContextManager[Store]:
+        """A store by a configuration that is not in use yet; raises `StoreUnavailable` or `InvalidError`."""
+        ...
+
+    def refresh(self) -> None:
+        """Configurations have changed: look at them before the next call."""
         ...
 
 

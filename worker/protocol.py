@@ -302,7 +302,7 @@ class GrantKind(StrEnum):
 class Grant(Wire):
     """Permission to read or write exactly one file, by path (same machine) or by URL with headers.
 
-    `resumable` says that the URL is an upload session that takes the file in chunks, not a plain PUT.
+    A `resumable` URL is an upload session (see `worker.resumable`), any other takes one plain request.
     """
 
     key: str
@@ -310,9 +310,9 @@ class Grant(Wire):
     path: str | None = None
     url: str | None = None
     headers: dict[str, str] = {}
+    resumable: bool = False
     sha256: Sha256 | None = None
     size: int | None = None
-    resumable: bool = False
 
 
 # --- the checkpoint's manifest ---------------------------------------------------------------------------

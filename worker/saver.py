@@ -217,7 +217,11 @@ class Saver:
         began = time.monotonic()
         if saved.grant is None:
             saved.grant = self._spare.pop() if self._spare else self._counter.grant()
-        grants.upload(saved.grant, saved.path)
+        try:
+            grants.upload(saved.grant, saved.path)
+        except grants.UnusableGrant:
+            saved.grant = None
+            raise
         self._budget.saved(0.0, time.monotonic() - began)
         with self._changed:
             if not self._stopped:

@@ -79,6 +79,11 @@ _add_event = Statement(
     insert(tables.events).values({c.name: bindparam(c.name, type_=c.type) for c in tables.events.c if c.name != "id"})
 )
 _number_events = Statement(select(func.pg_advisory_xact_lock(_EVENT_LOCK)))
+_this_object = and_(tables.store_objects.c.store == bindparam("of"), tables.store_objects.c.key == bindparam("at"))
+_object_id = Statement(select(tables.store_objects.c.external_id).where(_this_object))
+_forget_object = Statement(
+    delete(tables.store_objects).where(_this_object, tables.store_objects.c.external_id == bindparam("id"))
+)
 _UPSERT: dict[str, Callable[..., Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
@@ -97,6 +102,7 @@ _STATEMENTS = {
         "samples": _upsert(dialect, tables.samples, ("text", "at")),
         "readings": _upsert(dialect, tables.readings, ()),
         "datasets": _upsert(dialect, tables.datasets, ()),
+        "objects": _upsert(dialect, tables.store_objects, ()),
     }
     for dialect in _UPSERT
 }
@@ -334,6 +340,30 @@ class SqlTransaction:
             self._connection.execute(update(tables.stores).values(current=False))
         self._connection.execute(delete(tables.stores).where(tables.stores.c.name == config.name))
         STORES.add(self._connection, config)
+
+    def store_object(self, store: str, key: str) -> str | None:
+        row = _object_id.first(self._connection, {"of": store, "at": key})
+        return None if row is None else row[0]
+
+    def claim_store_object(self, store: str, key: str, external_id: str) -> str:
+        self._upserts["objects"].run(self._connection, {"store": store, "key": key, "external_id": external_id})
+        return self.store_object(store, key) or external_id
+
+    def forget_store_object(self, store: str, key: str, external_id: str) -> None:
+        _forget_object.run(self._connection, {"of": store, "at": key, "id": external_id})
+
+    def forget_store_folders(self, store: str) -> None:
+        table = tables.store_objects
+        self._connection.execute(delete(table).where(table.c.store == store, table.c.key.endswith("/")))
+
+    def kept_in_store(self, store: str) -> int:
+        kept = (CheckpointState.OFFERED, CheckpointState.COMMITTED)
+        lying = tables.checkpoints.c.store == store
+        counts = (
+            select(func.count()).select_from(tables.checkpoints).where(lying, tables.checkpoints.c.state.in_(kept)),
+            select(func.count()).select_from(tables.jobs).where(tables.jobs.c.adapter_store == store),
+        )
+        return sum(self._connection.execute(count).scalar_one() for count in counts)
 
     # datasets, idempotency, events
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from orchestrator.domain.model import Role
 
@@ -53,6 +53,12 @@ class AccountChanged(Asked):
 
     paused: bool | None = None
     config: dict[str, Any] | None = None
+
+
+class StoreAsked(Asked):
+    """The store to use; `credentials` may be left out where it was set up before. They are sealed and never shown."""
+
+    credentials: SecretStr | None = Field(default=None, max_length=10_000)
 
 
 class GrantsAsked(BaseModel):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.entrypoints.commands import doctor, download, jobs, notebook, people, records, serve, watch
+from orchestrator.entrypoints.commands import doctor, download, jobs, notebook, people, records, serve, stores, watch
 from orchestrator.entrypoints.commands.client import CommandError
 from orchestrator.entrypoints.commands.output import clean, say
 
@@ -27,6 +27,7 @@ for part in (serve.app, jobs.app, notebook.app, watch.app, records.app, download
 app.add_typer(people.accounts, name="accounts", rich_help_panel="Server")
 app.add_typer(people.members, name="members", rich_help_panel="Server")
 app.add_typer(people.tokens, name="tokens", rich_help_panel="Server")
+app.add_typer(stores.app, name="store", rich_help_panel="Server")
 
 
 def _print_version(wanted: bool) -> None:

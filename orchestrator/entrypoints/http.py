@@ -16,6 +16,7 @@ from orchestrator.entrypoints import (
     api_notebooks,
     api_people,
     api_records,
+    api_stores,
     health,
     problems,
     worker_api,
@@ -36,6 +37,7 @@ _TAGS = [
     {"name": "events", "description": "What happened, and what happens."},
     {"name": "datasets", "description": "Data files, kept once by their hash."},
     {"name": "accounts", "description": "Where machines come from."},
+    {"name": "stores", "description": "Where checkpoints and adapters lie."},
     {"name": "people", "description": "Members and their tokens."},
     {"name": "worker", "description": "What machines call with their lease's token."},
     {"name": "health", "description": "Is it alive, can it work, how much does it do?"},
@@ -68,15 +70,8 @@ def make_app(app: App) -> FastAPI:
     problems.install(api)
     # First, because routes are tried in order.
     api.router.routes.extend(worker_api.quick_routes(PREFIX))
-    for router in (
-        worker_api.router,
-        api_jobs.router,
-        api_notebooks.router,
-        api_records.router,
-        api_data.router,
-        api_people.router,
-    ):
-        api.include_router(router, prefix=PREFIX)
+    for part in (worker_api, api_jobs, api_notebooks, api_records, api_data, api_people, api_stores):
+        api.include_router(part.router, prefix=PREFIX)
     api.include_router(health.router)
     api.add_middleware(Gate, allowed=hosts(app.settings), upload_bytes=app.settings.max_upload_bytes)
     _describe(api)

@@ -162,6 +162,17 @@ class Session(Answer):
     seconds_per_step: float | None
 
 
+class Store(Answer):
+    """Where checkpoints lie; `problem` says what a person must put right. No `free` is no limit, or not known."""
+
+    name: str
+    current: bool
+    owner: str
+    used: int | None
+    free: int | None
+    problem: str
+
+
 class Reading(Answer):
     """One look at a session's machine."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nbformat
 from nbclient import NotebookClient
@@ -22,7 +22,7 @@ def main(path: Path) -> None:
     notebook = nbformat.read(path, 4)
 
     def note_kernel(**_: Any) -> None:
-        path.with_suffix(".kernel").write_text(str(client.km.provisioner.process.pid))
+        path.with_suffix(".kernel").write_text(str(cast("Any", client.km).provisioner.process.pid))
 
     client = NotebookClient(
         notebook,
