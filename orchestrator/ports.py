@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from orchestrator.domain.lifecycle import CheckpointState
-from orchestrator.domain.model import Account, Checkpoint, Event, Job, Lease, Member, Role
+from orchestrator.domain.model import Account, Checkpoint, Claim, Event, Job, Lease, Member, Role
 from worker.protocol import Assignment, Grant, GrantKind, MetricRow, Reading, Sample
 
 
@@ -287,6 +287,20 @@ class Owned(Protocol):
         ...
 
 
+@runtime_checkable
+class Documents(Protocol):
+    """What a store adds whose owner can get at it from anywhere: small texts that both sides replace, and addresses."""
+
+    def address(self, key: str) -> str:
+        """Where the owner, signed in, reads this object; raises `ObjectMissing`."""
+        ...
+
+    def read_document(self, key: str) -> str: ...
+    def write_document(self, key: str, text: str) -> None:
+        """Replace the text, under the same address, or make it."""
+        ...
+
+
 # --- persistence -----------------------------------------------------------------------------------------
 
 
@@ -314,20 +328,6 @@ class TokenInfo:
     name: str
     created_at: float
     expires_at: float | None = None
-
-
-@dataclass(kw_only=True)
-class Claim:
-    """A notebook's one-time code, kept as its hash: whose job it is good for, and which lease and run it was used for."""
-
-    code_hash: str
-    job_id: str
-    member_id: str
-    created_at: float
-    expires_at: float
-    used_at: float | None = None
-    lease_id: str | None = None
-    nonce: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,6 +426,10 @@ class Transaction(Protocol):
 
     def add_claim(self, claim: Claim) -> None: ...
     def save_claim(self, claim: Claim) -> None: ...
+    def open_mailboxes(self) -> list[Claim]:
+        """Claims whose notebook speaks through documents."""
+        ...
+
     def forget_claims(self, before: float) -> None:
         """Remove claims that expired before that time."""
         ...

@@ -372,27 +372,6 @@ class Ticket(Wire):
     assignment: Assignment | None = None
 
 
-class ClaimRequest(Wire):
-    """A notebook asks for its job with the code it was made with. `nonce` is made once per run: asking twice is harmless."""
-
-    protocol: int
-    code: Annotated[str, Field(max_length=100)]
-    nonce: Annotated[str, Field(max_length=64)]
-    hardware: Hardware
-    runs_in: Literal["colab", "kaggle", "jupyter"] = "jupyter"
-
-
-class Claimed(Wire):
-    """The job is this notebook's: what its worker process is handed, and what a person is shown."""
-
-    ticket: Ticket
-    fence: int
-    job: str
-    name: str
-    step: int
-    total_steps: int
-
-
 class StartRequest(Wire):
     """First call of a worker. `nonce` is made once per process, so that a repeated call is answered alike."""
 
@@ -595,4 +574,3 @@ class OfferReply(Wire):
 
 
 Ticket.model_rebuild()
-Claimed.model_rebuild()

@@ -239,6 +239,9 @@ claims = Table(
     Column("used_at", Double),
     Column("lease_id", _id()),
     Column("nonce", _id()),
+    Column("store", String(32), nullable=False),
+    Column("mailbox", String(100), nullable=False),
+    Index("claims_by_mailbox", "mailbox", sqlite_where=text("mailbox != ''"), postgresql_where=text("mailbox != ''")),
 )
 
 stores = Table(

@@ -28,8 +28,8 @@ from orchestrator.adapters.rows import (
 from orchestrator.adapters.statements import Statement
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.lifecycle import CheckpointState
-from orchestrator.domain.model import Account, Checkpoint, Event, Job, Lease, Member
-from orchestrator.ports import Claim, Dataset, StoreConfig, TokenInfo
+from orchestrator.domain.model import Account, Checkpoint, Claim, Event, Job, Lease, Member
+from orchestrator.ports import Dataset, StoreConfig, TokenInfo
 from worker.protocol import MetricRow, Reading, Sample
 
 _JOBS_TO_COMPARE = 200
@@ -326,6 +326,9 @@ class SqlTransaction:
 
     def save_claim(self, claim: Claim) -> None:
         CLAIMS.save(self._connection, claim)
+
+    def open_mailboxes(self) -> list[Claim]:
+        return CLAIMS.where(self._connection, tables.claims.c.mailbox != "")
 
     def forget_claims(self, before: float) -> None:
         self._connection.execute(delete(tables.claims).where(tables.claims.c.expires_at < before))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 
 from orchestrator.domain.errors import NotFoundError
 from orchestrator.entrypoints import notebooks, schemas
-from orchestrator.entrypoints.deps import PROBLEMS, Caller, Here, JobId, PlainTextRoute, Server, Sha256
-from orchestrator.services import claims
+from orchestrator.entrypoints.deps import PROBLEMS, Caller, Here, JobId, PlainTextRoute, Sha256
+from orchestrator.services import claims, letters
 from worker import bundle
-from worker.protocol import Claimed, ClaimRequest
+from worker.claims import Claimed, ClaimRequest
 
 router = APIRouter(route_class=PlainTextRoute, responses=PROBLEMS)
+Reach = Annotated[
+    Literal["http", "drive"] | None,
+    Query(description="How the notebook reaches this server; by default through Drive where only that works."),
+]
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -26,36 +30,33 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
     operation_id="make_notebook",
     summary="A notebook that trains a job",
 )
-def make(server: Here, me: Caller, job_id: JobId) -> schemas.Notebook:
+def make(server: Here, me: Caller, job_id: JobId, reach: Reach = None) -> schemas.Notebook:
     """For the job's owner to open in Colab, Kaggle or Jupyter and to run there. Its code works once, for this job."""
-    code, claim, job = claims.make_code(server.ctx, me, job_id)
-    address = server.ctx.public_url or server.ctx.server_url()
-    document = notebooks.document(
-        name=job.name,
-        code=code,
-        server=address.rstrip("/"),
-        wheel=bundle.build(),
-        hours=(claim.expires_at - claim.created_at) / 3600,
-    )
-    return schemas.Notebook.model_validate(
-        {
-            "job": job.id,
-            "file_name": notebooks.file_name(job.name),
-            "expires_at": claim.expires_at,
-            "note": reach(server),
-            "notebook": document,
-        }
-    )
+    ctx, wheel = server.ctx, bundle.build()
+    job = claims.check_job(ctx, me, job_id)
+    if reach == "drive" or (reach is None and ctx.public_url is None and letters.letter_store(ctx) is not None):
+        mailbox, addresses, owner = letters.open_mailbox(ctx, wheel)
+        code, claim = claims.make_code(ctx, me, job_id, store=ctx.stores.current().name, mailbox=mailbox)
+        way: str | notebooks.Mailbox = notebooks.Mailbox(addresses=addresses, owner=owner)
+        note = f"it reaches this server through Google Drive: sign in there as {owner}"
+    else:
+        code, claim = claims.make_code(ctx, me, job_id)
+        way = (ctx.public_url or ctx.server_url()).rstrip("/")
+        note = _who_can_call(way)
+    hours = (claim.expires_at - claim.created_at) / 3600
+    document = notebooks.document(name=job.name, code=code, reach=way, wheel=wheel, hours=hours)
+    answer = {"job": job.id, "file_name": notebooks.file_name(job.name), "expires_at": claim.expires_at}
+    return schemas.Notebook.model_validate(answer | {"note": note, "notebook": document})
 
 
-def reach(server: Server) -> str:
+def _who_can_call(address: str) -> str:
     """From where the server can be called, if not from everywhere; empty if it can."""
-    address = server.ctx.public_url or server.ctx.server_url()
     if urlsplit(address).hostname not in _LOOPBACK:
         return ""
     return (
         f"this server is known as {address}, which only programs on its own computer can call: the notebook runs in Jupyter "
-        "there; for Colab or Kaggle start the server with TRAINHOP_PUBLIC_URL set to an address that others can call"
+        "there; for Colab or Kaggle use a Google Drive (trainhop store use drive), or start the server with "
+        "TRAINHOP_PUBLIC_URL set to an address that others can call"
     )
 
 

@@ -28,7 +28,7 @@ class ColabProvider:
     Only a session's own reports tell that it lives, and it ends when it is asked to, or when its lease runs out.
     """
 
-    capabilities = Capabilities(provider="colab", shares_disk=False, same_network=False, personal=True)
+    capabilities = Capabilities(provider="colab", shares_disk=False, personal=True)
 
     def room(self, account: Account) -> Room:
         return Room(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from orchestrator.domain.lifecycle import JobState
-from orchestrator.domain.model import Account, Job, Lease
+from orchestrator.domain.model import Account, Claim, Job, Lease
 from orchestrator.domain.policy import Match, Place, budget, fits
-from orchestrator.ports import Claim, Context, Room, Transaction
+from orchestrator.ports import Context, Room, Transaction
 from orchestrator.services.dispatch import as_waiting, lease_out
 from orchestrator.services.ids import new_id
 from orchestrator.services.jobs import Actor
-from worker.protocol import PROTOCOL_VERSION, Claimed, ClaimRequest, Ticket
+from worker.claims import Claimed, ClaimRequest
+from worker.protocol import PROTOCOL_VERSION, Ticket
 
 PROVIDER = "colab"
 """The provider of every notebook that a person opens, whoever runs the machine under it."""
@@ -28,16 +29,27 @@ _NO_GPU = {
 }
 
 
-def make_code(ctx: Context, actor: Actor, job_id: str) -> tuple[str, Claim, Job]:
-    """A fresh code for the actor's own job; it is shown this once. Raises `ConflictError` if nothing is left to train."""
+def check_job(ctx: Context, actor: Actor, job_id: str) -> Job:
+    """The actor's own job, if anything is left to train; raises in words otherwise."""
+    with ctx.uow() as tx:
+        return _own_job(tx, actor, job_id)
+
+
+def _own_job(tx: Transaction, actor: Actor, job_id: str) -> Job:
+    job = tx.job(job_id)
+    if job is None or not actor.may_see(job.member_id):
+        raise NotFoundError(f"there is no job {job_id}")
+    if job.member_id != actor.member_id:
+        raise ForbiddenError("a notebook trains its owner's own job: only the job's owner can make one")
+    _refuse_ended(job)
+    return job
+
+
+def make_code(ctx: Context, actor: Actor, job_id: str, *, store: str = "", mailbox: str = "") -> tuple[str, Claim]:
+    """A fresh code for the actor's own job; it is shown this once. Raises as `check_job`."""
     now = ctx.clock.now()
     with ctx.uow() as tx:
-        job = tx.job(job_id)
-        if job is None or not actor.may_see(job.member_id):
-            raise NotFoundError(f"there is no job {job_id}")
-        if job.member_id != actor.member_id:
-            raise ForbiddenError("a notebook trains its owner's own job: only the job's owner can make one")
-        _refuse_ended(job)
+        job = _own_job(tx, actor, job_id)
         _account(ctx, tx, job.member_id)
         code = f"thc_{ctx.tokens.new().removeprefix('th_')}"
         claim = Claim(
@@ -46,14 +58,16 @@ def make_code(ctx: Context, actor: Actor, job_id: str) -> tuple[str, Claim, Job]
             member_id=job.member_id,
             created_at=now,
             expires_at=now + CODE_LASTS_S,
+            store=store,
+            mailbox=mailbox,
         )
         tx.forget_claims(now - REMEMBERED_S)
         tx.add_claim(claim)
-    return code, claim, job
+    return code, claim
 
 
-def claim(ctx: Context, asked: ClaimRequest) -> Claimed:
-    """Exchange a code for a lease; the same run asking again gets the same answer.
+def claim(ctx: Context, asked: ClaimRequest, *, one_way: bool = False) -> Claimed:
+    """Exchange a code for a lease; the same run asking again gets the same answer. `one_way`: its machine cannot call.
 
     Every refusal leaves the job as it is, and all but 'used' and 'expired' leave the code good for another try.
     """
@@ -68,7 +82,7 @@ def claim(ctx: Context, asked: ClaimRequest) -> Claimed:
         assert job is not None
         if known.lease_id is not None:
             return _again(ctx, tx, known, job, asked)
-        lease = _lease(ctx, tx, job, account, room, asked)
+        lease = _lease(ctx, tx, job, account, room, asked, one_way=one_way)
         known.used_at, known.lease_id, known.nonce = ctx.clock.now(), lease.id, asked.nonce
         tx.save_claim(known)
         return _claimed(ctx, lease, job)
@@ -106,7 +120,9 @@ def _refuse_ended(job: Job) -> None:
         raise ConflictError(f"the job has {job.state}: queue it again with `trainhop retry {job.id}` first")
 
 
-def _lease(ctx: Context, tx: Transaction, job: Job, account: Account, room: Room, asked: ClaimRequest) -> Lease:
+def _lease(
+    ctx: Context, tx: Transaction, job: Job, account: Account, room: Room, asked: ClaimRequest, *, one_way: bool
+) -> Lease:
     _refuse_ended(job)
     if job.state is JobState.PAUSED:
         raise ConflictError(
@@ -122,7 +138,7 @@ def _lease(ctx: Context, tx: Transaction, job: Job, account: Account, room: Room
         )
     now = ctx.clock.now()
     chosen = Match(job_id=job.id, account_id=account.id, provider=PROVIDER, budget_s=budget(as_waiting(job), place))
-    lease = lease_out(ctx, tx, chosen, now, actor="notebook")
+    lease = lease_out(ctx, tx, chosen, now, one_way=one_way, actor="notebook")
     assert lease is not None
     lease.expires_at = now + INSTALL_S
     tx.save_lease(lease)

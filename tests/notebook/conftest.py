@@ -45,10 +45,10 @@ def job(server: Lab, shelf: tuple[Path, Path]) -> Any:
 class Tab:
     """A notebook in a kernel of its own, which runs from the moment it is opened."""
 
-    def __init__(self, path: Path, made: dict[str, Any], **variables: str) -> None:
+    def __init__(self, path: Path, made: dict[str, Any], before: str = "", **variables: str) -> None:
         cell = made["notebook"]["cells"][1]
         lines = "".join(f"import os; os.environ[{k!r}] = {v!r}\n" for k, v in variables.items())
-        path.write_text(json.dumps(made["notebook"] | {"cells": [cell | {"source": lines + cell["source"]}]}))
+        path.write_text(json.dumps(made["notebook"] | {"cells": [cell | {"source": lines + before + cell["source"]}]}))
         self._path = path
         self._client = subprocess.Popen([sys.executable, "-m", "tests.notebook.execute", str(path)])
 
@@ -98,12 +98,12 @@ class Tab:
 
 @pytest.fixture
 def tab(tmp_path: Path) -> Iterator[Any]:
-    """Opens a notebook of the server's answer; `variables` are set in its kernel."""
+    """Opens a notebook of the server's answer; `before` is run and `variables` are set in its kernel."""
     opened: list[Tab] = []
     numbers = count()
 
-    def make(made: dict[str, Any], **variables: str) -> Tab:
-        opened.append(Tab(tmp_path / f"{next(numbers)}.ipynb", made, **variables))
+    def make(made: dict[str, Any], before: str = "", **variables: str) -> Tab:
+        opened.append(Tab(tmp_path / f"{next(numbers)}.ipynb", made, before, **variables))
         return opened[-1]
 
     yield make

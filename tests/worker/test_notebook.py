@@ -12,10 +12,11 @@ import zipfile
 import pytest
 
 from worker import bundle
+from worker.claims import Claimed
 from worker.notebook import NotebookError
 from worker.notebook.packages import install, needed
 from worker.notebook.panel import Panel, Progress, duration
-from worker.protocol import Claimed, MetricRow, Phase, Report, Ticket
+from worker.protocol import MetricRow, Phase, Report, Ticket
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker.protocol import Claimed, Finish, Message, Offer, Phase, Release, Report
+from worker.claims import Claimed
+from worker.protocol import Finish, Message, Offer, Phase, Release, Report
 
 _PHASES = {
     Phase.BOOT: "starting",

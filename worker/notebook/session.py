@@ -14,39 +14,36 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx
 from pydantic import TypeAdapter, ValidationError
 
 import worker
+from worker.claims import Claimed, ClaimRequest
 from worker.notebook.errors import NotebookError
 from worker.notebook.packages import install, needed
 from worker.notebook.panel import Panel, Progress
-from worker.protocol import (
-    PROTOCOL_VERSION,
-    Claimed,
-    ClaimRequest,
-    Failure,
-    Finish,
-    Hardware,
-    Message,
-    Release,
-)
-from worker.uplink import HttpUplink, UplinkError
+from worker.notebook.reach import Next, Reach
+from worker.protocol import LINE_MARK, PROTOCOL_VERSION, Failure, Finish, Hardware, Message, Release
+from worker.runner import UNDELIVERED
 
 LOOK_EVERY_S = 1.0
-TIMEOUT_S = 60.0
+LAST_SEQ = 1_000_000_000
+"""Above every number that a worker gets to."""
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
-_UNHEARD = 4
+LOG = "output.log"
 
 
-def work(code: str, server: str) -> None:
+def work(code: str, reach: Reach) -> None:
     """See `worker.notebook.run`."""
     hardware = _probe()
-    claimed = _claim(code, server, hardware)
+    claimed = reach.claim(
+        ClaimRequest(
+            protocol=PROTOCOL_VERSION, code=code, nonce=secrets.token_hex(16), hardware=hardware, runs_in=_place()
+        )
+    )
     panel = Panel(progress := Progress.of(claimed, hardware.name or hardware.device))
     home = Path(tempfile.mkdtemp(prefix="trainhop-"))
     try:
-        progress.last_word = _run(claimed, home, progress, panel)
+        progress.last_word = _run(reach, claimed, home, progress, panel)
     finally:
         panel.show(last=True)
         shutil.rmtree(home, ignore_errors=True)
@@ -59,7 +56,8 @@ def _probe() -> Hardware:
     code = "from worker.hardware import probe; print(probe().model_dump_json())"
     done = subprocess.run([sys.executable, "-c", code], env=_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise NotebookError(f"this machine could not be looked at: {_last_line(done.stderr)}")
+        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise NotebookError(f"this machine could not be looked at: {why}")
     return Hardware.model_validate_json(done.stdout.strip().splitlines()[-1])
 
 
@@ -70,44 +68,15 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
-def _claim(code: str, server: str, hardware: Hardware) -> Claimed:
-    asked = ClaimRequest(
-        protocol=PROTOCOL_VERSION, code=code, nonce=secrets.token_hex(16), hardware=hardware, runs_in=_place()
-    )
-    for attempt in range(3):
-        try:
-            answer = httpx.post(
-                f"{server}/api/v1/claims", json=asked.model_dump(mode="json"), timeout=TIMEOUT_S, trust_env=False
-            )
-        except httpx.HTTPError as error:
-            if attempt == 2:
-                raise NotebookError(
-                    f"the server at {server} does not answer ({type(error).__name__}): nothing has happened, run this cell "
-                    "again when it does"
-                ) from error
-            continue
-        if answer.is_success:
-            return Claimed.model_validate_json(answer.content)
-        raise NotebookError(_refusal(answer))
-    raise AssertionError
-
-
-def _refusal(answer: httpx.Response) -> str:
-    with suppress(ValueError, AttributeError):
-        if detail := answer.json().get("detail"):
-            return str(detail)
-    return f"the server answered {answer.status_code}: try again in a minute"
-
-
 def _place() -> Literal["colab", "kaggle", "jupyter"]:
     if "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules:
         return "colab"
     return "kaggle" if "KAGGLE_KERNEL_RUN_TYPE" in os.environ else "jupyter"
 
 
-def _run(claimed: Claimed, home: Path, progress: Progress, panel: Panel) -> str:
+def _run(reach: Reach, claimed: Claimed, home: Path, progress: Progress, panel: Panel) -> str:
     """Prepare, start and watch the worker; returns what to tell its person. Whatever happens, the job is given back."""
-    outbox = Tail(home / "outbox.jsonl")
+    outbox = Tail(reach.outbox(home))
     try:
         if lines := needed("train"):
             progress.doing = f"installing {', '.join(line.partition('=')[0] for line in lines)}"
@@ -115,20 +84,25 @@ def _run(claimed: Claimed, home: Path, progress: Progress, panel: Panel) -> str:
             install(lines)
         child = _start(claimed, home)
     except NotebookError as error:
-        _give_back(claimed, "unfit", str(error))
+        _give_back(reach, claimed, "unfit", str(error))
         return f"{error}; the job is back in the queue."
     except KeyboardInterrupt:
-        _give_back(claimed, "drained", "interrupted before it began")
+        _give_back(reach, claimed, "drained", "interrupted before it began")
         return "Stopped before training began; the job is back in the queue."
-    interrupted = _watch(child, outbox, progress, panel)
-    return _summary(claimed, child.returncode, outbox.last, _last_line(_text(home / "output.log")), interrupted)
+    log = home / LOG
+    interrupted, asked = _watch(child, outbox, log, reach, progress, panel)
+    code = child.returncode
+    if not reach.settle(log):
+        code = code or UNDELIVERED
+    last = _as_asked(outbox.last, asked)
+    return _summary(reach, claimed, code, last, _last_words(log), interrupted)
 
 
 def _start(claimed: Claimed, home: Path) -> subprocess.Popen[bytes]:
     ticket = home / "ticket.json"
     ticket.touch(mode=0o600)
     ticket.write_text(claimed.ticket.model_dump_json())
-    with (home / "output.log").open("wb") as log:
+    with (home / LOG).open("wb") as log:
         # A session of its own: an interrupt of the cell reaches the kernel alone, which then asks the worker to leave.
         return subprocess.Popen(
             [sys.executable, "-m", "worker.notebook.attended", str(ticket)],
@@ -140,9 +114,14 @@ def _start(claimed: Claimed, home: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _watch(child: subprocess.Popen[bytes], outbox: Tail, progress: Progress, panel: Panel) -> bool:
-    """Follow the worker to its end; returns whether its person interrupted it. The second interrupt does not wait."""
-    interrupted = False
+def _watch(
+    child: subprocess.Popen[bytes], outbox: Tail, log: Path, reach: Reach, progress: Progress, panel: Panel
+) -> tuple[bool, Next]:
+    """Follow the worker to its end; returns whether its person interrupted it, and what the server asked by this way.
+
+    The second interrupt does not wait.
+    """
+    interrupted, asked = False, Next.GO_ON
     while True:
         try:
             with suppress(subprocess.TimeoutExpired):
@@ -153,7 +132,10 @@ def _watch(child: subprocess.Popen[bytes], outbox: Tail, progress: Progress, pan
                 progress.doing = "interrupted: saving and handing back (interrupt again to stop at once)"
             panel.show()
             if child.returncode is not None:
-                return interrupted
+                return interrupted, asked
+            if (wanted := reach.tend(log)) is not Next.GO_ON:
+                asked = wanted
+                child.kill() if wanted is Next.STOP else child.terminate()
         except KeyboardInterrupt:
             if interrupted:
                 child.kill()
@@ -184,10 +166,16 @@ class Tail:
                     yield self.last
 
 
-def _summary(claimed: Claimed, code: int, last: Message | None, log: str, interrupted: bool) -> str:
+def _as_asked(last: Message | None, asked: Next) -> Message | None:
+    """A worker that was told to leave says goodbye without knowing why."""
+    reason = {Next.PAUSE: "paused", Next.CANCEL: "cancelled"}.get(asked)
+    return last.model_copy(update={"reason": reason}) if isinstance(last, Release) and reason else last
+
+
+def _summary(reach: Reach, claimed: Claimed, code: int, last: Message | None, log: str, interrupted: bool) -> str:
     """One sentence on how it ended and one on what to do next; a worker that said no goodbye is spoken for."""
     job, again = claimed.job, f"to go on in a notebook, make a new one with `trainhop notebook {claimed.job}`"
-    if code == _UNHEARD:
+    if code == UNDELIVERED:
         return (
             "The server did not hear the last messages; the job goes on from its last checkpoint when the server is back: "
             f"{again}."
@@ -204,7 +192,7 @@ def _summary(claimed: Claimed, code: int, last: Message | None, log: str, interr
     if code == 3:
         return f"This session's lease is over, so it stopped ({log}); `trainhop show {job}` says where the job is."
     why = "it was stopped by hand" if interrupted else _death(code, log)
-    _give_back(claimed, "drained" if interrupted else "failed", why)
+    _give_back(reach, claimed, "drained" if interrupted else "failed", why)
     return f"The worker ended early: {why}; the job goes on from its last checkpoint, and {again}."
 
 
@@ -229,20 +217,21 @@ def _death(code: int, log: str) -> str:
     return f"exit code {code} ({log})" if log else f"exit code {code}"
 
 
-def _give_back(claimed: Claimed, reason: Literal["unfit", "drained", "failed"], detail: str) -> None:
-    """Speak for a worker that cannot. If the server does not hear it, the lease runs out by itself."""
-    said: dict[str, Any] = {"lease": claimed.ticket.lease, "fence": claimed.fence, "seq": 1_000_000_000}
-    with suppress(UplinkError):
-        uplink = HttpUplink(claimed.ticket)
-        if reason == "failed":
-            uplink.finish(Finish(**said, step=claimed.step, failure=Failure(message=detail, permanent=False)))
-        else:
-            uplink.release(Release(**said, step=claimed.step, reason=reason, detail=detail))
+def _give_back(reach: Reach, claimed: Claimed, reason: Literal["unfit", "drained", "failed"], detail: str) -> None:
+    """Speak for a worker that cannot."""
+    said: dict[str, Any] = {
+        "lease": claimed.ticket.lease,
+        "fence": claimed.fence,
+        "seq": LAST_SEQ,
+        "step": claimed.step,
+    }
+    if reason == "failed":
+        reach.say(claimed, Finish(**said, failure=Failure(message=detail, permanent=False)))
+    else:
+        reach.say(claimed, Release(**said, reason=reason, detail=detail))
 
 
-def _text(path: Path) -> str:
-    return path.read_text(errors="replace") if path.exists() else ""
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[-1][:300]
+def _last_words(log: Path) -> str:
+    """The last line of the worker's output that is meant for people."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return next((x.strip()[:300] for x in reversed(lines) if x.strip() and not x.startswith(LINE_MARK)), "")

@@ -24,13 +24,20 @@ def notebook(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where to write it; by default after the job's name.")
     ] = None,
+    reach: Annotated[
+        str | None,
+        typer.Option(
+            metavar="http|drive", help="How it reaches the server; by default whichever works from elsewhere."
+        ),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write a notebook that trains your job in Colab, Kaggle or Jupyter; you open and run it."""
     client = connect(context)
     if out is not None and out.exists():
         raise CommandError(Exit.USAGE, f"{out} exists; name another file with --out")
-    made = client.post(f"/jobs/{find_job(client, job)['id']}:notebook")
+    query = {"reach": reach} if reach is not None else None
+    made = client.send("POST", f"/jobs/{find_job(client, job)['id']}:notebook", query=query).json()
     path = _write(out or Path(made["file_name"]), json.dumps(made["notebook"], indent=1), numbered=out is None)
     if as_json:
         put_json({"path": str(path), **{k: v for k, v in made.items() if k != "notebook"}})
