@@ -221,3 +221,9 @@ def test_the_worker_is_served_to_whoever_knows_its_hash(api1):
     answer = api1.client.get(f"/api/v1/worker/{wheel.sha256}/{wheel.name}")
     assert hashlib.sha256(answer.content).hexdigest() == wheel.sha256
     refused(api1.client.get(f"/api/v1/worker/{'0' * 64}/{wheel.name}"), 404, "another version")
+
+
+def test_without_a_drive_there_is_no_notebook_for_one(api, people, job):
+    refused(people.ann.post(f"/jobs/{job['id']}:notebook?reach=drive"), 409, "trainhop store use drive")
+    with api.app.context.uow() as tx:
+        assert tx.open_mailboxes() == []

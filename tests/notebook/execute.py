@@ -14,8 +14,6 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-PATIENCE_S = 120
-
 
 def main(path: Path) -> None:
     """Execute the notebook; the kernel's process id is in `FILE.kernel` as soon as a cell runs."""
@@ -26,7 +24,7 @@ def main(path: Path) -> None:
 
     client = NotebookClient(
         notebook,
-        timeout=PATIENCE_S,
+        timeout=None,  # whoever opened it ends it
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_execute=note_kernel,
     )
