@@ -65,25 +65,25 @@ def test_a_job_goes_through_two_notebooks_and_a_server_that_was_off(
     server: Lab, shelf: tuple[Path, Path], drive: Drive, tab: Any
 ) -> None:
     """The first is drained by its owner's pause; the second finishes while the server is off, which then adopts it all."""
-    ident = submit(server, shelf, max_steps=400)
+    ident = submit(server, shelf, max_steps=250)
     made = server.post(f"/jobs/{ident}:notebook")
     assert "sign in there as somebody@example.com" in made["note"]
     first = tab(made, colab(drive))
-    server.wait_for(lambda: server.job(ident)["step"] >= 2, "the first steps", PATIENCE_S)
+    server.wait_for(lambda: server.job(ident)["step"] >= 2, "the first steps", PATIENCE_S, 0.2)
     assert "another tab" in tab(made, colab(drive)).refused
     server.post(f"/jobs/{ident}:pause")
-    server.wait_for(lambda: server.job(ident)["state"] == "paused", "the pause", PATIENCE_S)
+    server.wait_for(lambda: server.job(ident)["state"] == "paused", "the pause", PATIENCE_S, 0.2)
     head = server.job(ident)["head"]["step"]
     assert f"Paused at step {head}, everything is saved" in first.said
     server.post(f"/jobs/{ident}:resume")
     second = tab(server.post(f"/jobs/{ident}:notebook"), colab(drive))
-    server.wait_for(lambda: server.job(ident)["step"] > head, "steps of the second notebook", PATIENCE_S)
+    server.wait_for(lambda: server.job(ident)["step"] > head, "steps of the second notebook", PATIENCE_S, 0.2)
     server.kill()
-    server.wait_for(lambda: "finish" in letters(drive), "its end", PATIENCE_S)
+    server.wait_for(lambda: "finish" in letters(drive), "its end", PATIENCE_S, 0.2)
     server.up()
     server.wait_for(lambda: server.job(ident)["state"] == "succeeded", "the end")
-    assert "step 400 of 400" in second.said
+    assert "step 250 of 250" in second.said
     assert server.job(ident)["steps_repeated"] == 0
     sessions = server.get(f"/jobs/{ident}/sessions")["items"]
-    assert {(s["provider"], s["outcome"]) for s in sessions} == {("colab", "paused"), ("colab", "completed")}
+    assert {(s["provider"], s["outcome"]) for s in sessions} == {("colab", "handed_off"), ("colab", "completed")}
     assert "thl_" not in json.dumps(made)
