@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 from sqlalchemy import Engine
@@ -44,6 +45,9 @@ from orchestrator.providers.registry import Registry
 from orchestrator.services.ids import new_id
 
 log = structlog.get_logger()
+
+KAGGLE_FRESH_S, EMULATED_FRESH_S = 10.0, 1.0
+"""How long what Kaggle said is believed; every round of dispatching and reconciling asks anew."""
 
 LAUNCHERS = 8
 """Launches under way at once; one slow provider must not hold up another."""
@@ -130,7 +134,7 @@ def build(
     context = Context(
         uow=uow,
         clock=SystemClock(),
-        providers=providers or Registry(lambda kind: _make_provider(kind, settings, news)),
+        providers=providers or Registry(lambda kind: _make_provider(kind, settings, vault, news)),
         stores=stores,
         catalog=FolderAndHubCatalog(
             settings.allowed_folders, frozenset(settings.trusted_models), offline=settings.offline
@@ -188,9 +192,13 @@ def _vault(settings: Settings) -> FernetVault:
     return FernetVault.from_file(settings.folder / "vault.key")
 
 
-def _make_provider(kind: type[Provider], settings: Settings, news: threading.Event) -> Provider:
+def _make_provider(kind: Any, settings: Settings, vault: Vault, news: threading.Event) -> Provider:
+    """Ours are handed what they need; those of extras are told by their name, for they cannot be imported here."""
     if kind is LocalProvider:
         return LocalProvider(settings.folder / "sessions", news.set)
+    if kind.capabilities.provider == "kaggle":
+        fresh_s = EMULATED_FRESH_S if settings.kaggle_endpoint else KAGGLE_FRESH_S
+        return kind(vault, settings.folder / "kaggle", settings.kaggle_endpoint, fresh_s=fresh_s)
     return kind()
 
 

@@ -39,6 +39,7 @@ class Settings(BaseSettings):
     trusted_models: tuple[str, ...] = ()
     offline: bool = False
     drive_endpoint: Loopback | None = None
+    kaggle_endpoint: Loopback | None = None
     max_upload_bytes: int = 4 << 30
 
     local_slots: int = Field(default=1, ge=0)

@@ -2,6 +2,7 @@
 
 ProviderError
 ├── ProviderUnavailable   does not answer: try later, nothing is known
+│   └── CredentialsRefused    nor will it, before the account's owner enters new credentials
 ├── QuotaExhausted        has no room before `until`
 └── LaunchRejected        will never take this launch; `str(error)` is in the provider's own words
 StoreError
@@ -43,6 +44,10 @@ class ProviderUnavailable(ProviderError):
     """It does not answer; nothing is known about what runs there."""
 
 
+class CredentialsRefused(ProviderUnavailable):
+    """It does not accept the account's credentials; `str(error)` says what its owner has to do."""
+
+
 class QuotaExhausted(ProviderError):
     """It has no room now. `until` is when it will (epoch seconds), None if unknown."""
 
@@ -72,7 +77,10 @@ class Capabilities:
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What an account offers now: free slots, longest session in seconds, memory in bytes, quota where there is one."""
+    """What an account offers now: free slots, longest session in seconds, memory in bytes, quota where there is one.
+
+    Of a quota of `hours_total`, `hours_left` are left until `refresh_at`.
+    """
 
     slots: int
     session_s: float
@@ -80,6 +88,7 @@ class Room:
     speed: float = 1.0
     start_up_s: float = 60.0
     hours_left: float | None = None
+    hours_total: float | None = None
     refresh_at: float | None = None
     shut: str = ""
     open_at: float | None = None
@@ -185,6 +194,15 @@ class Followed(Protocol):
 
     def follow(self, handle: Handle) -> Iterator[str]:
         """Lines of the session's output from its beginning, as they appear, until it ends; again from the start each time."""
+        ...
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """What a driver adds whose accounts have credentials."""
+
+    def check(self, account: Account) -> str:
+        """Who the credentials sign in as, in words; raises `CredentialsRefused` or `ProviderUnavailable`."""
         ...
 
 
@@ -360,6 +378,10 @@ class Transaction(Protocol):
 
     def typical_step_s(self, base_model: str, tokens_per_step: int) -> float | None:
         """Seconds per step of the newest job with this model and this many tokens per step, or None."""
+        ...
+
+    def typical_checkpoint_bytes(self, base_model: str, lora_r: int) -> int | None:
+        """Size of the newest job's head with this model and rank, or None."""
         ...
 
     def queued(self, limit_per_member: int, now: float) -> list[Job]:

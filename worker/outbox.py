@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from worker.protocol import Directive, Finish, Message, Offer, OfferReply, Release, Report, Started
+from worker.protocol import Directive, Finish, Message, Offer, OfferReply, Release, Report, Started, merged
 from worker.uplink import Refused, ServerAway, Stale, Uplink
 
 LONGEST_PAUSE_S = 15.0
@@ -159,14 +159,3 @@ class Outbox:
                 self._uplink.release(message)
             case Finish():
                 self._uplink.finish(message)
-
-
-def merged(reports: list[Report]) -> Report:
-    """Several reports as one: the newest state with everybody's metrics and samples."""
-    newest = reports[-1]
-    return newest.model_copy(
-        update={
-            "metrics": tuple(row for r in reports for row in r.metrics),
-            "samples": tuple(sample for r in reports for sample in r.samples),
-        }
-    )

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import hmac
 import math
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -470,6 +471,17 @@ class Report(_Said):
     def as_line(self) -> str:
         """Without what has its default value: these come by the thousand."""
         return '{"kind":"report",' + self.model_dump_json(exclude_defaults=True).removeprefix("{")
+
+
+def merged(reports: Sequence[Report]) -> Report:
+    """Several reports as one: the newest state with everybody's metrics and samples."""
+    newest = reports[-1]
+    return newest.model_copy(
+        update={
+            "metrics": tuple(row for r in reports for row in r.metrics),
+            "samples": tuple(sample for r in reports for sample in r.samples),
+        }
+    )
 
 
 class Offer(_Said):

@@ -157,6 +157,19 @@ class SqlTransaction:
                 return step_s
         return None
 
+    def typical_checkpoint_bytes(self, base_model: str, lora_r: int) -> int | None:
+        jobs, heads = tables.jobs.c, tables.checkpoints.c
+        saved = (
+            select(jobs.spec, heads.size)
+            .join_from(tables.jobs, tables.checkpoints, and_(heads.job_id == jobs.id, heads.sha256 == jobs.head))
+            .order_by(jobs.id.desc())
+            .limit(_JOBS_TO_COMPARE)
+        )
+        for spec, size in self._connection.execute(saved):
+            if (spec["base_model"], spec["lora_r"]) == (base_model, lora_r):
+                return size
+        return None
+
     def queued(self, limit_per_member: int, now: float) -> list[Job]:
         most = {"now": now, "most": limit_per_member}
         rows = _due.rows(self._connection, most)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
@@ -9,6 +10,7 @@ from orchestrator.domain.model import Account, Job, Lease
 from orchestrator.domain.policy import Match, Obstacle, Place, Waiting, explain, match
 from orchestrator.ports import (
     Context,
+    CredentialsRefused,
     LaunchRejected,
     LaunchRequest,
     ProviderError,
@@ -65,12 +67,15 @@ def _place(ctx: Context, account: Account) -> Place:
         slots=0,
         session_s=0,
     )
-    if account.paused:
-        return replace(shut, shut="paused")
+    if reason := _not_allowed(ctx, account):
+        return replace(shut, shut=reason)
     if account.not_before > ctx.clock.now():
         return replace(shut, shut=account.note or "no room at the moment", open_at=account.not_before)
     try:
         room = ctx.providers.get(account.provider).room(account)
+    except CredentialsRefused as error:
+        _note_problem(ctx, account, str(error))
+        return replace(shut, shut=str(error))
     except QuotaExhausted as error:
         return replace(shut, shut=str(error), open_at=error.until)
     except ProviderError as error:
@@ -86,10 +91,31 @@ def _place(ctx: Context, account: Account) -> Place:
         speed=room.speed,
         start_up_s=room.start_up_s,
         hours_left=room.hours_left,
+        hours_total=room.hours_total,
         refresh_at=room.refresh_at,
         shut=room.shut,
         open_at=room.open_at,
     )
+
+
+def _not_allowed(ctx: Context, account: Account) -> str:
+    """What a person has to do before anything may start there."""
+    if account.paused:
+        return "paused"
+    entry = next((e for e in ctx.providers.entries() if e.name == account.provider), None)
+    personal = entry is not None and entry.provider is not None and entry.provider.capabilities.personal
+    if personal and account.consented_at is None:
+        return f"waits for its owner's consent (`trainhop accounts consent {shlex.quote(account.name)}`)"
+    return account.problem
+
+
+def _note_problem(ctx: Context, account: Account, problem: str) -> None:
+    """Nothing is asked in vain again before the owner has entered new credentials or checked these."""
+    with ctx.uow() as tx:
+        current = tx.account(account.id)
+        if current is not None and current.credentials == account.credentials:
+            current.problem = problem
+            tx.save_account(current)
 
 
 def less_live(places: list[Place], by_account: dict[str, int]) -> list[Place]:
@@ -145,6 +171,9 @@ def _launch(ctx: Context, claim: _Claim) -> None:
     lease = claim.lease
     try:
         external_id = ctx.providers.get(lease.provider).launch(_request(ctx, claim))
+    except CredentialsRefused as error:
+        _note_problem(ctx, claim.account, str(error))
+        _launch_failed(ctx, lease.id, str(error), counts=False)
     except ProviderUnavailable:
         return  # it may have gone through: reconciling asks the provider and then decides
     except StoreError as error:

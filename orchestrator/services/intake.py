@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import groupby
 
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.domain.errors import TrainhopError, UnavailableError
 from orchestrator.ports import Context
 from orchestrator.services import checkpoints, leases
-from worker.protocol import Directive, Finish, Message, Offer, OfferReply, Release, Report, Started, signed_message
+from worker.protocol import (
+    Directive,
+    Finish,
+    Message,
+    Offer,
+    OfferReply,
+    Release,
+    Report,
+    Started,
+    merged,
+    signed_message,
+)
 
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 
@@ -22,6 +34,12 @@ _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 LONGEST_LINE = 1 << 20
 """Characters; no message of ours comes near it, and nothing longer is looked at."""
+
+
+_REPORT = '{"kind":"report"'
+
+MOST_TOGETHER = 500
+"""Reports that are applied as one."""
 
 
 def take(ctx: Context, message: Message) -> Directive | OfferReply | None:
@@ -117,22 +135,32 @@ class Ear:
     ctx: Context
     lease_id: str
     seq: int = 0
+    early: int = 0
     words: str = ""
 
     def listen(self, lines: Iterable[str]) -> Fate:
-        """Apply the lease's own lines in their order and ignore all others; stops at one that is LATER or EARLY."""
-        token = self.ctx.tokens.for_lease(self.lease_id)
+        """Apply the lease's own lines in their order and ignore all others.
+
+        It stops at one that must be tried LATER. It stops at one that came too EARLY, too, since the same output read
+        anew may be whole; if it is not, it goes on for the sake of reports.
+        """
+        token, fate = self.ctx.tokens.for_lease(self.lease_id), Fate.TAKEN
         for line in lines:
             text = signed_message(token, line) if len(line) <= LONGEST_LINE else None
             seq = _seq(text) if text is not None else 0
-            if text is None or seq <= self.seq:
+            if text is None or seq <= self.seq or (fate is Fate.EARLY and not text.startswith(_REPORT)):
                 continue
             heard = hear(self.ctx, self.lease_id, text)
-            self.words = heard.words
             if heard.fate in {Fate.LATER, Fate.EARLY}:
-                return heard.fate
-            self.seq = seq
-        return Fate.TAKEN
+                fate, self.words = heard.fate, heard.words
+            if fate is Fate.LATER:
+                return fate
+            if fate is Fate.EARLY and self.early != seq:
+                self.early = seq
+                return fate
+            if fate is Fate.TAKEN:
+                self.seq = seq
+        return fate
 
 
 def _seq(text: str) -> int:
@@ -150,18 +178,18 @@ def replay(ctx: Context, lease_id: str, lines: Sequence[str]) -> bool:
     What is still missing now will never come, so that nothing counts as early any more.
     """
     withdrawn = {seq for line in lines if '"withdrawn"' in line[:20] and (seq := _withdrawn(line))}
-    with ctx.uow() as tx:
-        lease = tx.lease(lease_id)
-    known = lease.last_seq if lease is not None else 0
-    for line in lines:
-        message = _read(lease_id, line)
-        if isinstance(message, Heard) or message.seq in withdrawn:
-            continue
-        if isinstance(message, Report) and message.seq <= known:
-            continue
-        if _apply(ctx, message).fate is Fate.LATER:
-            return False
-    return True
+    read = [m for line in lines if not isinstance(m := _read(lease_id, line), Heard) and m.seq not in withdrawn]
+    return all(_apply(ctx, message).fate is not Fate.LATER for message in _together(read))
+
+
+def _together(messages: Iterable[Message]) -> Iterator[Message]:
+    """Reports that follow each other as one: a session that nobody heard has thousands."""
+    for are_reports, group in groupby(messages, lambda message: isinstance(message, Report)):
+        if are_reports:
+            reports = [m for m in group if isinstance(m, Report)]
+            yield from (merged(reports[i : i + MOST_TOGETHER]) for i in range(0, len(reports), MOST_TOGETHER))
+        else:
+            yield from group
 
 
 def _withdrawn(line: str) -> int:

@@ -222,10 +222,10 @@ def reported(ctx: Context, tx: Transaction, said: Report) -> Directive:
     now = ctx.clock.now()
     lease, job = held(tx, said.lease, said.fence)
     lease.last_seen_at, lease.expires_at = now, now + ctx.rules.lease_s
+    tx.add_metrics(job.id, lease, said.metrics, now)
+    tx.add_samples(job.id, said.samples, now)
     if said.seq > lease.last_seq:
         _take_in(lease, said)
-        tx.add_metrics(job.id, lease, said.metrics, now)
-        tx.add_samples(job.id, said.samples, now)
         if said.reading is not None:
             tx.add_reading(lease.id, now, said.step, said.reading)
     tx.save_lease(lease)

@@ -101,8 +101,15 @@ def _deadline(lease: Lease) -> float:
 def _overdue(ctx: Context, lease: Lease, seen: Observation, handle: Handle, now: float) -> None:
     if seen.liveness is Liveness.RUNNING:
         _end(ctx, lease, handle)
-    elif now > lease.deadline_at + ctx.rules.stop_grace_s:
+    elif now > lease.deadline_at + ctx.rules.stop_grace_s and not (lease.one_way and _is_wanted(ctx, lease)):
         _expire(ctx, lease, "its time is over and its provider does not answer")
+
+
+def _is_wanted(ctx: Context, lease: Lease) -> bool:
+    """What a machine that cannot call has done lies at its provider, and is worth waiting for unless it was cancelled."""
+    with ctx.uow() as tx:
+        job = tx.job(lease.job_id)
+    return job is not None and job.cancel_requested_at is None
 
 
 def _disobeys(ctx: Context, lease: Lease, now: float) -> bool:

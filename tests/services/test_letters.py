@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+from typing import Any
 
 import google.oauth2.credentials
 import pytest
@@ -31,22 +32,21 @@ class Tab:
 
     def __init__(self, made, drive, nonce="run-1"):
         tree = ast.parse(made["notebook"]["cells"][1]["source"])
-        values = {
-            a.targets[0].id: a.value
-            for a in ast.walk(tree)
-            if isinstance(a, ast.Assign) and hasattr(a.targets[0], "id")
-        }
+        values: dict[str, Any] = {}
+        for each in ast.walk(tree):
+            if isinstance(each, ast.Assign) and isinstance(each.targets[0], ast.Name):
+                values[each.targets[0].id] = each.value
         self.code, self.nonce = ast.literal_eval(values["CODE"]), nonce
         user = {k: v for k, v in drive.authorized_user().items() if k != "type"}
         self.pen = Writing(ast.literal_eval(values["DRIVE"]), google.oauth2.credentials.Credentials(None, **user))
-        self.claimed = None
+        self.claimed: Any = None
         self.seq = 0
 
     def ask(self, **more):
         asked = {"protocol": PROTOCOL_VERSION, "code": self.code, "nonce": self.nonce, "hardware": T4} | more
         assert self.pen._write(Letter(nonce=self.nonce, claim=ClaimRequest(**asked)))
 
-    def answer(self):
+    def answer(self) -> Any:
         found = self.pen._read()
         assert found is not None
         assert found.nonce == self.nonce

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from orchestrator.adapters import tables
 from orchestrator.adapters.rows import STORES
-from orchestrator.domain.errors import TrainhopError
+from orchestrator.domain.errors import NotFoundError, TrainhopError
 from orchestrator.ports import ObjectInfo, Store, StoreConfig, StoreError, StoreUnavailable, Usage, VaultError
 from worker.protocol import Grant, GrantKind
 
@@ -71,16 +71,12 @@ class ConfiguredStores:
     def _make(self, config: StoreConfig) -> Store:
         maker = self._makers.get(config.name)
         if maker is None:
-            raise StoreUnavailable(f"there is no kind of store called {config.name}; known are {', '.join(self.kinds)}")
+            known = ", ".join([self._local.name, *self._makers])
+            raise NotFoundError(f"there is no kind of store called {config.name}; known are {known}")
         try:
             return maker(config)
         except VaultError as error:
             raise StoreUnavailable(str(error)) from error
-
-    @property
-    def kinds(self) -> list[str]:
-        """Names of all stores that can be set up."""
-        return [self._local.name, *self._makers]
 
     def refresh(self) -> None:
         self._read_at = float("-inf")

@@ -147,10 +147,17 @@ class DriveClient:
         return _as_file(found)
 
     def content(self, ident: str, start: int, end: int) -> bytes:
-        """Bytes `start` to `end` (excluded), fewer at the end of the file; raises `GoneError`."""
+        """Bytes `start` to `end` (excluded), all of them; raises `GoneError`."""
         request = self._service.files().get_media(fileId=ident, supportsAllDrives=True)
         request.headers["range"] = f"bytes={start}-{end - 1}"
-        return self._run(request)
+
+        def ask(connection: httplib2.Http) -> bytes:
+            found = request.execute(http=connection, num_retries=0)
+            if len(found) != end - start:
+                raise AgainError(f"Google Drive gave {len(found)} of {end - start} bytes")
+            return found
+
+        return self._repeat(ask)
 
     def replace(self, ident: str, content: bytes) -> None:
         """Other bytes for a small file that is there; raises `GoneError`."""
@@ -201,7 +208,13 @@ class DriveClient:
     # --- how they are made ---
 
     def _run(self, request: HttpRequest) -> Any:
-        return self._repeat(lambda connection: request.execute(http=connection, num_retries=0))
+        def ask(connection: httplib2.Http) -> Any:
+            found = request.execute(http=connection, num_retries=0)
+            if found and not isinstance(found, dict):
+                raise ValueError(found)
+            return found
+
+        return self._repeat(ask)
 
     def _repeat(self, ask: Callable[[httplib2.Http], Any]) -> Any:
         try:

@@ -84,8 +84,9 @@ class UploadsApi:
             for piece in request.pieces(rule.cut):
                 file.write(flipped(piece, rule.flip, file.tell()))
             if rule.cut is not None and file.tell() < whole:
-                file.truncate(file.tell() - file.tell() % GRANULE)
-                self._contents.received(session, file.tell())
+                kept = file.tell() - file.tell() % GRANULE
+                file.truncate(kept)
+                self._contents.received(session, kept)
                 raise Cut
         self._contents.received(session, whole)
 
