@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     mtbf_s: float = Field(default=21_600.0, gt=0)
     tick_s: float = Field(default=1.0, gt=0)
     reconcile_s: float = Field(default=2.0, gt=0)
+    letters_s: float = Field(default=5.0, gt=0)
 
     @property
     def folder(self) -> Path:

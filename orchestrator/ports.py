@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from orchestrator.domain.lifecycle import CheckpointState
-from orchestrator.domain.model import Account, Checkpoint, Event, Job, Lease, Member, Role
+from orchestrator.domain.model import Account, Checkpoint, Claim, Event, Job, Lease, Member, Role
 from worker.protocol import Assignment, Grant, GrantKind, MetricRow, Reading, Sample
 
 
@@ -302,6 +302,20 @@ class Owned(Protocol):
         ...
 
 
+@runtime_checkable
+class Documents(Protocol):
+    """What a store adds whose owner can get at it from anywhere: small texts that both sides replace, and addresses."""
+
+    def address(self, key: str) -> str:
+        """Where the owner, signed in, reads this object; raises `ObjectMissing`."""
+        ...
+
+    def read_document(self, key: str) -> str: ...
+    def write_document(self, key: str, text: str) -> None:
+        """Replace the text, under the same address, or make it."""
+        ...
+
+
 # --- persistence -----------------------------------------------------------------------------------------
 
 
@@ -422,6 +436,21 @@ class Transaction(Protocol):
     def token(self, token_hash: str) -> TokenInfo | None: ...
     def tokens(self, member_id: str | None = None) -> list[TokenInfo]: ...
     def delete_token(self, token_id: str) -> None: ...
+
+    # claims
+    def claim(self, code_hash: str) -> Claim | None:
+        """The claim, locked against others until the transaction ends."""
+        ...
+
+    def add_claim(self, claim: Claim) -> None: ...
+    def save_claim(self, claim: Claim) -> None: ...
+    def open_mailboxes(self) -> list[Claim]:
+        """Claims whose notebook speaks through documents."""
+        ...
+
+    def forget_claims(self, before: float) -> None:
+        """Remove claims that expired before that time."""
+        ...
 
     # stores
     def store_configs(self) -> list[StoreConfig]: ...

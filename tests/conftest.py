@@ -15,6 +15,7 @@ from orchestrator.adapters.schema import upgrade
 from orchestrator.adapters.unit_of_work import make_engine
 from orchestrator.bootstrap import App, build
 from orchestrator.config import Settings
+from orchestrator.providers.colab import ColabProvider
 from orchestrator.providers.registry import Registry
 from orchestrator.testing import FakeClock, FakePersonalProvider, FakeProvider
 from tests.emulators.drive import Drive
@@ -115,7 +116,9 @@ def make_server(tmp_path, clock, provider, cloud):
     built: list[App] = []
 
     def make(url: str, **settings) -> App:
-        providers = Registry.of({"local": provider, "fake": FakeProvider("fake"), "cloud": cloud})
+        providers = Registry.of(
+            {"local": provider, "fake": FakeProvider("fake"), "cloud": cloud, "colab": ColabProvider()}
+        )
         config = Settings(data_dir=tmp_path / "data", database_url=url, offline=True, local_slots=4, **settings)
         app = build(config, providers=providers)
         app.context = dataclasses.replace(app.context, clock=clock, started_at=clock.now(), spawn=lambda work: work())

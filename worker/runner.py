@@ -49,6 +49,7 @@ from worker.uplink import HttpUplink, Refused, ServerAway, StdoutUplink, Uplink,
 STEPS_TO_SKIP = 2
 """The first steps of a session warm things up and would spoil its seconds per step."""
 DETAIL_CHARACTERS = 4_000
+UNDELIVERED = 4
 GOODBYE_S = 10.0
 """Kept for the last messages, and given to them even when the budget is over."""
 
@@ -126,7 +127,7 @@ class Session:
     # --- the course of a session ---
 
     def work(self) -> int:
-        """Do as much of the job as fits; returns the exit code: 0 said goodbye or finished, 1 failed, 3 lease over."""
+        """Do as much of the job as fits; returns the exit code: 0 said goodbye or finished, 1 failed, 3 lease over, 4 unheard."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._depart("drained"))
         _log(
@@ -252,6 +253,7 @@ class Session:
         self._outbox.say(make, urgent=True)
         if not self._outbox.close(max(GOODBYE_S, self._budget.left)):
             _log("the server is still away; it will find the last messages here")
+            code = code or UNDELIVERED
         self._saver.stop()
         return 3 if self._over.is_set() else code
 

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Table, bindparam, insert, lite
 from orchestrator.adapters import tables
 from orchestrator.adapters.statements import Statement
 from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
-from orchestrator.domain.model import Account, Checkpoint, Event, Job, Lease, Member, Role
+from orchestrator.domain.model import Account, Checkpoint, Claim, Event, Job, Lease, Member, Role
 from orchestrator.ports import Dataset, StoreConfig, TokenInfo
 
 T = TypeVar("T")
@@ -102,6 +102,7 @@ LEASES = Mapper(
         *("token_hash", "created_at", "budget_s", "one_way", "store"),
     ),
 )
+CLAIMS = Mapper(Claim, tables.claims, frozen=("job_id", "member_id", "created_at", "expires_at", "store"))
 STORES = Mapper(StoreConfig, tables.stores)
 CHECKPOINTS = Mapper(
     Checkpoint, tables.checkpoints, enums={"state": CheckpointState}, frozen=("manifest", "lease_id", "created_at")

@@ -228,6 +228,22 @@ checkpoints = Table(
     ),
 )
 
+claims = Table(
+    "claims",
+    metadata,
+    Column("code_hash", _id(), primary_key=True),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False),
+    Column("member_id", ForeignKey("members.id"), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False, index=True),
+    Column("used_at", Double),
+    Column("lease_id", _id()),
+    Column("nonce", _id()),
+    Column("store", String(32), nullable=False),
+    Column("mailbox", String(100), nullable=False),
+    Index("claims_by_mailbox", "mailbox", sqlite_where=text("mailbox != ''"), postgresql_where=text("mailbox != ''")),
+)
+
 stores = Table(
     "stores",
     metadata,

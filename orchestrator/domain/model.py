@@ -281,6 +281,25 @@ class Lease:
 
 
 @dataclass(kw_only=True)
+class Claim:
+    """A notebook's one-time code, kept as its hash: whose job it is good for, and which lease and run it was used for.
+
+    `mailbox` is where in the store `store` the documents lie through which its notebook speaks; empty if it calls.
+    """
+
+    code_hash: str
+    job_id: str
+    member_id: str
+    created_at: float
+    expires_at: float
+    used_at: float | None = None
+    lease_id: str | None = None
+    nonce: str | None = None
+    store: str = ""
+    mailbox: str = ""
+
+
+@dataclass(kw_only=True)
 class Checkpoint:
     """One immutable file; `sha256` is its id, `key` its place in the store, `parent` the head it continues."""
 

@@ -17,6 +17,7 @@ from orchestrator.domain.errors import InvalidError, NotFoundError
 from orchestrator.entrypoints import schemas
 from orchestrator.entrypoints.auth import Authenticator, actor, admin
 from orchestrator.entrypoints.clerk import Clerk
+from orchestrator.entrypoints.guesses import Guesses
 from orchestrator.entrypoints.sse import Pulse
 from orchestrator.entrypoints.tally import Tally
 from orchestrator.ports import Context
@@ -34,6 +35,7 @@ class Server:
     views: Views
     auth: Authenticator
     clerk: Clerk
+    guesses: Guesses
     pulse: Pulse
     tally: Tally
 

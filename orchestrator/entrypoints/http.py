@@ -13,6 +13,7 @@ from orchestrator.bootstrap import App
 from orchestrator.entrypoints import (
     api_data,
     api_jobs,
+    api_notebooks,
     api_people,
     api_records,
     api_stores,
@@ -24,6 +25,7 @@ from orchestrator.entrypoints.auth import Authenticator
 from orchestrator.entrypoints.clerk import Clerk
 from orchestrator.entrypoints.deps import Server
 from orchestrator.entrypoints.gate import Gate, hosts
+from orchestrator.entrypoints.guesses import Guesses
 from orchestrator.entrypoints.sse import Pulse
 from orchestrator.entrypoints.tally import Tally
 from worker.protocol import JobSpec
@@ -61,13 +63,14 @@ def make_app(app: App) -> FastAPI:
         views=views,
         auth=Authenticator(app.context, views),
         clerk=Clerk(app.context),
+        guesses=Guesses(),
         pulse=Pulse(views.last_event),
         tally=Tally(views),
     )
     problems.install(api)
     # First, because routes are tried in order.
     api.router.routes.extend([*worker_api.quick_routes(PREFIX), api_jobs.quick_route(PREFIX)])
-    for part in (worker_api, api_jobs, api_records, api_data, api_people, api_stores):
+    for part in (worker_api, api_jobs, api_notebooks, api_records, api_data, api_people, api_stores):
         api.include_router(part.router, prefix=PREFIX)
     api.include_router(health.router)
     api.add_middleware(Gate, allowed=hosts(app.settings), upload_bytes=app.settings.max_upload_bytes)

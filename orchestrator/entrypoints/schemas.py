@@ -270,6 +270,16 @@ class Dataset(Answer):
     file_format: str
 
 
+class Notebook(Answer):
+    """A notebook for the job's owner to run; `note` says where it cannot run. Its code works once, until `expires_at`."""
+
+    job: str
+    file_name: str
+    expires_at: Time
+    note: str
+    notebook: dict[str, Any]
+
+
 class Member(Answer):
     """A person."""
 

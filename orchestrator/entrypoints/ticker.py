@@ -11,13 +11,14 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from orchestrator.bootstrap import App
 from orchestrator.entrypoints.follower import Follower
 from orchestrator.services.dispatch import dispatch
+from orchestrator.services.letters import Postman
 from orchestrator.services.reconcile import reconcile
 
 log = structlog.get_logger()
 
 
 class Ticker:
-    """Two threads, one that dispatches and one that reconciles, so that a slow provider never delays a launch.
+    """Threads that dispatch, reconcile and read letters, so that a slow provider or store never delays a launch.
 
     Each waits for its event. Setting an event that is set already costs nothing and loses nothing.
     """
@@ -26,13 +27,16 @@ class Ticker:
         self._app = app
         self._stopping = threading.Event()
         self._follower = Follower(app.context, app.news.set)
+        self._post, self._postman = threading.Event(), Postman(app.context)
         self._threads = [
             threading.Thread(target=self._run, args=(app.wake, self._dispatch), name="dispatch", daemon=True),
             threading.Thread(target=self._run, args=(app.news, self._reconcile), name="reconcile", daemon=True),
+            threading.Thread(target=self._run, args=(self._post, self._postman.round), name="letters", daemon=True),
         ]
         self._scheduler = BackgroundScheduler(job_defaults={"max_instances": 1, "coalesce": True}, timezone="UTC")
         self._scheduler.add_job(app.wake.set, "interval", seconds=app.settings.tick_s)
         self._scheduler.add_job(app.news.set, "interval", seconds=app.settings.reconcile_s)
+        self._scheduler.add_job(self._post.set, "interval", seconds=app.settings.letters_s)
 
     def start(self) -> None:
         """Begin with a look at what was left behind."""
@@ -48,6 +52,7 @@ class Ticker:
         self._follower.stop()
         self._app.wake.set()
         self._app.news.set()
+        self._post.set()
         for thread in self._threads:
             thread.join(timeout=10)
 

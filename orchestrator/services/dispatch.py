@@ -132,16 +132,19 @@ def _claim(ctx: Context, tx: Transaction, places: list[Place], accounts: dict[st
         return []
     waiting = [as_waiting(job) for job in tx.queued(max(QUEUE_DEPTH, room), now)]
     chosen = match(waiting, free, by_member, now)[:LAUNCHES_PER_ROUND]
-    claims = (_lease_out(ctx, tx, m, now) for m in chosen)
+    claims = (lease_out(ctx, tx, m, now, one_way=cannot_call(ctx, m.provider)) for m in chosen)
     return [_Claim(lease=lease, account=accounts[lease.account_id]) for lease in claims if lease is not None]
 
 
-def _lease_out(ctx: Context, tx: Transaction, chosen: Match, now: float) -> Lease | None:
+def lease_out(
+    ctx: Context, tx: Transaction, chosen: Match, now: float, *, one_way: bool, actor: str = "scheduler"
+) -> Lease | None:
+    """Write the next lease of a queued job; None if the job is not queued any more."""
     job = tx.job(chosen.job_id)
     if job is None or job.state is not JobState.QUEUED:
         return None
     lease_id = new_id("lease", now)
-    fence = job.lease_out(at=now, actor="scheduler", lease_id=lease_id)
+    fence = job.lease_out(at=now, actor=actor, lease_id=lease_id)
     lease = Lease(
         id=lease_id,
         job_id=job.id,
@@ -154,7 +157,7 @@ def _lease_out(ctx: Context, tx: Transaction, chosen: Match, now: float) -> Leas
         expires_at=now + ctx.rules.start_grace_s,
         deadline_at=now + chosen.budget_s + ctx.rules.stop_grace_s,
         budget_s=chosen.budget_s,
-        one_way=cannot_call(ctx, chosen.provider),
+        one_way=one_way,
         store=ctx.stores.current().name,
         first_step=job.head_step,
         step=job.head_step,

@@ -233,7 +233,7 @@ def reported(ctx: Context, tx: Transaction, said: Report) -> Directive:
         if said.reading is not None:
             tx.add_reading(lease.id, now, said.step, said.reading)
     tx.save_lease(lease)
-    return _directive(lease, job)
+    return directive(lease, job)
 
 
 def _take_in(lease: Lease, said: Report) -> None:
@@ -246,7 +246,8 @@ def _take_in(lease: Lease, said: Report) -> None:
     lease.backend = said.backend or lease.backend
 
 
-def _directive(lease: Lease, job: Job) -> Directive:
+def directive(lease: Lease, job: Job) -> Directive:
+    """What the worker of this lease is to do next."""
     if job.cancel_requested_at is not None:
         return Directive(action=Action.ABORT, reason="cancelled")
     if job.pause_requested_at is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worker.checkpoint import sha256_file
-from worker.training.job import PermanentError
+from worker.training.job import PermanentError, UnfitMachineError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,10 +27,12 @@ _MAX_HEADER_BYTES = 100_000_000
 def resolve(name: str) -> Path:
     """Folder of a local path or of a hub id `org/name[@revision]`, downloaded if it is not cached.
 
-    Raises `PermanentError` naming the id and the remedy.
+    Raises `PermanentError` naming the id and the remedy, and `UnfitMachineError` for a folder that only the server has.
     """
     if (folder := Path(name).expanduser()).is_dir():
         return folder
+    if folder.is_absolute():
+        raise UnfitMachineError(f"the base model is the folder {name}, which is not on this machine")
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -201,6 +202,25 @@ class DriveStore:
         if ident is not None:
             self._client.delete(ident)
             self._ids.forget(key, ident)
+
+    # --- for a notebook of the Drive's owner ---
+
+    def address(self, key: str) -> str:
+        return f"{self._client.address(self._ident(key))}?alt=media"
+
+    def read_document(self, key: str) -> str:
+        return b"".join(self.read(key)).decode(errors="replace")
+
+    def write_document(self, key: str, text: str) -> None:
+        ident = self._ids.get(checked(key))
+        if ident is not None:
+            with contextlib.suppress(GoneError):
+                self._client.replace(ident, text.encode())
+                return
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write(text)
+            file.flush()
+            self.put(key, Path(file.name))
 
     def usage(self) -> Usage:
         """Of the whole Drive: its owner's other files take space too."""

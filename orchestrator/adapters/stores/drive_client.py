@@ -166,6 +166,22 @@ class DriveClient:
 
         return self._repeat(ask)
 
+    def replace(self, ident: str, content: bytes) -> None:
+        """Other bytes for a small file that is there; raises `GoneError`."""
+        headers = {"Content-Type": "application/octet-stream"}
+
+        def ask(connection: httplib2.Http) -> None:
+            url = f"{self._root}upload/drive/v2/files/{ident}?uploadType=media&supportsAllDrives=true"
+            answer, said = connection.request(url, "PUT", body=content, headers=headers)
+            if answer.status != 200:
+                raise meaning(answer.status, said, answer.get("retry-after", ""))
+
+        self._repeat(ask)
+
+    def address(self, ident: str) -> str:
+        """Where the file's metadata lie; what its content is read from and replaced at is made of it."""
+        return f"{self._root}drive/v2/files/{ident}"
+
     def delete(self, ident: str) -> None:
         """For ever: what lies in the trash still takes space."""
         with contextlib.suppress(GoneError):

@@ -1,0 +1,66 @@
+"""`trainhop notebook`: a file to open in Colab, Kaggle or Jupyter and to run there."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import count
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.entrypoints.commands.client import CommandError, Exit, connect, find_job
+from orchestrator.entrypoints.commands.output import JsonFlag, moment, put, put_json, say
+from orchestrator.entrypoints.commands.phrases import JobArgument
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel="Jobs")
+def notebook(
+    context: typer.Context,
+    job: JobArgument,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write it; by default after the job's name.")
+    ] = None,
+    reach: Annotated[
+        str | None,
+        typer.Option(
+            metavar="http|drive", help="How it reaches the server; by default whichever works from elsewhere."
+        ),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a notebook that trains your job in Colab, Kaggle or Jupyter; you open and run it."""
+    client = connect(context)
+    if out is not None and out.exists():
+        raise CommandError(Exit.USAGE, f"{out} exists; name another file with --out")
+    query = {"reach": reach} if reach is not None else None
+    made = client.send("POST", f"/jobs/{find_job(client, job)['id']}:notebook", query=query).json()
+    path = _write(out or Path(made["file_name"]), json.dumps(made["notebook"], indent=1), numbered=out is None)
+    if as_json:
+        put_json({"path": str(path), **{k: v for k, v in made.items() if k != "notebook"}})
+        return
+    put(str(path))
+    say(
+        f"open it in Colab (File > Upload notebook), Kaggle or Jupyter and run its cell; good once, until {moment(made['expires_at'])}"
+    )
+    if made["note"]:
+        say(f"note: {made['note']}")
+
+
+def _write(path: Path, text: str, *, numbered: bool) -> Path:
+    """A new file, readable by its owner alone: it holds a code. Never writes over another one."""
+    names = (path if n == 1 else path.with_stem(f"{path.stem}-{n}") for n in count(1)) if numbered else iter([path])
+    for name in names:
+        try:
+            descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise CommandError(Exit.USAGE, f"{name} cannot be written: {error.strerror}") from error
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        return name
+    raise CommandError(Exit.USAGE, f"{path} exists; name another file with --out")

@@ -1,0 +1,52 @@
+"""How often one address may guess a code wrongly."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from starlette.exceptions import HTTPException
+
+from orchestrator.domain.errors import NotFoundError
+
+WRONG_PER_MINUTE = 10
+MOST_ADDRESSES = 4096
+"""A flood from many addresses costs memory no longer than a minute, and never more than this."""
+
+
+class Guesses:
+    """Counts what was not found, by address; safe to share between threads."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._wrong: dict[str, deque[float]] = {}
+
+    @contextmanager
+    def counted(self, address: str) -> Iterator[None]:
+        """A guess; raises 429 if this address has been wrong too often, and counts a `NotFoundError` as wrong."""
+        with self._lock:
+            recent = self._recent(address)
+        if len(recent) >= WRONG_PER_MINUTE:
+            wait = max(1, round(recent[0] + 60.0 - self._clock()))
+            raise HTTPException(
+                429, f"too many wrong codes from here: try again in {wait} seconds", {"Retry-After": str(wait)}
+            )
+        try:
+            yield
+        except NotFoundError:
+            with self._lock:
+                if len(self._wrong) >= MOST_ADDRESSES:
+                    self._wrong.clear()
+                self._wrong.setdefault(address, deque(maxlen=WRONG_PER_MINUTE)).append(self._clock())
+            raise
+
+    def _recent(self, address: str) -> deque[float]:
+        recent = self._wrong.get(address, deque[float]())
+        while recent and recent[0] <= self._clock() - 60.0:
+            recent.popleft()
+        if not recent:
+            self._wrong.pop(address, None)
+        return recent

@@ -1,0 +1,243 @@
+"""Documents between a notebook and the server, over an emulated Drive: what is claimed, heard, refused and cleared away."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from typing import Any
+
+import google.oauth2.credentials
+import pytest
+
+from orchestrator.ports import Rules, StoreUnavailable
+from orchestrator.services import stores
+from orchestrator.services.claims import CODE_LASTS_S
+from orchestrator.services.letters import LISTENS_S, Postman
+from orchestrator.services.reconcile import reconcile
+from tests.emulators.drive import Drive, Rule
+from tests.http.conftest import _api
+from tests.http.play import People
+from worker.claims import ClaimRequest, Letter
+from worker.notebook.writing import Writing
+from worker.protocol import PROTOCOL_VERSION, Hardware, Phase, Release, Report, Started, StartRequest, sign_line
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the claims' own tests use both
+
+T4 = Hardware(device="cuda", name="Tesla T4", memory_bytes=15 << 30)
+
+
+class Tab:
+    """A notebook played by hand: it is signed in as the Drive's owner and can do nothing but read and replace."""
+
+    def __init__(self, made, drive, nonce="run-1"):
+        tree = ast.parse(made["notebook"]["cells"][1]["source"])
+        values: dict[str, Any] = {}
+        for each in ast.walk(tree):
+            if isinstance(each, ast.Assign) and isinstance(each.targets[0], ast.Name):
+                values[each.targets[0].id] = each.value
+        self.code, self.nonce = ast.literal_eval(values["CODE"]), nonce
+        user = {k: v for k, v in drive.authorized_user().items() if k != "type"}
+        self.pen = Writing(ast.literal_eval(values["DRIVE"]), google.oauth2.credentials.Credentials(None, **user))
+        self.claimed: Any = None
+        self.seq = 0
+
+    def ask(self, **more):
+        asked = {"protocol": PROTOCOL_VERSION, "code": self.code, "nonce": self.nonce, "hardware": T4} | more
+        assert self.pen._write(Letter(nonce=self.nonce, claim=ClaimRequest(**asked)))
+
+    def answer(self) -> Any:
+        found = self.pen._read()
+        assert found is not None
+        assert found.nonce == self.nonce
+        self.claimed = found.claimed or self.claimed
+        return found
+
+    def say(self, kind, **fields):
+        """A signed line, with those before it that nobody has acknowledged."""
+        self.seq += 1
+        assert self.claimed is not None
+        said = {"lease": self.claimed.ticket.lease, "fence": self.claimed.fence, "seq": self.seq} | fields
+        return sign_line(self.claimed.ticket.token, kind(**said).as_line())
+
+    def send(self, *lines):
+        assert self.pen._write(Letter(nonce=self.nonce, lines=lines))
+
+    def started(self):
+        return self.say(Started, request=StartRequest(protocol=PROTOCOL_VERSION, nonce="n", hardware=T4))
+
+    def report(self, step):
+        return self.say(Report, step=step, phase=Phase.TRAIN)
+
+
+@pytest.fixture
+def drive(tmp_path):
+    with Drive(tmp_path / "drive") as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def app(make_server, database_url, drive):
+    made = make_server(database_url, drive_endpoint=drive.url)
+    stores.use_store(made.context, "drive", json.dumps(drive.authorized_user()))
+    return made
+
+
+@pytest.fixture
+def ann(app):
+    for api in _api(app):
+        yield People.of(api).ann
+
+
+@pytest.fixture
+def job(ann):
+    return ann.submit()
+
+
+@pytest.fixture
+def made(ann, job):
+    answer = ann.post(f"/jobs/{job['id']}:notebook")
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+@pytest.fixture
+def postman(app):
+    return Postman(app.context)
+
+
+def state(ann, job):
+    return ann.get(f"/jobs/{job['id']}").json()["state"]
+
+
+def test_a_claim_brings_all_that_a_session_reads_and_writes(ann, job, made, drive, postman):
+    tab = Tab(made, drive)
+    postman.round()
+    assert state(ann, job) == "queued", "nobody has run it yet"
+    tab.ask()
+    postman.round()
+    assignment = tab.answer().claimed.ticket.assignment
+    (data,) = assignment.datasets
+    assert data.url.startswith(f"{drive.url}/drive/v2/files/")
+    assert data.sha256 in {hashlib.sha256(drive.bytes_of(f)).hexdigest() for f in drive.files()}
+    assert all(grant.resumable for grant in assignment.uploads)
+    assert tab.claimed.ticket.server_url is None
+    before = len(drive.requests)
+    postman.round()
+    assert not [r for r in list(drive.requests)[before:] if r.startswith(("POST", "PUT"))], "asked twice, answered once"
+    assert (state(ann, job), made["note"]) == (
+        "leased",
+        "it reaches this server through Google Drive: sign in there as somebody@example.com",
+    )
+
+
+def test_lines_are_heard_in_order_said_again_without_harm_and_answered(ann, job, made, drive, postman):
+    """Guard: without the signature's check a line with another lease's token counted."""
+    tab = Tab(made, drive)
+    tab.ask()
+    postman.round()
+    tab.answer()
+    lines = [tab.started(), tab.report(1), tab.report(2)]
+    forged = sign_line("thl_wrong", lines[2].split(" ", 2)[2].replace('"step":2', '"step":9'))
+    tab.send(*lines, forged)
+    postman.round()
+    assert (tab.answer().heard, state(ann, job)) == (3, "running")
+    assert ann.get(f"/jobs/{job['id']}").json()["step"] == 2
+    ann.post(f"/jobs/{job['id']}:pause")
+    tab.send(*lines, tab.report(3))
+    postman.round()
+    answer = tab.answer()
+    assert (answer.heard, answer.directive.action, answer.directive.reason) == (4, "drain", "paused")
+    tab.send(tab.say(Release, step=3, reason="drained"))
+    postman.round()
+    answer = tab.answer()
+    assert (answer.heard, answer.over) == (5, "handed_off")
+    assert state(ann, job) == "paused"
+
+
+def test_a_second_tab_is_refused_and_the_first_one_goes_on(ann, job, made, drive, postman):
+    """Guard: with letters of any run taken for the claimed one's, the second tab was told to go on."""
+    first, second = Tab(made, drive), Tab(made, drive, "run-2")
+    first.ask()
+    postman.round()
+    first.answer()
+    second.ask()
+    postman.round()
+    assert "used" in second.answer().refused
+    second.send("nothing of use")
+    postman.round()
+    assert "another tab" in second.answer().refused
+    first.send(first.started())
+    postman.round()
+    assert first.answer().heard == 1
+
+
+def test_what_does_not_fit_is_said_and_another_runtime_may_try(ann, job, made, drive, postman):
+    unfit, fit = Tab(made, drive), Tab(made, drive, "run-2")
+    unfit.ask(hardware=Hardware(device="cpu"), runs_in="colab")
+    postman.round()
+    assert "no GPU" in unfit.answer().refused
+    fit.ask()
+    postman.round()
+    assert fit.answer().taken
+
+
+def test_a_store_that_takes_nothing_costs_the_job_nothing(ann, job, made, drive, postman, app):
+    """Guard: without the hand-back the job stayed leased to a notebook that had been refused."""
+    tab = Tab(made, drive)
+    tab.ask()
+    drive.rules.add(Rule("POST /upload", status=403, reason="storageQuotaExceeded"))
+    postman.round()
+    assert "make a new notebook" in tab.answer().refused
+    assert state(ann, job) == "queued"
+    with app.context.uow() as tx:
+        assert tx.job(job["id"]).losses_in_a_row == 0
+
+
+def test_silence_gives_the_job_back_and_a_late_notebook_is_told(ann, job, made, drive, postman, app, clock):
+    tab = Tab(made, drive)
+    tab.ask()
+    postman.round()
+    tab.answer()
+    tab.send(tab.started())
+    postman.round()
+    clock.tick(Rules().lease_s + 1)
+    reconcile(app.context)
+    assert state(ann, job) == "queued"
+    tab.send(tab.report(5))
+    postman.round()
+    assert tab.answer().over == "no report came in time"
+
+
+def test_nothing_is_left_in_the_drive_when_a_notebook_is_over_or_was_never_run(ann, job, made, drive, postman, clock):
+    """Guard: without `_close` a mailbox was asked for ever."""
+    tab = Tab(ann.post(f"/jobs/{job['id']}:notebook").json(), drive)
+    tab.ask()
+    postman.round()
+    tab.answer()
+    tab.send(tab.started(), tab.say(Release, step=0, reason="drained"))
+    postman.round()
+    clock.tick(LISTENS_S + 1)
+    postman.round()
+    assert len([f for f in drive.files() if f.title.endswith(("json", "whl"))]) == 3, "the one that was never run"
+    clock.tick(CODE_LASTS_S)
+    postman.round()
+    assert not [f for f in drive.files() if f.title.endswith(("json", "whl"))]
+    before = len(drive.requests)
+    postman.round()
+    assert len(drive.requests) == before
+
+
+def test_a_drive_that_is_away_is_asked_again_in_the_next_round(ann, job, made, drive, postman, app, monkeypatch):
+    tab = Tab(made, drive)
+    tab.ask()
+    store = app.context.stores.get("drive")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "read_document", _away)
+        postman.round()
+    postman.round()
+    assert tab.answer().taken
+
+
+def _away(*_):
+    raise StoreUnavailable("emulated")

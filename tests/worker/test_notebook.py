@@ -1,0 +1,128 @@
+"""The parts of a notebook that need no kernel: what is shown, what is carried along, what is installed."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from worker import bundle
+from worker.claims import Claimed
+from worker.notebook import NotebookError
+from worker.notebook.packages import install, needed
+from worker.notebook.panel import Panel, Progress, duration
+from worker.protocol import MetricRow, Phase, Report, Ticket
+
+
+@pytest.fixture
+def progress() -> Progress:
+    ticket = Ticket(lease="lease-1", token="t", budget_s=60.0)
+    claimed = Claimed(ticket=ticket, fence=1, job="job-1", name="<img src=x>", step=10, total_steps=40)
+    return Progress.of(claimed, "Tesla T4")
+
+
+def _report(step: int, loss: float, **more) -> Report:
+    rows = (MetricRow(step=step, values={"loss": loss}),)
+    return Report(lease="lease-1", fence=1, seq=step, step=step, phase=Phase.TRAIN, metrics=rows, **more)
+
+
+def test_progress_is_a_bar_with_loss_and_time_left(progress: Progress) -> None:
+    """Guard: without escaping, the job's name became an element of the page."""
+    progress.take(_report(20, 2.5))
+    progress.take(_report(30, 1.25, seconds_per_step=60.0, seconds_left=3600.0))
+    shown = progress._repr_html_()
+    assert "width:75.0%" in shown
+    assert "<img" not in shown
+    assert "<polyline" in shown
+    assert "step 30 of 40 · loss 1.2500 · 10 min to the last step · this session ends by" in repr(progress)
+
+
+def test_what_is_read_again_tomorrow_is_still_true(progress: Progress) -> None:
+    progress.take(_report(20, 2.5, seconds_left=60.0))
+    assert re.search(r"training, as of \d\d:\d\d UTC on Tesla T4$", repr(progress))
+    progress.last_word = "The time is up."
+    assert repr(progress).endswith("The time is up.")
+    assert "session ends" not in repr(progress)
+
+
+def test_where_nothing_can_be_drawn_lines_are_printed_now_and_then(progress: Progress, capsys) -> None:
+    panel = Panel(progress)
+    for step in range(11, 30):
+        progress.take(_report(step, 1.0))
+        panel.show()
+    progress.last_word = "Done."
+    panel.show(last=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert 1 <= len(lines) <= 3
+    assert lines[-1].endswith("Done.")
+
+
+def test_durations_are_short() -> None:
+    assert [duration(s) for s in (0, 59, 61, 3599, 3700)] == ["0 s", "59 s", "1 min", "59 min", "1 h 01 min"]
+
+
+def test_the_wheel_holds_the_worker_alone_and_its_pinned_requirements() -> None:
+    wheel = bundle.build()
+    assert bundle.build.__wrapped__().sha256 == wheel.sha256, "the same sources give the same bytes"
+    with zipfile.ZipFile(io.BytesIO(wheel.data)) as archive:
+        names = archive.namelist()
+        described = archive.read(f"trainhop_worker-{wheel.name.split('-')[1]}.dist-info/METADATA").decode()
+    assert {name.split("/")[0] for name in names} == {"worker", names[-1].split("/")[0]}
+    assert "worker/training/sft.py" in names
+    assert "Requires-Dist: pydantic" in described
+    assert 'Requires-Dist: trl==1.15.0; extra == "train"' in described
+    assert not re.search(r"torch|typer|sqlalchemy", described)
+
+
+def test_a_worker_runs_out_of_its_wheel(tmp_path) -> None:
+    wheel = bundle.build()
+    (tmp_path / wheel.name).write_bytes(wheel.data)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / wheel.name)!r})\n"
+        "import worker.runner, worker.bundle, worker.notebook.session\n"
+        "print(worker.__file__, worker.bundle.requirements('train'))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True).stdout
+    assert said.startswith(str(tmp_path))
+    assert "transformers==" in said
+
+
+def test_only_what_is_missing_or_another_version_is_installed(monkeypatch) -> None:
+    assert needed() == needed("train") == []
+    monkeypatch.setattr(
+        "worker.notebook.packages.requirements", lambda extra: ["trl==0.0.1", "no-such-thing>=1", "peft"]
+    )
+    assert needed("train") == ["trl==0.0.1", "no-such-thing>=1"]
+
+
+def _tiny_wheel(folder, name: str, version: str, *needs: str) -> None:
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        lines = "".join(f"Requires-Dist: {need}\n" for need in needs)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{lines}")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+
+
+def test_an_install_never_replaces_torch(tmp_path, monkeypatch) -> None:
+    """Guard: without the constraint pip was content to put torch 1.0 in the place of the image's own."""
+    _tiny_wheel(tmp_path, "eats_torch", "1.0", "torch==1.0")
+    _tiny_wheel(tmp_path, "torch", "1.0")
+    for name, value in {
+        "NO_INDEX": "1",
+        "FIND_LINKS": str(tmp_path),
+        "DRY_RUN": "1",
+        "CONFIG_FILE": os.devnull,
+    }.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    with pytest.raises(NotebookError, match=r"^The packages eats-torch==1\.0 could not be installed \("):
+        install(["eats-torch==1.0"])
+
+
+def test_a_refusal_is_one_sentence_without_a_traceback() -> None:
+    assert NotebookError("the code was used")._render_traceback_() == ["The code was used"]
