@@ -105,7 +105,7 @@ def build(
         providers=providers or Registry(lambda kind: _make_provider(kind, settings, news)),
         stores=OneStore(store),
         catalog=FolderAndHubCatalog(
-            settings.allowed_folders, frozenset(settings.trusted_models), offline=settings.offline
+            (*settings.allowed_folders, settings.models), frozenset(settings.trusted_models), offline=settings.offline
         ),
         tokens=tokens,
         rules=settings.rules,

@@ -8,13 +8,16 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from orchestrator.adapters.page_views import PageViews
 from orchestrator.adapters.views import Views
 from orchestrator.bootstrap import App
 from orchestrator.entrypoints import api_data, api_jobs, api_people, api_records, health, problems, worker_api
 from orchestrator.entrypoints.auth import Authenticator
 from orchestrator.entrypoints.clerk import Clerk
+from orchestrator.entrypoints.dashboard import site
 from orchestrator.entrypoints.deps import Server
 from orchestrator.entrypoints.gate import Gate, hosts
+from orchestrator.entrypoints.logins import Logins
 from orchestrator.entrypoints.sse import Pulse
 from orchestrator.entrypoints.tally import Tally
 from worker.protocol import JobSpec
@@ -49,6 +52,8 @@ def make_app(app: App) -> FastAPI:
         app=app,
         ctx=app.context,
         views=views,
+        pages=PageViews(app.engine),
+        logins=Logins(app.context),
         auth=Authenticator(app.context, views),
         clerk=Clerk(app.context),
         pulse=Pulse(views.last_event),
@@ -60,6 +65,7 @@ def make_app(app: App) -> FastAPI:
     for router in (worker_api.router, api_jobs.router, api_records.router, api_data.router, api_people.router):
         api.include_router(router, prefix=PREFIX)
     api.include_router(health.router)
+    site.install(api)
     api.add_middleware(Gate, allowed=hosts(app.settings), upload_bytes=app.settings.max_upload_bytes)
     _describe(api)
     return api
