@@ -19,6 +19,7 @@ from orchestrator.adapters.schema import upgrade
 from orchestrator.adapters.stores.local import LocalStore
 from orchestrator.adapters.tokens import KeyedTokens, write_secret_once
 from orchestrator.adapters.unit_of_work import make_engine, make_unit_of_work
+from orchestrator.adapters.vault import FernetVault
 from orchestrator.config import Settings
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.model import Account, Member, Role
@@ -55,6 +56,9 @@ class OneStore:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+
+    def local(self) -> Store:
+        return self._store
 
     def current(self) -> Store:
         return self._store
@@ -109,7 +113,9 @@ def build(
         ),
         tokens=tokens,
         rules=settings.rules,
+        vault=_vault(settings),
         server_url=url,
+        public_url=settings.public_url,
         wake=wake.set,
         spawn=lambda work: _spawn(pool, work),
         started_at=time.time(),
@@ -126,6 +132,12 @@ def build(
     )
     _first_start(app)
     return app
+
+
+def _vault(settings: Settings) -> FernetVault:
+    if settings.vault_key is not None:
+        return FernetVault(settings.vault_key.get_secret_value())
+    return FernetVault.from_file(settings.folder / "vault.key")
 
 
 def _make_provider(kind: type[Provider], settings: Settings, news: threading.Event) -> Provider:

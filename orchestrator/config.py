@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from orchestrator.ports import Rules
@@ -21,6 +21,7 @@ class Settings(BaseSettings):
     allowed_hosts: tuple[str, ...] = ()
     public_url: str | None = None
     database_url: str | None = None
+    vault_key: SecretStr | None = None
     allowed_folders: tuple[Path, ...] = ()
     trusted_models: tuple[str, ...] = ()
     offline: bool = False

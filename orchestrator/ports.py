@@ -17,11 +17,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from orchestrator.domain.lifecycle import CheckpointState
 from orchestrator.domain.model import Account, Checkpoint, Event, Job, Lease, Member, Role
-from worker.protocol import Grant, GrantKind, MetricRow, Reading, Sample
+from worker.protocol import Assignment, Grant, GrantKind, MetricRow, Reading, Sample
 
 
 class Clock(Protocol):
@@ -57,10 +57,17 @@ class LaunchRejected(ProviderError):
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a kind of machine is like. `shares_disk`: its workers see the server's files."""
+    """What a kind of machine is like.
+
+    `shares_disk`: its workers see the server's files. `same_network`: they can call the server at its own address; others
+    need a public one, or are started with everything they need and are only listened to. `personal`: an account there is one
+    person's, with credentials in the vault and its owner's consent; others are pools of the installation.
+    """
 
     provider: str
     shares_disk: bool
+    same_network: bool = True
+    personal: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +87,22 @@ class Room:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchRequest:
-    """Start a worker for one lease. `token` is the lease's own and the only secret a machine is given."""
+    """Start a worker for one lease. `token` is the lease's own and the only secret a machine is given.
+
+    Without a `server_url` the machine cannot call: `assignment` then holds all it needs, and `inputs` the files that it
+    reads, by grant key, for the driver to bring there.
+    """
 
     lease_id: str
     job_id: str
     account: Account
     token: str
-    server_url: str
+    server_url: str | None
     budget_s: float
+    assignment: Assignment | None = None
+    inputs: Mapping[str, Callable[[], Iterator[bytes]]] = field(
+        default_factory=dict[str, Callable[[], Iterator[bytes]]]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +177,31 @@ class Provider(Protocol):
     def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
         """Bytes of the session's output from `offset`, or None if this driver keeps none."""
         ...
+
+
+@runtime_checkable
+class Followed(Protocol):
+    """What a driver adds whose machines cannot call the server: their words are read from the session's output."""
+
+    def follow(self, handle: Handle) -> Iterator[str]:
+        """Lines of the session's output from its beginning, as they appear, until it ends; again from the start each time."""
+        ...
+
+
+class Vault(Protocol):
+    """Keeps credentials at rest: what is sealed can be read by this installation alone."""
+
+    def seal(self, secret: str) -> str:
+        """The secret, encrypted and authenticated, as text."""
+        ...
+
+    def open(self, sealed: str) -> str:
+        """The secret; raises `VaultError` if it was sealed with another key or altered."""
+        ...
+
+
+class VaultError(Exception):
+    """A sealed secret cannot be opened with this installation's key."""
 
 
 # --- stores ----------------------------------------------------------------------------------------------
@@ -267,6 +307,21 @@ class TokenInfo:
     expires_at: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """A store that was set up: the driver's `config`, its sealed `credentials`, whether new files go there.
+
+    `problem` says in words what a person must put right before it can be used again.
+    """
+
+    name: str
+    config: dict[str, Any]
+    credentials: str = field(default="", repr=False)
+    current: bool = False
+    problem: str = ""
+    created_at: float
+
+
 class Transaction(Protocol):
     """One open transaction. Reads see what was written in it; everything or nothing is kept."""
 
@@ -341,6 +396,12 @@ class Transaction(Protocol):
     def tokens(self, member_id: str | None = None) -> list[TokenInfo]: ...
     def delete_token(self, token_id: str) -> None: ...
 
+    # stores
+    def store_configs(self) -> list[StoreConfig]: ...
+    def put_store_config(self, config: StoreConfig) -> None:
+        """Add or replace the store of this name; a current one takes over from the one before."""
+        ...
+
     # datasets and idempotency
     def dataset(self, sha256: str) -> Dataset | None: ...
     def add_dataset(self, dataset: Dataset) -> None: ...
@@ -408,11 +469,17 @@ class Providers(Protocol):
 class Stores(Protocol):
     """The stores in use."""
 
-    def current(self) -> Store:
-        """Where new files go."""
+    def local(self) -> Store:
+        """The folder of this server, where datasets always are."""
         ...
 
-    def get(self, name: str) -> Store: ...
+    def current(self) -> Store:
+        """Where new checkpoints and adapters go."""
+        ...
+
+    def get(self, name: str) -> Store:
+        """The store of this name; raises `StoreUnavailable` with the reason if it cannot be used."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -453,7 +520,8 @@ class Tokens(Protocol):
 class Context:
     """Everything a use case needs, handed in by the composition root.
 
-    `started_at` is when this server came up: silence before it proves nothing. `wake` asks for a dispatch soon; `spawn` runs a slow call aside (at once in tests); `launching` holds the leases whose
+    `started_at` is when this server came up: silence before it proves nothing. `server_url` is where machines of this network
+    call, `public_url` (if any) where all others may. `wake` asks for a dispatch soon; `spawn` runs a slow call aside (at once in tests); `launching` holds the leases whose
     launch is under way in this process, which reconciling must leave alone.
     """
 
@@ -464,7 +532,9 @@ class Context:
     catalog: Catalog
     tokens: Tokens
     rules: Rules
+    vault: Vault
     server_url: Callable[[], str]
+    public_url: str | None
     wake: Callable[[], None]
     spawn: Callable[[Callable[[], None]], None]
     started_at: float

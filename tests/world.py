@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.fernet import Fernet
 from sqlalchemy import Engine
 
 from orchestrator.adapters.stores.local import LocalStore
 from orchestrator.adapters.tokens import KeyedTokens
 from orchestrator.adapters.unit_of_work import make_unit_of_work
+from orchestrator.adapters.vault import FernetVault
 from orchestrator.bootstrap import OneStore
 from orchestrator.domain.model import Account, Job, Lease, Member, Role
 from orchestrator.ports import (
@@ -209,7 +211,9 @@ class World:
             catalog=AnyModel(),
             tokens=KeyedTokens(b"k" * 32),
             rules=Rules(),
+            vault=FernetVault(Fernet.generate_key().decode()),
             server_url=lambda: "http://127.0.0.1:1",
+            public_url=None,
             wake=lambda: None,
             spawn=lambda work: work(),
             started_at=self.clock.now(),

@@ -8,6 +8,8 @@ Sizes are bytes, durations are seconds, times are seconds since the Unix epoch i
 from __future__ import annotations
 
 import difflib
+import hashlib
+import hmac
 import math
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -425,6 +427,13 @@ class _Said(Wire):
     seq: int
 
 
+class Started(_Said):
+    """First word of a worker that cannot call: what `StartRequest` says, over a wire that only goes one way."""
+
+    kind: Literal["started"] = "started"
+    request: StartRequest
+
+
 class Report(_Said):
     """Progress, sent every `report_every_s`; extends the lease."""
 
@@ -492,7 +501,24 @@ class Finish(_Said):
     ledger: dict[Phase, float] = {}
 
 
-Message = Annotated[Report | Offer | Release | Finish, Field(discriminator="kind")]
+Message = Annotated[Started | Report | Offer | Release | Finish, Field(discriminator="kind")]
+
+LINE_MARK = "@trainhop"
+
+
+def sign_line(token: str, message: str) -> str:
+    """A message as one line of a session's output: mark, HMAC-SHA256 under the lease's token, JSON."""
+    return f"{LINE_MARK} {hmac.new(token.encode(), message.encode(), hashlib.sha256).hexdigest()} {message}"
+
+
+def signed_message(token: str, line: str) -> str | None:
+    """The JSON of a line that whoever holds this lease's token wrote whole; None for all other output."""
+    mark, _, rest = line.strip().partition(" ")
+    signature, _, message = rest.partition(" ")
+    if mark != LINE_MARK:
+        return None
+    wanted = hmac.new(token.encode(), message.encode(), hashlib.sha256).hexdigest()
+    return message if hmac.compare_digest(wanted.encode(), signature.encode()) else None
 
 
 # --- what the server answers -----------------------------------------------------------------------------

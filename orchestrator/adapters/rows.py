@@ -13,7 +13,7 @@ from orchestrator.adapters import tables
 from orchestrator.adapters.statements import Statement
 from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
 from orchestrator.domain.model import Account, Checkpoint, Event, Job, Lease, Member, Role
-from orchestrator.ports import Dataset, TokenInfo
+from orchestrator.ports import Dataset, StoreConfig, TokenInfo
 
 T = TypeVar("T")
 
@@ -97,8 +97,9 @@ LEASES = Mapper(
     Lease,
     tables.leases,
     enums={"state": LeaseState, "end_reason": EndReason},
-    frozen=("job_id", "member_id", "account_id", "provider", "fence", "token_hash", "created_at", "budget_s"),
+    frozen=("job_id", "member_id", "account_id", "provider", "fence", "token_hash", "created_at", "budget_s", "store"),
 )
+STORES = Mapper(StoreConfig, tables.stores)
 CHECKPOINTS = Mapper(
     Checkpoint, tables.checkpoints, enums={"state": CheckpointState}, frozen=("manifest", "lease_id", "created_at")
 )

@@ -74,6 +74,9 @@ accounts = Table(
     Column("paused", Boolean, nullable=False),
     Column("not_before", Double, nullable=False),
     Column("note", Text, nullable=False),
+    Column("credentials", Text, nullable=False, server_default=""),
+    Column("consented_at", Double),
+    Column("problem", Text, nullable=False, server_default=""),
     Column("created_at", Double, nullable=False),
     Index(
         "accounts_one_per_member_and_provider",
@@ -112,6 +115,7 @@ jobs = Table(
     Column("memory_bytes", BigInteger, nullable=False),
     Column("step_s", Double),
     Column("adapter_key", String(255)),
+    Column("adapter_store", String(32)),
     Column("adapter_zip_sha256", _id()),
     Column("adapter_sha256", _id()),
     Column("adapter_bytes", BigInteger),
@@ -154,6 +158,7 @@ leases = Table(
     Column("expires_at", Double, nullable=False),
     Column("deadline_at", Double, nullable=False),
     Column("budget_s", Double, nullable=False),
+    Column("store", String(32), nullable=False, server_default="local"),
     Column("state", String(16), nullable=False),
     Column("end_reason", String(32)),
     Column("detail", Text, nullable=False),
@@ -219,6 +224,26 @@ checkpoints = Table(
         sqlite_where=text("state = 'offered'"),
         postgresql_where=text("state = 'offered'"),
     ),
+)
+
+stores = Table(
+    "stores",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("config", JSON, nullable=False),
+    Column("credentials", Text, nullable=False),
+    Column("current", Boolean, nullable=False),
+    Column("problem", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+store_objects = Table(
+    "store_objects",
+    metadata,
+    Column("store", String(32), nullable=False),
+    Column("key", String(255), nullable=False),
+    Column("external_id", String(255), nullable=False),
+    PrimaryKeyConstraint("store", "key"),
 )
 
 events = Table(

@@ -12,12 +12,23 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator.adapters import tables
-from orchestrator.adapters.rows import ACCOUNTS, CHECKPOINTS, DATASETS, EVENTS, IS_LIVE, JOBS, LEASES, MEMBERS, TOKENS
+from orchestrator.adapters.rows import (
+    ACCOUNTS,
+    CHECKPOINTS,
+    DATASETS,
+    EVENTS,
+    IS_LIVE,
+    JOBS,
+    LEASES,
+    MEMBERS,
+    STORES,
+    TOKENS,
+)
 from orchestrator.adapters.statements import Statement
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.lifecycle import CheckpointState
 from orchestrator.domain.model import Account, Checkpoint, Event, Job, Lease, Member
-from orchestrator.ports import Dataset, TokenInfo
+from orchestrator.ports import Dataset, StoreConfig, TokenInfo
 from worker.protocol import MetricRow, Reading, Sample
 
 _JOBS_TO_COMPARE = 200
@@ -297,6 +308,17 @@ class SqlTransaction:
 
     def delete_token(self, token_id: str) -> None:
         self._connection.execute(delete(tables.tokens).where(tables.tokens.c.id == token_id))
+
+    # stores
+
+    def store_configs(self) -> list[StoreConfig]:
+        return STORES.where(self._connection, order=tables.stores.c.created_at)
+
+    def put_store_config(self, config: StoreConfig) -> None:
+        if config.current:
+            self._connection.execute(update(tables.stores).values(current=False))
+        self._connection.execute(delete(tables.stores).where(tables.stores.c.name == config.name))
+        STORES.add(self._connection, config)
 
     # datasets, idempotency, events
 

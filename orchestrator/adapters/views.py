@@ -35,7 +35,7 @@ def _loss(*, newest: bool) -> Any:
 _head = and_(_checkpoints.c.job_id == _jobs.c.id, _checkpoints.c.sha256 == _jobs.c.head)
 _job = (
     select(
-        *(c for c in _jobs.c if c.name not in ("spec", "adapter_key")),
+        *(c for c in _jobs.c if c.name not in ("spec", "adapter_key", "adapter_store")),
         tables.members.c.name.label("member"),
         _checkpoints.c.size.label("head_size"),
         _checkpoints.c.created_at.label("head_at"),
@@ -45,7 +45,9 @@ _job = (
     .join(tables.members, tables.members.c.id == _jobs.c.member_id)
     .outerjoin(_checkpoints, _head)
 )
-_job_by_id = _job.add_columns(_jobs.c.spec, _jobs.c.adapter_key).where(_jobs.c.id == bindparam("id"))
+_job_by_id = _job.add_columns(_jobs.c.spec, _jobs.c.adapter_key, _jobs.c.adapter_store).where(
+    _jobs.c.id == bindparam("id")
+)
 _jobs_by_id = _job.where(_jobs.c.id.in_(bindparam("ids", expanding=True))).order_by(_jobs.c.id.desc())
 _owner = select(_jobs.c.member_id).where(_jobs.c.id == bindparam("id"))
 _session = select(

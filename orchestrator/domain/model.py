@@ -46,6 +46,8 @@ class Account:
     """One member's account at a provider, or (without a member) a pool of machines open to all.
 
     `config` is the driver's own; `paused` keeps new leases away. `not_before` is when the provider will have room again.
+    `credentials` are sealed by the vault; `consented_at` is when the owner agreed that jobs may run there; `problem` says in
+    words what the owner must put right before anything can start there again.
     """
 
     id: str
@@ -56,6 +58,9 @@ class Account:
     paused: bool = False
     not_before: float = 0.0
     note: str = ""
+    credentials: str = field(default="", repr=False)
+    consented_at: float | None = None
+    problem: str = ""
     created_at: float
 
 
@@ -104,6 +109,7 @@ class Job:
     memory_bytes: int = 0
     step_s: float | None = None
     adapter_key: str | None = None
+    adapter_store: str | None = None
     adapter_zip_sha256: str | None = None
     adapter_sha256: str | None = None
     adapter_bytes: int | None = None
@@ -206,7 +212,8 @@ class Job:
 class Lease:
     """One attempt of a job on one machine.
 
-    `expires_at` is when silence becomes suspicious; `deadline_at` when the machine is certainly gone.
+    `expires_at` is when silence becomes suspicious; `deadline_at` when the machine is certainly gone. `store` is where its
+    checkpoints and its adapter go.
     `step`, `phase`, `ledger` and the rest are what the worker last reported.
     """
 
@@ -221,6 +228,7 @@ class Lease:
     expires_at: float
     deadline_at: float
     budget_s: float
+    store: str = "local"
     state: LeaseState = LeaseState.PROVISIONING
     end_reason: EndReason | None = None
     detail: str = ""

@@ -166,7 +166,7 @@ def adapter(server: Here, job_id: MyJob) -> Response:
     row = server.views.job(job_id, server.ctx.clock.now())
     if row is None or not row["adapter_key"]:
         raise NotFoundError(f"job {job_id} has no adapter yet")
-    chunks = server.ctx.stores.current().read(row["adapter_key"])
+    chunks = server.ctx.stores.get(row["adapter_store"]).read(row["adapter_key"])
     return _file(chunks, row["adapter_bytes"], f"{job_id}-adapter.zip", "application/zip")
 
 

@@ -31,7 +31,7 @@ def offer(ctx: Context, said: Offer) -> OfferReply:
         refusal = "this checkpoint was refused before" if seen else _refusal(said, lease, job)
         if refusal:
             return _refuse(tx, job, lease, said, refusal, now)
-        store = ctx.stores.current()
+        store = ctx.stores.get(lease.store)
         if known is None:
             tx.add_checkpoint(_offered(said, lease, store.name, now))
     refusal = _read_back(store, said)

@@ -43,7 +43,7 @@ def add_dataset(ctx: Context, member_id: str, path: Path, name: str, row_format:
     if known is not None and known.row_format == info.type:
         return known
     try:
-        stored = ctx.stores.current().put(dataset_key(sha256), path)
+        stored = ctx.stores.local().put(dataset_key(sha256), path)
     except StoreError as error:
         raise from_store(error) from error
     dataset = Dataset(

@@ -124,6 +124,7 @@ def _lease_out(ctx: Context, tx: Transaction, chosen: Match, now: float) -> Leas
         expires_at=now + ctx.rules.start_grace_s,
         deadline_at=now + chosen.budget_s + ctx.rules.stop_grace_s,
         budget_s=chosen.budget_s,
+        store=ctx.stores.current().name,
         first_step=job.head_step,
         step=job.head_step,
     )

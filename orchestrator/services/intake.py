@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from orchestrator.domain.errors import TrainhopError
 from orchestrator.ports import Context
 from orchestrator.services import checkpoints, leases
-from worker.protocol import Directive, Finish, Message, Offer, OfferReply, Release, Report
+from worker.protocol import Directive, Finish, Message, Offer, OfferReply, Release, Report, Started
 
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 
@@ -17,6 +17,8 @@ _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 def take(ctx: Context, message: Message) -> Directive | OfferReply | None:
     """Apply one message; what it returns is the answer for the worker, if it still listens."""
     match message:
+        case Started():
+            return leases.started(ctx, message)
         case Report():
             return leases.report(ctx, message)
         case Offer():

@@ -23,6 +23,7 @@ from worker.protocol import (
     JobSpec,
     Release,
     Report,
+    Started,
     StartRequest,
 )
 
@@ -79,6 +80,13 @@ def start(ctx: Context, lease_id: str, request: StartRequest) -> Assignment:
     return assignment(ctx, begun)
 
 
+def started(ctx: Context, said: Started) -> None:
+    """A worker that was launched with its assignment has begun."""
+    with ctx.uow() as tx:
+        held(tx, said.lease, said.fence)
+        begin(ctx, tx, said.lease, said.request)
+
+
 def begin(ctx: Context, tx: Transaction, lease_id: str, request: StartRequest) -> Begun:
     """The part of `start` that writes."""
     if request.protocol != PROTOCOL_VERSION:
@@ -128,13 +136,15 @@ def _all_grants(
 ) -> tuple[tuple[Grant, ...], Grant | None, tuple[Grant, ...]]:
     """Data to read, the checkpoint to go on from, and places to write to."""
     shares_disk = ctx.providers.get(lease.provider).capabilities.shares_disk
-    store = ctx.stores.current()
+    store = ctx.stores.get(lease.store)
 
     def reading(store: Store, key: str, kind: GrantKind, sha256: str, size: int) -> Grant:
         return store.grant_download(key, kind, sha256=sha256, size=size, shares_disk=shares_disk)
 
     data = [
-        reading(store, dataset_key(d.sha256), GrantKind.DATASET, d.sha256, d.size) for d in datasets if d is not None
+        reading(ctx.stores.local(), dataset_key(d.sha256), GrantKind.DATASET, d.sha256, d.size)
+        for d in datasets
+        if d is not None
     ]
     resume = None
     if head is not None:
@@ -176,7 +186,8 @@ def grants(ctx: Context, lease_id: str, fence: int, kind: GrantKind, count: int)
         lease, _ = held(tx, lease_id, fence)
     shares_disk = ctx.providers.get(lease.provider).capabilities.shares_disk
     try:
-        return [_upload_grant(ctx.stores.current(), lease, kind, shares_disk=shares_disk) for _ in range(count)]
+        store = ctx.stores.get(lease.store)
+        return [_upload_grant(store, lease, kind, shares_disk=shares_disk) for _ in range(count)]
     except StoreError as error:
         raise from_store(error) from error
 
@@ -277,7 +288,7 @@ def _finish_done(ctx: Context, said: Finish) -> None:
     if not adapter.key.startswith(lease_prefix(lease)):
         raise InvalidError("the adapter lies outside this lease's folder", [("/adapter/key", "was not granted")])
     try:
-        stored = ctx.stores.current().stat(adapter.key)
+        stored = ctx.stores.get(lease.store).stat(adapter.key)
     except ObjectMissing as error:
         raise InvalidError("the adapter was not uploaded", [("/adapter/key", "no such object")]) from error
     except StoreError as error:
@@ -289,7 +300,7 @@ def _finish_done(ctx: Context, said: Finish) -> None:
         if job.head_step < job.total_steps:
             raise ConflictError(f"only {job.head_step} of {job.total_steps} steps are committed")
         _last_words(lease, said.step, said.seq, {str(k): v for k, v in said.ledger.items()}, now)
-        job.adapter_key, job.adapter_bytes = adapter.key, adapter.size
+        job.adapter_key, job.adapter_store, job.adapter_bytes = adapter.key, lease.store, adapter.size
         job.adapter_zip_sha256, job.adapter_sha256 = adapter.sha256, adapter.adapter_sha256
         lease.end(LeaseState.RELEASED, EndReason.COMPLETED, at=now)
         tx.save_lease(lease)

@@ -103,8 +103,8 @@ def _stop(provider: Provider, handle: Handle) -> None:
 
 def _adopt(ctx: Context, lease: Lease, handle: Handle) -> bool:
     """Take over what the dead session wrote down but could not deliver; False if that must be tried again later."""
-    store = ctx.stores.current()
     try:
+        store = ctx.stores.get(lease.store)
         left = ctx.providers.get(lease.provider).collect(handle)
         for key, path in left.files.items():
             store.put(key, path)

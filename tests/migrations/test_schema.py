@@ -27,10 +27,17 @@ def _plain(sql):
 
 
 def _columns(sql):
-    """The body of CREATE TABLE as a set: the order of constraints is no difference."""
+    """The body of CREATE TABLE as a set: SQLite appends what a later revision adds, and the order is no difference."""
     head, _, body = _plain(sql).partition("(")
     body, _, tail = body.rpartition(")")
-    return head, frozenset(part.strip() for part in body.replace(", CONSTRAINT", ",\nCONSTRAINT").split(",\n")), tail
+    parts, depth = [""], 0
+    for sign in body:
+        depth += (sign == "(") - (sign == ")")
+        if sign == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return head, frozenset(part.strip() for part in parts), tail
 
 
 def _described(engine):
