@@ -14,7 +14,9 @@ from pathlib import Path
 import structlog
 from sqlalchemy import Engine
 
+from orchestrator.adapters.carrier import WebCarrier
 from orchestrator.adapters.catalog import FolderAndHubCatalog
+from orchestrator.adapters.notices import NoticeBook
 from orchestrator.adapters.schema import upgrade
 from orchestrator.adapters.stores.local import LocalStore
 from orchestrator.adapters.tokens import KeyedTokens, write_secret_once
@@ -23,10 +25,12 @@ from orchestrator.adapters.vault import FernetVault
 from orchestrator.config import Settings
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.model import Account, Member, Role
+from orchestrator.notice_ports import Book, Carrier
 from orchestrator.ports import Context, Provider, Providers, Store, TokenInfo
 from orchestrator.providers.local import LocalProvider
 from orchestrator.providers.registry import Registry
 from orchestrator.services.ids import new_id
+from orchestrator.services.notifications import Office
 
 log = structlog.get_logger()
 
@@ -78,7 +82,14 @@ class App:
     wake: threading.Event
     news: threading.Event
     token_file: Path
+    book: Book
+    carrier: Carrier
     _closers: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+
+    @property
+    def office(self) -> Office:
+        """What notifications are made with."""
+        return Office(ctx=self.context, book=self.book, carrier=self.carrier)
 
     def close(self) -> None:
         """Let go of threads, connections and the data folder."""
@@ -103,8 +114,9 @@ def build(
         lambda key: f"{settings.public_url or url()}/api/v1/blobs/{key}",
         tokens.for_lease("blobs").encode(),
     )
+    uow = make_unit_of_work(engine)
     context = Context(
-        uow=make_unit_of_work(engine),
+        uow=uow,
         clock=SystemClock(),
         providers=providers or Registry(lambda kind: _make_provider(kind, settings, news)),
         stores=OneStore(store),
@@ -128,6 +140,8 @@ def build(
         wake=wake,
         news=news,
         token_file=settings.folder / "admin.token",
+        book=NoticeBook(uow),
+        carrier=WebCarrier(),
         _closers=[unlock, engine.dispose, lambda: pool.shutdown(wait=False, cancel_futures=True)],
     )
     _first_start(app)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.entrypoints.commands import doctor, download, jobs, link, people, records, serve, watch
+from orchestrator.entrypoints.commands import doctor, download, jobs, link, notifications, people, records, serve, watch
 from orchestrator.entrypoints.commands.client import CommandError
 from orchestrator.entrypoints.commands.output import clean, say
 
@@ -26,6 +26,7 @@ for part in (serve.app, link.app, jobs.app, watch.app, records.app, download.app
     app.add_typer(part)
 app.add_typer(people.accounts, name="accounts", rich_help_panel="Server")
 app.add_typer(people.members, name="members", rich_help_panel="Server")
+app.add_typer(notifications.app, name="notifications", rich_help_panel="Server")
 app.add_typer(people.tokens, name="tokens", rich_help_panel="Server")
 
 

@@ -11,7 +11,16 @@ from pydantic.json_schema import models_json_schema
 from orchestrator.adapters.page_views import PageViews
 from orchestrator.adapters.views import Views
 from orchestrator.bootstrap import App
-from orchestrator.entrypoints import api_data, api_jobs, api_people, api_records, health, problems, worker_api
+from orchestrator.entrypoints import (
+    api_data,
+    api_jobs,
+    api_notifications,
+    api_people,
+    api_records,
+    health,
+    problems,
+    worker_api,
+)
 from orchestrator.entrypoints.auth import Authenticator
 from orchestrator.entrypoints.clerk import Clerk
 from orchestrator.entrypoints.dashboard import site
@@ -30,6 +39,7 @@ _TAGS = [
     {"name": "datasets", "description": "Data files, kept once by their hash."},
     {"name": "accounts", "description": "Where machines come from."},
     {"name": "people", "description": "Members and their tokens."},
+    {"name": "notifications", "description": "Where people are told of what."},
     {"name": "worker", "description": "What machines call with their lease's token."},
     {"name": "health", "description": "Is it alive, can it work, how much does it do?"},
 ]
@@ -62,7 +72,8 @@ def make_app(app: App) -> FastAPI:
     problems.install(api)
     # First, because routes are tried in order.
     api.router.routes.extend(worker_api.quick_routes(PREFIX))
-    for router in (worker_api.router, api_jobs.router, api_records.router, api_data.router, api_people.router):
+    people = (api_jobs, api_records, api_data, api_people, api_notifications)
+    for router in (worker_api.router, *(module.router for module in people)):
         api.include_router(router, prefix=PREFIX)
     api.include_router(health.router)
     site.install(api)

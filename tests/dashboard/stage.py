@@ -43,7 +43,7 @@ class LoggingProvider(FakeProvider):
         super().__init__(*args, **more)
         self.output: dict[str, bytes] = {}
 
-    def log(self, handle, offset, limit):  # noqa: ANN001, ANN201
+    def log(self, handle, offset, limit):
         return self.output.get(handle.lease_id, b"")[offset : offset + limit]
 
 
@@ -107,7 +107,12 @@ class Stage:
 def steps(machine: Machine, first: int, last: int, *, total: int, **more: Any) -> None:
     """Report steps `first` to `last` in one message, with the values that a real session reports."""
     rows = [{"step": s, "values": values(s, total)} for s in range(first, last + 1)]
-    report = {"phase": "train", "metrics": rows, "seconds_per_step": 0.8, "ledger": {"boot": 4.0, "load": 3.0, "train": 20.0}}
+    report = {
+        "phase": "train",
+        "metrics": rows,
+        "seconds_per_step": 0.8,
+        "ledger": {"boot": 4.0, "load": 3.0, "train": 20.0},
+    }
     answer = machine.report(last, **(report | more))
     assert answer.status_code == 200, answer.text
 

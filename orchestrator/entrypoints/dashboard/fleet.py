@@ -64,7 +64,7 @@ def _waiting(request: Request, server: Server, member_id: str | None, now: float
 
 
 @router.get("/accounts")
-def account_list(request: Request, server: Here, me: Viewer, check: bool = False) -> Response:
+def account_list(request: Request, server: Here, me: Viewer) -> Response:
     """Accounts and pools, with what each has left."""
     mine = accounts.list_accounts(server.ctx, me)
     with server.ctx.uow() as tx:

@@ -81,12 +81,18 @@ def as_forms(row: Row, url: str) -> list[tuple[str, str]]:
     return [
         ("YAML", text),
         ("CLI", f"trainhop submit - <<'TRAINHOP_JOB'\n{text}TRAINHOP_JOB\n"),
-        (
-            "curl",
-            f'curl -sS {shlex.quote(url)}/api/v1/jobs \\\n  -H "Authorization: Bearer $TRAINHOP_TOKEN" \\\n'
-            f"  -H 'Content-Type: application/json' \\\n  --data-binary {shlex.quote(body)}\n",
-        ),
+        ("curl", _as_curl(url, body)),
     ]
+
+
+def _as_curl(url: str, body: str) -> str:
+    lines = (
+        f"curl -sS {shlex.quote(url)}/api/v1/jobs",
+        '-H "Authorization: Bearer $TRAINHOP_TOKEN"',
+        "-H 'Content-Type: application/json'",
+        f"--data-binary {shlex.quote(body)}",
+    )
+    return " \\\n  ".join(lines) + "\n"
 
 
 def submittable(spec: Row) -> Row:
@@ -110,7 +116,13 @@ def _differences(server: Server, me: Actor, row: Row) -> list[tuple[str, Any, An
 
 
 Act = Callable[[Any, Actor, str], jobs.Job]
-_ACTIONS: dict[str, Act] = {"pause": jobs.pause, "resume": jobs.resume, "cancel": jobs.cancel, "retry": jobs.retry}
+_ACTIONS: dict[str, Act] = {
+    "pause": jobs.pause,
+    "resume": jobs.resume,
+    "handover": jobs.hand_over,
+    "cancel": jobs.cancel,
+    "retry": jobs.retry,
+}
 
 
 def _answer(request: Request, server: Server, job_id: str, problem: str = "") -> Response:

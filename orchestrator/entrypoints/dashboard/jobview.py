@@ -81,7 +81,7 @@ def look(server: Server, machines: Machines, job_id: str) -> Look | None:
             "waiting": _waiting(server, row),
             "forecast": _forecast(row, machines, now),
             "problem": "",
-            "asked": progress_of_request(row, live, events),
+            "asked": progress_of_request(live, events, now),
             "steps_bars": timeline.by_step(sessions, row["total_steps"]),
             "clock_bars": timeline.by_clock(sessions, row["created_at"], ended),
             "totals": timeline.totals(sessions, row["created_at"], ended),
@@ -118,21 +118,31 @@ def _forecast(row: Row, machines: Machines, now: float) -> Forecast | None:
     return forecast(work_s=(row["total_steps"] - row["step"]) * pace, session_left_s=left, places=places, now=now)
 
 
-def progress_of_request(row: Row, live: Row | None, events: list[Row]) -> list[tuple[str, float | None]] | None:
-    """A pause or a cancellation on its way: `(what happened, when)`, None as long as it has not."""
-    asked = next((e for e in events if e["kind"] in ("job.pause_requested", "job.cancel_requested")), None)
+_REQUESTS = {
+    "job.pause_requested": ("pause requested", "job.paused"),
+    "job.cancel_requested": ("cancel requested", "job.cancelled"),
+    "job.handover_requested": ("hand-over requested", "job.queued"),
+}
+REMEMBERED_S = 60.0
+"""How long a request that was carried out stays in view."""
+
+
+def progress_of_request(live: Row | None, events: list[Row], now: float) -> list[tuple[str, float | None]] | None:
+    """What a person asked last, on its way: `(what happened, when)`, None as long as it has not."""
+    asked = next((e for e in events if e["kind"] in _REQUESTS), None)
     if asked is None:
         return None
+    words, outcome = _REQUESTS[asked["kind"]]
     later = [e for e in events if e["id"] > asked["id"]]
-    word, outcome = ("pause", "job.paused") if "pause" in asked["kind"] else ("cancel", "job.cancelled")
-    done = next((e["at"] for e in later if e["kind"] == outcome), None)
-    outstanding = row["pause_requested_at"] or row["cancel_requested_at"]
-    if not outstanding and (done is None or any(e["kind"] == "job.queued" and e["at"] > done for e in later)):
+    done = min((e["at"] for e in later if e["kind"] == outcome), default=None)
+    overtaken = any(e["kind"] in ("job.pause_withdrawn", "job.succeeded", "job.failed") for e in later)
+    if (done is None and overtaken) or (done is not None and now - done > REMEMBERED_S):
         return None
     told = done
-    if live is not None and live["last_seen_at"] is not None and live["last_seen_at"] > asked["at"]:
-        told = live["last_seen_at"]
-    return [(f"{word} requested", asked["at"]), ("the worker knows", told), ("done", done)]
+    if (live is not None and live["id"] == asked["lease_id"]) or (live is not None and asked["lease_id"] is None):
+        seen = live["last_seen_at"]
+        told = seen if seen is not None and seen > asked["at"] else done
+    return [(words, asked["at"]), ("the worker knows", told), ("done", done)]
 
 
 def _checkpoints(server: Server, row: Row, sessions: list[Row]) -> list[Row]:

@@ -93,7 +93,7 @@ class Hub:
                 await asyncio.to_thread(self._refresh, job_id, job)
             except SQLAlchemyError as error:
                 _log.warning("a watched job could not be read", job=job_id, error=type(error).__name__)
-            except Exception:
+            except Exception:  # noqa: BLE001  logged; a page that cannot be shown must not end the others
                 _log.exception("a watched job could not be shown", job=job_id)
             if job.version is not None or job.gone:
                 job.changed.set()

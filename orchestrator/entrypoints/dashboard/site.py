@@ -20,12 +20,13 @@ from orchestrator.entrypoints.dashboard import (
     live,
     login,
     logs,
+    notices,
     people,
     submit,
 )
 from orchestrator.entrypoints.dashboard.render import by_script, page, piece
 
-PAGES = (assets, login, jobs, curve, live, logs, fleet, submit, demo, people)
+PAGES = (assets, login, jobs, curve, live, logs, fleet, submit, demo, people, notices)
 
 
 def install(api: FastAPI) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
@@ -33,6 +34,18 @@ api = APIRouter(tags=["datasets"], responses=PROBLEMS)
 DATASETS_OFFERED = 12
 DEFAULT_LENGTH = 1024
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What lengths are measured with, and what is trained on."""
+
+    base_model: Annotated[str, Query(max_length=300)] = ""
+    sequence_len: Annotated[int, Query(ge=8, le=1_048_576)] = DEFAULT_LENGTH
+    train_on_inputs: bool = False
+
+
+How = Annotated[Measure, Depends(Measure)]
 
 
 def counters(request: Request) -> TokenCounters:
@@ -144,12 +157,12 @@ async def plan(request: Request, server: Here, me: Viewer) -> Response:
 
 @router.post("/submit/data")
 async def bring(
-    request: Request, server: Here, me: Viewer, name: Annotated[str, Query(min_length=1, max_length=255)]
+    request: Request, server: Here, me: Viewer, name: Annotated[str, Query(min_length=1, max_length=255)], how: How
 ) -> Response:
     """Keep a data file if all of its rows are right, and show what is in it either way."""
     container = datasets.file_format(name)
     async with spooled(request, server.app.settings.folder) as path:
-        look = await run_in_threadpool(_preview, request, path, RowFormat.AUTO, container, request.query_params)
+        look = await run_in_threadpool(_preview, request, path, RowFormat.AUTO, container, how)
         stored = None
         if not look.faults:
             stored = await run_in_threadpool(datasets.add_dataset, server.ctx, me.member_id, path, name)
@@ -157,40 +170,33 @@ async def bring(
 
 
 @router.get("/submit/data/{sha256}")
-def look_again(request: Request, server: Here, me: Viewer, sha256: Sha256) -> Response:
+def look_again(request: Request, server: Here, _: Viewer, sha256: Sha256, how: How) -> Response:
     """What is in a data file that was brought before."""
-    dataset, look = _stored_preview(request, server, sha256)
+    dataset, look = _stored_preview(request, server, sha256, how)
     return piece("preview.html", preview=look, name=dataset.name, sha256=sha256)
 
 
-def _stored_preview(request: Request, server: Server, sha256: str) -> tuple[Dataset, Preview]:
+def _stored_preview(request: Request, server: Server, sha256: str, how: Measure) -> tuple[Dataset, Preview]:
     dataset = datasets.dataset_by_id(server.ctx, sha256)
     with tempfile.NamedTemporaryFile(dir=server.app.settings.folder, prefix=".look-") as copy:
         try:
-            for chunk in server.ctx.stores.current().read(dataset_key(sha256)):
+            for chunk in server.ctx.stores.local().read(dataset_key(sha256)):
                 copy.write(chunk)
         except StoreError as error:
             raise from_store(error) from error
         copy.flush()
-        found = _preview(
-            request,
-            Path(copy.name),
-            RowFormat(dataset.row_format),
-            FileFormat(dataset.file_format),
-            request.query_params,
-        )
+        found = _preview(request, Path(copy.name), RowFormat(dataset.row_format), FileFormat(dataset.file_format), how)
     return dataset, found
 
 
-def _preview(request: Request, path: Path, row_format: RowFormat, container: FileFormat, asked: Any) -> Preview:
-    length = asked.get("sequence_len", "")
+def _preview(request: Request, path: Path, row_format: RowFormat, container: FileFormat, how: Measure) -> Preview:
     return preview(
         path,
         row_format,
         container,
-        sequence_len=min(int(length), 1 << 20) if length.isdecimal() and len(length) < 9 else DEFAULT_LENGTH,
-        train_on_inputs=asked.get("train_on_inputs") == "true",
-        count=counters(request).of(str(asked.get("base_model", ""))[:300]),
+        sequence_len=how.sequence_len,
+        train_on_inputs=how.train_on_inputs,
+        count=counters(request).of(how.base_model),
     )
 
 
@@ -213,11 +219,10 @@ def preview_dataset(
     server: Here,
     _: Caller,
     sha256: Sha256,
-    base_model: Annotated[str, Query(max_length=300)] = "",
-    sequence_len: Annotated[int, Query(ge=8, le=1_048_576)] = DEFAULT_LENGTH,
+    how: How,
 ) -> DatasetLook:
     """The first rows as they will be read, which parts are trained on, and how long rows are."""
-    _, found = _stored_preview(request, server, sha256)
+    found = _stored_preview(request, server, sha256, how)[1]
     return DatasetLook(
         **{k: getattr(found, k) for k in ("type", "rows", "tokens", "truncated", "repeated", "exact")},
         shown=[[vars(turn) for turn in row] for row in found.shown],

@@ -4,7 +4,7 @@
   const root = document.getElementById("job"), box = document.getElementById("curve");
   const tools = document.getElementById("curve-tools");
   const job = root.dataset.job;
-  const SMOOTH = 0.9, COLOURS = 6, NARROWEST_LABEL = 84;
+  const SMOOTH = 0.8, COLOURS = 6, NARROWEST_LABEL = 84;
   const state = {series: {}, sessions: [], began: 0, total: 0, cursor: "0.0", x: "step"};
   let chart = null, frame = 0;
 
@@ -15,6 +15,7 @@
   probe.hidden = true;
   document.body.append(probe);
   const colour = (name) => { probe.style.color = `var(--${name})`; return getComputedStyle(probe).color; };
+  const legend = () => matchMedia("(max-width: 700px)").matches ? 0 : 34;
   const faint = (name) => colour(name).replace("rgb(", "rgba(").replace(")", ", .33)");
   const sessionColour = (session) => `s${(session.number - 1) % COLOURS}`;
 
@@ -134,7 +135,7 @@
     const axis = {stroke: colour("muted"), grid: {stroke: colour("line"), width: 1}, ticks: {stroke: colour("line"), width: 1}, font: "12px system-ui, sans-serif"};
     const clock = state.x === "clock";
     chart = new uPlot({
-      width: box.clientWidth, height: box.clientHeight - 34,
+      width: box.clientWidth, height: box.clientHeight - legend(),
       scales: {
         x: {time: clock, range: (u, low, high) => {
           if (state.x === "step" && !(u.zoomed)) return [0, Math.max(high ?? 1, 1) * 1.02];
@@ -206,7 +207,7 @@
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => chart && make());
   new ResizeObserver(() => {
-    if (chart && Math.abs(chart.width - box.clientWidth) > 1) chart.setSize({width: box.clientWidth, height: box.clientHeight - 34});
+    if (chart && Math.abs(chart.width - box.clientWidth) > 1) chart.setSize({width: box.clientWidth, height: box.clientHeight - legend()});
   }).observe(box);
 
   window.trainhop.curve = {state, marks, merge, redraw, took: 0, get chart() { return chart; }};

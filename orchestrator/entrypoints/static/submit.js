@@ -14,10 +14,15 @@
     later = setTimeout(replan, 350);
   });
 
-  const query = () => new URLSearchParams({
-    base_model: form.elements.base_model.value, sequence_len: form.elements.sequence_len.value,
-    train_on_inputs: /^\s*train_on_inputs:\s*true/m.test(form.elements.more.value),
-  });
+  const query = () => {
+    const asked = new URLSearchParams({
+      base_model: form.elements.base_model.value,
+      train_on_inputs: /^\s*train_on_inputs:\s*true/m.test(form.elements.more.value),
+    });
+    const length = Number(form.elements.sequence_len.value);
+    if (Number.isInteger(length) && length >= 8) asked.set("sequence_len", length);
+    return asked;
+  };
   const show = (html) => {
     shown.innerHTML = html;
     const found = shown.querySelector("[data-sha]");
