@@ -24,8 +24,8 @@ LONGEST_LINE = 4_000
 """Characters of a line that are shown; the raw output has them all."""
 
 Level = Literal["all", "warning", "error"]
-_ERROR = re.compile(r"\b(error|exception|traceback|fatal|killed|critical)\b|^\s+File \"", re.IGNORECASE)
-_WARNING = re.compile(r"\b(warn(ing)?|deprecated)\b", re.IGNORECASE)
+_ERROR = re.compile(r"(error|exception)\b|\b(traceback|fatal|killed|critical)\b|^\s+File \"", re.IGNORECASE)
+_WARNING = re.compile(r"warn(ing)?\b|\bdeprecated\b", re.IGNORECASE)
 Row = dict[str, Any]
 
 

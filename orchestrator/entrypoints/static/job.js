@@ -4,7 +4,7 @@
   const root = document.getElementById("job"), box = document.getElementById("curve");
   const tools = document.getElementById("curve-tools");
   const job = root.dataset.job;
-  const SMOOTH = 0.8, COLOURS = 6, NARROWEST_LABEL = 84;
+  const SMOOTH = 0.8, REPORT_S = 15, COLOURS = 6, NARROWEST_LABEL = 84;
   const state = {series: {}, sessions: [], began: 0, total: 0, cursor: "0.0", x: "step"};
   let chart = null, frame = 0;
 
@@ -31,6 +31,19 @@
     });
   };
 
+  // a report brings several steps at once: by the clock they lie between it and the one before
+  const spread = (rows) => {
+    for (let i = 0; i < rows.length;) {
+      let end = i + 1;
+      while (end < rows.length && rows[end][2] === rows[i][2] && rows[end][3] === rows[i][3]) end++;
+      const until = rows[i][2], before = rows[i - 1];
+      const began = (sessionOf(rows[i][3])?.began ?? state.began) - state.began;
+      const from = before && before[3] === rows[i][3] ? before[2] : Math.max(began, until - REPORT_S);
+      for (let k = i; k < end; k++) rows[k] = [rows[k][0], rows[k][1], from + (until - from) * (k - i + 1) / (end - i), rows[k][3]];
+      i = end;
+    }
+    return rows;
+  };
   const sessionOf = (fence) => state.sessions.find((s) => s.fence === fence);
   const place = ([step, , time, fence]) => {
     if (state.x === "step") return step;
@@ -58,8 +71,10 @@
   };
 
   const table = () => {
-    const [kept, lost] = split(state.series.loss || []);
-    const extra = ["eval_loss", "learning_rate"].filter(on).map((name) => [name, split(state.series[name] || [])[0]]);
+    const timed = (rows) => state.x === "step" ? rows : spread(rows);
+    const [whole, lost] = split(state.series.loss || []);
+    const kept = timed(whole);
+    const extra = ["eval_loss", "learning_rate"].filter(on).map((name) => [name, timed(split(state.series[name] || [])[0])]);
     const xs = new Map();
     const put = (rows, column) => rows.forEach((row) => {
       const x = place(row);
