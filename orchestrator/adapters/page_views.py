@@ -33,24 +33,11 @@ _curve_from = Statement(
 _newest_value = Statement(
     select(_metrics.c.value, _metrics.c.step).where(_of_job, _named).order_by(_metrics.c.step.desc()).limit(1)
 )
-_pulse = Statement(
-    select(
-        _jobs.c.updated_at,
-        _jobs.c.state,
-        _jobs.c.head,
-        _jobs.c.cancel_requested_at,
-        _jobs.c.pause_requested_at,
-        _jobs.c.priority,
-    ).where(_jobs.c.id == bindparam("job"))
-)
-_pulse_lease = Statement(
-    select(
-        _leases.c.fence, _leases.c.last_seq, _leases.c.state, _leases.c.phase, _leases.c.last_seen_at, _leases.c.step
-    )
-    .where(_leases.c.job_id == bindparam("job"))
-    .order_by(_leases.c.fence.desc())
-    .limit(1)
-)
+_changing = ("updated_at", "state", "head", "cancel_requested_at", "pause_requested_at", "priority")
+_pulse = select(_jobs.c.id, *(_jobs.c[n] for n in _changing)).where(_jobs.c.id.in_(bindparam("jobs", expanding=True)))
+_changing_there = ("fence", "last_seq", "state", "phase", "last_seen_at", "step")
+_live_of = _leases.c.job_id.in_(bindparam("jobs", expanding=True))
+_pulse_there = select(_leases.c.job_id, *(_leases.c[n] for n in _changing_there)).where(IS_LIVE, _live_of)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +62,12 @@ class PageViews:
 
     # one job
 
-    def pulse(self, job_id: str) -> tuple[Any, ...] | None:
-        """A value that differs whenever something on the job's page does; None for a job that is gone."""
+    def pulses(self, job_ids: Sequence[str]) -> dict[str, tuple[Any, ...] | None]:
+        """For each job a value that differs whenever something on its page does; None for one that is gone."""
         with self._engine.connect() as connection:
-            job = _pulse.first(connection, {"job": job_id})
-            return None if job is None else (*job, *(_pulse_lease.first(connection, {"job": job_id}) or ()))
+            jobs = {row[0]: tuple(row) for row in connection.execute(_pulse, {"jobs": job_ids})}
+            live = {row[0]: tuple(row) for row in connection.execute(_pulse_there, {"jobs": job_ids})}
+        return {j: (*jobs[j], *live.get(j, ())) if j in jobs else None for j in job_ids}
 
     def curve(self, job_id: str, name: str) -> list[Point]:
         """A metric's values by step; those that are no finite number are left out."""

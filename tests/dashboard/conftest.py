@@ -13,6 +13,7 @@ from tests.http.conftest import api, people
 
 __all__ = ["api", "people"]
 
+
 @pytest.fixture(scope="session")
 def chromium():
     """The distribution's Chromium; without it these tests are skipped, or fail where everything is required."""

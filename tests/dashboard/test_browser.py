@@ -13,7 +13,6 @@ CURVE = "window.trainhop?.curve?.state.series.loss?.length ?? 0"
 MARKS = "trainhop.curve.marks().map((m) => m.step)"
 
 
-
 def until(page, expression: str) -> None:
     """Wait for a JavaScript expression; Playwright's own way needs `eval`, which our policy forbids."""
     wait_for(lambda: page.evaluate(expression), expression)
@@ -90,7 +89,9 @@ def test_a_watched_job_moves_on_by_itself_and_the_hand_off_is_marked(show, visit
 def test_a_restarted_server_goes_on_without_gaps_or_doubles(show, visit, tmp_path):
     """Guard: with the cursor left out of the events' ids, the stream began anew and the request below had no id to go on from."""
     ident, machine = journey(show, tmp_path)
-    page = visit(show.link(), tolerate=("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE", "ERR_CONNECTION_RESET", "network error"))
+    page = visit(
+        show.link(), tolerate=("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE", "ERR_CONNECTION_RESET", "network error")
+    )
     page.goto(f"{show.url}/jobs/{ident}")
     until(page, f"({CURVE}) === 31")
     wait_for(lambda: show.app is not None, "the stream")
@@ -157,7 +158,14 @@ def test_text_of_others_is_only_text(show, visit, tmp_path):
     dialogs: list[str] = []
     page.on("dialog", lambda d: (dialogs.append(d.message), d.dismiss()))
     ident = job["id"]
-    for path in ("/", f"/jobs/{ident}", f"/jobs/{ident}/sessions/{machine.lease}", "/people", "/fleet", f"/submit?clone={ident}"):
+    for path in (
+        "/",
+        f"/jobs/{ident}",
+        f"/jobs/{ident}/sessions/{machine.lease}",
+        "/people",
+        "/fleet",
+        f"/submit?clone={ident}",
+    ):
         page.goto(show.url + path)
         page.wait_for_load_state("load")
         assert page.evaluate("document.querySelectorAll('main script, main img[src=x], main svg[onload]').length") == 0
@@ -186,7 +194,17 @@ def test_every_page_is_accessible_and_fits(show, visit, tmp_path, scheme, width)
     show.provider.output[machine.lease] = b"step 1\nWarning: x\nTraceback (most recent call last)\n"
     # axe is injected as a script by the test, which the policy of our pages would refuse
     page = visit(show.link(), scheme=scheme, width=width, bypass_csp=True, tolerate=("404",))
-    for path in ("/", f"/jobs/{ident}", f"/jobs/{ident}/sessions/{machine.lease}", "/fleet", "/accounts", "/submit", "/people", "/notifications", "/nowhere"):
+    for path in (
+        "/",
+        f"/jobs/{ident}",
+        f"/jobs/{ident}/sessions/{machine.lease}",
+        "/fleet",
+        "/accounts",
+        "/submit",
+        "/people",
+        "/notifications",
+        "/nowhere",
+    ):
         page.goto(show.url + path)
         page.wait_for_load_state("load")
         if path == f"/jobs/{ident}":
@@ -228,13 +246,21 @@ def test_without_a_script_pages_are_read_and_jobs_are_paused(show, visit, tmp_pa
     page = visit(show.link(), java_script_enabled=False)
     page.goto(f"{show.url}/jobs/{ident}")
     text = page.locator("main").inner_text()
-    for words in ("31 / 60", "If this machine vanished now", "this-computer", "The curve needs JavaScript", "checkpoint safe"):
+    for words in (
+        "31 / 60",
+        "If this machine vanished now",
+        "this-computer",
+        "The curve needs JavaScript",
+        "checkpoint safe",
+    ):
         assert words in text
     page.get_by_role("button", name="Pause").click()
     assert re.search(rf"/jobs/{ident}$", page.url)
     assert "pause requested" in page.locator("#status").inner_text()
     page.goto(show.url + "/submit?preset=instruct")
-    page.set_input_files("#file", {"name": "rows.jsonl", "mimeType": "text/plain", "buffer": b'{"text": "a"}\n{"text": "b"}\n'})
+    page.set_input_files(
+        "#file", {"name": "rows.jsonl", "mimeType": "text/plain", "buffer": b'{"text": "a"}\n{"text": "b"}\n'}
+    )
     page.get_by_label("Name", exact=True).fill("by hand")
     page.get_by_role("button", name="Submit").click()
     page.get_by_role("heading", name="by hand").wait_for()
@@ -247,7 +273,10 @@ def test_a_job_is_made_from_a_file_that_is_looked_into(show, visit, tmp_path):
     page.set_input_files("#file", {"name": "bad.jsonl", "mimeType": "text/plain", "buffer": bad})
     page.get_by_text("line 2: column 'completion' is missing").wait_for()
     page.get_by_text("line 3: 'completion' is empty").wait_for()
-    good = b'{"prompt": "What is this?", "completion": "A train."}\n' * 12 + b'{"prompt": "x", "completion": "%s"}\n' % (b"long " * 900)
+    good = (
+        b'{"prompt": "What is this?", "completion": "A train."}\n' * 12
+        + b'{"prompt": "x", "completion": "%s"}\n' % (b"long " * 900)
+    )
     page.set_input_files("#file", {"name": "good.jsonl", "mimeType": "text/plain", "buffer": good})
     page.get_by_text("read as prompt_completion").wait_for()
     assert page.locator("#preview mark").nth(1).inner_text() == "A train."

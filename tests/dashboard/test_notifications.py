@@ -162,7 +162,9 @@ def test_addresses_lie_nowhere_in_clear(api, people, receiver):
     assert "my-secret-key" not in people.ann.get("/notifications").text
 
 
-@pytest.mark.parametrize("url", ["nonsense", "http://", "dbus://", "syslog://", "unknownservice://x", "http://[", "ftp://x/y"])
+@pytest.mark.parametrize(
+    "url", ["nonsense", "http://", "dbus://", "syslog://", "unknownservice://x", "http://[", "ftp://x/y"]
+)
 def test_addresses_that_cannot_be_used_are_refused_in_words(api1_people, url):
     answer = api1_people.ann.post("/notifications", {"url": url})
     assert answer.status_code == 422
@@ -211,12 +213,11 @@ def test_what_nobody_announces_is_noticed_once(api, people, provider, clock, rec
     assert titles(receiver) == ["Stalled: slow"]
     ann = people.ann.get("/me").json()["id"]
     with api.app.context.uow() as tx:
-        tx.add_account(
-            Account(
-                id="account-1", provider="fake", member_id=ann, name="ann-fake", config={},
-                problem="the token was revoked", created_at=clock.now(),
-            )  # fmt: skip
+        account = Account(
+            id="account-1", provider="fake", member_id=ann, name="ann-fake", config={}, created_at=clock.now()
         )
+        account.problem = "the token was revoked"
+        tx.add_account(account)
     look_around(api.app.office)
     look_around(api.app.office)
     assert tell(api.app.office) == 1

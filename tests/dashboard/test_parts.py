@@ -42,17 +42,23 @@ def test_points_after_a_cursor_hold_every_step_that_was_run_again(api, people, p
         first.report(step)
     first.say("release", first.said("release", step=6, reason="deadline"))
     server = api.client.app.state.server
-    told = curve.since(server, job, (0, 0))
+
+    def since(cursor):
+        found = curve.since(server, job, server.views.sessions(job_id=job), cursor)
+        assert found is not None
+        return found
+
+    told = since((0, 0))
     assert [r[0] for r in told["loss"]] == [1, 2, 3, 4, 5, 6]
     cursor = curve.newest(told, (0, 0))
     assert cursor == (1, 6)
     second = Machine.launched(api, provider)
     second.start()
     second.report(5, metrics=[{"step": 5, "values": {"loss": 50.0}}])
-    later = curve.since(server, job, cursor)
+    later = since(cursor)
     assert [(r[0], r[1], r[3]) for r in later["loss"] if r[3] == 2] == [(5, 50.0, 2)]
     second.report(6, metrics=[{"step": 6, "values": {"loss": "Infinity"}}])
-    assert [r[0] for r in curve.since(server, job, (2, 5))["loss"]] == [5]
+    assert [r[0] for r in since((2, 5))["loss"]] == [5]
 
 
 def place(**more) -> Place:
@@ -61,20 +67,42 @@ def place(**more) -> Place:
 
 def test_a_forecast_counts_sessions_and_waits_for_quota():
     """Guard: without the quota, the last forecast promised the end two days before the machine's hours return."""
-    here = forecast(work_s=100, session_left_s=500, places=[], now=0)
+
+    def known(**more):
+        found = forecast(now=0, **more)
+        assert found is not None
+        return found
+
+    here = known(work_s=100, session_left_s=500, places=[])
     assert (here.seconds, here.sessions) == (100, 0)
     assert forecast(work_s=100, session_left_s=50, places=[], now=0) is None
-    more = forecast(work_s=7_000, session_left_s=1_010, places=[place()], now=0)
+    more = known(work_s=7_000, session_left_s=1_010, places=[place()])
     assert (more.seconds, more.sessions, more.waits_until) == (7_000 + 2 * 70, 2, None)
-    short = forecast(work_s=7_200, session_left_s=None, places=[place(hours_left=1.0, refresh_at=200_000.0)], now=0)
+    short = known(work_s=7_200, session_left_s=None, places=[place(hours_left=1.0, refresh_at=200_000.0)])
     assert short.waits_until == 200_000
     assert short.seconds > 200_000
 
 
 def test_bars_cover_what_happened_and_no_more():
     sessions = [
-        {"started_at": 10.0, "created_at": 5.0, "ended_at": 50.0, "first_step": 0, "last_step": 44, "phase": "train", "ledger": {"load": 5, "train": 35}},
-        {"started_at": 70.0, "created_at": 60.0, "ended_at": None, "first_step": 40, "last_step": 90, "phase": "train", "ledger": {}},
+        {
+            "started_at": 10.0,
+            "created_at": 5.0,
+            "ended_at": 50.0,
+            "first_step": 0,
+            "last_step": 44,
+            "phase": "train",
+            "ledger": {"load": 5, "train": 35},
+        },
+        {
+            "started_at": 70.0,
+            "created_at": 60.0,
+            "ended_at": None,
+            "first_step": 40,
+            "last_step": 90,
+            "phase": "train",
+            "ledger": {},
+        },
     ]
     steps = timeline.by_step(sessions, 100)
     assert [(b.x, b.width, b.session) for b in steps] == [(0, 40, 1), (40, 50, 2)]
@@ -100,7 +128,9 @@ def test_a_preview_shows_what_is_trained_and_every_fault(tmp_path):
     assert [(t.role, t.text, t.trained) for t in found.shown[0]] == [("user", "a?", False), ("assistant", "b.", True)]
     assert (found.rows, found.repeated, found.exact) == (2, 1, False)
     assert all(t.trained for t in preview(file, RowFormat.AUTO, None, sequence_len=8, train_on_inputs=True).shown[0])
-    counted = preview(file, RowFormat.AUTO, None, sequence_len=8, train_on_inputs=False, count=lambda ts: [9 for _ in ts])
+    counted = preview(
+        file, RowFormat.AUTO, None, sequence_len=8, train_on_inputs=False, count=lambda ts: [9 for _ in ts]
+    )
     assert (counted.truncated, counted.exact, sum(b.rows for b in counted.bars)) == (2, True, 2)
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
@@ -121,7 +151,11 @@ def test_a_job_file_survives_the_form():
 
 
 def test_lines_know_their_place_and_kind():
-    text = "step 1\nUserWarning: old\nTraceback (most recent call last):\nRuntimeError: ü broke\n" + "x" * 5_000 + "\nlast\n"
+    text = (
+        "step 1\nUserWarning: old\nTraceback (most recent call last):\nRuntimeError: ü broke\n"
+        + "x" * 5_000
+        + "\nlast\n"
+    )
     found = logs.lines(text, 100)
     assert [x.level for x in found] == ["info", "warning", "error", "error", "info", "info"]
     assert found[4].cut == 1_000

@@ -29,7 +29,7 @@ def test_submit_watch_a_hand_off_take_the_adapter(visit, tmp_path):
         page.get_by_text("by the model's tokenizer").or_(page.get_by_text("estimated")).wait_for()
         page.get_by_label("Name", exact=True).fill("a whole story")
         page.get_by_label("Base model").fill(str(model))
-        page.get_by_label("or steps").fill("300")
+        page.get_by_label("or steps").fill("160")
         page.locator("#plan").get_by_text("fits this-computer").wait_for()
         page.get_by_role("button", name="Submit").click()
         page.get_by_role("heading", name="a whole story").wait_for()
@@ -42,7 +42,7 @@ def test_submit_watch_a_hand_off_take_the_adapter(visit, tmp_path):
         server.wait_for(lambda: len(page.evaluate(MARKS)) == 1, "the mark on the curve", 180, 0.2)
         (mark,) = page.evaluate(MARKS)
         page.locator("#status .pill.succeeded").wait_for()
-        until(page, f"({CURVE}) === 300")
+        until(page, f"({CURVE}) === 160")
 
         sessions = server.get(f"/jobs/{ident}/sessions")["items"]
         assert [s["outcome"] for s in sessions] == ["handed_off", "completed"]
@@ -53,4 +53,4 @@ def test_submit_watch_a_hand_off_take_the_adapter(visit, tmp_path):
         archive = zipfile.ZipFile(arriving.value.path())
         assert load_tensors(archive.read("adapter_model.safetensors"))
         page.get_by_role("link", name="output of session 2").click()
-        page.get_by_text("step 300 loss").wait_for()
+        page.get_by_text("step 160 loss").wait_for()

@@ -124,13 +124,15 @@ def cursor_of(text: str | None) -> Cursor:
     return (int(fence[:12]), int(step[:12])) if fence.isdecimal() and step.isdecimal() else (0, 0)
 
 
-def since(server: Server, job_id: str, cursor: Cursor) -> dict[str, list[Point]] | None:
+def since(
+    server: Server, job_id: str, sessions: Sequence[dict[str, Any]], cursor: Cursor
+) -> dict[str, list[Point]] | None:
     """Points that are new after `cursor`, its own step once more; None if they are too many to send one by one.
 
     A session repeats steps of the one before it: its points begin at its own first step, and replace what was there.
     """
     fence, step = cursor
-    later = [s["first_step"] for s in server.views.sessions(job_id=job_id) if s["fence"] > fence]
+    later = [s["first_step"] for s in sessions if s["fence"] > fence]
     found = server.pages.curves_from(job_id, CURVES, step=min([step, *later]), fence=fence, most=MOST_AT_ONCE + 1)
     if any(len(rows) > MOST_AT_ONCE for rows in found.values()):
         return None

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 import yaml
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
+from pydantic import ValidationError
 
 from orchestrator.domain.errors import TrainhopError
 from orchestrator.domain.lifecycle import JobState
@@ -97,7 +98,10 @@ def _as_curl(url: str, body: str) -> str:
 
 def submittable(spec: Row) -> Row:
     """A stored job file without what says nothing and without what the server fills in itself."""
-    plain = JobSpec.model_validate(spec).model_dump(mode="json", exclude_defaults=True)
+    try:
+        plain = JobSpec.model_validate(spec).model_dump(mode="json", exclude_defaults=True)
+    except ValidationError:
+        return spec  # of another version: shown as it was kept
     for dataset in plain.get("datasets", ()):
         if dataset.get("sha256"):
             dataset["path"] = f"sha256:{dataset.pop('sha256')}"

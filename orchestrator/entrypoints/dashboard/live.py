@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -41,26 +42,30 @@ class _Watched:
     sections: dict[str, str] = field(default_factory=dict[str, str])
     sessions: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     began: float = 0.0
-    points: dict[Cursor, Any] = field(default_factory=dict[Cursor, Any])
+    points: dict[Cursor, dict[str, Any]] = field(default_factory=dict[Cursor, dict[str, Any]])
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     viewers: int = 0
-    looking: asyncio.Task[None] | None = None
 
 
 class Hub:
-    """Looks at each watched job twice a second, renders it once when it has changed, and tells everybody."""
+    """Looks at all watched jobs twice a second, renders each once when it has changed, and tells everybody.
+
+    All of it happens in one thread: however many watch, a machine's report waits for one rendering at most.
+    """
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self.machines = Machines(server)
         self._watched: dict[str, _Watched] = {}
+        self._looking: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="live")
 
     async def follow(self, job_id: str, cursor: Cursor) -> AsyncIterator[ServerSentEvent]:
         """What is new for one viewer, for as long as it listens."""
         job = self._watched.setdefault(job_id, _Watched())
         job.viewers += 1
-        if job.looking is None or job.looking.done():
-            job.looking = asyncio.create_task(self._look(job_id, job))
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look())
         sent: dict[str, str] = {}
         seen = 0
         try:
@@ -87,39 +92,49 @@ class Hub:
             if not job.viewers and self._watched.get(job_id) is job:
                 del self._watched[job_id]
 
-    async def _look(self, job_id: str, job: _Watched) -> None:
-        while job.viewers and not job.gone:
+    async def _aside(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+    async def _look(self) -> None:
+        while self._watched:
+            jobs = dict(self._watched)
             try:
-                await asyncio.to_thread(self._refresh, job_id, job)
+                versions = await self._aside(self._server.pages.pulses, list(jobs))
             except SQLAlchemyError as error:
-                _log.warning("a watched job could not be read", job=job_id, error=type(error).__name__)
-            except Exception:  # noqa: BLE001  logged; a page that cannot be shown must not end the others
-                _log.exception("a watched job could not be shown", job=job_id)
-            if job.version is not None or job.gone:
-                job.changed.set()
-                job.changed = asyncio.Event()
+                _log.warning("watched jobs could not be read", error=type(error).__name__)
+                versions = {}
+            for job_id, job in jobs.items():
+                if job_id in versions and (versions[job_id] is None or versions[job_id] != job.version):
+                    await self._refresh(job_id, job, versions[job_id])
             await asyncio.sleep(LOOK_EVERY_S)
 
-    def _refresh(self, job_id: str, job: _Watched) -> None:
-        version = self._server.pages.pulse(job_id)
-        if version is not None and version == job.version:
+    async def _refresh(self, job_id: str, job: _Watched, version: Any) -> None:
+        try:
+            found = await self._aside(self._shown, job_id) if version is not None else None
+        except Exception:  # noqa: BLE001  logged; a page that cannot be shown must not end the others
+            _log.exception("a watched job could not be shown", job=job_id)
             return
-        found = look(self._server, self.machines, job_id) if version is not None else None
         if found is None:
             job.gone = True
         else:
-            job.sections, job.sessions = found.sections(), found.values["sessions"]
-            job.began, job.points, job.version = found.row["created_at"], {}, version
+            job.sections, job.sessions, job.began = found
+            job.points, job.version = {}, version
         job.turn += 1
+        job.changed.set()
+        job.changed = asyncio.Event()
+
+    def _shown(self, job_id: str) -> tuple[dict[str, str], list[dict[str, Any]], float] | None:
+        found = look(self._server, self.machines, job_id)
+        return None if found is None else (found.sections(), found.values["sessions"], found.row["created_at"])
 
     async def _points(self, job_id: str, job: _Watched, cursor: Cursor) -> dict[str, Any]:
         """New points in the words of the page; the same question is answered once for everybody who asks it."""
         if cursor not in job.points:
-            job.points[cursor] = await asyncio.to_thread(self._read_points, job_id, job, cursor)
+            job.points[cursor] = await self._aside(self._read_points, job_id, job, cursor)
         return job.points[cursor]
 
     def _read_points(self, job_id: str, job: _Watched, cursor: Cursor) -> dict[str, Any]:
-        found = curve.since(self._server, job_id, cursor)
+        found = curve.since(self._server, job_id, job.sessions, cursor)
         if found is None:
             last = job.sessions[-1]
             return {"series": None, "cursor": curve.cursor_text((last["fence"], last["last_step"]))}
