@@ -160,6 +160,7 @@ def chart(server: BenchServer) -> dict[str, Any]:
             f"http://127.0.0.1:{server.port}/api/v1/login-links", headers={"Authorization": f"Bearer {server.token}"}
         )
         page.goto(link.json()["url"])
+        page.wait_for_url(f"http://127.0.0.1:{server.port}/")
         page.goto(f"http://127.0.0.1:{server.port}/jobs/{_job(1)}")
         page.locator(".uplot").wait_for()
         took, frames = page.evaluate(add, [CHART_POINTS, CHART_UPDATES, CHART_NEW])

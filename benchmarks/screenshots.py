@@ -19,7 +19,7 @@ from benchmarks.lab import Lab, lab
 from benchmarks.tiny_model import make_tiny_llama
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-STEPS = 900
+STEPS = 600
 PICTURES = (
     ("dashboard-job", "/jobs/{job}", "light", 1280, 1010),
     ("dashboard-submit", "/submit?clone={job}", "light", 1280, 1010),
@@ -89,6 +89,7 @@ def take(server: Lab, job: str, target: Path) -> None:
             context = running.new_context(color_scheme=scheme, viewport={"width": width, "height": height})  # pyright: ignore[reportArgumentType]
             page = context.new_page()
             page.goto(server.post("/login-links")["url"])
+            page.wait_for_url(f"{address}/")
             page.goto(address + path.format(job=job))
             page.wait_for_load_state("networkidle") if "submit" in path else page.locator(".uplot").wait_for()
             page.screenshot(path=target / f"{name}.png")

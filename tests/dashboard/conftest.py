@@ -56,6 +56,7 @@ def visit(chromium):
             ),
         )
         page.goto(link)
+        page.wait_for_url(f"{host}/")  # the page of the link goes on by itself
         return page
 
     yield open_page
