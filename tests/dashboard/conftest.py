@@ -9,9 +9,7 @@ import pytest
 
 from benchmarks.browser import MISSING, browser, program
 from tests.dashboard.stage import Stage, stage
-from tests.http.conftest import api, people
-
-__all__ = ["api", "people"]
+from tests.http.conftest import api, people  # noqa: F401  fixtures
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from orchestrator.entrypoints.commands import job_file
 from orchestrator.entrypoints.commands.client import CommandError
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, piece
 from orchestrator.entrypoints.demo import examples
-from orchestrator.entrypoints.demo_model import obtain
+from orchestrator.entrypoints.demo_model import MODEL, obtain
 from orchestrator.entrypoints.deps import PROBLEMS, Caller, Server
 from orchestrator.services import datasets, jobs
 from orchestrator.services.jobs import Actor
@@ -31,6 +31,7 @@ HAND_OVER_AT = 0.4
 """Share of the demo's steps after which its session hands the job over, so that everybody sees it happen."""
 
 LOOK_EVERY_S = 1.0
+NAME = MODEL.rpartition("/")[2]
 PATIENCE_S = 3_600.0
 
 router = APIRouter(include_in_schema=False)
@@ -93,8 +94,14 @@ class Demo:
                 f"training on this computer needs {', '.join(missing)}: install torch as pytorch.org says, "
                 "then pip install 'trainhop[server,train]'"
             )
+        settings = self._server.app.settings
+        if settings.offline and not (settings.models / NAME / "config.json").is_file():
+            raise TrainhopError(
+                f"this server is set to stay offline; put {MODEL} into {settings.models / NAME}, or start it without "
+                "TRAINHOP_OFFLINE"
+            )
         self._say("fetching the model, once (270 MB)")
-        model = _kept(obtain(self._server.app.settings.models), self._server.app.settings.models)
+        model = _kept(obtain(settings.models), settings.models)
         self._say("storing the data")
         file = examples() / "demo.yaml"
         spec = job_file.read(str(file))
@@ -124,7 +131,7 @@ def _kept(found: Path, models: Path) -> Path:
     """The model's folder among the server's own, where jobs may name it."""
     if found.is_relative_to(models):
         return found
-    target = models / "SmolLM2-135M-Instruct"
+    target = models / NAME
     aside = models / ".copying"
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(found, aside)
