@@ -122,11 +122,12 @@ def _fill_metrics(app: App, metrics: int) -> None:
         INSERT INTO metrics (job_id, name, step, value, fence, at)
         SELECT '{_job(1)}', 'loss', step, 2.0 + abs(random() % 1000) / 1000.0, 1, 1e9 + step FROM s"""
     )
-    with app.engine.connect() as connection:
+    with app.engine.begin() as connection:
         connection.execute(text("UPDATE accounts SET paused = 1"))  # nothing starts while pages are measured
         connection.execute(one)
         if metrics > LONG_CURVE:
             connection.execute(several)
+    with app.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
 

@@ -122,14 +122,16 @@ class PageViews:
 
     def running(self, member_id: str | None, limit: int) -> list[Row]:
         """Live sessions with their job's name, progress and newest checkpoint; with a member only theirs."""
+        columns = ("id", "job_id", "account_id", "provider", "state", "phase", "step", "created_at", "started_at")
+        columns += ("budget_s", "last_seen_at", "expires_at", "hardware", "seconds_per_step")
+        mine = [_leases.c.member_id == member_id] if member_id is not None else []
+        # Limited on its own, because a planner that is free to would begin with every job there is.
+        some = select(*(_leases.c[n] for n in columns)).where(IS_LIVE, *mine).order_by(_leases.c.id.desc()).limit(limit)
+        live = some.subquery()
         head = (tables.checkpoints.c.job_id == _jobs.c.id) & (tables.checkpoints.c.sha256 == _jobs.c.head)
         asked = (
             select(
-                *(
-                    _leases.c[n]
-                    for n in ("id", "job_id", "provider", "state", "phase", "step", "created_at", "started_at")
-                ),
-                *(_leases.c[n] for n in ("budget_s", "last_seen_at", "expires_at", "hardware", "seconds_per_step")),
+                *(c for c in live.c if c.name != "account_id"),
                 _jobs.c.name.label("job_name"),
                 _jobs.c.total_steps,
                 _jobs.c.head_step,
@@ -137,16 +139,13 @@ class PageViews:
                 tables.accounts.c.name.label("account"),
                 tables.checkpoints.c.created_at.label("safe_at"),
             )
-            .select_from(_leases)
-            .join(_jobs, _jobs.c.id == _leases.c.job_id)
+            .select_from(live)
+            .join(_jobs, _jobs.c.id == live.c.job_id)
             .join(tables.members, tables.members.c.id == _jobs.c.member_id)
-            .outerjoin(tables.accounts, tables.accounts.c.id == _leases.c.account_id)
+            .outerjoin(tables.accounts, tables.accounts.c.id == live.c.account_id)
             .outerjoin(tables.checkpoints, head)
-            .where(IS_LIVE)
         )
-        if member_id is not None:
-            asked = asked.where(_jobs.c.member_id == member_id)
-        return self._all(asked.order_by(_leases.c.id.desc()).limit(limit))
+        return self._all(asked.order_by(live.c.id.desc()))
 
     def day(self, member_id: str | None, *, first_id: str, now: float) -> Day:
         """What sessions begun with `first_id` or later did; with a member only theirs."""

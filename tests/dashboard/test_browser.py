@@ -312,3 +312,46 @@ def test_members_and_tokens(show, visit):
     hers.get_by_role("button", name="Make").click()
     token = hers.locator("#secret").inner_text()
     assert show.api.as_(token).get("/me").json()["name"] == "ann"
+
+
+def test_a_job_that_goes_away_while_it_is_watched_is_said(show, visit):
+    """Guard: without `job.gone` the page went on showing a job that no longer was."""
+    from sqlalchemy import text
+
+    job = show.api.admin.submit()["id"]
+    page = visit(show.link(), tolerate=("404",))
+    page.goto(f"{show.url}/jobs/{job}")
+    page.locator("#curve-tools").wait_for()
+    with show.app.engine.begin() as connection:
+        connection.execute(text("DELETE FROM jobs"))
+    page.get_by_text("This job is gone").wait_for()
+
+
+def test_a_stream_that_slept_for_long_loads_the_curve_again(show):
+    """Guard: without the limit, a browser that woke up was sent every point it had missed, one by one."""
+    from sqlalchemy import text
+
+    job = show.api.admin.submit(max_steps=9_000)["id"]
+    machine = show.machine()
+    steps(machine, 1, 3, total=9_000)
+    more = (
+        "WITH RECURSIVE s(step) AS (SELECT 4 UNION ALL SELECT step + 1 FROM s WHERE step < 8000) "
+        f"INSERT INTO metrics (job_id, name, step, value, fence, at) SELECT '{job}', 'loss', step, 1.0, 1, 2e9 FROM s"
+    )
+    with show.app.engine.begin() as connection:
+        connection.execute(text(more))
+    machine.report(8000, metrics=[])
+
+    def first(cursor: str) -> list[str]:
+        headers = {"Authorization": f"Bearer {show.api.admin_token}", "Last-Event-ID": cursor}
+        found: list[str] = []
+        with show.client.stream("GET", f"/jobs/{job}/live", headers=headers) as stream:
+            for line in stream.iter_lines():
+                if line.startswith(("event:", "id:")):
+                    found.append(line.replace(": ", ":"))
+                if len(found) == 2:
+                    return found
+        return found
+
+    assert first("1.3") == ["event:reload", "id:1.8000"]
+    assert first("1.7990") == ["event:points", "id:1.8000"]

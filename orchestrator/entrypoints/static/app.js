@@ -78,22 +78,24 @@
     notice.append(box);
   };
   const expired = () => say("Your login has expired or was taken back.", "bad", location.href);
+  const gone = () => say("This job is gone.", "bad");
   window.trainhop.say = say;
   document.addEventListener("htmx:after:request", (event) => {
     const status = event.detail?.ctx?.response?.status;
     if (status === 401) expired();
+    if (status === 404 && event.target.id === "job") gone();
   });
   document.addEventListener("htmx:error", (event) => {
     if (event.detail?.ctx?.request) say("The server does not answer; this page tries again.", "bad");
   });
   document.addEventListener("htmx:sse:error", (event) => {
     if (event.detail?.status === 401) expired();
-    else if (event.detail?.status === 404) say("This job is gone.", "bad");
+    else if (event.detail?.status === 404) gone();
     else say("The server does not answer; this page tries again.", "bad");
   });
   document.addEventListener("htmx:sse:after:connection", (event) => {
     if (event.detail?.connection?.status === 200) say("");
   });
   document.addEventListener("login", expired);
-  document.addEventListener("gone", () => say("This job is gone.", "bad"));
+  document.addEventListener("gone", gone);
 })();

@@ -4,7 +4,7 @@
   const root = document.getElementById("job"), box = document.getElementById("curve");
   const tools = document.getElementById("curve-tools");
   const job = root.dataset.job;
-  const SMOOTH = 0.8, REPORT_S = 15, COLOURS = 6, NARROWEST_LABEL = 84;
+  const SMOOTH = 0.8, REPORT_S = 15, LISTEN_AGAIN_MS = 5000, COLOURS = 6;
   const state = {series: {}, sessions: [], began: 0, total: 0, cursor: "0.0", x: "step"};
   let chart = null, frame = 0;
 
@@ -135,10 +135,10 @@
       ctx.lineTo(mark.at, bbox.top + bbox.height);
       ctx.stroke();
       const room = (spots[i + 1]?.at ?? bbox.left + bbox.width) - mark.at;
-      if (room > NARROWEST_LABEL * ratio) {
-        const why = {handed_off: "handed over", lost: "machine lost", paused: "paused"}[mark.why] || mark.why;
-        ctx.fillText(`${mark.from} → ${mark.to}  ${why}`, mark.at + 5 * ratio, bbox.top + 4 * ratio);
-      }
+      const why = {handed_off: "handed over", lost: "machine lost", paused: "paused"}[mark.why] || mark.why;
+      const short = `${mark.from} → ${mark.to}`;
+      const label = [`${short}  ${why}`, short].find((words) => ctx.measureText(words).width + 8 * ratio < room);
+      if (label) ctx.fillText(label, mark.at + 5 * ratio, bbox.top + 4 * ratio);
     });
     ctx.restore();
   };
@@ -235,9 +235,25 @@
       setTimeout(begin, 3000);
       return;
     }
-    // only now is it known from which point the stream has to go on
-    root.setAttribute("hx-sse:connect", `/jobs/${job}/live?from=${state.cursor}`);
-    htmx.process(root);
+    listen();
+    setInterval(listen, LISTEN_AGAIN_MS);
   };
+  // htmx takes up a stream that breaks, but not one that could not be begun
+  const stream = {open: false, trying: false, over: false};
+  const listen = async () => {
+    if (stream.open || stream.trying || stream.over || document.hidden) return;
+    stream.trying = true;
+    try {
+      // only now is it known from which point the stream has to go on
+      const address = `/jobs/${job}/live?from=${state.cursor}`;
+      root.setAttribute("hx-sse:connect", address);
+      await htmx.ajax("GET", address, {source: root, target: root, swap: "none"});
+    } finally {
+      stream.trying = false;
+    }
+  };
+  root.addEventListener("htmx:sse:after:connection", () => { stream.open = true; });
+  root.addEventListener("htmx:sse:close", () => { stream.open = false; });
+  for (const end of ["gone", "login"]) root.addEventListener(end, () => { stream.over = true; });
   begin();
 })();
