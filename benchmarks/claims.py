@@ -24,15 +24,15 @@ CLAIM_SECONDS = 6.0
 def claims(folder: Path, rows: int) -> float:
     """Leases made durable per second by the product's dispatcher, with `rows` jobs of which 10,000 are queued."""
     say(f"claims at {rows} rows ...")
-    app = build(Settings(data_dir=folder), providers=Registry.of({"local": _Nowhere()}))
+    app = build(Settings(data_dir=folder), providers=Registry.of({"local": Nowhere()}))
     try:
-        _fill(app, rows)
+        fill(app, rows)
         return round(_claim_for(app, CLAIM_SECONDS), 1)
     finally:
         app.close()
 
 
-class _Nowhere(Coroutines):
+class Nowhere(Coroutines):
     """Takes every launch and does nothing with it."""
 
     def __init__(self) -> None: ...
@@ -44,7 +44,7 @@ class _Nowhere(Coroutines):
         return str(request.lease_id)
 
 
-def _fill(app: App, rows: int) -> None:
+def fill(app: App, rows: int) -> None:
     with app.context.uow() as tx:
         member = tx.members()[0].id
         now = app.context.clock.now()

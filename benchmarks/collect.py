@@ -15,6 +15,7 @@ from worker.hardware import cpu_name, versions
 RESULTS = Path(__file__).parent / "results" / "core.json"
 PARTS = {
     "orchestrator": ["benchmarks.orchestrator"],
+    "dashboard": ["benchmarks.dashboard"],
     "goodput": ["benchmarks.goodput"],
     "exact_resume_lora": ["benchmarks.exact_resume", "--kills", "0,1,5,20"],
     "exact_resume_qlora": ["benchmarks.exact_resume", "--kills", "0,1,5,20", "--adapter", "qlora"],

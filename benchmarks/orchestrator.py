@@ -177,7 +177,8 @@ class BenchServer:
     """`benchmarks.bench_server` in a process of its own; its launches arrive on a socket here."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
+        (folder / "data" / "server.url").unlink(missing_ok=True)
         self.folder = folder
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -17,7 +17,9 @@ from typing import Any
 import structlog
 from sqlalchemy import Engine
 
+from orchestrator.adapters.carrier import WebCarrier
 from orchestrator.adapters.catalog import FolderAndHubCatalog
+from orchestrator.adapters.notices import NoticeBook
 from orchestrator.adapters.schema import upgrade
 from orchestrator.adapters.stores.blobs import BlobLinks
 from orchestrator.adapters.stores.configured import ConfiguredStores
@@ -29,6 +31,7 @@ from orchestrator.adapters.vault import FernetVault
 from orchestrator.config import Settings
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.model import Account, Member, Role
+from orchestrator.notice_ports import Book, Carrier
 from orchestrator.ports import (
     Context,
     Provider,
@@ -43,6 +46,7 @@ from orchestrator.ports import (
 from orchestrator.providers.local import LocalProvider
 from orchestrator.providers.registry import Registry
 from orchestrator.services.ids import new_id
+from orchestrator.services.notifications import Office
 
 log = structlog.get_logger()
 
@@ -102,7 +106,14 @@ class App:
     wake: threading.Event
     news: threading.Event
     token_file: Path
+    book: Book
+    carrier: Carrier
     _closers: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+
+    @property
+    def office(self) -> Office:
+        """What notifications are made with."""
+        return Office(ctx=self.context, book=self.book, carrier=self.carrier)
 
     def close(self) -> None:
         """Let go of threads, connections and the data folder."""
@@ -137,7 +148,7 @@ def build(
         providers=providers or Registry(lambda kind: _make_provider(kind, settings, vault, news)),
         stores=stores,
         catalog=FolderAndHubCatalog(
-            settings.allowed_folders, frozenset(settings.trusted_models), offline=settings.offline
+            (*settings.allowed_folders, settings.models), frozenset(settings.trusted_models), offline=settings.offline
         ),
         tokens=tokens,
         rules=settings.rules,
@@ -156,6 +167,8 @@ def build(
         wake=wake,
         news=news,
         token_file=settings.folder / "admin.token",
+        book=NoticeBook(uow),
+        carrier=WebCarrier(),
         _closers=[unlock, engine.dispose, stores.close, lambda: pool.shutdown(wait=False, cancel_futures=True)],
     )
     _first_start(app)

@@ -60,6 +60,11 @@ class Settings(BaseSettings):
         return self.data_dir.expanduser().resolve()
 
     @property
+    def models(self) -> Path:
+        """Where the server keeps base models that it fetched itself; jobs may always name them."""
+        return self.folder / "models"
+
+    @property
     def url(self) -> str:
         """The database's URL."""
         return self.database_url or f"sqlite:///{self.folder / 'trainhop.db'}"

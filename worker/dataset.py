@@ -83,6 +83,41 @@ def inspect(path: Path, row_format: RowFormat = RowFormat.AUTO, file_format: Fil
     return DatasetInfo(rows=sum(1 for _ in rows), type=kind, file_format=container)
 
 
+def examine(
+    path: Path, row_format: RowFormat = RowFormat.AUTO, file_format: FileFormat | None = None
+) -> tuple[RowFormat | None, Iterator[Row | DatasetError]]:
+    """Like `read_rows`, but with the faults of single rows among the rows; a fault of the file itself comes last."""
+    try:
+        container = file_format or detect_file_format(path)
+        records = _READERS[container](path)
+        first = next(records, None)
+        if first is None:
+            raise DatasetError("the file has no rows; give it at least one")
+        kind = detect_row_format(first[1], first[0]) if row_format is RowFormat.AUTO else row_format
+    except DatasetError as error:
+        return None, iter([error])
+    return kind, _rows_and_faults(kind, first, records)
+
+
+def _rows_and_faults(
+    kind: RowFormat, first: tuple[int, dict[str, Any]], rest: Iterator[tuple[int, dict[str, Any]]]
+) -> Iterator[Row | DatasetError]:
+    def each() -> Iterator[tuple[int, dict[str, Any]]]:
+        yield first
+        yield from rest
+
+    try:
+        for line, record in each():
+            try:
+                row = _row(kind, line, record)
+            except DatasetError as error:
+                yield error
+            else:
+                yield row
+    except DatasetError as error:
+        yield error
+
+
 def read_rows(
     path: Path, row_format: RowFormat = RowFormat.AUTO, file_format: FileFormat | None = None
 ) -> Iterator[Row]:

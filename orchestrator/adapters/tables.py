@@ -337,3 +337,43 @@ remembered = Table(
     Column("at", Double, nullable=False, index=True),
     PrimaryKeyConstraint("member_id", "key"),
 )
+
+channels = Table(
+    "channels",
+    metadata,
+    Column("id", _id(), primary_key=True),
+    Column("member_id", ForeignKey("members.id"), nullable=False, index=True),
+    Column("job_id", _id()),
+    Column("kind", String(16), nullable=False),
+    Column("label", String(255), nullable=False),
+    Column("sealed", Text, nullable=False),
+    Column("topics", JSON, nullable=False),
+    Column("active", Boolean, nullable=False),
+    Column("after_event", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", _id(), primary_key=True),
+    Column("channel_id", _id(), nullable=False),
+    Column("key", String(255), nullable=False),
+    Column("topic", String(32), nullable=False),
+    Column("title", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("body", JSON, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("next_at", Double, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("sent_at", Double),
+    Index("deliveries_once", "channel_id", "key", unique=True),
+    Index(
+        "deliveries_due",
+        "next_at",
+        sqlite_where=text("state = 'pending'"),
+        postgresql_where=text("state = 'pending'"),
+    ),
+)

@@ -128,6 +128,11 @@ class SqlTransaction:
         )
         self._events.clear()
 
+    @property
+    def connection(self) -> Connection:
+        """The open connection, for statements that only one adapter has."""
+        return self._connection
+
     # jobs
 
     def job(self, job_id: str) -> Job | None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 
 from orchestrator.adapters.transaction import SqlTransaction
-from orchestrator.ports import UnitOfWork
 
 LARGEST_GROUP = 64
 """Transactions that may share one fsync; bounds how long the first of them waits."""
@@ -39,7 +38,7 @@ def make_engine(url: str) -> Engine:
     return engine
 
 
-def make_unit_of_work(engine: Engine) -> UnitOfWork:
+def make_unit_of_work(engine: Engine) -> Callable[[], AbstractContextManager[SqlTransaction]]:
     """The `ports.UnitOfWork` that suits the database."""
     return GroupCommit(engine).transaction if engine.dialect.name == "sqlite" else _Pooled(engine).transaction
 

@@ -179,6 +179,12 @@ def resume(server: Here, me: Caller, job_id: JobId) -> schemas.JobInFull:
     return schemas.JobInFull.model_validate(_briefly(server, jobs.resume(server.ctx, me, job_id).id))
 
 
+@router.post("/jobs/{job_id}:handover", operation_id="hand_over_job", summary="Move a running job on")
+def hand_over(server: Here, me: Caller, job_id: JobId) -> schemas.JobInFull:
+    """The running session saves and leaves; the job goes on at the next free machine."""
+    return schemas.JobInFull.model_validate(_briefly(server, jobs.hand_over(server.ctx, me, job_id).id))
+
+
 @router.post("/jobs/{job_id}:cancel", operation_id="cancel_job", summary="Cancel a job")
 def cancel(server: Here, me: Caller, job_id: JobId) -> schemas.JobInFull:
     """The job ends; its last checkpoint stays."""

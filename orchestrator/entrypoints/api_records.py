@@ -17,7 +17,7 @@ from orchestrator.adapters.views import Row
 from orchestrator.domain.errors import NotFoundError
 from orchestrator.domain.model import Account, Role
 from orchestrator.entrypoints import schemas
-from orchestrator.entrypoints.deps import PROBLEMS, Caller, Here, MyJob, Sha256
+from orchestrator.entrypoints.deps import PROBLEMS, Caller, Here, MyJob, Server, Sha256
 from orchestrator.entrypoints.sse import EVENTS_AT_ONCE, stream
 from orchestrator.ports import Handle
 
@@ -86,6 +86,12 @@ def log(
     limit: Annotated[int, Query(ge=16, le=LARGEST_LOG_PIECE)] = 1 << 16,
 ) -> Response:
     """UTF-8 text from byte `offset`; go on with the header `X-Next-Offset`. Kept also after the session has ended."""
+    text, next_offset = session_output(server, row, offset, limit)
+    return PlainTextResponse(text, headers={"X-Next-Offset": str(next_offset)})
+
+
+def session_output(server: Server, row: Row, offset: int, limit: int) -> tuple[str, int]:
+    """A piece of a session's output and the byte after it; raises `NotFoundError` where the driver keeps none."""
     account = Account(
         id=row["account_id"], provider=row["provider"], member_id=None, name=row["account"], config={}, created_at=0.0
     )
@@ -97,8 +103,7 @@ def log(
         raise NotFoundError(f"{row['provider']} keeps no output of its sessions")
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = decoder.decode(data)  # a character that is cut at the end waits for the next call
-    next_offset = offset + len(data) - len(decoder.getstate()[0])
-    return PlainTextResponse(text, headers={"X-Next-Offset": str(next_offset)})
+    return text, offset + len(data) - len(decoder.getstate()[0])
 
 
 @router.get("/sessions/{session_id}/readings", operation_id="list_readings", summary="How a session's machine is doing")

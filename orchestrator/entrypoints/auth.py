@@ -1,4 +1,7 @@
-"""Who is asking: people by their API token, machines by their lease's token. Both are compared as hashes."""
+"""Who is asking: people by their API token, in a header or in their browser's cookie, machines by their lease's token.
+
+All are compared as hashes.
+"""
 
 from __future__ import annotations
 
@@ -67,6 +70,21 @@ def bearer_token(request: Request) -> str | None:
     return token.strip() if scheme.lower() == "bearer" else None
 
 
+def cookie_name(request: Request) -> str:
+    """Browsers share cookies among all ports of a host: two servers on one computer must not log each other out."""
+    return f"trainhop-{request.url.port or 'web'}"
+
+
+def cookie_token(request: Request) -> str | None:
+    """The token of a browser that was logged in.
+
+    For everything but reading, the request must also name the page it comes from, which the gate has compared.
+    """
+    if request.method not in {"GET", "HEAD"} and "origin" not in request.headers:
+        return None
+    return request.cookies.get(cookie_name(request))
+
+
 def _unknown() -> HTTPException:
     return HTTPException(401, "a valid token is needed", {"WWW-Authenticate": "Bearer"})
 
@@ -75,7 +93,8 @@ async def actor(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Actor:
     """The caller; 401 without a token that counts."""
-    found = await request.app.state.server.auth.actor(credentials.credentials) if credentials else None
+    token = credentials.credentials if credentials else cookie_token(request)
+    found = await request.app.state.server.auth.actor(token) if token else None
     if found is None:
         raise _unknown()
     return found

@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.entrypoints.commands import doctor, download, jobs, notebook, people, records, serve, stores, watch
+from orchestrator.entrypoints.commands import (
+    doctor,
+    download,
+    jobs,
+    link,
+    notebook,
+    notifications,
+    people,
+    records,
+    serve,
+    stores,
+    watch,
+)
 from orchestrator.entrypoints.commands.client import CommandError
 from orchestrator.entrypoints.commands.output import clean, say
 
@@ -22,10 +34,11 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 the job failed or the server refused, 2 wrong use, 3 not found, 4 not allowed, "
     "5 no server.",
 )
-for part in (serve.app, jobs.app, notebook.app, watch.app, records.app, download.app, doctor.app):
+for part in (serve.app, link.app, jobs.app, notebook.app, watch.app, records.app, download.app, doctor.app):
     app.add_typer(part)
 app.add_typer(people.accounts, name="accounts", rich_help_panel="Server")
 app.add_typer(people.members, name="members", rich_help_panel="Server")
+app.add_typer(notifications.app, name="notifications", rich_help_panel="Server")
 app.add_typer(people.tokens, name="tokens", rich_help_panel="Server")
 app.add_typer(stores.app, name="store", rich_help_panel="Server")
 

@@ -11,6 +11,7 @@ from fastapi import Depends, Path, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
+from orchestrator.adapters.page_views import PageViews
 from orchestrator.adapters.views import Views
 from orchestrator.bootstrap import App
 from orchestrator.domain.errors import InvalidError, NotFoundError
@@ -18,6 +19,7 @@ from orchestrator.entrypoints import schemas
 from orchestrator.entrypoints.auth import Authenticator, actor, admin
 from orchestrator.entrypoints.clerk import Clerk
 from orchestrator.entrypoints.guesses import Guesses
+from orchestrator.entrypoints.logins import Logins
 from orchestrator.entrypoints.sse import Pulse
 from orchestrator.entrypoints.tally import Tally
 from orchestrator.ports import Context
@@ -33,6 +35,8 @@ class Server:
     app: App
     ctx: Context
     views: Views
+    pages: PageViews
+    logins: Logins
     auth: Authenticator
     clerk: Clerk
     guesses: Guesses

@@ -8,12 +8,14 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from orchestrator.adapters.page_views import PageViews
 from orchestrator.adapters.views import Views
 from orchestrator.bootstrap import App
 from orchestrator.entrypoints import (
     api_data,
     api_jobs,
     api_notebooks,
+    api_notifications,
     api_people,
     api_records,
     api_stores,
@@ -23,9 +25,11 @@ from orchestrator.entrypoints import (
 )
 from orchestrator.entrypoints.auth import Authenticator
 from orchestrator.entrypoints.clerk import Clerk
+from orchestrator.entrypoints.dashboard import site
 from orchestrator.entrypoints.deps import Server
 from orchestrator.entrypoints.gate import Gate, hosts
 from orchestrator.entrypoints.guesses import Guesses
+from orchestrator.entrypoints.logins import Logins
 from orchestrator.entrypoints.sse import Pulse
 from orchestrator.entrypoints.tally import Tally
 from worker.protocol import JobSpec
@@ -39,6 +43,7 @@ _TAGS = [
     {"name": "accounts", "description": "Where machines come from."},
     {"name": "stores", "description": "Where checkpoints and adapters lie."},
     {"name": "people", "description": "Members and their tokens."},
+    {"name": "notifications", "description": "Where people are told of what."},
     {"name": "worker", "description": "What machines call with their lease's token."},
     {"name": "health", "description": "Is it alive, can it work, how much does it do?"},
 ]
@@ -61,6 +66,8 @@ def make_app(app: App) -> FastAPI:
         app=app,
         ctx=app.context,
         views=views,
+        pages=PageViews(app.engine),
+        logins=Logins(app.context),
         auth=Authenticator(app.context, views),
         clerk=Clerk(app.context),
         guesses=Guesses(),
@@ -70,9 +77,11 @@ def make_app(app: App) -> FastAPI:
     problems.install(api)
     # First, because routes are tried in order.
     api.router.routes.extend([*worker_api.quick_routes(PREFIX), api_jobs.quick_route(PREFIX)])
-    for part in (worker_api, api_jobs, api_notebooks, api_records, api_data, api_people, api_stores):
+    people = (api_jobs, api_notebooks, api_records, api_data, api_people, api_notifications, api_stores)
+    for part in (worker_api, *people):
         api.include_router(part.router, prefix=PREFIX)
     api.include_router(health.router)
+    site.install(api)
     api.add_middleware(Gate, allowed=hosts(app.settings), upload_bytes=app.settings.max_upload_bytes)
     _describe(api)
     return api

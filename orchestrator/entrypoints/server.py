@@ -25,9 +25,10 @@ BACKLOG = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """Where a server that has come up is found."""
+    """Where a server that has come up is found; `link` logs its admin's browser in, once."""
 
     url: str
+    link: str
     token_file: str
 
 
@@ -51,9 +52,11 @@ def run(
     try:
         (settings.folder / URL_FILE).write_text(url + "\n")
         ticker.start()
-        on_ready(Ready(url=url, token_file=str(app.token_file)))
+        api = make_app(app)
+        link = (settings.public_url or url).rstrip("/") + api.state.server.logins.link_for_admin()
+        on_ready(Ready(url=url, link=link, token_file=str(app.token_file)))
         config = uvicorn.Config(
-            make_app(app), log_level="warning", access_log=False, timeout_graceful_shutdown=5, backlog=BACKLOG
+            api, log_level="warning", access_log=False, timeout_graceful_shutdown=5, backlog=BACKLOG
         )
         gc.freeze()  # what is there by now stays: no collection need look at it again
         uvicorn.Server(config).run(sockets=[listener])

@@ -12,9 +12,13 @@ from orchestrator.bootstrap import App
 from orchestrator.entrypoints.follower import Follower
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.letters import Postman
+from orchestrator.services.notifications import Office, look_around, tell
 from orchestrator.services.reconcile import reconcile
 
 log = structlog.get_logger()
+
+TELL_EVERY_S = 2.0
+LOOK_AROUND_EVERY_S = 60.0
 
 
 class Ticker:
@@ -37,6 +41,8 @@ class Ticker:
         self._scheduler.add_job(app.wake.set, "interval", seconds=app.settings.tick_s)
         self._scheduler.add_job(app.news.set, "interval", seconds=app.settings.reconcile_s)
         self._scheduler.add_job(self._post.set, "interval", seconds=app.settings.letters_s)
+        self._scheduler.add_job(self._tell, "interval", seconds=TELL_EVERY_S)
+        self._scheduler.add_job(self._look_around, "interval", seconds=LOOK_AROUND_EVERY_S)
 
     def start(self) -> None:
         """Begin with a look at what was left behind."""
@@ -73,3 +79,16 @@ class Ticker:
     def _reconcile(self) -> None:
         self._follower.look()
         reconcile(self._app.context)
+
+    def _tell(self) -> None:
+        self._guarded(tell)
+
+    def _look_around(self) -> None:
+        self._guarded(look_around)
+
+    def _guarded(self, work: Callable[[Office], object]) -> None:
+        """Notifications may fail, but only for themselves."""
+        try:
+            work(self._app.office)
+        except Exception:
+            log.exception("notifications could not be made; the next round tries again")

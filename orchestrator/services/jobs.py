@@ -222,6 +222,22 @@ def resume(ctx: Context, actor: Actor, job_id: str) -> Job:
     return job
 
 
+def hand_over(ctx: Context, actor: Actor, job_id: str) -> Job:
+    """Have the running session save and leave, so that the job goes on at the next free machine."""
+    now = ctx.clock.now()
+    with ctx.uow() as tx:
+        job = owned(tx, actor, job_id)
+        lease = tx.live_lease(job.id)
+        if lease is None or lease.state is LeaseState.PROVISIONING:
+            raise ConflictError(f"job {job_id} is {job.state}: no machine works on it that could hand it over")
+        if lease.state is LeaseState.ACTIVE:
+            lease.to(LeaseState.DRAINING)
+            tx.save_lease(lease)
+            job.note("job.handover_requested", at=now, actor=actor.name, lease_id=lease.id)
+            tx.save_job(job)
+        return job
+
+
 def cancel(ctx: Context, actor: Actor, job_id: str) -> Job:
     """End the job; a machine that runs it is told to stop and, if it does not listen, ended."""
     now = ctx.clock.now()

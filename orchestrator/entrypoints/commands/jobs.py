@@ -207,6 +207,12 @@ def pause(context: typer.Context, job: JobArgument, as_json: JsonFlag = False) -
 
 
 @app.command(rich_help_panel="Jobs")
+def handover(context: typer.Context, job: JobArgument, as_json: JsonFlag = False) -> None:
+    """Move a running job on to the next free machine; it saves first."""
+    _ask(context, job, "handover", as_json)
+
+
+@app.command(rich_help_panel="Jobs")
 def resume(context: typer.Context, job: JobArgument, as_json: JsonFlag = False) -> None:
     """Queue a paused job again."""
     _ask(context, job, "resume", as_json)

@@ -83,6 +83,7 @@ def serve(settings: Settings) -> None:
 
     def announce(ready: Ready) -> None:
         put(f"trainhop serves at {ready.url}")
+        say(f"open     {ready.link} (works once; `trainhop open` makes another)")
         say(f"data     {settings.folder}")
         say(f"token    {ready.token_file} (commands on this computer find it by themselves)")
         say(f"process  {os.getpid()}; Ctrl-C stops the server, running workers go on and are found again")

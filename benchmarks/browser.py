@@ -1,0 +1,43 @@
+"""The distribution's Chromium for tests, screenshots and measurements; no browser is ever fetched."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+]
+MISSING = "chromium is missing; on Debian: apt-get install chromium"
+
+
+def program() -> str | None:
+    """The browser's path, or None where there is none."""
+    return os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@contextlib.contextmanager
+def browser() -> Iterator[Browser]:
+    """A running browser without a window."""
+    from playwright.sync_api import sync_playwright
+
+    found = program()
+    if found is None:
+        raise SystemExit(MISSING)
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=found, args=ARGUMENTS, timeout=120_000)
+        yield running
+        running.close()

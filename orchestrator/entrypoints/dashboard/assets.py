@@ -1,0 +1,90 @@
+"""Files of the pages, read and compressed once; an address with the file's hash may be kept for ever."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+FOLDER = Path(__file__).parent.parent / "static"
+SMALLEST_TO_COMPRESS = 512
+_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+router = APIRouter(include_in_schema=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asset:
+    """One file: its type, its bytes as they are and compressed, the first digits of its hash."""
+
+    media_type: str
+    plain: bytes
+    compressed: bytes
+    tag: str
+
+
+@cache
+def assets() -> dict[str, Asset]:
+    """Every file that may be asked for, by its name below `static/`."""
+    files = (p for p in sorted(FOLDER.rglob("*")) if p.suffix in _TYPES)
+    return {str(p.relative_to(FOLDER)): _asset(p) for p in files}
+
+
+def _asset(path: Path) -> Asset:
+    data = path.read_bytes()
+    return Asset(
+        media_type=f"{_TYPES[path.suffix]}; charset=utf-8",
+        plain=data,
+        compressed=gzip.compress(data, 9, mtime=0),
+        tag=hashlib.sha256(data).hexdigest()[:12],
+    )
+
+
+def address(name: str) -> str:
+    """Where a page finds this file."""
+    return f"/static/{name}?v={assets()[name].tag}"
+
+
+def accepts_gzip(request: Request) -> bool:
+    """Whether the browser reads compressed answers."""
+    return "gzip" in request.headers.get("accept-encoding", "")
+
+
+@router.get("/static/{name:path}")
+async def static(request: Request, name: str) -> Response:
+    """A file of the pages."""
+    found = assets().get(name)
+    if found is None:
+        raise HTTPException(404, f"there is no file {name}")
+    current = request.query_params.get("v") == found.tag
+    headers = {
+        "Cache-Control": "public, max-age=31536000, immutable" if current else "no-cache",
+        "ETag": f'"{found.tag}"',
+        "Vary": "Accept-Encoding",
+    }
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    if accepts_gzip(request):
+        return Response(found.compressed, media_type=found.media_type, headers=headers | {"Content-Encoding": "gzip"})
+    return Response(found.plain, media_type=found.media_type, headers=headers)
+
+
+@router.get("/favicon.ico")
+@router.get("/favicon.svg")
+async def favicon(state: str = "idle", percent: float = 0.0) -> Response:
+    """A ring that fills with the job's progress; without a job the sign of the house."""
+    colour = {"running": "#2f6fde", "failed": "#c93a3a", "done": "#1d8a52", "paused": "#a86a00"}.get(state, "#5b6b82")
+    share = min(max(percent, 0.0), 100.0)
+    ring = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><circle cx="16" cy="16" r="12" fill="none" '
+        f'stroke="{colour}" stroke-opacity=".28" stroke-width="7"/><circle cx="16" cy="16" r="12" fill="none" '
+        f'stroke="{colour}" stroke-width="7" pathLength="100" stroke-dasharray="{share:.1f} 100" '
+        f'transform="rotate(-90 16 16)"/></svg>'
+    )
+    whole = ring if state != "idle" else assets()["sign.svg"].plain
+    return Response(whole, media_type="image/svg+xml", headers={"Cache-Control": "max-age=86400"})

@@ -1,0 +1,105 @@
+"""Machines: what runs now, what waits and for what, what the day brought, and the accounts that machines come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, Request
+from fastapi.responses import RedirectResponse, Response
+
+from orchestrator.domain.model import Account, Role
+from orchestrator.domain.policy import Place, explain
+from orchestrator.entrypoints.dashboard.render import Viewer, by_script, page, piece
+from orchestrator.entrypoints.deps import Here, Server
+from orchestrator.ports import StoreError
+from orchestrator.services import accounts, dispatch
+from orchestrator.services.ids import new_id
+from orchestrator.services.jobs import Actor
+
+router = APIRouter(include_in_schema=False)
+SHOWN_RUNNING = 200
+SHOWN_WAITING = 50
+DAY_S = 86_400.0
+Row = dict[str, Any]
+
+
+@router.get("/fleet")
+def fleet(request: Request, server: Here, me: Viewer) -> Response:
+    """The machines of now."""
+    values = _fleet(request, server, me)
+    if by_script(request):
+        return piece("fleet_now.html", **values)
+    return page(request, "fleet.html", me, **{k: v for k, v in values.items() if k not in ("me", "now")})
+
+
+def _fleet(request: Request, server: Server, me: Actor) -> Row:
+    now = server.ctx.clock.now()
+    member_id = None if me.role is Role.ADMIN else me.member_id
+    running = server.pages.running(member_id, SHOWN_RUNNING)
+    return {
+        "me": me,
+        "now": now,
+        "running": running,
+        "lease_s": server.ctx.rules.lease_s,
+        "waiting": _waiting(request, server, member_id, now),
+        "day": server.pages.day(member_id, first_id=_first_id(now - DAY_S), now=now),
+    }
+
+
+def _first_id(at: float) -> str:
+    """An id that sorts before every lease made since then."""
+    return new_id("lease", at)[: len("lease-") + 9]
+
+
+def _waiting(request: Request, server: Server, member_id: str | None, now: float) -> list[Row]:
+    rows = server.pages.queue(member_id, SHOWN_WAITING)
+    if not rows:
+        return []
+    with server.ctx.uow() as tx:
+        queued = [tx.job(row["id"]) for row in rows]
+        _, by_account = tx.live_counts()
+    free = dispatch.less_live(request.app.state.live.machines.places(), by_account)
+    reasons = {job.id: explain(dispatch.as_waiting(job), free, now) for job in queued if job is not None}
+    return [row | {"reason": reasons.get(row["id"])} for row in rows]
+
+
+@router.get("/accounts")
+def account_list(request: Request, server: Here, me: Viewer) -> Response:
+    """Accounts and pools, with what each has left."""
+    mine = accounts.list_accounts(server.ctx, me)
+    with server.ctx.uow() as tx:
+        _, busy = tx.live_counts()
+        names = {m.id: m.name for m in tx.members()}
+    places = {place.account_id: place for place in dispatch.survey(server.ctx, mine)}
+    shown = [_shown(account, places[account.id], busy, names, me) for account in mine]
+    values: Row = {"accounts": shown, "store": _store(server), "providers": list(server.ctx.providers.entries())}
+    if by_script(request):
+        return piece("accounts_now.html", me=me, now=server.ctx.clock.now(), **values)
+    return page(request, "accounts.html", me, **values)
+
+
+def _shown(account: Account, place: Place, busy: dict[str, int], names: dict[str, str], me: Actor) -> Row:
+    return {
+        "account": account,
+        "place": place,
+        "busy": busy.get(account.id, 0),
+        "owner": names.get(account.member_id or "", ""),
+        "quota": account.config.get("quota_hours"),
+        "mine": me.role is Role.ADMIN or account.member_id == me.member_id,
+    }
+
+
+def _store(server: Server) -> Row:
+    store = server.ctx.stores.current()
+    try:
+        usage = store.usage()
+    except StoreError as error:
+        return {"name": store.name, "problem": str(error), "used": None, "free": None}
+    return {"name": store.name, "problem": "", "used": usage.used, "free": usage.free}
+
+
+@router.post("/accounts/{account_id}")
+def change(request: Request, server: Here, me: Viewer, account_id: str, paused: Annotated[bool, Form()]) -> Response:
+    """Pause an account, or open it again."""
+    accounts.change_account(server.ctx, me, account_id, paused=paused, config=None)
+    return account_list(request, server, me) if by_script(request) else RedirectResponse("/accounts", 303)

@@ -1,0 +1,186 @@
+"""One session: its output with search and level, the course of its machine, and why it ended."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response, StreamingResponse
+
+from orchestrator.domain.errors import NotFoundError
+from orchestrator.entrypoints.api_records import session_output
+from orchestrator.entrypoints.dashboard.curve import ViewedJob
+from orchestrator.entrypoints.dashboard.render import Viewer, page, piece
+from orchestrator.entrypoints.deps import Here, Server
+from orchestrator.ports import ProviderError
+
+router = APIRouter(include_in_schema=False)
+
+SHOWN_BYTES = 1 << 18
+LONGEST_LINE = 4_000
+"""Characters of a line that are shown; the raw output has them all."""
+
+Level = Literal["all", "warning", "error"]
+_ERROR = re.compile(r"(error|exception)\b|\b(traceback|fatal|killed|critical)\b|^\s+File \"", re.IGNORECASE)
+_WARNING = re.compile(r"warn(ing)?\b|\bdeprecated\b", re.IGNORECASE)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of output; `number` counts from 1 within what is shown, `at` is its first byte in the whole output."""
+
+    at: int
+    text: str
+    level: str
+    cut: int
+
+
+def tail(server: Server, session: Row, most: int) -> str:
+    """The last `most` bytes of a session's output."""
+    try:
+        text, following = session_output(server, session, _tail_offset(server, session, most), most)
+    except (ProviderError, NotFoundError) as error:
+        return f"(no output: {error})"
+    return text if following else ""
+
+
+def _tail_offset(server: Server, session: Row, most: int) -> int:
+    """Where the last `most` bytes begin: doubled and halved until the end is found, since drivers only read forward."""
+    low, high = 0, most
+    while session_output(server, session, high, 8)[0]:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if session_output(server, session, middle, 8)[0] else (low, middle)
+    return max(0, high - most)
+
+
+def lines(text: str, offset: int, *, search: str = "", level: Level = "all") -> list[Line]:
+    """The lines of a piece of output that match, each with the byte at which it begins."""
+    found: list[Line] = []
+    at = offset
+    for raw in text.split("\n"):
+        begins, at = at, at + len(raw.encode("utf-8", "replace")) + 1
+        kind = (
+            "error"
+            if _ERROR.search(raw[:LONGEST_LINE])
+            else "warning"
+            if _WARNING.search(raw[:LONGEST_LINE])
+            else "info"
+        )
+        if (level == "error" and kind != "error") or (level == "warning" and kind == "info"):
+            continue
+        if search and search.lower() not in raw.lower():
+            continue
+        cut = max(0, len(raw) - LONGEST_LINE)
+        found.append(Line(at=begins, text=raw[:LONGEST_LINE].rstrip("\r"), level=kind, cut=cut))
+    if found and not found[-1].text:
+        found.pop()
+    return found
+
+
+def _session(server: Server, job_id: str, session_id: str) -> tuple[int, Row, list[Row]]:
+    sessions = server.views.sessions(job_id=job_id)
+    for number, session in enumerate(sessions, 1):
+        if session["id"] == session_id:
+            return number, session, sessions
+    raise NotFoundError(f"job {job_id} has no session {session_id}")
+
+
+Offset = Annotated[int, Query(ge=0, le=2**40)]
+Search = Annotated[str, Query(max_length=200)]
+
+
+@router.get("/jobs/{job_id}/sessions/{session_id}")
+def session_page(
+    request: Request,
+    server: Here,
+    me: Viewer,
+    job_id: ViewedJob,
+    session_id: str,
+    search: Search = "",
+    level: Level = "all",
+    at: Annotated[int | None, Query(ge=0, le=2**40)] = None,
+) -> Response:
+    """The session's page; without `at` it begins so that the end of the output is seen."""
+    number, session, sessions = _session(server, job_id, session_id)
+    owner = server.views.job(job_id, server.ctx.clock.now())
+    start = at if at is not None else _start(server, session)
+    shown, following, problem = _output(server, session, start)
+    return page(
+        request,
+        "session.html",
+        me,
+        job=owner,
+        session=session,
+        number=number,
+        sessions=sessions,
+        readings=(number, server.views.readings(session_id, 1_000)),
+        lines=lines(shown, start, search=search, level=level),
+        start=start,
+        following=following,
+        search=search,
+        level=level,
+        problem=problem,
+    )
+
+
+def _start(server: Server, session: Row) -> int:
+    try:
+        return _tail_offset(server, session, SHOWN_BYTES)
+    except (ProviderError, NotFoundError):
+        return 0
+
+
+def _output(server: Server, session: Row, start: int) -> tuple[str, int, str]:
+    try:
+        return *session_output(server, session, start, SHOWN_BYTES), ""
+    except (ProviderError, NotFoundError) as error:
+        return "", start, str(error)
+
+
+@router.get("/jobs/{job_id}/sessions/{session_id}/more")
+def more(
+    server: Here, job_id: ViewedJob, session_id: str, at: Offset, search: Search = "", level: Level = "all"
+) -> Response:
+    """What the session has written since byte `at`, as lines to add, and the place from which to ask next."""
+    _, session, _ = _session(server, job_id, session_id)
+    shown, following, _ = _output(server, session, at)
+    whole, broken, rest = shown.rpartition("\n")
+    if broken and session["ended_at"] is None:
+        shown, following = whole + broken, following - len(rest.encode())
+    elif session["ended_at"] is None:
+        shown, following = "", at
+    return piece(
+        "log_lines.html",
+        job_id=job_id,
+        session=session,
+        lines=lines(shown, at, search=search, level=level),
+        following=following,
+        search=search,
+        level=level,
+    )
+
+
+@router.get("/jobs/{job_id}/sessions/{session_id}/raw")
+def raw(server: Here, job_id: ViewedJob, session_id: str) -> Response:
+    """The whole output as text."""
+    _, session, _ = _session(server, job_id, session_id)
+    name = f'attachment; filename="{session_id}.log"'
+    return StreamingResponse(
+        _pieces(server, session), media_type="text/plain; charset=utf-8", headers={"Content-Disposition": name}
+    )
+
+
+def _pieces(server: Server, session: Row) -> Iterator[str]:
+    at = 0
+    while True:
+        text, following = session_output(server, session, at, 1 << 20)
+        if following == at:
+            return
+        yield text
+        at = following

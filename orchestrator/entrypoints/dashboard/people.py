@@ -1,0 +1,77 @@
+"""Members and tokens: an admin's everybody, a member's own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, Request
+from fastapi.responses import RedirectResponse, Response
+
+from orchestrator.domain.model import Role
+from orchestrator.entrypoints.bodies import MemberAsked, Name, TokenAsked
+from orchestrator.entrypoints.dashboard.render import Viewer, page
+from orchestrator.entrypoints.deps import Here, Server
+from orchestrator.services import accounts
+from orchestrator.services.jobs import Actor
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/people")
+def people(request: Request, server: Here, me: Viewer) -> Response:
+    """Who is here, and which tokens there are."""
+    return _page(request, server, me)
+
+
+def _page(request: Request, server: Server, me: Actor, **more: Any) -> Response:
+    tokens = accounts.list_tokens(server.ctx, me)
+    members = accounts.list_members(server.ctx)
+    shown = members if me.role is Role.ADMIN else [m for m in members if m.id == me.member_id]
+    values = {"secret": None, "link": None, "who": "", "roles": list(Role)} | more
+    return page(request, "people.html", me, tokens=tokens[::-1], members=shown, **values)
+
+
+@router.post("/people")
+def add_member(
+    server: Here, me: Viewer, name: Annotated[Name, Form()], role: Annotated[Role, Form()] = Role.MEMBER
+) -> Response:
+    """Let a person in."""
+    asked = MemberAsked(name=name, role=role)
+    accounts.add_member(server.ctx, me, asked.name, asked.role)
+    return RedirectResponse("/people", 303)
+
+
+@router.post("/people/{member_id}/link")
+def add_link(request: Request, server: Here, me: Viewer, member_id: str) -> Response:
+    """A one-time link that logs this person in."""
+    accounts.require_admin(me)
+    with server.ctx.uow() as tx:
+        member = accounts.find_member(tx, member_id)
+    link = server.logins.link(Actor(member_id=member.id, name=member.name, role=member.role))
+    url = (server.app.settings.public_url or server.ctx.server_url()).rstrip("/")
+    return _page(request, server, me, link=url + link, who=member.name)
+
+
+@router.post("/tokens")
+def add_token(
+    request: Request,
+    server: Here,
+    me: Viewer,
+    name: Annotated[Name, Form()],
+    member: Annotated[str, Form(max_length=100)] = "",
+    days: Annotated[str, Form(max_length=12)] = "",
+) -> Response:
+    """Make a token; its secret is on the page that comes back, and nowhere else."""
+    asked = TokenAsked.model_validate({"member": member or me.member_id, "name": name, "days": days or None})
+    token, secret = accounts.add_token(
+        server.ctx, me, member=asked.member or me.member_id, name=asked.name, days=asked.days
+    )
+    return _page(request, server, me, secret=secret, who=token.name)
+
+
+@router.post("/tokens/{token_id}/revoke")
+def revoke(server: Here, me: Viewer, token_id: str) -> Response:
+    """Make a token useless."""
+    accounts.remove_token(server.ctx, me, token_id)
+    server.auth.forget()
+    return RedirectResponse("/people", 303)

@@ -1,0 +1,230 @@
+"""A new job: the data is looked into, the plan follows every change, and the form does what the job file does."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import RedirectResponse, Response
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+
+from orchestrator.adapters.token_counter import TokenCounters
+from orchestrator.domain.errors import InvalidError, NotFoundError, TrainhopError
+from orchestrator.entrypoints.dashboard import jobform
+from orchestrator.entrypoints.dashboard.jobs import submittable
+from orchestrator.entrypoints.dashboard.render import Viewer, page, piece
+from orchestrator.entrypoints.deps import PROBLEMS, Caller, Here, Server, Sha256
+from orchestrator.entrypoints.uploads import spooled
+from orchestrator.ports import Dataset, StoreError
+from orchestrator.services import datasets, jobs
+from orchestrator.services.errors import from_store
+from orchestrator.services.jobs import Actor
+from orchestrator.services.leases import dataset_key
+from orchestrator.services.preview import Preview, preview
+from worker.protocol import FileFormat, RowFormat
+
+router = APIRouter(include_in_schema=False)
+api = APIRouter(tags=["datasets"], responses=PROBLEMS)
+
+DATASETS_OFFERED = 12
+DEFAULT_LENGTH = 1024
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What lengths are measured with, and what is trained on."""
+
+    base_model: Annotated[str, Query(max_length=300)] = ""
+    sequence_len: Annotated[int, Query(ge=8, le=1_048_576)] = DEFAULT_LENGTH
+    train_on_inputs: bool = False
+
+
+How = Annotated[Measure, Depends(Measure)]
+
+
+def counters(request: Request) -> TokenCounters:
+    """The tokenizers of this server; made when first asked for."""
+    state = request.app.state
+    if not hasattr(state, "token_counters"):
+        server: Server = state.server
+        state.token_counters = TokenCounters(server.ctx.catalog, offline=server.app.settings.offline)
+    return state.token_counters
+
+
+@router.get("/submit")
+def form(
+    request: Request,
+    server: Here,
+    me: Viewer,
+    preset: Annotated[str, Query(max_length=20)] = "",
+    clone: Annotated[str, Query(max_length=64)] = "",
+    data: Annotated[str, Query(pattern=r"^([0-9a-f]{64})?$")] = "",
+) -> Response:
+    """The form: empty, from a preset, or with another job's file."""
+    if clone:
+        row = server.views.job(clone, server.ctx.clock.now())
+        if row is None or not me.may_see(row["member_id"]):
+            raise NotFoundError(f"there is no job {clone}")
+        values = jobform.to_form(submittable(row["spec"]))
+    else:
+        chosen = preset if preset in jobform.PRESETS else "try"
+        values = jobform.to_form(jobform.PRESETS[chosen][2]) | {"preset": chosen}
+    return _form(request, server, me, values | ({"data": data} if data else {}) | {"clone": clone})
+
+
+def _form(
+    request: Request, server: Server, me: Actor, values: Row, *, status: int = 200, error: InvalidError | None = None
+) -> Response:
+    known = server.pages.datasets(me.member_id, DATASETS_OFFERED)
+    chosen = values.get("data")
+    if chosen and chosen not in {d["sha256"] for d in known}:
+        known = [*_maybe(server, chosen), *known]
+    return page(
+        request,
+        "submit.html",
+        me,
+        status=status,
+        fields=jobform.FIELDS,
+        presets=jobform.PRESETS,
+        values={"preset": "", "clone": ""} | values,
+        datasets=known,
+        problem=str(error) if error else "",
+        faults=list(error.problems) if error else [],
+    )
+
+
+def _maybe(server: Server, sha256: str) -> list[Row]:
+    try:
+        return [vars(datasets.dataset_by_id(server.ctx, sha256))]
+    except NotFoundError:
+        return []
+
+
+@router.post("/submit")
+async def submit(request: Request, server: Here, me: Viewer) -> Response:
+    """Queue the job; without a script the data file comes along."""
+    async with request.form(max_files=1, max_part_size=1 << 20) as sent:
+        values: Row = {k: v for k, v in sent.items() if isinstance(v, str)}
+        file = sent.get("file")
+        try:
+            if isinstance(file, UploadFile) and file.filename:
+                stored = await run_in_threadpool(_store_upload, server, me, file)
+                values["data"] = stored.sha256
+            spec = jobform.from_form(values)
+            job = await run_in_threadpool(
+                jobs.submit,
+                server.ctx,
+                me,
+                spec,
+                key=values.get("key") or None,
+                cloned_from=values.get("clone") or None,
+            )
+        except InvalidError as error:
+            shown = {f.key: "" for f in jobform.FIELDS} | {"data": "", "prompts": "", "more": ""} | values
+            return await run_in_threadpool(_form, request, server, me, shown, status=422, error=error)
+    return RedirectResponse(f"/jobs/{job.id}", 303)
+
+
+def _store_upload(server: Server, me: Actor, file: UploadFile) -> Dataset:
+    with tempfile.NamedTemporaryFile(dir=server.app.settings.folder, prefix=".incoming-") as copy:
+        while chunk := file.file.read(1 << 20):
+            copy.write(chunk)
+        copy.flush()
+        return datasets.add_dataset(server.ctx, me.member_id, Path(copy.name), file.filename or "data.jsonl")
+
+
+@router.post("/submit/plan")
+async def plan(request: Request, server: Here, me: Viewer) -> Response:
+    """What would run where, for the form as it is."""
+    async with request.form(max_files=0) as sent:
+        values = {k: v for k, v in sent.items() if isinstance(v, str)}
+    try:
+        spec = jobform.from_form(values)
+        found = await run_in_threadpool(jobs.plan, server.ctx, me, spec)
+    except TrainhopError as error:
+        faults = list(error.problems) if isinstance(error, InvalidError) else []
+        return piece("plan.html", plan=None, problem=str(error), faults=faults, now=server.ctx.clock.now())
+    machines = request.app.state.live.machines
+    places = {p.name: p for p in await run_in_threadpool(machines.places)}
+    return piece("plan.html", plan=found, places=places, problem="", faults=[], now=server.ctx.clock.now())
+
+
+@router.post("/submit/data")
+async def bring(
+    request: Request, server: Here, me: Viewer, name: Annotated[str, Query(min_length=1, max_length=255)], how: How
+) -> Response:
+    """Keep a data file if all of its rows are right, and show what is in it either way."""
+    container = datasets.file_format(name)
+    async with spooled(request, server.app.settings.folder) as path:
+        look = await run_in_threadpool(_preview, request, path, RowFormat.AUTO, container, how)
+        stored = None
+        if not look.faults:
+            stored = await run_in_threadpool(datasets.add_dataset, server.ctx, me.member_id, path, name)
+    return piece("preview.html", preview=look, name=name, sha256=stored.sha256 if stored else "")
+
+
+@router.get("/submit/data/{sha256}")
+def look_again(request: Request, server: Here, _: Viewer, sha256: Sha256, how: How) -> Response:
+    """What is in a data file that was brought before."""
+    dataset, look = _stored_preview(request, server, sha256, how)
+    return piece("preview.html", preview=look, name=dataset.name, sha256=sha256)
+
+
+def _stored_preview(request: Request, server: Server, sha256: str, how: Measure) -> tuple[Dataset, Preview]:
+    dataset = datasets.dataset_by_id(server.ctx, sha256)
+    with tempfile.NamedTemporaryFile(dir=server.app.settings.folder, prefix=".look-") as copy:
+        try:
+            for chunk in server.ctx.stores.local().read(dataset_key(sha256)):
+                copy.write(chunk)
+        except StoreError as error:
+            raise from_store(error) from error
+        copy.flush()
+        found = _preview(request, Path(copy.name), RowFormat(dataset.row_format), FileFormat(dataset.file_format), how)
+    return dataset, found
+
+
+def _preview(request: Request, path: Path, row_format: RowFormat, container: FileFormat, how: Measure) -> Preview:
+    return preview(
+        path,
+        row_format,
+        container,
+        sequence_len=how.sequence_len,
+        train_on_inputs=how.train_on_inputs,
+        count=counters(request).of(how.base_model),
+    )
+
+
+class DatasetLook(BaseModel):
+    """What is in a data file; lengths in tokens, counted by the model's tokenizer if `exact`."""
+
+    type: str
+    rows: int
+    tokens: int
+    truncated: int
+    repeated: int
+    exact: bool
+    shown: list[list[dict[str, Any]]]
+    histogram: list[dict[str, Any]]
+
+
+@api.get("/datasets/{sha256}/preview", operation_id="preview_dataset", summary="A look into an uploaded file")
+def preview_dataset(
+    request: Request,
+    server: Here,
+    _: Caller,
+    sha256: Sha256,
+    how: How,
+) -> DatasetLook:
+    """The first rows as they will be read, which parts are trained on, and how long rows are."""
+    found = _stored_preview(request, server, sha256, how)[1]
+    return DatasetLook(
+        **{k: getattr(found, k) for k in ("type", "rows", "tokens", "truncated", "repeated", "exact")},
+        shown=[[vars(turn) for turn in row] for row in found.shown],
+        histogram=[vars(bar) for bar in found.bars],
+    )

@@ -1,0 +1,101 @@
+// What every page does: ages that count, copying, the title's progress, and plain words when the server is not there.
+"use strict";
+(() => {
+  const ahead = Number(document.querySelector('meta[name="now"]').content) * 1000 - Date.now();
+  const now = () => (Date.now() + ahead) / 1000;
+  window.trainhop = {now};
+
+  const words = (value) => {
+    const s = Math.max(0, Math.round(value)), two = (n) => String(n).padStart(2, "0");
+    if (s < 60) return `${s} s`;
+    if (s < 3600) return `${Math.floor(s / 60)} min ${two(s % 60)} s`;
+    if (s < 86400) return `${Math.floor(s / 3600)} h ${two(Math.floor(s % 3600 / 60))} min`;
+    return `${Math.floor(s / 86400)} d ${Math.floor(s % 86400 / 3600)} h`;
+  };
+  const tick = () => {
+    if (document.hidden) return;
+    for (const time of document.querySelectorAll("time.age")) {
+      const text = words(time.dataset.at ? now() - time.dataset.at : time.dataset.until - now());
+      if (time.textContent !== text) time.textContent = text;
+    }
+  };
+  setInterval(tick, 1000);
+  document.addEventListener("visibilitychange", tick);
+
+  // the tab shows how far the job is
+  const heading = () => {
+    const facts = document.getElementById("facts");
+    if (!facts) return;
+    const {title, percent, state} = facts.dataset;
+    const whole = Math.floor(Number(percent));
+    document.title = (state === "running" ? `${whole} % · ` : state === "done" ? "✓ " : state === "failed" ? "✗ " : "⏸ ") + title;
+    const href = `/favicon.svg?state=${state}&percent=${state === "done" ? 100 : whole}`;
+    const icon = document.getElementById("favicon");
+    if (icon.getAttribute("href") !== href) icon.setAttribute("href", href);
+  };
+  heading();
+  const arrived = () => { heading(); reveal(); tick(); };
+  document.addEventListener("htmx:after:swap", arrived);
+  document.addEventListener("htmx:sse:after:message", arrived);
+
+  // copying
+  const reveal = () => document.querySelectorAll(".copy[hidden]").forEach((button) => { button.hidden = false; });
+  reveal();
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest(".copy");
+    if (!button) return;
+    const text = button.parentElement.querySelector("pre, .secret").textContent;
+    let done = true;
+    try { await navigator.clipboard.writeText(text); } catch { done = false; }
+    button.lastChild.textContent = done ? " copied" : " select and copy";
+    setTimeout(() => { button.lastChild.textContent = " copy"; }, 2000);
+  });
+
+  // what cannot be taken back is asked first
+  document.addEventListener("submit", (event) => {
+    const question = event.target.dataset?.confirm;
+    if (question && !confirm(question)) {
+      event.preventDefault();
+      event.stopImmediatePropagation();
+    }
+  }, true);
+
+  // plain words
+  const notice = document.getElementById("notice");
+  const say = (text, kind = "", link = "") => {
+    notice.replaceChildren();
+    if (!text) return;
+    const box = document.createElement("div");
+    box.className = `callout ${kind}`;
+    const p = document.createElement("p");
+    p.textContent = text;
+    if (link) {
+      const a = document.createElement("a");
+      a.href = link; a.textContent = "Reload";
+      p.append(" ", a);
+    }
+    box.append(p);
+    notice.append(box);
+  };
+  const expired = () => say("Your login has expired or was taken back.", "bad", location.href);
+  const gone = () => say("This job is gone.", "bad");
+  window.trainhop.say = say;
+  document.addEventListener("htmx:after:request", (event) => {
+    const status = event.detail?.ctx?.response?.status;
+    if (status === 401) expired();
+    if (status === 404 && event.target.id === "job") gone();
+  });
+  document.addEventListener("htmx:error", (event) => {
+    if (event.detail?.ctx?.request) say("The server does not answer; this page tries again.", "bad");
+  });
+  document.addEventListener("htmx:sse:error", (event) => {
+    if (event.detail?.status === 401) expired();
+    else if (event.detail?.status === 404) gone();
+    else say("The server does not answer; this page tries again.", "bad");
+  });
+  document.addEventListener("htmx:sse:after:connection", (event) => {
+    if (event.detail?.connection?.status === 200) say("");
+  });
+  document.addEventListener("login", expired);
+  document.addEventListener("gone", gone);
+})();

@@ -1,0 +1,259 @@
+// The curve of a job: one line over all sessions, each in its colour, with a mark at every hand-off.
+"use strict";
+(() => {
+  const root = document.getElementById("job"), box = document.getElementById("curve");
+  const tools = document.getElementById("curve-tools");
+  const job = root.dataset.job;
+  const SMOOTH = 0.8, REPORT_S = 15, LISTEN_AGAIN_MS = 5000, COLOURS = 6;
+  const state = {series: {}, sessions: [], began: 0, total: 0, cursor: "0.0", x: "step"};
+  let chart = null, frame = 0;
+
+  const on = (name) => tools.querySelector(`[name=${name}]`).checked;
+
+  // colours as the style sheet has them, in the scheme of the moment
+  const probe = document.createElement("span");
+  probe.hidden = true;
+  document.body.append(probe);
+  const colour = (name) => { probe.style.color = `var(--${name})`; return getComputedStyle(probe).color; };
+  const legend = () => matchMedia("(max-width: 700px)").matches ? 0 : 34;
+  const faint = (name) => colour(name).replace("rgb(", "rgba(").replace(")", ", .33)");
+  const sessionColour = (session) => `s${(session.number - 1) % COLOURS}`;
+
+  // rows: a sorted list of [step, value, seconds since submit, fence]; what is told again replaces what was there
+  const merge = (name, columns) => {
+    const [steps, values, times, fences] = columns;
+    const rows = state.series[name] ??= [];
+    steps.forEach((step, i) => {
+      const row = [step, values[i], times[i], fences[i]];
+      let at = rows.length;
+      while (at > 0 && rows[at - 1][0] > step) at--;
+      if (at > 0 && rows[at - 1][0] === step) rows[at - 1] = row; else rows.splice(at, 0, row);
+    });
+  };
+
+  // a report brings several steps at once: by the clock they lie between it and the one before
+  const spread = (rows) => {
+    for (let i = 0; i < rows.length;) {
+      let end = i + 1;
+      while (end < rows.length && rows[end][2] === rows[i][2] && rows[end][3] === rows[i][3]) end++;
+      const until = rows[i][2], before = rows[i - 1];
+      const began = (sessionOf(rows[i][3])?.began ?? state.began) - state.began;
+      const from = before && before[3] === rows[i][3] ? before[2] : Math.max(began, until - REPORT_S);
+      for (let k = i; k < end; k++) rows[k] = [rows[k][0], rows[k][1], from + (until - from) * (k - i + 1) / (end - i), rows[k][3]];
+      i = end;
+    }
+    return rows;
+  };
+  const sessionOf = (fence) => state.sessions.find((s) => s.fence === fence);
+  const place = ([step, , time, fence]) => {
+    if (state.x === "step") return step;
+    if (state.x === "clock") return state.began + time;
+    const session = sessionOf(fence);
+    return session?.began ? (session.spent + state.began + time - session.began) / 3600 : time / 3600;
+  };
+  // a point is lost when an earlier step was run by a later session
+  const split = (rows) => {
+    const kept = [], lost = [];
+    let newest = 0;
+    for (const row of rows) {
+      if (row[3] < newest) lost.push(row); else { newest = row[3]; kept.push(row); }
+    }
+    return [kept, lost];
+  };
+
+  const marks = () => {
+    const begun = state.sessions.filter((s) => s.began);
+    return begun.slice(1).map((session, i) => {
+      const before = begun[i];
+      const x = state.x === "step" ? session.first + 0.5 : state.x === "clock" ? session.began : session.spent / 3600;
+      return {x, from: before.number, to: session.number, step: session.first, why: before.outcome || ""};
+    });
+  };
+
+  const table = () => {
+    const timed = (rows) => state.x === "step" ? rows : spread(rows);
+    const [whole, lost] = split(state.series.loss || []);
+    const kept = timed(whole);
+    const extra = ["eval_loss", "learning_rate"].filter(on).map((name) => [name, timed(split(state.series[name] || [])[0])]);
+    const xs = new Map();
+    const put = (rows, column) => rows.forEach((row) => {
+      const x = place(row);
+      let cells = xs.get(x);
+      if (!cells) xs.set(x, cells = []);
+      cells[column] = row[1];
+    });
+    put(kept, 0);
+    if (on("ema")) {
+      let mean = 0, weight = 0;
+      put(kept.map((row) => {
+        mean = SMOOTH * mean + (1 - SMOOTH) * row[1];
+        weight = SMOOTH * weight + (1 - SMOOTH);
+        return [row[0], mean / weight, row[2], row[3]];
+      }), 1);
+    }
+    if (state.x === "step") put(lost, 2);
+    extra.forEach(([name, rows]) => put(rows, name === "eval_loss" ? 3 : 4));
+    const order = [...xs.keys()].sort((a, b) => a - b);
+    return [order, ...[0, 1, 2, 3, 4].map((column) => order.map((x) => xs.get(x)[column] ?? null))];
+  };
+
+  // one stroke for all sessions: a gradient with hard edges where they change
+  const stroke = (thin) => (u) => {
+    const ends = [u.scales.x.min, u.scales.x.max], pick = thin ? faint : colour;
+    const cuts = marks(), begun = state.sessions.filter((s) => s.began);
+    if (!begun.length || !(ends[1] > ends[0])) return pick("s0");
+    const [left, right] = [u.valToPos(ends[0], "x", true), u.valToPos(ends[1], "x", true)];
+    if (!Number.isFinite(left) || !(right > left)) return pick("s0");
+    const gradient = u.ctx.createLinearGradient(left, 0, right, 0);
+    let from = 0;
+    begun.forEach((session, i) => {
+      const until = i < cuts.length ? Math.min(1, Math.max(from, (cuts[i].x - ends[0]) / (ends[1] - ends[0]))) : 1;
+      gradient.addColorStop(from, pick(sessionColour(session)));
+      gradient.addColorStop(until, pick(sessionColour(session)));
+      from = until;
+    });
+    return gradient;
+  };
+
+  const drawMarks = (u) => {
+    const {ctx, bbox} = u;
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+    ctx.clip();
+    ctx.strokeStyle = colour("muted");
+    ctx.fillStyle = colour("muted");
+    ctx.textAlign = "left";
+    ctx.textBaseline = "top";
+    const ratio = devicePixelRatio || 1;
+    ctx.font = `${11 * ratio}px system-ui, sans-serif`;
+    const spots = marks().map((mark) => ({...mark, at: u.valToPos(mark.x, "x", true)}));
+    spots.forEach((mark, i) => {
+      ctx.setLineDash([5 * ratio, 4 * ratio]);
+      ctx.beginPath();
+      ctx.moveTo(mark.at, bbox.top);
+      ctx.lineTo(mark.at, bbox.top + bbox.height);
+      ctx.stroke();
+      const room = (spots[i + 1]?.at ?? bbox.left + bbox.width) - mark.at;
+      const why = {handed_off: "handed over", lost: "machine lost", paused: "paused"}[mark.why] || mark.why;
+      const short = `${mark.from} → ${mark.to}`;
+      const label = [`${short}  ${why}`, short].find((words) => ctx.measureText(words).width + 8 * ratio < room);
+      if (label) ctx.fillText(label, mark.at + 5 * ratio, bbox.top + 4 * ratio);
+    });
+    ctx.restore();
+  };
+
+  const short = (v) => v == null ? "–" : Math.abs(v) < 1e-3 && v !== 0 ? v.toExponential(1) : Number(v.toPrecision(4)).toString();
+  const make = () => {
+    chart?.destroy();
+    box.replaceChildren();
+    const axis = {stroke: colour("muted"), grid: {stroke: colour("line"), width: 1}, ticks: {stroke: colour("line"), width: 1}, font: "12px system-ui, sans-serif"};
+    const clock = state.x === "clock";
+    chart = new uPlot({
+      width: box.clientWidth, height: box.clientHeight - legend(),
+      scales: {
+        x: {time: clock, range: (u, low, high) => {
+          if (state.x === "step" && !(u.zoomed)) return [0, Math.max(high ?? 1, 1) * 1.02];
+          return low == null ? [0, 1] : low === high ? [low - 0.5, high + 0.5] : [low, high];
+        }},
+        y: {distr: on("log") ? 3 : 1}, lr: {},
+      },
+      axes: [
+        {...axis, values: clock ? undefined : (u, found) => found.map((v) => state.x === "gpu" ? `${short(v)} h` : Number.isInteger(v) ? v.toLocaleString("en") : "")},
+        {...axis, size: 56, values: (u, found) => found.map((v) => v == null ? "" : short(v))},
+        {...axis, scale: "lr", side: 1, size: 62, show: on("learning_rate"), grid: {show: false}, values: (u, found) => found.map(short)},
+      ],
+      series: [
+        {label: state.x === "step" ? "step" : state.x === "gpu" ? "hours" : "time", value: clock ? undefined : (u, v) => short(v)},
+        {label: "loss", stroke: stroke(on("ema")), width: on("ema") ? 1 : 1.6, points: {show: false}, value: (u, v) => short(v)},
+        {label: "smooth", stroke: stroke(false), width: 2.2, show: on("ema"), points: {show: false}, value: (u, v) => short(v)},
+        {label: "lost, run again", stroke: colour("muted"), dash: [3, 4], width: 1.2, points: {show: false}, value: (u, v) => short(v)},
+        {label: "eval", stroke: colour("ink"), width: 0, show: on("eval_loss"), points: {show: true, size: 9, fill: colour("card"), width: 2, stroke: colour("ink")}, value: (u, v) => short(v), spanGaps: true},
+        {label: "learning rate", scale: "lr", stroke: colour("s3"), width: 1.2, show: on("learning_rate"), points: {show: false}, spanGaps: true, value: (u, v) => short(v)},
+      ],
+      cursor: {focus: {prox: 24}},
+      hooks: {draw: [drawMarks], setSelect: [(u) => { u.zoomed = u.select.width > 0; }]},
+      legend: {live: true},
+    }, table(), box);
+    box.addEventListener("dblclick", () => { chart.zoomed = false; });
+    describe();
+  };
+  const describe = () => {
+    const rows = state.series.loss || [];
+    const cuts = marks().map((m) => m.step);
+    box.setAttribute("aria-label", rows.length
+      ? `Training loss over ${rows[rows.length - 1][0]} steps: from ${short(rows[0][1])} to ${short(rows[rows.length - 1][1])}` +
+        (cuts.length ? `; hand-offs after step ${cuts.join(", ")}` : "; no hand-off yet")
+      : "Training loss: nothing was reported yet");
+  };
+  const redraw = () => {
+    if (frame) return;
+    frame = requestAnimationFrame(() => {
+      frame = 0;
+      const began = performance.now();
+      chart.setData(table(), !chart.zoomed);
+      describe();
+      window.trainhop.curve.took = performance.now() - began;
+    });
+  };
+
+  const load = async () => {
+    const answer = await fetch(`/jobs/${job}/curve.json?names=loss,eval_loss,learning_rate`, {credentials: "same-origin"});
+    if (!answer.ok) throw new Error(`the curve could not be loaded (${answer.status})`);
+    const found = await answer.json();
+    Object.assign(state, {series: {}, sessions: found.sessions, began: found.began, total: found.total, cursor: found.cursor});
+    for (const [name, columns] of Object.entries(found.series)) {
+      state.series[name] = columns[0].map((step, i) => [step, columns[1][i], columns[2][i], columns[3][i]]);
+    }
+    make();
+  };
+
+  root.addEventListener("points", (event) => {
+    const found = JSON.parse(event.detail.data);
+    state.sessions = found.sessions;
+    for (const [name, columns] of Object.entries(found.series)) if (name in state.series || name === "loss") merge(name, columns);
+    state.cursor = found.cursor;
+    if (chart) redraw();
+  });
+  root.addEventListener("reload", load);
+  tools.addEventListener("change", () => {
+    state.x = tools.querySelector("[name=x]:checked").value;
+    make();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => chart && make());
+  new ResizeObserver(() => {
+    if (chart && Math.abs(chart.width - box.clientWidth) > 1) chart.setSize({width: box.clientWidth, height: box.clientHeight - legend()});
+  }).observe(box);
+
+  window.trainhop.curve = {state, marks, merge, redraw, took: 0, get chart() { return chart; }};
+  const begin = async () => {
+    try {
+      await load();
+      tools.hidden = false;
+    } catch (error) {
+      window.trainhop.say(error.message, "bad");
+      setTimeout(begin, 3000);
+      return;
+    }
+    listen();
+    setInterval(listen, LISTEN_AGAIN_MS);
+  };
+  // htmx takes up a stream that breaks, but not one that could not be begun
+  const stream = {open: false, trying: false, over: false};
+  const listen = async () => {
+    if (stream.open || stream.trying || stream.over || document.hidden) return;
+    stream.trying = true;
+    try {
+      // only now is it known from which point the stream has to go on
+      const address = `/jobs/${job}/live?from=${state.cursor}`;
+      root.setAttribute("hx-sse:connect", address);
+      await htmx.ajax("GET", address, {source: root, target: root, swap: "none"});
+    } finally {
+      stream.trying = false;
+    }
+  };
+  root.addEventListener("htmx:sse:after:connection", () => { stream.open = true; });
+  root.addEventListener("htmx:sse:close", () => { stream.open = false; });
+  for (const end of ["gone", "login"]) root.addEventListener(end, () => { stream.over = true; });
+  begin();
+})();

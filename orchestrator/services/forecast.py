@@ -1,0 +1,47 @@
+"""When a job will be done, with the sessions and the quota that it still needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.domain.policy import Place
+
+LAST_SAVE_S = 10.0
+"""What the end of a session costs before anything has been measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """`seconds` from now, in `sessions` more sessions besides the one that runs; `waits_until` is a quota's return."""
+
+    seconds: float
+    sessions: int
+    waits_until: float | None = None
+
+
+def forecast(*, work_s: float, session_left_s: float | None, places: Sequence[Place], now: float) -> Forecast | None:
+    """When `work_s` seconds of training are done; None where nothing is known that could go on with them.
+
+    `session_left_s` is what the running session has left (None: none runs); `places` are those the job may use.
+    """
+    here = max(0.0, session_left_s - LAST_SAVE_S) if session_left_s is not None else 0.0
+    if session_left_s is not None and work_s <= here:
+        return Forecast(seconds=work_s, sessions=0)
+    rest = work_s - here
+    found = [_elsewhere(rest, here, place, now) for place in places if place.session_s > 0]
+    return min(found, key=lambda f: f.seconds, default=None)
+
+
+def _elsewhere(rest: float, already: float, place: Place, now: float) -> Forecast:
+    lost = place.start_up_s + place.save_s
+    useful = max(1.0, place.session_s - lost)
+    sessions = max(1, int(-(-rest // useful)))
+    spent = rest / place.speed + sessions * lost
+    ends = already + spent
+    short = place.hours_left is not None and place.hours_left * 3600 - already < spent
+    if short and place.refresh_at is not None and place.refresh_at > now:
+        before = max(0.0, (place.hours_left or 0.0) * 3600 - already)
+        ends = (place.refresh_at - now) + (spent - before)
+        return Forecast(seconds=max(ends, already + spent), sessions=sessions, waits_until=place.refresh_at)
+    return Forecast(seconds=ends, sessions=sessions)

@@ -1,0 +1,64 @@
+"""A real browser before a real server; what a page may never do (foreign requests, console errors) fails every test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.browser import MISSING, browser, program
+from tests.dashboard.stage import Stage, stage
+from tests.http.conftest import api, people  # noqa: F401  fixtures
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """The distribution's Chromium; without it these tests are skipped, or fail where everything is required."""
+    if program() is None:
+        if os.environ.get("TRAINHOP_REQUIRE_ALL") == "1":
+            pytest.fail(MISSING)
+        pytest.skip(MISSING)
+    with browser() as running:
+        yield running
+
+
+@pytest.fixture
+def show(tmp_path) -> Iterator[Stage]:
+    """A server in this process, with machines played by hand."""
+    with stage(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def visit(chromium):
+    """Opens a logged-in page: `visit(link, scheme="dark", width=360)`; at the end nothing foreign and no error was seen."""
+    contexts = []
+    foreign: list[str] = []
+    complaints: list[str] = []
+
+    def open_page(link: str, *, scheme: str = "light", width: int = 1280, tolerate: tuple[str, ...] = (), **more):
+        host = "/".join(link.split("/")[:3])
+        context = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}, **more)
+        context.set_default_timeout(60_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda r: foreign.append(r.url) if not r.url.startswith((host, "blob:")) else None)
+        page.on("pageerror", lambda e: complaints.append(str(e)))
+        page.on(
+            "console",
+            lambda m: (
+                complaints.append(m.text)
+                if m.type in ("error", "warning") and not any(t in m.text for t in tolerate)
+                else None
+            ),
+        )
+        page.goto(link)
+        page.wait_for_url(f"{host}/")  # the page of the link goes on by itself
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert foreign == []
+    assert complaints == []

@@ -1,0 +1,170 @@
+"""The pages over plain HTTP: who gets in, what is refused, and that a page says it in words."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+from starlette.testclient import TestClient
+
+from orchestrator.entrypoints.dashboard.assets import assets
+from orchestrator.entrypoints.http import make_app
+from orchestrator.entrypoints.logins import CODE_LIVES_S
+from orchestrator.entrypoints.static import vendor
+from tests.http.play import Api, Machine, People
+
+HTML = {"Accept": "text/html"}
+ORIGIN = {"Origin": "http://127.0.0.1"}
+LARGEST_ASSETS = 60 * 1024
+
+
+@pytest.fixture
+def site(sqlite_app):
+    """A client without a token, as a browser is; redirects are looked at, not followed."""
+    with TestClient(make_app(sqlite_app), base_url="http://127.0.0.1", follow_redirects=False) as client:
+        yield Api(app=sqlite_app, client=client)
+
+
+@pytest.fixture
+def people(site) -> People:
+    return People.of(site)
+
+
+def log_in(site: Api, caller=None) -> None:
+    link = (caller or site.admin).post("/login-links").json()["url"]
+    assert site.client.get(link[link.index("/login") :]).status_code == 200
+
+
+def test_a_link_opens_the_dashboard_once(site, clock):
+    """Guard: with `get` in place of `pop` in `Logins.use` the second browser came in as well."""
+    link = site.admin.post("/login-links").json()["url"]
+    path = link[link.index("/login") :]
+    answer = site.client.get(path)
+    cookie = answer.headers["set-cookie"].lower()
+    assert answer.status_code == 200
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert 'url=/"' in answer.text
+    assert site.client.get("/", headers=HTML).status_code == 200
+    site.client.cookies.clear()
+    again = site.client.get(path)
+    assert again.status_code == 401
+    assert "does not work any more" in again.text
+    late = site.admin.post("/login-links").json()["url"]
+    clock.tick(CODE_LIVES_S + 1)
+    assert site.client.get(late[late.index("/login") :]).status_code == 401
+
+
+def test_without_a_login_every_page_says_how_to_get_one(site):
+    for path in ("/", "/fleet", "/accounts", "/submit", "/people", "/notifications", "/jobs/job-x"):
+        answer = site.client.get(path, headers=HTML)
+        assert answer.status_code == 401
+        assert "trainhop open" in answer.text
+    for path in ("/jobs/job-x/curve.json", "/jobs/job-x/live"):
+        assert site.client.get(path).json()["status"] == 401
+
+
+def test_the_cookie_works_for_requests_of_our_own_pages_alone(site):
+    """Guard: without the look at Origin in `cookie_token`, the POST that names no page was carried out."""
+    log_in(site)
+    body = {"name": "x"}
+    assert site.client.get("/api/v1/me").status_code == 200
+    assert site.client.post("/api/v1/members", json=body).status_code == 401
+    assert site.client.post("/api/v1/members", json=body, headers={"Origin": "http://evil.example"}).status_code == 403
+    assert site.client.post("/api/v1/members", json=body, headers=ORIGIN).status_code == 201
+    assert site.client.post("/people", data={"name": "y"}, headers={"Origin": "null"}).status_code == 403
+
+
+def test_logging_out_makes_the_cookie_useless(site):
+    """Guard: without deleting the token, the cookie that a thief had kept went on working."""
+    log_in(site)
+    kept = dict(site.client.cookies)
+    assert site.client.post("/logout", headers=ORIGIN).status_code == 303
+    site.client.cookies.update(kept)
+    assert site.client.get("/", headers=HTML).status_code == 401
+
+
+def test_members_see_their_own_jobs_alone(site, people, provider):
+    """Guard: without `may_see` in `curve.my_job` bob read ann's curve, log and live stream."""
+    job = people.ann.submit(name="anns-job")["id"]
+    machine = Machine.launched(site, provider)
+    machine.start()
+    machine.report(1)
+    log_in(site, people.bob)
+    for path in ("", "/curve.json", "/live", f"/sessions/{machine.lease}", f"/sessions/{machine.lease}/raw"):
+        assert site.client.get(f"/jobs/{job}{path}").status_code == 404, path
+    assert site.client.post(f"/jobs/{job}/cancel", headers=ORIGIN).status_code == 404
+    assert site.client.get(f"/submit?clone={job}").status_code == 404
+    assert "anns-job" not in site.client.get("/").text + site.client.get("/fleet").text
+    assert site.client.post("/people", data={"name": "eve"}, headers=ORIGIN).status_code == 403
+    assert site.client.post(f"/people/{job}/link", headers=ORIGIN).status_code == 403
+    site.client.cookies.clear()
+    log_in(site, people.ann)
+    assert "anns-job" in site.client.get("/").text
+
+
+def test_errors_are_pages_for_people_and_documents_for_programs(site):
+    log_in(site)
+    page = site.client.get("/jobs/job-none", headers=HTML)
+    assert page.status_code == 404
+    assert "there is no job job-none" in page.text
+    assert site.client.get("/jobs/job-none").headers["content-type"] == "application/problem+json"
+    assert site.client.get("/api/v1/jobs/job-none", headers=HTML).headers["content-type"] == "application/problem+json"
+    assert site.client.get("/nowhere", headers=HTML).text.count("<h1>") == 1
+    assert site.client.get("/", headers=HTML | {"Host": "evil.example"}).status_code == 421
+    assert site.client.get("/?state=nonsense", headers=HTML).status_code == 422
+    piece = site.client.post("/jobs/job-none/pause", headers=HTML | ORIGIN | {"HX-Request": "true"})
+    assert piece.headers["hx-retarget"] == "#notice"
+
+
+def test_the_same_job_can_be_sent_again_as_it_is_shown(site):
+    """What is copied is what was submitted: the request below queues an equal job."""
+    from html import unescape
+
+    log_in(site)
+    name = "it's $(quoted) `here`"
+    job = site.admin.submit(name=name, sample_prompts=["Is it 'late'?"])
+    text = unescape(site.client.get(f"/jobs/{job['id']}").text)
+    import shlex
+
+    words = shlex.split(text[text.index("curl -sS") : text.index("</code>", text.index("curl -sS"))])
+    again = site.admin.post("/jobs", json.loads(words[-1])).json()
+    assert again["spec"] == job["spec"]
+
+
+def test_what_pages_are_made_of_is_small_and_unchanged(site):
+    assert vendor.faults() == []
+    shown = ("app.css", "app.js", "job.js", "icons.svg", "sign.svg", "vendor/htmx.min.js", "vendor/hx-sse.min.js")
+    shown += ("vendor/uPlot.iife.min.js", "vendor/uPlot.min.css")
+    assert sum(len(assets()[name].compressed) for name in shown) <= LARGEST_ASSETS
+    answer = site.client.get(f"/static/app.css?v={assets()['app.css'].tag}")
+    assert "immutable" in answer.headers["cache-control"]
+    assert answer.headers["content-encoding"] == "gzip"
+    assert gzip.decompress(assets()["app.css"].compressed) == assets()["app.css"].plain
+    assert site.client.get("/static/../auth.py").status_code == 404
+    assert site.client.get("/static/vendor.py").status_code == 404
+
+
+def test_the_form_says_which_field_is_wrong_and_keeps_the_others(site):
+    log_in(site)
+    sent = {"name": "kept", "base_model": "org/small", "max_steps": "ten", "more": "lora_r: 4"}
+    answer = site.client.post("/submit", data=sent, headers=ORIGIN)
+    assert answer.status_code == 422
+    assert "&#39;ten&#39; is no number" in answer.text
+    assert 'value="kept"' in answer.text
+    assert "lora_r: 4" in answer.text
+
+
+def test_a_demo_that_cannot_be_made_says_why(site, monkeypatch):
+    from orchestrator.entrypoints.dashboard import demo
+    from tests.dashboard.stage import wait_for
+
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    log_in(site)
+    assert "Train a small model" in site.client.get("/", headers=HTML).text
+    assert site.client.post("/demo", headers=ORIGIN).status_code == 303
+    wait_for(lambda: site.admin.get("/demo").json()["stage"] == "failed", "the refusal")
+    page = site.client.get("/", headers=HTML).text
+    assert "needs torch" in page
+    assert "Try again" in page

@@ -1,0 +1,164 @@
+"""Curves, forecasts, previews, forms and logs: the parts that compute."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.domain.errors import InvalidError
+from orchestrator.domain.policy import Place
+from orchestrator.entrypoints.dashboard import curve, jobform, logs, timeline
+from orchestrator.services.forecast import forecast
+from orchestrator.services.preview import preview
+from tests.http.play import Machine
+from worker.protocol import RowFormat
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=3_000), st.integers(10, 500))
+def test_a_curve_gets_shorter_and_loses_no_spike(values, most):
+    """Guard: with every n-th point kept in place of each bucket's extremes, the largest value was missing."""
+    rows = [(step, value, float(step), 1) for step, value in enumerate(values)]
+    kept = curve.decimate(rows, most)
+    assert len(kept) <= max(most, 4)
+    assert [r[0] for r in kept] == sorted({r[0] for r in kept})
+    assert set(kept) <= set(rows)
+    assert {min(values), max(values), values[0], values[-1]} <= {r[1] for r in kept}
+
+
+def test_a_cursor_that_is_none_begins_at_the_beginning():
+    assert curve.cursor_of("3.120") == (3, 120)
+    for text in (None, "", "x.y", "-1.2", "1", "²..", "9" * 400):
+        assert curve.cursor_of(text) == (0, 0)
+
+
+def test_points_after_a_cursor_hold_every_step_that_was_run_again(api, people, provider, tmp_path):
+    """Guard: with `step > cursor` alone, steps 5 and 6 of the second session were never told."""
+    job = people.ann.submit()["id"]
+    first = Machine.launched(api, provider)
+    first.start()
+    first.save(4, tmp_path)
+    for step in range(1, 7):
+        first.report(step)
+    first.say("release", first.said("release", step=6, reason="deadline"))
+    server = api.client.app.state.server
+
+    def since(cursor):
+        found = curve.since(server, job, server.views.sessions(job_id=job), cursor)
+        assert found is not None
+        return found
+
+    told = since((0, 0))
+    assert [r[0] for r in told["loss"]] == [1, 2, 3, 4, 5, 6]
+    cursor = curve.newest(told, (0, 0))
+    assert cursor == (1, 6)
+    second = Machine.launched(api, provider)
+    second.start()
+    second.report(5, metrics=[{"step": 5, "values": {"loss": 50.0}}])
+    later = since(cursor)
+    assert [(r[0], r[1], r[3]) for r in later["loss"] if r[3] == 2] == [(5, 50.0, 2)]
+    second.report(6, metrics=[{"step": 6, "values": {"loss": "Infinity"}}])
+    assert [r[0] for r in since((2, 5))["loss"]] == [5]
+
+
+def place(**more) -> Place:
+    return Place(account_id="a", provider="p", name="alice", member_id=None, slots=1, session_s=3600.0, **more)
+
+
+def test_a_forecast_counts_sessions_and_waits_for_quota():
+    """Guard: without the quota, the last forecast promised the end two days before the machine's hours return."""
+
+    def known(**more):
+        found = forecast(now=0, **more)
+        assert found is not None
+        return found
+
+    here = known(work_s=100, session_left_s=500, places=[])
+    assert (here.seconds, here.sessions) == (100, 0)
+    assert forecast(work_s=100, session_left_s=50, places=[], now=0) is None
+    more = known(work_s=7_000, session_left_s=1_010, places=[place()])
+    assert (more.seconds, more.sessions, more.waits_until) == (7_000 + 2 * 70, 2, None)
+    short = known(work_s=7_200, session_left_s=None, places=[place(hours_left=1.0, refresh_at=200_000.0)])
+    assert short.waits_until == 200_000
+    assert short.seconds > 200_000
+
+
+def test_bars_cover_what_happened_and_no_more():
+    sessions = [
+        {
+            "started_at": 10.0,
+            "created_at": 5.0,
+            "ended_at": 50.0,
+            "first_step": 0,
+            "last_step": 44,
+            "phase": "train",
+            "ledger": {"load": 5, "train": 35},
+        },
+        {
+            "started_at": 70.0,
+            "created_at": 60.0,
+            "ended_at": None,
+            "first_step": 40,
+            "last_step": 90,
+            "phase": "train",
+            "ledger": {},
+        },
+    ]
+    steps = timeline.by_step(sessions, 100)
+    assert [(b.x, b.width, b.session) for b in steps] == [(0, 40, 1), (40, 50, 2)]
+    clock = timeline.by_clock(sessions, 0.0, 100.0)
+    assert [(b.kind, b.x, b.width) for b in clock] == [
+        ("queue", 0, 5), ("boot", 5, 5), ("load", 10, 5), ("train", 15, 35), ("queue", 50, 10), ("boot", 60, 10), ("train", 70, 30),
+    ]  # fmt: skip
+    assert dict(timeline.totals(sessions, 0.0, 100.0)) == {"queue": 15.0, "boot": 15.0, "load": 5.0, "train": 35.0}
+
+
+def test_a_preview_shows_what_is_trained_and_every_fault(tmp_path):
+    """Guard: with `inspect` in place of `examine`, only the first of the two faults was told."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        '{"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]}\n'
+        '{"messages": []}\n{"other": 1}\n'
+        '{"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]}\n'
+        "{broken\n"
+    )
+    found = preview(file, RowFormat.AUTO, None, sequence_len=8, train_on_inputs=False)
+    assert found.type == "messages"
+    assert [line for line, _ in found.faults] == [2, 3, 5]
+    assert [(t.role, t.text, t.trained) for t in found.shown[0]] == [("user", "a?", False), ("assistant", "b.", True)]
+    assert (found.rows, found.repeated, found.exact) == (2, 1, False)
+    assert all(t.trained for t in preview(file, RowFormat.AUTO, None, sequence_len=8, train_on_inputs=True).shown[0])
+    counted = preview(
+        file, RowFormat.AUTO, None, sequence_len=8, train_on_inputs=False, count=lambda ts: [9 for _ in ts]
+    )
+    assert (counted.truncated, counted.exact, sum(b.rows for b in counted.bars)) == (2, True, 2)
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    assert "empty" in preview(empty, RowFormat.AUTO, None, sequence_len=8, train_on_inputs=False).faults[0][1]
+
+
+def test_a_job_file_survives_the_form():
+    spec = {
+        "name": "n", "base_model": "org/m", "datasets": [{"path": "sha256:" + "a" * 64, "type": "text"}], "max_steps": 7,
+        "learning_rate": 0.0003, "sample_prompts": ["a", "b"], "placement": {"providers": ["local"]}, "deadline": 2e9,
+    }  # fmt: skip
+    again = jobform.from_form(jobform.to_form(spec)).model_dump(mode="json", exclude_defaults=True)
+    spec["datasets"][0].pop("type")  # told by the upload itself
+    assert again == spec
+    with pytest.raises(InvalidError) as wrong:
+        jobform.from_form({"base_model": "m", "max_steps": "3", "more": "a: b: c"})
+    assert wrong.value.problems[0][0] == "more"
+
+
+def test_lines_know_their_place_and_kind():
+    text = (
+        "step 1\nUserWarning: old\nTraceback (most recent call last):\nRuntimeError: ü broke\n"
+        + "x" * 5_000
+        + "\nlast\n"
+    )
+    found = logs.lines(text, 100)
+    assert [x.level for x in found] == ["info", "warning", "error", "error", "info", "info"]
+    assert found[4].cut == 1_000
+    whole = (b" " * 100) + text.encode()
+    assert all(whole[x.at :].startswith(x.text[:20].encode()) for x in found)
+    assert [x.text for x in logs.lines(text, 0, level="error", search="BROKE")] == ["RuntimeError: ü broke"]
