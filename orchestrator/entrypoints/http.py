@@ -66,7 +66,7 @@ def make_app(app: App) -> FastAPI:
     )
     problems.install(api)
     # First, because routes are tried in order.
-    api.router.routes.extend(worker_api.quick_routes(PREFIX))
+    api.router.routes.extend([*worker_api.quick_routes(PREFIX), api_jobs.quick_route(PREFIX)])
     for part in (worker_api, api_jobs, api_records, api_data, api_people, api_stores):
         api.include_router(part.router, prefix=PREFIX)
     api.include_router(health.router)

@@ -61,6 +61,13 @@ def test_what_the_server_refuses_is_one_line_with_the_file_and_the_key(trainhop:
     assert "job.yaml: base_model: /nowhere/model is a path on the server's disk" in said
 
 
+def test_a_fault_in_the_data_names_the_data_file(trainhop: Shell) -> None:
+    """Guard: named only by the job file, nobody knew which of several data files was meant."""
+    (trainhop.folder / "bad.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+    said = trainhop("submit", trainhop.job_file(datasets=[{"path": "bad.jsonl"}]), code=2).stderr
+    assert "job.yaml: datasets: bad.jsonl: line 1: has no assistant turn" in said
+
+
 def test_control_characters_of_users_never_reach_the_terminal(trainhop: Shell) -> None:
     trainhop("submit", trainhop.job_file(name="evil.yaml") and _with_name(trainhop, "\x1b[31mred\x1b]0;t\x07\u202e"))
     listed = trainhop("ls").stdout

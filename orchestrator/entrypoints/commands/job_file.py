@@ -97,8 +97,12 @@ def send_data(client: Client, path: str, spec: JobSpec) -> dict[str, Any]:
         if file is None:
             continue
         say(f"sending {entry['path']} ({size(file.stat().st_size)})")
-        with named(path):
+        try:
             sent = client.upload("/datasets", file, name=file.name, type=entry.get("type", "auto"))
+        except ProblemError as error:
+            if error.code is not Exit.USAGE:
+                raise
+            raise CommandError(Exit.USAGE, f"{path}: datasets: {error.message}") from error
         entry["path"] = f"sha256:{sent['sha256']}"
     return body
 
