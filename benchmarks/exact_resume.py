@@ -1,9 +1,11 @@
 """The promise, tried: the same job unbroken and cut at random steps must end in the same bytes.
 
-    python -m benchmarks.exact_resume --kills 0,1,5 [--adapter lora|qlora] --json
+    python -m benchmarks.exact_resume --kills 0,1,5 [--adapter lora|qlora] [--path local|sandbox] --json
 
 A tiny Llama with random weights, made on the spot, is trained through a real server and real worker processes. Cuts are
 SIGKILLs of the worker, planned hand-offs (SIGTERM), and every third time a SIGKILL of worker and server together.
+With `--path sandbox` the machines are Kaggle kernels and the checkpoints lie in Google Drive, both emulated; cuts then are
+kernels killed with or without their outputs, every second time while the server is down.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", default="0,1,5", help="comma-separated numbers of cuts")
     parser.add_argument("--adapter", choices=("lora", "qlora"), default="lora")
+    parser.add_argument("--path", choices=("local", "sandbox"), default="local")
     parser.add_argument("--seed", type=int, default=0, help="of the cuts, not of the training")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
@@ -69,7 +72,8 @@ def main() -> int:
         runs = []
         for kills in map(int, asked.kills.split(",")):
             say(f"{asked.adapter}: {kills} cuts ...")
-            runs.append(train(folder / f"kills-{kills}", model, data, kills, asked.adapter, asked.seed))
+            run = train if asked.path == "local" else train_far
+            runs.append(run(folder / f"kills-{kills}", model, data, kills, asked.adapter, asked.seed))
             say(f"  adapter {runs[-1].adapter_sha256[:16]}  state {runs[-1].state_sha256[:16]}")
     equal = len({tuple(list(asdict(r).values())[1:]) for r in runs}) == 1
     result = {"runs": [asdict(r) for r in runs], "bitwise_equal": equal}
@@ -131,6 +135,20 @@ def train(folder: Path, model: Path, data: Path, kills: int, adapter: str, seed:
         server.patch(f"/accounts/{pool}", {"config": {"env": {"OMP_NUM_THREADS": "1"}}})
         job = server.post("/jobs", job_file(model, server.upload(data), adapter))["id"]
         cut_at_random(server, job, kills, random.Random(f"{seed}-{kills}"))
+        server.wait_for(lambda: finished(server, job), "the job's end", 600, 0.2)
+        return read_result(server, job, kills)
+
+
+def train_far(folder: Path, model: Path, data: Path, kills: int, adapter: str, seed: int) -> Run:
+    """The same over emulated Kaggle and Drive."""
+    from benchmarks.sandbox import sandbox  # only this path needs both client libraries
+
+    settings = {"allowed_folders": json.dumps([str(model.parent)]), "offline": True, "report_every_s": 1}
+    with sandbox(folder / "outside") as outside, lab(folder, **settings, **outside.settings) as server:
+        outside.move_in(server)
+        job = server.post("/jobs", job_file(model, server.upload(data), adapter))["id"]
+        chance = random.Random(f"{seed}-{kills}")
+        outside.cut_at_random(server, job, sorted(chance.sample(range(1, STEPS), kills)), chance)
         server.wait_for(lambda: finished(server, job), "the job's end", 600, 0.2)
         return read_result(server, job, kills)
 

@@ -84,6 +84,10 @@ class Lab:
         """JSON of a POST; raises with the server's own words."""
         return self._checked(self.client.post(path, json=body))
 
+    def put(self, path: str, body: Any) -> Any:
+        """JSON of a PUT; raises with the server's own words."""
+        return self._checked(self.client.put(path, json=body))
+
     def patch(self, path: str, body: Any) -> Any:
         """JSON of a PATCH; raises with the server's own words."""
         return self._checked(self.client.patch(path, json=body))

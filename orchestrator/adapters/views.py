@@ -310,7 +310,8 @@ def _finite(value: float | None) -> float | None:
 def _brief(live: Row, now: float) -> Row:
     names = ("id", "provider", "phase", "step", "last_seen_at", "state")
     account = live["account"] or live["account_id"]
-    left = max(0.0, live["created_at"] + live["budget_s"] - now)
+    begin = live["started_at"] if live["one_way"] and live["started_at"] else live["created_at"]
+    left = max(0.0, begin + live["budget_s"] - now)
     return {name: live[name] for name in names} | {"account": account, "seconds_left": left}
 
 

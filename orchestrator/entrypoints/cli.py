@@ -72,12 +72,15 @@ def demo(
     folder: Annotated[Path, typer.Option("--dir", help="Where the demo works and leaves its results.")] = Path(
         "trainhop-demo"
     ),
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="Over Kaggle and Google Drive, emulated on this computer.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document on stdout.")] = False,
 ) -> None:
     """Fine-tune a small model here, with one worker killed and one handed over on the way."""
     from orchestrator.entrypoints.demo import run_demo
 
-    raise typer.Exit(run_demo(folder, as_json=as_json))
+    raise typer.Exit(run_demo(folder, as_json=as_json, sandbox=sandbox))
 
 
 def main() -> None:

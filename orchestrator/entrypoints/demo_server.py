@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,13 +25,13 @@ STOP_S = 15.0
 
 
 class PrivateServer:
-    """A server over a fresh folder in `parent`; jobs may name models under `models`."""
+    """A server over a fresh folder in `parent`; jobs may name models under `models`. `settings` are further variables."""
 
-    def __init__(self, parent: Path, models: Path) -> None:
+    def __init__(self, parent: Path, models: Path, settings: Mapping[str, str]) -> None:
         parent.mkdir(parents=True, exist_ok=True)
         _remove_earlier(parent)
         self.folder = Path(tempfile.mkdtemp(prefix="run-", dir=parent))
-        self._models = models
+        self._models, self._settings = models, settings
         self._process: subprocess.Popen[bytes] | None = None
         self.client: Client
 
@@ -38,7 +39,7 @@ class PrivateServer:
         command = [sys.executable, "-m", "orchestrator.entrypoints.cli", "up", "--port", "0", "--slots", "1"]
         command += ["--data-dir", str(self.folder), "--allow-folder", str(self._models)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TRAINHOP_")}
-        environment["TRAINHOP_REPORT_EVERY_S"] = "1"
+        environment |= {"TRAINHOP_REPORT_EVERY_S": "1", **self._settings}
         with (self.folder / "server.log").open("wb") as log:
             self._process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -212,10 +212,7 @@ def grants(ctx: Context, lease_id: str, fence: int, kind: GrantKind, count: int)
 
 
 def report(ctx: Context, said: Report) -> Directive:
-    """Progress arrived: keep it, extend the lease, say what to do next. A report seen before changes nothing.
-
-    An older one that was lost on its way adds the values that are missing, and nothing else.
-    """
+    """Progress arrived: keep it, extend the lease, say what to do next. An old report adds only what is missing."""
     with ctx.uow() as tx:
         return reported(ctx, tx, said)
 
