@@ -12,10 +12,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator.adapters import tables
+from orchestrator.adapters.claim_rows import ClaimRows
 from orchestrator.adapters.rows import (
     ACCOUNTS,
     CHECKPOINTS,
-    CLAIMS,
     DATASETS,
     EVENTS,
     IS_LIVE,
@@ -28,7 +28,7 @@ from orchestrator.adapters.rows import (
 from orchestrator.adapters.statements import Statement
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.lifecycle import CheckpointState
-from orchestrator.domain.model import Account, Checkpoint, Claim, Event, Job, Lease, Member
+from orchestrator.domain.model import Account, Checkpoint, Event, Job, Lease, Member
 from orchestrator.ports import Dataset, StoreConfig, TokenInfo
 from worker.protocol import MetricRow, Reading, Sample
 
@@ -109,11 +109,11 @@ _STATEMENTS = {
 }
 
 
-class SqlTransaction:
+class SqlTransaction(ClaimRows):
     """Implements `ports.Transaction` over one connection; events are written last, by `flush`."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        super().__init__(connection)
         self._events: list[Event] = []
         self._upserts = _STATEMENTS[connection.dialect.name]
 
@@ -331,23 +331,6 @@ class SqlTransaction:
 
     def delete_token(self, token_id: str) -> None:
         self._connection.execute(delete(tables.tokens).where(tables.tokens.c.id == token_id))
-
-    # claims
-
-    def claim(self, code_hash: str) -> Claim | None:
-        return CLAIMS.get(self._connection, lock=True, code_hash=code_hash)
-
-    def add_claim(self, claim: Claim) -> None:
-        CLAIMS.add(self._connection, claim)
-
-    def save_claim(self, claim: Claim) -> None:
-        CLAIMS.save(self._connection, claim)
-
-    def open_mailboxes(self) -> list[Claim]:
-        return CLAIMS.where(self._connection, tables.claims.c.mailbox != "")
-
-    def forget_claims(self, before: float) -> None:
-        self._connection.execute(delete(tables.claims).where(tables.claims.c.expires_at < before))
 
     # stores
 

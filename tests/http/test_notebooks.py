@@ -67,7 +67,7 @@ def test_a_notebook_is_valid_runs_for_any_job_name_and_holds_no_credential(api1,
 
 
 def test_a_code_becomes_one_lease_on_its_owners_account(api, people, job):
-    """Guard: with the code not marked as used, the second tab was given the first one's lease."""
+    """Guard: with the two runs' nonces not compared, the second tab was given the first one's lease."""
     code = code_in(made(people.ann, job)["notebook"])
     first = claim(api, code)
     machine = machine_of(api, first)
@@ -155,7 +155,7 @@ def test_a_cpu_is_enough_in_jupyter_for_a_job_that_fits(api1, people, job):
 
 
 def test_a_job_at_work_elsewhere_is_left_alone(api, people, job, provider, clock):
-    """Guard: without the check the claim ran into the state machine and said 'cannot become leased'."""
+    """Guard: without the check the claim ran into an assertion and answered 500."""
     code = code_in(made(people.ann, job)["notebook"])
     machine = Machine.launched(api, provider)
     machine.start()

@@ -32,7 +32,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, shelf: tuple[Path, Path]) -> Iterator[Lab]:
     settings = {"allowed_folders": json.dumps([str(shelf[0].parent)]), "offline": True, "report_every_s": 1}
-    with lab(tmp_path_factory.mktemp("lab"), **settings, local_slots=0, lease_s=4, reconcile_s=0.2) as running:
+    with lab(tmp_path_factory.mktemp("lab"), **settings, local_slots=0, lease_s=20, reconcile_s=0.2) as running:
         yield running
 
 

@@ -25,7 +25,7 @@ def test_a_notebook_trains_hands_over_and_is_refused_the_second_time(server: Lab
     ident = job(max_steps=400)
     first = server.post(f"/jobs/{ident}:notebook")
     training = tab(first)
-    server.wait_for(lambda: server.job(ident)["step"] >= 5, "the first steps")
+    server.wait_for(lambda: server.job(ident)["step"] >= 5, "the first steps", 180, 0.1)
     second_tab = tab(first)
     assert "still trains" in second_tab.refused
     training.interrupt()
@@ -54,9 +54,9 @@ def test_a_runtime_that_disappears_gives_the_job_back(server: Lab, job: Any, tab
     """SIGKILL for the kernel and its worker at once, as when a machine is taken away."""
     ident = job(max_steps=100_000)
     lost = tab(server.post(f"/jobs/{ident}:notebook"))
-    server.wait_for(lambda: server.job(ident)["step"] >= 3, "the first steps")
+    server.wait_for(lambda: server.job(ident)["step"] >= 3, "the first steps", 180, 0.1)
     lost.kill()
-    server.wait_for(lambda: state(server, ident) == "queued", "the job's return")
+    server.wait_for(lambda: state(server, ident) == "queued", "the job's return", 180, 0.1)
     (session,) = server.get(f"/jobs/{ident}/sessions")["items"]
     assert (session["outcome"], session["detail"]) == ("lost", "no report came in time")
     server.post(f"/jobs/{ident}:cancel")
@@ -66,10 +66,10 @@ def test_a_kernel_that_dies_alone_takes_its_worker_along_saved(server: Lab, job:
     """Guard: without the thread that watches stdin the worker trained on for eleven hours beside a dead kernel."""
     ident = job(max_steps=100_000)
     lost = tab(server.post(f"/jobs/{ident}:notebook"))
-    server.wait_for(lambda: server.job(ident)["step"] >= 3, "the first steps")
+    server.wait_for(lambda: server.job(ident)["step"] >= 3, "the first steps", 180, 0.1)
     workers = lost.kernel.children(recursive=True)
     lost.kernel.kill()
-    server.wait_for(lambda: state(server, ident) == "queued", "the job's return")
+    server.wait_for(lambda: state(server, ident) == "queued", "the job's return", 180, 0.1)
     shown = server.job(ident)
     assert shown["head"]["step"] >= 3
     (session,) = server.get(f"/jobs/{ident}/sessions")["items"]

@@ -138,7 +138,8 @@ def test_lines_are_heard_in_order_said_again_without_harm_and_answered(ann, job,
     postman.round()
     tab.answer()
     lines = [tab.started(), tab.report(1), tab.report(2)]
-    forged = sign_line("thl_wrong", lines[2].split(" ", 2)[2].replace('"step":2', '"step":9'))
+    text = lines[2].split(" ", 2)[2]
+    forged = sign_line("thl_wrong", text.replace('"step":2', '"step":9').replace('"seq":3', '"seq":9'))
     tab.send(*lines, forged)
     postman.round()
     assert (tab.answer().heard, state(ann, job)) == (3, "running")
