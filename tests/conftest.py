@@ -16,7 +16,8 @@ from orchestrator.adapters.unit_of_work import make_engine
 from orchestrator.bootstrap import App, build
 from orchestrator.config import Settings
 from orchestrator.providers.registry import Registry
-from orchestrator.testing import FakeClock, FakeProvider
+from orchestrator.testing import FakeClock, FakePersonalProvider, FakeProvider
+from tests.emulators.drive import Drive
 from tests.postgres import Cluster, missing_programs
 
 DATABASES = [pytest.param("sqlite"), pytest.param("postgres", marks=pytest.mark.postgres)]
@@ -85,6 +86,13 @@ def database_url(request, tmp_path) -> Iterator[str]:
 
 
 @pytest.fixture
+def drive(tmp_path) -> Iterator[Drive]:
+    """An emulated Google Drive."""
+    with Drive(tmp_path / "drive") as drive:
+        yield drive
+
+
+@pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
 
@@ -96,12 +104,18 @@ def provider() -> FakeProvider:
 
 
 @pytest.fixture
-def make_server(tmp_path, clock, provider):
+def cloud() -> FakePersonalProvider:
+    """A provider of personal accounts, registered as `cloud`."""
+    return FakePersonalProvider()
+
+
+@pytest.fixture
+def make_server(tmp_path, clock, provider, cloud):
     """Builds a server over `tmp_path`; launches happen at once, time stands still."""
     built: list[App] = []
 
     def make(url: str, **settings) -> App:
-        providers = Registry.of({"local": provider, "fake": FakeProvider("fake")})
+        providers = Registry.of({"local": provider, "fake": FakeProvider("fake"), "cloud": cloud})
         config = Settings(data_dir=tmp_path / "data", database_url=url, offline=True, local_slots=4, **settings)
         app = build(config, providers=providers)
         app.context = dataclasses.replace(app.context, clock=clock, started_at=clock.now(), spawn=lambda work: work())

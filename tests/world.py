@@ -20,7 +20,7 @@ from orchestrator.adapters.tokens import KeyedTokens
 from orchestrator.adapters.unit_of_work import make_unit_of_work
 from orchestrator.adapters.vault import FernetVault
 from orchestrator.bootstrap import OneStore
-from orchestrator.domain.model import Account, Job, Lease, Member, Role
+from orchestrator.domain.model import Account, Checkpoint, Job, Lease, Member, Role
 from orchestrator.ports import (
     BaseModel,
     Capabilities,
@@ -36,6 +36,7 @@ from orchestrator.ports import (
     ProviderUnavailable,
     Room,
     Rules,
+    Stores,
     Transaction,
     UnitOfWork,
 )
@@ -130,7 +131,9 @@ class Machines:
 
     watch: Watch
     slots: int = 2
-    capabilities: Capabilities = field(default_factory=lambda: Capabilities(provider="sim", shares_disk=True))
+    capabilities: Capabilities = field(
+        default_factory=lambda: Capabilities(provider="sim", shares_disk=True, personal=True)
+    )
     launched: dict[str, LaunchRequest] = field(default_factory=dict[str, LaunchRequest])
     dead: set[str] = field(default_factory=set[str])
     reachable: bool = True
@@ -189,17 +192,33 @@ class AnyModel:
 
 
 class World:
-    """Members alice and bob with an account each, and what they do."""
+    """Members alice and bob with an account each, and what they do. `store` is where checkpoints go."""
+
+    store: WatchedStore
+    stores: Stores
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self.clock, self.folder = Clock(), folder
         self.watch = Watch(make_unit_of_work(engine))
-        self.machines = Machines(self.watch)
-        self.store = WatchedStore(folder / "store", self.watch)
+        self.machines = self.make_machines()
+        self.make_stores(folder, self.watch)
         self.dataset = hashlib.sha256(b"rows").hexdigest()
         self.ctx = self.start_server()
         self.actors = {name: self._member(name) for name in ("alice", "bob")}
         self.workers: list[Worker] = []
+
+    def make_machines(self) -> Machines:
+        """The machines of this world."""
+        return Machines(self.watch)
+
+    def make_stores(self, folder: Path, watch: Watch) -> None:
+        """Where everything lies."""
+        self.store = WatchedStore(folder / "store", watch)
+        self.stores = OneStore(self.store)
+
+    def make_worker(self, lease: str) -> Worker:
+        """What runs on one of them."""
+        return Worker(self, lease)
 
     def start_server(self) -> Context:
         """A new server process over the same database: nothing in memory survives."""
@@ -207,7 +226,7 @@ class World:
             uow=self.watch,
             clock=self.clock,
             providers=Registry.of({"sim": self.machines}),
-            stores=OneStore(self.store),
+            stores=self.stores,
             catalog=AnyModel(),
             tokens=KeyedTokens(b"k" * 32),
             rules=Rules(),
@@ -225,7 +244,14 @@ class World:
         with self.ctx.uow() as tx:
             tx.add_member(Member(id=name, name=name, role=Role.MEMBER, created_at=now))
             account = Account(
-                id=f"{name}-sim", provider="sim", member_id=name, name=f"{name}'s", config={}, created_at=now
+                id=f"{name}-sim",
+                provider="sim",
+                member_id=name,
+                name=f"{name}'s",
+                config={},
+                credentials="sealed",
+                consented_at=now,
+                created_at=now,
             )
             tx.add_account(account)
             tx.add_dataset(
@@ -242,8 +268,16 @@ class World:
             )
         source = self.folder / "rows"
         source.write_bytes(b"rows")
-        self.store.put(dataset_key(self.dataset), source)
+        self.stores.local().put(dataset_key(self.dataset), source)
         return Actor(member_id=name, name=name, role=Role.MEMBER)
+
+    def set_consent(self, who: str, *, agreed: bool) -> None:
+        """Whether this member lets jobs run on their account."""
+        with self.ctx.uow() as tx:
+            account = tx.account(f"{who}-sim")
+            assert account is not None
+            account.consented_at = self.clock.now() if agreed else None
+            tx.save_account(account)
 
     def submit(self, who: str, steps: int = 4, **extra: Any) -> str:
         spec = JobSpec.model_validate(
@@ -262,6 +296,14 @@ class World:
         assert found is not None
         return found
 
+    def head(self, job_id: str) -> Checkpoint:
+        """The checkpoint from which the job goes on."""
+        head = self.job(job_id).head
+        with self.ctx.uow() as tx:
+            found = tx.checkpoint(job_id, head or "")
+        assert found is not None
+        return found
+
     def all_leases(self) -> list[Lease]:
         with self.ctx.uow() as tx:
             return tx.live_leases() + tx.uncollected_leases()
@@ -269,7 +311,7 @@ class World:
     def new_workers(self) -> list[Worker]:
         """One simulated worker for every launched session that has none yet."""
         known = {w.lease for w in self.workers}
-        fresh = [Worker(self, lease) for lease in self.machines.launched if lease not in known]
+        fresh = [self.make_worker(lease) for lease in self.machines.launched if lease not in known]
         self.workers += fresh
         return fresh
 

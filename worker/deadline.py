@@ -56,18 +56,30 @@ class Budget:
 class Cadence:
     """When the next save is due: the Young/Daly interval for the measured stall, by time and never by step count."""
 
-    def __init__(self, mtbf_s: float, max_interval_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._mtbf_s, self._max_interval_s, self._clock = mtbf_s, max_interval_s, clock
+    def __init__(
+        self,
+        mtbf_s: float,
+        max_interval_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        min_interval_s: float = 0.0,
+    ) -> None:
+        self._mtbf_s, self._clock = mtbf_s, clock
+        self._max_interval_s, self._min_interval_s = max_interval_s, min_interval_s
         self._stalls: deque[float] = deque(maxlen=5)
         self._background_s = 0.0
         self._last = clock()
 
     @property
     def interval_s(self) -> float:
-        """sqrt(2 c M), longer where saving would cost too much, never longer than the job's own limit."""
+        """sqrt(2 c M), longer where saving would cost too much, never longer than the job's own limit.
+
+        Unless grants are counted: then as long as it takes to be left with enough of them for the whole session.
+        """
         stall = statistics.median(self._stalls) if self._stalls else FIRST_GUESS_S
         best = math.sqrt(2.0 * stall * self._mtbf_s)
-        return min(self._max_interval_s, max(best, stall / MOST_STALL, self._background_s / BACKGROUND_SHARE))
+        wanted = min(self._max_interval_s, max(best, stall / MOST_STALL, self._background_s / BACKGROUND_SHARE))
+        return max(self._min_interval_s, wanted)
 
     @property
     def is_due(self) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 
+from worker import resumable
 from worker.protocol import Grant
 from worker.uplink import Refused, ServerAway, Stale
 
@@ -26,11 +27,44 @@ class DamagedError(Exception):
         self.sha256 = sha256
 
 
-def upload(grant: Grant, source: Path) -> None:
+class UnusableGrant(ServerAway):
+    """This grant will never take the file: try another one."""
+
+
+def probe(grant: Grant) -> bool:
+    """Whether an upload through this grant can be expected to work from this machine."""
+    return resumable.probe(grant.url or "") if grant.resumable else grant.path is not None or grant.url is not None
+
+
+def upload(grant: Grant, source: Path, patience: resumable.Patience | None = None) -> None:
     """Bring a finished file to its place, whole or not at all; raises `OSError` or an `UplinkError`."""
     if grant.path is not None:
         _place(source, Path(grant.path))
-        return
+    elif grant.resumable:
+        _send(grant, source, patience)
+    else:
+        _put(grant, source)
+
+
+def _send(grant: Grant, source: Path, patience: resumable.Patience | None) -> None:
+    """Through a resumable session; what it says of the finished file is compared with the file."""
+    try:
+        stored = resumable.send(grant.url or "", source, patience=patience)
+    except resumable.SessionGone as error:
+        raise UnusableGrant(f"upload of {grant.key}: {error}") from error
+    except resumable.SessionAway as error:
+        raise ServerAway(f"upload of {grant.key}: {error}") from error
+    size = source.stat().st_size
+    if int(stored.get("fileSize", size)) != size:
+        raise UnusableGrant(f"upload of {grant.key}: {stored['fileSize']} of {size} bytes arrived")
+    if "sha256Checksum" in stored:
+        with source.open("rb") as file:
+            mine = hashlib.file_digest(file, "sha256").hexdigest()
+        if stored["sha256Checksum"] != mine:
+            raise UnusableGrant(f"upload of {grant.key}: other bytes arrived than were sent")
+
+
+def _put(grant: Grant, source: Path) -> None:
     try:
         with source.open("rb") as file:
             answer = httpx.put(grant.url or "", content=file, headers=grant.headers, timeout=TIMEOUT_S, trust_env=False)

@@ -130,7 +130,10 @@ def _gpu() -> tuple[int | None, float | None]:
 
     # A process that has not loaded torch is not training; loading it for a reading would cost seconds.
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    try:
+        if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+            return None, None
+    except AttributeError:  # another thread is still importing it
         return None, None
     free, total = torch.cuda.mem_get_info(0)
     try:

@@ -5,13 +5,14 @@ The file `outbox.jsonl` outlives the process, so that a server which was away fi
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from worker.protocol import Directive, Finish, Message, Offer, OfferReply, Release, Report
+from worker.protocol import Directive, Finish, Message, Offer, OfferReply, Release, Report, Started, merged
 from worker.uplink import Refused, ServerAway, Stale, Uplink
 
 LONGEST_PAUSE_S = 15.0
@@ -43,31 +44,43 @@ class Outbox:
         self._changed = threading.Condition()
         self._waiting: deque[Message] = deque()
         self._seq = 0
-        self._urgent = self._closing = self._over = False
+        self._urgent = self._closing = self._over = self._holding = False
         self._thread = threading.Thread(target=self._deliver, name="outbox", daemon=True)
 
     def open(self) -> None:
         """Begin to deliver."""
         self._thread.start()
 
+    def hold(self) -> None:
+        """From now on write down only, except reports: a goodbye must not overtake a checkpoint that is still here."""
+        with self._changed:
+            self._holding = True
+
     def say(self, make: Callable[[int], Message], *, urgent: bool = False) -> Message:
         """Write a message down under the next number; `urgent` ones are delivered at once."""
         with self._changed:
             self._seq += 1
             message = make(self._seq)
-            self._file.write(message.model_dump_json(exclude_defaults=isinstance(message, Report)) + "\n")
-            self._file.flush()
-            self._waiting.append(message)
+            self._write(message.as_line())
+            if isinstance(message, Report) or not self._holding:
+                self._waiting.append(message)
             self._urgent |= urgent
             if urgent:
                 self._changed.notify_all()
             return message
 
+    def _write(self, line: str) -> None:
+        self._file.write(line + "\n")
+        self._file.flush()
+
     def withdraw(self, offer: Offer) -> None:
-        """Take back an offer that has not been delivered."""
+        """Take back an offer that has not been delivered, and say so to whoever reads the file."""
         with self._changed:
             if offer in self._waiting:
                 self._waiting.remove(offer)
+            elif not self._holding:
+                return
+            self._write(json.dumps({"withdrawn": offer.seq}))
 
     def close(self, timeout_s: float) -> bool:
         """Deliver what is left; False if the server stayed away for `timeout_s`."""
@@ -136,6 +149,8 @@ class Outbox:
     def _send(self, messages: list[Message]) -> None:
         message = messages[0]
         match message:
+            case Started():
+                self._uplink.started(message)
             case Report():
                 self._on_directive(self._uplink.report(merged([m for m in messages if isinstance(m, Report)])))
             case Offer():
@@ -144,14 +159,3 @@ class Outbox:
                 self._uplink.release(message)
             case Finish():
                 self._uplink.finish(message)
-
-
-def merged(reports: list[Report]) -> Report:
-    """Several reports as one: the newest state with everybody's metrics and samples."""
-    newest = reports[-1]
-    return newest.model_copy(
-        update={
-            "metrics": tuple(row for r in reports for row in r.metrics),
-            "samples": tuple(sample for r in reports for sample in r.samples),
-        }
-    )

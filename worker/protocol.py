@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import hmac
 import math
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,12 @@ def _not_blank(text: str) -> str:
 
 
 NonBlank = Annotated[str, AfterValidator(_not_blank)]
+
+Text = Annotated[str, AfterValidator(lambda text: text.replace("\x00", "\ufffd"))]
+"""What a machine says in words: a NUL, which not every database keeps, becomes a replacement character."""
+
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Bytes = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Wire(BaseModel):
@@ -294,13 +301,17 @@ class GrantKind(StrEnum):
 
 
 class Grant(Wire):
-    """Permission to read or write exactly one file, by path (same machine) or by URL with headers."""
+    """Permission to read or write exactly one file, by path (same machine) or by URL with headers.
+
+    A `resumable` URL is an upload session (see `worker.resumable`), any other takes one plain request.
+    """
 
     key: str
     kind: GrantKind
     path: str | None = None
     url: str | None = None
     headers: dict[str, str] = {}
+    resumable: bool = False
     sha256: Sha256 | None = None
     size: int | None = None
 
@@ -327,8 +338,8 @@ class Manifest(Wire):
 
     protocol: int = PROTOCOL_VERSION
     job: str
-    fence: int
-    step: int
+    fence: Count
+    step: Count
     parent: Sha256 | None = None
     recipe: Recipe
     epoch: int
@@ -366,13 +377,16 @@ class StartRequest(Wire):
     """First call of a worker. `nonce` is made once per process, so that a repeated call is answered alike."""
 
     protocol: int
-    nonce: str
+    nonce: Annotated[str, Field(min_length=1, max_length=64)]
     hardware: Hardware
     versions: dict[str, str] = {}
 
 
 class Assignment(Wire):
-    """Everything a worker needs to go on with a job."""
+    """Everything a worker needs to go on with a job.
+
+    `keep_dir` is a folder whose files the provider hands over when the session ends, for machines that cannot call.
+    """
 
     protocol: int = PROTOCOL_VERSION
     job: str
@@ -387,6 +401,7 @@ class Assignment(Wire):
     resume_step: int = 0
     uploads: tuple[Grant, ...] = ()
     trust_remote_code: bool = False
+    keep_dir: str | None = None
 
 
 # --- what a worker says ----------------------------------------------------------------------------------
@@ -409,22 +424,26 @@ class Phase(StrEnum):
 class MetricRow(Wire):
     """Named values at one optimiser step (the state after `step` updates)."""
 
-    step: int
-    values: dict[str, float]
+    step: Count
+    values: dict[Annotated[Text, Field(max_length=64)], float]
 
 
 class Sample(Wire):
     """What the model answers to one of the job's `sample_prompts` at a step."""
 
-    step: int
-    prompt: str
-    text: str
+    step: Count
+    prompt: Text
+    text: Text
 
 
 class _Said(Wire):
     lease: str
-    fence: int
-    seq: int
+    fence: Count
+    seq: Count
+
+    def as_line(self) -> str:
+        """The message as one line of JSON."""
+        return self.model_dump_json()
 
 
 class Started(_Said):
@@ -438,7 +457,7 @@ class Report(_Said):
     """Progress, sent every `report_every_s`; extends the lease."""
 
     kind: Literal["report"] = "report"
-    step: int
+    step: Count
     phase: Phase
     metrics: tuple[MetricRow, ...] = ()
     samples: tuple[Sample, ...] = ()
@@ -447,26 +466,42 @@ class Report(_Said):
     seconds_per_step: float | None = None
     seconds_left: float | None = None
     fidelity: Fidelity | None = None
-    backend: str | None = None
+    backend: Annotated[Text, Field(max_length=32)] | None = None
+
+    def as_line(self) -> str:
+        """Without what has its default value: these come by the thousand."""
+        return '{"kind":"report",' + self.model_dump_json(exclude_defaults=True).removeprefix("{")
+
+
+def merged(reports: Sequence[Report]) -> Report:
+    """Several reports as one: the newest state with everybody's metrics and samples."""
+    newest = reports[-1]
+    return newest.model_copy(
+        update={
+            "metrics": tuple(row for r in reports for row in r.metrics),
+            "samples": tuple(sample for r in reports for sample in r.samples),
+        }
+    )
 
 
 class Offer(_Said):
     """A written checkpoint: 'it lies under this grant and hashes to this; make it the head'."""
 
     kind: Literal["offer"] = "offer"
-    key: str
+    key: Annotated[str, Field(max_length=255)]
     sha256: Sha256
-    size: int
+    size: Bytes
     manifest: Manifest
 
 
 class Release(_Said):
-    """A goodbye before the job is done; frees the job at once."""
+    """A goodbye before the job is done; frees the job at once. `head` is the newest checkpoint that was offered."""
 
     kind: Literal["release"] = "release"
-    step: int
+    step: Count
     reason: Literal["deadline", "drained", "paused", "cancelled", "unfit"]
-    detail: str = ""
+    detail: Text = ""
+    head: Sha256 | None = None
     ledger: dict[Phase, float] = {}
 
 
@@ -476,28 +511,29 @@ class Failure(Wire):
     `bad_checkpoint` names the checkpoint that did not load; the server reads it back itself before it believes that.
     """
 
-    message: str
+    message: Text
     permanent: bool
-    detail: str = ""
+    detail: Text = ""
     bad_checkpoint: Sha256 | None = None
 
 
 class ExportedAdapter(Wire):
     """The PEFT folder as one zip under a grant; `adapter_sha256` is that of its `adapter_model.safetensors`."""
 
-    key: str
+    key: Annotated[str, Field(max_length=255)]
     sha256: Sha256
-    size: int
+    size: Bytes
     adapter_sha256: Sha256
 
 
 class Finish(_Said):
-    """The job's last word from this session: done with an adapter, or failed with a reason."""
+    """The job's last word from this session: done with an adapter, or failed with a reason. `head` as in `Release`."""
 
     kind: Literal["finish"] = "finish"
-    step: int
+    step: Count
     adapter: ExportedAdapter | None = None
     failure: Failure | None = None
+    head: Sha256 | None = None
     ledger: dict[Phase, float] = {}
 
 
@@ -512,10 +548,13 @@ def sign_line(token: str, message: str) -> str:
 
 
 def signed_message(token: str, line: str) -> str | None:
-    """The JSON of a line that whoever holds this lease's token wrote whole; None for all other output."""
-    mark, _, rest = line.strip().partition(" ")
+    """The JSON of a line that whoever holds this lease's token wrote whole; None for all other output.
+
+    What another writer left on the same line before the mark does not matter.
+    """
+    _, mark, rest = line.strip().partition(LINE_MARK + " ")
     signature, _, message = rest.partition(" ")
-    if mark != LINE_MARK:
+    if not mark:
         return None
     wanted = hmac.new(token.encode(), message.encode(), hashlib.sha256).hexdigest()
     return message if hmac.compare_digest(wanted.encode(), signature.encode()) else None

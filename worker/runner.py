@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import signal
 import statistics
 import sys
@@ -16,14 +15,14 @@ from typing import Any
 
 import stamina
 
-from worker import grants, hardware
+from worker import alone, grants, hardware
+from worker.alone import KeepFolder
 from worker.checkpoint import CheckpointError, sha256_file
 from worker.deadline import Budget, Cadence
 from worker.grants import DamagedError
 from worker.ledger import Ledger
 from worker.outbox import Outbox
 from worker.protocol import (
-    PROTOCOL_VERSION,
     Action,
     Assignment,
     Directive,
@@ -40,12 +39,12 @@ from worker.protocol import (
     Release,
     Report,
     Sample,
-    StartRequest,
+    Started,
     Ticket,
 )
-from worker.saver import Saver
+from worker.saver import Kept, Saver
 from worker.training.job import Decision, PermanentError, Snapshot, Trained, TrainingJob, UnfitMachineError
-from worker.uplink import HttpUplink, ServerAway, Uplink, UplinkError
+from worker.uplink import HttpUplink, Refused, ServerAway, StdoutUplink, Uplink, UplinkError
 
 STEPS_TO_SKIP = 2
 """The first steps of a session warm things up and would spoil its seconds per step."""
@@ -56,23 +55,21 @@ GOODBYE_S = 10.0
 
 def run(ticket: Ticket, home: Path, *, began: float) -> int:
     """Work off one lease in the folder `home`; returns the process's exit code. `began` is a monotonic time."""
-    uplink = HttpUplink(ticket)
     ledger = Ledger(began=began)
+    if (assignment := alone.assignment_of(ticket, began)) is not None:
+        keep = KeepFolder(Path(assignment.keep_dir or home / "keep"), assignment)
+        return Session(assignment, StdoutUplink(ticket), home, ledger, keep).work()
+    uplink = HttpUplink(ticket)
     try:
-        assignment = ticket.assignment or _start(uplink, ticket)
+        assignment = _start(uplink, ticket)
     except UplinkError as error:
         _log(f"cannot start: {error}")
         return 1
     return Session(assignment, uplink, home, ledger).work()
 
 
-def _start(uplink: Uplink, ticket: Ticket) -> Assignment:
-    request = StartRequest(
-        protocol=PROTOCOL_VERSION,
-        nonce=secrets.token_hex(16),
-        hardware=hardware.probe(),
-        versions=hardware.versions(),
-    )
+def _start(uplink: HttpUplink, ticket: Ticket) -> Assignment:
+    request = alone.start_request()
     for attempt in stamina.retry_context(on=ServerAway, attempts=None, timeout=ticket.budget_s, wait_max=15.0):
         with attempt:
             return uplink.start(request)
@@ -84,12 +81,23 @@ def _log(text: str) -> None:
 
 
 class Session:
-    """The hooks of the trainer and the counter of the saver, around one assignment."""
+    """The hooks of the trainer and the counter of the saver, around one assignment.
 
-    def __init__(self, assignment: Assignment, uplink: Uplink, home: Path, ledger: Ledger) -> None:
+    `keep` is given where the server cannot be called. Once a file had to be kept there, `_holding` says that nothing but
+    reports is said aloud any more: what was kept counts only when it has been handed over.
+    """
+
+    def __init__(
+        self, assignment: Assignment, uplink: Uplink, home: Path, ledger: Ledger, keep: KeepFolder | None = None
+    ) -> None:
         self._assignment, self._uplink, self._home, self._ledger = assignment, uplink, home, ledger
+        self._keep, self._holding = keep, False
         self._budget = Budget(assignment.seconds_left)
-        self._cadence = Cadence(assignment.mtbf_s, assignment.spec.checkpoint.max_interval_s)
+        self._cadence = Cadence(
+            assignment.mtbf_s,
+            assignment.spec.checkpoint.max_interval_s,
+            min_interval_s=alone.least_interval_s(assignment.seconds_left, assignment.uploads) if keep else 0.0,
+        )
         self._grants = {kind: [g for g in assignment.uploads if g.kind is kind] for kind in GrantKind}
         self._leave: str = ""
         self._over = threading.Event()
@@ -106,7 +114,7 @@ class Session:
         )
         self._outbox = Outbox(
             uplink,
-            home / "outbox.jsonl",
+            keep.outbox if keep else home / "outbox.jsonl",
             assignment.report_every_s,
             beat=self._beat,
             on_directive=self._obey,
@@ -127,6 +135,8 @@ class Session:
         )
         self._outbox.open()
         try:
+            if self._keep is not None:
+                self._begin_alone()
             return self._train()
         except UnfitMachineError as error:
             return self._goodbye("unfit", str(error))
@@ -139,6 +149,19 @@ class Session:
             return self._goodbye("unfit", "this machine ran out of memory")
         except Exception as error:  # noqa: BLE001  whatever it is, the server and the owner are told
             return self._fail(f"{type(error).__name__}: {error}", permanent=False, detail=traceback.format_exc())
+
+    def _begin_alone(self) -> None:
+        request = alone.start_request()
+        lease, fence = self._assignment.lease, self._assignment.fence
+        self._outbox.say(lambda seq: Started(lease=lease, fence=fence, seq=seq, request=request), urgent=True)
+        if not alone.uploads_work(self._assignment.uploads):
+            self._hold("nothing can be uploaded from this machine")
+
+    def _hold(self, why: str) -> None:
+        if not self._holding:
+            _log(f"{why}: checkpoints stay here until the provider hands them over")
+        self._holding = True
+        self._outbox.hold()
 
     def _train(self) -> int:
         job = self._fetch()
@@ -188,23 +211,32 @@ class Session:
             return self._fail(self._saver.problem, permanent=False)
         assert trained.adapter_zip is not None
         assert trained.adapter_sha256 is not None
-        grant = self._upload_grant(GrantKind.ADAPTER)
-        for attempt in stamina.retry_context(
-            on=(ServerAway, OSError), attempts=None, timeout=max(GOODBYE_S, self._budget.left)
-        ):
-            with attempt:
-                grants.upload(grant, trained.adapter_zip)
-        adapter = ExportedAdapter(
-            key=grant.key,
-            sha256=sha256_file(trained.adapter_zip),
-            size=trained.adapter_zip.stat().st_size,
-            adapter_sha256=trained.adapter_sha256,
-        )
-        return self._last_word(self._said(Finish, step=trained.step, adapter=adapter), 0)
+        sha256, size = sha256_file(trained.adapter_zip), trained.adapter_zip.stat().st_size
+        key = self._adapter_home(trained.adapter_zip)
+        adapter = ExportedAdapter(key=key, sha256=sha256, size=size, adapter_sha256=trained.adapter_sha256)
+        finish = self._said(Finish, step=trained.step, adapter=adapter, head=self._saver.head)
+        return self._last_word(finish, 0)
+
+    def _adapter_home(self, path: Path) -> str:
+        """Bring the adapter where it belongs; returns its key."""
+        try:
+            grant = self._upload_grant(GrantKind.ADAPTER)
+            for attempt in stamina.retry_context(
+                on=(ServerAway, OSError), attempts=None, timeout=max(GOODBYE_S, self._budget.left - GOODBYE_S)
+            ):
+                with attempt:
+                    grants.upload(grant, path)
+        except (UplinkError, OSError) as error:
+            kept = self.keep(path, str(error))
+            if kept is None:
+                raise
+            return kept.key
+        return grant.key
 
     def _goodbye(self, reason: str, detail: str = "") -> int:
         _log(f"goodbye at step {self._step}: {reason} {detail}")
-        return self._last_word(self._said(Release, step=self._step, reason=reason, detail=detail), 0)
+        release = self._said(Release, step=self._step, reason=reason, detail=detail, head=self._saver.head)
+        return self._last_word(release, 0)
 
     def _fail(self, message: str, *, permanent: bool, detail: str = "", bad_checkpoint: str | None = None) -> int:
         if self._over.is_set():
@@ -214,7 +246,7 @@ class Session:
         failure = Failure(
             message=message, permanent=permanent, detail=detail[-DETAIL_CHARACTERS:], bad_checkpoint=bad_checkpoint
         )
-        return self._last_word(self._said(Finish, step=self._step, failure=failure), 1)
+        return self._last_word(self._said(Finish, step=self._step, failure=failure, head=self._saver.head), 1)
 
     def _last_word(self, make: Callable[[int], Any], code: int) -> int:
         self._outbox.say(make, urgent=True)
@@ -251,6 +283,8 @@ class Session:
         return self._upload_grant(GrantKind.CHECKPOINT)
 
     def _upload_grant(self, kind: GrantKind) -> Grant:
+        if self._holding:
+            raise Refused("checkpoints stay on this machine")
         waiting = self._grants[kind]
         if not waiting:
             waiting += self._uplink.grants(self._assignment.fence, kind, 1)
@@ -264,6 +298,12 @@ class Session:
         )
         assert isinstance(said, Offer)
         return said
+
+    def keep(self, path: Path, why: str) -> Kept | None:
+        if self._keep is None:
+            return None
+        self._hold(why)
+        return self._keep.take(path)
 
     def withdraw(self, offer: Offer) -> None:
         self._outbox.withdraw(offer)

@@ -19,6 +19,16 @@ from worker.training.job import Snapshot
 from worker.uplink import Refused, ServerAway, Stale
 
 RETRY_S = 2.0
+TRIES_BEFORE_KEEPING = 5
+"""Failed uploads after which a machine that cannot call keeps its files for the provider to hand over."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A file that waits on this machine to be handed over, and the key under which it will be stored."""
+
+    key: str
+    path: Path
 
 
 class Counter(Protocol):
@@ -26,6 +36,13 @@ class Counter(Protocol):
 
     def grant(self) -> Grant:
         """Permission to upload one checkpoint; may raise an `UplinkError`."""
+        ...
+
+    def keep(self, path: Path, why: str) -> Kept | None:
+        """Move a file that cannot be uploaded to where the provider finds it, under a key of our own; may raise `OSError`.
+
+        None where the server is asked instead.
+        """
         ...
 
     def offer(self, *, key: str, sha256: str, size: int, manifest: Manifest) -> Offer:
@@ -47,7 +64,7 @@ class Counter(Protocol):
 
 @dataclass(kw_only=True)
 class _Saved:
-    """A written checkpoint on its way home; `offer` is set once it is uploaded and offered."""
+    """A written checkpoint on its way home; `offer` is set once it is uploaded or `kept` on this machine, and offered."""
 
     path: Path
     sha256: str
@@ -55,6 +72,8 @@ class _Saved:
     manifest: Manifest
     grant: Grant | None = None
     offer: Offer | None = None
+    kept: bool = False
+    tries: int = 0
 
 
 class Saver:
@@ -66,7 +85,7 @@ class Saver:
         self._budget, self._cadence, self._counter = budget, cadence, counter
         self._changed = threading.Condition()
         self._snapshot: Snapshot | None = None
-        self._writing = self._stopped = False
+        self._writing = self._stopped = self._leaving = False
         self._chain: list[_Saved] = []
         self._spare: list[Grant] = []
         self.problem = ""
@@ -98,11 +117,28 @@ class Saver:
             self.stop()
             self._counter.refused(f"the checkpoint of step {offer.manifest.step} was refused: {reply.refusal}")
 
-    def settle(self, timeout_s: float) -> bool:
-        """Wait until the newest snapshot is committed; False if that failed or takes longer."""
+    @property
+    def head(self) -> str | None:
+        """The newest checkpoint that was offered; where this session began if none was."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or not (self.is_busy or self._chain), max(0.0, timeout_s))
-            return not (self.is_busy or self._chain or self.problem)
+            offered = [saved.sha256 for saved in self._chain if saved.offer is not None]
+            return offered[-1] if offered else self._committed
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until the newest snapshot is committed, or kept for good; False if that failed or takes longer."""
+        with self._changed:
+            self._leaving = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._stopped or not self._is_out, max(0.0, timeout_s))
+            if not self._is_out:
+                return not self.problem
+            late = [] if self.is_busy or self._stopped else self._errands()
+            self._stopped |= bool(late)
+        return bool(late) and all(self._kept(saved, "time is up") for saved in late) and not self.problem
+
+    @property
+    def _is_out(self) -> bool:
+        return self.is_busy or any(not saved.kept for saved in self._chain)
 
     def stop(self) -> None:
         """Give up whatever is not home yet."""
@@ -153,7 +189,7 @@ class Saver:
     def _drop(self, saved: _Saved) -> None:
         if saved.offer is not None:
             self._counter.withdraw(saved.offer)
-        if saved.grant is not None:
+        if saved.grant is not None and not saved.grant.resumable:
             self._spare.append(saved.grant)
         saved.path.unlink(missing_ok=True)
 
@@ -163,11 +199,16 @@ class Saver:
             try:
                 self._bring_home(saved)
             except (ServerAway, OSError) as error:
+                saved.tries += 1
                 self._counter.complain(f"the checkpoint of step {step} is not in the store yet: {error}")
+                if (self._leaving or saved.tries >= TRIES_BEFORE_KEEPING) and self._kept(saved, str(error)):
+                    continue
                 with self._changed:
                     self._changed.wait_for(lambda: self._snapshot is not None or self._stopped, RETRY_S)
                 return
             except (Stale, Refused) as error:
+                if self._kept(saved, str(error)):
+                    continue
                 self.stop()
                 self._counter.refused(str(error))
                 return
@@ -176,8 +217,32 @@ class Saver:
         began = time.monotonic()
         if saved.grant is None:
             saved.grant = self._spare.pop() if self._spare else self._counter.grant()
-        grants.upload(saved.grant, saved.path)
+        try:
+            grants.upload(saved.grant, saved.path)
+        except grants.UnusableGrant:
+            saved.grant = None
+            raise
         self._budget.saved(0.0, time.monotonic() - began)
-        saved.offer = self._counter.offer(
-            key=saved.grant.key, sha256=saved.sha256, size=saved.size, manifest=saved.manifest
-        )
+        with self._changed:
+            if not self._stopped:
+                self._offer(saved, saved.grant.key)
+
+    def _offer(self, saved: _Saved, key: str) -> None:
+        saved.offer = self._counter.offer(key=key, sha256=saved.sha256, size=saved.size, manifest=saved.manifest)
+
+    def _kept(self, saved: _Saved, why: str) -> bool:
+        """Whether the file lies where the provider will find it, and was offered there."""
+        with self._changed:
+            if saved.offer is not None:
+                return saved.kept
+            try:
+                kept = self._counter.keep(saved.path, why)
+            except OSError as error:
+                self._counter.complain(f"the checkpoint of step {saved.manifest.step} cannot be kept either: {error}")
+                return False
+            if kept is None:
+                return False
+            saved.path, saved.kept = kept.path, True
+            self._offer(saved, kept.key)
+            self._changed.notify_all()
+            return True

@@ -1,4 +1,4 @@
-"""How a worker talks to the server over HTTP, and what it does when nobody answers.
+"""How a worker talks to the server: over HTTP, or by lines on its output where it cannot call and nobody answers.
 
 UplinkError
 ├── ServerAway    no answer, or one that means 'later': keep working, try again
@@ -8,7 +8,8 @@ UplinkError
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import sys
+from typing import IO, Any, Protocol
 
 import httpx
 from pydantic import TypeAdapter
@@ -23,8 +24,10 @@ from worker.protocol import (
     OfferReply,
     Release,
     Report,
+    Started,
     StartRequest,
     Ticket,
+    sign_line,
 )
 
 TIMEOUT_S = 30.0
@@ -52,7 +55,7 @@ class Refused(UplinkError):
 class Uplink(Protocol):
     """The server as a worker sees it; every call may raise any `UplinkError`."""
 
-    def start(self, request: StartRequest) -> Assignment: ...
+    def started(self, said: Started) -> None: ...
     def report(self, said: Report) -> Directive: ...
     def offer(self, said: Offer) -> OfferReply: ...
     def release(self, said: Release) -> None: ...
@@ -70,7 +73,11 @@ class HttpUplink:
         )
 
     def start(self, request: StartRequest) -> Assignment:
+        """Ask for the job."""
         return Assignment.model_validate_json(self._post("start", request.model_dump_json()))
+
+    def started(self, said: Started) -> None:
+        self.start(said.request)
 
     def report(self, said: Report) -> Directive:
         return Directive.model_validate_json(self._post("report", said.model_dump_json(exclude_defaults=True)))
@@ -101,6 +108,42 @@ class HttpUplink:
         if answer.status_code in _LATER:
             raise ServerAway(detail)
         raise (Stale if answer.status_code in _OVER else Refused)(detail)
+
+
+class StdoutUplink:
+    """Implements `Uplink` for a machine that can be listened to but cannot call: one signed line per message.
+
+    Whoever follows the output applies the lines in their order. An offer is made only of a file that lies in the store
+    under its announced hash, so it counts as committed as soon as it is said.
+    """
+
+    def __init__(self, ticket: Ticket, out: IO[str] | None = None) -> None:
+        self._token, self._out = ticket.token, out or sys.stdout
+
+    def started(self, said: Started) -> None:
+        self._say(said.as_line())
+
+    def report(self, said: Report) -> Directive:
+        self._say(said.as_line())
+        return Directive()
+
+    def offer(self, said: Offer) -> OfferReply:
+        self._say(said.as_line())
+        return OfferReply(committed=True)
+
+    def release(self, said: Release) -> None:
+        self._say(said.as_line())
+
+    def finish(self, said: Finish) -> None:
+        self._say(said.as_line())
+
+    def grants(self, fence: int, kind: GrantKind, count: int) -> list[Grant]:
+        raise Refused(f"no {kind} grant is left, and nobody can be asked for another")
+
+    def _say(self, message: str) -> None:
+        """One write, so that nothing of another thread's gets into the line."""
+        self._out.write(sign_line(self._token, message) + "\n")
+        self._out.flush()
 
 
 def _detail(answer: httpx.Response) -> str:

@@ -13,6 +13,7 @@ def upgrade() -> None:
     op.add_column("accounts", sa.Column("consented_at", sa.Double(), nullable=True))
     op.add_column("accounts", sa.Column("problem", sa.Text(), server_default="", nullable=False))
     op.add_column("jobs", sa.Column("adapter_store", sa.String(length=32), nullable=True))
+    op.add_column("leases", sa.Column("one_way", sa.Boolean(), server_default=sa.false(), nullable=False))
     op.add_column("leases", sa.Column("store", sa.String(length=32), server_default="local", nullable=False))
     op.execute("UPDATE jobs SET adapter_store = 'local' WHERE adapter_key IS NOT NULL")
     op.create_table(

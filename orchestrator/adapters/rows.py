@@ -97,7 +97,10 @@ LEASES = Mapper(
     Lease,
     tables.leases,
     enums={"state": LeaseState, "end_reason": EndReason},
-    frozen=("job_id", "member_id", "account_id", "provider", "fence", "token_hash", "created_at", "budget_s", "store"),
+    frozen=(
+        *("job_id", "member_id", "account_id", "provider", "fence"),
+        *("token_hash", "created_at", "budget_s", "one_way", "store"),
+    ),
 )
 STORES = Mapper(StoreConfig, tables.stores)
 CHECKPOINTS = Mapper(

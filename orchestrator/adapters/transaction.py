@@ -78,6 +78,11 @@ _add_event = Statement(
     insert(tables.events).values({c.name: bindparam(c.name, type_=c.type) for c in tables.events.c if c.name != "id"})
 )
 _number_events = Statement(select(func.pg_advisory_xact_lock(_EVENT_LOCK)))
+_this_object = and_(tables.store_objects.c.store == bindparam("of"), tables.store_objects.c.key == bindparam("at"))
+_object_id = Statement(select(tables.store_objects.c.external_id).where(_this_object))
+_forget_object = Statement(
+    delete(tables.store_objects).where(_this_object, tables.store_objects.c.external_id == bindparam("id"))
+)
 _UPSERT: dict[str, Callable[..., Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
@@ -93,9 +98,11 @@ def _upsert(dialect: str, table: Any, changing: tuple[str, ...]) -> Statement:
 _STATEMENTS = {
     dialect: {
         "metrics": _upsert(dialect, tables.metrics, ("value", "fence", "at")),
+        "missing_metrics": _upsert(dialect, tables.metrics, ()),
         "samples": _upsert(dialect, tables.samples, ("text", "at")),
         "readings": _upsert(dialect, tables.readings, ()),
         "datasets": _upsert(dialect, tables.datasets, ()),
+        "objects": _upsert(dialect, tables.store_objects, ()),
     }
     for dialect in _UPSERT
 }
@@ -154,6 +161,19 @@ class SqlTransaction:
             if spec["base_model"] == base_model and same_size:
                 return step_s
         return None
+
+    def typical_checkpoint_bytes(self, base_model: str, lora_r: int) -> int | None:
+        jobs, heads = tables.jobs.c, tables.checkpoints.c
+        saved = (
+            select(jobs.spec, heads.size)
+            .join_from(tables.jobs, tables.checkpoints, and_(heads.job_id == jobs.id, heads.sha256 == jobs.head))
+            .order_by(jobs.id.desc())
+            .limit(_JOBS_TO_COMPARE)
+        )
+        found = (
+            n for s, n in self._connection.execute(saved) if (s["base_model"], s["lora_r"]) == (base_model, lora_r)
+        )
+        return next(found, None)
 
     def queued(self, limit_per_member: int, now: float) -> list[Job]:
         most = {"now": now, "most": limit_per_member}
@@ -232,7 +252,9 @@ class SqlTransaction:
 
     # what workers tell
 
-    def add_metrics(self, job_id: str, lease: Lease, rows: Sequence[MetricRow], at: float) -> None:
+    def add_metrics(
+        self, job_id: str, lease: Lease, rows: Sequence[MetricRow], at: float, *, replace: bool = True
+    ) -> None:
         values = [
             {"job_id": job_id, "name": name, "step": row.step, "value": value, "fence": lease.fence, "at": at}
             for row in rows
@@ -240,7 +262,7 @@ class SqlTransaction:
             if not math.isnan(value)  # SQLite keeps a NaN as NULL, which the column refuses
         ]
         if values:
-            self._upserts["metrics"].run(self._connection, *values)
+            self._upserts["metrics" if replace else "missing_metrics"].run(self._connection, *values)
 
     def add_samples(self, job_id: str, samples: Sequence[Sample], at: float) -> None:
         values = [
@@ -324,6 +346,35 @@ class SqlTransaction:
             self._connection.execute(update(tables.stores).values(current=False))
         self._connection.execute(delete(tables.stores).where(tables.stores.c.name == config.name))
         STORES.add(self._connection, config)
+
+    def store_object(self, store: str, key: str) -> str | None:
+        row = _object_id.first(self._connection, {"of": store, "at": key})
+        return None if row is None else row[0]
+
+    def claim_store_object(self, store: str, key: str, external_id: str) -> str:
+        self._upserts["objects"].run(self._connection, {"store": store, "key": key, "external_id": external_id})
+        return self.store_object(store, key) or external_id
+
+    def forget_store_object(self, store: str, key: str, external_id: str) -> None:
+        _forget_object.run(self._connection, {"of": store, "at": key, "id": external_id})
+
+    def store_keys(self, store: str, prefix: str) -> list[str]:
+        table = tables.store_objects.c
+        found = select(table.key).where(table.store == store, table.key.startswith(prefix, autoescape=True))
+        return [key for (key,) in self._connection.execute(found)]
+
+    def forget_store_folders(self, store: str) -> None:
+        table = tables.store_objects
+        self._connection.execute(delete(table).where(table.c.store == store, table.c.key.endswith("/")))
+
+    def kept_in_store(self, store: str) -> int:
+        kept = (CheckpointState.OFFERED, CheckpointState.COMMITTED)
+        lying = tables.checkpoints.c.store == store
+        counts = (
+            select(func.count()).select_from(tables.checkpoints).where(lying, tables.checkpoints.c.state.in_(kept)),
+            select(func.count()).select_from(tables.jobs).where(tables.jobs.c.adapter_store == store),
+        )
+        return sum(self._connection.execute(count).scalar_one() for count in counts)
 
     # datasets, idempotency, events
 

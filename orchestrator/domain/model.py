@@ -158,8 +158,21 @@ class Job:
             size=checkpoint.size,
         )
 
-    def give_back(self, end: EndReason, *, detail: str, at: float, actor: str, lease_id: str, retry_at: float) -> None:
-        """The lease is over before the job: pause, cancel, fail or queue again, whichever the reason calls for."""
+    def give_back(
+        self,
+        end: EndReason,
+        *,
+        detail: str,
+        at: float,
+        actor: str,
+        lease_id: str,
+        retry_at: float,
+        counts: bool = True,
+    ) -> None:
+        """The lease is over before the job: pause, cancel, fail or queue again, whichever the reason calls for.
+
+        An end that does not count, because the fault was our own, brings the job no nearer to being called hopeless.
+        """
         reason = f"{end}: {detail}" if detail else str(end)
         if self.cancel_requested_at is not None:
             self._end(JobState.CANCELLED, EndReason.CANCELLED, "cancelled on request", at, actor, lease_id)
@@ -167,7 +180,7 @@ class Job:
         if self.pause_requested_at is not None:
             self.to(JobState.PAUSED, reason=reason, at=at, actor=actor, lease_id=lease_id)
             return
-        if end in {EndReason.LOST, EndReason.LAUNCH_FAILED, EndReason.UNFIT}:
+        if counts and end in {EndReason.LOST, EndReason.LAUNCH_FAILED, EndReason.UNFIT}:
             self.losses_in_a_row += 1
         elif end is EndReason.FAILED:
             self.failures_in_a_row += 1
@@ -212,6 +225,7 @@ class Job:
 class Lease:
     """One attempt of a job on one machine.
 
+    `one_way` says that the machine cannot call: it was launched with its assignment and is only listened to.
     `expires_at` is when silence becomes suspicious; `deadline_at` when the machine is certainly gone. `store` is where its
     checkpoints and its adapter go.
     `step`, `phase`, `ledger` and the rest are what the worker last reported.
@@ -228,6 +242,7 @@ class Lease:
     expires_at: float
     deadline_at: float
     budget_s: float
+    one_way: bool = False
     store: str = "local"
     state: LeaseState = LeaseState.PROVISIONING
     end_reason: EndReason | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from orchestrator.domain.lifecycle import EndReason
 
@@ -35,8 +37,8 @@ class Waiting:
 class Place:
     """Room on one account: `slots` leases, each of at most `session_s` seconds on a machine with `memory_bytes`.
 
-    `member_id` is None for a pool. `hours_left` is what the provider's quota still allows (None: no quota), refreshed at
-    `refresh_at`. `shut` says in words why nothing can start there at all, until `open_at` where that is known.
+    `member_id` is None for a pool. `hours_left` of `hours_total` is what the provider's quota still allows (None: no
+    quota), refreshed at `refresh_at`. `shut` says in words why nothing can start there at all, until `open_at` where that is known.
     """
 
     account_id: str
@@ -50,6 +52,7 @@ class Place:
     start_up_s: float = 60.0
     save_s: float = 10.0
     hours_left: float | None = None
+    hours_total: float | None = None
     refresh_at: float | None = None
     shut: str = ""
     open_at: float | None = None
@@ -86,19 +89,30 @@ def fits(job: Waiting, place: Place) -> Obstacle | None:
         return Obstacle(reason=f"the job needs about {need:.1f} GiB of memory, {place.name} has {have:.1f}")
     if place.shut:
         return Obstacle(reason=f"{place.name}: {place.shut}", until=place.open_at)
-    return _lacks_time(place)
+    return _lacks_time(job, place)
 
 
-def _lacks_time(place: Place) -> Obstacle | None:
+def _lacks_time(job: Waiting, place: Place) -> Obstacle | None:
     least = place.start_up_s + SAVES_TO_SPARE * place.save_s
     if place.hours_left is not None and place.hours_left * 3600 < least:
-        return Obstacle(
-            reason=f"{place.name}: {place.hours_left:.1f} h of quota left; the job needs at least {least / 3600:.1f} h",
-            until=place.refresh_at,
-        )
+        return Obstacle(reason=_quota_in_words(job, place, least), until=place.refresh_at)
     if place.slots < 1:
         return Obstacle(reason=f"all machines of {place.name} are busy")
     return None
+
+
+def _quota_in_words(job: Waiting, place: Place, least: float) -> str:
+    """For example "alice's Kaggle GPU hours: 0.4 of 30 left, refresh Sat 00:00 UTC; job needs 1.1 h"."""
+    left = f"{place.hours_left:.1f}" + (f" of {place.hours_total:g}" if place.hours_total is not None else "")
+    when = f", refresh {_weekday(place.refresh_at)}" if place.refresh_at is not None else ""
+    whole = replace(place, hours_left=None)
+    need = max(least, finish_s(job, whole)) if job.step_s is not None else least
+    needs = f"{need / 3600:.1f} h" if need >= 360.0 else f"{need / 60:.0f} min"
+    return f"{place.name} GPU hours: {left} left{when}; job needs {'' if job.step_s else 'at least '}{needs}"
+
+
+def _weekday(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%a %H:%M UTC")
 
 
 def finish_s(job: Waiting, place: Place) -> float:
@@ -155,16 +169,35 @@ def match(jobs: Iterable[Waiting], places: Sequence[Place], running: dict[str, i
         if not fitting:
             continue
         place = min(fitting, key=lambda p: (finish_s(job, p), p.refresh_at or float("inf"), p.account_id))
-        open_places[place.account_id] = _taken(place)
+        seconds = budget(job, place)
+        open_places[place.account_id] = _taken(place, seconds)
         counts[job.member_id] = counts.get(job.member_id, 0) + 1
-        chosen.append(
-            Match(job_id=job.job_id, account_id=place.account_id, provider=place.provider, budget_s=budget(job, place))
-        )
+        chosen.append(Match(job_id=job.job_id, account_id=place.account_id, provider=place.provider, budget_s=seconds))
     return chosen
 
 
-def _taken(place: Place) -> Place:
-    return replace(place, slots=place.slots - 1)
+def _taken(place: Place, seconds: float) -> Place:
+    """The place with one session less, and with what that session may use up of its quota deducted."""
+    left = None if place.hours_left is None else max(0.0, place.hours_left - seconds / 3600)
+    return replace(place, slots=place.slots - 1, hours_left=left)
+
+
+def sessions(job: Waiting, place: Place) -> int:
+    """Estimated number of sessions until the job is done if it ran at `place` alone."""
+    useful = max(1.0, budget(job, place) - place.start_up_s - place.save_s)
+    return max(1, math.ceil(job.steps_left * (job.step_s or 1.0) / place.speed / useful))
+
+
+def done_at(job: Waiting, place: Place, now: float) -> float | None:
+    """When the job would be done at `place` alone, one refresh of its quota included; None if it takes more than that."""
+    whole = replace(place, hours_left=None)
+    need = finish_s(job, whole)
+    left = None if place.hours_left is None else place.hours_left * 3600
+    if left is None or need <= left:
+        return now + need
+    if place.refresh_at is None or place.hours_total is None or need - left > place.hours_total * 3600:
+        return None
+    return place.refresh_at + need - left
 
 
 def explain(job: Waiting, places: Sequence[Place], now: float) -> Obstacle | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Path
+from pydantic import SecretStr
 
 from orchestrator.entrypoints import bodies, schemas
 from orchestrator.entrypoints.deps import PROBLEMS, Admin, Caller, Here, PlainTextRoute
@@ -64,9 +65,15 @@ def list_accounts(server: Here, me: Caller) -> schemas.Items[schemas.Account]:
 
 @router.post("/accounts", status_code=201, tags=["accounts"], operation_id="add_account", summary="Connect an account")
 def add_account(server: Here, me: Caller, asked: bodies.AccountAsked) -> schemas.Account:
-    """One account per member and provider; pools are an admin's."""
+    """One account per member and provider; pools are an admin's. Entering your own credentials is your consent."""
     made = accounts.add_account(
-        server.ctx, me, provider=asked.provider, name=asked.name, owner=asked.owner, config=asked.config
+        server.ctx,
+        me,
+        provider=asked.provider,
+        name=asked.name,
+        owner=asked.owner,
+        config=asked.config,
+        credentials=_open(asked.credentials),
     )
     return schemas.Account.model_validate(made)
 
@@ -76,8 +83,42 @@ def add_account(server: Here, me: Caller, asked: bodies.AccountAsked) -> schemas
 )
 def change_account(server: Here, me: Caller, account_id: Id, asked: bodies.AccountChanged) -> schemas.Account:
     """Pausing keeps new sessions away; what runs goes on."""
-    changed = accounts.change_account(server.ctx, me, account_id, paused=asked.paused, config=asked.config)
+    changed = accounts.change_account(
+        server.ctx,
+        me,
+        account_id,
+        paused=asked.paused,
+        config=asked.config,
+        credentials=_open(asked.credentials),
+    )
     return schemas.Account.model_validate(changed)
+
+
+def _open(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+@router.post(
+    "/accounts/{account_id}:consent",
+    tags=["accounts"],
+    operation_id="consent_account",
+    summary="Agree that jobs run on your account",
+)
+def consent(server: Here, me: Caller, account_id: Id) -> schemas.Account:
+    """Only its owner can; needed where somebody else entered the account."""
+    return schemas.Account.model_validate(accounts.consent(server.ctx, me, account_id))
+
+
+@router.post(
+    "/accounts/{account_id}:check",
+    tags=["accounts"],
+    operation_id="check_account",
+    summary="Try an account's credentials",
+)
+def check(server: Here, me: Caller, account_id: Id) -> schemas.CheckedAccount:
+    """503 if the provider does not answer, which says nothing about the credentials."""
+    account, words = accounts.check(server.ctx, me, account_id)
+    return schemas.CheckedAccount(account=schemas.Account.model_validate(account), ok=not account.problem, words=words)
 
 
 @router.delete(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from orchestrator.domain.model import Role
 
@@ -40,12 +40,13 @@ class TokenAsked(Asked):
 
 
 class AccountAsked(Asked):
-    """An account to connect; `config` is the driver's own."""
+    """An account to connect; `config` is the driver's own. `credentials` are sealed at once and never shown again."""
 
     provider: Annotated[str, Field(min_length=1, max_length=32)]
-    name: Name
+    name: Name | None = None
     owner: Name | None = None
     config: dict[str, Any] = {}
+    credentials: SecretStr | None = None
 
 
 class AccountChanged(Asked):
@@ -53,6 +54,13 @@ class AccountChanged(Asked):
 
     paused: bool | None = None
     config: dict[str, Any] | None = None
+    credentials: SecretStr | None = None
+
+
+class StoreAsked(Asked):
+    """The store to use; `credentials` may be left out where it was set up before. They are sealed and never shown."""
+
+    credentials: SecretStr | None = Field(default=None, max_length=10_000)
 
 
 class GrantsAsked(BaseModel):

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.entrypoints.commands import doctor, download, jobs, link, notifications, people, records, serve, watch
+from orchestrator.entrypoints.commands import (
+    doctor,
+    download,
+    jobs,
+    link,
+    notifications,
+    people,
+    records,
+    serve,
+    stores,
+    watch,
+)
 from orchestrator.entrypoints.commands.client import CommandError
 from orchestrator.entrypoints.commands.output import clean, say
 
@@ -28,6 +39,7 @@ app.add_typer(people.accounts, name="accounts", rich_help_panel="Server")
 app.add_typer(people.members, name="members", rich_help_panel="Server")
 app.add_typer(notifications.app, name="notifications", rich_help_panel="Server")
 app.add_typer(people.tokens, name="tokens", rich_help_panel="Server")
+app.add_typer(stores.app, name="store", rich_help_panel="Server")
 
 
 def _print_version(wanted: bool) -> None:

@@ -24,7 +24,7 @@ from orchestrator.entrypoints.tally import Tally
 from orchestrator.ports import Context
 from orchestrator.services.jobs import Actor
 
-_NUL = re.compile(rb"\x00|(?<!\\)(?:\\\\)*\\u0000")
+NUL = re.compile(rb"\x00|(?<!\\)(?:\\\\)*\\u0000")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class PlainTextRoute(APIRoute):
         inner = super().get_route_handler()
 
         async def checked(request: Request) -> Response:
-            if self.body_field is not None and _NUL.search(await request.body()):
+            if self.body_field is not None and NUL.search(await request.body()):
                 raise InvalidError("the body holds a NUL character", [("", "NUL characters are not allowed")])
             return await inner(request)
 

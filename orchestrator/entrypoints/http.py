@@ -17,6 +17,7 @@ from orchestrator.entrypoints import (
     api_notifications,
     api_people,
     api_records,
+    api_stores,
     health,
     problems,
     worker_api,
@@ -38,6 +39,7 @@ _TAGS = [
     {"name": "events", "description": "What happened, and what happens."},
     {"name": "datasets", "description": "Data files, kept once by their hash."},
     {"name": "accounts", "description": "Where machines come from."},
+    {"name": "stores", "description": "Where checkpoints and adapters lie."},
     {"name": "people", "description": "Members and their tokens."},
     {"name": "notifications", "description": "Where people are told of what."},
     {"name": "worker", "description": "What machines call with their lease's token."},
@@ -71,10 +73,9 @@ def make_app(app: App) -> FastAPI:
     )
     problems.install(api)
     # First, because routes are tried in order.
-    api.router.routes.extend(worker_api.quick_routes(PREFIX))
-    people = (api_jobs, api_records, api_data, api_people, api_notifications)
-    for router in (worker_api.router, *(module.router for module in people)):
-        api.include_router(router, prefix=PREFIX)
+    api.router.routes.extend([*worker_api.quick_routes(PREFIX), api_jobs.quick_route(PREFIX)])
+    for part in (worker_api, api_jobs, api_records, api_data, api_people, api_stores, api_notifications):
+        api.include_router(part.router, prefix=PREFIX)
     api.include_router(health.router)
     site.install(api)
     api.add_middleware(Gate, allowed=hosts(app.settings), upload_bytes=app.settings.max_upload_bytes)

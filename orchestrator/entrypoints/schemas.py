@@ -162,6 +162,17 @@ class Session(Answer):
     seconds_per_step: float | None
 
 
+class Store(Answer):
+    """Where checkpoints lie; `problem` says what a person must put right. No `free` is no limit, or not known."""
+
+    name: str
+    current: bool
+    owner: str
+    used: int | None
+    free: int | None
+    problem: str
+
+
 class Reading(Answer):
     """One look at a session's machine."""
 
@@ -220,17 +231,22 @@ class Event(Answer):
 
 
 class PlannedPlace(Answer):
-    """Sessions and seconds at one account, or what stands in the way."""
+    """Sessions, seconds and the end at one account, or what stands in the way; `hours` count against its quota."""
 
     account: str
     provider: str
     sessions: int | None
     seconds: float | None
     obstacle: Waiting | None
+    hours: float | None = None
+    hours_left: float | None = None
+    hours_total: float | None = None
+    refresh_at: Time | None = None
+    done_at: Time | None = None
 
 
 class Plan(Answer):
-    """What would happen to a job."""
+    """What would happen to a job; `store_bytes` is the space its checkpoints take at most, `done_at` the earliest end."""
 
     steps: int
     train_rows: int
@@ -239,6 +255,9 @@ class Plan(Answer):
     basis: str
     places: list[PlannedPlace]
     waits_for: Waiting | None
+    store: str
+    store_bytes: int | None
+    done_at: Time | None
 
 
 class Dataset(Answer):
@@ -296,4 +315,17 @@ class Account(Answer):
     paused: bool
     not_before: Time | None
     note: str
+    has_credentials: Annotated[bool, BeforeValidator(bool)] = Field(
+        validation_alias=AliasChoices("credentials", "has_credentials")
+    )
+    consented_at: Time | None
+    problem: str
     created_at: Time
+
+
+class CheckedAccount(Answer):
+    """An account whose credentials were tried; `words` say who they belong to, or what is wrong."""
+
+    account: Account
+    ok: bool
+    words: str

@@ -9,6 +9,7 @@ import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from orchestrator.bootstrap import App
+from orchestrator.entrypoints.follower import Follower
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.notifications import Office, look_around, tell
 from orchestrator.services.reconcile import reconcile
@@ -28,6 +29,7 @@ class Ticker:
     def __init__(self, app: App) -> None:
         self._app = app
         self._stopping = threading.Event()
+        self._follower = Follower(app.context, app.news.set)
         self._threads = [
             threading.Thread(target=self._run, args=(app.wake, self._dispatch), name="dispatch", daemon=True),
             threading.Thread(target=self._run, args=(app.news, self._reconcile), name="reconcile", daemon=True),
@@ -49,6 +51,7 @@ class Ticker:
         """Finish the round under way and end."""
         self._scheduler.shutdown(wait=False)
         self._stopping.set()
+        self._follower.stop()
         self._app.wake.set()
         self._app.news.set()
         for thread in self._threads:
@@ -69,6 +72,7 @@ class Ticker:
         dispatch(self._app.context)
 
     def _reconcile(self) -> None:
+        self._follower.look()
         reconcile(self._app.context)
 
     def _tell(self) -> None:

@@ -6,8 +6,8 @@ import hmac
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Header, Path, Request
-from fastapi.responses import FileResponse, Response
+from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request
+from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
@@ -121,9 +121,13 @@ Key = Annotated[str, Path(max_length=255, description="Chosen by the server, as 
 Signature = Annotated[str, Header(alias="X-Grant", max_length=128, description="As in the grant.")]
 
 
+StoreName = Annotated[str, Query(alias="store", max_length=32, description="As in the grant.")]
+
+
 def _may(direction: str) -> Any:
-    async def check(server: Here, key: Key, grant: Signature = "") -> str:
-        if not hmac.compare_digest(server.app.store.signature(direction, key).encode(), grant.encode()):
+    async def check(server: Here, key: Key, grant: Signature = "", store: StoreName = "local") -> str:
+        wanted = server.app.store.links.signature(direction, key, store)
+        if not hmac.compare_digest(wanted.encode(), grant.encode()):
             raise HTTPException(403, "this grant is not for this file")
         return key
 
@@ -131,8 +135,14 @@ def _may(direction: str) -> Any:
 
 
 @router.get("/blobs/{key:path}", operation_id="read_blob", summary="Read a granted file", response_class=FileResponse)
-def read_blob(server: Here, key: Annotated[str, _may("get")]) -> Response:
-    """The bytes; ranges are answered."""
+def read_blob(server: Here, key: Annotated[str, _may("get")], store: StoreName = "local") -> Response:
+    """The bytes; ranges are answered where the file lies on this server."""
+    if store != server.app.store.name:
+        elsewhere = server.ctx.stores.get(store)
+        size = elsewhere.stat(key).size
+        return StreamingResponse(
+            elsewhere.read(key), media_type="application/octet-stream", headers={"Content-Length": str(size)}
+        )
     path = server.app.store.path(key)
     if not path.is_file():
         raise NotFoundError(f"{key} is not in the store")

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
-from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
+from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError, UnavailableError
 from orchestrator.domain.model import Account, Member, Role
-from orchestrator.ports import Context, ProviderError, TokenInfo, Transaction
+from orchestrator.ports import (
+    Capabilities,
+    Checked,
+    Context,
+    CredentialsRefused,
+    ProviderError,
+    TokenInfo,
+    Transaction,
+)
 from orchestrator.services.ids import new_id
 from orchestrator.services.jobs import Actor
 
 POOLS = frozenset({"local", "slurm"})
 """Providers whose machines belong to the installation, not to a person."""
+
+LONGEST_CREDENTIALS = 8192
+_SECRETIVE = re.compile(r"token|secret|password|api_?key|^key$|credential", re.IGNORECASE)
 
 
 def require_admin(actor: Actor) -> None:
@@ -79,28 +92,135 @@ def find_member(tx: Transaction, name_or_id: str) -> Member:
 
 
 def add_account(
-    ctx: Context, actor: Actor, *, provider: str, name: str, owner: str | None, config: dict[str, Any]
+    ctx: Context,
+    actor: Actor,
+    *,
+    provider: str,
+    name: str | None,
+    owner: str | None,
+    config: dict[str, Any],
+    credentials: str | None = None,
 ) -> Account:
-    """Connect a member's account, or (admins) a pool. One account per member and provider is a rule of the providers."""
-    try:
-        ctx.providers.get(provider)
-    except ProviderError as error:
-        raise InvalidError(str(error), [("/provider", str(error))]) from error
+    """Connect a member's account, or (admins) a pool. One account per member and provider is a rule of the providers.
+
+    Who enters the credentials of their own account agrees by doing so that their jobs run there; of one that an admin
+    enters, its owner has to agree first.
+    """
+    capabilities = _capabilities(ctx, provider)
+    _refuse_secrets(capabilities, config)
+    sealed = _sealed(ctx, capabilities, credentials)
     now = ctx.clock.now()
     with ctx.uow() as tx:
+        member = None
         if provider in POOLS:
             require_admin(actor)
-            member_id = None
         else:
-            member_id = find_member(tx, owner or actor.member_id).id
-            if not actor.may_see(member_id):
+            member = find_member(tx, owner or actor.member_id)
+            if not actor.may_see(member.id):
                 raise ForbiddenError("an account is connected by its owner or an admin")
         account = Account(
-            id=new_id("account", now), provider=provider, member_id=member_id, name=name, config=config, created_at=now
+            id=new_id("account", now),
+            provider=provider,
+            member_id=member.id if member else None,
+            name=name or (f"{member.name}'s {provider.capitalize()}" if member else provider),
+            config=config,
+            credentials=sealed,
+            consented_at=now if member is not None and member.id == actor.member_id else None,
+            created_at=now,
         )
         tx.add_account(account)
     ctx.wake()
     return account
+
+
+def _capabilities(ctx: Context, provider: str) -> Capabilities:
+    try:
+        return ctx.providers.get(provider).capabilities
+    except ProviderError as error:
+        raise InvalidError(str(error), [("/provider", str(error))]) from error
+
+
+def _refuse_secrets(capabilities: Capabilities, config: dict[str, Any]) -> None:
+    found = next((key for key in config if _SECRETIVE.search(key)), None)
+    if capabilities.personal and found is not None:
+        raise InvalidError(
+            f"{found} looks like a secret, and settings can be read by others",
+            [(f"/config/{found}", "give it as the account's credentials (--token-file)")],
+        )
+
+
+def _sealed(ctx: Context, capabilities: Capabilities, credentials: str | None) -> str:
+    """The credentials for the database, or nothing; raises `InvalidError` in words that hold none of them."""
+    if not capabilities.personal:
+        if credentials is not None:
+            words = f"accounts at {capabilities.provider} have no credentials"
+            raise InvalidError(words, [("/credentials", words)])
+        return ""
+    if credentials is None:
+        raise InvalidError(
+            f"an account at {capabilities.provider} needs its owner's credentials",
+            [("/credentials", "are missing (--token-file FILE, or - for stdin)")],
+        )
+    return ctx.vault.seal(_one_line(credentials))
+
+
+def _one_line(credentials: str) -> str:
+    """What was entered, without the file's blanks around it; a JSON object may have had several lines."""
+    text = credentials.strip()
+    if text.startswith("{") and len(text) <= LONGEST_CREDENTIALS:
+        try:
+            text = json.dumps(json.loads(text))
+        except (ValueError, RecursionError):
+            raise _unfit("begin like a JSON object but are none") from None
+    if not text:
+        raise _unfit("are empty")
+    if len(text) > LONGEST_CREDENTIALS:
+        raise _unfit(f"are longer than {LONGEST_CREDENTIALS} characters; is it the right file?")
+    if not text.isprintable():
+        raise _unfit("hold line breaks or control characters; is it the right file?")
+    return text
+
+
+def _unfit(why: str) -> InvalidError:
+    return InvalidError(f"the credentials {why}", [("/credentials", why)])
+
+
+def consent(ctx: Context, actor: Actor, account_id: str) -> Account:
+    """The owner agrees that their jobs run on their account; nobody can do that for them."""
+    with ctx.uow() as tx:
+        account = _owned(tx, actor, account_id)
+        if account.member_id != actor.member_id:
+            raise ForbiddenError(f"only the owner of {account.name} can agree that jobs run there")
+        account.consented_at = account.consented_at or ctx.clock.now()
+        tx.save_account(account)
+    ctx.wake()
+    return account
+
+
+def check(ctx: Context, actor: Actor, account_id: str) -> tuple[Account, str]:
+    """Try an account's credentials: the account, and in words who they belong to or what is wrong with them.
+
+    Raises `UnavailableError` if the provider does not answer, which says nothing about the credentials.
+    """
+    with ctx.uow() as tx:
+        account = _owned(tx, actor, account_id)
+    problem = ""
+    try:
+        provider = ctx.providers.get(account.provider)
+        words = provider.check(account) if isinstance(provider, Checked) else "there is nothing to sign in to"
+    except CredentialsRefused as error:
+        words = problem = str(error)
+    except ProviderError as error:
+        raise UnavailableError(str(error)) from error
+    with ctx.uow() as tx:
+        current = tx.account(account.id)
+        if current is None:
+            raise NotFoundError(f"there is no account {account_id}")
+        if current.credentials == account.credentials:
+            current.problem = problem
+            tx.save_account(current)
+    ctx.wake()
+    return current, words
 
 
 def list_accounts(ctx: Context, actor: Actor) -> list[Account]:
@@ -110,11 +230,27 @@ def list_accounts(ctx: Context, actor: Actor) -> list[Account]:
 
 
 def change_account(
-    ctx: Context, actor: Actor, account_id: str, *, paused: bool | None, config: dict[str, Any] | None
+    ctx: Context,
+    actor: Actor,
+    account_id: str,
+    *,
+    paused: bool | None,
+    config: dict[str, Any] | None,
+    credentials: str | None = None,
 ) -> Account:
-    """Pause or open an account, or change its settings."""
+    """Pause or open an account, change its settings, or replace its credentials."""
+    with ctx.uow() as tx:
+        provider = _owned(tx, actor, account_id).provider
+    sealed = ""
+    if config is not None:
+        _refuse_secrets(_capabilities(ctx, provider), config)
+    if credentials is not None:
+        sealed = _sealed(ctx, _capabilities(ctx, provider), credentials)
     with ctx.uow() as tx:
         account = _owned(tx, actor, account_id)
+        if credentials is not None:
+            account.credentials, account.problem = sealed, ""
+            account.not_before, account.note = 0.0, ""
         if paused is not None:
             account.paused = paused
             account.not_before, account.note = 0.0, ""

@@ -144,22 +144,43 @@ def _prune(tx: Transaction, job: Job) -> bool:
 
 def sweep(ctx: Context) -> None:
     """Delete the objects of pruned and abandoned checkpoints; what fails is tried again next time."""
+    silent: set[str] = set()
     with ctx.uow() as tx:
         going = tx.undeleted_checkpoints()
     for checkpoint in going:
+        if checkpoint.store in silent:
+            continue
         try:
             ctx.stores.get(checkpoint.store).delete(checkpoint.key)
         except StoreError:
+            silent.add(checkpoint.store)
             continue
         checkpoint.key = ""
         with ctx.uow() as tx:
             tx.save_checkpoint(checkpoint)
 
 
+def sweep_strays(ctx: Context, lease: Lease) -> None:
+    """Delete what a lease that is over has uploaded and never offered (a damaged upload, one before a crash)."""
+    with ctx.uow() as tx:
+        lying = tx.store_keys(lease.store, lease_prefix(lease))
+        job = tx.job(lease.job_id) if lying else None
+        used = {c.key for c in tx.checkpoints(lease.job_id)} if lying else set[str]()
+    for key in lying:
+        if key not in used and (job is None or key != job.adapter_key):
+            try:
+                ctx.stores.get(lease.store).delete(key)
+            except StoreError:
+                return
+
+
 def abandon_stale(ctx: Context) -> None:
-    """Offers that nobody commits any more become garbage."""
+    """Offers that nobody commits any more become garbage; a machine that cannot call has no way to offer again."""
     with ctx.uow() as tx:
         for checkpoint in tx.stale_offers(ctx.clock.now() - ctx.rules.offer_ttl_s):
+            lease = tx.lease(checkpoint.lease_id)
+            if lease is not None and lease.one_way and lease.state.is_live:
+                continue
             checkpoint.to(CheckpointState.ABANDONED)
             tx.save_checkpoint(checkpoint)
     sweep(ctx)

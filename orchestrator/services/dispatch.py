@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
@@ -9,13 +10,16 @@ from orchestrator.domain.model import Account, Job, Lease
 from orchestrator.domain.policy import Match, Obstacle, Place, Waiting, explain, match
 from orchestrator.ports import (
     Context,
+    CredentialsRefused,
     LaunchRejected,
     LaunchRequest,
     ProviderError,
     ProviderUnavailable,
     QuotaExhausted,
+    StoreError,
     Transaction,
 )
+from orchestrator.services.alone import cannot_call, kit
 from orchestrator.services.ids import new_id
 from orchestrator.services.leases import hand_back
 from worker.protocol import JobSpec
@@ -24,6 +28,8 @@ QUEUE_DEPTH = 16
 """Queued jobs of each member that one round looks at."""
 
 LAUNCHES_PER_ROUND = 64
+STORE_REST_S = 60.0
+"""How long an account is left alone after the store could not open uploads for a machine of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +67,15 @@ def _place(ctx: Context, account: Account) -> Place:
         slots=0,
         session_s=0,
     )
-    if account.paused:
-        return replace(shut, shut="paused")
+    if reason := _not_allowed(ctx, account):
+        return replace(shut, shut=reason)
     if account.not_before > ctx.clock.now():
         return replace(shut, shut=account.note or "no room at the moment", open_at=account.not_before)
     try:
         room = ctx.providers.get(account.provider).room(account)
+    except CredentialsRefused as error:
+        _note_problem(ctx, account, str(error))
+        return replace(shut, shut=str(error))
     except QuotaExhausted as error:
         return replace(shut, shut=str(error), open_at=error.until)
     except ProviderError as error:
@@ -82,10 +91,31 @@ def _place(ctx: Context, account: Account) -> Place:
         speed=room.speed,
         start_up_s=room.start_up_s,
         hours_left=room.hours_left,
+        hours_total=room.hours_total,
         refresh_at=room.refresh_at,
         shut=room.shut,
         open_at=room.open_at,
     )
+
+
+def _not_allowed(ctx: Context, account: Account) -> str:
+    """What a person has to do before anything may start there."""
+    if account.paused:
+        return "paused"
+    entry = next((e for e in ctx.providers.entries() if e.name == account.provider), None)
+    personal = entry is not None and entry.provider is not None and entry.provider.capabilities.personal
+    if personal and account.consented_at is None:
+        return f"waits for its owner's consent (`trainhop accounts consent {shlex.quote(account.name)}`)"
+    return account.problem
+
+
+def _note_problem(ctx: Context, account: Account, problem: str) -> None:
+    """Nothing is asked in vain again before the owner has entered new credentials or checked these."""
+    with ctx.uow() as tx:
+        current = tx.account(account.id)
+        if current is not None and current.credentials == account.credentials:
+            current.problem = problem
+            tx.save_account(current)
 
 
 def less_live(places: list[Place], by_account: dict[str, int]) -> list[Place]:
@@ -124,6 +154,7 @@ def _lease_out(ctx: Context, tx: Transaction, chosen: Match, now: float) -> Leas
         expires_at=now + ctx.rules.start_grace_s,
         deadline_at=now + chosen.budget_s + ctx.rules.stop_grace_s,
         budget_s=chosen.budget_s,
+        one_way=cannot_call(ctx, chosen.provider),
         store=ctx.stores.current().name,
         first_step=job.head_step,
         step=job.head_step,
@@ -136,18 +167,14 @@ def _lease_out(ctx: Context, tx: Transaction, chosen: Match, now: float) -> Leas
 def _launch(ctx: Context, claim: _Claim) -> None:
     lease = claim.lease
     try:
-        external_id = ctx.providers.get(lease.provider).launch(
-            LaunchRequest(
-                lease_id=lease.id,
-                job_id=lease.job_id,
-                account=claim.account,
-                token=ctx.tokens.for_lease(lease.id),
-                server_url=ctx.server_url(),
-                budget_s=lease.budget_s,
-            )
-        )
+        external_id = ctx.providers.get(lease.provider).launch(_request(ctx, claim))
+    except CredentialsRefused as error:
+        _note_problem(ctx, claim.account, str(error))
+        _launch_failed(ctx, lease.id, str(error), counts=False)
     except ProviderUnavailable:
         return  # it may have gone through: reconciling asks the provider and then decides
+    except StoreError as error:
+        _not_ready(ctx, claim, f"the store takes nothing now ({error})")
     except QuotaExhausted as error:
         _close_account(ctx, claim.account.id, str(error), error.until)
         _launch_failed(ctx, lease.id, str(error))
@@ -160,6 +187,28 @@ def _launch(ctx: Context, claim: _Claim) -> None:
         ctx.launching.discard(lease.id)
 
 
+def _request(ctx: Context, claim: _Claim) -> LaunchRequest:
+    lease = claim.lease
+    ready = kit(ctx, lease) if lease.one_way else None
+    near = ctx.providers.get(lease.provider).capabilities.same_network
+    return LaunchRequest(
+        lease_id=lease.id,
+        job_id=lease.job_id,
+        account=claim.account,
+        token=ctx.tokens.for_lease(lease.id),
+        server_url=None if ready else ctx.server_url() if near else ctx.public_url,
+        budget_s=lease.budget_s,
+        assignment=ready.assignment if ready else None,
+        inputs=ready.inputs if ready else {},
+    )
+
+
+def _not_ready(ctx: Context, claim: _Claim, why: str) -> None:
+    """The fault is on our side: the job is none the worse for it, and the account rests for a while."""
+    _close_account(ctx, claim.account.id, why, ctx.clock.now() + STORE_REST_S)
+    _launch_failed(ctx, claim.lease.id, why, counts=False)
+
+
 def _close_account(ctx: Context, account_id: str, why: str, until: float | None) -> None:
     with ctx.uow() as tx:
         account = tx.account(account_id)
@@ -169,7 +218,7 @@ def _close_account(ctx: Context, account_id: str, why: str, until: float | None)
             tx.save_account(account)
 
 
-def _launch_failed(ctx: Context, lease_id: str, why: str) -> None:
+def _launch_failed(ctx: Context, lease_id: str, why: str, *, counts: bool = True) -> None:
     now = ctx.clock.now()
     with ctx.uow() as tx:
         lease = tx.lease(lease_id)
@@ -177,7 +226,8 @@ def _launch_failed(ctx: Context, lease_id: str, why: str) -> None:
         if lease is None or job is None or not lease.state.is_live:
             return
         lease.collected_at = now
-        hand_back(tx, lease, job, LeaseState.EXPIRED, EndReason.LAUNCH_FAILED, detail=why, at=now, actor="scheduler")
+        end = EndReason.LAUNCH_FAILED
+        hand_back(tx, lease, job, LeaseState.EXPIRED, end, detail=why, at=now, actor="scheduler", counts=counts)
     ctx.wake()
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.domain.model import Job, Role
-from orchestrator.domain.policy import Obstacle, Place, Waiting, budget, explain, finish_s, fits
+from orchestrator.domain.policy import Obstacle, Place, Waiting, done_at, explain, finish_s, fits, sessions
 from orchestrator.ports import Context, Transaction
 from orchestrator.services.datasets import resolve_dataset
 from orchestrator.services.dispatch import as_waiting, less_live, memory_needed, survey
@@ -37,18 +37,31 @@ class Actor:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedPlace:
-    """One place in a plan: sessions and seconds if the job ran there alone, or what is in the way."""
+    """One place in a plan: sessions, seconds and the time of the end if the job ran there alone, or what is in the way.
+
+    Of the quota, where there is one, `hours_left` of `hours_total` are left until `refresh_at`; `hours` is what the job
+    would use of it.
+    """
 
     account: str
     provider: str
     sessions: int | None
     seconds: float | None
     obstacle: Obstacle | None
+    hours: float | None = None
+    hours_left: float | None = None
+    hours_total: float | None = None
+    refresh_at: float | None = None
+    done_at: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What would happen to a job. `step_s` is None as long as nobody has timed a step of such a job; then so are sessions."""
+    """What would happen to a job. `step_s` is None as long as nobody has timed a step of such a job; then so are sessions.
+
+    `store_bytes` is the space that its checkpoints and adapter take at most, by the size of an earlier job's, in `store`;
+    `done_at` the earliest end over all places.
+    """
 
     steps: int
     train_rows: int
@@ -57,6 +70,9 @@ class Plan:
     basis: str
     places: tuple[PlannedPlace, ...]
     waits_for: Obstacle | None
+    store: str = ""
+    store_bytes: int | None = None
+    done_at: float | None = None
 
 
 def submit(ctx: Context, actor: Actor, spec: JobSpec, *, key: str | None = None, cloned_from: str | None = None) -> Job:
@@ -298,6 +314,7 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec) -> Plan:
         accounts = tx.accounts()
         _, by_account = tx.live_counts()
         step_s = tx.typical_step_s(resolved.base_model, resolved.global_batch_size * resolved.sequence_len)
+        saved = tx.typical_checkpoint_bytes(resolved.base_model, resolved.lora_r)
     places = survey(ctx, accounts)
     job = Job(
         id="plan",
@@ -313,7 +330,7 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec) -> Plan:
         updated_at=now,
     )
     waiting = as_waiting(job)
-    mine = [p for p in places if p.member_id in (None, actor.member_id)]
+    planned = [_planned(waiting, p, now) for p in places if p.member_id in (None, actor.member_id)]
     return Plan(
         steps=job.total_steps,
         train_rows=resolved.train_rows,
@@ -322,21 +339,33 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec) -> Plan:
         basis="steps of earlier jobs of this shape"
         if step_s
         else "no such job has run here yet: known after three steps",
-        places=tuple(_planned(waiting, place) for place in mine),
+        places=tuple(planned),
         waits_for=explain(waiting, less_live(places, by_account), now),
+        store=ctx.stores.current().name,
+        store_bytes=None if saved is None else saved * (resolved.checkpoint.keep + 1),
+        done_at=min((p.done_at for p in planned if p.done_at is not None), default=None),
     )
 
 
-def _planned(job: Waiting, place: Place) -> PlannedPlace:
+def _planned(job: Waiting, place: Place, now: float) -> PlannedPlace:
     obstacle = fits(job, place)
-    if obstacle is not None or job.step_s is None:
-        return PlannedPlace(account=place.name, provider=place.provider, sessions=None, seconds=None, obstacle=obstacle)
-    useful = max(1.0, budget(job, place) - place.start_up_s - place.save_s)
-    work = job.steps_left * job.step_s / place.speed
-    return PlannedPlace(
+    known = PlannedPlace(
         account=place.name,
         provider=place.provider,
-        sessions=max(1, int(-(-work // useful))),
-        seconds=finish_s(job, place),
-        obstacle=None,
+        sessions=None,
+        seconds=None,
+        obstacle=obstacle,
+        hours_left=place.hours_left,
+        hours_total=place.hours_total,
+        refresh_at=place.refresh_at,
+    )
+    if obstacle is not None or job.step_s is None:
+        return known
+    seconds = finish_s(job, place)
+    return replace(
+        known,
+        sessions=sessions(job, place),
+        seconds=seconds,
+        hours=None if place.hours_left is None else seconds / 3600,
+        done_at=done_at(job, place, now),
     )

@@ -100,6 +100,8 @@ def begin(ctx: Context, tx: Transaction, lease_id: str, request: StartRequest) -
     spec = JobSpec.model_validate(job.spec)
     if lease.nonce is None:
         _begin(lease, job, request, now)
+        if lease.one_way:  # its time runs from when the machine began, which may be long after the launch
+            lease.deadline_at = now + lease.budget_s + ctx.rules.stop_grace_s
         tx.save_job(job)
     lease.last_seen_at, lease.expires_at = now, now + ctx.rules.lease_s
     tx.save_lease(lease)
@@ -115,15 +117,31 @@ def assignment(ctx: Context, begun: Begun) -> Assignment:
         downloads, resume, uploads = _all_grants(ctx, lease, begun.datasets, begun.head)
     except StoreError as error:
         raise from_store(error) from error
+    left = max(0.0, lease.created_at + lease.budget_s - ctx.clock.now())
+    return say_assignment(ctx, lease, job, spec, left, datasets=downloads, resume=resume, uploads=uploads)
+
+
+def say_assignment(
+    ctx: Context,
+    lease: Lease,
+    job: Job,
+    spec: JobSpec,
+    seconds_left: float,
+    *,
+    datasets: tuple[Grant, ...],
+    resume: Grant | None,
+    uploads: tuple[Grant, ...],
+) -> Assignment:
+    """The job in the worker's words, with the grants that were opened for it."""
     return Assignment(
         job=job.id,
         lease=lease.id,
         fence=lease.fence,
         spec=spec,
-        seconds_left=max(0.0, lease.created_at + lease.budget_s - ctx.clock.now()),
+        seconds_left=seconds_left,
         report_every_s=ctx.rules.report_every_s,
         mtbf_s=ctx.rules.mtbf_s,
-        datasets=downloads,
+        datasets=datasets,
         resume=resume,
         resume_step=job.head_step,
         uploads=uploads,
@@ -150,7 +168,7 @@ def _all_grants(
     if head is not None:
         resume = reading(ctx.stores.get(head.store), head.key, GrantKind.CHECKPOINT, head.sha256, head.size)
     kinds = [GrantKind.CHECKPOINT] * UPLOADS_IN_ADVANCE + [GrantKind.ADAPTER]
-    return tuple(data), resume, tuple(_upload_grant(store, lease, kind, shares_disk=shares_disk) for kind in kinds)
+    return tuple(data), resume, tuple(upload_grant(store, lease, kind, shares_disk=shares_disk) for kind in kinds)
 
 
 def _begin(lease: Lease, job: Job, request: StartRequest, now: float) -> None:
@@ -173,7 +191,8 @@ def lease_prefix(lease: Lease) -> str:
     return f"jobs/{lease.job_id}/f{lease.fence}/"
 
 
-def _upload_grant(store: Store, lease: Lease, kind: GrantKind, *, shares_disk: bool) -> Grant:
+def upload_grant(store: Store, lease: Lease, kind: GrantKind, *, shares_disk: bool) -> Grant:
+    """Permission to write one new file in the lease's folder."""
     suffix = "zip" if kind is GrantKind.ADAPTER else "safetensors"
     return store.grant_upload(f"{lease_prefix(lease)}{secrets.token_hex(8)}.{suffix}", kind, shares_disk=shares_disk)
 
@@ -187,13 +206,16 @@ def grants(ctx: Context, lease_id: str, fence: int, kind: GrantKind, count: int)
     shares_disk = ctx.providers.get(lease.provider).capabilities.shares_disk
     try:
         store = ctx.stores.get(lease.store)
-        return [_upload_grant(store, lease, kind, shares_disk=shares_disk) for _ in range(count)]
+        return [upload_grant(store, lease, kind, shares_disk=shares_disk) for _ in range(count)]
     except StoreError as error:
         raise from_store(error) from error
 
 
 def report(ctx: Context, said: Report) -> Directive:
-    """Progress arrived: keep it, extend the lease, say what to do next. A report seen before changes nothing."""
+    """Progress arrived: keep it, extend the lease, say what to do next. A report seen before changes nothing.
+
+    An older one that was lost on its way adds the values that are missing, and nothing else.
+    """
     with ctx.uow() as tx:
         return reported(ctx, tx, said)
 
@@ -203,9 +225,10 @@ def reported(ctx: Context, tx: Transaction, said: Report) -> Directive:
     now = ctx.clock.now()
     lease, job = held(tx, said.lease, said.fence)
     lease.last_seen_at, lease.expires_at = now, now + ctx.rules.lease_s
-    if said.seq > lease.last_seq:
+    is_new = said.seq > lease.last_seq
+    tx.add_metrics(job.id, lease, said.metrics, now, replace=is_new)
+    if is_new:
         _take_in(lease, said)
-        tx.add_metrics(job.id, lease, said.metrics, now)
         tx.add_samples(job.id, said.samples, now)
         if said.reading is not None:
             tx.add_reading(lease.id, now, said.step, said.reading)
@@ -257,13 +280,23 @@ def _last_words(lease: Lease, step: int, seq: int, ledger: dict[str, float], now
 
 
 def hand_back(
-    tx: Transaction, lease: Lease, job: Job, state: LeaseState, end: EndReason, *, detail: str, at: float, actor: str
+    tx: Transaction,
+    lease: Lease,
+    job: Job,
+    state: LeaseState,
+    end: EndReason,
+    *,
+    detail: str,
+    at: float,
+    actor: str,
+    counts: bool = True,
 ) -> None:
-    """Close the lease and put its job where the reason says, in one transaction."""
+    """Close the lease and put its job where the reason says, in one transaction. See `Job.give_back` for `counts`."""
     in_a_row = job.failures_in_a_row if end is EndReason.FAILED else job.losses_in_a_row
+    again = retry_at(end, in_a_row, at) if counts else at
     lease.end(state, end, at=at, detail=detail)
     tx.save_lease(lease)
-    job.give_back(end, detail=detail, at=at, actor=actor, lease_id=lease.id, retry_at=retry_at(end, in_a_row, at))
+    job.give_back(end, detail=detail, at=at, actor=actor, lease_id=lease.id, retry_at=again, counts=counts)
     tx.save_job(job)
 
 

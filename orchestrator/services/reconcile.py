@@ -2,45 +2,59 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from orchestrator.domain.lifecycle import EndReason, LeaseState
 from orchestrator.domain.model import Account, Lease
 from orchestrator.ports import (
     Context,
+    Followed,
     Handle,
     Liveness,
     Observation,
     Provider,
     ProviderError,
-    ProviderUnavailable,
     StoreError,
 )
 from orchestrator.services import intake
-from orchestrator.services.checkpoints import abandon_stale
-from orchestrator.services.leases import hand_back
+from orchestrator.services.alone import is_to_be_stopped
+from orchestrator.services.checkpoints import abandon_stale, sweep_strays
+from orchestrator.services.leases import hand_back, lease_prefix
 
 FORGET_REQUESTS_AFTER_S = 86_400.0
 
 
 def reconcile(ctx: Context) -> None:
-    """One pass over every session that is live or may still hold something of ours."""
+    """One pass over every session that is live or may still hold something of ours.
+
+    A session that cannot be settled keeps none of the others waiting; what went wrong is raised together at the end.
+    """
     with ctx.uow() as tx:
         live = [lease for lease in tx.live_leases() if lease.id not in ctx.launching]
         ended = tx.uncollected_leases()
         accounts = {account.id: account for account in tx.accounts()}
         tx.forget_remembered(ctx.clock.now() - FORGET_REQUESTS_AFTER_S)
     seen = _observe(ctx, live + ended, accounts)
-    for lease in live:
-        _judge(ctx, lease, seen[lease.id], _handle(lease, accounts))
-    for lease in ended:
-        _clear_away(ctx, lease, seen[lease.id], _handle(lease, accounts))
+    work: list[tuple[Callable[[Context, Lease, Observation, Handle], None], Lease]] = []
+    work += [(_judge, lease) for lease in live]
+    work += [(_clear_away, lease) for lease in ended]
+    problems: list[Exception] = []
+    for settle, lease in work:
+        try:
+            settle(ctx, lease, seen[lease.id], handle_of(lease, accounts))
+        except Exception as error:  # noqa: BLE001  raised below, after all others had their turn
+            error.add_note(f"while settling {lease.id}")
+            problems.append(error)
     abandon_stale(ctx)
     ctx.wake()
+    if problems:
+        raise ExceptionGroup("some sessions could not be settled", problems)
 
 
-def _handle(lease: Lease, accounts: dict[str, Account]) -> Handle:
+def handle_of(lease: Lease, accounts: dict[str, Account]) -> Handle:
+    """How the lease's provider finds its session, also when the account was removed."""
     account = accounts.get(lease.account_id) or Account(
         id=lease.account_id, provider=lease.provider, member_id=None, name="removed", config={}, created_at=0.0
     )
@@ -54,7 +68,7 @@ def _observe(ctx: Context, leases: Iterable[Lease], accounts: dict[str, Account]
     seen: dict[str, Observation] = {}
     for name, theirs in by_provider.items():
         try:
-            found = ctx.providers.get(name).observe([_handle(lease, accounts) for lease in theirs])
+            found = ctx.providers.get(name).observe([handle_of(lease, accounts) for lease in theirs])
         except ProviderError as error:
             found = [Observation(lease_id=x.id, liveness=Liveness.UNKNOWN, detail=str(error)) for x in theirs]
         seen.update({o.lease_id: o for o in found})
@@ -65,24 +79,37 @@ def _judge(ctx: Context, lease: Lease, seen: Observation, handle: Handle) -> Non
     """Silence is not death: only a provider's word or a passed deadline ends a lease."""
     now = ctx.clock.now()
     if seen.liveness is Liveness.ENDED:
-        if _adopt(ctx, lease, handle):
+        if _adopt(ctx, lease, handle, over=True):
             _expire(ctx, lease, seen.detail or "the machine ended without a word")
         return
     if seen.external_id and seen.external_id != lease.external_id:
         _keep_external_id(ctx, lease, seen.external_id)
     if seen.liveness is Liveness.UNSEEN and now > max(lease.expires_at, ctx.started_at + ctx.rules.lease_s):
         _expire(ctx, lease, "no report came in time")
-    elif now > lease.deadline_at:
+    elif now > _deadline(lease):
         _overdue(ctx, lease, seen, handle, now)
-    elif _disobeys(ctx, lease, now):
-        _stop(ctx.providers.get(lease.provider), handle)
+    elif is_to_be_stopped(ctx, lease) if lease.one_way else _disobeys(ctx, lease, now):
+        _end(ctx, lease, handle)
+
+
+def _deadline(lease: Lease) -> float:
+    """A machine that cannot call may wait in its provider's queue as long as it may then work."""
+    waits = lease.one_way and lease.started_at is None
+    return lease.deadline_at + (lease.budget_s if waits else 0.0)
 
 
 def _overdue(ctx: Context, lease: Lease, seen: Observation, handle: Handle, now: float) -> None:
     if seen.liveness is Liveness.RUNNING:
-        _stop(ctx.providers.get(lease.provider), handle)
-    elif now > lease.deadline_at + ctx.rules.stop_grace_s:
+        _end(ctx, lease, handle)
+    elif now > lease.deadline_at + ctx.rules.stop_grace_s and not (lease.one_way and _is_wanted(ctx, lease)):
         _expire(ctx, lease, "its time is over and its provider does not answer")
+
+
+def _is_wanted(ctx: Context, lease: Lease) -> bool:
+    """What a machine that cannot call has done lies at its provider, and is worth waiting for unless it was cancelled."""
+    with ctx.uow() as tx:
+        job = tx.job(lease.job_id)
+    return job is not None and job.cancel_requested_at is None
 
 
 def _disobeys(ctx: Context, lease: Lease, now: float) -> bool:
@@ -94,6 +121,12 @@ def _disobeys(ctx: Context, lease: Lease, now: float) -> bool:
     return bool(asked) and now - min(asked) > ctx.rules.stop_grace_s and (silent or cancelled)
 
 
+def _end(ctx: Context, lease: Lease, handle: Handle) -> None:
+    """Stop a session; one that cannot be asked to say goodbye is first relieved of what it has."""
+    if not lease.one_way or _adopt(ctx, lease, handle, over=False):
+        _stop(ctx.providers.get(lease.provider), handle)
+
+
 def _stop(provider: Provider, handle: Handle) -> None:
     try:
         provider.stop(handle)
@@ -101,17 +134,30 @@ def _stop(provider: Provider, handle: Handle) -> None:
         return  # the next pass asks again
 
 
-def _adopt(ctx: Context, lease: Lease, handle: Handle) -> bool:
-    """Take over what the dead session wrote down but could not deliver; False if that must be tried again later."""
+def _adopt(ctx: Context, lease: Lease, handle: Handle, *, over: bool) -> bool:
+    """Take over what the session wrote down but could not deliver; False if that must be tried again later.
+
+    First its output, which a provider keeps even where all files are lost, then its own record of every message. Neither
+    is believed more than a line that arrives in time: the names of its files must be ones that its lease allows.
+    """
+    provider = ctx.providers.get(lease.provider)
     try:
         store = ctx.stores.get(lease.store)
-        left = ctx.providers.get(lease.provider).collect(handle)
+        left = provider.collect(handle)
         for key, path in left.files.items():
-            store.put(key, path)
-    except (ProviderUnavailable, StoreError):
+            if _is_of(lease, key):
+                store.put(key, path)
+        if over and lease.one_way and isinstance(provider, Followed):
+            heard = intake.Ear(ctx=ctx, lease_id=lease.id).listen(provider.follow(handle))
+            if heard is intake.Fate.LATER:
+                return False
+    except (ProviderError, StoreError):
         return False
-    intake.replay(ctx, lease.id, left.messages)
-    return True
+    return intake.replay(ctx, lease.id, left.messages)
+
+
+def _is_of(lease: Lease, key: str) -> bool:
+    return re.fullmatch(re.escape(lease_prefix(lease)) + r"[0-9a-f]{16}\.(safetensors|zip)", key) is not None
 
 
 def _expire(ctx: Context, lease: Lease, why: str) -> None:
@@ -143,5 +189,6 @@ def _clear_away(ctx: Context, lease: Lease, seen: Observation, handle: Handle) -
         provider.forget(handle)
     except ProviderError:
         return
+    sweep_strays(ctx, lease)
     with ctx.uow() as tx:
         tx.note_collected(lease.id, now)

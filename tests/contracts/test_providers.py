@@ -1,11 +1,16 @@
-"""The provider contract over the local driver (with a light process for a worker) and over the fake."""
+"""The provider contract over the local driver (with a light process for a worker), Kaggle's against the emulator, the fake."""
 
 import subprocess
 import sys
 
+import pytest
+
 from orchestrator.domain.model import Account
+from orchestrator.providers.kaggle import KaggleProvider
 from orchestrator.providers.local import LOG_NAME, LocalProvider
 from orchestrator.testing import FakeProvider, ProviderContract
+from tests.emulators.kaggle import KaggleEmulator, Person
+from tests.providers.play import OpenVault, kaggle_account
 
 WORKER = """
 import json, os, pathlib, sys, time
@@ -50,3 +55,19 @@ class TestFake(ProviderContract):
 
     def account(self):
         return _account("fake")
+
+
+class TestKaggle(ProviderContract):
+    """The real client library, and the real script with the real worker in it, which looks for a server in vain."""
+
+    @pytest.fixture(autouse=True)
+    def _emulator(self, tmp_path):
+        with KaggleEmulator(tmp_path / "emulator", [Person(name="alice", token="KGAT_alice")]) as emulator:
+            self._endpoint = emulator.endpoint
+            yield
+
+    def make(self, folder):
+        return KaggleProvider(OpenVault(), folder / "kaggle", self._endpoint, fresh_s=0.0)
+
+    def account(self):
+        return kaggle_account("alice")

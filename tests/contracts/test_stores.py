@@ -1,10 +1,19 @@
 """The store contract over every store we ship, and over the fake that stands in for them."""
 
+import json
+
 import pytest
 
+from orchestrator.adapters.stores.blobs import BlobLinks
+from orchestrator.adapters.stores.drive import DriveStore
+from orchestrator.adapters.stores.drive_client import DriveClient
+from orchestrator.adapters.stores.drive_login import read_login
 from orchestrator.adapters.stores.local import LocalStore
 from orchestrator.ports import StoreError
 from orchestrator.testing import MemoryStore, StoreContract
+from tests.emulators.drive import Chaos, Drive
+from tests.stores.conftest import AT_ONCE, MemoryIds
+from worker.resumable import Patience
 
 
 class TestLocal(StoreContract):
@@ -29,6 +38,34 @@ class TestLocal(StoreContract):
     def test_signatures_differ_by_key_and_direction(self, tmp_path):
         store = self.make(tmp_path)
         assert len({store.signature(d, k) for d in ("get", "put") for k in ("a/b", "a/c")}) == 4
+
+
+class TestDrive(StoreContract):
+    chaos: Chaos | None = None
+
+    @pytest.fixture(autouse=True)
+    def _drive(self, tmp_path_factory):
+        self.made = []
+        with Drive(tmp_path_factory.mktemp("drive")) as self.drive:
+            if self.chaos is not None:
+                self.drive.unleash(self.chaos)
+            yield
+            for store in self.made:
+                store.close()
+
+    def make(self, folder):
+        login = read_login(json.dumps(self.drive.authorized_user()), self.drive.url)
+        client = DriveClient(login, self.drive.url, retries=AT_ONCE)
+        links = BlobLinks(lambda key: f"http://127.0.0.1/blobs/{key}", b"key")
+        patience = Patience(attempts=30, sleep=lambda _: None)
+        self.made.append(DriveStore(client, MemoryIds(), links, "Trainhop", patience=patience))
+        return self.made[-1]
+
+
+class TestDriveWithFaults(TestDrive):
+    """Every third call fails, some of these in truth do not, connections break, files have twins."""
+
+    chaos = Chaos(seed=1, cuts=0.05, truncations=0.02, twins=0.2, lag=2)
 
 
 class TestMemory(StoreContract):

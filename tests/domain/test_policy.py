@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.domain.lifecycle import EndReason
-from orchestrator.domain.policy import Place, Waiting, explain, fits, match, prune, rank, retry_at
+from orchestrator.domain.policy import (
+    Place,
+    Waiting,
+    done_at,
+    explain,
+    finish_s,
+    fits,
+    match,
+    prune,
+    rank,
+    retry_at,
+)
 
 NOW = 1_000_000.0
 
@@ -65,7 +76,8 @@ def test_waiting_is_explained_with_a_time() -> None:
     quota = place(name="alice's Kaggle", hours_left=0.001, refresh_at=NOW + 60)
     found = explain(job(), [quota], NOW)
     assert found is not None
-    assert "alice's Kaggle: 0.0 h of quota left" in found.reason
+    assert "alice's Kaggle GPU hours: 0.0 left" in found.reason
+    assert "job needs at least 1 min" in found.reason
     assert found.until == NOW + 60
     assert explain(job(memory_bytes=2**40), [place(memory_bytes=2**33)], NOW) is not None
     assert explain(job(), [place()], NOW) is None
@@ -87,3 +99,34 @@ def test_pruning_keeps_the_newest_and_always_the_head(steps: list[int], keep: in
     assert head not in gone
     newest = {f"c{s}" for s in sorted(steps)[-keep:]}
     assert set(gone) == {f"c{s}" for s in steps} - newest - {head}
+
+
+def test_a_job_that_lacks_hours_says_so_in_full() -> None:
+    saturday = 1_795_824_000.0  # 2026-11-28T00:00Z
+    short = place(
+        name="alice's Kaggle",
+        hours_left=0.4,
+        hours_total=30.0,
+        refresh_at=saturday,
+        start_up_s=2400.0,
+        session_s=36_000.0,
+    )
+    waits = explain(job(steps_left=92, step_s=16.0), [short], NOW)
+    assert waits is not None
+    assert waits.reason == ("alice's Kaggle GPU hours: 0.4 of 30 left, refresh Sat 00:00 UTC; job needs 1.1 h")
+    assert waits.until == saturday
+
+
+def test_two_jobs_do_not_spend_the_same_hours() -> None:
+    """Guard: without the deduction in `_taken` both sessions were given the whole quota."""
+    two = place(slots=2, session_s=36_000.0, hours_left=3.0)
+    chosen = match([job("a"), job("b")], [two], {}, NOW)
+    assert sum(m.budget_s for m in chosen) <= 3 * 3600
+
+
+def test_the_end_of_a_job_counts_the_wait_for_new_hours() -> None:
+    long = job(steps_left=7200, step_s=1.0)
+    assert done_at(long, place(hours_left=5.0), NOW) == NOW + finish_s(long, place())
+    refreshed = place(hours_left=1.0, hours_total=30.0, refresh_at=NOW + 50_000)
+    assert done_at(long, refreshed, NOW) == NOW + 50_000 + finish_s(long, place()) - 3600
+    assert done_at(long, place(hours_left=1.0), NOW) is None

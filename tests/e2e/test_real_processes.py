@@ -66,7 +66,7 @@ def test_the_server_may_be_off_for_a_whole_session(server: Lab, shelf: tuple[Pat
 
     Seen failing without `reconcile._adopt`: the job went back to the queue and trained its steps again.
     """
-    job = submit(server, shelf, placement={"max_session_s": 45})
+    job = submit(server, shelf, placement={"max_session_s": 60})
     lease = at_step(server, 5)
     server.kill()
     server.wait_for(lambda: lease not in server.workers(), "the session's end", 120)

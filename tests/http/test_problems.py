@@ -1,5 +1,7 @@
 """Whatever is wrong with a request is said in a problem document that points at it."""
 
+import json
+
 import pytest
 
 from orchestrator.ports import ProviderUnavailable
@@ -98,3 +100,16 @@ def test_a_bug_says_nothing_of_itself(api1, monkeypatch):
     monkeypatch.setattr(accounts, "list_members", broken)
     body = _problem(api1.admin.get("/members"), 500)
     assert "secret" not in str(body)
+
+
+def test_a_submit_that_is_not_plain_goes_the_long_way(people):
+    """Guard: without the long way these were a 500, or a key of any length was kept."""
+    file = json.dumps(people.ann.job_file())
+    charset = {"Content-Type": "application/json; charset=utf-8"}
+    assert people.ann.call("POST", "/jobs", content=file, headers=charset).status_code == 201
+    long_key = {"Content-Type": "application/json", "Idempotency-Key": "k" * 256}
+    faults = _problem(people.ann.call("POST", "/jobs", content=file, headers=long_key), 422)["errors"]
+    assert faults[0]["pointer"].lower() == "/idempotency-key"
+    assert people.ann.call("POST", "/jobs", content=file, headers={"Content-Type": "text/plain"}).status_code == 422
+    stranger = people.admin.api.as_("nobody's")
+    assert stranger.call("POST", "/jobs", content=file, headers=charset).status_code == 401

@@ -16,7 +16,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from orchestrator.domain import policy
 from orchestrator.domain.model import Job, Lease
-from orchestrator.services import checkpoints, reconcile
+from orchestrator.services import checkpoints, dispatch, reconcile
 from tests.properties.test_promises import Promises
 from tests.world import World
 
@@ -62,6 +62,7 @@ GUARDS = [
     Guard("7: the store is called inside a transaction", checkpoints, "offer", _stat_inside),
     Guard("10: a lost machine keeps its job", reconcile, "_expire", lambda ctx, lease, why: None),
     Guard("11: a job runs on somebody else's account", policy, "fits", _fits_anyone),
+    Guard("11: a job runs without the owner's consent", dispatch, "_not_allowed", lambda ctx, account: ""),
 ]
 
 

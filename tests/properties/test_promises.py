@@ -38,6 +38,8 @@ class Promises(RuleBasedStateMachine):
         self.jobs: list[str] = []
         self.fences: dict[str, int] = {}
         self.heads: dict[str, int] = {}
+        self.agreed = {"alice"}
+        self.world.set_consent("bob", agreed=False)
 
     def pick(self, number: int) -> str:
         return self.jobs[number % len(self.jobs)]
@@ -58,6 +60,11 @@ class Promises(RuleBasedStateMachine):
         job = self.world.job(self.pick(number))
         with contextlib.suppress(ConflictError):
             what(self.world.ctx, self.world.actors[job.member_id], job.id)
+
+    @rule()
+    def bob_agrees(self) -> None:
+        self.agreed.add("bob")
+        self.world.set_consent("bob", agreed=True)
 
     # what the server does
 
@@ -218,7 +225,9 @@ class Promises(RuleBasedStateMachine):
     @invariant()
     def everyone_stays_on_their_own_account(self) -> None:
         for lease in self.world.all_leases():
-            assert lease.account_id == f"{self.world.job(lease.job_id).member_id}-sim"
+            owner = self.world.job(lease.job_id).member_id
+            assert lease.account_id == f"{owner}-sim"
+            assert owner in self.agreed, "a session without its owner's consent"
 
     @invariant()
     def success_means_a_stored_adapter(self) -> None:
@@ -236,6 +245,7 @@ class Promises(RuleBasedStateMachine):
         machines = self.world.machines
         machines.reachable, machines.rejecting, machines.lose_reply = True, False, False
         self.world.start_server()
+        self.bob_agrees()
         for ident in self.jobs:
             job = self.world.job(ident)
             with contextlib.suppress(ConflictError):

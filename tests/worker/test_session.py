@@ -17,7 +17,6 @@ from worker.deadline import Budget, Cadence
 from worker.outbox import Outbox
 from worker.protocol import (
     Action,
-    Assignment,
     Directive,
     Finish,
     Grant,
@@ -32,9 +31,9 @@ from worker.protocol import (
     Recipe,
     Release,
     Report,
-    StartRequest,
+    Started,
 )
-from worker.saver import Saver
+from worker.saver import Kept, Saver
 from worker.training.job import Snapshot
 from worker.uplink import Refused, ServerAway, Stale
 
@@ -62,8 +61,8 @@ class Server:
         with self.progress:
             assert self.progress.wait_for(condition, PATIENCE_S), "it never came"
 
-    def start(self, request: StartRequest) -> Assignment:
-        raise NotImplementedError
+    def started(self, said: Started) -> None:
+        self._hear(said)
 
     def report(self, said: Report) -> Directive:
         self._hear(said)
@@ -134,6 +133,9 @@ class Desk:
         )
         assert isinstance(said, Offer)
         return said
+
+    def keep(self, path: Path, why: str) -> Kept | None:
+        return None
 
     def withdraw(self, offer: Offer) -> None:
         self.outbox.withdraw(offer)

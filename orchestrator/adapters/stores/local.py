@@ -5,19 +5,18 @@ from __future__ import annotations
 import errno
 import filecmp
 import hashlib
-import hmac
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from orchestrator.adapters.stores.blobs import BlobLinks
+from orchestrator.adapters.stores.keys import checked
 from orchestrator.ports import ObjectInfo, ObjectMissing, StoreError, StoreFull, Usage
 from worker.protocol import Grant, GrantKind
 
 CHUNK_BYTES = 1 << 20
-_KEY = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*")
 
 
 class LocalStore:
@@ -30,31 +29,28 @@ class LocalStore:
     name = "local"
 
     def __init__(self, folder: Path, blob_url: Callable[[str], str], key: bytes) -> None:
-        self.folder, self._blob_url, self._key = folder, blob_url, key
+        self.folder, self.links = folder, BlobLinks(blob_url, key)
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, key: str) -> Path:
         """Where an object lies; raises `StoreError` for a key the server would not have made."""
-        if not _KEY.fullmatch(key) or ".." in key:
-            raise StoreError(f"{key!r} is no key of this store")
-        return self.folder / key
+        return self.folder / checked(key)
 
     def grant_upload(self, key: str, kind: GrantKind, *, shares_disk: bool) -> Grant:
         path = self.path(key)
         if shares_disk:
             path.parent.mkdir(parents=True, exist_ok=True)
             return Grant(key=key, kind=kind, path=str(path))
-        return Grant(key=key, kind=kind, url=self._blob_url(key), headers={"X-Grant": self.signature("put", key)})
+        return self.links.upload(key, kind, self.name)
 
     def grant_download(self, key: str, kind: GrantKind, *, sha256: str, size: int, shares_disk: bool) -> Grant:
         if shares_disk:
             return Grant(key=key, kind=kind, path=str(self.path(key)), sha256=sha256, size=size)
-        headers = {"X-Grant": self.signature("get", key)}
-        return Grant(key=key, kind=kind, url=self._blob_url(key), headers=headers, sha256=sha256, size=size)
+        return self.links.download(key, kind, self.name, sha256=sha256, size=size)
 
     def signature(self, direction: str, key: str) -> str:
         """What the `X-Grant` header must hold for this key and direction (`get` or `put`)."""
-        return hmac.new(self._key, f"{direction} {key}".encode(), hashlib.sha256).hexdigest()
+        return self.links.signature(direction, key, self.name)
 
     def stat(self, key: str) -> ObjectInfo:
         digest, size = hashlib.sha256(), 0

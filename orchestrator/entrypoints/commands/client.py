@@ -113,6 +113,10 @@ class Client:
         """The answer to a JSON body."""
         return self.send("PATCH", path, json=body).json()
 
+    def put(self, path: str, body: Any) -> Any:
+        """The answer to a JSON body."""
+        return self.send("PUT", path, json=body).json()
+
     def delete(self, path: str) -> None:
         """Remove what lies under `path`."""
         self.send("DELETE", path)

@@ -76,15 +76,30 @@ def plan(context: typer.Context, file: FileArgument, changes: SetOption = None, 
             ("memory", size(planned["memory_bytes"]) if planned["memory_bytes"] else "not known"),
             ("step", f"{step_s:.2f} s" if step_s else None),
             ("basis", planned["basis"]),
+            ("space", _space(planned)),
+            ("done at", moment(planned["done_at"]) if planned["done_at"] else None),
             ("waits for", obstacle(planned["waits_for"])),
         ]
     )
     put()
     rows = [
-        (p["account"], p["provider"], p["sessions"], seconds(p["seconds"]), obstacle(p["obstacle"]))
+        (p["account"], p["provider"], p["sessions"], seconds(p["seconds"]), _quota(p), obstacle(p["obstacle"]))
         for p in planned["places"]
     ]
-    table(("ACCOUNT", "PROVIDER", "SESSIONS", "TIME", "NOTE"), rows)
+    table(("ACCOUNT", "PROVIDER", "SESSIONS", "TIME", "QUOTA", "NOTE"), rows)
+
+
+def _space(planned: dict[str, Any]) -> str:
+    needed = planned["store_bytes"]
+    return f"{size(needed)} in {planned['store']}" if needed else "known after the first checkpoint of such a job"
+
+
+def _quota(place: dict[str, Any]) -> str:
+    """What the job would use of the account's hours, and what is left of them."""
+    if place["hours_left"] is None:
+        return ""
+    left = f"{place['hours_left']:.1f}" + (f" of {place['hours_total']:g}" if place["hours_total"] else "") + " h left"
+    return f"{place['hours']:.1f} h, {left}" if place["hours"] is not None else left
 
 
 @app.command("ls", rich_help_panel="Jobs")

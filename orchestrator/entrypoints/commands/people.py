@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from orchestrator.entrypoints.commands.client import connect, segment
+from orchestrator.entrypoints.commands.client import CommandError, Exit, connect, segment
 from orchestrator.entrypoints.commands.job_file import assignments
 from orchestrator.entrypoints.commands.output import JsonFlag, clean, moment, put, put_json, say, table
 from orchestrator.entrypoints.commands.phrases import listed
@@ -15,6 +18,8 @@ from orchestrator.entrypoints.commands.phrases import listed
 accounts = typer.Typer(no_args_is_help=True, help="Accounts at providers, and pools of machines.")
 members = typer.Typer(no_args_is_help=True, help="The people who use this server.")
 tokens = typer.Typer(no_args_is_help=True, help="What lets a person or a program in.")
+
+LONGEST_SECRET = 65_536
 
 AccountArgument = Annotated[str, typer.Argument(metavar="ACCOUNT", help="Id or name.")]
 
@@ -39,9 +44,9 @@ def list_accounts(context: typer.Context, as_json: JsonFlag = False) -> None:
             a["name"],
             a["provider"],
             a.get("member") or a.get("member_id") or "everyone",
-            "paused" if a["paused"] else "open",
+            _state(a),
             json.dumps(a.get("config") or {}),
-            a.get("note"),
+            a.get("problem") or a.get("note"),
         )
         for a in found
     ]
@@ -52,15 +57,72 @@ def list_accounts(context: typer.Context, as_json: JsonFlag = False) -> None:
 def add_account(
     context: typer.Context,
     provider: Annotated[str, typer.Argument(help="local, or another installed driver.")],
-    name: Annotated[str, typer.Argument(help="What to call it.")],
+    name: Annotated[str | None, typer.Argument(help="What to call it; named after its owner, if left out.")] = None,
     owner: Annotated[str | None, typer.Option(help="Member it belongs to; you, if left out.")] = None,
+    username: Annotated[str | None, typer.Option(help="The owner's name at the provider.")] = None,
+    token_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The owner's credentials there; - for stdin.")
+    ] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of it.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Connect an account, or (admins) a pool of machines."""
-    body = {"provider": provider, "name": name, "owner": owner, "config": assignments(changes or [])}
+    """Connect an account, or (admins) a pool of machines. Connecting your own is your consent that your jobs run there."""
+    config = assignments(changes or []) | ({"username": username} if username else {})
+    secret = None if token_file is None else _secret(token_file)
+    body = {"provider": provider, "name": name, "owner": owner, "config": config, "credentials": secret}
     made = connect(context).post("/accounts", {k: v for k, v in body.items() if v is not None})
     _answer(made, as_json, made["id"])
+    if made["has_credentials"] and not made["consented_at"]:
+        say(f"nothing runs there before its owner agrees: trainhop accounts consent {shlex.quote(clean(made['name']))}")
+
+
+def _state(account: dict[str, Any]) -> str:
+    if account["paused"]:
+        return "paused"
+    if account["has_credentials"] and not account["consented_at"]:
+        return "needs consent"
+    return "problem" if account["problem"] else "open"
+
+
+def _secret(file: str) -> str:
+    """What a file or stdin holds; never an argument, which every user of a computer can read."""
+    try:
+        if file == "-":
+            return sys.stdin.read(LONGEST_SECRET)
+        with Path(file).expanduser().open(encoding="utf-8") as source:
+            return source.read(LONGEST_SECRET)
+    except OSError as error:
+        raise CommandError(Exit.USAGE, f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CommandError(Exit.USAGE, f"{file}: holds no text; is it the right file?") from None
+
+
+@accounts.command("check")
+def check_account(context: typer.Context, account: AccountArgument, as_json: JsonFlag = False) -> None:
+    """Try an account's credentials."""
+    answer = connect(context).post(f"/accounts/{segment(account)}:check")
+    _answer(answer, as_json, clean(answer["words"]))
+    if not answer["ok"]:
+        raise typer.Exit(Exit.FAILED)
+
+
+@accounts.command("token")
+def replace_token(
+    context: typer.Context,
+    account: AccountArgument,
+    token_file: Annotated[str, typer.Argument(metavar="FILE", help="The new credentials; - for stdin.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Replace an account's credentials."""
+    changed = connect(context).patch(f"/accounts/{segment(account)}", {"credentials": _secret(token_file)})
+    _answer(changed, as_json, f"{clean(changed['name'])} has new credentials")
+
+
+@accounts.command("consent")
+def consent(context: typer.Context, account: AccountArgument, as_json: JsonFlag = False) -> None:
+    """Agree that your jobs run on your account; needed where somebody else has entered it."""
+    changed = connect(context).post(f"/accounts/{segment(account)}:consent")
+    _answer(changed, as_json, f"your jobs may run on {clean(changed['name'])}")
 
 
 @accounts.command("pause")

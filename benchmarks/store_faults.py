@@ -1,0 +1,361 @@
+"""What becomes of checkpoints in a Google Drive that fails.
+
+    python -m benchmarks.store_faults --uploads 10000 --json
+
+N checkpoints are written, uploaded through grants and offered to the product's own `services.checkpoints.offer`, with a real
+database (SQLite) and the Drive emulator in a process of its own. A third of all its answers (31 %) are errors, 13 % of which
+hide a success; 2 % of the connections are cut in the middle of a body, 1 % of the uploads are stored truncated and 1 % with
+a bit turned; one in ten new files gets a twin of the same name; searches by name lag. Half of the jobs keep every checkpoint,
+half keep two, so that deleting is under fire as well. Pauses between attempts are left out: they would only take time.
+
+The audit believes neither the server nor the emulator's API: it reads the emulated Drive's files and journal and the
+server's database from disk. It counts
+
+uploads             checkpoints that were to be committed (N)
+torn                committed checkpoints whose file is not byte for byte what was written: each looked at when its commit was
+                    answered, and once more at the end if it is kept
+lost                of the N, those that the database does not end with as committed or pruned, and committed ones without a
+                    file at the end
+duplicates          files beyond the first for one key (its private property), and folders beyond the first of one name in one
+                    place; planted twins do not count
+orphans_referenced  committed checkpoints that point to a file that is not theirs: none, a planted twin, one of another key,
+                    or one in the trash
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import json
+import secrets
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import stamina
+from stamina.instrumentation import set_on_retry_hooks
+
+from benchmarks.bench_server import Coroutines
+from benchmarks.exact_resume import say, write_rows
+from orchestrator.bootstrap import App, build
+from orchestrator.config import Settings
+from orchestrator.domain.errors import UnavailableError
+from orchestrator.domain.model import Account
+from orchestrator.ports import Capabilities, Context, Room
+from orchestrator.providers.registry import Registry
+from orchestrator.services import checkpoints, datasets, jobs, leases
+from orchestrator.services.dispatch import dispatch
+from orchestrator.services.jobs import Actor
+from orchestrator.services.stores import use_store
+from worker import checkpoint, grants
+from worker.protocol import (
+    Assignment,
+    Grant,
+    GrantKind,
+    Hardware,
+    JobSpec,
+    Manifest,
+    Offer,
+    Recipe,
+    StartRequest,
+)
+from worker.resumable import Patience
+from worker.uplink import ServerAway
+
+CHAOS = {
+    "seed": 2510,
+    "errors": 0.31,
+    "done": 0.13,
+    "cuts": 0.02,
+    "truncations": 0.01,
+    "flips": 0.01,
+    "twins": 0.1,
+    "lag": 3,
+}
+STEPS = 100
+THREADS = 8
+TRIES = 50
+PROPERTY = "trainhop"
+DRIVE, DATABASE = Path("drive"), Path("server/trainhop.db")
+
+
+def main() -> int:
+    """Commit, audit, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--uploads", type=int, default=10_000)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="store-faults-") as temporary:
+        found = run(Path(temporary), asked.uploads)
+    print(json.dumps(found) if asked.json else json.dumps(found, indent=2))
+    return 0 if not any(count for name, count in found.items() if name != "uploads") else 1
+
+
+def run(folder: Path, uploads: int) -> dict[str, int]:
+    """The counts, for this many checkpoints."""
+    return audit(folder / DRIVE, folder / DATABASE, commit(folder, uploads))
+
+
+def commit(folder: Path, uploads: int) -> Done:
+    """Commit this many checkpoints; leaves the emulated Drive and the server's database under `folder`."""
+    drive = folder / DRIVE
+    with _emulator(drive) as url:
+        settings = Settings(data_dir=folder / "server", drive_endpoint=url, offline=True)
+        app = build(settings, providers=Registry.of({"local": _Nowhere()}))
+        try:
+            app.context = dataclasses.replace(app.context, spawn=lambda work: work())
+            use_store(app.context, "drive", (drive / "authorized_user.json").read_text())
+            httpx.post(f"{url}/_chaos", json=CHAOS, trust_env=False).raise_for_status()
+            return _commit_all(app, drive, folder, uploads)
+        finally:
+            app.close()
+
+
+class _emulator:  # noqa: N801  used as a function
+    """`python -m tests.emulators.drive` in a process of its own; gives its address."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        command = [sys.executable, "-m", "tests.emulators.drive", "--data-dir", str(folder)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().split()[-1]
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.communicate()
+
+
+class _Nowhere(Coroutines):
+    """Takes every launch and does nothing with it; its machines share no disk."""
+
+    capabilities = Capabilities(provider="local", shares_disk=False)
+
+    def __init__(self) -> None:
+        self.launched: list[str] = []
+
+    def room(self, account: Account) -> Room:
+        return Room(slots=1_000_000, session_s=36_000.0)
+
+    def launch(self, request: Any) -> str:
+        self.launched.append(request.lease_id)
+        return request.lease_id
+
+
+@dataclass
+class Done:
+    """What was written and what the server answered; shared by all threads."""
+
+    wanted: int
+    written: dict[str, str] = field(default_factory=dict[str, str])
+    torn: set[str] = field(default_factory=set[str])
+    events: Counter[str] = field(default_factory=Counter[str])
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, what: str) -> None:
+        with self.lock:
+            self.events[what] += 1
+
+
+# --- committing ------------------------------------------------------------------------------------------
+
+
+def _commit_all(app: App, drive: Path, folder: Path, uploads: int) -> Done:
+    done, began = Done(uploads), time.monotonic()
+    machines = app.context.providers.get("local")
+    assert isinstance(machines, _Nowhere)
+    steps = [STEPS] * (uploads // STEPS) + ([uploads % STEPS] if uploads % STEPS else [])
+    _submit(app.context, folder, len(steps))
+    while dispatch(app.context):
+        pass
+    set_on_retry_hooks([])
+    with stamina.set_testing(True, attempts=8, cap=True), ThreadPoolExecutor(THREADS) as pool:
+        work = [
+            pool.submit(_Session(app.context, drive, folder, lease, done).commit, count)
+            for lease, count in zip(machines.launched, steps, strict=True)
+        ]
+        for number, each in enumerate(work, 1):
+            each.result()
+            if number % 10 == 0:
+                say(f"{len(done.written)} of {uploads} after {time.monotonic() - began:.0f} s {dict(done.events)}")
+    say(f"{uploads} uploads in {time.monotonic() - began:.0f} s: {dict(done.events)}")
+    return done
+
+
+def _submit(ctx: Context, folder: Path, count: int) -> None:
+    with ctx.uow() as tx:
+        admin = tx.members()[0]
+    rows = datasets.add_dataset(ctx, admin.id, write_rows(folder / "rows.jsonl"), "rows.jsonl")
+    for number in range(count):
+        spec = JobSpec.model_validate(
+            {
+                "name": f"job {number}",
+                "base_model": "org/tiny",
+                "datasets": [{"path": f"sha256:{rows.sha256}"}],
+                "max_steps": STEPS,
+                "checkpoint": {"keep": 100 if number % 2 else 2},
+            }
+        )
+        jobs.submit(ctx, Actor(member_id=admin.id, name=admin.name, role=admin.role), spec)
+
+
+class _Session:
+    """What a worker does with its lease, without the training."""
+
+    def __init__(self, ctx: Context, drive: Path, folder: Path, lease: str, done: Done) -> None:
+        self._ctx, self._drive, self._lease, self._done = ctx, drive, lease, done
+        self._file = folder / f"{lease}.safetensors"
+        self._patience = Patience(sleep=lambda _: None)
+        self._seq = itertools.count(1)
+        self._parent: str | None = None
+        self._fence = 0
+        self._grants: list[Grant] = []
+
+    def commit(self, count: int) -> None:
+        """Checkpoints of steps 1 to `count`, each continuing the one before."""
+        request = StartRequest(protocol=1, nonce=self._lease, hardware=Hardware(name="bench"))
+        assignment: Assignment = self._insist(lambda: leases.start(self._ctx, self._lease, request))
+        self._fence = assignment.fence
+        self._grants = [g for g in assignment.uploads if g.kind is GrantKind.CHECKPOINT]
+        for step in range(1, count + 1):
+            self._save(assignment, step)
+
+    def _insist(self, call: Any) -> Any:
+        """A worker comes back when the server says that the store does not answer."""
+        for _ in range(TRIES):
+            try:
+                return call()
+            except (UnavailableError, ServerAway) as error:
+                self._done.count(type(error).__name__)
+        raise RuntimeError(f"{self._lease} got nowhere in {TRIES} attempts")
+
+    def _save(self, assignment: Assignment, step: int) -> None:
+        manifest = Manifest(
+            job=assignment.job,
+            fence=assignment.fence,
+            step=step,
+            parent=self._parent,
+            recipe=Recipe.of(assignment.spec),
+            epoch=0,
+            index=step,
+            samples_seen=step,
+            wall_seconds=0.0,
+            backend="bench",
+            precision="fp32",
+            micro_batch_size=1,
+            hardware=Hardware(),
+            versions={},
+            state={},
+        )
+        tensors = {"w": np.frombuffer(secrets.token_bytes(4096), np.float32)}
+        sha256, size = checkpoint.write(self._file, tensors, manifest)
+        grant = self._insist(self._upload)
+        offer = Offer(
+            lease=self._lease,
+            fence=assignment.fence,
+            seq=next(self._seq),
+            key=grant.key,
+            sha256=sha256,
+            size=size,
+            manifest=manifest,
+        )
+        reply = self._insist(lambda: checkpoints.offer(self._ctx, offer))
+        if not reply.committed:
+            raise RuntimeError(f"refused: {reply.refusal}")
+        self._parent = sha256
+        self._look(grant.key, sha256)
+
+    def _upload(self) -> Grant:
+        if not self._grants:
+            self._grants = leases.grants(self._ctx, self._lease, self._fence, GrantKind.CHECKPOINT, 4)
+        grant = self._grants[0]
+        try:
+            grants.upload(grant, self._file, self._patience)
+        except grants.UnusableGrant:
+            self._grants.pop(0)
+            raise
+        return self._grants.pop(0)
+
+    def _look(self, key: str, sha256: str) -> None:
+        """Compare the emulated Drive's own file with what was written, right after the commit."""
+        with self._ctx.uow() as tx:
+            ident = tx.store_object("drive", key)
+        found = [hashlib.sha256(p.read_bytes()).hexdigest() for p in (self._drive / "blobs" / str(ident)).glob("*")]
+        with self._done.lock:
+            self._done.written[sha256] = key
+            if found != [sha256]:
+                self._done.torn.add(sha256)
+
+
+# --- the audit -------------------------------------------------------------------------------------------
+
+
+def audit(drive: Path, database: Path, done: Done) -> dict[str, int]:
+    """The counts of the docstring, from the two disks."""
+    files = _files(drive / "journal.jsonl")
+    with sqlite3.connect(database) as connection:
+        states = dict(connection.execute("SELECT sha256, state FROM checkpoints"))
+        kept = connection.execute(
+            "SELECT c.sha256, c.key, o.external_id FROM checkpoints c LEFT JOIN store_objects o "
+            "ON o.store = c.store AND o.key = c.key WHERE c.state = 'committed'"
+        ).fetchall()
+    connection.close()
+    torn, missing, strayed = set(done.torn), 0, 0
+    for sha256, key, ident in kept:
+        file = files.get(ident or "")
+        missing += file is None
+        strayed += file is None or file["planted"] or file["trashed"] or _key(file) != key
+        if file is not None and _sha256(drive / "blobs" / file["id"] / file["revision"]) != sha256:
+            torn.add(sha256)
+    settled = sum(states.get(sha256) in ("committed", "pruned") for sha256 in done.written)
+    return {
+        "uploads": done.wanted,
+        "torn": len(torn),
+        "lost": done.wanted - settled + missing,
+        "duplicates": _duplicates(list(files.values())),
+        "orphans_referenced": strayed,
+    }
+
+
+def _files(journal: Path) -> dict[str, dict[str, Any]]:
+    files: dict[str, dict[str, Any]] = {}
+    for line in journal.read_text().splitlines():
+        entry = json.loads(line)
+        if "file" in entry:
+            files[entry["file"]["id"]] = entry["file"]
+        elif "gone" in entry:
+            files.pop(entry["gone"], None)
+    return files
+
+
+def _key(file: dict[str, Any]) -> str | None:
+    return next((p["value"] for p in file["properties"] if p["key"] == PROPERTY), None)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
+def _duplicates(files: list[dict[str, Any]]) -> int:
+    own = [f for f in files if not f["planted"]]
+    keys = Counter(_key(f) for f in own if _key(f) is not None)
+    folders = Counter((tuple(f["parents"]), f["title"]) for f in own if f["mime"].endswith(".folder"))
+    return sum(n - 1 for n in (*keys.values(), *folders.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

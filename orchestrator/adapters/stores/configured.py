@@ -1,0 +1,146 @@
+"""The stores of an installation: the local folder always, others as the database says at this moment."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from orchestrator.adapters import tables
+from orchestrator.adapters.rows import STORES
+from orchestrator.domain.errors import NotFoundError, TrainhopError
+from orchestrator.ports import ObjectInfo, Store, StoreConfig, StoreError, StoreUnavailable, Usage, VaultError
+from worker.protocol import Grant, GrantKind
+
+BELIEVED_S = 1.0
+"""How long a look at the database is believed; a change made elsewhere is noticed no later."""
+
+Maker = Callable[[StoreConfig], Store]
+
+
+class ConfiguredStores:
+    """Implements `ports.Stores`. Safe to call within a transaction: reading happens on a connection of its own."""
+
+    def __init__(self, local: Store, engine: Engine, makers: Mapping[str, Maker]) -> None:
+        self._local, self._engine, self._makers = local, engine, makers
+        self._lock, self._reading = threading.Lock(), threading.Lock()
+        self._read_at = float("-inf")
+        self._configs: dict[str, StoreConfig] | None = None
+        self._made: dict[str, tuple[tuple[object, str], Store]] = {}
+
+    def local(self) -> Store:
+        return self._local
+
+    def current(self) -> Store:
+        name = next((c.name for c in self._now().values() if c.current), self._local.name)
+        return self.get(name)
+
+    def get(self, name: str) -> Store:
+        if name == self._local.name:
+            return self._local
+        config = self._now().get(name)
+        if config is None:
+            return Unusable(name, f"the store {name} is not set up here: trainhop store use {name}")
+        made_from = (config.config, config.credentials)
+        with self._lock:
+            known = self._made.get(name)
+            if known is not None and known[0] == made_from:
+                return known[1]
+        try:
+            store = self._make(config)
+        except (StoreError, TrainhopError) as error:
+            return Unusable(name, str(error))
+        with self._lock:
+            self._made[name] = (made_from, store)
+        if known is not None:
+            _close(known[1])
+        return store
+
+    @contextmanager
+    def trial(self, config: StoreConfig) -> Iterator[Store]:
+        store = self._make(config)
+        try:
+            yield store
+        finally:
+            _close(store)
+
+    def _make(self, config: StoreConfig) -> Store:
+        maker = self._makers.get(config.name)
+        if maker is None:
+            known = ", ".join([self._local.name, *self._makers])
+            raise NotFoundError(f"there is no kind of store called {config.name}; known are {known}")
+        try:
+            return maker(config)
+        except VaultError as error:
+            raise StoreUnavailable(str(error)) from error
+
+    def refresh(self) -> None:
+        self._read_at = float("-inf")
+
+    def close(self) -> None:
+        """Let go of every store's connections."""
+        with self._lock:
+            going = [store for _, store in self._made.values()]
+            self._made.clear()
+        for store in going:
+            _close(store)
+
+    def _now(self) -> dict[str, StoreConfig]:
+        """The configurations; while one thread reads, the others go by what was read before."""
+        known, is_old = self._configs, time.monotonic() - self._read_at > BELIEVED_S
+        if known is not None and not (is_old and self._reading.acquire(blocking=False)):
+            return known
+        if known is None:
+            self._reading.acquire()
+        try:
+            read_at = time.monotonic()
+            with self._engine.connect() as connection:
+                found = STORES.where(connection, order=tables.stores.c.created_at)
+            self._configs, self._read_at = {c.name: c for c in found}, read_at
+            return self._configs
+        finally:
+            self._reading.release()
+
+
+def _close(store: Store) -> None:
+    close = getattr(store, "close", None)
+    if close is not None:
+        close()
+
+
+class Unusable:
+    """Implements `ports.Store` for one that cannot be had: whoever needs it is told why."""
+
+    def __init__(self, name: str, why: str) -> None:
+        self.name, self._why = name, why
+
+    def _say(self) -> StoreUnavailable:
+        return StoreUnavailable(self._why)
+
+    def grant_upload(self, key: str, kind: GrantKind, *, shares_disk: bool) -> Grant:
+        raise self._say()
+
+    def grant_download(self, key: str, kind: GrantKind, *, sha256: str, size: int, shares_disk: bool) -> Grant:
+        raise self._say()
+
+    def stat(self, key: str) -> ObjectInfo:
+        raise self._say()
+
+    def head(self, key: str, size: int) -> bytes:
+        raise self._say()
+
+    def put(self, key: str, source: Path) -> ObjectInfo:
+        raise self._say()
+
+    def read(self, key: str) -> Iterator[bytes]:
+        raise self._say()
+
+    def delete(self, key: str) -> None:
+        raise self._say()
+
+    def usage(self) -> Usage:
+        raise self._say()

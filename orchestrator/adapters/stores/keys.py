@@ -1,0 +1,16 @@
+"""What a key may look like in every store."""
+
+from __future__ import annotations
+
+import re
+
+from orchestrator.ports import StoreError
+
+_KEY = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*")
+
+
+def checked(key: str) -> str:
+    """The key; raises `StoreError` for one that the server would not have made."""
+    if not _KEY.fullmatch(key) or ".." in key:
+        raise StoreError(f"{key!r} is no key of this store")
+    return key

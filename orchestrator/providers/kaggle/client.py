@@ -1,0 +1,269 @@
+"""What one account can ask of Kaggle, through the official `kagglesdk`; answers are checked before they are believed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, timedelta
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import requests
+from kagglesdk import KaggleClient
+from kagglesdk.blobs.types.blob_api_service import ApiBlobType, ApiStartBlobUploadRequest
+from kagglesdk.datasets.types.dataset_api_service import (
+    ApiCreateDatasetRequest,
+    ApiDatasetNewFile,
+    ApiDeleteDatasetRequest,
+    ApiGetDatasetStatusRequest,
+)
+from kagglesdk.kernels.types.kernels_api_service import (
+    ApiDeleteKernelRequest,
+    ApiGetAcceleratorQuotaStatisticsRequest,
+    ApiGetKernelSessionStatusRequest,
+    ApiListKernelSessionOutputRequest,
+    ApiSaveKernelRequest,
+    ApiSaveKernelResponse,
+)
+from kagglesdk.security.types.oauth_service import IntrospectTokenRequest
+
+from orchestrator.providers.kaggle.wire import CONNECT_S, KaggleSaid, Wire
+
+LOG_SILENCE_S = 120.0
+"""A live log that says nothing for so long is taken for a broken connection and opened again."""
+PAGE = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quota:
+    """GPU seconds of this week, and when they start anew (epoch seconds)."""
+
+    used_s: float
+    reserved_s: float
+    total_s: float
+    refresh_at: float | None
+
+    @property
+    def left_s(self) -> float:
+        """What new sessions may take."""
+        return max(0.0, self.total_s - self.used_s - self.reserved_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """A script to run. `machine_shape` is empty for a machine without accelerator; `datasets` are `owner/slug`."""
+
+    slug: str
+    source: str
+    machine_shape: str
+    internet: bool
+    datasets: tuple[str, ...]
+    timeout_s: int
+
+
+class Connection(Wire):
+    """What one account can ask of Kaggle."""
+
+    # --- who and how much ---
+
+    def username(self) -> str:
+        """The account's user name, asked of Kaggle for a token."""
+        known = self._credentials
+        if known.token is None:
+            self.quota()  # the older keys cannot be introspected: the first call tells
+            assert known.username is not None
+            return known.username
+        token = known.token
+
+        def ask(sdk: KaggleClient) -> tuple[bool, str]:
+            request = IntrospectTokenRequest()
+            request.token = token
+            answer = sdk.security.oauth_client.introspect_token(request)
+            return bool(answer.active), _text(answer.username)
+
+        active, name = self._call("tell whose token this is", ask)
+        if not active or not name:
+            raise KaggleSaid(401, "the token is not valid (revoked, expired or mistyped)")
+        return name
+
+    def quota(self) -> Quota:
+        """GPU time of this account."""
+
+        def ask(sdk: KaggleClient) -> Quota:
+            answer: Any = sdk.kernels.kernels_api_client.get_accelerator_quota_statistics(
+                ApiGetAcceleratorQuotaStatisticsRequest()
+            )
+            gpu, fresh = answer.gpu_quota, answer.quota_refresh_time
+            return Quota(
+                used_s=_seconds(gpu.time_used),
+                reserved_s=_seconds(gpu.time_reserved),
+                total_s=gpu.total_time_allowed.total_seconds(),
+                refresh_at=fresh.replace(tzinfo=UTC).timestamp() if fresh is not None else None,
+            )
+
+        return self._call("tell the GPU quota", ask)
+
+    # --- kernels ---
+
+    def push(self, owner: str, push: Push) -> None:
+        """Save and run a script kernel; a refusal in any of its forms is `KaggleSaid`."""
+        request = ApiSaveKernelRequest()
+        request.slug, request.new_title = f"{owner}/{push.slug}", push.slug
+        request.text, request.language, request.kernel_type = push.source, "python", "script"
+        request.is_private, request.enable_internet = True, push.internet
+        request.enable_gpu = bool(push.machine_shape)
+        if push.machine_shape:
+            request.machine_shape = push.machine_shape
+        request.dataset_data_sources = list(push.datasets)
+        request.session_timeout_seconds = push.timeout_s
+        answer = self._call("start a session", lambda sdk: sdk.kernels.kernels_api_client.save_kernel(request))
+        if problem := self._push_problem(push, answer):
+            raise KaggleSaid(200, problem)
+
+    def _push_problem(self, push: Push, answer: ApiSaveKernelResponse) -> str:
+        if answer.error:
+            return self._clean(str(answer.error))
+        for kind in ("dataset", "kernel", "competition", "model"):
+            refused = getattr(answer, f"invalid_{kind}_sources")
+            if refused:
+                return self._clean(f"it does not know the {kind} {', '.join(map(str, refused))}")
+        if answer.ref and not str(answer.ref).rstrip("/").endswith(push.slug):
+            return self._clean(f"it stored the session under another name: {answer.ref}")
+        return ""
+
+    def state(self, owner: str, slug: str) -> tuple[str, str]:
+        """The newest run's state by its name at Kaggle, and why it failed; a state we do not know is passed on as it is."""
+
+        def ask(sdk: KaggleClient) -> tuple[str, str]:
+            request = ApiGetKernelSessionStatusRequest()
+            request.user_name, request.kernel_slug = owner, slug
+            try:
+                answer = sdk.kernels.kernels_api_client.get_kernel_session_status(request)
+            except KeyError as error:  # the SDK's way to say that it has no such state
+                return self._clean(str(error.args[0])), ""
+            return _name(answer.status), self._clean(_text(answer.failure_message or ""))
+
+        return self._call("tell a session's state", ask)
+
+    def outputs(self, owner: str, slug: str) -> tuple[list[tuple[str, str]], str]:
+        """`(name, signed URL)` of every file that an ended run left, and its stored log as JSON."""
+
+        def ask(sdk: KaggleClient) -> tuple[list[tuple[str, str]], str]:
+            files: list[tuple[str, str]] = []
+            request = ApiListKernelSessionOutputRequest()
+            request.user_name, request.kernel_slug, request.page_size = owner, slug, PAGE
+            log = ""
+            pages: set[str] = set()
+            while True:
+                answer: Any = sdk.kernels.kernels_api_client.list_kernel_session_output(request)
+                files += [(_text(f.file_name), _text(f.url)) for f in answer.files]
+                log = log or _text(answer.log or "")
+                page = _text(answer.next_page_token or "")
+                if not page or page in pages:
+                    return files, log
+                pages.add(page)
+                request.page_token = page
+
+        return self._call("list a session's files", ask)
+
+    def delete_kernel(self, owner: str, slug: str) -> None:
+        """Remove a kernel, ending its run; nothing happens if it is not there."""
+        request = ApiDeleteKernelRequest()
+        request.user_name, request.kernel_slug = owner, slug
+        self._delete(
+            "delete a session",
+            lambda sdk: sdk.kernels.kernels_api_client.delete_kernel(request).error_message,
+        )
+
+    @contextlib.contextmanager
+    def log(self, owner: str, slug: str, silence_s: float = LOG_SILENCE_S) -> Iterator[requests.Response]:
+        """The log from its first line: live as server-sent events, as a JSON array once the run has ended."""
+        with (
+            self._speaking("give a session's log"),
+            self._signed_in() as session,
+            session.get(
+                f"{self._base}/v1/kernels/logs/stream/{owner}/{slug}",
+                headers={"Accept": "text/event-stream, */*"},
+                stream=True,
+                timeout=(CONNECT_S, silence_s),
+            ) as answer,
+        ):
+            answer.raise_for_status()
+            yield answer
+
+    # --- datasets ---
+
+    def dataset_state(self, owner: str, slug: str) -> str | None:
+        """The newest version's state by its name at Kaggle, None if there is no such dataset."""
+
+        def ask(sdk: KaggleClient) -> str:
+            request = ApiGetDatasetStatusRequest()
+            request.owner_slug, request.dataset_slug = owner, slug
+            try:
+                return _name(sdk.datasets.dataset_api_client.get_dataset_status(request).status)
+            except KeyError as error:
+                return self._clean(str(error.args[0]))
+
+        try:
+            return self._call("tell a dataset's state", ask)
+        except KaggleSaid as refusal:
+            if refusal.status in (403, 404):  # 403 is also what a name that nobody has is answered with
+                return None
+            raise
+
+    def create_dataset(self, owner: str, slug: str, token: str) -> None:
+        """A private dataset of one uploaded file."""
+        request, file = ApiCreateDatasetRequest(), ApiDatasetNewFile()
+        file.token = token
+        request.owner_slug, request.slug, request.title = owner, slug, slug
+        request.license_name, request.is_private, request.files = "unknown", True, [file]
+        answer = self._call("store a dataset", lambda sdk: sdk.datasets.dataset_api_client.create_dataset(request))
+        if answer.error:
+            raise KaggleSaid(200, self._clean(str(answer.error)))
+
+    def delete_dataset(self, owner: str, slug: str) -> None:
+        """Remove a dataset; nothing happens if it is not there."""
+        request = ApiDeleteDatasetRequest()
+        request.owner_slug, request.dataset_slug = owner, slug
+        self._delete("delete a dataset", lambda sdk: sdk.datasets.dataset_api_client.delete_dataset(request).error)
+
+    def upload(self, source: Path, name: str) -> str:
+        """Bring a file to Kaggle, going on where a broken connection stopped; the token that stands for it."""
+        size = source.stat().st_size
+        request = ApiStartBlobUploadRequest()
+        request.type, request.name, request.content_length = ApiBlobType.DATASET, name, size
+        request.last_modified_epoch_seconds = int(source.stat().st_mtime)
+
+        def ask(sdk: KaggleClient) -> tuple[str, str]:
+            answer = sdk.blobs.blob_api_client.start_blob_upload(request)
+            return _text(answer.token), _text(answer.create_url)
+
+        token, url = self._call("open an upload", ask)
+        self.send_file(url, source)
+        return token
+
+    def _delete(self, what: str, ask: Callable[[KaggleClient], Any]) -> None:
+        try:
+            refusal = self._call(what, ask)
+        except KaggleSaid as said:
+            if said.status == 404:
+                return
+            raise
+        if refusal:
+            raise KaggleSaid(200, self._clean(str(refusal)))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(type(value).__name__)
+    return value
+
+
+def _name(value: Any) -> str:
+    return value.name if isinstance(value, Enum) else "without a name"
+
+
+def _seconds(value: timedelta | None) -> float:
+    return max(0.0, value.total_seconds()) if value is not None else 0.0

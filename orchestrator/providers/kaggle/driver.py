@@ -1,0 +1,356 @@
+"""The provider: what an account has room for, and the life of one session from push to delete."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from orchestrator.domain.model import Account
+from orchestrator.ports import (
+    Capabilities,
+    CredentialsRefused,
+    Handle,
+    LaunchRequest,
+    Leftovers,
+    Liveness,
+    Observation,
+    ProviderUnavailable,
+    Room,
+    Vault,
+    VaultError,
+)
+from orchestrator.providers.kaggle import refusals
+from orchestrator.providers.kaggle.client import Connection, Quota
+from orchestrator.providers.kaggle.launch import (
+    LONGEST_SESSION_S,
+    Place,
+    exists,
+    plain,
+    remove,
+    slug_of,
+    start,
+    wants_gpu,
+)
+from orchestrator.providers.kaggle.leftovers import gather, kept, save_log
+from orchestrator.providers.kaggle.notes import Notebook, Notes, Session
+from orchestrator.providers.kaggle.stream import lines, pieces
+from orchestrator.providers.kaggle.wire import Credentials, KaggleSaid
+
+MARGIN_S = 900.0
+"""Kaggle ends a session at its limit without warning, and saving what it left takes minutes per gigabyte."""
+GPU_SESSIONS = 2
+T4_BYTES = 15_800_000_000
+"""What one of the two cards offers to a process; every process trains with a card of its own."""
+RAM_BYTES = 29 << 30
+START_UP_S = 300.0
+"""Queue, image, installing the pinned libraries, loading the model."""
+UNSURE_S = 180.0
+"""For so long a pushed kernel may not show up yet, and the files of an ended one may not be listed yet."""
+ENDED = {
+    "COMPLETE": "",
+    "ERROR": "the kernel ended with an error",
+    "CANCEL_ACKNOWLEDGED": "Kaggle ended the session (time limit, or stopped by its owner)",
+}
+ALIVE = frozenset({"QUEUED", "RUNNING", "CANCEL_REQUESTED", "NEW_SCRIPT"})
+
+
+class KaggleProvider:
+    """Implements `ports.Provider`, `Followed` and `Checked`. `folder` keeps notes and logs; nothing secret is written there.
+
+    `endpoint` (loopback) stands in for Kaggle's own host. What Kaggle said of an account or a session is believed for
+    `fresh_s` seconds. Account settings: `username`, `accelerator` ("none" for machines without GPU, which need no quota),
+    `slots` (sessions at once, 2 at most), `session_s`.
+    """
+
+    capabilities = Capabilities(provider="kaggle", shares_disk=False, same_network=False, personal=True)
+
+    def __init__(
+        self,
+        vault: Vault,
+        folder: Path,
+        endpoint: str | None = None,
+        *,
+        fresh_s: float = 10.0,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._vault, self._endpoint, self._fresh_s, self._now = vault, endpoint, fresh_s, now
+        self._notebook = Notebook(folder)
+        self._names: dict[str, str] = {}
+        self._rooms: dict[str, tuple[float, Room]] = {}
+        self._silent: dict[str, tuple[float, str]] = {}
+        self._seen: dict[str, tuple[float, Observation]] = {}
+        self._logged: dict[str, float] = {}
+
+    # --- room ---
+
+    def room(self, account: Account) -> Room:
+        known = self._rooms.get(account.id + account.credentials)
+        if known is not None and time.monotonic() < known[0]:
+            return known[1]
+        with self._answering(account):
+            room = self._room(account)
+        fresh_s = max(self._fresh_s, (room.open_at or 0.0) - self._now())
+        self._rooms[account.id + account.credentials] = (time.monotonic() + fresh_s, room)
+        return room
+
+    @contextlib.contextmanager
+    def _answering(self, account: Account) -> Iterator[None]:
+        """Kaggle's silence is believed for a while too: a time-out in every round would hold up other machines."""
+        until, words = self._silent.get(account.id, (0.0, ""))
+        if time.monotonic() < until:
+            raise ProviderUnavailable(words)
+        try:
+            yield
+        except CredentialsRefused:
+            raise
+        except KaggleSaid as refusal:
+            if refusal.status == 429:
+                until = time.monotonic() + (refusal.retry_after or refusals.PAUSE_S)
+                self._silent[account.id] = (until, refusals.in_words(refusal))
+            raise
+        except ProviderUnavailable as error:
+            self._silent[account.id] = (time.monotonic() + self._fresh_s, str(error))
+            raise
+
+    def _room(self, account: Account) -> Room:
+        gpu = wants_gpu(account)
+        slots = min(GPU_SESSIONS, max(0, int(account.config.get("slots", GPU_SESSIONS))))
+        session_s = min(float(account.config.get("session_s", LONGEST_SESSION_S)), LONGEST_SESSION_S - MARGIN_S)
+        memory = T4_BYTES if gpu else RAM_BYTES
+        try:
+            quota = self._connect(account).quota()
+        except KaggleSaid as refusal:
+            if refusals.signed_out(refusal):
+                raise CredentialsRefused(refusals.in_words(refusal)) from None
+            open_at = self._now() + (refusal.retry_after or refusals.PAUSE_S) if refusal.status == 429 else None
+            return Room(slots=0, session_s=session_s, shut=refusals.in_words(refusal), open_at=open_at)
+        if gpu and quota.reserved_s > 0 and self._notebook.running(account.id) == 0:
+            slots = max(0, slots - 1)  # its owner uses a session by hand
+        return Room(
+            slots=slots,
+            session_s=session_s,
+            memory_bytes=memory,
+            start_up_s=START_UP_S,
+            hours_left=quota.left_s / 3600 if gpu else None,
+            hours_total=quota.total_s / 3600 if gpu else None,
+            refresh_at=quota.refresh_at if gpu else None,
+        )
+
+    def check(self, account: Account) -> str:
+        try:
+            name = self._connect(account).username()
+        except KaggleSaid as refusal:
+            if refusals.signed_out(refusal):
+                raise CredentialsRefused(refusals.in_words(refusal)) from None
+            raise
+        wanted = account.config.get("username")
+        if wanted and wanted.lower() != name.lower():
+            raise CredentialsRefused(f"this token belongs to {name}, not to {wanted}")
+        return f"signed in at Kaggle as {name}"
+
+    # --- launch ---
+
+    def launch(self, request: LaunchRequest) -> str:
+        connection = self._connect(request.account)
+        slug = slug_of(request.lease_id)
+        try:
+            place = Place(connection=connection, owner=self._owner(request.account, connection), slug=slug)
+            noted = self._note(request)
+            if not noted.pushed and not exists(place):
+                notes = self._notebook.of(request.lease_id)
+                start(place, request, notes, noted, any_folder=self._endpoint is not None)
+        except KaggleSaid as refusal:
+            error = refusals.as_launch_error(refusal, now=self._now(), refresh_at=self._refresh_at(connection, refusal))
+            raise error from None
+        self._notebook.write(request.lease_id, pushed=True, unsure_until=self._now() + UNSURE_S)
+        self._forget_room(request.account)
+        return f"{place.owner}/{slug}"
+
+    def _note(self, request: LaunchRequest) -> Session:
+        given = request.assignment
+        checkpoint = f"trainhop-resume-{plain(request.lease_id.removeprefix('lease-'))}"
+        return self._notebook.write(
+            request.lease_id,
+            account=request.account.id,
+            prefix=f"jobs/{request.job_id}/f{given.fence}/" if given else "",
+            checkpoint=checkpoint if given and given.resume else "",
+            unsure_until=self._now() + UNSURE_S,
+        )
+
+    def _refresh_at(self, connection: Connection, refusal: KaggleSaid) -> float | None:
+        if "quota" not in refusal.words.lower():
+            return None
+        with contextlib.suppress(ProviderUnavailable):
+            return connection.quota().refresh_at
+        return None
+
+    # --- a session's life ---
+
+    def observe(self, handles: Sequence[Handle]) -> list[Observation]:
+        seen: list[Observation] = []
+        for handle in handles:
+            try:
+                seen.append(self._observe(handle))
+            except ProviderUnavailable as error:
+                seen.append(Observation(lease_id=handle.lease_id, liveness=Liveness.UNKNOWN, detail=str(error)))
+        return seen
+
+    def _observe(self, handle: Handle) -> Observation:
+        lease = handle.lease_id
+        noted = self._notebook.of(lease).read()
+        if noted.state:
+            return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=noted.detail)
+        if not handle.account.credentials:
+            return Observation(lease_id=lease, liveness=Liveness.ENDED, detail="its Kaggle account was removed")
+        at, known = self._seen.get(lease, (0.0, None))
+        if known is None or time.monotonic() > at + self._fresh_s:
+            with self._answering(handle.account):
+                known = self._look(handle, noted)
+            self._seen[lease] = (time.monotonic(), known)
+        return known
+
+    def _look(self, handle: Handle, noted: Session) -> Observation:
+        lease, place = handle.lease_id, self._place(handle)
+        external = f"{place.owner}/{place.slug}"
+        try:
+            state, failure = place.connection.state(place.owner, place.slug)
+        except KaggleSaid as refusal:
+            if refusal.status != 404:
+                raise
+            if self._now() < noted.unsure_until:
+                return Observation(lease_id=lease, liveness=Liveness.UNKNOWN, detail="may be about to start")
+            return self._ended(handle, "DELETED", "there is no such kernel at Kaggle (never started, or deleted)")
+        if state in ENDED:
+            return self._ended(handle, state, failure or ENDED[state])
+        if noted.account and not noted.pushed:
+            self._notebook.write(lease, pushed=True)
+        liveness = Liveness.RUNNING if state in ALIVE else Liveness.UNKNOWN
+        detail = state.lower() if state in ALIVE else f"Kaggle says {state}, which this version does not know"
+        return Observation(lease_id=lease, liveness=liveness, detail=detail, external_id=external)
+
+    def _ended(self, handle: Handle, state: str, detail: str) -> Observation:
+        """Note an end, which nothing takes back."""
+        self._forget_room(handle.account)
+        if self._notebook.of(handle.lease_id).read().account:
+            self._notebook.write(handle.lease_id, state=state, detail=detail, ended_at=self._now())
+        return Observation(lease_id=handle.lease_id, liveness=Liveness.ENDED, detail=detail)
+
+    def stop(self, handle: Handle) -> None:
+        """Kaggle has no cancel that can be used: take what can be had, then delete the kernel, which ends its run."""
+        self._seen.pop(handle.lease_id, None)
+        if self._observe(handle).liveness is Liveness.ENDED:
+            return
+        place, notes = self._place(handle), self._notebook.of(handle.lease_id)
+        with contextlib.suppress(ProviderUnavailable):
+            save_log(place.connection, place.owner, place.slug, notes)
+        with contextlib.suppress(ProviderUnavailable):
+            gather(place.connection, place.owner, place.slug, notes)
+        place.connection.delete_kernel(place.owner, place.slug)
+        self._seen.pop(handle.lease_id, None)
+        self._notebook.write(handle.lease_id, account=handle.account.id, collected=True)
+        self._ended(handle, "DELETED", self._stopped_words(place, handle.account))
+
+    def _stopped_words(self, place: Place, account: Account) -> str:
+        """Kaggle reserves GPU hours exactly while a session runs: they tell whether the delete was obeyed."""
+        said = "stopped by deleting its kernel"
+        quota: Quota | None = None
+        with contextlib.suppress(ProviderUnavailable):
+            quota = place.connection.quota()
+        if quota is not None and quota.reserved_s > 0 and self._notebook.running(account.id) <= 1:
+            return f"{said}; Kaggle still reserves {quota.reserved_s / 3600:.1f} GPU hours for it"
+        return said
+
+    def collect(self, handle: Handle) -> Leftovers:
+        notes = self._notebook.of(handle.lease_id)
+        noted = notes.read()
+        if not noted.collected and handle.account.credentials:
+            place = self._place(handle)
+            try:
+                complete = gather(place.connection, place.owner, place.slug, notes)
+            except KaggleSaid as refusal:
+                if refusal.status != 404:
+                    raise
+                complete = True
+            if not complete and noted.state == "COMPLETE" and self._now() < noted.ended_at + UNSURE_S:
+                raise ProviderUnavailable("Kaggle does not list the files of this session yet")
+            if noted.state:  # a session that runs may still leave more
+                self._notebook.write(handle.lease_id, collected=True)
+        return kept(notes)
+
+    def forget(self, handle: Handle) -> None:
+        notes = self._notebook.of(handle.lease_id)
+        noted = notes.read()
+        if handle.account.credentials and not noted.forgotten:
+            place = self._place(handle)
+            with contextlib.suppress(ProviderUnavailable):
+                save_log(place.connection, place.owner, place.slug, notes)
+            remove(place, noted)
+        notes.clear()
+        if noted.account:
+            self._notebook.write(handle.lease_id, forgotten=True)
+        self._seen.pop(handle.lease_id, None)
+
+    # --- its words ---
+
+    def follow(self, handle: Handle) -> Iterator[str]:
+        notes = self._notebook.of(handle.lease_id)
+        if not handle.account.credentials or notes.read().state == "DELETED":
+            yield from _kept_lines(notes)
+            return
+        place = self._place(handle)
+        try:
+            with place.connection.log(place.owner, place.slug) as answer:
+                for line in lines(notes.keep(pieces(answer))):
+                    self._logged[handle.lease_id] = time.monotonic()
+                    yield line
+        except KaggleSaid as refusal:
+            if refusal.status != 404 or exists(place):  # a session that waits has no log yet
+                raise
+            yield from _kept_lines(notes)
+
+    def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
+        notes = self._notebook.of(handle.lease_id)
+        noted = notes.read()
+        stale = time.monotonic() > self._logged.get(handle.lease_id, 0.0) + self._fresh_s
+        if stale and noted.is_live and handle.account.credentials:
+            self._logged[handle.lease_id] = time.monotonic()
+            with contextlib.suppress(ProviderUnavailable):
+                place = self._place(handle)
+                save_log(place.connection, place.owner, place.slug, notes)
+        return notes.shown(offset, limit)
+
+    # --- who ---
+
+    def _connect(self, account: Account) -> Connection:
+        """Opens the vault for the moment of a call."""
+        try:
+            if not account.credentials:
+                raise CredentialsRefused(f"no Kaggle token is stored for {account.name}")
+            text = self._vault.open(account.credentials)
+            return Connection(Credentials.read(text, account.config.get("username")), self._endpoint)
+        except (VaultError, ValueError) as error:
+            raise CredentialsRefused(str(error)) from None
+
+    def _owner(self, account: Account, connection: Connection) -> str:
+        known = account.id + account.credentials
+        if known not in self._names:
+            self._names[known] = account.config.get("username") or connection.username()
+        return self._names[known]
+
+    def _place(self, handle: Handle) -> Place:
+        connection = self._connect(handle.account)
+        owner, _, slug = (handle.external_id or "").partition("/")
+        if not slug:
+            owner, slug = self._owner(handle.account, connection), slug_of(handle.lease_id)
+        return Place(connection=connection, owner=owner, slug=slug)
+
+    def _forget_room(self, account: Account) -> None:
+        self._rooms.pop(account.id + account.credentials, None)
+
+
+def _kept_lines(notes: Notes) -> Iterator[str]:
+    """What was kept of the words of a kernel that is gone."""
+    with contextlib.suppress(FileNotFoundError), notes.log.open(encoding="utf-8", errors="replace") as log:
+        yield from (line.rstrip("\n") for line in log)

@@ -1,0 +1,109 @@
+"""Starting one session: bring its files, push its script, and find out whether a push whose answer was lost went through."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+
+from orchestrator.domain.model import Account
+from orchestrator.ports import LaunchRejected, LaunchRequest, ProviderUnavailable
+from orchestrator.providers.kaggle.client import Connection, Push
+from orchestrator.providers.kaggle.notes import Notes, Session
+from orchestrator.providers.kaggle.source import kernel_source
+from orchestrator.providers.kaggle.staging import stage
+from orchestrator.providers.kaggle.wire import KaggleSaid
+
+LONGEST_SESSION_S = 12 * 3600
+TIMEOUT_OVER_S = 300
+"""Kaggle's own limit is set this much above the worker's budget: a second pair of eyes, not the first."""
+GPU_SHAPE = "NvidiaTeslaT4"
+"""Two T4 cards; named outright, because Kaggle's default has changed before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a session is at Kaggle, and with whom to speak about it."""
+
+    connection: Connection
+    owner: str
+    slug: str
+
+
+def wants_gpu(account: Account) -> bool:
+    """Whether sessions of this account get the T4 machine."""
+    return account.config.get("accelerator", "gpu") != "none"
+
+
+def plain(text: str) -> str:
+    """Letters, digits and hyphens, as in Kaggle's addresses."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def slug_of(lease_id: str) -> str:
+    """The name of a lease's kernel: fresh for every lease, and found again by the lease alone."""
+    return f"trainhop-{plain(lease_id)}"[:50]
+
+
+def exists(place: Place) -> bool:
+    """Whether this session was started."""
+    try:
+        place.connection.state(place.owner, place.slug)
+    except KaggleSaid as refusal:
+        if refusal.status in (403, 404):  # 403 is also what a name that nobody has is answered with
+            return False
+        raise
+    return True
+
+
+def start(place: Place, request: LaunchRequest, notes: Notes, noted: Session, *, any_folder: bool) -> None:
+    """Stage and push; a refused launch leaves nothing behind at Kaggle.
+
+    `any_folder` allows base models of this computer, which a kernel of the emulator sees and a real one does not.
+    """
+    if not any_folder and request.assignment and request.assignment.spec.base_model.startswith("/"):
+        raise LaunchRejected(
+            f"the base model {request.assignment.spec.base_model} is a folder of the server; a Kaggle session "
+            "can only load one from the Hugging Face hub: name it as org/name in the job"
+        )
+    try:
+        datasets = stage(place.connection, place.owner, request, notes.folder, checkpoint=noted.checkpoint)
+        _push(place, request, datasets)
+    except (KaggleSaid, LaunchRejected):
+        with contextlib.suppress(ProviderUnavailable):
+            remove(place, noted)
+        raise
+
+
+def remove(place: Place, noted: Session) -> None:
+    """Delete what is there for this session alone."""
+    place.connection.delete_kernel(place.owner, place.slug)
+    if noted.checkpoint:
+        place.connection.delete_dataset(place.owner, noted.checkpoint)
+
+
+def _push(place: Place, request: LaunchRequest, datasets: tuple[str, ...]) -> None:
+    push = Push(
+        slug=place.slug,
+        source=kernel_source(request),
+        machine_shape=GPU_SHAPE if wants_gpu(request.account) else "",
+        internet=_needs_internet(request),
+        datasets=datasets,
+        timeout_s=int(min(request.budget_s + TIMEOUT_OVER_S, LONGEST_SESSION_S)),
+    )
+    try:
+        place.connection.push(place.owner, push)
+    except KaggleSaid:
+        raise
+    except ProviderUnavailable:
+        if not exists(place):
+            raise  # it may still appear
+
+
+def _needs_internet(request: LaunchRequest) -> bool:
+    """For a server to call, grants with an address, or a base model on the hub."""
+    given = request.assignment
+    if given is None or request.server_url is not None:
+        return True
+    grants = (*given.datasets, *given.uploads, *([given.resume] if given.resume else []))
+    return any(g.url for g in grants) or not given.spec.base_model.startswith("/")

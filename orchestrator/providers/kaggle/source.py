@@ -1,0 +1,88 @@
+"""The script that is pushed: the worker itself, its ticket, and the code that starts it, in one text."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import zipfile
+from functools import cache
+from importlib import metadata, resources
+from pathlib import Path
+
+from orchestrator.ports import LaunchRejected, LaunchRequest
+from worker.protocol import Ticket
+
+LONGEST_SOURCE = 900_000
+"""Characters. Kaggle is known to refuse sources of about a megabyte."""
+RUN_OVER_S = 60.0
+"""What a worker may take beyond its budget before the kernel's own script ends it."""
+CARRIED_PACKAGES = frozenset({"httpx", "numpy", "pydantic", "safetensors", "stamina"})
+"""Of this distribution's base dependencies, those that a worker imports."""
+
+
+def file_name(key: str) -> str:
+    """The name under which a granted file travels; keys hold `/`, names may not."""
+    return key.replace("/", "__") + ".bin"
+
+
+def kernel_source(request: LaunchRequest) -> str:
+    """The whole script for one lease; raises `LaunchRejected` if it would be too long."""
+    ticket = Ticket(
+        lease=request.lease_id,
+        token=request.token,
+        budget_s=request.budget_s,
+        server_url=request.server_url,
+        assignment=request.assignment,
+    )
+    carried = {
+        "ticket": ticket.model_dump(mode="json"),
+        "files": {key: file_name(key) for key in request.inputs},
+        "requirements": requirements(),
+        "stop_after_s": request.budget_s + RUN_OVER_S,
+    }
+    source = "\n".join(
+        [
+            f"# Trainhop: session {request.lease_id} of job {request.job_id}. Made by a machine, of use for one session.",
+            (Path(__file__).with_name("boot.py")).read_text(),
+            "",
+            f'WORKER = """\n{worker_zip()}"""',
+            f"CARRIED = {json.dumps(carried)!r}",
+            'if __name__ == "__main__":',
+            "    sys.exit(main(json.loads(CARRIED), WORKER))",
+            "",
+        ]
+    )
+    # A __future__ import must come first, and a comment may stand before it.
+    if len(source) > LONGEST_SOURCE:
+        raise LaunchRejected(
+            f"the script for this session would hold {len(source):,} characters, Kaggle takes {LONGEST_SOURCE:,} at most: "
+            "shorten the job's sample prompts"
+        )
+    return source
+
+
+@cache
+def worker_zip() -> str:
+    """The `worker` package of this very installation as base64, the same text for the same files."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        root = Path(str(resources.files("worker")))
+        for path in sorted(root.rglob("*.py")):
+            entry = zipfile.ZipInfo(f"worker/{path.relative_to(root).as_posix()}")
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, path.read_bytes())
+    return base64.encodebytes(packed.getvalue()).decode()
+
+
+@cache
+def requirements() -> list[str]:
+    """What the worker needs, as this distribution pins it; torch is the image's own and never named."""
+    found: list[str] = []
+    for line in metadata.requires("trainhop") or ():
+        wanted, _, marker = (part.strip() for part in line.partition(";"))
+        name = re.split(r"[^A-Za-z0-9_.-]", wanted)[0].lower()
+        if (not marker and name in CARRIED_PACKAGES) or re.fullmatch(r"extra == ['\"]train['\"]", marker):
+            found.append(wanted)
+    return found

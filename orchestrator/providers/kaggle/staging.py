@@ -1,0 +1,91 @@
+"""Bringing files to a machine that cannot fetch them: private datasets of the same account.
+
+Training data keep one dataset per file, whatever the job or the session; a checkpoint to go on from gets one for its session
+and is deleted with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from orchestrator.ports import LaunchRequest, ProviderUnavailable, StoreError
+from orchestrator.providers.kaggle.client import Connection
+from orchestrator.providers.kaggle.source import file_name
+from orchestrator.providers.kaggle.wire import KaggleSaid
+from worker.protocol import Grant
+
+READY_WITHIN_S = 900.0
+LONGEST_PAUSE_S = 5.0
+
+
+def stage(
+    connection: Connection, owner: str, request: LaunchRequest, folder: Path, *, checkpoint: str
+) -> tuple[str, ...]:
+    """Have every input lie ready as `owner/slug`; what is there already is not sent again.
+
+    `checkpoint` is the slug for the file that the session goes on from. Raises `ProviderUnavailable` if a dataset is not ready
+    in time: a later try finds it.
+    """
+    if request.assignment is None:
+        return ()
+    resume = request.assignment.resume
+    grants = {g.key: g for g in (*request.assignment.datasets, *([resume] if resume else []))}
+    slugs: list[str] = []
+    for key, read in request.inputs.items():
+        grant = grants[key]
+        slug = checkpoint if resume is not None and key == resume.key else f"trainhop-data-{(grant.sha256 or '')[:24]}"
+        _bring(connection, owner, slug, grant, read, folder)
+        slugs.append(slug)
+    for slug in slugs:
+        _await_ready(connection, owner, slug)
+    return tuple(f"{owner}/{slug}" for slug in slugs)
+
+
+def _bring(
+    connection: Connection, owner: str, slug: str, grant: Grant, read: Callable[[], Iterator[bytes]], folder: Path
+) -> None:
+    state = connection.dataset_state(owner, slug)
+    if state == "FAILED":
+        connection.delete_dataset(owner, slug)
+    elif state not in (None, "DELETED"):
+        return
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="upload-", dir=folder) as aside:
+        source = Path(aside) / file_name(grant.key)
+        _copy(grant, read, source)
+        token = connection.upload(source, source.name)
+    try:
+        connection.create_dataset(owner, slug, token)
+    except KaggleSaid as refusal:
+        if (
+            connection.dataset_state(owner, slug) is None
+        ):  # else another launch was faster, or our own first try went through
+            raise refusal from None
+
+
+def _copy(grant: Grant, read: Callable[[], Iterator[bytes]], target: Path) -> None:
+    digest = hashlib.sha256()
+    try:
+        with target.open("wb") as file:
+            for chunk in read():
+                digest.update(chunk)
+                file.write(chunk)
+    except StoreError as error:
+        raise ProviderUnavailable(f"{grant.key} cannot be read to bring it to Kaggle: {error}") from error
+    if grant.sha256 is not None and digest.hexdigest() != grant.sha256:
+        raise ProviderUnavailable(f"{grant.key} came out of the store damaged (sha256 {digest.hexdigest()[:12]})")
+
+
+def _await_ready(connection: Connection, owner: str, slug: str) -> None:
+    until, pause = time.monotonic() + READY_WITHIN_S, 0.1
+    while (state := connection.dataset_state(owner, slug)) != "READY":
+        if state in (None, "FAILED", "DELETED"):
+            raise ProviderUnavailable(f"Kaggle could not take in {slug} ({state or 'gone'}); it is sent again")
+        if time.monotonic() > until:
+            raise ProviderUnavailable(f"Kaggle still processes {slug} after {READY_WITHIN_S / 60:.0f} minutes")
+        time.sleep(pause)
+        pause = min(LONGEST_PAUSE_S, 1.6 * pause)

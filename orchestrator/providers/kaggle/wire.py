@@ -1,0 +1,226 @@
+"""How this server talks to Kaggle: sign-in, time-outs, refusals in words, signed URLs.
+
+Whatever Kaggle answers is checked: a refusal becomes `KaggleSaid`, nonsense and silence `ProviderUnavailable`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import requests
+from kagglesdk import KaggleClient, KaggleEnv
+from kagglesdk.kaggle_env import get_endpoint
+from kagglesdk.kaggle_http_client import KaggleHttpClient
+from requests.adapters import HTTPAdapter
+
+from orchestrator.ports import ProviderUnavailable
+
+CONNECT_S, READ_S, UPLOAD_S = 10.0, 60.0, 300.0
+CHUNK_BYTES = 1 << 20
+LONGEST_WORDS = 300
+T = TypeVar("T")
+
+
+class KaggleSaid(ProviderUnavailable):
+    """Kaggle refused, with an HTTP status (200 where the refusal came inside a good answer) and its own words."""
+
+    def __init__(self, status: int, words: str, retry_after: float | None = None) -> None:
+        super().__init__(f"Kaggle refused (HTTP {status}): {words}" if status != 200 else f"Kaggle refused: {words}")
+        self.status, self.words, self.retry_after = status, words, retry_after
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credentials:
+    """How an account signs in: an API token, or the older user name and key."""
+
+    username: str | None
+    token: str | None = field(default=None, repr=False)
+    key: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def read(cls, text: str, username: str | None) -> Credentials:
+        """From a bare token, or from the JSON of a `kaggle.json`; raises `ValueError` in words."""
+        text = text.strip()
+        if not text.startswith("{"):
+            if not text or any(c.isspace() for c in text):
+                raise ValueError("the Kaggle token is not one line of text; make a new one at kaggle.com/settings/api")
+            return cls(username=username, token=text)
+        try:
+            said = json.loads(text)
+            return cls(username=username or str(said["username"]), key=str(said["key"]))
+        except (ValueError, KeyError, TypeError):
+            raise ValueError("a kaggle.json holds an object with username and key; this one does not") from None
+
+
+class _Patient(HTTPAdapter):
+    """Gives every request a time-out: the SDK sets none."""
+
+    def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
+        kwargs["timeout"] = kwargs.get("timeout") or (CONNECT_S, READ_S)
+        return super().send(request, *args, **kwargs)
+
+
+class _Careful(_Patient):
+    """The SDK takes a list, or a string, for an object without fields: a session then seems to be queued."""
+
+    def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
+        answer = super().send(request, *args, **kwargs)
+        if answer.ok and not isinstance(answer.json(), dict):
+            raise TypeError("not an object")
+        return answer
+
+
+class Wire:
+    """Requests on behalf of one account. `endpoint` (loopback) stands in for Kaggle's own host."""
+
+    def __init__(self, credentials: Credentials, endpoint: str | None) -> None:
+        self._credentials, self._endpoint = credentials, endpoint
+
+    def _call(self, what: str, ask: Callable[[KaggleClient], T]) -> T:
+        with self._speaking(what), self._sdk() as sdk:
+            return ask(sdk)
+
+    @contextlib.contextmanager
+    def _sdk(self) -> Iterator[KaggleClient]:
+        """The official client over a session of ours.
+
+        Left to make its own, it would prefer a token that it finds in the environment or at home, and work for somebody else.
+        """
+        sdk: Any = KaggleClient(env=KaggleEnv.LOCAL if self._endpoint else KaggleEnv.PROD)
+        http = sdk.http_client()
+        http._endpoint, http._session = self._endpoint or http._endpoint, self._signed_in(_Careful())
+        with sdk:
+            yield sdk
+
+    def _signed_in(self, adapter: HTTPAdapter | None = None) -> requests.Session:
+        """A session with this account's credentials and time-outs; it knows neither proxies nor `.netrc`."""
+        known, session = self._credentials, requests.Session()
+        session.trust_env = False
+        session.auth = (
+            KaggleHttpClient.BearerAuth(known.token) if known.token else (known.username or "", known.key or "")
+        )
+        session.headers.update({"User-Agent": "trainhop", "Content-Type": "application/json"})
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, adapter or _Patient())
+        return session
+
+    @property
+    def _base(self) -> str:
+        return f"{self._endpoint}/api" if self._endpoint else get_endpoint(KaggleEnv.PROD)
+
+    @contextlib.contextmanager
+    def _plain(self) -> Iterator[requests.Session]:
+        """For signed URLs, which are shown no credentials."""
+        with requests.Session() as session:
+            session.trust_env = False
+            yield session
+
+    def _vet(self, url: str) -> None:
+        """Signed URLs lead to Google's storage over TLS, or to the emulator; nothing else may send us anywhere."""
+        if self._endpoint and urlsplit(url).netloc == urlsplit(self._endpoint).netloc:
+            return
+        if self._endpoint or urlsplit(url).scheme != "https":
+            raise ProviderUnavailable("Kaggle named an address for a file that is not its own")
+
+    @contextlib.contextmanager
+    def _speaking(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except requests.HTTPError as error:
+            raise self._refusal(error, what) from None
+        except requests.RequestException as error:
+            raise ProviderUnavailable(f"Kaggle cannot be reached to {what} ({type(error).__name__})") from None
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ProviderUnavailable(
+                f"Kaggle's answer, when asked to {what}, makes no sense ({type(error).__name__})"
+            ) from None
+
+    def _refusal(self, error: requests.HTTPError, what: str) -> ProviderUnavailable:
+        answer = error.response
+        if answer is None:
+            return ProviderUnavailable(f"Kaggle refused to {what}")
+        status, words = _refused(answer)
+        if status >= 500 or status == 408:
+            return ProviderUnavailable(f"Kaggle is not able to {what} now (HTTP {status})")
+        return KaggleSaid(status, self._clean(words or f"it did not {what}"), _retry_after(answer))
+
+    def _clean(self, words: str) -> str:
+        """Foreign words for a log or a page: one line, not long, without this account's secret."""
+        for secret in (self._credentials.token, self._credentials.key):
+            if secret:
+                words = words.replace(secret, "***")
+        return " ".join("".join(c if c.isprintable() else " " for c in words).split())[:LONGEST_WORDS]
+
+    def send_file(self, url: str, source: Path) -> None:
+        """Bring a file to a signed URL, going on where a broken connection stopped."""
+        self._vet(url)
+        with self._speaking("take an upload"), self._plain() as session:
+            _send_file(session, url, source, source.stat().st_size)
+
+    def download(self, url: str, target: Path) -> None:
+        """A file by its signed URL, whole or not at all; an error page is not taken for it."""
+        self._vet(url)
+        aside = target.with_name(f".incoming-{target.name}")
+        with (
+            self._speaking("give a file"),
+            self._plain() as session,
+            session.get(url, stream=True, timeout=(CONNECT_S, READ_S)) as answer,
+        ):
+            answer.raise_for_status()
+            if answer.headers.get("Content-Type", "").startswith("text/html"):
+                raise ProviderUnavailable("Kaggle sent a web page in place of a session's file")
+            with aside.open("wb") as file:
+                for chunk in answer.iter_content(CHUNK_BYTES):
+                    file.write(chunk)
+        aside.replace(target)
+
+
+def _send_file(session: requests.Session, url: str, source: Path, size: int) -> None:
+    """PUT with Google's resumable protocol: after a break, ask what arrived and send the rest."""
+    start, breaks = 0, 0
+    while True:
+        headers = {"Content-Length": str(size - start)}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+        try:
+            with source.open("rb") as file:
+                file.seek(start)
+                answer = session.put(url, data=file if size else b"", headers=headers, timeout=(CONNECT_S, UPLOAD_S))
+            if answer.status_code != 308:
+                answer.raise_for_status()
+                return
+        except (requests.ConnectionError, requests.Timeout):
+            answer = None
+        breaks += 1
+        if breaks > 5:
+            raise requests.ConnectionError("the upload broke again and again")
+        if answer is None:
+            answer = session.put(url, headers={"Content-Range": f"bytes */{size}"}, timeout=(CONNECT_S, READ_S))
+            if answer.status_code != 308:
+                answer.raise_for_status()
+                return
+        start = int(answer.headers["Range"].rpartition("-")[2]) + 1 if "Range" in answer.headers else 0
+
+
+def _refused(answer: requests.Response) -> tuple[int, str]:
+    """Status and words of a refusal; Kaggle's JSON comes in two shapes, and sometimes it is a web page."""
+    try:
+        said = answer.json()
+        inner = said.get("error") if isinstance(said.get("error"), dict) else said
+        code = inner.get("code")
+        return code if isinstance(code, int) else answer.status_code, str(inner.get("message") or "")
+    except (ValueError, AttributeError):
+        return answer.status_code, ""
+
+
+def _retry_after(answer: requests.Response) -> float | None:
+    try:
+        return max(0.0, float(answer.headers.get("Retry-After", "")))
+    except ValueError:
+        return None

@@ -1,0 +1,159 @@
+"""Running pushed scripts as real processes, with the folders that a kernel sees, under a wall-clock limit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import IO
+
+from tests.emulators.kaggle.state import Kernel, World
+
+
+class Sessions:
+    """Starts, times and ends kernels.
+
+    A kernel's `src`, `working` and `input` lie in one private folder and the script starts in `working`, as the real one
+    starts in `/kaggle/working`. `time_factor` scales every limit. With `outputs_after_kill` false a run that was cut at its
+    limit shows no files, as has been reported of the real service. `environment` is added to what a kernel finds. While `open_gate` is clear, kernels stay QUEUED.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        time_factor: float = 1.0,
+        outputs_after_kill: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._world, self._extra = world, environment or {}
+        self.time_factor, self.outputs_after_kill = time_factor, outputs_after_kill
+        self.open_gate = threading.Event()
+        self.open_gate.set()
+        self._threads: list[threading.Thread] = []
+
+    def start(self, kernel: Kernel) -> None:
+        """Queue a kernel; returns at once."""
+        thread = threading.Thread(target=self._run, args=(kernel,), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def kill(self, kernel: Kernel, *, outputs: bool) -> None:
+        """End a run as its limit would."""
+        kernel.keeps_outputs = outputs
+        self._end(kernel, "CANCEL_ACKNOWLEDGED")
+
+    def delete(self, kernel: Kernel) -> None:
+        """End a run and everything of it; its time is not charged."""
+        kernel.stuck, kernel.deleted = False, True
+        self._end(kernel, "CANCEL_ACKNOWLEDGED")
+
+    def close(self) -> None:
+        """End every run and wait for its threads."""
+        self.open_gate.set()
+        for kernel in list(self._world.kernels.values()):
+            self.delete(kernel)
+        for thread in self._threads:
+            thread.join(30)
+
+    def _run(self, kernel: Kernel) -> None:
+        self.open_gate.wait()
+        with self._world.lock:
+            if kernel.deleted:
+                return
+            self._lay_out(kernel)
+            process = subprocess.Popen(
+                [sys.executable, "-u", str(kernel.root / "src" / "script.py")],
+                cwd=kernel.root / "working",
+                env=self._environment(kernel),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+            kernel.pid, kernel.status, kernel.began = process.pid, "RUNNING", time.monotonic()
+        assert process.stdout is not None
+        assert process.stderr is not None
+        readers = [
+            threading.Thread(target=_listen, args=(kernel, "stdout", process.stdout), daemon=True),
+            threading.Thread(target=_listen, args=(kernel, "stderr", process.stderr), daemon=True),
+        ]
+        for reader in readers:
+            reader.start()
+        limit = threading.Timer(kernel.timeout_s * self.time_factor, self._out_of_time, (kernel,))
+        limit.daemon = True
+        limit.start()
+        code = process.wait()
+        limit.cancel()
+        for reader in readers:
+            reader.join()
+        self._finish(kernel, code)
+
+    def _out_of_time(self, kernel: Kernel) -> None:
+        self.kill(kernel, outputs=self.outputs_after_kill)
+
+    def _end(self, kernel: Kernel, status: str) -> None:
+        with self._world.lock:
+            if kernel.status in ("COMPLETE", "ERROR"):
+                return
+            kernel.status = status
+            if kernel.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(kernel.pid, signal.SIGKILL)
+        with kernel.changed:
+            kernel.changed.notify_all()
+
+    def _finish(self, kernel: Kernel, code: int) -> None:
+        with self._world.lock:
+            if kernel.status == "RUNNING":
+                kernel.status = "COMPLETE" if code == 0 else "ERROR"
+            if kernel.gpu and not kernel.deleted:
+                self._world.people[kernel.owner].used_s += time.monotonic() - kernel.began
+            kernel.pid = None
+        with kernel.changed:
+            kernel.changed.notify_all()
+        if kernel.deleted:
+            shutil.rmtree(kernel.root, ignore_errors=True)
+
+    def _lay_out(self, kernel: Kernel) -> None:
+        for name in ("src", "working", "tmp", "home", "input/datasets"):
+            (kernel.root / name).mkdir(parents=True)
+        (kernel.root / "src" / "script.py").write_text(kernel.source)
+        for source in kernel.datasets:
+            owner, slug = source.split("/")
+            dataset = self._world.datasets.get((owner, slug))
+            if dataset is None or dataset.status != "READY":
+                continue  # a push does not wait for a dataset that is still being processed
+            there = kernel.root / "input" / "datasets" / owner / slug
+            there.mkdir(parents=True)
+            for path in dataset.folder.iterdir():
+                os.link(path, there / path.name)
+
+    def _environment(self, kernel: Kernel) -> dict[str, str]:
+        """What a kernel finds in its environment: nothing of whoever runs the emulator but where programs lie."""
+        return {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "LANG": "C.UTF-8",
+            "HOME": str(kernel.root / "home"),
+            "TMPDIR": str(kernel.root / "tmp"),
+            "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+        } | dict(self._extra)
+
+
+def _listen(kernel: Kernel, stream: str, pipe: IO[bytes]) -> None:
+    with pipe:
+        for line in pipe:
+            event = {
+                "stream_name": stream,
+                "time": round(time.monotonic() - kernel.began, 6),
+                "data": line.decode(errors="replace"),
+            }
+            with kernel.changed:
+                kernel.events.append(event)
+                kernel.changed.notify_all()

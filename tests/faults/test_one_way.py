@@ -1,0 +1,386 @@
+"""Machines that cannot call: lines torn, lost and late, stores and providers away, the server killed between any two lines.
+
+Every test names the guard whose removal it was seen to notice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.adapters.unit_of_work import make_engine
+from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
+from orchestrator.domain.model import Lease
+from orchestrator.ports import Liveness, Observation, StoreUnavailable
+from orchestrator.services import intake, jobs
+from orchestrator.services.dispatch import dispatch, why_waiting
+from orchestrator.services.intake import Fate
+from orchestrator.services.reconcile import reconcile
+from tests.one_way_world import DeafWorker, DeafWorld
+from worker.protocol import GrantKind, signed_message
+
+STEPS = 4
+
+
+@pytest.fixture
+def world(database_url: str, tmp_path: Path) -> Iterator[DeafWorld]:
+    engine = make_engine(database_url)
+    yield DeafWorld(engine, tmp_path)
+    engine.dispose()
+
+
+def launched(world: DeafWorld) -> DeafWorker:
+    dispatch(world.ctx)
+    (worker,) = world.new_workers()
+    assert isinstance(worker, DeafWorker)
+    return worker
+
+
+def at_work(world: DeafWorld, saves: int = 2) -> DeafWorker:
+    """A session that has begun and made some saves, of which nobody has heard yet."""
+    worker = launched(world)
+    worker.start()
+    for _ in range(saves):
+        worker.step += 1
+        worker.report()
+        worker.save()
+    return worker
+
+
+def lease(world: DeafWorld, worker: DeafWorker) -> Lease:
+    with world.ctx.uow() as tx:
+        found = tx.lease(worker.lease)
+    assert found is not None
+    return found
+
+
+def test_a_machine_that_cannot_call_is_given_all_it_needs(world: DeafWorld) -> None:
+    world.submit("alice", STEPS, checkpoint={"max_interval_s": 600})
+    request = launched(world).request
+    assert request.server_url is None
+    assert request.assignment is not None
+    kinds = [g.kind for g in request.assignment.uploads]
+    assert kinds.count(GrantKind.CHECKPOINT) == 3600 / 600 + 4
+    assert kinds.count(GrantKind.ADAPTER) == 2
+    (grant,) = request.assignment.datasets
+    assert (grant.path, grant.url) == (None, None)
+    assert b"".join(request.inputs[grant.key]()) == b"rows"
+
+
+def test_with_a_public_address_it_calls_like_any_other(world: DeafWorld) -> None:
+    world.ctx = dataclasses.replace(world.ctx, public_url="https://train.example")
+    world.submit("alice", STEPS)
+    request = launched(world).request
+    assert (request.server_url, request.assignment) == ("https://train.example", None)
+
+
+@pytest.mark.parametrize("upto", range(8))
+def test_the_server_dies_after_any_line(world: DeafWorld, upto: int) -> None:
+    """Guard: without `Ear` beginning at the first line again, what came before the crash's end is lost."""
+    job = world.submit("alice", STEPS)
+    worker = at_work(world, 3)
+    world.listen(worker.lease, upto)
+    world.start_server()
+    assert world.listen(worker.lease) is Fate.TAKEN
+    assert world.listen(worker.lease) is Fate.TAKEN
+    assert (world.job(job).head, world.job(job).head_step) == (worker.parent, 3)
+
+
+@pytest.mark.parametrize("torn", range(8))
+def test_a_torn_line_costs_nothing_that_was_saved(world: DeafWorld, torn: int) -> None:
+    """Guard: without `_builds_on_the_unknown` the offers after a torn one are refused as forks and their files deleted."""
+    job = world.submit("alice", STEPS)
+    worker = at_work(world, 3)
+    worker.release("deadline")
+    worker.session.printed[torn] = worker.session.printed[torn][:-9]
+    world.listen(worker.lease)
+    world.listen(worker.lease)
+    reconcile(world.ctx)
+    done = world.job(job)
+    assert (done.state, done.head, done.head_step) == (JobState.QUEUED, worker.parent, 3)
+    assert world.store.stat(world.head(job).key).sha256 == worker.parent
+
+
+def test_a_torn_line_does_not_stop_the_news(world: DeafWorld) -> None:
+    """Guard: without going on for the sake of reports a session looks dead from the first torn offer on."""
+    world.submit("alice", STEPS)
+    worker = at_work(world, 2)
+    worker.session.printed[2] = worker.session.printed[2][:40]
+    worker.report()
+    assert world.listen(worker.lease) is Fate.EARLY
+    assert world.listen(worker.lease) is Fate.EARLY
+    assert lease(world, worker).last_seq == worker.seq
+
+
+def test_files_that_are_lost_leave_what_was_printed(world: DeafWorld) -> None:
+    """Guard: without reading the output of an ended session, uploaded checkpoints are forgotten with its files."""
+    job = world.submit("alice", STEPS)
+    worker = at_work(world)
+    worker.session.lost = True
+    world.machines.dead.add(worker.lease)
+    reconcile(world.ctx)
+    assert (world.job(job).state, world.job(job).head) == (JobState.QUEUED, worker.parent)
+
+
+def test_kept_files_are_adopted_in_their_order(world: DeafWorld) -> None:
+    """Guard: without `Leftovers.files` being stored first, the held offers speak of nothing."""
+    job = world.submit("alice", STEPS)
+    worker = at_work(world, 1)
+    worker.holding = True
+    for worker.step in range(2, STEPS + 1):
+        worker.save()
+    worker.finish()
+    assert world.listen(worker.lease) is Fate.TAKEN
+    assert world.job(job).head_step == 1, "a goodbye has overtaken a checkpoint"
+    reconcile(world.ctx)
+    done = world.job(job)
+    assert (done.state, done.head) == (JobState.SUCCEEDED, worker.parent)
+    assert world.store.stat(done.adapter_key or "").sha256 == done.adapter_zip_sha256
+
+
+@pytest.mark.parametrize("name", ["jobs/other/f1/0123456789abcdef.zip", "../../etc/passwd", "JOBS", "a" * 300])
+def test_a_machine_names_no_file_outside_its_folder(world: DeafWorld, name: str, tmp_path: Path) -> None:
+    """Guard: without `_is_of` a machine writes wherever it likes, or a strange name blocks its job for ever."""
+    world.submit("alice", STEPS)
+    worker = at_work(world)
+    (tmp_path / "evil").write_bytes(b"evil")
+    worker.session.files[name] = tmp_path / "evil"
+    world.machines.dead.add(worker.lease)
+    before = sorted(world.folder.rglob("*"))
+    reconcile(world.ctx)
+    assert sorted(world.folder.rglob("*")) == before
+    assert not lease(world, worker).state.is_live
+
+
+def test_a_store_that_is_away_is_waited_for(world: DeafWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: without LATER an offer is passed over, and its successors are refused. Without the exception in
+    `abandon_stale` it is deleted after an hour, though nobody will offer it again.
+    """
+    job = world.submit("alice", STEPS)
+    worker = at_work(world)
+
+    def away(key: str) -> None:
+        raise StoreUnavailable("no route")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store, "stat", away)
+        assert world.listen(worker.lease) is Fate.LATER
+        world.clock.time += world.ctx.rules.offer_ttl_s + 1
+        reconcile(world.ctx)
+        worker.release()
+        reconcile(world.ctx)
+        assert world.job(job).state.holds_lease
+    reconcile(world.ctx)
+    assert (world.job(job).state, world.job(job).head) == (JobState.QUEUED, worker.parent)
+
+
+def test_a_provider_that_is_away_is_waited_for_beyond_the_deadline(world: DeafWorld) -> None:
+    """Guard: without `_is_wanted` a laptop that was offline overnight throws the night's work away."""
+    job = world.submit("alice", STEPS)
+    worker = at_work(world)
+    worker.release()
+    world.machines.reachable = False
+    world.clock.time += 200_000
+    reconcile(world.ctx)
+    assert world.job(job).state.holds_lease
+    world.machines.reachable = True
+    reconcile(world.ctx)
+    assert (world.job(job).state, world.job(job).head) == (JobState.QUEUED, worker.parent)
+
+
+def test_a_cancelled_job_does_not_wait_for_a_provider_for_ever(world: DeafWorld) -> None:
+    job = world.submit("alice", STEPS)
+    worker = at_work(world)
+    world.listen(worker.lease)
+    world.machines.reachable = False
+    jobs.cancel(world.ctx, world.actors["alice"], job)
+    world.clock.time += 200_000
+    reconcile(world.ctx)
+    assert world.job(job).state is JobState.CANCELLED
+
+
+def test_cancel_stops_the_machine_after_taking_what_it_has(world: DeafWorld) -> None:
+    """Guard: without `is_to_be_stopped` a machine that cannot be told trains on until its time is up."""
+    job = world.submit("alice", STEPS)
+    worker = at_work(world)
+    world.listen(worker.lease, 1)
+    jobs.cancel(world.ctx, world.actors["alice"], job)
+    reconcile(world.ctx)
+    assert not worker.is_alive
+    reconcile(world.ctx)
+    assert (world.job(job).state, world.job(job).head_step) == (JobState.CANCELLED, 2)
+
+
+def test_pause_waits_for_the_next_commit(world: DeafWorld) -> None:
+    job = world.submit("alice", STEPS)
+    worker = at_work(world, 1)
+    world.listen(worker.lease)
+    world.clock.time += 5
+    jobs.pause(world.ctx, world.actors["alice"], job)
+    world.clock.time += world.ctx.rules.stop_grace_s + 5
+    reconcile(world.ctx)
+    assert worker.is_alive
+    worker.step += 1
+    worker.save()
+    world.listen(worker.lease)
+    reconcile(world.ctx)
+    assert not worker.is_alive
+    reconcile(world.ctx)
+    assert (world.job(job).state, world.job(job).head_step) == (JobState.PAUSED, 2)
+    assert lease(world, worker).state is LeaseState.EXPIRED
+
+
+def test_waiting_in_the_providers_queue_is_life(world: DeafWorld) -> None:
+    """Guard: without `_deadline` a machine that began late is stopped in the middle of its time."""
+    job = world.submit("alice", STEPS)
+    worker = launched(world)
+    world.clock.time += 5000
+    reconcile(world.ctx)
+    assert worker.is_alive
+    worker.start()
+    world.listen(worker.lease)
+    world.clock.time += 3000
+    reconcile(world.ctx)
+    assert worker.is_alive
+    assert world.job(job).state is JobState.RUNNING
+    world.clock.time += 1000
+    reconcile(world.ctx)
+    assert not worker.is_alive
+
+
+def test_a_store_that_opens_no_upload_costs_the_job_nothing(world: DeafWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: without `counts=False` a store that is away for an afternoon ends every job as hopeless."""
+    job = world.submit("alice", STEPS)
+
+    def away(*_: object, **__: object) -> None:
+        raise StoreUnavailable("no route")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store, "grant_upload", away)
+        for _ in range(30):
+            dispatch(world.ctx)
+            world.clock.time += 61
+    assert world.job(job).state is JobState.QUEUED
+    assert world.job(job).losses_in_a_row == 0
+    world.clock.time -= 30
+    waits = why_waiting(world.ctx, world.job(job))
+    assert waits is not None
+    assert "the store takes nothing now (no route)" in waits.reason
+    world.clock.time += 61
+    launched(world)
+
+
+def test_one_session_that_cannot_be_settled_keeps_no_other_waiting(
+    world: DeafWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard: without the loop's own `except` the first broken session stops every pass before the others' turn."""
+    first, second = world.submit("alice", STEPS), world.submit("bob", STEPS)
+    dispatch(world.ctx)
+    workers = world.new_workers()
+    world.machines.dead.update(w.lease for w in workers)
+    broken = workers[0].lease
+    real = intake.replay
+
+    def fragile(ctx: object, lease_id: str, lines: object) -> bool:
+        if lease_id == broken:
+            raise ZeroDivisionError
+        return real(ctx, lease_id, lines)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(intake, "replay", fragile)
+    with pytest.raises(ExceptionGroup):
+        reconcile(world.ctx)
+    assert {world.job(first).state, world.job(second).state} == {JobState.LEASED, JobState.QUEUED}
+
+
+FOREIGN = [
+    "",
+    "\x00\x00",
+    "@trainhop",
+    "@trainhop x",
+    "@trainhop " + "0" * 64 + ' {"kind":"release"}',
+    '{"kind":"finish","lease":"x","fence":1,"seq":1,"step":1}',
+    "x" * 2_000_000,
+    "@trainhop " * 100_000,
+    "<html><body>502 Bad Gateway</body></html>",
+]
+
+
+@pytest.mark.parametrize("line", FOREIGN, ids=lambda line: line[:24])
+def test_what_others_print_is_ignored(world: DeafWorld, line: str) -> None:
+    job = world.submit("alice", STEPS)
+    worker = at_work(world)
+    worker.session.printed.insert(1, line)
+    worker.session.printed[2] = "Epoch 3:  50%|####" + worker.session.printed[2]
+    assert world.listen(worker.lease) is Fate.TAKEN
+    assert world.job(job).head == worker.parent
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[]",
+        "null",
+        '{"kind":"report","lease":"LEASE","fence":1,"seq":1e400,"step":1,"phase":"train"}',
+        '{"kind":"report","lease":"LEASE","fence":1,"seq":99999999999999999999,"step":1,"phase":"train"}',
+        '{"kind":"report","lease":"LEASE","fence":1,"seq":1,"step":-1,"phase":"train"}',
+        '{"kind":"report","lease":"another","fence":1,"seq":1,"step":1,"phase":"train"}',
+        '{"kind":"release","lease":"LEASE","fence":7,"seq":1,"step":1,"reason":"deadline"}',
+        '{"kind":"finish","lease":"LEASE","fence":1,"seq":1,"step":4}',
+        '{"kind":"finish","lease":"LEASE","fence":1,"seq":1,"step":4,"adapter":{"key":"../x","sha256":"' + "0" * 64
+        + '","size":1,"adapter_sha256":"' + "0" * 64 + '"}}',
+        '{"a":' * 5000 + "1" + "}" * 5000,
+    ],
+)  # fmt: skip
+def test_a_machine_that_lies_in_its_own_name_is_refused(world: DeafWorld, text: str) -> None:
+    job = world.submit("alice", STEPS)
+    worker = at_work(world)
+    world.listen(worker.lease)
+    heard = intake.hear(world.ctx, worker.lease, text.replace("LEASE", worker.lease))
+    assert heard.fate is Fate.REFUSED
+    assert heard.words
+    assert (world.job(job).state, world.job(job).head) == (JobState.RUNNING, worker.parent)
+
+
+def test_characters_that_no_database_keeps_stop_nothing(world: DeafWorld) -> None:
+    """Guard: without the replacement PostgreSQL refuses the line, and the session is stuck at it."""
+    world.submit("alice", STEPS)
+    worker = at_work(world)
+    said = (
+        f'{{"kind":"report","lease":"{worker.lease}","fence":1,"seq":900,"step":2,"phase":"train",'
+        '"samples":[{"step":2,"prompt":"a\\u0000b","text":"\\\\u0000 and \\u0000"}]}'
+    )
+    assert intake.hear(world.ctx, worker.lease, said).fate is Fate.TAKEN
+
+
+def test_another_lease_cannot_sign_for_this_one(world: DeafWorld) -> None:
+    """Guard: `signed_message` under the lease's own token."""
+    world.submit("alice", STEPS)
+    worker = at_work(world)
+    line = worker.session.printed[0]
+    assert signed_message(world.ctx.tokens.for_lease(worker.lease), line)
+    assert signed_message(world.ctx.tokens.for_lease("lease-other"), line) is None
+
+
+def test_a_goodbye_is_the_end_even_if_the_machine_lingers(world: DeafWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = world.submit("alice", STEPS)
+    worker = at_work(world)
+    worker.release()
+    world.machines.dead.discard(worker.lease)
+    world.listen(worker.lease)
+    ended = lease(world, worker)
+    assert (ended.state, ended.end_reason) == (LeaseState.RELEASED, EndReason.HANDED_OFF)
+    assert world.job(job).head == worker.parent
+    worker.step += 1
+    worker.save()
+    world.listen(worker.lease)
+    assert world.job(job).head_step == 2, "a zombie was heard"
+    unknown = [Observation(lease_id=worker.lease, liveness=Liveness.UNKNOWN)]
+    with monkeypatch.context() as patch:
+        patch.setattr(world.machines, "observe", lambda handles: unknown)
+        reconcile(world.ctx)
+    with world.ctx.uow() as tx:
+        assert all(c.state is CheckpointState.COMMITTED for c in tx.checkpoints(job))

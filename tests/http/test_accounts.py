@@ -1,0 +1,212 @@
+"""Accounts of persons: their credentials, their consent, and that neither is ever passed over."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from orchestrator.domain.lifecycle import JobState
+from orchestrator.ports import ProviderUnavailable
+from orchestrator.services.dispatch import dispatch, survey
+from orchestrator.services.reconcile import reconcile
+
+CANARY = "KGAT_canary_7f3c0e5b9d"
+
+
+def shut(app: Any) -> str:
+    """Why nothing starts on the one cloud account."""
+    with app.context.uow() as tx:
+        accounts = [a for a in tx.accounts() if a.provider == "cloud"]
+    return survey(app.context, accounts)[0].shut
+
+
+def problem(member: Any) -> str:
+    """What the member's own list of accounts says is wrong with the cloud one."""
+    return next(a["problem"] for a in member.get("/accounts").json()["items"] if a["provider"] == "cloud")
+
+
+def test_ones_own_credentials_are_consent(api, people, cloud) -> None:
+    made = people.ann.post("/accounts", {"provider": "cloud", "credentials": CANARY, "config": {"username": "ann1"}})
+    assert made.status_code == 201, made.text
+    shown = made.json()
+    assert (shown["name"], shown["has_credentials"], shown["problem"]) == ("ann's Cloud", True, "")
+    assert shown["consented_at"]
+    checked = people.ann.post(f"/accounts/{shown['id']}:check").json()
+    assert (checked["ok"], checked["words"]) == (True, "signed in as ann1")
+    people.ann.submit(placement={"providers": ["cloud"]})
+    assert dispatch(api.app.context) == 1
+    assert [r.account.id for r in cloud.launched] == [shown["id"]]
+
+
+def test_nothing_runs_without_the_owners_consent(api, people, cloud) -> None:
+    """Guard: without the consent's line in `dispatch._not_allowed` Ann's job ran at once."""
+    asked = {"provider": "cloud", "owner": "ann", "credentials": CANARY}
+    account = people.admin.post("/accounts", asked).json()
+    assert account["consented_at"] is None
+    people.ann.submit(placement={"providers": ["cloud"]})
+    assert dispatch(api.app.context) == 0
+    (job,) = people.ann.get("/jobs").json()["items"]
+    waiting = people.ann.get(f"/jobs/{job['id']}").json()["waiting"]
+    assert "waits for its owner's consent" in waiting["reason"]
+    assert "trainhop accounts consent" in waiting["reason"]
+    for stranger, status in ((people.admin, 403), (people.bob, 404)):
+        assert stranger.post(f"/accounts/{account['id']}:consent").status_code == status
+    assert people.ann.post(f"/accounts/{account['id']}:consent").json()["consented_at"]
+    assert dispatch(api.app.context) == 1
+
+
+def test_one_account_per_member_and_provider(api, people) -> None:
+    asked = {"provider": "cloud", "credentials": CANARY}
+    assert people.ann.post("/accounts", asked).status_code == 201
+    again = people.ann.post("/accounts", asked | {"name": "second"})
+    assert again.status_code == 409
+    assert "one account per member and provider" in again.json()["detail"]
+    assert people.bob.post("/accounts", asked).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("credentials", "words"),
+    [
+        (None, "needs its owner's credentials"),
+        ("", "empty"),
+        (" \n\t ", "empty"),
+        ("first\nsecond", "line breaks"),
+        ("a\u0007b", "control characters"),
+        ("x" * 9000, "longer than 8192"),
+        ("{not json", "begin like a JSON object"),
+        ({"username": "u"}, "string"),
+        (17, "string"),
+    ],
+)
+def test_credentials_that_cannot_be_any(api1, people, credentials: Any, words: str) -> None:
+    answer = people.ann.post("/accounts", {"provider": "cloud", "credentials": credentials})
+    assert answer.status_code == 422
+    assert words in answer.text
+    assert answer.json()["errors"][0]["pointer"] == "/credentials"
+
+
+def test_a_kaggle_json_may_have_several_lines(api1, people, cloud) -> None:
+    pretty = json.dumps({"username": "ann1", "key": CANARY}, indent=2)
+    assert people.ann.post("/accounts", {"provider": "cloud", "credentials": pretty}).status_code == 201
+
+
+def test_secrets_among_the_settings_are_refused(api1, people) -> None:
+    for config in ({"token": CANARY}, {"API_KEY": CANARY}, {"password": CANARY}):
+        answer = people.ann.post("/accounts", {"provider": "cloud", "credentials": "x", "config": config})
+        assert answer.status_code == 422
+        assert CANARY not in answer.text
+
+
+def test_a_pool_has_no_credentials(api1, people) -> None:
+    answer = people.ann.post("/accounts", {"provider": "fake", "credentials": CANARY})
+    assert answer.status_code == 422
+    assert CANARY not in answer.text
+
+
+def test_refused_credentials_close_the_account_until_new_ones_come(api, people, cloud) -> None:
+    """Guard: without `_note_problem` every round would sign in again with a token that the provider has revoked."""
+    account = people.ann.post("/accounts", {"provider": "cloud", "credentials": CANARY}).json()
+    path = f"/accounts/{account['id']}"
+    cloud.refusal = "this token was revoked; make a new one"
+    assert shut(api.app) == cloud.refusal
+    assert problem(people.ann) == cloud.refusal
+    cloud.refusal = ""
+    assert "revoked" in shut(api.app), "asked again although nothing has changed"
+    assert people.ann.call("PATCH", path, json={"credentials": "new"}).json()["problem"] == ""
+    assert shut(api.app) == ""
+    cloud.refusal = "wrong"
+    checked = people.ann.post(f"{path}:check").json()
+    assert (checked["ok"], checked["words"], checked["account"]["problem"]) == (False, "wrong", "wrong")
+    cloud.refusal = ""
+    assert people.ann.post(f"{path}:check").json()["ok"]
+    assert shut(api.app) == ""
+
+
+def test_a_provider_that_is_away_says_nothing_about_credentials(api1, people, cloud) -> None:
+    account = people.ann.post("/accounts", {"provider": "cloud", "credentials": CANARY}).json()
+    cloud.failure = ProviderUnavailable("no route to the cloud")
+    answer = people.ann.post(f"/accounts/{account['id']}:check")
+    assert (answer.status_code, answer.json()["detail"]) == (503, "no route to the cloud")
+    assert problem(people.ann) == ""
+
+
+def test_a_secret_goes_nowhere(api, people, cloud, tmp_path: Path, caplog, capfd) -> None:
+    """Canary: through good and bad days it is in no answer, event, log line, file or column in clear.
+
+    Guard: seen failing with the credentials left unsealed in `add_account`.
+    """
+    caplog.set_level(logging.DEBUG)
+    answers = []
+
+    def keep(answer: Any) -> Any:
+        answers.append(answer.text)
+        return answer
+
+    account = keep(people.ann.post("/accounts", {"provider": "cloud", "credentials": CANARY})).json()
+    path = f"/accounts/{account['id']}"
+    for body in (
+        {"provider": "cloud", "credentials": f"{CANARY}\nx"},
+        {"provider": "cloud", "credentials": [CANARY]},
+        {"provider": "cloud", "credentials": {"a": CANARY}},
+        {"provider": "nowhere", "credentials": CANARY},
+        {"provider": "cloud", "credentials": CANARY, "unknown": CANARY},
+        {"provider": "cloud", "credentials": CANARY, "config": 3},
+    ):
+        assert keep(people.bob.post("/accounts", body)).status_code == 422
+    job = people.ann.submit(placement={"providers": ["cloud"]})
+    cloud.failure = ProviderUnavailable("away")
+    dispatch(api.app.context)
+    cloud.failure = None
+    keep(people.ann.post(f"{path}:check"))
+    dispatch(api.app.context)
+    assert people.ann.get(f"/jobs/{job['id']}").json()["state"] == JobState.LEASED
+    reconcile(api.app.context)
+    for route in ("/accounts", "/jobs", f"/jobs/{job['id']}", f"/jobs/{job['id']}/events", "/sessions", "/me"):
+        keep(people.ann.get(route))
+        keep(people.admin.get(route))
+    keep(people.admin.get("/accounts"))
+    (request,) = cloud.launched
+    assert CANARY not in repr(request)
+    assert CANARY not in repr(request.account)
+    assert CANARY not in "".join(answers).replace('"unknown"', "")
+    assert CANARY not in caplog.text
+    assert CANARY not in "".join(capfd.readouterr())
+    with api.app.engine.connect() as connection:
+        tables = connection.dialect.get_table_names(connection)
+        rows = [str(tuple(r)) for t in tables for r in connection.execute(text(f'SELECT * FROM "{t}"'))]
+    assert rows
+    assert CANARY not in "".join(rows)
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or CANARY.encode() not in file.read_bytes(), file
+    with api.app.context.uow() as tx:
+        sealed = next(a.credentials for a in tx.accounts() if a.provider == "cloud")
+    assert api.app.context.vault.open(sealed) == CANARY
+
+
+def test_the_plan_shows_what_it_costs(api, people, cloud) -> None:
+    import dataclasses
+
+    cloud.rooms = dataclasses.replace(
+        cloud.rooms, hours_left=2.0, hours_total=30.0, refresh_at=api.app.context.clock.now() + 3600
+    )
+    people.ann.post("/accounts", {"provider": "cloud", "credentials": CANARY})
+    job = people.ann.submit()
+    with api.app.context.uow() as tx:
+        done = tx.job(job["id"])
+        done.step_s = 360.0
+        tx.save_job(done)
+    plan = people.ann.post("/jobs:plan", people.ann.job_file()).json()
+    place = next(p for p in plan["places"] if p["provider"] == "cloud")
+    assert (place["hours_left"], place["hours_total"]) == (2.0, 30.0)
+    assert place["sessions"] == 2
+    assert place["hours"] == pytest.approx(1.0, abs=0.1)
+    assert place["done_at"]
+    assert place["refresh_at"]
+    assert plan["done_at"]
+    assert plan["store"] == "local"
+    assert plan["store_bytes"] is None

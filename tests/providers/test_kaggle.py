@@ -1,0 +1,431 @@
+"""A session's life at Kaggle: launched once, its files brought, followed, stopped, collected, forgotten.
+
+The real client library speaks to the emulator, which runs the real pushed script as a process.
+"""
+
+import hashlib
+import json
+
+import pytest
+
+from orchestrator.ports import LaunchRejected, Leftovers, Liveness, ProviderUnavailable
+from orchestrator.providers.kaggle import KaggleProvider, launch, source, staging
+from tests.providers.play import (
+    CHECKPOINT,
+    DATA,
+    OpenVault,
+    ended,
+    handle_of,
+    kaggle_account,
+    light_worker,
+    request,
+    slug,
+    until,
+)
+
+WAIT = "print('up', flush=True); time.sleep(120)"
+KEEP_ALL = """
+(keep / "outbox.jsonl").write_text('{"kind": "report"}\\n{"kind": "offer"}\\n')
+(keep / "jobs__job-1__f2__bb.safetensors").write_bytes(b"kept")
+(keep / "jobs__job-2__f9__cc.safetensors").write_bytes(b"somebody else's place")
+(keep / "notes.txt").write_text("not ours")
+"""
+
+
+def _launch(provider, account, **fields):
+    launched = request(account, **fields)
+    return launched, handle_of(launched, provider.launch(launched))
+
+
+# --- launch -----------------------------------------------------------------------------------------------
+
+
+def test_a_kernel_carries_the_worker_finds_its_files_and_is_private(provider, kaggle, works):
+    works("""
+import hashlib
+for grant in (given["datasets"][0], given["resume"]):
+    print(hashlib.sha256(pathlib.Path(grant["path"]).read_bytes()).hexdigest() == grant["sha256"], flush=True)
+print(ticket["token"], ticket["budget_s"] < 60, given["seconds_left"] < 60, keep.name, flush=True)
+""")
+    launched, handle = _launch(provider, kaggle_account("alice"), resume=True)
+    ended(provider, handle)
+    said = list(provider.follow(handle))
+    assert said[:3] == ["True", "True", "a-lease-token True True working"]
+    kernel = kaggle.kernel(slug(handle))
+    assert (kernel.owner, kernel.private, kernel.gpu, kernel.machine_shape) == ("alice", True, True, "NvidiaTeslaT4")
+    assert kernel.timeout_s == launched.budget_s + launch.TIMEOUT_OVER_S
+    assert all(d.private for d in kaggle.world.datasets.values())
+
+
+def test_a_machine_without_accelerator_needs_no_quota(provider, kaggle, works):
+    works(WAIT)
+    kaggle.world.people["alice"].gpu_hours = 0.0
+    account = kaggle_account("alice", accelerator="none")
+    assert provider.room(account).hours_left is None
+    _, handle = _launch(provider, account)
+    assert not kaggle.kernel(slug(handle)).gpu
+    assert kaggle.world.reserved_s(kaggle.world.people["alice"]) == 0
+
+
+def test_internet_only_where_something_needs_it(provider, kaggle, works):
+    works(WAIT)
+    _, alone = _launch(provider, kaggle_account("alice"))
+    _, calling = _launch(provider, kaggle_account("bob"), assignment=None, inputs={}, server_url="http://127.0.0.1:9")
+    assert not kaggle.kernel(slug(alone)).internet
+    assert kaggle.kernel(slug(calling)).internet
+
+
+def test_data_are_staged_once_and_an_old_checkpoint_goes_with_its_session(provider, kaggle, works):
+    works("print('done', flush=True)")
+    for _ in range(2):
+        _, handle = _launch(provider, kaggle_account("alice"), resume=True)
+        ended(provider, handle)
+        provider.forget(handle)
+    assert [slug for _, slug in kaggle.world.datasets] == [f"trainhop-data-{hashlib.sha256(DATA).hexdigest()[:24]}"]
+    assert not kaggle.world.kernels
+    assert len(kaggle.seen("StartBlobUpload")) == 3  # the data once, a checkpoint for each session
+
+
+def test_a_launch_waits_until_kaggle_has_processed_its_files(provider, kaggle, works):
+    """Guard: without waiting the kernel starts without its files, for a push waits for nothing."""
+    works("print(given['datasets'][0]['path'], flush=True)")
+    kaggle.datasets.processing_polls = 4
+    _, handle = _launch(provider, kaggle_account("alice"))
+    ended(provider, handle)
+    assert "trainhop-data" in next(iter(provider.follow(handle)))
+
+
+def test_files_that_take_too_long_are_found_by_the_next_try(provider, kaggle, works, monkeypatch):
+    works(WAIT)
+    kaggle.datasets.processing_polls = 2
+    monkeypatch.setattr(staging, "READY_WITHIN_S", 0.0)
+    launched = request(kaggle_account("alice"), resume=True)
+    with pytest.raises(ProviderUnavailable, match="still processes"):
+        provider.launch(launched)
+    monkeypatch.setattr(staging, "READY_WITHIN_S", 60.0)
+    assert provider.launch(launched)
+    assert len(kaggle.seen("StartBlobUpload")) == 2
+
+
+def test_an_upload_goes_on_where_the_connection_broke(provider, kaggle, works, monkeypatch):
+    works(WAIT)
+    monkeypatch.setattr("tests.providers.play.DATA", DATA * 100_000)
+    rule = kaggle.rules.add("PUT /upload", cut_after=1_000_000)
+    _, handle = _launch(provider, kaggle_account("alice"))
+    assert rule.seen == 1
+    (dataset,) = kaggle.world.datasets.values()
+    (file,) = dataset.folder.iterdir()
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == hashlib.sha256(DATA * 100_000).hexdigest()
+    provider.stop(handle)
+
+
+@pytest.mark.parametrize("fault", [{"status": 503, "body": "<html>busy</html>"}, {"cut": True}])
+def test_a_push_that_went_through_although_its_answer_was_lost_is_found(provider, kaggle, works, fault):
+    """Guard: without asking for the kernel after a failed push the session would run unseen."""
+    works(WAIT)
+    kaggle.rules.add("SaveKernel", done=True, **fault)
+    launched, handle = _launch(provider, kaggle_account("alice"))
+    assert provider.launch(launched) == handle.external_id
+    assert len(kaggle.world.kernels) == 1
+    assert len(kaggle.seen("SaveKernel")) == 1
+
+
+def test_a_push_that_did_not_arrive_is_unknown_for_a_while_and_then_over(provider, kaggle, works, clock):
+    works(WAIT)
+    kaggle.rules.add("SaveKernel", cut=True)
+    launched = request(kaggle_account("alice"))
+    with pytest.raises(ProviderUnavailable):
+        provider.launch(launched)
+    handle = handle_of(launched)
+    assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN
+    clock.tick(3600)
+    assert provider.observe([handle])[0].liveness is Liveness.ENDED
+    provider.forget(handle)
+
+
+def test_a_push_that_shows_up_late_is_found_by_its_lease(provider, kaggle, works):
+    works(WAIT)
+    kaggle.rules.add("SaveKernel", done=True, cut=True)
+    kaggle.rules.add("GetKernelSessionStatus", status=404, reason="Not found", times=2)
+    launched = request(kaggle_account("alice"))
+    with pytest.raises(ProviderUnavailable):
+        provider.launch(launched)
+    seen = provider.observe([handle_of(launched)])[0]
+    assert (seen.liveness, seen.external_id) == (Liveness.RUNNING, "alice/trainhop-" + launched.lease_id)
+
+
+def test_a_script_that_would_be_too_long_is_refused_with_its_size(provider, works, monkeypatch):
+    works(WAIT)
+    monkeypatch.setattr(source, "LONGEST_SOURCE", 1000)
+    with pytest.raises(LaunchRejected, match="1,000 at most"):
+        provider.launch(request(kaggle_account("alice")))
+
+
+def test_the_real_worker_fits(works):
+    """A tenth of the limit: the rest is for grants."""
+    assert len(source.kernel_source(request(kaggle_account("alice")))) < source.LONGEST_SOURCE / 5
+
+
+def test_a_model_of_the_servers_disk_is_refused_before_a_real_machine_looks_for_it(tmp_path, kaggle):
+    place = launch.Place(connection=None, owner="alice", slug="x")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(LaunchRejected, match="folder of the server"):
+        launch.start(place, request(kaggle_account("alice")), None, None, any_folder=False)  # pyright: ignore[reportArgumentType]
+
+
+# --- life and end -----------------------------------------------------------------------------------------
+
+
+def test_a_queued_kernel_lives(provider, kaggle, works):
+    works(WAIT)
+    kaggle.sessions.open_gate.clear()
+    _, handle = _launch(provider, kaggle_account("alice"))
+    seen = provider.observe([handle])[0]
+    assert (seen.liveness, seen.detail) == (Liveness.RUNNING, "queued")
+    kaggle.sessions.open_gate.set()
+    until(lambda: provider.observe([handle])[0].detail == "running")
+
+
+def test_what_a_session_kept_is_collected_by_its_key_and_nothing_else(provider, kaggle, works):
+    """Guard: without the lease's prefix a kernel could write into another job's folder of the store."""
+    works(KEEP_ALL)
+    _, handle = _launch(provider, kaggle_account("alice"))
+    ended(provider, handle)
+    left = provider.collect(handle)
+    assert [json.loads(m)["kind"] for m in left.messages] == ["report", "offer"]
+    assert {key: path.read_bytes() for key, path in left.files.items()} == {"jobs/job-1/f2/bb.safetensors": b"kept"}
+    assert provider.collect(handle) == left
+    provider.forget(handle)
+    assert provider.collect(handle) == Leftovers()
+
+
+def test_every_page_of_outputs_is_read(provider, works):
+    works("""
+for n in range(450):
+    (keep / f"a{n}.txt").touch()
+(keep / "outbox.jsonl").write_text("{}")
+(keep / "jobs__job-1__f2__zz.safetensors").write_bytes(b"last page")
+""")
+    _, handle = _launch(provider, kaggle_account("alice"))
+    ended(provider, handle)
+    assert list(provider.collect(handle).files) == ["jobs/job-1/f2/zz.safetensors"]
+
+
+def test_an_error_page_is_not_taken_for_a_file(provider, kaggle, works):
+    works(KEEP_ALL)
+    _, handle = _launch(provider, kaggle_account("alice"))
+    ended(provider, handle)
+    kaggle.rules.add("GET /signed", status=200, body="<html>try later</html>")
+    kaggle.rules.add("GET /signed", status=500, body="<html>oops</html>")
+    for _ in range(2):
+        with pytest.raises(ProviderUnavailable):
+            provider.collect(handle)
+    assert len(provider.collect(handle).messages) == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["../outbox.jsonl", "/etc/passwd", "jobs__job-1__f2__..__..__x", "jobs/job-1/f2/x", "a/../outbox.jsonl"]
+)
+def test_names_that_lead_elsewhere_are_not_fetched(provider, kaggle, works, tmp_path, name):
+    works(WAIT)
+    _, handle = _launch(provider, kaggle_account("alice"))
+    kaggle.kill(slug(handle))
+    ended(provider, handle)
+    files = [{"fileName": name, "url": kaggle.endpoint + "/signed/x/y"}]
+    kaggle.rules.add("ListKernelSessionOutput", status=200, body={"files": files, "log": "[]"}, times=0)
+    assert provider.collect(handle) == Leftovers()
+
+
+def test_a_signed_address_elsewhere_is_not_visited(provider, kaggle, works):
+    works(WAIT)
+    _, handle = _launch(provider, kaggle_account("alice"))
+    kaggle.kill(slug(handle))
+    ended(provider, handle)
+    files = [{"fileName": "outbox.jsonl", "url": "http://169.254.169.254/latest"}]
+    kaggle.rules.add("ListKernelSessionOutput", status=200, body={"files": files, "log": ""})
+    with pytest.raises(ProviderUnavailable, match="not its own"):
+        provider.collect(handle)
+
+
+def test_files_that_are_not_listed_yet_are_waited_for(provider, kaggle, works, clock):
+    works(KEEP_ALL)
+    _, handle = _launch(provider, kaggle_account("alice"))
+    ended(provider, handle)
+    kaggle.rules.add("ListKernelSessionOutput", status=200, body={"files": [], "log": ""}, times=2)
+    with pytest.raises(ProviderUnavailable, match="yet"):
+        provider.collect(handle)
+    clock.tick(3600)
+    assert provider.collect(handle) == Leftovers()
+
+
+@pytest.mark.parametrize("outputs", [True, False])
+def test_a_run_that_was_cut_at_its_limit_is_over_with_or_without_files(provider, kaggle, works, outputs):
+    works(KEEP_ALL + WAIT)
+    _, handle = _launch(provider, kaggle_account("alice"))
+    until(lambda: "up" in provider.log(handle, 0, 10_000).decode())
+    kaggle.kill(slug(handle), outputs=outputs)
+    assert "time limit" in ended(provider, handle).detail
+    assert len(provider.collect(handle).files) == outputs
+    assert "up" in list(provider.follow(handle))
+
+
+def test_kaggles_own_limit_ends_what_does_not_end_itself(provider, kaggle, works, monkeypatch):
+    works(WAIT)
+    monkeypatch.setattr(launch, "TIMEOUT_OVER_S", 0)
+    kaggle.sessions.time_factor = 0.01
+    _, handle = _launch(provider, kaggle_account("alice"))
+    assert "time limit" in ended(provider, handle).detail
+
+
+def test_the_script_ends_a_worker_that_overstays(provider, kaggle, works, monkeypatch):
+    """Guard: without its own clock the script would leave the end to Kaggle, which may keep no files."""
+    works(KEEP_ALL + WAIT)
+    monkeypatch.setattr(source, "RUN_OVER_S", 0.0)
+    _, handle = _launch(provider, kaggle_account("alice"), budget_s=1.0)
+    assert ended(provider, handle).detail == "the kernel ended with an error"
+    assert len(provider.collect(handle).files) == 1
+    assert "time is over" in provider.log(handle, 0, 10_000).decode()
+
+
+def test_a_kernel_that_its_owner_deleted_is_over(provider, kaggle, works, clock):
+    works(WAIT)
+    _, handle = _launch(provider, kaggle_account("alice"))
+    kaggle.sessions.delete(kaggle.world.kernels.pop(("alice", slug(handle))))
+    clock.tick(3600)
+    seen = provider.observe([handle])[0]
+    assert seen.liveness is Liveness.ENDED
+    assert "deleted" in seen.detail
+    assert provider.collect(handle) == Leftovers()
+
+
+def test_one_that_hangs_in_running_is_deleted_after_its_words_are_kept(provider, kaggle, works):
+    """Guard: without the delete it would go on taking up a session and GPU hours."""
+    works("print('my last words', flush=True)")
+    account = kaggle_account("alice")
+    _, handle = _launch(provider, account)
+    kernel = kaggle.kernel(slug(handle))
+    kernel.stuck = True
+    until(lambda: kernel.pid is None and kernel.events)
+    assert provider.observe([handle])[0].liveness is Liveness.RUNNING
+    assert kaggle.world.reserved_s(kaggle.world.people["alice"]) > 0
+    provider.stop(handle)
+    seen = provider.observe([handle])[0]
+    assert (seen.liveness, seen.detail) == (Liveness.ENDED, "stopped by deleting its kernel")
+    assert kaggle.world.reserved_s(kaggle.world.people["alice"]) == 0
+    assert "my last words" in list(provider.follow(handle))
+    assert b"my last words" in provider.log(handle, 0, 1000)
+
+
+def test_a_delete_that_is_not_obeyed_is_said(provider, kaggle, works):
+    works(WAIT)
+    _, handle = _launch(provider, kaggle_account("alice"))
+    until(lambda: kaggle.kernel(slug(handle)).status == "RUNNING")
+    kaggle.rules.add("DeleteKernel", status=200, body={})
+    provider.stop(handle)
+    assert "still reserves" in provider.observe([handle])[0].detail
+
+
+def test_another_server_process_finds_everything_again(provider, kaggle, works, tmp_path):
+    works(KEEP_ALL)
+    _, handle = _launch(provider, kaggle_account("alice"))
+    again = KaggleProvider(OpenVault(), tmp_path / "kaggle", kaggle.endpoint, fresh_s=0.0)
+    ended(again, handle)
+    assert len(again.collect(handle).files) == 1
+
+
+def test_a_removed_account_holds_nothing_up(provider, works):
+    works(WAIT)
+    _, handle = _launch(provider, kaggle_account("alice"))
+    provider.stop(handle)
+    removed = handle_of(request(kaggle_account("alice")))
+    removed.account.credentials = ""
+    assert provider.observe([removed])[0].liveness is Liveness.ENDED
+    assert provider.collect(removed) == Leftovers()
+    provider.forget(removed)
+
+
+# --- its words --------------------------------------------------------------------------------------------
+
+
+def test_lines_are_read_while_the_session_runs_and_from_the_start_after_a_break(provider, kaggle, works):
+    works("""
+for n in range(6):
+    print(f"line {n}", flush=True)
+print("not for the server", file=sys.stderr, flush=True)
+time.sleep(120)
+""")
+    _, handle = _launch(provider, kaggle_account("alice"))
+    until(lambda: len(kaggle.kernel(slug(handle)).events) >= 7)
+    kaggle.rules.add("logs/stream", cut_after=3)
+    heard = []
+
+    def hear(stream):
+        for line in stream:
+            heard.append(line)  # noqa: PERF402  what came before the break counts
+
+    with pytest.raises(ProviderUnavailable, match="broke off"):
+        hear(provider.follow(handle))
+    assert heard == [f"line {n}" for n in range(len(heard))]
+    assert len(heard) in (2, 3)  # of three events one may be an error's
+    live = provider.follow(handle)
+    assert [next(live) for _ in range(6)] == [f"line {n}" for n in range(6)]
+    kaggle.kill(slug(handle))
+    assert not [line for line in live if "not for" in line]
+    ended(provider, handle)
+    text = provider.log(handle, 0, 10_000).decode()
+    assert text.count("line 0") == 1  # read three times, kept once
+    assert "not for the server" in text
+    provider.forget(handle)
+    assert provider.log(handle, 0, 10_000).decode() == text
+
+
+def test_a_kernel_that_prints_megabytes_is_read_to_its_end(provider, works):
+    works("""
+sys.stdout.write("x" * 9_000_000 + "\\n")
+for n in range(2000):
+    print("y" * 1000)
+print("after all that", flush=True)
+""")
+    _, handle = _launch(provider, kaggle_account("alice"))
+    ended(provider, handle)
+    assert list(provider.follow(handle))[-2:] == ["after all that", "trainhop: the worker ended with exit code 0"]
+
+
+def test_a_log_of_a_session_that_nobody_follows_is_fetched_when_asked_for(provider, works):
+    works(WAIT)
+    _, handle = _launch(provider, kaggle_account("alice"))
+    until(lambda: b"up" in provider.log(handle, 0, 1000))
+    provider.stop(handle)
+
+
+def test_what_is_said_to_the_server_is_not_shown_to_people(provider, works):
+    works("""
+print("first", flush=True)
+print("@trainhop 00ff {}", flush=True)
+print("second", flush=True)
+""")
+    _, handle = _launch(provider, kaggle_account("alice"))
+    ended(provider, handle)
+    assert "@trainhop 00ff {}" in list(provider.follow(handle))
+    text = provider.log(handle, 0, 1000)
+    assert text.startswith(b"first\nsecond\n")
+    assert b"".join(provider.log(handle, n, 1) for n in range(len(text))) == text
+
+
+def test_no_line_before_the_session_runs(provider, kaggle, works):
+    works(WAIT)
+    kaggle.sessions.open_gate.clear()
+    _, handle = _launch(provider, kaggle_account("alice"))
+    with pytest.raises(ProviderUnavailable):
+        list(provider.follow(handle))
+    assert provider.log(handle, 0, 100) == b""
+
+
+def test_the_packed_worker_is_the_installed_one():
+    import base64
+    import io
+    import zipfile
+
+    names = zipfile.ZipFile(io.BytesIO(base64.b64decode(source.worker_zip()))).namelist()
+    assert {"worker/__main__.py", "worker/protocol.py", "worker/training/trainer.py"} <= set(names)
+    assert light_worker("") != source.worker_zip()
+    assert CHECKPOINT

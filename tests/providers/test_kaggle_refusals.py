@@ -1,0 +1,293 @@
+"""What Kaggle refuses, and the nonsense that comes in an answer's place: words for a person, the right retry, no secret."""
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+from pydantic import ValidationError
+
+from orchestrator.config import Settings
+from orchestrator.ports import CredentialsRefused, LaunchRejected, Liveness, ProviderUnavailable, QuotaExhausted
+from orchestrator.providers.kaggle import KaggleProvider
+from tests.emulators.kaggle import KaggleEmulator, Person
+from tests.providers.play import OpenVault, handle_of, kaggle_account, request, slug, until
+
+WAIT = "print('up', flush=True); time.sleep(120)"
+CANARY = "KGAT_canary_f00dfeed"
+
+
+# --- no room ----------------------------------------------------------------------------------------------
+
+
+def test_room_tells_hours_and_when_they_start_anew(provider, kaggle):
+    kaggle.world.people["alice"].used_s = 3600.0
+    room = provider.room(kaggle_account("alice"))
+    assert room.slots == 2
+    assert room.hours_left == pytest.approx(29.0)
+    assert room.hours_total == 30.0
+    fresh = datetime.fromtimestamp(room.refresh_at, UTC)
+    assert (fresh.isoweekday(), fresh.hour, fresh.minute) == (6, 0, 0)
+    assert room.session_s < 12 * 3600
+
+
+def test_hours_set_aside_for_running_sessions_are_not_offered_twice(provider, works):
+    works(WAIT)
+    account = kaggle_account("alice")
+    before = provider.room(account).hours_left
+    provider.launch(request(account, budget_s=3600.0))
+    room = provider.room(account)
+    assert room.slots == 2  # our own lease is not deducted here
+    assert room.hours_left < before - 0.9
+
+
+def test_a_session_that_the_owner_runs_by_hand_takes_up_room(provider, kaggle, works, tmp_path):
+    works(WAIT)
+    by_hand = KaggleProvider(OpenVault(), tmp_path / "by-hand", kaggle.endpoint)
+    by_hand.launch(request(kaggle_account("alice")))
+    assert provider.room(kaggle_account("alice")).slots == 1
+
+
+def test_the_third_session_waits_for_the_first_two(provider, kaggle, works, clock):
+    works(WAIT)
+    account = kaggle_account("alice")
+    for _ in range(2):
+        provider.launch(request(account))
+    with pytest.raises(QuotaExhausted, match="Maximum batch GPU session count of 2 reached") as refused:
+        provider.launch(request(account, resume=True))
+    assert refused.value.until == clock.now() + 120.0
+    assert not [s for _, s in kaggle.world.datasets if "resume" in s]  # nothing of the refused launch is left
+
+
+def test_used_up_hours_close_the_account_until_they_start_anew(provider, kaggle, works):
+    works(WAIT)
+    account = kaggle_account("alice")
+    kaggle.world.people["alice"].used_s = 30 * 3600.0
+    room = provider.room(account)
+    assert room.hours_left == 0
+    with pytest.raises(QuotaExhausted, match=r"30\.00 hours") as refused:
+        provider.launch(request(account))
+    assert refused.value.until == room.refresh_at
+
+
+# --- what a person must do ----------------------------------------------------------------------------------
+
+
+def test_an_unverified_phone_is_said_with_its_remedy(provider, kaggle, works):
+    works(WAIT)
+    kaggle.world.people["alice"].phone_verified = False
+    with pytest.raises(CredentialsRefused, match="verify its phone number"):
+        provider.launch(request(kaggle_account("alice")))
+
+
+def test_a_revoked_token_shuts_the_account_in_words(provider, kaggle, works):
+    works(WAIT)
+    account = kaggle_account("alice")
+    launched = request(account)
+    handle = handle_of(launched, provider.launch(launched))
+    kaggle.world.people["alice"].revoked = True
+    with pytest.raises(CredentialsRefused, match="does not accept the stored token"):
+        provider.room(account)
+    with pytest.raises(CredentialsRefused, match="make a new one"):
+        provider.launch(request(account))
+    assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN  # it may well be running
+    with pytest.raises(CredentialsRefused):
+        provider.check(account)
+
+
+def test_check_says_who_is_signed_in(provider, kaggle):
+    assert provider.check(kaggle_account("alice")) == "signed in at Kaggle as alice"
+    bobs = kaggle_account("alice", "KGAT_bob")
+    with pytest.raises(CredentialsRefused, match="belongs to bob"):
+        provider.check(bobs)
+    with pytest.raises(CredentialsRefused, match="not valid"):
+        provider.check(kaggle_account("alice", "KGAT_mistyped"))
+    old = kaggle_account("bob", json.dumps({"username": "bob", "key": "bobs-old-key"}))
+    assert provider.check(old) == "signed in at Kaggle as bob"
+
+
+@pytest.mark.parametrize("text", ["", "two words", "{not json", '{"username": "bob"}'])
+def test_credentials_that_cannot_be_any_are_said(provider, text):
+    account = kaggle_account("alice")
+    account.credentials = OpenVault().seal(text) or "x"
+    with pytest.raises(CredentialsRefused):
+        provider.check(account)
+
+
+def test_an_account_without_a_token_is_shut(provider):
+    account = kaggle_account("alice")
+    account.credentials = ""
+    with pytest.raises(CredentialsRefused, match="no Kaggle token"):
+        provider.room(account)
+
+
+# --- later, or never ----------------------------------------------------------------------------------------
+
+
+def test_a_pause_that_kaggle_asks_for_is_kept(provider, kaggle, works, clock):
+    """Guard: without the remembered pause every round of dispatching would ask again."""
+    works(WAIT)
+    account = kaggle_account("alice")
+    rule = kaggle.rules.add(
+        "QuotaStatistics", status=429, reason="Too many requests", headers={"Retry-After": "77"}, times=0
+    )
+    room = provider.room(account)
+    assert "asks for a pause" in room.shut
+    assert room.open_at == clock.now() + 77
+    provider.room(account)
+    assert rule.seen == 1
+    kaggle.rules.add(
+        "SaveKernel", status=429, body={"error": {"code": 429, "message": "slow"}}, headers={"Retry-After": "5"}
+    )
+    with pytest.raises(QuotaExhausted, match="pause") as refused:
+        provider.launch(request(account))
+    assert refused.value.until == clock.now() + 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"ref": "/code/alice/x", "error": "You cannot change the editor type"}, "editor type"),
+        ({"ref": "", "invalidDatasetSources": ["alice/nothing"]}, "alice/nothing"),
+        ({"ref": "", "invalidModelSources": ["m"]}, "the model m"),
+        ({"ref": "/code/alice/quite-another-name"}, "another name"),
+    ],
+)
+def test_a_refusal_inside_a_good_answer_is_a_refusal(provider, kaggle, works, answer, words):
+    """Guard: without reading every list the kernel runs on without its data; and what was started is taken back."""
+    works(WAIT)
+    kaggle.rules.add("SaveKernel", status=200, body=answer, done=True)
+    with pytest.raises(LaunchRejected, match=words):
+        provider.launch(request(kaggle_account("alice"), resume=True))
+    assert not kaggle.world.kernels
+    assert not [s for _, s in kaggle.world.datasets if "resume" in s]
+
+
+def test_a_dataset_that_kaggle_cannot_process_is_sent_again(provider, kaggle, works):
+    works(WAIT)
+    kaggle.rules.add("GetDatasetStatus", status=200, body={"status": "FAILED"}, skip=1)
+    with pytest.raises(ProviderUnavailable, match="FAILED"):
+        provider.launch(request(kaggle_account("alice")))
+    kaggle.rules.add("GetDatasetStatus", status=200, body={"status": "FAILED"})
+    assert provider.launch(request(kaggle_account("alice")))
+    assert len(kaggle.seen("CreateDataset")) == 2
+
+
+NONSENSE = [
+    {"status": 503, "body": "<html>Service Unavailable</html>"},
+    {"status": 200, "body": "<html>Sign in to your network</html>"},
+    {"status": 200, "body": [1, 2, 3]},
+    {"status": 200, "body": {"gpuQuota": "a string", "status": 7}},
+    {"status": 200, "body": {"gpuQuota": {"timeUsed": "soon", "totalTimeAllowed": []}, "status": {}}},
+    {"status": 200, "body": {"quotaRefreshTime": 12, "status": 3.5}},
+    {"cut": True},
+]
+
+
+@pytest.mark.parametrize("fault", NONSENSE)
+def test_nonsense_is_no_death_and_no_crash(provider, kaggle, works, fault):
+    works(WAIT)
+    account = kaggle_account("alice")
+    launched = request(account)
+    handle = handle_of(launched, provider.launch(launched))
+    kaggle.rules.add("QuotaStatistics|SessionStatus", **fault, times=0)
+    with pytest.raises(ProviderUnavailable) as said:
+        provider.room(account)
+    assert "KGAT" not in str(said.value)
+    assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN
+    with pytest.raises(ProviderUnavailable):
+        provider.stop(handle)
+    kaggle.rules.clear()
+    until(lambda: provider.observe([handle])[0].liveness is Liveness.RUNNING)
+
+
+def test_a_state_that_is_not_known_is_not_death(provider, kaggle, works):
+    """Guard: the client library raises KeyError for it."""
+    works(WAIT)
+    launched = request(kaggle_account("alice"))
+    handle = handle_of(launched, provider.launch(launched))
+    kaggle.rules.add("SessionStatus", status=200, body={"status": "HIBERNATING"})
+    seen = provider.observe([handle])[0]
+    assert (seen.liveness, seen.detail) == (
+        Liveness.UNKNOWN,
+        "Kaggle says HIBERNATING, which this version does not know",
+    )
+
+
+def test_silence_is_asked_about_once_and_not_in_every_round(kaggle, works, tmp_path):
+    works(WAIT)
+    provider = KaggleProvider(OpenVault(), tmp_path / "kaggle", kaggle.endpoint, fresh_s=3600.0)
+    account = kaggle_account("alice")
+    rule = kaggle.rules.add("QuotaStatistics", cut=True, times=0)
+    for _ in range(3):
+        with pytest.raises(ProviderUnavailable):
+            provider.room(account)
+    assert rule.seen == 1
+
+
+# --- whose credentials --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def somebody_else(monkeypatch, tmp_path):
+    """The environment and the home folder of a person who has used Kaggle's own command line."""
+    home = tmp_path / "home"
+    (home / ".kaggle").mkdir(parents=True)
+    (home / ".kaggle" / "access_token").write_text("KGAT_mallory")
+    (home / ".kaggle" / "kaggle.json").write_text('{"username": "mallory", "key": "old"}')
+    (home / ".netrc").write_text("machine 127.0.0.1 login mallory password old\n")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "KGAT_mallory")
+    monkeypatch.setenv("KAGGLE_USERNAME", "mallory")
+    monkeypatch.setenv("KAGGLE_KEY", "old")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+
+
+def test_two_accounts_work_in_one_process_whatever_its_environment_says(provider, kaggle, works, somebody_else):
+    """Guard: with a session of the SDK's own making bob's older key gives way to mallory's token."""
+    works(WAIT)
+    kaggle.world.people["mallory"] = Person(name="mallory", token="KGAT_mallory", key="old")
+    alice = kaggle_account("alice")
+    bob = kaggle_account("bob", json.dumps({"username": "bob", "key": "bobs-old-key"}))
+    for account in (alice, bob):
+        launched = request(account)
+        handle = handle_of(launched, provider.launch(launched))
+        assert provider.room(account).slots
+        assert kaggle.kernel(slug(handle)).owner == account.config["username"]
+        provider.stop(handle)
+    assert {s.account for s in kaggle._desk.seen if s.request != "IntrospectToken"} == {"alice", "bob"}
+
+
+def test_a_credential_is_nowhere_but_in_the_header(tmp_path, works, clock):
+    """Kernel source, datasets, logs, outputs, notes: none of them may hold the account's token."""
+    works("import os; print(dict(os.environ), flush=True); (keep / 'outbox.jsonl').write_text(json.dumps(ticket))")
+    with KaggleEmulator(tmp_path / "emulator", [Person(name="alice", token=CANARY)]) as kaggle:
+        provider = KaggleProvider(OpenVault(), tmp_path / "kaggle", kaggle.endpoint, fresh_s=0.0, now=clock.now)
+        launched = request(kaggle_account("alice", CANARY), resume=True)
+        handle = handle_of(launched, provider.launch(launched))
+        until(lambda: provider.observe([handle])[0].liveness is Liveness.ENDED)
+        assert CANARY not in kaggle.kernel(slug(handle)).source
+        assert provider.collect(handle).messages
+        told = "\n".join(provider.follow(handle)) + json.dumps([s.said for s in kaggle._desk.seen])
+        files = [p for p in tmp_path.rglob("*") if p.is_file()]
+        assert len(files) > 8
+        held = [p for p in files if CANARY.encode() in p.read_bytes() or CANARY[::-1].encode() in p.read_bytes()]
+    assert CANARY not in told
+    assert not held
+
+
+def test_kaggles_words_are_cleaned_of_secrets_and_control_characters(provider, kaggle, works):
+    works(WAIT)
+    kaggle.rules.add("SaveKernel", status=400, reason="bad token KGAT_alice\x1b[31m\nred " + "x" * 5000)
+    with pytest.raises(LaunchRejected) as refused:
+        provider.launch(request(kaggle_account("alice")))
+    assert "KGAT_alice" not in str(refused.value)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "url", ["https://www.kaggle.com", "http://10.0.0.1:80", "http://127.0.0.1.evil.org", "ftp://127.0.0.1"]
+)
+def test_the_endpoint_is_of_this_computer_or_refused(url):
+    with pytest.raises(ValidationError, match="on this computer"):
+        Settings(kaggle_endpoint=url)

@@ -1,0 +1,62 @@
+"""An emulated Drive and stores on it that lose no time between attempts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from orchestrator.adapters.stores.blobs import BlobLinks
+from orchestrator.adapters.stores.drive import DriveStore
+from orchestrator.adapters.stores.drive_client import DriveClient, Retries
+from orchestrator.adapters.stores.drive_login import read_login
+from tests.emulators.drive import Drive
+from worker.resumable import Patience
+
+AT_ONCE = Retries(attempts=20, first_s=0.0, longest_s=0.0, jitter_s=0.0)
+
+
+class MemoryIds:
+    """Implements `drive.Ids`."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, str] = {}
+
+    def get(self, key: str) -> str | None:
+        return self.known.get(key)
+
+    def claim(self, key: str, ident: str) -> str:
+        return self.known.setdefault(key, ident)
+
+    def forget(self, key: str, ident: str) -> None:
+        if self.known.get(key) == ident:
+            del self.known[key]
+
+
+@pytest.fixture
+def troubles() -> list[str]:
+    """What the store has said a person must put right."""
+    return []
+
+
+@pytest.fixture
+def make_store(drive: Drive, troubles: list[str]) -> Iterator[Callable[..., DriveStore]]:
+    made: list[DriveStore] = []
+
+    def make(title: str = "Trainhop 1", ids: MemoryIds | None = None, retries: Retries = AT_ONCE) -> DriveStore:
+        login = read_login(json.dumps(drive.authorized_user()), drive.url)
+        client = DriveClient(login, drive.url, on_trouble=troubles.append, retries=retries)
+        links = BlobLinks(lambda key: f"http://127.0.0.1/blobs/{key}", b"key")
+        patience = Patience(attempts=30, sleep=lambda _: None)
+        made.append(DriveStore(client, MemoryIds() if ids is None else ids, links, title, patience=patience))
+        return made[-1]
+
+    yield make
+    for store in made:
+        store.close()
+
+
+@pytest.fixture
+def store(make_store: Callable[..., DriveStore]) -> DriveStore:
+    return make_store()
