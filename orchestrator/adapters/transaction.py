@@ -112,7 +112,7 @@ class SqlTransaction:
     """Implements `ports.Transaction` over one connection; events are written last, by `flush`."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = self._connection = connection
         self._events: list[Event] = []
         self._upserts = _STATEMENTS[connection.dialect.name]
 
@@ -126,11 +126,6 @@ class SqlTransaction:
             self._connection, *({k: v for k, v in EVENTS.dump(e).items() if k != "id"} for e in self._events)
         )
         self._events.clear()
-
-    @property
-    def connection(self) -> Connection:
-        """The open connection, for statements that only one adapter has."""
-        return self._connection
 
     # jobs
 
