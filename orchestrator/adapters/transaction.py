@@ -114,6 +114,7 @@ class SqlTransaction(ClaimRows):
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
+        self.connection = connection
         self._events: list[Event] = []
         self._upserts = _STATEMENTS[connection.dialect.name]
 
@@ -127,11 +128,6 @@ class SqlTransaction(ClaimRows):
             self._connection, *({k: v for k, v in EVENTS.dump(e).items() if k != "id"} for e in self._events)
         )
         self._events.clear()
-
-    @property
-    def connection(self) -> Connection:
-        """The open connection, for statements that only one adapter has."""
-        return self._connection
 
     # jobs
 

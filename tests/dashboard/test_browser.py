@@ -76,7 +76,7 @@ def test_a_watched_job_moves_on_by_itself_and_the_hand_off_is_marked(show, visit
     third.save(60, tmp_path)
     assert third.finish(60).status_code == 204
     page.locator("#status .pill.succeeded").wait_for()
-    assert page.title().startswith("✓")
+    until(page, "document.title.startsWith('✓')")
     with page.expect_download() as arriving:
         page.get_by_role("link", name="Adapter").click()
     assert arriving.value.suggested_filename == f"{ident}-adapter.zip"
@@ -255,8 +255,8 @@ def test_without_a_script_pages_are_read_and_jobs_are_paused(show, visit, tmp_pa
     ):
         assert words in text
     page.get_by_role("button", name="Pause").click()
+    page.locator("#status").get_by_text("pause requested").first.wait_for()
     assert re.search(rf"/jobs/{ident}$", page.url)
-    assert "pause requested" in page.locator("#status").inner_text()
     page.goto(show.url + "/submit?preset=instruct")
     page.set_input_files(
         "#file", {"name": "rows.jsonl", "mimeType": "text/plain", "buffer": b'{"text": "a"}\n{"text": "b"}\n'}
@@ -278,6 +278,7 @@ def test_a_job_is_made_from_a_file_that_is_looked_into(show, visit, tmp_path):
         + b'{"prompt": "x", "completion": "%s"}\n' % (b"long " * 900)
     )
     page.set_input_files("#file", {"name": "good.jsonl", "mimeType": "text/plain", "buffer": good})
+    page.locator("#preview").get_by_text("good.jsonl").wait_for()
     page.get_by_text("read as prompt_completion").wait_for()
     assert page.locator("#preview mark").nth(1).inner_text() == "A train."
     page.get_by_text("1 cut short").wait_for()

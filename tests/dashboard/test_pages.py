@@ -8,6 +8,7 @@ import json
 import pytest
 from starlette.testclient import TestClient
 
+from orchestrator.domain.model import Account
 from orchestrator.entrypoints.dashboard.assets import assets
 from orchestrator.entrypoints.http import make_app
 from orchestrator.entrypoints.logins import CODE_LIVES_S
@@ -168,3 +169,22 @@ def test_a_demo_that_cannot_be_made_says_why(site, monkeypatch):
     page = site.client.get("/", headers=HTML).text
     assert "needs torch" in page
     assert "Try again" in page
+
+
+def test_accounts_are_checked_agreed_to_and_paused(site):
+    log_in(site)
+    me = site.admin.get("/me").json()["id"]
+    with site.app.context.uow() as tx:
+        (pool,) = tx.accounts()
+        mine = Account(id="account-mine", provider="fake", member_id=me, name="mine", config={}, created_at=0.0)
+        mine.problem = "the token was <b>revoked</b>"
+        tx.add_account(mine)
+    page = site.client.get("/accounts").text
+    assert "the token was &lt;b&gt;revoked&lt;/b&gt;" in page
+    assert "Give consent" in page
+    assert "there is nothing to sign in to" in site.client.post(f"/accounts/{pool.id}/check", headers=ORIGIN).text
+    assert site.client.post("/accounts/account-mine/consent", headers=ORIGIN).status_code == 303
+    assert site.client.post(f"/accounts/{pool.id}", data={"paused": "true"}, headers=ORIGIN).status_code == 303
+    page = site.client.get("/accounts").text
+    assert "Give consent" not in page
+    assert "Paused: nothing new starts here" in page

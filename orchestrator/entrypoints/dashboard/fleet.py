@@ -66,6 +66,10 @@ def _waiting(request: Request, server: Server, member_id: str | None, now: float
 @router.get("/accounts")
 def account_list(request: Request, server: Here, me: Viewer) -> Response:
     """Accounts and pools, with what each has left."""
+    return _accounts(request, server, me)
+
+
+def _accounts(request: Request, server: Server, me: Actor, said: str = "") -> Response:
     mine = accounts.list_accounts(server.ctx, me)
     with server.ctx.uow() as tx:
         _, busy = tx.live_counts()
@@ -73,6 +77,7 @@ def account_list(request: Request, server: Here, me: Viewer) -> Response:
     places = {place.account_id: place for place in dispatch.survey(server.ctx, mine)}
     shown = [_shown(account, places[account.id], busy, names, me) for account in mine]
     values: Row = {"accounts": shown, "store": _store(server), "providers": list(server.ctx.providers.entries())}
+    values["said"] = said
     if by_script(request):
         return piece("accounts_now.html", me=me, now=server.ctx.clock.now(), **values)
     return page(request, "accounts.html", me, **values)
@@ -98,8 +103,26 @@ def _store(server: Server) -> Row:
     return {"name": store.name, "problem": "", "used": usage.used, "free": usage.free}
 
 
+@router.post("/accounts/{account_id}/check")
+def check(request: Request, server: Here, me: Viewer, account_id: str) -> Response:
+    """Ask the provider about this account now."""
+    account, words = accounts.check(server.ctx, me, account_id)
+    return _accounts(request, server, me, "" if account.problem else f"{account.name}: {words}")
+
+
+@router.post("/accounts/{account_id}/consent")
+def consent(request: Request, server: Here, me: Viewer, account_id: str) -> Response:
+    """Its owner agrees that jobs may run there."""
+    accounts.consent(server.ctx, me, account_id)
+    return _again(request, server, me)
+
+
+def _again(request: Request, server: Server, me: Actor) -> Response:
+    return _accounts(request, server, me) if by_script(request) else RedirectResponse("/accounts", 303)
+
+
 @router.post("/accounts/{account_id}")
 def change(request: Request, server: Here, me: Viewer, account_id: str, paused: Annotated[bool, Form()]) -> Response:
     """Pause an account, or open it again."""
     accounts.change_account(server.ctx, me, account_id, paused=paused, config=None)
-    return account_list(request, server, me) if by_script(request) else RedirectResponse("/accounts", 303)
+    return _again(request, server, me)
