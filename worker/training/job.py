@@ -56,6 +56,14 @@ class Snapshot:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Resume:
+    """A verified checkpoint of this very run."""
+
+    arrays: Mapping[str, np.ndarray]
+    manifest: Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trained:
     """Where `train` stopped. `adapter_zip` and `adapter_sha256` are set when the job's last step is done."""
 
