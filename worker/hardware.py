@@ -48,10 +48,16 @@ def probe() -> Hardware:
         device="cuda",
         name=card.name,
         count=torch.cuda.device_count(),
-        memory_bytes=card.total_memory,
+        memory_bytes=min(card.total_memory, memory_cap() or card.total_memory),
         compute_capability=(card.major, card.minor),
         **shared,
     )
+
+
+def memory_cap() -> int | None:
+    """Bytes of GPU memory this process may use, where its owner set a limit (`WORKER_GPU_MEMORY_BYTES`) to share a card."""
+    limit = os.environ.get("WORKER_GPU_MEMORY_BYTES", "")
+    return int(limit) if limit.isdigit() and int(limit) else None
 
 
 def _trouble(torch: Any, why: str) -> str:

@@ -15,6 +15,7 @@ from worker.training import state, telemetry
 from worker.training.backends import Backend, Loaded
 from worker.training.data import Encoder, Rows
 from worker.training.export import export_adapter
+from worker.training.hostcopy import HostCopy
 from worker.training.job import Decision, Hooks, PermanentError, Resume, Snapshot, Trained, TrainingJob
 from worker.training.sampler import position
 from worker.training.trainer import StepTrainer
@@ -44,6 +45,7 @@ class Session(TrainerCallback):
         self._recipe, self._resume = recipe, resume
         self._encoder, self._held_out, self._chat = encoder, held_out, chat
         self._versions = versions()
+        self._copier = HostCopy()
         self._wall_before = resume.manifest.wall_seconds if resume else 0.0
         self._began = self._step_began = time.monotonic()
         self._stopped = False
@@ -137,8 +139,8 @@ class Session(TrainerCallback):
 
     def _save(self, step: int) -> None:
         self._hooks.phase(Phase.SAVE)
-        arrays, held = state.snapshot(self.trainer.run_state())
-        self._hooks.save(Snapshot(tensors=arrays, manifest=self._manifest(step, held)))
+        arrays, held, ready = state.snapshot(self.trainer.run_state(), self._copier)
+        self._hooks.save(Snapshot(tensors=arrays, manifest=self._manifest(step, held), ready=ready))
         self._hooks.phase(Phase.TRAIN)
 
     def _manifest(self, step: int, held: dict[str, Any]) -> Manifest:

@@ -13,6 +13,7 @@ import torch
 
 from worker import checkpoint
 from worker.checkpoint import CheckpointError
+from worker.hardware import memory_cap
 from worker.hardware import probe as probe_hardware
 from worker.protocol import Hardware, JobSpec, Phase, Recipe
 from worker.training import backends, state
@@ -55,6 +56,7 @@ def micro_batch_size(spec: JobSpec, hardware: Hardware, rows: int) -> int:
 
 def _prepare(job: TrainingJob, hooks: Hooks, group: Group) -> Session:
     spec, hardware = job.spec, probe_hardware()
+    _keep_to_the_limit(hardware)
     rows = load_rows(job.datasets, spec)
     # The checkpoint comes before the model: a wrong one is found in a moment instead of after a long load.
     resume = _read_checkpoint(job) if job.resume else None
@@ -97,6 +99,11 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group) -> Session:
     session.trainer = build_trainer(loaded, spec, trained, batches, micro_batch, group, hardware, job.work_dir)
     session.trainer.add_callback(session)
     return session
+
+
+def _keep_to_the_limit(hardware: Hardware) -> None:
+    if hardware.device == "cuda" and (limit := memory_cap()):
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / torch.cuda.get_device_properties(0).total_memory))
 
 
 def _read_checkpoint(job: TrainingJob) -> Resume:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from worker.checkpoint import CheckpointError
+from worker.training.hostcopy import HostCopy, Ready
 
 Arrays = dict[str, np.ndarray]
 
@@ -44,16 +45,24 @@ def parameters_sha256(model: nn.Module) -> str:
     return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()
 
 
-def snapshot(run: Run) -> tuple[Arrays, dict[str, Any]]:
-    """Host copies of all tensors, and the JSON part. On return nothing refers to live memory."""
-    arrays: Arrays = {f"adapter.{name}": _host(value) for name, value in trainable(run.model).items()}
+def snapshot(run: Run, copier: HostCopy) -> tuple[Arrays, dict[str, Any], Ready]:
+    """Host copies of all tensors, the JSON part, and what to wait for before reading the copies.
+
+    On return nothing refers to live memory: training may go on at once.
+    """
+    tensors = {f"adapter.{name}": value.data for name, value in trainable(run.model).items()}
+    scalars: Arrays = {}
     idle = []
     for name, parameter in trainable(run.model).items():
         held = run.optimizer.state.get(parameter) or {}
         if not held:
             idle.append(name)
         for key, value in held.items():
-            arrays[f"optimizer.{name}.{key}"] = _host(value)
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer.{name}.{key}"] = value
+            else:
+                scalars[f"optimizer.{name}.{key}"] = _array(value)
+    arrays, ready = copier.take(tensors)
     rng_arrays, rng = capture_rng()
     state = {
         "groups": [{k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups],
@@ -63,7 +72,7 @@ def snapshot(run: Run) -> tuple[Arrays, dict[str, Any]]:
         "rng": rng,
     }
     # A round trip through JSON here, not at the write, finds a value that JSON cannot hold while the run still lives.
-    return arrays | rng_arrays, json.loads(json.dumps(state))
+    return arrays | scalars | rng_arrays, json.loads(json.dumps(state)), ready
 
 
 def restore(run: Run, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
@@ -197,9 +206,11 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _host(value: Any) -> np.ndarray:
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True).contiguous().numpy()
+def _host(value: torch.Tensor) -> np.ndarray:
+    return value.detach().to("cpu", copy=True).contiguous().numpy()
+
+
+def _array(value: float) -> np.ndarray:
     return np.array(value, dtype=np.int64 if isinstance(value, int) else np.float64)
 
 

@@ -1,0 +1,47 @@
+"""(b) The run cut 0, 1 and 5 times at random steps: losses, sample order, adapter and optimiser against the unbroken run."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.models import Scale, paper_model, write_long_rows
+from benchmarks.gpu.sessions import Run, largest_difference, resolved, run, tensors_sha256
+
+
+def measure(folder: Path, scale: Scale, backend: str, cuts: tuple[int, ...] = (0, 1, 5)) -> dict[str, Any]:
+    """Compare, on the paper's job; the checkpoint at the one cut stays in `folder` for whoever goes on from it."""
+    model, data = paper_model(folder, scale), write_long_rows(folder / "long.jsonl", scale)
+    spec = resolved(scale.job(model, "", backend=backend), data)
+    chance = random.Random(3)
+    runs: dict[int, Run] = {}
+    steps: dict[int, list[int]] = {}
+    for count in cuts:
+        steps[count] = sorted(chance.sample(range(1, spec.total_steps), count))
+        runs[count] = run(spec, data, folder / f"exact-{backend}-{count}", steps[count])
+    whole = runs[0]
+    return {
+        "backend": backend,
+        "steps": spec.total_steps,
+        "losses": whole.series("loss"),
+        "batch_crc32": whole.series("batch_crc32"),
+        "cuts": [_against(whole, runs[count], steps[count]) for count in cuts if count],
+    }
+
+
+def _against(whole: Run, cut: Run, at: list[int]) -> dict[str, Any]:
+    losses = zip(whole.series("loss"), cut.series("loss"), strict=True)
+    return {
+        "cut_after_steps": at,
+        "fidelity": [fidelity for watcher in cut.sessions for _, fidelity, _ in watcher.restores],
+        "largest_loss_difference": max(abs(a - b) for a, b in losses),
+        "sample_order_equal": whole.series("batch_crc32") == cut.series("batch_crc32"),
+        "adapter_bytes_equal": _same(whole, cut, "adapter."),
+        "optimizer_bytes_equal": _same(whole, cut, "optimizer."),
+        "largest_adapter_difference": largest_difference(whole.checkpoint, cut.checkpoint, "adapter."),
+    }
+
+
+def _same(whole: Run, cut: Run, prefix: str) -> bool:
+    return tensors_sha256(whole.checkpoint, prefix) == tensors_sha256(cut.checkpoint, prefix)
