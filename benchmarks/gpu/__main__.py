@@ -34,7 +34,7 @@ STAGES: tuple[tuple[str, ...], ...] = (
     ("by-hand-unsloth",),
     ("by-hand-hf",),
     ("goodput",),
-    ("exact-unsloth", "exact-hf", "fit-unsloth", "fit-hf", "seam", "cross-first"),
+    ("exact-unsloth", "exact-hf", "fit-unsloth", "fit-hf", "seam"),
     ("cross",),
 )
 """Items in order; those of one stage run side by side, since nothing in them is judged by how long it takes."""
@@ -72,9 +72,14 @@ def run_all(asked: argparse.Namespace) -> dict[str, Any]:
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     for stage in STAGES:
         running = {item: start(item, asked) for item in stage if item in wanted}
-        for item, (process, began) in running.items():
-            results["items"][item] = outcome(process, asked.work / f"{item}.log", began)
-            asked.out.write_text(json.dumps(results, indent=1) + "\n")
+        while running:
+            for item, (process, began) in list(running.items()):
+                if (done := outcome(process, asked.work / item, began)) is not None:
+                    results["items"][item] = done | {"commit": results["commit"]}
+                    asked.out.write_text(json.dumps(results, indent=1) + "\n")
+                    say(f"{item}: {done.get('error', 'done')} after {done['seconds']} s")
+                    del running[item]
+            time.sleep(0.2)
     return results
 
 
@@ -88,23 +93,22 @@ def start(item: str, asked: argparse.Namespace) -> tuple[subprocess.Popen[str], 
         "HF_HUB_OFFLINE": "1",
         "UNSLOTH_COMPILE_LOCATION": str(asked.work / f"unsloth-{item}"),
     }
-    log = (asked.work / f"{item}.log").open("w")
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment), time.monotonic()
+    said, logged = (asked.work / f"{item}.out").open("w"), (asked.work / f"{item}.log").open("w")
+    return subprocess.Popen(command, stdout=said, stderr=logged, text=True, env=environment), time.monotonic()
 
 
-def outcome(process: subprocess.Popen[str], log: Path, began: float) -> dict[str, Any]:
-    """The item's result, or its error with the end of its log."""
-    try:
-        printed, _ = process.communicate(timeout=max(1.0, PATIENCE_S - (time.monotonic() - began)))
-    except subprocess.TimeoutExpired:
+def outcome(process: subprocess.Popen[str], files: Path, began: float) -> dict[str, Any] | None:
+    """The item's result, or its error with the end of its log; None while it runs."""
+    took = time.monotonic() - began
+    if process.poll() is None:
+        if took < PATIENCE_S:
+            return None
         process.kill()
-        return {"error": f"not done after {PATIENCE_S} s", "log": log.read_text()[-2000:]}
-    took = round(time.monotonic() - began, 1)
-    if process.returncode:
-        say(f"  failed after {took} s")
-        return {"error": f"exit code {process.returncode}", "log": log.read_text()[-3000:], "seconds": took}
-    say(f"  done after {took} s")
-    return json.loads(printed.splitlines()[-1]) | {"seconds": took}
+    common = {"seconds": round(took, 1)}
+    if process.poll() != 0:
+        why = "not done in time" if process.poll() is None else f"exit code {process.returncode}"
+        return {"error": why, "log": files.with_suffix(".log").read_text(errors="replace")[-3000:]} | common
+    return json.loads(files.with_suffix(".out").read_text().splitlines()[-1]) | common
 
 
 def measure(item: str, asked: argparse.Namespace) -> dict[str, Any]:
@@ -114,15 +118,12 @@ def measure(item: str, asked: argparse.Namespace) -> dict[str, Any]:
 
     scale, folder = Scale(tiny=asked.tiny), asked.work
     backend = "hf" if asked.tiny else item.rpartition("-")[2]
-    cut = scale.steps // 2
     _keep_to_the_cap()
     if item == "model":
         return {"folder": str(paper_model(folder, scale).name)}
-    if item == "cross-first":
-        return cross.first_half(folder, scale, cut)
     if item == "cross":
-        whole = json.loads(asked.out.read_text())["items"]["cross-first"]
-        return cross.second_half(folder, scale, cut, whole, "hf" if asked.tiny else "unsloth")
+        whole = json.loads(asked.out.read_text())["items"]["exact-hf"]
+        return cross.measure(folder, scale, whole, "hf" if asked.tiny else "unsloth")
     if item == "seam":
         return seam.measure(folder, scale, "hf", asked.gguf)
     if item == "goodput":

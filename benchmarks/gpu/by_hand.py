@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from pathlib import Path
@@ -23,7 +24,10 @@ def measure(folder: Path, scale: Scale, backend: str) -> dict[str, Any]:
     from trl import SFTConfig, SFTTrainer
 
     on_gpu = torch.cuda.is_available()
-    model, peft_config = (_unsloth if backend == "unsloth" else _hf)(folder_of_model, scale, on_gpu)
+    if backend == "unsloth":
+        model, peft_config = _unsloth(folder_of_model, scale), None
+    else:
+        model, peft_config = _hf(folder_of_model, scale, on_gpu)
     seconds: list[float] = []
 
     class Clock(TrainerCallback):
@@ -36,8 +40,6 @@ def measure(folder: Path, scale: Scale, backend: str) -> dict[str, Any]:
             if on_gpu:
                 torch.cuda.synchronize()
             seconds.append(time.monotonic() - self.began)
-
-    import json
 
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     trainer = SFTTrainer(
@@ -80,14 +82,14 @@ def measure(folder: Path, scale: Scale, backend: str) -> dict[str, Any]:
     }
 
 
-def _unsloth(folder: Path, scale: Scale, on_gpu: bool) -> tuple[Any, Any]:
+def _unsloth(folder: Path, scale: Scale) -> Any:
     from unsloth import FastLanguageModel  # pyright: ignore[reportMissingImports]
 
     model, _ = FastLanguageModel.from_pretrained(str(folder), max_seq_length=scale.sequence_len, load_in_4bit=True)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     return FastLanguageModel.get_peft_model(
         model, r=16, lora_alpha=32, lora_dropout=0, target_modules=targets, use_gradient_checkpointing="unsloth"
-    ), None
+    )
 
 
 def _hf(folder: Path, scale: Scale, on_gpu: bool) -> tuple[Any, Any]:

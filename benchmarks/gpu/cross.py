@@ -1,4 +1,4 @@
-"""(d) One session on `hf`, the next on `unsloth`, against the run that stayed on `hf`."""
+"""(d) One session on `hf`, the next on `unsloth`, against the run that stayed on `hf` (item `exact-hf`)."""
 
 from __future__ import annotations
 
@@ -6,28 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.models import Scale, paper_model, write_long_rows
-from benchmarks.gpu.sessions import Watcher, largest_difference, resolved, run, session
+from benchmarks.gpu.sessions import largest_difference, resolved, run
 
 
-def first_half(folder: Path, scale: Scale, cut: int) -> dict[str, Any]:
-    """On `hf`: the unbroken run, and one session of it up to `cut`."""
-    model, data = paper_model(folder, scale), write_long_rows(folder / "long.jsonl", scale)
-    spec = resolved(scale.job(model, "", backend="hf"), data)
-    session(spec, data, folder / "cross-first", Watcher(stop_at=cut))
-    whole = run(spec, data, folder / "cross-whole")
-    return {"losses": whole.series("loss"), "batch_crc32": whole.series("batch_crc32")}
-
-
-def second_half(
-    folder: Path, scale: Scale, cut: int, whole: dict[str, Any], backend: str = "unsloth"
-) -> dict[str, Any]:
-    """On `backend`: the rest of the run, compared with the unbroken one."""
+def measure(folder: Path, scale: Scale, whole: dict[str, Any], backend: str) -> dict[str, Any]:
+    """Go on from the one cut of `exact-hf` on `backend` and compare with its unbroken run."""
     model, data = paper_model(folder, scale), write_long_rows(folder / "long.jsonl", scale)
     spec = resolved(scale.job(model, "", backend=backend), data)
-    checkpoint = folder / "cross-first" / f"step-{cut}.safetensors"
-    rest = run(spec, data, folder / "cross-second", resume=checkpoint)
-    last = folder / "cross-whole" / "session-0" / f"step-{spec.total_steps}.safetensors"
-    pairs = list(zip(whole["losses"][cut:], rest.series("loss"), strict=True))
+    (cut,) = next(c["cut_after_steps"] for c in whole["cuts"] if len(c["cut_after_steps"]) == 1)
+    rest = run(spec, data, folder / "cross", resume=folder / "exact-hf-1" / "session-0" / f"step-{cut}.safetensors")
+    last = folder / "exact-hf-0" / "session-0" / f"step-{spec.total_steps}.safetensors"
+    pairs = zip(whole["losses"][cut:], rest.series("loss"), strict=True)
     return {
         "cut_after_step": cut,
         "restores": rest.sessions[0].restores,

@@ -22,6 +22,7 @@ def measure(folder: Path, scale: Scale, backend: str, micro_batches: tuple[int, 
         watcher = Watcher(stop_at=2)
         session(spec, data, folder / f"fit-{backend}-{micro}", watcher)
         measured = max((values.get("gpu_peak_bytes", 0.0) for values in watcher.steps.values()), default=0.0)
+        assert shape is not None
         predicted = fit.gpu_bytes(spec, shape, backend=backend, micro_batch=micro)
         found.append(
             {

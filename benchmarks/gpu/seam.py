@@ -92,7 +92,7 @@ def _starting_from(path: Path) -> Iterator[None]:
 
     tensors, _ = checkpoint.load(path)
 
-    def start(model: Any, seed: int) -> None:
+    def start(model: Any, seed: int) -> None:  # noqa: ARG001 - whatever the seed
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:

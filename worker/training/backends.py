@@ -87,6 +87,7 @@ def load(backend: Backend, spec: JobSpec, hardware: Hardware, trust_remote_code:
     if hardware.device == "cuda":
         # Loading quantises in pieces, whose memory is of no size that training asks for.
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     return Loaded(
         model=adapted,
         tokenizer=tokenizer,

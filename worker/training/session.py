@@ -17,6 +17,7 @@ from worker.training.data import Encoder, Rows
 from worker.training.export import export_adapter
 from worker.training.hostcopy import HostCopy
 from worker.training.job import Decision, Hooks, PermanentError, Resume, Snapshot, Trained, TrainingJob
+from worker.training.kernels import is_deterministic
 from worker.training.sampler import position
 from worker.training.trainer import StepTrainer
 
@@ -162,7 +163,7 @@ class Session(TrainerCallback):
             hardware=self._hardware,
             versions=self._versions,
             probe=self._probe(),
-            state=held | {"threads": torch.get_num_threads()},
+            state=held | {"threads": torch.get_num_threads(), "deterministic": is_deterministic()},
         )
 
     def _probe(self) -> Probe:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 
-from worker import checkpoint
+from worker import checkpoint, fit
 from worker.checkpoint import CheckpointError
+from worker.fit import Shape
 from worker.hardware import memory_cap
 from worker.hardware import probe as probe_hardware
 from worker.protocol import Hardware, JobSpec, Phase, Recipe
-from worker.training import backends, state
+from worker.training import backends, base_model, state
 from worker.training.data import Encoder, Rows, load_rows
 from worker.training.job import Hooks, Resume, Trained, TrainingJob, UnfitMachineError
+from worker.training.kernels import insist_on_determinism
 from worker.training.ranks import Group
 from worker.training.sampler import MicroBatches, position, split
 
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
     from worker.training.backends import Loaded
     from worker.training.session import Session
 
-_CPU_TOKENS, _SMALL_GPU_TOKENS, _LARGE_GPU_TOKENS = 2_048, 4_096, 16_384
-"""Tokens of one micro-batch where the job does not ask for a size."""
-_LARGE_GPU_BYTES = 30 * 2**30
+_CPU_TOKENS, _GPU_TOKENS = 2_048, 16_384
+"""Most tokens of one micro-batch where the job does not ask for a size; more would take memory and save no time."""
 
 
 def train(job: TrainingJob, hooks: Hooks, group: Group | None = None) -> Trained:
@@ -37,20 +37,24 @@ def train(job: TrainingJob, hooks: Hooks, group: Group | None = None) -> Trained
     Raises `PermanentError`, `UnfitMachineError` or `CheckpointError`, each with one sentence; `OSError` if the disk fails.
     """
     with _plain_errors(job.spec):
-        _deterministic()
+        insist_on_determinism()
         hooks.phase(Phase.LOAD)
         session = _prepare(job, hooks, group or Group())
         session.trainer.train()
         return session.finish()
 
 
-def micro_batch_size(spec: JobSpec, hardware: Hardware, rows: int) -> int:
-    """Rows per forward pass: the job's wish, else the largest divisor of a process's `rows` that suits the machine."""
+def micro_batch_size(spec: JobSpec, hardware: Hardware, shape: Shape | None, backend: str, rows: int) -> int:
+    """Rows per forward pass: the job's wish, else the largest divisor of a process's `rows` that suits the machine.
+
+    A single row is always tried: whether there is room for it has been asked before loading.
+    """
     if spec.micro_batch_size and rows % spec.micro_batch_size == 0:
         return spec.micro_batch_size
-    tokens = _CPU_TOKENS
-    if hardware.device == "cuda":
-        tokens = _LARGE_GPU_TOKENS if hardware.memory_bytes >= _LARGE_GPU_BYTES else _SMALL_GPU_TOKENS
+    if hardware.device == "cuda" and shape is not None:
+        room = min(hardware.memory_bytes, torch.cuda.mem_get_info(0)[0])
+        return fit.micro_batch(spec, shape, room, backend=backend, rows=rows, most_tokens=_GPU_TOKENS) or 1
+    tokens = _GPU_TOKENS // 4 if hardware.device == "cuda" else _CPU_TOKENS
     return max(n for n in range(1, rows + 1) if n == 1 or (rows % n == 0 and n * spec.sequence_len <= tokens))
 
 
@@ -66,6 +70,9 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group) -> Session:
     from worker.training.trainer import build_trainer
 
     _quiet()
+    rows_each = spec.global_batch_size // group.world
+    shape = Shape.read(base_model.resolve(spec.base_model) / "config.json")
+    micro_batch = micro_batch_size(spec, hardware, shape, backend.name, rows_each)
     loaded = backends.load(backend, spec, hardware, job.trust_remote_code)
     recipe = _full_recipe(spec, loaded)
     if resume:
@@ -90,11 +97,10 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group) -> Session:
         start_step=session.start_step,
         max_steps=spec.total_steps,
         global_batch=spec.global_batch_size,
-        micro_batch=spec.global_batch_size // group.world,
+        micro_batch=rows_each,
         rank=group.rank,
         world=group.world,
     )
-    micro_batch = micro_batch_size(spec, hardware, batches.micro_batch)
     trained = Rows(rows, train_rows.tolist(), encoder)
     session.trainer = build_trainer(loaded, spec, trained, batches, micro_batch, group, hardware, job.work_dir)
     session.trainer.add_callback(session)
@@ -128,14 +134,6 @@ def _full_recipe(spec: JobSpec, loaded: Loaded) -> Recipe:
         "trainable_dtype": "float32",
     }
     return Recipe.of(spec).model_copy(update=known_once_loaded)
-
-
-def _deterministic() -> None:
-    # cuBLAS reads this once, when the first CUDA context is made.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Else every fresh tensor is filled with NaN, to find reads of what nobody wrote; nothing here reads such a thing.
-    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def _quiet() -> None:

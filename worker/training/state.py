@@ -188,13 +188,17 @@ def restore_rng(arrays: Mapping[str, np.ndarray], rng: Mapping[str, Any]) -> Non
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients, after which mode and random generators are as they were."""
-    training = model.training
+    training, lenient = model.training, torch.is_deterministic_algorithms_warn_only_enabled()
+    strict = torch.are_deterministic_algorithms_enabled()
     arrays, rng = capture_rng()
     model.eval()
+    # What is looked at here is not trained on: writing an answer may use any kernel.
+    torch.use_deterministic_algorithms(strict, warn_only=True)
     try:
         with torch.no_grad():
             yield
     finally:
+        torch.use_deterministic_algorithms(strict, warn_only=lenient)
         model.train(training)
         restore_rng(arrays, rng)
 

@@ -14,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 from worker.training.data import Example, Rows, checksum, collate, row_crc, trained_tokens
 from worker.training.job import PermanentError
+from worker.training.kernels import allow_other_kernels
 from worker.training.loss import add_summed_loss
 from worker.training.sampler import MicroBatches
 from worker.training.state import Run, capture_rng, restore_rng, trainable
@@ -43,6 +44,7 @@ class StepTrainer(SFTTrainer):
     step_checksum: int = 0
     step_grad_norm: float = 0.0
     step_learning_rate: float = 0.0
+    _kernels_changed: bool = False
 
     def get_train_dataloader(self) -> Any:
         """Our batches. The loader has a generator of its own, as each pass would else draw a seed from the global one."""
@@ -54,7 +56,8 @@ class StepTrainer(SFTTrainer):
         """Gradients of one update: the loss is the mean over all trained tokens of the global batch.
 
         Out of memory, the update begins anew with half the micro-batch and the same random numbers, and the rest of the
-        session stays with that. Raises `torch.OutOfMemoryError` if a single row does not fit.
+        session stays with that. Where an operation has no deterministic kernel, it begins anew with those that there are.
+        Raises `torch.OutOfMemoryError` if a single row does not fit.
         """
         model.train()
         self.group.begin_step(self.state.global_step)
@@ -64,14 +67,14 @@ class StepTrainer(SFTTrainer):
         self.step_learning_rate = float(self.optimizer.param_groups[0]["lr"])
         rng = capture_rng()
         while (loss := self._gradients(model, inputs, max(1.0, counted[0]))) is None:
-            self._halve(model)
+            self._give_way(model)
             restore_rng(*rng)
         self.group.sum_gradients(model)
         self.step_loss = self.group.sum([float(loss)])[0]
         return loss
 
     def _gradients(self, model: Any, examples: list[Example], tokens: float) -> torch.Tensor | None:
-        """Backward passes of all micro-batches and the loss; None if any process of the group ran out of memory."""
+        """Backward passes of all micro-batches and the loss; None if any process of the group could not do them."""
         loss: torch.Tensor | None = torch.zeros((), device=self.args.device)
         try:
             for begin in range(0, len(examples), self.micro_batch):
@@ -81,10 +84,18 @@ class StepTrainer(SFTTrainer):
         except torch.OutOfMemoryError:
             # Out of this block the exception, and with it every tensor of the failed pass, is gone.
             loss = None
+        except RuntimeError as error:
+            if "deterministic implementation" not in str(error):
+                raise
+            allow_other_kernels(str(error))
+            self._kernels_changed, loss = True, None
         return loss if self.group.all(loss is not None) else None
 
-    def _halve(self, model: Any) -> None:
+    def _give_way(self, model: Any) -> None:
         model.zero_grad(set_to_none=True)
+        if self._kernels_changed:
+            self._kernels_changed = False
+            return
         if self.micro_batch == 1:
             raise torch.OutOfMemoryError("a micro-batch of one row does not fit")
         self.micro_batch = max(n for n in range(1, self.micro_batch) if self.micro_batch % n == 0)
