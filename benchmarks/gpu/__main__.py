@@ -74,7 +74,7 @@ def run_all(asked: argparse.Namespace) -> dict[str, Any]:
         while running:
             for item, (process, began) in list(running.items()):
                 if (done := outcome(process, asked.work / item, began)) is not None:
-                    results["items"][item] = done | {"commit": results["commit"]}
+                    results["items"][item] = done | {"commit": results["commit"], "machine": results["machine"]["name"]}
                     asked.out.write_text(json.dumps(results, indent=1) + "\n")
                     say(f"{item}: {done.get('error', 'done')} after {done['seconds']} s")
                     del running[item]

@@ -26,7 +26,7 @@ def measure(
 ) -> dict[str, Any]:
     """One job for `limit_s` seconds while its workers are killed with SIGKILL at exponentially distributed times."""
     model = small_model(folder / "goodput", gguf, scale)
-    data = write_prose(folder / "goodput" / "prose.jsonl", scale)
+    data = write_prose(folder / "goodput" / "prose.jsonl", 120 if scale.tiny else 1200)
     settings = {"allowed_folders": json.dumps([str(folder)]), "offline": True, "mtbf_s": mtbf_s, "report_every_s": 1}
     with lab(folder / "goodput" / "lab", **settings, reconcile_s=0.5) as server:
         pool = server.get("/accounts")["items"][0]["id"]

@@ -174,11 +174,10 @@ def _packaged() -> Path:
     return Path(spec.origin).parent
 
 
-def write_prose(path: Path, scale: Scale, rows: int = 320) -> Path:
-    """Passages of real English, the same for one version of Python: the language reference that `help()` shows."""
+def write_prose(path: Path, size: int, rows: int = 320) -> Path:
+    """Passages of `size` characters of real English, the same for one version of Python: what `help()` shows of the language."""
     from pydoc_data import topics
 
-    size = 120 if scale.tiny else 1200
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
     passages = [text[at : at + size] for at in range(0, len(text), size)]
     random.Random(5).shuffle(passages)

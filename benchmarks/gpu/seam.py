@@ -12,9 +12,9 @@ import numpy as np
 from benchmarks.gpu.models import Scale, small_model, write_prose
 from benchmarks.gpu.sessions import Run, Watcher, resolved, run, session, tensors_sha256
 from worker import checkpoint
+from worker.hardware import probe
 
-ROWS, HELD_OUT = 352, 32
-LOOK_EVERY = 10
+LOOK_EVERY = 20
 TREND = 15
 """Steps of the moving average that is taken off a loss curve before two of them are correlated."""
 
@@ -22,7 +22,10 @@ TREND = 15
 def measure(folder: Path, scale: Scale, backend: str, gguf: Path | None) -> dict[str, Any]:
     """Two epochs, cut between them: that is where the paper's second session replayed the first one's order."""
     model = small_model(folder, gguf, scale)
-    data = write_prose(folder / "prose.jsonl", scale, ROWS if not scale.tiny else 44)
+    rows, characters = (352, 1200) if probe().device == "cuda" else (176, 320)
+    if scale.tiny:
+        rows, characters = 44, 120
+    data = write_prose(folder / "prose.jsonl", characters, rows)
     file = _job(model, scale, backend)
     spec = resolved(file, data)
     epoch = spec.train_rows // spec.global_batch_size
@@ -65,7 +68,7 @@ def _job(model: Path, scale: Scale, backend: str) -> dict[str, Any]:
         "warmup_ratio": 0.03,
         "optimizer": "adamw_8bit",
         "max_grad_norm": 0.3,
-        "val_set_size": HELD_OUT / ROWS,
+        "val_set_size": 1 / 11,
     }
 
 
