@@ -34,10 +34,13 @@ class _Activations:
     kept_per_layer: float
     """Of a layer's input, held until the backward pass: 1 on the GPU, 0 where it waits in host memory."""
 
+    fixed: float
+    """Bytes that the backend's own buffers take whatever the micro-batch."""
+
 
 _BACKENDS = {
-    "hf": _Activations(per_hidden=40.0, per_intermediate=20.0, kept_per_layer=1.0),
-    "unsloth": _Activations(per_hidden=24.0, per_intermediate=10.0, kept_per_layer=0.0),
+    "hf": _Activations(per_hidden=40.0, per_intermediate=20.0, kept_per_layer=1.0, fixed=0.0),
+    "unsloth": _Activations(per_hidden=24.0, per_intermediate=10.0, kept_per_layer=0.0, fixed=0.7 * 2**30),
 }
 
 
@@ -115,7 +118,7 @@ def gpu_bytes(spec: JobSpec, shape: Shape, *, backend: str = "hf", micro_batch: 
     kept = tokens * shape.hidden * 2.0 * shape.layers * use.kept_per_layer
     layer = tokens * (use.per_hidden * shape.hidden + use.per_intermediate * shape.intermediate)
     widest = 2.0 * max(i * o for i, o in shape.linears) if spec.adapter == "qlora" else 0.0
-    return int(base + adapter + kept + max(layer + widest, _SLICE_BYTES + 4.0 * tokens * shape.hidden))
+    return int(base + adapter + use.fixed + kept + max(layer + widest, _SLICE_BYTES + 4.0 * tokens * shape.hidden))
 
 
 def micro_batch(spec: JobSpec, shape: Shape, room: int, *, backend: str, rows: int, most_tokens: int) -> int | None:
