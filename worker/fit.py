@@ -1,7 +1,8 @@
 """What a job takes on a machine, estimated from the model's published shape. Plain arithmetic: needs neither torch nor a GPU.
 
-Every constant is a measured one (benchmarks/results/gpu.json, `peaks` of the items `exact-*`); the estimate is that of the allocator's peak,
-to be compared with `torch.cuda.max_memory_reserved`. What the driver itself takes is `DRIVER_BYTES`.
+The constants are measured (benchmarks/results/gpu.json: `peak_reserved_gib` of the items `orchestrated-*`, and how the
+`peaks` of the items `exact-*` grow with the micro-batch). The estimate is that of the allocator's peak, to be compared with
+`torch.cuda.max_memory_reserved`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from worker.protocol import JobSpec
-
-DRIVER_BYTES = 600 * 2**20
-"""A CUDA context with the libraries loaded, outside the allocator's count."""
 
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """A 4-bit code; an 8-bit scale for each block of 64; a 32-bit one for each 256 of those."""
