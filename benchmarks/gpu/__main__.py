@@ -25,7 +25,7 @@ from worker.hardware import cpu_name, probe, versions
 RESULTS = Path(__file__).parents[1] / "results" / "gpu.json"
 CAP_GIB = 15.5
 """What a 16 GB card has to offer; set with `torch.cuda.set_per_process_memory_fraction` in every process."""
-PATIENCE_S = 560
+PATIENCE_S = 1200
 
 STAGES: tuple[tuple[str, ...], ...] = (
     ("model",),

@@ -14,7 +14,7 @@ from benchmarks.gpu.sessions import Run, Watcher, resolved, run, session, tensor
 from worker import checkpoint
 from worker.hardware import probe
 
-LOOK_EVERY = 20
+LOOK_EVERY = 10
 TREND = 15
 """Steps of the moving average that is taken off a loss curve before two of them are correlated."""
 
@@ -22,7 +22,7 @@ TREND = 15
 def measure(folder: Path, scale: Scale, backend: str, gguf: Path | None) -> dict[str, Any]:
     """Two epochs, cut between them: that is where the paper's second session replayed the first one's order."""
     model = small_model(folder, gguf, scale)
-    rows, characters = (352, 1200) if probe().device == "cuda" else (176, 320)
+    rows, characters = (352, 1200) if probe().device == "cuda" else (88, 240)
     if scale.tiny:
         rows, characters = 44, 120
     data = write_prose(folder / "prose.jsonl", characters, rows)

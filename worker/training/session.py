@@ -71,7 +71,8 @@ class Session(TrainerCallback):
         """An update is done: report it, then save, evaluate or stop as told."""
         step, values = state.global_step, self.trainer.take_step()
         self._refuse_nonsense(step, values)
-        decision = self._hooks.step_done(step, values, time.monotonic() - self._step_began)
+        wish = self._hooks.step_done(step, values, time.monotonic() - self._step_began)
+        decision = self.trainer.group.decided(wish)
         last = step >= self._spec.total_steps
         if decision is Decision.STOP:
             self._stopped = True
@@ -99,6 +100,8 @@ class Session(TrainerCallback):
         step = self.trainer.state.global_step
         if self._stopped:
             return Trained(step=step, complete=False)
+        if not self._leads:
+            return Trained(step=step, complete=True)
         self._hooks.phase(Phase.EXPORT)
         archive, digest = export_adapter(
             self._loaded.model, self._loaded.tokenizer, self._spec, self._recipe, self._job.work_dir
@@ -116,12 +119,19 @@ class Session(TrainerCallback):
         state.restore(self.trainer.run_state(), self._resume.arrays, manifest.state)
         return telemetry.check_probe(manifest, self._manifest(manifest.step, {}))
 
+    @property
+    def _leads(self) -> bool:
+        """Whether this process saves, evaluates and exports; its followers hold the same state."""
+        return self.trainer.group.rank == 0
+
     def _due(self, step: int) -> bool:
         return step > 0 and (step % self._spec.eval_every == 0 or step >= self._spec.total_steps)
 
     def _look(self, step: int) -> None:
         """Evaluate: held-out loss (not before the first step) and sample answers."""
         spec = self._spec
+        if not self._leads:
+            return
         if len(self._held_out) and step:
             self._hooks.phase(Phase.EVAL)
             trainer, pad_id = self.trainer, telemetry.pad_id_of(self._loaded.tokenizer)
@@ -139,6 +149,8 @@ class Session(TrainerCallback):
             )
 
     def _save(self, step: int) -> None:
+        if not self._leads:
+            return
         self._hooks.phase(Phase.SAVE)
         arrays, held, ready = state.snapshot(self.trainer.run_state(), self._copier)
         self._hooks.save(Snapshot(tensors=arrays, manifest=self._manifest(step, held), ready=ready))

@@ -20,6 +20,7 @@ from worker.training import backends, base_model, state
 from worker.training.data import Encoder, Rows, load_rows
 from worker.training.job import Hooks, Resume, Trained, TrainingJob, UnfitMachineError
 from worker.training.kernels import insist_on_determinism
+from worker.training.launch import group_for
 from worker.training.ranks import Group
 from worker.training.sampler import MicroBatches, position, split
 
@@ -34,13 +35,16 @@ _CPU_TOKENS, _GPU_TOKENS = 2_048, 16_384
 def train(job: TrainingJob, hooks: Hooks, group: Group | None = None) -> Trained:
     """Run the job's steps from its checkpoint (or the start) until the last one or until `hooks` says stop.
 
+    On a machine with several GPUs it starts a process for each of the others; `group` is given to those.
+
     Raises `PermanentError`, `UnfitMachineError` or `CheckpointError`, each with one sentence; `OSError` if the disk fails.
     """
     with _plain_errors(job.spec):
         insist_on_determinism()
         hooks.phase(Phase.LOAD)
-        session = _prepare(job, hooks, group or Group())
-        session.trainer.train()
+        with contextlib.nullcontext(group) if group else group_for(job) as together:
+            session = _prepare(job, hooks, together)
+            session.trainer.train()
         return session.finish()
 
 
