@@ -239,6 +239,7 @@ class Plan(Answer):
     basis: str
     places: list[PlannedPlace]
     waits_for: Waiting | None
+    late_s: float | None = None
 
 
 class Dataset(Answer):

@@ -57,6 +57,8 @@ class Plan:
     basis: str
     places: tuple[PlannedPlace, ...]
     waits_for: Obstacle | None
+    late_s: float | None = None
+    """How long after its deadline the job would be done at the best place, where it cannot be done before."""
 
 
 def submit(ctx: Context, actor: Actor, spec: JobSpec, *, key: str | None = None, cloned_from: str | None = None) -> Job:
@@ -297,7 +299,7 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec) -> Plan:
         updated_at=now,
     )
     waiting = as_waiting(job)
-    mine = [p for p in places if p.member_id in (None, actor.member_id)]
+    mine = [_planned(waiting, p) for p in places if p.member_id in (None, actor.member_id)]
     return Plan(
         steps=job.total_steps,
         train_rows=resolved.train_rows,
@@ -306,9 +308,17 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec) -> Plan:
         basis="steps of earlier jobs of this shape"
         if step_s
         else "no such job has run here yet: known after three steps",
-        places=tuple(_planned(waiting, place) for place in mine),
+        places=tuple(mine),
         waits_for=explain(waiting, less_live(places, by_account), now),
+        late_s=_late(mine, resolved.deadline, now),
     )
+
+
+def _late(places: list[PlannedPlace], deadline: float | None, now: float) -> float | None:
+    best = min((p.seconds for p in places if p.seconds is not None), default=None)
+    if deadline is None or best is None or now + best <= deadline:
+        return None
+    return now + best - deadline
 
 
 def _planned(job: Waiting, place: Place) -> PlannedPlace:

@@ -11,6 +11,7 @@ from orchestrator.domain.model import Checkpoint, Job, Lease
 from orchestrator.domain.policy import retry_at
 from orchestrator.ports import Context, Dataset, ObjectMissing, Store, StoreError, Transaction
 from orchestrator.services.errors import from_store
+from orchestrator.services.forecast import first_pace
 from worker.protocol import (
     PROTOCOL_VERSION,
     Action,
@@ -193,6 +194,7 @@ def reported(ctx: Context, tx: Transaction, said: Report) -> Directive:
     lease, job = held(tx, said.lease, said.fence)
     lease.last_seen_at, lease.expires_at = now, now + ctx.rules.lease_s
     if said.seq > lease.last_seq:
+        first_pace(tx, lease, job, said, now)
         _take_in(lease, said)
         tx.add_metrics(job.id, lease, said.metrics, now)
         tx.add_samples(job.id, said.samples, now)

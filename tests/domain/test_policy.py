@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.domain.lifecycle import EndReason
-from orchestrator.domain.policy import Place, Waiting, explain, fits, match, prune, rank, retry_at
+from orchestrator.domain.policy import Place, Waiting, duration, explain, fits, match, prune, rank, retry_at
 
 NOW = 1_000_000.0
 
@@ -87,3 +87,10 @@ def test_pruning_keeps_the_newest_and_always_the_head(steps: list[int], keep: in
     assert head not in gone
     newest = {f"c{s}" for s in sorted(steps)[-keep:]}
     assert set(gone) == {f"c{s}" for s in steps} - newest - {head}
+
+
+def test_the_rest_of_a_job_takes_its_sessions_and_their_start_ups() -> None:
+    assert duration(100.0, 500.0, 1000.0, 60.0) == 100.0
+    assert duration(600.0, 500.0, 1060.0, 60.0) == 660.0
+    assert duration(2600.0, 500.0, 1060.0, 60.0) == 500.0 + 2100.0 + 3 * 60.0
+    assert duration(100.0, -5.0, 1060.0, 60.0) == 160.0

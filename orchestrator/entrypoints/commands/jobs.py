@@ -77,6 +77,7 @@ def plan(context: typer.Context, file: FileArgument, changes: SetOption = None, 
             ("step", f"{step_s:.2f} s" if step_s else None),
             ("basis", planned["basis"]),
             ("waits for", obstacle(planned["waits_for"])),
+            ("deadline", f"missed by {seconds(planned['late_s'])}" if planned.get("late_s") else None),
         ]
     )
     put()
