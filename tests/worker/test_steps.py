@@ -1,5 +1,7 @@
 """What happens inside one update: slices of logits, out of memory, missing kernels, several processes."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -7,10 +9,11 @@ from torch.nn.functional import cross_entropy
 from tests.worker.lab import differing
 from worker import checkpoint
 from worker.protocol import Hardware
-from worker.training import backends, ranks
+from worker.training import backends, ranks, trainer
 from worker.training.job import Decision, UnfitMachineError
 from worker.training.trainer import StepTrainer
 
+SETTINGS = trainer._settings
 DROPOUT = {"lora_dropout": 0.1, "max_steps": 3}
 
 
@@ -178,3 +181,22 @@ def test_as_many_gpus_as_divide_the_batch(lab):
     assert ranks.world_size(lab.spec(global_batch_size=7, micro_batch_size=1), two) == 1
     assert ranks.world_size(lab.spec(backend="unsloth"), two) == 1
     assert ranks.world_size(lab.spec(), Hardware(count=4)) == 1
+
+
+def test_a_bf16_run_that_fp16_cannot_hold_is_not_called_a_bad_checkpoint(lab, monkeypatch):
+    """The checkpoint is fine and the card is not. Guard: as a `CheckpointError` the server would give the checkpoint up."""
+    _, hooks = lab.session(lab.spec(), decisions={2: Decision.SAVE_AND_STOP})
+    snapshot = hooks.snapshots[-1]
+    probe = snapshot.manifest.probe.model_copy(update={"loss": 1.0})
+    manifest = snapshot.manifest.model_copy(update={"precision": "bf16", "probe": probe})
+    half = lab.folder / "half.safetensors"
+    checkpoint.write(half, snapshot.tensors, manifest)
+    real = backends.load
+    monkeypatch.setattr(backends, "load", lambda *a: dataclasses.replace(real(*a), precision="fp16"))
+    monkeypatch.setattr("worker.training.trainer._settings", _in_fp32)
+    with pytest.raises(UnfitMachineError, match=r"trained in bf16 .* use a card of compute capability 8\.0"):
+        lab.session(lab.spec(), resume=half)
+
+
+def _in_fp32(spec, loaded, hardware, work_dir):
+    return SETTINGS(spec, dataclasses.replace(loaded, precision="fp32"), hardware, work_dir)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from worker.checkpoint import CheckpointError
 from worker.hardware import versions
 from worker.protocol import Fidelity, Hardware, Manifest, Phase, Probe, Recipe
 from worker.training import state, telemetry
@@ -16,7 +17,16 @@ from worker.training.backends import Backend, Loaded
 from worker.training.data import Encoder, Rows
 from worker.training.export import export_adapter
 from worker.training.hostcopy import HostCopy
-from worker.training.job import Decision, Hooks, PermanentError, Resume, Snapshot, Trained, TrainingJob
+from worker.training.job import (
+    Decision,
+    Hooks,
+    PermanentError,
+    Resume,
+    Snapshot,
+    Trained,
+    TrainingJob,
+    UnfitMachineError,
+)
 from worker.training.kernels import is_deterministic
 from worker.training.sampler import position
 from worker.training.trainer import StepTrainer
@@ -117,7 +127,15 @@ class Session(TrainerCallback):
         self._hooks.phase(Phase.RESTORE)
         manifest = self._resume.manifest
         state.restore(self.trainer.run_state(), self._resume.arrays, manifest.state)
-        return telemetry.check_probe(manifest, self._manifest(manifest.step, {}))
+        try:
+            return telemetry.check_probe(manifest, self._manifest(manifest.step, {}))
+        except CheckpointError as error:
+            if manifest.precision == "bf16" and self._loaded.precision == "fp16":
+                raise UnfitMachineError(
+                    f"this run was trained in bf16 and does not hold in the range of fp16, which is what "
+                    f"{self._hardware.name} computes in ({error}); use a card of compute capability 8.0 or newer"
+                ) from error
+            raise
 
     @property
     def _leads(self) -> bool:
