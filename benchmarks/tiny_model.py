@@ -6,6 +6,7 @@ Tests and benchmarks train on it: every mechanism is that of a real model, only 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -21,7 +22,7 @@ def make_tiny_llama(directory: Path, seed: int = 0) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = _byte_tokenizer()
+    tokenizer = byte_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -44,7 +45,7 @@ def make_tiny_llama(directory: Path, seed: int = 0) -> Path:
     return directory
 
 
-def _byte_tokenizer():  # noqa: ANN202 - the class is known only once transformers is imported
+def byte_tokenizer() -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -18,6 +18,10 @@ MOST_STALL = 0.003
 BACKGROUND_SHARE = 0.1
 """Share of the time in which a save may be written and sent in the background."""
 
+LARGEST_GAP = 0.05
+"""The interval that these two shares may ask for, as a share of the mean time between losses: saving cheaply is no use
+where machines vanish every minute."""
+
 
 class Budget:
     """Seconds this session may still use, counted from when the server said so; no wall clock of any machine is trusted."""
@@ -78,7 +82,8 @@ class Cadence:
         """
         stall = statistics.median(self._stalls) if self._stalls else FIRST_GUESS_S
         best = math.sqrt(2.0 * stall * self._mtbf_s)
-        wanted = min(self._max_interval_s, max(best, stall / MOST_STALL, self._background_s / BACKGROUND_SHARE))
+        modest = max(stall / MOST_STALL, self._background_s / BACKGROUND_SHARE)
+        wanted = min(self._max_interval_s, max(best, min(modest, LARGEST_GAP * self._mtbf_s)))
         return max(self._min_interval_s, wanted)
 
     @property

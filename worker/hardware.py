@@ -10,6 +10,7 @@ import time
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from worker.protocol import Hardware, Reading
 
@@ -34,21 +35,43 @@ def probe() -> Hardware:
     shared = {"cpu_count": cpu_count(), "ram_bytes": _meminfo().get("MemTotal", 0), "hostname": socket.gethostname()}
     try:
         import torch
+    except ImportError:
+        return Hardware(device="cpu", name=cpu_name(), **shared)
+    if not torch.cuda.is_available():
+        return Hardware(device="cpu", name=cpu_name(), **shared)
+    try:
+        card = torch.cuda.get_device_properties(0)
+        (torch.ones(8, device="cuda") * 2).sum().item()
+    except RuntimeError as error:
+        return Hardware(device="cpu", name=cpu_name(), trouble=_trouble(torch, str(error)), **shared)
+    return Hardware(
+        device="cuda",
+        name=card.name,
+        count=torch.cuda.device_count(),
+        memory_bytes=min(card.total_memory, memory_cap() or card.total_memory),
+        compute_capability=(card.major, card.minor),
+        **shared,
+    )
 
-        if torch.cuda.is_available():
-            (torch.ones(8, device="cuda") * 2).sum().item()
-            card = torch.cuda.get_device_properties(0)
-            return Hardware(
-                device="cuda",
-                name=card.name,
-                count=torch.cuda.device_count(),
-                memory_bytes=card.total_memory,
-                compute_capability=(card.major, card.minor),
-                **shared,
-            )
-    except (ImportError, RuntimeError):
-        pass
-    return Hardware(device="cpu", name=cpu_name(), **shared)
+
+def memory_cap() -> int | None:
+    """Bytes of GPU memory this process may use, where its owner set a limit (`WORKER_GPU_MEMORY_BYTES`) to share a card."""
+    limit = os.environ.get("WORKER_GPU_MEMORY_BYTES", "")
+    return int(limit) if limit.isdigit() and int(limit) else None
+
+
+def _trouble(torch: Any, why: str) -> str:
+    """Why the GPU did not run a kernel: mostly that this torch has none for a card of that age."""
+    try:
+        card = torch.cuda.get_device_properties(0)
+        what = f"{card.name} (compute capability {card.major}.{card.minor})"
+    except RuntimeError:
+        what = "the GPU of this machine"
+    first = (why.splitlines() or [""])[0]
+    return (
+        f"{what} ran no kernel of torch {torch.__version__}: {first}; use a T4 or a newer card, or hide the GPU "
+        "(CUDA_VISIBLE_DEVICES=) to train on the CPU on purpose"
+    )
 
 
 def versions() -> dict[str, str]:

@@ -276,6 +276,8 @@ class Hardware(Wire):
     cpu_count: int = 1
     ram_bytes: int = 0
     hostname: str = ""
+    trouble: str = ""
+    """Why a GPU that is there cannot be used; empty where there is none or it works."""
 
 
 class Reading(Wire):

@@ -171,6 +171,7 @@ class Saver:
         manifest = snapshot.manifest.model_copy(update={"parent": parent})
         path = self._spool / f"step-{manifest.step}.safetensors"
         try:
+            snapshot.ready()
             sha256, size = checkpoint.write(path, snapshot.tensors, manifest)
             found = [_Saved(path=path, sha256=sha256, size=size, manifest=manifest)]
             self.problem = ""

@@ -258,6 +258,7 @@ class Plan(Answer):
     store: str
     store_bytes: int | None
     done_at: Time | None
+    late_s: float | None = None
 
 
 class Dataset(Answer):

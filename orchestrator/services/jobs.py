@@ -73,6 +73,8 @@ class Plan:
     store: str = ""
     store_bytes: int | None = None
     done_at: float | None = None
+    late_s: float | None = None
+    """How long after its deadline the job would be done at the best place, where it cannot be done before."""
 
 
 def submit(ctx: Context, actor: Actor, spec: JobSpec, *, key: str | None = None, cloned_from: str | None = None) -> Job:
@@ -330,7 +332,7 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec) -> Plan:
         updated_at=now,
     )
     waiting = as_waiting(job)
-    planned = [_planned(waiting, p, now) for p in places if p.member_id in (None, actor.member_id)]
+    mine = [_planned(waiting, p, now) for p in places if p.member_id in (None, actor.member_id)]
     return Plan(
         steps=job.total_steps,
         train_rows=resolved.train_rows,
@@ -339,12 +341,20 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec) -> Plan:
         basis="steps of earlier jobs of this shape"
         if step_s
         else "no such job has run here yet: known after three steps",
-        places=tuple(planned),
+        places=tuple(mine),
         waits_for=explain(waiting, less_live(places, by_account), now),
         store=ctx.stores.current().name,
         store_bytes=None if saved is None else saved * (resolved.checkpoint.keep + 1),
-        done_at=min((p.done_at for p in planned if p.done_at is not None), default=None),
+        done_at=min((p.done_at for p in mine if p.done_at is not None), default=None),
+        late_s=_late(mine, resolved.deadline, now),
     )
+
+
+def _late(places: list[PlannedPlace], deadline: float | None, now: float) -> float | None:
+    best = min((p.seconds for p in places if p.seconds is not None), default=None)
+    if deadline is None or best is None or now + best <= deadline:
+        return None
+    return now + best - deadline
 
 
 def _planned(job: Waiting, place: Place, now: float) -> PlannedPlace:

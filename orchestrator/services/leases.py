@@ -11,6 +11,7 @@ from orchestrator.domain.model import Checkpoint, Job, Lease
 from orchestrator.domain.policy import retry_at
 from orchestrator.ports import Context, Dataset, ObjectMissing, Store, StoreError, Transaction
 from orchestrator.services.errors import from_store
+from orchestrator.services.pace import first_pace
 from worker.protocol import (
     PROTOCOL_VERSION,
     Action,
@@ -225,6 +226,7 @@ def reported(ctx: Context, tx: Transaction, said: Report) -> Directive:
     is_new = said.seq > lease.last_seq
     tx.add_metrics(job.id, lease, said.metrics, now, replace=is_new)
     if is_new:
+        first_pace(tx, lease, job, said, now)
         _take_in(lease, said)
         tx.add_samples(job.id, said.samples, now)
         if said.reading is not None:

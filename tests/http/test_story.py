@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.ports import Liveness
 from orchestrator.services.reconcile import reconcile
-from tests.http.play import Machine
+from tests.http.play import Machine, People
 
 
 def test_a_job_rides_two_machines_and_leaves_its_adapter(api, people, provider, clock, tmp_path):
@@ -130,3 +130,25 @@ def test_reports_that_arrive_together_fail_apart(api, people, provider):
     assert {f.result().status_code for f in good} == {200}
     assert {f.result().status_code for f in bad} == {422}
     assert {f.result().status_code for f in stale} == {409}
+
+
+def test_a_deadline_that_cannot_be_met_is_said_at_the_first_timed_step(api1, provider, clock):
+    """After three steps and once, not after the deadline; a later plan of such a job knows it before it is queued.
+
+    Guard: without `first_pace` nothing is said, and the plan has no step time until a checkpoint is committed.
+    """
+    people = People.of(api1)
+    due = clock.now() + 100.0
+    job = people.ann.submit(deadline=due)
+    machine = Machine.launched(api1, provider)
+    machine.start()
+    machine.report(1)
+    machine.report(3, seconds_per_step=60.0, ledger={"boot": 5.0, "load": 20.0})
+    machine.report(4, seconds_per_step=61.0)
+    events = people.ann.get(f"/jobs/{job['id']}/events").json()["items"]
+    (warning,) = [event for event in events if event["kind"] == "job.deadline_at_risk"]
+    assert warning["reason"] == "at 60.00 s a step it is done 5 min after its deadline"
+    plan = people.ann.post("/jobs:plan", people.ann.job_file(deadline=due)).json()
+    assert plan["step_s"] == 60.0
+    assert plan["late_s"] > 400.0
+    assert people.ann.post("/jobs:plan", people.ann.job_file(deadline=due + 5_000.0)).json()["late_s"] is None

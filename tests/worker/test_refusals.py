@@ -78,7 +78,7 @@ def test_another_base_model_is_refused(lab, half, tmp_path):
     [
         ({"lora_target_modules": ("nope",)}, PermanentError, "match nothing in .*: down_proj, gate_proj, k_proj"),
         ({"base_model": "./no/such"}, PermanentError, "base model ./no/such was found neither as a folder nor on"),
-        ({"backend": "unsloth"}, UnfitMachineError, "backend 'unsloth' is not available on this machine"),
+        ({"backend": "unsloth"}, UnfitMachineError, "backend unsloth cannot run here: this machine has no GPU"),
     ],
 )
 def test_bad_jobs(lab, changes, error, words):
@@ -112,7 +112,7 @@ def test_running_out_of_memory(lab, monkeypatch):
     def full(*_, **__):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
-    monkeypatch.setattr(StepTrainer, "compute_loss", full)
+    monkeypatch.setattr(StepTrainer, "summed", full)
     with pytest.raises(UnfitMachineError, match=r"ran out of memory .* smaller micro_batch_size"):
         lab.session(lab.spec())
 
@@ -121,8 +121,8 @@ def test_a_loss_that_is_no_number(lab, monkeypatch):
     """Fails without the check in `on_step_end`: the run would go on, and save, with weights that are lost."""
     from worker.training.trainer import StepTrainer
 
-    real = StepTrainer.compute_loss
-    monkeypatch.setattr(StepTrainer, "compute_loss", lambda *a, **k: real(*a, **k) * float("nan"))
+    real = StepTrainer.summed
+    monkeypatch.setattr(StepTrainer, "summed", lambda *a, **k: real(*a, **k) * float("nan"))
     with pytest.raises(PermanentError, match="loss became nan at step 1; lower learning_rate or check the dataset"):
         lab.session(lab.spec())
 
@@ -146,17 +146,17 @@ def test_every_trainable_parameter_is_fp32(lab, monkeypatch):
     """The T4's loss scaler needs it, and no CPU test would notice. Fails without the cast in `build_trainer`."""
     import torch
 
-    from worker.training import sft
+    from worker.training import trainer as library
 
     seen = []
-    real = sft.build_trainer
+    real = library.build_trainer
 
     def watched(loaded, *rest):
         trainer = real(loaded, *rest)
         seen.extend(p.dtype for p in loaded.model.parameters() if p.requires_grad)
         return trainer
 
-    monkeypatch.setattr(sft, "build_trainer", watched)
+    monkeypatch.setattr(library, "build_trainer", watched)
     lab.session(lab.spec(adapter="qlora", max_steps=1))
     assert set(seen) == {torch.float32}
 

@@ -1,9 +1,12 @@
-"""What loads a base model and puts the adapter on it. Each backend is a name in `BACKENDS`."""
+"""Loading a base model and putting the adapter on it: what every backend shares, and which one a machine gets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,13 +16,16 @@ from worker.hardware import available_ram
 from worker.training import base_model
 from worker.training.data import FALLBACK_TEMPLATE
 from worker.training.job import PermanentError, UnfitMachineError
-from worker.training.state import seed_all
+from worker.training.loss import Hidden
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
     from worker.protocol import Hardware, JobSpec
+
+OLDEST = (7, 0)
+"""Compute capability below which neither triton nor today's builds of torch and bitsandbytes have kernels."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,9 @@ class Loaded:
     precision: str
     base_sha256: str
     tokenizer_sha256: str
+    hidden: Hidden
+    own_checkpointing: bool = False
+    """Whether the model does its own gradient checkpointing, so that the trainer must not switch on another."""
 
 
 class Backend(Protocol):
@@ -38,60 +47,56 @@ class Backend(Protocol):
 
     name: str
 
-    def load(self, spec: JobSpec, hardware: Hardware, trust_remote_code: bool) -> Loaded:
-        """Base model, tokenizer and adapter. Raises `PermanentError` or `UnfitMachineError` in one sentence."""
+    def bring_in(self, hardware: Hardware) -> None:
+        """Import what has to come before transformers and TRL."""
         ...
 
+    def base(self, spec: JobSpec, directory: Path, hardware: Hardware, precision: str, trust: bool) -> Any:
+        """The frozen base model on the machine's device. Raises `PermanentError` if it cannot be loaded."""
+        ...
 
-class HfBackend:
-    """transformers + PEFT, and bitsandbytes' NF4 with double quantisation for `qlora`; on a GPU or a CPU."""
+    def adapted(self, model: Any, spec: JobSpec, targets: list[str]) -> PeftModel:
+        """The base model with a LoRA adapter on the linear modules named `targets`."""
+        ...
 
-    name = "hf"
+    def hidden(self, hardware: Hardware) -> Hidden:
+        """How to get the last hidden states of its models."""
+        ...
 
-    def load(self, spec: JobSpec, hardware: Hardware, trust_remote_code: bool) -> Loaded:
-        """See `Backend.load`. The adapter's first values are a function of the job's seed alone."""
-        precision = precision_of(hardware)
-        directory = base_model.resolve(spec.base_model)
-        base_model.check_code(spec.base_model, directory, trust_remote_code)
-        needed = base_model.load_bytes(spec.base_model, directory, spec.adapter == "qlora", precision)
-        check_fit(spec.base_model, needed, hardware)
+    own_checkpointing: bool
+
+
+def load(backend: Backend, spec: JobSpec, hardware: Hardware, trust_remote_code: bool) -> Loaded:
+    """Base model, tokenizer and adapter. Raises `PermanentError` or `UnfitMachineError` in one sentence.
+
+    The adapter's first values are a function of the job's seed alone, whatever backend and device make it.
+    """
+    precision = precision_of(hardware)
+    directory = base_model.resolve(spec.base_model)
+    base_model.check_code(spec.base_model, directory, trust_remote_code)
+    base_model.check_quantisation(spec.base_model, directory, spec.adapter == "qlora")
+    needed = base_model.load_bytes(spec.base_model, directory, spec.adapter == "qlora", precision)
+    check_fit(spec.base_model, needed, hardware)
+    with ThreadPoolExecutor(1) as aside:
+        digest = aside.submit(base_model.sha256, directory)
         tokenizer = load_tokenizer(directory, trust_remote_code)
-        model = self._base(spec, directory, hardware, precision, trust_remote_code)
+        model = backend.base(spec, directory, hardware, precision, trust_remote_code)
         keep_trainable_layout(model)
-        adapted = add_adapter(model, spec)
-        return Loaded(
-            model=adapted,
-            tokenizer=tokenizer,
-            precision=precision,
-            base_sha256=base_model.sha256(directory),
-            tokenizer_sha256=base_model.tokenizer_sha256(tokenizer),
-        )
-
-    def _base(self, spec: JobSpec, directory: Path, hardware: Hardware, precision: str, trust: bool) -> Any:
-        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-        dtype = DTYPES[precision]
-        options: dict[str, Any] = {}
-        if spec.adapter == "qlora":
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-            )
-        try:
-            return AutoModelForCausalLM.from_pretrained(
-                directory,
-                dtype=dtype,
-                device_map={"": 0 if hardware.device == "cuda" else "cpu"},
-                trust_remote_code=trust,
-                use_safetensors=True,
-                local_files_only=True,
-                **options,
-            )
-        except (OSError, ValueError, KeyError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise PermanentError(f"base model {spec.base_model} cannot be loaded: {reason}") from error
+        adapted = add_adapter(backend, model, spec)
+        base_sha256 = digest.result()
+    if hardware.device == "cuda":
+        # Loading quantises in pieces, whose memory is of no size that training asks for.
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return Loaded(
+        model=adapted,
+        tokenizer=tokenizer,
+        precision=precision,
+        base_sha256=base_sha256,
+        tokenizer_sha256=base_model.tokenizer_sha256(tokenizer),
+        hidden=backend.hidden(hardware),
+        own_checkpointing=backend.own_checkpointing and hardware.device == "cuda",
+    )
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -121,28 +126,35 @@ def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokeni
     return tokenizer
 
 
-def add_adapter(model: Any, spec: JobSpec) -> PeftModel:
+def add_adapter(backend: Backend, model: Any, spec: JobSpec) -> PeftModel:
     """Put a fresh LoRA adapter on `model`, in fp32. Raises `PermanentError` if its targets match no module."""
-    from peft import LoraConfig, get_peft_model
-
-    targets, alpha = spec.lora_target_modules, float(spec.lora_alpha)
-    config = LoraConfig(
-        r=spec.lora_r,
-        lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # pyright: ignore[reportArgumentType] - it is divided
-        lora_dropout=spec.lora_dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="CAUSAL_LM",
-    )
-    seed_all(spec.seed)
-    try:
-        adapted = get_peft_model(model, config)
-    except ValueError as error:
-        names = ", ".join(sorted({n.rpartition(".")[2] for n, m in model.named_modules() if _is_linear(m)})[:12])
+    linear = {name for name, module in model.named_modules() if _is_linear(module)}
+    head = model.get_output_embeddings()
+    wanted = spec.lora_target_modules
+    if isinstance(wanted, str):
+        wanted = sorted({n.rpartition(".")[2] for n in linear if model.get_submodule(n) is not head})
+    if not any(name == target or name.endswith(f".{target}") for name in linear for target in wanted):
+        names = ", ".join(sorted({name.rpartition(".")[2] for name in linear})[:12])
         raise PermanentError(
-            f"lora_target_modules {list(targets)} match nothing in {spec.base_model}; its linear modules are: {names}"
-        ) from error
+            f"lora_target_modules {list(wanted)} match nothing in {spec.base_model}; its linear modules are: {names}"
+        )
+    adapted = backend.adapted(model, spec, list(wanted))
     make_fp32(adapted)
-    return adapted  # pyright: ignore[reportReturnType] - never the mixed model, whose config is another
+    start_adapter(adapted, spec.seed)
+    return adapted
+
+
+@torch.no_grad()
+def start_adapter(model: torch.nn.Module, seed: int) -> None:
+    """Draw the adapter's first values (A uniform as PEFT does, B zero) on the CPU, each from seed and name alone."""
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "lora_embedding_A" in name:
+            parameter.zero_()
+        elif "lora_A" in name:
+            chance = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+            values = torch.empty(parameter.shape)
+            torch.nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=chance)
+            parameter.copy_(values)
 
 
 def make_fp32(model: torch.nn.Module) -> None:
@@ -181,18 +193,43 @@ def check_fit(name: str, needed: int, hardware: Hardware) -> None:
 
 
 def _is_linear(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.Linear)
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's, which is one transposed
 
 
-BACKENDS: dict[str, Callable[[], Backend]] = {"hf": HfBackend}
-"""Factory by name; `auto` is `hf`, which runs everywhere."""
+def select(wanted: str, hardware: Hardware, world: int = 1) -> Backend:
+    """The backend of a job's `backend` key: for `auto` unsloth where it can run, else hf, which runs everywhere.
+
+    `world` is the number of GPUs that train together.
+    Raises `UnfitMachineError` in words if this machine's GPU cannot be used or lacks what the job asks for.
+    """
+    from worker.training.hf import HfBackend
+    from worker.training.unsloth import UnslothBackend
+
+    check_card(hardware)
+    obstacle = unsloth_obstacle(hardware, world)
+    if wanted == "unsloth" and obstacle:
+        raise UnfitMachineError(f"backend unsloth cannot run here: {obstacle}; set backend to auto or hf")
+    return HfBackend() if wanted == "hf" or obstacle else UnslothBackend()
 
 
-def select(wanted: str) -> Backend:
-    """The backend of a job's `backend` key. Raises `UnfitMachineError` if it is not installed here."""
-    if wanted == "auto":
-        return BACKENDS["hf"]()
-    if wanted not in BACKENDS:
-        known = ", ".join(BACKENDS)
-        raise UnfitMachineError(f"backend '{wanted}' is not available on this machine; set backend to auto or {known}")
-    return BACKENDS[wanted]()
+def check_card(hardware: Hardware) -> None:
+    """Raise `UnfitMachineError` for a GPU that is there but of no use: nobody wants a CPU to take its place unnoticed."""
+    if hardware.trouble:
+        raise UnfitMachineError(hardware.trouble)
+    if hardware.device == "cuda" and (hardware.compute_capability or OLDEST) < OLDEST:
+        have = "{}.{}".format(*(hardware.compute_capability or (0, 0)))
+        raise UnfitMachineError(
+            f"{hardware.name} has compute capability {have}, too old for the kernels that training needs (7.0 and "
+            "newer); use a T4 or a newer card"
+        )
+
+
+def unsloth_obstacle(hardware: Hardware, world: int) -> str:
+    """Why unsloth cannot run on this machine, or nothing."""
+    if hardware.device != "cuda":
+        return "this machine has no GPU"
+    if world > 1:
+        return f"it trains on one GPU and this session uses {world}"
+    if find_spec("unsloth") is None:
+        return "it is not installed"
+    return ""

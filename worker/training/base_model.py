@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,23 @@ def check_code(name: str, directory: Path, trust_remote_code: bool) -> None:
         )
 
 
+def is_quantised(name: str, directory: Path) -> bool:
+    """Whether the folder holds 4-bit weights already."""
+    return "quantization_config" in _config(name, directory)
+
+
+def check_quantisation(name: str, directory: Path, wanted: bool) -> None:
+    """Raise `PermanentError` if the weights are stored in a form that the job's adapter does not train on."""
+    stored = _config(name, directory).get("quantization_config")
+    if stored is None:
+        return
+    if not wanted:
+        raise PermanentError(f"base model {name} is stored quantised; set adapter to qlora, or use the original")
+    if not stored.get("load_in_4bit") or stored.get("bnb_4bit_quant_type") != "nf4":
+        kind = stored.get("quant_method", "an unknown kind")
+        raise PermanentError(f"base model {name} is quantised as {kind}; qlora trains on NF4 by bitsandbytes")
+
+
 def load_bytes(name: str, directory: Path, quantised: bool, precision: str) -> int:
     """Memory the loaded base model takes, in bytes, estimated from the headers of its weight files."""
     total = 0.0
@@ -63,15 +81,19 @@ def load_bytes(name: str, directory: Path, quantised: bool, precision: str) -> i
         for tensor, entry in _header(path).items():
             if tensor != "__metadata__":
                 in_nf4 = quantised and len(entry["shape"]) > 1 and not re.search("embed|lm_head", tensor)
-                total += prod(entry["shape"]) * (_NF4_BYTES if in_nf4 else _BYTES[precision])
+                each = 1.0 if entry["dtype"] in ("U8", "I8") else _NF4_BYTES if in_nf4 else _BYTES[precision]
+                total += prod(entry["shape"]) * each
     return int(total * _HEADROOM)
 
 
 def sha256(directory: Path) -> str:
     """Hash over the names and contents of the files that decide what the base model computes."""
     digest = hashlib.sha256()
-    for path in sorted([*directory.glob("*.safetensors"), directory / "config.json"]):
-        digest.update(f"{path.name} {_content_sha256(path)}\n".encode())
+    paths = sorted([*directory.glob("*.safetensors"), directory / "config.json"])
+    # Hashing leaves Python's lock alone, so shards are read side by side.
+    with ThreadPoolExecutor(4) as pool:
+        for path, found in zip(paths, pool.map(_content_sha256, paths), strict=True):
+            digest.update(f"{path.name} {found}\n".encode())
     return digest.hexdigest()
 
 

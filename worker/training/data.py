@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import zlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -163,6 +165,21 @@ class Rows(torch.utils.data.Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         return self._encode(int(self._chosen[index]))
+
+
+def trained_tokens(examples: Sequence[Example]) -> int:
+    """Labels of `examples` that are trained on; the first of a row never is, since nothing predicts it."""
+    return sum(label != IGNORE for example in examples for label in example.labels[1:])
+
+
+def row_crc(example: Example) -> int:
+    """CRC-32 of a row's token ids."""
+    return zlib.crc32(array("i", example.input_ids).tobytes())
+
+
+def checksum(rows: Sequence[int]) -> int:
+    """One number for the rows of an update in their order, however they were cut into processes and micro-batches."""
+    return zlib.crc32(array("Q", rows).tobytes())
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> dict[str, torch.Tensor]:

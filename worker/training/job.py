@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -46,12 +46,22 @@ class TrainingJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A run at the end of one step, copied to host memory: nothing in it changes any more.
+    """A run at the end of one step, copied to host memory: nothing in it changes once `ready` has returned.
 
-    `tensors` maps names to C-contiguous arrays; `manifest.parent` is left for the runner to fill in.
+    `tensors` maps names to C-contiguous arrays; `manifest.parent` is left for the runner to fill in. Waiting for `ready`
+    is the business of whoever reads them: the copy may still be under way while training goes on.
     """
 
     tensors: Mapping[str, np.ndarray]
+    manifest: Manifest
+    ready: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """A verified checkpoint of this very run."""
+
+    arrays: Mapping[str, np.ndarray]
     manifest: Manifest
 
 

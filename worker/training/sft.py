@@ -1,233 +1,94 @@
-"""Supervised fine-tuning of one session: load, restore, train, save, evaluate, export."""
+"""Supervised fine-tuning of one session: choose a backend, load, restore, train, and name errors by whose they are."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
-import os
-import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-import transformers
-from transformers import TrainerCallback
 
-from worker import checkpoint
+from worker import checkpoint, fit
 from worker.checkpoint import CheckpointError
+from worker.fit import Shape
+from worker.hardware import memory_cap
 from worker.hardware import probe as probe_hardware
-from worker.hardware import versions
-from worker.protocol import Fidelity, Hardware, JobSpec, Manifest, Phase, Probe, Recipe
-from worker.training import state, telemetry
-from worker.training.backends import Backend, Loaded, select
+from worker.protocol import Hardware, JobSpec, Phase, Recipe
+from worker.training import backends, base_model, state
 from worker.training.data import Encoder, Rows, load_rows
-from worker.training.export import export_adapter
-from worker.training.job import Decision, Hooks, PermanentError, Snapshot, Trained, TrainingJob, UnfitMachineError
+from worker.training.job import Hooks, Resume, Trained, TrainingJob, UnfitMachineError
+from worker.training.kernels import insist_on_determinism
+from worker.training.launch import group_for
+from worker.training.ranks import Group
 from worker.training.sampler import MicroBatches, position, split
-from worker.training.trainer import StepTrainer, build_trainer
 
-_CPU_TOKENS, _SMALL_GPU_TOKENS, _LARGE_GPU_TOKENS = 2_048, 4_096, 16_384
-"""Tokens of one micro-batch where the job does not ask for a size."""
-_LARGE_GPU_BYTES = 30 * 2**30
+if TYPE_CHECKING:
+    from worker.training.backends import Loaded
+    from worker.training.session import Session
+
+_CPU_TOKENS, _GPU_TOKENS = 2_048, 16_384
+"""Most tokens of one micro-batch where the job does not ask for a size; more would take memory and save no time."""
 
 
-def train(job: TrainingJob, hooks: Hooks) -> Trained:
+def train(job: TrainingJob, hooks: Hooks, group: Group | None = None) -> Trained:
     """Run the job's steps from its checkpoint (or the start) until the last one or until `hooks` says stop.
+
+    On a machine with several GPUs it starts a process for each of the others; `group` is given to those.
 
     Raises `PermanentError`, `UnfitMachineError` or `CheckpointError`, each with one sentence; `OSError` if the disk fails.
     """
     with _plain_errors(job.spec):
-        _quiet_and_deterministic()
+        insist_on_determinism()
         hooks.phase(Phase.LOAD)
-        session = _prepare(job, hooks)
-        session.trainer.train()
+        with contextlib.nullcontext(group) if group else group_for(job) as together:
+            session = _prepare(job, hooks, together)
+            session.trainer.train()
         return session.finish()
 
 
-def micro_batch_size(spec: JobSpec, hardware: Hardware) -> int:
-    """Rows per forward pass: the job's wish, else the largest divisor of the global batch that suits the machine."""
-    if spec.micro_batch_size:
+def micro_batch_size(spec: JobSpec, hardware: Hardware, shape: Shape | None, backend: str, rows: int) -> int:
+    """Rows per forward pass: the job's wish, else the largest divisor of a process's `rows` that suits the machine.
+
+    A single row is always tried: whether there is room for it has been asked before loading.
+    """
+    if spec.micro_batch_size and rows % spec.micro_batch_size == 0:
         return spec.micro_batch_size
-    tokens = _CPU_TOKENS
-    if hardware.device == "cuda":
-        tokens = _LARGE_GPU_TOKENS if hardware.memory_bytes >= _LARGE_GPU_BYTES else _SMALL_GPU_TOKENS
-    sizes = range(1, spec.global_batch_size + 1)
-    return max(n for n in sizes if n == 1 or (spec.global_batch_size % n == 0 and n * spec.sequence_len <= tokens))
+    if hardware.device == "cuda" and shape is not None:
+        room = min(hardware.memory_bytes, torch.cuda.mem_get_info(0)[0])
+        return fit.micro_batch(spec, shape, room, backend=backend, rows=rows, most_tokens=_GPU_TOKENS) or 1
+    tokens = _GPU_TOKENS // 4 if hardware.device == "cuda" else _CPU_TOKENS
+    return max(n for n in range(1, rows + 1) if n == 1 or (rows % n == 0 and n * spec.sequence_len <= tokens))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resume:
-    """A verified checkpoint of this very run."""
-
-    arrays: dict[str, Any]
-    manifest: Manifest
-
-
-class Session(TrainerCallback):
-    """Stands between the trainer's loop and the hooks: restores at its start, reports and saves at each step's end."""
-
-    trainer: StepTrainer
-
-    def __init__(
-        self,
-        job: TrainingJob,
-        hooks: Hooks,
-        *,
-        backend: Backend,
-        loaded: Loaded,
-        hardware: Hardware,
-        micro_batch: int,
-        recipe: Recipe,
-        resume: Resume | None,
-        encoder: Encoder,
-        held_out: Rows,
-        chat: bool,
-    ) -> None:
-        self._job, self._hooks, self._spec = job, hooks, job.spec
-        self._backend, self._loaded, self._hardware = backend, loaded, hardware
-        self._micro_batch, self._recipe, self._resume = micro_batch, recipe, resume
-        self._encoder, self._held_out, self._chat = encoder, held_out, chat
-        self._versions = versions()
-        self._wall_before = resume.manifest.wall_seconds if resume else 0.0
-        self._began = self._step_began = time.monotonic()
-        self._stopped = False
-
-    @property
-    def start_step(self) -> int:
-        """Updates done before this session."""
-        return self._resume.manifest.step if self._resume else 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Optimiser and schedule exist now and no batch has been drawn: the place to put everything back."""
-        state.global_step = self.start_step
-        fidelity = self._restore() if self._resume else self._start_fresh()
-        self._hooks.restored(self.start_step, fidelity, self._backend.name)
-        # A session that stopped right at an evaluation step has left it to this one.
-        if self.start_step == 0 or self._due(self.start_step):
-            self._look(self.start_step)
-        self._hooks.phase(Phase.TRAIN)
-        self._step_began = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """An update is done: report it, then save, evaluate or stop as told."""
-        step, values = state.global_step, self.trainer.take_step()
-        if not math.isfinite(values["loss"]):
-            raise PermanentError(
-                f"the loss became {values['loss']} at step {step}; lower learning_rate or check the dataset"
-            )
-        decision = self._hooks.step_done(step, values, time.monotonic() - self._step_began)
-        last = step >= self._spec.total_steps
-        if decision is Decision.STOP:
-            self._stopped = True
-        elif last or decision is not Decision.CONTINUE:
-            self._save(step)
-            self._stopped = decision is Decision.SAVE_AND_STOP and not last
-        if self._stopped:
-            control.should_training_stop = True
-        elif self._due(step):
-            self._look(step)
-            self._hooks.phase(Phase.TRAIN)
-        self._step_began = time.monotonic()
-
-    def finish(self) -> Trained:
-        """Export the adapter if the last step is done; says where the session stopped."""
-        step = self.trainer.state.global_step
-        if self._stopped:
-            return Trained(step=step, complete=False)
-        self._hooks.phase(Phase.EXPORT)
-        archive, digest = export_adapter(
-            self._loaded.model, self._loaded.tokenizer, self._spec, self._recipe, self._job.work_dir
-        )
-        return Trained(step=step, complete=True, adapter_zip=archive, adapter_sha256=digest)
-
-    def _start_fresh(self) -> Fidelity:
-        state.seed_all(self._spec.seed)
-        return Fidelity.EXACT
-
-    def _restore(self) -> Fidelity:
-        assert self._resume is not None
-        self._hooks.phase(Phase.RESTORE)
-        manifest = self._resume.manifest
-        state.restore(self.trainer.run_state(), self._resume.arrays, manifest.state)
-        return telemetry.check_probe(manifest, self._manifest(manifest.step, {}))
-
-    def _due(self, step: int) -> bool:
-        return step > 0 and (step % self._spec.eval_every == 0 or step >= self._spec.total_steps)
-
-    def _look(self, step: int) -> None:
-        """Evaluate: held-out loss (not before the first step) and sample answers."""
-        spec = self._spec
-        if len(self._held_out) and step:
-            self._hooks.phase(Phase.EVAL)
-            trainer, pad_id = self.trainer, telemetry.pad_id_of(self._loaded.tokenizer)
-            loss = telemetry.eval_loss(
-                self._loaded.model, trainer.summed_loss, self._held_out, self._micro_batch, pad_id
-            )
-            if loss is not None:
-                self._hooks.measured(step, {"eval_loss": loss})
-        if spec.sample_prompts:
-            self._hooks.phase(Phase.EVAL)
-            model, tokenizer = self._loaded.model, self._loaded.tokenizer
-            length = spec.sample_max_tokens
-            self._hooks.sampled(
-                telemetry.answer(model, tokenizer, self._encoder, spec.sample_prompts, step, length, self._chat)
-            )
-
-    def _save(self, step: int) -> None:
-        self._hooks.phase(Phase.SAVE)
-        arrays, held = state.snapshot(self.trainer.run_state())
-        self._hooks.save(Snapshot(tensors=arrays, manifest=self._manifest(step, held)))
-        self._hooks.phase(Phase.TRAIN)
-
-    def _manifest(self, step: int, held: dict[str, Any]) -> Manifest:
-        """What is to be said of the run as it stands after `step` updates."""
-        epoch, index = position(step, self._spec.global_batch_size, self._spec.train_rows)
-        return Manifest(
-            job=self._job.job,
-            fence=self._job.fence,
-            step=step,
-            recipe=self._recipe,
-            epoch=epoch,
-            index=index,
-            samples_seen=step * self._spec.global_batch_size,
-            wall_seconds=self._wall_before + time.monotonic() - self._began,
-            backend=self._backend.name,
-            precision=self._loaded.precision,
-            micro_batch_size=self._micro_batch,
-            hardware=self._hardware,
-            versions=self._versions,
-            probe=self._probe(),
-            state=held | {"threads": torch.get_num_threads()},
-        )
-
-    def _probe(self) -> Probe:
-        vocabulary = min(len(self._loaded.tokenizer), self._loaded.model.config.vocab_size)
-        return telemetry.probe(self._loaded.model, self.trainer.summed_loss, self._spec.seed, vocabulary)
-
-
-def _prepare(job: TrainingJob, hooks: Hooks) -> Session:
+def _prepare(job: TrainingJob, hooks: Hooks, group: Group) -> Session:
     spec, hardware = job.spec, probe_hardware()
+    _keep_to_the_limit(hardware)
     rows = load_rows(job.datasets, spec)
     # The checkpoint comes before the model: a wrong one is found in a moment instead of after a long load.
     resume = _read_checkpoint(job) if job.resume else None
-    backend = select(spec.backend)
-    loaded = backend.load(spec, hardware, job.trust_remote_code)
+    backend = backends.select(spec.backend, hardware, group.world)
+    backend.bring_in(hardware)
+    from worker.training.session import Session  # transformers and TRL come after what patches them
+    from worker.training.trainer import build_trainer
+
+    _quiet()
+    rows_each = spec.global_batch_size // group.world
+    shape = Shape.read(base_model.resolve(spec.base_model) / "config.json")
+    micro_batch = micro_batch_size(spec, hardware, shape, backend.name, rows_each)
+    loaded = backends.load(backend, spec, hardware, job.trust_remote_code)
     recipe = _full_recipe(spec, loaded)
     if resume:
         checkpoint.check_recipe(recipe, resume.manifest.recipe)
     encoder = Encoder(loaded.tokenizer, spec.sequence_len, spec.train_on_inputs)
     train_rows, eval_rows = split(len(rows), spec.eval_rows, spec.seed)
-    micro_batch = micro_batch_size(spec, hardware)
     session = Session(
         job,
         hooks,
         backend=backend,
         loaded=loaded,
         hardware=hardware,
-        micro_batch=micro_batch,
         recipe=recipe,
         resume=resume,
         encoder=encoder,
@@ -240,12 +101,19 @@ def _prepare(job: TrainingJob, hooks: Hooks) -> Session:
         start_step=session.start_step,
         max_steps=spec.total_steps,
         global_batch=spec.global_batch_size,
-        micro_batch=micro_batch,
+        micro_batch=rows_each,
+        rank=group.rank,
+        world=group.world,
     )
     trained = Rows(rows, train_rows.tolist(), encoder)
-    session.trainer = build_trainer(loaded, spec, trained, batches, hardware, job.work_dir)
+    session.trainer = build_trainer(loaded, spec, trained, batches, micro_batch, group, hardware, job.work_dir)
     session.trainer.add_callback(session)
     return session
+
+
+def _keep_to_the_limit(hardware: Hardware) -> None:
+    if hardware.device == "cuda" and (limit := memory_cap()):
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / torch.cuda.get_device_properties(0).total_memory))
 
 
 def _read_checkpoint(job: TrainingJob) -> Resume:
@@ -272,10 +140,9 @@ def _full_recipe(spec: JobSpec, loaded: Loaded) -> Recipe:
     return Recipe.of(spec).model_copy(update=known_once_loaded)
 
 
-def _quiet_and_deterministic() -> None:
-    # cuBLAS reads this once, when the first CUDA context is made.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+def _quiet() -> None:
+    import transformers
+
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)

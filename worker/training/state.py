@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from worker.checkpoint import CheckpointError
+from worker.training.hostcopy import HostCopy, Ready
 
 Arrays = dict[str, np.ndarray]
 
@@ -44,16 +45,25 @@ def parameters_sha256(model: nn.Module) -> str:
     return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()
 
 
-def snapshot(run: Run) -> tuple[Arrays, dict[str, Any]]:
-    """Host copies of all tensors, and the JSON part. On return nothing refers to live memory."""
-    arrays: Arrays = {f"adapter.{name}": _host(value) for name, value in trainable(run.model).items()}
+def snapshot(run: Run, copier: HostCopy) -> tuple[Arrays, dict[str, Any], Ready]:
+    """Host copies of all tensors, the JSON part, and what to wait for before reading the copies.
+
+    On return nothing refers to live memory: training may go on at once.
+    """
+    parameters = trainable(run.model)
+    tensors = {f"adapter.{name}": value.data for name, value in parameters.items()}
+    scalars: Arrays = {}
     idle = []
-    for name, parameter in trainable(run.model).items():
+    for name, parameter in parameters.items():
         held = run.optimizer.state.get(parameter) or {}
         if not held:
             idle.append(name)
         for key, value in held.items():
-            arrays[f"optimizer.{name}.{key}"] = _host(value)
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer.{name}.{key}"] = value
+            else:
+                scalars[f"optimizer.{name}.{key}"] = _array(value)
+    arrays, ready = copier.take(tensors)
     rng_arrays, rng = capture_rng()
     state = {
         "groups": [{k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups],
@@ -63,7 +73,7 @@ def snapshot(run: Run) -> tuple[Arrays, dict[str, Any]]:
         "rng": rng,
     }
     # A round trip through JSON here, not at the write, finds a value that JSON cannot hold while the run still lives.
-    return arrays | rng_arrays, json.loads(json.dumps(state))
+    return arrays | scalars | rng_arrays, json.loads(json.dumps(state)), ready
 
 
 def restore(run: Run, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
@@ -179,13 +189,17 @@ def restore_rng(arrays: Mapping[str, np.ndarray], rng: Mapping[str, Any]) -> Non
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients, after which mode and random generators are as they were."""
-    training = model.training
+    training, lenient = model.training, torch.is_deterministic_algorithms_warn_only_enabled()
+    strict = torch.are_deterministic_algorithms_enabled()
     arrays, rng = capture_rng()
     model.eval()
+    # What is looked at here is not trained on: writing an answer may use any kernel.
+    torch.use_deterministic_algorithms(strict, warn_only=True)
     try:
         with torch.no_grad():
             yield
     finally:
+        torch.use_deterministic_algorithms(strict, warn_only=lenient)
         model.train(training)
         restore_rng(arrays, rng)
 
@@ -197,9 +211,11 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _host(value: Any) -> np.ndarray:
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True).contiguous().numpy()
+def _host(value: torch.Tensor) -> np.ndarray:
+    return value.detach().to("cpu", copy=True).contiguous().numpy()
+
+
+def _array(value: float) -> np.ndarray:
     return np.array(value, dtype=np.int64 if isinstance(value, int) else np.float64)
 
 

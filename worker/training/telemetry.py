@@ -91,7 +91,7 @@ def check_probe(saved: Manifest, now: Manifest) -> Fidelity:
         raise CheckpointError("the checkpoint carries no probe for this tokenizer and seed, so it cannot be verified")
     same = _setup(saved) == _setup(now)
     if same and before.loss == after.loss:
-        return Fidelity.EXACT
+        return Fidelity.EXACT if saved.state.get("deterministic", True) else Fidelity.STATE_EXACT
     tolerance = TOLERANCE if saved.precision == now.precision == "fp32" else TOLERANCE_HALF
     close = abs(before.loss - after.loss) <= tolerance * max(1.0, abs(before.loss))
     if same or not close:

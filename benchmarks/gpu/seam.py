@@ -1,0 +1,143 @@
+"""(c) A real small model cut once: our way, and the paper's (adapter only; optimiser, schedule and order begin anew)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu.models import Scale, small_model, write_prose
+from benchmarks.gpu.sessions import Run, Watcher, resolved, run, session, tensors_sha256
+from worker import checkpoint
+from worker.hardware import probe
+
+LOOK_EVERY = 10
+TREND = 15
+"""Steps of the moving average that is taken off a loss curve before two of them are correlated."""
+
+
+def measure(folder: Path, scale: Scale, backend: str, gguf: Path | None) -> dict[str, Any]:
+    """Two epochs, cut between them: that is where the paper's second session replayed the first one's order."""
+    model = small_model(folder, gguf, scale)
+    rows, characters = (352, 1200) if probe().device == "cuda" else (88, 240)
+    if scale.tiny:
+        rows, characters = 44, 120
+    data = write_prose(folder / "prose.jsonl", characters, rows)
+    file = _job(model, scale, backend)
+    spec = resolved(file, data)
+    epoch = spec.train_rows // spec.global_batch_size
+    spec = spec.model_copy(update={"max_steps": 2 * epoch, "eval_steps": LOOK_EVERY})
+    whole = run(spec, data, folder / "seam-whole")
+    ours = run(spec, data, folder / "seam-ours", [epoch])
+    paper = _papers_way(spec.model_copy(update={"max_steps": epoch}), data, folder)
+    return {
+        "model": "SmolLM2-135M" if not scale.tiny else "tiny",
+        "rows_sha256": checkpoint.sha256_file(data),
+        "cut_after_step": epoch,
+        "unbroken": _curves(whole),
+        "ours": _curves(ours),
+        "paper": paper,
+        "ours_bytes_equal": all(
+            tensors_sha256(whole.checkpoint, part) == tensors_sha256(ours.checkpoint, part)
+            for part in ("adapter.", "optimizer.")
+        ),
+        "ours_largest_loss_difference": max(
+            abs(a - b) for a, b in zip(whole.series("loss"), ours.series("loss"), strict=True)
+        ),
+        "replay_r": {"ours": replay(ours.series("loss"), epoch), "paper": replay(paper["loss"], epoch)},
+        "bump": {"ours": _bump(_curves(ours), epoch), "paper": _bump(paper, epoch)},
+    }
+
+
+def _job(model: Path, scale: Scale, backend: str) -> dict[str, Any]:
+    return {
+        "base_model": str(model),
+        "datasets": [],
+        "backend": backend,
+        "adapter": "lora",
+        "lora_r": 16,
+        "lora_alpha": 32,
+        "sequence_len": 64 if scale.tiny else 512,
+        "global_batch_size": 2,
+        "micro_batch_size": 2,
+        "max_steps": 2,
+        "learning_rate": 2e-4,
+        "warmup_ratio": 0.03,
+        "optimizer": "adamw_8bit",
+        "max_grad_norm": 0.3,
+        "val_set_size": 1 / 11,
+    }
+
+
+def _papers_way(spec: Any, data: Path, folder: Path) -> dict[str, Any]:
+    """Two jobs of one epoch each; the second is given the first one's adapter and nothing else."""
+    first = run(spec, data, folder / "seam-paper-1")
+    with _starting_from(first.checkpoint):
+        second = Watcher()
+        session(spec, data, folder / "seam-paper-2", second)
+    before, after = _curves(first), _curves(Run(steps=second.steps, checkpoint=first.checkpoint, sessions=[second]))
+    at = len(before["loss"])
+    return {
+        "loss": before["loss"] + after["loss"],
+        "eval_loss": before["eval_loss"] + [[at + step, value] for step, value in after["eval_loss"]],
+    }
+
+
+@contextlib.contextmanager
+def _starting_from(path: Path) -> Iterator[None]:
+    """Sessions in here begin with this checkpoint's adapter instead of a fresh one."""
+    import torch
+
+    from worker.training import backends
+
+    tensors, _ = checkpoint.load(path)
+
+    def start(model: Any, seed: int) -> None:  # noqa: ARG001 - whatever the seed
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(torch.from_numpy(tensors[f"adapter.{name}"].copy()))
+
+    real, backends.start_adapter = backends.start_adapter, start
+    try:
+        yield
+    finally:
+        backends.start_adapter = real
+
+
+def _curves(job: Run) -> dict[str, Any]:
+    looks = {step: values["eval_loss"] for watcher in job.sessions for step, values in watcher.measures.items()}
+    return {"loss": job.series("loss"), "eval_loss": [[step, looks[step]] for step in sorted(looks)]}
+
+
+def _bump(curves: dict[str, Any], seam: int) -> dict[str, Any]:
+    """How far the held-out loss rises above its value at the seam, and after how many steps it is below it again."""
+    looks = dict(map(tuple, curves["eval_loss"]))
+    at = looks[max(step for step in looks if step <= seam)]
+    later = {step: value - at for step, value in looks.items() if step > seam}
+    below = [step for step in sorted(later) if later[step] <= 0]
+    return {
+        "eval_loss_at_seam": at,
+        "largest_rise": max(0.0, *later.values()),
+        "steps_to_recover": below[0] - seam if below else None,
+    }
+
+
+def replay(losses: Sequence[float], seam: int) -> float:
+    """Correlation of the detrended losses before the seam with those after it at the same distance from their start.
+
+    Near 1 if the second session saw the first one's samples in the first one's order.
+    """
+    steps = min(seam, len(losses) - seam)
+    before, after = _detrended(losses[:steps]), _detrended(losses[seam : seam + steps])
+    return float(np.corrcoef(before, after)[0, 1])
+
+
+def _detrended(losses: Sequence[float]) -> np.ndarray:
+    values = np.asarray(losses)
+    window = np.ones(min(TREND, len(values)))
+    mean = np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
+    return values - mean

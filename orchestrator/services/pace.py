@@ -1,0 +1,37 @@
+"""When a job will be done, from the first steps that a machine has timed; said as soon as that is known."""
+
+from __future__ import annotations
+
+from orchestrator.domain.model import Job, Lease
+from orchestrator.domain.policy import duration
+from orchestrator.ports import Transaction
+from worker.protocol import Phase, Report
+
+_BEFORE_TRAINING = (Phase.BOOT, Phase.DOWNLOAD, Phase.LOAD, Phase.RESTORE)
+
+
+def first_pace(tx: Transaction, lease: Lease, job: Job, said: Report, now: float) -> None:
+    """A session's first timed step: the scheduler goes by it from now on, and a deadline it cannot meet is noted."""
+    if said.seconds_per_step is None or lease.seconds_per_step is not None:
+        return
+    job.step_s = said.seconds_per_step
+    start_up = sum(said.ledger.get(phase, 0.0) for phase in _BEFORE_TRAINING)
+    left = lease.deadline_at - now
+    done_at = now + duration((job.total_steps - said.step) * job.step_s, left, lease.budget_s, start_up)
+    if job.deadline is not None and done_at > job.deadline:
+        job.note(
+            "job.deadline_at_risk",
+            at=now,
+            actor="scheduler",
+            lease_id=lease.id,
+            reason=f"at {job.step_s:.2f} s a step it is done {_spell(done_at - job.deadline)} after its deadline",
+            done_at=done_at,
+            deadline=job.deadline,
+        )
+    tx.save_job(job)
+
+
+def _spell(seconds: float) -> str:
+    if seconds < 5400:
+        return f"{max(1, round(seconds / 60))} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,100 @@
+"""The one set of packages that every worker trains with, whatever machine it is on, and getting it there.
+
+Standard library only, so that it runs before anything is installed: `python -m worker.install [--wheels FOLDER] [--gpu]`.
+`pyproject.toml` names the same versions in its extra `train`; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+TRAIN = {
+    "accelerate": "1.15.0",
+    "bitsandbytes": "0.50.2",
+    "datasets": "4.8.5",
+    "peft": "0.21.2",
+    "transformers": "5.17.0",
+    "trl": "1.15.0",
+}
+"""What both backends need. torch is not among them: an image ships its own CUDA build, which must never be replaced."""
+
+UNSLOTH = {
+    "unsloth": "2026.10.9",
+    "unsloth_zoo": "2026.10.9",
+    "cut_cross_entropy": "25.1.1",
+    "torchao": "0.18.0",
+    "tyro": "1.0.17",
+    "msgspec": "0.22.0",
+    "docstring_parser": "0.18.0",
+    "shtab": "1.13.0",
+    "typeguard": "4.6.1",
+}
+"""What the `unsloth` backend needs besides, without resolving: its own requirements cannot all be met at once.
+
+xformers is left out on purpose (see `worker.training.unsloth`).
+"""
+
+KEPT = ("torch", "torchvision", "triton", "numpy")
+"""What an image ships stays as it is."""
+
+
+def missing(gpu: bool) -> dict[str, str]:
+    """Name and version of each package of the set that is not here in just that version."""
+    wanted = TRAIN | UNSLOTH if gpu else TRAIN
+    return {name: version for name, version in wanted.items() if installed(name) != version}
+
+
+def installed(name: str) -> str | None:
+    """The version that is here, without importing it."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def command(lacking: dict[str, str], wheels: Path | None, constraints: Path, *, resolve: bool) -> list[str]:
+    """The pip call that brings them: from the staged wheels alone where there are any, else from the index."""
+    call = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    call += ["--constraint", str(constraints)]
+    if wheels is not None:
+        call += ["--no-index", "--find-links", str(wheels)]
+    if not resolve:
+        call += ["--no-deps"]
+    return [*call, *(f"{name}=={version}" for name, version in lacking.items())]
+
+
+def bring_in(wheels: Path | None, *, gpu: bool) -> dict[str, str]:
+    """Install what is missing and return it. Raises `subprocess.CalledProcessError` if pip does not manage."""
+    lacking = missing(gpu)
+    if not lacking:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder) / "constraints.txt"
+        constraints.write_text("".join(f"{n}=={v}\n" for n in KEPT if (v := installed(n))))
+        for part, resolve in ((TRAIN, True), (UNSLOTH, False)):
+            if wanted := {name: version for name, version in lacking.items() if name in part}:
+                subprocess.run(command(wanted, wheels, constraints, resolve=resolve), check=True)
+    return lacking
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Bring in what is missing and print it with the seconds it took, as one line of JSON."""
+    parser = argparse.ArgumentParser(description="Install what a Trainhop worker trains with.")
+    parser.add_argument("--wheels", type=Path, help="a folder of staged wheels; nothing is fetched then")
+    parser.add_argument("--gpu", action="store_true", help="with the unsloth backend")
+    asked = parser.parse_args(arguments)
+    began = time.monotonic()
+    brought = bring_in(asked.wheels, gpu=asked.gpu)
+    print(json.dumps({"installed": brought, "seconds": round(time.monotonic() - began, 1)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

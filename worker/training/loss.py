@@ -1,0 +1,108 @@
+"""Cross-entropy straight from hidden states, in slices, so that the logits of a whole micro-batch never exist at once.
+
+At 2,048 tokens and a vocabulary of 32,768 the logits of two rows take half a gigabyte in fp32, and their gradient as much
+again; a slice takes 128 MiB whatever the batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, linear
+
+from worker.training.data import IGNORE
+
+SLICE_ELEMENTS = 2**25
+"""Logits computed at once: a constant, because the order of summation must be the same on every machine."""
+
+_CHANGES_LOGITS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier",
+)
+"""Settings of models that do more between the last hidden state and the logits than one matrix product."""
+
+Hidden = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
+"""`(causal model, input_ids, attention_mask)` to the states that its head would be given: (batch, length, width)."""
+
+
+def backbone_states(causal: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The last hidden states of any transformers model, without its head."""
+    return causal.base_model(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, return_dict=True
+    ).last_hidden_state
+
+
+def add_summed_loss(causal: Any, hidden: Hidden) -> None:
+    """Give a causal model's `forward` the argument `summed_labels`: with it the result is the loss, summed over tokens.
+
+    It goes through `forward` so that whatever wraps the model (PEFT, autocast) stays in force.
+    """
+    original = causal.forward
+
+    @functools.wraps(original)
+    def forward(self: Any, *args: Any, summed_labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        if summed_labels is None:
+            return original(*args, **kwargs)
+        ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
+        if _has_plain_head(self):
+            return summed_loss(hidden(self, ids, mask), self.get_output_embeddings(), summed_labels)
+        logits = original(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+        return cross_entropy(logits.flatten(0, 1), summed_labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum")
+
+    causal.forward = types.MethodType(forward, causal)
+
+
+def summed_loss(states: torch.Tensor, head: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Sum of the cross-entropies of each state with the label after it; `states` (batch, length, width), fp32 scalar out.
+
+    Labels of `IGNORE` count nothing. The head is frozen: only the states get a gradient.
+    """
+    return _SummedCrossEntropy.apply(  # pyright: ignore[reportReturnType]
+        states[:, :-1].flatten(0, 1), head.weight, head.bias, labels[:, 1:].flatten()
+    )
+
+
+def _has_plain_head(causal: Any) -> bool:
+    head, config = causal.get_output_embeddings(), causal.config.get_text_config()
+    frozen = isinstance(head, nn.Linear) and not any(p.requires_grad for p in head.parameters())
+    return frozen and all(getattr(config, name, None) in (None, 1, 1.0) for name in _CHANGES_LOGITS)
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """The gradient is made in the forward pass, slice by slice, while the slice's logits are there anyway."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
+    ) -> torch.Tensor:
+        states = states.to(weight.dtype)
+        rows = max(1, SLICE_ELEMENTS // weight.shape[0])
+        total = torch.zeros((), dtype=torch.float32, device=states.device)
+        gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        for begin in range(0, len(labels), rows):
+            part = slice(begin, begin + rows)
+            trained = labels[part] != IGNORE
+            label = labels[part].clamp(min=0)[:, None]
+            logits = linear(states[part], weight, bias).float()
+            spread = logits.logsumexp(dim=1, keepdim=True)
+            total += ((spread - logits.gather(1, label))[:, 0] * trained).sum()
+            if gradient is not None:
+                share = logits.sub_(spread).exp_()
+                share.scatter_(1, label, share.gather(1, label) - 1.0)
+                gradient[part] = share.mul_(trained[:, None]).to(weight.dtype) @ weight
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (gradient,) = ctx.saved_tensors
+        # In fp32, since a loss scale times a small gradient may leave the range of fp16 on the way.
+        return (gradient.float() * grad_outputs[0]).to(gradient.dtype), None, None, None
