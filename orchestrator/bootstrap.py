@@ -32,17 +32,8 @@ from orchestrator.config import Settings
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.model import Account, Member, Role
 from orchestrator.notice_ports import Book, Carrier
-from orchestrator.ports import (
-    Context,
-    Provider,
-    Providers,
-    Store,
-    StoreConfig,
-    StoreUnavailable,
-    TokenInfo,
-    UnitOfWork,
-    Vault,
-)
+from orchestrator.persistence import StoreConfig, TokenInfo, UnitOfWork
+from orchestrator.ports import Context, Provider, Providers, Store, StoreUnavailable, Vault
 from orchestrator.providers.local import LocalProvider
 from orchestrator.providers.registry import Registry
 from orchestrator.services.ids import new_id

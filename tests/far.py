@@ -9,16 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from orchestrator.adapters.stores.local import LocalStore
-from orchestrator.ports import (
-    Capabilities,
-    Handle,
-    LaunchRequest,
-    Leftovers,
-    Liveness,
-    ProviderUnavailable,
-    Store,
-    StoreConfig,
-)
+from orchestrator.persistence import StoreConfig
+from orchestrator.ports import Capabilities, Handle, LaunchRequest, Leftovers, Liveness, ProviderUnavailable, Store
 from orchestrator.providers.local import LOG_NAME, LocalProvider
 from worker.protocol import Grant, GrantKind, Ticket
 

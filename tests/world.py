@@ -21,11 +21,11 @@ from orchestrator.adapters.unit_of_work import make_unit_of_work
 from orchestrator.adapters.vault import FernetVault
 from orchestrator.bootstrap import OneStore
 from orchestrator.domain.model import Account, Checkpoint, Job, Lease, Member, Role
+from orchestrator.persistence import Dataset, Transaction, UnitOfWork
 from orchestrator.ports import (
     BaseModel,
     Capabilities,
     Context,
-    Dataset,
     DatasetFile,
     Handle,
     LaunchRejected,
@@ -37,8 +37,6 @@ from orchestrator.ports import (
     Room,
     Rules,
     Stores,
-    Transaction,
-    UnitOfWork,
 )
 from orchestrator.providers.registry import Registry
 from orchestrator.services import checkpoints, jobs, leases
@@ -332,7 +330,9 @@ class Worker:
 
     def start(self) -> Assignment:
         request = StartRequest(protocol=1, nonce=self.lease, hardware=Hardware(name="sim"))
-        self.assignment = leases.start(self.world.ctx, self.lease, request)
+        with self.world.ctx.uow() as tx:
+            begun = leases.begin(self.world.ctx, tx, self.lease, request)
+        self.assignment = leases.assignment(self.world.ctx, begun)
         self.step = self.assignment.resume_step
         self.parent = self.assignment.resume.sha256 if self.assignment.resume else None
         return self.assignment

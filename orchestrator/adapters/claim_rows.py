@@ -10,7 +10,7 @@ from orchestrator.domain.model import Claim
 
 
 class ClaimRows:
-    """See `ports.Transaction`."""
+    """See `persistence.Transaction`."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -13,7 +13,7 @@ from orchestrator.adapters import tables
 from orchestrator.adapters.statements import Statement
 from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
 from orchestrator.domain.model import Account, Checkpoint, Claim, Event, Job, Lease, Member, Role
-from orchestrator.ports import Dataset, StoreConfig, TokenInfo
+from orchestrator.persistence import Dataset, StoreConfig, TokenInfo
 
 T = TypeVar("T")
 

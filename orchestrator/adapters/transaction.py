@@ -29,7 +29,7 @@ from orchestrator.adapters.statements import Statement
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.lifecycle import CheckpointState
 from orchestrator.domain.model import Account, Checkpoint, Event, Job, Lease, Member
-from orchestrator.ports import Dataset, StoreConfig, TokenInfo
+from orchestrator.persistence import Dataset, StoreConfig, TokenInfo
 from worker.protocol import MetricRow, Reading, Sample
 
 _JOBS_TO_COMPARE = 200
@@ -110,7 +110,7 @@ _STATEMENTS = {
 
 
 class SqlTransaction(ClaimRows):
-    """Implements `ports.Transaction` over one connection; events are written last, by `flush`."""
+    """Implements `persistence.Transaction` over one connection; events are written last, by `flush`."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)

@@ -39,7 +39,7 @@ def make_engine(url: str) -> Engine:
 
 
 def make_unit_of_work(engine: Engine) -> Callable[[], AbstractContextManager[SqlTransaction]]:
-    """The `ports.UnitOfWork` that suits the database."""
+    """The `persistence.UnitOfWork` that suits the database."""
     return GroupCommit(engine).transaction if engine.dialect.name == "sqlite" else _Pooled(engine).transaction
 
 
@@ -81,7 +81,7 @@ class GroupCommit:
 
     @contextmanager
     def transaction(self) -> Generator[SqlTransaction]:
-        """One durable transaction; see `ports.UnitOfWork`."""
+        """One durable transaction; see `persistence.UnitOfWork`."""
         with self._counting:
             self._waiting += 1
         ticket = _Ticket()

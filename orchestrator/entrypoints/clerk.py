@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from orchestrator.domain.errors import TrainhopError
-from orchestrator.ports import Context, Transaction
+from orchestrator.persistence import Transaction
+from orchestrator.ports import Context
 
 LARGEST_BATCH = 128
 T = TypeVar("T")

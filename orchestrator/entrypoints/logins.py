@@ -7,7 +7,8 @@ import threading
 from dataclasses import dataclass
 
 from orchestrator.domain.model import Role
-from orchestrator.ports import Context, TokenInfo
+from orchestrator.persistence import TokenInfo
+from orchestrator.ports import Context
 from orchestrator.services.ids import new_id
 from orchestrator.services.jobs import Actor
 

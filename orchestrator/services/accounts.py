@@ -8,15 +8,8 @@ from typing import Any
 
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError, UnavailableError
 from orchestrator.domain.model import Account, Member, Role
-from orchestrator.ports import (
-    Capabilities,
-    Checked,
-    Context,
-    CredentialsRefused,
-    ProviderError,
-    TokenInfo,
-    Transaction,
-)
+from orchestrator.persistence import TokenInfo, Transaction
+from orchestrator.ports import Capabilities, Checked, Context, CredentialsRefused, ProviderError
 from orchestrator.services.ids import new_id
 from orchestrator.services.jobs import Actor
 

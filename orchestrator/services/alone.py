@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from orchestrator.domain.errors import NotFoundError
 from orchestrator.domain.model import Checkpoint, Job, Lease
-from orchestrator.ports import Context, Dataset, Store, Transaction
+from orchestrator.persistence import Dataset, Transaction
+from orchestrator.ports import Context, Store
 from orchestrator.services.leases import dataset_key, say_assignment, upload_grant
 from worker.protocol import Assignment, Grant, GrantKind, JobSpec
 

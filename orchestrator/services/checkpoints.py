@@ -6,7 +6,8 @@ from orchestrator.domain.errors import NotFoundError
 from orchestrator.domain.lifecycle import CheckpointState
 from orchestrator.domain.model import Checkpoint, Job, Lease
 from orchestrator.domain.policy import prune
-from orchestrator.ports import Context, ObjectMissing, Store, StoreError, Transaction
+from orchestrator.persistence import Transaction
+from orchestrator.ports import Context, ObjectMissing, Store, StoreError
 from orchestrator.services.errors import from_store
 from orchestrator.services.leases import held, lease_prefix
 from worker.checkpoint import CheckpointError, read_manifest

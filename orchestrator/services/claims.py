@@ -6,7 +6,8 @@ from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidErr
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.domain.model import Account, Claim, Job, Lease
 from orchestrator.domain.policy import Match, Place, budget, fits
-from orchestrator.ports import Context, Room, Transaction
+from orchestrator.persistence import Transaction
+from orchestrator.ports import Context, Room
 from orchestrator.services.dispatch import as_waiting, lease_out
 from orchestrator.services.ids import new_id
 from orchestrator.services.jobs import Actor

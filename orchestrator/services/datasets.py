@@ -6,7 +6,8 @@ import hashlib
 from pathlib import Path
 
 from orchestrator.domain.errors import InvalidError, NotFoundError
-from orchestrator.ports import Context, Dataset, StoreError
+from orchestrator.persistence import Dataset
+from orchestrator.ports import Context, StoreError
 from orchestrator.services.errors import from_store
 from orchestrator.services.leases import dataset_key
 from worker.dataset import DatasetError, inspect

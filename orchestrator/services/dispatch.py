@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.domain.model import Account, Job, Lease
 from orchestrator.domain.policy import Match, Obstacle, Place, Waiting, explain, match
+from orchestrator.persistence import Transaction
 from orchestrator.ports import (
     Context,
     CredentialsRefused,
@@ -17,7 +18,6 @@ from orchestrator.ports import (
     ProviderUnavailable,
     QuotaExhausted,
     StoreError,
-    Transaction,
 )
 from orchestrator.services.alone import cannot_call, kit
 from orchestrator.services.ids import new_id

@@ -11,7 +11,8 @@ from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidErr
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.domain.model import Job, Role
 from orchestrator.domain.policy import Obstacle, Place, Waiting, done_at, explain, finish_s, fits, sessions
-from orchestrator.ports import Context, Transaction
+from orchestrator.persistence import Transaction
+from orchestrator.ports import Context
 from orchestrator.services.datasets import resolve_dataset
 from orchestrator.services.dispatch import as_waiting, less_live, memory_needed, survey
 from orchestrator.services.ids import new_id

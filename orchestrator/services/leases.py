@@ -9,7 +9,8 @@ from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundErro
 from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
 from orchestrator.domain.model import Checkpoint, Job, Lease
 from orchestrator.domain.policy import retry_at
-from orchestrator.ports import Context, Dataset, ObjectMissing, Store, StoreError, Transaction
+from orchestrator.persistence import Dataset, Transaction
+from orchestrator.ports import Context, ObjectMissing, Store, StoreError
 from orchestrator.services.errors import from_store
 from orchestrator.services.pace import first_pace
 from worker.protocol import (
@@ -74,13 +75,6 @@ class Begun:
     datasets: list[Dataset | None]
 
 
-def start(ctx: Context, lease_id: str, request: StartRequest) -> Assignment:
-    """A worker is up: hand it the job. Repeating the call with the same nonce gives the same answer."""
-    with ctx.uow() as tx:
-        begun = begin(ctx, tx, lease_id, request)
-    return assignment(ctx, begun)
-
-
 def started(ctx: Context, said: Started) -> None:
     """A worker that was launched with its assignment has begun."""
     with ctx.uow() as tx:
@@ -89,7 +83,7 @@ def started(ctx: Context, said: Started) -> None:
 
 
 def begin(ctx: Context, tx: Transaction, lease_id: str, request: StartRequest) -> Begun:
-    """The part of `start` that writes."""
+    """A worker is up. The same nonce again gets the same job; raises `ConflictError` for another process."""
     if request.protocol != PROTOCOL_VERSION:
         raise InvalidError(
             f"this worker speaks protocol {request.protocol}, the server {PROTOCOL_VERSION}: install the same trainhop"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.domain.model import Job, Lease
 from orchestrator.domain.policy import duration
-from orchestrator.ports import Transaction
+from orchestrator.persistence import Transaction
 from worker.protocol import Phase, Report
 
 _BEFORE_TRAINING = (Phase.BOOT, Phase.DOWNLOAD, Phase.LOAD, Phase.RESTORE)

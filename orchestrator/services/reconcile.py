@@ -8,16 +8,7 @@ from collections.abc import Callable, Iterable
 
 from orchestrator.domain.lifecycle import EndReason, LeaseState
 from orchestrator.domain.model import Account, Lease
-from orchestrator.ports import (
-    Context,
-    Followed,
-    Handle,
-    Liveness,
-    Observation,
-    Provider,
-    ProviderError,
-    StoreError,
-)
+from orchestrator.ports import Context, Followed, Handle, Liveness, Observation, Provider, ProviderError, StoreError
 from orchestrator.services import intake
 from orchestrator.services.alone import is_to_be_stopped
 from orchestrator.services.checkpoints import abandon_stale, sweep_strays

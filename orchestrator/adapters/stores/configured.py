@@ -13,7 +13,8 @@ from sqlalchemy import Engine
 from orchestrator.adapters import tables
 from orchestrator.adapters.rows import STORES
 from orchestrator.domain.errors import NotFoundError, TrainhopError
-from orchestrator.ports import ObjectInfo, Store, StoreConfig, StoreError, StoreUnavailable, Usage, VaultError
+from orchestrator.persistence import StoreConfig
+from orchestrator.ports import ObjectInfo, Store, StoreError, StoreUnavailable, Usage, VaultError
 from worker.protocol import Grant, GrantKind
 
 BELIEVED_S = 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.ports import UnitOfWork
+from orchestrator.persistence import UnitOfWork
 
 REMEMBERED = 10_000
 

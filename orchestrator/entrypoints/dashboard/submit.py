@@ -20,7 +20,8 @@ from orchestrator.entrypoints.dashboard.jobs import submittable
 from orchestrator.entrypoints.dashboard.render import Viewer, page, piece
 from orchestrator.entrypoints.deps import PROBLEMS, Caller, Here, Server, Sha256
 from orchestrator.entrypoints.uploads import spooled
-from orchestrator.ports import Dataset, StoreError
+from orchestrator.persistence import Dataset
+from orchestrator.ports import StoreError
 from orchestrator.services import datasets, jobs
 from orchestrator.services.errors import from_store
 from orchestrator.services.jobs import Actor
