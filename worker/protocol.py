@@ -339,7 +339,7 @@ class Manifest(Wire):
     """What a checkpoint says of itself; kept as JSON in the `.safetensors` header."""
 
     protocol: int = PROTOCOL_VERSION
-    job: str
+    job: Text
     fence: Count
     step: Count
     parent: Sha256 | None = None
@@ -379,7 +379,7 @@ class StartRequest(Wire):
     """First call of a worker. `nonce` is made once per process, so that a repeated call is answered alike."""
 
     protocol: int
-    nonce: Annotated[str, Field(min_length=1, max_length=64)]
+    nonce: Annotated[Text, Field(min_length=1, max_length=64)]
     hardware: Hardware
     versions: dict[str, str] = {}
 
@@ -490,7 +490,7 @@ class Offer(_Said):
     """A written checkpoint: 'it lies under this grant and hashes to this; make it the head'."""
 
     kind: Literal["offer"] = "offer"
-    key: Annotated[str, Field(max_length=255)]
+    key: Annotated[Text, Field(max_length=255)]
     sha256: Sha256
     size: Bytes
     manifest: Manifest
@@ -522,7 +522,7 @@ class Failure(Wire):
 class ExportedAdapter(Wire):
     """The PEFT folder as one zip under a grant; `adapter_sha256` is that of its `adapter_model.safetensors`."""
 
-    key: Annotated[str, Field(max_length=255)]
+    key: Annotated[Text, Field(max_length=255)]
     sha256: Sha256
     size: Bytes
     adapter_sha256: Sha256

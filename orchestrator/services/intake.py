@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -28,9 +27,6 @@ from worker.protocol import (
 )
 
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
-
-_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
-"""Not every database keeps NUL characters, and no message of ours needs one."""
 
 LONGEST_LINE = 1 << 20
 """Characters; no message of ours comes near it, and nothing longer is looked at."""
@@ -92,7 +88,7 @@ def _read(lease_id: str, text: str) -> Message | Heard:
     if len(text) > LONGEST_LINE:
         return Heard(fate=Fate.REFUSED, words=f"is longer than {LONGEST_LINE} characters")
     try:
-        message = _MESSAGE.validate_json(_NUL.sub(r"\1\\ufffd", text))
+        message = _MESSAGE.validate_json(text)
     except (ValidationError, RecursionError):
         return Heard(fate=Fate.REFUSED, words="is not a whole message")
     if message.lease != lease_id:

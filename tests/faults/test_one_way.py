@@ -346,14 +346,17 @@ def test_a_machine_that_lies_in_its_own_name_is_refused(world: DeafWorld, text: 
 
 
 def test_characters_that_no_database_keeps_stop_nothing(world: DeafWorld) -> None:
-    """Guard: without the replacement PostgreSQL refuses the line, and the session is stuck at it."""
-    world.submit("alice", STEPS)
+    """Guard: without `protocol.Text` PostgreSQL refuses the last word, and the session is stuck at it."""
+    job = world.submit("alice", STEPS)
     worker = at_work(world)
-    said = (
-        f'{{"kind":"report","lease":"{worker.lease}","fence":1,"seq":900,"step":2,"phase":"train",'
-        '"samples":[{"step":2,"prompt":"a\\u0000b","text":"\\\\u0000 and \\u0000"}]}'
-    )
-    assert intake.hear(world.ctx, worker.lease, said).fate is Fate.TAKEN
+    world.listen(worker.lease)
+    said = f'"lease":"{worker.lease}","fence":1,"seq":900,"step":2'
+    sample = '{"step":2,"prompt":"a\\u0000b","text":"\\\\u0000 and \\u0000"}'
+    report = f'{{"kind":"report",{said},"phase":"train","samples":[{sample}]}}'
+    assert intake.hear(world.ctx, worker.lease, report).fate is Fate.TAKEN
+    finish = f'{{"kind":"finish",{said},"failure":{{"message":"byte \\u0000","permanent":true}}}}'
+    assert intake.hear(world.ctx, worker.lease, finish).fate is Fate.TAKEN
+    assert world.job(job).message == "byte \ufffd"
 
 
 def test_another_lease_cannot_sign_for_this_one(world: DeafWorld) -> None:
