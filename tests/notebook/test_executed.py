@@ -17,12 +17,9 @@ def state(server: Lab, job: str) -> str:
     return server.job(job)["state"]
 
 
-def test_a_notebook_trains_hands_over_and_is_refused_the_second_time(server: Lab, job: Any, tab: Any) -> None:
-    """One training from start to end, the second half in a second notebook after the first was interrupted.
-
-    Seen failing without the interrupt being passed on: the worker trained on and the kernel hung.
-    """
-    ident = job(max_steps=400)
+def test_a_second_tab_is_refused_and_an_interrupt_hands_back_what_is_saved(server: Lab, job: Any, tab: Any) -> None:
+    """A second tab with the same code changes nothing for the first one, which its person then stops."""
+    ident = job(max_steps=100_000)
     first = server.post(f"/jobs/{ident}:notebook")
     training = tab(first)
     server.wait_for(lambda: server.job(ident)["step"] >= 5, "the first steps", 180, 0.1)
@@ -33,7 +30,7 @@ def test_a_notebook_trains_hands_over_and_is_refused_the_second_time(server: Lab
     saved = int(re.search(r"Stopped: step (\d+) is saved and the job is back in the queue", said)[1])  # pyright: ignore[reportOptionalSubscript]
     shown = server.job(ident)
     assert (shown["state"], shown["head"]["step"]) == ("queued", saved)
-    assert 5 <= saved < 400
+    assert saved >= 5
     server.post(f"/jobs/{ident}:cancel")
 
 
