@@ -64,7 +64,7 @@ def _job(model: Path, scale: Scale, backend: str) -> dict[str, Any]:
         "global_batch_size": 2,
         "micro_batch_size": 2,
         "max_steps": 2,
-        "learning_rate": 1e-2 if scale.tiny else 2e-4,
+        "learning_rate": 3e-3 if scale.tiny else 2e-4,
         "warmup_ratio": 0.03,
         "optimizer": "adamw_8bit",
         "max_grad_norm": 0.3,
