@@ -24,7 +24,7 @@ def measure(folder: Path, scale: Scale, backend: str, gguf: Path | None) -> dict
     model = small_model(folder, gguf, scale)
     rows, characters = (352, 1200) if probe().device == "cuda" else (88, 240)
     if scale.tiny:
-        rows, characters = 44, 120
+        rows, characters = 352, 120
     data = write_prose(folder / "prose.jsonl", characters, rows)
     file = _job(model, scale, backend)
     spec = resolved(file, data)
@@ -64,7 +64,7 @@ def _job(model: Path, scale: Scale, backend: str) -> dict[str, Any]:
         "global_batch_size": 2,
         "micro_batch_size": 2,
         "max_steps": 2,
-        "learning_rate": 2e-4,
+        "learning_rate": 3e-3 if scale.tiny else 2e-4,
         "warmup_ratio": 0.03,
         "optimizer": "adamw_8bit",
         "max_grad_norm": 0.3,

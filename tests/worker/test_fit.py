@@ -61,6 +61,19 @@ def test_full_precision_of_a_seven_billion_model_does_not_fit_a_t4():
     assert fit.gpu_bytes(paper(adapter="lora"), MISTRAL) > T4 > fit.gpu_bytes(paper(), MISTRAL, micro_batch=4)
 
 
+def test_what_cannot_fit_is_refused_before_it_is_loaded():
+    from worker.protocol import Hardware
+    from worker.training import sft
+    from worker.training.job import UnfitMachineError
+
+    card = Hardware(device="cuda", name="Tesla T4", memory_bytes=T4)
+    sft.check_room(paper(), card, MISTRAL, "hf", T4)
+    with pytest.raises(
+        UnfitMachineError, match=r"needs about 15\.\d GiB on Tesla T4, which has 8\.0 GiB free; use a larger"
+    ):
+        sft.check_room(paper(adapter="lora"), card, MISTRAL, "hf", 8 * 2**30)
+
+
 @pytest.mark.parametrize("config", [{}, {"hidden_size": 8}, {"hidden_size": "x", "num_attention_heads": 0}])
 def test_a_config_of_something_else_has_no_shape(config):
     assert Shape.of(config) is None

@@ -62,6 +62,19 @@ def micro_batch_size(spec: JobSpec, hardware: Hardware, shape: Shape | None, bac
     return max(n for n in range(1, rows + 1) if n == 1 or (rows % n == 0 and n * spec.sequence_len <= tokens))
 
 
+def check_room(spec: JobSpec, hardware: Hardware, shape: Shape, backend: str, room: int) -> None:
+    """Raise `UnfitMachineError`, with both figures, before loading what `room` bytes of GPU memory cannot hold.
+
+    The estimate is good to a tenth, and nothing that might fit is refused.
+    """
+    need = fit.gpu_bytes(spec, shape, backend=backend, micro_batch=1)
+    if need * 0.9 > room:
+        raise UnfitMachineError(
+            f"{spec.base_model} at sequence_len {spec.sequence_len} needs about {need / 2**30:.1f} GiB on {hardware.name}, "
+            f"which has {room / 2**30:.1f} GiB free; use a larger card, adapter: qlora, or a shorter sequence_len"
+        )
+
+
 def _prepare(job: TrainingJob, hooks: Hooks, group: Group) -> Session:
     spec, hardware = job.spec, probe_hardware()
     _keep_to_the_limit(hardware)
@@ -76,6 +89,8 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group) -> Session:
     _quiet()
     rows_each = spec.global_batch_size // group.world
     shape = Shape.read(base_model.resolve(spec.base_model) / "config.json")
+    if hardware.device == "cuda" and shape is not None:
+        check_room(spec, hardware, shape, backend.name, min(hardware.memory_bytes, torch.cuda.mem_get_info(0)[0]))
     micro_batch = micro_batch_size(spec, hardware, shape, backend.name, rows_each)
     loaded = backends.load(backend, spec, hardware, job.trust_remote_code)
     recipe = _full_recipe(spec, loaded)
