@@ -50,7 +50,7 @@ def test_no_file_grows_beyond_one_room() -> None:
         if (count := len(path.read_text().splitlines())) > LONGEST_FILE
     }
     assert set(long) == THE_TWO_CONTRACTS
-    assert max(long.values()) < 1.6 * LONGEST_FILE
+    assert max(long.values()) < 1.5 * LONGEST_FILE
 
 
 def test_nothing_is_pickled() -> None:

@@ -330,9 +330,7 @@ class Worker:
 
     def start(self) -> Assignment:
         request = StartRequest(protocol=1, nonce=self.lease, hardware=Hardware(name="sim"))
-        with self.world.ctx.uow() as tx:
-            begun = leases.begin(self.world.ctx, tx, self.lease, request)
-        self.assignment = leases.assignment(self.world.ctx, begun)
+        self.assignment = leases.start(self.world.ctx, self.lease, request)
         self.step = self.assignment.resume_step
         self.parent = self.assignment.resume.sha256 if self.assignment.resume else None
         return self.assignment

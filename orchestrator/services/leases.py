@@ -6,12 +6,13 @@ import secrets
 from dataclasses import dataclass
 
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError, StaleFenceError
-from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
+from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.domain.model import Checkpoint, Job, Lease
 from orchestrator.domain.policy import retry_at
 from orchestrator.persistence import Dataset, Transaction
 from orchestrator.ports import Context, ObjectMissing, Store, StoreError
 from orchestrator.services.errors import from_store
+from orchestrator.services.heads import fall_back
 from orchestrator.services.pace import first_pace
 from worker.protocol import (
     PROTOCOL_VERSION,
@@ -75,6 +76,13 @@ class Begun:
     datasets: list[Dataset | None]
 
 
+def start(ctx: Context, lease_id: str, request: StartRequest) -> Assignment:
+    """A worker is up: hand it the job. Repeating the call with the same nonce gives the same answer."""
+    with ctx.uow() as tx:
+        begun = begin(ctx, tx, lease_id, request)
+    return assignment(ctx, begun)
+
+
 def started(ctx: Context, said: Started) -> None:
     """A worker that was launched with its assignment has begun."""
     with ctx.uow() as tx:
@@ -83,7 +91,7 @@ def started(ctx: Context, said: Started) -> None:
 
 
 def begin(ctx: Context, tx: Transaction, lease_id: str, request: StartRequest) -> Begun:
-    """A worker is up. The same nonce again gets the same job; raises `ConflictError` for another process."""
+    """The part of `start` that writes."""
     if request.protocol != PROTOCOL_VERSION:
         raise InvalidError(
             f"this worker speaks protocol {request.protocol}, the server {PROTOCOL_VERSION}: install the same trainhop"
@@ -373,23 +381,3 @@ def _is_corrupt(ctx: Context, said: Finish, sha256: str) -> bool:
         return True
     except StoreError:
         return False
-
-
-def fall_back(tx: Transaction, job: Job, now: float) -> None:
-    """The head is damaged: go on from the newest committed checkpoint before it, or fail if none is left."""
-    head = tx.checkpoint(job.id, job.head or "")
-    if head is None:
-        return
-    head.to(CheckpointState.CORRUPT)
-    tx.save_checkpoint(head)
-    older = [c for c in tx.checkpoints(job.id, CheckpointState.COMMITTED) if c.step < head.step]
-    previous = older[-1] if older else None
-    job.head, job.head_step = (previous.sha256, previous.step) if previous else (None, 0)
-    job.note(
-        "checkpoint.corrupt",
-        at=now,
-        actor="server",
-        reason=f"the checkpoint of step {head.step} is damaged; going on from step {job.head_step}",
-        sha256=head.sha256,
-        step=head.step,
-    )

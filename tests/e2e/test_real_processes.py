@@ -118,7 +118,7 @@ def test_a_worker_that_dies_at_once_every_time_ends_in_words(server: Lab, shelf:
 
 
 def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(server: Lab, shelf: tuple[Path, Path]) -> None:
-    """Promise 3. Seen failing without `leases.fall_back`: the job failed four times on the same bytes and gave up."""
+    """Promise 3. Seen failing without `heads.fall_back`: the job failed four times on the same bytes and gave up."""
     job = submit(server, shelf)
     lease = at_step(server, 20)
     server.wait_for(lambda: len(_committed(server, job)) >= 2, "two checkpoints", 30)
