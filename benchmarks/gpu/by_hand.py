@@ -70,6 +70,7 @@ def measure(folder: Path, scale: Scale, backend: str) -> dict[str, Any]:
         ),
         callbacks=[Clock()],
     )
+    assert trainer.model is not None
     count = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     if not scale.tiny and count != LORA_PARAMETERS:
         raise RuntimeError(f"{count} trainable parameters, not {LORA_PARAMETERS}")

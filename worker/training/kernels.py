@@ -14,7 +14,7 @@ def insist_on_determinism() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     # Else every fresh tensor is filled with NaN, to find reads of what nobody wrote; nothing here reads such a thing.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue] - made by setattr
     # Its attention plans anew for every length it meets.
     torch.backends.cuda.enable_cudnn_sdp(False)
 

@@ -45,7 +45,7 @@ class UnslothBackend:
         import unsloth  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
 
     def base(self, spec: JobSpec, directory: Path, hardware: Hardware, precision: str, trust: bool) -> Any:
-        from unsloth import FastLanguageModel  # pyright: ignore[reportMissingImports]
+        from unsloth import FastLanguageModel  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
         quantised = spec.adapter == "qlora"
         try:
@@ -70,7 +70,7 @@ class UnslothBackend:
         return model
 
     def adapted(self, model: Any, spec: JobSpec, targets: list[str]) -> PeftModel:
-        from unsloth import FastLanguageModel  # pyright: ignore[reportMissingImports]
+        from unsloth import FastLanguageModel  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
         return FastLanguageModel.get_peft_model(
             model,
