@@ -106,7 +106,10 @@ class OneWayPromises(Promises):
         super()._offer_a_fork(worker)
 
     def _offer_a_torn_file(self, worker: Worker) -> None:
+        assert isinstance(worker, DeafWorker)
         assert worker.assignment is not None
+        if not worker.can_upload:
+            return
         self.spoilt_jobs.add(worker.assignment.job)
         super()._offer_a_torn_file(worker)
 
