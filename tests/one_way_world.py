@@ -147,6 +147,11 @@ class DeafWorker(Worker):
         self._say(Report(**self._said(), step=self.step, phase=Phase.TRAIN, metrics=rows))
         return Directive()
 
+    @property
+    def can_upload(self) -> bool:
+        """Whether the next checkpoint goes straight to the store."""
+        return not self.holding and any(g.kind is GrantKind.CHECKPOINT for g in self.uploads)
+
     def _place(self, kind: GrantKind) -> tuple[str, Path]:
         """Where the next file goes: through a grant, or into the folder that is handed over."""
         assert self.assignment is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -155,3 +156,19 @@ def test_the_demo_draws_its_curve_and_finds_its_examples(tmp_path: Path) -> None
     drawn = draw(tmp_path / "loss.png", {"a": {1: 4.0, 2: 3.0, 3: 2.0}, "b": {3: 2.0, 4: 1.0}}, sessions)
     assert drawn is not None
     assert drawn.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_sandbox_says_that_it_needs_a_checkout(tmp_path: Path) -> None:
+    """An installed package has no emulators: the packages are laid out here as a wheel does it."""
+    for package in ("orchestrator", "worker"):
+        shutil.copytree(
+            Path(__file__).parents[2] / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    command = [sys.executable, "-m", "orchestrator.entrypoints.cli", "demo", "--sandbox"]
+    variables = environment(PYTHONPATH=str(tmp_path))
+    done = subprocess.run(
+        command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    assert "run it from a checkout" in done.stderr
+    assert not (tmp_path / "trainhop-demo").exists()

@@ -23,7 +23,6 @@ from tests.conftest import DATABASES
 from tests.one_way_world import DeafWorker, DeafWorld
 from tests.properties.test_promises import ACTS, PICK, Promises
 from tests.world import Worker
-from worker.protocol import GrantKind
 
 
 class OneWayPromises(Promises):
@@ -109,8 +108,8 @@ class OneWayPromises(Promises):
     def _offer_a_torn_file(self, worker: Worker) -> None:
         assert isinstance(worker, DeafWorker)
         assert worker.assignment is not None
-        if worker.holding or not any(grant.kind is GrantKind.CHECKPOINT for grant in worker.uploads):
-            return  # the file would not lie in the store, where it is torn
+        if not worker.can_upload:
+            return
         self.spoilt_jobs.add(worker.assignment.job)
         super()._offer_a_torn_file(worker)
 

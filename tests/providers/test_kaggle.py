@@ -7,6 +7,8 @@ import hashlib
 import json
 
 import pytest
+from kagglesdk.datasets.types import dataset_api_service as datasets
+from kagglesdk.kernels.types import kernels_api_service as kernels
 
 from orchestrator.ports import LaunchRejected, Leftovers, Liveness, ProviderUnavailable
 from orchestrator.providers.kaggle import KaggleProvider, launch, source, staging
@@ -257,6 +259,28 @@ def test_files_that_are_not_listed_yet_are_waited_for(provider, kaggle, works, c
     assert provider.collect(handle) == Leftovers()
 
 
+def test_a_look_into_a_running_session_does_not_end_its_collection(provider, kaggle, works):
+    """Guard: a session that is about to be stopped is collected first; it may still leave more than was there then."""
+    works("print('up', flush=True)\nwhile not (keep / 'go').exists(): time.sleep(0.02)\n" + KEEP_ALL)
+    _, handle = _launch(provider, kaggle_account("alice"))
+    until(lambda: kaggle.kernel(slug(handle)).events)
+    assert provider.collect(handle) == Leftovers()
+    (kaggle.kernel(slug(handle)).root / "working" / "go").touch()
+    ended(provider, handle)
+    assert len(provider.collect(handle).files) == 1
+
+
+def test_words_of_a_kernel_that_is_gone_are_those_that_were_kept(provider, kaggle, works, tmp_path):
+    works("print('up', flush=True)")
+    _, handle = _launch(provider, kaggle_account("alice"))
+    ended(provider, handle)
+    before = list(provider.follow(handle))
+    kaggle.sessions.delete(kaggle.world.kernels.pop(("alice", slug(handle))))
+    assert list(provider.follow(handle)) == before
+    stranger = KaggleProvider(OpenVault(), tmp_path / "lost-notes", kaggle.endpoint, fresh_s=0.0)
+    assert list(stranger.follow(handle)) == []
+
+
 @pytest.mark.parametrize("outputs", [True, False])
 def test_a_run_that_was_cut_at_its_limit_is_over_with_or_without_files(provider, kaggle, works, outputs):
     works(KEEP_ALL + WAIT)
@@ -418,6 +442,33 @@ def test_no_line_before_the_session_runs(provider, kaggle, works):
     with pytest.raises(ProviderUnavailable):
         list(provider.follow(handle))
     assert provider.log(handle, 0, 100) == b""
+
+
+def test_the_emulator_speaks_the_client_librarys_fields(kaggle, provider, works):
+    """A new version of the library that renames something is noticed here."""
+    works(KEEP_ALL)
+    _, handle = _launch(provider, kaggle_account("alice"), resume=True)
+    ended(provider, handle)
+    provider.collect(handle)
+    alice, name = kaggle.world.people["alice"], {"userName": "alice", "kernelSlug": slug(handle)}
+    services = kaggle._desk.services
+    told = {
+        kernels.ApiGetKernelSessionStatusResponse: services["KernelsApiService"].GetKernelSessionStatus(alice, name),
+        kernels.ApiListKernelSessionOutputResponse: services["KernelsApiService"].ListKernelSessionOutput(alice, name),
+        kernels.ApiListKernelsResponse: services["KernelsApiService"].ListKernels(alice, {}),
+        kernels.ApiKernelMetadata: services["KernelsApiService"].ListKernels(alice, {})["kernels"][0],
+        kernels.ApiGetKernelResponse: services["KernelsApiService"].GetKernel(alice, name),
+        kernels.ApiGetAcceleratorQuotaStatisticsResponse: services["KernelsApiService"].GetAcceleratorQuotaStatistics(
+            alice, {}
+        ),
+        kernels.ApiAcceleratorQuota: services["KernelsApiService"].GetAcceleratorQuotaStatistics(alice, {})["gpuQuota"],
+        datasets.ApiListDatasetsResponse: services["DatasetApiService"].ListDatasets(alice, {}),
+        datasets.ApiDataset: services["DatasetApiService"].ListDatasets(alice, {})["datasets"][0],
+        kernels.ApiSaveKernelRequest: kaggle.seen("SaveKernel")[0].said,
+        datasets.ApiCreateDatasetRequest: kaggle.seen("CreateDataset")[0].said,
+    }
+    for kind, said in told.items():
+        assert said.keys() <= {f.json_name for f in kind._fields}, kind.__name__
 
 
 def test_the_packed_worker_is_the_installed_one():
