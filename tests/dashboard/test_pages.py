@@ -188,3 +188,14 @@ def test_accounts_are_checked_agreed_to_and_paused(site):
     page = site.client.get("/accounts").text
     assert "Give consent" not in page
     assert "Paused: nothing new starts here" in page
+
+
+def test_a_queued_job_of_ones_own_can_be_taken_as_a_notebook(site, people):
+    log_in(site)
+    own, other = site.admin.submit()["id"], people.ann.submit()["id"]
+    assert f"/jobs/{own}/notebook" in site.client.get(f"/jobs/{own}", headers=HTML).text
+    assert f"/jobs/{other}/notebook" not in site.client.get(f"/jobs/{other}", headers=HTML).text
+    taken = site.client.post(f"/jobs/{own}/notebook", headers=HTML | ORIGIN)
+    assert taken.headers["content-disposition"] == "attachment; filename*=UTF-8''small.ipynb"
+    assert taken.json()["nbformat"] == 4
+    assert site.client.post(f"/jobs/{other}/notebook", headers=HTML | ORIGIN).status_code == 403

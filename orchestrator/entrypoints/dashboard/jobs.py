@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Callable
 from typing import Annotated, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import yaml
 from fastapi import APIRouter, Form, Query, Request
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from orchestrator.domain.errors import TrainhopError
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.domain.model import Role
+from orchestrator.entrypoints import api_notebooks
 from orchestrator.entrypoints.dashboard.curve import ViewedJob
 from orchestrator.entrypoints.dashboard.jobview import SECTIONS, look
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, page, piece
@@ -144,6 +145,14 @@ def priority(
 ) -> Response:
     """Move the job in the queue."""
     return _act(request, server, job_id, lambda: jobs.set_priority(server.ctx, me, job_id, priority))
+
+
+@router.post("/jobs/{job_id}/notebook")
+def notebook(server: Here, me: Viewer, job_id: ViewedJob) -> Response:
+    """A notebook that trains the job, as a file."""
+    made = api_notebooks.make(server, me, job_id)
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(made.file_name)}"}
+    return Response(json.dumps(made.notebook), media_type="application/x-ipynb+json", headers=headers)
 
 
 @router.post("/jobs/{job_id}/{action}")
