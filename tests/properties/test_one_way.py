@@ -1,10 +1,8 @@
 """The promises once more, over the other uplink: machines print, connections break anywhere, lines get torn, files are lost.
 
-Guards that were taken out to see this fail: the fence (a zombie's lines were heard), reading the output of a dead session
-(`Ear.listen` in `reconcile._adopt`: uploaded checkpoints of a session that lost its files were forgotten), the order of
-lines (`intake._builds_on_the_unknown`: after a torn offer its successors were refused and thrown away), waiting for a
-provider that does not answer (`reconcile._adopt` returning True), and `_is_wanted` (an hour without network past the
-deadline lost everything).
+Seen failing with the fence taken out (a zombie's lines were heard). The other guards of this uplink (reading the output of a
+dead session, the order of lines, files that are still wanted) are each held by a scenario of `tests/faults/test_one_way.py`,
+which fails at once where chance needs many runs.
 """
 
 from __future__ import annotations
@@ -132,7 +130,7 @@ class OneWayPromises(Promises):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("database_kind", DATABASES)
 def test_promises_hold_for_machines_that_cannot_call(database_kind: str, make_database: Any, tmp_path: Path) -> None:
-    """See the module's docstring for the guards that were removed to see this fail."""
+    """The module's docstring says which guard was removed to see this fail."""
     runs = iter(range(10**6))
 
     def machine() -> Promises:
