@@ -96,6 +96,8 @@ class Notebook:
         for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        assert self._client is not None
+        self._client.wait()
 
     def _processes(self) -> list[psutil.Process]:
         assert self._client is not None
