@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,27 +62,6 @@ def _spawn(pool: ThreadPoolExecutor, work: Callable[[], None]) -> None:
             log.exception("a launch failed; reconciling will settle it")
 
     pool.submit(guarded)
-
-
-class OneStore:
-    """Implements `ports.Stores` for installations with a single store."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def local(self) -> Store:
-        return self._store
-
-    def current(self) -> Store:
-        return self._store
-
-    def get(self, name: str) -> Store:
-        return self._store
-
-    def trial(self, config: StoreConfig) -> AbstractContextManager[Store]:
-        return nullcontext(self._store)
-
-    def refresh(self) -> None: ...
 
 
 @dataclass(kw_only=True)

@@ -7,11 +7,13 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from orchestrator.domain.model import Account
+from orchestrator.persistence import StoreConfig
 from orchestrator.ports import (
     Capabilities,
     CredentialsRefused,
@@ -180,6 +182,27 @@ class MemoryStore:
     def usage(self) -> Usage:
         self._reach()
         return Usage(used=sum(map(len, self.objects.values())), free=None)
+
+
+class OneStore:
+    """Implements `ports.Stores` for installations with a single store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def local(self) -> Store:
+        return self._store
+
+    def current(self) -> Store:
+        return self._store
+
+    def get(self, name: str) -> Store:
+        return self._store
+
+    def trial(self, config: StoreConfig) -> AbstractContextManager[Store]:
+        return nullcontext(self._store)
+
+    def refresh(self) -> None: ...
 
 
 # --- contracts -------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from orchestrator.adapters.stores.local import LocalStore
 from orchestrator.adapters.tokens import KeyedTokens
 from orchestrator.adapters.unit_of_work import make_unit_of_work
 from orchestrator.adapters.vault import FernetVault
-from orchestrator.bootstrap import OneStore
 from orchestrator.domain.model import Account, Checkpoint, Job, Lease, Member, Role
 from orchestrator.persistence import Dataset, Transaction, UnitOfWork
 from orchestrator.ports import (
@@ -42,6 +41,7 @@ from orchestrator.providers.registry import Registry
 from orchestrator.services import checkpoints, jobs, leases
 from orchestrator.services.datasets import dataset_key
 from orchestrator.services.jobs import Actor
+from orchestrator.testing import OneStore
 from worker import checkpoint
 from worker.protocol import (
     Assignment,
