@@ -1,6 +1,7 @@
 """The one set of packages that every worker trains with, whatever machine it is on, and getting it there.
 
-Standard library only, so that it runs before anything is installed: `python -m worker.install [--wheels FOLDER] [--gpu]`.
+Standard library only, so that it runs before anything is installed: a Kaggle kernel's script and a notebook call it, people
+run `python -m worker.install [--wheels FOLDER] [--gpu]`.
 `pyproject.toml` names the same versions in its extra `train`; a test compares the two.
 """
 
@@ -8,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -42,8 +44,8 @@ UNSLOTH = {
 xformers is left out on purpose (see `worker.training.unsloth`).
 """
 
-KEPT = ("torch", "torchvision", "triton", "numpy")
-"""What an image ships stays as it is."""
+KEPT = ("torch", "torchvision", "torchaudio", "triton", "numpy")
+"""What an image ships stays as it is, unless it is named itself."""
 
 
 def missing(gpu: bool) -> dict[str, str]:
@@ -60,29 +62,53 @@ def installed(name: str) -> str | None:
         return None
 
 
-def command(lacking: dict[str, str], wheels: Path | None, constraints: Path, *, resolve: bool) -> list[str]:
-    """The pip call that brings them: from the staged wheels alone where there are any, else from the index."""
-    call = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    call += ["--constraint", str(constraints)]
+def lacking(requirements: Iterable[str]) -> list[str]:
+    """Those of these requirements, in pip's words, that are not met here."""
+    return [line for line in requirements if not _is_met(line)]
+
+
+def _is_met(line: str) -> bool:
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:  # pip is always there, and brings its own
+        from pip._vendor.packaging.requirements import Requirement
+
+    wanted = Requirement(line)
+    found = installed(wanted.name)
+    return found is not None and wanted.specifier.contains(found, prereleases=True)
+
+
+def pip(lines: Sequence[str], wheels: Path | None = None, *, resolve: bool = True) -> None:
+    """Install these, from the staged wheels alone where there are any; nothing may replace what is `KEPT`.
+
+    Raises `subprocess.CalledProcessError` with pip's words in `stderr`.
+    """
+    if not lines:
+        return
+    named = {re.split(r"[^\w.-]", line)[0].lower() for line in lines}
+    call = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
     if wheels is not None:
         call += ["--no-index", "--find-links", str(wheels)]
     if not resolve:
         call += ["--no-deps"]
-    return [*call, *(f"{name}=={version}" for name, version in lacking.items())]
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder, "constraints.txt")
+        kept.write_text("".join(f"{n}=={v}\n" for n in KEPT if n not in named and (v := installed(n))))
+        call += ["--constraint", str(kept), *lines]
+        subprocess.run(call, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def why(error: subprocess.CalledProcessError) -> str:
+    """Pip's last word."""
+    return ((error.stderr or "").strip().splitlines() or ["pip gave no reason"])[-1]
 
 
 def bring_in(wheels: Path | None, *, gpu: bool) -> dict[str, str]:
-    """Install what is missing and return it. Raises `subprocess.CalledProcessError` if pip does not manage."""
-    lacking = missing(gpu)
-    if not lacking:
-        return {}
-    with tempfile.TemporaryDirectory() as folder:
-        constraints = Path(folder) / "constraints.txt"
-        constraints.write_text("".join(f"{n}=={v}\n" for n in KEPT if (v := installed(n))))
-        for part, resolve in ((TRAIN, True), (UNSLOTH, False)):
-            if wanted := {name: version for name, version in lacking.items() if name in part}:
-                subprocess.run(command(wanted, wheels, constraints, resolve=resolve), check=True)
-    return lacking
+    """Install what is missing of the set and return it. Raises `subprocess.CalledProcessError` if pip does not manage."""
+    lacks = missing(gpu)
+    for part, resolve in ((TRAIN, True), (UNSLOTH, False)):
+        pip([f"{name}=={version}" for name, version in lacks.items() if name in part], wheels, resolve=resolve)
+    return lacks
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

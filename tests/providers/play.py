@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator.domain.model import Account
 from orchestrator.ports import Handle, LaunchRequest, Liveness
+from worker import install
 from worker.protocol import Assignment, Grant, GrantKind, JobSpec
 
 DATA, CHECKPOINT = b'{"text": "a row of training data"}\n', b"a checkpoint" * 1000
@@ -55,6 +56,7 @@ def light_worker(code: str) -> str:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("worker/__init__.py", "")
+        archive.write(install.__file__, "worker/install.py")
         archive.writestr("worker/__main__.py", LIGHT + code)
     return base64.encodebytes(packed.getvalue()).decode()
 

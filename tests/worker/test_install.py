@@ -28,7 +28,7 @@ def test_torch_stays_and_staged_wheels_suffice(monkeypatch, tmp_path):
     """Guard: without the constraint pip may replace a CUDA build of torch by the newest."""
     calls = []
 
-    def pip(call, check):
+    def pip(call, **_):
         calls.append((call, Path(call[call.index("--constraint") + 1]).read_text()))
 
     here = install.TRAIN | {"torch": "2.11.0+cu130", "peft": "0.1"}

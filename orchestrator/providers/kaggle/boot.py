@@ -7,7 +7,6 @@ kernel starts in `/kaggle/working`, beside `input/`; data sets lie below that, n
 from __future__ import annotations
 
 import base64
-import importlib.metadata
 import io
 import json
 import os
@@ -25,8 +24,6 @@ KILL_AFTER_S = 30.0
 """From being asked to stop to being ended."""
 FOREIGN_SECRETS = ("KAGGLE_USER_SECRETS_TOKEN", "KAGGLE_API_V1_TOKEN", "KAGGLE_DATA_PROXY_TOKEN")
 """What Kaggle itself puts into a kernel's environment; training has no use for it."""
-NEVER_TOUCHED = ("torch", "torchvision", "torchaudio", "triton")
-"""Built for this image's GPUs; an install that would replace one of these is refused by pip."""
 
 
 def say(text: str) -> None:
@@ -40,41 +37,18 @@ def working_folder() -> Path:
     return here if (here.parent / "input").is_dir() else Path("/kaggle/working")
 
 
-def missing(requirements: list[str]) -> list[str]:
-    """Those that are not installed in a version that will do."""
+def install(requirements: list[str]) -> str:
+    """Bring what lacks, with the unpacked worker's own installer; returns why pip could not, or nothing."""
+    from worker.install import lacking, pip, why
+
+    lines = lacking(requirements)
+    if lines:
+        say(f"installing {', '.join(lines)}")
     try:
-        from packaging.requirements import Requirement
-    except ImportError:
-        from pip._vendor.packaging.requirements import Requirement
-    lacking = []
-    for text in requirements:
-        wanted = Requirement(text)
-        try:
-            fits = wanted.specifier.contains(importlib.metadata.version(wanted.name), prereleases=True)
-        except importlib.metadata.PackageNotFoundError:
-            fits = False
-        if not fits:
-            lacking.append(text)
-    return lacking
-
-
-def install(requirements: list[str], home: Path) -> bool:
-    """Bring what lacks, and nothing that would replace the image's torch; False if pip could not."""
-    lacking = missing(requirements)
-    if not lacking:
-        return True
-    say(f"installing {', '.join(lacking)}")
-    fixed = home / "constraints.txt"
-    lines = []
-    for name in NEVER_TOUCHED:
-        try:
-            lines.append(f"{name}=={importlib.metadata.version(name)}\n")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    fixed.write_text("".join(lines))
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-    done = subprocess.run([*command, "-c", str(fixed), *lacking], stdin=subprocess.DEVNULL, check=False)
-    return done.returncode == 0
+        pip(lines)
+    except subprocess.CalledProcessError as error:
+        return why(error)
+    return ""
 
 
 def place_inputs(assignment: dict, files: dict, folder: Path) -> list[str]:
@@ -128,6 +102,7 @@ def main(carried: dict, worker_zip: str) -> int:
     working = working_folder()
     home = Path(tempfile.mkdtemp(prefix="trainhop-"))
     zipfile.ZipFile(io.BytesIO(base64.b64decode(worker_zip))).extractall(home / "lib")
+    sys.path.insert(0, str(home / "lib"))
     ticket = carried["ticket"]
     assignment = ticket.get("assignment")
     if assignment:
@@ -135,8 +110,8 @@ def main(carried: dict, worker_zip: str) -> int:
         if lacking := place_inputs(assignment, carried["files"], working.parent / "input"):
             say(f"cannot start: Kaggle did not bring {', '.join(lacking)}")
             return 2
-    if not install(carried["requirements"], home):
-        say("cannot start: pip could not install what the worker needs (its words are above)")
+    if problem := install(carried["requirements"]):
+        say(f"cannot start: what the worker needs could not be installed ({problem})")
         return 2
     code = run_worker(ticket_for(ticket, home), home, carried["stop_after_s"])
     outbox = home / "outbox.jsonl"

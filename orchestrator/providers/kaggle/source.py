@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
-import re
-import zipfile
-from functools import cache
-from importlib import metadata, resources
 from pathlib import Path
 
 from orchestrator.ports import LaunchRejected, LaunchRequest
+from worker import bundle
 from worker.protocol import Ticket
 
 LONGEST_SOURCE = 900_000
 """Characters. Kaggle is known to refuse sources of about a megabyte."""
 RUN_OVER_S = 60.0
 """What a worker may take beyond its budget before the kernel's own script ends it."""
-CARRIED_PACKAGES = frozenset({"httpx", "numpy", "pydantic", "safetensors", "stamina"})
-"""Of this distribution's base dependencies, those that a worker imports."""
 
 
 def file_name(key: str) -> str:
@@ -39,7 +33,7 @@ def kernel_source(request: LaunchRequest) -> str:
     carried = {
         "ticket": ticket.model_dump(mode="json"),
         "files": {key: file_name(key) for key in request.inputs},
-        "requirements": requirements(),
+        "requirements": [*bundle.requirements(), *bundle.requirements("train")],
         "stop_after_s": request.budget_s + RUN_OVER_S,
     }
     source = "\n".join(
@@ -63,26 +57,6 @@ def kernel_source(request: LaunchRequest) -> str:
     return source
 
 
-@cache
 def worker_zip() -> str:
-    """The `worker` package of this very installation as base64, the same text for the same files."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        root = Path(str(resources.files("worker")))
-        for path in sorted(root.rglob("*.py")):
-            entry = zipfile.ZipInfo(f"worker/{path.relative_to(root).as_posix()}")
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, path.read_bytes())
-    return base64.encodebytes(packed.getvalue()).decode()
-
-
-@cache
-def requirements() -> list[str]:
-    """What the worker needs, as this distribution pins it; torch is the image's own and never named."""
-    found: list[str] = []
-    for line in metadata.requires("trainhop") or ():
-        wanted, _, marker = (part.strip() for part in line.partition(";"))
-        name = re.split(r"[^A-Za-z0-9_.-]", wanted)[0].lower()
-        if (not marker and name in CARRIED_PACKAGES) or re.fullmatch(r"extra == ['\"]train['\"]", marker):
-            found.append(wanted)
-    return found
+    """The worker's wheel as base64: it is a zip, and Python runs out of it once it is unpacked."""
+    return base64.encodebytes(bundle.build().data).decode()
