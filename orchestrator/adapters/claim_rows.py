@@ -13,19 +13,19 @@ class ClaimRows:
     """See `persistence.Transaction`."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = connection
 
     def claim(self, code_hash: str) -> Claim | None:
-        return CLAIMS.get(self._connection, lock=True, code_hash=code_hash)
+        return CLAIMS.get(self.connection, lock=True, code_hash=code_hash)
 
     def add_claim(self, claim: Claim) -> None:
-        CLAIMS.add(self._connection, claim)
+        CLAIMS.add(self.connection, claim)
 
     def save_claim(self, claim: Claim) -> None:
-        CLAIMS.save(self._connection, claim)
+        CLAIMS.save(self.connection, claim)
 
     def open_mailboxes(self) -> list[Claim]:
-        return CLAIMS.where(self._connection, tables.claims.c.mailbox != "")
+        return CLAIMS.where(self.connection, tables.claims.c.mailbox != "")
 
     def forget_claims(self, before: float) -> None:
-        self._connection.execute(delete(tables.claims).where(tables.claims.c.expires_at < before))
+        self.connection.execute(delete(tables.claims).where(tables.claims.c.expires_at < before))

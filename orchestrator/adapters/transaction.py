@@ -114,7 +114,6 @@ class SqlTransaction(ClaimRows):
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
-        self.connection = connection
         self._events: list[Event] = []
         self._upserts = _STATEMENTS[connection.dialect.name]
 
@@ -122,24 +121,22 @@ class SqlTransaction(ClaimRows):
         """Write what was noted; called once, right before the commit."""
         if not self._events:
             return
-        if self._connection.dialect.name == "postgresql":
-            _number_events.run(self._connection, {})
-        _add_event.run(
-            self._connection, *({k: v for k, v in EVENTS.dump(e).items() if k != "id"} for e in self._events)
-        )
+        if self.connection.dialect.name == "postgresql":
+            _number_events.run(self.connection, {})
+        _add_event.run(self.connection, *({k: v for k, v in EVENTS.dump(e).items() if k != "id"} for e in self._events))
         self._events.clear()
 
     # jobs
 
     def job(self, job_id: str) -> Job | None:
-        return JOBS.get(self._connection, lock=True, id=job_id)
+        return JOBS.get(self.connection, lock=True, id=job_id)
 
     def add_job(self, job: Job) -> None:
-        JOBS.add(self._connection, job)
+        JOBS.add(self.connection, job)
         self._take_events(job)
 
     def save_job(self, job: Job) -> None:
-        JOBS.save(self._connection, job)
+        JOBS.save(self.connection, job)
         self._take_events(job)
 
     def _take_events(self, job: Job) -> None:
@@ -153,7 +150,7 @@ class SqlTransaction(ClaimRows):
             .order_by(tables.jobs.c.id.desc())
             .limit(_JOBS_TO_COMPARE)
         )
-        for spec, step_s in self._connection.execute(timed):
+        for spec, step_s in self.connection.execute(timed):
             same_size = spec["global_batch_size"] * spec["sequence_len"] == tokens_per_step
             if spec["base_model"] == base_model and same_size:
                 return step_s
@@ -162,85 +159,85 @@ class SqlTransaction(ClaimRows):
     def typical_checkpoint_bytes(self, base_model: str, lora_r: int) -> int | None:
         jobs, heads = tables.jobs.c, tables.checkpoints.c
         saved = select(jobs.spec, heads.size).where(heads.job_id == jobs.id, heads.sha256 == jobs.head)
-        for spec, size in self._connection.execute(saved.order_by(jobs.id.desc()).limit(_JOBS_TO_COMPARE)):
+        for spec, size in self.connection.execute(saved.order_by(jobs.id.desc()).limit(_JOBS_TO_COMPARE)):
             if (spec["base_model"], spec["lora_r"]) == (base_model, lora_r):
                 return size
         return None
 
     def queued(self, limit_per_member: int, now: float) -> list[Job]:
         most = {"now": now, "most": limit_per_member}
-        rows = _due.rows(self._connection, most)
-        for (member,) in _member_ids.rows(self._connection):
-            rows += _queued.rows(self._connection, most | {"member": member})
+        rows = _due.rows(self.connection, most)
+        for (member,) in _member_ids.rows(self.connection):
+            rows += _queued.rows(self.connection, most | {"member": member})
         return list({job.id: job for job in map(JOBS.load, rows)}.values())
 
     # leases
 
     def lease(self, lease_id: str) -> Lease | None:
-        if self._connection.dialect.name == "postgresql":
+        if self.connection.dialect.name == "postgresql":
             # Job before lease, everywhere: two transactions that lock them in different orders would wait for ever.
-            _lock_job_of.run(self._connection, {"id": lease_id})
-        return LEASES.get(self._connection, lock=True, id=lease_id)
+            _lock_job_of.run(self.connection, {"id": lease_id})
+        return LEASES.get(self.connection, lock=True, id=lease_id)
 
     def live_lease(self, job_id: str) -> Lease | None:
-        row = _lease_of_job.first(self._connection, {"job": job_id})
+        row = _lease_of_job.first(self.connection, {"job": job_id})
         return None if row is None else LEASES.load(row)
 
     def live_leases(self) -> list[Lease]:
-        return [LEASES.load(row) for row in _live_lease.rows(self._connection)]
+        return [LEASES.load(row) for row in _live_lease.rows(self.connection)]
 
     def uncollected_leases(self) -> list[Lease]:
-        return [LEASES.load(row) for row in _uncollected.rows(self._connection)]
+        return [LEASES.load(row) for row in _uncollected.rows(self.connection)]
 
     def live_counts(self) -> tuple[dict[str, int], dict[str, int]]:
         by_member: dict[str, int] = {}
         by_account: dict[str, int] = {}
-        for member, account, count in _counts.rows(self._connection):
+        for member, account, count in _counts.rows(self.connection):
             by_member[member] = by_member.get(member, 0) + count
             by_account[account] = by_account.get(account, 0) + count
         return by_member, by_account
 
     def add_lease(self, lease: Lease) -> None:
         try:
-            LEASES.add(self._connection, lease)
+            LEASES.add(self.connection, lease)
         except IntegrityError as error:
             raise ConflictError(f"job {lease.job_id} already has a live lease") from error
 
     def save_lease(self, lease: Lease) -> None:
-        LEASES.save(self._connection, lease)
+        LEASES.save(self.connection, lease)
 
     def note_external_id(self, lease_id: str, external_id: str) -> None:
-        _note_external_id.run(self._connection, {"lease": lease_id, "external": external_id})
+        _note_external_id.run(self.connection, {"lease": lease_id, "external": external_id})
 
     def note_collected(self, lease_id: str, at: float) -> None:
-        _note_collected.run(self._connection, {"lease": lease_id, "at": at})
+        _note_collected.run(self.connection, {"lease": lease_id, "at": at})
 
     # checkpoints
 
     def checkpoint(self, job_id: str, sha256: str) -> Checkpoint | None:
-        return CHECKPOINTS.get(self._connection, job_id=job_id, sha256=sha256)
+        return CHECKPOINTS.get(self.connection, job_id=job_id, sha256=sha256)
 
     def checkpoints(self, job_id: str, state: CheckpointState | None = None) -> list[Checkpoint]:
         table = tables.checkpoints.c
         conditions = [table.job_id == job_id] + ([table.state == state] if state else [])
-        return CHECKPOINTS.where(self._connection, *conditions, order=(table.step))
+        return CHECKPOINTS.where(self.connection, *conditions, order=(table.step))
 
     def add_checkpoint(self, checkpoint: Checkpoint) -> None:
-        CHECKPOINTS.add(self._connection, checkpoint)
+        CHECKPOINTS.add(self.connection, checkpoint)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        CHECKPOINTS.save(self._connection, checkpoint)
+        CHECKPOINTS.save(self.connection, checkpoint)
 
     def stale_offers(self, before: float) -> list[Checkpoint]:
         table = tables.checkpoints.c
         return CHECKPOINTS.where(
-            self._connection, and_(table.state == CheckpointState.OFFERED, table.created_at < before)
+            self.connection, and_(table.state == CheckpointState.OFFERED, table.created_at < before)
         )
 
     def undeleted_checkpoints(self) -> list[Checkpoint]:
         table = tables.checkpoints.c
         gone = (CheckpointState.PRUNED, CheckpointState.ABANDONED)
-        return CHECKPOINTS.where(self._connection, table.state.in_(gone), table.key != "")
+        return CHECKPOINTS.where(self.connection, table.state.in_(gone), table.key != "")
 
     # what workers tell
 
@@ -254,7 +251,7 @@ class SqlTransaction(ClaimRows):
             if not math.isnan(value)  # SQLite keeps a NaN as NULL, which the column refuses
         ]
         if values:
-            self._upserts["metrics" if replace else "missing_metrics"].run(self._connection, *values)
+            self._upserts["metrics" if replace else "missing_metrics"].run(self.connection, *values)
 
     def add_samples(self, job_id: str, samples: Sequence[Sample], at: float) -> None:
         values = [
@@ -269,39 +266,39 @@ class SqlTransaction(ClaimRows):
             for s in samples
         ]
         if values:
-            self._upserts["samples"].run(self._connection, *values)
+            self._upserts["samples"].run(self.connection, *values)
 
     def add_reading(self, lease_id: str, at: float, step: int, reading: Reading) -> None:
         values = {"lease_id": lease_id, "at": at, "step": step, "reading": reading.model_dump(exclude_none=True)}
-        self._upserts["readings"].run(self._connection, values)
+        self._upserts["readings"].run(self.connection, values)
 
     # people
 
     def member(self, member_id: str) -> Member | None:
-        return MEMBERS.get(self._connection, id=member_id)
+        return MEMBERS.get(self.connection, id=member_id)
 
     def member_by_name(self, name: str) -> Member | None:
-        found = MEMBERS.where(self._connection, tables.members.c.name == name)
+        found = MEMBERS.where(self.connection, tables.members.c.name == name)
         return found[0] if found else None
 
     def members(self) -> list[Member]:
-        return MEMBERS.where(self._connection, order=tables.members.c.created_at)
+        return MEMBERS.where(self.connection, order=tables.members.c.created_at)
 
     def add_member(self, member: Member) -> None:
         try:
-            MEMBERS.add(self._connection, member)
+            MEMBERS.add(self.connection, member)
         except IntegrityError as error:
             raise ConflictError(f"there is already a member called {member.name}") from error
 
     def account(self, account_id: str) -> Account | None:
-        return ACCOUNTS.get(self._connection, id=account_id)
+        return ACCOUNTS.get(self.connection, id=account_id)
 
     def accounts(self) -> list[Account]:
-        return [ACCOUNTS.load(row) for row in _accounts.rows(self._connection)]
+        return [ACCOUNTS.load(row) for row in _accounts.rows(self.connection)]
 
     def add_account(self, account: Account) -> None:
         try:
-            ACCOUNTS.add(self._connection, account)
+            ACCOUNTS.add(self.connection, account)
         except IntegrityError as error:
             raise ConflictError(
                 f"the name {account.name} is taken, or this member already has an account at {account.provider}: "
@@ -309,55 +306,55 @@ class SqlTransaction(ClaimRows):
             ) from error
 
     def save_account(self, account: Account) -> None:
-        ACCOUNTS.save(self._connection, account)
+        ACCOUNTS.save(self.connection, account)
 
     def delete_account(self, account_id: str) -> None:
-        self._connection.execute(delete(tables.accounts).where(tables.accounts.c.id == account_id))
+        self.connection.execute(delete(tables.accounts).where(tables.accounts.c.id == account_id))
 
     def add_token(self, token: TokenInfo, token_hash: str) -> None:
-        self._connection.execute(insert(tables.tokens), [TOKENS.dump(token) | {"hash": token_hash}])
+        self.connection.execute(insert(tables.tokens), [TOKENS.dump(token) | {"hash": token_hash}])
 
     def token(self, token_hash: str) -> TokenInfo | None:
-        found = TOKENS.where(self._connection, tables.tokens.c.hash == token_hash)
+        found = TOKENS.where(self.connection, tables.tokens.c.hash == token_hash)
         return found[0] if found else None
 
     def tokens(self, member_id: str | None = None) -> list[TokenInfo]:
         conditions = [tables.tokens.c.member_id == member_id] if member_id else []
-        return TOKENS.where(self._connection, *conditions, order=tables.tokens.c.created_at)
+        return TOKENS.where(self.connection, *conditions, order=tables.tokens.c.created_at)
 
     def delete_token(self, token_id: str) -> None:
-        self._connection.execute(delete(tables.tokens).where(tables.tokens.c.id == token_id))
+        self.connection.execute(delete(tables.tokens).where(tables.tokens.c.id == token_id))
 
     # stores
 
     def store_configs(self) -> list[StoreConfig]:
-        return STORES.where(self._connection, order=tables.stores.c.created_at)
+        return STORES.where(self.connection, order=tables.stores.c.created_at)
 
     def put_store_config(self, config: StoreConfig) -> None:
         if config.current:
-            self._connection.execute(update(tables.stores).values(current=False))
-        self._connection.execute(delete(tables.stores).where(tables.stores.c.name == config.name))
-        STORES.add(self._connection, config)
+            self.connection.execute(update(tables.stores).values(current=False))
+        self.connection.execute(delete(tables.stores).where(tables.stores.c.name == config.name))
+        STORES.add(self.connection, config)
 
     def store_object(self, store: str, key: str) -> str | None:
-        row = _object_id.first(self._connection, {"of": store, "at": key})
+        row = _object_id.first(self.connection, {"of": store, "at": key})
         return None if row is None else row[0]
 
     def claim_store_object(self, store: str, key: str, external_id: str) -> str:
-        self._upserts["objects"].run(self._connection, {"store": store, "key": key, "external_id": external_id})
+        self._upserts["objects"].run(self.connection, {"store": store, "key": key, "external_id": external_id})
         return self.store_object(store, key) or external_id
 
     def forget_store_object(self, store: str, key: str, external_id: str) -> None:
-        _forget_object.run(self._connection, {"of": store, "at": key, "id": external_id})
+        _forget_object.run(self.connection, {"of": store, "at": key, "id": external_id})
 
     def store_keys(self, store: str, prefix: str) -> list[str]:
         table = tables.store_objects.c
         found = select(table.key).where(table.store == store, table.key.startswith(prefix, autoescape=True))
-        return [key for (key,) in self._connection.execute(found)]
+        return [key for (key,) in self.connection.execute(found)]
 
     def forget_store_folders(self, store: str) -> None:
         table = tables.store_objects
-        self._connection.execute(delete(table).where(table.c.store == store, table.c.key.endswith("/")))
+        self.connection.execute(delete(table).where(table.c.store == store, table.c.key.endswith("/")))
 
     def kept_in_store(self, store: str) -> int:
         kept = (CheckpointState.OFFERED, CheckpointState.COMMITTED)
@@ -366,34 +363,34 @@ class SqlTransaction(ClaimRows):
             select(func.count()).select_from(tables.checkpoints).where(lying, tables.checkpoints.c.state.in_(kept)),
             select(func.count()).select_from(tables.jobs).where(tables.jobs.c.adapter_store == store),
         )
-        return sum(self._connection.execute(count).scalar_one() for count in counts)
+        return sum(self.connection.execute(count).scalar_one() for count in counts)
 
     # datasets, idempotency, events
 
     def dataset(self, sha256: str) -> Dataset | None:
-        return DATASETS.get(self._connection, sha256=sha256)
+        return DATASETS.get(self.connection, sha256=sha256)
 
     def add_dataset(self, dataset: Dataset) -> None:
-        self._upserts["datasets"].run(self._connection, DATASETS.dump(dataset))
+        self._upserts["datasets"].run(self.connection, DATASETS.dump(dataset))
 
     def remembered(self, member_id: str, key: str) -> tuple[str, dict[str, Any]] | None:
         table = tables.remembered.c
         statement = select(table.request_hash, table.answer).where(table.member_id == member_id, table.key == key)
-        row = self._connection.execute(statement).first()
+        row = self.connection.execute(statement).first()
         return None if row is None else (row.request_hash, row.answer)
 
     def remember(self, member_id: str, key: str, request_hash: str, answer: dict[str, Any], at: float) -> None:
         values = {"member_id": member_id, "key": key, "request_hash": request_hash, "answer": answer, "at": at}
         try:
-            self._connection.execute(insert(tables.remembered), [values])
+            self.connection.execute(insert(tables.remembered), [values])
         except IntegrityError as error:
             raise ConflictError("a request with this Idempotency-Key is being handled") from error
 
     def forget_remembered(self, before: float) -> None:
-        self._connection.execute(delete(tables.remembered).where(tables.remembered.c.at < before))
+        self.connection.execute(delete(tables.remembered).where(tables.remembered.c.at < before))
 
     def events(self, *, after: int, job_id: str | None, limit: int) -> list[Event]:
         table = tables.events.c
         conditions = [table.id > after] + ([table.job_id == job_id] if job_id else [])
         statement = EVENTS.select.where(*conditions).order_by(table.id).limit(limit)
-        return [EVENTS.load(row) for row in self._connection.execute(statement)]
+        return [EVENTS.load(row) for row in self.connection.execute(statement)]

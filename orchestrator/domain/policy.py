@@ -123,15 +123,6 @@ def finish_s(job: Waiting, place: Place) -> float:
     return work + max(1, -(-work // useful)) * (place.start_up_s + place.save_s)
 
 
-def duration(work_s: float, left_s: float, session_s: float, start_up_s: float) -> float:
-    """Seconds until `work_s` of training are done: the rest of this session, then as many new ones as it takes."""
-    rest = work_s - max(0.0, left_s)
-    if rest <= 0:
-        return work_s
-    useful = max(1.0, session_s - start_up_s)
-    return max(0.0, left_s) + rest + -(-rest // useful) * start_up_s
-
-
 def budget(job: Waiting, place: Place) -> float:
     """Seconds one session of this job may last there."""
     limits = [place.session_s]

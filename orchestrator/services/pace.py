@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from orchestrator.domain.model import Job, Lease
-from orchestrator.domain.policy import duration
+from orchestrator.domain.policy import Place
 from orchestrator.persistence import Transaction
+from orchestrator.services.forecast import forecast
 from worker.protocol import Phase, Report
 
 _BEFORE_TRAINING = (Phase.BOOT, Phase.DOWNLOAD, Phase.LOAD, Phase.RESTORE)
@@ -15,9 +16,9 @@ def first_pace(tx: Transaction, lease: Lease, job: Job, said: Report, now: float
     if said.seconds_per_step is None or lease.seconds_per_step is not None:
         return
     job.step_s = said.seconds_per_step
-    start_up = sum(said.ledger.get(phase, 0.0) for phase in _BEFORE_TRAINING)
-    left = lease.deadline_at - now
-    done_at = now + duration((job.total_steps - said.step) * job.step_s, left, lease.budget_s, start_up)
+    work_s, left_s = (job.total_steps - said.step) * job.step_s, lease.deadline_at - now
+    found = forecast(work_s=work_s, session_left_s=left_s, places=[_more_of_the_same(lease, said)], now=now)
+    done_at = now + (found.seconds if found else work_s)
     if job.deadline is not None and done_at > job.deadline:
         job.note(
             "job.deadline_at_risk",
@@ -29,6 +30,19 @@ def first_pace(tx: Transaction, lease: Lease, job: Job, said: Report, now: float
             deadline=job.deadline,
         )
     tx.save_job(job)
+
+
+def _more_of_the_same(lease: Lease, said: Report) -> Place:
+    """Where the job would go on if every further session were like this one."""
+    return Place(
+        account_id=lease.account_id,
+        provider=lease.provider,
+        name=lease.provider,
+        member_id=lease.member_id,
+        slots=1,
+        session_s=lease.budget_s,
+        start_up_s=sum(said.ledger.get(phase, 0.0) for phase in _BEFORE_TRAINING),
+    )
 
 
 def _spell(seconds: float) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,6 +83,15 @@ def test_a_forecast_counts_sessions_and_waits_for_quota():
     short = known(work_s=7_200, session_left_s=None, places=[place(hours_left=1.0, refresh_at=200_000.0)])
     assert short.waits_until == 200_000
     assert short.seconds > 200_000
+
+
+def test_the_rest_of_a_job_takes_its_sessions_and_their_start_ups():
+    here = dataclasses.replace(place(start_up_s=50.0, save_s=10.0), session_s=1060.0)
+    ends = {(100.0, 500.0): 100.0, (600.0, 500.0): 660.0, (2600.0, 500.0): 2600.0 + 3 * 60.0, (100.0, -5.0): 160.0}
+    for (work_s, left_s), end in ends.items():
+        found = forecast(work_s=work_s, session_left_s=left_s, places=[here], now=0)
+        assert found is not None
+        assert found.seconds == end
 
 
 def test_bars_cover_what_happened_and_no_more():

@@ -12,7 +12,6 @@ from orchestrator.domain.policy import (
     Place,
     Waiting,
     done_at,
-    duration,
     explain,
     finish_s,
     fits,
@@ -131,10 +130,3 @@ def test_the_end_of_a_job_counts_the_wait_for_new_hours() -> None:
     refreshed = place(hours_left=1.0, hours_total=30.0, refresh_at=NOW + 50_000)
     assert done_at(long, refreshed, NOW) == NOW + 50_000 + finish_s(long, place()) - 3600
     assert done_at(long, place(hours_left=1.0), NOW) is None
-
-
-def test_the_rest_of_a_job_takes_its_sessions_and_their_start_ups() -> None:
-    assert duration(100.0, 500.0, 1000.0, 60.0) == 100.0
-    assert duration(600.0, 500.0, 1060.0, 60.0) == 660.0
-    assert duration(2600.0, 500.0, 1060.0, 60.0) == 500.0 + 2100.0 + 3 * 60.0
-    assert duration(100.0, -5.0, 1060.0, 60.0) == 160.0

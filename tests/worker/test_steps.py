@@ -11,6 +11,7 @@ from worker import checkpoint
 from worker.protocol import Hardware
 from worker.training import backends, ranks, trainer
 from worker.training.job import Decision, UnfitMachineError
+from worker.training.precision import precision_of
 from worker.training.trainer import StepTrainer
 
 SETTINGS = trainer._settings
@@ -172,7 +173,7 @@ def test_the_backend_follows_the_machine(monkeypatch, wanted, hardware, world, i
 
 @pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
 def test_half_precision_is_what_the_card_does_natively(capability, precision):
-    assert backends.precision_of(card("a card", capability)) == precision
+    assert precision_of(card("a card", capability)) == precision
 
 
 def test_as_many_gpus_as_divide_the_batch(lab):

@@ -17,6 +17,7 @@ from worker.training import base_model
 from worker.training.data import FALLBACK_TEMPLATE
 from worker.training.job import PermanentError, UnfitMachineError
 from worker.training.loss import Hidden
+from worker.training.precision import precision_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -97,19 +98,6 @@ def load(backend: Backend, spec: JobSpec, hardware: Hardware, trust_remote_code:
         hidden=backend.hidden(hardware),
         own_checkpointing=backend.own_checkpointing and hardware.device == "cuda",
     )
-
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def precision_of(hardware: Hardware) -> str:
-    """Compute precision: fp32 on a CPU, bf16 from compute capability 8 on, fp16 below.
-
-    `torch.cuda.is_bf16_supported()` is no guide: it counts emulation on older cards.
-    """
-    if hardware.device == "cpu":
-        return "fp32"
-    return "bf16" if (hardware.compute_capability or (0, 0)) >= (8, 0) else "fp16"
 
 
 def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worker.training import base_model
-from worker.training.backends import DTYPES
 from worker.training.job import PermanentError
 from worker.training.loss import Hidden, backbone_states
+from worker.training.precision import DTYPES
 
 if TYPE_CHECKING:
     from peft import PeftModel

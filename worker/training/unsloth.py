@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from worker.training.backends import DTYPES
 from worker.training.hf import whole
 from worker.training.job import PermanentError
 from worker.training.loss import Hidden, backbone_states
+from worker.training.precision import DTYPES
 
 if TYPE_CHECKING:
     from peft import PeftModel
