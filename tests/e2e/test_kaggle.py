@@ -101,8 +101,9 @@ def test_a_session_cut_off_with_its_files_is_adopted_and_continued_in_the_same_b
         assert read_result(server, job, 0) == replace(unbroken, kills=0)
         assert _outcomes(server, job) == ["lost", "completed"]
         assert len(kaggle.seen("CreateDataset")) == 2
+        # The kernel goes first, then the checkpoint that was staged for it.
         _wait("an empty desk", lambda: not kaggle.world.kernels)
-        assert [slug for _, slug in kaggle.world.datasets if "resume" in slug] == []
+        _wait("no staged checkpoint", lambda: not any("resume" in slug for _, slug in kaggle.world.datasets))
         newest = max(s["id"] for s in server.get(f"/jobs/{job}/sessions")["items"])
         log = server.client.get(f"/sessions/{newest}/log").text
         assert "step 60" in log
