@@ -22,6 +22,7 @@ from typing import Protocol, runtime_checkable
 
 from orchestrator.domain.model import Account
 from orchestrator.persistence import StoreConfig, UnitOfWork
+from worker.fit import Shape
 from worker.protocol import Assignment, Grant, GrantKind
 
 
@@ -77,11 +78,12 @@ class Capabilities:
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What an account offers now: slots, seconds, bytes; of a quota of `hours_total`, what is left until `refresh_at`."""
+    """What an account offers now: slots, seconds, bytes (of the GPU, if it has one); of a quota of `hours_total`, what is left until `refresh_at`."""
 
     slots: int
     session_s: float
     memory_bytes: int = 0
+    gpu: bool = False
     speed: float = 1.0
     start_up_s: float = 60.0
     hours_left: float | None = None
@@ -321,10 +323,11 @@ class Documents(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel:
-    """A base model as it will be loaded: its pinned name and, where that can be told, its number of parameters."""
+    """A base model as it will be loaded: its pinned name and, where they can be told, its parameters and shape."""
 
     name: str
-    parameters: int | None
+    parameters: int | None = None
+    shape: Shape | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

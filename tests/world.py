@@ -183,7 +183,7 @@ class AnyModel:
     """A catalog that knows every model and no file."""
 
     def model(self, name: str) -> BaseModel:
-        return BaseModel(name=name, parameters=None)
+        return BaseModel(name=name)
 
     def dataset(self, path: str, split: str) -> DatasetFile:
         raise AssertionError(path)

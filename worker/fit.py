@@ -119,6 +119,38 @@ def gpu_bytes(spec: JobSpec, shape: Shape, *, backend: str = "hf", micro_batch: 
     return int(base + adapter + use.fixed + kept + max(layer + widest, _SLICE_BYTES + 4.0 * tokens * shape.hidden))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Bytes that one session of a job takes where it trains on a GPU, and on a CPU (0: not known)."""
+
+    gpu_bytes: int = 0
+    host_bytes: int = 0
+
+    def on(self, *, gpu: bool) -> int:
+        """On one of the two."""
+        return self.gpu_bytes if gpu else self.host_bytes
+
+
+def need(spec: JobSpec, shape: Shape | None, parameters: int | None) -> Need:
+    """The least that a job gets by with: one row at a time, with the backend that every GPU has unless the job names one."""
+    count = parameters or (shape.parameters if shape else None)
+    if count is None:
+        return Need()
+    host = host_bytes(spec, count)
+    backend = "unsloth" if spec.backend == "unsloth" else "hf"
+    return Need(gpu_bytes=gpu_bytes(spec, shape, backend=backend) if shape else host, host_bytes=host)
+
+
+def host_bytes(spec: JobSpec, parameters: int) -> int:
+    """What a worker that trains on a CPU takes, libraries included.
+
+    A rule of thumb (weights in fp32, or NF4 with its constants): meant to refuse the hopeless, not to squeeze the last byte.
+    """
+    weights = parameters * (0.7 if spec.adapter == "qlora" else 4.0)
+    activations = (spec.micro_batch_size or 1) * spec.sequence_len * parameters**0.5 * 40
+    return int(weights + activations + 0.7 * 2**30)
+
+
 def micro_batch(spec: JobSpec, shape: Shape, room: int, *, backend: str, rows: int, most_tokens: int) -> int | None:
     """The largest divisor of a process's `rows` per step that fits `room` bytes; None if not even a single row does."""
     fitting = [

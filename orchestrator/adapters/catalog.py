@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.domain.errors import InvalidError
 from orchestrator.ports import BaseModel, DatasetFile
+from worker.fit import Shape
 
 HUB_TIMEOUT_S = 10.0
 _DATA_SUFFIXES = (".jsonl", ".csv", ".parquet", ".json")
@@ -25,8 +26,9 @@ class FolderAndHubCatalog:
     def model(self, name: str) -> BaseModel:
         if _looks_like_path(name):
             folder = self._permitted(name, "/base_model")
-            self._refuse_custom_code(_config(folder), name)
-            return BaseModel(name=str(folder), parameters=_parameters(folder))
+            config = _config(folder)
+            self._refuse_custom_code(config, name)
+            return BaseModel(name=str(folder), parameters=_parameters(folder), shape=Shape.of(config))
         return self._hub_model(name)
 
     def dataset(self, path: str, split: str) -> DatasetFile:
@@ -57,21 +59,20 @@ class FolderAndHubCatalog:
 
     def _hub_model(self, name: str) -> BaseModel:
         if self._offline:
-            return BaseModel(name=name, parameters=None)
+            return BaseModel(name=name)
         from huggingface_hub import HfApi, hf_hub_download
 
         repo, _, revision = name.partition("@")
         try:
             info = HfApi().model_info(repo, revision=revision or None, timeout=HUB_TIMEOUT_S)
-            self._refuse_custom_code(
-                json.loads(Path(hf_hub_download(repo, "config.json", revision=info.sha)).read_text()), name
-            )
+            config = json.loads(Path(hf_hub_download(repo, "config.json", revision=info.sha)).read_text())
+            self._refuse_custom_code(config, name)
         except InvalidError:
             raise
         except Exception as error:
             raise _unreachable("/base_model", name, error) from error
         size = info.safetensors.total if info.safetensors else None
-        return BaseModel(name=f"{repo}@{info.sha}", parameters=size)
+        return BaseModel(name=f"{repo}@{info.sha}", parameters=size, shape=Shape.of(config))
 
     def _hub_dataset(self, name: str, split: str) -> DatasetFile:
         from huggingface_hub import HfApi, hf_hub_download

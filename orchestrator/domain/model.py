@@ -82,7 +82,7 @@ class Event:
 class Job:
     """One fine-tuning run. `spec` is the resolved job file as JSON-able data; `head` the newest committed checkpoint.
 
-    `memory_bytes` is what a session is estimated to need (0: unknown), `step_s` the last measured seconds per step.
+    `gpu_bytes` and `host_bytes` are what a session is estimated to need on a GPU and on a CPU (0: unknown), `step_s` the last measured seconds per step.
     """
 
     id: str
@@ -106,7 +106,8 @@ class Job:
     cancel_requested_at: float | None = None
     pause_requested_at: float | None = None
     cloned_from: str | None = None
-    memory_bytes: int = 0
+    gpu_bytes: int = 0
+    host_bytes: int = 0
     step_s: float | None = None
     adapter_key: str | None = None
     adapter_store: str | None = None

@@ -17,7 +17,10 @@ LONGEST_RETRY_S = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting:
-    """A queued job as the policy sees it. Memory in bytes; `step_s` is None until a step has been timed."""
+    """A queued job as the policy sees it. `step_s` is None until a step has been timed.
+
+    `gpu_bytes` and `host_bytes` are what it needs where it trains on a GPU, or on a CPU (0: not known).
+    """
 
     job_id: str
     member_id: str
@@ -28,7 +31,8 @@ class Waiting:
     providers: tuple[str, ...] = ()
     accounts: tuple[str, ...] = ()
     max_session_s: float | None = None
-    memory_bytes: int = 0
+    gpu_bytes: int = 0
+    host_bytes: int = 0
     steps_left: int = 0
     step_s: float | None = None
 
@@ -37,7 +41,7 @@ class Waiting:
 class Place:
     """Room on one account: `slots` leases, each of at most `session_s` seconds on a machine with `memory_bytes`.
 
-    `member_id` is None for a pool. `hours_left` of `hours_total` is what the provider's quota still allows (None: no
+    The memory is that of its `gpu`, if it has one. `member_id` is None for a pool. `hours_left` of `hours_total` is what the provider's quota still allows (None: no
     quota), refreshed at `refresh_at`. `shut` says in words why nothing can start there at all, until `open_at` where that is known.
     """
 
@@ -48,6 +52,7 @@ class Place:
     slots: int
     session_s: float
     memory_bytes: int = 0
+    gpu: bool = False
     speed: float = 1.0
     start_up_s: float = 60.0
     save_s: float = 10.0
@@ -84,12 +89,19 @@ def fits(job: Waiting, place: Place) -> Obstacle | None:
         return Obstacle(reason=f"the job asks for {', '.join(job.providers)}")
     if job.accounts and not {place.account_id, place.name} & set(job.accounts):
         return Obstacle(reason=f"the job asks for {', '.join(job.accounts)}")
-    if place.memory_bytes and job.memory_bytes > place.memory_bytes:
-        need, have = job.memory_bytes / 2**30, place.memory_bytes / 2**30
-        return Obstacle(reason=f"the job needs about {need:.1f} GiB of memory, {place.name} has {have:.1f}")
+    need = memory(job, place)
+    if place.memory_bytes and need > place.memory_bytes:
+        what = "GPU memory" if place.gpu else "memory"
+        have = f"{place.name} has {place.memory_bytes / 2**30:.1f}"
+        return Obstacle(reason=f"the job needs about {need / 2**30:.1f} GiB of {what}, {have}")
     if place.shut:
         return Obstacle(reason=f"{place.name}: {place.shut}", until=place.open_at)
     return _lacks_time(job, place)
+
+
+def memory(job: Waiting, place: Place) -> int:
+    """Bytes that the job needs at such a place; 0 if that is not known."""
+    return job.gpu_bytes if place.gpu else job.host_bytes
 
 
 def _lacks_time(job: Waiting, place: Place) -> Obstacle | None:

@@ -238,6 +238,7 @@ class PlannedPlace(Answer):
     sessions: int | None
     seconds: float | None
     obstacle: Waiting | None
+    memory_bytes: int = 0
     hours: float | None = None
     hours_left: float | None = None
     hours_total: float | None = None
@@ -250,7 +251,8 @@ class Plan(Answer):
 
     steps: int
     train_rows: int
-    memory_bytes: int
+    gpu_bytes: int
+    host_bytes: int
     step_s: float | None
     basis: str
     places: list[PlannedPlace]

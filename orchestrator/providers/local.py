@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from orchestrator.domain.model import Account
@@ -29,6 +31,7 @@ from worker.process import process_birth
 from worker.protocol import Ticket
 
 START_UP_S = 20.0
+NVIDIA_SMI_S = 10.0
 LOG_NAME = "output.log"
 
 
@@ -48,10 +51,12 @@ class LocalProvider:
         folder.mkdir(parents=True, exist_ok=True)
 
     def room(self, account: Account) -> Room:
+        card = _gpu_bytes()
         return Room(
             slots=int(account.config.get("slots", 1)),
             session_s=float(account.config.get("session_s", 12 * 3600)),
-            memory_bytes=int(account.config.get("memory_bytes") or _ram_bytes()),
+            memory_bytes=int(account.config.get("memory_bytes") or card or _ram_bytes()),
+            gpu=card > 0,
             start_up_s=START_UP_S,
         )
 
@@ -169,6 +174,20 @@ def _cause(code: int | None) -> str:
 
 def _ram_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@cache
+def _gpu_bytes() -> int:
+    """Memory of the GPU that a worker started here would train on; 0 if it would train on the CPU."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
+    try:
+        if hidden or version("torch").endswith("+cpu"):
+            return 0
+        asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        told = subprocess.run(asked, capture_output=True, text=True, timeout=NVIDIA_SMI_S, check=True).stdout
+        return int(told.split()[0]) << 20
+    except (PackageNotFoundError, OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return 0
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -159,6 +159,7 @@ def _place(account: Account, room: Room, asked: ClaimRequest) -> Place:
         slots=1,
         session_s=room.session_s,
         memory_bytes=machine.memory_bytes or machine.ram_bytes,
+        gpu=machine.device == "cuda",
         start_up_s=room.start_up_s,
         shut="paused" if account.paused else "",
     )

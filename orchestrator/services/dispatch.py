@@ -22,7 +22,6 @@ from orchestrator.ports import (
 from orchestrator.services.alone import cannot_call, kit
 from orchestrator.services.ids import new_id
 from orchestrator.services.leases import hand_back
-from worker.protocol import JobSpec
 
 QUEUE_DEPTH = 16
 """Queued jobs of each member that one round looks at."""
@@ -88,6 +87,7 @@ def _place(ctx: Context, account: Account) -> Place:
         slots=room.slots,
         session_s=room.session_s,
         memory_bytes=room.memory_bytes,
+        gpu=room.gpu,
         speed=room.speed,
         start_up_s=room.start_up_s,
         hours_left=room.hours_left,
@@ -248,7 +248,8 @@ def as_waiting(job: Job) -> Waiting:
         providers=tuple(placement.get("providers", ())),
         accounts=tuple(placement.get("accounts", ())),
         max_session_s=placement.get("max_session_s"),
-        memory_bytes=job.memory_bytes,
+        gpu_bytes=job.gpu_bytes,
+        host_bytes=job.host_bytes,
         steps_left=job.total_steps - job.head_step,
         step_s=job.step_s,
     )
@@ -260,17 +261,3 @@ def why_waiting(ctx: Context, job: Job) -> Obstacle | None:
         accounts = tx.accounts()
         _, by_account = tx.live_counts()
     return explain(as_waiting(job), less_live(survey(ctx, accounts), by_account), ctx.clock.now())
-
-
-def memory_needed(spec: JobSpec, parameters: int | None) -> int:
-    """Bytes a session of this job takes, or 0 if the model's size is not known.
-
-    Base weights (4 bytes each in fp32 on a CPU, about 0.6 in NF4 with its constants), activations by a rule of thumb, and
-    a constant for the interpreter and its libraries. Meant to refuse the hopeless, not to squeeze the last byte.
-    """
-    if parameters is None:
-        return 0
-    weights = parameters * (0.7 if spec.adapter == "qlora" else 4.0)
-    micro = spec.micro_batch_size or 1
-    activations = micro * spec.sequence_len * (parameters**0.5) * 40
-    return int(weights + activations + 0.7 * 2**30)

@@ -10,13 +10,15 @@ from typing import Any
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.domain.model import Job, Role
-from orchestrator.domain.policy import Obstacle, Place, Waiting, done_at, explain, finish_s, fits, sessions
+from orchestrator.domain.policy import Obstacle, Place, Waiting, done_at, explain, finish_s, fits, memory, sessions
 from orchestrator.persistence import Transaction
 from orchestrator.ports import Context
 from orchestrator.services.datasets import resolve_dataset
-from orchestrator.services.dispatch import as_waiting, less_live, memory_needed, survey
+from orchestrator.services.dispatch import as_waiting, less_live, survey
 from orchestrator.services.ids import new_id
 from orchestrator.services.leases import hand_back
+from worker import fit
+from worker.fit import Need
 from worker.protocol import JobSpec
 
 LAST_DEADLINE = 253_402_300_800.0
@@ -49,6 +51,7 @@ class PlannedPlace:
     sessions: int | None
     seconds: float | None
     obstacle: Obstacle | None
+    memory_bytes: int = 0
     hours: float | None = None
     hours_left: float | None = None
     hours_total: float | None = None
@@ -60,13 +63,15 @@ class PlannedPlace:
 class Plan:
     """What would happen to a job. `step_s` is None as long as nobody has timed a step of such a job; then so are sessions.
 
-    `store_bytes` is the space that its checkpoints and adapter take at most, by the size of an earlier job's, in `store`;
+    `gpu_bytes` and `host_bytes` are the memory it needs on a GPU and on a CPU (0: not known). `store_bytes` is the
+    space that its checkpoints and adapter take at most, by the size of an earlier job's, in `store`;
     `done_at` the earliest end over all places.
     """
 
     steps: int
     train_rows: int
-    memory_bytes: int
+    gpu_bytes: int
+    host_bytes: int
     step_s: float | None
     basis: str
     places: tuple[PlannedPlace, ...]
@@ -95,7 +100,7 @@ class Ready:
 
     spec: JobSpec
     as_json: dict[str, Any]
-    memory_bytes: int
+    need: Need
     key: str | None
     asked: str
 
@@ -107,11 +112,11 @@ def prepare(ctx: Context, actor: Actor, spec: JobSpec, *, key: str | None = None
     asked = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
     if key is not None and (again := _earlier(ctx, actor, key, asked)) is not None:
         return again
-    resolved, parameters = resolve(ctx, actor, spec)
+    resolved, need = resolve(ctx, actor, spec)
     return Ready(
         spec=resolved,
         as_json=resolved.model_dump(mode="json"),
-        memory_bytes=memory_needed(resolved, parameters),
+        need=need,
         key=key,
         asked=asked,
     )
@@ -128,7 +133,8 @@ def queue(ctx: Context, tx: Transaction, actor: Actor, ready: Ready, *, cloned_f
         total_steps=resolved.total_steps,
         priority=resolved.priority,
         deadline=resolved.deadline,
-        memory_bytes=ready.memory_bytes,
+        gpu_bytes=ready.need.gpu_bytes,
+        host_bytes=ready.need.host_bytes,
         cloned_from=cloned_from,
         created_at=now,
         updated_at=now,
@@ -150,8 +156,8 @@ def _earlier(ctx: Context, actor: Actor, key: str, asked: str) -> Job | None:
         return tx.job(earlier[1]["job"])
 
 
-def resolve(ctx: Context, actor: Actor, spec: JobSpec) -> tuple[JobSpec, int | None]:
-    """The spec with everything pinned that may not change later, and the model's parameter count where it is known."""
+def resolve(ctx: Context, actor: Actor, spec: JobSpec) -> tuple[JobSpec, Need]:
+    """The spec with everything pinned that may not change later, and the memory it needs."""
     if spec.deadline is not None and not 0 <= spec.deadline < LAST_DEADLINE:
         raise InvalidError("the deadline is no date", [("/deadline", "must be a time before the year 10000")])
     model = ctx.catalog.model(spec.base_model)
@@ -159,29 +165,31 @@ def resolve(ctx: Context, actor: Actor, spec: JobSpec) -> tuple[JobSpec, int | N
     pinned = spec.model_copy(update={"base_model": model.name, "datasets": datasets})
     if pinned.train_rows < 1:
         raise InvalidError("nothing is left to train on", [("/val_set_size", "takes every row of the data")])
-    _refuse_the_too_large(ctx, memory_needed(pinned, model.parameters))
-    return pinned.model_copy(update={"max_steps": pinned.total_steps, "num_epochs": None}), model.parameters
+    needed = fit.need(pinned, model.shape, model.parameters)
+    _refuse_the_too_large(ctx, actor, needed)
+    return pinned.model_copy(update={"max_steps": pinned.total_steps, "num_epochs": None}), needed
 
 
-def _refuse_the_too_large(ctx: Context, need: int) -> None:
-    if not need:
-        return
+def _refuse_the_too_large(ctx: Context, actor: Actor, need: Need) -> None:
     with ctx.uow() as tx:
         accounts = tx.accounts()
-    sizes = [place.memory_bytes for place in survey(ctx, accounts) if place.memory_bytes]
-    if sizes and need > max(sizes):
-        raise InvalidError(
-            "the base model does not fit on any machine",
-            [
+    places = survey(ctx, [a for a in accounts if a.member_id in (None, actor.member_id)])
+    if not places or any(not p.memory_bytes or need.on(gpu=p.gpu) <= p.memory_bytes for p in places):
+        return
+    largest = max(places, key=lambda place: place.memory_bytes)
+    raise InvalidError(
+        "the base model does not fit on any machine",
+        [
+            (
+                "/base_model",
                 (
-                    "/base_model",
-                    (
-                        f"needs about {need / 2**30:.1f} GiB, the largest machine has {max(sizes) / 2**30:.1f}; "
-                        "choose a smaller model, adapter: qlora, or a shorter sequence_len"
-                    ),
-                )
-            ],
-        )
+                    f"needs about {need.on(gpu=largest.gpu) / 2**30:.1f} GiB, the largest machine has "
+                    f"{largest.memory_bytes / 2**30:.1f}; "
+                    "choose a smaller model, adapter: qlora, or a shorter sequence_len"
+                ),
+            )
+        ],
+    )
 
 
 def owned(tx: Transaction, actor: Actor, job_id: str) -> Job:
@@ -311,7 +319,7 @@ def clone(ctx: Context, actor: Actor, job_id: str, changes: dict[str, Any], *, k
 
 def plan(ctx: Context, actor: Actor, spec: JobSpec) -> Plan:
     """What would run where, in how many sessions, and what stands in the way; nothing is kept but uploaded data."""
-    resolved, parameters = resolve(ctx, actor, spec)
+    resolved, need = resolve(ctx, actor, spec)
     now = ctx.clock.now()
     with ctx.uow() as tx:
         accounts = tx.accounts()
@@ -327,7 +335,8 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec) -> Plan:
         total_steps=resolved.total_steps,
         priority=resolved.priority,
         deadline=resolved.deadline,
-        memory_bytes=memory_needed(resolved, parameters),
+        gpu_bytes=need.gpu_bytes,
+        host_bytes=need.host_bytes,
         step_s=step_s,
         created_at=now,
         updated_at=now,
@@ -337,7 +346,8 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec) -> Plan:
     return Plan(
         steps=job.total_steps,
         train_rows=resolved.train_rows,
-        memory_bytes=job.memory_bytes,
+        gpu_bytes=need.gpu_bytes,
+        host_bytes=need.host_bytes,
         step_s=step_s,
         basis="steps of earlier jobs of this shape"
         if step_s
@@ -366,6 +376,7 @@ def _planned(job: Waiting, place: Place, now: float) -> PlannedPlace:
         sessions=None,
         seconds=None,
         obstacle=obstacle,
+        memory_bytes=memory(job, place),
         hours_left=place.hours_left,
         hours_total=place.hours_total,
         refresh_at=place.refresh_at,

@@ -255,7 +255,7 @@ def directive(lease: Lease, job: Job) -> Directive:
         return Directive(action=Action.DRAIN, reason="paused")
     if lease.state is LeaseState.DRAINING:
         return Directive(action=Action.DRAIN, reason="drained")
-    return Directive()
+    return Directive(action=Action.CONTINUE)
 
 
 def release(ctx: Context, said: Release) -> None:

@@ -72,6 +72,19 @@ def test_nobody_gets_more_than_there_is(wanted: list[tuple[str, int]], there: li
     assert not any(fits(j, p) is None for j in left for p in free), "a machine idles beside a job that fits"
 
 
+def test_memory_is_that_of_the_gpu_where_there_is_one() -> None:
+    big = job(gpu_bytes=2**34, host_bytes=2**35)
+    no_card, card = (
+        explain(big, [place(memory_bytes=2**34)], NOW),
+        explain(big, [place(memory_bytes=2**33, gpu=True)], NOW),
+    )
+    assert no_card is not None
+    assert "32.0 GiB of memory" in no_card.reason
+    assert card is not None
+    assert "16.0 GiB of GPU memory" in card.reason
+    assert explain(big, [place(memory_bytes=2**34, gpu=True)], NOW) is None
+
+
 def test_waiting_is_explained_with_a_time() -> None:
     quota = place(name="alice's Kaggle", hours_left=0.001, refresh_at=NOW + 60)
     found = explain(job(), [quota], NOW)
@@ -79,7 +92,6 @@ def test_waiting_is_explained_with_a_time() -> None:
     assert "alice's Kaggle GPU hours: 0.0 left" in found.reason
     assert "job needs at least 1 min" in found.reason
     assert found.until == NOW + 60
-    assert explain(job(memory_bytes=2**40), [place(memory_bytes=2**33)], NOW) is not None
     assert explain(job(), [place()], NOW) is None
     assert "no machine is known" in str(explain(job(), [], NOW))
 

@@ -141,7 +141,7 @@ def test_a_machine_that_does_not_fit_costs_nothing(api1, people, clock, hardware
     job = people.ann.submit()
     with api1.app.context.uow() as tx:
         stored = tx.job(job["id"])
-        stored.memory_bytes = int(28.7 * GIB)
+        stored.gpu_bytes = stored.host_bytes = int(28.7 * GIB)
         tx.save_job(stored)
     code = code_in(made(people.ann, job)["notebook"])
     refused(claim(api1, code, hardware=hardware, runs_in=place), 422, *words)

@@ -14,8 +14,6 @@ from orchestrator.adapters.catalog import FolderAndHubCatalog
 from orchestrator.domain.errors import InvalidError
 from orchestrator.ports import ProviderUnavailable
 from orchestrator.providers.registry import Registry
-from orchestrator.services.dispatch import memory_needed
-from worker.protocol import JobSpec
 
 
 def catalog(*allowed: Path, trusted: frozenset[str] = frozenset()) -> FolderAndHubCatalog:
@@ -68,15 +66,6 @@ def test_a_folder_that_is_no_model_is_said_to_be_none(tmp_path: Path) -> None:
 def test_a_dataset_of_a_hub_that_cannot_be_reached_has_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(InvalidError, match="upload the file instead"):
         catalog(tmp_path).dataset("org/data@main", "train")
-
-
-def test_a_seven_billion_model_needs_more_in_full_precision_than_in_four_bits() -> None:
-    file = {"base_model": "m", "datasets": [{"path": "d"}], "max_steps": 1, "sequence_len": 512}
-    need = {
-        kind: memory_needed(JobSpec.model_validate(file | {"adapter": kind}), 7_000_000_000)
-        for kind in ("lora", "qlora")
-    }
-    assert need["lora"] > 28 * 10**9 > 8 * 10**9 > need["qlora"] > 4 * 10**9
 
 
 def test_a_broken_driver_is_listed_with_its_reason_and_stops_nothing() -> None:

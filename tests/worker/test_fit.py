@@ -62,6 +62,17 @@ def test_full_precision_of_a_seven_billion_model_does_not_fit_a_t4():
     assert fit.gpu_bytes(paper(adapter="lora"), MISTRAL) > T4 > fit.gpu_bytes(paper(), MISTRAL, micro_batch=4)
 
 
+def test_the_least_that_a_job_needs_depends_on_the_machine():
+    """What the server promises before a launch is what the worker's own planner computes for one row."""
+    full, four_bits = (fit.need(paper(adapter=kind), MISTRAL, None) for kind in ("lora", "qlora"))
+    assert full.host_bytes > 28 * 10**9 > full.gpu_bytes > 14 * 10**9
+    assert four_bits.gpu_bytes == fit.gpu_bytes(paper(), MISTRAL, backend="hf", micro_batch=1) < 8 * 2**30
+    assert fit.need(paper(backend="unsloth"), MISTRAL, None).gpu_bytes < four_bits.gpu_bytes
+    assert fit.need(paper(), None, None) == fit.Need()
+    unknown_shape = fit.need(paper(), None, 7_000_000_000)
+    assert unknown_shape.gpu_bytes == unknown_shape.host_bytes > 4 * 10**9
+
+
 def test_what_cannot_fit_is_refused_before_it_is_loaded():
     from worker.protocol import Hardware
     from worker.training import sft

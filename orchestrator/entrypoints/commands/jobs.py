@@ -73,7 +73,7 @@ def plan(context: typer.Context, file: FileArgument, changes: SetOption = None, 
         [
             ("steps", planned["steps"]),
             ("rows", planned["train_rows"]),
-            ("memory", size(planned["memory_bytes"]) if planned["memory_bytes"] else "not known"),
+            ("memory", _memory(planned)),
             ("step", f"{step_s:.2f} s" if step_s else None),
             ("basis", planned["basis"]),
             ("space", _space(planned)),
@@ -88,6 +88,12 @@ def plan(context: typer.Context, file: FileArgument, changes: SetOption = None, 
         for p in planned["places"]
     ]
     table(("ACCOUNT", "PROVIDER", "SESSIONS", "TIME", "QUOTA", "NOTE"), rows)
+
+
+def _memory(planned: dict[str, Any]) -> str:
+    if not planned["gpu_bytes"]:
+        return "not known"
+    return f"{size(planned['gpu_bytes'])} on a GPU, {size(planned['host_bytes'])} on a CPU"
 
 
 def _space(planned: dict[str, Any]) -> str:

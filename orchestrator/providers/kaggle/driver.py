@@ -132,6 +132,7 @@ class KaggleProvider:
             slots=slots,
             session_s=session_s,
             memory_bytes=memory,
+            gpu=gpu,
             start_up_s=START_UP_S,
             hours_left=quota.left_s / 3600 if gpu else None,
             hours_total=quota.total_s / 3600 if gpu else None,
