@@ -315,16 +315,27 @@ def test_members_and_tokens(show, visit):
     assert show.api.as_(token).get("/me").json()["name"] == "ann"
 
 
-def test_a_job_that_goes_away_while_it_is_watched_is_said(show, visit):
-    """Guard: without `job.gone` the page went on showing a job that no longer was."""
+@pytest.mark.parametrize("early", [True, False])
+def test_a_job_that_goes_away_while_it_is_watched_is_said(show, visit, early):
+    """Just before the page begins to listen, and while it listens.
+
+    Guard: without `job.gone` the page went on showing a job that no longer was; while an answer of 404 was heard before
+    its own text was put in place, the early one was overwritten.
+    """
     from sqlalchemy import text
+
+    def vanish():
+        with show.app.engine.begin() as connection:
+            connection.execute(text("DELETE FROM jobs"))
 
     job = show.api.admin.submit()["id"]
     page = visit(show.link(), tolerate=("404",))
+    if early:
+        page.route("**/live?*", lambda route: (vanish(), route.continue_()))
     page.goto(f"{show.url}/jobs/{job}")
-    page.locator("#curve-tools").wait_for()
-    with show.app.engine.begin() as connection:
-        connection.execute(text("DELETE FROM jobs"))
+    if not early:
+        page.locator("#curve-tools").wait_for()
+        vanish()
     page.get_by_text("This job is gone").wait_for()
 
 

@@ -80,10 +80,11 @@
   const expired = () => say("Your login has expired or was taken back.", "bad", location.href);
   const gone = () => say("This job is gone.", "bad");
   window.trainhop.say = say;
-  document.addEventListener("htmx:after:request", (event) => {
+  // after the server's own words, which are swapped in at the same place
+  document.addEventListener("htmx:finally:request", (event) => {
     const status = event.detail?.ctx?.response?.status;
     if (status === 401) expired();
-    if (status === 404 && event.target.id === "job") gone();
+    if (status === 404 && event.target.id === "job") event.target.dispatchEvent(new Event("gone", {bubbles: true}));
   });
   document.addEventListener("htmx:error", (event) => {
     if (event.detail?.ctx?.request) say("The server does not answer; this page tries again.", "bad");
