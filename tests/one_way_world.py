@@ -18,6 +18,7 @@ from tests.far import TwoStores
 from tests.world import Machines, Watch, WatchedStore, Worker, World
 from worker import checkpoint
 from worker.protocol import (
+    Action,
     Assignment,
     Directive,
     ExportedAdapter,
@@ -145,7 +146,7 @@ class DeafWorker(Worker):
     def report(self) -> Directive:
         rows = (MetricRow(step=self.step, values={"loss": 1.0 / (1 + self.step)}),)
         self._say(Report(**self._said(), step=self.step, phase=Phase.TRAIN, metrics=rows))
-        return Directive()
+        return Directive(action=Action.CONTINUE)
 
     @property
     def can_upload(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from worker.protocol import Directive, Hardware, Ticket, Wire
+from worker.protocol import Action, Directive, Hardware, Ticket, Wire
 
 Nonce = Annotated[str, Field(max_length=64)]
 
@@ -52,5 +52,5 @@ class Answer(Wire):
     taken: bool = False
     claimed: Claimed | None = None
     heard: int = 0
-    directive: Directive = Directive()
+    directive: Directive = Directive(action=Action.CONTINUE)
     over: str = ""

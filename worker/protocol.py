@@ -576,7 +576,7 @@ class Action(StrEnum):
 class Directive(Wire):
     """The answer to every report."""
 
-    action: Action = Action.CONTINUE
+    action: Action
     reason: str = ""
 
 

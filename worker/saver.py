@@ -164,10 +164,10 @@ class Saver:
     def _write(self, snapshot: Snapshot) -> None:
         began = time.monotonic()
         with self._changed:
-            superseded = self._chain.pop() if len(self._chain) > 1 else None
+            if len(self._chain) > 1:
+                # In one go with the look: the answer to the one before it would send this one on its way.
+                self._drop(self._chain.pop())
             parent = self._chain[-1].sha256 if self._chain else self._committed
-        if superseded is not None:
-            self._drop(superseded)
         manifest = snapshot.manifest.model_copy(update={"parent": parent})
         path = self._spool / f"step-{manifest.step}.safetensors"
         try:

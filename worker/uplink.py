@@ -9,12 +9,14 @@ UplinkError
 from __future__ import annotations
 
 import sys
-from typing import IO, Any, Protocol
+from http.client import NO_CONTENT
+from typing import IO, Any, Protocol, TypeVar
 
 import httpx
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from worker.protocol import (
+    Action,
     Assignment,
     Directive,
     Finish,
@@ -31,7 +33,11 @@ from worker.protocol import (
 )
 
 TIMEOUT_S = 30.0
+_ASSIGNMENT, _DIRECTIVE, _REPLY = TypeAdapter(Assignment), TypeAdapter(Directive), TypeAdapter(OfferReply)
 _GRANTS: TypeAdapter[list[Grant]] = TypeAdapter(list[Grant])
+_OURS = "urn:trainhop:problem:"
+"""What the `type` of every refusal of the server begins with."""
+T = TypeVar("T")
 _LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
 _OVER = frozenset({401, 403, 404, 409, 410})
 
@@ -64,7 +70,11 @@ class Uplink(Protocol):
 
 
 class HttpUplink:
-    """Implements `Uplink` over the worker API of a server that can be reached."""
+    """Implements `Uplink` over the worker API of a server that can be reached.
+
+    Only the server's own words count: a proxy, a tunnel or a stranger who has taken its port while it is away may answer
+    anything, and none of it ends a session.
+    """
 
     def __init__(self, ticket: Ticket) -> None:
         self._base = f"{ticket.server_url}/api/v1/leases/{ticket.lease}"
@@ -74,28 +84,39 @@ class HttpUplink:
 
     def start(self, request: StartRequest) -> Assignment:
         """Ask for the job."""
-        return Assignment.model_validate_json(self._post("start", request.model_dump_json()))
+        return self._ask("start", request.model_dump_json(), _ASSIGNMENT)
 
     def started(self, said: Started) -> None:
         self.start(said.request)
 
     def report(self, said: Report) -> Directive:
-        return Directive.model_validate_json(self._post("report", said.model_dump_json(exclude_defaults=True)))
+        return self._ask("report", said.model_dump_json(exclude_defaults=True), _DIRECTIVE)
 
     def offer(self, said: Offer) -> OfferReply:
-        return OfferReply.model_validate_json(self._post("offer", said.model_dump_json()))
+        return self._ask("offer", said.model_dump_json(), _REPLY)
 
     def release(self, said: Release) -> None:
-        self._post("release", said.model_dump_json())
+        self._say("release", said.model_dump_json())
 
     def finish(self, said: Finish) -> None:
-        self._post("finish", said.model_dump_json())
+        self._say("finish", said.model_dump_json())
 
     def grants(self, fence: int, kind: GrantKind, count: int) -> list[Grant]:
         body = TypeAdapter(dict[str, Any]).dump_json({"fence": fence, "kind": kind, "count": count})
-        return _GRANTS.validate_json(self._post("grants", body.decode()))
+        return self._ask("grants", body.decode(), _GRANTS)
 
-    def _post(self, path: str, body: str) -> bytes:
+    def _ask(self, path: str, body: str, expected: TypeAdapter[T]) -> T:
+        answer = self._post(path, body)
+        try:
+            return expected.validate_json(answer.content)
+        except ValidationError as error:
+            raise ServerAway(f"{answer.status_code}: not an answer of the server") from error
+
+    def _say(self, path: str, body: str) -> None:
+        if (status := self._post(path, body).status_code) != NO_CONTENT:
+            raise ServerAway(f"{status}: not an answer of the server")
+
+    def _post(self, path: str, body: str) -> httpx.Response:
         try:
             answer = self._client.post(
                 f"{self._base}/{path}", content=body.encode(), headers={"Content-Type": "application/json"}
@@ -103,9 +124,9 @@ class HttpUplink:
         except httpx.HTTPError as error:
             raise ServerAway(f"{type(error).__name__}: {error}") from error
         if answer.is_success:
-            return answer.content
+            return answer
         detail = _detail(answer)
-        if answer.status_code in _LATER:
+        if answer.status_code in _LATER or not _is_ours(answer):
             raise ServerAway(detail)
         raise (Stale if answer.status_code in _OVER else Refused)(detail)
 
@@ -125,7 +146,7 @@ class StdoutUplink:
 
     def report(self, said: Report) -> Directive:
         self._say(said.as_line())
-        return Directive()
+        return Directive(action=Action.CONTINUE)
 
     def offer(self, said: Offer) -> OfferReply:
         self._say(said.as_line())
@@ -144,6 +165,13 @@ class StdoutUplink:
         """One write, so that nothing of another thread's gets into the line."""
         self._out.write(sign_line(self._token, message) + "\n")
         self._out.flush()
+
+
+def _is_ours(answer: httpx.Response) -> bool:
+    try:
+        return str(answer.json()["type"]).startswith(_OURS)
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def _detail(answer: httpx.Response) -> str:

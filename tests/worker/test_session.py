@@ -46,7 +46,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.folder, self.heard = folder, []
         self.mood: Callable[[], None] = lambda: None
-        self.directive = Directive()
+        self.directive = Directive(action=Action.CONTINUE)
         self.head: str | None = None
         self.granted = 0
         self.progress = threading.Condition()
@@ -203,6 +203,27 @@ def test_a_server_that_is_away_gets_the_oldest_and_the_newest(desk: Desk) -> Non
     steps = [m.manifest.step for m in desk.server.heard if isinstance(m, Offer)]
     assert steps[0] == 1
     assert steps[-1] == 4
+    assert not desk.refusals
+
+
+def test_a_server_that_returns_just_now_gets_no_checkpoint_that_is_being_dropped(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard: dropped without the saver's lock, it was sent and committed meanwhile, and the newest one was refused."""
+    take_back = desk.withdraw
+
+    def late(offer: Offer) -> None:
+        desk.server.mood = lambda: None
+        with desk.server.progress:
+            desk.server.progress.wait_for(lambda: desk.server.head == offer.sha256, 0.5)
+        take_back(offer)
+
+    monkeypatch.setattr(desk, "withdraw", late)
+    desk.server.mood = away
+    desk.server.grants = desk.server.grants_in_advance  # type: ignore[method-assign]
+    for step in (1, 2, 3):
+        desk.saver.take(snapshot(step))
+    assert desk.saver.settle(PATIENCE_S)
     assert not desk.refusals
 
 
