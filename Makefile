@@ -6,7 +6,8 @@
 #   TORCH        the torch to install where the environment has none
 #   TORCH_INDEX  one more package index to take torch from. On Linux the usual wheel of torch is built for CUDA and
 #                pulls gigabytes; on a machine without a GPU set this to PyTorch's own index of CPU builds.
-#   PYTEST_ARGS  more arguments for pytest, such as `-k resume` or `-n 4 --dist loadfile`
+#   JOBS         how many processes share the tests
+#   PYTEST_ARGS  more arguments for pytest, such as `-k resume`
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -17,6 +18,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+JOBS ?= 2
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -38,7 +40,7 @@ demo: $(VENV)/.app ## fine-tune a small model on this machine, with a worker kil
 	$(BIN)/trainhop demo
 
 test: $(VENV)/.dev services ## run every test; a test whose service is missing is skipped and says so
-	$(BIN)/pytest -q $(PYTEST_ARGS)
+	$(BIN)/pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## style, formatting, types, import directions
 	$(BIN)/ruff check .
