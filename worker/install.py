@@ -99,8 +99,8 @@ def pip(lines: Sequence[str], wheels: Path | None = None, *, resolve: bool = Tru
 
 
 def why(error: subprocess.CalledProcessError) -> str:
-    """Pip's last word."""
-    return ((error.stderr or "").strip().splitlines() or ["pip gave no reason"])[-1]
+    """The last word of pip, or of whatever else was run."""
+    return ((error.stderr or "").strip().splitlines() or ["no reason was given"])[-1]
 
 
 def bring_in(wheels: Path | None, *, gpu: bool) -> dict[str, str]:
@@ -109,6 +109,31 @@ def bring_in(wheels: Path | None, *, gpu: bool) -> dict[str, str]:
     for part, resolve in ((TRAIN, True), (UNSLOTH, False)):
         pip([f"{name}=={version}" for name, version in lacks.items() if name in part], wheels, resolve=resolve)
     return lacks
+
+
+def unsloth(wheels: Path | None = None) -> str:
+    """Bring in the second backend, and take it away again if it cannot be imported here; returns why, or nothing."""
+    try:
+        pip(
+            [f"{name}=={version}" for name, version in missing(gpu=True).items() if name in UNSLOTH],
+            wheels,
+            resolve=False,
+        )
+        subprocess.run([sys.executable, "-c", "import unsloth"], check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        remove = [
+            sys.executable,
+            "-m",
+            "pip",
+            "uninstall",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--yes",
+            "unsloth",
+        ]
+        subprocess.run(remove, check=False, capture_output=True)
+        return why(error)
+    return ""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

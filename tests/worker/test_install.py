@@ -1,6 +1,7 @@
 """One version set for every machine, and an installation that leaves the image's torch alone."""
 
 import json
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -43,3 +44,23 @@ def test_torch_stays_and_staged_wheels_suffice(monkeypatch, tmp_path):
     assert "--no-index" in first
     assert str(tmp_path) in first
     assert not any(name.startswith("torch=") for name in first + second)
+
+
+def test_a_backend_that_cannot_be_imported_is_taken_away_again(monkeypatch):
+    """Guard: left in place, every later look would find it and choose it."""
+    calls = []
+
+    def run(call, **_):
+        calls.append(call)
+        if call[1] == "-c":
+            raise subprocess.CalledProcessError(1, call, stderr="Traceback\nImportError: torchao wants torch 2.14")
+
+    here = install.TRAIN | install.UNSLOTH
+    monkeypatch.setattr(install, "installed", {k: v for k, v in here.items() if k != "tyro"}.get)
+    monkeypatch.setattr(install.subprocess, "run", run)
+    assert install.unsloth() == "ImportError: torchao wants torch 2.14"
+    brought, _, removed = calls
+    assert brought[-1] == f"tyro=={install.UNSLOTH['tyro']}"
+    assert "--no-deps" in brought
+    assert removed[2:4] == ["pip", "uninstall"]
+    assert removed[-1] == "unsloth"

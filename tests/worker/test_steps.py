@@ -171,6 +171,25 @@ def test_the_backend_follows_the_machine(monkeypatch, wanted, hardware, world, i
     assert backends.select(wanted, hardware, world).name == name
 
 
+def test_unsloth_is_installed_only_where_it_would_be_used_and_the_machine_is_ours(monkeypatch, tmp_path):
+    """Guard: without the driver's leave, a person's own environment was changed unasked."""
+    asked = []
+    monkeypatch.setattr(backends, "find_spec", lambda _: None)
+    monkeypatch.setattr(backends.install, "unsloth", lambda wheels: asked.append(wheels) or "no room")
+    t4 = card("T4", (7, 5))
+    assert backends.install_unsloth("auto", t4) == ""
+    monkeypatch.setenv("WORKER_MAY_INSTALL", "1")
+    for wanted, machine, world in [("hf", t4, 1), ("auto", card("T4", (7, 5), 2), 2), ("auto", Hardware(), 1)]:
+        assert backends.install_unsloth(wanted, machine, world) == ""
+    with pytest.raises(UnfitMachineError, match="too old"):
+        backends.install_unsloth("auto", card("Tesla P100", (6, 0)))
+    assert asked == []
+    assert backends.install_unsloth("auto", t4) == "no room"
+    monkeypatch.setenv("WORKER_MAY_INSTALL", str(tmp_path))
+    backends.install_unsloth("unsloth", t4)
+    assert asked == [None, tmp_path]
+
+
 @pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
 def test_half_precision_is_what_the_card_does_natively(capability, precision):
     assert precision_of(card("a card", capability)) == precision

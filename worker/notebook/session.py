@@ -65,7 +65,8 @@ def _environment() -> dict[str, str]:
     """The kernel's, with this very worker in front."""
     here = str(Path(worker.__file__).parents[1])
     path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
-    return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    ours = {"WORKER_MAY_INSTALL": "1"} if _place() != "jupyter" else {}
+    return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | ours
 
 
 def _place() -> Literal["colab", "kaggle", "jupyter"]:

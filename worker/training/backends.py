@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from worker import install
 from worker.hardware import available_ram
 from worker.training import base_model
 from worker.training.data import FALLBACK_TEMPLATE
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
     from worker.protocol import Hardware, JobSpec
 
+_NOT_INSTALLED = "it is not installed"
 OLDEST = (7, 0)
 """Compute capability below which neither triton nor today's builds of torch and bitsandbytes have kernels."""
 
@@ -200,6 +204,21 @@ def select(wanted: str, hardware: Hardware, world: int = 1) -> Backend:
     return HfBackend() if wanted == "hf" or obstacle else UnslothBackend()
 
 
+def install_unsloth(wanted: str, hardware: Hardware, world: int = 1) -> str:
+    """Install unsloth if that is all it lacks and the machine is this session's own; returns why it could not be, or nothing.
+
+    A driver says so with `WORKER_MAY_INSTALL` (a folder of staged wheels, or `1` for pip's index): nothing is ever put into
+    an environment of a person's own unasked.
+    """
+    check_card(hardware)
+    source = os.environ.get("WORKER_MAY_INSTALL", "")
+    if not source or wanted == "hf" or unsloth_obstacle(hardware, world) != _NOT_INSTALLED:
+        return ""
+    problem = install.unsloth(None if source == "1" else Path(source))
+    importlib.invalidate_caches()
+    return problem
+
+
 def check_card(hardware: Hardware) -> None:
     """Raise `UnfitMachineError` for a GPU that is there but of no use: nobody wants a CPU to take its place unnoticed."""
     if hardware.trouble:
@@ -219,5 +238,5 @@ def unsloth_obstacle(hardware: Hardware, world: int) -> str:
     if world > 1:
         return f"it trains on one GPU and this session uses {world}"
     if find_spec("unsloth") is None:
-        return "it is not installed"
+        return _NOT_INSTALLED
     return ""

@@ -81,6 +81,10 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group) -> Session:
     rows = load_rows(job.datasets, spec)
     # The checkpoint comes before the model: a wrong one is found in a moment instead of after a long load.
     resume = _read_checkpoint(job) if job.resume else None
+    hooks.phase(Phase.BOOT)
+    if problem := backends.install_unsloth(spec.backend, hardware, group.world):
+        logging.getLogger(__name__).warning("unsloth could not be installed: %s", problem)
+    hooks.phase(Phase.LOAD)
     backend = backends.select(spec.backend, hardware, group.world)
     backend.bring_in(hardware)
     from worker.training.session import Session  # transformers and TRL come after what patches them

@@ -82,7 +82,7 @@ def ticket_for(ticket: dict, home: Path) -> Path:
 def run_worker(ticket: Path, home: Path, stop_after_s: float) -> int:
     """The worker's exit code; it is asked to stop, and then made to, before Kaggle would end the session."""
     environment = {k: v for k, v in os.environ.items() if k not in FOREIGN_SECRETS}
-    environment |= {"PYTHONPATH": str(home / "lib"), "PYTHONUNBUFFERED": "1"}
+    environment |= {"PYTHONPATH": str(home / "lib"), "PYTHONUNBUFFERED": "1", "WORKER_MAY_INSTALL": "1"}
     worker = subprocess.Popen([sys.executable, "-m", "worker", str(ticket)], cwd=home, env=environment)
     signal.signal(signal.SIGTERM, lambda *_: worker.terminate())
     try:
