@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -28,10 +29,7 @@ class Lab:
         self._log = folder / "server.log"
         self._settings = {f"TRAINHOP_{k.upper()}": str(v) for k, v in settings.items()}
         self._process: subprocess.Popen[bytes] | None = None
-        # The workers know no other port: bound for as long as this lives, so that nobody takes it while the server is down.
-        self._reserved = socket.socket()
-        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._reserved.bind(("127.0.0.1", 0))
+        self._port = _quiet_port()  # kept over restarts: the workers know no other
         self.client = httpx.Client(trust_env=False, timeout=30)
 
     def up(self) -> None:
@@ -39,7 +37,7 @@ class Lab:
         (self.data / "server.url").unlink(missing_ok=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TRAINHOP_")} | self._settings
         command = [sys.executable, "-m", "orchestrator.entrypoints.cli", "up", "--data-dir", str(self.data)]
-        command += ["--port", str(self._reserved.getsockname()[1])]
+        command += ["--port", str(self._port)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         self.wait_for((self.data / "server.url").exists, "the server's address")
@@ -138,6 +136,14 @@ class Lab:
             with contextlib.suppress(httpx.TransportError):
                 return self.get(f"/jobs/{ident}")
             time.sleep(0.1)
+
+
+def _quiet_port() -> int:
+    """A free port below those that systems hand out by themselves: nobody takes it while the server is down."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.SystemRandom().randrange(15_000, 32_000)))
+            return probe.getsockname()[1]
 
 
 @contextlib.contextmanager
