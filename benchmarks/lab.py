@@ -71,7 +71,11 @@ class Lab:
                 os.kill(pid, signal.SIGKILL)
 
     def __enter__(self) -> Self:
-        self.up()
+        try:
+            self.up()
+        except BaseException:
+            self.down()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
