@@ -203,10 +203,8 @@ class ColabProvider:
             return Observation(lease_id=lease, liveness=Liveness.UNSEEN)  # a notebook
         if noted.ended:
             return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=noted.detail)
-        if not drives(handle.account):
-            return Observation(
-                lease_id=lease, liveness=Liveness.ENDED, detail="its Colab account was removed or changed"
-            )
+        if not handle.account.credentials:
+            return Observation(lease_id=lease, liveness=Liveness.ENDED, detail="its Colab account was removed")
         if not _machine(handle, noted):
             return self._cut_short(handle)
         at, known = self._seen.get(lease, (0.0, None))
@@ -271,7 +269,7 @@ class ColabProvider:
     def _is_over(self, handle: Handle) -> bool:
         """Whether nothing of this session can be left at Colab, or be reached there."""
         noted = self._of(handle.lease_id).read()
-        return noted.released or not (noted.launched or handle.external_id) or not drives(handle.account)
+        return noted.released or not (noted.launched or handle.external_id) or not handle.account.credentials
 
     def _release(self, handle: Handle, detail: str) -> None:
         try:
