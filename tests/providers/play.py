@@ -73,6 +73,7 @@ def colab_account(colab: Colab, **config: Any) -> Account:
 def colab_provider(colab: Colab, folder: Path, python: str | None = None, **more: Any) -> ColabProvider:
     """A driver that speaks to the emulator through the official client, by default in the emulator's own Python."""
     bridge = Bridge(python or colab.python, OpenVault(), folder / "colab", colab.endpoint)
+    bridge.ready_s = bridge.ready_s if colab.python else 0.0  # of machines in name only none will ever answer
     return ColabProvider(bridge, folder / "colab", **{"any_folder": True, "fresh_s": 0.0, "poll_s": 0.1} | more)
 
 

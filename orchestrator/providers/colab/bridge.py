@@ -15,6 +15,7 @@ import json
 import os
 import re
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,6 +115,7 @@ def launch(client: Client, asked: dict[str, Any]) -> dict[str, Any]:
     started = False
     try:
         machine = Machine(made.runtime_proxy_info.url, made.runtime_proxy_info.token)
+        machine.await_answer(asked["ready_s"])
         machine.bring(Path(asked["bundle"]), f"{asked['name']}.zip")
         machine.start(asked["code"], asked["mark"])
         started = True
@@ -202,6 +204,18 @@ class Machine:
     def __init__(self, url: str, token: str) -> None:
         self._url, self._token = url, token
         self._files = ContentsClient(SessionState(name="trainhop", token=token, url=url, endpoint=""))
+
+    def await_answer(self, within_s: float) -> None:
+        """A machine that was just taken may take its time."""
+        until = time.monotonic() + within_s
+        while True:
+            try:
+                self._files.list_dir(HERE)
+                return
+            except (requests.RequestException, FileNotFoundError):
+                if time.monotonic() >= until:
+                    raise
+            time.sleep(1.0)
 
     def bring(self, source: Path, name: str) -> None:
         """Bring a file, in parts."""

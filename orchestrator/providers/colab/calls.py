@@ -24,6 +24,8 @@ SIGN_IN = (
     "`colab sessions` there once and give ~/.config/colab-cli/token.json"
 )
 REQUEST_S, RETRIES, BACKOFF_S = 60.0, 1, 5.0
+READY_S = 120.0
+"""What a machine that was just taken may take to answer."""
 LIMITS_S = {"usage": 90.0, "look": 120.0, "read": 180.0, "release": 180.0, "launch": 1200.0}
 """Wall-clock limits of a call; a launch takes a machine and brings files there."""
 
@@ -41,7 +43,7 @@ class Bridge:
 
     def __init__(self, python: str | None, vault: Vault, folder: Path, endpoint: str | None) -> None:
         self._python, self._vault, self._endpoint = python, vault, endpoint
-        self._homes, self.limits_s = folder / "homes", dict(LIMITS_S)
+        self._homes, self.limits_s, self.ready_s = folder / "homes", dict(LIMITS_S), READY_S
         shutil.rmtree(
             self._homes, ignore_errors=True
         )  # of a server that was killed; its calls are over or end by themselves
@@ -54,7 +56,8 @@ class Bridge:
         """
         if not self._python:
             raise ProviderUnavailable(SET_UP)
-        asked = {"ask": ask, "credential": self._credential(account), "endpoint": self._endpoint, **more}
+        common = {"credential": self._credential(account), "endpoint": self._endpoint, "ready_s": self.ready_s}
+        asked = {"ask": ask, **common, **more}
         home = tempfile.mkdtemp(dir=self._homes)
         try:
             done = self._run(self._python, home, json.dumps(asked), self.limits_s[ask])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import time
@@ -81,8 +82,11 @@ class Machine:
         self.url = said
 
     def _address(self, runtime: Path) -> str:
-        with suppress(ValueError, StopIteration):
-            return f"http://127.0.0.1:{json.loads(next(runtime.glob('jpserver-*.json')).read_text())['port']}"
+        """Where it answers, as soon as it does."""
+        with suppress(ValueError, StopIteration, OSError):
+            port = json.loads(next(runtime.glob("jpserver-*.json")).read_text())["port"]
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return f"http://127.0.0.1:{port}"
         return ""
 
     def processes(self) -> list[psutil.Process]:
