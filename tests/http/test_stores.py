@@ -226,7 +226,7 @@ def test_the_endpoint_is_this_computer_or_googles_own(url):
 
 
 def test_a_notebook_goes_into_the_drive_in_place_of_the_earlier_one(api1, people, drive):
-    """Guard: with the id of a file that was deleted for good kept, there was no notebook for that job any more."""
+    """Guard: without `forget` it was made again under the id of a file that was deleted for good, which Drive may refuse."""
     job = people.admin.submit()["id"]
     refused = people.admin.post(f"/jobs/{job}:notebook?drive=true")
     assert (refused.status_code, "trainhop store use drive" in refused.json()["detail"]) == (409, True)

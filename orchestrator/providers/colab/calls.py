@@ -21,7 +21,7 @@ SET_UP = (
 )
 SIGN_IN = (
     "the credentials of a Colab account are the authorized-user JSON that signing in with Colab's client leaves: run "
-    "`colab sessions` there once and give ~/.config/colab-cli/token.json"
+    "`colab usage` there once and give ~/.config/colab-cli/token.json"
 )
 REQUEST_S, RETRIES, BACKOFF_S = 60.0, 1, 5.0
 READY_S = 120.0
