@@ -42,8 +42,10 @@ from orchestrator.services.notifications import Office
 
 log = structlog.get_logger()
 
-KAGGLE_FRESH_S, EMULATED_FRESH_S = 10.0, 1.0
-"""How long what Kaggle said is believed; every round of dispatching and reconciling asks anew."""
+KAGGLE_FRESH_S, COLAB_FRESH_S, EMULATED_FRESH_S = 10.0, 30.0, 1.0
+"""How long what a provider said is believed; every round of dispatching and reconciling asks anew."""
+COLAB_POLL_S = 20.0
+"""How often the log of a Colab machine is read; every look is a process and a few requests."""
 
 LAUNCHERS = 8
 """Launches under way at once; one slow provider must not hold up another."""
@@ -195,7 +197,8 @@ def _make_colab(settings: Settings, vault: Vault, stores: Stores) -> ColabProvid
         folder,
         can_work=lambda: settings.public_url is not None or stores.current().name != stores.local().name,
         any_folder=emulated,
-        **({"fresh_s": EMULATED_FRESH_S, "poll_s": EMULATED_FRESH_S} if emulated else {}),
+        fresh_s=EMULATED_FRESH_S if emulated else COLAB_FRESH_S,
+        poll_s=EMULATED_FRESH_S if emulated else COLAB_POLL_S,
     )
 
 

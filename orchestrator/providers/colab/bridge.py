@@ -17,7 +17,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,6 @@ PART_BYTES = 8 << 20
 """The contents API takes a file in one request, as base64 in JSON."""
 EXEC_S = 300.0
 HERE = "content"
-GONE = (401, 404)
 
 
 class RefusedError(Exception):
@@ -105,13 +104,7 @@ def launch(client: Client, asked: dict[str, Any]) -> dict[str, Any]:
     money = usage(client, asked)
     if money["balance"] <= 0:
         raise RefusedError("balance", f"{money['balance']:.2f}")
-    try:
-        made = client.assign(*_wanted(asked))
-    except BaseException:
-        # Taken though the answer was lost; what is taken shows up under the notebook's number.
-        with contextlib.suppress(Exception):
-            release(client, asked)
-        raise
+    made = client.assign(*_wanted(asked))
     started = False
     try:
         machine = Machine(made.runtime_proxy_info.url, made.runtime_proxy_info.token)
@@ -133,7 +126,7 @@ def _give_back(client: Client, endpoint: str) -> None:
 
 
 def look(client: Client, asked: dict[str, Any]) -> dict[str, Any]:
-    """For each session: `gone`, `runs`, or how its worker has ended."""
+    """For each session: `gone`, `runs`, `silent`, or how its worker has ended. Only Colab's own list says that one is gone."""
     found = {a.endpoint: a.runtime_proxy_info for a in client.list_assignments()}
     seen: dict[str, Any] = {}
     for each in asked["sessions"]:
@@ -141,8 +134,10 @@ def look(client: Client, asked: dict[str, Any]) -> dict[str, Any]:
         if info is None:
             seen[each["name"]] = "gone"
             continue
-        with _taken_away():
+        try:
             seen[each["name"]] = Machine(info.url, info.token).end_of(each["name"]) or "runs"
+        except requests.RequestException:
+            seen[each["name"]] = "silent"
     return seen
 
 
@@ -152,8 +147,7 @@ def read(client: Client, asked: dict[str, Any]) -> dict[str, Any]:
     info = found.get(asked["machine"])
     if info is None:
         raise RefusedError("gone")
-    with _taken_away():
-        return Machine(info.url, info.token).read(asked["name"], asked["segment"], asked["offset"])
+    return Machine(info.url, info.token).read(asked["name"], asked["segment"], asked["offset"])
 
 
 def release(client: Client, asked: dict[str, Any]) -> dict[str, Any]:
@@ -183,16 +177,6 @@ def _wanted(asked: dict[str, Any]) -> tuple[uuid.UUID, Variant, Accelerator]:
 def _found(client: Client, asked: dict[str, Any]) -> str | None:
     found = client._get_assignment(*_wanted(asked))  # noqa: SLF001  there is no public way to look without taking
     return found.endpoint if isinstance(found, Assignment) else None
-
-
-@contextlib.contextmanager
-def _taken_away() -> Iterator[None]:
-    try:
-        yield
-    except requests.HTTPError as error:
-        if error.response is not None and error.response.status_code in GONE:
-            raise RefusedError("gone") from error
-        raise
 
 
 # --- one machine ------------------------------------------------------------------------------------------

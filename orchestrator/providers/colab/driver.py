@@ -82,7 +82,7 @@ class ColabProvider:
     ) -> None:
         self._bridge, self._folder, self._can_work, self._any_folder = bridge, folder, can_work, any_folder
         self._fresh_s, self._poll_s, self._now = fresh_s, poll_s, now
-        self._rooms: dict[str, tuple[float, Room]] = {}
+        self._rooms: dict[str, tuple[float, Room | ProviderUnavailable]] = {}
         self._seen: dict[str, tuple[float, Observation]] = {}
         self._reading: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
@@ -108,11 +108,19 @@ class ColabProvider:
         if known is None or time.monotonic() > until:
             known = self._room(account, shut)
             self._rooms[account.id + account.credentials] = (time.monotonic() + self._fresh_s, known)
+        if isinstance(known, ProviderUnavailable):
+            raise known
         return known
 
-    def _room(self, account: Account, shut: Room) -> Room:
-        if self._usage(account)["balance"] <= 0:
-            return replace(shut, shut=SPENT)
+    def _room(self, account: Account, shut: Room) -> Room | ProviderUnavailable:
+        """Colab's silence is believed for a while too: a time-out in every round would hold up other machines."""
+        try:
+            if self._usage(account)["balance"] <= 0:
+                return replace(shut, shut=SPENT)
+        except CredentialsRefused:
+            raise
+        except ProviderUnavailable as error:
+            return error
         slots, memory = int(account.config.get("slots", 1)), MEMORY[_accelerator(account)]
         return replace(shut, slots=slots, memory_bytes=memory, start_up_s=START_UP_S)
 
@@ -205,10 +213,10 @@ class ColabProvider:
             return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=noted.detail)
         if not handle.account.credentials:
             return Observation(lease_id=lease, liveness=Liveness.ENDED, detail="its Colab account was removed")
-        if not _machine(handle, noted):
-            return self._cut_short(handle)
         at, known = self._seen.get(lease, (0.0, None))
-        return known if known is not None and time.monotonic() < at + self._fresh_s else None
+        if known is not None and time.monotonic() < at + self._fresh_s:
+            return known
+        return None if _machine(handle, noted) else self._cut_short(handle)
 
     def _cut_short(self, handle: Handle) -> Observation:
         """A server that ended in the middle of a launch: whatever it took is given back."""
@@ -216,7 +224,9 @@ class ColabProvider:
         try:
             self._release(handle, detail)
         except ProviderUnavailable as error:
-            return Observation(lease_id=handle.lease_id, liveness=Liveness.UNKNOWN, detail=str(error))
+            seen = Observation(lease_id=handle.lease_id, liveness=Liveness.UNKNOWN, detail=str(error))
+            self._seen[handle.lease_id] = (time.monotonic(), seen)
+            return seen
         return Observation(lease_id=handle.lease_id, liveness=Liveness.ENDED, detail=detail)
 
     def _look(self, handles: list[Handle]) -> dict[str, Observation]:
@@ -233,9 +243,10 @@ class ColabProvider:
 
     def _judge(self, handle: Handle, found: Any) -> Observation:
         lease, notes = handle.lease_id, self._of(handle.lease_id)
-        if found == "runs":
+        if found in ("runs", "silent"):
             machine = _machine(handle, notes.read())
-            return Observation(lease_id=lease, liveness=Liveness.RUNNING, external_id=machine)
+            detail = "" if found == "runs" else "its Jupyter server does not answer"
+            return Observation(lease_id=lease, liveness=Liveness.RUNNING, detail=detail, external_id=machine)
         detail = TAKEN_AWAY if found == "gone" else _ending(found)
         if found == "gone":
             notes.write(launched=True, ended=True, complete=True, released=True, detail=detail)
@@ -252,7 +263,12 @@ class ColabProvider:
 
     def collect(self, handle: Handle) -> Leftovers:
         if not self._is_over(handle):
-            self._save(handle)
+            try:
+                self._save(handle)
+            except ProviderUnavailable:
+                if self._of(handle.lease_id).read().ended:
+                    raise
+                # What runs may have to be stopped all the same: a machine that does not answer costs compute units, too.
         outbox = self._of(handle.lease_id).outbox
         return Leftovers(messages=outbox.read_text(errors="replace").splitlines() if outbox.is_file() else ())
 
