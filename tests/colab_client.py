@@ -47,6 +47,8 @@ def _make(target: Path) -> str:
         "install",
         "--quiet",
         "--disable-pip-version-check",
+        "--retries",
+        "1",
         *PACKAGES,
     ]
     try:
