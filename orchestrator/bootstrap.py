@@ -32,7 +32,9 @@ from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.model import Account, Member, Role
 from orchestrator.notice_ports import Book, Carrier
 from orchestrator.persistence import StoreConfig, TokenInfo, UnitOfWork
-from orchestrator.ports import Context, Provider, Providers, Store, StoreUnavailable, Vault
+from orchestrator.ports import Context, Provider, Providers, Store, Stores, StoreUnavailable, Vault
+from orchestrator.providers.colab import ColabProvider
+from orchestrator.providers.colab.calls import Bridge
 from orchestrator.providers.local import LocalProvider
 from orchestrator.providers.registry import Registry
 from orchestrator.services.ids import new_id
@@ -40,8 +42,10 @@ from orchestrator.services.notifications import Office
 
 log = structlog.get_logger()
 
-KAGGLE_FRESH_S, EMULATED_FRESH_S = 10.0, 1.0
-"""How long what Kaggle said is believed; every round of dispatching and reconciling asks anew."""
+KAGGLE_FRESH_S, COLAB_FRESH_S, EMULATED_FRESH_S = 10.0, 30.0, 1.0
+"""How long what a provider said is believed; every round of dispatching and reconciling asks anew."""
+COLAB_POLL_S = 20.0
+"""How often the log of a Colab machine is read; every look is a process and a few requests."""
 
 LAUNCHERS = 8
 """Launches under way at once; one slow provider must not hold up another."""
@@ -114,7 +118,7 @@ def build(
     context = Context(
         uow=uow,
         clock=SystemClock(),
-        providers=providers or Registry(lambda kind: _make_provider(kind, settings, vault, news)),
+        providers=providers or Registry(lambda kind: _make_provider(kind, settings, vault, stores, news)),
         stores=stores,
         catalog=FolderAndHubCatalog(
             (*settings.allowed_folders, settings.models), frozenset(settings.trusted_models), offline=settings.offline
@@ -174,14 +178,28 @@ def _vault(settings: Settings) -> FernetVault:
     return FernetVault.from_file(settings.folder / "vault.key")
 
 
-def _make_provider(kind: Any, settings: Settings, vault: Vault, news: threading.Event) -> Provider:
+def _make_provider(kind: Any, settings: Settings, vault: Vault, stores: Stores, news: threading.Event) -> Provider:
     """Ours are handed what they need; those of extras are told by their name, for they cannot be imported here."""
     if kind is LocalProvider:
         return LocalProvider(settings.folder / "sessions", news.set)
+    if kind is ColabProvider:
+        return _make_colab(settings, vault, stores)
     if kind.capabilities.provider == "kaggle":
         fresh_s = EMULATED_FRESH_S if settings.kaggle_endpoint else KAGGLE_FRESH_S
         return kind(vault, settings.folder / "kaggle", settings.kaggle_endpoint, fresh_s=fresh_s)
     return kind()
+
+
+def _make_colab(settings: Settings, vault: Vault, stores: Stores) -> ColabProvider:
+    folder, emulated = settings.folder / "colab", settings.colab_endpoint is not None
+    return ColabProvider(
+        Bridge(settings.colab_python, vault, folder, settings.colab_endpoint),
+        folder,
+        can_work=lambda: settings.public_url is not None or stores.current().name != stores.local().name,
+        any_folder=emulated,
+        fresh_s=EMULATED_FRESH_S if emulated else COLAB_FRESH_S,
+        poll_s=EMULATED_FRESH_S if emulated else COLAB_POLL_S,
+    )
 
 
 def _reachable(host: str) -> str:

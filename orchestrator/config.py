@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     offline: bool = False
     drive_endpoint: Loopback | None = None
     kaggle_endpoint: Loopback | None = None
+    colab_endpoint: Loopback | None = None
+    colab_python: str | None = None
     max_upload_bytes: int = 4 << 30
 
     local_slots: int = Field(default=1, ge=0)

@@ -312,6 +312,10 @@ class Documents(Protocol):
         """Where the owner, signed in, reads this object; raises `ObjectMissing`."""
         ...
 
+    def notebook_link(self, key: str) -> str:
+        """Where the owner's browser opens this object as a notebook; raises `ObjectMissing`."""
+        ...
+
     def read_document(self, key: str) -> str: ...
     def write_document(self, key: str, text: str) -> None:
         """Replace the text, under the same address, or make it."""

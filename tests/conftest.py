@@ -18,6 +18,7 @@ from orchestrator.config import Settings
 from orchestrator.providers.colab import ColabProvider
 from orchestrator.providers.registry import Registry
 from orchestrator.testing import FakeClock, FakePersonalProvider, FakeProvider
+from tests.colab_client import MissingError, environment
 from tests.emulators.drive import Drive
 from tests.postgres import Cluster, missing_programs
 
@@ -91,6 +92,16 @@ def drive(tmp_path) -> Iterator[Drive]:
     """An emulated Google Drive."""
     with Drive(tmp_path / "drive") as drive:
         yield drive
+
+
+@pytest.fixture(scope="session")
+def colab_python(tmp_path_factory) -> str:
+    """A Python with Colab's official client; tests that need it are skipped where none can be had."""
+    base = tmp_path_factory.getbasetemp()
+    try:
+        return environment(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
+    except MissingError as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Path, Query, Request
@@ -20,6 +21,10 @@ Reach = Annotated[
     Literal["http", "drive"] | None,
     Query(description="How the notebook reaches this server; by default through Drive where only that works."),
 ]
+Drive = Annotated[
+    bool,
+    Query(description="Also put it into the Google Drive in use, and answer with the link that opens it in Colab."),
+]
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -30,10 +35,12 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
     operation_id="make_notebook",
     summary="A notebook that trains a job",
 )
-def make(server: Here, me: Caller, job_id: JobId, reach: Reach = None) -> schemas.Notebook:
+def make(server: Here, me: Caller, job_id: JobId, reach: Reach = None, drive: Drive = False) -> schemas.Notebook:
     """For the job's owner to open in Colab, Kaggle or Jupyter and to run there. Its code works once, for this job."""
     ctx, wheel = server.ctx, bundle.build()
     job = claims.check_job(ctx, me, job_id)
+    if drive:
+        letters.need_letter_store(ctx)
     if reach == "drive" or (reach is None and ctx.public_url is None and letters.letter_store(ctx) is not None):
         mailbox, addresses, owner = letters.open_mailbox(ctx, wheel)
         code, claim = claims.make_code(ctx, me, job_id, store=ctx.stores.current().name, mailbox=mailbox)
@@ -45,7 +52,10 @@ def make(server: Here, me: Caller, job_id: JobId, reach: Reach = None) -> schema
         note = _who_can_call(way)
     hours = (claim.expires_at - claim.created_at) / 3600
     document = notebooks.document(name=job.name, code=code, reach=way, wheel=wheel, hours=hours)
-    answer = {"job": job.id, "file_name": notebooks.file_name(job.name), "expires_at": claim.expires_at}
+    answer: dict[str, Any] = {"job": job.id, "file_name": notebooks.file_name(job.name), "expires_at": claim.expires_at}
+    if drive:
+        link, owner = letters.publish(ctx, job.id, answer["file_name"], json.dumps(document))
+        answer["url"], note = link, "; ".join(filter(None, (f"open it signed in at Google as {owner}", note)))
     return schemas.Notebook.model_validate(answer | {"note": note, "notebook": document})
 
 

@@ -274,11 +274,15 @@ class Dataset(Answer):
 
 
 class Notebook(Answer):
-    """A notebook for the job's owner to run; `note` says where it cannot run. Its code works once, until `expires_at`."""
+    """A notebook for the job's owner to run; `note` says where it cannot run. Its code works once, until `expires_at`.
+
+    `url` opens it in Colab, where it was put into a Google Drive.
+    """
 
     job: str
     file_name: str
     expires_at: Time
+    url: str | None = None
     note: str
     notebook: dict[str, Any]
 

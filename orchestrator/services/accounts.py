@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError, UnavailableError
@@ -121,9 +122,20 @@ def add_account(
             consented_at=now if member is not None and member.id == actor.member_id else None,
             created_at=now,
         )
-        tx.add_account(account)
+        known = _of_notebooks(tx, member, provider) if member is not None and sealed else None
+        if known is not None:
+            account = replace(account, id=known.id, name=name or known.name, created_at=known.created_at)
+            tx.save_account(account)
+        else:
+            tx.add_account(account)
     ctx.wake()
     return account
+
+
+def _of_notebooks(tx: Transaction, member: Member, provider: str) -> Account | None:
+    """Where a member's notebooks are counted, as long as no credentials were given: it becomes the account itself."""
+    theirs = (a for a in tx.accounts() if (a.provider, a.member_id) == (provider, member.id))
+    return next((a for a in theirs if not a.credentials), None)
 
 
 def _capabilities(ctx: Context, provider: str) -> Capabilities:

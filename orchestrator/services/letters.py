@@ -10,6 +10,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import ValidationError
 
@@ -18,6 +19,7 @@ from orchestrator.domain.lifecycle import EndReason, LeaseState
 from orchestrator.domain.model import Claim, Lease
 from orchestrator.ports import Context, Documents, ObjectMissing, Owned, Store, StoreError
 from orchestrator.services import alone, claims
+from orchestrator.services.errors import from_store
 from orchestrator.services.intake import Ear
 from orchestrator.services.leases import directive, hand_back
 from worker.bundle import Wheel
@@ -30,29 +32,56 @@ LISTENS_S = 600.0
 UP, DOWN, WHEEL = "up.json", "down.json", "worker.whl"
 
 
-def letter_store(ctx: Context) -> Store | None:
+class LetterStore(Store, Documents, Protocol):
+    """A store whose owner's notebooks can get at its documents."""
+
+
+def letter_store(ctx: Context) -> LetterStore | None:
     """The store whose documents a notebook can use, if the current one has any."""
     store = ctx.stores.current()
     return store if isinstance(store, Documents) else None
 
 
+def need_letter_store(ctx: Context) -> LetterStore:
+    """The same; raises `ConflictError` if there is none."""
+    store = letter_store(ctx)
+    if store is None:
+        raise ConflictError(
+            "new files go to a folder of this server, which no notebook can reach: see trainhop store use drive"
+        )
+    return store
+
+
 def open_mailbox(ctx: Context, wheel: Wheel) -> tuple[str, dict[str, str], str]:
     """Make the documents of one notebook. Returns the mailbox's name, the documents' addresses, and whose account it is."""
-    store = letter_store(ctx)
-    if store is None or not isinstance(store, Documents):
-        raise ConflictError(
-            "new files go to a folder of this server, which a notebook cannot read: see trainhop store use drive"
-        )
+    store = need_letter_store(ctx)
     mailbox = f"notebooks/{secrets.token_hex(8)}"
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(wheel.data)
-        file.flush()
-        store.put(f"{mailbox}/{WHEEL}", Path(file.name))
-    for name in (UP, DOWN):
-        store.write_document(f"{mailbox}/{name}", "{}")
     keys = {"wheel": WHEEL, "up": UP, "down": DOWN}
-    found = {kind: store.address(f"{mailbox}/{name}") for kind, name in keys.items()}
-    return mailbox, found, store.owner() if isinstance(store, Owned) else ""
+    try:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(wheel.data)
+            file.flush()
+            store.put(f"{mailbox}/{WHEEL}", Path(file.name))
+        for name in (UP, DOWN):
+            store.write_document(f"{mailbox}/{name}", "{}")
+        found = {kind: store.address(f"{mailbox}/{name}") for kind, name in keys.items()}
+        return mailbox, found, _owner(store)
+    except StoreError as error:
+        raise from_store(error) from error
+
+
+def publish(ctx: Context, job_id: str, file_name: str, notebook: str) -> tuple[str, str]:
+    """Put a job's notebook into the store's account in place of its earlier one: its link, and whose account that is."""
+    store, key = need_letter_store(ctx), f"jobs/{job_id}/{file_name}"
+    try:
+        store.write_document(key, notebook)
+        return store.notebook_link(key), _owner(store)
+    except StoreError as error:
+        raise from_store(error) from error
+
+
+def _owner(store: Store) -> str:
+    return store.owner() if isinstance(store, Owned) else ""
 
 
 class Postman:

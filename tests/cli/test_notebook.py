@@ -31,3 +31,16 @@ def test_what_cannot_be_is_said(trainhop: Shell) -> None:
     assert "trainhop store use drive" in trainhop("notebook", job, "--reach", "drive", code=1).stderr
     trainhop("cancel", job)
     assert f"trainhop retry {job}" in trainhop("notebook", job, code=1).stderr
+
+
+def test_paid_colab_without_its_client_says_what_to_install(trainhop: Shell) -> None:
+    (trainhop.folder / "token.json").write_text(
+        '{"client_id": "a", "client_secret": "SECRET", "refresh_token": "SECRET"}'
+    )
+    account = trainhop("accounts", "add", "colab", "--set", "mode=cli", "--token-file", "token.json").stdout.strip()
+    checked = trainhop("accounts", "check", account, code=5)
+    assert "pip install 'google-colab-cli" in checked.stderr
+    assert "TRAINHOP_COLAB_PYTHON" in checked.stderr
+    assert "SECRET" not in checked.stderr + trainhop("accounts", "ls").stdout
+    trainhop("accounts", "rm", account)
+    assert "--set mode=cli" in trainhop("accounts", "add", "--help", COLUMNS="200").stdout

@@ -27,21 +27,29 @@ def google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drive]:
 
 
 @pytest.fixture(scope="module")
-def home(google: Drive, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "tiny").mkdir()
+    (folder / "tiny" / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(google: Drive, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     data = tmp_path_factory.mktemp("server") / "data"
-    process = start_server(data, "--slots", "0", TRAINHOP_DRIVE_ENDPOINT=google.url)
+    process = start_server(data, "--slots", "0", "--allow-folder", str(models), TRAINHOP_DRIVE_ENDPOINT=google.url)
     yield data
     process.terminate()
     assert process.wait(60) == 0
 
 
 @pytest.fixture
-def shell(google: Drive, home: Path, tmp_path: Path) -> Shell:
+def shell(google: Drive, home: Path, models: Path, tmp_path: Path) -> Shell:
     (tmp_path / "client.json").write_text(json.dumps(google.tokens.client_secrets(google.url)))
     (tmp_path / "user.json").write_text(json.dumps(google.authorized_user()))
     (tmp_path / "browser").write_text(BROWSER.format(python=sys.executable))
     (tmp_path / "browser").chmod(0o700)
-    return Shell(tmp_path, home, tmp_path)
+    return Shell(tmp_path, home, models)
 
 
 def secrets_of(google: Drive) -> set[str]:
@@ -63,6 +71,19 @@ def test_with_a_file(shell: Shell, google: Drive) -> None:
         in shell("store", "use", "drive", "--authorized-user", "browser", code=2).stderr
     )
     assert "No such file" in shell("store", "use", "drive", "--authorized-user", "nowhere.json", code=2).stderr
+
+
+def test_a_notebook_goes_into_the_drive(shell: Shell) -> None:
+    shell("store", "use", "drive", "--authorized-user", "user.json")
+    job = shell("submit", shell.job_file()).stdout.strip()
+    done = shell("notebook", job, "--drive")
+    assert done.stdout.startswith("https://colab.research.google.com/drive/")
+    assert "open the link and run its cell; good once, until" in done.stderr
+    assert "signed in at Google as somebody@example.com" in done.stderr
+    assert not list(shell.folder.glob("*.ipynb")), "its only copy is in the Drive"
+    assert shell.json("notebook", job, "--drive")["url"] == done.stdout.strip()
+    assert "either --out FILE or --drive" in shell("notebook", job, "--drive", "--out", "a.ipynb", code=2).stderr
+    shell("cancel", job)
 
 
 def test_with_a_browser_here(shell: Shell, google: Drive) -> None:

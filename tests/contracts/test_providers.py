@@ -1,4 +1,4 @@
-"""The provider contract over the local driver (with a light process for a worker), Kaggle's against the emulator, the fake."""
+"""The provider contract over the local driver (with a light process for a worker), Kaggle's and Colab's against emulators, the fake."""
 
 import subprocess
 import sys
@@ -6,11 +6,13 @@ import sys
 import pytest
 
 from orchestrator.domain.model import Account
+from orchestrator.providers.colab import source as colab_source
 from orchestrator.providers.kaggle import KaggleProvider
 from orchestrator.providers.local import LOG_NAME, LocalProvider
 from orchestrator.testing import FakeProvider, ProviderContract
+from tests.emulators.colab import Colab
 from tests.emulators.kaggle import KaggleEmulator, Person
-from tests.providers.play import OpenVault, kaggle_account
+from tests.providers.play import OpenVault, colab_account, colab_provider, kaggle_account, light_wheel
 
 WORKER = """
 import json, os, pathlib, sys, time
@@ -71,3 +73,22 @@ class TestKaggle(ProviderContract):
 
     def account(self):
         return kaggle_account("alice")
+
+
+class TestColab(ProviderContract):
+    """The real client in its own environment, machines with a real Jupyter server and kernel, a worker of a few lines."""
+
+    patience_s = 60.0
+
+    @pytest.fixture(autouse=True)
+    def _emulator(self, tmp_path, colab_python, monkeypatch):
+        monkeypatch.setattr(colab_source, "wheel", lambda: light_wheel("print('up', flush=True); time.sleep(120)"))
+        with Colab(tmp_path / "emulator", python=colab_python) as self._colab:
+            yield
+            assert not self._colab.machines, "nothing is left that costs compute units"
+
+    def make(self, folder):
+        return colab_provider(self._colab, folder)
+
+    def account(self):
+        return colab_account(self._colab)

@@ -199,3 +199,18 @@ def test_a_queued_job_of_ones_own_can_be_taken_as_a_notebook(site, people):
     assert taken.headers["content-disposition"] == "attachment; filename*=UTF-8''small.ipynb"
     assert taken.json()["nbformat"] == 4
     assert site.client.post(f"/jobs/{other}/notebook", headers=HTML | ORIGIN).status_code == 403
+
+
+def test_a_notebook_opens_in_colab_where_a_drive_is_in_use(make_server, tmp_path, drive):
+    app = make_server(f"sqlite:///{tmp_path / 'trainhop.db'}", drive_endpoint=drive.url)
+    with TestClient(make_app(app), base_url="http://127.0.0.1", follow_redirects=False) as client:
+        site = Api(app=app, client=client)
+        log_in(site)
+        job = site.admin.submit()["id"]
+        assert "Open in Colab" not in client.get(f"/jobs/{job}", headers=HTML).text
+        site.admin.call("PUT", "/stores/drive", json={"credentials": json.dumps(drive.authorized_user())})
+        assert "Open in Colab" in client.get(f"/jobs/{job}", headers=HTML).text
+        shown = client.post(f"/jobs/{job}/notebook", data={"drive": "true"}, headers=HTML | ORIGIN).text
+    (file,) = [f for f in drive.files() if f.title.endswith(".ipynb")]
+    assert f'href="https://colab.research.google.com/drive/{file.id}"' in shown
+    assert "signed in at Google as somebody@example.com" in shown

@@ -227,3 +227,26 @@ def test_without_a_drive_there_is_no_notebook_for_one(api, people, job):
     refused(people.ann.post(f"/jobs/{job['id']}:notebook?reach=drive"), 409, "trainhop store use drive")
     with api.app.context.uow() as tx:
         assert tx.open_mailboxes() == []
+
+
+def test_the_account_of_ones_notebooks_takes_credentials_and_still_counts_notebooks(api, people, job):
+    """Guard: with the account's own room asked for in `claims.claim`, no notebook began where Colab did not answer."""
+    code = code_in(made(people.ann, job)["notebook"])
+    (before,) = [a for a in people.ann.get("/accounts").json()["items"] if a["provider"] == "colab"]
+    asked = {"provider": "colab", "credentials": '{"client_id": "a"}', "config": {"mode": "cli"}}
+    after = people.ann.post("/accounts", asked)
+    assert after.status_code == 201, after.text
+    assert (after.json()["id"], after.json()["name"], after.json()["has_credentials"]) == (
+        before["id"],
+        before["name"],
+        True,
+    )
+    assert people.ann.post("/accounts", asked).status_code == 409
+    machine_of(api, claim(api, code))
+
+
+def test_credentials_that_an_admin_gives_to_the_account_of_notebooks_need_its_owners_consent(api1, people, job):
+    """Guard: with the consent of opening a notebook kept, machines were started for Ann whom nobody had asked."""
+    made(people.ann, job)
+    asked = {"provider": "colab", "owner": "ann", "credentials": "{}", "config": {"mode": "cli"}}
+    assert people.admin.post("/accounts", asked).json()["consented_at"] is None

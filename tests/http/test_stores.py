@@ -223,3 +223,29 @@ def test_no_secret_leaves_the_vault(api, people, provider, drive, tmp_path, capl
 def test_the_endpoint_is_this_computer_or_googles_own(url):
     with pytest.raises(ValueError, match="on this computer"):
         Settings(drive_endpoint=url)
+
+
+def test_a_notebook_goes_into_the_drive_in_place_of_the_earlier_one(api1, people, drive):
+    """Guard: without `forget` it was made again under the id of a file that was deleted for good, which Drive may refuse."""
+    job = people.admin.submit()["id"]
+    refused = people.admin.post(f"/jobs/{job}:notebook?drive=true")
+    assert (refused.status_code, "trainhop store use drive" in refused.json()["detail"]) == (409, True)
+    use(people, drive)
+    made = people.admin.post(f"/jobs/{job}:notebook?drive=true").json()
+    assert "signed in at Google as somebody@example.com" in made["note"]
+    (file,) = [f for f in drive.files() if f.title.endswith(".ipynb")]
+    assert (file.title, file.mime) == (made["file_name"], "application/vnd.google.colaboratory")
+    assert made["url"] == f"https://colab.research.google.com/drive/{file.id}"
+    assert json.loads(drive.bytes_of(file)) == made["notebook"]
+    assert not any(secret in (text := json.dumps(made)) for secret in (*CANARIES, people.admin.token, "thl_"))
+    assert "thc_" in text
+    drive.contents.mark(file.id, trashed=True)
+    again = people.admin.post(f"/jobs/{job}:notebook?drive=true").json()
+    assert again["url"] == made["url"]
+    (file,) = [f for f in drive.files() if f.title.endswith(".ipynb")]
+    assert (file.trashed, json.loads(drive.bytes_of(file))) == (False, again["notebook"])
+    assert again["notebook"] != made["notebook"], "a code of its own"
+    drive.contents.delete(file.id)
+    anew = people.admin.post(f"/jobs/{job}:notebook?drive=true").json()
+    assert anew["url"] != made["url"]
+    assert drive.bytes_of(next(f for f in drive.files() if f.id == anew["url"].rpartition("/")[2]))

@@ -5,14 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import time
 import zipfile
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.model import Account
 from orchestrator.ports import Handle, LaunchRequest, Liveness
+from orchestrator.providers.colab import ColabProvider
+from orchestrator.providers.colab.calls import Bridge
+from tests.emulators.colab import Colab
 from worker import install
 from worker.protocol import Assignment, Grant, GrantKind, JobSpec
 
@@ -23,7 +28,7 @@ LIGHT = """
 import json, pathlib, sys, time
 ticket = json.loads(pathlib.Path(sys.argv[1]).read_text())
 given = ticket["assignment"]
-keep = pathlib.Path(given["keep_dir"])
+keep = pathlib.Path(given["keep_dir"]) if given else None
 """
 
 
@@ -51,14 +56,43 @@ def kaggle_account(name: str, credentials: str | None = None, **config: Any) -> 
     )
 
 
+def colab_account(colab: Colab, **config: Any) -> Account:
+    """The emulated person's account, in the mode in which machines are started for them."""
+    return Account(
+        id="account-colab",
+        provider="colab",
+        member_id="member-alice",
+        name="alice-colab",
+        config={"mode": "cli", **config},
+        credentials=OpenVault().seal(json.dumps(colab.authorized_user())),
+        consented_at=1.0,
+        created_at=0.0,
+    )
+
+
+def colab_provider(colab: Colab, folder: Path, python: str | None = None, **more: Any) -> ColabProvider:
+    """A driver that speaks to the emulator through the official client, by default in the emulator's own Python."""
+    bridge = Bridge(python or colab.python, OpenVault(), folder / "colab", colab.endpoint)
+    bridge.ready_s = bridge.ready_s if colab.python else 0.0  # of machines in name only none will ever answer
+    return ColabProvider(bridge, folder / "colab", **{"any_folder": True, "fresh_s": 0.0, "poll_s": 0.1} | more)
+
+
 def light_worker(code: str) -> str:
-    """A `worker` package whose main module runs `code` after `LIGHT`, packed as the driver packs the real one."""
+    """The same as text, as Kaggle's driver packs the real one."""
+    return base64.encodebytes(light_wheel(code)).decode()
+
+
+def light_wheel(code: str) -> bytes:
+    """A `worker` package whose main module runs `code` after `LIGHT`.
+
+    Its installer is the real one, which finds nothing to do.
+    """
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("worker/__init__.py", "")
         archive.write(install.__file__, "worker/install.py")
         archive.writestr("worker/__main__.py", LIGHT + code)
-    return base64.encodebytes(packed.getvalue()).decode()
+    return packed.getvalue()
 
 
 def _grant(key: str, kind: GrantKind, data: bytes) -> Grant:

@@ -26,6 +26,7 @@ from worker.protocol import Grant, GrantKind
 READ_BYTES = 8 << 20
 TRIES = 3
 ROOT = "/"
+COLAB = "https://colab.research.google.com/drive/"
 T = TypeVar("T")
 
 
@@ -208,15 +209,20 @@ class DriveStore:
     def address(self, key: str) -> str:
         return f"{self._client.address(self._ident(key))}?alt=media"
 
+    def notebook_link(self, key: str) -> str:
+        return f"{COLAB}{self._found(key).id}"
+
     def read_document(self, key: str) -> str:
         return b"".join(self.read(key)).decode(errors="replace")
 
     def write_document(self, key: str, text: str) -> None:
         ident = self._ids.get(checked(key))
         if ident is not None:
-            with contextlib.suppress(GoneError):
-                self._client.replace(ident, text.encode())
+            try:
+                self._client.replace(ident, key, text.encode())
                 return
+            except GoneError:
+                self._ids.forget(key, ident)  # somebody has deleted it, and an id is not given out again
         with tempfile.NamedTemporaryFile("w") as file:
             file.write(text)
             file.flush()

@@ -34,6 +34,8 @@ from orchestrator.adapters.stores.drive_errors import (
 from orchestrator.adapters.stores.drive_login import SCOPE, DriveLogin
 
 FOLDER = "application/vnd.google-apps.folder"
+NOTEBOOK = "application/vnd.google.colaboratory"
+"""What Drive opens in Colab."""
 HTTP_TIMEOUT_S = 30.0
 IDS_AT_ONCE = 100
 PROPERTY = "trainhop"
@@ -134,7 +136,7 @@ class DriveClient:
             body["properties"] = [{"key": PROPERTY, "value": key, "visibility": "PRIVATE"}]
         headers = {
             "Content-Type": "application/json; charset=UTF-8",
-            "X-Upload-Content-Type": "application/octet-stream",
+            "X-Upload-Content-Type": _kind(key),
         }
 
         def ask(connection: httplib2.Http) -> str:
@@ -166,9 +168,9 @@ class DriveClient:
 
         return self._repeat(ask)
 
-    def replace(self, ident: str, content: bytes) -> None:
+    def replace(self, ident: str, key: str, content: bytes) -> None:
         """Other bytes for a small file that is there; raises `GoneError`."""
-        headers = {"Content-Type": "application/octet-stream"}
+        headers = {"Content-Type": _kind(key)}
 
         def ask(connection: httplib2.Http) -> None:
             url = f"{self._root}upload/drive/v2/files/{ident}?uploadType=media&supportsAllDrives=true"
@@ -267,6 +269,10 @@ class DriveClient:
             connection.close()
         else:
             self._connections.append(connection)
+
+
+def _kind(key: str) -> str:
+    return NOTEBOOK if key.endswith(".ipynb") else "application/octet-stream"
 
 
 def _as_file(resource: dict[str, Any]) -> DriveFile:

@@ -1,4 +1,4 @@
-"""`trainhop notebook`: a file to open in Colab, Kaggle or Jupyter and to run there."""
+"""`trainhop notebook`: a file to open in Colab, Kaggle or Jupyter and to run there, or a link that opens it in Colab."""
 
 from __future__ import annotations
 
@@ -30,22 +30,32 @@ def notebook(
             metavar="http|drive", help="How it reaches the server; by default whichever works from elsewhere."
         ),
     ] = None,
+    drive: Annotated[
+        bool,
+        typer.Option(
+            "--drive", help="Put it into your Google Drive instead and print the link that opens it in Colab."
+        ),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write a notebook that trains your job in Colab, Kaggle or Jupyter; you open and run it."""
     client = connect(context)
+    if drive and out is not None:
+        raise CommandError(Exit.USAGE, "either --out FILE or --drive says where it goes")
     if out is not None and out.exists():
         raise CommandError(Exit.USAGE, f"{out} exists; name another file with --out")
-    query = {"reach": reach} if reach is not None else None
+    query = {"reach": reach, "drive": drive or None}
     made = client.send("POST", f"/jobs/{find_job(client, job)['id']}:notebook", query=query).json()
-    path = _write(out or Path(made["file_name"]), json.dumps(made["notebook"], indent=1), numbered=out is None)
+    if drive:
+        place, how = made["url"], "open the link"
+    else:
+        path = _write(out or Path(made["file_name"]), json.dumps(made["notebook"], indent=1), numbered=out is None)
+        place, how = str(path), "open it in Colab (File > Upload notebook), Kaggle or Jupyter"
     if as_json:
-        put_json({"path": str(path), **{k: v for k, v in made.items() if k != "notebook"}})
+        put_json({"path": None if drive else place, **{k: v for k, v in made.items() if k != "notebook"}})
         return
-    put(str(path))
-    say(
-        f"open it in Colab (File > Upload notebook), Kaggle or Jupyter and run its cell; good once, until {moment(made['expires_at'])}"
-    )
+    put(place)
+    say(f"{how} and run its cell; good once, until {moment(made['expires_at'])}")
     if made["note"]:
         say(f"note: {made['note']}")
 

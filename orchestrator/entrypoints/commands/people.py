@@ -15,7 +15,7 @@ from orchestrator.entrypoints.commands.job_file import assignments
 from orchestrator.entrypoints.commands.output import JsonFlag, clean, moment, put, put_json, say, table
 from orchestrator.entrypoints.commands.phrases import listed
 
-accounts = typer.Typer(no_args_is_help=True, help="Accounts at providers, and pools of machines.")
+accounts = typer.Typer(no_args_is_help=True, help="Accounts at providers (Kaggle, paid Colab), and pools of machines.")
 members = typer.Typer(no_args_is_help=True, help="The people who use this server.")
 tokens = typer.Typer(no_args_is_help=True, help="What lets a person or a program in.")
 
@@ -66,7 +66,12 @@ def add_account(
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of it.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Connect an account, or (admins) a pool of machines. Connecting your own is your consent that your jobs run there."""
+    """Connect an account, or (admins) a pool of machines. Connecting your own is your consent that your jobs run there.
+
+    Colab notebooks need no account. Machines of paid Colab are started for you if you ask for it with `--set mode=cli`; the token
+    file is then the token.json that Colab's own client keeps, and `--set accelerator=` names a T4 (the default), L4, G4, A100 or
+    H100.
+    """
     config = assignments(changes or []) | ({"username": username} if username else {})
     secret = None if token_file is None else _secret(token_file)
     body = {"provider": provider, "name": name, "owner": owner, "config": config, "credentials": secret}

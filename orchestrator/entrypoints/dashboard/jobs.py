@@ -21,7 +21,7 @@ from orchestrator.entrypoints.dashboard.curve import ViewedJob
 from orchestrator.entrypoints.dashboard.jobview import SECTIONS, look
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, page, piece
 from orchestrator.entrypoints.deps import Here, Server
-from orchestrator.services import jobs
+from orchestrator.services import jobs, letters
 from orchestrator.services.jobs import Actor
 from worker.protocol import JobSpec
 
@@ -72,6 +72,7 @@ def one(request: Request, server: Here, me: Viewer, job_id: ViewedJob) -> Respon
         sections=SECTIONS,
         forms=as_forms(found.row, url),
         differs=_differences(server, me, found.row),
+        has_drive=letters.letter_store(server.ctx) is not None,
     )
 
 
@@ -148,9 +149,13 @@ def priority(
 
 
 @router.post("/jobs/{job_id}/notebook")
-def notebook(server: Here, me: Viewer, job_id: ViewedJob) -> Response:
-    """A notebook that trains the job, as a file."""
-    made = api_notebooks.make(server, me, job_id)
+def notebook(
+    request: Request, server: Here, me: Viewer, job_id: ViewedJob, drive: Annotated[bool, Form()] = False
+) -> Response:
+    """A notebook that trains the job: as a file, or in the Drive with the link that opens it in Colab."""
+    made = api_notebooks.make(server, me, job_id, drive=drive)
+    if made.url is not None:
+        return page(request, "notebook.html", me, made=made)
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(made.file_name)}"}
     return Response(json.dumps(made.notebook), media_type="application/x-ipynb+json", headers=headers)
 

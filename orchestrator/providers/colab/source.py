@@ -1,0 +1,83 @@
+"""What a machine is brought for one lease: a zip with the worker, its ticket and the files it reads, and the cell that starts it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+from orchestrator.ports import LaunchRequest, ProviderUnavailable, StoreError
+from worker import bundle
+from worker.protocol import Ticket
+
+MARK = "trainhop: the worker is started"
+RUN_OVER_S = 60.0
+"""What a worker may take beyond its budget before the script around it ends it."""
+_CELL = """\
+import pathlib, subprocess, sys, zipfile
+name = {name!r}
+parts = sorted(pathlib.Path().glob(name + ".zip.*"))
+with open(name + ".zip", "wb") as whole:
+    for part in parts:
+        whole.write(part.read_bytes())
+        part.unlink()
+zipfile.ZipFile(name + ".zip").extractall(name)
+pathlib.Path(name + ".zip").unlink()
+quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+worker = subprocess.Popen([sys.executable, "boot.py"], cwd=name, start_new_session=True, **quiet)
+print({mark!r}, flush=True)
+worker.wait()
+"""
+
+
+def cell(name: str) -> str:
+    """Code that starts the worker beside the kernel and then waits for it."""
+    return _CELL.format(name=name, mark=MARK)
+
+
+def wheel() -> bytes:
+    """The worker as it is installed here."""
+    return bundle.build().data
+
+
+def pack(request: LaunchRequest, target: Path) -> None:
+    """Write the zip; raises `ProviderUnavailable` where an input cannot be read or is damaged."""
+    ticket = Ticket(
+        lease=request.lease_id,
+        token=request.token,
+        budget_s=request.budget_s,
+        server_url=request.server_url,
+        assignment=request.assignment,
+    )
+    names = {key: f"input.{number}" for number, key in enumerate(request.inputs)}
+    plan = {
+        "ticket": ticket.model_dump(mode="json"),
+        "files": names,
+        "requirements": [*bundle.requirements(), *bundle.requirements("train")],
+        "stop_after_s": request.budget_s + RUN_OVER_S,
+    }
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    target.touch(mode=0o600)
+    with zipfile.ZipFile(target, "w") as whole:
+        whole.writestr("boot.py", Path(__file__).with_name("boot.py").read_text())
+        whole.writestr("plan.json", json.dumps(plan))
+        whole.writestr("worker.whl", wheel())
+        for key, name in names.items():
+            _add(whole, name, request, key)
+
+
+def _add(whole: zipfile.ZipFile, name: str, request: LaunchRequest, key: str) -> None:
+    given = request.assignment
+    assert given is not None
+    grant = next(g for g in (*given.datasets, *([given.resume] if given.resume else [])) if g.key == key)
+    digest = hashlib.sha256()
+    try:
+        with whole.open(name, "w", force_zip64=True) as file:
+            for chunk in request.inputs[key]():
+                digest.update(chunk)
+                file.write(chunk)
+    except StoreError as error:
+        raise ProviderUnavailable(f"{key} cannot be read to bring it to Colab: {error}") from error
+    if grant.sha256 is not None and digest.hexdigest() != grant.sha256:
+        raise ProviderUnavailable(f"{key} came out of the store damaged (sha256 {digest.hexdigest()[:12]})")

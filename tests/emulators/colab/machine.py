@@ -1,0 +1,109 @@
+"""A machine: a folder, a Jupyter server of its own in it, and the kernels that it starts, which run this test's Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+START_S = 60.0
+KERNEL = "import os; os.chdir('content'); from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
+CONFIG = """
+from jupyter_server.auth import IdentityProvider
+
+class Proxy(IdentityProvider):
+    def get_token(self, handler):
+        sent = handler.request.headers.get("X-Colab-Runtime-Proxy-Token")
+        return sent or handler.get_argument("colab-runtime-proxy-token", None)
+
+c.ServerApp.identity_provider_class = Proxy
+"""
+
+
+class Machine:
+    """`python` runs the server; None for a machine that exists in name only."""
+
+    def __init__(self, folder: Path, nbh: str, accelerator: str, python: str | None) -> None:
+        self.endpoint = f"gpu-{accelerator.lower()}-s-{secrets.token_hex(6)}"
+        self.folder, self.nbh, self.accelerator = folder / self.endpoint, nbh, accelerator
+        self.token, self.url = secrets.token_urlsafe(16), "http://127.0.0.1:9"
+        self._process: subprocess.Popen[bytes] | None = None
+        (self.folder / "content").mkdir(parents=True)
+        if python is not None:
+            self._start(python)
+
+    @property
+    def content(self) -> Path:
+        """Where a kernel starts."""
+        return self.folder / "content"
+
+    def _start(self, python: str) -> None:
+        home = self.folder / ".jupyter"
+        kernel = home / "data" / "kernels" / "python3"
+        kernel.mkdir(parents=True)
+        command = [sys.executable, "-c", KERNEL, "-f", "{connection_file}"]
+        (kernel / "kernel.json").write_text(
+            json.dumps({"argv": command, "display_name": "Python 3", "language": "python"})
+        )
+        (home / "config").mkdir()
+        (home / "config" / "jupyter_server_config.py").write_text(CONFIG)
+        places = {f"JUPYTER_{name.upper()}_DIR": str(home / name) for name in ("data", "config", "runtime")}
+        places["JUPYTER_PATH"] = str(home / "data")  # before the kernel of the server's own environment
+        options = [
+            "--allow-root",
+            "--no-browser",
+            "--ip=127.0.0.1",
+            "--port=0",
+            f"--IdentityProvider.token={self.token}",
+        ]
+        with (home / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [python, "-m", "jupyter_server", *options, f"--ServerApp.root_dir={self.folder}"],
+                cwd=self.folder,
+                env={"HOME": str(home), "PATH": os.defpath, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | places,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        until = time.monotonic() + START_S
+        while not (said := self._address(home / "runtime")):
+            assert self._process.poll() is None, (home / "log").read_text()
+            assert time.monotonic() < until, (home / "log").read_text()
+            time.sleep(0.05)
+        self.url = said
+
+    def _address(self, runtime: Path) -> str:
+        """Where it answers, as soon as it does."""
+        with suppress(ValueError, StopIteration, OSError):
+            port = json.loads(next(runtime.glob("jpserver-*.json")).read_text())["port"]
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return f"http://127.0.0.1:{port}"
+        return ""
+
+    def processes(self) -> list[psutil.Process]:
+        """Its server, kernels, and what they have started."""
+        if self._process is None:
+            return []
+        with suppress(psutil.NoSuchProcess):
+            server = psutil.Process(self._process.pid)
+            return [server, *server.children(recursive=True)]
+        return []
+
+    def end(self) -> None:
+        """Every process ends at once, as when a machine is switched off."""
+        going = self.processes()
+        for process in going:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        if self._process is not None:
+            self._process.wait()
+        psutil.wait_procs(going, 10)
