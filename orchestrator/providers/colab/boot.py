@@ -73,7 +73,8 @@ def write_ticket(plan: dict, began: float) -> None:
 
 def run_worker(log: Log, stop_after_s: float) -> int:
     """The worker's exit code; it is asked to stop, and then made to, when the session's time is over."""
-    environment = os.environ | {"PYTHONPATH": str(Path("lib").resolve()), "PYTHONUNBUFFERED": "1"}
+    ours = {"PYTHONPATH": str(Path("lib").resolve()), "PYTHONUNBUFFERED": "1", "WORKER_MAY_INSTALL": "1"}
+    environment = os.environ | ours
     worker = subprocess.Popen(
         [sys.executable, "-m", "worker", "ticket.json"],
         env=environment,

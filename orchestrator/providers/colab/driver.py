@@ -121,8 +121,8 @@ class ColabProvider:
             raise
         except ProviderUnavailable as error:
             return error
-        slots, memory = int(account.config.get("slots", 1)), MEMORY[_accelerator(account)]
-        return replace(shut, slots=slots, memory_bytes=memory, start_up_s=START_UP_S)
+        card, slots = _accelerator(account), int(account.config.get("slots", 1))
+        return replace(shut, slots=slots, memory_bytes=MEMORY[card], gpu=card != "none", start_up_s=START_UP_S)
 
     def _usage(self, account: Account) -> dict[str, Any]:
         try:
