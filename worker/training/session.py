@@ -125,8 +125,11 @@ class Session(TrainerCallback):
     def _restore(self) -> Fidelity:
         assert self._resume is not None
         self._hooks.phase(Phase.RESTORE)
-        manifest = self._resume.manifest
-        state.restore(self.trainer.run_state(), self._resume.arrays, manifest.state)
+        manifest, run = self._resume.manifest, self.trainer.run_state()
+        planned = state.schedule(run)
+        state.restore(run, self._resume.arrays, manifest.state)
+        if self._recipe != manifest.recipe:  # a clone that changes what the steps to come are made with
+            state.reschedule(run, planned)
         try:
             return telemetry.check_probe(manifest, self._manifest(manifest.step, {}))
         except CheckpointError as error:
