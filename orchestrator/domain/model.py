@@ -82,6 +82,7 @@ class Event:
 class Job:
     """One fine-tuning run. `spec` is the resolved job file as JSON-able data; `head` the newest committed checkpoint.
 
+    `first_step` is 0, or the step of the checkpoint of the job `cloned_from` that this one begins with.
     `memory_bytes` is what a session is estimated to need (0: unknown), `step_s` the last measured seconds per step.
     """
 
@@ -106,6 +107,7 @@ class Job:
     cancel_requested_at: float | None = None
     pause_requested_at: float | None = None
     cloned_from: str | None = None
+    first_step: int = 0
     memory_bytes: int = 0
     step_s: float | None = None
     adapter_key: str | None = None
