@@ -14,7 +14,8 @@ from worker.hardware import versions
 from worker.protocol import Fidelity, Hardware, Manifest, Phase, Probe, Recipe
 from worker.training import state, telemetry
 from worker.training.backends import Backend, Loaded
-from worker.training.data import Encoder, Rows
+from worker.training.data import Rows
+from worker.training.encoding import Encoder
 from worker.training.export import export_adapter
 from worker.training.hostcopy import HostCopy
 from worker.training.job import (

@@ -18,7 +18,8 @@ from worker.hardware import probe as probe_hardware
 from worker.lineage import check_lineage, check_owner
 from worker.protocol import Hardware, JobSpec, Phase, Recipe
 from worker.training import backends, base_model, state
-from worker.training.data import Encoder, Rows, load_rows
+from worker.training.data import Rows, load_rows
+from worker.training.encoding import Encoder
 from worker.training.job import Hooks, Resume, Trained, TrainingJob, UnfitMachineError
 from worker.training.kernels import insist_on_determinism
 from worker.training.launch import group_for

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from orchestrator.adapters.token_counter import TokenCounters
+from orchestrator.adapters.token_looks import TokenLooks
 from orchestrator.domain.errors import InvalidError, NotFoundError, TrainhopError
 from orchestrator.domain.model import Checkpoint, Job
 from orchestrator.entrypoints.dashboard import jobform
@@ -27,7 +27,7 @@ from orchestrator.services import clones, datasets, jobs
 from orchestrator.services.errors import from_store
 from orchestrator.services.jobs import Actor
 from orchestrator.services.leases import dataset_key
-from orchestrator.services.preview import Preview, preview
+from orchestrator.services.preview import Preview, preview, with_tokens
 from worker.protocol import FileFormat, RowFormat
 
 router = APIRouter(include_in_schema=False)
@@ -50,13 +50,13 @@ class Measure:
 How = Annotated[Measure, Depends(Measure)]
 
 
-def counters(request: Request) -> TokenCounters:
-    """The tokenizers of this server; made when first asked for."""
+def looks(request: Request) -> TokenLooks:
+    """What looks at rows by token; made when first asked for."""
     state = request.app.state
-    if not hasattr(state, "token_counters"):
+    if not hasattr(state, "token_looks"):
         server: Server = state.server
-        state.token_counters = TokenCounters(server.ctx.catalog, offline=server.app.settings.offline)
-    return state.token_counters
+        state.token_looks = TokenLooks(server.ctx.catalog, offline=server.app.settings.offline)
+    return state.token_looks
 
 
 @router.get("/submit")
@@ -204,26 +204,38 @@ def _stored_preview(request: Request, server: Server, sha256: str, how: Measure)
 
 
 def _preview(request: Request, path: Path, row_format: RowFormat, container: FileFormat, how: Measure) -> Preview:
-    return preview(
-        path,
-        row_format,
-        container,
-        sequence_len=how.sequence_len,
-        train_on_inputs=how.train_on_inputs,
-        count=counters(request).of(how.base_model),
-    )
+    asked = {"sequence_len": how.sequence_len, "train_on_inputs": how.train_on_inputs}
+    found = preview(path, row_format, container, **asked)
+    if not (found.rows and how.base_model):
+        return found
+    kind = RowFormat(found.type)
+    return with_tokens(found, looks(request).of(how.base_model, path, kind, container, **asked), how.sequence_len)
+
+
+_PLAIN = (
+    *("type", "rows", "tokens", "truncated", "repeated"),
+    *("untrained", "measured", "exact", "refusal", "away"),
+)
 
 
 class DatasetLook(BaseModel):
-    """What is in a data file; lengths in tokens, counted by the model's tokenizer if `exact`."""
+    """What is in a data file; lengths in tokens, counted by the model's tokenizer if `exact`, and then `by_token`.
+
+    `refusal` is what a session with this model would fail with; `away` says why nothing is there by token.
+    """
 
     type: str
     rows: int
     tokens: int
     truncated: int
     repeated: int
+    untrained: int
+    measured: int
     exact: bool
+    refusal: str
+    away: str
     shown: list[list[dict[str, Any]]]
+    by_token: list[dict[str, Any]]
     histogram: list[dict[str, Any]]
 
 
@@ -238,7 +250,8 @@ def preview_dataset(
     """The first rows as they will be read, which parts are trained on, and how long rows are."""
     found = _stored_preview(request, server, sha256, how)[1]
     return DatasetLook(
-        **{k: getattr(found, k) for k in ("type", "rows", "tokens", "truncated", "repeated", "exact")},
+        **{k: getattr(found, k) for k in _PLAIN},
         shown=[[vars(turn) for turn in row] for row in found.shown],
+        by_token=[asdict(row) for row in found.by_token],
         histogram=[vars(bar) for bar in found.bars],
     )
