@@ -152,7 +152,7 @@ def queue(
         tx.remember(actor.member_id, ready.key, ready.asked, {"job": job.id}, now)
     tx.add_job(job)
     if begin is not None:
-        tx.add_checkpoint(replace(begin, job_id=job.id, created_at=now))
+        tx.add_checkpoint(replace(begin, job_id=job.id, parent=None, created_at=now))  # this job's chain begins here
     return job
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 from orchestrator.domain.errors import ConflictError, StaleFenceError, TrainhopError
 from orchestrator.domain.lifecycle import CheckpointState, JobState
 from orchestrator.ports import ObjectMissing
-from orchestrator.services import jobs
+from orchestrator.services import clones, jobs
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
 from tests.conftest import DATABASES
@@ -53,6 +53,14 @@ class Promises(RuleBasedStateMachine):
     @rule(who=WHO, steps=st.integers(1, 4), priority=st.integers(-1, 0))
     def submit(self, who: str, steps: int, priority: int) -> None:
         self.jobs.append(self.world.submit(who, steps, priority=priority))
+
+    @precondition(lambda self: self.jobs and len(self.jobs) < 6)
+    @rule(number=PICK)
+    def clone(self, number: int) -> None:
+        job = self.world.job(self.pick(number))
+        if job.head is not None:
+            actor = self.world.actors[job.member_id]
+            self.jobs.append(clones.clone(self.world.ctx, actor, job.id, {}, checkpoint=job.head).id)
 
     @precondition(lambda self: self.jobs)
     @rule(number=PICK, what=st.sampled_from([jobs.pause, jobs.resume, jobs.cancel, jobs.retry]))
