@@ -20,8 +20,9 @@ from orchestrator.domain.errors import InvalidError
 from orchestrator.ports import ROWS_MEASURED, ROWS_SHOWN, Catalog, Piece, TokenLook, TokenRow
 from worker.protocol import FileFormat, RowFormat
 
-WAIT_S = 20.0
-"""For the answer; whatever has not come by then is a template that goes round in circles, or a machine that is too busy."""
+CPU_S = 15
+"""Of computing; what has given no answer by then goes round in circles."""
+WAIT_S = 60.0
 MEASURE_S = 5.0
 AT_ONCE = 2
 FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
@@ -35,8 +36,8 @@ _PASSED_ON = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT", "VIRTUAL_
 class TokenLooks:
     """Looks at a data file with a model's tokenizer and chat template, where these can be had."""
 
-    def __init__(self, catalog: Catalog, *, offline: bool, wait_s: float = WAIT_S) -> None:
-        self._catalog, self._offline, self._wait_s = catalog, offline, wait_s
+    def __init__(self, catalog: Catalog, *, offline: bool, cpu_s: int = CPU_S) -> None:
+        self._catalog, self._offline, self._cpu_s = catalog, offline, cpu_s
         self._room = threading.BoundedSemaphore(AT_ONCE)
 
     def of(
@@ -68,8 +69,9 @@ class TokenLooks:
             "rows_shown": ROWS_SHOWN,
             "rows_measured": ROWS_MEASURED,
             "seconds": MEASURE_S,
+            "cpu_s": self._cpu_s,
         }
-        if not self._room.acquire(timeout=self._wait_s):
+        if not self._room.acquire(timeout=WAIT_S):
             return TokenLook(away="others are looking at their data; try again in a moment")
         try:
             return self._ask(request)
@@ -110,14 +112,12 @@ class TokenLooks:
                     text=True,
                     cwd=folder,
                     env=environment,
-                    timeout=self._wait_s,
-                    check=True,
+                    timeout=WAIT_S,
+                    check=False,
                 )
-            except subprocess.TimeoutExpired:
-                return TokenLook(away=f"the model's chat template gave no answer within {self._wait_s:.0f} s")
-            except (OSError, subprocess.CalledProcessError) as error:
-                return TokenLook(away=f"the model's tokenizer could not be run ({type(error).__name__})")
-        return _as_look(json.loads(done.stdout))
+                return _as_look(json.loads(done.stdout.splitlines()[-1]))
+            except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
+                return TokenLook(away=f"the model's tokenizer and chat template gave no answer in {self._cpu_s} s")
 
 
 def _as_look(answer: dict[str, Any]) -> TokenLook:

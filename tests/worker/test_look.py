@@ -78,6 +78,7 @@ def asked(base: Path, file: Path, kind: RowFormat, container: FileFormat, **more
         "rows_shown": 5,
         "rows_measured": 100,
         "seconds": 60.0,
+        "cpu_s": 60,
     }
     return Request(**(plain | more))
 
@@ -135,7 +136,7 @@ def test_the_process_around_it(base, tmp_path):
     Guards: without the time limit the endless template was waited for; without the sandbox, the process and its bare
     environment, the third template printed what only the server may know.
     """
-    looks = TokenLooks(FolderAndHubCatalog([tmp_path, base], frozenset(), offline=True), offline=True, wait_s=30)
+    looks = TokenLooks(FolderAndHubCatalog([tmp_path, base], frozenset(), offline=True), offline=True)
     file = write(tmp_path / "rows", FileFormat.JSONL, ROWS[RowFormat.MESSAGES])
     how = {"sequence_len": 30, "train_on_inputs": False}
 
@@ -153,12 +154,12 @@ def test_the_process_around_it(base, tmp_path):
     model = shutil.copytree(base, tmp_path / "model")
     template = model / "chat_template.jinja"
     for hostile, words in [
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "no answer within 4 s"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "gave no answer in 4 s"),
         ("{{ 'x' * 9999999999 }}", "refuses a row of the dataset: MemoryError"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "refuses a row of the dataset"),
     ]:
         template.write_text(hostile)
-        quick = TokenLooks(FolderAndHubCatalog([tmp_path], frozenset(), offline=True), offline=True, wait_s=4)
+        quick = TokenLooks(FolderAndHubCatalog([tmp_path], frozenset(), offline=True), offline=True, cpu_s=4)
         answer = seen(str(model), quick if "range" in hostile else looks)
         assert words in answer.away + answer.fault
         assert answer.shown == ()

@@ -1,8 +1,8 @@
 """A look at a data file as a session would train on it, token by token: `python -m worker.training.look`.
 
 One request as JSON on standard input, one answer as JSON on standard output. The masks are those of `Encoder`, which trains.
-A program of its own, because a chat template is code and a tokenizer's file may come from anybody: whoever starts it sets
-its time, it limits its own memory, and the library runs the template in a sandbox. Nothing in it needs torch.
+A program of its own, because a chat template is code and a tokenizer's file may come from anybody: it limits its own time
+and memory, and the library runs the template in a sandbox. Nothing in it needs torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TOKENS_AROUND_THE_CUT = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """`tokenizer` is a folder; `seconds` is the time for measuring, after which what was measured so far will do."""
+    """`tokenizer` is a folder; after `seconds` of measuring what was measured so far will do; `cpu_s` ends the process."""
 
     tokenizer: str
     file: str
@@ -43,6 +43,7 @@ class Request:
     rows_shown: int
     rows_measured: int
     seconds: float
+    cpu_s: int
 
 
 def look(asked: Request) -> dict[str, Any]:
@@ -132,10 +133,12 @@ def pieces(
         context, start = start, at + 1
 
 
-def _limit_memory() -> None:
+def _limit(cpu_s: int) -> None:
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
 
 
@@ -143,16 +146,16 @@ def main() -> None:
     """Answer one request; what cannot be looked at is a `fault`, or `away` where the library or the tokenizer is missing."""
     asked = Request(**json.load(sys.stdin))
     sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]  the library asks for it and is quicker without
-    _limit_memory()
+    _limit(asked.cpu_s)
     try:
         answer = look(asked)
     except ImportError as error:
-        answer = {"away": f"{error.name or 'a library'} is not installed"}
+        answer = {"away": f"{error.name or 'a library'} is not installed on the server (pip install 'trainhop[preview]')"}
     except PermanentError as error:
         answer = {"away": str(error)}
     except (MemoryError, RecursionError) as error:
         answer = {"away": f"it took more than its share ({type(error).__name__})"}
-    json.dump(answer, sys.stdout)
+    sys.stdout.write("\n" + json.dumps(answer))
 
 
 if __name__ == "__main__":
