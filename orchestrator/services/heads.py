@@ -19,8 +19,11 @@ def fall_back(tx: Transaction, job: Job, now: float) -> bool:
     tx.save_checkpoint(head)
     older = [c for c in tx.checkpoints(job.id, CheckpointState.COMMITTED) if c.step < head.step]
     goes_on = bool(older) or job.first_step == 0
-    if goes_on:
-        job.head, job.head_step = (older[-1].sha256, older[-1].step) if older else (None, 0)
+    if older:
+        job.head, job.head_step = older[-1].sha256, older[-1].step
+    elif goes_on:
+        job.head, job.head_step = None, 0
+        _give_up_the_chain(tx, job)
     job.note(
         "checkpoint.corrupt",
         at=now,
@@ -31,3 +34,10 @@ def fall_back(tx: Transaction, job: Job, now: float) -> bool:
         step=head.step,
     )
     return goes_on
+
+
+def _give_up_the_chain(tx: Transaction, job: Job) -> None:
+    """What was pruned belongs to a chain that nothing goes on from: the new start has to have a first checkpoint, too."""
+    for checkpoint in tx.checkpoints(job.id, CheckpointState.PRUNED):
+        checkpoint.to(CheckpointState.ABANDONED)
+        tx.save_checkpoint(checkpoint)

@@ -150,7 +150,9 @@ def main() -> None:
     try:
         answer = look(asked)
     except ImportError as error:
-        answer = {"away": f"{error.name or 'a library'} is not installed on the server (pip install 'trainhop[preview]')"}
+        answer = {
+            "away": f"{error.name or 'a library'} is not installed on the server (pip install 'trainhop[preview]')"
+        }
     except PermanentError as error:
         answer = {"away": str(error)}
     except (MemoryError, RecursionError) as error:
