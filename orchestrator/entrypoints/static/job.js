@@ -72,6 +72,10 @@
 
   // curves of their own x each, as one table; the last of two values at the same x counts
   const join = (curves) => {
+    if (curves.length === 1) {
+      const [{xs, columns}] = curves, found = new Map(columns);
+      return [xs, ...[1, 2, 3, 4, 5].map((column) => found.get(column) ?? new Array(xs.length).fill(null))];
+    }
     const out = [[], [], [], [], [], []], at = curves.map(() => 0);
     for (let row = 0; ; row++) {
       let x = Infinity;
