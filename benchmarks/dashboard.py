@@ -32,7 +32,7 @@ from orchestrator.providers.registry import Registry
 PAGES = ("app.css", "app.js", "job.js", "icons.svg", "sign.svg", "vendor/htmx.min.js", "vendor/hx-sse.min.js")
 PAGES += ("vendor/uPlot.iife.min.js", "vendor/uPlot.min.css")
 LONG_CURVE = 100_000
-CHART_POINTS, CHART_UPDATES, CHART_NEW = 20_000, 60, 10
+CHART_POINTS, CHART_UPDATES, CHART_NEW = 20_000, 300, 10
 VIEWERS, BEAT_EVERY_S, BEATS = 50, 2.0, 15
 WARM_UP_S = 5.0
 REPEATS = 40

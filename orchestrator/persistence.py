@@ -105,6 +105,10 @@ class Transaction(Protocol):
         """Pruned and abandoned checkpoints whose object has not been deleted yet (their `key` is not empty)."""
         ...
 
+    def is_in_use(self, store: str, key: str) -> bool:
+        """Whether any job still counts on this object. What is not, never is again: only a kept checkpoint is cloned."""
+        ...
+
     # what workers tell
     def add_metrics(
         self, job_id: str, lease: Lease, rows: Sequence[MetricRow], at: float, *, replace: bool = True

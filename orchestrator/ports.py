@@ -343,6 +343,46 @@ class DatasetFile:
     temporary: bool
 
 
+ROWS_SHOWN = 5
+ROWS_MEASURED = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One token as text, or several that are one character; None for tokens that are not shown. `cut` is never read."""
+
+    text: str | None
+    tokens: int
+    trained: bool
+    cut: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenRow:
+    """A row in tokens: all of it, what is trained on, what is cut off, and how much of that would have been trained on."""
+
+    pieces: tuple[Piece, ...]
+    tokens: int
+    trained: int
+    cut: int
+    cut_trained: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLook:
+    """Rows as a session would train on them; `lengths` in tokens of as many rows as there was time for.
+
+    `untrained` rows have nothing left to learn once they are cut; `fault` is what the session would fail with; `away` says
+    why nothing could be looked at.
+    """
+
+    shown: tuple[TokenRow, ...] = ()
+    lengths: Sequence[int] = ()
+    untrained: int = 0
+    fault: str = ""
+    away: str = ""
+
+
 class Catalog(Protocol):
     """Where models and datasets named in a job are looked up; raises `InvalidError` in words for what cannot be had."""
 

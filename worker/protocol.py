@@ -384,8 +384,16 @@ class StartRequest(Wire):
     versions: dict[str, str] = {}
 
 
+class Origin(Wire):
+    """Whose checkpoint it is that a clone begins with."""
+
+    job: str
+    fence: int
+    step: int
+
+
 class Assignment(Wire):
-    """Everything a worker needs to go on with a job.
+    """Everything a worker needs to go on with a job; `origin` where what it resumes is another job's checkpoint.
 
     `keep_dir` is a folder whose files the provider hands over when the session ends, for machines that cannot call.
     """
@@ -401,6 +409,7 @@ class Assignment(Wire):
     datasets: tuple[Grant, ...]
     resume: Grant | None = None
     resume_step: int = 0
+    origin: Origin | None = None
     uploads: tuple[Grant, ...] = ()
     trust_remote_code: bool = False
     keep_dir: str | None = None

@@ -193,6 +193,7 @@ class Session:
             spec=assignment.spec,
             datasets=datasets,
             resume=self._download(resume, self._home / "resume.safetensors") if resume else None,
+            origin=assignment.origin,
             work_dir=self._home,
             trust_remote_code=assignment.trust_remote_code,
         )

@@ -91,7 +91,7 @@ JOBS = Mapper(
     Job,
     tables.jobs,
     enums={"state": JobState, "end_reason": EndReason},
-    frozen=("spec", "member_id", "name", "created_at", "cloned_from"),
+    frozen=("spec", "member_id", "name", "created_at", "cloned_from", "first_step"),
 )
 LEASES = Mapper(
     Lease,

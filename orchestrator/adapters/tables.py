@@ -36,6 +36,7 @@ metadata = MetaData(
 _LIVE = text("state IN ('provisioning', 'active', 'draining')")
 """Literal, not bound: a planner must be able to prove that a partial index covers the query."""
 _QUEUED = text("state = 'queued'")
+_IN_USE = text("state IN ('offered', 'committed')")
 _SERIAL = BigInteger().with_variant(Integer, "sqlite")
 
 
@@ -113,6 +114,7 @@ jobs = Table(
     Column("cancel_requested_at", Double),
     Column("pause_requested_at", Double),
     Column("cloned_from", _id()),
+    Column("first_step", Integer, nullable=False, server_default="0"),
     Column("gpu_bytes", BigInteger, nullable=False, server_default="0"),
     Column("host_bytes", BigInteger, nullable=False),
     Column("step_s", Double),
@@ -141,6 +143,13 @@ jobs = Table(
         "id",
         sqlite_where=text("step_s IS NOT NULL"),
         postgresql_where=text("step_s IS NOT NULL"),
+    ),
+    Index(
+        "jobs_by_origin",
+        "cloned_from",
+        "id",
+        sqlite_where=text("cloned_from IS NOT NULL"),
+        postgresql_where=text("cloned_from IS NOT NULL"),
     ),
     Index("jobs_by_state", "state", "id"),
     Index("jobs_by_member", "member_id", "id"),
@@ -215,6 +224,7 @@ checkpoints = Table(
         sqlite_where=text("state IN ('committed', 'pruned')"),
         postgresql_where=text("state IN ('committed', 'pruned')"),
     ),
+    Index("checkpoints_in_use", "key", sqlite_where=_IN_USE, postgresql_where=_IN_USE),
     Index(
         "checkpoints_undeleted",
         "created_at",

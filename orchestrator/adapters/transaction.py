@@ -12,10 +12,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator.adapters import tables
+from orchestrator.adapters.checkpoint_rows import CheckpointRows
 from orchestrator.adapters.claim_rows import ClaimRows
 from orchestrator.adapters.rows import (
     ACCOUNTS,
-    CHECKPOINTS,
     DATASETS,
     EVENTS,
     IS_LIVE,
@@ -28,7 +28,7 @@ from orchestrator.adapters.rows import (
 from orchestrator.adapters.statements import Statement
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.lifecycle import CheckpointState
-from orchestrator.domain.model import Account, Checkpoint, Event, Job, Lease, Member
+from orchestrator.domain.model import Account, Event, Job, Lease, Member
 from orchestrator.persistence import Dataset, StoreConfig, TokenInfo
 from worker.protocol import MetricRow, Reading, Sample
 
@@ -109,7 +109,7 @@ _STATEMENTS = {
 }
 
 
-class SqlTransaction(ClaimRows):
+class SqlTransaction(ClaimRows, CheckpointRows):
     """Implements `persistence.Transaction` over one connection; events are written last, by `flush`."""
 
     def __init__(self, connection: Connection) -> None:
@@ -211,33 +211,6 @@ class SqlTransaction(ClaimRows):
 
     def note_collected(self, lease_id: str, at: float) -> None:
         _note_collected.run(self.connection, {"lease": lease_id, "at": at})
-
-    # checkpoints
-
-    def checkpoint(self, job_id: str, sha256: str) -> Checkpoint | None:
-        return CHECKPOINTS.get(self.connection, job_id=job_id, sha256=sha256)
-
-    def checkpoints(self, job_id: str, state: CheckpointState | None = None) -> list[Checkpoint]:
-        table = tables.checkpoints.c
-        conditions = [table.job_id == job_id] + ([table.state == state] if state else [])
-        return CHECKPOINTS.where(self.connection, *conditions, order=(table.step))
-
-    def add_checkpoint(self, checkpoint: Checkpoint) -> None:
-        CHECKPOINTS.add(self.connection, checkpoint)
-
-    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        CHECKPOINTS.save(self.connection, checkpoint)
-
-    def stale_offers(self, before: float) -> list[Checkpoint]:
-        table = tables.checkpoints.c
-        return CHECKPOINTS.where(
-            self.connection, and_(table.state == CheckpointState.OFFERED, table.created_at < before)
-        )
-
-    def undeleted_checkpoints(self) -> list[Checkpoint]:
-        table = tables.checkpoints.c
-        gone = (CheckpointState.PRUNED, CheckpointState.ABANDONED)
-        return CHECKPOINTS.where(self.connection, table.state.in_(gone), table.key != "")
 
     # what workers tell
 

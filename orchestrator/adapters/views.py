@@ -167,6 +167,11 @@ class Views:
         found = self._one(_owner, {"id": job_id})
         return found["member_id"] if found else None
 
+    def clones(self, job_id: str, limit: int) -> list[Row]:
+        """The newest jobs that were cloned from this one."""
+        columns = (_jobs.c.id, _jobs.c.name, _jobs.c.first_step, _jobs.c.member_id, _jobs.c.state)
+        return self._all(select(*columns).where(_jobs.c.cloned_from == job_id).order_by(_jobs.c.id.desc()).limit(limit))
+
     def _with_sessions(self, rows: list[Row], now: float) -> list[Row]:
         sessions: dict[str, list[Row]] = {row["id"]: [] for row in rows}
         for session in self._all(_runs_of, {"jobs": list(sessions)}) if rows else []:

@@ -100,7 +100,7 @@ LEASE_MOVES: dict[LeaseState, frozenset[LeaseState]] = {
 CHECKPOINT_MOVES: dict[CheckpointState, frozenset[CheckpointState]] = {
     CheckpointState.OFFERED: frozenset({CheckpointState.COMMITTED, CheckpointState.ABANDONED}),
     CheckpointState.COMMITTED: frozenset({CheckpointState.PRUNED, CheckpointState.CORRUPT}),
-    CheckpointState.PRUNED: frozenset(),
+    CheckpointState.PRUNED: frozenset({CheckpointState.ABANDONED}),
     CheckpointState.ABANDONED: frozenset(),
     CheckpointState.CORRUPT: frozenset(),
 }

@@ -82,7 +82,9 @@ class Event:
 class Job:
     """One fine-tuning run. `spec` is the resolved job file as JSON-able data; `head` the newest committed checkpoint.
 
-    `gpu_bytes` and `host_bytes` are what a session is estimated to need on a GPU and on a CPU (0: unknown), `step_s` the last measured seconds per step.
+    `first_step` is 0, or the step of the checkpoint of the job `cloned_from` that this one begins with.
+    `gpu_bytes` and `host_bytes` are what a session is estimated to need on a GPU and on a CPU (0: unknown), `step_s` the last
+    measured seconds per step.
     """
 
     id: str
@@ -106,6 +108,7 @@ class Job:
     cancel_requested_at: float | None = None
     pause_requested_at: float | None = None
     cloned_from: str | None = None
+    first_step: int = 0
     gpu_bytes: int = 0
     host_bytes: int = 0
     step_s: float | None = None

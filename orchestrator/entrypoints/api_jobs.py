@@ -16,7 +16,7 @@ from orchestrator.domain.model import Role
 from orchestrator.entrypoints import bodies, schemas
 from orchestrator.entrypoints.auth import bearer_token
 from orchestrator.entrypoints.deps import NUL, PROBLEMS, Caller, Here, JobId, MyJob, PlainTextRoute, Server
-from orchestrator.services import dispatch, jobs
+from orchestrator.services import clones, dispatch, jobs
 from worker.protocol import JobSpec
 
 router = APIRouter(tags=["jobs"], route_class=PlainTextRoute, responses=PROBLEMS)
@@ -211,9 +211,20 @@ def clone(
     job_id: JobId,
     changes: Annotated[dict[str, Any], Body(description="The keys of the job file that differ.")],
     response: Response,
+    checkpoint: Annotated[
+        str | None,
+        Query(
+            alias="from", pattern=r"^[0-9a-f]{64}$", description="The sha256 of a checkpoint of the job to begin with."
+        ),
+    ] = None,
     key: Key = None,
 ) -> schemas.JobInFull:
-    """The same job from the start, with some keys of its file changed."""
-    job = jobs.clone(server.ctx, me, job_id, changes, key=key)
+    """The same job with some keys of its file changed: from the start, or from a checkpoint.
+
+    A clone from a checkpoint begins with everything it holds, and with an unchanged file ends in the bytes of the original.
+    It may change max_steps, learning_rate, lr_scheduler, warmup_ratio, weight_decay and max_grad_norm, which act on the
+    steps to come, and all that no checkpoint depends on; other changes are refused, each with a pointer and the reason.
+    """
+    job = clones.clone(server.ctx, me, job_id, changes, checkpoint=checkpoint, key=key)
     response.headers["Location"] = f"/api/v1/jobs/{job.id}"
     return schemas.JobInFull.model_validate(_briefly(server, job.id))

@@ -131,6 +131,7 @@ class Job(Answer):
     requests: Requests
     adapter: Adapter | None
     cloned_from: str | None
+    first_step: int = Field(description="0, or the step of the checkpoint of `cloned_from` that the job began with.")
 
 
 class JobInFull(Job):

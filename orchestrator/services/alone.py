@@ -51,7 +51,8 @@ def kit(ctx: Context, lease: Lease) -> Kit:
         resume = reading(ctx.stores.get(head.store), head.key, GrantKind.CHECKPOINT, head.sha256, head.size)
     spec = JobSpec.model_validate(job.spec)
     uploads = _uploads(ctx, lease, spec) if lease.store != local.name else ()
-    assignment = say_assignment(ctx, lease, job, spec, lease.budget_s, datasets=data, resume=resume, uploads=uploads)
+    left = lease.budget_s
+    assignment = say_assignment(ctx, lease, job, spec, left, head=head, datasets=data, resume=resume, uploads=uploads)
     return Kit(assignment=assignment, inputs=inputs)
 
 

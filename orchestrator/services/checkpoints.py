@@ -144,15 +144,19 @@ def _prune(tx: Transaction, job: Job) -> bool:
 
 
 def sweep(ctx: Context) -> None:
-    """Delete the objects of pruned and abandoned checkpoints; what fails is tried again next time."""
+    """Delete the objects of pruned and abandoned checkpoints; what fails is tried again next time.
+
+    The last job that counts on an object takes it along: a clone begins with its origin's.
+    """
     silent: set[str] = set()
     with ctx.uow() as tx:
-        going = tx.undeleted_checkpoints()
-    for checkpoint in going:
+        going = [(c, tx.is_in_use(c.store, c.key)) for c in tx.undeleted_checkpoints()]
+    for checkpoint, needed in going:
         if checkpoint.store in silent:
             continue
         try:
-            ctx.stores.get(checkpoint.store).delete(checkpoint.key)
+            if not needed:
+                ctx.stores.get(checkpoint.store).delete(checkpoint.key)
         except StoreError:
             silent.add(checkpoint.store)
             continue
@@ -167,6 +171,7 @@ def sweep_strays(ctx: Context, lease: Lease) -> None:
         lying = tx.store_keys(lease.store, lease_prefix(lease))
         job = tx.job(lease.job_id) if lying else None
         used = {c.key for c in tx.checkpoints(lease.job_id)} if lying else set[str]()
+        used |= {key for key in lying if tx.is_in_use(lease.store, key)}
     for key in lying:
         if key not in used and (job is None or key != job.adapter_key):
             try:

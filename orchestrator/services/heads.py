@@ -7,21 +7,37 @@ from orchestrator.domain.model import Job
 from orchestrator.persistence import Transaction
 
 
-def fall_back(tx: Transaction, job: Job, now: float) -> None:
-    """The head is damaged: go on from the newest committed checkpoint before it, or fail if none is left."""
+def fall_back(tx: Transaction, job: Job, now: float) -> bool:
+    """The head is damaged: go on from the newest committed checkpoint before it, or from the start.
+
+    False if there is neither: a clone that began with a checkpoint has no other start, and keeps its damaged head.
+    """
     head = tx.checkpoint(job.id, job.head or "")
-    if head is None:
-        return
+    if head is None or head.state is CheckpointState.CORRUPT:
+        return head is None
     head.to(CheckpointState.CORRUPT)
     tx.save_checkpoint(head)
     older = [c for c in tx.checkpoints(job.id, CheckpointState.COMMITTED) if c.step < head.step]
-    previous = older[-1] if older else None
-    job.head, job.head_step = (previous.sha256, previous.step) if previous else (None, 0)
+    goes_on = bool(older) or job.first_step == 0
+    if older:
+        job.head, job.head_step = older[-1].sha256, older[-1].step
+    elif goes_on:
+        job.head, job.head_step = None, 0
+        _give_up_the_chain(tx, job)
     job.note(
         "checkpoint.corrupt",
         at=now,
         actor="server",
-        reason=f"the checkpoint of step {head.step} is damaged; going on from step {job.head_step}",
+        reason=f"the checkpoint of step {head.step} is damaged"
+        + (f"; going on from step {job.head_step}" if goes_on else " and no other is left"),
         sha256=head.sha256,
         step=head.step,
     )
+    return goes_on
+
+
+def _give_up_the_chain(tx: Transaction, job: Job) -> None:
+    """What was pruned belongs to a chain that nothing goes on from: the new start has to have a first checkpoint, too."""
+    for checkpoint in tx.checkpoints(job.id, CheckpointState.PRUNED):
+        checkpoint.to(CheckpointState.ABANDONED)
+        tx.save_checkpoint(checkpoint)

@@ -1,15 +1,14 @@
-"""What people do with jobs: submit, pause, resume, cancel, retry, clone, set priority, plan."""
+"""What people do with jobs: submit, pause, resume, cancel, retry, set priority, plan."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
-from orchestrator.domain.model import Job, Role
+from orchestrator.domain.model import Checkpoint, Job, Role
 from orchestrator.domain.policy import Obstacle, Place, Waiting, done_at, explain, finish_s, fits, memory, sessions
 from orchestrator.persistence import Transaction
 from orchestrator.ports import Context
@@ -83,13 +82,13 @@ class Plan:
     """How long after its deadline the job would be done at the best place, where it cannot be done before."""
 
 
-def submit(ctx: Context, actor: Actor, spec: JobSpec, *, key: str | None = None, cloned_from: str | None = None) -> Job:
+def submit(ctx: Context, actor: Actor, spec: JobSpec, *, key: str | None = None) -> Job:
     """Queue a job. With an idempotency `key`, the same request again returns the same job and another one is refused."""
     ready = prepare(ctx, actor, spec, key=key)
     if isinstance(ready, Job):
         return ready
     with ctx.uow() as tx:
-        job = queue(ctx, tx, actor, ready, cloned_from=cloned_from)
+        job = queue(ctx, tx, actor, ready)
     ctx.wake()
     return job
 
@@ -105,11 +104,14 @@ class Ready:
     asked: str
 
 
-def prepare(ctx: Context, actor: Actor, spec: JobSpec, *, key: str | None = None) -> Ready | Job:
-    """The part of `submit` that looks things up and may take long; the job itself if it was queued before."""
+def prepare(ctx: Context, actor: Actor, spec: JobSpec, *, key: str | None = None, of: str = "") -> Ready | Job:
+    """The part of `submit` that looks things up and may take long; the job itself if it was queued before.
+
+    `of` is what else makes two requests different, besides the file.
+    """
     if spec.priority > 0:
         _may_go_first(actor)
-    asked = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
+    asked = hashlib.sha256((spec.model_dump_json() + of).encode()).hexdigest()
     if key is not None and (again := _earlier(ctx, actor, key, asked)) is not None:
         return again
     resolved, need = resolve(ctx, actor, spec)
@@ -122,8 +124,16 @@ def prepare(ctx: Context, actor: Actor, spec: JobSpec, *, key: str | None = None
     )
 
 
-def queue(ctx: Context, tx: Transaction, actor: Actor, ready: Ready, *, cloned_from: str | None = None) -> Job:
-    """The part of `submit` that writes."""
+def queue(
+    ctx: Context,
+    tx: Transaction,
+    actor: Actor,
+    ready: Ready,
+    *,
+    cloned_from: str | None = None,
+    begin: Checkpoint | None = None,
+) -> Job:
+    """The part of `submit` that writes; `begin` is the checkpoint of `cloned_from` that a clone goes on from."""
     now, resolved = ctx.clock.now(), ready.spec
     job = Job(
         id=new_id("job", now),
@@ -136,13 +146,19 @@ def queue(ctx: Context, tx: Transaction, actor: Actor, ready: Ready, *, cloned_f
         gpu_bytes=ready.need.gpu_bytes,
         host_bytes=ready.need.host_bytes,
         cloned_from=cloned_from,
+        head=begin.sha256 if begin else None,
+        head_step=begin.step if begin else 0,
+        first_step=begin.step if begin else 0,
         created_at=now,
         updated_at=now,
     )
-    job.note("job.submitted", at=now, actor=actor.name, steps=job.total_steps)
+    lineage: dict[str, Any] = {"cloned_from": cloned_from, "from_step": job.first_step} if cloned_from else {}
+    job.note("job.submitted", at=now, actor=actor.name, steps=job.total_steps, **lineage)
     if ready.key is not None:
         tx.remember(actor.member_id, ready.key, ready.asked, {"job": job.id}, now)
     tx.add_job(job)
+    if begin is not None:
+        tx.add_checkpoint(replace(begin, job_id=job.id, parent=None, created_at=now))  # this job's chain begins here
     return job
 
 
@@ -307,17 +323,7 @@ def _may_go_first(actor: Actor) -> None:
         raise ForbiddenError("a priority above 0 goes before other members' jobs; ask an admin")
 
 
-def clone(ctx: Context, actor: Actor, job_id: str, changes: dict[str, Any], *, key: str | None = None) -> Job:
-    """Submit the same job anew, from the start, with some keys of its file changed."""
-    with ctx.uow() as tx:
-        job = owned(tx, actor, job_id)
-    if "num_epochs" in changes:
-        changes = {"max_steps": None} | changes
-    spec = JobSpec.model_validate(json.loads(json.dumps(job.spec)) | changes)
-    return submit(ctx, actor, spec, key=key, cloned_from=job.id)
-
-
-def plan(ctx: Context, actor: Actor, spec: JobSpec) -> Plan:
+def plan(ctx: Context, actor: Actor, spec: JobSpec, *, first_step: int = 0) -> Plan:
     """What would run where, in how many sessions, and what stands in the way; nothing is kept but uploaded data."""
     resolved, need = resolve(ctx, actor, spec)
     now = ctx.clock.now()
@@ -337,6 +343,7 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec) -> Plan:
         deadline=resolved.deadline,
         gpu_bytes=need.gpu_bytes,
         host_bytes=need.host_bytes,
+        head_step=first_step,
         step_s=step_s,
         created_at=now,
         updated_at=now,
@@ -344,7 +351,7 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec) -> Plan:
     waiting = as_waiting(job)
     mine = [_planned(waiting, p, now) for p in places if p.member_id in (None, actor.member_id)]
     return Plan(
-        steps=job.total_steps,
+        steps=job.total_steps - first_step,
         train_rows=resolved.train_rows,
         gpu_bytes=need.gpu_bytes,
         host_bytes=need.host_bytes,

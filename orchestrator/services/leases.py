@@ -24,6 +24,7 @@ from worker.protocol import (
     Grant,
     GrantKind,
     JobSpec,
+    Origin,
     Release,
     Report,
     Started,
@@ -121,7 +122,8 @@ def assignment(ctx: Context, begun: Begun) -> Assignment:
     except StoreError as error:
         raise from_store(error) from error
     left = max(0.0, lease.created_at + lease.budget_s - ctx.clock.now())
-    return say_assignment(ctx, lease, job, spec, left, datasets=downloads, resume=resume, uploads=uploads)
+    found = begun.head
+    return say_assignment(ctx, lease, job, spec, left, head=found, datasets=downloads, resume=resume, uploads=uploads)
 
 
 def say_assignment(
@@ -131,6 +133,7 @@ def say_assignment(
     spec: JobSpec,
     seconds_left: float,
     *,
+    head: Checkpoint | None,
     datasets: tuple[Grant, ...],
     resume: Grant | None,
     uploads: tuple[Grant, ...],
@@ -147,9 +150,17 @@ def say_assignment(
         datasets=datasets,
         resume=resume,
         resume_step=job.head_step,
+        origin=_origin(job, head),
         uploads=uploads,
         trust_remote_code=spec.base_model.partition("@")[0] in ctx.rules.trusted_models,
     )
+
+
+def _origin(job: Job, head: Checkpoint | None) -> Origin | None:
+    """Whose checkpoint the head is, where it is not the job's own; told, so that no other is ever accepted."""
+    if head is None or head.manifest["job"] == job.id:
+        return None
+    return Origin(job=head.manifest["job"], fence=head.manifest["fence"], step=head.step)
 
 
 def _all_grants(
@@ -357,9 +368,8 @@ def failed(ctx: Context, tx: Transaction, said: Finish, failure: Failure, *, cor
         return
     lease, job = _still_held(tx, lease, said.fence)
     _last_words(lease, said.step, said.seq, {str(k): v for k, v in said.ledger.items()}, now)
-    if corrupt and job.head is not None:
-        fall_back(tx, job, now)
-    if failure.permanent and not corrupt:
+    goes_on = fall_back(tx, job, now) if corrupt else not failure.permanent
+    if not goes_on:
         lease.end(LeaseState.RELEASED, EndReason.FAILED, at=now, detail=failure.message)
         tx.save_lease(lease)
         job.fail(failure.message, at=now, actor="worker", lease_id=lease.id)

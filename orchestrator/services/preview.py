@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from orchestrator.ports import ROWS_MEASURED, ROWS_SHOWN, TokenLook, TokenRow
 from worker.dataset import DatasetError, Row, examine
 from worker.protocol import FileFormat, RowFormat
 
-ROWS_SHOWN = 5
 FAULTS_SHOWN = 20
-ROWS_MEASURED = 100_000
 LONGEST_SHOWN = 4_000
 """Characters of one turn that are shown."""
 
 BARS = 24
-ROWS_AT_ONCE = 512
-
-Count = Callable[[list[str]], list[int]]
-"""Tokens of each of these texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +39,11 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """What is in the file. `exact` says whether tokens were counted by the model's own tokenizer or estimated."""
+    """What is in the file. `exact` says whether `measured` rows were counted by the model's own tokenizer or estimated.
+
+    `by_token` shows the same rows as `shown` where the tokenizer was at hand; otherwise `away` says why it was not.
+    `refusal` is what a session with this model would fail with.
+    """
 
     type: str
     rows: int
@@ -55,12 +54,17 @@ class Preview:
     truncated: int
     repeated: int
     bars: tuple[Bar, ...]
-    exact: bool
+    measured: int
+    exact: bool = False
+    by_token: tuple[TokenRow, ...] = ()
+    untrained: int = 0
+    refusal: str = ""
+    away: str = ""
 
 
-def estimate(texts: list[str]) -> list[int]:
+def estimate(text: str) -> int:
     """Tokens by the rule of thumb of four bytes each."""
-    return [max(1, (len(text.encode()) + 3) // 4) for text in texts]
+    return max(1, (len(text.encode()) + 3) // 4)
 
 
 def preview(
@@ -70,7 +74,6 @@ def preview(
     *,
     sequence_len: int,
     train_on_inputs: bool,
-    count: Count | None = None,
 ) -> Preview:
     """Read the whole file once; lengths are those of the first `ROWS_MEASURED` rows."""
     kind, found = examine(path, row_format, file_format)
@@ -78,8 +81,6 @@ def preview(
     shown: list[tuple[Turn, ...]] = []
     seen: set[int] = set()
     lengths: list[int] = []
-    batch: list[str] = []
-    measure = count or estimate
     for item in found:
         if isinstance(item, DatasetError):
             more += len(faults) >= FAULTS_SHOWN
@@ -91,23 +92,41 @@ def preview(
         if rows <= ROWS_MEASURED:
             text = "\n".join(turn_text for _, turn_text, _ in _parts(item))
             seen.add(hash(text))
-            batch.append(text)
-            if len(batch) >= ROWS_AT_ONCE:
-                lengths += measure(batch)
-                batch = []
-    lengths += measure(batch) if batch else []
+            lengths.append(estimate(text))
     return Preview(
         type=str(kind or ""),
         rows=rows,
-        tokens=round(sum(lengths) * rows / len(lengths)) if lengths else 0,
+        tokens=_all_tokens(lengths, rows),
         shown=tuple(shown),
         faults=tuple(faults),
         more_faults=more,
         truncated=sum(length > sequence_len for length in lengths),
         repeated=len(lengths) - len(seen),
         bars=tuple(_bars(lengths, sequence_len)),
-        exact=count is not None,
+        measured=len(lengths),
     )
+
+
+def with_tokens(found: Preview, look: TokenLook, sequence_len: int) -> Preview:
+    """The preview by token, as far as the look went."""
+    if look.away or not look.lengths:
+        return replace(found, away=look.away, refusal=look.fault)
+    lengths = list(look.lengths)
+    return replace(
+        found,
+        tokens=_all_tokens(lengths, found.rows),
+        truncated=sum(length > sequence_len for length in lengths),
+        bars=tuple(_bars(lengths, sequence_len)),
+        measured=len(lengths),
+        exact=True,
+        by_token=look.shown,
+        untrained=look.untrained,
+        refusal=look.fault,
+    )
+
+
+def _all_tokens(lengths: list[int], rows: int) -> int:
+    return round(sum(lengths) * rows / len(lengths)) if lengths else 0
 
 
 def _parts(row: Row) -> Iterator[tuple[str, str, bool]]:

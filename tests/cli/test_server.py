@@ -101,6 +101,15 @@ def test_a_job_is_trained_watched_and_brought_home(tmp_path: Path) -> None:
             Path(tmp_path, shell("checkpoints", job["id"], "--download", head[:8]).stdout.strip()).stat().st_size > 1000
         )
         assert len(shell.json("metrics", job["id"], "--name", "loss")) == 6
+        for begin in ("6", head[:12]):
+            clone = shell.json("clone", job["id"], "--from", begin, "--set", "max_steps=8")
+            assert (clone["cloned_from"], clone["first_step"], clone["total_steps"]) == (job["id"], 6, 8)
+        assert f"{job['id']}, its step 6" in shell("show", clone["id"]).stdout
+        assert (
+            "seed: 7 here, 42 in the checkpoint"
+            in shell("clone", job["id"], "--from", "6", "--set", "seed=7", code=2).stderr
+        )
+        shell("clone", job["id"], "--from", "5", code=3)
         assert shell("metrics", job["id"], "--name", "loss", "--csv").stdout.startswith("name,step,value")
         assert "step 6 loss" in shell("logs", "--follow", job["id"]).stdout
         assert "job.succeeded" in shell("events", "--follow", job["id"]).stdout

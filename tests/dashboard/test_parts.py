@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.policy import Place
 from orchestrator.entrypoints.dashboard import curve, jobform, logs, timeline
+from orchestrator.ports import TokenLook
 from orchestrator.services.forecast import forecast
-from orchestrator.services.preview import preview
+from orchestrator.services.preview import preview, with_tokens
 from tests.http.play import Machine
 from worker.protocol import RowFormat
 
@@ -139,10 +140,10 @@ def test_a_preview_shows_what_is_trained_and_every_fault(tmp_path):
     assert [(t.role, t.text, t.trained) for t in found.shown[0]] == [("user", "a?", False), ("assistant", "b.", True)]
     assert (found.rows, found.repeated, found.exact) == (2, 1, False)
     assert all(t.trained for t in preview(file, RowFormat.AUTO, None, sequence_len=8, train_on_inputs=True).shown[0])
-    counted = preview(
-        file, RowFormat.AUTO, None, sequence_len=8, train_on_inputs=False, count=lambda ts: [9 for _ in ts]
-    )
-    assert (counted.truncated, counted.exact, sum(b.rows for b in counted.bars)) == (2, True, 2)
+    counted = with_tokens(found, TokenLook(lengths=[9]), 8)
+    assert (counted.tokens, counted.truncated, counted.exact) == (18, 1, True)
+    assert (counted.measured, sum(b.rows for b in counted.bars)) == (1, 1)
+    assert (with_tokens(found, TokenLook(away="gone"), 8).exact, found.away) == (False, "")
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     assert "empty" in preview(empty, RowFormat.AUTO, None, sequence_len=8, train_on_inputs=False).faults[0][1]

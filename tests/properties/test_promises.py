@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 from orchestrator.domain.errors import ConflictError, StaleFenceError, TrainhopError
 from orchestrator.domain.lifecycle import CheckpointState, JobState
 from orchestrator.ports import ObjectMissing
-from orchestrator.services import jobs
+from orchestrator.services import clones, jobs
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
 from tests.conftest import DATABASES
@@ -275,17 +275,29 @@ class Promises(RuleBasedStateMachine):
         worker.finish()
 
 
+class PromisesOfClones(Promises):
+    """And jobs that begin with another one's newest checkpoint. Apart, so that the negative controls are found as quickly."""
+
+    @precondition(lambda self: self.jobs and len(self.jobs) < 6)
+    @rule(number=PICK)
+    def clone(self, number: int) -> None:
+        job = self.world.job(self.pick(number))
+        if job.head is not None:
+            actor = self.world.actors[job.member_id]
+            self.jobs.append(clones.clone(self.world.ctx, actor, job.id, {}, checkpoint=job.head).id)
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("database_kind", DATABASES)
 def test_promises_hold_in_any_order_of_events(database_kind: str, make_database: Any, tmp_path: Path) -> None:
     """See the module's docstring for the guards that were removed to see this fail."""
     runs = iter(range(10**6))
 
-    def machine() -> Promises:
+    def machine() -> PromisesOfClones:
         engine: Engine = make_database()
         folder = tmp_path / f"run-{next(runs)}"
         folder.mkdir()
-        return Promises(World(engine, folder))
+        return PromisesOfClones(World(engine, folder))
 
     run_state_machine_as_test(
         machine,  # pyright: ignore[reportArgumentType]  any callable that makes one will do

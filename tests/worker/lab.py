@@ -74,15 +74,15 @@ class Lab:
         }
         return JobSpec(**(plain | changes))
 
-    def session(self, spec, resume=None, decisions=None, name="work", job="job"):
+    def session(self, spec, resume=None, decisions=None, name="work", job="job", origin=None):
         from worker.training.sft import train
 
         hooks = Recorder(decisions or {})
         work = self.folder / name
         work.mkdir(exist_ok=True)
         datasets = (self.dataset,)
-        result = train(TrainingJob(job=job, fence=1, spec=spec, datasets=datasets, resume=resume, work_dir=work), hooks)
-        return result, hooks
+        asked = TrainingJob(job=job, fence=1, spec=spec, datasets=datasets, resume=resume, work_dir=work, origin=origin)
+        return train(asked, hooks), hooks
 
     def run(self, spec, cuts=()):
         """The whole job, interrupted after each of `cuts`."""

@@ -28,13 +28,13 @@ UNSTABLE = "{{ messages | length }}:{% for m in messages %}{{ m['content'] }};{%
 
 @pytest.fixture
 def tokenizer(base):
-    from worker.training.backends import load_tokenizer
+    from worker.training.encoding import load_tokenizer
 
     return load_tokenizer(base, trust_remote_code=False)
 
 
 def encode(tokenizer, row, length=512, everything=False):
-    from worker.training.data import Encoder
+    from worker.training.encoding import Encoder
 
     return Encoder(tokenizer, length, everything).encode(row)
 
@@ -73,7 +73,7 @@ def test_a_template_that_cannot_be_masked_is_refused(tokenizer):
 
 
 def test_the_fallback_template(tokenizer):
-    from worker.training.data import FALLBACK_TEMPLATE
+    from worker.training.encoding import FALLBACK_TEMPLATE
 
     tokenizer.chat_template = FALLBACK_TEMPLATE
     example = encode(tokenizer, Row(messages=CHAT[1:3]))
@@ -95,7 +95,8 @@ def test_truncation_keeps_the_row(tokenizer):
 
 
 def test_collate_pads_right(tokenizer):
-    from worker.training.data import Example, collate
+    from worker.training.data import collate
+    from worker.training.encoding import Example
 
     batch = collate([Example([5, 6], [-100, 6]), Example([7], [-100])], pad_id=0)
     assert batch["input_ids"].tolist() == [[5, 6], [7, 0]]

@@ -17,7 +17,7 @@ import torch
 from worker import install
 from worker.hardware import available_ram
 from worker.training import base_model
-from worker.training.data import FALLBACK_TEMPLATE
+from worker.training.encoding import load_tokenizer
 from worker.training.job import PermanentError, UnfitMachineError
 from worker.training.loss import Hidden
 from worker.training.precision import precision_of
@@ -102,20 +102,6 @@ def load(backend: Backend, spec: JobSpec, hardware: Hardware, trust_remote_code:
         hidden=backend.hidden(hardware),
         own_checkpointing=backend.own_checkpointing and hardware.device == "cuda",
     )
-
-
-def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer, with the fallback template if it brings none. Raises `PermanentError` if there is none to load."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare Exception on a broken file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise PermanentError(f"the tokenizer in {directory.name} cannot be loaded: {reason}") from error
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = FALLBACK_TEMPLATE
-    return tokenizer
 
 
 def add_adapter(backend: Backend, model: Any, spec: JobSpec) -> PeftModel:

@@ -1,45 +1,22 @@
-"""Rows to token ids and labels: chat template, which tokens are trained on, truncation, padding."""
+"""The rows of a job as examples and batches."""
 
 from __future__ import annotations
 
-import re
 import zlib
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from worker.dataset import DatasetError, Message, Row, read_rows
+from worker.dataset import DatasetError, Row, read_rows
+from worker.training.encoding import IGNORE, Encoder, Example
 from worker.training.job import PermanentError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from worker.protocol import JobSpec
-
-IGNORE = -100
-"""Label of a token that is not trained on."""
-
-FALLBACK_TEMPLATE = (
-    "{% for message in messages %}### {{ message['role'] | capitalize }}:\n{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}### Assistant:\n{% endif %}"
-)
-"""Used, and exported with the adapter, where the base model's tokenizer brings no chat template."""
-
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One tokenised row; `input_ids` and `labels` have the same length, at most `sequence_len`."""
-
-    input_ids: list[int]
-    labels: list[int]
 
 
 def load_rows(paths: Sequence[Path], spec: JobSpec) -> list[Row]:
@@ -55,102 +32,6 @@ def load_rows(paths: Sequence[Path], spec: JobSpec) -> list[Row]:
             f"the datasets have {len(rows)} rows but the job was made for {spec.rows}; submit it again"
         )
     return rows
-
-
-class Encoder:
-    """Tokenises rows on demand, so that a resume never pays for rows it will not see.
-
-    Trains on assistant turns, completions and plain texts; on everything if `train_on_inputs`.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, sequence_len: int, train_on_inputs: bool) -> None:
-        self._tokenizer: Any = tokenizer
-        self._length = sequence_len
-        self._everything = train_on_inputs
-        self._marks_generation = bool(_GENERATION.search(str(tokenizer.chat_template or "")))
-
-    def encode(self, row: Row) -> Example:
-        """Token ids and labels of `row`; a row whose trained part lies past `sequence_len` stays, with none to train."""
-        ids, trained = self._conversation(row.messages) if row.messages else self._plain(row)
-        if self._everything:
-            trained = [True] * len(ids)
-        labels = [token if train else IGNORE for token, train in zip(ids, trained, strict=True)]
-        # Nothing predicts the first token; unmasked, it would be counted as trained by some losses and not by others.
-        labels[:1] = [IGNORE]
-        return Example(ids[: self._length], labels[: self._length])
-
-    def prompt_ids(self, prompt: str, chat: bool) -> list[int]:
-        """Token ids of a sample prompt, up to where the model has to answer."""
-        if not chat:
-            return self._tokenizer(prompt)["input_ids"]
-        text = self._render((Message("user", prompt),), generation_prompt=True)
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def _plain(self, row: Row) -> tuple[list[int], list[bool]]:
-        # Tokenised apart, because at inference the prompt is tokenised without its completion as well.
-        before = self._tokenizer(row.prompt)["input_ids"] if row.prompt else []
-        after = self._tokenizer(row.text, add_special_tokens=not before)["input_ids"]
-        eos = self._tokenizer.eos_token_id
-        if eos is not None and after[-1:] != [eos]:
-            after = [*after, eos]
-        return before + after, [False] * len(before) + [True] * len(after)
-
-    def _conversation(self, messages: tuple[Message, ...]) -> tuple[list[int], list[bool]]:
-        if self._marks_generation:
-            return self._by_template_marks(messages)
-        text = self._render(messages)
-        spans = self._assistant_spans(messages, text)
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        # A token that begins before the answer holds part of what the model is given, so it is not trained on.
-        trained = [any(a <= start < b for a, b in spans) for start, _ in encoded["offset_mapping"]]
-        return list(encoded["input_ids"]), trained
-
-    def _by_template_marks(self, messages: tuple[Message, ...]) -> tuple[list[int], list[bool]]:
-        try:
-            encoded = self._tokenizer.apply_chat_template(
-                _plain_messages(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-            )
-        except Exception as error:  # templates are programs: any error in one is theirs
-            raise PermanentError(f"the chat template refuses a row of the dataset: {error}") from error
-        return list(encoded["input_ids"]), [bool(mark) for mark in encoded["assistant_masks"]]
-
-    def _render(self, messages: tuple[Message, ...], generation_prompt: bool = False) -> str:
-        try:
-            return self._tokenizer.apply_chat_template(
-                _plain_messages(messages), tokenize=False, add_generation_prompt=generation_prompt
-            )
-        except Exception as error:  # templates are programs: any error in one is theirs
-            raise PermanentError(f"the chat template refuses a row of the dataset: {error}") from error
-
-    def _assistant_spans(self, messages: tuple[Message, ...], text: str) -> list[tuple[int, int]]:
-        """Character ranges of `text` that the assistant says, its end-of-turn mark included."""
-        spans = []
-        for turn, message in enumerate(messages):
-            if message.role != "assistant":
-                continue
-            given = self._render(messages[:turn], generation_prompt=True) if turn else ""
-            so_far = self._render(messages[: turn + 1])
-            end = len(so_far) if text.startswith(so_far) else _end_by_content(text, so_far, message, len(given))
-            if not text.startswith(given) or end is None:
-                raise PermanentError(
-                    "the chat template renders an earlier turn differently once more turns follow, so the assistant's "
-                    "tokens cannot be told apart; set train_on_inputs or use a template with {% generation %} marks"
-                )
-            spans.append((len(given), end))
-        return spans
-
-
-def _end_by_content(text: str, so_far: str, message: Message, begin: int) -> int | None:
-    """Where a turn ends in templates that decorate only the last one (with an empty thought, say)."""
-    content = message.content.strip()
-    tail = so_far[so_far.rfind(content) + len(content) :]
-    at = text.find(content, begin)
-    end = at + len(content) + len(tail)
-    return end if at >= 0 and content in so_far and text[at + len(content) : end] == tail else None
-
-
-def _plain_messages(messages: tuple[Message, ...]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 class Rows(torch.utils.data.Dataset[Example]):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
-    from worker.protocol import Fidelity, JobSpec, Manifest, Phase, Sample
+    from worker.protocol import Fidelity, JobSpec, Manifest, Origin, Phase, Sample
 
 
 class PermanentError(Exception):
@@ -33,7 +33,7 @@ class Decision(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """Everything the trainer needs, already on this machine."""
+    """Everything the trainer needs, already on this machine; `origin` where `resume` is another job's checkpoint."""
 
     job: str
     fence: int
@@ -41,6 +41,7 @@ class TrainingJob:
     datasets: tuple[Path, ...]
     resume: Path | None
     work_dir: Path
+    origin: Origin | None = None
     trust_remote_code: bool = False
 
 
@@ -59,7 +60,7 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """A verified checkpoint of this very run."""
+    """A verified checkpoint of this very run, or of the one that it goes on from."""
 
     arrays: Mapping[str, np.ndarray]
     manifest: Manifest

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from worker.hardware import probe
-from worker.protocol import JobSpec
+from worker.protocol import JobSpec, Origin
 from worker.training.job import TrainingJob
 from worker.training.ranks import Group, Team, world_size
 
@@ -67,6 +67,7 @@ def job_json(job: TrainingJob) -> dict[str, Any]:
         "spec": job.spec.model_dump(mode="json"),
         "datasets": [str(path) for path in job.datasets],
         "resume": str(job.resume) if job.resume else None,
+        "origin": job.origin.model_dump() if job.origin else None,
         "trust_remote_code": job.trust_remote_code,
     }
 
@@ -79,6 +80,7 @@ def job_of(told: dict[str, Any], work_dir: Path) -> TrainingJob:
         spec=JobSpec.model_validate(told["spec"]),
         datasets=tuple(map(Path, told["datasets"])),
         resume=Path(told["resume"]) if told["resume"] else None,
+        origin=Origin.model_validate(told["origin"]) if told["origin"] else None,
         work_dir=work_dir,
         trust_remote_code=told["trust_remote_code"],
     )

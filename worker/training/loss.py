@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
-from worker.training.data import IGNORE
+from worker.training.encoding import IGNORE
 
 SLICE_ELEMENTS = 2**25
 """Logits computed at once: a constant, because the order of summation must be the same on every machine."""

@@ -14,7 +14,8 @@ from worker.hardware import versions
 from worker.protocol import Fidelity, Hardware, Manifest, Phase, Probe, Recipe
 from worker.training import state, telemetry
 from worker.training.backends import Backend, Loaded
-from worker.training.data import Encoder, Rows
+from worker.training.data import Rows
+from worker.training.encoding import Encoder
 from worker.training.export import export_adapter
 from worker.training.hostcopy import HostCopy
 from worker.training.job import (
@@ -125,8 +126,11 @@ class Session(TrainerCallback):
     def _restore(self) -> Fidelity:
         assert self._resume is not None
         self._hooks.phase(Phase.RESTORE)
-        manifest = self._resume.manifest
-        state.restore(self.trainer.run_state(), self._resume.arrays, manifest.state)
+        manifest, run = self._resume.manifest, self.trainer.run_state()
+        planned = state.schedule(run)
+        state.restore(run, self._resume.arrays, manifest.state)
+        if self._recipe != manifest.recipe:  # a clone that changes what the steps to come are made with
+            state.reschedule(run, planned)
         try:
             return telemetry.check_probe(manifest, self._manifest(manifest.step, {}))
         except CheckpointError as error:

@@ -15,9 +15,11 @@ from worker.checkpoint import CheckpointError
 from worker.fit import Shape
 from worker.hardware import memory_cap
 from worker.hardware import probe as probe_hardware
+from worker.lineage import check_lineage, check_owner
 from worker.protocol import Hardware, JobSpec, Phase, Recipe
 from worker.training import backends, base_model, state
-from worker.training.data import Encoder, Rows, load_rows
+from worker.training.data import Rows, load_rows
+from worker.training.encoding import Encoder
 from worker.training.job import Hooks, Resume, Trained, TrainingJob, UnfitMachineError
 from worker.training.kernels import insist_on_determinism
 from worker.training.launch import group_for
@@ -99,7 +101,7 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group) -> Session:
     loaded = backends.load(backend, spec, hardware, job.trust_remote_code)
     recipe = _full_recipe(spec, loaded)
     if resume:
-        checkpoint.check_recipe(recipe, resume.manifest.recipe)
+        check_lineage(recipe, resume.manifest, job.origin)
     encoder = Encoder(loaded.tokenizer, spec.sequence_len, spec.train_on_inputs)
     train_rows, eval_rows = split(len(rows), spec.eval_rows, spec.seed)
     session = Session(
@@ -138,9 +140,8 @@ def _keep_to_the_limit(hardware: Hardware) -> None:
 def _read_checkpoint(job: TrainingJob) -> Resume:
     assert job.resume is not None
     arrays, manifest = checkpoint.load(job.resume)
-    if manifest.job != job.job:
-        raise CheckpointError(f"the checkpoint belongs to job {manifest.job}, not to {job.job}")
-    checkpoint.check_recipe(Recipe.of(job.spec), manifest.recipe)
+    check_owner(manifest, job.job, job.origin)
+    check_lineage(Recipe.of(job.spec), manifest, job.origin)
     expected = position(manifest.step, job.spec.global_batch_size, job.spec.train_rows)
     if (manifest.epoch, manifest.index) != expected:
         raise CheckpointError(

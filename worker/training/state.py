@@ -156,6 +156,25 @@ def _restore_schedule(run: Run, state: Mapping[str, Any]) -> None:
         run.scaler.load_state_dict(dict(state["scaler"]))
 
 
+Schedule = list[tuple[float, float]]
+"""Of each parameter group the rate that the schedule scales, and the weight decay."""
+
+
+def schedule(run: Run) -> Schedule:
+    """What the run's own settings say, before a checkpoint's take their place."""
+    return [(float(group["initial_lr"]), float(group["weight_decay"])) for group in run.optimizer.param_groups]
+
+
+def reschedule(run: Run, planned: Schedule) -> None:
+    """After `restore`, let the next step follow `planned` and the run's own curve at the step that was restored."""
+    curve: Any = run.scheduler
+    curve.base_lrs = [rate for rate, _ in planned]
+    for group, (rate, decay), factor in zip(run.optimizer.param_groups, planned, curve.lr_lambdas, strict=True):
+        group["initial_lr"], group["weight_decay"] = rate, decay
+        group["lr"] = rate * factor(curve.last_epoch)
+    curve._last_lr = [group["lr"] for group in run.optimizer.param_groups]  # noqa: SLF001  what its own step would set
+
+
 def capture_rng() -> tuple[Arrays, dict[str, Any]]:
     """State of the Python, NumPy, torch CPU and every CUDA generator, as arrays and a JSON part."""
     version, words, gauss = random.getstate()

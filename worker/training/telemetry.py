@@ -11,7 +11,8 @@ import torch
 
 from worker.checkpoint import CheckpointError
 from worker.protocol import Fidelity, Manifest, Probe, Sample
-from worker.training.data import IGNORE, Encoder, Rows, collate
+from worker.training.data import Rows, collate
+from worker.training.encoding import IGNORE, Encoder
 from worker.training.state import undisturbed
 
 PROBE_TOKENS = 24

@@ -12,7 +12,8 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from worker.training.data import Example, Rows, checksum, collate, row_crc, trained_tokens
+from worker.training.data import Rows, checksum, collate, row_crc, trained_tokens
+from worker.training.encoding import Example
 from worker.training.job import PermanentError
 from worker.training.kernels import allow_other_kernels
 from worker.training.loss import add_summed_loss

@@ -91,12 +91,12 @@ class Client:
         response = self.send("GET", path, query=query)
         return response.content, response.headers
 
-    def post(self, path: str, body: Any = None, *, key: str | None = None) -> Any:
+    def post(self, path: str, body: Any = None, *, key: str | None = None, **query: Any) -> Any:
         """The answer to a JSON body. With an idempotency `key` a broken connection is tried again."""
         headers = {"Idempotency-Key": key} if key else {}
         for attempts_left in (2, 1, 0) if key else (0,):
             try:
-                return self.send("POST", path, json=body, headers=headers).json()
+                return self.send("POST", path, query=query, json=body, headers=headers).json()
             except CommandError as error:
                 if error.code is not Exit.UNREACHABLE or not attempts_left:
                     raise

@@ -21,7 +21,15 @@ from orchestrator.entrypoints.commands.output import (
     size,
     table,
 )
-from orchestrator.entrypoints.commands.phrases import JobArgument, listed, machine, note, obstacle, safe_age
+from orchestrator.entrypoints.commands.phrases import (
+    JobArgument,
+    chosen_checkpoint,
+    listed,
+    machine,
+    note,
+    obstacle,
+    safe_age,
+)
 
 app = typer.Typer()
 
@@ -175,9 +183,14 @@ def _described(job: dict[str, Any]) -> list[tuple[str, Any]]:
         ("priority", job["priority"]),
         ("deadline", moment(job["deadline"]) if job.get("deadline") else None),
         ("submitted", moment(job["created_at"])),
-        ("cloned from", job.get("cloned_from")),
+        ("cloned from", _origin(job)),
         ("adapter", f"{adapter['sha256']} ({size(adapter['bytes'])})" if adapter else None),
     ]
+
+
+def _origin(job: dict[str, Any]) -> str | None:
+    begin = f", its step {job['first_step']}" if job.get("first_step") else ""
+    return f"{job['cloned_from']}{begin}" if job.get("cloned_from") else None
 
 
 def session_table(sessions: list[dict[str, Any]]) -> None:
@@ -249,12 +262,25 @@ def priority(
 
 
 @app.command(rich_help_panel="Jobs")
-def clone(context: typer.Context, job: JobArgument, changes: SetOption = None, as_json: JsonFlag = False) -> None:
-    """Queue the same job anew, from the start, with some keys changed."""
+def clone(
+    context: typer.Context,
+    job: JobArgument,
+    changes: SetOption = None,
+    begin: Annotated[
+        str | None,
+        typer.Option("--from", metavar="CHECKPOINT", help="Begin with this one: its step, or its sha256's beginning."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Queue the same job anew, from the start or from a checkpoint, with some keys changed."""
     client = connect(context)
     body = job_file.assignments(changes or [])
+    path = f"/jobs/{find_job(client, job)['id']}"
+    query = {}
+    if begin is not None:
+        query["from"] = chosen_checkpoint(listed(client.get(f"{path}/checkpoints")), begin, "--from")["sha256"]
     with job_file.named("--set"):
-        made = client.post(f"/jobs/{find_job(client, job)['id']}:clone", body, key=str(uuid.uuid4()))
+        made = client.post(f"{path}:clone", body, key=str(uuid.uuid4()), **query)
     if as_json:
         put_json(made)
     else:

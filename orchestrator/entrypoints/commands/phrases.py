@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import typer
 
+from orchestrator.entrypoints.commands.client import CommandError, Exit
 from orchestrator.entrypoints.commands.output import age, moment, seconds
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id, the beginning or end of one, or a name.")]
@@ -41,3 +43,18 @@ def obstacle(waiting: dict[str, Any] | None) -> str:
 def listed(answer: Any) -> list[dict[str, Any]]:
     """The items of a list, paged or plain."""
     return answer["items"] if isinstance(answer, dict) else answer
+
+
+def chosen_checkpoint(found: list[dict[str, Any]], named: str, option: str) -> dict[str, Any]:
+    """The checkpoint of a job that a person means: its step if its file is kept, or the beginning of its sha256."""
+    beginning = named.lower()
+    if not re.fullmatch(r"[0-9]+|[0-9a-f]{4,64}", beginning):
+        raise CommandError(Exit.USAGE, f"{option} takes a step, or at least four characters of a checkpoint's sha256")
+    at_step = [c for c in found if str(c["step"]) == beginning and c["state"] == "committed"]
+    by_hash = [c for c in found if len(beginning) >= 4 and c["sha256"].startswith(beginning)]
+    matching = list({c["sha256"]: c for c in at_step + by_hash}.values())
+    if not matching:
+        raise CommandError(Exit.NOT_FOUND, f"this job has no checkpoint {named}")
+    if len(matching) > 1:
+        raise CommandError(Exit.USAGE, f"{named} may be any of {', '.join(c['sha256'][:16] for c in matching)}")
+    return matching[0]

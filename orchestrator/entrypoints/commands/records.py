@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from orchestrator.entrypoints.commands.output import (
     size,
     table,
 )
-from orchestrator.entrypoints.commands.phrases import JobArgument, listed
+from orchestrator.entrypoints.commands.phrases import JobArgument, chosen_checkpoint, listed
 from orchestrator.entrypoints.commands.watch import FINAL, PERIOD_S
 
 app = typer.Typer()
@@ -150,7 +149,7 @@ def checkpoints(
     context: typer.Context,
     job: JobArgument,
     download: Annotated[
-        str | None, typer.Option(metavar="SHA256", help="Fetch this one (its beginning will do).")
+        str | None, typer.Option(metavar="CHECKPOINT", help="Fetch this one: its step, or the beginning of its sha256.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to put it.")] = None,
     as_json: JsonFlag = False,
@@ -160,7 +159,7 @@ def checkpoints(
     job_id = find_job(client, job)["id"]
     found = listed(client.get(f"/jobs/{job_id}/checkpoints"))
     if download is not None:
-        chosen = _chosen(found, download.lower())
+        chosen = chosen_checkpoint(found, download, "--download")
         target = out or Path(f"{job_id}-step-{chosen['step']}.safetensors")
         if target.exists():
             raise CommandError(Exit.USAGE, f"{target} exists; name another file with --out")
@@ -177,14 +176,3 @@ def checkpoints(
             for c in found
         ]
         table(("STEP", "SHA256", "SIZE", "STATE", "SESSION", "MADE"), rows)
-
-
-def _chosen(found: list[dict[str, Any]], beginning: str) -> dict[str, Any]:
-    if not re.fullmatch(r"[0-9a-f]{4,64}", beginning):
-        raise CommandError(Exit.USAGE, "--download takes at least four characters of a checkpoint's sha256")
-    matching = [c for c in found if c["sha256"].startswith(beginning)]
-    if not matching:
-        raise CommandError(Exit.NOT_FOUND, f"this job has no checkpoint {beginning}")
-    if len(matching) > 1:
-        raise CommandError(Exit.USAGE, f"{beginning} may be any of {', '.join(c['sha256'][:16] for c in matching)}")
-    return matching[0]

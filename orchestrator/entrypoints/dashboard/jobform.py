@@ -39,6 +39,8 @@ FIELDS = (
     Field(key="val_set_size", words="Held out for eval", kind=float, hint="a share, 0.05 for 5 %"),
 )
 _KEYS = {field.key for field in FIELDS}
+FIXED = frozenset({"base_model", "adapter", "global_batch_size", "sequence_len", "lora_r", "val_set_size"})
+"""Fields that a clone from a checkpoint keeps."""
 
 PRESETS: dict[str, tuple[str, str, Row]] = {
     "try": (

@@ -29,6 +29,7 @@ router = APIRouter(include_in_schema=False)
 
 JOBS_PER_PAGE = 50
 COUNTED_MOST = 1_000
+CLONES_SHOWN = 20
 Row = dict[str, Any]
 
 
@@ -73,6 +74,7 @@ def one(request: Request, server: Here, me: Viewer, job_id: ViewedJob) -> Respon
         forms=as_forms(found.row, url),
         differs=_differences(server, me, found.row),
         has_drive=letters.letter_store(server.ctx) is not None,
+        clones=[c for c in server.views.clones(job_id, CLONES_SHOWN) if me.may_see(c["member_id"])],
     )
 
 

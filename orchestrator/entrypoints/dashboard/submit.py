@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +13,9 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from orchestrator.adapters.token_counter import TokenCounters
+from orchestrator.adapters.token_looks import TokenLooks
 from orchestrator.domain.errors import InvalidError, NotFoundError, TrainhopError
+from orchestrator.domain.model import Checkpoint, Job
 from orchestrator.entrypoints.dashboard import jobform
 from orchestrator.entrypoints.dashboard.jobs import submittable
 from orchestrator.entrypoints.dashboard.render import Viewer, page, piece
@@ -22,11 +23,11 @@ from orchestrator.entrypoints.deps import PROBLEMS, Caller, Here, Server, Sha256
 from orchestrator.entrypoints.uploads import spooled
 from orchestrator.persistence import Dataset
 from orchestrator.ports import StoreError
-from orchestrator.services import datasets, jobs
+from orchestrator.services import clones, datasets, jobs
 from orchestrator.services.errors import from_store
 from orchestrator.services.jobs import Actor
 from orchestrator.services.leases import dataset_key
-from orchestrator.services.preview import Preview, preview
+from orchestrator.services.preview import Preview, preview, with_tokens
 from worker.protocol import FileFormat, RowFormat
 
 router = APIRouter(include_in_schema=False)
@@ -49,13 +50,13 @@ class Measure:
 How = Annotated[Measure, Depends(Measure)]
 
 
-def counters(request: Request) -> TokenCounters:
-    """The tokenizers of this server; made when first asked for."""
+def looks(request: Request) -> TokenLooks:
+    """What looks at rows by token; made when first asked for."""
     state = request.app.state
-    if not hasattr(state, "token_counters"):
+    if not hasattr(state, "token_looks"):
         server: Server = state.server
-        state.token_counters = TokenCounters(server.ctx.catalog, offline=server.app.settings.offline)
-    return state.token_counters
+        state.token_looks = TokenLooks(server.ctx.catalog, offline=server.app.settings.offline)
+    return state.token_looks
 
 
 @router.get("/submit")
@@ -65,14 +66,15 @@ def form(
     me: Viewer,
     preset: Annotated[str, Query(max_length=20)] = "",
     clone: Annotated[str, Query(max_length=64)] = "",
+    begin: Annotated[str, Query(alias="from", pattern=r"^([0-9a-f]{64})?$")] = "",
     data: Annotated[str, Query(pattern=r"^([0-9a-f]{64})?$")] = "",
 ) -> Response:
-    """The form: empty, from a preset, or with another job's file."""
+    """The form: empty, from a preset, or with another job's file; `from` names its checkpoint to begin with."""
     if clone:
         row = server.views.job(clone, server.ctx.clock.now())
         if row is None or not me.may_see(row["member_id"]):
             raise NotFoundError(f"there is no job {clone}")
-        values = jobform.to_form(submittable(row["spec"]))
+        values = jobform.to_form(submittable(row["spec"])) | {"from": begin}
     else:
         chosen = preset if preset in jobform.PRESETS else "try"
         values = jobform.to_form(jobform.PRESETS[chosen][2]) | {"preset": chosen}
@@ -84,6 +86,7 @@ def _form(
 ) -> Response:
     known = server.pages.datasets(me.member_id, DATASETS_OFFERED)
     chosen = values.get("data")
+    begin = _beginning(server, me, values)
     if chosen and chosen not in {d["sha256"] for d in known}:
         known = [*_maybe(server, chosen), *known]
     return page(
@@ -93,11 +96,28 @@ def _form(
         status=status,
         fields=jobform.FIELDS,
         presets=jobform.PRESETS,
-        values={"preset": "", "clone": ""} | values,
+        values={"preset": "", "clone": "", "from": ""} | values,
+        begin=begin,
+        fixed=jobform.FIXED if begin else frozenset(),
         datasets=known,
         problem=str(error) if error else "",
         faults=list(error.problems) if error else [],
     )
+
+
+def _beginning(server: Server, me: Actor, values: Row) -> Checkpoint | None:
+    """The checkpoint that the form's clone is to begin with."""
+    if not (values.get("clone") and values.get("from")):
+        return None
+    with server.ctx.uow() as tx:
+        return clones.kept(tx, jobs.owned(tx, me, values["clone"]), values["from"])
+
+
+def _queue(server: Server, me: Actor, values: Row) -> Job:
+    spec, key = jobform.from_form(values), values.get("key") or None
+    if origin := values.get("clone"):
+        return clones.submit_clone(server.ctx, me, spec, origin, checkpoint=values.get("from") or None, key=key)
+    return jobs.submit(server.ctx, me, spec, key=key)
 
 
 def _maybe(server: Server, sha256: str) -> list[Row]:
@@ -117,15 +137,7 @@ async def submit(request: Request, server: Here, me: Viewer) -> Response:
             if isinstance(file, UploadFile) and file.filename:
                 stored = await run_in_threadpool(_store_upload, server, me, file)
                 values["data"] = stored.sha256
-            spec = jobform.from_form(values)
-            job = await run_in_threadpool(
-                jobs.submit,
-                server.ctx,
-                me,
-                spec,
-                key=values.get("key") or None,
-                cloned_from=values.get("clone") or None,
-            )
+            job = await run_in_threadpool(_queue, server, me, values)
         except InvalidError as error:
             shown = {f.key: "" for f in jobform.FIELDS} | {"data": "", "prompts": "", "more": ""} | values
             return await run_in_threadpool(_form, request, server, me, shown, status=422, error=error)
@@ -147,7 +159,8 @@ async def plan(request: Request, server: Here, me: Viewer) -> Response:
         values = {k: v for k, v in sent.items() if isinstance(v, str)}
     try:
         spec = jobform.from_form(values)
-        found = await run_in_threadpool(jobs.plan, server.ctx, me, spec)
+        begin = await run_in_threadpool(_beginning, server, me, values)
+        found = await run_in_threadpool(jobs.plan, server.ctx, me, spec, first_step=begin.step if begin else 0)
     except TrainhopError as error:
         faults = list(error.problems) if isinstance(error, InvalidError) else []
         return piece("plan.html", plan=None, problem=str(error), faults=faults, now=server.ctx.clock.now())
@@ -191,26 +204,38 @@ def _stored_preview(request: Request, server: Server, sha256: str, how: Measure)
 
 
 def _preview(request: Request, path: Path, row_format: RowFormat, container: FileFormat, how: Measure) -> Preview:
-    return preview(
-        path,
-        row_format,
-        container,
-        sequence_len=how.sequence_len,
-        train_on_inputs=how.train_on_inputs,
-        count=counters(request).of(how.base_model),
-    )
+    asked = {"sequence_len": how.sequence_len, "train_on_inputs": how.train_on_inputs}
+    found = preview(path, row_format, container, **asked)
+    if not (found.rows and how.base_model):
+        return found
+    kind = RowFormat(found.type)
+    return with_tokens(found, looks(request).of(how.base_model, path, kind, container, **asked), how.sequence_len)
+
+
+_PLAIN = (
+    *("type", "rows", "tokens", "truncated", "repeated"),
+    *("untrained", "measured", "exact", "refusal", "away"),
+)
 
 
 class DatasetLook(BaseModel):
-    """What is in a data file; lengths in tokens, counted by the model's tokenizer if `exact`."""
+    """What is in a data file; lengths in tokens, counted by the model's tokenizer if `exact`, and then `by_token`.
+
+    `refusal` is what a session with this model would fail with; `away` says why nothing is there by token.
+    """
 
     type: str
     rows: int
     tokens: int
     truncated: int
     repeated: int
+    untrained: int
+    measured: int
     exact: bool
+    refusal: str
+    away: str
     shown: list[list[dict[str, Any]]]
+    by_token: list[dict[str, Any]]
     histogram: list[dict[str, Any]]
 
 
@@ -225,7 +250,8 @@ def preview_dataset(
     """The first rows as they will be read, which parts are trained on, and how long rows are."""
     found = _stored_preview(request, server, sha256, how)[1]
     return DatasetLook(
-        **{k: getattr(found, k) for k in ("type", "rows", "tokens", "truncated", "repeated", "exact")},
+        **{k: getattr(found, k) for k in _PLAIN},
         shown=[[vars(turn) for turn in row] for row in found.shown],
+        by_token=[asdict(row) for row in found.by_token],
         histogram=[vars(bar) for bar in found.bars],
     )

@@ -70,31 +70,51 @@
     });
   };
 
+  // curves of their own x each, as one table; the last of two values at the same x counts
+  const join = (curves) => {
+    if (curves.length === 1) {
+      const [{xs, columns}] = curves, found = new Map(columns);
+      return [xs, ...[1, 2, 3, 4, 5].map((column) => found.get(column) ?? new Array(xs.length).fill(null))];
+    }
+    const out = [[], [], [], [], [], []], at = curves.map(() => 0);
+    for (let row = 0; ; row++) {
+      let x = Infinity;
+      for (let i = 0; i < curves.length; i++) if (curves[i].xs[at[i]] < x) x = curves[i].xs[at[i]];
+      if (x === Infinity) return out;
+      out[0].push(x);
+      for (let column = 1; column < out.length; column++) out[column].push(null);
+      for (let i = 0; i < curves.length; i++) {
+        for (; curves[i].xs[at[i]] === x; at[i]++) for (const [column, values] of curves[i].columns) out[column][row] = values[at[i]];
+      }
+    }
+  };
+  const inOrder = (rows) => {
+    const xs = rows.map(place);
+    if (xs.every((x, i) => i === 0 || xs[i - 1] <= x)) return [rows, xs];
+    const sorted = rows.map((row, i) => [xs[i], row]).sort((a, b) => a[0] - b[0]);
+    return [sorted.map((pair) => pair[1]), sorted.map((pair) => pair[0])];
+  };
+  const smooth = (rows) => {
+    let mean = 0, weight = 0;
+    return rows.map((row) => {
+      mean = SMOOTH * mean + (1 - SMOOTH) * row[1];
+      weight = SMOOTH * weight + (1 - SMOOTH);
+      return mean / weight;
+    });
+  };
   const table = () => {
     const timed = (rows) => state.x === "step" ? rows : spread(rows);
-    const [whole, lost] = split(state.series.loss || []);
-    const kept = timed(whole);
-    const extra = ["eval_loss", "learning_rate"].filter(on).map((name) => [name, timed(split(state.series[name] || [])[0])]);
-    const xs = new Map();
-    const put = (rows, column) => rows.forEach((row) => {
-      const x = place(row);
-      let cells = xs.get(x);
-      if (!cells) xs.set(x, cells = []);
-      cells[column] = row[1];
-    });
-    put(kept, 0);
-    if (on("ema")) {
-      let mean = 0, weight = 0;
-      put(kept.map((row) => {
-        mean = SMOOTH * mean + (1 - SMOOTH) * row[1];
-        weight = SMOOTH * weight + (1 - SMOOTH);
-        return [row[0], mean / weight, row[2], row[3]];
-      }), 1);
+    const curve = (rows, column, more = () => []) => {
+      const [ordered, xs] = inOrder(rows);
+      return {xs, columns: [[column, ordered.map((row) => row[1])], ...more(ordered)]};
+    };
+    const [kept, lost] = split(state.series.loss || []);
+    const curves = [curve(timed(kept), 1, (rows) => on("ema") ? [[2, smooth(rows)]] : [])];
+    if (state.x === "step") curves.push(curve(lost, 3));
+    for (const [name, column] of [["eval_loss", 4], ["learning_rate", 5]]) {
+      if (on(name)) curves.push(curve(timed(split(state.series[name] || [])[0]), column));
     }
-    if (state.x === "step") put(lost, 2);
-    extra.forEach(([name, rows]) => put(rows, name === "eval_loss" ? 3 : 4));
-    const order = [...xs.keys()].sort((a, b) => a - b);
-    return [order, ...[0, 1, 2, 3, 4].map((column) => order.map((x) => xs.get(x)[column] ?? null))];
+    return join(curves.filter((c) => c.xs.length));
   };
 
   // one stroke for all sessions: a gradient with hard edges where they change

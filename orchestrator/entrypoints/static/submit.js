@@ -56,12 +56,18 @@
   for (const kind of ["dragleave", "drop"]) drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.remove("over"); });
   drop.addEventListener("drop", (event) => send(event.dataTransfer.files[0]));
 
+  let asked = 0;
   const again = async () => {
-    const sha = form.elements.data.value;
+    const sha = form.elements.data.value, mine = ++asked;
     if (!sha) return;
+    shown.setAttribute("aria-busy", "true");
     const answer = await fetch(`/submit/data/${sha}?${query()}`, {headers: {"HX-Request": "true", Accept: "text/html"}});
-    show(await answer.text());
+    const html = await answer.text();
+    if (mine !== asked) return;
+    shown.removeAttribute("aria-busy");
+    show(html);
   };
-  form.elements.data.addEventListener("change", again);
+  // Everything that what is seen of a row depends on.
+  for (const name of ["data", "base_model", "sequence_len", "more"]) form.elements[name].addEventListener("change", again);
   again();
 })();
