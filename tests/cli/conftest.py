@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -54,6 +55,15 @@ class Shell:
         (self.folder / "rows.jsonl").write_text(ROWS)
         (self.folder / name).write_text(json.dumps(job | changes))
         return name
+
+
+def end(process: subprocess.Popen[bytes], data_dir: Path) -> None:
+    """Stop the server, and the workers that would wait for it to come back."""
+    process.terminate()
+    process.wait(60)
+    for note in (data_dir / "sessions").glob("*/pid.json"):
+        with contextlib.suppress(ValueError, ProcessLookupError):
+            os.kill(json.loads(note.read_text())["pid"], signal.SIGKILL)
 
 
 def start_server(data_dir: Path, *options: str, **variables: str) -> subprocess.Popen[bytes]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.tiny_model import make_tiny_llama
-from tests.cli.conftest import Shell, start_server
+from tests.cli.conftest import Shell, end, start_server
 
 
 def test_a_second_server_on_the_folder_is_refused_in_words(trainhop: Shell) -> None:
@@ -114,5 +114,4 @@ def test_a_job_is_trained_watched_and_brought_home(tmp_path: Path) -> None:
         assert "step 6 loss" in shell("logs", "--follow", job["id"]).stdout
         assert "job.succeeded" in shell("events", "--follow", job["id"]).stdout
     finally:
-        process.terminate()
-        process.wait(60)
+        end(process, shell.data_dir)
