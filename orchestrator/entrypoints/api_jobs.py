@@ -16,7 +16,7 @@ from orchestrator.domain.model import Role
 from orchestrator.entrypoints import bodies, schemas
 from orchestrator.entrypoints.auth import bearer_token
 from orchestrator.entrypoints.deps import NUL, PROBLEMS, Caller, Here, JobId, MyJob, PlainTextRoute, Server
-from orchestrator.services import clones, dispatch, jobs
+from orchestrator.services import clones, dispatch, jobs, plans
 from worker.protocol import JobSpec
 
 router = APIRouter(tags=["jobs"], route_class=PlainTextRoute, responses=PROBLEMS)
@@ -135,7 +135,7 @@ def quick_route(prefix: str) -> Route:
 @router.post("/jobs:plan", operation_id="plan_job", summary="What a job would do", openapi_extra=JOB_FILE)
 def plan(server: Here, me: Caller, spec: JobFile) -> schemas.Plan:
     """Where the job would run, in how many sessions and how long, without queueing it."""
-    return schemas.Plan.model_validate(jobs.plan(server.ctx, me, spec))
+    return schemas.Plan.model_validate(plans.plan(server.ctx, me, spec))
 
 
 @router.get("/jobs", operation_id="list_jobs", summary="List jobs, newest first")

@@ -1,4 +1,4 @@
-"""What people do with jobs: submit, pause, resume, cancel, retry, set priority, plan."""
+"""What people do with jobs: submit, pause, resume, cancel, retry, set priority."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.domain.model import Checkpoint, Job, Role
-from orchestrator.domain.policy import Obstacle, Place, Waiting, done_at, explain, finish_s, fits, memory, sessions
 from orchestrator.persistence import Transaction
 from orchestrator.ports import Context
 from orchestrator.services.datasets import resolve_dataset
-from orchestrator.services.dispatch import as_waiting, less_live, survey
+from orchestrator.services.dispatch import survey
 from orchestrator.services.ids import new_id
 from orchestrator.services.leases import hand_back
 from worker import fit
@@ -35,51 +34,6 @@ class Actor:
     def may_see(self, member_id: str) -> bool:
         """Members see their own, admins everything."""
         return self.role is Role.ADMIN or self.member_id == member_id
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedPlace:
-    """One place in a plan: sessions, seconds and the time of the end if the job ran there alone, or what is in the way.
-
-    Of the quota, where there is one, `hours_left` of `hours_total` are left until `refresh_at`; `hours` is what the job
-    would use of it.
-    """
-
-    account: str
-    provider: str
-    sessions: int | None
-    seconds: float | None
-    obstacle: Obstacle | None
-    memory_bytes: int = 0
-    hours: float | None = None
-    hours_left: float | None = None
-    hours_total: float | None = None
-    refresh_at: float | None = None
-    done_at: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What would happen to a job. `step_s` is None as long as nobody has timed a step of such a job; then so are sessions.
-
-    `gpu_bytes` and `host_bytes` are the memory it needs on a GPU and on a CPU (0: not known). `store_bytes` is the
-    space that its checkpoints and adapter take at most, by the size of an earlier job's, in `store`;
-    `done_at` the earliest end over all places.
-    """
-
-    steps: int
-    train_rows: int
-    gpu_bytes: int
-    host_bytes: int
-    step_s: float | None
-    basis: str
-    places: tuple[PlannedPlace, ...]
-    waits_for: Obstacle | None
-    store: str = ""
-    store_bytes: int | None = None
-    done_at: float | None = None
-    late_s: float | None = None
-    """How long after its deadline the job would be done at the best place, where it cannot be done before."""
 
 
 def submit(ctx: Context, actor: Actor, spec: JobSpec, *, key: str | None = None) -> Job:
@@ -321,80 +275,3 @@ def set_priority(ctx: Context, actor: Actor, job_id: str, priority: int) -> Job:
 def _may_go_first(actor: Actor) -> None:
     if actor.role is not Role.ADMIN:
         raise ForbiddenError("a priority above 0 goes before other members' jobs; ask an admin")
-
-
-def plan(ctx: Context, actor: Actor, spec: JobSpec, *, first_step: int = 0) -> Plan:
-    """What would run where, in how many sessions, and what stands in the way; nothing is kept but uploaded data."""
-    resolved, need = resolve(ctx, actor, spec)
-    now = ctx.clock.now()
-    with ctx.uow() as tx:
-        accounts = tx.accounts()
-        _, by_account = tx.live_counts()
-        step_s = tx.typical_step_s(resolved.base_model, resolved.global_batch_size * resolved.sequence_len)
-        saved = tx.typical_checkpoint_bytes(resolved.base_model, resolved.lora_r)
-    places = survey(ctx, accounts)
-    job = Job(
-        id="plan",
-        member_id=actor.member_id,
-        name=resolved.name,
-        spec=resolved.model_dump(mode="json"),
-        total_steps=resolved.total_steps,
-        priority=resolved.priority,
-        deadline=resolved.deadline,
-        gpu_bytes=need.gpu_bytes,
-        host_bytes=need.host_bytes,
-        head_step=first_step,
-        step_s=step_s,
-        created_at=now,
-        updated_at=now,
-    )
-    waiting = as_waiting(job)
-    mine = [_planned(waiting, p, now) for p in places if p.member_id in (None, actor.member_id)]
-    return Plan(
-        steps=job.total_steps - first_step,
-        train_rows=resolved.train_rows,
-        gpu_bytes=need.gpu_bytes,
-        host_bytes=need.host_bytes,
-        step_s=step_s,
-        basis="steps of earlier jobs of this shape"
-        if step_s
-        else "no such job has run here yet: known after three steps",
-        places=tuple(mine),
-        waits_for=explain(waiting, less_live(places, by_account), now),
-        store=ctx.stores.current().name,
-        store_bytes=None if saved is None else saved * (resolved.checkpoint.keep + 1),
-        done_at=min((p.done_at for p in mine if p.done_at is not None), default=None),
-        late_s=_late(mine, resolved.deadline, now),
-    )
-
-
-def _late(places: list[PlannedPlace], deadline: float | None, now: float) -> float | None:
-    best = min((p.seconds for p in places if p.seconds is not None), default=None)
-    if deadline is None or best is None or now + best <= deadline:
-        return None
-    return now + best - deadline
-
-
-def _planned(job: Waiting, place: Place, now: float) -> PlannedPlace:
-    obstacle = fits(job, place)
-    known = PlannedPlace(
-        account=place.name,
-        provider=place.provider,
-        sessions=None,
-        seconds=None,
-        obstacle=obstacle,
-        memory_bytes=memory(job, place),
-        hours_left=place.hours_left,
-        hours_total=place.hours_total,
-        refresh_at=place.refresh_at,
-    )
-    if obstacle is not None or job.step_s is None:
-        return known
-    seconds = finish_s(job, place)
-    return replace(
-        known,
-        sessions=sessions(job, place),
-        seconds=seconds,
-        hours=None if place.hours_left is None else seconds / 3600,
-        done_at=done_at(job, place, now),
-    )

@@ -23,7 +23,7 @@ from orchestrator.entrypoints.deps import PROBLEMS, Caller, Here, Server, Sha256
 from orchestrator.entrypoints.uploads import spooled
 from orchestrator.persistence import Dataset
 from orchestrator.ports import StoreError
-from orchestrator.services import clones, datasets, jobs
+from orchestrator.services import clones, datasets, jobs, plans
 from orchestrator.services.errors import from_store
 from orchestrator.services.jobs import Actor
 from orchestrator.services.leases import dataset_key
@@ -160,7 +160,7 @@ async def plan(request: Request, server: Here, me: Viewer) -> Response:
     try:
         spec = jobform.from_form(values)
         begin = await run_in_threadpool(_beginning, server, me, values)
-        found = await run_in_threadpool(jobs.plan, server.ctx, me, spec, first_step=begin.step if begin else 0)
+        found = await run_in_threadpool(plans.plan, server.ctx, me, spec, first_step=begin.step if begin else 0)
     except TrainhopError as error:
         faults = list(error.problems) if isinstance(error, InvalidError) else []
         return piece("plan.html", plan=None, problem=str(error), faults=faults, now=server.ctx.clock.now())
