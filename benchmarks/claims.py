@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import text
 
 from benchmarks.bench_server import Coroutines
-from benchmarks.exact_resume import say
+from benchmarks.tiny_job import say
 from orchestrator.bootstrap import App, build
 from orchestrator.config import Settings
 from orchestrator.domain.model import Account, Job

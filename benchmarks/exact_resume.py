@@ -11,51 +11,19 @@ kernels killed with or without their outputs, every second time while the server
 from __future__ import annotations
 
 import argparse
-import hashlib
-import io
 import json
 import os
 import random
 import signal
-import struct
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from benchmarks.lab import Lab, lab
+from benchmarks.tiny_job import STEPS, Run, finished, job_file, reached, read_result, say, write_rows
 from benchmarks.tiny_model import make_tiny_llama
-from worker import checkpoint
-
-ROWS, STEPS, GLOBAL_BATCH = 90, 60, 8
-WORDS = [
-    "rail",
-    "summit",
-    "lantern",
-    "valley",
-    "ticket",
-    "glacier",
-    "whistle",
-    "cabin",
-    "switchback",
-    "meadow",
-    "signal",
-    "tunnel",
-]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What one run ended in, as hashes: `state` is the whole last checkpoint, `losses` every step's loss to the last bit."""
-
-    kills: int
-    adapter_sha256: str
-    state_sha256: str
-    sample_order_sha256: str
-    losses_sha256: str
 
 
 def main() -> int:
@@ -99,46 +67,6 @@ def _way(path: str, kills: int) -> Callable[..., Run]:
     return train_far if path == "sandbox" else train
 
 
-def say(text: str) -> None:
-    """Progress, for people."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def write_rows(path: Path, rows: int = ROWS) -> Path:
-    """Chat rows of varied length, the same every time."""
-    chance = random.Random(7)
-    lines = []
-    for number in range(rows):
-        question = " ".join(chance.choices(WORDS, k=chance.randint(2, 8)))
-        answer = " ".join(chance.choices(WORDS, k=chance.randint(4, 16)))
-        turns = [{"role": "user", "content": f"{number} {question}"}, {"role": "assistant", "content": answer}]
-        lines.append(json.dumps({"messages": turns}))
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def job_file(model: Path, dataset: str, adapter: str) -> dict[str, Any]:
-    """The job: dropout on, so that random numbers matter; an epoch that no batch divides; several epochs."""
-    return {
-        "name": f"exact-{adapter}",
-        "base_model": str(model),
-        "datasets": [{"path": dataset}],
-        "adapter": adapter,
-        "lora_r": 8,
-        "lora_dropout": 0.1,
-        "sequence_len": 160,
-        "global_batch_size": GLOBAL_BATCH,
-        "micro_batch_size": 2,
-        "max_steps": STEPS,
-        "learning_rate": 3e-3,
-        "warmup_ratio": 0.1,
-        "lr_scheduler": "cosine",
-        "val_set_size": 0.05,
-        "eval_steps": 25,
-        "checkpoint": {"max_interval_s": 0.3},
-    }
-
-
 def train(folder: Path, model: Path, data: Path, kills: int, adapter: str, seed: int) -> Run:
     """One run from submit to adapter, cut `kills` times."""
     settings = {
@@ -174,7 +102,7 @@ def train_far(folder: Path, model: Path, data: Path, kills: int, adapter: str, s
 def cut_at_random(server: Lab, job: str, kills: int, chance: random.Random) -> None:
     """Cut at random steps, in order; a cut falls into whatever the worker does when it gets there."""
     for number, step in enumerate(sorted(chance.sample(range(1, STEPS), kills)), 1):
-        lease = server.wait_for(lambda step=step: _reached(server, step), f"step {step}", 300)
+        lease = server.wait_for(lambda step=step: reached(server, step), f"step {step}", 300)
         how = chance.choice([signal.SIGKILL, signal.SIGTERM])
         together = number % 3 == 0
         say(f"    cut {number} at step {server.last_step(lease)}: {how.name}{' and the server' if together else ''}")
@@ -185,56 +113,6 @@ def cut_at_random(server: Lab, job: str, kills: int, chance: random.Random) -> N
         server.wait_for(lambda lease=lease: lease not in server.workers(), "the worker's end", 120)
         if finished(server, job):
             return
-
-
-def _reached(server: Lab, step: int) -> str | None:
-    for lease in server.workers():
-        if server.last_step(lease) >= step:
-            return lease
-    return None
-
-
-def finished(server: Lab, ident: str) -> bool:
-    """Whether the job has succeeded; raises if it ended otherwise."""
-    job = server.job(ident)
-    if job["state"] in ("failed", "cancelled"):
-        raise RuntimeError(f"the job {job['state']}: {job['message']}")
-    return job["state"] == "succeeded"
-
-
-def read_result(server: Lab, job: str, kills: int) -> Run:
-    """Fetch everything over the API and hash it."""
-    archive = zipfile.ZipFile(io.BytesIO(server.client.get(f"/jobs/{job}/adapter").content))
-    head = server.job(job)["head"]
-    file = server.client.get(f"/jobs/{job}/checkpoints/{head['sha256']}/file").content
-    return Run(
-        kills=kills,
-        adapter_sha256=hashlib.sha256(archive.read("adapter_model.safetensors")).hexdigest(),
-        state_sha256=state_sha256(file, server.data.parent / "last.safetensors"),
-        sample_order_sha256=series_sha256(server, job, "batch_crc32"),
-        losses_sha256=series_sha256(server, job, "loss"),
-    )
-
-
-def state_sha256(file: bytes, path: Path) -> str:
-    """Adapter, optimiser, schedule, random numbers and position; not who trained it or how long that took."""
-    path.write_bytes(file)
-    tensors, manifest = checkpoint.load(path)
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        array = tensors[name]
-        digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
-    place = [manifest.step, manifest.epoch, manifest.index, manifest.samples_seen]
-    digest.update(json.dumps([manifest.state, place, manifest.recipe.model_dump(mode="json")], sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def series_sha256(server: Lab, job: str, name: str) -> str:
-    """One metric over all steps as 64-bit floats; refuses a gap."""
-    points = {p["step"]: p["value"] for p in server.get(f"/jobs/{job}/metrics", name=name)["items"]}
-    if sorted(points) != list(range(1, STEPS + 1)):
-        raise RuntimeError(f"{name} is known for {len(points)} of {STEPS} steps")
-    return hashlib.sha256(b"".join(struct.pack("<d", points[s]) for s in sorted(points))).hexdigest()
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.exact_resume import finished, job_file, say, write_rows
 from benchmarks.lab import Lab, lab
+from benchmarks.tiny_job import finished, job_file, say, write_rows
 from benchmarks.tiny_model import make_tiny_llama
 
 START_UP = ("boot", "download", "load")

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import psutil
 
-from benchmarks import exact_resume
+from benchmarks import tiny_job
 from benchmarks.lab import Lab, lab
 from tests.emulators.kaggle import KaggleEmulator, Kernel, Person
 
@@ -132,28 +132,28 @@ def _server(folder: Path, model: Path, kaggle: KaggleEmulator) -> Iterator[Lab]:
         yield server
 
 
-def train(folder: Path, model: Path, data: Path, kills: int, adapter: str, seed: int) -> exact_resume.Run:
+def train(folder: Path, model: Path, data: Path, kills: int, adapter: str, seed: int) -> tiny_job.Run:
     """One run from submit to adapter, cut `kills` times on one kind of machine after another, finished on this computer."""
     people = [Person(name="alice", token=TOKEN)]
     with (
         KaggleEmulator(folder / "kaggle", people, environment=ONE_THREAD) as kaggle,
         _server(folder, model, kaggle) as server,
     ):
-        job = server.post("/jobs", exact_resume.job_file(model, server.upload(data), adapter))["id"]
+        job = server.post("/jobs", tiny_job.job_file(model, server.upload(data), adapter))["id"]
         places: cycle[Place] = cycle([Kaggle(kaggle), Notebook(folder / "notebooks"), ThisComputer()])
         chance = random.Random(f"{seed}-{kills}")
-        for step, place in zip(sorted(chance.sample(range(5, exact_resume.STEPS - 5), kills)), places, strict=False):
+        for step, place in zip(sorted(chance.sample(range(5, tiny_job.STEPS - 5), kills)), places, strict=False):
             _cut_once(server, job, place, step)
         ThisComputer().open(server, job)
-        server.wait_for(lambda: exact_resume.finished(server, job), "the job's end", 600, 0.2)
-        return exact_resume.read_result(server, job, kills)
+        server.wait_for(lambda: tiny_job.finished(server, job), "the job's end", 600, 0.2)
+        return tiny_job.read_result(server, job, kills)
 
 
 def _cut_once(server: Lab, job: str, place: Place, step: int) -> None:
     before = _ended(server, job)
     place.open(server, job)
     server.wait_for(lambda: place.last_step(server) >= step, f"step {step} on {place.name}", PATIENCE_S, 0.02)
-    exact_resume.say(f"    cut at step {place.last_step(server)} on {place.name}")
+    tiny_job.say(f"    cut at step {place.last_step(server)} on {place.name}")
     place.cut(server)
     server.wait_for(lambda: _ended(server, job) > before, "the session's end", PATIENCE_S, 0.2)
 

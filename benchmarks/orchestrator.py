@@ -35,9 +35,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.claims import claims
-from benchmarks.exact_resume import job_file, say, write_rows
 from benchmarks.lab import Lab, lab
 from benchmarks.load import Connection
+from benchmarks.tiny_job import job_file, say, write_rows
 from benchmarks.tiny_model import make_tiny_llama
 from worker import checkpoint
 from worker.protocol import (

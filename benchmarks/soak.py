@@ -22,8 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.exact_resume import job_file, say, write_rows
 from benchmarks.lab import Lab, lab
+from benchmarks.tiny_job import job_file, say, write_rows
 from benchmarks.tiny_model import make_tiny_llama
 
 AT_ONCE, STEPS = 4, 200

@@ -48,7 +48,7 @@ import stamina
 from stamina.instrumentation import set_on_retry_hooks
 
 from benchmarks.bench_server import Coroutines
-from benchmarks.exact_resume import say, write_rows
+from benchmarks.tiny_job import say, write_rows
 from orchestrator.bootstrap import App, build
 from orchestrator.config import Settings
 from orchestrator.domain.errors import UnavailableError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.exact_resume import WORDS
+from benchmarks.tiny_job import WORDS
 from benchmarks.tiny_model import byte_tokenizer, make_tiny_llama
 
 MISTRAL_7B = {

@@ -9,9 +9,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.exact_resume import _reached, finished
 from benchmarks.gpu.models import Scale, paper_model, write_long_rows
 from benchmarks.lab import Lab, lab
+from benchmarks.tiny_job import finished, reached
 
 WARM_UP = 2
 """Steps of each session that are not counted: kernels are compiled and memory is first taken in them."""
@@ -26,7 +26,7 @@ def measure(folder: Path, scale: Scale, backend: str) -> dict[str, Any]:
         server.patch(f"/accounts/{pool}", {"config": {"env": worker_environment()}})
         file = scale.job(model, server.upload(data), backend=backend, checkpoint={"max_interval_s": 8})
         job = server.post("/jobs", file)["id"]
-        lease = server.wait_for(lambda: _reached(server, scale.steps // 2), "half of the job", 300)
+        lease = server.wait_for(lambda: reached(server, scale.steps // 2), "half of the job", 300)
         os.kill(server.workers()[lease], signal.SIGKILL)
         server.wait_for(lambda: finished(server, job), "the job's end", 400, 0.2)
         return read(server, job)

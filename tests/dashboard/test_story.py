@@ -8,8 +8,8 @@ import zipfile
 import pytest
 from safetensors.numpy import load as load_tensors
 
-from benchmarks.exact_resume import write_rows
 from benchmarks.lab import lab
+from benchmarks.tiny_job import write_rows
 from benchmarks.tiny_model import make_tiny_llama
 from tests.dashboard.test_browser import CURVE, MARKS, until
 

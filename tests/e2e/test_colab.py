@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.exact_resume import job_file, write_rows
 from benchmarks.lab import Lab, lab
+from benchmarks.tiny_job import job_file, write_rows
 from benchmarks.tiny_model import make_tiny_llama
 from tests.emulators.colab import Colab
 from tests.emulators.drive import Drive

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.exact_resume import Run, finished, job_file, read_result, train, write_rows
+from benchmarks.exact_resume import train
 from benchmarks.lab import Lab, lab
+from benchmarks.tiny_job import Run, finished, job_file, read_result, write_rows
 from benchmarks.tiny_model import make_tiny_llama
 from tests.emulators.drive import Drive
 from tests.emulators.kaggle import KaggleEmulator, Kernel, Person

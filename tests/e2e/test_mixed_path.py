@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import mixed_path
-from benchmarks.exact_resume import train, write_rows
+from benchmarks.exact_resume import train
+from benchmarks.tiny_job import write_rows
 from benchmarks.tiny_model import make_tiny_llama
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

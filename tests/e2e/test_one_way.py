@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.exact_resume import STEPS, Run, job_file, state_sha256, train, write_rows
+from benchmarks.exact_resume import train
+from benchmarks.tiny_job import STEPS, Run, job_file, state_sha256, write_rows
 from benchmarks.tiny_model import make_tiny_llama
 from orchestrator.adapters.views import Views
 from orchestrator.bootstrap import App, build

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from safetensors.numpy import load as load_tensors
 
-from benchmarks.exact_resume import cut_at_random, finished, job_file, train, write_rows
+from benchmarks.exact_resume import cut_at_random, train
 from benchmarks.lab import Lab, lab
+from benchmarks.tiny_job import finished, job_file, write_rows
 from benchmarks.tiny_model import make_tiny_llama
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks.exact_resume import job_file, write_rows
 from benchmarks.lab import Lab, lab
+from benchmarks.tiny_job import job_file, write_rows
 from benchmarks.tiny_model import make_tiny_llama
 
 PATIENCE_S = 180

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.exact_resume import job_file
 from benchmarks.lab import Lab, lab
+from benchmarks.tiny_job import job_file
 from tests.emulators.drive import Drive
 
 PATIENCE_S = 180
