@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import json
-import threading
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worker.protocol import LINE_MARK
-
-_WRITING = threading.RLock()
+from orchestrator.providers.notes import WRITING, SessionNotes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,34 +29,17 @@ class Session:
     released: bool = False
 
 
-class Notes:
+class Notes(SessionNotes[Session]):
     """One session's folder: `session.json`, `output.log` and, once it has ended, `outbox.jsonl`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.log, self.outbox = folder / "output.log", folder / "outbox.jsonl"
-
-    def read(self) -> Session:
-        """What was noted; nothing for a session that was not launched from here."""
-        try:
-            return Session(**json.loads((self.folder / "session.json").read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return Session()
-
-    def write(self, **changes: object) -> Session:
-        """Note something more, whole or not at all."""
-        with _WRITING:
-            noted = replace(self.read(), **changes)  # pyright: ignore[reportArgumentType]
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            aside = self.folder / ".session.json"
-            aside.write_text(json.dumps(asdict(noted)))
-            aside.replace(self.folder / "session.json")
-        return noted
+        super().__init__(folder, Session)
+        self.outbox = folder / "outbox.jsonl"
 
     def keep(self, found: dict[str, Any], detail: str) -> Session:
         """Keep what the bridge has read of the log, and note where reading goes on; `detail` is how the session ended."""
         ended = found["ended"] is not None
-        with _WRITING:
+        with WRITING:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self.log.open("ab") as log:
                 log.write(base64.b64decode(found["text"]))
@@ -69,19 +47,6 @@ class Notes:
                 self.outbox.write_bytes(base64.b64decode(found["outbox"]))
             changes = {"ended": True, "complete": True, "detail": detail} if ended else {}
             return self.write(launched=True, segment=found["segment"], offset=found["offset"], **changes)
-
-    def shown(self, offset: int, limit: int) -> bytes:
-        """A part of the log as a person reads it: without the lines that are said to the server."""
-        found, at = bytearray(), 0
-        with contextlib.suppress(FileNotFoundError), self.log.open("rb") as log:
-            for line in log:
-                if line.startswith(LINE_MARK.encode()):
-                    continue
-                found += line[max(0, offset - at) :]
-                at += len(line)
-                if len(found) >= limit:
-                    break
-        return bytes(found[:limit])
 
     def drop(self, name: str) -> None:
         """Remove a file that is not needed any more."""

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shutil
-import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.providers.kaggle.stream import Piece
-from worker.protocol import LINE_MARK
+from orchestrator.providers.notes import WRITING, SessionNotes
 
-MARK = f"{LINE_MARK} ".encode()
 LONGEST_LOG = 64 << 20
 """Bytes kept of what a kernel prints."""
-_WRITING = threading.RLock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,30 +39,12 @@ class Session:
         return self.pushed and not self.state and not self.forgotten
 
 
-class Notes:
+class Notes(SessionNotes[Session]):
     """One session's folder: `session.json`, `output.log` and `files/`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.log = folder / "output.log"
+        super().__init__(folder, Session)
         self.files = folder / "files"
-
-    def read(self) -> Session:
-        """What was noted; nothing for a session that is not known here."""
-        try:
-            return Session(**json.loads((self.folder / "session.json").read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return Session()
-
-    def write(self, **changes: object) -> Session:
-        """Note something more, whole or not at all."""
-        with _WRITING:
-            noted = replace(self.read(), **changes)  # pyright: ignore[reportArgumentType]
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            aside = self.folder / ".session.json"
-            aside.write_text(json.dumps(asdict(noted)))
-            aside.replace(self.folder / "session.json")
-        return noted
 
     def keep(self, found: Iterable[Piece]) -> Iterator[Piece]:
         """Pass a log on that was read from its beginning, and keep what is new of it."""
@@ -77,26 +54,13 @@ class Notes:
             yield piece
 
     def _append(self, at: int, data: bytes) -> int:
-        with _WRITING:
+        with WRITING:
             have = self.log.stat().st_size if self.log.is_file() else 0
             if at <= have < at + len(data) and have < LONGEST_LOG:
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 with self.log.open("ab") as file:
                     file.write(data[have - at :])
         return at + len(data)
-
-    def shown(self, offset: int, limit: int) -> bytes:
-        """A part of the log as a person reads it: without the lines that are said to the server."""
-        found, at = bytearray(), 0
-        with contextlib.suppress(FileNotFoundError), self.log.open("rb") as log:
-            for line in log:
-                if line.startswith(MARK) or (MARK.startswith(line[: len(MARK)]) and not line.endswith(b"\n")):
-                    continue
-                found += line[max(0, offset - at) :]
-                at += len(line)
-                if len(found) >= limit:
-                    break
-        return bytes(found[:limit])
 
     def clear(self) -> None:
         """Remove everything but the note and the log."""
