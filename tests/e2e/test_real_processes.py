@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import random
-import signal
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -54,6 +52,12 @@ def at_step(server: Lab, step: int) -> str:
     return server.wait_for(look, f"step {step}", 120)
 
 
+def pause(server: Lab, job: str) -> None:
+    """Afterwards nothing is under way: unlike a stopped process, whose last commit may still be arriving."""
+    server.post(f"/jobs/{job}:pause")
+    server.wait_for(lambda: server.job(job)["state"] == "paused", "the pause", 60)
+
+
 @pytest.mark.parametrize(("adapter", "kills"), [("lora", 4), ("qlora", 2)])
 def test_cuts_change_nothing(adapter: str, kills: int, shelf: tuple[Path, Path], tmp_path: Path) -> None:
     """Promise 6. Seen failing without the restore of random numbers (dropout) and, for QLoRA, without the fp32 adapter."""
@@ -83,8 +87,7 @@ def test_the_server_may_be_off_for_a_whole_session(server: Lab, shelf: tuple[Pat
 def test_pause_and_resume_lose_nothing(server: Lab, shelf: tuple[Path, Path]) -> None:
     job = submit(server, shelf, max_steps=2_000)
     at_step(server, 10)
-    server.post(f"/jobs/{job}:pause")
-    server.wait_for(lambda: server.job(job)["state"] == "paused", "the pause", 60)
+    pause(server, job)
     shown = server.job(job)
     (session,) = server.get(f"/jobs/{job}/sessions")["items"]
     assert session["outcome"] == "paused"
@@ -121,15 +124,15 @@ def test_a_worker_that_dies_at_once_every_time_ends_in_words(server: Lab, shelf:
 def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(server: Lab, shelf: tuple[Path, Path]) -> None:
     """Promise 3. Seen failing without `heads.fall_back`: the job failed four times on the same bytes and gave up."""
     job = submit(server, shelf)
-    lease = at_step(server, 20)
+    at_step(server, 20)
     server.wait_for(lambda: len(_committed(server, job)) >= 2, "two checkpoints", 30)
-    os.kill(server.workers()[lease], signal.SIGSTOP)
+    pause(server, job)
     head = server.job(job)["head"]
     stored = next(p for p in (server.data / "store" / "jobs" / job).rglob("*.safetensors") if _sha(p) == head["sha256"])
     damaged = bytearray(stored.read_bytes())
     damaged[-10] ^= 1
     stored.write_bytes(bytes(damaged))
-    os.kill(server.workers()[lease], signal.SIGKILL)
+    server.post(f"/jobs/{job}:resume")
     server.wait_for(lambda: finished(server, job), "the job's end", 180, 0.1)
     states = {c["sha256"]: c["state"] for c in server.get(f"/jobs/{job}/checkpoints")["items"]}
     assert states[head["sha256"]] == "corrupt"
@@ -140,13 +143,12 @@ def test_a_clone_from_a_checkpoint_ends_in_the_bytes_of_the_original(server: Lab
     clone's own row (nothing to begin with), and with a schedule or an order of samples begun anew.
     """
     job = submit(server, shelf, checkpoint={"max_interval_s": 0.3, "keep": 1})
-    lease = at_step(server, 10)
-    os.kill(server.workers()[lease], signal.SIGSTOP)
-    server.wait_for(lambda: len(_committed(server, job)) == 1, "a checkpoint", 30)
+    at_step(server, 10)
+    pause(server, job)
     (begin,) = _committed(server, job)
     made = server.post(f"/jobs/{job}:clone?from={begin['sha256']}", {"placement": {"max_session_s": 600}})
     assert (made["first_step"], made["head"]["step"]) == (begin["step"], begin["step"])
-    os.kill(server.workers()[lease], signal.SIGCONT)
+    server.post(f"/jobs/{job}:resume")
     for ident in (job, made["id"]):
         server.wait_for(lambda ident=ident: finished(server, ident), "the end", 180, 0.1)
     states = {c["sha256"]: c["state"] for c in server.get(f"/jobs/{job}/checkpoints")["items"]}
