@@ -50,6 +50,8 @@ STEPS_TO_SKIP = 2
 """The first steps of a session warm things up and would spoil its seconds per step."""
 DETAIL_CHARACTERS = 4_000
 UNDELIVERED = 4
+SPARE_GRANTS = {GrantKind.CHECKPOINT: 2, GrantKind.ADAPTER: 0}
+"""Kept in hand for a server that goes away: the saver needs no more than two, one unanswered and the newest."""
 GOODBYE_S = 10.0
 """Kept for the last messages, and given to them even when the budget is over."""
 
@@ -289,8 +291,12 @@ class Session:
         if self._holding:
             raise Refused("checkpoints stay on this machine")
         waiting = self._grants[kind]
-        if not waiting:
-            waiting += self._uplink.grants(self._assignment.fence, kind, 1)
+        if len(waiting) <= SPARE_GRANTS[kind]:
+            try:
+                waiting += self._uplink.grants(self._assignment.fence, kind, 1 + SPARE_GRANTS[kind] - len(waiting))
+            except UplinkError:
+                if not waiting:
+                    raise
         return waiting.pop(0)
 
     def offer(self, *, key: str, sha256: str, size: int, manifest: Manifest) -> Offer:
