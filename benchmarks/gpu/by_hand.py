@@ -10,10 +10,11 @@ from typing import Any
 
 from benchmarks.gpu.models import LORA_PARAMETERS, Scale, paper_model, write_long_rows
 from benchmarks.gpu.orchestrated import WARM_UP
+from worker.training.kernels import insist_on_determinism
 
 
-def measure(folder: Path, scale: Scale, backend: str) -> dict[str, Any]:
-    """Step times and peak memory of `scale.steps` steps."""
+def measure(folder: Path, scale: Scale, backend: str, *, deterministic: bool) -> dict[str, Any]:
+    """Step times and peak memory; with `deterministic`, with kernels that give the same bits every time, as ours do."""
     folder_of_model = paper_model(folder, scale)
     data = write_long_rows(folder / "long.jsonl", scale)
     if backend == "unsloth":
@@ -48,10 +49,10 @@ def measure(folder: Path, scale: Scale, backend: str) -> dict[str, Any]:
         processing_class=AutoTokenizer.from_pretrained(folder_of_model),
         train_dataset=Dataset.from_list(rows),
         args=SFTConfig(
-            output_dir=str(folder / "by-hand"),
+            output_dir=str(folder / f"by-hand-{backend}-{deterministic}"),
             per_device_train_batch_size=2,
             gradient_accumulation_steps=4,
-            max_steps=scale.steps,
+            max_steps=scale.timed_steps,
             max_length=scale.sequence_len,
             packing=False,
             learning_rate=2e-4,
@@ -74,9 +75,12 @@ def measure(folder: Path, scale: Scale, backend: str) -> dict[str, Any]:
     count = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     if not scale.tiny and count != LORA_PARAMETERS:
         raise RuntimeError(f"{count} trainable parameters, not {LORA_PARAMETERS}")
+    if deterministic:
+        insist_on_determinism()
     trainer.train()
     return {
         "backend": backend,
+        "deterministic": deterministic,
         "step_seconds": [round(value, 4) for value in seconds],
         "step_seconds_median": round(statistics.median(seconds[WARM_UP:]), 4),
         "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 3) if on_gpu else None,

@@ -2,52 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.models import Scale, paper_model, write_long_rows
-from benchmarks.gpu.sessions import Run, Watcher, largest_difference, resolved, run, session, tensors_sha256
-from worker import fit
-from worker.fit import Shape
+from benchmarks.gpu.sessions import Run, largest_difference, resolved, run, tensors_sha256
+from worker import checkpoint
 
 
-def measure(folder: Path, scale: Scale, backend: str, cuts: tuple[int, ...] = (0, 1, 5)) -> dict[str, Any]:
-    """Compare, on the paper's job; the checkpoint at the one cut stays in `folder` for whoever goes on from it."""
+def measure(folder: Path, scale: Scale, backend: str, *, fp16: bool = False) -> dict[str, Any]:
+    """Compare, on the paper's job; the checkpoint at the one cut stays in `folder` for whoever goes on from it.
+
+    With `fp16` the card computes as one without bf16 does, a T4 say, with a loss scaler; cut once.
+    """
     model, data = paper_model(folder, scale), write_long_rows(folder / "long.jsonl", scale)
     spec = resolved(scale.job(model, "", backend=backend), data)
     chance = random.Random(3)
     runs: dict[int, Run] = {}
     steps: dict[int, list[int]] = {}
-    for count in cuts:
-        steps[count] = sorted(chance.sample(range(1, spec.total_steps), count))
-        runs[count] = run(spec, data, folder / f"exact-{backend}-{count}", steps[count])
+    name = f"exact-fp16-{backend}" if fp16 else f"exact-{backend}"
+    with _without_bf16() if fp16 else contextlib.nullcontext():
+        for count in (0, 1) if fp16 else (0, 1, 5):
+            steps[count] = sorted(chance.sample(range(1, spec.total_steps), count))
+            runs[count] = run(spec, data, folder / f"{name}-{count}", steps[count])
     whole = runs[0]
+    manifest = checkpoint.read_manifest(whole.checkpoint)
     return {
         "backend": backend,
+        "precision": manifest.precision,
+        "scaler": manifest.state.get("scaler"),
+        "deterministic": manifest.state["deterministic"],
         "steps": spec.total_steps,
         "losses": whole.series("loss"),
         "batch_crc32": whole.series("batch_crc32"),
-        "cuts": [_against(whole, runs[count], steps[count]) for count in cuts if count],
-        "peaks": peaks(folder, scale, backend),
+        "cuts": [_against(whole, cut, steps[count]) for count, cut in runs.items() if count],
     }
 
 
-def peaks(folder: Path, scale: Scale, backend: str, sizes: tuple[int, ...] = (1, 2, 4)) -> list[dict[str, Any]]:
-    """Peak GPU memory at several micro-batches, beside what the planner says before launch."""
-    model, data = paper_model(folder, scale), folder / "long.jsonl"
-    shape = Shape.read(model / "config.json")
-    assert shape is not None
-    found = []
-    for size in sizes:
-        spec = resolved(scale.job(model, "", backend=backend, micro_batch_size=size), data)
-        watcher = Watcher(stop_at=2)
-        session(spec, data, folder / f"peak-{backend}-{size}", watcher)
-        measured = max((values.get("gpu_peak_bytes", 0.0) for values in watcher.steps.values()), default=0.0)
-        predicted = fit.gpu_bytes(spec, shape, backend=backend, micro_batch=size)
-        gib = {"predicted_gib": round(predicted / 2**30, 3), "measured_gib": round(measured / 2**30, 3)}
-        found.append({"micro_batch": size, "step_seconds": round(watcher.step_seconds[-1], 3)} | gib)
-    return found
+@contextlib.contextmanager
+def _without_bf16() -> Iterator[None]:
+    from worker.training import backends
+
+    real, backends.precision_of = backends.precision_of, lambda _: "fp16"
+    try:
+        yield
+    finally:
+        backends.precision_of = real
 
 
 def _against(whole: Run, cut: Run, at: list[int]) -> dict[str, Any]:

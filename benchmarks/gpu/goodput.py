@@ -1,13 +1,19 @@
-"""(f) A real small model under fire: how much of the wall clock is training that counts, and how much could have been."""
+"""(f) A real small model under fire: how much of the wall clock is training that counts, and how much could have been.
+
+Several jobs share each card, each with a worker of its own, so that ten kills hours apart in a job's life fit in minutes.
+"""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import os
 import random
 import signal
-import statistics
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,89 +24,129 @@ from benchmarks.lab import Lab, lab
 
 KILLS_SEED = 0
 ENDLESS = 100_000
-"""More steps than there is time for: the measurement ends by the clock."""
+"""More steps than there is time for: the measurement ends with a pause, as a person would end it."""
 
 
-def measure(
-    folder: Path, scale: Scale, backend: str, gguf: Path | None, limit_s: float, mtbf_s: float
-) -> dict[str, Any]:
-    """One job for `limit_s` seconds while its workers are killed with SIGKILL at exponentially distributed times."""
+@dataclass(frozen=True)
+class UnderFire:
+    """A job, and where its server is to be asked."""
+
+    server: Lab
+    job: str
+
+
+def measure(folder: Path, scale: Scale, gguf: Path | None, asked: argparse.Namespace) -> dict[str, Any]:
+    """Jobs for `goodput_s` seconds while their workers are killed with SIGKILL, each after exponentially distributed times."""
     model = small_model(folder / "goodput", gguf, scale)
     data = write_prose(folder / "goodput" / "prose.jsonl", 120 if scale.tiny else 1200)
-    settings = {"allowed_folders": json.dumps([str(folder)]), "offline": True, "mtbf_s": mtbf_s, "report_every_s": 1}
-    with lab(folder / "goodput" / "lab", **settings, reconcile_s=0.5) as server:
-        pool = server.get("/accounts")["items"][0]["id"]
-        server.patch(f"/accounts/{pool}", {"config": {"env": worker_environment()}})
+    count, mtbf_s = asked.goodput_jobs, asked.goodput_mtbf
+    with contextlib.ExitStack() as stack:
+        cards = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        servers = [stack.enter_context(_server(folder / "goodput" / f"lab-{c or 'cpu'}", c, asked)) for c in cards]
         began = time.monotonic()
-        job = server.post("/jobs", _job(model, server.upload(data), scale, backend))["id"]
-        kills = under_fire(server, mtbf_s, began + limit_s)
-        wall = time.monotonic() - began
-        return {"model": "SmolLM2-135M" if not scale.tiny else "tiny", "kills": kills, "mtbf_s": mtbf_s} | ledger(
-            server, job, wall
-        )
+        jobs = [
+            UnderFire(server, server.post("/jobs", _job(model, dataset, scale, number))["id"])
+            for server in servers
+            for dataset in [server.upload(data)]
+            for number in range(count)
+        ]
+        kills = under_fire(jobs, mtbf_s, began + asked.goodput_s)
+        wall = pause(jobs, began)
+        told = {"model": "SmolLM2-135M" if not scale.tiny else "tiny", "cards": len(cards), "jobs": len(jobs)}
+        return told | {"kills": kills, "mtbf_s": mtbf_s} | ledger(jobs, wall)
 
 
-def under_fire(server: Lab, mtbf_s: float, until: float) -> int:
-    """Kill whatever works at exponential intervals until that time; returns the number of kills."""
-    chance = random.Random(KILLS_SEED)
-    kills, due = 0, time.monotonic() + chance.expovariate(1 / mtbf_s)
+@contextlib.contextmanager
+def _server(folder: Path, card: str, asked: argparse.Namespace) -> Iterator[Lab]:
+    settings: dict[str, Any] = {"allowed_folders": json.dumps([str(folder.parent)]), "mtbf_s": asked.goodput_mtbf}
+    with lab(folder, **settings, offline=True, report_every_s=1, reconcile_s=0.5) as server:
+        pool = server.get("/accounts")["items"][0]["id"]
+        environment = worker_environment() | {"CUDA_VISIBLE_DEVICES": card}
+        server.patch(f"/accounts/{pool}", {"config": {"env": environment, "slots": asked.goodput_jobs}})
+        yield server
+
+
+def under_fire(jobs: list[UnderFire], mtbf_s: float, until: float) -> int:
+    """Kill the worker of any one of the jobs, so that each loses its own every `mtbf_s` on average; returns the kills."""
+    chance, kills = random.Random(KILLS_SEED), 0
+    due = time.monotonic() + chance.expovariate(len(jobs) / mtbf_s)
     while time.monotonic() < until:
         time.sleep(0.05)
-        workers = server.workers()
-        if time.monotonic() >= due and workers:
-            os.kill(next(iter(workers.values())), signal.SIGKILL)
-            kills, due = kills + 1, time.monotonic() + chance.expovariate(1 / mtbf_s)
+        if time.monotonic() < due:
+            continue
+        workers = [
+            pid for server in {id(j.server): j.server for j in jobs}.values() for pid in server.workers().values()
+        ]
+        if workers:
+            os.kill(chance.choice(workers), signal.SIGKILL)
+            kills, due = kills + 1, time.monotonic() + chance.expovariate(len(jobs) / mtbf_s)
     return kills
 
 
-def _job(model: Path, dataset: str, scale: Scale, backend: str) -> dict[str, Any]:
+def pause(jobs: list[UnderFire], began: float) -> float:
+    """End all of them with what they have; returns the wall-clock seconds of all jobs together."""
+    for each in jobs:
+        each.server.post(f"/jobs/{each.job}:pause")
+    wall, left = 0.0, list(jobs)
+    while left:
+        for each in list(left):
+            if each.server.job(each.job)["state"] == "paused":
+                wall += time.monotonic() - began
+                left.remove(each)
+        time.sleep(0.05)
+    return wall
+
+
+def _job(model: Path, dataset: str, scale: Scale, number: int) -> dict[str, Any]:
     return {
-        "name": "under-fire",
+        "name": f"under-fire-{number}",
         "base_model": str(model),
         "datasets": [{"path": dataset}],
-        "backend": backend,
+        "backend": "hf",
         "adapter": "lora",
         "sequence_len": 64 if scale.tiny else 512,
-        "global_batch_size": 16,
+        "global_batch_size": 8,
         "max_steps": ENDLESS,
         "learning_rate": 2e-4,
         "optimizer": "adamw_8bit",
     }
 
 
-def ledger(server: Lab, job: str, wall_s: float) -> dict[str, Any]:
-    """Where the wall clock went. Useful is the time of as many steps as are safe at the end; `bound` is what the same kills and
-    the same start-ups would have left to a run that saves for nothing, restores in no time and loses no step.
+def ledger(jobs: list[UnderFire], wall_s: float) -> dict[str, Any]:
+    """Where the wall clock of all jobs went. Useful are the seconds of the steps that are safe in the end; `bound` is what
+    the same kills and the same start-ups would have left to runs that save for nothing, restore in no time and lose no step.
     """
-    sessions = server.get(f"/jobs/{job}/sessions")["items"]
     spent: dict[str, float] = {}
-    for session in sessions:
-        for phase, seconds in session["ledger"].items():
-            spent[phase] = spent.get(phase, 0.0) + seconds
-    state = server.job(job)
-    safe = state["head"]["step"] if state["head"] else 0
-    step_s = statistics.median(series(server, job, "step_seconds").values())
-    start_up = sum(spent.get(p, 0.0) for p in START_UP)
+    totals = {"sessions": 0, "steps": 0, "steps_repeated": 0}
+    useful = 0.0
+    for each in jobs:
+        sessions = each.server.get(f"/jobs/{each.job}/sessions")["items"]
+        for session in sessions:
+            for phase, seconds in session["ledger"].items():
+                spent[phase] = spent.get(phase, 0.0) + seconds
+        state = each.server.job(each.job)
+        safe = state["head"]["step"] if state["head"] else 0
+        useful += sum(s for step, s in series(each.server, each.job, "step_seconds").items() if step <= safe)
+        totals["sessions"] += len(sessions)
+        totals["steps"] += safe
+        totals["steps_repeated"] += state["steps_repeated"]
+    start_up = sum(spent.get(phase, 0.0) for phase in START_UP)
     shares = {
-        "train": safe * step_s,
+        "train": useful,
         "start_up": start_up,
         "restore": spent.get("restore", 0.0),
         "save_stall": spent.get("save", 0.0),
-        "lost_work": (state["steps_repeated"] + state["step"] - safe) * step_s,
+        "lost_work": max(0.0, spent.get("train", 0.0) - useful),
     }
     shares["idle"] = wall_s - sum(shares.values())
-    bound = 1.0 - start_up / wall_s
-    goodput = shares["train"] / wall_s
-    return {
+    bound, goodput = 1.0 - start_up / wall_s, useful / wall_s
+    return totals | {
         "wall_s": round(wall_s, 1),
-        "steps": safe,
-        "steps_repeated": state["steps_repeated"],
-        "sessions": len(sessions),
-        "step_seconds_median": round(step_s, 4),
-        "start_up_s": round(start_up / len(sessions), 2),
+        "step_seconds_mean": round(useful / max(1, totals["steps"]), 4),
+        "start_up_s": round(start_up / totals["sessions"], 2),
         "goodput": round(goodput, 4),
         "bound": round(bound, 4),
         "of_bound": round(goodput / bound, 4),
         "ledger": {name: round(seconds / wall_s, 4) for name, seconds in shares.items()},
-        "save_stall_of_training": round(shares["save_stall"] / (shares["train"] + shares["lost_work"]), 5),
+        "save_stall_of_training": round(shares["save_stall"] / max(1e-9, shares["train"] + shares["lost_work"]), 5),
     }

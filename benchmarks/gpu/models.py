@@ -53,6 +53,11 @@ class Scale:
     def steps(self) -> int:
         return 6 if self.tiny else 10
 
+    @property
+    def timed_steps(self) -> int:
+        """Steps of what is timed: enough for a median."""
+        return 6 if self.tiny else 16
+
     def job(self, model: Path, dataset: str, **changes: Any) -> dict[str, Any]:
         """The paper's recipe as a job file."""
         plain = {

@@ -9,24 +9,31 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks.goodput import START_UP
 from benchmarks.gpu.models import Scale, paper_model, write_long_rows
 from benchmarks.lab import Lab, lab
 from benchmarks.tiny_job import finished, reached
+from worker.deadline import Cadence
+from worker.protocol import CheckpointSpec
 
 WARM_UP = 2
 """Steps of each session that are not counted: kernels are compiled and memory is first taken in them."""
+SAVE_EVERY_S = 8
+"""Far oftener than a run of hours would, to have several saves to time."""
+MTBF_S = 6 * 3600.0
+"""For the cadence that a run of hours would have: what the server assumes of a place it knows nothing about."""
 
 
-def measure(folder: Path, scale: Scale, backend: str) -> dict[str, Any]:
-    """One job from submit to adapter with a SIGKILL in its middle."""
+def measure(folder: Path, scale: Scale, backend: str, home: Path) -> dict[str, Any]:
+    """One job from submit to adapter with a SIGKILL in its middle; the server's data lie in `home`."""
     model, data = paper_model(folder, scale), write_long_rows(folder / "long.jsonl", scale)
     settings = {"allowed_folders": json.dumps([str(folder)]), "offline": True, "report_every_s": 1, "reconcile_s": 0.5}
-    with lab(folder / f"lab-{backend}", **settings) as server:
+    with lab(home, **settings) as server:
         pool = server.get("/accounts")["items"][0]["id"]
         server.patch(f"/accounts/{pool}", {"config": {"env": worker_environment()}})
-        file = scale.job(model, server.upload(data), backend=backend, checkpoint={"max_interval_s": 8})
-        job = server.post("/jobs", file)["id"]
-        lease = server.wait_for(lambda: reached(server, scale.steps // 2), "half of the job", 300)
+        changes = {"backend": backend, "max_steps": scale.timed_steps, "checkpoint": {"max_interval_s": SAVE_EVERY_S}}
+        job = server.post("/jobs", scale.job(model, server.upload(data), **changes))["id"]
+        lease = server.wait_for(lambda: reached(server, scale.timed_steps // 2), "half of the job", 300)
         os.kill(server.workers()[lease], signal.SIGKILL)
         server.wait_for(lambda: finished(server, job), "the job's end", 400, 0.2)
         return read(server, job)
@@ -44,6 +51,7 @@ def read(server: Lab, job: str) -> dict[str, Any]:
     checkpoints = server.get(f"/jobs/{job}/checkpoints")["items"]
     seconds = series(server, job, "step_seconds")
     peaks = series(server, job, "gpu_peak_bytes")
+    ledgers = [{phase: round(value, 3) for phase, value in s["ledger"].items()} for s in sessions]
     first, last = sessions[0]["first_step"], sessions[-1]["first_step"]
     warm = {step for begin in (first, last) for step in range(begin + 1, begin + 1 + WARM_UP)}
     steady = [value for step, value in seconds.items() if step not in warm]
@@ -59,11 +67,33 @@ def read(server: Lab, job: str) -> dict[str, Any]:
                 "first_step": s["first_step"],
                 "ended": s["outcome"],
                 "fidelity": s["fidelity"],
-                "ledger": {phase: round(value, 3) for phase, value in s["ledger"].items()},
+                "ledger": ledger,
             }
-            for s in sessions
+            for s, ledger in zip(sessions, ledgers, strict=True)
         ],
+        "start_to_first_step_s": {
+            "cold": round(_start_up(ledgers[0]) + seconds[first + 1], 1),
+            "warm": round(_start_up(ledgers[-1]) + seconds[last + 1], 1),
+        },
+        "restore_s": ledgers[-1].get("restore"),
+        "save": _saving(ledgers, [c for c in checkpoints if c["state"] in ("committed", "pruned")]),
         "checkpoints": [{"step": c["step"], "bytes": c["size"]} for c in checkpoints],
+    }
+
+
+def _start_up(ledger: dict[str, float]) -> float:
+    return sum(ledger.get(phase, 0.0) for phase in (*START_UP, "restore"))
+
+
+def _saving(ledgers: list[dict[str, float]], saved: list[dict[str, Any]]) -> dict[str, float]:
+    """Training's wait for one save, the first ones with their buffers included, and what that comes to over hours."""
+    stall = sum(ledger.get("save", 0.0) for ledger in ledgers) / max(1, len(saved))
+    cadence = Cadence(MTBF_S, CheckpointSpec().max_interval_s)
+    cadence.stalled(stall)
+    return {
+        "stall_s": round(stall, 4),
+        "interval_s": round(cadence.interval_s, 1),
+        "share_of_training": round(stall / cadence.interval_s, 5),
     }
 
 
