@@ -1,7 +1,7 @@
 """What a job takes on a machine, estimated from the model's published shape. Plain arithmetic: needs neither torch nor a GPU.
 
-The constants are measured (benchmarks/results/gpu.json: `peak_reserved_gib` of the items `orchestrated-*`, and how the
-`peaks` of the items `exact-*` grow with the micro-batch). The estimate is that of the allocator's peak, to be compared with
+The constants are measured (benchmarks/results/gpu.json: `peak_reserved_gib` of the items `orchestrated-*`, and the items
+`peaks-*`). The estimate is that of the allocator's peak, to be compared with
 `torch.cuda.max_memory_reserved`.
 """
 
@@ -38,7 +38,7 @@ class _Activations:
 
 _BACKENDS = {
     "hf": _Activations(per_hidden=40.0, per_intermediate=20.0, kept_per_layer=1.0, fixed=0.0),
-    "unsloth": _Activations(per_hidden=24.0, per_intermediate=10.0, kept_per_layer=0.0, fixed=0.7 * 2**30),
+    "unsloth": _Activations(per_hidden=21.0, per_intermediate=8.5, kept_per_layer=0.0, fixed=0.8 * 2**30),
 }
 
 

