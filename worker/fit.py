@@ -1,8 +1,7 @@
 """What a job takes on a machine, estimated from the model's published shape. Plain arithmetic: needs neither torch nor a GPU.
 
-The constants are measured (benchmarks/results/gpu.json: `peak_reserved_gib` of the items `orchestrated-*`, and the items
-`peaks-*`). The estimate is that of the allocator's peak, to be compared with
-`torch.cuda.max_memory_reserved`.
+The constants are measured (benchmarks/results/gpu.json: the items `peaks-*`, and `peak_reserved_gib` of `orchestrated-*`). The
+estimate is that of the allocator's peak, to be compared with `torch.cuda.max_memory_reserved`.
 """
 
 from __future__ import annotations
