@@ -269,6 +269,17 @@ def test_without_a_script_pages_are_read_and_jobs_are_paused(show, visit, tmp_pa
     page.get_by_role("heading", name="by hand").wait_for()
 
 
+def test_a_file_that_was_chosen_before_the_script_came_is_sent(show, visit):
+    """Seen failing without the look at what is chosen already: nothing happened, and nothing was said."""
+    page = visit(show.link())
+    page.route("**/submit.js*", lambda route: route.fulfill(body="", content_type="text/javascript"))
+    page.goto(show.url + "/submit")
+    page.set_input_files("#file", {"name": "quick.jsonl", "mimeType": "text/plain", "buffer": b'{"text": "a"}\n' * 3})
+    page.unroute_all()
+    page.add_script_tag(url=page.locator("script[src*='submit.js']").get_attribute("src"))
+    page.locator("#preview").get_by_text("quick.jsonl").wait_for()
+
+
 def test_a_job_is_made_from_a_file_that_is_looked_into(show, visit, tmp_path):
     page = visit(show.link())
     page.goto(show.url + "/submit?preset=instruct")

@@ -73,16 +73,16 @@ def test_the_server_may_be_off_for_a_whole_session(server: Lab, shelf: tuple[Pat
     Seen failing without `reconcile._adopt`: the job went back to the queue and trained its steps again; and, once the uploads
     granted in advance were used up, without `runner.SPARE_GRANTS`: the last checkpoint had no place to go to.
     """
-    job = submit(server, shelf, max_steps=150, checkpoint={"max_interval_s": 0.3}, placement={"max_session_s": 60})
+    job = submit(server, shelf, max_steps=100, checkpoint={"max_interval_s": 0.3}, placement={"max_session_s": 60})
     lease = at_step(server, 5)
     server.wait_for(lambda: len(server.get(f"/jobs/{job}/checkpoints")["items"]) > UPLOADS_IN_ADVANCE, "saves", 30)
     server.kill()
     server.wait_for(lambda: lease not in server.workers(), "the session's end", 120)
-    assert server.last_step(lease) == 150
+    assert server.last_step(lease) == 100
     server.up()
     server.wait_for(lambda: finished(server, job), "the job's end", 60, 0.1)
     sessions = server.get(f"/jobs/{job}/sessions")["items"]
-    assert [(s["outcome"], s["last_step"]) for s in sessions] == [("completed", 150)]
+    assert [(s["outcome"], s["last_step"]) for s in sessions] == [("completed", 100)]
     archive = zipfile.ZipFile(io.BytesIO(server.client.get(f"/jobs/{job}/adapter").content))
     assert load_tensors(archive.read("adapter_model.safetensors"))
 

@@ -69,5 +69,6 @@
   };
   // Everything that what is seen of a row depends on.
   for (const name of ["data", "base_model", "sequence_len", "more"]) form.elements[name].addEventListener("change", again);
-  again();
+  // A quick hand, or a browser that restores a form, has chosen a file before this script was there.
+  if (file.files.length) send(file.files[0]); else again();
 })();
