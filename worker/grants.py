@@ -17,6 +17,8 @@ from worker.uplink import Refused, ServerAway, Stale
 TIMEOUT_S = 300.0
 CHUNK_BYTES = 1 << 20
 _GONE = frozenset({401, 403, 404, 409, 410})
+_TAKEN = 409
+"""Of an upload: it arrived although nobody heard so, and now it is another file's turn."""
 
 
 class DamagedError(Exception):
@@ -70,6 +72,8 @@ def _put(grant: Grant, source: Path) -> None:
             answer = httpx.put(grant.url or "", content=file, headers=grant.headers, timeout=TIMEOUT_S, trust_env=False)
     except httpx.HTTPError as error:
         raise ServerAway(f"upload of {grant.key}: {type(error).__name__}: {error}") from error
+    if answer.status_code == _TAKEN:
+        raise UnusableGrant(f"upload of {grant.key}: an earlier file lies there")
     if not answer.is_success:
         kind = Stale if answer.status_code in _GONE else Refused if answer.status_code < 500 else ServerAway
         raise kind(f"upload of {grant.key}: HTTP {answer.status_code} {answer.text[:200]}")

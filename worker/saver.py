@@ -190,7 +190,8 @@ class Saver:
     def _drop(self, saved: _Saved) -> None:
         if saved.offer is not None:
             self._counter.withdraw(saved.offer)
-        if saved.grant is not None and not saved.grant.resumable:
+        # An address that has taken a file takes no other; one that was only tried still does, and so does a path.
+        if saved.grant and not saved.grant.resumable and (saved.offer is None or saved.grant.path is not None):
             self._spare.append(saved.grant)
         saved.path.unlink(missing_ok=True)
 

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
-from worker import checkpoint
+from worker import checkpoint, grants
 from worker.deadline import Budget, Cadence
 from worker.outbox import Outbox
 from worker.protocol import (
@@ -225,6 +226,42 @@ def test_a_server_that_returns_just_now_gets_no_checkpoint_that_is_being_dropped
         desk.saver.take(snapshot(step))
     assert desk.saver.settle(PATIENCE_S)
     assert not desk.refusals
+
+
+def test_an_address_that_has_taken_a_file_is_given_no_other(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: the grant of a checkpoint that was dropped after its upload was used again; the store refused other bytes under
+    the same key, which ended the session.
+    """
+    taken: dict[str | None, bytes] = {}
+    arrived = threading.Semaphore(0)
+
+    def put(grant: Grant, source: Path) -> None:
+        if taken.setdefault(grant.url, source.read_bytes()) != source.read_bytes():
+            raise Stale("409: was written before, with different bytes")
+        arrived.release()
+
+    def address(fence: int, kind: GrantKind, count: int) -> list[Grant]:
+        desk.server.granted += 1
+        return [Grant(key=f"k{desk.server.granted}", kind=kind, url=f"http://store/{desk.server.granted}")]
+
+    monkeypatch.setattr(grants, "upload", put)
+    monkeypatch.setattr(desk.server, "grants", address)
+    desk.server.mood = away
+    for step in (1, 2, 3, 4):
+        desk.saver.take(snapshot(step))
+        assert arrived.acquire(timeout=PATIENCE_S), desk.refusals
+    desk.server.mood = lambda: None
+    assert desk.saver.settle(PATIENCE_S)
+    assert not desk.refusals
+    assert len(taken) == 4
+
+
+def test_an_address_that_is_taken_is_given_up_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: without it a file whose arrival nobody had heard of ended the session at the next one."""
+    monkeypatch.setattr(httpx, "put", lambda *_, **__: httpx.Response(409, text="was written before"))
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(grants.UnusableGrant):
+        grants.upload(Grant(key="k", kind=GrantKind.CHECKPOINT, url="http://store/k"), tmp_path / "file")
 
 
 def test_messages_wait_for_the_server_and_arrive_in_order(desk: Desk) -> None:
