@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--wheels", type=Path, help="staged wheels of unsloth, for the item `install`")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--goodput-s", type=float, default=1000.0, help="how long to train under fire")
+    parser.add_argument("--goodput-kills", type=int, default=10, help="how many workers to kill, if it takes longer")
     parser.add_argument("--goodput-mtbf", type=float, default=400.0, help="mean seconds between two kills of a job")
     parser.add_argument("--goodput-jobs", type=int, default=3, help="how many jobs share each card meanwhile")
     parser.add_argument("--json", action="store_true", help="print the results as one line")
@@ -127,6 +128,7 @@ def measure(item: str, asked: argparse.Namespace) -> dict[str, Any]:
         "exact-fp16": lambda: exact.measure(folder, scale, backend, fp16=True),
         "peaks": lambda: peaks.measure(folder, scale, backend),
         "cross": lambda: cross.measure(folder, scale, earlier["exact-hf"], other),
+        "cross-small": lambda: cross.measure_small(folder, scale, asked.gguf, other),
         "seam": lambda: seam.measure(folder, scale, "hf", asked.gguf),
         "goodput": lambda: goodput.measure(folder, scale, asked.gguf, asked),
         "two-gpus": lambda: two_gpus.measure(folder, scale, earlier["orchestrated-hf"], home),

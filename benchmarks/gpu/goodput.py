@@ -36,7 +36,9 @@ class UnderFire:
 
 
 def measure(folder: Path, scale: Scale, gguf: Path | None, asked: argparse.Namespace) -> dict[str, Any]:
-    """Jobs for `goodput_s` seconds while their workers are killed with SIGKILL, each after exponentially distributed times."""
+    """Jobs for `goodput_s` seconds, longer where `goodput_kills` take longer, while their workers are killed with SIGKILL, each
+    after exponentially distributed times.
+    """
     model = small_model(folder / "goodput", gguf, scale)
     data = write_prose(folder / "goodput" / "prose.jsonl", 120 if scale.tiny else 1200)
     count, mtbf_s = asked.goodput_jobs, asked.goodput_mtbf
@@ -50,7 +52,7 @@ def measure(folder: Path, scale: Scale, gguf: Path | None, asked: argparse.Names
             for dataset in [server.upload(data)]
             for number in range(count)
         ]
-        kills = under_fire(jobs, mtbf_s, began + asked.goodput_s)
+        kills = under_fire(jobs, mtbf_s, began + asked.goodput_s, asked.goodput_kills)
         wall = pause(jobs, began)
         told = {"model": "SmolLM2-135M" if not scale.tiny else "tiny", "cards": len(cards), "jobs": len(jobs)}
         return told | {"kills": kills, "mtbf_s": mtbf_s} | ledger(jobs, wall)
@@ -66,18 +68,16 @@ def _server(folder: Path, card: str, asked: argparse.Namespace) -> Iterator[Lab]
         yield server
 
 
-def under_fire(jobs: list[UnderFire], mtbf_s: float, until: float) -> int:
+def under_fire(jobs: list[UnderFire], mtbf_s: float, until: float, least: int) -> int:
     """Kill the worker of any one of the jobs, so that each loses its own every `mtbf_s` on average; returns the kills."""
+    servers = list({id(job.server): job.server for job in jobs}.values())
     chance, kills = random.Random(KILLS_SEED), 0
     due = time.monotonic() + chance.expovariate(len(jobs) / mtbf_s)
-    while time.monotonic() < until:
+    while kills < least or time.monotonic() < until:
         time.sleep(0.05)
         if time.monotonic() < due:
             continue
-        workers = [
-            pid for server in {id(j.server): j.server for j in jobs}.values() for pid in server.workers().values()
-        ]
-        if workers:
+        if workers := [pid for server in servers for pid in server.workers().values()]:
             os.kill(chance.choice(workers), signal.SIGKILL)
             kills, due = kills + 1, time.monotonic() + chance.expovariate(len(jobs) / mtbf_s)
     return kills

@@ -170,6 +170,27 @@ def small_model(folder: Path, gguf: Path | None, scale: Scale) -> Path:
     return target
 
 
+def small_job(model: Path, scale: Scale, backend: str) -> dict[str, Any]:
+    """What the small model is trained with, as a job file."""
+    return {
+        "base_model": str(model),
+        "datasets": [],
+        "backend": backend,
+        "adapter": "lora",
+        "lora_r": 16,
+        "lora_alpha": 32,
+        "sequence_len": 64 if scale.tiny else 512,
+        "global_batch_size": 2,
+        "micro_batch_size": 2,
+        "max_steps": 2,
+        "learning_rate": 3e-3 if scale.tiny else 2e-4,
+        "warmup_ratio": 0.03,
+        "optimizer": "adamw_8bit",
+        "max_grad_norm": 0.3,
+        "val_set_size": 1 / 11,
+    }
+
+
 def _packaged() -> Path:
     from importlib.util import find_spec
 

@@ -31,6 +31,7 @@ ITEMS: dict[str, Item] = {
     "exact-fp16-unsloth": Item(after=("exact-unsloth",)),
     "exact-fp16-hf": Item(after=("exact-hf",)),
     "cross": Item(after=("exact-hf",)),
+    "cross-small": Item(),
     "by-hand-unsloth": _TIMED,
     "orchestrated-unsloth": _TIMED,
     "by-hand-hf": _TIMED,

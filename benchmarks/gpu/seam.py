@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.models import Scale, small_model, write_prose
+from benchmarks.gpu.models import Scale, small_job, small_model, write_prose
 from benchmarks.gpu.sessions import Run, Watcher, resolved, run, session, tensors_sha256
 from worker import checkpoint
 from worker.hardware import probe
@@ -26,7 +26,7 @@ def measure(folder: Path, scale: Scale, backend: str, gguf: Path | None) -> dict
     if scale.tiny:
         rows, characters = 352, 120
     data = write_prose(folder / "prose.jsonl", characters, rows)
-    file = _job(model, scale, backend)
+    file = small_job(model, scale, backend)
     spec = resolved(file, data)
     epoch = spec.train_rows // spec.global_batch_size
     spec = spec.model_copy(update={"max_steps": 2 * epoch, "eval_steps": LOOK_EVERY})
@@ -49,26 +49,6 @@ def measure(folder: Path, scale: Scale, backend: str, gguf: Path | None) -> dict
         ),
         "replay_r": {"ours": replay(ours.series("loss"), epoch), "paper": replay(paper["loss"], epoch)},
         "bump": {"ours": _bump(_curves(ours), epoch), "paper": _bump(paper, epoch)},
-    }
-
-
-def _job(model: Path, scale: Scale, backend: str) -> dict[str, Any]:
-    return {
-        "base_model": str(model),
-        "datasets": [],
-        "backend": backend,
-        "adapter": "lora",
-        "lora_r": 16,
-        "lora_alpha": 32,
-        "sequence_len": 64 if scale.tiny else 512,
-        "global_batch_size": 2,
-        "micro_batch_size": 2,
-        "max_steps": 2,
-        "learning_rate": 3e-3 if scale.tiny else 2e-4,
-        "warmup_ratio": 0.03,
-        "optimizer": "adamw_8bit",
-        "max_grad_norm": 0.3,
-        "val_set_size": 1 / 11,
     }
 
 
