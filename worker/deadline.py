@@ -18,9 +18,9 @@ MOST_STALL = 0.003
 BACKGROUND_SHARE = 0.1
 """Share of the time in which a save may be written and sent in the background."""
 
-LARGEST_GAP = 0.02
+LARGEST_GAP = 0.03
 """The interval that these two shares may ask for, as a share of the mean time between losses: half of it is trained again
-with each machine that vanishes, so that saving cheaply costs one per cent at most."""
+with each machine that vanishes, so that saving cheaply costs one and a half per cent at most."""
 
 
 class Budget:

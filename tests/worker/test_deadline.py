@@ -63,13 +63,13 @@ def test_cadence_never_waits_longer_than_the_job_allows() -> None:
     ("stall", "write", "expected"),
     [
         (0.01, 0.0, 0.01 / 0.003),  # what keeps saving cheap
-        (0.03, 0.0, 0.02 * 300),  # no longer cheap, but the gap is large enough
-        (0.03, 5.0, 0.02 * 300),
-        (0.12, 0.0, math.sqrt(2 * 0.12 * 300)),  # what loses least
+        (0.03, 0.0, 0.03 * 300),  # no longer cheap, but the gap is large enough
+        (0.03, 5.0, 0.03 * 300),
+        (0.2, 0.0, math.sqrt(2 * 0.2 * 300)),  # what loses least
     ],
 )
 def test_saving_cheaply_loses_little_where_machines_vanish_soon(stall: float, write: float, expected: float) -> None:
-    """Removed: the `min` with LARGEST_GAP; a save of 0.12 s would then come every 40 s where machines live for 300."""
+    """Removed: the `min` with LARGEST_GAP; a save of 0.2 s would then come every 67 s where machines live for 300."""
     cadence = Cadence(300.0, 3_600.0, Clock())
     cadence.stalled(stall)
     cadence.wrote(write)
