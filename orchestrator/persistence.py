@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from orchestrator.domain.lifecycle import CheckpointState
-from orchestrator.domain.model import Account, Checkpoint, Claim, Event, Job, Lease, Member, Role
+from orchestrator.domain.model import Account, Checkpoint, Claim, Event, Job, Lease, Member, Pace, Role
 from worker.protocol import MetricRow, Reading, Sample
 
 
@@ -66,8 +66,8 @@ class Transaction(Protocol):
         """Write the job and its new events."""
         ...
 
-    def typical_step_s(self, base_model: str, tokens_per_step: int) -> float | None:
-        """Seconds per step of the newest job with this model and this many tokens per step, or None."""
+    def typical_pace(self, base_model: str, tokens_per_step: int) -> Pace:
+        """What a step took last in jobs with this model and this many tokens per step."""
         ...
 
     def typical_checkpoint_bytes(self, base_model: str, lora_r: int) -> int | None: ...

@@ -84,7 +84,6 @@ class Room:
     session_s: float
     memory_bytes: int = 0
     gpu: bool = False
-    speed: float = 1.0
     start_up_s: float = 60.0
     hours_left: float | None = None
     hours_total: float | None = None

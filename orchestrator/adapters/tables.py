@@ -36,6 +36,7 @@ metadata = MetaData(
 _LIVE = text("state IN ('provisioning', 'active', 'draining')")
 """Literal, not bound: a planner must be able to prove that a partial index covers the query."""
 _QUEUED = text("state = 'queued'")
+IS_TIMED = text("gpu_step_s IS NOT NULL OR host_step_s IS NOT NULL")
 _IN_USE = text("state IN ('offered', 'committed')")
 _SERIAL = BigInteger().with_variant(Integer, "sqlite")
 
@@ -117,7 +118,8 @@ jobs = Table(
     Column("first_step", Integer, nullable=False, server_default="0"),
     Column("gpu_bytes", BigInteger, nullable=False, server_default="0"),
     Column("host_bytes", BigInteger, nullable=False),
-    Column("step_s", Double),
+    Column("gpu_step_s", Double),
+    Column("host_step_s", Double),
     Column("adapter_key", String(255)),
     Column("adapter_store", String(32)),
     Column("adapter_zip_sha256", _id()),
@@ -141,8 +143,8 @@ jobs = Table(
     Index(
         "jobs_timed",
         "id",
-        sqlite_where=text("step_s IS NOT NULL"),
-        postgresql_where=text("step_s IS NOT NULL"),
+        sqlite_where=IS_TIMED,
+        postgresql_where=IS_TIMED,
     ),
     Index(
         "jobs_by_origin",

@@ -28,7 +28,7 @@ from orchestrator.adapters.rows import (
 from orchestrator.adapters.statements import Statement
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.lifecycle import CheckpointState
-from orchestrator.domain.model import Account, Event, Job, Lease, Member
+from orchestrator.domain.model import Account, Event, Job, Lease, Member, Pace
 from orchestrator.persistence import Dataset, StoreConfig, TokenInfo
 from worker.protocol import MetricRow, Reading, Sample
 
@@ -143,18 +143,14 @@ class SqlTransaction(ClaimRows, CheckpointRows):
         self._events.extend(job.events)
         job.events.clear()
 
-    def typical_step_s(self, base_model: str, tokens_per_step: int) -> float | None:
-        timed = (
-            select(tables.jobs.c.spec, tables.jobs.c.step_s)
-            .where(tables.jobs.c.step_s.is_not(None))
-            .order_by(tables.jobs.c.id.desc())
-            .limit(_JOBS_TO_COMPARE)
-        )
-        for spec, step_s in self.connection.execute(timed):
+    def typical_pace(self, base_model: str, tokens_per_step: int) -> Pace:
+        jobs, found = tables.jobs.c, Pace()
+        timed = select(jobs.spec, jobs.gpu_step_s, jobs.host_step_s).where(tables.IS_TIMED)
+        for spec, gpu_s, host_s in self.connection.execute(timed.order_by(jobs.id.desc()).limit(_JOBS_TO_COMPARE)):
             same_size = spec["global_batch_size"] * spec["sequence_len"] == tokens_per_step
             if spec["base_model"] == base_model and same_size:
-                return step_s
-        return None
+                found = Pace(gpu_s=found.gpu_s or gpu_s, host_s=found.host_s or host_s)
+        return found
 
     def typical_checkpoint_bytes(self, base_model: str, lora_r: int) -> int | None:
         jobs, heads = tables.jobs.c, tables.checkpoints.c

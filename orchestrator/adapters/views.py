@@ -289,7 +289,7 @@ def _as_job(row: Row, sessions: list[Row], now: float) -> Row:
     live = next((s for s in reversed(sessions) if s["ended_at"] is None), None)
     runs = JobState(row["state"]).holds_lease and live is not None
     step = max(row["head_step"], live["step"]) if runs and live else row["head_step"]
-    pace = (live["seconds_per_step"] if live else None) or row["step_s"]
+    pace = (live["seconds_per_step"] if live else None) or row["gpu_step_s"] or row["host_step_s"]
     begun = [s for s in sessions if s["started_at"] is not None]
     head = {"sha256": row["head"], "step": row["head_step"], "size": row["head_size"], "committed_at": row["head_at"]}
     loss = {"first": _finite(row["loss_first"]), "last": _finite(row["loss_last"])}

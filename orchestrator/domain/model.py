@@ -78,13 +78,44 @@ class Event:
     id: int | None = None
 
 
+CPU_SLOWDOWN = 50.0
+"""How much longer a step takes on a CPU than on a GPU, roughly, as long as it has not been timed on both: a T4 does some 20
+TFLOP/s of this work, a CPU of eight cores some 0.4."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Seconds of one step of a job, as last timed on a GPU and on a CPU; None where it has not been."""
+
+    gpu_s: float | None = None
+    host_s: float | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a step has been timed anywhere."""
+        return self.gpu_s is not None or self.host_s is not None
+
+    def timed(self, *, gpu: bool) -> float | None:
+        """Seconds of a step on such a machine, if that has been seen."""
+        return self.gpu_s if gpu else self.host_s
+
+    def guess(self, *, gpu: bool) -> float:
+        """The same, told from the other kind of machine where it has to be; good enough to choose between places."""
+        seen = self.timed(gpu=gpu)
+        if seen is not None:
+            return seen
+        if gpu:
+            return 1.0 if self.host_s is None else self.host_s / CPU_SLOWDOWN
+        return CPU_SLOWDOWN * (1.0 if self.gpu_s is None else self.gpu_s)
+
+
 @dataclass(kw_only=True)
 class Job:
     """One fine-tuning run. `spec` is the resolved job file as JSON-able data; `head` the newest committed checkpoint.
 
     `first_step` is 0, or the step of the checkpoint of the job `cloned_from` that this one begins with.
-    `gpu_bytes` and `host_bytes` are what a session is estimated to need on a GPU and on a CPU (0: unknown), `step_s` the last
-    measured seconds per step.
+    `gpu_bytes` and `host_bytes` are what a session is estimated to need on a GPU and on a CPU (0: unknown), `gpu_step_s` and
+    `host_step_s` the last measured seconds per step (None: not yet).
     """
 
     id: str
@@ -111,7 +142,8 @@ class Job:
     first_step: int = 0
     gpu_bytes: int = 0
     host_bytes: int = 0
-    step_s: float | None = None
+    gpu_step_s: float | None = None
+    host_step_s: float | None = None
     adapter_key: str | None = None
     adapter_store: str | None = None
     adapter_zip_sha256: str | None = None
@@ -127,6 +159,18 @@ class Job:
         self.events.append(
             Event(job_id=self.id, at=at, kind=kind, actor=actor, lease_id=lease_id, reason=reason, data=data)
         )
+
+    @property
+    def pace(self) -> Pace:
+        """What a step takes, as far as it has been timed."""
+        return Pace(gpu_s=self.gpu_step_s, host_s=self.host_step_s)
+
+    def timed(self, step_s: float, *, gpu: bool) -> None:
+        """A step took this many seconds."""
+        if gpu:
+            self.gpu_step_s = step_s
+        else:
+            self.host_step_s = step_s
 
     def to(self, new: JobState, *, reason: str, at: float, actor: str, lease_id: str | None = None) -> None:
         """Change state, or raise `IllegalMoveError`. The one door: nothing else assigns `state`."""
@@ -266,6 +310,11 @@ class Lease:
     seconds_per_step: float | None = None
     hardware: dict[str, Any] = field(default_factory=dict[str, Any])
     ledger: dict[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether its machine trains on a GPU, as far as it has said so."""
+        return self.hardware.get("device") == "cuda"
 
     def to(self, new: LeaseState) -> None:
         """Change state, or raise `IllegalMoveError`."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from orchestrator.domain.lifecycle import EndReason
+from orchestrator.domain.model import Pace
 
 SAVES_TO_SPARE = 2
 """A session must have time for its start-up and this many saves, or it is not worth starting."""
@@ -17,7 +18,7 @@ LONGEST_RETRY_S = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting:
-    """A queued job as the policy sees it. `step_s` is None until a step has been timed.
+    """A queued job as the policy sees it.
 
     `gpu_bytes` and `host_bytes` are what it needs where it trains on a GPU, or on a CPU (0: not known).
     """
@@ -34,15 +35,16 @@ class Waiting:
     gpu_bytes: int = 0
     host_bytes: int = 0
     steps_left: int = 0
-    step_s: float | None = None
+    pace: Pace = field(default=Pace())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """Room on one account: `slots` leases, each of at most `session_s` seconds on a machine with `memory_bytes`.
 
-    The memory is that of its `gpu`, if it has one. `member_id` is None for a pool. `hours_left` of `hours_total` is what the provider's quota still allows (None: no
-    quota), refreshed at `refresh_at`. `shut` says in words why nothing can start there at all, until `open_at` where that is known.
+    The memory is that of its `gpu`, if it has one. `member_id` is None for a pool. `hours_left` of `hours_total` is what the
+    provider's quota still allows (None: no quota), refreshed at `refresh_at`. `shut` says in words why nothing can start there
+    at all, until `open_at` where that is known.
     """
 
     account_id: str
@@ -53,7 +55,6 @@ class Place:
     session_s: float
     memory_bytes: int = 0
     gpu: bool = False
-    speed: float = 1.0
     start_up_s: float = 60.0
     save_s: float = 10.0
     hours_left: float | None = None
@@ -118,9 +119,10 @@ def _quota_in_words(job: Waiting, place: Place, least: float) -> str:
     left = f"{place.hours_left:.1f}" + (f" of {place.hours_total:g}" if place.hours_total is not None else "")
     when = f", refresh {_weekday(place.refresh_at)}" if place.refresh_at is not None else ""
     whole = replace(place, hours_left=None)
-    need = max(least, finish_s(job, whole)) if job.step_s is not None else least
+    timed = job.pace.timed(gpu=place.gpu) is not None
+    need = max(least, finish_s(job, whole)) if timed else least
     needs = f"{need / 3600:.1f} h" if need >= 360.0 else f"{need / 60:.0f} min"
-    return f"{place.name} GPU hours: {left} left{when}; job needs {'' if job.step_s else 'at least '}{needs}"
+    return f"{place.name} GPU hours: {left} left{when}; job needs {'' if timed else 'at least '}{needs}"
 
 
 def _weekday(at: float) -> str:
@@ -129,7 +131,7 @@ def _weekday(at: float) -> str:
 
 def finish_s(job: Waiting, place: Place) -> float:
     """Estimated seconds until the job is done if it ran at `place` alone, sessions and start-ups included."""
-    work = job.steps_left * (job.step_s or 1.0) / place.speed
+    work = job.steps_left * job.pace.guess(gpu=place.gpu)
     session = budget(job, place)
     useful = max(1.0, session - place.start_up_s - place.save_s)
     return work + max(1, -(-work // useful)) * (place.start_up_s + place.save_s)
@@ -148,11 +150,13 @@ def budget(job: Waiting, place: Place) -> float:
 def rank(jobs: Iterable[Waiting], places: Sequence[Place], running: dict[str, int], now: float) -> list[Waiting]:
     """Jobs in the order they are served: feasible deadlines, priority, fair share among members, age.
 
-    `running` counts live leases by member. A deadline that no place can meet counts as none (it would only delay others).
+    `running` counts live leases by member. A deadline that no place can meet counts as none (it would only delay others); as
+    long as no step has been timed, it can be met.
     """
 
     def key(job: Waiting) -> tuple[float, int, int, float, str]:
-        best = min((finish_s(job, p) for p in places if fits(job, p) is None), default=float("inf"))
+        ends = (finish_s(job, p) if job.pace.is_known else 0.0 for p in places if fits(job, p) is None)
+        best = min(ends, default=float("inf"))
         feasible = job.deadline is not None and now + best <= job.deadline
         due = job.deadline if feasible and job.deadline is not None else float("inf")
         return (due, -job.priority, running.get(job.member_id, 0), job.created_at, job.job_id)
@@ -197,7 +201,7 @@ def _taken(place: Place, seconds: float) -> Place:
 def sessions(job: Waiting, place: Place) -> int:
     """Estimated number of sessions until the job is done if it ran at `place` alone."""
     useful = max(1.0, budget(job, place) - place.start_up_s - place.save_s)
-    return max(1, math.ceil(job.steps_left * (job.step_s or 1.0) / place.speed / useful))
+    return max(1, math.ceil(job.steps_left * job.pace.guess(gpu=place.gpu) / useful))
 
 
 def done_at(job: Waiting, place: Place, now: float) -> float | None:

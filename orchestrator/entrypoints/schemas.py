@@ -232,7 +232,10 @@ class Event(Answer):
 
 
 class PlannedPlace(Answer):
-    """Sessions, seconds and the end at one account, or what stands in the way; `hours` count against its quota."""
+    """Sessions, seconds and the end at one account, or what stands in the way; `hours` count against its quota.
+
+    They are told from `step_s`, the seconds that a step of such a job took on such a machine.
+    """
 
     account: str
     provider: str
@@ -240,6 +243,7 @@ class PlannedPlace(Answer):
     seconds: float | None
     obstacle: Waiting | None
     memory_bytes: int = 0
+    step_s: float | None = None
     hours: float | None = None
     hours_left: float | None = None
     hours_total: float | None = None
@@ -254,7 +258,6 @@ class Plan(Answer):
     train_rows: int
     gpu_bytes: int
     host_bytes: int
-    step_s: float | None
     basis: str
     places: list[PlannedPlace]
     waits_for: Waiting | None

@@ -124,7 +124,8 @@ def _commit(tx: Transaction, job: Job, lease: Lease, checkpoint: Checkpoint, now
     checkpoint.to(CheckpointState.COMMITTED)
     tx.save_checkpoint(checkpoint)
     job.advance(checkpoint, at=now)
-    job.step_s = lease.seconds_per_step or job.step_s
+    if lease.seconds_per_step is not None:
+        job.timed(lease.seconds_per_step, gpu=lease.on_gpu)
     tx.save_job(job)
     lease.step = max(lease.step, checkpoint.step)
     lease.last_seen_at, lease.expires_at = now, max(lease.expires_at, now)

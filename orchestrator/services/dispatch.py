@@ -88,7 +88,6 @@ def _place(ctx: Context, account: Account) -> Place:
         session_s=room.session_s,
         memory_bytes=room.memory_bytes,
         gpu=room.gpu,
-        speed=room.speed,
         start_up_s=room.start_up_s,
         hours_left=room.hours_left,
         hours_total=room.hours_total,
@@ -251,7 +250,7 @@ def as_waiting(job: Job) -> Waiting:
         gpu_bytes=job.gpu_bytes,
         host_bytes=job.host_bytes,
         steps_left=job.total_steps - job.head_step,
-        step_s=job.step_s,
+        pace=job.pace,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.domain.policy import Place
+from orchestrator.domain.policy import Pace, Place
 
 LAST_SAVE_S = 10.0
 """What the end of a session costs before anything has been measured."""
@@ -20,24 +20,27 @@ class Forecast:
     waits_until: float | None = None
 
 
-def forecast(*, work_s: float, session_left_s: float | None, places: Sequence[Place], now: float) -> Forecast | None:
-    """When `work_s` seconds of training are done; None where nothing is known that could go on with them.
+def forecast(
+    *, steps: int, step_s: float, pace: Pace, session_left_s: float | None, places: Sequence[Place], now: float
+) -> Forecast | None:
+    """When `steps` more steps are done; None where nothing is known that could go on with them.
 
-    `session_left_s` is what the running session has left (None: none runs); `places` are those the job may use.
+    `session_left_s` is what the running session has left (None: none runs), and `step_s` what a step takes there; `places`
+    are those the job may use, at its `pace`.
     """
     here = max(0.0, session_left_s - LAST_SAVE_S) if session_left_s is not None else 0.0
-    if session_left_s is not None and work_s <= here:
-        return Forecast(seconds=work_s, sessions=0)
-    rest = work_s - here
-    found = [_elsewhere(rest, here, place, now) for place in places if place.session_s > 0]
+    if session_left_s is not None and steps * step_s <= here:
+        return Forecast(seconds=steps * step_s, sessions=0)
+    rest = steps - (here / step_s if here else 0.0)
+    found = [_elsewhere(rest * pace.guess(gpu=p.gpu), here, p, now) for p in places if p.session_s > 0]
     return min(found, key=lambda f: f.seconds, default=None)
 
 
-def _elsewhere(rest: float, already: float, place: Place, now: float) -> Forecast:
+def _elsewhere(work_s: float, already: float, place: Place, now: float) -> Forecast:
     lost = place.start_up_s + place.save_s
     useful = max(1.0, place.session_s - lost)
-    sessions = max(1, int(-(-rest // useful)))
-    spent = rest / place.speed + sessions * lost
+    sessions = max(1, int(-(-work_s // useful)))
+    spent = work_s + sessions * lost
     ends = already + spent
     short = place.hours_left is not None and place.hours_left * 3600 - already < spent
     if short and place.refresh_at is not None and place.refresh_at > now:

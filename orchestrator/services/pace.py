@@ -15,17 +15,24 @@ def first_pace(tx: Transaction, lease: Lease, job: Job, said: Report, now: float
     """A session's first timed step: the scheduler goes by it from now on, and a deadline it cannot meet is noted."""
     if said.seconds_per_step is None or lease.seconds_per_step is not None:
         return
-    job.step_s = said.seconds_per_step
-    work_s, left_s = (job.total_steps - said.step) * job.step_s, lease.deadline_at - now
-    found = forecast(work_s=work_s, session_left_s=left_s, places=[_more_of_the_same(lease, said)], now=now)
-    done_at = now + (found.seconds if found else work_s)
+    step_s, steps = said.seconds_per_step, job.total_steps - said.step
+    job.timed(step_s, gpu=lease.on_gpu)
+    found = forecast(
+        steps=steps,
+        step_s=step_s,
+        pace=job.pace,
+        session_left_s=lease.deadline_at - now,
+        places=[_more_of_the_same(lease, said)],
+        now=now,
+    )
+    done_at = now + (found.seconds if found else steps * step_s)
     if job.deadline is not None and done_at > job.deadline:
         job.note(
             "job.deadline_at_risk",
             at=now,
             actor="scheduler",
             lease_id=lease.id,
-            reason=f"at {job.step_s:.2f} s a step it is done {_spell(done_at - job.deadline)} after its deadline",
+            reason=f"at {step_s:.2f} s a step it is done {_spell(done_at - job.deadline)} after its deadline",
             done_at=done_at,
             deadline=job.deadline,
         )
@@ -41,6 +48,7 @@ def _more_of_the_same(lease: Lease, said: Report) -> Place:
         member_id=lease.member_id,
         slots=1,
         session_s=lease.budget_s,
+        gpu=lease.on_gpu,
         start_up_s=sum(said.ledger.get(phase, 0.0) for phase in _BEFORE_TRAINING),
     )
 

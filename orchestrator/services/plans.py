@@ -16,8 +16,8 @@ from worker.protocol import JobSpec
 class PlannedPlace:
     """One place in a plan: sessions, seconds and the time of the end if the job ran there alone, or what is in the way.
 
-    Of the quota, where there is one, `hours_left` of `hours_total` are left until `refresh_at`; `hours` is what the job
-    would use of it.
+    All three are known once a step, of `step_s` seconds, has been timed on such a machine. Of the quota, where there is one,
+    `hours_left` of `hours_total` are left until `refresh_at`; `hours` is what the job would use of it.
     """
 
     account: str
@@ -26,6 +26,7 @@ class PlannedPlace:
     seconds: float | None
     obstacle: Obstacle | None
     memory_bytes: int = 0
+    step_s: float | None = None
     hours: float | None = None
     hours_left: float | None = None
     hours_total: float | None = None
@@ -35,7 +36,7 @@ class PlannedPlace:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What would happen to a job. `step_s` is None as long as nobody has timed a step of such a job; then so are sessions.
+    """What would happen to a job.
 
     `gpu_bytes` and `host_bytes` are the memory it needs on a GPU and on a CPU (0: not known). `store_bytes` is the
     space that its checkpoints and adapter take at most, by the size of an earlier job's, in `store`;
@@ -46,7 +47,6 @@ class Plan:
     train_rows: int
     gpu_bytes: int
     host_bytes: int
-    step_s: float | None
     basis: str
     places: tuple[PlannedPlace, ...]
     waits_for: Obstacle | None
@@ -64,7 +64,7 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec, *, first_step: int = 0) -> P
     with ctx.uow() as tx:
         accounts = tx.accounts()
         _, by_account = tx.live_counts()
-        step_s = tx.typical_step_s(resolved.base_model, resolved.global_batch_size * resolved.sequence_len)
+        pace = tx.typical_pace(resolved.base_model, resolved.global_batch_size * resolved.sequence_len)
         saved = tx.typical_checkpoint_bytes(resolved.base_model, resolved.lora_r)
     places = survey(ctx, accounts)
     job = Job(
@@ -78,7 +78,8 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec, *, first_step: int = 0) -> P
         gpu_bytes=need.gpu_bytes,
         host_bytes=need.host_bytes,
         head_step=first_step,
-        step_s=step_s,
+        gpu_step_s=pace.gpu_s,
+        host_step_s=pace.host_s,
         created_at=now,
         updated_at=now,
     )
@@ -89,9 +90,8 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec, *, first_step: int = 0) -> P
         train_rows=resolved.train_rows,
         gpu_bytes=need.gpu_bytes,
         host_bytes=need.host_bytes,
-        step_s=step_s,
         basis="steps of earlier jobs of this shape"
-        if step_s
+        if pace.is_known
         else "no such job has run here yet: known after three steps",
         places=tuple(mine),
         waits_for=explain(waiting, less_live(places, by_account), now),
@@ -103,7 +103,13 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec, *, first_step: int = 0) -> P
 
 
 def _late(places: list[PlannedPlace], deadline: float | None, now: float) -> float | None:
-    """Where even one refresh of a quota is not enough, the time that the work alone takes has to do."""
+    """How long after the deadline the best place is done.
+
+    Where even one refresh of a quota is not enough, the time that the work alone takes has to do; a place where no step has
+    been timed may be quick enough.
+    """
+    if any(p.obstacle is None and p.seconds is None for p in places):
+        return None
     ends = [p.done_at or now + p.seconds for p in places if p.seconds is not None]
     if deadline is None or not ends or min(ends) <= deadline:
         return None
@@ -123,11 +129,13 @@ def _planned(job: Waiting, place: Place, now: float) -> PlannedPlace:
         hours_total=place.hours_total,
         refresh_at=place.refresh_at,
     )
-    if obstacle is not None or job.step_s is None:
+    step_s = job.pace.timed(gpu=place.gpu)
+    if obstacle is not None or step_s is None:
         return known
     seconds = finish_s(job, place)
     return replace(
         known,
+        step_s=step_s,
         sessions=sessions(job, place),
         seconds=seconds,
         hours=None if place.hours_left is None else seconds / 3600,

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.domain.errors import InvalidError
+from orchestrator.domain.model import Pace
 from orchestrator.domain.policy import Place
 from orchestrator.entrypoints.dashboard import curve, jobform, logs, timeline
 from orchestrator.ports import TokenLook
@@ -72,16 +73,16 @@ def test_a_forecast_counts_sessions_and_waits_for_quota():
     """Guard: without the quota, the last forecast promised the end two days before the machine's hours return."""
 
     def known(**more):
-        found = forecast(now=0, **more)
+        found = forecast(now=0, step_s=1.0, pace=Pace(host_s=1.0), **more)
         assert found is not None
         return found
 
-    here = known(work_s=100, session_left_s=500, places=[])
+    here = known(steps=100, session_left_s=500, places=[])
     assert (here.seconds, here.sessions) == (100, 0)
-    assert forecast(work_s=100, session_left_s=50, places=[], now=0) is None
-    more = known(work_s=7_000, session_left_s=1_010, places=[place()])
+    assert forecast(steps=100, step_s=1.0, pace=Pace(), session_left_s=50, places=[], now=0) is None
+    more = known(steps=7_000, session_left_s=1_010, places=[place()])
     assert (more.seconds, more.sessions, more.waits_until) == (7_000 + 2 * 70, 2, None)
-    short = known(work_s=7_200, session_left_s=None, places=[place(hours_left=1.0, refresh_at=200_000.0)])
+    short = known(steps=7_200, session_left_s=None, places=[place(hours_left=1.0, refresh_at=200_000.0)])
     assert short.waits_until == 200_000
     assert short.seconds > 200_000
 
@@ -90,9 +91,19 @@ def test_the_rest_of_a_job_takes_its_sessions_and_their_start_ups():
     here = dataclasses.replace(place(start_up_s=50.0, save_s=10.0), session_s=1060.0)
     ends = {(100.0, 500.0): 100.0, (600.0, 500.0): 660.0, (2600.0, 500.0): 2600.0 + 3 * 60.0, (100.0, -5.0): 160.0}
     for (work_s, left_s), end in ends.items():
-        found = forecast(work_s=work_s, session_left_s=left_s, places=[here], now=0)
+        found = forecast(
+            steps=int(work_s / 10), step_s=10.0, pace=Pace(host_s=10.0), session_left_s=left_s, places=[here], now=0
+        )
         assert found is not None
         assert found.seconds == end
+
+
+def test_the_rest_of_a_job_goes_on_at_the_pace_of_the_next_machine():
+    """Removed: the pace of `place` in `forecast`; what a CPU had begun was promised as late on a GPU as on the CPU."""
+    pace = Pace(gpu_s=2.0, host_s=100.0)
+    found = forecast(steps=100, step_s=100.0, pace=pace, session_left_s=1_010.0, places=[place(gpu=True)], now=0)
+    assert found is not None
+    assert found.seconds == 1_000 + 90 * 2.0 + 70
 
 
 def test_bars_cover_what_happened_and_no_more():

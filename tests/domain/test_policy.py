@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.domain.lifecycle import EndReason
+from orchestrator.domain.model import CPU_SLOWDOWN, Pace
 from orchestrator.domain.policy import (
     Place,
     Waiting,
@@ -37,11 +38,40 @@ def place(ident: str = "place", **facts: Any) -> Place:
 
 def test_a_deadline_that_can_be_met_goes_first_and_one_that_cannot_does_not() -> None:
     """Seen failing without the feasibility check: a hopeless deadline delays everybody."""
-    soon = job("soon", steps_left=10, step_s=1.0, deadline=NOW + 1_000)
-    hopeless = job("hopeless", steps_left=10, step_s=1.0, deadline=NOW + 5)
+    soon = job("soon", steps_left=10, pace=Pace(host_s=1.0), deadline=NOW + 1_000)
+    hopeless = job("hopeless", steps_left=10, pace=Pace(host_s=1.0), deadline=NOW + 5)
     urgent = job("urgent", priority=5)
     order = rank([hopeless, urgent, soon], [place()], {}, NOW)
     assert [j.job_id for j in order] == ["soon", "urgent", "hopeless"]
+
+
+def test_a_deadline_counts_until_the_pace_of_the_job_is_known() -> None:
+    """Removed: the benefit of the doubt in `rank`; on a server without a GPU no new job's deadline would count."""
+    fresh = job("fresh", steps_left=1_000, deadline=NOW + 1_000)
+    order = rank([job("urgent", priority=5), fresh], [place()], {}, NOW)
+    assert [j.job_id for j in order] == ["fresh", "urgent"]
+
+
+def test_a_gpu_goes_before_a_cpu_until_both_are_timed() -> None:
+    """Removed: `CPU_SLOWDOWN`; a large job began on the server's own CPU while a GPU was free."""
+    places = [place("cpu"), place("gpu", gpu=True, start_up_s=300.0)]
+
+    def chosen(**pace: float) -> str:
+        return match([job(steps_left=100, pace=Pace(**pace))], places, {}, NOW)[0].account_id
+
+    assert chosen() == "gpu"
+    assert chosen(gpu_s=9.0) == "gpu"
+    assert chosen(host_s=400.0) == "gpu"
+    assert chosen(host_s=0.1) == "cpu", "a small job is done before the GPU has even started"
+    assert chosen(gpu_s=9.0, host_s=8.0) == "cpu"
+
+
+def test_what_has_not_been_timed_is_told_from_the_other_kind_of_machine() -> None:
+    assert Pace().guess(gpu=False) == CPU_SLOWDOWN * Pace().guess(gpu=True)
+    assert Pace(gpu_s=3.0).guess(gpu=False) == 3.0 * CPU_SLOWDOWN
+    assert Pace(host_s=3.0).guess(gpu=True) == 3.0 / CPU_SLOWDOWN
+    assert Pace(gpu_s=3.0, host_s=4.0).guess(gpu=False) == 4.0
+    assert Pace(gpu_s=3.0).timed(gpu=False) is None
 
 
 def test_one_members_hundred_jobs_do_not_go_before_anothers_one() -> None:
@@ -123,7 +153,7 @@ def test_a_job_that_lacks_hours_says_so_in_full() -> None:
         start_up_s=2400.0,
         session_s=36_000.0,
     )
-    waits = explain(job(steps_left=92, step_s=16.0), [short], NOW)
+    waits = explain(job(steps_left=92, pace=Pace(host_s=16.0)), [short], NOW)
     assert waits is not None
     assert waits.reason == ("alice's Kaggle GPU hours: 0.4 of 30 left, refresh Sat 00:00 UTC; job needs 1.1 h")
     assert waits.until == saturday
@@ -137,7 +167,7 @@ def test_two_jobs_do_not_spend_the_same_hours() -> None:
 
 
 def test_the_end_of_a_job_counts_the_wait_for_new_hours() -> None:
-    long = job(steps_left=7200, step_s=1.0)
+    long = job(steps_left=7200, pace=Pace(host_s=1.0))
     assert done_at(long, place(hours_left=5.0), NOW) == NOW + finish_s(long, place())
     refreshed = place(hours_left=1.0, hours_total=30.0, refresh_at=NOW + 50_000)
     assert done_at(long, refreshed, NOW) == NOW + 50_000 + finish_s(long, place()) - 3600

@@ -113,8 +113,9 @@ class Machine:
     def say(self, verb: str, body: dict[str, Any], **more: Any):
         return self.caller.post(f"/leases/{self.lease}/{verb}", body, **more)
 
-    def start(self, nonce: str = "n1"):
-        answer = self.say("start", {"protocol": 1, "nonce": nonce, "hardware": {"device": "cpu", "name": "test cpu"}})
+    def start(self, nonce: str = "n1", device: str = "cpu"):
+        hardware = {"device": device, "name": f"test {device}"}
+        answer = self.say("start", {"protocol": 1, "nonce": nonce, "hardware": hardware})
         if answer.status_code == 200:
             self.assignment = answer.json()
             self.fence = self.assignment["fence"]

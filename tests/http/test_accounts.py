@@ -188,6 +188,34 @@ def test_a_secret_goes_nowhere(api, people, cloud, tmp_path: Path, caplog, capfd
     assert api.app.context.vault.open(sealed) == CANARY
 
 
+def test_a_plan_promises_nothing_of_a_machine_that_was_not_timed(api, people, cloud) -> None:
+    """Removed: `timed` in `_planned`; a GPU was planned with the steps of a CPU, and the deadline called missed."""
+    import dataclasses
+
+    cloud.rooms = dataclasses.replace(cloud.rooms, gpu=True)
+    people.ann.post("/accounts", {"provider": "cloud", "credentials": CANARY})
+    job = people.ann.submit()
+
+    def plan_after(step_s: float, *, gpu: bool) -> tuple[dict, dict]:
+        with api.app.context.uow() as tx:
+            done = tx.job(job["id"])
+            done.timed(step_s, gpu=gpu)
+            tx.save_job(done)
+        due = api.app.context.clock.now() + 600.0
+        plan = people.ann.post("/jobs:plan", people.ann.job_file(deadline=due)).json()
+        return plan, {place["provider"]: place for place in plan["places"]}
+
+    plan, places = plan_after(360.0, gpu=False)
+    assert (places["local"]["step_s"], places["cloud"]["step_s"], places["cloud"]["seconds"]) == (360.0, None, None)
+    assert plan["late_s"] is None, "the GPU may be quick enough"
+    plan, places = plan_after(2.0, gpu=True)
+    assert (places["local"]["step_s"], places["cloud"]["step_s"]) == (360.0, 2.0)
+    assert plan["done_at"] == places["cloud"]["done_at"]
+    assert plan["late_s"] is None
+    plan, _ = plan_after(90.0, gpu=True)
+    assert plan["late_s"] > 0
+
+
 def test_the_plan_shows_what_it_costs(api, people, cloud) -> None:
     import dataclasses
 
@@ -198,7 +226,7 @@ def test_the_plan_shows_what_it_costs(api, people, cloud) -> None:
     job = people.ann.submit()
     with api.app.context.uow() as tx:
         done = tx.job(job["id"])
-        done.step_s = 360.0
+        done.timed(360.0, gpu=False)
         tx.save_job(done)
     plan = people.ann.post("/jobs:plan", people.ann.job_file()).json()
     place = next(p for p in plan["places"] if p["provider"] == "cloud")

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from orchestrator.domain.model import Pace
 from orchestrator.ports import Liveness
 from orchestrator.services.reconcile import reconcile
 from tests.http.play import Machine, People
@@ -133,6 +134,29 @@ def test_reports_that_arrive_together_fail_apart(api, people, provider):
     assert {f.result().status_code for f in stale} == {409}
 
 
+def test_a_step_is_timed_for_the_kind_of_machine_that_did_it(api, people, provider, clock, tmp_path):
+    """Removed: `on_gpu` in either of `first_pace` and `_commit`; a CPU was then expected to keep the pace of a GPU."""
+    job = people.ann.submit()
+
+    def pace() -> Pace:
+        with api.app.context.uow() as tx:
+            return tx.job(job["id"]).pace
+
+    first = Machine.launched(api, provider)
+    first.start(device="cuda")
+    first.report(3, seconds_per_step=2.0)
+    assert pace() == Pace(gpu_s=2.0)
+    first.report(4, seconds_per_step=3.0)
+    first.save(4, tmp_path)
+    assert pace() == Pace(gpu_s=3.0)
+    first.say("release", first.said("release", step=4, reason="deadline"))
+    clock.tick(60)
+    second = Machine.launched(api, provider)
+    second.start()
+    second.report(5, seconds_per_step=40.0)
+    assert pace() == Pace(gpu_s=3.0, host_s=40.0)
+
+
 def test_a_deadline_that_cannot_be_met_is_said_at_the_first_timed_step(api1, provider, clock):
     """After three steps and once, not after the deadline; a later plan of such a job knows it before it is queued.
 
@@ -150,7 +174,7 @@ def test_a_deadline_that_cannot_be_met_is_said_at_the_first_timed_step(api1, pro
     (warning,) = [event for event in events if event["kind"] == "job.deadline_at_risk"]
     assert warning["reason"] == "at 60.00 s a step it is done 5 min after its deadline"
     plan = people.ann.post("/jobs:plan", people.ann.job_file(deadline=due)).json()
-    assert plan["step_s"] == 60.0
+    assert [place["step_s"] for place in plan["places"]] == [60.0]
     assert plan["late_s"] > 400.0
     longer = people.ann.job_file(deadline=due + 5_000.0)
     assert people.ann.post("/jobs:plan", longer).json()["late_s"] is None

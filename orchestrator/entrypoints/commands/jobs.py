@@ -76,13 +76,11 @@ def plan(context: typer.Context, file: FileArgument, changes: SetOption = None, 
     if as_json:
         put_json(planned)
         return
-    step_s = planned["step_s"]
     facts(
         [
             ("steps", planned["steps"]),
             ("rows", planned["train_rows"]),
             ("memory", _memory(planned)),
-            ("step", f"{step_s:.2f} s" if step_s else None),
             ("basis", planned["basis"]),
             ("space", _space(planned)),
             ("done at", moment(planned["done_at"]) if planned["done_at"] else None),
@@ -92,10 +90,18 @@ def plan(context: typer.Context, file: FileArgument, changes: SetOption = None, 
     )
     put()
     rows = [
-        (p["account"], p["provider"], p["sessions"], seconds(p["seconds"]), _quota(p), obstacle(p["obstacle"]))
+        (
+            p["account"],
+            p["provider"],
+            f"{p['step_s']:.2f} s" if p["step_s"] else None,
+            p["sessions"],
+            seconds(p["seconds"]),
+            _quota(p),
+            obstacle(p["obstacle"]),
+        )
         for p in planned["places"]
     ]
-    table(("ACCOUNT", "PROVIDER", "SESSIONS", "TIME", "QUOTA", "NOTE"), rows)
+    table(("ACCOUNT", "PROVIDER", "STEP", "SESSIONS", "TIME", "QUOTA", "NOTE"), rows)
 
 
 def _memory(planned: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.domain.lifecycle import JobState
+from orchestrator.domain.model import Pace
 from orchestrator.domain.policy import Place
 from orchestrator.entrypoints.dashboard import timeline
 from orchestrator.entrypoints.dashboard.render import fragment
@@ -115,7 +116,14 @@ def _forecast(row: Row, machines: Machines, now: float) -> Forecast | None:
         and (not accounts or {p.account_id, p.name} & set(accounts))
     ]
     left = row["session"]["seconds_left"] if row["session"] else None
-    return forecast(work_s=(row["total_steps"] - row["step"]) * pace, session_left_s=left, places=places, now=now)
+    return forecast(
+        steps=row["total_steps"] - row["step"],
+        step_s=pace,
+        pace=Pace(gpu_s=row["gpu_step_s"], host_s=row["host_step_s"]),
+        session_left_s=left,
+        places=places,
+        now=now,
+    )
 
 
 _REQUESTS = {
