@@ -78,12 +78,17 @@ class Capabilities:
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What an account offers now: slots, seconds, bytes (of the GPU, if it has one); of a quota of `hours_total`, what is left until `refresh_at`."""
+    """What an account offers now: slots, seconds, bytes (of the GPU, if it has one).
+
+    Of a quota of `hours_total`, `hours_left` are left until `refresh_at`. With `any_folder` its machines see the models that
+    lie on the server's disk.
+    """
 
     slots: int
     session_s: float
     memory_bytes: int = 0
     gpu: bool = False
+    any_folder: bool = True
     start_up_s: float = 60.0
     hours_left: float | None = None
     hours_total: float | None = None

@@ -137,6 +137,7 @@ class Machines:
     reachable: bool = True
     rejecting: bool = False
     lose_reply: bool = False
+    any_folder: bool = True
 
     def _contact(self) -> None:
         self.watch.check()
@@ -145,7 +146,7 @@ class Machines:
 
     def room(self, account: Account) -> Room:
         self._contact()
-        return Room(slots=self.slots, session_s=3600.0, start_up_s=1.0)
+        return Room(slots=self.slots, session_s=3600.0, start_up_s=1.0, any_folder=self.any_folder)
 
     def launch(self, request: LaunchRequest) -> str:
         self._contact()

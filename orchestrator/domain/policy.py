@@ -20,7 +20,8 @@ LONGEST_RETRY_S = 300.0
 class Waiting:
     """A queued job as the policy sees it.
 
-    `gpu_bytes` and `host_bytes` are what it needs where it trains on a GPU, or on a CPU (0: not known).
+    `gpu_bytes` and `host_bytes` are what it needs where it trains on a GPU, or on a CPU (0: not known). `from_folder` says that
+    its base model lies on the server's disk.
     """
 
     job_id: str
@@ -36,6 +37,7 @@ class Waiting:
     host_bytes: int = 0
     steps_left: int = 0
     pace: Pace = field(default=Pace())
+    from_folder: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class Place:
 
     The memory is that of its `gpu`, if it has one. `member_id` is None for a pool. `hours_left` of `hours_total` is what the
     provider's quota still allows (None: no quota), refreshed at `refresh_at`. `shut` says in words why nothing can start there
-    at all, until `open_at` where that is known.
+    at all, until `open_at` where that is known. With `any_folder` its machines see the server's disk.
     """
 
     account_id: str
@@ -55,6 +57,7 @@ class Place:
     session_s: float
     memory_bytes: int = 0
     gpu: bool = False
+    any_folder: bool = True
     start_up_s: float = 60.0
     save_s: float = 10.0
     hours_left: float | None = None
@@ -84,34 +87,45 @@ class Match:
 
 def fits(job: Waiting, place: Place) -> Obstacle | None:
     """None where the job may run, else the first thing in the way, in the order a person would ask."""
+    return _not_meant(job, place) or _not_able(job, place) or _not_now(job, place)
+
+
+def _not_meant(job: Waiting, place: Place) -> Obstacle | None:
     if place.member_id is not None and place.member_id != job.member_id:
         return Obstacle(reason=f"{place.name} belongs to another member")
     if job.providers and place.provider not in job.providers:
         return Obstacle(reason=f"the job asks for {', '.join(job.providers)}")
     if job.accounts and not {place.account_id, place.name} & set(job.accounts):
         return Obstacle(reason=f"the job asks for {', '.join(job.accounts)}")
+    return None
+
+
+def _not_able(job: Waiting, place: Place) -> Obstacle | None:
+    if job.from_folder and not place.any_folder:
+        sees_not = f"the base model is a folder of the server's disk, which {place.name} does not see"
+        return Obstacle(reason=f"{sees_not}: name it by its id on the Hugging Face hub")
     need = memory(job, place)
     if place.memory_bytes and need > place.memory_bytes:
         what = "GPU memory" if place.gpu else "memory"
         have = f"{place.name} has {place.memory_bytes / 2**30:.1f}"
         return Obstacle(reason=f"the job needs about {need / 2**30:.1f} GiB of {what}, {have}")
+    return None
+
+
+def _not_now(job: Waiting, place: Place) -> Obstacle | None:
     if place.shut:
         return Obstacle(reason=f"{place.name}: {place.shut}", until=place.open_at)
-    return _lacks_time(job, place)
-
-
-def memory(job: Waiting, place: Place) -> int:
-    """Bytes that the job needs at such a place; 0 if that is not known."""
-    return job.gpu_bytes if place.gpu else job.host_bytes
-
-
-def _lacks_time(job: Waiting, place: Place) -> Obstacle | None:
     least = place.start_up_s + SAVES_TO_SPARE * place.save_s
     if place.hours_left is not None and place.hours_left * 3600 < least:
         return Obstacle(reason=_quota_in_words(job, place, least), until=place.refresh_at)
     if place.slots < 1:
         return Obstacle(reason=f"all machines of {place.name} are busy")
     return None
+
+
+def memory(job: Waiting, place: Place) -> int:
+    """Bytes that the job needs at such a place; 0 if that is not known."""
+    return job.gpu_bytes if place.gpu else job.host_bytes
 
 
 def _quota_in_words(job: Waiting, place: Place, least: float) -> str:

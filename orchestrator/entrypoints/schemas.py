@@ -252,12 +252,17 @@ class PlannedPlace(Answer):
 
 
 class Plan(Answer):
-    """What would happen to a job; `store_bytes` is the space its checkpoints take at most, `done_at` the earliest end."""
+    """What would happen to a job.
+
+    `store_bytes` is the space its checkpoints take at most, `done_at` the earliest end, `step_s` what a step takes at the
+    quickest place.
+    """
 
     steps: int
     train_rows: int
     gpu_bytes: int
     host_bytes: int
+    step_s: float | None
     basis: str
     places: list[PlannedPlace]
     waits_for: Waiting | None

@@ -88,6 +88,7 @@ def _place(ctx: Context, account: Account) -> Place:
         session_s=room.session_s,
         memory_bytes=room.memory_bytes,
         gpu=room.gpu,
+        any_folder=room.any_folder,
         start_up_s=room.start_up_s,
         hours_left=room.hours_left,
         hours_total=room.hours_total,
@@ -251,6 +252,7 @@ def as_waiting(job: Job) -> Waiting:
         host_bytes=job.host_bytes,
         steps_left=job.total_steps - job.head_step,
         pace=job.pace,
+        from_folder=spec.get("base_model", "").startswith("/"),
     )
 
 

@@ -40,13 +40,14 @@ class Plan:
 
     `gpu_bytes` and `host_bytes` are the memory it needs on a GPU and on a CPU (0: not known). `store_bytes` is the
     space that its checkpoints and adapter take at most, by the size of an earlier job's, in `store`;
-    `done_at` the earliest end over all places.
+    `done_at` the earliest end over all places, and `step_s` what a step takes at the quickest.
     """
 
     steps: int
     train_rows: int
     gpu_bytes: int
     host_bytes: int
+    step_s: float | None
     basis: str
     places: tuple[PlannedPlace, ...]
     waits_for: Obstacle | None
@@ -90,6 +91,7 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec, *, first_step: int = 0) -> P
         train_rows=resolved.train_rows,
         gpu_bytes=need.gpu_bytes,
         host_bytes=need.host_bytes,
+        step_s=min((p.step_s for p in mine if p.step_s is not None), default=None),
         basis="steps of earlier jobs of this shape"
         if pace.is_known
         else "no such job has run here yet: known after three steps",

@@ -115,6 +115,17 @@ def test_memory_is_that_of_the_gpu_where_there_is_one() -> None:
     assert explain(big, [place(memory_bytes=2**34, gpu=True)], NOW) is None
 
 
+def test_a_model_of_the_servers_disk_is_trained_where_it_is_seen() -> None:
+    """Removed: the look at `any_folder` in `fits`; the job went to a machine that had to give it back, again and again."""
+    far, here = place("far", gpu=True, any_folder=False), place("here")
+    chosen = match([job(from_folder=True)], [far, here], {}, NOW)
+    assert [m.account_id for m in chosen] == ["here"]
+    waits = explain(job(from_folder=True), [far], NOW)
+    assert waits is not None
+    assert "a folder of the server's disk, which far does not see" in waits.reason
+    assert match([job()], [far, here], {}, NOW)[0].account_id == "far"
+
+
 def test_waiting_is_explained_with_a_time() -> None:
     quota = place(name="alice's Kaggle", hours_left=0.001, refresh_at=NOW + 60)
     found = explain(job(), [quota], NOW)

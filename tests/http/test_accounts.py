@@ -210,7 +210,7 @@ def test_a_plan_promises_nothing_of_a_machine_that_was_not_timed(api, people, cl
     assert plan["late_s"] is None, "the GPU may be quick enough"
     plan, places = plan_after(2.0, gpu=True)
     assert (places["local"]["step_s"], places["cloud"]["step_s"]) == (360.0, 2.0)
-    assert plan["done_at"] == places["cloud"]["done_at"]
+    assert (plan["done_at"], plan["step_s"]) == (places["cloud"]["done_at"], 2.0)
     assert plan["late_s"] is None
     plan, _ = plan_after(90.0, gpu=True)
     assert plan["late_s"] > 0

@@ -241,10 +241,10 @@ def test_settings_are_looked_at_before_colab_is_asked(colab, tmp_path):
     assert colab.requests == []
 
 
-def test_a_model_that_lies_here_is_refused_for_a_real_machine(colab, tmp_path):
-    provider = colab_provider(colab, tmp_path, "python", any_folder=False)
-    with pytest.raises(LaunchRejected, match="folder of the server"):
-        provider.launch(asked(colab_account(colab)))
+def test_only_the_emulators_machines_see_the_servers_disk(provider, colab, colab_python, tmp_path):
+    real = colab_provider(colab, tmp_path, colab_python, any_folder=False)
+    assert not real.room(colab_account(colab)).any_folder
+    assert provider.room(colab_account(colab)).any_folder
 
 
 @pytest.mark.parametrize("address", ["https://colab.research.google.com", "http://example.com", "http://10.0.0.1:80"])

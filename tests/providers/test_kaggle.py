@@ -168,10 +168,12 @@ def test_the_real_worker_fits(works):
     assert len(source.kernel_source(request(kaggle_account("alice")))) < source.LONGEST_SOURCE / 5
 
 
-def test_a_model_of_the_servers_disk_is_refused_before_a_real_machine_looks_for_it(tmp_path, kaggle):
-    place = launch.Place(connection=None, owner="alice", slug="x")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(LaunchRejected, match="folder of the server"):
-        launch.start(place, request(kaggle_account("alice")), None, None, any_folder=False)  # pyright: ignore[reportArgumentType]
+def test_only_the_emulators_kernels_see_the_servers_disk(provider, tmp_path, monkeypatch):
+    """Removed: `any_folder` in `_room`; a job with a model of this computer was sent to Kaggle until it failed."""
+    real = KaggleProvider(OpenVault(), tmp_path)
+    monkeypatch.setattr(real, "_connect", provider._connect)
+    assert not real.room(kaggle_account("alice")).any_folder
+    assert provider.room(kaggle_account("alice")).any_folder
 
 
 # --- life and end -----------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ class Demo:
             stored = datasets.add_dataset(self._server.ctx, me.member_id, data, data.name)
             entry["path"] = f"sha256:{stored.sha256}"
         self._say("queueing the job")
-        spec |= {"base_model": str(model)}
+        spec |= {"base_model": str(model), "placement": {"providers": ["local"]}}
         return jobs.submit(self._server.ctx, me, JobSpec.model_validate(spec)).id
 
     def _hand_over(self, me: Actor, job_id: str) -> None:

@@ -122,7 +122,14 @@ class ColabProvider:
         except ProviderUnavailable as error:
             return error
         card, slots = _accelerator(account), int(account.config.get("slots", 1))
-        return replace(shut, slots=slots, memory_bytes=MEMORY[card], gpu=card != "none", start_up_s=START_UP_S)
+        return replace(
+            shut,
+            slots=slots,
+            memory_bytes=MEMORY[card],
+            gpu=card != "none",
+            any_folder=self._any_folder,
+            start_up_s=START_UP_S,
+        )
 
     def _usage(self, account: Account) -> dict[str, Any]:
         try:
@@ -175,11 +182,6 @@ class ColabProvider:
             return
         if not given.uploads:
             raise QuotaExhausted(OUT_OF_REACH)
-        if given.spec.base_model.startswith("/") and not self._any_folder:
-            raise LaunchRejected(
-                f"the base model {given.spec.base_model} is a folder of the server; a Colab machine can only load one from "
-                "the Hugging Face hub: name it as org/name in the job"
-            )
 
     def _failed(self, handle: Handle, error: ProviderUnavailable) -> ProviderError:
         """What a failed launch is to the scheduler. A machine that may have been taken is given back before anything else."""

@@ -133,6 +133,7 @@ class KaggleProvider:
             session_s=session_s,
             memory_bytes=memory,
             gpu=gpu,
+            any_folder=self._endpoint is not None,
             start_up_s=START_UP_S,
             hours_left=quota.left_s / 3600 if gpu else None,
             hours_total=quota.total_s / 3600 if gpu else None,
@@ -161,7 +162,7 @@ class KaggleProvider:
             noted = self._note(request)
             if not noted.pushed and not exists(place):
                 notes = self._notebook.of(request.lease_id)
-                start(place, request, notes, noted, any_folder=self._endpoint is not None)
+                start(place, request, notes, noted)
         except KaggleSaid as refusal:
             error = refusals.as_launch_error(refusal, now=self._now(), refresh_at=self._refresh_at(connection, refusal))
             raise error from None

@@ -56,16 +56,8 @@ def exists(place: Place) -> bool:
     return True
 
 
-def start(place: Place, request: LaunchRequest, notes: Notes, noted: Session, *, any_folder: bool) -> None:
-    """Stage and push; a refused launch leaves nothing behind at Kaggle.
-
-    `any_folder` allows base models of this computer, which a kernel of the emulator sees and a real one does not.
-    """
-    if not any_folder and request.assignment and request.assignment.spec.base_model.startswith("/"):
-        raise LaunchRejected(
-            f"the base model {request.assignment.spec.base_model} is a folder of the server; a Kaggle session "
-            "can only load one from the Hugging Face hub: name it as org/name in the job"
-        )
+def start(place: Place, request: LaunchRequest, notes: Notes, noted: Session) -> None:
+    """Stage and push; a refused launch leaves nothing behind at Kaggle."""
     try:
         datasets = stage(place.connection, place.owner, request, notes.folder, checkpoint=noted.checkpoint)
         _push(place, request, datasets)
