@@ -3,7 +3,7 @@
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import text
+from sqlalchemy import JSON, MetaData, insert, text
 
 from orchestrator.adapters.schema import HEAD, scripts, upgrade
 from orchestrator.adapters.tables import metadata
@@ -77,6 +77,28 @@ def test_upgrading_twice_changes_nothing(engines):
     before = _described(engines[0])
     upgrade(engines[0])
     assert _described(engines[0]) == before
+
+
+def _filled(table, **values):
+    """A row with something in every column that wants it."""
+    wanted = [c for c in table.columns if not c.nullable and c.server_default is None]
+    plain = {c.name: {} if isinstance(c.type, JSON) else "x" if c.type.python_type is str else 0 for c in wanted}
+    return insert(table).values(plain | values)
+
+
+def test_what_an_earlier_version_estimated_and_timed_is_kept(engines):
+    """Removed: the UPDATE of 0007; plans of an upgraded server knew no pace on a GPU."""
+    engine = engines[0]
+    upgrade(engine, "0005")
+    with engine.begin() as connection:
+        tables = MetaData()
+        tables.reflect(connection, only=["members", "jobs"])
+        connection.execute(_filled(tables.tables["members"], id="m"))
+        connection.execute(_filled(tables.tables["jobs"], id="j", member_id="m", memory_bytes=7 << 30, step_s=16.5))
+    upgrade(engine)
+    with engine.connect() as connection:
+        found = connection.execute(text("SELECT gpu_bytes, host_bytes, gpu_step_s, host_step_s FROM jobs")).one()
+    assert tuple(found) == (7 << 30, 7 << 30, 16.5, 16.5)
 
 
 def test_a_newer_database_is_refused_in_words(engines):
