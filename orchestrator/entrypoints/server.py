@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 import uvicorn
@@ -50,7 +51,7 @@ def run(
         raise
     ticker = Ticker(app)
     try:
-        (settings.folder / URL_FILE).write_text(url + "\n")
+        leave_address(settings.folder, url)
         ticker.start()
         api = make_app(app)
         link = (settings.public_url or url).rstrip("/") + api.state.server.logins.link_for_admin()
@@ -63,6 +64,13 @@ def run(
     finally:
         ticker.stop()
         app.close()
+
+
+def leave_address(folder: Path, url: str) -> None:
+    """Write down where the server is; whoever waits for the file finds it whole."""
+    aside = folder / f".{URL_FILE}"
+    aside.write_text(url + "\n")
+    aside.replace(folder / URL_FILE)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.tiny_model import make_tiny_llama
+from orchestrator.entrypoints.server import URL_FILE, leave_address
 from tests.cli.conftest import Shell, end, start_server
 
 
@@ -51,6 +52,16 @@ def test_a_stopped_server_has_ended_well(tmp_path: Path, number: signal.Signals)
     process = start_server(tmp_path / "data")
     process.send_signal(number)
     assert process.wait(60) == 0
+
+
+def test_the_address_of_a_server_appears_whole(tmp_path: Path) -> None:
+    """Removed: the rename in `leave_address`; on a busy machine whoever waited for the file found nothing in it."""
+    file = tmp_path / URL_FILE
+    file.write_text("http://old\n")
+    with file.open() as reader:
+        leave_address(tmp_path, "http://new")
+        assert reader.read() == "http://old\n"
+    assert file.read_text() == "http://new\n"
 
 
 def test_doctor_finds_the_server(trainhop: Shell) -> None:
