@@ -102,8 +102,10 @@ class Sessions:
         with self._world.lock:
             if kernel.status in ("COMPLETE", "ERROR"):
                 return
-            kernel.status = status
-            if kernel.pid is not None:
+            if kernel.pid is None:
+                kernel.status = status
+            else:
+                kernel.ending = status  # told once the run is over: its files are served then, and not before
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(kernel.pid, signal.SIGKILL)
         with kernel.changed:
@@ -112,7 +114,7 @@ class Sessions:
     def _finish(self, kernel: Kernel, code: int) -> None:
         with self._world.lock:
             if kernel.status == "RUNNING":
-                kernel.status = "COMPLETE" if code == 0 else "ERROR"
+                kernel.status = kernel.ending or ("COMPLETE" if code == 0 else "ERROR")
             if kernel.gpu and not kernel.deleted:
                 self._world.people[kernel.owner].used_s += time.monotonic() - kernel.began
             kernel.pid = None

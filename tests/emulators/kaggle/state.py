@@ -79,6 +79,7 @@ class Kernel:
     root: Path
     version: int = 1
     status: str = "QUEUED"
+    ending: str = ""
     failure: str = ""
     stuck: bool = False
     keeps_outputs: bool = True
