@@ -32,8 +32,8 @@ def measure_small(folder: Path, scale: Scale, gguf: Path | None, backend: str) -
     )
     whole = run(stays, data, home / "stays", [cut])
     rest = run(leaves, data, home / "leaves", resume=home / "stays" / "session-0" / f"step-{cut}.safetensors")
-    told = {"model": "SmolLM2-135M" if not scale.tiny else "tiny"}
-    return told | _compare(whole.series("loss"), whole.series("batch_crc32"), whole.checkpoint, cut, rest)
+    told = _compare(whole.series("loss"), whole.series("batch_crc32"), whole.checkpoint, cut, rest)
+    return {"model": scale.small_name} | told
 
 
 def _compare(losses: Sequence[float], batches: Sequence[float], last: Path, cut: int, rest: Run) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def measure(folder: Path, scale: Scale, gguf: Path | None, asked: argparse.Names
         ]
         kills = under_fire(jobs, mtbf_s, began + asked.goodput_s, asked.goodput_kills)
         wall = pause(jobs, began)
-        told = {"model": "SmolLM2-135M" if not scale.tiny else "tiny", "cards": len(cards), "jobs": len(jobs)}
+        told = {"model": scale.small_name, "cards": len(cards), "jobs": len(jobs)}
         return told | {"kills": kills, "mtbf_s": mtbf_s} | ledger(jobs, wall)
 
 

@@ -46,6 +46,11 @@ class Scale:
     tiny: bool
 
     @property
+    def small_name(self) -> str:
+        """What the small model is called in the results."""
+        return "tiny" if self.tiny else "SmolLM2-135M"
+
+    @property
     def sequence_len(self) -> int:
         return 64 if self.tiny else 2048
 

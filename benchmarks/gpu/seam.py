@@ -34,7 +34,7 @@ def measure(folder: Path, scale: Scale, backend: str, gguf: Path | None) -> dict
     ours = run(spec, data, folder / "seam-ours", [epoch])
     paper = _papers_way(spec.model_copy(update={"max_steps": epoch}), data, folder)
     return {
-        "model": "SmolLM2-135M" if not scale.tiny else "tiny",
+        "model": scale.small_name,
         "rows_sha256": checkpoint.sha256_file(data),
         "cut_after_step": epoch,
         "unbroken": _curves(whole),

@@ -17,8 +17,8 @@ def scripts() -> Path:
     return inside if inside.is_dir() else package.parent / "migrations"
 
 
-def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Run what is missing up to a revision; raises `ConflictError` for a database that only a newer version understands."""
+def upgrade(engine: Engine) -> None:
+    """Run what is missing; raises `ConflictError` for a database that only a newer version understands."""
     with engine.connect() as connection:
         if _version(connection) == HEAD:
             return  # importing alembic takes seconds; a database at head needs none of it
@@ -38,7 +38,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
             )
         connection.rollback()
         config.attributes["connection"] = connection
-        command.upgrade(config, revision)
+        command.upgrade(config, "head")
 
 
 def _version(connection) -> str | None:  # noqa: ANN001  a SQLAlchemy connection

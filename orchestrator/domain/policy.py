@@ -36,7 +36,7 @@ class Waiting:
     gpu_bytes: int = 0
     host_bytes: int = 0
     steps_left: int = 0
-    pace: Pace = field(default=Pace())
+    pace: Pace = field(default_factory=Pace)
     from_folder: bool = False
 
 

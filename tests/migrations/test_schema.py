@@ -1,6 +1,7 @@
 """The revisions and the tables say the same, on both databases; what is newer than this version is refused."""
 
 import pytest
+from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import JSON, MetaData, insert, text
@@ -89,7 +90,11 @@ def _filled(table, **values):
 def test_what_an_earlier_version_estimated_and_timed_is_kept(engines):
     """Removed: the UPDATE of 0007; plans of an upgraded server knew no pace on a GPU."""
     engine = engines[0]
-    upgrade(engine, "0005")
+    config = Config()
+    config.set_main_option("script_location", str(scripts()))
+    with engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0005")
     with engine.begin() as connection:
         tables = MetaData()
         tables.reflect(connection, only=["members", "jobs"])
