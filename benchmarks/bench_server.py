@@ -48,6 +48,8 @@ class Coroutines:
 
     def forget(self, handle: Handle) -> None: ...
 
+    def erase(self, handle: Handle) -> None: ...
+
     def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
         return None
 

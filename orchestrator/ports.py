@@ -186,6 +186,10 @@ class Provider(Protocol):
         """The lease is over and everything is collected: remove what is left, keep the log."""
         ...
 
+    def erase(self, handle: Handle) -> None:
+        """Remove the log too, once everything else is forgotten; nothing happens if there is none."""
+        ...
+
     def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
         """Bytes of the session's output from `offset`, or None if this driver keeps none."""
         ...

@@ -109,6 +109,10 @@ class FakeProvider:
         self._reach()
         self.forgotten.append(handle.lease_id)
 
+    def erase(self, handle: Handle) -> None:
+        self._reach()
+        self.logs.pop(handle.lease_id, None)
+
     def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
         self._reach()
         return self.logs.get(handle.lease_id, b"")[offset : offset + limit]
@@ -337,7 +341,9 @@ class ProviderContract(ABC):
         assert provider.collect(handle) == Leftovers()
         provider.forget(handle)
 
-    def test_an_ended_session_can_be_collected_and_forgotten_and_keeps_its_log(self, tmp_path: Path) -> None:
+    def test_an_ended_session_can_be_collected_and_forgotten_and_keeps_its_log_until_that_is_erased(
+        self, tmp_path: Path
+    ) -> None:
         provider, request = self.make(tmp_path), self._request()
         handle = Handle(lease_id=request.lease_id, account=request.account, external_id=provider.launch(request))
         self._await(provider, handle, Liveness.RUNNING)
@@ -348,3 +354,6 @@ class ProviderContract(ABC):
         provider.forget(handle)
         provider.forget(handle)
         assert provider.log(handle, 0, 1000) == before
+        provider.erase(handle)
+        provider.erase(handle)
+        assert not provider.log(handle, 0, 1000)

@@ -176,6 +176,9 @@ class Machines:
     def forget(self, handle: Handle) -> None:
         self._contact()
 
+    def erase(self, handle: Handle) -> None:
+        self._contact()
+
     def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
         return None
 

@@ -34,7 +34,9 @@ _newest_value = Statement(
     select(_metrics.c.value, _metrics.c.step).where(_of_job, _named).order_by(_metrics.c.step.desc()).limit(1)
 )
 _changing = ("updated_at", "state", "head", "cancel_requested_at", "pause_requested_at", "priority")
-_pulse = select(_jobs.c.id, *(_jobs.c[n] for n in _changing)).where(_jobs.c.id.in_(bindparam("jobs", expanding=True)))
+_pulse = select(_jobs.c.id, *(_jobs.c[n] for n in _changing)).where(
+    _jobs.c.id.in_(bindparam("jobs", expanding=True)), _jobs.c.deleted_at.is_(None)
+)
 _changing_there = ("fence", "last_seq", "state", "phase", "last_seen_at", "step")
 _live_of = _leases.c.job_id.in_(bindparam("jobs", expanding=True))
 _pulse_there = select(_leases.c.job_id, *(_leases.c[n] for n in _changing_there)).where(IS_LIVE, _live_of)
@@ -163,7 +165,8 @@ class PageViews:
 
     def count(self, state: JobState, most: int) -> int:
         """Jobs in a state, counted no further than `most`."""
-        some = select(_jobs.c.id).where(_jobs.c.state == state.value).limit(most).subquery()
+        there = (_jobs.c.state == state.value, _jobs.c.deleted_at.is_(None))
+        some = select(_jobs.c.id).where(*there).limit(most).subquery()
         return self._all(select(func.count().label("n")).select_from(some))[0]["n"]
 
     def datasets(self, member_id: str, limit: int) -> list[Row]:

@@ -125,6 +125,7 @@ jobs = Table(
     Column("adapter_zip_sha256", _id()),
     Column("adapter_sha256", _id()),
     Column("adapter_bytes", BigInteger),
+    Column("deleted_at", Double),
     Index(
         "jobs_to_claim",
         "member_id",

@@ -185,6 +185,9 @@ class SqlTransaction(ClaimRows, CheckpointRows):
     def uncollected_leases(self) -> list[Lease]:
         return [LEASES.load(row) for row in _uncollected.rows(self.connection)]
 
+    def leases_of(self, job_id: str) -> list[Lease]:
+        return LEASES.where(self.connection, tables.leases.c.job_id == job_id)
+
     def live_counts(self) -> tuple[dict[str, int], dict[str, int]]:
         by_member: dict[str, int] = {}
         by_account: dict[str, int] = {}
@@ -240,6 +243,18 @@ class SqlTransaction(ClaimRows, CheckpointRows):
     def add_reading(self, lease_id: str, at: float, step: int, reading: Reading) -> None:
         values = {"lease_id": lease_id, "at": at, "step": step, "reading": reading.model_dump(exclude_none=True)}
         self._upserts["readings"].run(self.connection, values)
+
+    def forget_records(self, job_id: str) -> None:
+        leases = select(tables.leases.c.id).where(tables.leases.c.job_id == job_id)
+        channels = select(tables.channels.c.id).where(tables.channels.c.job_id == job_id)
+        for gone in (
+            delete(tables.metrics).where(tables.metrics.c.job_id == job_id),
+            delete(tables.samples).where(tables.samples.c.job_id == job_id),
+            delete(tables.readings).where(tables.readings.c.lease_id.in_(leases)),
+            delete(tables.deliveries).where(tables.deliveries.c.channel_id.in_(channels)),
+            delete(tables.channels).where(tables.channels.c.job_id == job_id),
+        ):
+            self.connection.execute(gone)
 
     # people
 

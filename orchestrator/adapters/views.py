@@ -32,10 +32,12 @@ def _loss(*, newest: bool) -> Any:
     return select(_metrics.c.value).where(of_job).order_by(step).limit(1).correlate(_jobs).scalar_subquery()
 
 
+_hidden = ("spec", "adapter_key", "adapter_store", "deleted_at")
+_is_there = _jobs.c.deleted_at.is_(None)
 _head = and_(_checkpoints.c.job_id == _jobs.c.id, _checkpoints.c.sha256 == _jobs.c.head)
 _job = (
     select(
-        *(c for c in _jobs.c if c.name not in ("spec", "adapter_key", "adapter_store")),
+        *(c for c in _jobs.c if c.name not in _hidden),
         tables.members.c.name.label("member"),
         _checkpoints.c.size.label("head_size"),
         _checkpoints.c.created_at.label("head_at"),
@@ -44,20 +46,25 @@ _job = (
     )
     .join(tables.members, tables.members.c.id == _jobs.c.member_id)
     .outerjoin(_checkpoints, _head)
+    .where(_is_there)
 )
 _job_by_id = _job.add_columns(_jobs.c.spec, _jobs.c.adapter_key, _jobs.c.adapter_store).where(
     _jobs.c.id == bindparam("id")
 )
 _jobs_by_id = _job.where(_jobs.c.id.in_(bindparam("ids", expanding=True))).order_by(_jobs.c.id.desc())
-_owner = select(_jobs.c.member_id).where(_jobs.c.id == bindparam("id"))
-_session = select(
-    *(c for c in _leases.c if c.name not in ("token_hash", "nonce")),
-    tables.accounts.c.name.label("account"),
-    _jobs.c.member_id,
-).select_from(
-    _leases.join(_jobs, _jobs.c.id == _leases.c.job_id).outerjoin(
-        tables.accounts, tables.accounts.c.id == _leases.c.account_id
+_owner = select(_jobs.c.member_id).where(_jobs.c.id == bindparam("id"), _is_there)
+_session = (
+    select(
+        *(c for c in _leases.c if c.name not in ("token_hash", "nonce")),
+        tables.accounts.c.name.label("account"),
+        _jobs.c.member_id,
     )
+    .select_from(
+        _leases.join(_jobs, _jobs.c.id == _leases.c.job_id).outerjoin(
+            tables.accounts, tables.accounts.c.id == _leases.c.account_id
+        )
+    )
+    .where(_is_there)
 )
 _session_by_id = _session.where(_leases.c.id == bindparam("id"))
 _of_jobs = _leases.c.job_id.in_(bindparam("jobs", expanding=True))
@@ -125,7 +132,7 @@ class Views:
         name: str | None,
     ) -> Page:
         """Newest first. `name` finds jobs whose name contains it, whatever the case."""
-        indexed = [_jobs.c.id < before] if before else []
+        indexed = [_is_there] + ([_jobs.c.id < before] if before else [])
         rest = []
         if member_id is not None:
             indexed.append(_jobs.c.member_id == member_id)
@@ -170,7 +177,9 @@ class Views:
     def clones(self, job_id: str, limit: int) -> list[Row]:
         """The newest jobs that were cloned from this one."""
         columns = (_jobs.c.id, _jobs.c.name, _jobs.c.first_step, _jobs.c.member_id, _jobs.c.state)
-        return self._all(select(*columns).where(_jobs.c.cloned_from == job_id).order_by(_jobs.c.id.desc()).limit(limit))
+        return self._all(
+            select(*columns).where(_is_there, _jobs.c.cloned_from == job_id).order_by(_jobs.c.id.desc()).limit(limit)
+        )
 
     def _with_sessions(self, rows: list[Row], now: float) -> list[Row]:
         sessions: dict[str, list[Row]] = {row["id"]: [] for row in rows}
@@ -274,7 +283,7 @@ class Views:
 
     def counts(self) -> dict[str, list[tuple[str, int]]]:
         """Jobs by state, live sessions by provider, and the steps that those have done so far by provider."""
-        jobs = select(_jobs.c.state, func.count()).group_by(_jobs.c.state)
+        jobs = select(_jobs.c.state, func.count()).where(_is_there).group_by(_jobs.c.state)
         live = select(_leases.c.provider, func.count()).where(IS_LIVE).group_by(_leases.c.provider)
         done = func.coalesce(func.sum(_leases.c.step - _leases.c.first_step), 0)
         steps = select(_leases.c.provider, done).where(IS_LIVE).group_by(_leases.c.provider)

@@ -149,6 +149,7 @@ class Job:
     adapter_zip_sha256: str | None = None
     adapter_sha256: str | None = None
     adapter_bytes: int | None = None
+    deleted_at: float | None = None
     events: list[Event] = field(default_factory=list[Event])
 
     def note(
@@ -261,6 +262,12 @@ class Job:
     def _end(self, new: JobState, end: EndReason, message: str, at: float, actor: str, lease_id: str | None) -> None:
         self.end_reason, self.message = end, message
         self.to(new, reason=message, at=at, actor=actor, lease_id=lease_id)
+
+    def delete(self, *, at: float, actor: str) -> None:
+        """Nobody sees the job any more, and nothing of it is kept in a store."""
+        self.deleted_at = at
+        self.adapter_key = self.adapter_store = None
+        self.note("job.deleted", at=at, actor=actor)
 
     def queue_again(self, *, at: float, actor: str, reason: str) -> None:
         """A person resumes or retries the job; it goes on from its head."""

@@ -16,7 +16,7 @@ from orchestrator.domain.model import Role
 from orchestrator.entrypoints import bodies, schemas
 from orchestrator.entrypoints.auth import bearer_token
 from orchestrator.entrypoints.deps import NUL, PROBLEMS, Caller, Here, JobId, MyJob, PlainTextRoute, Server
-from orchestrator.services import clones, dispatch, jobs, plans
+from orchestrator.services import clones, deletion, dispatch, jobs, plans
 from worker.protocol import JobSpec
 
 router = APIRouter(tags=["jobs"], route_class=PlainTextRoute, responses=PROBLEMS)
@@ -165,6 +165,12 @@ def listing(
 def one(server: Here, job_id: MyJob) -> schemas.JobInFull:
     """The job with its file and, while it is queued, what it waits for."""
     return schemas.JobInFull.model_validate(_in_full(server, job_id))
+
+
+@router.delete("/jobs/{job_id}", status_code=204, operation_id="delete_job", summary="Delete a job that has ended")
+def delete(server: Here, me: Caller, job_id: JobId) -> None:
+    """For good, with its checkpoints, adapter, curves, samples and logs. A clone keeps the checkpoint it began with."""
+    deletion.delete(server.ctx, me, job_id)
 
 
 @router.post("/jobs/{job_id}:pause", operation_id="pause_job", summary="Pause a job")

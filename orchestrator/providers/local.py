@@ -144,6 +144,9 @@ class LocalProvider:
             elif entry.name not in (LOG_NAME, "pid.json"):
                 entry.unlink(missing_ok=True)
 
+    def erase(self, handle: Handle) -> None:
+        shutil.rmtree(self._home(handle.lease_id), ignore_errors=True)
+
     def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
         path = self._home(handle.lease_id) / LOG_NAME
         if not path.is_file():

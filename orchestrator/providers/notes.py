@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -42,6 +43,10 @@ class SessionNotes(Generic[S]):
             aside.write_text(json.dumps(asdict(noted)))
             aside.replace(self.folder / "session.json")
         return noted
+
+    def erase(self) -> None:
+        """Remove the note and the log."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def shown(self, offset: int, limit: int) -> bytes:
         """A part of the log as a person reads it: without the lines that are said to the server."""

@@ -123,7 +123,10 @@ def _earlier(ctx: Context, actor: Actor, key: str, asked: str) -> Job | None:
             return None
         if earlier[0] != asked:
             raise ConflictError("this Idempotency-Key was used for a different request; choose a new one")
-        return tx.job(earlier[1]["job"])
+        job = tx.job(earlier[1]["job"])
+        if job is not None and job.deleted_at is not None:
+            raise ConflictError("the job of this Idempotency-Key was deleted; choose a new one")
+        return job
 
 
 def resolve(ctx: Context, actor: Actor, spec: JobSpec) -> tuple[JobSpec, Need]:
@@ -165,7 +168,7 @@ def _refuse_the_too_large(ctx: Context, actor: Actor, need: Need) -> None:
 def owned(tx: Transaction, actor: Actor, job_id: str) -> Job:
     """The job if the actor may see it; otherwise it does not exist for them."""
     job = tx.job(job_id)
-    if job is None or not actor.may_see(job.member_id):
+    if job is None or job.deleted_at is not None or not actor.may_see(job.member_id):
         raise NotFoundError(f"there is no job {job_id}")
     return job
 

@@ -43,6 +43,17 @@ def test_pause_resume_priority_cancel_retry_clone(trainhop: Shell) -> None:
     assert "job.cancelled" in kinds
 
 
+def test_what_has_ended_is_removed_once_that_is_confirmed(trainhop: Shell) -> None:
+    """Guard: without `confirm` the first `rm`, which nobody answered, had deleted the job."""
+    job = trainhop("submit", trainhop.job_file()).stdout.strip()
+    assert "cancel it before you delete it" in trainhop("rm", "--yes", job, code=1).stderr
+    trainhop("cancel", job)
+    assert "with all that it has made?" in trainhop("rm", job, code=1).stderr
+    assert trainhop.json("show", job)["state"] == "cancelled"
+    assert f"{job} is deleted" in trainhop("rm", "-y", job).stderr
+    trainhop("show", job, code=3)
+
+
 def test_watch_ends_with_the_job_and_tells_its_end(trainhop: Shell) -> None:
     job = trainhop("submit", trainhop.job_file()).stdout.strip()
     trainhop("cancel", job)

@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 from orchestrator.domain.errors import ConflictError, StaleFenceError, TrainhopError
 from orchestrator.domain.lifecycle import CheckpointState, JobState
 from orchestrator.ports import ObjectMissing
-from orchestrator.services import clones, jobs
+from orchestrator.services import clones, deletion, jobs
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
 from tests.conftest import DATABASES
@@ -276,7 +276,7 @@ class Promises(RuleBasedStateMachine):
 
 
 class PromisesOfClones(Promises):
-    """And jobs that begin with another one's newest checkpoint. Apart, so that the negative controls are found as quickly."""
+    """And jobs that begin with another one's newest checkpoint, and jobs that are deleted. Apart, so that the negative controls are found as quickly."""
 
     @precondition(lambda self: self.jobs and len(self.jobs) < 6)
     @rule(number=PICK)
@@ -285,6 +285,14 @@ class PromisesOfClones(Promises):
         if job.head is not None:
             actor = self.world.actors[job.member_id]
             self.jobs.append(clones.clone(self.world.ctx, actor, job.id, {}, checkpoint=job.head).id)
+
+    @precondition(lambda self: self.jobs)
+    @rule(number=PICK)
+    def delete(self, number: int) -> None:
+        job = self.world.job(self.pick(number))
+        with contextlib.suppress(ConflictError):
+            deletion.delete(self.world.ctx, self.world.actors[job.member_id], job.id)
+            self.jobs.remove(job.id)
 
 
 @pytest.mark.timeout(600)

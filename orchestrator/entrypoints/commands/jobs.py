@@ -256,6 +256,20 @@ def retry(context: typer.Context, job: JobArgument, as_json: JsonFlag = False) -
     _ask(context, job, "retry", as_json)
 
 
+@app.command("rm", rich_help_panel="Jobs")
+def remove(
+    context: typer.Context,
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="Id, the beginning or end of one, or a name.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete jobs that have ended: checkpoints, adapter, curves and logs, for good."""
+    client = connect(context)
+    for job in [find_job(client, given) for given in jobs]:
+        if yes or typer.confirm(f"Delete {job['id']} ({clean(job['name'])}) with all that it has made?", err=True):
+            client.delete(f"/jobs/{job['id']}")
+            say(f"{job['id']} is deleted")
+
+
 @app.command(rich_help_panel="Jobs")
 def priority(
     context: typer.Context,

@@ -21,7 +21,7 @@ from orchestrator.entrypoints.dashboard.curve import ViewedJob
 from orchestrator.entrypoints.dashboard.jobview import SECTIONS, look
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, page, piece
 from orchestrator.entrypoints.deps import Here, Server
-from orchestrator.services import jobs, letters
+from orchestrator.services import deletion, jobs, letters
 from orchestrator.services.jobs import Actor
 from worker.protocol import JobSpec
 
@@ -160,6 +160,13 @@ def notebook(
         return page(request, "notebook.html", me, made=made)
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(made.file_name)}"}
     return Response(json.dumps(made.notebook), media_type="application/x-ipynb+json", headers=headers)
+
+
+@router.post("/jobs/{job_id}/delete")
+def delete(server: Here, me: Viewer, job_id: ViewedJob) -> Response:
+    """Remove the job for good; nothing of it is left to show."""
+    deletion.delete(server.ctx, me, job_id)
+    return RedirectResponse("/", 303)
 
 
 @router.post("/jobs/{job_id}/{action}")

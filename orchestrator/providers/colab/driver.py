@@ -343,6 +343,9 @@ class ColabProvider:
                 return notes.write(launched=True, ended=True, complete=True, released=True, detail=TAKEN_AWAY)
             return notes.keep(found, _ending(found["ended"]) if found["ended"] else "")
 
+    def erase(self, handle: Handle) -> None:
+        self._of(handle.lease_id).erase()
+
     def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
         notes = self._of(handle.lease_id)
         return notes.shown(offset, limit) if notes.folder.is_dir() else None

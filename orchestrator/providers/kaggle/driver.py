@@ -312,6 +312,9 @@ class KaggleProvider:
                 raise
             yield from _kept_lines(notes)
 
+    def erase(self, handle: Handle) -> None:
+        self._notebook.of(handle.lease_id).erase()
+
     def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
         notes = self._notebook.of(handle.lease_id)
         noted = notes.read()
