@@ -21,7 +21,7 @@ class Waiting:
     """A queued job as the policy sees it.
 
     `gpu_bytes` and `host_bytes` are what it needs where it trains on a GPU, or on a CPU (0: not known). `from_folder` says that
-    its base model lies on the server's disk.
+    its base model lies on the server's disk, `needs_gpu` that its backend trains on nothing else.
     """
 
     job_id: str
@@ -38,6 +38,7 @@ class Waiting:
     steps_left: int = 0
     pace: Pace = field(default_factory=Pace)
     from_folder: bool = False
+    needs_gpu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,8 @@ def _not_able(job: Waiting, place: Place) -> Obstacle | None:
     if job.from_folder and not place.any_folder:
         sees_not = f"the base model is a folder of the server's disk, which {place.name} does not see"
         return Obstacle(reason=f"{sees_not}: name it by its id on the Hugging Face hub")
+    if job.needs_gpu and not place.gpu:
+        return Obstacle(reason=f"the job's backend needs a GPU, {place.name} has none: leave it to `backend: auto`")
     need = memory(job, place)
     if place.memory_bytes and need > place.memory_bytes:
         what = "GPU memory" if place.gpu else "memory"
@@ -250,9 +253,9 @@ def explain(job: Waiting, places: Sequence[Place], now: float) -> Obstacle | Non
 def retry_at(end: EndReason, in_a_row: int, now: float) -> float:
     """When a given-back job may be tried again.
 
-    A planned hand-off and a first loss go on at once; further losses without progress wait 1, 2, 4 ... 300 s.
+    A planned stop and a first loss go on at once; further losses without progress wait 1, 2, 4 ... 300 s.
     """
-    if end is EndReason.HANDED_OFF:
+    if end in {EndReason.HANDED_OFF, EndReason.PAUSED}:
         return now
     free = 2 if end is EndReason.LOST else 0
     if in_a_row < free:

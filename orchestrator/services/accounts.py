@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError, UnavailableError
 from orchestrator.domain.model import Account, Member, Role
@@ -18,6 +20,8 @@ POOLS = frozenset({"local", "slurm"})
 """Providers whose machines belong to the installation, not to a person."""
 
 LONGEST_CREDENTIALS = 8192
+MOST_SLOTS = 1000
+LONGEST_SESSION_S = 30 * 86_400.0
 _SECRETIVE = re.compile(r"token|secret|password|api_?key|^key$|credential", re.IGNORECASE)
 
 
@@ -102,6 +106,7 @@ def add_account(
     """
     capabilities = _capabilities(ctx, provider)
     _refuse_secrets(capabilities, config)
+    check_settings(config)
     sealed = _sealed(ctx, capabilities, credentials)
     now = ctx.clock.now()
     with ctx.uow() as tx:
@@ -152,6 +157,23 @@ def _refuse_secrets(capabilities: Capabilities, config: dict[str, Any]) -> None:
             f"{found} looks like a secret, and settings can be read by others",
             [(f"/config/{found}", "give it as the account's credentials (--token-file)")],
         )
+
+
+class _Settings(BaseModel):
+    """What every driver reads alike; each may read more."""
+
+    slots: Annotated[int, Field(ge=0, le=MOST_SLOTS)] = 0
+    session_s: Annotated[float, Field(gt=0, le=LONGEST_SESSION_S, allow_inf_nan=False)] = 1.0
+    env: dict[str, str] = Field(default_factory=dict)
+
+
+def check_settings(config: dict[str, Any]) -> None:
+    """Raise `InvalidError` for a setting that a driver could not read."""
+    try:
+        _Settings.model_validate(config)
+    except ValidationError as error:
+        faults = [(f"/config/{'/'.join(map(str, e['loc']))}", e["msg"]) for e in error.errors()]
+        raise InvalidError(f"{faults[0][0][8:]}: {faults[0][1]}", faults) from None
 
 
 def _sealed(ctx: Context, capabilities: Capabilities, credentials: str | None) -> str:
@@ -249,6 +271,7 @@ def change_account(
     sealed = ""
     if config is not None:
         _refuse_secrets(_capabilities(ctx, provider), config)
+        check_settings(config)
     if credentials is not None:
         sealed = _sealed(ctx, _capabilities(ctx, provider), credentials)
     with ctx.uow() as tx:

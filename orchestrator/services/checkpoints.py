@@ -182,11 +182,11 @@ def sweep_strays(ctx: Context, lease: Lease) -> None:
 
 
 def abandon_stale(ctx: Context) -> None:
-    """Offers that nobody commits any more become garbage; a machine that cannot call has no way to offer again."""
+    """Offers that nobody commits any more become garbage; a session that lives may still be waiting for its store to answer."""
     with ctx.uow() as tx:
         for checkpoint in tx.stale_offers(ctx.clock.now() - ctx.rules.offer_ttl_s):
             lease = tx.lease(checkpoint.lease_id)
-            if lease is not None and lease.one_way and lease.state.is_live:
+            if lease is not None and lease.state.is_live:
                 continue
             checkpoint.to(CheckpointState.ABANDONED)
             tx.save_checkpoint(checkpoint)

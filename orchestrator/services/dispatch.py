@@ -17,18 +17,21 @@ from orchestrator.ports import (
     ProviderError,
     ProviderUnavailable,
     QuotaExhausted,
+    Room,
     StoreError,
 )
 from orchestrator.services.alone import cannot_call, kit
 from orchestrator.services.ids import new_id
 from orchestrator.services.leases import hand_back
 
-QUEUE_DEPTH = 16
-"""Queued jobs of each member that one round looks at."""
+QUEUE_DEPTHS = (16, 128, 1024)
+"""Queued jobs of each member that one round looks at: more only while machines stay free, because some jobs fit none."""
 
 LAUNCHES_PER_ROUND = 64
 STORE_REST_S = 60.0
 """How long an account is left alone after the store could not open uploads for a machine of it."""
+FULL_REST_S = 300.0
+"""The same after it had no room, where it does not say until when."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class _Claim:
 def dispatch(ctx: Context) -> int:
     """One round: claim jobs for free machines in one transaction, then launch outside of it. Returns the number claimed."""
     with ctx.uow() as tx:
-        accounts = tx.accounts()
+        accounts = tx.accounts() if tx.queued(1, ctx.clock.now()) else []
     places = survey(ctx, accounts)
     if not any(p.slots and not p.shut for p in places):
         return 0
@@ -70,32 +73,22 @@ def _place(ctx: Context, account: Account) -> Place:
         return replace(shut, shut=reason)
     if account.not_before > ctx.clock.now():
         return replace(shut, shut=account.note or "no room at the moment", open_at=account.not_before)
+    return replace(shut, **vars(_room(ctx, account)))
+
+
+def _room(ctx: Context, account: Account) -> Room:
+    none = Room(slots=0, session_s=0)
     try:
-        room = ctx.providers.get(account.provider).room(account)
+        return ctx.providers.get(account.provider).room(account)
     except CredentialsRefused as error:
         _note_problem(ctx, account, str(error))
-        return replace(shut, shut=str(error))
+        return replace(none, shut=str(error))
     except QuotaExhausted as error:
-        return replace(shut, shut=str(error), open_at=error.until)
+        return replace(none, shut=str(error), open_at=error.until)
     except ProviderError as error:
-        return replace(shut, shut=f"cannot be reached ({error})")
-    return Place(
-        account_id=account.id,
-        provider=account.provider,
-        name=account.name,
-        member_id=account.member_id,
-        slots=room.slots,
-        session_s=room.session_s,
-        memory_bytes=room.memory_bytes,
-        gpu=room.gpu,
-        any_folder=room.any_folder,
-        start_up_s=room.start_up_s,
-        hours_left=room.hours_left,
-        hours_total=room.hours_total,
-        refresh_at=room.refresh_at,
-        shut=room.shut,
-        open_at=room.open_at,
-    )
+        return replace(none, shut=f"cannot be reached ({error})")
+    except Exception as error:  # noqa: BLE001  told where people look; one account must not keep all others waiting
+        return replace(none, shut=f"its driver failed ({type(error).__name__}: {error})")
 
 
 def _not_allowed(ctx: Context, account: Account) -> str:
@@ -130,8 +123,12 @@ def _claim(ctx: Context, tx: Transaction, places: list[Place], accounts: dict[st
     room = min(LAUNCHES_PER_ROUND, sum(p.slots for p in free if not p.shut))
     if room == 0:
         return []
-    waiting = [as_waiting(job) for job in tx.queued(max(QUEUE_DEPTH, room), now)]
-    chosen = match(waiting, free, by_member, now)[:LAUNCHES_PER_ROUND]
+    chosen: list[Match] = []
+    for depth in QUEUE_DEPTHS:
+        waiting = [as_waiting(job) for job in tx.queued(max(depth, room), now)]
+        chosen = match(waiting, free, by_member, now)[:LAUNCHES_PER_ROUND]
+        if len(chosen) >= room or len(waiting) < depth:
+            break
     claims = (lease_out(ctx, tx, m, now, one_way=cannot_call(ctx, m.provider)) for m in chosen)
     return [_Claim(lease=lease, account=accounts[lease.account_id]) for lease in claims if lease is not None]
 
@@ -170,6 +167,10 @@ def lease_out(
 def _launch(ctx: Context, claim: _Claim) -> None:
     lease = claim.lease
     try:
+        with ctx.uow() as tx:
+            current = tx.lease(lease.id)
+        if current is None or not current.state.is_live:
+            return  # cancelled while it waited for its turn
         external_id = ctx.providers.get(lease.provider).launch(_request(ctx, claim))
     except CredentialsRefused as error:
         _note_problem(ctx, claim.account, str(error))
@@ -180,7 +181,7 @@ def _launch(ctx: Context, claim: _Claim) -> None:
         _not_ready(ctx, claim, f"the store takes nothing now ({error})")
     except QuotaExhausted as error:
         _close_account(ctx, claim.account.id, str(error), error.until)
-        _launch_failed(ctx, lease.id, str(error))
+        _launch_failed(ctx, lease.id, str(error), counts=False)
     except (LaunchRejected, ProviderError) as error:
         _launch_failed(ctx, lease.id, str(error))
     else:
@@ -216,7 +217,8 @@ def _close_account(ctx: Context, account_id: str, why: str, until: float | None)
     with ctx.uow() as tx:
         account = tx.account(account_id)
         if account is not None:
-            account.not_before = until if until is not None else ctx.clock.now() + 300.0
+            now = ctx.clock.now()
+            account.not_before = until if until is not None and until > now else now + FULL_REST_S
             account.note = why
             tx.save_account(account)
 
@@ -253,6 +255,7 @@ def as_waiting(job: Job) -> Waiting:
         steps_left=job.total_steps - job.head_step,
         pace=job.pace,
         from_folder=spec.get("base_model", "").startswith("/"),
+        needs_gpu=spec.get("backend") == "unsloth",
     )
 
 

@@ -133,6 +133,7 @@ def resolve(ctx: Context, actor: Actor, spec: JobSpec) -> tuple[JobSpec, Need]:
     """The spec with everything pinned that may not change later, and the memory it needs."""
     if spec.deadline is not None and not 0 <= spec.deadline < LAST_DEADLINE:
         raise InvalidError("the deadline is no date", [("/deadline", "must be a time before the year 10000")])
+    _refuse_the_unknown(ctx, spec)
     model = ctx.catalog.model(spec.base_model)
     datasets = tuple(resolve_dataset(ctx, actor.member_id, d, place) for place, d in enumerate(spec.datasets))
     pinned = spec.model_copy(update={"base_model": model.name, "datasets": datasets})
@@ -141,6 +142,15 @@ def resolve(ctx: Context, actor: Actor, spec: JobSpec) -> tuple[JobSpec, Need]:
     needed = fit.need(pinned, model.shape, model.parameters)
     _refuse_the_too_large(ctx, actor, needed)
     return pinned.model_copy(update={"max_steps": pinned.total_steps, "num_epochs": None}), needed
+
+
+def _refuse_the_unknown(ctx: Context, spec: JobSpec) -> None:
+    """A job that asks for a provider nobody has heard of would wait for ever."""
+    known = sorted(entry.name for entry in ctx.providers.entries())
+    for place, name in enumerate(spec.placement.providers):
+        if name not in known:
+            words = f"there is no provider {name}: one of {', '.join(known)}"
+            raise InvalidError(words, [(f"/placement/providers/{place}", words)])
 
 
 def _refuse_the_too_large(ctx: Context, actor: Actor, need: Need) -> None:

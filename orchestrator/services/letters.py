@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from orchestrator.domain.errors import ConflictError, TrainhopError, UnavailableError
 from orchestrator.domain.lifecycle import EndReason, LeaseState
 from orchestrator.domain.model import Claim, Lease
-from orchestrator.ports import Context, Documents, ObjectMissing, Owned, Store, StoreError
+from orchestrator.ports import Context, Documents, ObjectMissing, Owned, ProviderError, Store, StoreError
 from orchestrator.services import alone, claims
 from orchestrator.services.errors import from_store
 from orchestrator.services.intake import Ear
@@ -100,7 +100,17 @@ class Postman:
             try:
                 self._deliver(claim)
             except (StoreError, UnavailableError):
+                self._was_not_heard(claim)
+            except ProviderError:
                 continue
+
+    def _was_not_heard(self, claim: Claim) -> None:
+        """Silence says nothing of a notebook whose letters we cannot read."""
+        with self._ctx.uow() as tx:
+            lease = tx.lease(claim.lease_id) if claim.lease_id else None
+            if lease is not None and lease.state.is_live:
+                lease.expires_at = max(lease.expires_at, self._ctx.clock.now() + self._ctx.rules.lease_s)
+                tx.save_lease(lease)
 
     def _deliver(self, claim: Claim) -> None:
         store = self._ctx.stores.get(claim.store)

@@ -24,7 +24,7 @@ def reconcile(ctx: Context) -> None:
     """
     with ctx.uow() as tx:
         live = [lease for lease in tx.live_leases() if lease.id not in ctx.launching]
-        ended = tx.uncollected_leases()
+        ended = [lease for lease in tx.uncollected_leases() if lease.id not in ctx.launching]
         accounts = {account.id: account for account in tx.accounts()}
         tx.forget_remembered(ctx.clock.now() - FORGET_REQUESTS_AFTER_S)
     seen = _observe(ctx, live + ended, accounts)
@@ -60,7 +60,7 @@ def _observe(ctx: Context, leases: Iterable[Lease], accounts: dict[str, Account]
     for name, theirs in by_provider.items():
         try:
             found = ctx.providers.get(name).observe([handle_of(lease, accounts) for lease in theirs])
-        except ProviderError as error:
+        except Exception as error:  # noqa: BLE001  a driver that fails knows nothing, and keeps no other one waiting
             found = [Observation(lease_id=x.id, liveness=Liveness.UNKNOWN, detail=str(error)) for x in theirs]
         seen.update({o.lease_id: o for o in found})
     return seen

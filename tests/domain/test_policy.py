@@ -126,6 +126,16 @@ def test_a_model_of_the_servers_disk_is_trained_where_it_is_seen() -> None:
     assert match([job()], [far, here], {}, NOW)[0].account_id == "far"
 
 
+def test_a_backend_that_needs_a_gpu_waits_for_one() -> None:
+    """Removed: `needs_gpu` in `_not_able`; the job went to a CPU twenty times, was refused there, and failed."""
+    needy, cpu = job(needs_gpu=True), place("cpu")
+    obstacle = fits(needy, cpu)
+    assert obstacle is not None
+    assert "needs a GPU, cpu has none" in obstacle.reason
+    assert fits(needy, place("card", gpu=True)) is None
+    assert fits(job(), cpu) is None
+
+
 def test_waiting_is_explained_with_a_time() -> None:
     quota = place(name="alice's Kaggle", hours_left=0.001, refresh_at=NOW + 60)
     found = explain(job(), [quota], NOW)

@@ -6,13 +6,14 @@ re-reading of a known offer (a commit whose answer was lost would be refused as 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
 
 from orchestrator.domain.errors import UnavailableError
 from orchestrator.domain.lifecycle import JobState
-from orchestrator.ports import StoreUnavailable
+from orchestrator.ports import Rules, StoreUnavailable
 from orchestrator.services import checkpoints
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
@@ -165,6 +166,24 @@ def test_offers_that_nobody_commits_are_cleared_away(world: World) -> None:
 
     offer_to_a_silent_store(world, offer)
     assert world.store.path(offer.key).exists()
+    worker.fail()
     world.clock.time += world.ctx.rules.offer_ttl_s + 1
     reconcile(world.ctx)
     assert not world.store.path(offer.key).exists()
+
+
+def test_an_offer_of_a_session_that_lives_waits_for_its_store(world: World) -> None:
+    """Removed: `is_live` in `abandon_stale`; after an hour without the store the newest checkpoint was deleted, and its
+    session ended.
+    """
+    world.submit("alice", STEPS)
+    worker = started(world)
+    worker.step = 1
+    offer = worker.write(worker.manifest())
+    offer_to_a_silent_store(world, offer)
+    world.ctx = dataclasses.replace(world.ctx, rules=Rules(offer_ttl_s=600.0))
+    for _ in range(20):
+        world.clock.time += 50
+        worker.report()
+        reconcile(world.ctx)
+    assert checkpoints.offer(world.ctx, offer).committed

@@ -238,3 +238,27 @@ def test_the_plan_shows_what_it_costs(api, people, cloud) -> None:
     assert plan["done_at"]
     assert plan["store"] == "local"
     assert plan["store_bytes"] is None
+
+
+@pytest.mark.parametrize(
+    ("config", "pointer"),
+    [
+        ({"slots": "two"}, "/config/slots"),
+        ({"slots": None}, "/config/slots"),
+        ({"slots": -1}, "/config/slots"),
+        ({"slots": 10**9}, "/config/slots"),
+        ({"session_s": "11h"}, "/config/session_s"),
+        ({"session_s": 0}, "/config/session_s"),
+        ({"env": {"A": 1}}, "/config/env/A"),
+    ],
+)
+def test_a_setting_that_no_driver_could_read_is_refused(api1, people, config, pointer):
+    """Guard: without `check_settings` it was kept, and the account's owner was never told why nothing started."""
+    made = people.admin.post("/accounts", {"provider": "local", "name": "odd", "config": config})
+    assert made.status_code == 422
+    assert made.json()["errors"][0]["pointer"] == pointer
+    pool = people.admin.post("/accounts", {"provider": "local", "name": "pool", "config": {"slots": 2}}).json()["id"]
+    changed = people.admin.call("PATCH", f"/accounts/{pool}", json={"config": config})
+    assert changed.status_code == 422
+    (kept,) = [a for a in people.admin.get("/accounts").json()["items"] if a["id"] == pool]
+    assert kept["config"] == {"slots": 2}

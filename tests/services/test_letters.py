@@ -240,5 +240,28 @@ def test_a_drive_that_is_away_is_asked_again_in_the_next_round(ann, job, made, d
     assert tab.answer().taken
 
 
+def test_letters_that_cannot_be_read_are_no_silence(ann, job, made, drive, postman, app, clock, monkeypatch):
+    """Guard: without `_was_not_heard` a minute without Drive took every running notebook's job away."""
+    tab = Tab(made, drive)
+    tab.ask()
+    postman.round()
+    tab.answer()
+    tab.send(tab.started())
+    postman.round()
+    store = app.context.stores.get("drive")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "read_document", _away)
+        for _ in range(10):
+            clock.tick(20.0)
+            postman.round()
+            reconcile(app.context)
+    assert state(ann, job) == "running"
+    tab.send(tab.report(5))
+    postman.round()
+    clock.tick(Rules().lease_s + 1)
+    reconcile(app.context)
+    assert state(ann, job) == "queued", "it has not written since"
+
+
 def _away(*_):
     raise StoreUnavailable("emulated")
