@@ -161,6 +161,22 @@ def test_a_broken_upload_goes_on_where_it_stood(drive, store, source, monkeypatc
     assert content(drive) == [source.read_bytes()]
 
 
+@pytest.mark.parametrize("status", [404, 409, 410])
+def test_a_session_that_is_gone_is_followed_by_another(drive, store, source, status):
+    """Guard: without `SessionGone` in `put` the first session's end was the end of the writing."""
+    rule = drive.rules.add(Rule("PUT /upload", status=status, reason="notFound", times=2))
+    assert store.put(KEY, source).size == 700_000
+    assert rule.hits == 2
+    assert content(drive) == [source.read_bytes()]
+
+
+def test_sessions_that_are_always_gone_are_said_to_be(drive, store, source):
+    rule = drive.rules.add(Rule("PUT /upload", status=404, reason="notFound", times=None))
+    with pytest.raises(StoreUnavailable, match="session is of no use any more: HTTP 404"):
+        store.put(KEY, source)
+    assert rule.hits == 3
+
+
 def test_a_machine_gets_a_session_and_nothing_else(drive, store, source):
     grant = store.grant_upload(KEY, GrantKind.CHECKPOINT, shares_disk=False)
     assert grant.resumable
@@ -310,12 +326,50 @@ def test_an_unreachable_drive_is_unavailable(drive, make_store, source):
 # --- what people do to their Drive ---
 
 
-def test_a_deleted_file_is_missing_in_words(drive, store, source):
+def test_a_deleted_file_is_missing_in_words_and_may_be_written_again(drive, store, source):
+    """Guard: without `forget` in `put` the id of the deleted file, which Drive takes no second time, was kept for ever."""
     store.put(KEY, source)
     drive.contents.delete(drive.files()[0].id)
     with pytest.raises(ObjectMissing, match="deleted"):
         store.stat(KEY)
     assert store.put(KEY, source).size == 700_000
+    assert content(drive) == [source.read_bytes()]
+
+
+@pytest.mark.parametrize("heal", ["put", "delete"])
+def test_a_server_killed_while_it_deletes_leaves_a_key_that_can_be_used_again(
+    drive, make_store, source, monkeypatch, heal
+):
+    """The file is gone, its id is still known. Guard: without `forget` in `put` the key was of no use any more."""
+    ids = MemoryIds()
+    store = make_store(ids=ids)
+    store.put(KEY, source)
+    with monkeypatch.context() as killed:
+        killed.setattr(ids, "forget", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            store.delete(KEY)
+    assert (content(drive), KEY in ids.known) == ([], True)
+    if heal == "delete":
+        store.delete(KEY)
+        assert KEY not in ids.known
+    assert store.put(KEY, source).size == 700_000
+    assert content(drive) == [source.read_bytes()]
+
+
+def test_an_id_that_another_call_is_writing_under_is_not_given_up(drive, make_store, source, monkeypatch):
+    """Nothing lies there yet. Guard: with the id forgotten whenever nothing was found, two files lay under one key."""
+    ids = MemoryIds()
+    one, two = make_store(ids=ids), make_store(ids=ids)
+    real = one._send
+
+    def slowly(*given):
+        monkeypatch.setattr(one, "_send", real)
+        two.put(KEY, source)
+        return real(*given)
+
+    monkeypatch.setattr(one, "_send", slowly)
+    assert one.put(KEY, source).size == 700_000
+    assert content(drive) == [source.read_bytes()]
 
 
 @pytest.mark.parametrize("title", ["job-1", "Trainhop 1"])

@@ -68,6 +68,7 @@ class Contents:
         self.files: dict[str, File] = {}
         self.sessions: dict[str, Session] = {}
         self.reserved: set[str] = set()
+        self.dead: set[str] = set()
         self.children: dict[str, set[str]] = {}
         self.hidden: dict[str, int] = {}
         self.limit: int | None = 15 << 30
@@ -94,6 +95,7 @@ class Contents:
                 self.sessions[session.id] = session
             else:
                 self._unindex(entry["gone"])
+                self.dead.add(entry["gone"])
 
     def _write(self, **entry: Any) -> None:
         self._journal.write(json.dumps(entry) + "\n")
@@ -132,7 +134,7 @@ class Contents:
     def _check_id(self, ident: str | None) -> str:
         if ident is None:
             return self.new_ids(1)[0]
-        if ident in self.files:
+        if ident in self.files or ident in self.dead:
             raise Problem(409, "fileIdInUse", "A file already exists with the provided ID.")
         if ident not in self.reserved:
             raise Problem(400, "invalid", "The provided file ID is not usable.")
@@ -233,6 +235,7 @@ class Contents:
         with self.lock:
             for each in self._below(self.get(ident).id):
                 self._unindex(each.id)
+                self.dead.add(each.id)
                 self._write(gone=each.id)
                 if not each.is_folder:
                     self.blob(each).unlink(missing_ok=True)
