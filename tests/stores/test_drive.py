@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import secrets
@@ -9,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import stamina
 
 from orchestrator.adapters.stores.drive_client import Retries
 from orchestrator.adapters.stores.drive_login import read_login
@@ -246,6 +248,18 @@ def test_while_drive_is_away_calls_fail_at_once(drive, make_store, source):
     assert store.stat(KEY).size == 700_000
 
 
+def test_calls_are_tried_once_for_as_long_as_drive_has_asked_for(drive, make_store, source):
+    """Guard: with `silent_s` alone, calls knocked several times long before the `Retry-After` was over."""
+    store = make_store(retries=dataclasses.replace(FEW, silent_s=0.0))
+    store.put(KEY, source)
+    rule = drive.rules.add(Rule("GET /drive", status=429, retry_after=20, times=None))
+    with stamina.set_testing(True, attempts=3, cap=True):  # no pauses
+        for hits in (3, 4, 5):
+            with pytest.raises(StoreUnavailable):
+                store.stat(KEY)
+            assert rule.hits == hits
+
+
 @pytest.mark.parametrize("reason", ["dailyLimitExceeded", "userAccess"])
 def test_a_limit_of_the_day_is_not_knocked_at_again(drive, store, source, reason):
     store.put(KEY, source)
@@ -256,6 +270,7 @@ def test_a_limit_of_the_day_is_not_knocked_at_again(drive, store, source, reason
 
 
 def test_a_full_drive_is_said_in_words(drive, store, source, tmp_path):
+    """Guard: with `quotaBytesUsed` alone, what mail and photos take was called free."""
     drive.contents.limit = 1_000_000
     store.put(KEY, source)
     with pytest.raises(StoreFull, match="no space"):
@@ -264,6 +279,9 @@ def test_a_full_drive_is_said_in_words(drive, store, source, tmp_path):
         upload(store, source, "jobs/job-1/f1/c")
     usage = store.usage()
     assert (usage.used, usage.free) == (700_000, 300_000)
+    drive.contents.others = 250_000
+    usage = store.usage()
+    assert (usage.used, usage.free) == (950_000, 50_000)
     drive.contents.limit = None
     assert store.usage().free is None
 

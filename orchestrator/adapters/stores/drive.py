@@ -238,7 +238,7 @@ class DriveStore:
             self.put(key, Path(file.name))
 
     def usage(self) -> Usage:
-        """Of the whole Drive: its owner's other files take space too."""
+        """Of the whole account: its owner's other files, mail and photos take space too."""
         about = self._client.about()
         return Usage(used=about.used, free=None if about.total is None else max(0, about.total - about.used))
 

@@ -75,6 +75,7 @@ class Contents:
         self.lag = 0
         self.address = ""
         self.used = 0
+        self.others = 0  # bytes of the person's mail and photos, which share the limit
         self.root = "root-of-this-drive"
         self._load()
         self._journal = (folder / "journal.jsonl").open("a", buffering=1)
@@ -192,7 +193,7 @@ class Contents:
         file.hashes = {name: hashlib.new(name, data).hexdigest() for name in ("md5", "sha1", "sha256")}
 
     def require_space(self, size: int) -> None:
-        if self.limit is not None and size > 0 and self.used + size > self.limit:
+        if self.limit is not None and size > 0 and self.used + self.others + size > self.limit:
             raise Problem(403, "storageQuotaExceeded", "The user's Drive storage quota has been exceeded.")
 
     def update(
