@@ -19,7 +19,8 @@ from orchestrator.ports import ObjectMissing, StoreError, StoreFull, StoreUnavai
 from tests.emulators.drive import Chaos, Drive, Rule
 from tests.stores.conftest import MemoryIds
 from worker import grants
-from worker.protocol import GrantKind
+from worker.protocol import Grant, GrantKind
+from worker.uplink import ServerAway
 
 KEY = "jobs/job-1/f1/0123456789abcdef.safetensors"
 FEW = Retries(attempts=3, first_s=0.0, longest_s=0.0, jitter_s=0.0)
@@ -214,6 +215,46 @@ def test_downloads_go_through_this_server(store):
     grant = store.grant_download(KEY, GrantKind.CHECKPOINT, sha256="0" * 64, size=3, shares_disk=True)
     assert grant.url == f"http://127.0.0.1/blobs/{KEY}?store=drive"
     assert set(grant.headers) == {"X-Grant"}
+
+
+# --- what the machine of the Drive's owner reads by itself ---
+
+
+@pytest.fixture
+def readable(store, source):
+    store.put(KEY, source)
+    sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+    headers = store._client.bearer()
+    return Grant(
+        key=KEY, kind=GrantKind.CHECKPOINT, url=store.address(KEY), headers=headers, sha256=sha256, size=700_000
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(403, "userRateLimitExceeded"), (403, "rateLimitExceeded"), (401, "authError"), (503, "x")]
+)
+def test_a_download_that_has_to_wait_is_not_called_damage(drive, readable, source, tmp_path, status, reason):
+    """Guard: without a look at the reason the head was taken for damaged and the job went back to an older one; with the
+    library's own words the address, which may be a permission, was in the message.
+    """
+    drive.rules.add(Rule("alt=media", status=status, reason=reason))
+    with pytest.raises(ServerAway, match=f"HTTP {status}") as away:
+        grants.download(readable, tmp_path / "got")
+    assert "http:" not in str(away.value)
+    assert grants.download(readable, tmp_path / "got").read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize(("status", "reason"), [(403, "forbidden"), (403, ""), (404, "notFound"), (410, "x")])
+def test_a_download_that_is_refused_for_good_is_damage(drive, readable, tmp_path, status, reason):
+    drive.rules.add(Rule("alt=media", status=status, reason=reason))
+    with pytest.raises(grants.DamagedError, match=f"HTTP {status}"):
+        grants.download(readable, tmp_path / "got")
+
+
+def test_an_address_that_does_not_answer_is_not_told(drive, readable, tmp_path):
+    drive.close()
+    with pytest.raises(ServerAway, match=r"download of .*: ConnectError$"):
+        grants.download(readable, tmp_path / "got")
 
 
 # --- limits, space, sign-in ---
