@@ -141,7 +141,7 @@ def _chunk(file: BinaryIO, at: int, size: int, chunk_bytes: int) -> tuple[bytes,
 
 
 def _received(answer: httpx.Response) -> int:
-    found = re.fullmatch(r"bytes=0-(\d+)", answer.headers.get("range", ""))
+    found = re.fullmatch(r"(?:bytes=)?0-(\d+)", answer.headers.get("range", ""))
     return int(found[1]) + 1 if found else 0
 
 
