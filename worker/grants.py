@@ -17,6 +17,7 @@ from worker.uplink import Refused, ServerAway, Stale
 TIMEOUT_S = 300.0
 CHUNK_BYTES = 1 << 20
 _GONE = frozenset({401, 403, 404, 409, 410})
+_LOST = _GONE - {401}
 _TAKEN = 409
 """Of an upload: it arrived although nobody heard so, and now it is another file's turn."""
 
@@ -71,7 +72,7 @@ def _put(grant: Grant, source: Path) -> None:
         with source.open("rb") as file:
             answer = httpx.put(grant.url or "", content=file, headers=grant.headers, timeout=TIMEOUT_S, trust_env=False)
     except httpx.HTTPError as error:
-        raise ServerAway(f"upload of {grant.key}: {type(error).__name__}: {error}") from error
+        raise ServerAway(_unanswered("upload", grant, error)) from None
     if answer.status_code == _TAKEN:
         raise UnusableGrant(f"upload of {grant.key}: an earlier file lies there")
     if not answer.is_success:
@@ -123,16 +124,27 @@ def _fetch(grant: Grant, target: Path) -> Path:
             httpx.stream("GET", grant.url or "", headers=grant.headers, timeout=TIMEOUT_S, trust_env=False) as answer,
             aside.open("wb") as file,
         ):
-            if answer.status_code in _GONE:
-                raise DamagedError(
-                    f"{grant.kind} {grant.key} cannot be read (HTTP {answer.status_code})", grant.sha256 or ""
-                )
-            answer.raise_for_status()
+            if not answer.is_success:
+                answer.read()
+                raise _not_given(grant, answer)
             for chunk in answer.iter_bytes(CHUNK_BYTES):
                 file.write(chunk)
     except httpx.HTTPError as error:
         with contextlib.suppress(OSError):
             aside.unlink()
-        raise ServerAway(f"download of {grant.key}: {type(error).__name__}: {error}") from error
+        raise ServerAway(_unanswered("download", grant, error)) from None
     aside.replace(target)
     return target
+
+
+def _unanswered(what: str, grant: Grant, error: httpx.HTTPError) -> str:
+    """Without the error's own text and cause: either may hold the address, which is a permission."""
+    return f"{what} of {grant.key}: {type(error).__name__}"
+
+
+def _not_given(grant: Grant, answer: httpx.Response) -> Exception:
+    """Damage is only what no later try will give: a sign-in and a rate limit say nothing about the file."""
+    status, reason = answer.status_code, resumable.reason_of(answer)
+    if status not in _LOST or (status == 403 and reason in resumable.SLOW_DOWN):
+        return ServerAway(f"download of {grant.key}: HTTP {status} {reason}".rstrip())
+    return DamagedError(f"{grant.kind} {grant.key} cannot be read (HTTP {status})", grant.sha256 or "")

@@ -141,7 +141,7 @@ def _chunk(file: BinaryIO, at: int, size: int, chunk_bytes: int) -> tuple[bytes,
 
 
 def _received(answer: httpx.Response) -> int:
-    found = re.fullmatch(r"bytes=0-(\d+)", answer.headers.get("range", ""))
+    found = re.fullmatch(r"(?:bytes=)?0-(\d+)", answer.headers.get("range", ""))
     return int(found[1]) + 1 if found else 0
 
 
@@ -158,7 +158,7 @@ def _resource(answer: httpx.Response) -> dict[str, Any] | None:
 
 def _later(answer: httpx.Response) -> tuple[float, str]:
     """How long to wait and why, if this answer means 'later'; raises `SessionGone` if it means 'never'."""
-    reason = _reason(answer)
+    reason = reason_of(answer)
     words = f"HTTP {answer.status_code} {reason}".rstrip()
     if answer.status_code == 403 and reason in FULL:
         raise SessionFull(f"no space is left in the store ({reason})")
@@ -168,7 +168,8 @@ def _later(answer: httpx.Response) -> tuple[float, str]:
     raise SessionGone(f"the upload session is of no use any more: {words}")
 
 
-def _reason(answer: httpx.Response) -> str:
+def reason_of(answer: httpx.Response) -> str:
+    """Why Google says that it refuses, or "" if that is not what this is."""
     with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
         return str(answer.json()["error"]["errors"][0]["reason"])
     return ""

@@ -129,6 +129,30 @@ def test_an_access_token_that_has_run_out_is_asked_for_anew(provider, colab):
     assert "100.00 compute units" in provider.check(colab_account(colab))
 
 
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(503, '{"error": "internal_failure"}'), (503, "<html>Sorry"), (502, ""), (404, "<html>a proxy")],
+)
+def test_a_token_service_that_is_away_is_no_refused_sign_in(provider, colab, status, body):
+    """Guard: without `_is_refused` an hour of Google's trouble blocked the account until its owner had done something; with
+    `retryable` alone, pages still did.
+    """
+    colab.rules.add(Rule("POST /token", status=status, reason=body, times=None))
+    account = colab_account(colab)
+    with pytest.raises(ProviderUnavailable, match=r"cannot be asked now \(fault\)"):
+        provider.check(account)
+    colab.rules.clear()
+    assert "100.00 compute units" in provider.check(account)
+
+
+def test_an_organisation_that_wants_its_people_to_sign_in_again_is_their_business(provider, colab):
+    """The library says so in a sentence of its own. Guard: taken for a page, it was called a fault and tried for ever."""
+    wanted = '{"error": "invalid_grant", "error_subtype": "invalid_rapt"}'
+    colab.rules.add(Rule("POST /token", status=400, reason=wanted))
+    with pytest.raises(CredentialsRefused, match="Reauthentication is needed"):
+        provider.check(colab_account(colab))
+
+
 def test_a_machine_that_does_not_answer_is_given_back_however_it_was_taken(provider, colab):
     """The answer to taking it is lost, too: asked again, Colab shows the machine it gave.
 

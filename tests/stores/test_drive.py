@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import secrets
@@ -9,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import stamina
 
 from orchestrator.adapters.stores.drive_client import Retries
 from orchestrator.adapters.stores.drive_login import read_login
@@ -17,7 +19,8 @@ from orchestrator.ports import ObjectMissing, StoreError, StoreFull, StoreUnavai
 from tests.emulators.drive import Chaos, Drive, Rule
 from tests.stores.conftest import MemoryIds
 from worker import grants
-from worker.protocol import GrantKind
+from worker.protocol import Grant, GrantKind
+from worker.uplink import ServerAway
 
 KEY = "jobs/job-1/f1/0123456789abcdef.safetensors"
 FEW = Retries(attempts=3, first_s=0.0, longest_s=0.0, jitter_s=0.0)
@@ -161,6 +164,22 @@ def test_a_broken_upload_goes_on_where_it_stood(drive, store, source, monkeypatc
     assert content(drive) == [source.read_bytes()]
 
 
+@pytest.mark.parametrize("status", [404, 409, 410])
+def test_a_session_that_is_gone_is_followed_by_another(drive, store, source, status):
+    """Guard: without `SessionGone` in `put` the first session's end was the end of the writing."""
+    rule = drive.rules.add(Rule("PUT /upload", status=status, reason="notFound", times=2))
+    assert store.put(KEY, source).size == 700_000
+    assert rule.hits == 2
+    assert content(drive) == [source.read_bytes()]
+
+
+def test_sessions_that_are_always_gone_are_said_to_be(drive, store, source):
+    rule = drive.rules.add(Rule("PUT /upload", status=404, reason="notFound", times=None))
+    with pytest.raises(StoreUnavailable, match="session is of no use any more: HTTP 404"):
+        store.put(KEY, source)
+    assert rule.hits == 3
+
+
 def test_a_machine_gets_a_session_and_nothing_else(drive, store, source):
     grant = store.grant_upload(KEY, GrantKind.CHECKPOINT, shares_disk=False)
     assert grant.resumable
@@ -198,6 +217,46 @@ def test_downloads_go_through_this_server(store):
     assert set(grant.headers) == {"X-Grant"}
 
 
+# --- what the machine of the Drive's owner reads by itself ---
+
+
+@pytest.fixture
+def readable(store, source):
+    store.put(KEY, source)
+    sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+    headers = store._client.bearer()
+    return Grant(
+        key=KEY, kind=GrantKind.CHECKPOINT, url=store.address(KEY), headers=headers, sha256=sha256, size=700_000
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(403, "userRateLimitExceeded"), (403, "rateLimitExceeded"), (401, "authError"), (503, "x")]
+)
+def test_a_download_that_has_to_wait_is_not_called_damage(drive, readable, source, tmp_path, status, reason):
+    """Guard: without a look at the reason the head was taken for damaged and the job went back to an older one; with the
+    library's own words the address, which may be a permission, was in the message.
+    """
+    drive.rules.add(Rule("alt=media", status=status, reason=reason))
+    with pytest.raises(ServerAway, match=f"HTTP {status}") as away:
+        grants.download(readable, tmp_path / "got")
+    assert "http:" not in str(away.value)
+    assert grants.download(readable, tmp_path / "got").read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize(("status", "reason"), [(403, "forbidden"), (403, ""), (404, "notFound"), (410, "x")])
+def test_a_download_that_is_refused_for_good_is_damage(drive, readable, tmp_path, status, reason):
+    drive.rules.add(Rule("alt=media", status=status, reason=reason))
+    with pytest.raises(grants.DamagedError, match=f"HTTP {status}"):
+        grants.download(readable, tmp_path / "got")
+
+
+def test_an_address_that_does_not_answer_is_not_told(drive, readable, tmp_path):
+    drive.close()
+    with pytest.raises(ServerAway, match=r"download of .*: ConnectError$"):
+        grants.download(readable, tmp_path / "got")
+
+
 # --- limits, space, sign-in ---
 
 
@@ -230,6 +289,18 @@ def test_while_drive_is_away_calls_fail_at_once(drive, make_store, source):
     assert store.stat(KEY).size == 700_000
 
 
+def test_calls_are_tried_once_for_as_long_as_drive_has_asked_for(drive, make_store, source):
+    """Guard: with `silent_s` alone, calls knocked several times long before the `Retry-After` was over."""
+    store = make_store(retries=dataclasses.replace(FEW, silent_s=0.0))
+    store.put(KEY, source)
+    rule = drive.rules.add(Rule("GET /drive", status=429, retry_after=20, times=None))
+    with stamina.set_testing(True, attempts=3, cap=True):  # no pauses
+        for hits in (3, 4, 5):
+            with pytest.raises(StoreUnavailable):
+                store.stat(KEY)
+            assert rule.hits == hits
+
+
 @pytest.mark.parametrize("reason", ["dailyLimitExceeded", "userAccess"])
 def test_a_limit_of_the_day_is_not_knocked_at_again(drive, store, source, reason):
     store.put(KEY, source)
@@ -240,6 +311,7 @@ def test_a_limit_of_the_day_is_not_knocked_at_again(drive, store, source, reason
 
 
 def test_a_full_drive_is_said_in_words(drive, store, source, tmp_path):
+    """Guard: with `quotaBytesUsed` alone, what mail and photos take was called free."""
     drive.contents.limit = 1_000_000
     store.put(KEY, source)
     with pytest.raises(StoreFull, match="no space"):
@@ -248,6 +320,9 @@ def test_a_full_drive_is_said_in_words(drive, store, source, tmp_path):
         upload(store, source, "jobs/job-1/f1/c")
     usage = store.usage()
     assert (usage.used, usage.free) == (700_000, 300_000)
+    drive.contents.others = 250_000
+    usage = store.usage()
+    assert (usage.used, usage.free) == (950_000, 50_000)
     drive.contents.limit = None
     assert store.usage().free is None
 
@@ -310,12 +385,50 @@ def test_an_unreachable_drive_is_unavailable(drive, make_store, source):
 # --- what people do to their Drive ---
 
 
-def test_a_deleted_file_is_missing_in_words(drive, store, source):
+def test_a_deleted_file_is_missing_in_words_and_may_be_written_again(drive, store, source):
+    """Guard: without `forget` in `put` the id of the deleted file, which Drive takes no second time, was kept for ever."""
     store.put(KEY, source)
     drive.contents.delete(drive.files()[0].id)
     with pytest.raises(ObjectMissing, match="deleted"):
         store.stat(KEY)
     assert store.put(KEY, source).size == 700_000
+    assert content(drive) == [source.read_bytes()]
+
+
+@pytest.mark.parametrize("heal", ["put", "delete"])
+def test_a_server_killed_while_it_deletes_leaves_a_key_that_can_be_used_again(
+    drive, make_store, source, monkeypatch, heal
+):
+    """The file is gone, its id is still known. Guard: without `forget` in `put` the key was of no use any more."""
+    ids = MemoryIds()
+    store = make_store(ids=ids)
+    store.put(KEY, source)
+    with monkeypatch.context() as killed:
+        killed.setattr(ids, "forget", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            store.delete(KEY)
+    assert (content(drive), KEY in ids.known) == ([], True)
+    if heal == "delete":
+        store.delete(KEY)
+        assert KEY not in ids.known
+    assert store.put(KEY, source).size == 700_000
+    assert content(drive) == [source.read_bytes()]
+
+
+def test_an_id_that_another_call_is_writing_under_is_not_given_up(drive, make_store, source, monkeypatch):
+    """Nothing lies there yet. Guard: with the id forgotten whenever nothing was found, two files lay under one key."""
+    ids = MemoryIds()
+    one, two = make_store(ids=ids), make_store(ids=ids)
+    real = one._send
+
+    def slowly(*given):
+        monkeypatch.setattr(one, "_send", real)
+        two.put(KEY, source)
+        return real(*given)
+
+    monkeypatch.setattr(one, "_send", slowly)
+    assert one.put(KEY, source).size == 700_000
+    assert content(drive) == [source.read_bytes()]
 
 
 @pytest.mark.parametrize("title", ["job-1", "Trainhop 1"])

@@ -19,6 +19,7 @@ from pydrive2.files import ApiRequestError
 
 from orchestrator.adapters.stores.drive_client import _document
 from tests.emulators.drive import Drive, Rule
+from tests.emulators.drive.state import Problem
 
 
 def sign_in(drive: Drive) -> GoogleAuth:
@@ -115,6 +116,9 @@ def test_ids_are_used_once(auth: GoogleAuth) -> None:
         with pytest.raises(HttpError) as refused:
             auth.service.files().insert(body={"id": used, "title": "a"}).execute()
         assert refused.value.resp.status == status
+    auth.service.files().delete(fileId=ident).execute()
+    with pytest.raises(HttpError, match="409"):
+        auth.service.files().insert(body={"id": ident, "title": "a"}).execute()
 
 
 def test_chunks_have_to_fit(auth: GoogleAuth, drive: Drive) -> None:
@@ -142,9 +146,12 @@ def test_everything_outlives_a_restart(tmp_path: Path) -> None:
     with Drive(folder) as before:
         file = before.contents.insert({"title": "a"}, b"content")
         session = before.contents.open_session({"title": "b"}, None)
-        before.contents.delete(before.contents.insert({"title": "gone"}, b"x").id)
+        gone = before.contents.insert({"title": "gone"}, b"x")
+        before.contents.delete(gone.id)
     with Drive(folder) as after:
         assert after.bytes_of(after.contents.get(file.id)) == b"content"
         assert [f.title for f in after.files()] == ["a"]
+        with pytest.raises(Problem):
+            after.contents.insert({"id": gone.id, "title": "again"}, b"x")
         url = f"{after.url}/upload/drive/v2/files?upload_id={session.id}"
         assert httpx.put(url, content=b"later", trust_env=False).json()["title"] == "b"

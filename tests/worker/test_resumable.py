@@ -1,8 +1,11 @@
-"""How long an upload waits before it tries again."""
+"""How long an upload waits before it tries again, and how it understands how far it got."""
 
 from __future__ import annotations
 
-from worker.resumable import Patience
+import httpx
+import pytest
+
+from worker.resumable import Patience, _received
 
 
 def test_pauses_double_up_to_the_longest_and_longer_if_asked() -> None:
@@ -14,3 +17,9 @@ def test_pauses_double_up_to_the_longest_and_longer_if_asked() -> None:
     patience.pause(1, asked_s=20.0)
     patience.pause(1, asked_s=86_400.0)
     assert slept[-2:] == [20.0, 60.0]
+
+
+@pytest.mark.parametrize(("said", "count"), [("bytes=0-262143", 262_144), ("0-262143", 262_144), ("", 0), ("1-5", 0)])
+def test_what_was_received_is_understood_with_and_without_its_unit(said: str, count: int) -> None:
+    """Both are in use. Guard: with the unit required, nothing counted as received and the upload stood still."""
+    assert _received(httpx.Response(308, headers={"range": said} if said else {})) == count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -262,6 +263,19 @@ def test_an_address_that_is_taken_is_given_up_for_another(tmp_path: Path, monkey
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(grants.UnusableGrant):
         grants.upload(Grant(key="k", kind=GrantKind.CHECKPOINT, url="http://store/k"), tmp_path / "file")
+
+
+def test_an_address_that_does_not_answer_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: with the library's own words, or its error as the cause, the address, which is a permission, was in the log."""
+
+    def slow(url: str, **_: Any) -> None:
+        raise httpx.ReadTimeout(f"nothing from {url}")
+
+    monkeypatch.setattr(httpx, "put", slow)
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(ServerAway, match=r"upload of k: ReadTimeout$") as away:
+        grants.upload(Grant(key="k", kind=GrantKind.CHECKPOINT, url="http://store/k?secret"), tmp_path / "file")
+    assert "nothing from" not in "".join(traceback.format_exception(away.value))
 
 
 def test_messages_wait_for_the_server_and_arrive_in_order(desk: Desk) -> None:

@@ -136,15 +136,20 @@ class Writing:
         return self._ask("PUT", url, lambda headers: {"headers": headers | kind, "content": body}) is not None
 
     def _ask(self, method: str, url: str, more: Callable[[dict[str, str]], dict[str, Any]]) -> httpx.Response | None:
+        def ask(headers: dict[str, str]) -> httpx.Response:
+            return httpx.request(method, url, timeout=TIMEOUT_S, trust_env=False, **more(headers))
+
         try:
-            answer = httpx.request(method, url, timeout=TIMEOUT_S, trust_env=False, **more(self._headers()))
+            answer = ask(self._headers())
+            if answer.status_code == 401:  # a clock that is slow, or a token that was withdrawn
+                answer = ask(self._headers(renewed=True))
         except (httpx.HTTPError, OSError):
             return None
         return answer if answer.is_success else None
 
-    def _headers(self) -> dict[str, str]:
-        """The person's own sign-in, renewed when it has run out."""
-        if not self._credentials.valid:
+    def _headers(self, *, renewed: bool = False) -> dict[str, str]:
+        """The person's own sign-in, renewed when it has run out or that is asked for."""
+        if renewed or not self._credentials.valid:
             import google.auth.exceptions
             import google.auth.transport.requests
 

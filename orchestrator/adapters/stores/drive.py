@@ -175,25 +175,34 @@ class DriveStore:
         with source.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         wanted = ObjectInfo(key=key, size=source.stat().st_size, sha256=sha256)
+        refused, problem = "", ""
         for _ in range(TRIES):
-            with contextlib.suppress(ObjectMissing):
+            try:
                 if self.stat(key) == wanted:
                     return wanted
                 self.delete(key)
+            except ObjectMissing:
+                if refused:  # taken, yet nothing is there: it was deleted, and an id is not given out again
+                    self._ids.forget(key, refused)
             ident = self._ids.get(key) or self._ids.claim(checked(key), self._client.new_id())
-            with contextlib.suppress(AlreadyThereError):
+            refused, problem = "", f"{key} arrived damaged in Google Drive {TRIES} times"
+            try:
                 self._send(key, ident, source)
-        if self.stat(key) == wanted:
-            return wanted
-        raise StoreUnavailable(f"{key} arrived damaged in Google Drive {TRIES} times")
+            except (AlreadyThereError, resumable.SessionGone) as error:
+                refused, problem = ident, f"{key} could not be written to Google Drive: {error}"
+        with contextlib.suppress(ObjectMissing):
+            if self.stat(key) == wanted:
+                return wanted
+        raise StoreUnavailable(problem)
 
     def _send(self, key: str, ident: str, source: Path) -> None:
+        """Raises `SessionGone` if another session may do better."""
         url = self._session(key, ident)
         try:
             resumable.send(url, source, headers=self._client.bearer, patience=self._patience)
         except resumable.SessionFull as error:
             raise StoreFull(str(error)) from None
-        except resumable.SessionError as error:
+        except resumable.SessionAway as error:
             raise StoreUnavailable(f"{key} could not be written to Google Drive: {error}") from None
         except OSError as error:
             raise StoreError(f"{source.name} cannot be read: {error.strerror}") from error
@@ -229,7 +238,7 @@ class DriveStore:
             self.put(key, Path(file.name))
 
     def usage(self) -> Usage:
-        """Of the whole Drive: its owner's other files take space too."""
+        """Of the whole account: its owner's other files, mail and photos take space too."""
         about = self._client.about()
         return Usage(used=about.used, free=None if about.total is None else max(0, about.total - about.used))
 

@@ -41,13 +41,14 @@ IDS_AT_ONCE = 100
 PROPERTY = "trainhop"
 _LARGEST_PROPERTY = 124
 _FILE = "id,fileSize,sha256Checksum,labels/trashed"
+_ABOUT = "user/emailAddress,quotaBytesTotal,quotaBytesUsed,quotaBytesUsedAggregate,quotaType"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retries:
     """How often a call is repeated and how long that may take in all: a worker or a person waits for the answer.
 
-    For `silent_s` after a call that came to nothing, others are tried only once.
+    For `silent_s` after a call that came to nothing, or for as long as Drive has asked for, others are tried only once.
     """
 
     attempts: int = 8
@@ -70,7 +71,7 @@ class DriveFile:
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """Whose Drive it is, and its bytes; no `total` is no limit."""
+    """Whose Drive it is, and the bytes of all that shares its space (mail and photos, too); no `total` is no limit."""
 
     owner: str
     used: int
@@ -196,11 +197,11 @@ class DriveClient:
 
     def about(self) -> About:
         """Whose Drive it is and how full."""
-        found = self._run(self._about.get(fields="user/emailAddress,quotaBytesTotal,quotaBytesUsed,quotaType"))
+        found = self._run(self._about.get(fields=_ABOUT))
         unlimited = found.get("quotaType") == "UNLIMITED" or "quotaBytesTotal" not in found
         return About(
             owner=found.get("user", {}).get("emailAddress", ""),
-            used=int(found["quotaBytesUsed"]),
+            used=int(found.get("quotaBytesUsedAggregate") or found["quotaBytesUsed"]),
             total=None if unlimited else int(found["quotaBytesTotal"]),
         )
 
@@ -240,9 +241,9 @@ class DriveClient:
             self._in_trouble = True
             self._on_trouble(str(error))
             raise
-        except AgainError:
+        except AgainError as error:
             if not is_silent:  # one of a few attempts failing says little
-                self._silent_until = time.monotonic() + self._retries.silent_s
+                self._silent_until = time.monotonic() + max(self._retries.silent_s, error.after_s)
             raise
         self._silent_until = float("-inf")
         if self._in_trouble:

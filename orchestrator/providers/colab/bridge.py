@@ -269,12 +269,21 @@ def refusal_of(error: Exception) -> tuple[str, str]:
             return error.kind, str(error)
         case TooManyAssignmentsError():
             return "412", ""
-        case google.auth.exceptions.RefreshError():
+        case google.auth.exceptions.RefreshError() if _is_refused(error):
             return "signin", str(error.args[0] if error.args else error)[:300]
         case ColabRequestError():
             return str(error.response.status_code), (error.response_body or "")[:300]
         case _:
             return "fault", type(error).__name__
+
+
+def _is_refused(error: google.auth.exceptions.RefreshError) -> bool:
+    """Whether it was the token service or the library that said no.
+
+    'Later' says nothing about the sign-in, nor does a page, which the library calls a refusal whatever its status.
+    """
+    in_form = len(error.args) > 1
+    return not error.retryable and (in_form or str(error).startswith("Reauth"))
 
 
 def main() -> None:

@@ -79,6 +79,7 @@ class FilesApi:
             "rootFolderId": self._contents.root,
             "quotaType": "UNLIMITED" if limit is None else "LIMITED",
             "quotaBytesUsed": str(used),
+            "quotaBytesUsedAggregate": str(used + self._contents.others),
             "quotaBytesUsedInTrash": str(trashed),
         }
         return shown if limit is None else shown | {"quotaBytesTotal": str(limit)}

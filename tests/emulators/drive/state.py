@@ -68,12 +68,14 @@ class Contents:
         self.files: dict[str, File] = {}
         self.sessions: dict[str, Session] = {}
         self.reserved: set[str] = set()
+        self.dead: set[str] = set()
         self.children: dict[str, set[str]] = {}
         self.hidden: dict[str, int] = {}
         self.limit: int | None = 15 << 30
         self.lag = 0
         self.address = ""
         self.used = 0
+        self.others = 0  # bytes of the person's mail and photos, which share the limit
         self.root = "root-of-this-drive"
         self._load()
         self._journal = (folder / "journal.jsonl").open("a", buffering=1)
@@ -94,6 +96,7 @@ class Contents:
                 self.sessions[session.id] = session
             else:
                 self._unindex(entry["gone"])
+                self.dead.add(entry["gone"])
 
     def _write(self, **entry: Any) -> None:
         self._journal.write(json.dumps(entry) + "\n")
@@ -132,7 +135,7 @@ class Contents:
     def _check_id(self, ident: str | None) -> str:
         if ident is None:
             return self.new_ids(1)[0]
-        if ident in self.files:
+        if ident in self.files or ident in self.dead:
             raise Problem(409, "fileIdInUse", "A file already exists with the provided ID.")
         if ident not in self.reserved:
             raise Problem(400, "invalid", "The provided file ID is not usable.")
@@ -190,7 +193,7 @@ class Contents:
         file.hashes = {name: hashlib.new(name, data).hexdigest() for name in ("md5", "sha1", "sha256")}
 
     def require_space(self, size: int) -> None:
-        if self.limit is not None and size > 0 and self.used + size > self.limit:
+        if self.limit is not None and size > 0 and self.used + self.others + size > self.limit:
             raise Problem(403, "storageQuotaExceeded", "The user's Drive storage quota has been exceeded.")
 
     def update(
@@ -233,6 +236,7 @@ class Contents:
         with self.lock:
             for each in self._below(self.get(ident).id):
                 self._unindex(each.id)
+                self.dead.add(each.id)
                 self._write(gone=each.id)
                 if not each.is_folder:
                     self.blob(each).unlink(missing_ok=True)
