@@ -25,6 +25,7 @@ from orchestrator.providers.kaggle import refusals
 from orchestrator.providers.kaggle.client import Connection, Quota
 from orchestrator.providers.kaggle.launch import (
     LONGEST_SESSION_S,
+    TIMEOUT_OVER_S,
     Place,
     exists,
     plain,
@@ -44,6 +45,8 @@ GPU_SESSIONS = 2
 T4_BYTES = 15_800_000_000
 """What one of the two cards offers to a process; every process trains with a card of its own."""
 RAM_BYTES = 29 << 30
+SAVING_S = 900.0
+"""Until Kaggle has saved what a session left, it is RUNNING and shows no file: about two minutes per gigabyte."""
 START_UP_S = 300.0
 """Queue, image, installing the pinned libraries, loading the model."""
 UNSURE_S = 180.0
@@ -64,7 +67,9 @@ class KaggleProvider:
     `slots` (sessions at once, 2 at most), `session_s`.
     """
 
-    capabilities = Capabilities(provider="kaggle", shares_disk=False, same_network=False, personal=True)
+    capabilities = Capabilities(
+        provider="kaggle", shares_disk=False, same_network=False, personal=True, saving_s=TIMEOUT_OVER_S + SAVING_S
+    )
 
     def __init__(
         self,
