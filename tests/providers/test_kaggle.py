@@ -3,6 +3,7 @@
 The real client library speaks to the emulator, which runs the real pushed script as a process.
 """
 
+import dataclasses
 import hashlib
 import json
 
@@ -154,6 +155,33 @@ def test_a_push_that_shows_up_late_is_found_by_its_lease(provider, kaggle, works
         provider.launch(launched)
     seen = provider.observe([handle_of(launched)])[0]
     assert (seen.liveness, seen.external_id) == (Liveness.RUNNING, "alice/trainhop-" + launched.lease_id)
+
+
+def test_a_push_after_slow_staging_is_waited_for_as_long_as_any_other(provider, kaggle, works, clock):
+    """Guard: counted from before the staging its time was over at once, and a kernel that showed up late ran unseen.
+
+    Without the wait in `forget` a delete that came too early for it left it running, too.
+    """
+    works(WAIT)
+    launched = request(kaggle_account("alice"))
+    ((key, read),) = launched.inputs.items()
+
+    def slowly():
+        clock.tick(600)
+        return read()
+
+    kaggle.rules.add("SaveKernel", done=True, cut=True)
+    kaggle.rules.add("GetKernelSessionStatus", status=404, reason="Not found", skip=1, times=2)
+    with pytest.raises(ProviderUnavailable):
+        provider.launch(dataclasses.replace(launched, inputs={key: slowly}))
+    handle = handle_of(launched)
+    assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN
+    kaggle.rules.add("DeleteKernel", status=404, reason="Not found", times=0)
+    with pytest.raises(ProviderUnavailable, match="may still appear"):
+        provider.forget(handle)
+    kaggle.rules.clear()
+    assert provider.observe([handle])[0].liveness is Liveness.RUNNING
+    provider.stop(handle)
 
 
 def test_a_script_that_would_be_too_long_is_refused_with_its_size(provider, works, monkeypatch):

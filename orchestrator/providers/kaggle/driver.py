@@ -166,8 +166,8 @@ class KaggleProvider:
             place = Place(connection=connection, owner=self._owner(request.account, connection), slug=slug)
             noted = self._note(request)
             if not noted.pushed and not exists(place):
-                notes = self._notebook.of(request.lease_id)
-                start(place, request, notes, noted)
+                folder = self._notebook.of(request.lease_id).folder
+                start(place, request, folder, noted, about_to_push=lambda: self._may_appear(request.lease_id))
         except KaggleSaid as refusal:
             error = refusals.as_launch_error(refusal, now=self._now(), refresh_at=self._refresh_at(connection, refusal))
             raise error from None
@@ -183,8 +183,11 @@ class KaggleProvider:
             account=request.account.id,
             prefix=f"jobs/{request.job_id}/f{given.fence}/" if given else "",
             checkpoint=checkpoint if given and given.resume else "",
-            unsure_until=self._now() + UNSURE_S,
         )
+
+    def _may_appear(self, lease_id: str) -> None:
+        """Counted from the push: bringing its files may have taken longer than a push is waited for."""
+        self._notebook.write(lease_id, unsure_until=self._now() + UNSURE_S)
 
     def _refresh_at(self, connection: Connection, refusal: KaggleSaid) -> float | None:
         if "quota" not in refusal.words.lower():
@@ -290,6 +293,8 @@ class KaggleProvider:
         notes = self._notebook.of(handle.lease_id)
         noted = notes.read()
         if handle.account.credentials and not noted.forgotten:
+            if not noted.pushed and self._now() < noted.unsure_until:
+                raise ProviderUnavailable("a kernel whose push was not answered may still appear at Kaggle")
             place = self._place(handle)
             with contextlib.suppress(ProviderUnavailable):
                 save_log(place.connection, place.owner, place.slug, notes)

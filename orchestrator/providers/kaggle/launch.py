@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.domain.model import Account
 from orchestrator.ports import LaunchRejected, LaunchRequest, ProviderUnavailable
 from orchestrator.providers.kaggle.client import Connection, Push
-from orchestrator.providers.kaggle.notes import Notes, Session
+from orchestrator.providers.kaggle.notes import Session
 from orchestrator.providers.kaggle.source import kernel_source
 from orchestrator.providers.kaggle.staging import stage
 from orchestrator.providers.kaggle.wire import KaggleSaid
@@ -56,10 +58,13 @@ def exists(place: Place) -> bool:
     return True
 
 
-def start(place: Place, request: LaunchRequest, notes: Notes, noted: Session) -> None:
+def start(
+    place: Place, request: LaunchRequest, folder: Path, noted: Session, *, about_to_push: Callable[[], None]
+) -> None:
     """Stage and push; a refused launch leaves nothing behind at Kaggle."""
     try:
-        datasets = stage(place.connection, place.owner, request, notes.folder, checkpoint=noted.checkpoint)
+        datasets = stage(place.connection, place.owner, request, folder, checkpoint=noted.checkpoint)
+        about_to_push()
         _push(place, request, datasets)
     except (KaggleSaid, LaunchRejected):
         with contextlib.suppress(ProviderUnavailable):
