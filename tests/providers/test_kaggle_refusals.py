@@ -30,6 +30,15 @@ def test_room_tells_hours_and_when_they_start_anew(provider, kaggle):
     assert room.session_s < 12 * 3600
 
 
+@pytest.mark.parametrize("said", [{}, {"gpuQuota": {}}, {"gpuQuota": {"timeUsed": "60s"}}])
+def test_a_quota_of_nothing_is_left_out_of_kaggles_answer(provider, kaggle, said):
+    """Guard: without a 0 for what is left out no room was known, not even that of machines without GPU."""
+    kaggle.rules.add("QuotaStatistics", status=200, body=said, times=0)
+    room = provider.room(kaggle_account("alice"))
+    assert (room.hours_left, room.hours_total) == (0.0, 0.0)
+    assert provider.room(kaggle_account("bob", accelerator="none")).slots == 2
+
+
 def test_hours_set_aside_for_running_sessions_are_not_offered_twice(provider, works):
     works(WAIT)
     account = kaggle_account("alice")

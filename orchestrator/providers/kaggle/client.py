@@ -89,7 +89,7 @@ class Connection(Wire):
         return name
 
     def quota(self) -> Quota:
-        """GPU time of this account."""
+        """GPU time of this account. What Kaggle leaves out is 0: default values are omitted from its answers."""
 
         def ask(sdk: KaggleClient) -> Quota:
             answer: Any = sdk.kernels.kernels_api_client.get_accelerator_quota_statistics(
@@ -97,9 +97,9 @@ class Connection(Wire):
             )
             gpu, fresh = answer.gpu_quota, answer.quota_refresh_time
             return Quota(
-                used_s=_seconds(gpu.time_used),
-                reserved_s=_seconds(gpu.time_reserved),
-                total_s=gpu.total_time_allowed.total_seconds(),
+                used_s=_seconds(gpu.time_used) if gpu is not None else 0.0,
+                reserved_s=_seconds(gpu.time_reserved) if gpu is not None else 0.0,
+                total_s=_seconds(gpu.total_time_allowed) if gpu is not None else 0.0,
                 refresh_at=fresh.replace(tzinfo=UTC).timestamp() if fresh is not None else None,
             )
 

@@ -67,11 +67,12 @@ class _Patient(HTTPAdapter):
 
 
 class _Careful(_Patient):
-    """The SDK takes a list, or a string, for an object without fields: a session then seems to be queued."""
+    """The SDK takes a list, or a string, for an object without fields: a session then seems queued, a quota used up."""
 
     def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
         answer = super().send(request, *args, **kwargs)
-        if answer.ok and not isinstance(answer.json(), dict):
+        said: Any = answer.json() if answer.ok else {}
+        if not isinstance(said, dict) or not isinstance(said.get("gpuQuota") or {}, dict):
             raise TypeError("not an object")
         return answer
 
