@@ -7,7 +7,14 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator.config import Settings
-from orchestrator.ports import CredentialsRefused, LaunchRejected, Liveness, ProviderUnavailable, QuotaExhausted
+from orchestrator.ports import (
+    CredentialsRefused,
+    LaunchRejected,
+    Leftovers,
+    Liveness,
+    ProviderUnavailable,
+    QuotaExhausted,
+)
 from orchestrator.providers.kaggle import KaggleProvider
 from tests.emulators.kaggle import KaggleEmulator, Person
 from tests.providers.play import OpenVault, handle_of, kaggle_account, request, slug, until
@@ -207,6 +214,56 @@ def test_nonsense_is_no_death_and_no_crash(provider, kaggle, works, fault):
         provider.stop(handle)
     kaggle.rules.clear()
     until(lambda: provider.observe([handle])[0].liveness is Liveness.RUNNING)
+
+
+DENIED = "Kernel|logs/stream|DeleteDataset"
+
+
+def _denied(kaggle, permission):
+    kaggle.rules.add(DENIED, status=403, reason=f"Permission '{permission}' was denied", times=0)
+
+
+def test_a_kernel_that_kaggle_denies_access_to_is_not_there(provider, kaggle, works):
+    """Guard: without `absent` in `_look`, `collect`, `follow` and `_delete` its lease was never over, nor forgotten."""
+    works("print('up', flush=True)")
+    launched = request(kaggle_account("alice"), resume=True)
+    handle = handle_of(launched, provider.launch(launched))
+    until(lambda: b"up" in provider.log(handle, 0, 100))
+    kaggle.sessions.delete(kaggle.world.kernels.pop(("alice", slug(handle))))
+    _denied(kaggle, "kernels.get")
+    assert "up" in list(provider.follow(handle))
+    assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN  # it was pushed a moment ago
+    provider._notebook.write(launched.lease_id, unsure_until=0.0)
+    assert "deleted" in provider.observe([handle])[0].detail
+    assert provider.collect(handle) == Leftovers()
+    kaggle.rules.clear()
+    _denied(kaggle, "datasets.delete")
+    provider.forget(handle)
+
+
+@pytest.mark.parametrize("permission", ["kernelSessions.enableInternet", "resources.admin"])
+def test_another_denial_says_nothing_of_a_kernel(provider, kaggle, works, permission):
+    """Guard: with any 403 in `absent` a running session was given up, and its place with it."""
+    works(WAIT)
+    launched = request(kaggle_account("alice"))
+    handle = handle_of(launched, provider.launch(launched))
+    provider._notebook.write(launched.lease_id, unsure_until=0.0)
+    _denied(kaggle, permission)
+    assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN
+    with pytest.raises(ProviderUnavailable):
+        provider.forget(handle)
+
+
+def test_a_token_of_somebody_else_sees_no_kernel_and_ends_none(provider, kaggle, works):
+    """Guard: without the look at whose token it is a session was given up when its account got another one."""
+    works(WAIT)
+    launched = request(kaggle_account("alice"))
+    handle = handle_of(launched, provider.launch(launched))
+    provider._notebook.write(launched.lease_id, unsure_until=0.0)
+    launched.account.credentials = OpenVault().seal("KGAT_bob")
+    assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN
+    with pytest.raises(ProviderUnavailable):
+        provider.forget(handle)
 
 
 def test_a_state_that_is_not_known_is_not_death(provider, kaggle, works):

@@ -227,7 +227,7 @@ class KaggleProvider:
         try:
             state, failure = place.connection.state(place.owner, place.slug)
         except KaggleSaid as refusal:
-            if refusal.status != 404:
+            if not place.connection.absent(refusal, place.owner):
                 raise
             if self._now() < noted.unsure_until:
                 return Observation(lease_id=lease, liveness=Liveness.UNKNOWN, detail="may be about to start")
@@ -280,7 +280,7 @@ class KaggleProvider:
             try:
                 complete = gather(place.connection, place.owner, place.slug, notes)
             except KaggleSaid as refusal:
-                if refusal.status != 404:
+                if not place.connection.absent(refusal, place.owner):
                     raise
                 complete = True
             if not complete and noted.state == "COMPLETE" and self._now() < noted.ended_at + UNSURE_S:
@@ -318,7 +318,9 @@ class KaggleProvider:
                     self._logged[handle.lease_id] = time.monotonic()
                     yield line
         except KaggleSaid as refusal:
-            if refusal.status != 404 or exists(place):  # a session that waits has no log yet
+            if not place.connection.absent(refusal, place.owner) or exists(
+                place
+            ):  # a session that waits has no log yet
                 raise
             yield from _kept_lines(notes)
 
