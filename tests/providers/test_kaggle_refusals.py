@@ -16,6 +16,7 @@ from orchestrator.ports import (
     QuotaExhausted,
 )
 from orchestrator.providers.kaggle import KaggleProvider
+from orchestrator.providers.kaggle.driver import MARGIN_S
 from tests.emulators.kaggle import KaggleEmulator, Person
 from tests.providers.play import OpenVault, handle_of, kaggle_account, request, slug, until
 
@@ -30,11 +31,34 @@ def test_room_tells_hours_and_when_they_start_anew(provider, kaggle):
     kaggle.world.people["alice"].used_s = 3600.0
     room = provider.room(kaggle_account("alice"))
     assert room.slots == 2
-    assert room.hours_left == pytest.approx(29.0)
+    assert room.hours_left == pytest.approx(29.0 - MARGIN_S / 3600)
     assert room.hours_total == 30.0
     fresh = datetime.fromtimestamp(room.refresh_at, UTC)
     assert (fresh.isoweekday(), fresh.hour, fresh.minute) == (6, 0, 0)
     assert room.session_s < 12 * 3600
+
+
+def test_a_session_with_all_that_is_left_ends_within_it(provider, kaggle, works):
+    """Guard: with all of the quota for its budget Kaggle cut it off, for its start and its saving are counted, too."""
+    works(WAIT)
+    kaggle.world.people["alice"].gpu_hours = 1.0
+    account = kaggle_account("alice")
+    launched = request(account, budget_s=provider.room(account).hours_left * 3600)
+    handle = handle_of(launched, provider.launch(launched))
+    assert kaggle.kernel(slug(handle)).timeout_s < 3600.0
+    provider.stop(handle)
+    kaggle.world.people["alice"].used_s = 3600.0 - 60.0
+    assert provider.room(account).hours_left == 0
+
+
+def test_no_session_asks_for_more_than_is_left(provider, kaggle, works):
+    """Guard: without the look at the quota before the push its limit lay beyond the week's hours."""
+    works(WAIT)
+    kaggle.world.people["alice"].gpu_hours = 1.0
+    for accelerator, limit_s in (("none", 4300.0), ("gpu", 3600.0)):
+        launched = request(kaggle_account("alice", accelerator=accelerator), budget_s=4000.0)
+        handle = handle_of(launched, provider.launch(launched))
+        assert kaggle.kernel(slug(handle)).timeout_s == limit_s
 
 
 @pytest.mark.parametrize("said", [{}, {"gpuQuota": {}}, {"gpuQuota": {"timeUsed": "60s"}}])

@@ -140,7 +140,8 @@ class KaggleProvider:
             gpu=gpu,
             any_folder=self._endpoint is not None,
             start_up_s=START_UP_S,
-            hours_left=quota.left_s / 3600 if gpu else None,
+            # Kaggle counts from the machine's start, and saving what it left: a budget of all that is left would be cut off.
+            hours_left=max(0.0, quota.left_s - MARGIN_S) / 3600 if gpu else None,
             hours_total=quota.total_s / 3600 if gpu else None,
             refresh_at=quota.refresh_at if gpu else None,
         )

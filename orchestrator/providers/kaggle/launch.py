@@ -86,7 +86,7 @@ def _push(place: Place, request: LaunchRequest, datasets: tuple[str, ...]) -> No
         machine_shape=GPU_SHAPE if wants_gpu(request.account) else "",
         internet=_needs_internet(request),
         datasets=datasets,
-        timeout_s=int(min(request.budget_s + TIMEOUT_OVER_S, LONGEST_SESSION_S)),
+        timeout_s=_timeout_s(place.connection, request),
     )
     try:
         place.connection.push(place.owner, push)
@@ -95,6 +95,16 @@ def _push(place: Place, request: LaunchRequest, datasets: tuple[str, ...]) -> No
     except ProviderUnavailable:
         if not exists(place):
             raise  # it may still appear
+
+
+def _timeout_s(connection: Connection, request: LaunchRequest) -> int:
+    """No more than is left of the week's GPU hours: what a session may take is set aside when it starts."""
+    longest = min(request.budget_s + TIMEOUT_OVER_S, LONGEST_SESSION_S)
+    if wants_gpu(request.account):
+        with contextlib.suppress(ProviderUnavailable):
+            left_s = connection.quota().left_s
+            longest = min(longest, left_s) if left_s >= 1 else longest  # where nothing is left Kaggle says so itself
+    return int(longest)
 
 
 def _needs_internet(request: LaunchRequest) -> bool:
