@@ -257,13 +257,14 @@ def test_an_error_page_is_not_taken_for_a_file(provider, kaggle, works):
 @pytest.mark.parametrize(
     "name", ["../outbox.jsonl", "/etc/passwd", "jobs__job-1__f2__..__..__x", "jobs/job-1/f2/x", "a/../outbox.jsonl"]
 )
-def test_names_that_lead_elsewhere_are_not_fetched(provider, kaggle, works, tmp_path, name):
+def test_names_that_lead_elsewhere_are_not_fetched(provider, kaggle, works, clock, name):
     works(WAIT)
     _, handle = _launch(provider, kaggle_account("alice"))
     kaggle.kill(slug(handle))
     ended(provider, handle)
     files = [{"fileName": name, "url": kaggle.endpoint + "/signed/x/y"}]
     kaggle.rules.add("ListKernelSessionOutput", status=200, body={"files": files, "log": "[]"}, times=0)
+    clock.tick(3600)
     assert provider.collect(handle) == Leftovers()
 
 
@@ -278,7 +279,22 @@ def test_a_signed_address_elsewhere_is_not_visited(provider, kaggle, works):
         provider.collect(handle)
 
 
-def test_files_that_are_not_listed_yet_are_waited_for(provider, kaggle, works, clock):
+@pytest.mark.parametrize("end", ["complete", "error", "killed"])
+def test_files_that_are_not_listed_yet_are_waited_for(provider, kaggle, works, clock, end):
+    """Guard: waited for after COMPLETE alone, the checkpoints of a session that failed or was cut off were given up."""
+    works(KEEP_ALL + {"complete": "", "error": "sys.exit(9)", "killed": WAIT}[end])
+    _, handle = _launch(provider, kaggle_account("alice"))
+    if end == "killed":
+        until(lambda: kaggle.kernel(slug(handle)).events)
+        kaggle.kill(slug(handle))
+    ended(provider, handle)
+    kaggle.rules.add("ListKernelSessionOutput", status=200, body={"files": [], "log": ""}, times=1)
+    with pytest.raises(ProviderUnavailable, match="yet"):
+        provider.collect(handle)
+    assert len(provider.collect(handle).files) == 1
+
+
+def test_files_that_are_never_listed_are_given_up(provider, kaggle, works, clock):
     works(KEEP_ALL)
     _, handle = _launch(provider, kaggle_account("alice"))
     ended(provider, handle)
@@ -287,6 +303,28 @@ def test_files_that_are_not_listed_yet_are_waited_for(provider, kaggle, works, c
         provider.collect(handle)
     clock.tick(3600)
     assert provider.collect(handle) == Leftovers()
+
+
+def test_a_clock_that_was_set_back_waits_for_no_file(provider, kaggle, works, clock):
+    """Guard: without the look at the session's end a clock set back by three days made it wait for three days."""
+    works("print('nothing is kept')")
+    _, handle = _launch(provider, kaggle_account("alice"))
+    ended(provider, handle)
+    clock.tick(-3 * 86_400)
+    assert not provider.collect(handle).files
+
+
+def test_a_files_address_that_leads_nowhere_costs_that_file_one_more_try(provider, kaggle, works, clock):
+    """Guard: taken for a session that is not there, its 404 gave up every file of it."""
+    works(KEEP_ALL)
+    _, handle = _launch(provider, kaggle_account("alice"))
+    ended(provider, handle)
+    rule = kaggle.rules.add("GET /signed/.*safetensors", status=404, reason="Not found", times=2)
+    with pytest.raises(ProviderUnavailable, match="yet"):
+        provider.collect(handle)
+    clock.tick(3600)
+    assert rule.seen == 1
+    assert len(provider.collect(handle).messages) == 2  # one that leads nowhere for good keeps no other back
 
 
 def test_a_look_into_a_running_session_does_not_end_its_collection(provider, kaggle, works):
@@ -312,12 +350,13 @@ def test_words_of_a_kernel_that_is_gone_are_those_that_were_kept(provider, kaggl
 
 
 @pytest.mark.parametrize("outputs", [True, False])
-def test_a_run_that_was_cut_at_its_limit_is_over_with_or_without_files(provider, kaggle, works, outputs):
+def test_a_run_that_was_cut_at_its_limit_is_over_with_or_without_files(provider, kaggle, works, clock, outputs):
     works(KEEP_ALL + WAIT)
     _, handle = _launch(provider, kaggle_account("alice"))
     until(lambda: "up" in provider.log(handle, 0, 10_000).decode())
     kaggle.kill(slug(handle), outputs=outputs)
     assert "time limit" in ended(provider, handle).detail
+    clock.tick(3600)
     assert len(provider.collect(handle).files) == outputs
     assert "up" in list(provider.follow(handle))
 

@@ -63,7 +63,7 @@ class KaggleProvider:
     """Implements `ports.Provider`, `Followed` and `Checked`. `folder` keeps notes and logs; nothing secret is written there.
 
     `endpoint` (loopback) stands in for Kaggle's own host. What Kaggle said of an account or a session is believed for
-    `fresh_s` seconds. Account settings: `username`, `accelerator` ("none" for machines without GPU, which need no quota),
+    `fresh_s` seconds, and the files of an ended session are waited for `listed_s`. Account settings: `username`, `accelerator` ("none" for machines without GPU, which need no quota),
     `slots` (sessions at once, 2 at most), `session_s`.
     """
 
@@ -78,9 +78,11 @@ class KaggleProvider:
         endpoint: str | None = None,
         *,
         fresh_s: float = 10.0,
+        listed_s: float = UNSURE_S,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._vault, self._endpoint, self._fresh_s, self._now = vault, endpoint, fresh_s, now
+        self._listed_s = listed_s
         self._notebook = Notebook(folder)
         self._names: dict[str, str] = {}
         self._rooms: dict[str, tuple[float, Room]] = {}
@@ -278,13 +280,10 @@ class KaggleProvider:
         noted = notes.read()
         if not noted.collected and handle.account.credentials:
             place = self._place(handle)
-            try:
-                complete = gather(place.connection, place.owner, place.slug, notes)
-            except KaggleSaid as refusal:
-                if not place.connection.absent(refusal, place.owner):
-                    raise
-                complete = True
-            if not complete and noted.state == "COMPLETE" and self._now() < noted.ended_at + UNSURE_S:
+            complete = gather(place.connection, place.owner, place.slug, notes)
+            # A clock that was set back since the end says nothing of how long it is ago.
+            fresh = noted.ended_at <= self._now() < noted.ended_at + self._listed_s
+            if not complete and fresh and noted.state in ENDED:
                 raise ProviderUnavailable("Kaggle does not list the files of this session yet")
             if noted.state:  # a session that runs may still leave more
                 self._notebook.write(handle.lease_id, collected=True)
