@@ -12,7 +12,7 @@ from kagglesdk.datasets.types import dataset_api_service as datasets
 from kagglesdk.kernels.types import kernels_api_service as kernels
 
 from orchestrator.ports import LaunchRejected, Leftovers, Liveness, ProviderUnavailable
-from orchestrator.providers.kaggle import KaggleProvider, launch, source, staging
+from orchestrator.providers.kaggle import KaggleProvider, launch, source, staging, wire
 from tests.providers.play import (
     CHECKPOINT,
     DATA,
@@ -122,7 +122,34 @@ def test_an_upload_goes_on_where_the_connection_broke(provider, kaggle, works, m
     provider.stop(handle)
 
 
-@pytest.mark.parametrize("fault", [{"status": 503, "body": "<html>busy</html>"}, {"cut": True}])
+BUSY = {"status": 503, "body": "<html>busy</html>"}
+
+
+@pytest.mark.parametrize("faults", [[{"cut_after": 1_000_000}, {"cut": True}, BUSY], [BUSY], [BUSY | {"done": True}]])
+def test_an_upload_outlasts_breaks_and_a_busy_server(provider, kaggle, works, monkeypatch, faults):
+    """Guard: a break while asking what had arrived, or one answer of 503, gave up an upload of gigabytes."""
+    works(WAIT)
+    monkeypatch.setattr("tests.providers.play.DATA", DATA * 100_000)
+    rules = [kaggle.rules.add("PUT /upload", **fault) for fault in faults]
+    _, handle = _launch(provider, kaggle_account("alice"))
+    assert all(rule.seen == 1 for rule in rules)
+    assert len(kaggle.seen("StartBlobUpload")) == 1
+    (dataset,) = kaggle.world.datasets.values()
+    (file,) = dataset.folder.iterdir()
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == hashlib.sha256(DATA * 100_000).hexdigest()
+    provider.stop(handle)
+
+
+def test_an_upload_that_never_arrives_is_given_up(provider, kaggle, works, monkeypatch):
+    works(WAIT)
+    monkeypatch.setattr(wire, "BREAK_S", 0.0)
+    rule = kaggle.rules.add("PUT /upload", **BUSY, times=0)
+    with pytest.raises(ProviderUnavailable):
+        provider.launch(request(kaggle_account("alice")))
+    assert rule.seen == wire.MOST_BREAKS + 1
+
+
+@pytest.mark.parametrize("fault", [BUSY, {"cut": True}])
 def test_a_push_that_went_through_although_its_answer_was_lost_is_found(provider, kaggle, works, fault):
     """Guard: without asking for the kernel after a failed push the session would run unseen."""
     works(WAIT)
