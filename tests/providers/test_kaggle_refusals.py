@@ -109,6 +109,15 @@ def test_used_up_hours_close_the_account_until_they_start_anew(provider, kaggle,
     assert refused.value.until == room.refresh_at
 
 
+def test_a_quota_of_storage_is_not_one_of_gpu_hours(provider, kaggle, works):
+    """Guard: with any quota in `used_up` a full shelf of datasets closed the account until Saturday."""
+    works(WAIT)
+    full = {"error": "You have exceeded your private dataset storage quota"}
+    kaggle.rules.add("CreateDataset", status=200, body=full)
+    with pytest.raises(LaunchRejected, match="storage quota"):
+        provider.launch(request(kaggle_account("alice")))
+
+
 # --- what a person must do ----------------------------------------------------------------------------------
 
 

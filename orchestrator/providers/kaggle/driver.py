@@ -193,7 +193,7 @@ class KaggleProvider:
         self._notebook.write(lease_id, unsure_until=self._now() + UNSURE_S)
 
     def _refresh_at(self, connection: Connection, refusal: KaggleSaid) -> float | None:
-        if "quota" not in refusal.words.lower():
+        if not refusals.used_up(refusal):
             return None
         with contextlib.suppress(ProviderUnavailable):
             return connection.quota().refresh_at
