@@ -154,6 +154,22 @@ def test_check_says_who_is_signed_in(provider, kaggle):
     assert provider.check(old) == "signed in at Kaggle as bob"
 
 
+def test_a_name_in_other_letters_is_the_same_person(provider, kaggle, works):
+    """Guard: with the configured name for the owner Kaggle knew of no such place, and every launch was refused."""
+    works(WAIT)
+    launched = request(kaggle_account("alice", username="Alice"))
+    assert provider.launch(launched).startswith("alice/")
+    provider.stop(handle_of(launched))
+
+
+def test_nothing_is_started_with_a_token_of_somebody_else(provider, kaggle, works):
+    """Guard: without a look at whose name it is the session ran on bob's account."""
+    works(WAIT)
+    with pytest.raises(CredentialsRefused, match="belongs to bob"):
+        provider.launch(request(kaggle_account("alice", "KGAT_bob")))
+    assert not kaggle.world.kernels
+
+
 @pytest.mark.parametrize("text", ["", "two words", "{not json", '{"username": "bob"}'])
 def test_credentials_that_cannot_be_any_are_said(provider, text):
     account = kaggle_account("alice")
@@ -366,7 +382,8 @@ def test_a_credential_is_nowhere_but_in_the_header(tmp_path, works, clock):
         until(lambda: provider.observe([handle])[0].liveness is Liveness.ENDED)
         assert CANARY not in kaggle.kernel(slug(handle)).source
         assert provider.collect(handle).messages
-        told = "\n".join(provider.follow(handle)) + json.dumps([s.said for s in kaggle._desk.seen])
+        asked = [s.said for s in kaggle._desk.seen if s.request != "IntrospectToken"]  # which asks whose it is
+        told = "\n".join(provider.follow(handle)) + json.dumps(asked)
         files = [p for p in tmp_path.rglob("*") if p.is_file()]
         assert len(files) > 8
         held = [p for p in files if CANARY.encode() in p.read_bytes() or CANARY[::-1].encode() in p.read_bytes()]

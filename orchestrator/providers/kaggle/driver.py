@@ -150,15 +150,11 @@ class KaggleProvider:
 
     def check(self, account: Account) -> str:
         try:
-            name = self._connect(account).username()
+            return f"signed in at Kaggle as {_name(account, self._connect(account))}"
         except KaggleSaid as refusal:
             if refusals.signed_out(refusal):
                 raise CredentialsRefused(refusals.in_words(refusal)) from None
             raise
-        wanted = account.config.get("username")
-        if wanted and wanted.lower() != name.lower():
-            raise CredentialsRefused(f"this token belongs to {name}, not to {wanted}")
-        return f"signed in at Kaggle as {name}"
 
     # --- launch ---
 
@@ -350,7 +346,7 @@ class KaggleProvider:
     def _owner(self, account: Account, connection: Connection) -> str:
         known = account.id + account.credentials
         if known not in self._names:
-            self._names[known] = account.config.get("username") or connection.username()
+            self._names[known] = _name(account, connection)
         return self._names[known]
 
     def _place(self, handle: Handle) -> Place:
@@ -362,6 +358,14 @@ class KaggleProvider:
 
     def _forget_room(self, account: Account) -> None:
         self._rooms.pop(account.id + account.credentials, None)
+
+
+def _name(account: Account, connection: Connection) -> str:
+    """Whom the credentials sign in, as Kaggle spells it: in other letters its owner's own address is a stranger's there."""
+    name, wanted = connection.username(), account.config.get("username")
+    if wanted and wanted.lower() != name.lower():
+        raise CredentialsRefused(f"this token belongs to {name}, not to {wanted}")
+    return name
 
 
 def _kept_lines(notes: Notes) -> Iterator[str]:
