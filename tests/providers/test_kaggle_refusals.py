@@ -1,7 +1,9 @@
 """What Kaggle refuses, and the nonsense that comes in an answer's place: words for a person, the right retry, no secret."""
 
 import json
+import time
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
@@ -15,7 +17,7 @@ from orchestrator.ports import (
     ProviderUnavailable,
     QuotaExhausted,
 )
-from orchestrator.providers.kaggle import KaggleProvider
+from orchestrator.providers.kaggle import KaggleProvider, staging
 from orchestrator.providers.kaggle.driver import MARGIN_S
 from tests.emulators.kaggle import KaggleEmulator, Person
 from tests.providers.play import OpenVault, handle_of, kaggle_account, request, slug, until
@@ -206,6 +208,39 @@ def test_a_pause_that_kaggle_asks_for_is_kept(provider, kaggle, works, clock):
     with pytest.raises(QuotaExhausted, match="pause") as refused:
         provider.launch(request(account))
     assert refused.value.until == clock.now() + 5
+
+
+@pytest.mark.parametrize(
+    ("said", "asked_s"),
+    [
+        ("Wed, 25 Nov 2026 12:01:17 GMT", 77.0),
+        ("Wed, 25 Nov 2026 11:00:00 GMT", 120.0),
+        ("Fri, 25 Nov 2033 12:00:00 GMT", 3600.0),
+        ("inf", 3600.0),
+        ("nan", 120.0),
+        ("-5", 120.0),
+        ("soon", 120.0),
+    ],
+)
+def test_a_pause_may_be_told_as_a_date_and_has_an_end(provider, kaggle, clock, said, asked_s):
+    """Guard: a date was not understood, and "inf" closed the account for as long as the server ran."""
+    headers = {"Retry-After": said, "Date": "Wed, 25 Nov 2026 12:00:00 GMT"}
+    kaggle.rules.add("QuotaStatistics", status=429, reason="Too many requests", headers=headers)
+    assert provider.room(kaggle_account("alice")).open_at == clock.now() + asked_s
+
+
+def test_a_pause_while_files_are_processed_throws_none_of_them_away(provider, kaggle, works, monkeypatch):
+    """Guard: taken for a refused launch it deleted the checkpoint that had just been sent."""
+    works(WAIT)
+    slept: list[float] = []
+    monkeypatch.setattr(staging, "time", SimpleNamespace(monotonic=time.monotonic, sleep=slept.append))
+    headers = {"Retry-After": "7"}
+    rule = kaggle.rules.add("GetDatasetStatus", status=429, reason="Too many requests", headers=headers, skip=3)
+    assert provider.launch(request(kaggle_account("alice"), resume=True))
+    assert rule.seen == 1
+    assert 7.0 in slept
+    assert len(kaggle.seen("StartBlobUpload")) == 2
+    assert not kaggle.seen("DeleteDataset")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ from orchestrator.ports import ProviderUnavailable
 CONNECT_S, READ_S, UPLOAD_S = 10.0, 60.0, 300.0
 CHUNK_BYTES = 1 << 20
 MOST_BREAKS, BREAK_S = 5, 0.05
+LONGEST_PAUSE_S = 3600.0
 LONGEST_WORDS = 300
 T = TypeVar("T")
 
@@ -235,7 +237,14 @@ def _refused(answer: requests.Response) -> tuple[int, str]:
 
 
 def _retry_after(answer: requests.Response) -> float | None:
+    """Seconds, which may be told as a date; never so many that the account would be forgotten over them."""
+    said = answer.headers.get("Retry-After", "")
     try:
-        return max(0.0, float(answer.headers.get("Retry-After", "")))
-    except ValueError:
+        try:
+            seconds = float(said)
+        except ValueError:
+            here = answer.headers.get("Date") or formatdate()
+            seconds = (parsedate_to_datetime(said) - parsedate_to_datetime(here)).total_seconds()
+    except (ValueError, TypeError):
         return None
+    return min(max(0.0, seconds), LONGEST_PAUSE_S)  # in this order "nan" is no pause
