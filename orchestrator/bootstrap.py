@@ -44,6 +44,8 @@ log = structlog.get_logger()
 
 KAGGLE_FRESH_S, COLAB_FRESH_S, EMULATED_FRESH_S = 10.0, 30.0, 1.0
 """How long what a provider said is believed; every round of dispatching and reconciling asks anew."""
+EMULATED_LISTED_S = 5.0
+"""An emulator lists all files of a session when it ends: one that left none need not be waited for as long as Kaggle's."""
 COLAB_POLL_S = 20.0
 """How often the log of a Colab machine is read; every look is a process and a few requests."""
 
@@ -185,8 +187,10 @@ def _make_provider(kind: Any, settings: Settings, vault: Vault, stores: Stores, 
     if kind is ColabProvider:
         return _make_colab(settings, vault, stores)
     if kind.capabilities.provider == "kaggle":
-        fresh_s = EMULATED_FRESH_S if settings.kaggle_endpoint else KAGGLE_FRESH_S
-        return kind(vault, settings.folder / "kaggle", settings.kaggle_endpoint, fresh_s=fresh_s)
+        times = {"fresh_s": KAGGLE_FRESH_S}
+        if settings.kaggle_endpoint:
+            times = {"fresh_s": EMULATED_FRESH_S, "listed_s": EMULATED_LISTED_S}
+        return kind(vault, settings.folder / "kaggle", settings.kaggle_endpoint, **times)
     return kind()
 
 

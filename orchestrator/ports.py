@@ -67,13 +67,15 @@ class Capabilities:
 
     `shares_disk`: its workers see the server's files. `same_network`: they can call the server at its own address; others
     need a public one, or are started with everything they need and are only listened to. `personal`: an account there is one
-    person's, with credentials in the vault and its owner's consent; others are pools of the installation.
+    person's, with credentials in the vault and its owner's consent; others are pools of the installation. `saving_s` is what
+    it may take after a session's time is over until the files that it kept can be had, and all of it seems to run.
     """
 
     provider: str
     shares_disk: bool
     same_network: bool = True
     personal: bool = False
+    saving_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

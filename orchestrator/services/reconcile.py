@@ -77,7 +77,7 @@ def _judge(ctx: Context, lease: Lease, seen: Observation, handle: Handle) -> Non
         _keep_external_id(ctx, lease, seen.external_id)
     if seen.liveness is Liveness.UNSEEN and now > max(lease.expires_at, ctx.started_at + ctx.rules.lease_s):
         _expire(ctx, lease, "no report came in time")
-    elif now > _deadline(lease):
+    elif now > _deadline(lease) + _saving_s(ctx, lease, seen):
         _overdue(ctx, lease, seen, handle, now)
     elif is_to_be_stopped(ctx, lease) if lease.one_way else _disobeys(ctx, lease, now):
         _end(ctx, lease, handle)
@@ -87,6 +87,13 @@ def _deadline(lease: Lease) -> float:
     """A machine that cannot call may wait in its provider's queue as long as it may then work."""
     waits = lease.one_way and lease.started_at is None
     return lease.deadline_at + (lease.budget_s if waits else 0.0)
+
+
+def _saving_s(ctx: Context, lease: Lease, seen: Observation) -> float:
+    """What a machine that cannot call has kept is lost if its session is ended before its provider has saved it."""
+    if seen.liveness is not Liveness.RUNNING or not lease.one_way:
+        return 0.0
+    return ctx.providers.get(lease.provider).capabilities.saving_s
 
 
 def _overdue(ctx: Context, lease: Lease, seen: Observation, handle: Handle, now: float) -> None:
@@ -173,7 +180,8 @@ def _clear_away(ctx: Context, lease: Lease, seen: Observation, handle: Handle) -
     if seen.liveness is Liveness.UNKNOWN:
         return
     if seen.liveness is Liveness.RUNNING:
-        if now - (lease.ended_at or now) > ctx.rules.stop_grace_s:
+        saving_s = 0.0 if lease.end_reason is EndReason.CANCELLED else _saving_s(ctx, lease, seen)
+        if now - (lease.ended_at or now) > ctx.rules.stop_grace_s + saving_s:
             _stop(provider, handle)
         return
     try:

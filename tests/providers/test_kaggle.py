@@ -3,6 +3,7 @@
 The real client library speaks to the emulator, which runs the real pushed script as a process.
 """
 
+import dataclasses
 import hashlib
 import json
 
@@ -11,7 +12,7 @@ from kagglesdk.datasets.types import dataset_api_service as datasets
 from kagglesdk.kernels.types import kernels_api_service as kernels
 
 from orchestrator.ports import LaunchRejected, Leftovers, Liveness, ProviderUnavailable
-from orchestrator.providers.kaggle import KaggleProvider, launch, source, staging
+from orchestrator.providers.kaggle import KaggleProvider, launch, source, staging, wire
 from tests.providers.play import (
     CHECKPOINT,
     DATA,
@@ -121,7 +122,34 @@ def test_an_upload_goes_on_where_the_connection_broke(provider, kaggle, works, m
     provider.stop(handle)
 
 
-@pytest.mark.parametrize("fault", [{"status": 503, "body": "<html>busy</html>"}, {"cut": True}])
+BUSY = {"status": 503, "body": "<html>busy</html>"}
+
+
+@pytest.mark.parametrize("faults", [[{"cut_after": 1_000_000}, {"cut": True}, BUSY], [BUSY], [BUSY | {"done": True}]])
+def test_an_upload_outlasts_breaks_and_a_busy_server(provider, kaggle, works, monkeypatch, faults):
+    """Guard: a break while asking what had arrived, or one answer of 503, gave up an upload of gigabytes."""
+    works(WAIT)
+    monkeypatch.setattr("tests.providers.play.DATA", DATA * 100_000)
+    rules = [kaggle.rules.add("PUT /upload", **fault) for fault in faults]
+    _, handle = _launch(provider, kaggle_account("alice"))
+    assert all(rule.seen == 1 for rule in rules)
+    assert len(kaggle.seen("StartBlobUpload")) == 1
+    (dataset,) = kaggle.world.datasets.values()
+    (file,) = dataset.folder.iterdir()
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == hashlib.sha256(DATA * 100_000).hexdigest()
+    provider.stop(handle)
+
+
+def test_an_upload_that_never_arrives_is_given_up(provider, kaggle, works, monkeypatch):
+    works(WAIT)
+    monkeypatch.setattr(wire, "BREAK_S", 0.0)
+    rule = kaggle.rules.add("PUT /upload", **BUSY, times=0)
+    with pytest.raises(ProviderUnavailable):
+        provider.launch(request(kaggle_account("alice")))
+    assert rule.seen == wire.MOST_BREAKS + 1
+
+
+@pytest.mark.parametrize("fault", [BUSY, {"cut": True}])
 def test_a_push_that_went_through_although_its_answer_was_lost_is_found(provider, kaggle, works, fault):
     """Guard: without asking for the kernel after a failed push the session would run unseen."""
     works(WAIT)
@@ -154,6 +182,33 @@ def test_a_push_that_shows_up_late_is_found_by_its_lease(provider, kaggle, works
         provider.launch(launched)
     seen = provider.observe([handle_of(launched)])[0]
     assert (seen.liveness, seen.external_id) == (Liveness.RUNNING, "alice/trainhop-" + launched.lease_id)
+
+
+def test_a_push_after_slow_staging_is_waited_for_as_long_as_any_other(provider, kaggle, works, clock):
+    """Guard: counted from before the staging its time was over at once, and a kernel that showed up late ran unseen.
+
+    Without the wait in `forget` a delete that came too early for it left it running, too.
+    """
+    works(WAIT)
+    launched = request(kaggle_account("alice"))
+    ((key, read),) = launched.inputs.items()
+
+    def slowly():
+        clock.tick(600)
+        return read()
+
+    kaggle.rules.add("SaveKernel", done=True, cut=True)
+    kaggle.rules.add("GetKernelSessionStatus", status=404, reason="Not found", skip=1, times=2)
+    with pytest.raises(ProviderUnavailable):
+        provider.launch(dataclasses.replace(launched, inputs={key: slowly}))
+    handle = handle_of(launched)
+    assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN
+    kaggle.rules.add("DeleteKernel", status=404, reason="Not found", times=0)
+    with pytest.raises(ProviderUnavailable, match="may still appear"):
+        provider.forget(handle)
+    kaggle.rules.clear()
+    assert provider.observe([handle])[0].liveness is Liveness.RUNNING
+    provider.stop(handle)
 
 
 def test_a_script_that_would_be_too_long_is_refused_with_its_size(provider, works, monkeypatch):
@@ -229,13 +284,14 @@ def test_an_error_page_is_not_taken_for_a_file(provider, kaggle, works):
 @pytest.mark.parametrize(
     "name", ["../outbox.jsonl", "/etc/passwd", "jobs__job-1__f2__..__..__x", "jobs/job-1/f2/x", "a/../outbox.jsonl"]
 )
-def test_names_that_lead_elsewhere_are_not_fetched(provider, kaggle, works, tmp_path, name):
+def test_names_that_lead_elsewhere_are_not_fetched(provider, kaggle, works, clock, name):
     works(WAIT)
     _, handle = _launch(provider, kaggle_account("alice"))
     kaggle.kill(slug(handle))
     ended(provider, handle)
     files = [{"fileName": name, "url": kaggle.endpoint + "/signed/x/y"}]
     kaggle.rules.add("ListKernelSessionOutput", status=200, body={"files": files, "log": "[]"}, times=0)
+    clock.tick(3600)
     assert provider.collect(handle) == Leftovers()
 
 
@@ -250,7 +306,22 @@ def test_a_signed_address_elsewhere_is_not_visited(provider, kaggle, works):
         provider.collect(handle)
 
 
-def test_files_that_are_not_listed_yet_are_waited_for(provider, kaggle, works, clock):
+@pytest.mark.parametrize("end", ["complete", "error", "killed"])
+def test_files_that_are_not_listed_yet_are_waited_for(provider, kaggle, works, clock, end):
+    """Guard: waited for after COMPLETE alone, the checkpoints of a session that failed or was cut off were given up."""
+    works(KEEP_ALL + {"complete": "", "error": "sys.exit(9)", "killed": WAIT}[end])
+    _, handle = _launch(provider, kaggle_account("alice"))
+    if end == "killed":
+        until(lambda: kaggle.kernel(slug(handle)).events)
+        kaggle.kill(slug(handle))
+    ended(provider, handle)
+    kaggle.rules.add("ListKernelSessionOutput", status=200, body={"files": [], "log": ""}, times=1)
+    with pytest.raises(ProviderUnavailable, match="yet"):
+        provider.collect(handle)
+    assert len(provider.collect(handle).files) == 1
+
+
+def test_files_that_are_never_listed_are_given_up(provider, kaggle, works, clock):
     works(KEEP_ALL)
     _, handle = _launch(provider, kaggle_account("alice"))
     ended(provider, handle)
@@ -259,6 +330,28 @@ def test_files_that_are_not_listed_yet_are_waited_for(provider, kaggle, works, c
         provider.collect(handle)
     clock.tick(3600)
     assert provider.collect(handle) == Leftovers()
+
+
+def test_a_clock_that_was_set_back_waits_for_no_file(provider, kaggle, works, clock):
+    """Guard: without the look at the session's end a clock set back by three days made it wait for three days."""
+    works("print('nothing is kept')")
+    _, handle = _launch(provider, kaggle_account("alice"))
+    ended(provider, handle)
+    clock.tick(-3 * 86_400)
+    assert not provider.collect(handle).files
+
+
+def test_a_files_address_that_leads_nowhere_costs_that_file_one_more_try(provider, kaggle, works, clock):
+    """Guard: taken for a session that is not there, its 404 gave up every file of it."""
+    works(KEEP_ALL)
+    _, handle = _launch(provider, kaggle_account("alice"))
+    ended(provider, handle)
+    rule = kaggle.rules.add("GET /signed/.*safetensors", status=404, reason="Not found", times=2)
+    with pytest.raises(ProviderUnavailable, match="yet"):
+        provider.collect(handle)
+    clock.tick(3600)
+    assert rule.seen == 1
+    assert len(provider.collect(handle).messages) == 2  # one that leads nowhere for good keeps no other back
 
 
 def test_a_look_into_a_running_session_does_not_end_its_collection(provider, kaggle, works):
@@ -284,12 +377,13 @@ def test_words_of_a_kernel_that_is_gone_are_those_that_were_kept(provider, kaggl
 
 
 @pytest.mark.parametrize("outputs", [True, False])
-def test_a_run_that_was_cut_at_its_limit_is_over_with_or_without_files(provider, kaggle, works, outputs):
+def test_a_run_that_was_cut_at_its_limit_is_over_with_or_without_files(provider, kaggle, works, clock, outputs):
     works(KEEP_ALL + WAIT)
     _, handle = _launch(provider, kaggle_account("alice"))
     until(lambda: "up" in provider.log(handle, 0, 10_000).decode())
     kaggle.kill(slug(handle), outputs=outputs)
     assert "time limit" in ended(provider, handle).detail
+    clock.tick(3600)
     assert len(provider.collect(handle).files) == outputs
     assert "up" in list(provider.follow(handle))
 

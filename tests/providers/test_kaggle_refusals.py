@@ -1,14 +1,24 @@
 """What Kaggle refuses, and the nonsense that comes in an answer's place: words for a person, the right retry, no secret."""
 
 import json
+import time
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
 
 from orchestrator.config import Settings
-from orchestrator.ports import CredentialsRefused, LaunchRejected, Liveness, ProviderUnavailable, QuotaExhausted
-from orchestrator.providers.kaggle import KaggleProvider
+from orchestrator.ports import (
+    CredentialsRefused,
+    LaunchRejected,
+    Leftovers,
+    Liveness,
+    ProviderUnavailable,
+    QuotaExhausted,
+)
+from orchestrator.providers.kaggle import KaggleProvider, staging
+from orchestrator.providers.kaggle.driver import MARGIN_S
 from tests.emulators.kaggle import KaggleEmulator, Person
 from tests.providers.play import OpenVault, handle_of, kaggle_account, request, slug, until
 
@@ -23,11 +33,43 @@ def test_room_tells_hours_and_when_they_start_anew(provider, kaggle):
     kaggle.world.people["alice"].used_s = 3600.0
     room = provider.room(kaggle_account("alice"))
     assert room.slots == 2
-    assert room.hours_left == pytest.approx(29.0)
+    assert room.hours_left == pytest.approx(29.0 - MARGIN_S / 3600)
     assert room.hours_total == 30.0
     fresh = datetime.fromtimestamp(room.refresh_at, UTC)
     assert (fresh.isoweekday(), fresh.hour, fresh.minute) == (6, 0, 0)
     assert room.session_s < 12 * 3600
+
+
+def test_a_session_with_all_that_is_left_ends_within_it(provider, kaggle, works):
+    """Guard: with all of the quota for its budget Kaggle cut it off, for its start and its saving are counted, too."""
+    works(WAIT)
+    kaggle.world.people["alice"].gpu_hours = 1.0
+    account = kaggle_account("alice")
+    launched = request(account, budget_s=provider.room(account).hours_left * 3600)
+    handle = handle_of(launched, provider.launch(launched))
+    assert kaggle.kernel(slug(handle)).timeout_s < 3600.0
+    provider.stop(handle)
+    kaggle.world.people["alice"].used_s = 3600.0 - 60.0
+    assert provider.room(account).hours_left == 0
+
+
+def test_no_session_asks_for_more_than_is_left(provider, kaggle, works):
+    """Guard: without the look at the quota before the push its limit lay beyond the week's hours."""
+    works(WAIT)
+    kaggle.world.people["alice"].gpu_hours = 1.0
+    for accelerator, limit_s in (("none", 4300.0), ("gpu", 3600.0)):
+        launched = request(kaggle_account("alice", accelerator=accelerator), budget_s=4000.0)
+        handle = handle_of(launched, provider.launch(launched))
+        assert kaggle.kernel(slug(handle)).timeout_s == limit_s
+
+
+@pytest.mark.parametrize("said", [{}, {"gpuQuota": {}}, {"gpuQuota": {"timeUsed": "60s"}}])
+def test_a_quota_of_nothing_is_left_out_of_kaggles_answer(provider, kaggle, said):
+    """Guard: without a 0 for what is left out no room was known, not even that of machines without GPU."""
+    kaggle.rules.add("QuotaStatistics", status=200, body=said, times=0)
+    room = provider.room(kaggle_account("alice"))
+    assert (room.hours_left, room.hours_total) == (0.0, 0.0)
+    assert provider.room(kaggle_account("bob", accelerator="none")).slots == 2
 
 
 def test_hours_set_aside_for_running_sessions_are_not_offered_twice(provider, works):
@@ -69,6 +111,15 @@ def test_used_up_hours_close_the_account_until_they_start_anew(provider, kaggle,
     assert refused.value.until == room.refresh_at
 
 
+def test_a_quota_of_storage_is_not_one_of_gpu_hours(provider, kaggle, works):
+    """Guard: with any quota in `used_up` a full shelf of datasets closed the account until Saturday."""
+    works(WAIT)
+    full = {"error": "You have exceeded your private dataset storage quota"}
+    kaggle.rules.add("CreateDataset", status=200, body=full)
+    with pytest.raises(LaunchRejected, match="storage quota"):
+        provider.launch(request(kaggle_account("alice")))
+
+
 # --- what a person must do ----------------------------------------------------------------------------------
 
 
@@ -103,6 +154,22 @@ def test_check_says_who_is_signed_in(provider, kaggle):
         provider.check(kaggle_account("alice", "KGAT_mistyped"))
     old = kaggle_account("bob", json.dumps({"username": "bob", "key": "bobs-old-key"}))
     assert provider.check(old) == "signed in at Kaggle as bob"
+
+
+def test_a_name_in_other_letters_is_the_same_person(provider, kaggle, works):
+    """Guard: with the configured name for the owner Kaggle knew of no such place, and every launch was refused."""
+    works(WAIT)
+    launched = request(kaggle_account("alice", username="Alice"))
+    assert provider.launch(launched).startswith("alice/")
+    provider.stop(handle_of(launched))
+
+
+def test_nothing_is_started_with_a_token_of_somebody_else(provider, kaggle, works):
+    """Guard: without a look at whose name it is the session ran on bob's account."""
+    works(WAIT)
+    with pytest.raises(CredentialsRefused, match="belongs to bob"):
+        provider.launch(request(kaggle_account("alice", "KGAT_bob")))
+    assert not kaggle.world.kernels
 
 
 @pytest.mark.parametrize("text", ["", "two words", "{not json", '{"username": "bob"}'])
@@ -141,6 +208,39 @@ def test_a_pause_that_kaggle_asks_for_is_kept(provider, kaggle, works, clock):
     with pytest.raises(QuotaExhausted, match="pause") as refused:
         provider.launch(request(account))
     assert refused.value.until == clock.now() + 5
+
+
+@pytest.mark.parametrize(
+    ("said", "asked_s"),
+    [
+        ("Wed, 25 Nov 2026 12:01:17 GMT", 77.0),
+        ("Wed, 25 Nov 2026 11:00:00 GMT", 120.0),
+        ("Fri, 25 Nov 2033 12:00:00 GMT", 3600.0),
+        ("inf", 3600.0),
+        ("nan", 120.0),
+        ("-5", 120.0),
+        ("soon", 120.0),
+    ],
+)
+def test_a_pause_may_be_told_as_a_date_and_has_an_end(provider, kaggle, clock, said, asked_s):
+    """Guard: a date was not understood, and "inf" closed the account for as long as the server ran."""
+    headers = {"Retry-After": said, "Date": "Wed, 25 Nov 2026 12:00:00 GMT"}
+    kaggle.rules.add("QuotaStatistics", status=429, reason="Too many requests", headers=headers)
+    assert provider.room(kaggle_account("alice")).open_at == clock.now() + asked_s
+
+
+def test_a_pause_while_files_are_processed_throws_none_of_them_away(provider, kaggle, works, monkeypatch):
+    """Guard: taken for a refused launch it deleted the checkpoint that had just been sent."""
+    works(WAIT)
+    slept: list[float] = []
+    monkeypatch.setattr(staging, "time", SimpleNamespace(monotonic=time.monotonic, sleep=slept.append))
+    headers = {"Retry-After": "7"}
+    rule = kaggle.rules.add("GetDatasetStatus", status=429, reason="Too many requests", headers=headers, skip=3)
+    assert provider.launch(request(kaggle_account("alice"), resume=True))
+    assert rule.seen == 1
+    assert 7.0 in slept
+    assert len(kaggle.seen("StartBlobUpload")) == 2
+    assert not kaggle.seen("DeleteDataset")
 
 
 @pytest.mark.parametrize(
@@ -198,6 +298,56 @@ def test_nonsense_is_no_death_and_no_crash(provider, kaggle, works, fault):
         provider.stop(handle)
     kaggle.rules.clear()
     until(lambda: provider.observe([handle])[0].liveness is Liveness.RUNNING)
+
+
+DENIED = "Kernel|logs/stream|DeleteDataset"
+
+
+def _denied(kaggle, permission):
+    kaggle.rules.add(DENIED, status=403, reason=f"Permission '{permission}' was denied", times=0)
+
+
+def test_a_kernel_that_kaggle_denies_access_to_is_not_there(provider, kaggle, works):
+    """Guard: without `absent` in `_look`, `collect`, `follow` and `_delete` its lease was never over, nor forgotten."""
+    works("print('up', flush=True)")
+    launched = request(kaggle_account("alice"), resume=True)
+    handle = handle_of(launched, provider.launch(launched))
+    until(lambda: b"up" in provider.log(handle, 0, 100))
+    kaggle.sessions.delete(kaggle.world.kernels.pop(("alice", slug(handle))))
+    _denied(kaggle, "kernels.get")
+    assert "up" in list(provider.follow(handle))
+    assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN  # it was pushed a moment ago
+    provider._notebook.write(launched.lease_id, unsure_until=0.0)
+    assert "deleted" in provider.observe([handle])[0].detail
+    assert provider.collect(handle) == Leftovers()
+    kaggle.rules.clear()
+    _denied(kaggle, "datasets.delete")
+    provider.forget(handle)
+
+
+@pytest.mark.parametrize("permission", ["kernelSessions.enableInternet", "resources.admin"])
+def test_another_denial_says_nothing_of_a_kernel(provider, kaggle, works, permission):
+    """Guard: with any 403 in `absent` a running session was given up, and its place with it."""
+    works(WAIT)
+    launched = request(kaggle_account("alice"))
+    handle = handle_of(launched, provider.launch(launched))
+    provider._notebook.write(launched.lease_id, unsure_until=0.0)
+    _denied(kaggle, permission)
+    assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN
+    with pytest.raises(ProviderUnavailable):
+        provider.forget(handle)
+
+
+def test_a_token_of_somebody_else_sees_no_kernel_and_ends_none(provider, kaggle, works):
+    """Guard: without the look at whose token it is a session was given up when its account got another one."""
+    works(WAIT)
+    launched = request(kaggle_account("alice"))
+    handle = handle_of(launched, provider.launch(launched))
+    provider._notebook.write(launched.lease_id, unsure_until=0.0)
+    launched.account.credentials = OpenVault().seal("KGAT_bob")
+    assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN
+    with pytest.raises(ProviderUnavailable):
+        provider.forget(handle)
 
 
 def test_a_state_that_is_not_known_is_not_death(provider, kaggle, works):
@@ -267,7 +417,8 @@ def test_a_credential_is_nowhere_but_in_the_header(tmp_path, works, clock):
         until(lambda: provider.observe([handle])[0].liveness is Liveness.ENDED)
         assert CANARY not in kaggle.kernel(slug(handle)).source
         assert provider.collect(handle).messages
-        told = "\n".join(provider.follow(handle)) + json.dumps([s.said for s in kaggle._desk.seen])
+        asked = [s.said for s in kaggle._desk.seen if s.request != "IntrospectToken"]  # which asks whose it is
+        told = "\n".join(provider.follow(handle)) + json.dumps(asked)
         files = [p for p in tmp_path.rglob("*") if p.is_file()]
         assert len(files) > 8
         held = [p for p in files if CANARY.encode() in p.read_bytes() or CANARY[::-1].encode() in p.read_bytes()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, timedelta
@@ -34,6 +35,8 @@ from orchestrator.providers.kaggle.wire import CONNECT_S, KaggleSaid, Wire
 LOG_SILENCE_S = 120.0
 """A live log that says nothing for so long is taken for a broken connection and opened again."""
 PAGE = 200
+_ABSENT = re.compile(r"permission '(kernels|kernelsessions|datasets)\.(get|delete)'", re.IGNORECASE)
+"""Of an object that nobody has, Kaggle often says that access to it was denied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +91,14 @@ class Connection(Wire):
             raise KaggleSaid(401, "the token is not valid (revoked, expired or mistyped)")
         return name
 
+    def absent(self, refusal: KaggleSaid, owner: str) -> bool:
+        """Whether this refusal means that an object of `owner` is not there; to somebody else's token it only seems so."""
+        if refusal.status == 403 and _ABSENT.search(refusal.words):
+            return self.username().lower() == owner.lower()
+        return refusal.status == 404
+
     def quota(self) -> Quota:
-        """GPU time of this account."""
+        """GPU time of this account. What Kaggle leaves out is 0: default values are omitted from its answers."""
 
         def ask(sdk: KaggleClient) -> Quota:
             answer: Any = sdk.kernels.kernels_api_client.get_accelerator_quota_statistics(
@@ -97,9 +106,9 @@ class Connection(Wire):
             )
             gpu, fresh = answer.gpu_quota, answer.quota_refresh_time
             return Quota(
-                used_s=_seconds(gpu.time_used),
-                reserved_s=_seconds(gpu.time_reserved),
-                total_s=gpu.total_time_allowed.total_seconds(),
+                used_s=_seconds(gpu.time_used) if gpu is not None else 0.0,
+                reserved_s=_seconds(gpu.time_reserved) if gpu is not None else 0.0,
+                total_s=_seconds(gpu.total_time_allowed) if gpu is not None else 0.0,
                 refresh_at=fresh.replace(tzinfo=UTC).timestamp() if fresh is not None else None,
             )
 
@@ -174,6 +183,7 @@ class Connection(Wire):
         request.user_name, request.kernel_slug = owner, slug
         self._delete(
             "delete a session",
+            owner,
             lambda sdk: sdk.kernels.kernels_api_client.delete_kernel(request).error_message,
         )
 
@@ -190,6 +200,8 @@ class Connection(Wire):
                 timeout=(CONNECT_S, silence_s),
             ) as answer,
         ):
+            if not answer.ok:
+                _ = answer.content  # a refusal's words, which can be read only while the stream is open
             answer.raise_for_status()
             yield answer
 
@@ -227,7 +239,9 @@ class Connection(Wire):
         """Remove a dataset; nothing happens if it is not there."""
         request = ApiDeleteDatasetRequest()
         request.owner_slug, request.dataset_slug = owner, slug
-        self._delete("delete a dataset", lambda sdk: sdk.datasets.dataset_api_client.delete_dataset(request).error)
+        self._delete(
+            "delete a dataset", owner, lambda sdk: sdk.datasets.dataset_api_client.delete_dataset(request).error
+        )
 
     def upload(self, source: Path, name: str) -> str:
         """Bring a file to Kaggle, going on where a broken connection stopped; the token that stands for it."""
@@ -244,11 +258,11 @@ class Connection(Wire):
         self.send_file(url, source)
         return token
 
-    def _delete(self, what: str, ask: Callable[[KaggleClient], Any]) -> None:
+    def _delete(self, what: str, owner: str, ask: Callable[[KaggleClient], Any]) -> None:
         try:
             refusal = self._call(what, ask)
         except KaggleSaid as said:
-            if said.status == 404:
+            if self.absent(said, owner):
                 return
             raise
         if refusal:

@@ -25,6 +25,7 @@ from orchestrator.providers.kaggle import refusals
 from orchestrator.providers.kaggle.client import Connection, Quota
 from orchestrator.providers.kaggle.launch import (
     LONGEST_SESSION_S,
+    TIMEOUT_OVER_S,
     Place,
     exists,
     plain,
@@ -44,6 +45,8 @@ GPU_SESSIONS = 2
 T4_BYTES = 15_800_000_000
 """What one of the two cards offers to a process; every process trains with a card of its own."""
 RAM_BYTES = 29 << 30
+SAVING_S = 900.0
+"""Until Kaggle has saved what a session left, it is RUNNING and shows no file: about two minutes per gigabyte."""
 START_UP_S = 300.0
 """Queue, image, installing the pinned libraries, loading the model."""
 UNSURE_S = 180.0
@@ -60,11 +63,13 @@ class KaggleProvider:
     """Implements `ports.Provider`, `Followed` and `Checked`. `folder` keeps notes and logs; nothing secret is written there.
 
     `endpoint` (loopback) stands in for Kaggle's own host. What Kaggle said of an account or a session is believed for
-    `fresh_s` seconds. Account settings: `username`, `accelerator` ("none" for machines without GPU, which need no quota),
+    `fresh_s` seconds, and the files of an ended session are waited for `listed_s`. Account settings: `username`, `accelerator` ("none" for machines without GPU, which need no quota),
     `slots` (sessions at once, 2 at most), `session_s`.
     """
 
-    capabilities = Capabilities(provider="kaggle", shares_disk=False, same_network=False, personal=True)
+    capabilities = Capabilities(
+        provider="kaggle", shares_disk=False, same_network=False, personal=True, saving_s=TIMEOUT_OVER_S + SAVING_S
+    )
 
     def __init__(
         self,
@@ -73,9 +78,11 @@ class KaggleProvider:
         endpoint: str | None = None,
         *,
         fresh_s: float = 10.0,
+        listed_s: float = UNSURE_S,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._vault, self._endpoint, self._fresh_s, self._now = vault, endpoint, fresh_s, now
+        self._listed_s = listed_s
         self._notebook = Notebook(folder)
         self._names: dict[str, str] = {}
         self._rooms: dict[str, tuple[float, Room]] = {}
@@ -135,22 +142,19 @@ class KaggleProvider:
             gpu=gpu,
             any_folder=self._endpoint is not None,
             start_up_s=START_UP_S,
-            hours_left=quota.left_s / 3600 if gpu else None,
+            # Kaggle counts from the machine's start, and saving what it left: a budget of all that is left would be cut off.
+            hours_left=max(0.0, quota.left_s - MARGIN_S) / 3600 if gpu else None,
             hours_total=quota.total_s / 3600 if gpu else None,
             refresh_at=quota.refresh_at if gpu else None,
         )
 
     def check(self, account: Account) -> str:
         try:
-            name = self._connect(account).username()
+            return f"signed in at Kaggle as {_name(account, self._connect(account))}"
         except KaggleSaid as refusal:
             if refusals.signed_out(refusal):
                 raise CredentialsRefused(refusals.in_words(refusal)) from None
             raise
-        wanted = account.config.get("username")
-        if wanted and wanted.lower() != name.lower():
-            raise CredentialsRefused(f"this token belongs to {name}, not to {wanted}")
-        return f"signed in at Kaggle as {name}"
 
     # --- launch ---
 
@@ -161,8 +165,8 @@ class KaggleProvider:
             place = Place(connection=connection, owner=self._owner(request.account, connection), slug=slug)
             noted = self._note(request)
             if not noted.pushed and not exists(place):
-                notes = self._notebook.of(request.lease_id)
-                start(place, request, notes, noted)
+                folder = self._notebook.of(request.lease_id).folder
+                start(place, request, folder, noted, about_to_push=lambda: self._may_appear(request.lease_id))
         except KaggleSaid as refusal:
             error = refusals.as_launch_error(refusal, now=self._now(), refresh_at=self._refresh_at(connection, refusal))
             raise error from None
@@ -178,11 +182,14 @@ class KaggleProvider:
             account=request.account.id,
             prefix=f"jobs/{request.job_id}/f{given.fence}/" if given else "",
             checkpoint=checkpoint if given and given.resume else "",
-            unsure_until=self._now() + UNSURE_S,
         )
 
+    def _may_appear(self, lease_id: str) -> None:
+        """Counted from the push: bringing its files may have taken longer than a push is waited for."""
+        self._notebook.write(lease_id, unsure_until=self._now() + UNSURE_S)
+
     def _refresh_at(self, connection: Connection, refusal: KaggleSaid) -> float | None:
-        if "quota" not in refusal.words.lower():
+        if not refusals.used_up(refusal):
             return None
         with contextlib.suppress(ProviderUnavailable):
             return connection.quota().refresh_at
@@ -219,7 +226,7 @@ class KaggleProvider:
         try:
             state, failure = place.connection.state(place.owner, place.slug)
         except KaggleSaid as refusal:
-            if refusal.status != 404:
+            if not place.connection.absent(refusal, place.owner):
                 raise
             if self._now() < noted.unsure_until:
                 return Observation(lease_id=lease, liveness=Liveness.UNKNOWN, detail="may be about to start")
@@ -269,13 +276,10 @@ class KaggleProvider:
         noted = notes.read()
         if not noted.collected and handle.account.credentials:
             place = self._place(handle)
-            try:
-                complete = gather(place.connection, place.owner, place.slug, notes)
-            except KaggleSaid as refusal:
-                if refusal.status != 404:
-                    raise
-                complete = True
-            if not complete and noted.state == "COMPLETE" and self._now() < noted.ended_at + UNSURE_S:
+            complete = gather(place.connection, place.owner, place.slug, notes)
+            # A clock that was set back since the end says nothing of how long it is ago.
+            fresh = noted.ended_at <= self._now() < noted.ended_at + self._listed_s
+            if not complete and fresh and noted.state in ENDED:
                 raise ProviderUnavailable("Kaggle does not list the files of this session yet")
             if noted.state:  # a session that runs may still leave more
                 self._notebook.write(handle.lease_id, collected=True)
@@ -285,6 +289,8 @@ class KaggleProvider:
         notes = self._notebook.of(handle.lease_id)
         noted = notes.read()
         if handle.account.credentials and not noted.forgotten:
+            if not noted.pushed and self._now() < noted.unsure_until:
+                raise ProviderUnavailable("a kernel whose push was not answered may still appear at Kaggle")
             place = self._place(handle)
             with contextlib.suppress(ProviderUnavailable):
                 save_log(place.connection, place.owner, place.slug, notes)
@@ -308,7 +314,9 @@ class KaggleProvider:
                     self._logged[handle.lease_id] = time.monotonic()
                     yield line
         except KaggleSaid as refusal:
-            if refusal.status != 404 or exists(place):  # a session that waits has no log yet
+            if not place.connection.absent(refusal, place.owner) or exists(
+                place
+            ):  # a session that waits has no log yet
                 raise
             yield from _kept_lines(notes)
 
@@ -341,7 +349,7 @@ class KaggleProvider:
     def _owner(self, account: Account, connection: Connection) -> str:
         known = account.id + account.credentials
         if known not in self._names:
-            self._names[known] = account.config.get("username") or connection.username()
+            self._names[known] = _name(account, connection)
         return self._names[known]
 
     def _place(self, handle: Handle) -> Place:
@@ -353,6 +361,14 @@ class KaggleProvider:
 
     def _forget_room(self, account: Account) -> None:
         self._rooms.pop(account.id + account.credentials, None)
+
+
+def _name(account: Account, connection: Connection) -> str:
+    """Whom the credentials sign in, as Kaggle spells it: in other letters its owner's own address is a stranger's there."""
+    name, wanted = connection.username(), account.config.get("username")
+    if wanted and wanted.lower() != name.lower():
+        raise CredentialsRefused(f"this token belongs to {name}, not to {wanted}")
+    return name
 
 
 def _kept_lines(notes: Notes) -> Iterator[str]:

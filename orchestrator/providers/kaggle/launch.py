@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.domain.model import Account
 from orchestrator.ports import LaunchRejected, LaunchRequest, ProviderUnavailable
 from orchestrator.providers.kaggle.client import Connection, Push
-from orchestrator.providers.kaggle.notes import Notes, Session
+from orchestrator.providers.kaggle.notes import Session
 from orchestrator.providers.kaggle.source import kernel_source
 from orchestrator.providers.kaggle.staging import stage
 from orchestrator.providers.kaggle.wire import KaggleSaid
@@ -56,10 +58,13 @@ def exists(place: Place) -> bool:
     return True
 
 
-def start(place: Place, request: LaunchRequest, notes: Notes, noted: Session) -> None:
+def start(
+    place: Place, request: LaunchRequest, folder: Path, noted: Session, *, about_to_push: Callable[[], None]
+) -> None:
     """Stage and push; a refused launch leaves nothing behind at Kaggle."""
     try:
-        datasets = stage(place.connection, place.owner, request, notes.folder, checkpoint=noted.checkpoint)
+        datasets = stage(place.connection, place.owner, request, folder, checkpoint=noted.checkpoint)
+        about_to_push()
         _push(place, request, datasets)
     except (KaggleSaid, LaunchRejected):
         with contextlib.suppress(ProviderUnavailable):
@@ -81,7 +86,7 @@ def _push(place: Place, request: LaunchRequest, datasets: tuple[str, ...]) -> No
         machine_shape=GPU_SHAPE if wants_gpu(request.account) else "",
         internet=_needs_internet(request),
         datasets=datasets,
-        timeout_s=int(min(request.budget_s + TIMEOUT_OVER_S, LONGEST_SESSION_S)),
+        timeout_s=_timeout_s(place.connection, request),
     )
     try:
         place.connection.push(place.owner, push)
@@ -90,6 +95,16 @@ def _push(place: Place, request: LaunchRequest, datasets: tuple[str, ...]) -> No
     except ProviderUnavailable:
         if not exists(place):
             raise  # it may still appear
+
+
+def _timeout_s(connection: Connection, request: LaunchRequest) -> int:
+    """No more than is left of the week's GPU hours: what a session may take is set aside when it starts."""
+    longest = min(request.budget_s + TIMEOUT_OVER_S, LONGEST_SESSION_S)
+    if wants_gpu(request.account):
+        with contextlib.suppress(ProviderUnavailable):
+            left_s = connection.quota().left_s
+            longest = min(longest, left_s) if left_s >= 1 else longest  # where nothing is left Kaggle says so itself
+    return int(longest)
 
 
 def _needs_internet(request: LaunchRequest) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 
 from orchestrator.ports import Leftovers
 from orchestrator.providers.kaggle.client import Connection
 from orchestrator.providers.kaggle.notes import Notes
 from orchestrator.providers.kaggle.stream import pieces, stored
+from orchestrator.providers.kaggle.wire import KaggleSaid
 
 OUTBOX = "outbox.jsonl"
 QUICK_SILENCE_S, QUICK_S = 1.5, 10.0
@@ -16,12 +18,17 @@ _KEPT = re.compile(r"[a-z0-9_.-]+")
 
 
 def gather(connection: Connection, owner: str, slug: str, notes: Notes) -> bool:
-    """Fetch what the session kept for us, and its log; False if its messages are not among it.
+    """Fetch what the session kept for us, and its log; False if something seems to be missing that may yet come.
 
     Names are Kaggle's word and the kernel's choice: only plain ones are fetched, and only those that belong to this lease.
     """
-    prefix = notes.read().prefix
-    files, log = connection.outputs(owner, slug)
+    prefix, complete = notes.read().prefix, True
+    try:
+        files, log = connection.outputs(owner, slug)
+    except KaggleSaid as refusal:
+        if connection.absent(refusal, owner):
+            return True
+        raise
     for _ in notes.keep(stored([log])) if log else ():
         pass
     for name, url in files:
@@ -29,8 +36,19 @@ def gather(connection: Connection, owner: str, slug: str, notes: Notes) -> bool:
             continue
         if name == OUTBOX or not (notes.files / name).is_file():  # a file under a key never changes, the outbox grows
             notes.files.mkdir(mode=0o700, parents=True, exist_ok=True)
-            connection.download(url, notes.files / name)
-    return (notes.files / OUTBOX).is_file()
+            complete &= _fetched(connection, url, notes.files / name)
+    return complete and (notes.files / OUTBOX).is_file()
+
+
+def _fetched(connection: Connection, url: str, target: Path) -> bool:
+    """An address that leads nowhere says nothing of the other files, and the next listing has another one."""
+    try:
+        connection.download(url, target)
+    except KaggleSaid as refusal:
+        if refusal.status == 404:
+            return False
+        raise
+    return True
 
 
 def kept(notes: Notes) -> Leftovers:

@@ -18,6 +18,11 @@ def unverified(refusal: KaggleSaid) -> bool:
     return refusal.status == 403 and "enableinternet" in refusal.words.lower()
 
 
+def used_up(refusal: KaggleSaid) -> bool:
+    """This week's GPU hours are spent; of storage Kaggle speaks as a quota, too, and no week gives more of it."""
+    return "gpu quota" in refusal.words.lower()
+
+
 def in_words(refusal: KaggleSaid) -> str:
     """A sentence with a remedy, around Kaggle's own words."""
     if signed_out(refusal):
@@ -41,7 +46,7 @@ def as_launch_error(refusal: KaggleSaid, *, now: float, refresh_at: float | None
         return QuotaExhausted(text, until=now + (refusal.retry_after or PAUSE_S))
     if "session count" in said:
         return QuotaExhausted(f"all sessions of this Kaggle account are taken ({refusal.words})", until=now + PAUSE_S)
-    if "quota" in said:
+    if used_up(refusal):
         return QuotaExhausted(
             f"this week's GPU hours of this Kaggle account are used up ({refusal.words})", until=refresh_at
         )

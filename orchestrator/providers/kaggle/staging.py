@@ -82,10 +82,22 @@ def _copy(grant: Grant, read: Callable[[], Iterator[bytes]], target: Path) -> No
 
 def _await_ready(connection: Connection, owner: str, slug: str) -> None:
     until, pause = time.monotonic() + READY_WITHIN_S, 0.1
-    while (state := connection.dataset_state(owner, slug)) != "READY":
+    state, asked_s = _progress(connection, owner, slug)
+    while state != "READY":
         if state in (None, "FAILED", "DELETED"):
             raise ProviderUnavailable(f"Kaggle could not take in {slug} ({state or 'gone'}); it is sent again")
-        if time.monotonic() > until:
+        if time.monotonic() + asked_s > until:
             raise ProviderUnavailable(f"Kaggle still processes {slug} after {READY_WITHIN_S / 60:.0f} minutes")
-        time.sleep(pause)
+        time.sleep(max(pause, asked_s))
         pause = min(LONGEST_PAUSE_S, 1.6 * pause)
+        state, asked_s = _progress(connection, owner, slug)
+
+
+def _progress(connection: Connection, owner: str, slug: str) -> tuple[str | None, float]:
+    """A dataset's state, and a pause in seconds that Kaggle asks for: to give up then would throw away what was sent."""
+    try:
+        return connection.dataset_state(owner, slug), 0.0
+    except KaggleSaid as refusal:
+        if refusal.status != 429:
+            raise
+        return "not told", refusal.retry_after or LONGEST_PAUSE_S

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -23,6 +25,8 @@ from orchestrator.ports import ProviderUnavailable
 
 CONNECT_S, READ_S, UPLOAD_S = 10.0, 60.0, 300.0
 CHUNK_BYTES = 1 << 20
+MOST_BREAKS, BREAK_S = 5, 0.05
+LONGEST_PAUSE_S = 3600.0
 LONGEST_WORDS = 300
 T = TypeVar("T")
 
@@ -67,11 +71,12 @@ class _Patient(HTTPAdapter):
 
 
 class _Careful(_Patient):
-    """The SDK takes a list, or a string, for an object without fields: a session then seems to be queued."""
+    """The SDK takes a list, or a string, for an object without fields: a session then seems queued, a quota used up."""
 
     def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
         answer = super().send(request, *args, **kwargs)
-        if answer.ok and not isinstance(answer.json(), dict):
+        said: Any = answer.json() if answer.ok else {}
+        if not isinstance(said, dict) or not isinstance(said.get("gpuQuota") or {}, dict):
             raise TypeError("not an object")
         return answer
 
@@ -183,29 +188,41 @@ class Wire:
 
 def _send_file(session: requests.Session, url: str, source: Path, size: int) -> None:
     """PUT with Google's resumable protocol: after a break, ask what arrived and send the rest."""
-    start, breaks = 0, 0
+    start: int | None = 0
+    breaks = 0
     while True:
-        headers = {"Content-Length": str(size - start)}
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+        asks = start is None
         try:
-            with source.open("rb") as file:
-                file.seek(start)
-                answer = session.put(url, data=file if size else b"", headers=headers, timeout=(CONNECT_S, UPLOAD_S))
-            if answer.status_code != 308:
+            answer = _ask(session, url, size) if start is None else _send_rest(session, url, source, start, size)
+            if answer.status_code < 500 and answer.status_code != 308:
                 answer.raise_for_status()
                 return
+            start = _arrived(answer) if answer.status_code == 308 else None
         except (requests.ConnectionError, requests.Timeout):
-            answer = None
+            start = None
+        if asks and start is not None:
+            continue
         breaks += 1
-        if breaks > 5:
+        if breaks > MOST_BREAKS:
             raise requests.ConnectionError("the upload broke again and again")
-        if answer is None:
-            answer = session.put(url, headers={"Content-Range": f"bytes */{size}"}, timeout=(CONNECT_S, READ_S))
-            if answer.status_code != 308:
-                answer.raise_for_status()
-                return
-        start = int(answer.headers["Range"].rpartition("-")[2]) + 1 if "Range" in answer.headers else 0
+        time.sleep(BREAK_S * 2**breaks)
+
+
+def _send_rest(session: requests.Session, url: str, source: Path, start: int, size: int) -> requests.Response:
+    headers = {"Content-Length": str(size - start)}
+    if start:
+        headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+    with source.open("rb") as file:
+        file.seek(start)
+        return session.put(url, data=file if size else b"", headers=headers, timeout=(CONNECT_S, UPLOAD_S))
+
+
+def _ask(session: requests.Session, url: str, size: int) -> requests.Response:
+    return session.put(url, headers={"Content-Range": f"bytes */{size}"}, timeout=(CONNECT_S, READ_S))
+
+
+def _arrived(answer: requests.Response) -> int:
+    return int(answer.headers["Range"].rpartition("-")[2]) + 1 if "Range" in answer.headers else 0
 
 
 def _refused(answer: requests.Response) -> tuple[int, str]:
@@ -220,7 +237,14 @@ def _refused(answer: requests.Response) -> tuple[int, str]:
 
 
 def _retry_after(answer: requests.Response) -> float | None:
+    """Seconds, which may be told as a date; never so many that the account would be forgotten over them."""
+    said = answer.headers.get("Retry-After", "")
     try:
-        return max(0.0, float(answer.headers.get("Retry-After", "")))
-    except ValueError:
+        try:
+            seconds = float(said)
+        except ValueError:
+            here = answer.headers.get("Date") or formatdate()
+            seconds = (parsedate_to_datetime(said) - parsedate_to_datetime(here)).total_seconds()
+    except (ValueError, TypeError):
         return None
+    return min(max(0.0, seconds), LONGEST_PAUSE_S)  # in this order "nan" is no pause

@@ -21,7 +21,8 @@ class Sessions:
 
     A kernel's `src`, `working` and `input` lie in one private folder and the script starts in `working`, as the real one
     starts in `/kaggle/working`. `time_factor` scales every limit. With `outputs_after_kill` false a run that was cut at its
-    limit shows no files, as has been reported of the real service. `environment` is added to what a kernel finds. While `open_gate` is clear, kernels stay QUEUED.
+    limit shows no files, as has been reported of the real service. `environment` is added to what a kernel finds. While
+    `open_gate` is clear, kernels stay QUEUED; while `save_gate` is, a script that is over stays RUNNING, and shows no file.
     """
 
     def __init__(
@@ -36,6 +37,8 @@ class Sessions:
         self.time_factor, self.outputs_after_kill = time_factor, outputs_after_kill
         self.open_gate = threading.Event()
         self.open_gate.set()
+        self.save_gate = threading.Event()
+        self.save_gate.set()
         self._threads: list[threading.Thread] = []
 
     def start(self, kernel: Kernel) -> None:
@@ -57,6 +60,7 @@ class Sessions:
     def close(self) -> None:
         """End every run and wait for its threads."""
         self.open_gate.set()
+        self.save_gate.set()
         for kernel in list(self._world.kernels.values()):
             self.delete(kernel)
         for thread in self._threads:
@@ -93,6 +97,8 @@ class Sessions:
         limit.cancel()
         for reader in readers:
             reader.join()
+        kernel.pid = None
+        self.save_gate.wait()
         self._finish(kernel, code)
 
     def _out_of_time(self, kernel: Kernel) -> None:

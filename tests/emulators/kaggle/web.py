@@ -231,8 +231,13 @@ class Handler(BaseHTTPRequestHandler):
         self._send(status, json.dumps(answer).encode(), "application/json", headers)
 
     def _send(self, status: int, body: bytes, kind: str, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **(headers or {})}.items():
+        self.send_response_only(status)
+        for name, value in {
+            "Date": self.date_time_string(),
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
