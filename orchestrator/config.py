@@ -24,7 +24,7 @@ Loopback = Annotated[str, AfterValidator(_loopback)]
 
 
 class Settings(BaseSettings):
-    """Every setting there is. Folders are lists separated by `,` in JSON form; durations are seconds."""
+    """Every setting there is. Lists are written as JSON; durations are seconds."""
 
     model_config = SettingsConfigDict(env_prefix="TRAINHOP_", frozen=True)
 

@@ -346,11 +346,10 @@ class BaseModel:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFile:
-    """A dataset brought to this server; `temporary` files are ours to delete."""
+    """A dataset brought to this server."""
 
     path: Path
     name: str
-    temporary: bool
 
 
 ROWS_SHOWN = 5

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 from orchestrator.config import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +42,17 @@ def test_every_setting_in_the_readme_exists() -> None:
     for_the_cli = {"TOKEN", "SERVER_URL"}
     for_the_tests = {"REQUIRE_ALL"}
     assert named <= {name.upper() for name in Settings.model_fields} | for_the_cli | for_the_tests
+
+
+def test_the_container_is_handed_every_setting_in_the_readme() -> None:
+    """Guard: with the database alone passed through, all others were set outside and never arrived."""
+    table = re.findall(r"^\| (`TRAINHOP_.*?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    set_by_the_image = {"TRAINHOP_DATA_DIR", "TRAINHOP_PORT", "TRAINHOP_HOST"}
+    for_the_cli = {"TRAINHOP_SERVER_URL", "TRAINHOP_TOKEN"}
+    named = {name for row in table for name in re.findall(r"TRAINHOP_[A-Z_]+", row)}
+    of_emulators = {name for name in named if name.endswith("_ENDPOINT")}
+    service = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["server"]
+    assert set(service["environment"]) == named - set_by_the_image - for_the_cli - of_emulators
 
 
 def test_no_file_grows_beyond_one_room() -> None:

@@ -9,6 +9,7 @@ import json
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +17,8 @@ from worker.protocol import Directive, Finish, Message, Offer, OfferReply, Relea
 from worker.uplink import Refused, ServerAway, Stale, Uplink
 
 LONGEST_PAUSE_S = 15.0
+MOST_TOGETHER = 1 << 18
+"""Characters of reports that go as one: the server takes no message of any size, nor a longer line of an output."""
 
 
 class Outbox:
@@ -133,15 +136,16 @@ class Outbox:
         return 0.0
 
     def _batches(self) -> Iterator[list[Message]]:
-        """What waits, oldest first; neighbouring reports go as one."""
+        """What waits, oldest first; neighbouring reports go as one, up to `MOST_TOGETHER`."""
         while True:
             with self._changed:
                 if not self._waiting:
                     return
                 batch = [self._waiting[0]]
                 if isinstance(batch[0], Report):
-                    for message in list(self._waiting)[1:]:
-                        if not isinstance(message, Report):
+                    size = len(batch[0].as_line())
+                    for message in islice(self._waiting, 1, None):
+                        if not isinstance(message, Report) or (size := size + len(message.as_line())) > MOST_TOGETHER:
                             break
                         batch.append(message)
             yield batch

@@ -42,7 +42,7 @@ from worker.protocol import (
     Started,
     Ticket,
 )
-from worker.saver import Kept, Saver
+from worker.saver import Kept, Saver, bring_home
 from worker.training.job import Decision, PermanentError, Snapshot, Trained, TrainingJob, UnfitMachineError
 from worker.uplink import HttpUplink, Refused, ServerAway, StdoutUplink, Uplink, UplinkError
 
@@ -224,18 +224,13 @@ class Session:
     def _adapter_home(self, path: Path) -> str:
         """Bring the adapter where it belongs; returns its key."""
         try:
-            grant = self._upload_grant(GrantKind.ADAPTER)
-            for attempt in stamina.retry_context(
-                on=(ServerAway, OSError), attempts=None, timeout=max(GOODBYE_S, self._budget.left - GOODBYE_S)
-            ):
-                with attempt:
-                    grants.upload(grant, path)
+            patience_s = max(GOODBYE_S, self._budget.left - GOODBYE_S)
+            return bring_home(path, lambda: self._upload_grant(GrantKind.ADAPTER), patience_s)
         except (UplinkError, OSError) as error:
             kept = self.keep(path, str(error))
             if kept is None:
                 raise
             return kept.key
-        return grant.key
 
     def _goodbye(self, reason: str, detail: str = "") -> int:
         _log(f"goodbye at step {self._step}: {reason} {detail}")
@@ -364,7 +359,8 @@ class Session:
         self._report((MetricRow(step=step, values=dict(values)),))
 
     def sampled(self, samples: tuple[Sample, ...]) -> None:
-        self._report((), samples)
+        for sample in samples:  # each on its own: the outbox sends as many together as fit
+            self._report((), (sample,))
 
     def save(self, snapshot: Snapshot) -> None:
         self._saver.take(snapshot)

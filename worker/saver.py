@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import stamina
 
 from worker import checkpoint, grants
 from worker.deadline import Budget, Cadence
@@ -74,6 +77,21 @@ class _Saved:
     offer: Offer | None = None
     kept: bool = False
     tries: int = 0
+
+
+def bring_home(path: Path, grant: Callable[[], Grant], timeout_s: float) -> str:
+    """Upload a file by whichever grant takes it; returns the key. Raises the last `OSError` or `UplinkError`."""
+    granted: Grant | None = None
+    for attempt in stamina.retry_context(on=(ServerAway, OSError), attempts=None, timeout=timeout_s):
+        with attempt:
+            granted = granted or grant()
+            try:
+                grants.upload(granted, path)
+            except grants.UnusableGrant:
+                granted = None
+                raise
+            return granted.key
+    raise ServerAway(f"{path.name} could not be uploaded while this session lasted")
 
 
 class Saver:

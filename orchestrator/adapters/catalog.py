@@ -34,7 +34,7 @@ class FolderAndHubCatalog:
     def dataset(self, path: str, split: str) -> DatasetFile:
         if _looks_like_path(path):
             file = self._permitted(path, "/path")
-            return DatasetFile(path=file, name=file.name, temporary=False)
+            return DatasetFile(path=file, name=file.name)
         return self._hub_dataset(path, split)
 
     def _permitted(self, name: str, pointer: str) -> Path:
@@ -92,7 +92,7 @@ class FolderAndHubCatalog:
             raise
         except Exception as error:
             raise _unreachable("/path", name, error) from error
-        return DatasetFile(path=Path(path), name=wanted[0], temporary=False)
+        return DatasetFile(path=Path(path), name=wanted[0])
 
 
 def _unreachable(pointer: str, name: str, error: Exception) -> InvalidError:

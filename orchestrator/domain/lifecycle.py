@@ -88,9 +88,7 @@ JOB_MOVES: dict[JobState, frozenset[JobState]] = {
 """A failed or cancelled job goes back to the queue only when a person retries it."""
 
 LEASE_MOVES: dict[LeaseState, frozenset[LeaseState]] = {
-    LeaseState.PROVISIONING: frozenset(
-        {LeaseState.ACTIVE, LeaseState.DRAINING, LeaseState.RELEASED, LeaseState.EXPIRED}
-    ),
+    LeaseState.PROVISIONING: frozenset({LeaseState.ACTIVE, LeaseState.RELEASED, LeaseState.EXPIRED}),
     LeaseState.ACTIVE: frozenset({LeaseState.DRAINING, LeaseState.RELEASED, LeaseState.EXPIRED}),
     LeaseState.DRAINING: frozenset({LeaseState.RELEASED, LeaseState.EXPIRED}),
     LeaseState.RELEASED: frozenset(),

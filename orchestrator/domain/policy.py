@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -148,10 +147,23 @@ def _weekday(at: float) -> str:
 
 def finish_s(job: Waiting, place: Place) -> float:
     """Estimated seconds until the job is done if it ran at `place` alone, sessions and start-ups included."""
-    work = job.steps_left * job.pace.guess(gpu=place.gpu)
-    session = budget(job, place)
-    useful = max(1.0, session - place.start_up_s - place.save_s)
-    return work + max(1, -(-work // useful)) * (place.start_up_s + place.save_s)
+    return course(_work_s(job, place), budget(job, place), place)[1]
+
+
+def sessions(job: Waiting, place: Place) -> int:
+    """Estimated number of sessions until the job is done if it ran at `place` alone."""
+    return course(_work_s(job, place), budget(job, place), place)[0]
+
+
+def course(work_s: float, session_s: float, place: Place) -> tuple[int, float]:
+    """How many sessions of `session_s` the work takes there, and its seconds with what each of them costs besides."""
+    lost = place.start_up_s + place.save_s
+    count = max(1, int(-(-work_s // max(1.0, session_s - lost))))
+    return count, work_s + count * lost
+
+
+def _work_s(job: Waiting, place: Place) -> float:
+    return job.steps_left * job.pace.guess(gpu=place.gpu)
 
 
 def budget(job: Waiting, place: Place) -> float:
@@ -213,12 +225,6 @@ def _taken(place: Place, seconds: float) -> Place:
     """The place with one session less, and with what that session may use up of its quota deducted."""
     left = None if place.hours_left is None else max(0.0, place.hours_left - seconds / 3600)
     return replace(place, slots=place.slots - 1, hours_left=left)
-
-
-def sessions(job: Waiting, place: Place) -> int:
-    """Estimated number of sessions until the job is done if it ran at `place` alone."""
-    useful = max(1.0, budget(job, place) - place.start_up_s - place.save_s)
-    return max(1, math.ceil(job.steps_left * job.pace.guess(gpu=place.gpu) / useful))
 
 
 def done_at(job: Waiting, place: Place, now: float) -> float | None:

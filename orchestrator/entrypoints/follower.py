@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import structlog
 
-from orchestrator.domain.model import Lease
 from orchestrator.ports import Context, Followed, Handle, ProviderError, ProviderUnavailable
 from orchestrator.services.intake import Ear, Fate
 from orchestrator.services.reconcile import handle_of
@@ -36,26 +35,25 @@ class Follower:
         self._listening = {k: t for k, t in self._listening.items() if t.is_alive()}
         with self._ctx.uow() as tx:
             live = [x for x in tx.live_leases() if x.one_way and x.external_id and x.id not in self._listening]
-            accounts = {account.id: account for account in tx.accounts()} if live else {}
         for lease in live:
             with contextlib.suppress(ProviderUnavailable):  # its driver did not load: reconciling waits for it, too
                 provider = self._ctx.providers.get(lease.provider)
                 if isinstance(provider, Followed):
-                    self._start(lease, handle_of(lease, accounts), provider)
+                    self._start(lease.id, provider)
 
-    def _start(self, lease: Lease, handle: Handle, provider: Followed) -> None:
-        arguments = (lease, handle, provider)
-        thread = threading.Thread(target=self._listen, args=arguments, name=f"follow-{lease.id}", daemon=True)
-        self._listening[lease.id] = thread
+    def _start(self, lease_id: str, provider: Followed) -> None:
+        arguments = (lease_id, provider)
+        thread = threading.Thread(target=self._listen, args=arguments, name=f"follow-{lease_id}", daemon=True)
+        self._listening[lease_id] = thread
         thread.start()
 
     def stop(self) -> None:
         """Tell all listeners to end; one that waits for its provider ends with the process."""
         self._stopping.set()
 
-    def _listen(self, lease: Lease, handle: Handle, provider: Followed) -> None:
-        ear, pause = Ear(ctx=self._ctx, lease_id=lease.id), FIRST_PAUSE_S
-        while self._is_live(lease.id):
+    def _listen(self, lease_id: str, provider: Followed) -> None:
+        ear, pause = Ear(ctx=self._ctx, lease_id=lease_id), FIRST_PAUSE_S
+        while (handle := self._handle(lease_id)) is not None:
             before = ear.seq
             self._once(ear, handle, provider)
             pause = FIRST_PAUSE_S if ear.seq > before else min(LONGEST_PAUSE_S, 2 * pause)
@@ -74,9 +72,13 @@ class Follower:
             else:
                 log.info("a line must wait", session=ear.lease_id, why=ear.words)
 
-    def _is_live(self, lease_id: str) -> bool:
+    def _handle(self, lease_id: str) -> Handle | None:
+        """The session with its account as it is now, whose token may have been replaced; None once it has ended."""
         if self._stopping.is_set():
-            return False
+            return None
         with self._ctx.uow() as tx:
             lease = tx.lease(lease_id)
-        return lease is not None and lease.state.is_live
+            if lease is None or not lease.state.is_live:
+                return None
+            account = tx.account(lease.account_id)
+        return handle_of(lease, {account.id: account} if account else {})

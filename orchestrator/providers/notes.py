@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import threading
+from bisect import bisect_right
 from dataclasses import asdict, replace
+from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="DataclassInstance")
 MARK = f"{LINE_MARK} ".encode()
+MARK_EVERY = 1 << 16
+START = [(0, 0)]
 WRITING = threading.RLock()
 
 
@@ -50,13 +56,39 @@ class SessionNotes(Generic[S]):
 
     def shown(self, offset: int, limit: int) -> bytes:
         """A part of the log as a person reads it: without the lines that are said to the server."""
-        found, at = bytearray(), 0
+        found = bytearray()
         with contextlib.suppress(FileNotFoundError), self.log.open("rb") as log:
+            status = os.fstat(log.fileno())
+            marks = (
+                _marks(self.log, status.st_ino, status.st_size, status.st_mtime_ns) if offset > MARK_EVERY else START
+            )
+            at, place = marks[bisect_right(marks, offset, key=itemgetter(0)) - 1]
+            log.seek(place)
             for line in log:
-                if line.startswith(MARK) or (MARK.startswith(line[: len(MARK)]) and not line.endswith(b"\n")):
+                if not _is_shown(line):
                     continue
                 found += line[max(0, offset - at) :]
                 at += len(line)
                 if len(found) >= limit:
                     break
         return bytes(found[:limit])
+
+
+def _is_shown(line: bytes) -> bool:
+    return not (line.startswith(MARK) or (MARK.startswith(line[: len(MARK)]) and not line.endswith(b"\n")))
+
+
+@lru_cache(maxsize=16)
+def _marks(path: Path, _inode: int, _size: int, _changed: int) -> list[tuple[int, int]]:
+    """Places in a log, `MARK_EVERY` bytes apart, each with how much is shown before it; kept for as long as it is the same.
+
+    A page asks for dozens of parts to find the end: read from the start each time, a long log kept the server busy.
+    """
+    marks, at, place = list(START), 0, 0
+    with path.open("rb") as log:
+        for line in log:
+            if place - marks[-1][1] >= MARK_EVERY:
+                marks.append((at, place))
+            place += len(line)
+            at += len(line) if _is_shown(line) else 0
+    return marks

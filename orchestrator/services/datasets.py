@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from orchestrator.domain.errors import InvalidError, NotFoundError
@@ -10,6 +9,7 @@ from orchestrator.persistence import Dataset
 from orchestrator.ports import Context, StoreError
 from orchestrator.services.errors import from_store
 from orchestrator.services.leases import dataset_key
+from worker.checkpoint import sha256_file
 from worker.dataset import DatasetError, inspect
 from worker.protocol import DatasetSpec, FileFormat, RowFormat
 
@@ -20,7 +20,6 @@ _BY_SUFFIX = {
     ".csv": FileFormat.CSV,
     ".parquet": FileFormat.PARQUET,
 }
-CHUNK_BYTES = 1 << 20
 
 
 def file_format(name: str) -> FileFormat:
@@ -38,7 +37,7 @@ def add_dataset(ctx: Context, member_id: str, path: Path, name: str, row_format:
         info = inspect(path, row_format, container)
     except DatasetError as error:
         raise InvalidError(f"{name}: {error}", [("/", str(error))]) from error
-    sha256 = _sha256(path)
+    sha256 = sha256_file(path)
     with ctx.uow() as tx:
         known = tx.dataset(sha256)
     if known is not None and known.row_format == info.type:
@@ -62,14 +61,6 @@ def add_dataset(ctx: Context, member_id: str, path: Path, name: str, row_format:
     return dataset
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def resolve_dataset(ctx: Context, member_id: str, spec: DatasetSpec, place: int) -> DatasetSpec:
     """The entry with its bytes pinned: sha256, container, row format and number of rows."""
     try:
@@ -91,11 +82,7 @@ def _find(ctx: Context, member_id: str, spec: DatasetSpec) -> Dataset:
     if spec.path.startswith("sha256:"):
         return _uploaded(ctx, spec)
     found = ctx.catalog.dataset(spec.path, spec.split)
-    try:
-        return add_dataset(ctx, member_id, found.path, found.name, spec.type)
-    finally:
-        if found.temporary:
-            found.path.unlink(missing_ok=True)
+    return add_dataset(ctx, member_id, found.path, found.name, spec.type)
 
 
 def _uploaded(ctx: Context, spec: DatasetSpec) -> Dataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.domain.policy import Pace, Place
+from orchestrator.domain.policy import Pace, Place, course
 
 LAST_SAVE_S = 10.0
 """What the end of a session costs before anything has been measured."""
@@ -37,10 +37,7 @@ def forecast(
 
 
 def _elsewhere(work_s: float, already: float, place: Place, now: float) -> Forecast:
-    lost = place.start_up_s + place.save_s
-    useful = max(1.0, place.session_s - lost)
-    sessions = max(1, int(-(-work_s // useful)))
-    spent = work_s + sessions * lost
+    sessions, spent = course(work_s, place.session_s, place)
     ends = already + spent
     short = place.hours_left is not None and place.hours_left * 3600 - already < spent
     if short and place.refresh_at is not None and place.refresh_at > now:

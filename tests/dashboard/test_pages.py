@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 
@@ -188,6 +189,15 @@ def test_accounts_are_checked_agreed_to_and_paused(site):
     page = site.client.get("/accounts").text
     assert "Give consent" not in page
     assert "Paused: nothing new starts here" in page
+
+
+def test_what_is_left_of_a_quota_is_a_bar(site):
+    """Guard: drawn from a setting of the account that nothing ever set, the bar never showed."""
+    log_in(site)
+    provider = site.app.context.providers.get("local")
+    provider.rooms = dataclasses.replace(provider.rooms, hours_left=4.5, hours_total=30.0)
+    page = site.client.get("/accounts").text
+    assert '<progress class="low" value="4.5" max="30.0" aria-label="4.5 of 30 hours left">' in page
 
 
 def test_a_queued_job_of_ones_own_can_be_taken_as_a_notebook(site, people):

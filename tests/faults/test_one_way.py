@@ -6,6 +6,7 @@ Every test names the guard whose removal it was seen to notice.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import pytest
 from orchestrator.adapters.unit_of_work import make_engine
 from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
 from orchestrator.domain.model import Lease
-from orchestrator.ports import Liveness, Observation, StoreUnavailable
+from orchestrator.entrypoints.follower import Follower
+from orchestrator.ports import Handle, Liveness, Observation, ProviderUnavailable, StoreUnavailable
 from orchestrator.services import intake, jobs
 from orchestrator.services.dispatch import dispatch, why_waiting
 from orchestrator.services.intake import Fate
@@ -23,6 +25,7 @@ from tests.one_way_world import DeafWorker, DeafWorld
 from worker.protocol import GrantKind, signed_message
 
 STEPS = 4
+PATIENCE_S = 20.0
 
 
 @pytest.fixture
@@ -189,6 +192,35 @@ def test_a_provider_that_is_away_is_waited_for_beyond_the_deadline(world: DeafWo
     world.machines.reachable = True
     reconcile(world.ctx)
     assert (world.job(job).state, world.job(job).head) == (JobState.QUEUED, worker.parent)
+
+
+def test_a_replaced_token_is_used_at_the_next_connection(world: DeafWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: with the account read once per session, its output was asked for with the old token until the lease ended."""
+    world.submit("alice", STEPS)
+    launched(world)
+    tokens: list[str] = []
+    asked_again = threading.Event()
+
+    def follow(handle: Handle) -> Iterator[str]:
+        tokens.append(handle.account.credentials or "")
+        if len(tokens) > 1:
+            asked_again.set()
+            follower.stop()
+        with world.ctx.uow() as tx:
+            account = tx.account(handle.account.id)
+            assert account is not None
+            account.credentials = "sealed anew"
+            tx.save_account(account)
+        raise ProviderUnavailable("401: the token was revoked")
+
+    monkeypatch.setattr("orchestrator.entrypoints.follower.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(world.machines, "follow", follow)
+    follower = Follower(world.ctx, lambda: None)
+    follower.look()
+    assert asked_again.wait(PATIENCE_S)
+    (listener,) = follower._listening.values()
+    listener.join(PATIENCE_S)
+    assert tokens == ["sealed", "sealed anew"]
 
 
 def test_a_cancelled_job_does_not_wait_for_a_provider_for_ever(world: DeafWorld) -> None:

@@ -13,12 +13,17 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import stamina
 
+from orchestrator.entrypoints.gate import LARGEST_JSON_BYTES
+from orchestrator.services.intake import LONGEST_LINE
 from worker import checkpoint, grants
 from worker.deadline import Budget, Cadence
+from worker.ledger import Ledger
 from worker.outbox import Outbox
 from worker.protocol import (
     Action,
+    Assignment,
     Directive,
     Finish,
     Grant,
@@ -33,13 +38,16 @@ from worker.protocol import (
     Recipe,
     Release,
     Report,
+    Sample,
     Started,
 )
-from worker.saver import Kept, Saver
+from worker.runner import Session
+from worker.saver import Kept, Saver, bring_home
 from worker.training.job import Snapshot
 from worker.uplink import Refused, ServerAway, Stale
 
 PATIENCE_S = 20.0
+SPEC = JobSpec.model_validate({"base_model": "m", "datasets": [{"path": "sha256:" + "0" * 64}], "max_steps": 99})
 
 
 class Server:
@@ -158,13 +166,16 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     made.outbox.close(PATIENCE_S)
 
 
+def answer(step: int) -> Sample:
+    return Sample(step=step, prompt="p", text="x" * 100_000)
+
+
 def snapshot(step: int, *, size: int = 4) -> Snapshot:
-    spec = JobSpec.model_validate({"base_model": "m", "datasets": [{"path": "sha256:" + "0" * 64}], "max_steps": 99})
     manifest = Manifest(
         job="j",
         fence=1,
         step=step,
-        recipe=Recipe.of(spec),
+        recipe=Recipe.of(SPEC),
         epoch=0,
         index=0,
         samples_seen=0,
@@ -288,6 +299,57 @@ def test_messages_wait_for_the_server_and_arrive_in_order(desk: Desk) -> None:
     steps = [row.step for m in desk.server.heard if isinstance(m, Report) for row in m.metrics]
     assert steps == list(range(1, 40))
     assert isinstance(desk.server.heard[-1], Release)
+
+
+def test_what_a_long_outage_leaves_arrives_in_messages_that_the_server_takes(desk: Desk) -> None:
+    """Guard: without `MOST_TOGETHER` everything went as one report, which the server refused by its size: the metrics of a
+    whole outage were dropped.
+    """
+    said = [Report(lease="l", fence=1, seq=0, step=n, phase=Phase.TRAIN, samples=(answer(n),)) for n in range(200)]
+
+    def hear(report: Report) -> Directive:
+        desk.server.mood()
+        if len(report.model_dump_json().encode()) > LARGEST_JSON_BYTES:
+            raise Refused("413: the body is too large")
+        desk.server.heard.append(report)
+        return desk.server.directive
+
+    desk.server.report = hear  # type: ignore[method-assign]
+    desk.server.mood = away
+    for report in said:
+        desk.outbox.say(lambda seq, report=report: report.model_copy(update={"seq": seq}))
+    desk.server.mood = lambda: None
+    assert desk.outbox.close(PATIENCE_S)
+    heard = [m for m in desk.server.heard if isinstance(m, Report)]
+    assert [sample.step for report in heard for sample in report.samples] == list(range(200))
+    assert max(len(report.as_line()) for report in heard) <= LONGEST_LINE
+
+
+def test_answers_to_many_prompts_are_lines_that_the_server_reads(tmp_path: Path) -> None:
+    """Guard: said in one report, they were longer than any line that is looked at, and lost."""
+    assignment = Assignment(job="j", lease="l", fence=1, spec=SPEC, seconds_left=600.0, datasets=())
+    session = Session(assignment, Server(tmp_path), tmp_path, Ledger(began=0.0))
+    session.sampled(tuple(answer(step) for step in range(16)))
+    session._outbox.open()
+    assert session._outbox.close(PATIENCE_S)
+    session.refused("the test is over")
+    lines = (tmp_path / "outbox.jsonl").read_text().splitlines()
+    assert sum(len(Report.model_validate_json(line).samples) for line in lines) == 16
+    assert max(map(len, lines)) <= LONGEST_LINE
+
+
+def test_an_adapter_whose_address_is_taken_goes_to_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: with one grant for all tries, the one that could not be used was tried until the session's time was over."""
+    monkeypatch.setattr(httpx, "put", lambda url, **_: httpx.Response(409 if url == "taken" else 201, text=""))
+    (tmp_path / "adapter.zip").write_bytes(b"x")
+    addresses = iter(["taken", "free"])
+
+    def grant() -> Grant:
+        address = next(addresses)
+        return Grant(key=f"key-{address}", kind=GrantKind.ADAPTER, url=address)
+
+    with stamina.set_testing(True, attempts=3):
+        assert bring_home(tmp_path / "adapter.zip", grant, PATIENCE_S) == "key-free"
 
 
 def test_everything_said_is_on_disk_before_it_is_sent(desk: Desk) -> None:

@@ -89,7 +89,6 @@ def _shown(account: Account, place: Place, busy: dict[str, int], names: dict[str
         "place": place,
         "busy": busy.get(account.id, 0),
         "owner": names.get(account.member_id or "", ""),
-        "quota": account.config.get("quota_hours"),
         "mine": me.role is Role.ADMIN or account.member_id == me.member_id,
     }
 

@@ -15,8 +15,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.exceptions import HTTPException
 
-from orchestrator.domain.errors import ForbiddenError
-from orchestrator.domain.model import Role
 from orchestrator.entrypoints.auth import bearer_token, cookie_token
 from orchestrator.entrypoints.commands.output import clean, seconds, size
 from orchestrator.entrypoints.dashboard.assets import SMALLEST_TO_COMPRESS, accepts_gzip, address
@@ -101,15 +99,7 @@ async def viewer(request: Request) -> Actor:
     return found
 
 
-async def admin_viewer(me: Annotated[Actor, Depends(viewer)]) -> Actor:
-    """An admin who looks at a page."""
-    if me.role is not Role.ADMIN:
-        raise ForbiddenError("only an admin may see this page")
-    return me
-
-
 Viewer = Annotated[Actor, Depends(viewer)]
-AdminViewer = Annotated[Actor, Depends(admin_viewer)]
 
 
 def fragment(template: str, **values: Any) -> str:
