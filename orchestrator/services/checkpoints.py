@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from orchestrator.domain.errors import NotFoundError
+import re
+
+from orchestrator.domain.errors import NotFoundError, StaleFenceError
 from orchestrator.domain.lifecycle import CheckpointState
 from orchestrator.domain.model import Checkpoint, Job, Lease
 from orchestrator.domain.policy import prune
@@ -54,6 +56,15 @@ def offer(ctx: Context, said: Offer) -> OfferReply:
     if pruned:
         sweep(ctx)
     return OfferReply(committed=True)
+
+
+def require_open(ctx: Context, key: str) -> None:
+    """Raise `StaleFenceError` unless the lease that this key was granted to is still live: its folder is closed with it."""
+    named = re.fullmatch(r"jobs/([^/]+)/f(\d+)/[^/]+", key)
+    with ctx.uow() as tx:
+        lease = tx.live_lease(named[1]) if named else None
+    if named is None or lease is None or lease.fence != int(named[2]):
+        raise StaleFenceError(f"the lease that {key} was granted to is over: stop")
 
 
 def _refuse(tx: Transaction, job: Job, lease: Lease, said: Offer, refusal: str, now: float) -> OfferReply:
