@@ -251,7 +251,7 @@ def _first_start(app: App) -> None:
         hashed = ctx.tokens.hash(app.token_file.read_text().strip())
         if tx.token(hashed) is None and not is_new:
             log.warning(
-                f"the token in {app.token_file} was revoked: remove the file, and the next start makes a new one"
+                "this token was revoked; remove the file: the next start makes a new one", file=str(app.token_file)
             )
         elif tx.token(hashed) is None:
             made = TokenInfo(id=new_id("token", now), member_id=admin.id, role=Role.ADMIN, name="first", created_at=now)

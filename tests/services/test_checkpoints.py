@@ -68,7 +68,7 @@ def test_an_offer_that_overtakes_itself_is_still_accepted(world: World, monkeypa
     read_back = checkpoints._read_back
     again: list[bool] = []
 
-    def slow(store, said):  # noqa: ANN001, ANN202
+    def slow(store, said):
         found = read_back(store, said)
         if not again:
             again.append(True)
