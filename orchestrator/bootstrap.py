@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import os
@@ -22,7 +23,7 @@ from orchestrator.adapters.notices import NoticeBook
 from orchestrator.adapters.schema import upgrade
 from orchestrator.adapters.stores.blobs import BlobLinks
 from orchestrator.adapters.stores.configured import ConfiguredStores
-from orchestrator.adapters.stores.local import LocalStore
+from orchestrator.adapters.stores.local import BROKEN_OFF, LocalStore
 from orchestrator.adapters.stores.object_ids import ObjectIds
 from orchestrator.adapters.tokens import KeyedTokens, write_secret_once
 from orchestrator.adapters.unit_of_work import make_engine, make_unit_of_work
@@ -102,6 +103,7 @@ def build(
     """Wire a server over its data folder; raises `ConflictError` where another one already uses it."""
     settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     unlock = _lock(settings.folder)
+    _shut(settings)
     engine = make_engine(settings.url)
     upgrade(engine)
     wake, news = threading.Event(), threading.Event()
@@ -113,6 +115,8 @@ def build(
         lambda key: f"{settings.public_url or url()}/api/v1/blobs/{key}",
         tokens.for_lease("blobs").encode(),
     )
+    for left in (*settings.folder.glob(BROKEN_OFF), *store.folder.rglob(BROKEN_OFF)):
+        left.unlink(missing_ok=True)  # of a server that was killed while it wrote
     uow, vault = make_unit_of_work(engine), _vault(settings)
     stores = ConfiguredStores(
         store, engine, {"drive": lambda config: _make_drive(config, settings, uow, vault, store.links)}
@@ -223,17 +227,37 @@ def _lock(folder: Path) -> Callable[[], None]:
     return lambda: os.close(handle)
 
 
+def _shut(settings: Settings) -> None:
+    """Only this user may read what lies here, also in a data folder that others had made or may look into."""
+    folders = [settings.folder / name for name in ("store", "sessions", "kaggle", "colab")]
+    for folder in folders:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    if settings.database_url is None:
+        settings.database.touch(mode=0o600)
+    for path in (*folders, *settings.folder.glob(f"{settings.database.name}*")):
+        with contextlib.suppress(PermissionError):  # what an operator has put in its place, theirs to shut
+            path.chmod(0o700 if path.is_dir() else 0o600)
+
+
 def _first_start(app: App) -> None:
-    """An empty database gets its admin, the admin's token file and the pool of this computer."""
+    """An empty database gets its admin, the admin's token file and the pool of this computer.
+
+    Later on only a token file that was not there counts: the token in it may have been revoked since.
+    """
     ctx, now = app.context, app.context.clock.now()
     with ctx.uow() as tx:
         admin = next((m for m in tx.members() if m.role is Role.ADMIN), None)
+        is_new = admin is None
         if admin is None:
             admin = Member(id=new_id("member", now), name="admin", role=Role.ADMIN, created_at=now)
             tx.add_member(admin)
-        write_secret_once(app.token_file, ctx.tokens.new())
+        is_new |= write_secret_once(app.token_file, ctx.tokens.new())
         hashed = ctx.tokens.hash(app.token_file.read_text().strip())
-        if tx.token(hashed) is None:
+        if tx.token(hashed) is None and not is_new:
+            log.warning(
+                "this token was revoked; remove the file: the next start makes a new one", file=str(app.token_file)
+            )
+        elif tx.token(hashed) is None:
             made = TokenInfo(id=new_id("token", now), member_id=admin.id, role=Role.ADMIN, name="first", created_at=now)
             tx.add_token(made, hashed)
         pool = next((a for a in tx.accounts() if a.provider == "local"), None)

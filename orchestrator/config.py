@@ -67,9 +67,14 @@ class Settings(BaseSettings):
         return self.folder / "models"
 
     @property
+    def database(self) -> Path:
+        """The database's file, unless a URL was given."""
+        return self.folder / "trainhop.db"
+
+    @property
     def url(self) -> str:
         """The database's URL."""
-        return self.database_url or f"sqlite:///{self.folder / 'trainhop.db'}"
+        return self.database_url or f"sqlite:///{self.database}"
 
     @property
     def rules(self) -> Rules:

@@ -106,7 +106,10 @@ class Transaction(Protocol):
         ...
 
     def undeleted_checkpoints(self) -> list[Checkpoint]:
-        """Pruned and abandoned checkpoints whose object has not been deleted yet (their `key` is not empty)."""
+        """Those that nobody goes on from and whose object has not been deleted yet (their `key` is not empty).
+
+        A damaged one stays while it is its job's head: a job without any other fails on it again, in words.
+        """
         ...
 
     def is_in_use(self, store: str, key: str) -> bool:

@@ -300,6 +300,10 @@ class Store(Protocol):
         """Remove the object; nothing happens if it is not there."""
         ...
 
+    def keys(self, prefix: str) -> list[str]:
+        """What lies in the folder `prefix` (it ends in a slash), uploads that broke off included."""
+        ...
+
     def usage(self) -> Usage:
         """Space used and left."""
         ...

@@ -183,6 +183,10 @@ class MemoryStore:
         self._reach()
         self.objects.pop(key, None)
 
+    def keys(self, prefix: str) -> list[str]:
+        self._reach()
+        return [key for key in self.objects if key.startswith(prefix)]
+
     def usage(self) -> Usage:
         self._reach()
         return Usage(used=sum(map(len, self.objects.values())), free=None)
@@ -262,6 +266,15 @@ class StoreContract(ABC):
         store.delete("a/b")
         with pytest.raises(ObjectMissing):
             store.stat("a/b")
+
+    def test_a_folder_lists_its_own_keys(self, tmp_path: Path) -> None:
+        store = self.make(tmp_path)
+        for key in ("jobs/job-1/f1/a.zip", "jobs/job-1/f1/b.zip", "jobs/job-1/f10/a.zip", "jobs/job-10/f1/a.zip"):
+            self._put(store, tmp_path, key, b"x")
+        assert sorted(store.keys("jobs/job-1/f1/")) == ["jobs/job-1/f1/a.zip", "jobs/job-1/f1/b.zip"]
+        assert store.keys("jobs/job-2/f1/") == []
+        store.delete("jobs/job-1/f1/a.zip")
+        assert store.keys("jobs/job-1/f1/") == ["jobs/job-1/f1/b.zip"]
 
     def test_usage_counts_what_lies_there(self, tmp_path: Path) -> None:
         store = self.make(tmp_path)

@@ -118,6 +118,10 @@ class WatchedStore(LocalStore):
         self._watch.check()
         return super().grant_upload(key, kind, shares_disk=shares_disk)
 
+    def keys(self, prefix: str) -> list[str]:
+        self._watch.check()
+        return super().keys(prefix)
+
     def delete(self, key: str) -> None:
         self._watch.check()
         super().delete(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, and_, bindparam, literal_column, select
+from sqlalchemy import Connection, and_, bindparam, exists, literal_column, select
 
 from orchestrator.adapters import tables
 from orchestrator.adapters.rows import CHECKPOINTS
@@ -20,6 +20,14 @@ _in_use = Statement(
         _table.state.in_([literal_column("'offered'"), literal_column("'committed'")]),
     )
     .limit(1)
+)
+_undeleted = Statement(
+    CHECKPOINTS.select.where(
+        # Spelled like the partial index's own condition, too.
+        _table.state.in_([literal_column("'pruned'"), literal_column("'abandoned'"), literal_column("'corrupt'")]),
+        _table.key != literal_column("''"),
+        ~exists().where(tables.jobs.c.id == _table.job_id, tables.jobs.c.head == _table.sha256),
+    )
 )
 
 
@@ -46,8 +54,7 @@ class CheckpointRows:
         return CHECKPOINTS.where(self.connection, late)
 
     def undeleted_checkpoints(self) -> list[Checkpoint]:
-        gone = (CheckpointState.PRUNED, CheckpointState.ABANDONED)
-        return CHECKPOINTS.where(self.connection, _table.state.in_(gone), _table.key != "")
+        return [CHECKPOINTS.load(row) for row in _undeleted.rows(self.connection, {})]
 
     def is_in_use(self, store: str, key: str) -> bool:
         return _in_use.first(self.connection, {"store": store, "key": key}) is not None

@@ -38,6 +38,7 @@ _LIVE = text("state IN ('provisioning', 'active', 'draining')")
 _QUEUED = text("state = 'queued'")
 IS_TIMED = text("gpu_step_s IS NOT NULL OR host_step_s IS NOT NULL")
 _IN_USE = text("state IN ('offered', 'committed')")
+_UNDELETED = text("state IN ('pruned', 'abandoned', 'corrupt') AND key != ''")
 _SERIAL = BigInteger().with_variant(Integer, "sqlite")
 
 
@@ -228,12 +229,7 @@ checkpoints = Table(
         postgresql_where=text("state IN ('committed', 'pruned')"),
     ),
     Index("checkpoints_in_use", "key", sqlite_where=_IN_USE, postgresql_where=_IN_USE),
-    Index(
-        "checkpoints_undeleted",
-        "created_at",
-        sqlite_where=text("state IN ('pruned', 'abandoned') AND key != ''"),
-        postgresql_where=text("state IN ('pruned', 'abandoned') AND key != ''"),
-    ),
+    Index("checkpoints_undeleted", "created_at", sqlite_where=_UNDELETED, postgresql_where=_UNDELETED),
     Index(
         "checkpoints_offered",
         "created_at",

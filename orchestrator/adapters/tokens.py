@@ -31,10 +31,10 @@ class KeyedTokens:
         return hashlib.sha256(token.encode()).hexdigest()
 
 
-def write_secret_once(path: Path, text: str) -> None:
-    """Create `path` with mode 0600 and this content, whole or not at all; an existing file is left as it is."""
+def write_secret_once(path: Path, text: str) -> bool:
+    """Create `path` with mode 0600 and this content, whole or not at all; False if it exists, and is left as it is."""
     if path.exists():
-        return
+        return False
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.unlink(missing_ok=True)
@@ -45,6 +45,7 @@ def write_secret_once(path: Path, text: str) -> None:
     try:
         os.link(aside, path)
     except FileExistsError:
-        pass
+        return False
     finally:
         aside.unlink()
+    return True

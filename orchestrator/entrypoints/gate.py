@@ -34,8 +34,11 @@ def hosts(settings: Settings) -> frozenset[str]:
 class Gate:
     """ASGI middleware. A wrong `Host` is refused against DNS rebinding, a foreign `Origin` on every method against CSRF."""
 
-    def __init__(self, app: ASGIApp, *, allowed: frozenset[str], upload_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, allowed: frozenset[str], upload_bytes: int, public_url: str | None = None
+    ) -> None:
         self._app, self._allowed, self._upload_bytes = app, allowed, upload_bytes
+        self._public = _site(public_url) if public_url else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,9 +68,22 @@ class Gate:
         return None
 
     def _is_ours(self, origin: str, host: str) -> bool:
-        """The page and this request name the same host and port, or the page is on another of our names."""
-        page = urlsplit(origin)
-        return page.netloc.lower() == host.lower() or (page.port is None and (page.hostname or "") in self._allowed)
+        """The page and this request name the same host and port, or the page is on our public address.
+
+        None of our other names will do: what another server of this computer shows at http://localhost is not ours.
+        """
+        return urlsplit(origin).netloc.lower() == host.lower() or (
+            self._public is not None and _site(origin) == self._public
+        )
+
+
+def _site(url: str) -> tuple[str, str | None, int | None] | None:
+    """What makes two pages of one origin: scheme, host and port; None for what is no address."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return None
 
 
 def _hostname(host: str) -> str:

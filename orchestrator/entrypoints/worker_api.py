@@ -162,7 +162,9 @@ def read_blob(server: Here, key: Annotated[str, _may("get")], store: StoreName =
     },
 )
 async def write_blob(server: Here, request: Request, key: Annotated[str, _may("put")]) -> None:
-    """Creates the file whole or not at all. The same bytes again are no error, different ones are refused."""
+    """Creates the file whole or not at all, while the lease lasts. The same bytes again are no error, others are refused."""
+    await run_in_threadpool(checkpoints.require_open, server.ctx, key)
     async with spooled(request, server.app.store.folder) as path:
+        await run_in_threadpool(checkpoints.require_open, server.ctx, key)  # bytes take their time
         if not await run_in_threadpool(server.app.store.adopt, key, path):
             raise ConflictError(f"{key} was written before, with different bytes")

@@ -16,9 +16,6 @@ from orchestrator.ports import Capabilities, Checked, Context, CredentialsRefuse
 from orchestrator.services.ids import new_id
 from orchestrator.services.jobs import Actor
 
-POOLS = frozenset({"local", "slurm"})
-"""Providers whose machines belong to the installation, not to a person."""
-
 LONGEST_CREDENTIALS = 8192
 MOST_SLOTS = 1000
 LONGEST_SESSION_S = 30 * 86_400.0
@@ -111,7 +108,7 @@ def add_account(
     now = ctx.clock.now()
     with ctx.uow() as tx:
         member = None
-        if provider in POOLS:
+        if not capabilities.personal:
             require_admin(actor)
         else:
             member = find_member(tx, owner or actor.member_id)

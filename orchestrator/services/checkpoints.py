@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from orchestrator.domain.errors import NotFoundError
+import re
+
+from orchestrator.domain.errors import NotFoundError, StaleFenceError
 from orchestrator.domain.lifecycle import CheckpointState
 from orchestrator.domain.model import Checkpoint, Job, Lease
 from orchestrator.domain.policy import prune
@@ -10,9 +12,10 @@ from orchestrator.persistence import Transaction
 from orchestrator.ports import Context, ObjectMissing, Store, StoreError
 from orchestrator.services.errors import from_store
 from orchestrator.services.leases import held, lease_prefix
-from worker.checkpoint import CheckpointError, read_manifest
+from worker.checkpoint import MAX_HEADER_BYTES, CheckpointError, read_manifest
 from worker.protocol import JobSpec, Manifest, Offer, OfferReply, Recipe
 
+_ACCEPTED = frozenset({CheckpointState.COMMITTED, CheckpointState.PRUNED})
 HEADER_BYTES = 4 << 20
 """Read from the front of a stored checkpoint to compare its manifest; larger headers are read whole."""
 
@@ -26,7 +29,7 @@ def offer(ctx: Context, said: Offer) -> OfferReply:
     with ctx.uow() as tx:
         lease, job = held(tx, said.lease, said.fence)
         known = tx.checkpoint(job.id, said.sha256)
-        if known is not None and known.state in {CheckpointState.COMMITTED, CheckpointState.PRUNED}:
+        if known is not None and known.state in _ACCEPTED:
             return OfferReply(committed=True)
         seen = known is not None and known.state is not CheckpointState.OFFERED
         refusal = "this checkpoint was refused before" if seen else _refusal(said, lease, job)
@@ -41,7 +44,7 @@ def offer(ctx: Context, said: Offer) -> OfferReply:
         checkpoint = tx.checkpoint(job.id, said.sha256)
         if checkpoint is None:
             raise NotFoundError(f"offer {said.sha256[:12]} was forgotten: offer it again")
-        if checkpoint.state is CheckpointState.COMMITTED:
+        if checkpoint.state in _ACCEPTED:  # by the same offer, sent again while this one read
             return OfferReply(committed=True)
         refusal = refusal or _refusal(said, lease, job)
         if refusal:
@@ -53,6 +56,15 @@ def offer(ctx: Context, said: Offer) -> OfferReply:
     if pruned:
         sweep(ctx)
     return OfferReply(committed=True)
+
+
+def require_open(ctx: Context, key: str) -> None:
+    """Raise `StaleFenceError` unless the lease that this key was granted to is still live: its folder is closed with it."""
+    named = re.fullmatch(r"jobs/([^/]+)/f(\d+)/[^/]+", key)
+    with ctx.uow() as tx:
+        lease = tx.live_lease(named[1]) if named else None
+    if named is None or lease is None or lease.fence != int(named[2]):
+        raise StaleFenceError(f"the lease that {key} was granted to is over: stop")
 
 
 def _refuse(tx: Transaction, job: Job, lease: Lease, said: Offer, refusal: str, now: float) -> OfferReply:
@@ -115,7 +127,7 @@ def _read_back(store: Store, said: Offer) -> str:
 def _stored_manifest(store: Store, said: Offer) -> Manifest:
     front = store.head(said.key, min(said.size, HEADER_BYTES))
     declared = 8 + int.from_bytes(front[:8], "little")
-    if declared > len(front):
+    if len(front) < declared <= 8 + MAX_HEADER_BYTES:  # a larger one is refused, not read
         front = store.head(said.key, min(said.size, declared))
     return read_manifest(front)
 
@@ -145,7 +157,7 @@ def _prune(tx: Transaction, job: Job) -> bool:
 
 
 def sweep(ctx: Context) -> None:
-    """Delete the objects of pruned and abandoned checkpoints; what fails is tried again next time.
+    """Delete the objects of checkpoints that nobody goes on from; what fails is tried again next time.
 
     The last job that counts on an object takes it along: a clone begins with its origin's.
     """
@@ -161,24 +173,30 @@ def sweep(ctx: Context) -> None:
         except StoreError:
             silent.add(checkpoint.store)
             continue
-        checkpoint.key = ""
         with ctx.uow() as tx:
-            tx.save_checkpoint(checkpoint)
+            tx.job(checkpoint.job_id)  # locked: what others write of the checkpoint while its object goes must stay
+            current = tx.checkpoint(checkpoint.job_id, checkpoint.sha256)
+            if current is not None:
+                current.key = ""
+                tx.save_checkpoint(current)
 
 
 def sweep_strays(ctx: Context, lease: Lease) -> None:
     """Delete what a lease that is over has uploaded and never offered (a damaged upload, one before a crash)."""
-    with ctx.uow() as tx:
-        lying = tx.store_keys(lease.store, lease_prefix(lease))
-        job = tx.job(lease.job_id) if lying else None
-        used = {c.key for c in tx.checkpoints(lease.job_id)} if lying else set[str]()
-        used |= {key for key in lying if tx.is_in_use(lease.store, key)}
-    for key in lying:
-        if key not in used and (job is None or key != job.adapter_key):
-            try:
-                ctx.stores.get(lease.store).delete(key)
-            except StoreError:
-                return
+    store = ctx.stores.get(lease.store)
+    try:
+        lying = store.keys(lease_prefix(lease))
+        if not lying:
+            return
+        with ctx.uow() as tx:
+            job = tx.job(lease.job_id)
+            used = {c.key for c in tx.checkpoints(lease.job_id)}
+            used |= {key for key in lying if tx.is_in_use(lease.store, key)}
+        for key in lying:
+            if key not in used and (job is None or key != job.adapter_key):
+                store.delete(key)
+    except StoreError:
+        return
 
 
 def abandon_stale(ctx: Context) -> None:

@@ -1,6 +1,7 @@
 """The store contract over every store we ship, and over the fake that stands in for them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,30 @@ class TestLocal(StoreContract):
     def test_keys_that_the_server_would_not_make_are_refused(self, tmp_path, key):
         with pytest.raises(StoreError):
             self.make(tmp_path).path(key)
+
+    def test_what_is_being_written_is_no_key(self, tmp_path):
+        """Guard: without `is_key` in `keys`, the sweep stopped at a name that it may not delete."""
+        store = self.make(tmp_path)
+        self._put(store, tmp_path, "jobs/job-1/f1/a.zip", b"x")
+        store.path("jobs/job-1/f1/a.zip").with_name(".incoming-b.zip").write_bytes(b"half")
+        assert store.keys("jobs/job-1/f1/") == ["jobs/job-1/f1/a.zip"]
+
+    def test_files_that_go_meanwhile_are_not_counted(self, tmp_path, monkeypatch):
+        """Guard: with `is_file` before `stat`, a file deleted in between ended the look with FileNotFoundError."""
+        store = self.make(tmp_path)
+        both = [store.path("a/b"), store.path("a/c")]
+        for path in both:
+            self._put(store, tmp_path, f"a/{path.name}", b"x" * 10)
+        real = Path.stat
+
+        def going(path, **more):
+            found = real(path, **more)
+            for each in both if path in both else ():
+                each.unlink(missing_ok=True)
+            return found
+
+        monkeypatch.setattr(Path, "stat", going)
+        assert store.usage().used == 10
 
     def test_a_broken_write_leaves_nothing(self, tmp_path):
         def broken():

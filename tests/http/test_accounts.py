@@ -108,6 +108,15 @@ def test_a_pool_has_no_credentials(api1, people) -> None:
     assert CANARY not in answer.text
 
 
+def test_machines_without_a_person_are_a_pool(api1, people) -> None:
+    """Guard: with the pools' names written down, another driver's cluster became the admin's own account."""
+    pool = {"provider": "fake", "name": "cluster"}
+    assert people.ann.post("/accounts", pool).status_code == 403
+    made = people.admin.post("/accounts", pool)
+    assert (made.status_code, made.json()["member_id"]) == (201, None)
+    assert "cluster" in [a["name"] for a in people.ann.get("/accounts").json()["items"]]
+
+
 def test_refused_credentials_close_the_account_until_new_ones_come(api, people, cloud) -> None:
     """Guard: without `_note_problem` every round would sign in again with a token that the provider has revoked."""
     account = people.ann.post("/accounts", {"provider": "cloud", "credentials": CANARY}).json()

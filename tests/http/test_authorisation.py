@@ -13,7 +13,7 @@ BODIES = {
     "clone_job": {},
     "add_member": {"name": "eve"},
     "add_token": {"name": "t"},
-    "add_account": {"provider": "fake", "name": "mine"},
+    "add_account": {"provider": "cloud", "credentials": "x", "name": "mine"},
     "change_account": {"paused": True},
 }
 ADMIN_ONLY = {"list_members", "add_member", "list_stores", "use_store", "check_store"}
@@ -88,7 +88,7 @@ def test_what_belongs_to_others_does_not_exist(api, people, provider, tmp_path):
     machine = Machine.launched(api, provider)
     machine.start()
     machine.save(2, tmp_path)
-    account = people.ann.post("/accounts", {"provider": "fake", "name": "anns"}).json()
+    account = people.ann.post("/accounts", {"provider": "cloud", "credentials": "x", "name": "anns"}).json()
     token = people.ann.get("/tokens").json()["items"][0]
     values = {
         "job_id": job["id"],

@@ -35,10 +35,20 @@ def test_our_own_names_are_answered(make_server, sqlite_template, tmp_path, host
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    "origin", ["https://evil.example", "null", "http://127.0.0.1:9999", "http://127.0.0.1.evil.example"]
+    "origin",
+    [
+        "https://evil.example",
+        "null",
+        "http://127.0.0.1:9999",
+        "http://127.0.0.1.evil.example",
+        "http://127.0.0.1",
+        "http://localhost",
+        "http://localhost:x",
+    ],
 )
 def test_other_sites_pages_are_refused_on_every_method(api1, method, origin):
-    """Guard: with the check limited to POST and PUT, DELETE and GET came through."""
+    """Guards: with the check limited to POST and PUT, DELETE and GET came through; with every name of ours that had no port
+    taken for ours, whatever else listens at http://localhost could act here."""
     answer = api1.client.request(method, "/healthz", headers={"Origin": origin, "Host": "127.0.0.1:8642"})
     assert answer.status_code == 403
 
@@ -46,6 +56,28 @@ def test_other_sites_pages_are_refused_on_every_method(api1, method, origin):
 def test_our_own_page_is_answered(api1):
     headers = {"Origin": "http://127.0.0.1:8642", "Host": "127.0.0.1:8642"}
     assert api1.client.get("/healthz", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("https://far.example", 200),
+        ("https://far.example:443", 200),
+        ("http://far.example", 403),
+        ("https://far.example:444", 403),
+        ("https://alias.example", 403),
+        ("https://far.example:x", 403),
+    ],
+)
+def test_behind_a_proxy_our_pages_are_those_of_the_public_address(make_server, tmp_path, origin, status):
+    """Guards: with the host alone compared, the page at the same name without TLS was taken for ours; without `ValueError`
+    caught, a port that is no number ended in an error of the server."""
+    app = make_server(
+        f"sqlite:///{tmp_path / 'a.db'}", public_url="https://far.example", allowed_hosts=("alias.example",)
+    )
+    with TestClient(make_app(app)) as client:
+        headers = {"Origin": origin, "Host": "127.0.0.1:8642"}
+        assert client.get("/healthz", headers=headers).status_code == status
 
 
 def test_every_answer_carries_the_security_headers(api1):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from orchestrator.services import checkpoints
 from tests.http.play import Machine
 
 
@@ -26,6 +27,39 @@ def test_an_upload_is_written_once(machine):
     store = machine.api.app.store
     assert store.path(grant["key"]).read_bytes() == b"first"
     assert not list(store.folder.glob(".incoming-*"))
+
+
+def test_nothing_is_written_once_the_lease_is_over(machine, people, monkeypatch):
+    """Guards: without `require_open` a file that nobody sweeps any more was taken with 204; without its second call, one
+    that was on its way when the lease ended."""
+    first, second = machine.assignment["uploads"][:2]
+    held = checkpoints.require_open
+    ending = machine.said("release", step=0, reason="drained")
+
+    def ends_meanwhile(ctx, key):
+        held(ctx, key)
+        machine.say("release", ending)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "require_open", ends_meanwhile)
+        cut = machine.put(first, b"late")
+    late = machine.put(second, b"late")
+    store = machine.api.app.store
+    for grant, answer in ((first, cut), (second, late)):
+        assert (answer.status_code, answer.json()["type"]) == (409, "urn:trainhop:problem:stale-fence")
+        assert "is over" in answer.json()["detail"]
+        assert not store.path(grant["key"]).exists()
+
+
+def test_a_later_lease_opens_no_earlier_one(machine, provider):
+    """Guard: without the fence compared, the zombie's file was taken while the next machine worked."""
+    grant = machine.assignment["uploads"][0]
+    machine.say("release", machine.said("release", step=0, reason="deadline"))
+    following = Machine.launched(machine.api, provider)
+    assert following.start().status_code == 200
+    assert following.fence == 2
+    assert machine.put(grant, b"late").status_code == 409
+    assert following.put(following.assignment["uploads"][0], b"mine").status_code == 204
 
 
 @pytest.mark.parametrize("grant_header", [{}, {"X-Grant": "0" * 64}, {"X-Grant": "é".encode("latin-1")}])

@@ -33,6 +33,9 @@ class MemoryIds:
         if self.known.get(key) == ident:
             del self.known[key]
 
+    def keys(self, prefix: str) -> list[str]:
+        return [key for key in self.known if key.startswith(prefix)]
+
 
 @pytest.fixture
 def troubles() -> list[str]:

@@ -143,5 +143,8 @@ class Unusable:
     def delete(self, key: str) -> None:
         raise self._say()
 
+    def keys(self, prefix: str) -> list[str]:
+        raise self._say()
+
     def usage(self) -> Usage:
         raise self._say()

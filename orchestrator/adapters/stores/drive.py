@@ -42,6 +42,10 @@ class Ids(Protocol):
         """Untie them, if they still belong together."""
         ...
 
+    def keys(self, prefix: str) -> list[str]:
+        """Keys in this folder that have an id."""
+        ...
+
 
 class DriveStore:
     """Implements `ports.Store` in one folder of a Drive. `title` names that folder, which no other installation uses."""
@@ -212,6 +216,9 @@ class DriveStore:
         if ident is not None:
             self._client.delete(ident)
             self._ids.forget(key, ident)
+
+    def keys(self, prefix: str) -> list[str]:
+        return self._ids.keys(prefix)
 
     # --- for a notebook of the Drive's owner ---
 

@@ -9,8 +9,13 @@ from orchestrator.ports import StoreError
 _KEY = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*")
 
 
+def is_key(key: str) -> bool:
+    """Whether the server would have made this key."""
+    return _KEY.fullmatch(key) is not None and ".." not in key
+
+
 def checked(key: str) -> str:
     """The key; raises `StoreError` for one that the server would not have made."""
-    if not _KEY.fullmatch(key) or ".." in key:
+    if not is_key(key):
         raise StoreError(f"{key!r} is no key of this store")
     return key

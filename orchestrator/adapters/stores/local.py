@@ -7,16 +7,20 @@ import filecmp
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from orchestrator.adapters.stores.blobs import BlobLinks
-from orchestrator.adapters.stores.keys import checked
+from orchestrator.adapters.stores.keys import checked, is_key
 from orchestrator.ports import ObjectInfo, ObjectMissing, StoreError, StoreFull, Usage
 from worker.protocol import Grant, GrantKind
 
 CHUNK_BYTES = 1 << 20
+ASIDE = ".incoming-"
+BROKEN_OFF = f"{ASIDE}????????"
+"""What `tempfile` makes of `ASIDE`: a write of this server. Names that workers write aside are longer."""
 
 
 class LocalStore:
@@ -75,7 +79,7 @@ class LocalStore:
         path = self.path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".incoming-", delete=False) as file:
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=ASIDE, delete=False) as file:
                 aside = Path(file.name)
                 try:
                     info = _copy(key, chunks, file)
@@ -114,9 +118,23 @@ class LocalStore:
         path = self.path(key)
         path.unlink(missing_ok=True)
 
+    def keys(self, prefix: str) -> list[str]:
+        folder = self.path(prefix.rstrip("/"))
+        try:
+            return [prefix + path.name for path in folder.iterdir() if is_key(path.name)]
+        except FileNotFoundError:
+            return []
+
     def usage(self) -> Usage:
-        used = sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
-        return Usage(used=used, free=shutil.disk_usage(self.folder).free)
+        return Usage(used=sum(map(_size, self.folder.rglob("*"))), free=shutil.disk_usage(self.folder).free)
+
+
+def _size(path: Path) -> int:
+    try:
+        found = path.stat()
+    except FileNotFoundError:  # deleted while the others were counted
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
 def _sync_folder(folder: Path) -> None:

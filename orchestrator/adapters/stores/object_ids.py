@@ -37,6 +37,11 @@ class ObjectIds:
             tx.forget_store_object(self._store, key, ident)
         self._known.pop(key, None)
 
+    def keys(self, prefix: str) -> list[str]:
+        """Keys in this folder that have an id."""
+        with self._uow() as tx:
+            return tx.store_keys(self._store, prefix)
+
     def _remember(self, key: str, ident: str) -> None:
         if len(self._known) >= REMEMBERED:
             self._known.clear()

@@ -178,7 +178,9 @@ def _check(response: httpx.Response) -> None:
         problem = {}
     message = problem.get("detail") or problem.get("title") or f"the server answered {response.status_code}"
     if response.status_code == 401:
-        message = f"{message}; set TRAINHOP_TOKEN to a token of this server"
+        message = (
+            f"{message}; set TRAINHOP_TOKEN to a token of this server (without admin.token, its next start makes one)"
+        )
     errors = problem.get("errors") or []
     raise ProblemError(code, message, [(e.get("pointer", ""), e.get("detail", "")) for e in errors])
 
