@@ -266,7 +266,7 @@ class Job:
     def delete(self, *, at: float, actor: str) -> None:
         """Nobody sees the job any more, and nothing of it is kept in a store."""
         self.deleted_at = at
-        self.adapter_key = self.adapter_store = None
+        self.head = self.adapter_key = self.adapter_store = None
         self.note("job.deleted", at=at, actor=actor)
 
     def queue_again(self, *, at: float, actor: str, reason: str) -> None:
