@@ -57,7 +57,12 @@ class ProblemError(CommandError):
     """The server refused. `problems` are its `(JSON pointer, sentence)` pairs."""
 
     def __init__(self, code: Exit, message: str, problems: list[tuple[str, str]]) -> None:
-        super().__init__(code, message, *(f"{where(pointer)}: {detail}" for pointer, detail in problems))
+        lines = [f"{where(pointer)}: {detail}" for pointer, detail in problems]
+        if len(problems) == 1 and message != f"{problems[0][0]}: {problems[0][1]}" and problems[0][1] in message:
+            lines = [message]
+        elif message != "; ".join(f"{pointer}: {detail}" for pointer, detail in problems[:3]):
+            lines = [message, *lines]  # otherwise it is the server's own summary of these lines
+        super().__init__(code, *lines)
         self.message, self.problems = message, problems
 
 
@@ -65,7 +70,8 @@ def where(pointer: str) -> str:
     """A JSON pointer the way people write it: `/datasets/0/path` is `datasets[0].path`."""
     text = ""
     for part in pointer.strip("/").split("/"):
-        text += f"[{part}]" if part.isdigit() else f".{part}" if text else part
+        key = part.replace("~1", "/").replace("~0", "~")
+        text += f"[{key}]" if key.isdigit() else f".{key}" if text else key
     return text or "the file"
 
 

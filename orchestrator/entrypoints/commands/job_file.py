@@ -80,7 +80,8 @@ def check(path: str, data: dict[str, Any]) -> JobSpec:
     """The job if the file is right; otherwise one line for each fault, without asking a server."""
     from pydantic import ValidationError
 
-    from worker.protocol import JobSpec, explain
+    from worker.faults import explain
+    from worker.protocol import JobSpec
 
     try:
         return JobSpec.model_validate(data)
