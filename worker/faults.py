@@ -49,7 +49,7 @@ def _place(location: Sequence[int | str]) -> tuple[int | str, ...]:
     return (location[0], *(part for part in location[1:] if isinstance(part, int)))
 
 
-def _sentence(place: tuple[int | str, ...], fault: Mapping[str, Any]) -> str:
+def _sentence(place: Sequence[int | str], fault: Mapping[str, Any]) -> str:
     if fault["type"] == "extra_forbidden":
         known = _INSIDE[str(place[0])] if len(place) > 1 else JobSpec
         near = difflib.get_close_matches(str(place[-1]), known.model_fields, n=1, cutoff=0.5)

@@ -227,6 +227,7 @@ def clone(
 ) -> schemas.JobInFull:
     """The same job with some keys of its file changed: from the start, or from a checkpoint.
 
+    `checkpoint` and `placement` change key by key; null puts a key in them back to its default. Other values are replaced.
     A clone from a checkpoint begins with everything it holds, and with an unchanged file ends in the bytes of the original.
     It may change max_steps, learning_rate, lr_scheduler, warmup_ratio, weight_decay and max_grad_norm, which act on the
     steps to come, and all that no checkpoint depends on; other changes are refused, each with a pointer and the reason.

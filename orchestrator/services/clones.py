@@ -33,6 +33,7 @@ _REASONS = {
     "optimizer": "the checkpoint holds the moments of the other one",
     "base_model": "the checkpoint's adapter belongs to it",
 }
+_NESTED = frozenset({"checkpoint", "placement"})
 _POINTERS = {"dataset_sha256": "/datasets", "train_rows": "/datasets"}
 
 
@@ -50,8 +51,20 @@ def clone(
         job = owned(tx, actor, job_id)
     if "num_epochs" in changes:
         changes = {"max_steps": None} | changes
-    spec = JobSpec.model_validate(json.loads(json.dumps(job.spec)) | changes)
+    spec = JobSpec.model_validate(_merged(json.loads(json.dumps(job.spec)), changes))
     return submit_clone(ctx, actor, spec, job_id, checkpoint=checkpoint, key=key)
+
+
+def _merged(spec: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested mappings key by key; in them null stands for the default, and so it does in their place."""
+    merged = spec | changes
+    for name in _NESTED & changes.keys():
+        if changes[name] is None:
+            del merged[name]
+        elif isinstance(changes[name], dict):
+            known = spec.get(name, {})
+            merged[name] = {k: v for k, v in (known | changes[name]).items() if v is not None or k not in known}
+    return merged
 
 
 def submit_clone(
