@@ -146,7 +146,9 @@ def listing(
     member: Annotated[str | None, Query(max_length=100, description="A member's name or id.")] = None,
     name: Annotated[str | None, Query(max_length=200, description="Part of the job's name.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=64, description="`next` of the page before.")] = None,
+    cursor: Annotated[
+        str | None, Query(max_length=64, pattern=r"^job-[0-9a-z]+$", description="`next` of the page before.")
+    ] = None,
 ) -> schemas.Page[schemas.Job]:
     """A page may hold fewer than `limit` jobs; there is more as long as `next` is set."""
     member_id = None if me.role is Role.ADMIN else me.member_id

@@ -115,7 +115,7 @@ def _from_request(_: Request, error: Exception) -> Response:
     wrong = found.errors()
     if wrong and wrong[0]["type"] == "json_invalid":
         return _malformed(str(found.body), int(wrong[0]["loc"][-1]), str(wrong[0]["ctx"]["error"]))
-    return invalid([(_pointer(f["loc"]), f["msg"]) for f in wrong])
+    return invalid([(_pointer(f["loc"]), f["msg"].removeprefix("Value error, ")) for f in wrong])
 
 
 def _malformed(text: str, at: int, why: str) -> Response:

@@ -80,7 +80,7 @@ def submit_clone(
         origin = owned(tx, actor, job_id)  # locked: it cannot prune what is about to be counted on
         begin = kept(tx, origin, checkpoint) if checkpoint else None
         if begin is not None:
-            check_changes(ready.spec, begin)
+            check_changes(ready.spec, begin, origin)
         job = queue(ctx, tx, actor, ready, cloned_from=origin.id, begin=begin)
         _note(origin, job, actor)
         tx.save_job(origin)
@@ -108,7 +108,7 @@ def kept(tx: Transaction, job: Job, sha256: str) -> Checkpoint:
     return found
 
 
-def check_changes(spec: JobSpec, begin: Checkpoint) -> None:
+def check_changes(spec: JobSpec, begin: Checkpoint, origin: Job) -> None:
     """Raise `InvalidError` with a pointer and the reason for every change under which the checkpoint means nothing."""
     recipe = Recipe.of(spec)
     faults = [
@@ -118,6 +118,11 @@ def check_changes(spec: JobSpec, begin: Checkpoint) -> None:
         )
         for name, mine, theirs in recipe.differences(Recipe.model_validate(begin.manifest["recipe"]))
         if name not in FROM_HERE_ON
+    ]
+    faults += [
+        (f"/datasets/{place}/type", f"'{mine.type}' here, '{theirs['type']}' in the original: {_READING}")
+        for place, (mine, theirs) in enumerate(zip(spec.datasets, origin.spec["datasets"], strict=False))
+        if mine.type != theirs["type"]
     ]
     if recipe.max_steps < begin.step:
         faults.append(("/max_steps", f"the checkpoint has {begin.step} steps behind it already"))
