@@ -46,8 +46,8 @@ def add_dataset(ctx: Context, member_id: str, path: Path, name: str, row_format:
     sha256 = _sha256(path)
     with ctx.uow() as tx:
         known = tx.dataset(sha256)
-    if known is not None:
-        return replace(known, row_format=info.type)
+    if known is not None and known.row_format == info.type:
+        return known
     try:
         stored = ctx.stores.local().put(dataset_key(sha256), path)
     except StoreError as error:

@@ -19,8 +19,8 @@ def type_of(caller: Caller, sha256: str, **dataset: str) -> str:
 
 
 def test_the_same_bytes_are_read_as_each_job_says(api: Api, people: People) -> None:
-    """Guards: without `replace` in `add_dataset` Bob's upload made texts of Ann's next job; without `_read_otherwise` his
-    own job was refused.
+    """Guards: without `_read_otherwise` Bob's own job was refused; with `row_format` among what the datasets' upsert changes
+    his upload made texts of Ann's next job.
     """
     first = people.ann.upload(BOTH).json()
     again = people.bob.upload(BOTH, type="text").json()
