@@ -179,7 +179,15 @@ def _row(kind: RowFormat, line: int, record: dict[str, Any]) -> Row:
                 raise DatasetError(f"is a '{other}' row in a '{kind}' dataset; keep to one format per file", line)
         names = ", ".join(f"'{name}'" for name in missing)
         raise DatasetError(f"column {names} is missing; a '{kind}' row needs {', '.join(_COLUMNS[kind])}", line)
-    return _PARSERS[kind](record, line)
+    row = _PARSERS[kind](record, line)
+    try:
+        for text in (row.prompt, row.text, *(turn.content for turn in row.messages)):
+            text.encode()
+    except UnicodeEncodeError:  # JSON may escape one half of a surrogate pair; no tokenizer takes it
+        raise DatasetError(
+            "holds half a character (an escaped surrogate without its pair); mend the row", line
+        ) from None
+    return row
 
 
 # --- row formats -------------------------------------------------------------------------------------------
@@ -281,14 +289,16 @@ def _object(value: Any, line: int) -> dict[str, Any]:
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open("rb") as file:
+        first = True
         for number, text in _lines(file):
             if not text.strip():
                 continue
-            if number == 1 and text.lstrip().startswith("["):
+            if first and text.lstrip().startswith("["):
                 break
+            first = False
             try:
                 value = json.loads(text)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 raise DatasetError(
                     f"is not valid JSON ({_why(error)}); write one JSON object per line", number
                 ) from None
@@ -299,7 +309,9 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _why(error: Exception) -> str:
-    return f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
 
 
 def _read_array(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -307,22 +319,35 @@ def _read_array(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open("rb") as file:
         text = "".join(line for _, line in _lines(file))
     decoder = json.JSONDecoder()
-    at, line, counted = text.index("[") + 1, 1, 0
+    at, line, counted, begun = text.index("[") + 1, 1, 0, False
     while True:
-        at = _skip(text, at, " \t\r\n,")
-        line, counted = line + text.count("\n", counted, at), at
+        at = _skip_blanks(text, at)
         if text[at : at + 1] == "]":
-            return
+            break
+        if begun:
+            at = _skip_blanks(text, _after_comma(text, at))
+        line, counted = line + text.count("\n", counted, at), at
         try:
             value, at = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             where = error.lineno if isinstance(error, json.JSONDecodeError) else line
             raise DatasetError(f"is not valid JSON ({_why(error)}); check the array of objects", where) from None
+        begun = True
         yield line, _object(value, line)
+    at = _skip_blanks(text, at + 1)
+    if at < len(text):
+        raise DatasetError("text after the end of the array; remove it", 1 + text.count("\n", 0, at))
 
 
-def _skip(text: str, at: int, blanks: str) -> int:
-    while at < len(text) and text[at] in blanks:
+def _after_comma(text: str, at: int) -> int:
+    if text[at : at + 1] != ",":
+        what = "a comma is missing between two rows" if at < len(text) else "the array is not closed"
+        raise DatasetError(f"is not valid JSON ({what}); check the array of objects", 1 + text.count("\n", 0, at))
+    return at + 1
+
+
+def _skip_blanks(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
         at += 1
     return at
 

@@ -7,7 +7,6 @@ Sizes are bytes, durations are seconds, times are seconds since the Unix epoch i
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import hmac
 import math
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 PROTOCOL_VERSION = 1
 """Raised when an old worker could misread a new server; compared in `start` and in every manifest."""
@@ -26,6 +25,8 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be empty")
+    if any("\ud800" <= sign <= "\udfff" for sign in text):  # neither a database nor a tokenizer takes it
+        raise ValueError("holds half a character")
     return text.strip()
 
 
@@ -45,9 +46,9 @@ class Wire(BaseModel):
 
 
 class _Written(BaseModel):
-    """Base of everything a person writes: unknown keys are refused (`explain` names the nearest known one)."""
+    """Base of everything a person writes: unknown keys are refused (`worker.faults` names the nearest known one)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 # --- the job file -----------------------------------------------------------------------------------------
@@ -98,7 +99,7 @@ class PlacementSpec(_Written):
 
     providers: tuple[NonBlank, ...] = ()
     accounts: tuple[NonBlank, ...] = ()
-    max_session_s: Annotated[float, Field(ge=1)] | None = None
+    max_session_s: Annotated[float, Field(ge=1, le=1e9)] | None = None
 
 
 class JobSpec(_Written):
@@ -116,7 +117,7 @@ class JobSpec(_Written):
     lora_r: Annotated[int, Field(ge=1, le=1024)] = 16
     lora_alpha: Annotated[float, Field(gt=0, le=4096)] = 32
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    lora_target_modules: tuple[NonBlank, ...] | Literal["all-linear"] = "all-linear"
+    lora_target_modules: Annotated[tuple[NonBlank, ...], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
 
     sequence_len: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
     global_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 8
@@ -145,14 +146,15 @@ class JobSpec(_Written):
     @classmethod
     def _deadline_in_epoch_seconds(cls, value: Any) -> Any:
         """An ISO 8601 time with a zone (or a YAML timestamp) becomes epoch seconds."""
-        from datetime import datetime  # only a job with a deadline needs it
+        from datetime import date, datetime  # only a job with a deadline needs it
 
         if isinstance(value, str):
             value = datetime.fromisoformat(value)
-        if isinstance(value, datetime):
-            if value.tzinfo is None:
-                raise ValueError("a deadline needs a time zone, for example 2026-12-01T18:00:00+01:00")
+        if isinstance(value, datetime) and value.tzinfo is not None:
             return value.timestamp()
+        if isinstance(value, date):  # a day alone could mean its beginning as well as its end
+            words = "a deadline needs a time and its zone, for example 2026-12-01T18:00:00+01:00"
+            raise ValueError(words)  # noqa: TRY004  pydantic passes only this one on
         return value
 
     @model_validator(mode="after")
@@ -191,25 +193,6 @@ class JobSpec(_Written):
     def eval_every(self) -> int:
         """Steps between two evaluations; a fixed function of the job so that a cut does not move them."""
         return self.eval_steps or max(1, self.total_steps // 5)
-
-
-def explain(error: ValidationError) -> list[tuple[str, str]]:
-    """`(JSON pointer, sentence)` for each fault of a job file, naming the nearest known key for an unknown one."""
-    inside: dict[str, type[BaseModel]] = {
-        "datasets": DatasetSpec,
-        "checkpoint": CheckpointSpec,
-        "placement": PlacementSpec,
-    }
-    found: list[tuple[str, str]] = []
-    for fault in error.errors(include_url=False, include_context=False):
-        where: list[int | str] = list(fault["loc"])
-        message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            known = inside[str(where[0])] if len(where) > 1 and str(where[0]) in inside else JobSpec
-            near = difflib.get_close_matches(str(where[-1]), known.model_fields, n=1, cutoff=0.5)
-            message = f"unknown key '{where[-1]}'" + (f"; did you mean '{near[0]}'?" if near else "")
-        found.append(("/" + "/".join(str(part) for part in where), message))
-    return found
 
 
 # --- what must be equal for a run to go on ---------------------------------------------------------------

@@ -32,7 +32,10 @@ async def upload(
     name: Annotated[str, Query(min_length=1, max_length=255, description="The file's name; its ending counts.")],
     row_format: Annotated[RowFormat, Query(alias="type")] = RowFormat.AUTO,
 ) -> schemas.Dataset:
-    """Every row is checked. The same bytes again are the same dataset."""
+    """Every row is checked. The same bytes again are the same dataset.
+
+    A job's own `type` says how it reads them; without one they are read as at their first upload.
+    """
     datasets.file_format(name)
     async with spooled(request, server.app.settings.folder) as path:
         found = await run_in_threadpool(datasets.add_dataset, server.ctx, me.member_id, path, name, row_format)

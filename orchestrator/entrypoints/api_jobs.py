@@ -146,7 +146,9 @@ def listing(
     member: Annotated[str | None, Query(max_length=100, description="A member's name or id.")] = None,
     name: Annotated[str | None, Query(max_length=200, description="Part of the job's name.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=64, description="`next` of the page before.")] = None,
+    cursor: Annotated[
+        str | None, Query(max_length=64, pattern=r"^job-[0-9a-z]+$", description="`next` of the page before.")
+    ] = None,
 ) -> schemas.Page[schemas.Job]:
     """A page may hold fewer than `limit` jobs; there is more as long as `next` is set."""
     member_id = None if me.role is Role.ADMIN else me.member_id
@@ -227,6 +229,7 @@ def clone(
 ) -> schemas.JobInFull:
     """The same job with some keys of its file changed: from the start, or from a checkpoint.
 
+    `checkpoint` and `placement` change key by key; null puts a key in them back to its default. Other values are replaced.
     A clone from a checkpoint begins with everything it holds, and with an unchanged file ends in the bytes of the original.
     It may change max_steps, learning_rate, lr_scheduler, warmup_ratio, weight_decay and max_grad_norm, which act on the
     steps to come, and all that no checkpoint depends on; other changes are refused, each with a pointer and the reason.

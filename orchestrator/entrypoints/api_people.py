@@ -36,7 +36,9 @@ def add_member(server: Here, me: Admin, asked: bodies.MemberAsked) -> schemas.Me
 @router.get("/tokens", tags=["people"], operation_id="list_tokens", summary="Your tokens")
 def list_tokens(server: Here, me: Caller) -> schemas.Items[schemas.Token]:
     """For an admin everybody's. Secrets are kept nowhere."""
-    return schemas.Items[schemas.Token].model_validate({"items": accounts.list_tokens(server.ctx, me)})
+    names = {member.id: member.name for member in accounts.list_members(server.ctx)}
+    items = [{**vars(t), "member": names[t.member_id]} for t in accounts.list_tokens(server.ctx, me)]
+    return schemas.Items[schemas.Token].model_validate({"items": items})
 
 
 @router.post("/tokens", status_code=201, tags=["people"], operation_id="add_token", summary="Make a token")
@@ -45,7 +47,8 @@ def add_token(server: Here, me: Caller, asked: bodies.TokenAsked) -> schemas.New
     token, secret = accounts.add_token(
         server.ctx, me, member=asked.member or me.member_id, name=asked.name, days=asked.days
     )
-    return schemas.NewToken.model_validate({**vars(token), "secret": secret})
+    owner = next(m.name for m in accounts.list_members(server.ctx) if m.id == token.member_id)
+    return schemas.NewToken.model_validate({**vars(token), "member": owner, "secret": secret})
 
 
 @router.delete(

@@ -47,7 +47,7 @@ def sessions(
     me: Caller,
     live: Annotated[bool, Query(description="Only those that run now, all of them.")] = False,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=64)] = None,
+    cursor: Annotated[str | None, Query(max_length=64, pattern=r"^lease-[0-9a-z]+$")] = None,
 ) -> schemas.Page[schemas.Session]:
     """Members see those of their own jobs."""
     member_id = None if me.role is Role.ADMIN else me.member_id

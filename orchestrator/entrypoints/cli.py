@@ -21,7 +21,7 @@ from orchestrator.entrypoints.commands import (
     stores,
     watch,
 )
-from orchestrator.entrypoints.commands.client import CommandError
+from orchestrator.entrypoints.commands.client import CommandError, Exit
 from orchestrator.entrypoints.commands.output import clean, say
 
 INTERRUPTED = 130
@@ -97,6 +97,9 @@ def main() -> None:
         # The reader (`| head`) has left; Python would complain once more while it flushes at exit.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        say(clean(f"{error.filename}: {error.strerror}" if error.filename else error))
+        sys.exit(int(Exit.FAILED))
 
 
 if __name__ == "__main__":

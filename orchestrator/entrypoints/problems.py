@@ -27,7 +27,8 @@ from orchestrator.domain.errors import (
 )
 from orchestrator.ports import ProviderError, StoreError
 from orchestrator.services.errors import from_store
-from worker.protocol import JobSpec, explain
+from worker import faults
+from worker.protocol import JobSpec
 
 RETRY_AFTER_S = 5
 MEDIA_TYPE = "application/problem+json"
@@ -111,10 +112,10 @@ def _from_http(_: Request, error: Exception) -> Response:
 def _from_request(_: Request, error: Exception) -> Response:
     """FastAPI's own validation; a job file is explained in its own words."""
     found: RequestValidationError = _as(RequestValidationError, error)
-    faults = found.errors()
-    if faults and faults[0]["type"] == "json_invalid":
-        return _malformed(str(found.body), int(faults[0]["loc"][-1]), str(faults[0]["ctx"]["error"]))
-    return invalid([(_pointer(f["loc"]), f["msg"]) for f in faults])
+    wrong = found.errors()
+    if wrong and wrong[0]["type"] == "json_invalid":
+        return _malformed(str(found.body), int(wrong[0]["loc"][-1]), str(wrong[0]["ctx"]["error"]))
+    return invalid([(_pointer(f["loc"]), f["msg"].removeprefix("Value error, ")) for f in wrong])
 
 
 def _malformed(text: str, at: int, why: str) -> Response:
@@ -125,14 +126,14 @@ def _malformed(text: str, at: int, why: str) -> Response:
 
 def _pointer(location: Sequence[str | int]) -> str:
     where = location[1:] if location and location[0] in ("body", "query", "path", "header") else location
-    return "/" + "/".join(str(part) for part in where)
+    return faults.pointer(where)
 
 
 def _from_model(request: Request, error: Exception) -> Response:
     """A job file or a worker's message that does not fit its model; any other model is ours to get right."""
     found: ValidationError = _as(ValidationError, error)
     if found.title == JobSpec.__name__:
-        return invalid(explain(found))
+        return invalid(faults.explain(found))
     if request.scope.get("trainhop.reads") == found.title:
         return invalid([(_pointer(f["loc"]), f["msg"]) for f in found.errors(include_url=False, include_context=False)])
     return _from_bug(request, error)

@@ -318,6 +318,7 @@ class Token(Answer):
 
     id: str
     member_id: str
+    member: str
     role: Role
     name: str
     created_at: Time
@@ -339,7 +340,7 @@ class Account(Answer):
     name: str
     config: dict[str, Any]
     paused: bool
-    not_before: Time | None
+    not_before: Annotated[Time | None, BeforeValidator(lambda at: at or None)]
     note: str
     has_credentials: Annotated[bool, BeforeValidator(bool)] = Field(
         validation_alias=AliasChoices("credentials", "has_credentials")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -33,8 +34,16 @@ def add_member(ctx: Context, actor: Actor, name: str, role: Role) -> Member:
     require_admin(actor)
     member = Member(id=new_id("member", ctx.clock.now()), name=name, role=role, created_at=ctx.clock.now())
     with ctx.uow() as tx:
+        alike = next((m.name for m in tx.members() if _folded(m.name) == _folded(name)), None)
+        if alike is not None:
+            raise ConflictError(f"there is already a member called {alike}")
         tx.add_member(member)
     return member
+
+
+def _folded(name: str) -> str:
+    """Equal for names that people would take for the same."""
+    return unicodedata.normalize("NFKC", name).casefold()
 
 
 def add_token(ctx: Context, actor: Actor, *, member: str, name: str, days: float | None) -> tuple[TokenInfo, str]:

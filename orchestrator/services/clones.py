@@ -33,6 +33,7 @@ _REASONS = {
     "optimizer": "the checkpoint holds the moments of the other one",
     "base_model": "the checkpoint's adapter belongs to it",
 }
+_NESTED = frozenset({"checkpoint", "placement"})
 _POINTERS = {"dataset_sha256": "/datasets", "train_rows": "/datasets"}
 
 
@@ -50,8 +51,20 @@ def clone(
         job = owned(tx, actor, job_id)
     if "num_epochs" in changes:
         changes = {"max_steps": None} | changes
-    spec = JobSpec.model_validate(json.loads(json.dumps(job.spec)) | changes)
+    spec = JobSpec.model_validate(_merged(json.loads(json.dumps(job.spec)), changes))
     return submit_clone(ctx, actor, spec, job_id, checkpoint=checkpoint, key=key)
+
+
+def _merged(spec: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested mappings key by key; in them null stands for the default, and so it does in their place."""
+    merged = spec | changes
+    for name in _NESTED & changes.keys():
+        if changes[name] is None:
+            del merged[name]
+        elif isinstance(changes[name], dict):
+            known = spec.get(name, {})
+            merged[name] = {k: v for k, v in (known | changes[name]).items() if v is not None or k not in known}
+    return merged
 
 
 def submit_clone(
@@ -67,7 +80,7 @@ def submit_clone(
         origin = owned(tx, actor, job_id)  # locked: it cannot prune what is about to be counted on
         begin = kept(tx, origin, checkpoint) if checkpoint else None
         if begin is not None:
-            check_changes(ready.spec, begin)
+            check_changes(ready.spec, begin, origin)
         job = queue(ctx, tx, actor, ready, cloned_from=origin.id, begin=begin)
         _note(origin, job, actor)
         tx.save_job(origin)
@@ -95,7 +108,7 @@ def kept(tx: Transaction, job: Job, sha256: str) -> Checkpoint:
     return found
 
 
-def check_changes(spec: JobSpec, begin: Checkpoint) -> None:
+def check_changes(spec: JobSpec, begin: Checkpoint, origin: Job) -> None:
     """Raise `InvalidError` with a pointer and the reason for every change under which the checkpoint means nothing."""
     recipe = Recipe.of(spec)
     faults = [
@@ -105,6 +118,11 @@ def check_changes(spec: JobSpec, begin: Checkpoint) -> None:
         )
         for name, mine, theirs in recipe.differences(Recipe.model_validate(begin.manifest["recipe"]))
         if name not in FROM_HERE_ON
+    ]
+    faults += [
+        (f"/datasets/{place}/type", f"'{mine.type}' here, '{theirs['type']}' in the original: {_READING}")
+        for place, (mine, theirs) in enumerate(zip(spec.datasets, origin.spec["datasets"], strict=False))
+        if mine.type != theirs["type"]
     ]
     if recipe.max_steps < begin.step:
         faults.append(("/max_steps", f"the checkpoint has {begin.step} steps behind it already"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from orchestrator.domain.errors import InvalidError, NotFoundError
 from orchestrator.persistence import Dataset
@@ -31,7 +33,10 @@ def file_format(name: str) -> FileFormat:
 
 
 def add_dataset(ctx: Context, member_id: str, path: Path, name: str, row_format: RowFormat = RowFormat.AUTO) -> Dataset:
-    """Check every row of the file and keep it; the same bytes again are the same dataset."""
+    """Check every row of the file and keep it; the same bytes again are the same dataset.
+
+    How the first upload has read them stays their default; the answer says how they were read this time.
+    """
     container = file_format(name)
     try:
         info = inspect(path, row_format, container)
@@ -91,9 +96,26 @@ def _uploaded(ctx: Context, spec: DatasetSpec) -> Dataset:
         dataset = tx.dataset(sha256)
     if dataset is None:
         raise InvalidError(f"no dataset {sha256[:12]} was uploaded here; upload the file first")
-    if spec.type not in (RowFormat.AUTO, RowFormat(dataset.row_format)):
-        raise InvalidError(f"the uploaded rows are {dataset.row_format}, the job says {spec.type}")
-    return dataset
+    if spec.type in (RowFormat.AUTO, RowFormat(dataset.row_format)):
+        return dataset
+    return _read_otherwise(ctx, dataset, spec.type)
+
+
+def _read_otherwise(ctx: Context, dataset: Dataset, row_format: RowFormat) -> Dataset:
+    """The same bytes with rows of another format, if every one of them is such a row."""
+    with NamedTemporaryFile() as copy:
+        try:
+            copy.writelines(ctx.stores.local().read(dataset_key(dataset.sha256)))
+        except StoreError as error:
+            raise from_store(error) from error
+        copy.flush()
+        try:
+            info = inspect(Path(copy.name), row_format, FileFormat(dataset.file_format))
+        except DatasetError as error:
+            raise InvalidError(
+                f"the uploaded rows are {dataset.row_format}, the job says {row_format}: {error}"
+            ) from error
+    return replace(dataset, row_format=info.type)
 
 
 def dataset_by_id(ctx: Context, sha256: str) -> Dataset:

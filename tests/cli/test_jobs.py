@@ -22,11 +22,38 @@ def test_a_key_is_changed_on_the_way(trainhop: Shell) -> None:
     assert sent["spec"]["checkpoint"]["max_interval_s"] == 30
 
 
-def test_the_end_of_an_id_is_enough_and_an_ambiguous_one_is_named(trainhop: Shell) -> None:
+def test_an_id_may_be_shortened_and_an_ambiguous_name_is_explained(trainhop: Shell) -> None:
     first, second = (trainhop("submit", trainhop.job_file(name=f"{n}.yaml")).stdout.strip() for n in "xy")
     assert trainhop.json("show", first[-7:])["id"] == first
-    said = trainhop("show", "job-", code=2).stderr
-    assert first in said or second in said
+    said = trainhop("show", "tiny", code=2).stderr
+    assert first in said
+    assert second in said
+
+
+def test_a_slip_of_the_hand_ends_nobodys_job(trainhop: Shell) -> None:
+    """Guard: without `SHORTEST_PART` the last character alone, or nothing at all, named a job, also to cancel and rm."""
+    job = trainhop("submit", trainhop.job_file()).stdout.strip()
+    for given in (job[-1], job[-3:], "job-", ""):
+        assert "there is no job" in trainhop("cancel", given, code=3).stderr
+        assert "there is no job" in trainhop("rm", "-y", given, code=3).stderr
+
+
+def test_a_name_goes_before_a_part_of_an_id_and_shows_the_whole_job(trainhop: Shell) -> None:
+    """Guards: without names first `show` said that it may be either; without the second `get` a job that was found by its
+    name had no file and nothing that it waits for.
+    """
+    other = trainhop("submit", trainhop.job_file()).stdout.strip()
+    named = trainhop("submit", trainhop.job_file(), "--set", f"name={other[-6:]}").stdout.strip()
+    shown = trainhop.json("show", other[-6:])
+    assert shown["id"] == named
+    assert shown["spec"]["name"] == other[-6:]
+    assert shown["waiting"]
+
+
+def test_a_list_is_filtered_by_name_and_member(trainhop: Shell) -> None:
+    job = trainhop("submit", trainhop.job_file(), "--set", "name=needle-in-hay").stdout.strip()
+    assert [j["id"] for j in trainhop.json("ls", "--name", "needle", "--member", "admin")] == [job]
+    assert trainhop.json("ls", "--name", "needle", "--member", "nobody") == []
 
 
 def test_pause_resume_priority_cancel_retry_clone(trainhop: Shell) -> None:
@@ -34,10 +61,14 @@ def test_pause_resume_priority_cancel_retry_clone(trainhop: Shell) -> None:
     assert trainhop.json("pause", job)["state"] == "paused"
     assert trainhop.json("resume", job)["state"] == "queued"
     assert trainhop.json("priority", job, "5")["priority"] == 5
+    assert trainhop.json("priority", job, "-3")["priority"] == -3, "a negative number is no option"
     assert trainhop.json("cancel", job)["state"] == "cancelled"
     assert trainhop.json("retry", job)["state"] == "queued"
     cloned = trainhop.json("clone", job, "--set", "learning_rate=1e-4")
     assert (cloned["cloned_from"], cloned["spec"]["learning_rate"]) == (job, 1e-4)
+    changed = trainhop.json("clone", job, "--set", "datasets.0.type=prompt_completion", "--set", "checkpoint.keep=5")
+    assert changed["spec"]["datasets"][0]["path"] == cloned["spec"]["datasets"][0]["path"]
+    assert changed["spec"]["checkpoint"]["keep"] == 5
     kinds = [json.loads(line)["kind"] for line in trainhop("events", job, "--json").stdout.splitlines()]
     assert kinds[0] == "job.submitted"
     assert "job.cancelled" in kinds
@@ -70,6 +101,21 @@ def test_a_plan_queues_nothing(trainhop: Shell) -> None:
 def test_what_the_server_refuses_is_one_line_with_the_file_and_the_key(trainhop: Shell) -> None:
     said = trainhop("submit", trainhop.job_file(base_model="/nowhere/model"), code=2).stderr
     assert "job.yaml: base_model: /nowhere/model is a path on the server's disk" in said
+
+
+def test_a_single_fault_is_said_once(trainhop: Shell) -> None:
+    """Guard: without the look at the server's summary it was printed before the same words with the key's name."""
+    job = trainhop("submit", trainhop.job_file()).stdout.strip()
+    assert trainhop("priority", job, "5000", code=2).stderr == (
+        "priority: Input should be less than or equal to 1000\n"
+    )
+
+
+def test_what_json_cannot_say_is_said_in_words(trainhop: Shell) -> None:
+    """Guard: without `allow_inf_nan=False` these ended in a traceback."""
+    for key in ("placement.max_session_s", "deadline"):
+        said = trainhop("plan", trainhop.job_file(), "--set", f"{key}=.inf", code=2).stderr
+        assert said == f"job.yaml: {key}: must be a finite number\n"
 
 
 def test_a_fault_in_the_data_names_the_data_file(trainhop: Shell) -> None:

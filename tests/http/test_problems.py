@@ -27,6 +27,28 @@ def test_a_job_file_is_explained_in_its_own_words(api1):
     assert {"/learning_rate", "/lora_r"} <= set(errors)
 
 
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"base_model": "org/\ud83d"}, "/base_model"),
+        ({"sample_prompts": ["a", "\ud83d"]}, "/sample_prompts/1"),
+        ({"lora_target_modules": ["\ud83d"]}, "/lora_target_modules/0"),
+        ({"datasets": [{"path": "\ud83d"}]}, "/datasets/0/path"),
+        ({"placement": {"accounts": ["\ud83d"]}}, "/placement/accounts/0"),
+        ({"name": "\ud83d"}, "/name"),
+    ],
+)
+def test_half_a_character_in_a_job_file_is_pointed_at(api1, changes, pointer):
+    """Guard: without the look in `NonBlank` these were a 500, all but the name's."""
+    answer = api1.admin.call(
+        "POST",
+        "/jobs",
+        content=json.dumps(api1.admin.job_file(**changes)),
+        headers={"Content-Type": "application/json"},
+    )
+    assert _problem(answer, 422)["errors"] == [{"pointer": pointer, "detail": "holds half a character"}]
+
+
 def test_what_the_server_looks_up_points_into_the_file_too(api1):
     spec = api1.admin.job_file(datasets=[{"path": "sha256:" + "0" * 64}])
     assert _problem(api1.admin.post("/jobs", spec), 422)["errors"][0]["pointer"] == "/datasets/0/path"

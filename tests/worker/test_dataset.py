@@ -121,3 +121,66 @@ def test_deep_nesting_is_refused(tmp_path):
     path.write_text('{"text": ' + "[" * 100_000, encoding="utf-8")
     with pytest.raises(DatasetError, match="is not valid JSON"):
         inspect(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "words"),
+    [
+        ('[{"text": "a"}]\n{"text": "b"}\n', 2, "text after the end of the array"),
+        ('[{"text": "a"}] [{"text": "b"}]', 1, "text after the end of the array"),
+        ('[{"text": "a"}\n {"text": "b"}]', 2, "a comma is missing between two rows"),
+        ('[{"text": "a"},,{"text": "b"}]', 1, "is not valid JSON"),
+        ('[{"text": "a"},\n]', 2, "is not valid JSON"),
+        ('[,{"text": "a"}]', 1, "is not valid JSON"),
+        ('[{"text": "a"}\n', 2, "the array is not closed"),
+    ],
+)
+def test_an_array_is_read_whole_or_not_at_all(tmp_path, content, line, words):
+    """Guards: with commas skipped as blanks, and without a look behind the `]`, all of these but the last were read as
+    one row or two, and what came after the array was never trained on.
+    """
+    path = tmp_path / "upload"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(DatasetError, match=words) as caught:
+        inspect(path)
+    assert caught.value.line == line
+
+
+def test_blank_lines_before_and_after_an_array(tmp_path):
+    """Guard: with the first line in place of the first that is not blank, the array was refused as a row."""
+    path = tmp_path / "upload"
+    path.write_text('\n \n[{"text": "a"},\n{"text": "b"}]\n\n', encoding="utf-8")
+    assert inspect(path).rows == 2
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_a_number_of_thousands_of_digits_is_a_fault_of_its_line(tmp_path, array):
+    """Guard: without `ValueError` Python's own limit came through, and the upload was answered with 500."""
+    path = tmp_path / "upload"
+    rows = ['{"text": "a"}', f'{{"text": "a", "n": {"9" * 5000}}}']
+    path.write_text("[" + ",\n".join(rows) + "]" if array else "\n".join(rows), encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"line 2: is not valid JSON \(a number of too many digits\)"):
+        inspect(path)
+
+
+HALF = "\ud83d"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"text": HALF},
+        {"prompt": HALF, "completion": "a"},
+        {"prompt": "q", "completion": HALF + "a"},
+        {"instruction": HALF, "output": "a"},
+        {"messages": [TURNS[0], {"role": "assistant", "content": HALF}]},
+    ],
+)
+def test_half_a_character_is_a_fault_of_its_line(tmp_path, record):
+    """Guard: without the look at each row's texts the file passed, and every session of its job failed in the tokenizer."""
+    path = tmp_path / "upload"
+    path.write_text("\n" + json.dumps(record), encoding="utf-8")
+    with pytest.raises(DatasetError, match="line 2: holds half a character"):
+        inspect(path)
+    path.write_text(json.dumps({"text": "a whole one: \U0001f600"}), encoding="utf-8")
+    assert inspect(path).rows == 1

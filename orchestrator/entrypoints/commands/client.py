@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 DEFAULT_FOLDER = "~/.local/share/trainhop"
 TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 5.0
+SHORTEST_PART = 4
+"""Characters of an id, without its `job-`, that may stand for the whole."""
 
 
 class Exit(IntEnum):
@@ -57,7 +59,12 @@ class ProblemError(CommandError):
     """The server refused. `problems` are its `(JSON pointer, sentence)` pairs."""
 
     def __init__(self, code: Exit, message: str, problems: list[tuple[str, str]]) -> None:
-        super().__init__(code, message, *(f"{where(pointer)}: {detail}" for pointer, detail in problems))
+        lines = [f"{where(pointer)}: {detail}" for pointer, detail in problems]
+        if len(problems) == 1 and message != f"{problems[0][0]}: {problems[0][1]}" and problems[0][1] in message:
+            lines = [message]
+        elif message != "; ".join(f"{pointer}: {detail}" for pointer, detail in problems[:3]):
+            lines = [message, *lines]  # otherwise it is the server's own summary of these lines
+        super().__init__(code, *lines)
         self.message, self.problems = message, problems
 
 
@@ -65,7 +72,8 @@ def where(pointer: str) -> str:
     """A JSON pointer the way people write it: `/datasets/0/path` is `datasets[0].path`."""
     text = ""
     for part in pointer.strip("/").split("/"):
-        text += f"[{part}]" if part.isdigit() else f".{part}" if text else part
+        key = part.replace("~1", "/").replace("~0", "~")
+        text += f"[{key}]" if key.isdigit() else f".{key}" if text else key
     return text or "the file"
 
 
@@ -202,6 +210,8 @@ def connect(context: typer.Context) -> Client:
             f"no server is known: {folder} has none running",
             "start one with `trainhop up`, or name one with --server or TRAINHOP_SERVER_URL",
         )
+    if not (token.isascii() and token.isprintable()):
+        raise CommandError(Exit.NOT_ALLOWED, "the token holds characters that no token has; set TRAINHOP_TOKEN anew")
     return Client(url, token)
 
 
@@ -213,22 +223,27 @@ def _line(file: Path) -> str:
 
 
 def find_job(client: Client, given: str) -> dict[str, Any]:
-    """The job with this id, or the only one of the newest whose id begins or ends with it or whose name it is."""
-    try:
-        return client.get(f"/jobs/{segment(given)}")
-    except CommandError as error:
-        if error.code is not Exit.NOT_FOUND:
-            raise
-        found = [j for j in client.pages("/jobs", 1000) if _matches(j, given)]
-        if not found:
-            raise
+    """The job with this id, or the only one of the newest with this name, or whose id begins or ends with it."""
+    if given.startswith("job-"):
+        try:
+            return client.get(f"/jobs/{segment(given)}")
+        except CommandError as error:
+            if error.code not in {Exit.NOT_FOUND, Exit.USAGE}:
+                raise
+    newest = client.pages("/jobs", 1000)
+    found = [j for j in newest if j["name"] == given] or [j for j in newest if _is_part(given, j["id"])]
+    if not found:
+        raise CommandError(Exit.NOT_FOUND, f"there is no job {given!r}")
     if len(found) > 1:
         raise CommandError(Exit.USAGE, f"{given} may be any of {', '.join(j['id'] for j in found[:10])}")
-    return found[0]
+    return client.get(f"/jobs/{found[0]['id']}")
 
 
-def _matches(job: Mapping[str, Any], given: str) -> bool:
-    return job["id"].startswith(given) or job["id"].endswith(given) or job["name"] == given
+def _is_part(given: str, job_id: str) -> bool:
+    """Long enough that a slip of the hand does not end somebody's job."""
+    part = given.removeprefix("job-")
+    whole = job_id.removeprefix("job-")
+    return len(part) >= SHORTEST_PART and (whole.startswith(part) or (part == given and whole.endswith(part)))
 
 
 def segment(text: str) -> str:

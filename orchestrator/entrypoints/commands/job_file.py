@@ -13,6 +13,8 @@ from orchestrator.entrypoints.commands.client import Client, CommandError, Exit,
 from orchestrator.entrypoints.commands.output import say, size
 
 if TYPE_CHECKING:
+    from yaml import MappingNode, Node, SafeLoader
+
     from worker.protocol import JobSpec
 
 _DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".parquet"}
@@ -21,7 +23,7 @@ _DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".parquet"}
 def read(path: str, changes: Sequence[str] = ()) -> dict[str, Any]:
     """The job file (YAML or JSON, `-` for stdin) with `key=value` changes; raises `CommandError` with line and column."""
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(Exit.USAGE, f"{path}: {getattr(error, 'strerror', None) or error}") from error
     data = _parse(path, text)
@@ -45,13 +47,31 @@ def _yaml(path: str, text: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _strict())  # noqa: S506  a safe loader, made stricter
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         spot = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise CommandError(Exit.USAGE, f"{path}{spot}: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a 13th month, thousands of digits
         raise CommandError(Exit.USAGE, f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _strict() -> type[SafeLoader]:
+    """A loader that refuses a key which is there twice: YAML's own takes the last, and nobody sees the first."""
+    import yaml
+    from yaml.composer import ComposerError
+
+    class Strict(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: dict[Any, Node]) -> MappingNode:
+            node = super().compose_mapping_node(anchor)
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if str(key.value) in seen:
+                    raise ComposerError(None, None, f"the key '{key.value}' is there twice", key.start_mark)
+                seen.add(str(key.value))
+            return node
+
+    return Strict
 
 
 def assignments(changes: Sequence[str]) -> dict[str, Any]:
@@ -60,6 +80,13 @@ def assignments(changes: Sequence[str]) -> dict[str, Any]:
     for change in changes:
         _apply(data, change)
     return data
+
+
+def changed(spec: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """The keys of a job file that `key=value` pairs touch, as they are afterwards."""
+    for change in changes:
+        _apply(spec, change)
+    return {key: spec[key] for key in dict.fromkeys(change.partition("=")[0].partition(".")[0] for change in changes)}
 
 
 def _apply(data: dict[str, Any], change: str) -> None:
@@ -80,7 +107,8 @@ def check(path: str, data: dict[str, Any]) -> JobSpec:
     """The job if the file is right; otherwise one line for each fault, without asking a server."""
     from pydantic import ValidationError
 
-    from worker.protocol import JobSpec, explain
+    from worker.faults import explain
+    from worker.protocol import JobSpec
 
     try:
         return JobSpec.model_validate(data)

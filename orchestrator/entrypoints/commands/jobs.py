@@ -127,11 +127,13 @@ def _quota(place: dict[str, Any]) -> str:
 def list_jobs(
     context: typer.Context,
     state: Annotated[str | None, typer.Option(help="Only jobs in this state, for example running.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only jobs with this in their name.")] = None,
+    member: Annotated[str | None, typer.Option(help="Only jobs of this member, by name or id.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
     as_json: JsonFlag = False,
 ) -> None:
     """List jobs, newest first."""
-    found = connect(context).pages("/jobs", limit, state=state)
+    found = connect(context).pages("/jobs", limit, state=state, name=name, member=member)
     if as_json:
         put_json(found)
         return
@@ -259,7 +261,10 @@ def retry(context: typer.Context, job: JobArgument, as_json: JsonFlag = False) -
 @app.command("rm", rich_help_panel="Jobs")
 def remove(
     context: typer.Context,
-    jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="Id, the beginning or end of one, or a name.")],
+    jobs: Annotated[
+        list[str],
+        typer.Argument(metavar="JOB...", help="Id, four characters or more of its beginning or end, or a name."),
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete jobs that have ended: checkpoints, adapter, curves and logs, for good."""
@@ -270,7 +275,7 @@ def remove(
             say(f"{job['id']} is deleted")
 
 
-@app.command(rich_help_panel="Jobs")
+@app.command(rich_help_panel="Jobs", context_settings={"ignore_unknown_options": True})  # -3 is no option
 def priority(
     context: typer.Context,
     job: JobArgument,
@@ -294,8 +299,9 @@ def clone(
 ) -> None:
     """Queue the same job anew, from the start or from a checkpoint, with some keys changed."""
     client = connect(context)
-    body = job_file.assignments(changes or [])
-    path = f"/jobs/{find_job(client, job)['id']}"
+    found = find_job(client, job)
+    body = job_file.changed(found["spec"], changes or [])
+    path = f"/jobs/{found['id']}"
     query = {}
     if begin is not None:
         query["from"] = chosen_checkpoint(listed(client.get(f"{path}/checkpoints")), begin, "--from")["sha256"]

@@ -185,7 +185,7 @@ def list_tokens(context: typer.Context, as_json: JsonFlag = False) -> None:
         (
             t["id"],
             t["name"],
-            t.get("member") or t.get("member_id"),
+            t["member"],
             t.get("role"),
             moment(t.get("created_at")),
             moment(t.get("expires_at")),

@@ -10,7 +10,9 @@ import typer
 from orchestrator.entrypoints.commands.client import CommandError, Exit
 from orchestrator.entrypoints.commands.output import age, moment, seconds
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id, the beginning or end of one, or a name.")]
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="Id, four characters or more of its beginning or end, or a name.")
+]
 
 
 def machine(job: dict[str, Any]) -> str:
@@ -54,7 +56,15 @@ def chosen_checkpoint(found: list[dict[str, Any]], named: str, option: str) -> d
     by_hash = [c for c in found if len(beginning) >= 4 and c["sha256"].startswith(beginning)]
     matching = list({c["sha256"]: c for c in at_step + by_hash}.values())
     if not matching:
-        raise CommandError(Exit.NOT_FOUND, f"this job has no checkpoint {named}")
+        raise CommandError(Exit.NOT_FOUND, _no_checkpoint(found, named))
     if len(matching) > 1:
         raise CommandError(Exit.USAGE, f"{named} may be any of {', '.join(c['sha256'][:16] for c in matching)}")
     return matching[0]
+
+
+def _no_checkpoint(found: list[dict[str, Any]], named: str) -> str:
+    if all(str(c["step"]) != named for c in found):
+        return f"this job has no checkpoint {named}"
+    kept = ", ".join(str(c["step"]) for c in found if c["state"] == "committed")
+    there = f"those of steps {kept} are" if kept else "this job has none that is"
+    return f"the checkpoint of step {named} was made and is not kept; {there}"

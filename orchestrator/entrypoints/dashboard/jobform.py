@@ -10,7 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from orchestrator.domain.errors import InvalidError
-from worker.protocol import JobSpec, explain
+from worker.faults import explain
+from worker.protocol import JobSpec
 
 Row = dict[str, Any]
 

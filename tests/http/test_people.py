@@ -1,0 +1,53 @@
+"""Members and their tokens: names that people can tell apart and read."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.http.play import Api, People
+
+
+def test_a_name_is_kept_without_the_blanks_around_it(api1: Api) -> None:
+    """Guard: without `strip` in `bodies.Name` there was an Ann and an Ann with a blank, and no page showed which."""
+    assert api1.admin.post("/members", {"name": " Ann  "}).json()["name"] == "Ann"
+
+
+@pytest.mark.parametrize("alike", ["ann", "ANN", "ａｎｎ"])
+def test_names_that_look_the_same_are_one_name(api1: Api, alike: str) -> None:
+    """Guard: without `_folded` a token for the wrong one of two was only a question of time."""
+    api1.admin.post("/members", {"name": "Ann"})
+    refused = api1.admin.post("/members", {"name": alike})
+    assert (refused.status_code, refused.json()["detail"]) == (409, "there is already a member called Ann")
+
+
+@pytest.mark.parametrize("name", ["An\u202en", "A\u200bnn", "Ann\u2028", "\u0085Ann", "A\x9bnn", "\ufeff"])
+def test_signs_that_nobody_sees_are_refused(api1: Api, name: str) -> None:
+    """Guard: without the look for them a name could be written backwards on every page, or be a second Ann."""
+    refused = api1.admin.post("/members", {"name": name})
+    assert refused.status_code == 422
+    assert refused.json()["errors"] == [
+        {"pointer": "/name", "detail": "must not hold control characters or signs that nobody sees"}
+    ]
+
+
+def test_a_token_says_whose_it_is(api1: Api, people: People) -> None:
+    """Guard: without the names an admin's list showed ids, which no one knows people by."""
+    listed = {t["member"] for t in people.admin.get("/tokens").json()["items"]}
+    assert listed == {"admin", "ann", "bob"}
+    assert people.ann.post("/tokens", {}).json()["member"] == "ann"
+    assert {t["member"] for t in people.ann.get("/tokens").json()["items"]} == {"ann"}
+
+
+def test_an_account_that_waits_for_nothing_has_no_moment_to_wait_for(api1: Api, people: People) -> None:
+    """Guard: without the look at 0 it waited for 1970."""
+    assert people.admin.get("/accounts").json()["items"][0]["not_before"] is None
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/jobs?cursor=zzz", 422), ("/jobs?cursor=lease-1", 422), ("/sessions?cursor=job-1", 422),
+     ("/jobs?cursor=job-1", 200), ("/sessions?cursor=lease-1", 200)],
+)  # fmt: skip
+def test_a_cursor_is_one_or_is_refused(api1: Api, path: str, status: int) -> None:
+    """Guard: without the patterns a wrong cursor was an empty page or all of them, and a loop that never ended."""
+    assert api1.admin.get(path).status_code == status
