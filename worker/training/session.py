@@ -201,5 +201,5 @@ class Session(TrainerCallback):
         )
 
     def _probe(self) -> Probe:
-        vocabulary = min(len(self._loaded.tokenizer), self._loaded.model.config.vocab_size)
+        vocabulary = min(len(self._loaded.tokenizer), self._loaded.model.config.get_text_config().vocab_size)
         return telemetry.probe(self._loaded.model, self.trainer.summed_loss, self._spec.seed, vocabulary)

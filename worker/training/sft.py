@@ -98,7 +98,7 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group) -> Session:
     if hardware.device == "cuda" and shape is not None:
         check_room(spec, hardware, shape, backend.name, min(hardware.memory_bytes, torch.cuda.mem_get_info(0)[0]))
     micro_batch = micro_batch_size(spec, hardware, shape, backend.name, rows_each)
-    loaded = backends.load(backend, spec, hardware, job.trust_remote_code)
+    loaded = backends.load(backend, spec, hardware, job.trust_remote_code, resume is not None)
     recipe = _full_recipe(spec, loaded)
     if resume:
         check_lineage(recipe, resume.manifest, job.origin)

@@ -1,0 +1,111 @@
+"""Base models that are not plain: towers beside the language model, odd heads, few positions, odd tokenizers."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.tiny_model import byte_tokenizer
+from tests.worker.lab import differing
+from worker import checkpoint
+from worker.training.job import Decision, PermanentError
+
+SHORT: dict[str, Any] = {"max_steps": 2, "global_batch_size": 2, "sequence_len": 48}
+
+
+def sizes(**more: Any) -> dict[str, Any]:
+    tokens = {"vocab_size": 259, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 2}
+    widths = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return tokens | widths | more
+
+
+def make(folder, model, tokenizer=None):
+    model.float().save_pretrained(folder)
+    (tokenizer or byte_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def with_tower(tmp_path_factory):
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    text = sizes(num_key_value_heads=2, head_dim=16, sliding_window=8, max_position_embeddings=512)
+    vision: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    config = Gemma3Config(
+        text_config=text,
+        vision_config=vision | {"image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=5,
+        boi_token_index=3,
+        eoi_token_index=4,
+    )
+    return make(tmp_path_factory.mktemp("models") / "tower", Gemma3ForConditionalGeneration(config))
+
+
+def test_a_model_with_a_vision_tower(lab, with_tower):
+    """Guard: without `get_text_config` its first save crashed; without `_language_model` its tower got an adapter."""
+    lab.base = with_tower
+    whole, cut = (lab.run(lab.spec(**SHORT), cuts=cuts) for cuts in ((), (1,)))
+    assert not differing(whole.tensors, cut.tensors)
+    adapted = [name for name in whole.tensors if name.startswith("adapter.")]
+    assert len(adapted) == 2 * 2 * 7
+    assert all(".language_model." in name for name in adapted)
+
+
+def test_a_target_by_name_stays_in_the_language_model(lab, with_tower):
+    lab.base = with_tower
+    run = lab.run(lab.spec(**SHORT, lora_target_modules=("q_proj",)))
+    assert sum(name.startswith("adapter.") for name in run.tensors) == 2 * 2
+    with pytest.raises(PermanentError, match=r"\['fc1'\] match nothing in .*: down_proj, gate_proj, k_proj"):
+        lab.session(lab.spec(**SHORT, lora_target_modules=("q_proj", "fc1")))
+
+
+def test_the_plain_models_adapter_is_told_by_names(lab):
+    """Whoever loads the adapter of an ordinary model finds the usual names in it, and not a pattern."""
+    run = lab.run(lab.spec(max_steps=1))
+    config = json.loads((run.trained.adapter_zip.parent / "adapter" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (("q_proj", "v_porj"), r"lora_target_modules \['v_porj'\] match nothing in .*: down_proj, .*, v_proj$"),
+        (("q_proj", "lm_head"), r"lora_target_modules \['lm_head'\] is the head of .*; leave it out"),
+        (("q_proj", "mlp"), r"no adapter can be put on \['q_proj', 'mlp'\] of .*: Target module LlamaMLP"),
+    ],
+)
+def test_each_target_has_to_be_there(lab, targets, words):
+    """Guard: without `_check_targets` a misspelt name beside a right one was left out unsaid; the rest were raw errors."""
+    with pytest.raises(PermanentError, match=words):
+        lab.session(lab.spec(lora_target_modules=targets))
+
+
+def test_a_job_that_began_with_a_misspelt_target_goes_on(lab, monkeypatch):
+    """Guard: without `resumed` an upgrade of the worker would end such a job for good."""
+    from worker.training import backends
+
+    spec = lab.spec(**SHORT, lora_target_modules=("q_proj", "v_porj"))
+    with monkeypatch.context() as before:
+        before.setattr(backends, "_check_targets", lambda *_: None)
+        _, hooks = lab.session(spec, decisions={1: Decision.SAVE_AND_STOP})
+    half = lab.folder / "half.safetensors"
+    checkpoint.write(half, hooks.snapshots[-1].tensors, hooks.snapshots[-1].manifest)
+    assert lab.session(spec, resume=half)[0].complete
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
+def test_an_embeddings_adapter_begins_the_same_everywhere(lab):
+    """Guard: without its own draw `lora_embedding_B` came from whatever state the process's generator was in."""
+    runs = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        runs.append(lab.run(lab.spec(max_steps=1, lora_target_modules=("q_proj", "embed_tokens"))))
+    assert any("lora_embedding_B" in name for name in runs[0].tensors)
+    assert not differing(runs[0].tensors, runs[1].tensors)
