@@ -109,3 +109,28 @@ def test_an_embeddings_adapter_begins_the_same_everywhere(lab):
         runs.append(lab.run(lab.spec(max_steps=1, lora_target_modules=("q_proj", "embed_tokens"))))
     assert any("lora_embedding_B" in name for name in runs[0].tensors)
     assert not differing(runs[0].tensors, runs[1].tensors)
+
+
+def test_heads_that_are_more_than_one_matrix():
+    """The loss is that of the model's own logits. Guard: without `_reaches_its_head_directly` the dense layer and the norm
+    before ModernBERT's head were passed over, without the setting's name RecurrentGemma's cap was."""
+    from transformers import (
+        ModernBertDecoderConfig,
+        ModernBertDecoderForCausalLM,
+        RecurrentGemmaConfig,
+        RecurrentGemmaForCausalLM,
+    )
+
+    from worker.training.loss import add_summed_loss, backbone_states
+
+    dense = ModernBertDecoderForCausalLM(ModernBertDecoderConfig(**sizes(cls_token_id=0, sep_token_id=0)))
+    more = sizes(num_hidden_layers=3, lru_width=64, attention_window_size=16, logits_soft_cap=0.5)
+    capped = RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**more))
+    ids = torch.arange(5, 25)[None]
+    for model in (dense, capped):
+        model.eval().requires_grad_(requires_grad=False)
+        mask = torch.ones_like(ids)
+        logits = model(input_ids=ids, attention_mask=mask).logits[0, :-1].float()
+        own = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
+        add_summed_loss(model, backbone_states)
+        assert torch.allclose(model(input_ids=ids, attention_mask=mask, summed_labels=ids), own, rtol=1e-4)
