@@ -111,6 +111,72 @@ def test_an_embeddings_adapter_begins_the_same_everywhere(lab):
     assert not differing(runs[0].tensors, runs[1].tensors)
 
 
+@pytest.fixture(scope="module")
+def few_positions(tmp_path_factory):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(**sizes(n_positions=32))
+    return make(tmp_path_factory.mktemp("models") / "gpt2", GPT2LMHeadModel(config))
+
+
+def texts(lab, *rows):
+    lab.dataset = lab.folder / "texts.jsonl"
+    lab.dataset.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    lab.rows = len(rows)
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+def test_a_model_that_counts_no_further_than_its_positions(lab, few_positions):
+    """Guard: without `Room` each was a bare `IndexError`, and the job was tried again on other machines."""
+    lab.base = few_positions
+    texts(lab, *("ab" * 10 for _ in range(6)))
+    with pytest.raises(PermanentError, match="counts no further than 32 tokens; set sequence_len to no more"):
+        lab.session(lab.spec(max_steps=1))
+    with pytest.raises(PermanentError, match=r"sample prompt 2 has 40 tokens, .* no further than 32; shorten it"):
+        lab.session(lab.spec(max_steps=1, sequence_len=24, sample_prompts=("a", "b" * 40)))
+    _, hooks = lab.session(lab.spec(max_steps=1, sequence_len=24, sample_prompts=("hello " * 4,), sample_max_tokens=48))
+    assert len(hooks.samples) == 2
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+def test_a_long_row_that_a_resumed_job_meets(lab, few_positions, monkeypatch):
+    from worker.training.room import Room
+
+    lab.base = few_positions
+    texts(lab, *("ab" * 40 for _ in range(6)))
+    monkeypatch.setattr(Room, "check_job", lambda *_: None)
+    with pytest.raises(PermanentError, match=r"row \d of the dataset has 64 tokens, and the model counts no further"):
+        lab.session(lab.spec(max_steps=1))
+
+
+def test_a_tokenizer_that_knows_more_than_the_model(lab, tmp_path):
+    """Guard: without the look at the embedding both were a bare `IndexError`, the first though padding may be any token."""
+    from benchmarks.tiny_model import make_tiny_llama
+
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    lab.base = make_tiny_llama(tmp_path / "padded")
+    tokenizer.save_pretrained(lab.base)
+    assert lab.session(lab.spec(max_steps=1, sample_prompts=("a",)))[0].complete
+    tokenizer.chat_template = "<pad>" + tokenizer.chat_template
+    tokenizer.save_pretrained(lab.base)
+    with pytest.raises(PermanentError, match=r"row \d+ of the dataset holds token 259, and the model knows only 259"):
+        lab.session(lab.spec(max_steps=1))
+
+
+def test_a_tokenizer_written_in_python(lab, tmp_path):
+    """Guard: without the look at `is_fast` it was a bare `KeyError`."""
+    from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(**sizes(vocab_size=400, num_key_value_heads=2))
+    lab.base = make(tmp_path / "python", LlamaForCausalLM(config), ByT5Tokenizer())
+    with pytest.raises(
+        PermanentError, match=r"cannot be told apart; set train_on_inputs or use a model .*tokenizer.json"
+    ):
+        lab.session(lab.spec(max_steps=1))
+    assert lab.session(lab.spec(max_steps=1, train_on_inputs=True))[0].complete
+
+
 def test_heads_that_are_more_than_one_matrix():
     """The loss is that of the model's own logits. Guard: without `_reaches_its_head_directly` the dense layer and the norm
     before ModernBERT's head were passed over, without the setting's name RecurrentGemma's cap was."""

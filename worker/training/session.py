@@ -156,7 +156,7 @@ class Session(TrainerCallback):
             return
         if len(self._held_out) and step:
             self._hooks.phase(Phase.EVAL)
-            trainer, pad_id = self.trainer, telemetry.pad_id_of(self._loaded.tokenizer)
+            trainer, pad_id = self.trainer, telemetry.pad_id_of(self._loaded.model, self._loaded.tokenizer)
             loss = telemetry.eval_loss(
                 self._loaded.model, trainer.summed_loss, self._held_out, trainer.micro_batch, pad_id
             )
