@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from worker.protocol import FileFormat, RowFormat
+from worker.rows import DatasetError, Message, Row, refuse_unheeded, with_columns
 
 MAX_LINE_BYTES = 16 * 2**20
 """A longer line is a file in some other format, not a training row; reading stops before it fills the memory."""
@@ -39,32 +40,6 @@ _COLUMNS: dict[RowFormat, tuple[str, ...]] = {
     RowFormat.TEXT: ("text",),
 }
 _ACCEPTED = "; ".join(f"{', '.join(columns)} ({name})" for name, columns in _COLUMNS.items())
-
-
-class DatasetError(ValueError):
-    """A dataset that cannot be trained on. `line` is 1-based, `None` when the fault is the whole file's."""
-
-    def __init__(self, message: str, line: int | None = None) -> None:
-        super().__init__(f"line {line}: {message}" if line is not None else message)
-        self.message = message
-        self.line = line
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation; `role` is one of `ROLES`."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One training example: a conversation, or a plain text with an optional untrained prompt before it."""
-
-    messages: tuple[Message, ...] = ()
-    prompt: str = ""
-    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +155,8 @@ def _row(kind: RowFormat, line: int, record: dict[str, Any]) -> Row:
         names = ", ".join(f"'{name}'" for name in missing)
         raise DatasetError(f"column {names} is missing; a '{kind}' row needs {', '.join(_COLUMNS[kind])}", line)
     row = _PARSERS[kind](record, line)
+    if row.messages:
+        row = with_columns(row, record, line)
     try:
         for text in (row.prompt, row.text, *(turn.content for turn in row.messages)):
             text.encode()
@@ -208,7 +185,8 @@ def _from_prompt_completion(record: dict[str, Any], line: int) -> Row:
         return Row(prompt=prompt, text=_filled(completion, "completion", line))
     if isinstance(prompt, str) or isinstance(completion, str):
         raise DatasetError("'prompt' and 'completion' must both be strings or both be lists of messages", line)
-    return _conversation(_turns(prompt, "prompt", line) + _turns(completion, "completion", line), line)
+    before = _turns(prompt, "prompt", line)
+    return _conversation(before + _turns(completion, "completion", line), line, given=len(before))
 
 
 def _from_alpaca(record: dict[str, Any], line: int) -> Row:
@@ -247,6 +225,7 @@ def _turns(value: Any, column: str, line: int, role: str = "role", content: str 
         raise DatasetError(f"'{column}' must be a list of {{'{role}', '{content}'}} objects", line)
     turns = []
     for turn in value:
+        refuse_unheeded(turn, column, line)
         who = turn.get(role) if isinstance(turn, dict) else None
         said = turn.get(content) if isinstance(turn, dict) else None
         if not isinstance(who, str) or not isinstance(said, str):
@@ -259,10 +238,10 @@ def _turns(value: Any, column: str, line: int, role: str = "role", content: str 
     return tuple(turns)
 
 
-def _conversation(turns: tuple[Message, ...], line: int) -> Row:
-    if not any(turn.role == "assistant" and turn.content.strip() for turn in turns):
+def _conversation(turns: tuple[Message, ...], line: int, given: int = 0) -> Row:
+    if not any(turn.role == "assistant" and turn.content.strip() for turn in turns[given:]):
         raise DatasetError("has no assistant turn to learn from; add one or remove the row", line)
-    return Row(messages=turns)
+    return Row(messages=turns, given=given)
 
 
 # --- containers --------------------------------------------------------------------------------------------

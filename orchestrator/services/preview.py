@@ -131,8 +131,8 @@ def _all_tokens(lengths: list[int], rows: int) -> int:
 
 def _parts(row: Row) -> Iterator[tuple[str, str, bool]]:
     """`(role, text, whether the model learns to say it)`."""
-    for message in row.messages:
-        yield message.role, message.content, message.role == "assistant"
+    for place, message in enumerate(row.messages):
+        yield message.role, message.content, message.role == "assistant" and place >= row.given
     if row.prompt:
         yield "prompt", row.prompt, False
     if row.text:

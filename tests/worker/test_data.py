@@ -23,6 +23,10 @@ THINKING = (
     "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
     "{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+OPENING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'].split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
 UNSTABLE = "{{ messages | length }}:{% for m in messages %}{{ m['content'] }};{% endfor %}"
 
 
@@ -70,6 +74,35 @@ def test_a_template_that_cannot_be_masked_is_refused(tokenizer):
     tokenizer.chat_template = "{{ raise_exception('no system role') }}"
     with pytest.raises(PermanentError, match="chat template refuses a row of the dataset: no system role"):
         encode(tokenizer, Row(messages=CHAT))
+
+
+def test_training_on_everything_needs_no_spans(tokenizer):
+    """What the refusal above advises. Guard: as long as spans were computed first it was refused all the same."""
+    tokenizer.chat_template = UNSTABLE
+    example = encode(tokenizer, Row(messages=CHAT), everything=True)
+    assert trained_text(tokenizer, example) == "5:be kind;hi;hello;more;é bye;"[1:]
+
+
+def test_a_template_that_opens_a_thought_for_the_model(tokenizer):
+    """Guard: without `_begin_by_content` all rows were refused. A thought that the template drops is still refused."""
+    tokenizer.chat_template = OPENING
+    text = trained_text(tokenizer, encode(tokenizer, Row(messages=CHAT)))
+    assert text == "hello<|im_end|>\né bye<|im_end|>\n"
+    begins_alike = Row(messages=(Message("user", "hi"), Message("assistant", "<table>")))
+    assert trained_text(tokenizer, encode(tokenizer, begins_alike)) == "<table><|im_end|>\n"
+    dropped = Row(messages=(Message("user", "hi"), Message("assistant", "<think>well</think>yes")))
+    with pytest.raises(PermanentError, match="renders an earlier turn differently"):
+        encode(tokenizer, dropped)
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_prompt_of_messages_is_not_trained(tokenizer, marked):
+    """Guard: without `given` the examples that a prompt shows were learnt as if they were answers."""
+    if marked:
+        tokenizer.chat_template = MARKED
+    end = "<|im_end|>" if marked else "<|im_end|>\n"
+    text = trained_text(tokenizer, encode(tokenizer, Row(messages=CHAT, given=4)))
+    assert text == f"é bye{end}"
 
 
 def test_the_fallback_template(tokenizer):

@@ -19,7 +19,7 @@ FORMATS = [
         RowFormat.SHAREGPT,
         CHAT,
     ),
-    ({"prompt": TURNS[:1], "completion": TURNS[1:]}, RowFormat.PROMPT_COMPLETION, CHAT),
+    ({"prompt": TURNS[:1], "completion": TURNS[1:]}, RowFormat.PROMPT_COMPLETION, Row(CHAT.messages, given=1)),
     ({"prompt": "q", "completion": "a"}, RowFormat.PROMPT_COMPLETION, Row(prompt="q", text="a")),
     ({"instruction": "q", "input": "", "output": "a"}, RowFormat.ALPACA, CHAT),
     (
@@ -28,6 +28,16 @@ FORMATS = [
         Row(messages=(Message("user", "q\n\nx"), Message("assistant", "a"))),
     ),
     ({"text": "t"}, RowFormat.TEXT, Row(text="t")),
+    (
+        {"system": "s", "messages": TURNS, "tools": "[]"},
+        RowFormat.MESSAGES,
+        Row((Message("system", "s"), *CHAT.messages)),
+    ),
+    (
+        {"system": "s", "prompt": TURNS, "completion": TURNS[1:]},
+        RowFormat.PROMPT_COMPLETION,
+        Row((Message("system", "s"), *CHAT.messages, CHAT.messages[1]), given=3),
+    ),
 ]
 
 
@@ -55,6 +65,8 @@ def test_csv_and_byte_order_mark(tmp_path):
     assert list(read_rows(path)) == [Row(text="é")]
 
 
+SYSTEM = {"role": "system", "content": "other"}
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
 GOOD = json.dumps({"messages": TURNS}) + "\n"
 
 
@@ -77,6 +89,17 @@ GOOD = json.dumps({"messages": TURNS}) + "\n"
         (json.dumps({"messages": [{"role": "bot", "content": "x"}]}), 1, "unknown role 'bot'"),
         (json.dumps({"messages": [{"role": "user"}]}), 1, "needs the strings 'role' and 'content'"),
         (json.dumps({"conversations": [{"from": "bot", "value": "x"}]}), 1, "unknown from 'bot'"),
+        (json.dumps({"messages": [*TURNS, CALL, *TURNS]}), 1, "a turn in 'messages' calls a tool"),
+        (json.dumps({"messages": [*TURNS, CALL | {"content": None}]}), 1, "a turn in 'messages' calls a tool"),
+        (json.dumps({"messages": TURNS, "tools": [{"name": "f"}]}), 1, "has 'tools', which no session shows"),
+        (json.dumps({"messages": [TURNS[0], TURNS[1] | {"weight": 0}, *TURNS]}), 1, "has weight 0, but all assistant"),
+        (
+            json.dumps({"system": "s", "messages": [SYSTEM, *TURNS]}),
+            1,
+            "both a 'system' column and another system turn",
+        ),
+        (json.dumps({"system": 5, "messages": TURNS}), 1, "'system' must be a string, not int"),
+        (json.dumps({"prompt": TURNS, "completion": TURNS[:1]}), 1, "has no assistant turn to learn from"),
         (json.dumps({"text": "  "}), 1, "'text' is empty"),
         (json.dumps({"text": 5}), 1, "'text' must be a string, not int"),
         (json.dumps({"prompt": "a", "completion": TURNS}), 1, "must both be strings or both be lists"),
@@ -94,6 +117,7 @@ GOOD = json.dumps({"messages": TURNS}) + "\n"
     ],
 )
 def test_faults_name_line_and_remedy(tmp_path, content, line, words):
+    """Guard: without `refuse_unheeded` and `with_columns` calls, tools, weights and a second system were lost unsaid."""
     path = tmp_path / "upload"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(DatasetError, match=words) as caught:

@@ -31,6 +31,7 @@ ROWS = {
 }
 CASES = [(kind, FileFormat.JSONL, rows) for kind, rows in ROWS.items()] + [
     (RowFormat.PROMPT_COMPLETION, FileFormat.JSONL, [{"prompt": TURNS[:2], "completion": TURNS[2:3]}]),
+    (RowFormat.PROMPT_COMPLETION, FileFormat.JSONL, [{"prompt": TURNS[:4], "completion": TURNS[4:]}]),
     (RowFormat.ALPACA, FileFormat.CSV, ROWS[RowFormat.ALPACA]),
     (RowFormat.MESSAGES, FileFormat.PARQUET, ROWS[RowFormat.MESSAGES]),
 ]
@@ -163,3 +164,17 @@ def test_the_process_around_it(base, tmp_path):
         answer = seen(str(model), quick if "range" in hostile else looks)
         assert words in answer.away + answer.fault
         assert answer.shown == ()
+
+
+def test_by_turn_only_the_completion_of_message_lists_is_shown_as_learnt(tmp_path):
+    """Guard: without `given` in the preview the examples in a prompt were marked like the answer."""
+    rows = [{"system": "be brief", "prompt": TURNS[1:4], "completion": TURNS[4:]}]
+    file = write(tmp_path / "upload", FileFormat.JSONL, rows)
+    found = preview(file, RowFormat.AUTO, None, sequence_len=64, train_on_inputs=False)
+    assert [(turn.role, turn.trained) for turn in found.shown[0]] == [
+        ("system", False),
+        ("user", False),
+        ("assistant", False),
+        ("user", False),
+        ("assistant", True),
+    ]

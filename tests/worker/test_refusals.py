@@ -138,8 +138,36 @@ def test_a_wrong_dataset(lab, tmp_path):
 
 def test_rows_without_trained_tokens_do_no_harm(lab):
     """Fails when the loss divides by a token count of zero."""
-    _, hooks = lab.session(lab.spec(sequence_len=8, max_steps=2))
-    assert [values["loss"] for _, values in hooks.steps] == [0.0, 0.0]
+    lab.dataset = lab.folder / "some.jsonl"
+    lab.dataset.write_text(
+        '{"prompt": "a long question", "completion": "a"}\n' * 5 + '{"prompt": "a", "completion": "b"}\n'
+    )
+    lab.rows = 6
+    _, hooks = lab.session(lab.spec(sequence_len=8, max_steps=6, global_batch_size=1, micro_batch_size=1))
+    assert [values["loss"] for _, values in hooks.steps].count(0.0) == 5
+
+
+def test_a_job_with_nothing_to_learn(lab):
+    """Guard: without `check_rows` it took all its steps, learnt nothing and was called a success."""
+    with pytest.raises(PermanentError, match="no row has anything to learn within its first 8 tokens; set a larger"):
+        lab.session(lab.spec(sequence_len=8, max_steps=2))
+
+
+def test_a_row_that_the_template_refuses_is_named_before_the_first_step(lab, tmp_path):
+    """Guard: without the rendering in `check_rows` the job failed at whichever step first came to the row."""
+    from benchmarks.tiny_model import byte_tokenizer
+
+    lab.base = shutil.copytree(lab.base, tmp_path / "strict")
+    tokenizer = byte_tokenizer()
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    tokenizer.save_pretrained(lab.base)
+    rows = lab.dataset.read_text().splitlines()
+    rows[7] = json.dumps({"system": "be kind", **json.loads(rows[7])})
+    lab.dataset = tmp_path / "chat.jsonl"
+    lab.dataset.write_text("\n".join(rows))
+    with pytest.raises(PermanentError, match="row 8: the chat template refuses a row of the dataset: no system here"):
+        lab.session(lab.spec(max_steps=1, global_batch_size=1, micro_batch_size=1))
 
 
 def test_every_trainable_parameter_is_fp32(lab, monkeypatch):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import re
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -60,8 +62,8 @@ class Backend(Protocol):
         """The frozen base model on the machine's device. Raises `PermanentError` if it cannot be loaded."""
         ...
 
-    def adapted(self, model: Any, spec: JobSpec, targets: list[str]) -> PeftModel:
-        """The base model with a LoRA adapter on the linear modules named `targets`."""
+    def adapted(self, model: Any, spec: JobSpec, targets: list[str] | str) -> PeftModel:
+        """The base model with a LoRA adapter on the modules named `targets`, or whose whole name the pattern `targets` matches."""
         ...
 
     def hidden(self, hardware: Hardware) -> Hidden:
@@ -71,7 +73,7 @@ class Backend(Protocol):
     own_checkpointing: bool
 
 
-def load(backend: Backend, spec: JobSpec, hardware: Hardware, trust_remote_code: bool) -> Loaded:
+def load(backend: Backend, spec: JobSpec, hardware: Hardware, trust_remote_code: bool, resumed: bool = False) -> Loaded:
     """Base model, tokenizer and adapter. Raises `PermanentError` or `UnfitMachineError` in one sentence.
 
     The adapter's first values are a function of the job's seed alone, whatever backend and device make it.
@@ -87,7 +89,7 @@ def load(backend: Backend, spec: JobSpec, hardware: Hardware, trust_remote_code:
         tokenizer = load_tokenizer(directory, trust_remote_code)
         model = backend.base(spec, directory, hardware, precision, trust_remote_code)
         keep_trainable_layout(model)
-        adapted = add_adapter(backend, model, spec)
+        adapted = add_adapter(backend, model, spec, resumed)
         base_sha256 = digest.result()
     if hardware.device == "cuda":
         # Loading quantises in pieces, whose memory is of no size that training asks for.
@@ -104,34 +106,78 @@ def load(backend: Backend, spec: JobSpec, hardware: Hardware, trust_remote_code:
     )
 
 
-def add_adapter(backend: Backend, model: Any, spec: JobSpec) -> PeftModel:
-    """Put a fresh LoRA adapter on `model`, in fp32. Raises `PermanentError` if its targets match no module."""
-    linear = {name for name, module in model.named_modules() if _is_linear(module)}
+def add_adapter(backend: Backend, model: Any, spec: JobSpec, resumed: bool = False) -> PeftModel:
+    """Put a fresh LoRA adapter on `model`, in fp32. Raises `PermanentError` if a target of its matches no module.
+
+    A job that began under a version which let a misspelt target pass is `resumed` as it began.
+    """
+    scope = _language_model(model)
+    linear = {name for name, module in model.named_modules() if _is_linear(module) and name.startswith(scope)}
     head = model.get_output_embeddings()
     wanted = spec.lora_target_modules
     if isinstance(wanted, str):
         wanted = sorted({n.rpartition(".")[2] for n in linear if model.get_submodule(n) is not head})
-    if not any(name == target or name.endswith(f".{target}") for name in linear for target in wanted):
-        names = ", ".join(sorted({name.rpartition(".")[2] for name in linear})[:12])
-        raise PermanentError(
-            f"lora_target_modules {list(wanted)} match nothing in {spec.base_model}; its linear modules are: {names}"
-        )
-    adapted = backend.adapted(model, spec, list(wanted))
+    elif not resumed:
+        _check_targets(model, wanted, scope, linear, spec.base_model)
+    targets = list(wanted)
+    pattern = rf"{re.escape(scope)}(.*\.)?({'|'.join(re.escape(target) for target in targets)})"
+    try:
+        adapted = backend.adapted(model, spec, pattern if scope else targets)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:400]
+        raise PermanentError(f"no adapter can be put on {targets} of {spec.base_model}: {reason}") from error
     make_fp32(adapted)
     start_adapter(adapted, spec.seed)
     return adapted
 
 
+def _language_model(model: Any) -> str:
+    """Where in a model with further towers its language model begins, as `model.language_model.`; else nothing.
+
+    Images and sounds are never trained on, so an adapter on what reads them would learn nothing.
+    """
+    if model.config.get_text_config() is model.config:
+        return ""
+    decoder = model.get_decoder()
+    return next((f"{name}." for name, module in model.named_modules() if name and module is decoder), "")
+
+
+def _check_targets(model: Any, wanted: Sequence[str], scope: str, linear: set[str], base_model: str) -> None:
+    """Raise `PermanentError` for a target that is in no module's name, or that is the head."""
+
+    def match(name: str, target: str) -> bool:
+        return name == target or name.endswith(f".{target}")
+
+    there = {name: module for name, module in model.named_modules() if name.startswith(scope)}
+    nowhere = [target for target in wanted if not any(match(name, target) for name in there)]
+    head = model.get_output_embeddings()
+    if at_head := [t for t in wanted if any(match(n, t) for n, module in model.named_modules() if module is head)]:
+        raise PermanentError(
+            f"lora_target_modules {at_head} is the head of {base_model}, which is not trained; leave it out"
+        )
+    if nowhere:
+        names = ", ".join(sorted({n.rpartition(".")[2] for n in linear if model.get_submodule(n) is not head})[:12])
+        raise PermanentError(
+            f"lora_target_modules {nowhere} match nothing in {base_model}; its linear modules are: {names}"
+        )
+
+
 @torch.no_grad()
 def start_adapter(model: torch.nn.Module, seed: int) -> None:
-    """Draw the adapter's first values (A uniform as PEFT does, B zero) on the CPU, each from seed and name alone."""
+    """Draw the adapter's first values as PEFT does, on the CPU, each from seed and name alone.
+
+    Of a matrix A is uniform and B zero; of an embedding A is zero and B normal.
+    """
     for name, parameter in model.named_parameters():
         if "lora_B" in name or "lora_embedding_A" in name:
             parameter.zero_()
-        elif "lora_A" in name:
+        elif "lora_A" in name or "lora_embedding_B" in name:
             chance = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
             values = torch.empty(parameter.shape)
-            torch.nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=chance)
+            if "lora_A" in name:
+                torch.nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=chance)
+            else:
+                torch.nn.init.normal_(values, generator=chance)
             parameter.copy_(values)
 
 

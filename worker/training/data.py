@@ -14,6 +14,7 @@ import torch
 from worker.dataset import DatasetError, Row, read_rows
 from worker.training.encoding import IGNORE, Encoder, Example
 from worker.training.job import PermanentError
+from worker.training.room import Room
 
 if TYPE_CHECKING:
     from worker.protocol import JobSpec
@@ -37,9 +38,16 @@ def load_rows(paths: Sequence[Path], spec: JobSpec) -> list[Row]:
 class Rows(torch.utils.data.Dataset[Example]):
     """Map-style view of some rows, tokenised when asked for and remembered for a while."""
 
-    def __init__(self, rows: Sequence[Row], chosen: Sequence[int], encoder: Encoder) -> None:
+    def __init__(self, rows: Sequence[Row], chosen: Sequence[int], encoder: Encoder, room: Room | None = None) -> None:
         self._rows, self._chosen = rows, chosen
-        self._encode = lru_cache(maxsize=4096)(lambda number: encoder.encode(rows[number]))
+
+        def encode(number: int) -> Example:
+            example = encoder.encode(rows[number])
+            if room:
+                room.check(example.input_ids, f"row {number + 1} of the dataset")
+            return example
+
+        self._encode = lru_cache(maxsize=4096)(encode)
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -51,6 +59,20 @@ class Rows(torch.utils.data.Dataset[Example]):
 def trained_tokens(examples: Sequence[Example]) -> int:
     """Labels of `examples` that are trained on; the first of a row never is, since nothing predicts it."""
     return sum(label != IGNORE for example in examples for label in example.labels[1:])
+
+
+def check_rows(rows: Sequence[Row], trained: Rows, encoder: Encoder, sequence_len: int) -> None:
+    """Raise `PermanentError` before the first step for a row that no step could use, or if there is nothing to learn."""
+    for number, row in enumerate(rows, 1):
+        try:
+            encoder.render(row)
+        except PermanentError as error:
+            raise PermanentError(f"row {number}: {error}") from error
+    if not any(trained_tokens([trained[number]]) for number in range(len(trained))):
+        raise PermanentError(
+            f"no row has anything to learn within its first {sequence_len} tokens; set a larger sequence_len or shorten "
+            "what comes before the answers"
+        )
 
 
 def row_crc(example: Example) -> int:

@@ -51,7 +51,7 @@ class HfBackend:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise PermanentError(f"base model {spec.base_model} cannot be loaded: {reason}") from error
 
-    def adapted(self, model: Any, spec: JobSpec, targets: list[str]) -> PeftModel:
+    def adapted(self, model: Any, spec: JobSpec, targets: list[str] | str) -> PeftModel:
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(

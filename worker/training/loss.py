@@ -26,6 +26,9 @@ _CHANGES_LOGITS = (
     "logits_scaling",
     "lm_head_multiplier",
     "output_multiplier",
+    "logits_soft_cap",
+    "output_logit_soft_cap",
+    "logits_mup_width_multiplier",
 )
 """Settings of models that do more between the last hidden state and the logits than one matrix product."""
 
@@ -46,13 +49,14 @@ def add_summed_loss(causal: Any, hidden: Hidden) -> None:
     It goes through `forward` so that whatever wraps the model (PEFT, autocast) stays in force.
     """
     original = causal.forward
+    direct = _reaches_its_head_directly(causal)
 
     @functools.wraps(original)
     def forward(self: Any, *args: Any, summed_labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
         if summed_labels is None:
             return original(*args, **kwargs)
         ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
-        if _has_plain_head(self):
+        if direct and _has_plain_head(self):
             return summed_loss(hidden(self, ids, mask), self.get_output_embeddings(), summed_labels)
         logits = original(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
         return cross_entropy(logits.flatten(0, 1), summed_labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum")
@@ -74,6 +78,12 @@ def _has_plain_head(causal: Any) -> bool:
     head, config = causal.get_output_embeddings(), causal.config.get_text_config()
     frozen = isinstance(head, nn.Linear) and not any(p.requires_grad for p in head.parameters())
     return frozen and all(getattr(config, name, None) in (None, 1, 1.0) for name in _CHANGES_LOGITS)
+
+
+def _reaches_its_head_directly(causal: Any) -> bool:
+    """Whether no weights lie between the backbone and the head, as a dense layer and a norm do in BERT's kin."""
+    known = {id(p) for part in (causal.base_model, causal.get_output_embeddings()) if part for p in part.parameters()}
+    return all(id(parameter) in known for parameter in causal.parameters())
 
 
 class _SummedCrossEntropy(torch.autograd.Function):

@@ -156,7 +156,7 @@ class Session(TrainerCallback):
             return
         if len(self._held_out) and step:
             self._hooks.phase(Phase.EVAL)
-            trainer, pad_id = self.trainer, telemetry.pad_id_of(self._loaded.tokenizer)
+            trainer, pad_id = self.trainer, telemetry.pad_id_of(self._loaded.model, self._loaded.tokenizer)
             loss = telemetry.eval_loss(
                 self._loaded.model, trainer.summed_loss, self._held_out, trainer.micro_batch, pad_id
             )
@@ -201,5 +201,5 @@ class Session(TrainerCallback):
         )
 
     def _probe(self) -> Probe:
-        vocabulary = min(len(self._loaded.tokenizer), self._loaded.model.config.vocab_size)
+        vocabulary = min(len(self._loaded.tokenizer), self._loaded.model.config.get_text_config().vocab_size)
         return telemetry.probe(self._loaded.model, self.trainer.summed_loss, self._spec.seed, vocabulary)

@@ -18,12 +18,13 @@ from worker.hardware import probe as probe_hardware
 from worker.lineage import check_lineage, check_owner
 from worker.protocol import Hardware, JobSpec, Phase, Recipe
 from worker.training import backends, base_model, state
-from worker.training.data import Rows, load_rows
+from worker.training.data import Rows, check_rows, load_rows
 from worker.training.encoding import Encoder
 from worker.training.job import Hooks, Resume, Trained, TrainingJob, UnfitMachineError
 from worker.training.kernels import insist_on_determinism
 from worker.training.launch import group_for
 from worker.training.ranks import Group
+from worker.training.room import Room
 from worker.training.sampler import MicroBatches, position, split
 
 if TYPE_CHECKING:
@@ -98,11 +99,12 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group) -> Session:
     if hardware.device == "cuda" and shape is not None:
         check_room(spec, hardware, shape, backend.name, min(hardware.memory_bytes, torch.cuda.mem_get_info(0)[0]))
     micro_batch = micro_batch_size(spec, hardware, shape, backend.name, rows_each)
-    loaded = backends.load(backend, spec, hardware, job.trust_remote_code)
+    loaded = backends.load(backend, spec, hardware, job.trust_remote_code, resume is not None)
     recipe = _full_recipe(spec, loaded)
     if resume:
         check_lineage(recipe, resume.manifest, job.origin)
     encoder = Encoder(loaded.tokenizer, spec.sequence_len, spec.train_on_inputs)
+    chat, room = bool(rows[0].messages), Room.of(loaded.model.get_base_model())
     train_rows, eval_rows = split(len(rows), spec.eval_rows, spec.seed)
     session = Session(
         job,
@@ -113,8 +115,8 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group) -> Session:
         recipe=recipe,
         resume=resume,
         encoder=encoder,
-        held_out=Rows(rows, eval_rows.tolist(), encoder),
-        chat=bool(rows[0].messages),
+        held_out=Rows(rows, eval_rows.tolist(), encoder, room),
+        chat=chat,
     )
     batches = MicroBatches(
         rows=len(train_rows),
@@ -126,7 +128,11 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group) -> Session:
         rank=group.rank,
         world=group.world,
     )
-    trained = Rows(rows, train_rows.tolist(), encoder)
+    trained = Rows(rows, train_rows.tolist(), encoder, room)
+    room.check_prompts(spec, encoder, chat)
+    if not resume:  # a job that has come far is never refused for what it might meet
+        room.check_job(spec)
+        check_rows(rows, trained, encoder, spec.sequence_len)
     session.trainer = build_trainer(loaded, spec, trained, batches, micro_batch, group, hardware, job.work_dir)
     session.trainer.add_callback(session)
     return session

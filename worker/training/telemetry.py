@@ -13,6 +13,7 @@ from worker.checkpoint import CheckpointError
 from worker.protocol import Fidelity, Manifest, Probe, Sample
 from worker.training.data import Rows, collate
 from worker.training.encoding import IGNORE, Encoder
+from worker.training.room import Room
 from worker.training.state import undisturbed
 
 PROBE_TOKENS = 24
@@ -45,6 +46,7 @@ def answer(
 ) -> tuple[Sample, ...]:
     """Greedy answers to `prompts`, each of at most `max_tokens` tokens. Disturbs nothing."""
     samples = []
+    room = Room.of(model.get_base_model())
     ends = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     with undisturbed(model):
@@ -53,20 +55,21 @@ def answer(
             written = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_tokens,
+                max_new_tokens=room.left(ids.shape[1], max_tokens),
                 do_sample=False,
                 use_cache=True,
                 eos_token_id=sorted(ends) or None,
-                pad_token_id=pad_id_of(tokenizer),
+                pad_token_id=pad_id_of(model, tokenizer),
             )
             text = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
             samples.append(Sample(step=step, prompt=prompt, text=text))
     return tuple(samples)
 
 
-def pad_id_of(tokenizer: Any) -> int:
-    """Id to pad with; any will do, since padding is masked out."""
-    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+def pad_id_of(model: Any, tokenizer: Any) -> int:
+    """Id to pad with; any that the model knows will do, since padding is masked out."""
+    known = model.get_input_embeddings().weight.shape[0]
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None and i < known), 0)
 
 
 def probe(model: torch.nn.Module, summed_loss: SummedLoss, seed: int, vocabulary: int) -> Probe:

@@ -104,7 +104,7 @@ class StepTrainer(SFTTrainer):
             torch.cuda.empty_cache()
 
     def _summed(self, model: Any, examples: Sequence[Example]) -> torch.Tensor:
-        return self.summed(model, collate(examples, pad_id_of(self.processing_class)))
+        return self.summed(model, collate(examples, pad_id_of(self.model, self.processing_class)))
 
     def summed(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Loss of a batch of shape (rows, length), summed over its trained tokens, in the model's current mode."""
@@ -173,7 +173,7 @@ def build_trainer(
         args=_settings(spec, loaded, hardware, work_dir),
         train_dataset=_stand_in(rows),
         processing_class=loaded.tokenizer,
-        data_collator=partial(collate, pad_id=pad_id_of(loaded.tokenizer)),
+        data_collator=partial(collate, pad_id=pad_id_of(loaded.model, loaded.tokenizer)),
     )
     # SFTTrainer has rounded the adapter of a quantised model to bf16: the loss scaler cannot unscale that, and a
     # resumed session would go on in fp32.

@@ -69,7 +69,7 @@ class UnslothBackend:
             ) from error
         return model
 
-    def adapted(self, model: Any, spec: JobSpec, targets: list[str]) -> PeftModel:
+    def adapted(self, model: Any, spec: JobSpec, targets: list[str] | str) -> PeftModel:
         from unsloth import FastLanguageModel  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
         return FastLanguageModel.get_peft_model(
