@@ -232,13 +232,13 @@ def test_a_clone_without_its_beginning_fails_and_never_starts_afresh(world: Worl
 
 def test_nested_keys_change_one_by_one(world: World) -> None:
     """Guard: without `_merged` a change of `keep` alone put `max_interval_s` back to its default, unseen."""
-    job = world.submit("alice", 4, checkpoint={"keep": 3, "max_interval_s": 30}, placement={"providers": ["local"]})
+    job = world.submit("alice", 4, checkpoint={"keep": 3, "max_interval_s": 30}, placement={"providers": ["sim"]})
 
     def cloned(**changes: object) -> dict[str, object]:
         made = world.job(clones.clone(world.ctx, world.actors["alice"], job, changes).id).spec
         return made["checkpoint"] | made["placement"]
 
-    same = {"keep": 3, "max_interval_s": 30.0, "providers": ["local"], "accounts": [], "max_session_s": None}
+    same = {"keep": 3, "max_interval_s": 30.0, "providers": ["sim"], "accounts": [], "max_session_s": None}
     assert cloned(checkpoint={"keep": 5}) == same | {"keep": 5}
     assert cloned(checkpoint={"keep": None}, placement={"max_session_s": 60}) == same | {"keep": 2, "max_session_s": 60}
     assert cloned(checkpoint=None) == same | {"keep": 2, "max_interval_s": 600}
