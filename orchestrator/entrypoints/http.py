@@ -82,7 +82,9 @@ def make_app(app: App) -> FastAPI:
         api.include_router(part.router, prefix=PREFIX)
     api.include_router(health.router)
     site.install(api)
-    api.add_middleware(Gate, allowed=hosts(app.settings), upload_bytes=app.settings.max_upload_bytes)
+    api.add_middleware(
+        Gate, allowed=hosts(app.settings), upload_bytes=app.settings.max_upload_bytes, refuse=site.refused
+    )
     _describe(api)
     return api
 

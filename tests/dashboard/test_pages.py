@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import sqlite3
 
 import pytest
 from starlette.testclient import TestClient
 
 from orchestrator.domain.model import Account
+from orchestrator.entrypoints import gate
 from orchestrator.entrypoints.dashboard.assets import assets
 from orchestrator.entrypoints.http import make_app
 from orchestrator.entrypoints.logins import CODE_LIVES_S
@@ -117,6 +119,63 @@ def test_errors_are_pages_for_people_and_documents_for_programs(site):
     assert site.client.get("/?state=nonsense", headers=HTML).status_code == 422
     piece = site.client.post("/jobs/job-none/pause", headers=HTML | ORIGIN | {"HX-Request": "true"})
     assert piece.headers["hx-retarget"] == "#notice"
+
+
+def test_whatever_goes_wrong_is_said_in_words(site, monkeypatch):
+    """Guards: with three kinds of errors wrapped instead of all, a database that did not answer and a bug were raw JSON to
+    people; with `problem` in place of `refused`, so was what the gate refuses; without `_known` the page had no way on."""
+    log_in(site)
+    anyhow = TestClient(site.client.app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+    anyhow.cookies.update(dict(site.client.cookies))
+    script = HTML | {"HX-Request": "true"}
+
+    def fails(error: Exception):
+        def raising(**_):
+            raise error
+
+        monkeypatch.setattr(site.client.app.state.server.views, "jobs", raising)
+
+    for error, status, words in (
+        (sqlite3.OperationalError("database is locked"), 503, "the database does not answer"),
+        (RuntimeError("a bug"), 500, "something went wrong on the server"),
+    ):
+        fails(error)
+        page = anyhow.get("/", headers=HTML)
+        assert (page.status_code, page.headers["content-type"]) == (status, "text/html; charset=utf-8")
+        assert words in page.text
+        assert 'aria-label="Pages"' in page.text
+        piece = anyhow.get("/", headers=script)
+        assert (piece.status_code, piece.headers["hx-retarget"]) == (status, "#notice")
+        assert words in piece.text
+        assert anyhow.get("/").json()["status"] == status
+    assert anyhow.get("/", headers=HTML | {"Host": "evil.example"}).text.startswith("<!doctype html>")
+    assert anyhow.get("/nowhere", headers=HTML).text.count('aria-label="Pages"') == 1
+    assert site.client.get("/tokens", headers=HTML).headers["location"] == "/people"
+
+
+def test_a_data_file_may_be_as_large_on_a_page_as_by_the_api(make_server, tmp_path, monkeypatch):
+    """Guards: with `/submit` left out of `_UPLOADS`, both were refused at the limit of JSON; what is larger than the limit of
+    uploads is refused in words, announced or not."""
+    monkeypatch.setattr(gate, "LARGEST_JSON_BYTES", 1000)
+    app = make_server(f"sqlite:///{tmp_path / 'trainhop.db'}", max_upload_bytes=2 << 20)
+    rows = b'{"text": "a row of some length"}\n' * 100
+    with TestClient(make_app(app), base_url="http://127.0.0.1", follow_redirects=False) as client:
+        log_in(Api(app=app, client=client))
+        headers = HTML | ORIGIN
+        sent = client.post("/submit/data?name=rows.jsonl", content=rows, headers=headers)
+        assert sent.status_code == 200
+        assert "rows.jsonl" in sent.text
+        form = {"base_model": "org/small", "max_steps": "1"}
+        assert client.post("/submit", data=form, files={"file": ("r.jsonl", rows)}, headers=headers).status_code == 303
+        large = b"x" * (2 << 20) + b"x"
+        for body in (large, iter([large])):
+            refused = client.post("/submit/data?name=rows.jsonl", content=body, headers=headers)
+            assert (refused.status_code, "is larger than 2.0 MiB" in refused.text) == (413, True)
+            assert refused.text.startswith("<!doctype html>")
+        piece = client.post(
+            "/submit/data?name=rows.jsonl", content=large, headers=headers | {"HX-Request": "true"}
+        )
+        assert piece.text.startswith('<div class="callout bad"')
 
 
 def test_the_same_job_can_be_sent_again_as_it_is_shown(site):

@@ -31,6 +31,12 @@ def _page(request: Request, server: Server, me: Actor, **more: Any) -> Response:
     return page(request, "people.html", me, tokens=tokens[::-1], members=shown, **values)
 
 
+@router.get("/tokens")
+def tokens() -> Response:
+    """The address that stays in a browser after a token was made."""
+    return RedirectResponse("/people", 303)
+
+
 @router.post("/people")
 def add_member(
     server: Here, me: Viewer, name: Annotated[Name, Form()], role: Annotated[Role, Form()] = Role.MEMBER
