@@ -207,11 +207,14 @@ def test_what_pages_are_made_of_is_small_and_unchanged(site):
 
 
 def test_the_form_says_which_field_is_wrong_and_keeps_the_others(site):
+    """Guards: with the list of faults always shown, one fault was told twice; without `wrong` no field was marked."""
     log_in(site)
     sent = {"name": "kept", "base_model": "org/small", "max_steps": "ten", "more": "lora_r: 4"}
     answer = site.client.post("/submit", data=sent, headers=ORIGIN)
     assert answer.status_code == 422
-    assert "&#39;ten&#39; is no number" in answer.text
+    assert answer.text.count("&#39;ten&#39; is no number") == 1
+    assert answer.text.count("aria-invalid") == 1
+    assert 'name="max_steps" value="ten" aria-invalid="true"' in answer.text
     assert 'value="kept"' in answer.text
     assert "lora_r: 4" in answer.text
 
