@@ -46,10 +46,14 @@ def test_a_file_that_cannot_be_trained_on_leaves_none_chosen(page):
 
 
 def test_the_last_file_chosen_counts_and_waits_until_it_is_there(page):
-    """Guards: without `abort` the first file, answered last, took the place of the second; without comparing `turn` its end
-    said that it could not be sent, and let a job be submitted while the second was on its way."""
+    """Guards: without `abort` the first file, answered last, took the place of the second; without `disabled` a job could be
+    submitted while its file was on the way, which threw the file away."""
     held = []
-    page.route("**/submit/data?*", lambda route: held.append(route))
+
+    def hold(route):
+        held.append(route)
+
+    page.route("**/submit/data?*", hold)
     page.set_input_files("#file", GOOD)
     until(page, "document.querySelector('.submit .large').disabled")
     with page.expect_event("requestfailed", lambda request: "name=good.jsonl" in request.url):
@@ -63,13 +67,20 @@ def test_the_last_file_chosen_counts_and_waits_until_it_is_there(page):
 
 
 def test_a_file_chosen_from_the_list_counts_although_another_is_on_its_way(page):
-    """Guard: without `take` in `again`, the file that was still being sent took the place of the one chosen after it."""
+    """Guards: without `take` in `again`, the file that was still being sent took the place of the one chosen after it; without
+    `signal`, so did an earlier look that was answered late."""
     page.route("**/submit/data?*", lambda route: None)
     page.set_input_files("#file", GOOD)
-    with page.expect_event("requestfailed"):
-        page.locator("#data").select_option(label="old.jsonl · 1 rows · text")
+    with page.expect_event("requestfailed", lambda request: request.method == "POST"):
+        page.locator("#data").select_option(label="old.jsonl · 1 row · text")
     page.locator("#preview").get_by_text("old.jsonl").wait_for()
     assert page.get_by_role("button", name="Submit").is_enabled()
+    page.route("**/submit/data/*", lambda route: None)
+    page.get_by_label("Base model").fill("org/other")
+    page.get_by_label("Base model").press("Tab")
+    with page.expect_event("requestfailed", lambda request: request.method == "GET"):
+        page.set_input_files("#file", OTHER)
+    assert page.locator("#preview[aria-busy]").count() == 0
 
 
 def test_a_look_that_fails_is_said_and_does_not_stay_grey(page):

@@ -24,23 +24,21 @@
     return asked;
   };
   // Whatever is asked for last counts: an earlier answer that comes later would put another file in place.
-  let turn = 0, request = null;
-  const take = () => {
-    turn++;
+  let request = null;
+  const take = (next) => {
     request?.abort();
-    request = null;
+    request = next;
     bar.hidden = true;
     button.disabled = false;
     shown.removeAttribute("aria-busy");
     window.trainhop.say("");
-    return turn;
   };
   const show = (html) => {
     shown.innerHTML = html;
     const found = shown.querySelector("[data-sha]"), field = form.elements.data;
     if (found?.dataset.sha) {
       if (field.tagName === "SELECT" && ![...field.options].some((o) => o.value === found.dataset.sha)) {
-        field.add(new Option(`${found.dataset.name} · ${found.dataset.rows} rows`, found.dataset.sha));
+        field.add(new Option(`${found.dataset.name} · ${found.dataset.rows} row${found.dataset.rows === "1" ? "" : "s"}`, found.dataset.sha));
       }
       field.value = found.dataset.sha;
     }
@@ -48,23 +46,23 @@
   };
   const send = (chosen) => {
     if (!chosen) return;
-    const mine = take(), asked = query();
+    const sent = new XMLHttpRequest(), asked = query();
+    take(sent);
     form.elements.data.value = "";
     asked.set("name", chosen.name);
-    const sent = request = new XMLHttpRequest();
     sent.open("POST", `/submit/data?${asked}`);
     sent.setRequestHeader("HX-Request", "true");
     sent.setRequestHeader("Accept", "text/html");
     bar.hidden = false;
     button.disabled = true;
     sent.upload.addEventListener("progress", (event) => { bar.value = event.lengthComputable ? event.loaded / event.total : 0; });
-    sent.addEventListener("loadend", () => {
-      if (mine !== turn) return;
+    const ended = (then) => () => {
       request = null;
       take();
-      if (sent.status) show(sent.responseText);
-      else window.trainhop.say("The file could not be sent; try again.", "bad");
-    });
+      then();
+    };
+    sent.addEventListener("load", ended(() => show(sent.responseText)));
+    sent.addEventListener("error", ended(() => window.trainhop.say("The file could not be sent; try again.", "bad")));
     sent.send(chosen);
   };
   file.addEventListener("change", () => send(file.files[0]));
@@ -75,19 +73,19 @@
   const again = async (event) => {
     const field = form.elements.data, sha = field.value;
     if (!sha && event?.target !== field) return;
-    const mine = take();
+    const look = new AbortController();
+    take(look);
     if (!sha) return show("");
     shown.setAttribute("aria-busy", "true");
     try {
-      const answer = await fetch(`/submit/data/${sha}?${query()}`, {headers: {"HX-Request": "true", Accept: "text/html"}});
-      const html = await answer.text();
-      if (mine === turn) show(html);
+      const answer = await fetch(`/submit/data/${sha}?${query()}`, {signal: look.signal, headers: {"HX-Request": "true", Accept: "text/html"}});
+      show(await answer.text());
     } catch {
-      if (mine !== turn) return;
+      if (look.signal.aborted) return;
       shown.replaceChildren();
       window.trainhop.say("The server does not answer; the file could not be looked into.", "bad");
     } finally {
-      if (mine === turn) shown.removeAttribute("aria-busy");
+      if (!look.signal.aborted) shown.removeAttribute("aria-busy");
     }
   };
   // Everything that what is seen of a row depends on.
