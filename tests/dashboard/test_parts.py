@@ -108,6 +108,7 @@ def test_the_rest_of_a_job_goes_on_at_the_pace_of_the_next_machine():
 
 
 def test_bars_cover_what_happened_and_no_more():
+    """Guard: with the ledger's own seconds added up, a worker's boot was counted beside the machine's."""
     sessions = [
         {
             "started_at": 10.0,
@@ -134,7 +135,9 @@ def test_bars_cover_what_happened_and_no_more():
     assert [(b.kind, b.x, b.width) for b in clock] == [
         ("queue", 0, 5), ("boot", 5, 5), ("load", 10, 5), ("train", 15, 35), ("queue", 50, 10), ("boot", 60, 10), ("train", 70, 30),
     ]  # fmt: skip
-    assert dict(timeline.totals(sessions, 0.0, 100.0)) == {"queue": 15.0, "boot": 15.0, "load": 5.0, "train": 35.0}
+    assert dict(timeline.totals(sessions, 0.0, 100.0)) == {"queue": 15.0, "boot": 15.0, "load": 5.0, "train": 65.0}
+    sessions[0]["ledger"]["boot"] = 9
+    assert sum(spent for _, spent in timeline.totals(sessions, 0.0, 100.0)) == pytest.approx(100.0)
 
 
 def test_a_preview_shows_what_is_trained_and_every_fault(tmp_path):
@@ -174,7 +177,9 @@ def test_a_job_file_survives_the_form():
     assert wrong.value.problems[0][0] == "more"
 
 
-words = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\n\r\t\x85\u2028 :#'\"-"), max_size=60)
+words = st.text(
+    st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\n\r\t\x85\u2028 :#'\"-"), max_size=60
+)
 jobs = st.builds(
     JobSpec,
     name=words.filter(str.strip),
@@ -198,7 +203,9 @@ def test_any_job_file_survives_the_form(spec):
     was written, U+0085 became a blank."""
     form = jobform.to_form(spec.model_dump(mode="json", exclude_defaults=True))
     for key, text in form.items():  # what a browser does to text areas, and to fields
-        form[key] = "\r\n".join(re.split("\r\n|\r|\n", text)) if key in ("more", "prompts") else re.sub("[\r\n]", "", text)
+        form[key] = (
+            "\r\n".join(re.split("\r\n|\r|\n", text)) if key in ("more", "prompts") else re.sub("[\r\n]", "", text)
+        )
     assert jobform.from_form(form) == spec
 
 
