@@ -172,9 +172,7 @@ def test_a_data_file_may_be_as_large_on_a_page_as_by_the_api(make_server, tmp_pa
             refused = client.post("/submit/data?name=rows.jsonl", content=body, headers=headers)
             assert (refused.status_code, "is larger than 2.0 MiB" in refused.text) == (413, True)
             assert refused.text.startswith("<!doctype html>")
-        piece = client.post(
-            "/submit/data?name=rows.jsonl", content=large, headers=headers | {"HX-Request": "true"}
-        )
+        piece = client.post("/submit/data?name=rows.jsonl", content=large, headers=headers | {"HX-Request": "true"})
         assert piece.text.startswith('<div class="callout bad"')
 
 
@@ -276,3 +274,77 @@ def test_a_notebook_opens_in_colab_where_a_drive_is_in_use(make_server, tmp_path
     (file,) = [f for f in drive.files() if f.title.endswith(".ipynb")]
     assert f'href="https://colab.research.google.com/drive/{file.id}"' in shown
     assert "signed in at Google as somebody@example.com" in shown
+
+
+def test_a_browser_knows_its_own_login_among_others(site):
+    """Guards: without the name from `browser`, every login was called the same; without `current`, one's own was not marked."""
+    site.client.headers["User-Agent"] = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
+    log_in(site)
+    site.client.headers["User-Agent"] = "curl/8"
+    log_in(site)
+    site.client.headers["User-Agent"] = "Mozilla/5.0 (iPhone; like Mac OS X) AppleWebKit/605 Version/18 Safari/604.1"
+    log_in(site)
+    names = [token["name"] for token in site.admin.get("/tokens").json()["items"]]
+    assert {"browser, Firefox on Linux", "browser", "browser, Safari on iPhone"} < set(names)
+    page = site.client.get("/people", headers=HTML).text
+    assert page.count(">this browser<") == 1
+    assert 'Safari on iPhone <span class="badge good">this browser' in page
+
+
+def test_a_token_lasts_a_day_at_least(site):
+    """Guards: with `ge=0` a token for 0 days had expired when it was made; without `except`, "soon" was a bug of the server."""
+    log_in(site)
+    for days, words in (("0", "greater than or equal to 1"), ("soon", "valid number")):
+        refused = site.client.post("/tokens", data={"name": "x", "days": days}, headers=HTML | ORIGIN)
+        assert (refused.status_code, words in refused.text) == (422, True)
+    made = site.client.post("/tokens", data={"name": "x", "days": "1"}, headers=HTML | ORIGIN)
+    assert "The new token" in made.text
+    assert ">1 d 0 h</time>" in made.text
+
+
+def test_nothing_to_be_told_of_is_refused_and_what_was_typed_stays(site):
+    """Guard: with all topics in place of none, whoever had unticked every one was told of everything."""
+    log_in(site)
+    sent = {"url": "https://example.org/hook", "topics": []}
+    answer = site.client.post("/notifications", data=sent, headers=HTML | ORIGIN)
+    assert answer.status_code == 422
+    assert "choose at least one thing" in answer.text
+    assert 'value="https://example.org/hook"' in answer.text
+    assert answer.text.count(" checked>") == 0
+    assert site.admin.get("/notifications").json()["items"] == []
+    wrong = site.client.post("/notifications", data={"url": "nonsense", "topics": "failed"}, headers=HTML | ORIGIN)
+    assert wrong.text.count(" checked>") == 1
+
+
+def test_a_job_that_ends_says_how_long_it_took_and_what_is_safe(site, provider, clock, tmp_path):
+    """Guards: with the sum of the totals, a worker's boot was counted twice; with the tile always `safe`, "none yet" was green;
+    with "paused" for whatever is not known, so was a job in the queue or cancelled."""
+    log_in(site)
+    job = site.admin.submit(max_steps=1)["id"]
+
+    def shown() -> str:
+        return site.client.get(f"/jobs/{job}", headers=HTML).text
+
+    assert 'data-state="queued"' in shown()
+    assert '<div class="tile"><dt>Safe point</dt><dd>none yet<small>nothing was saved' in shown()
+    machine = Machine.launched(site, provider)
+    clock.tick(30)
+    machine.start()
+    clock.tick(70)
+    machine.report(1, ledger={"boot": 60.0, "train": 10.0})
+    machine.save(1, tmp_path)
+    assert machine.finish(1).status_code == 204
+    assert "1 step, 1 min 40 s after it was submitted" in shown()
+    assert '<div class="tile safe"><dt>Safe point</dt>' in shown()
+    other = site.admin.submit()["id"]
+    site.client.post(f"/jobs/{other}/cancel", headers=ORIGIN)
+    assert 'data-state="cancelled"' in site.client.get(f"/jobs/{other}", headers=HTML).text
+
+
+def test_one_row_is_one_row(site):
+    """Guards: without `many` it was "1 rows"; the reason why no tokens are shown ended in the name of a Python class."""
+    log_in(site)
+    data = site.admin.upload(b'{"text": "a"}\n').json()["sha256"]
+    shown = site.client.get(f"/submit/data/{data}?base_model=org/nowhere", headers=HTML).text
+    assert " · 1 row · about 1 token<" in shown.replace("</p>", "<")
+    assert "tokenizer is not on this computer." in shown
