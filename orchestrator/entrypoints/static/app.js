@@ -28,7 +28,8 @@
     if (!facts) return;
     const {title, percent, state} = facts.dataset;
     const whole = Math.floor(Number(percent));
-    document.title = (state === "running" ? `${whole} % · ` : state === "done" ? "✓ " : state === "failed" ? "✗ " : "⏸ ") + title;
+    const signs = {running: `${whole} % · `, done: "✓ ", failed: "✗ ", paused: "⏸ ", cancelled: "⏹ ", queued: "… "};
+    document.title = signs[state] + title;
     const href = `/favicon.svg?state=${state}&percent=${state === "done" ? 100 : whole}`;
     const icon = document.getElementById("favicon");
     if (icon.getAttribute("href") !== href) icon.setAttribute("href", href);
