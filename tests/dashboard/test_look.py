@@ -67,3 +67,16 @@ def test_long_names_fit_and_times_are_not_cut_apart(show, visit):
     )
     pale = "getComputedStyle(document.querySelector('[name=days]'), '::placeholder').color"
     assert page.evaluate(pale) == page.evaluate("getComputedStyle(document.querySelector('.fields label')).color")
+
+
+def test_a_tab_says_how_its_job_is(show, visit):
+    """Guard: with one sign for whatever is not known, a tab said of a job in the queue and of a cancelled one: paused."""
+    job = show.api.admin.submit(name="tabbed")["id"]
+    page = visit(show.link())
+    page.goto(f"{show.url}/jobs/{job}")
+    until(page, "document.title === '… tabbed'")
+    assert "state=queued" in page.locator("#favicon").get_attribute("href")
+    show.api.admin.post(f"/jobs/{job}:pause")
+    until(page, "document.title === '⏸ tabbed'")
+    show.api.admin.post(f"/jobs/{job}:cancel")
+    until(page, "document.title === '⏹ tabbed'")

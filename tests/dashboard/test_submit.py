@@ -98,11 +98,17 @@ def test_a_look_that_fails_is_said_and_does_not_stay_grey(page):
 
 @pytest.mark.parametrize("path", ["/", "/fleet"])
 def test_a_server_that_answers_again_is_not_said_to_be_silent(show, visit, path):
-    """Guard: without the look at the next answer, the page said for ever that the server does not answer."""
+    """Guards: without the look at the next answer, the page said for ever that the server does not answer; without `silent`
+    after a 503, so it did of the database."""
     show.api.admin.submit()
-    page = visit(show.link(), tolerate=("ERR_INTERNET_DISCONNECTED", "Failed to fetch"))
+    page = visit(show.link(), tolerate=("ERR_INTERNET_DISCONNECTED", "Failed to fetch", "503"))
     page.goto(show.url + path)
     page.context.set_offline(True)
     page.get_by_text("The server does not answer").wait_for()
     page.context.set_offline(False)
+    until(page, f"{NOTICE} === ''")
+    words = {"body": "no database", "headers": {"HX-Retarget": "#notice", "HX-Reswap": "innerHTML"}}
+    page.route(show.url + path + "**", lambda route: route.fulfill(status=503, content_type="text/html", **words))
+    until(page, f"{NOTICE} === 'no database'")
+    page.unroute_all()
     until(page, f"{NOTICE} === ''")

@@ -96,8 +96,12 @@
   document.addEventListener("htmx:error", (event) => {
     if (event.detail?.ctx?.request) unanswered();
   });
-  // before the answer is swapped in, which may be words at the same place
-  document.addEventListener("htmx:after:request", () => { if (silent) say(""); });
+  // before the answer is swapped in, which may be words at the same place; those of a look that failed end with the next one
+  document.addEventListener("htmx:after:request", (event) => {
+    if (silent) say("");
+    const {request, response} = event.detail.ctx;
+    silent = response.status >= 500 && request.method === "GET";
+  });
   document.addEventListener("htmx:sse:error", (event) => {
     if (event.detail?.status === 401) expired();
     else if (event.detail?.status === 404) gone();
