@@ -317,7 +317,7 @@ def test_nothing_to_be_told_of_is_refused_and_what_was_typed_stays(site):
 
 
 def test_a_job_that_ends_says_how_long_it_took_and_what_is_safe(site, provider, clock, tmp_path):
-    """Guards: with the sum of the totals, a worker's boot was counted twice; with the tile always `safe`, "none yet" was green;
+    """Guards: with the ledger's own seconds added up, a worker's boot was counted twice; with the tile always `safe`, "none yet" was green;
     with "paused" for whatever is not known, so was a job in the queue or cancelled."""
     log_in(site)
     job = site.admin.submit(max_steps=1)["id"]
@@ -331,7 +331,7 @@ def test_a_job_that_ends_says_how_long_it_took_and_what_is_safe(site, provider, 
     clock.tick(30)
     machine.start()
     clock.tick(70)
-    machine.report(1, ledger={"boot": 60.0, "train": 10.0})
+    machine.report(1, ledger={"boot": 90.0, "train": 10.0})
     machine.save(1, tmp_path)
     assert machine.finish(1).status_code == 204
     assert "1 step, 1 min 40 s after it was submitted" in shown()

@@ -69,7 +69,6 @@ def look(server: Server, machines: Machines, job_id: str) -> Look | None:
     live = next((s for s in reversed(sessions) if s["ended_at"] is None), None)
     events = server.pages.newest_events(job_id, EVENTS_SHOWN)
     ended = row["updated_at"] if JobState(row["state"]).is_final else now
-    last_end = max((s["ended_at"] or 0.0 for s in sessions), default=0.0)
     return Look(
         row=row,
         values={
@@ -86,7 +85,6 @@ def look(server: Server, machines: Machines, job_id: str) -> Look | None:
             "asked": progress_of_request(live, events, now),
             "steps_bars": timeline.by_step(sessions, row["total_steps"]),
             "clock_bars": timeline.by_clock(sessions, row["created_at"], ended),
-            "took": max(0.0, last_end - row["created_at"]),
             "totals": timeline.totals(sessions, row["created_at"], ended),
             "checkpoints": _checkpoints(server, row, sessions),
             "samples": _samples(server, job_id),
