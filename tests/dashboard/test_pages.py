@@ -317,8 +317,8 @@ def test_nothing_to_be_told_of_is_refused_and_what_was_typed_stays(site):
 
 
 def test_a_job_that_ends_says_how_long_it_took_and_what_is_safe(site, provider, clock, tmp_path):
-    """Guards: with the ledger's own seconds added up, a worker's boot was counted twice; with the tile always `safe`, "none yet" was green;
-    with "paused" for whatever is not known, so was a job in the queue or cancelled."""
+    """Guards: with the ledger's own seconds added up, a worker's boot was counted twice; with the tile always `safe`, "none
+    yet" was green; with "paused" for whatever is not known, so was a job in the queue or cancelled."""
     log_in(site)
     job = site.admin.submit(max_steps=1)["id"]
 
