@@ -46,11 +46,11 @@ class MemberAsked(Asked):
 
 
 class TokenAsked(Asked):
-    """A token for a member (id or name; you, if left out) that works for `days`, or for ever."""
+    """A token for a member (id or name; you, if left out) that works for `days`, one at least, or for ever."""
 
     member: Name | None = None
     name: Name = "cli"
-    days: Annotated[float, Field(ge=0, le=36_500)] | None = None
+    days: Annotated[float, Field(ge=1, le=36_500)] | None = None
 
 
 class AccountAsked(Asked):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.config import Settings
-from orchestrator.entrypoints.problems import problem
+from orchestrator.entrypoints.commands.output import size
 
 LARGEST_JSON_BYTES = 16 << 20
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-_UPLOADS = re.compile(r"/api/v1/(datasets|blobs/.*)")
+_UPLOADS = re.compile(r"/api/v1/(datasets|blobs/.*)|/submit(/data)?")
 _HEADERS = [
     (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"),
     (b"x-content-type-options", b"nosniff"),
@@ -21,6 +24,10 @@ _HEADERS = [
     (b"referrer-policy", b"same-origin"),
     (b"x-frame-options", b"DENY"),
 ]
+
+
+Refuse = Callable[[Request, int, str], Awaitable[Response]]
+"""Makes an answer of a status and a sentence, in the form that this request wants."""
 
 
 def hosts(settings: Settings) -> frozenset[str]:
@@ -35,9 +42,15 @@ class Gate:
     """ASGI middleware. A wrong `Host` is refused against DNS rebinding, a foreign `Origin` on every method against CSRF."""
 
     def __init__(
-        self, app: ASGIApp, *, allowed: frozenset[str], upload_bytes: int, public_url: str | None = None
+        self,
+        app: ASGIApp,
+        *,
+        allowed: frozenset[str],
+        upload_bytes: int,
+        refuse: Refuse,
+        public_url: str | None = None,
     ) -> None:
-        self._app, self._allowed, self._upload_bytes = app, allowed, upload_bytes
+        self._app, self._allowed, self._upload_bytes, self._refuse = app, allowed, upload_bytes, refuse
         self._public = _site(public_url) if public_url else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,7 +62,8 @@ class Gate:
         limit = self._upload_bytes if _UPLOADS.fullmatch(scope["path"]) else LARGEST_JSON_BYTES
         refusal = self._refusal(scope, headers, limit)
         if refusal is not None:
-            await problem(*refusal)(scope, receive, send)
+            answer = await self._refuse(Request(scope), *refusal)
+            await answer(scope, receive, send)
             return
         await self._app(scope, _counted(receive, limit), send)
 
@@ -92,7 +106,7 @@ def _hostname(host: str) -> str:
 
 
 def _too_large(limit: int) -> str:
-    return f"the body exceeds {limit} bytes"
+    return f"what was sent is larger than {size(limit)}"
 
 
 def _counted(receive: Receive, limit: int) -> Receive:

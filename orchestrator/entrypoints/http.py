@@ -86,6 +86,7 @@ def make_app(app: App) -> FastAPI:
         Gate,
         allowed=hosts(app.settings),
         upload_bytes=app.settings.max_upload_bytes,
+        refuse=site.refused,
         public_url=app.settings.public_url,
     )
     _describe(api)

@@ -47,7 +47,7 @@ class Logins:
             admin = next(m for m in tx.members() if m.role is Role.ADMIN)
         return self.link(Actor(member_id=admin.id, name=admin.name, role=admin.role))
 
-    def use(self, code: str) -> str | None:
+    def use(self, code: str, name: str = "browser") -> str | None:
         """A token for the browser that came with `code`, or None if it was used before or is too old."""
         now = self._ctx.clock.now()
         with self._lock:
@@ -59,7 +59,7 @@ class Logins:
             id=new_id("token", now),
             member_id=found.member.member_id,
             role=found.member.role,
-            name="browser",
+            name=name,
             created_at=now,
             expires_at=now + SESSION_DAYS * 86_400,
         )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import sqlite3
 
 import pytest
 from starlette.testclient import TestClient
 
 from orchestrator.domain.model import Account
+from orchestrator.entrypoints import gate
 from orchestrator.entrypoints.dashboard.assets import assets
 from orchestrator.entrypoints.http import make_app
 from orchestrator.entrypoints.logins import CODE_LIVES_S
@@ -120,6 +122,61 @@ def test_errors_are_pages_for_people_and_documents_for_programs(site):
     assert piece.headers["hx-retarget"] == "#notice"
 
 
+def test_whatever_goes_wrong_is_said_in_words(site, monkeypatch):
+    """Guards: with three kinds of errors wrapped instead of all, a database that did not answer and a bug were raw JSON to
+    people; with `problem` in place of `refused`, so was what the gate refuses; without `_known` the page had no way on."""
+    log_in(site)
+    anyhow = TestClient(site.client.app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+    anyhow.cookies.update(dict(site.client.cookies))
+    script = HTML | {"HX-Request": "true"}
+
+    def fails(error: Exception):
+        def raising(**_):
+            raise error
+
+        monkeypatch.setattr(site.client.app.state.server.views, "jobs", raising)
+
+    for error, status, words in (
+        (sqlite3.OperationalError("database is locked"), 503, "the database does not answer"),
+        (RuntimeError("a bug"), 500, "something went wrong on the server"),
+    ):
+        fails(error)
+        page = anyhow.get("/", headers=HTML)
+        assert (page.status_code, page.headers["content-type"]) == (status, "text/html; charset=utf-8")
+        assert words in page.text
+        assert 'aria-label="Pages"' in page.text
+        piece = anyhow.get("/", headers=script)
+        assert (piece.status_code, piece.headers["hx-retarget"]) == (status, "#notice")
+        assert words in piece.text
+        assert anyhow.get("/").json()["status"] == status
+    assert anyhow.get("/", headers=HTML | {"Host": "evil.example"}).text.startswith("<!doctype html>")
+    assert anyhow.get("/nowhere", headers=HTML).text.count('aria-label="Pages"') == 1
+    assert site.client.get("/tokens", headers=HTML).headers["location"] == "/people"
+
+
+def test_a_data_file_may_be_as_large_on_a_page_as_by_the_api(make_server, tmp_path, monkeypatch):
+    """Guards: with `/submit` left out of `_UPLOADS`, both were refused at the limit of JSON; what is larger than the limit of
+    uploads is refused in words, announced or not."""
+    monkeypatch.setattr(gate, "LARGEST_JSON_BYTES", 1000)
+    app = make_server(f"sqlite:///{tmp_path / 'trainhop.db'}", max_upload_bytes=2 << 20)
+    rows = b'{"text": "a row of some length"}\n' * 100
+    with TestClient(make_app(app), base_url="http://127.0.0.1", follow_redirects=False) as client:
+        log_in(Api(app=app, client=client))
+        headers = HTML | ORIGIN
+        sent = client.post("/submit/data?name=rows.jsonl", content=rows, headers=headers)
+        assert sent.status_code == 200
+        assert "rows.jsonl" in sent.text
+        form = {"base_model": "org/small", "max_steps": "1"}
+        assert client.post("/submit", data=form, files={"file": ("r.jsonl", rows)}, headers=headers).status_code == 303
+        large = b"x" * (2 << 20) + b"x"
+        for body in (large, iter([large])):
+            refused = client.post("/submit/data?name=rows.jsonl", content=body, headers=headers)
+            assert (refused.status_code, "is larger than 2.0 MiB" in refused.text) == (413, True)
+            assert refused.text.startswith("<!doctype html>")
+        piece = client.post("/submit/data?name=rows.jsonl", content=large, headers=headers | {"HX-Request": "true"})
+        assert piece.text.startswith('<div class="callout bad"')
+
+
 def test_the_same_job_can_be_sent_again_as_it_is_shown(site):
     """What is copied is what was submitted: the request below queues an equal job."""
     from html import unescape
@@ -149,11 +206,14 @@ def test_what_pages_are_made_of_is_small_and_unchanged(site):
 
 
 def test_the_form_says_which_field_is_wrong_and_keeps_the_others(site):
+    """Guards: with the list of faults always shown, one fault was told twice; without `wrong` no field was marked."""
     log_in(site)
     sent = {"name": "kept", "base_model": "org/small", "max_steps": "ten", "more": "lora_r: 4"}
     answer = site.client.post("/submit", data=sent, headers=ORIGIN)
     assert answer.status_code == 422
-    assert "&#39;ten&#39; is no number" in answer.text
+    assert answer.text.count("&#39;ten&#39; is no number") == 1
+    assert answer.text.count("aria-invalid") == 1
+    assert 'name="max_steps" value="ten" aria-invalid="true"' in answer.text
     assert 'value="kept"' in answer.text
     assert "lora_r: 4" in answer.text
 
@@ -224,3 +284,77 @@ def test_a_notebook_opens_in_colab_where_a_drive_is_in_use(make_server, tmp_path
     (file,) = [f for f in drive.files() if f.title.endswith(".ipynb")]
     assert f'href="https://colab.research.google.com/drive/{file.id}"' in shown
     assert "signed in at Google as somebody@example.com" in shown
+
+
+def test_a_browser_knows_its_own_login_among_others(site):
+    """Guards: without the name from `browser`, every login was called the same; without `current`, one's own was not marked."""
+    site.client.headers["User-Agent"] = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
+    log_in(site)
+    site.client.headers["User-Agent"] = "curl/8"
+    log_in(site)
+    site.client.headers["User-Agent"] = "Mozilla/5.0 (iPhone; like Mac OS X) AppleWebKit/605 Version/18 Safari/604.1"
+    log_in(site)
+    names = [token["name"] for token in site.admin.get("/tokens").json()["items"]]
+    assert {"browser, Firefox on Linux", "browser", "browser, Safari on iPhone"} < set(names)
+    page = site.client.get("/people", headers=HTML).text
+    assert page.count(">this browser<") == 1
+    assert 'Safari on iPhone <span class="badge good">this browser' in page
+
+
+def test_a_token_lasts_a_day_at_least(site):
+    """Guards: with `ge=0` a token for 0 days had expired when it was made; without `except`, "soon" was a bug of the server."""
+    log_in(site)
+    for days, words in (("0", "greater than or equal to 1"), ("soon", "valid number")):
+        refused = site.client.post("/tokens", data={"name": "x", "days": days}, headers=HTML | ORIGIN)
+        assert (refused.status_code, words in refused.text) == (422, True)
+    made = site.client.post("/tokens", data={"name": "x", "days": "1"}, headers=HTML | ORIGIN)
+    assert "The new token" in made.text
+    assert ">1 d 0 h</time>" in made.text
+
+
+def test_nothing_to_be_told_of_is_refused_and_what_was_typed_stays(site):
+    """Guard: with all topics in place of none, whoever had unticked every one was told of everything."""
+    log_in(site)
+    sent = {"url": "https://example.org/hook", "topics": []}
+    answer = site.client.post("/notifications", data=sent, headers=HTML | ORIGIN)
+    assert answer.status_code == 422
+    assert "choose at least one thing" in answer.text
+    assert 'value="https://example.org/hook"' in answer.text
+    assert answer.text.count(" checked>") == 0
+    assert site.admin.get("/notifications").json()["items"] == []
+    wrong = site.client.post("/notifications", data={"url": "nonsense", "topics": "failed"}, headers=HTML | ORIGIN)
+    assert wrong.text.count(" checked>") == 1
+
+
+def test_a_job_that_ends_says_how_long_it_took_and_what_is_safe(site, provider, clock, tmp_path):
+    """Guards: with the ledger's own seconds added up, a worker's boot was counted twice; with the tile always `safe`, "none
+    yet" was green; with "paused" for whatever is not known, so was a job in the queue or cancelled."""
+    log_in(site)
+    job = site.admin.submit(max_steps=1)["id"]
+
+    def shown() -> str:
+        return site.client.get(f"/jobs/{job}", headers=HTML).text
+
+    assert 'data-state="queued"' in shown()
+    assert '<div class="tile"><dt>Safe point</dt><dd>none yet<small>nothing was saved' in shown()
+    machine = Machine.launched(site, provider)
+    clock.tick(30)
+    machine.start()
+    clock.tick(70)
+    machine.report(1, ledger={"boot": 90.0, "train": 10.0})
+    machine.save(1, tmp_path)
+    assert machine.finish(1).status_code == 204
+    assert "1 step, 1 min 40 s after it was submitted" in shown()
+    assert '<div class="tile safe"><dt>Safe point</dt>' in shown()
+    other = site.admin.submit()["id"]
+    site.client.post(f"/jobs/{other}/cancel", headers=ORIGIN)
+    assert 'data-state="cancelled"' in site.client.get(f"/jobs/{other}", headers=HTML).text
+
+
+def test_one_row_is_one_row(site):
+    """Guards: without `many` it was "1 rows"; the reason why no tokens are shown ended in the name of a Python class."""
+    log_in(site)
+    data = site.admin.upload(b'{"text": "a"}\n').json()["sha256"]
+    shown = site.client.get(f"/submit/data/{data}?base_model=org/nowhere", headers=HTML).text
+    assert " · 1 row · about 1 token<" in shown.replace("</p>", "<")
+    assert "tokenizer is not on this computer." in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from orchestrator.ports import TokenLook
 from orchestrator.services.forecast import forecast
 from orchestrator.services.preview import preview, with_tokens
 from tests.http.play import Machine
-from worker.protocol import RowFormat
+from worker.protocol import DatasetSpec, JobSpec, RowFormat
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=3_000), st.integers(10, 500))
@@ -107,6 +108,7 @@ def test_the_rest_of_a_job_goes_on_at_the_pace_of_the_next_machine():
 
 
 def test_bars_cover_what_happened_and_no_more():
+    """Guard: with the ledger's own seconds added up, a worker's boot was counted beside the machine's."""
     sessions = [
         {
             "started_at": 10.0,
@@ -133,7 +135,9 @@ def test_bars_cover_what_happened_and_no_more():
     assert [(b.kind, b.x, b.width) for b in clock] == [
         ("queue", 0, 5), ("boot", 5, 5), ("load", 10, 5), ("train", 15, 35), ("queue", 50, 10), ("boot", 60, 10), ("train", 70, 30),
     ]  # fmt: skip
-    assert dict(timeline.totals(sessions, 0.0, 100.0)) == {"queue": 15.0, "boot": 15.0, "load": 5.0, "train": 35.0}
+    assert dict(timeline.totals(sessions, 0.0, 100.0)) == {"queue": 15.0, "boot": 15.0, "load": 5.0, "train": 65.0}
+    sessions[0]["ledger"]["boot"] = 9
+    assert sum(spent for _, spent in timeline.totals(sessions, 0.0, 100.0)) == pytest.approx(100.0)
 
 
 def test_a_preview_shows_what_is_trained_and_every_fault(tmp_path):
@@ -171,6 +175,51 @@ def test_a_job_file_survives_the_form():
     with pytest.raises(InvalidError) as wrong:
         jobform.from_form({"base_model": "m", "max_steps": "3", "more": "a: b: c"})
     assert wrong.value.problems[0][0] == "more"
+
+
+words = st.text(
+    st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\n\r\t\x85\u2028 :#'\"-"), max_size=60
+)
+jobs = st.builds(
+    JobSpec,
+    name=words.filter(str.strip),
+    base_model=words.filter(str.strip),
+    datasets=st.just((DatasetSpec(path="sha256:" + "a" * 64),)) | st.just((DatasetSpec(path="org/data", split="x"),)),
+    adapter=st.sampled_from(["lora", "qlora"]),
+    max_steps=st.integers(1, 10_000_000),
+    num_epochs=st.none() | st.floats(0, 10_000, exclude_min=True),
+    learning_rate=st.floats(0, 10, exclude_min=True),
+    val_set_size=st.floats(0, 1, exclude_max=True),
+    lora_alpha=st.floats(0, 4096, exclude_min=True),
+    sample_prompts=st.lists(words.filter(str.strip), max_size=4),
+    deadline=st.none() | st.floats(0, 1e12),
+)
+
+
+@given(jobs)
+def test_any_job_file_survives_the_form(spec):
+    """Guards: with floats as `:g` a learning rate of 0.00012345678 became 0.000123457; with prompts always joined by line, one
+    of two lines became two; with a name of two lines in its field, a browser made one line of it; with YAML believed as it
+    was written, U+0085 became a blank."""
+    form = jobform.to_form(spec.model_dump(mode="json", exclude_defaults=True))
+    for key, text in form.items():  # what a browser does to text areas, and to fields
+        form[key] = (
+            "\r\n".join(re.split("\r\n|\r|\n", text)) if key in ("more", "prompts") else re.sub("[\r\n]", "", text)
+        )
+    assert jobform.from_form(form) == spec
+
+
+def test_what_a_field_and_the_yaml_say_differently_is_refused():
+    """Guard: without the comparison in `_put`, a job file that was pasted below filled fields was ignored without a word."""
+    data = "a" * 64
+    pasted = f"name: mine\nlearning_rate: 1e-4\nmax_steps: 40\ndatasets: [{{path: 'sha256:{data}', type: text}}]"
+    same = {"name": "mine", "learning_rate": "0.0001", "base_model": "m", "data": data, "more": pasted}
+    assert jobform.from_form(same).datasets[0].type == "text"
+    other = {"name": "first-try", "max_steps": "7", "prompts": "a", "data": "b" * 64}
+    with pytest.raises(InvalidError) as refused:
+        jobform.from_form({**same, **other, "more": pasted + "\nsample_prompts: [b]"})
+    assert [key for key, _ in refused.value.problems] == ["name", "max_steps", "datasets", "sample_prompts"]
+    assert "Name: the field says first-try, the YAML below the fields mine" in str(refused.value)
 
 
 def test_lines_know_their_place_and_kind():

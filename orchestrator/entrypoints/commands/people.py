@@ -200,7 +200,7 @@ def add_token(
     context: typer.Context,
     member: Annotated[str, typer.Argument(help="Id or name of a member.")],
     name: Annotated[str, typer.Option(help="What it is for.")] = "cli",
-    days: Annotated[float | None, typer.Option(min=0, help="How long it works; for ever, if left out.")] = None,
+    days: Annotated[float | None, typer.Option(min=1, help="How long it works; for ever, if left out.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Make a token; it is shown this once."""

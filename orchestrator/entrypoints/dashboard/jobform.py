@@ -13,6 +13,7 @@ from orchestrator.domain.errors import InvalidError
 from worker.faults import explain
 from worker.protocol import JobSpec
 
+LONGEST_SHOWN = 80
 Row = dict[str, Any]
 
 
@@ -39,7 +40,6 @@ FIELDS = (
     Field(key="lora_r", words="LoRA rank", kind=int),
     Field(key="val_set_size", words="Held out for eval", kind=float, hint="a share, 0.05 for 5 %"),
 )
-_KEYS = {field.key for field in FIELDS}
 FIXED = frozenset({"base_model", "adapter", "global_batch_size", "sequence_len", "lora_r", "val_set_size"})
 """Fields that a clone from a checkpoint keeps."""
 
@@ -106,34 +106,59 @@ PRESETS: dict[str, tuple[str, str, Row]] = {
 
 
 def to_form(spec: Mapping[str, Any]) -> Row:
-    """Field values, the dataset's hash if there is one uploaded dataset, sample prompts by line, and the rest as YAML."""
-    rest = {k: v for k, v in spec.items() if k not in _KEYS}
+    """Field values, the dataset's hash if there is one uploaded dataset, sample prompts by line, and the rest as YAML.
+
+    What a field cannot hold without changing it is left in the YAML.
+    """
     values: Row = {field.key: _text(spec.get(field.key)) for field in FIELDS}
+    values |= {key: "" for key, text in values.items() if len(text.splitlines()) > 1}
+    rest = {k: v for k, v in spec.items() if v is not None and not values.get(k)}
     datasets = rest.get("datasets") or []
     values["data"] = ""
     if len(datasets) == 1 and set(datasets[0]) <= {"path", "type"} and datasets[0]["path"].startswith("sha256:"):
         values["data"] = datasets[0]["path"].removeprefix("sha256:")
         del rest["datasets"]
-    values["prompts"] = "\n".join(rest.pop("sample_prompts", ()))
-    values["more"] = yaml.safe_dump(rest, sort_keys=False, allow_unicode=True) if rest else ""
+    prompts = list(rest.get("sample_prompts", ()))
+    values["prompts"] = "\n".join(prompts)
+    if _lines(values["prompts"]) == prompts:
+        rest.pop("sample_prompts", None)
+    else:
+        values["prompts"] = ""
+    values["more"] = _dumped(rest) if rest else ""
     return values
 
 
+def _dumped(rest: Row) -> str:
+    text = yaml.safe_dump(rest, sort_keys=False, allow_unicode=True)
+    # Rare line breaks of Unicode are written as they are and read back as "\n".
+    return text if yaml.safe_load(text) == rest else yaml.safe_dump(rest, sort_keys=False)
+
+
 def _text(value: Any) -> str:
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    """Of a float every digit counts."""
+    return "" if value is None else repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def from_form(form: Mapping[str, Any]) -> JobSpec:
     """The job file that a filled-in form stands for; raises `InvalidError` naming each field that is wrong."""
     spec = _yaml(str(form.get("more") or ""))
+    faults: list[tuple[str, str]] = []
     for field in FIELDS:
-        text = str(form.get(field.key) or "").strip()
-        if text:
-            spec[field.key] = _value(field, text)
+        if text := str(form.get(field.key) or "").strip():
+            _put(spec, faults, field, text)
     if data := str(form.get("data") or "").strip():
-        spec["datasets"] = [{"path": f"sha256:{data}"}]
-    if prompts := [line.strip() for line in str(form.get("prompts") or "").splitlines() if line.strip()]:
+        _put_data(spec, faults, f"sha256:{data}")
+    if prompts := _lines(str(form.get("prompts") or "")):
+        if list(spec.get("sample_prompts") or prompts) != prompts:
+            faults.append(("sample_prompts", _twice(prompts, spec["sample_prompts"])))
         spec["sample_prompts"] = prompts
+    if faults:
+        words = {field.key: field.words for field in FIELDS}
+        raise InvalidError("; ".join(f"{words.get(k, k)}: {w}" for k, w in faults[:3]), faults)
     try:
         return JobSpec.model_validate(spec)
     except ValidationError as error:
@@ -141,19 +166,50 @@ def from_form(form: Mapping[str, Any]) -> JobSpec:
         raise InvalidError("; ".join(f"{p}: {w}" if p else w for p, w in faults[:3]), faults) from error
 
 
+def _put(spec: Row, faults: list[tuple[str, str]], field: Field, text: str) -> None:
+    try:
+        value = field.kind(text)
+    except ValueError:
+        faults.append((field.key, f"{text!r} is no number"))
+        return
+    below = spec.get(field.key)
+    if below is not None and not _same(field, below, value):
+        faults.append((field.key, _twice(text, below)))
+    spec[field.key] = value
+
+
+def _same(field: Field, below: Any, value: object) -> bool:
+    if field.kind is str:
+        return str(below).strip() == value
+    try:
+        return float(below) == value  # YAML reads 1e-4 as text
+    except (TypeError, ValueError):
+        return False
+
+
+def _put_data(spec: Row, faults: list[tuple[str, str]], path: str) -> None:
+    """A pasted job file may say more about the same file."""
+    below = spec.get("datasets")
+    if below is None:
+        spec["datasets"] = [{"path": path}]
+    elif not (isinstance(below, list) and [d.get("path") for d in below if isinstance(d, dict)] == [path]):
+        faults.append(("datasets", _twice(path, below)))
+
+
+def _twice(above: object, below: object) -> str:
+    """Neither is taken silently: somebody meant both."""
+    return f"the field says {_shown(above)}, the YAML below the fields {_shown(below)}; leave one of them out"
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "…"
+
+
 def _words(pointer: str, words: str) -> str:
     if pointer == "/datasets" and "required" in words:
         return "bring a data file first"
     return words
-
-
-def _value(field: Field, text: str) -> Any:
-    if field.kind is str:
-        return text
-    try:
-        return field.kind(text)
-    except ValueError as error:
-        raise InvalidError(f"{field.words}: {text!r} is no number", [(field.key, f"{text!r} is no number")]) from error
 
 
 def _yaml(text: str) -> Row:

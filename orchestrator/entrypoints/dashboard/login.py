@@ -21,6 +21,16 @@ class LoginLink(BaseModel):
     url: str
 
 
+def browser(agent: str) -> str:
+    """What a browser calls itself, as the name of its token: "browser, Firefox on Linux"."""
+    kinds = (("Edg", "Edge"), ("OPR", "Opera"), ("Firefox", "Firefox"), ("Chrome", "Chrome"), ("Safari", "Safari"))
+    systems = ("Android", "iPhone", "iPad", "Windows", "Mac OS X", "CrOS", "Linux")
+    kind = next((name for mark, name in kinds if f"{mark}/" in agent), "")
+    system = next((name for name in systems if name in agent), "")
+    known = " on ".join(word for word in (kind, system) if word)
+    return f"browser, {known}" if known else "browser"
+
+
 @api.post(
     "/login-links", status_code=201, operation_id="add_login_link", summary="Make a one-time link to the dashboard"
 )
@@ -37,7 +47,7 @@ def login(request: Request, server: Here, code: str) -> Response:
 
     Not a redirect: a browser that follows a link from another site sends no strict cookie along its redirects.
     """
-    secret = server.logins.use(code)
+    secret = server.logins.use(code, browser(request.headers.get("user-agent", "")))
     if secret is None:
         return page(request, "login.html", None, status=401, used=True, server_url=server.ctx.server_url())
     answer = page(request, "welcome.html", None)

@@ -27,7 +27,7 @@ def listing(request: Request, server: Here, me: Viewer, job: Annotated[str, Quer
 def _page(request: Request, server: Server, me: Actor, *, status: int = 200, **more: Any) -> Response:
     book = server.app.book
     shown = [(c, book.deliveries(c.id, DELIVERIES_SHOWN)) for c in notifications.channels(server.app.office, me)]
-    values = {"job": "", "secret": None, "problem": "", "url": ""} | more
+    values = {"job": "", "secret": None, "problem": "", "url": "", "chosen": list(Topic)} | more
     return page(request, "notifications.html", me, status=status, channels=shown, topics=list(Topic), **values)
 
 
@@ -41,12 +41,13 @@ def add(
     job: Annotated[str, Form(max_length=64)] = "",
 ) -> Response:
     """A new channel; the secret of a webhook is on the page that comes back, and nowhere else."""
+    chosen = topics or []
     try:
-        _, secret = notifications.add_channel(
-            server.app.office, me, url=url, topics=topics or list(Topic), job_id=job or None
-        )
+        if not chosen:
+            raise InvalidError("choose at least one thing to be told of")
+        _, secret = notifications.add_channel(server.app.office, me, url=url, topics=chosen, job_id=job or None)
     except InvalidError as error:
-        return _page(request, server, me, status=422, problem=str(error), job=job)
+        return _page(request, server, me, status=422, problem=str(error), job=job, url=url, chosen=chosen)
     return _page(request, server, me, secret=secret)
 
 

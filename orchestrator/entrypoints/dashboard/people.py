@@ -6,8 +6,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
+from pydantic import ValidationError
 
+from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.model import Role
+from orchestrator.entrypoints.auth import bearer_token, cookie_token
 from orchestrator.entrypoints.bodies import MemberAsked, Name, TokenAsked
 from orchestrator.entrypoints.dashboard.render import Viewer, page
 from orchestrator.entrypoints.deps import Here, Server
@@ -27,8 +30,17 @@ def _page(request: Request, server: Server, me: Actor, **more: Any) -> Response:
     tokens = accounts.list_tokens(server.ctx, me)
     members = accounts.list_members(server.ctx)
     shown = members if me.role is Role.ADMIN else [m for m in members if m.id == me.member_id]
-    values = {"secret": None, "link": None, "who": "", "roles": list(Role)} | more
+    secret = bearer_token(request) or cookie_token(request)
+    with server.ctx.uow() as tx:
+        mine = tx.token(server.ctx.tokens.hash(secret)) if secret else None
+    values = {"current": mine.id if mine else "", "secret": None, "link": None, "who": "", "roles": list(Role)} | more
     return page(request, "people.html", me, tokens=tokens[::-1], members=shown, **values)
+
+
+@router.get("/tokens")
+def tokens() -> Response:
+    """The address that stays in a browser after a token was made."""
+    return RedirectResponse("/people", 303)
 
 
 @router.post("/people")
@@ -62,7 +74,11 @@ def add_token(
     days: Annotated[str, Form(max_length=12)] = "",
 ) -> Response:
     """Make a token; its secret is on the page that comes back, and nowhere else."""
-    asked = TokenAsked.model_validate({"member": member or me.member_id, "name": name, "days": days or None})
+    try:
+        asked = TokenAsked.model_validate({"member": member or me.member_id, "name": name, "days": days or None})
+    except ValidationError as error:
+        faults = [(str(f["loc"][0]), f["msg"]) for f in error.errors()]
+        raise InvalidError("; ".join(f"{where}: {what}" for where, what in faults), faults) from error
     token, secret = accounts.add_token(
         server.ctx, me, member=asked.member or me.member_id, name=asked.name, days=asked.days
     )

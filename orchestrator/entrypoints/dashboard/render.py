@@ -48,6 +48,7 @@ def _environment() -> Environment:
         "size": size,
         "number": number,
         "moment": moment,
+        "many": many,
     }
     return made
 
@@ -69,7 +70,7 @@ def left(until: float | None, now: float) -> Markup:
 
 
 def moment(at: float | None) -> str:
-    """A time in UTC; the page's script turns it into the reader's own zone."""
+    """A time in UTC, as it says."""
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC" if at is not None else "–"
 
 
@@ -82,6 +83,11 @@ def number(value: float | None, digits: int = 3) -> str:
     if abs(value) >= 1e4:
         return f"{value / 1e3:.1f} k"
     return f"{value:.{digits}g}" if abs(value) < 1e3 else f"{value:.0f}"
+
+
+def many(count: int, word: str) -> str:
+    """So many of something: 1 row, 2 rows."""
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 @cache

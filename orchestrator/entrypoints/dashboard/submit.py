@@ -102,6 +102,7 @@ def _form(
         datasets=known,
         problem=str(error) if error else "",
         faults=list(error.problems) if error else [],
+        wrong={where.strip("/").partition("/")[0] for where, _ in error.problems} if error else set[str](),
     )
 
 

@@ -68,17 +68,14 @@ def _phases(session: dict[str, Any], start: float, end: float) -> Iterator[tuple
 
 
 def totals(sessions: Sequence[dict[str, Any]], began: float, until: float) -> list[tuple[str, float]]:
-    """Seconds in the queue and in each phase over all sessions."""
+    """Seconds in the queue and in each phase over all sessions, as the bars by clock show them."""
     found: dict[str, float] = {"queue": 0.0}
     free_since = began
     for session in sessions:
         found["queue"] += max(0.0, session["created_at"] - free_since)
         free_since = session["ended_at"] or until
-        for name in PHASES:
-            if spent := float(session["ledger"].get(name, 0.0)):
-                found[name] = found.get(name, 0.0) + spent
-        if session["started_at"]:
-            found["boot"] = found.get("boot", 0.0) + max(0.0, session["started_at"] - session["created_at"])
+        for name, left, right in _phases(session, session["created_at"], free_since):
+            found[name] = found.get(name, 0.0) + right - left
     return [(name, spent) for name, spent in found.items() if spent >= 0.5]
 
 

@@ -28,7 +28,8 @@
     if (!facts) return;
     const {title, percent, state} = facts.dataset;
     const whole = Math.floor(Number(percent));
-    document.title = (state === "running" ? `${whole} % · ` : state === "done" ? "✓ " : state === "failed" ? "✗ " : "⏸ ") + title;
+    const signs = {running: `${whole} % · `, done: "✓ ", failed: "✗ ", paused: "⏸ ", cancelled: "⏹ ", queued: "… "};
+    document.title = signs[state] + title;
     const href = `/favicon.svg?state=${state}&percent=${state === "done" ? 100 : whole}`;
     const icon = document.getElementById("favicon");
     if (icon.getAttribute("href") !== href) icon.setAttribute("href", href);
@@ -62,7 +63,9 @@
 
   // plain words
   const notice = document.getElementById("notice");
+  let silent = false;
   const say = (text, kind = "", link = "") => {
+    silent = false;
     notice.replaceChildren();
     if (!text) return;
     const box = document.createElement("div");
@@ -79,6 +82,10 @@
   };
   const expired = () => say("Your login has expired or was taken back.", "bad", location.href);
   const gone = () => say("This job is gone.", "bad");
+  const unanswered = () => {
+    say("The server does not answer; this page tries again.", "bad");
+    silent = true;
+  };
   window.trainhop.say = say;
   // after the server's own words, which are swapped in at the same place
   document.addEventListener("htmx:finally:request", (event) => {
@@ -87,12 +94,18 @@
     if (status === 404 && event.target.id === "job") event.target.dispatchEvent(new Event("gone", {bubbles: true}));
   });
   document.addEventListener("htmx:error", (event) => {
-    if (event.detail?.ctx?.request) say("The server does not answer; this page tries again.", "bad");
+    if (event.detail?.ctx?.request) unanswered();
+  });
+  // before the answer is swapped in, which may be words at the same place; those of a look that failed end with the next one
+  document.addEventListener("htmx:after:request", (event) => {
+    if (silent) say("");
+    const {request, response} = event.detail.ctx;
+    silent = response.status >= 500 && request.method === "GET";
   });
   document.addEventListener("htmx:sse:error", (event) => {
     if (event.detail?.status === 401) expired();
     else if (event.detail?.status === 404) gone();
-    else say("The server does not answer; this page tries again.", "bad");
+    else unanswered();
   });
   document.addEventListener("htmx:sse:after:connection", (event) => {
     if (event.detail?.connection?.status === 200) say("");

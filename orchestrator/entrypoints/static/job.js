@@ -169,6 +169,8 @@
     box.replaceChildren();
     const axis = {stroke: colour("muted"), grid: {stroke: colour("line"), width: 1}, ticks: {stroke: colour("line"), width: 1}, font: "12px system-ui, sans-serif"};
     const clock = state.x === "clock";
+    // a line of one point would not be seen
+    const lone = {show: (u, i) => u.data[i].filter((v) => v != null).length === 1, size: 9, fill: colour("s0"), stroke: colour("s0")};
     chart = new uPlot({
       width: box.clientWidth, height: box.clientHeight - legend(),
       scales: {
@@ -185,7 +187,7 @@
       ],
       series: [
         {label: state.x === "step" ? "step" : state.x === "gpu" ? "hours" : "time", value: clock ? undefined : (u, v) => short(v)},
-        {label: "loss", stroke: stroke(on("ema")), width: on("ema") ? 1 : 1.6, points: {show: false}, value: (u, v) => short(v)},
+        {label: "loss", stroke: stroke(on("ema")), width: on("ema") ? 1 : 1.6, points: lone, value: (u, v) => short(v)},
         {label: "smooth", stroke: stroke(false), width: 2.2, show: on("ema"), points: {show: false}, value: (u, v) => short(v)},
         {label: "lost, run again", stroke: colour("muted"), dash: [3, 4], width: 1.2, points: {show: false}, value: (u, v) => short(v)},
         {label: "eval", stroke: colour("ink"), width: 0, show: on("eval_loss"), points: {show: true, size: 9, fill: colour("card"), width: 2, stroke: colour("ink")}, value: (u, v) => short(v), spanGaps: true},

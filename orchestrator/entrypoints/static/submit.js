@@ -3,7 +3,7 @@
 (() => {
   const form = document.getElementById("job-form"), file = document.getElementById("file");
   const drop = document.getElementById("drop"), bar = document.getElementById("sending");
-  const shown = document.getElementById("preview");
+  const shown = document.getElementById("preview"), button = form.querySelector(".large");
   file.removeAttribute("name");
 
   const replan = () => document.body.dispatchEvent(new CustomEvent("replan", {bubbles: true}));
@@ -23,49 +23,70 @@
     if (Number.isInteger(length) && length >= 8) asked.set("sequence_len", length);
     return asked;
   };
+  // Whatever is asked for last counts: an earlier answer that comes later would put another file in place.
+  let request = null;
+  const take = (next) => {
+    request?.abort();
+    request = next;
+    bar.hidden = true;
+    button.disabled = false;
+    shown.removeAttribute("aria-busy");
+    window.trainhop.say("");
+  };
   const show = (html) => {
     shown.innerHTML = html;
-    const found = shown.querySelector("[data-sha]");
-    if (!found?.dataset.sha) return;
-    const field = form.elements.data;
-    if (field.tagName === "SELECT" && ![...field.options].some((o) => o.value === found.dataset.sha)) {
-      field.add(new Option(`${found.dataset.name} · ${found.dataset.rows} rows`, found.dataset.sha));
+    const found = shown.querySelector("[data-sha]"), field = form.elements.data;
+    if (found?.dataset.sha) {
+      if (field.tagName === "SELECT" && ![...field.options].some((o) => o.value === found.dataset.sha)) {
+        field.add(new Option(`${found.dataset.name} · ${found.dataset.rows} row${found.dataset.rows === "1" ? "" : "s"}`, found.dataset.sha));
+      }
+      field.value = found.dataset.sha;
     }
-    field.value = found.dataset.sha;
     replan();
   };
   const send = (chosen) => {
     if (!chosen) return;
-    const asked = query();
+    const sent = new XMLHttpRequest(), asked = query();
+    take(sent);
+    form.elements.data.value = "";
     asked.set("name", chosen.name);
-    const request = new XMLHttpRequest();
-    request.open("POST", `/submit/data?${asked}`);
-    request.setRequestHeader("HX-Request", "true");
-    request.setRequestHeader("Accept", "text/html");
+    sent.open("POST", `/submit/data?${asked}`);
+    sent.setRequestHeader("HX-Request", "true");
+    sent.setRequestHeader("Accept", "text/html");
     bar.hidden = false;
-    request.upload.addEventListener("progress", (event) => { bar.value = event.lengthComputable ? event.loaded / event.total : 0; });
-    request.addEventListener("loadend", () => {
-      bar.hidden = true;
-      if (request.status === 0) window.trainhop.say("The file could not be sent; try again.", "bad");
-      else show(request.responseText);
-    });
-    request.send(chosen);
+    button.disabled = true;
+    sent.upload.addEventListener("progress", (event) => { bar.value = event.lengthComputable ? event.loaded / event.total : 0; });
+    const ended = (then) => () => {
+      request = null;
+      take();
+      then();
+    };
+    sent.addEventListener("load", ended(() => show(sent.responseText)));
+    sent.addEventListener("error", ended(() => window.trainhop.say("The file could not be sent; try again.", "bad")));
+    sent.send(chosen);
   };
   file.addEventListener("change", () => send(file.files[0]));
   for (const kind of ["dragenter", "dragover"]) drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
   for (const kind of ["dragleave", "drop"]) drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.remove("over"); });
   drop.addEventListener("drop", (event) => send(event.dataTransfer.files[0]));
 
-  let asked = 0;
-  const again = async () => {
-    const sha = form.elements.data.value, mine = ++asked;
-    if (!sha) return;
+  const again = async (event) => {
+    const field = form.elements.data, sha = field.value;
+    if (!sha && event?.target !== field) return;
+    const look = new AbortController();
+    take(look);
+    if (!sha) return show("");
     shown.setAttribute("aria-busy", "true");
-    const answer = await fetch(`/submit/data/${sha}?${query()}`, {headers: {"HX-Request": "true", Accept: "text/html"}});
-    const html = await answer.text();
-    if (mine !== asked) return;
-    shown.removeAttribute("aria-busy");
-    show(html);
+    try {
+      const answer = await fetch(`/submit/data/${sha}?${query()}`, {signal: look.signal, headers: {"HX-Request": "true", Accept: "text/html"}});
+      show(await answer.text());
+    } catch {
+      if (look.signal.aborted) return;
+      shown.replaceChildren();
+      window.trainhop.say("The server does not answer; the file could not be looked into.", "bad");
+    } finally {
+      if (!look.signal.aborted) shown.removeAttribute("aria-busy");
+    }
   };
   // Everything that what is seen of a row depends on.
   for (const name of ["data", "base_model", "sequence_len", "more"]) form.elements[name].addEventListener("change", again);
