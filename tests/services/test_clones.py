@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 from sqlalchemy import Engine, text
 
-from orchestrator.adapters.unit_of_work import make_engine
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError
 from orchestrator.domain.lifecycle import CheckpointState, JobState
 from orchestrator.services import clones, jobs, leases
@@ -20,18 +18,6 @@ from orchestrator.services.reconcile import reconcile
 from tests.one_way_world import DeafWorld
 from tests.world import Worker, World
 from worker.protocol import Failure, Finish, Origin
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = make_engine(database_url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def world(engine: Engine, tmp_path: Path) -> World:
-    return World(engine, tmp_path)
 
 
 def running(world: World) -> Worker:

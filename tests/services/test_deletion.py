@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from sqlalchemy import Engine, text
 
-from orchestrator.adapters.unit_of_work import make_engine
 from orchestrator.domain.errors import ConflictError, NotFoundError, UnavailableError
 from orchestrator.ports import StoreUnavailable
 from orchestrator.services import clones, deletion, jobs
@@ -16,18 +12,6 @@ from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
 from tests.world import Worker, World
 from worker.protocol import JobSpec
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = make_engine(database_url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def world(engine: Engine, tmp_path: Path) -> World:
-    return World(engine, tmp_path)
 
 
 def trained(world: World, steps: int = 4) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-from orchestrator.adapters.unit_of_work import make_engine
 from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.domain.model import Account
@@ -17,13 +15,6 @@ from orchestrator.services import jobs
 from orchestrator.services.dispatch import FULL_REST_S, dispatch, why_waiting
 from orchestrator.services.reconcile import reconcile
 from tests.world import World
-
-
-@pytest.fixture
-def world(database_url: str, tmp_path: Path) -> Iterator[World]:
-    engine = make_engine(database_url)
-    yield World(engine, tmp_path)
-    engine.dispose()
 
 
 def test_a_model_of_the_servers_disk_waits_for_a_machine_that_sees_it(world: World) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.services import leases
-from tests.services.test_clones import engine, running, saves, world  # noqa: F401  fixtures
+from tests.services.test_clones import running, saves
 from tests.world import World
 from worker.protocol import Failure, Finish
 
 
-def test_a_job_whose_only_checkpoint_is_damaged_starts_again_and_ends(world: World) -> None:  # noqa: F811
+def test_a_job_whose_only_checkpoint_is_damaged_starts_again_and_ends(world: World) -> None:
     """Guard: without `_give_up_the_chain` the first commit of the new start broke the index that forbids forks, for ever."""
     job = world.submit("alice", 3, checkpoint={"keep": 1})
     worker = running(world)
