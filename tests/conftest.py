@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from orchestrator.adapters.schema import upgrade
@@ -21,6 +22,10 @@ from orchestrator.testing import FakeClock, FakePersonalProvider, FakeProvider
 from tests.colab_client import MissingError, environment
 from tests.emulators.drive import Drive
 from tests.postgres import Cluster, missing_programs
+
+# How long one example takes says something of the machine's neighbours, and nothing of the code.
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
 
 DATABASES = [pytest.param("sqlite"), pytest.param("postgres", marks=pytest.mark.postgres)]
 
