@@ -45,6 +45,7 @@ _queued = Statement(
     .order_by(tables.jobs.c.priority.desc(), tables.jobs.c.id)
     .limit(bindparam("most"))
 )
+_any_queued = Statement(select(tables.jobs.c.id).where(tables.jobs.c.state == text("'queued'")).limit(1))
 _due = Statement(
     JOBS.select.where(
         tables.jobs.c.state == text("'queued'"),
@@ -159,6 +160,9 @@ class SqlTransaction(ClaimRows, CheckpointRows):
             if (spec["base_model"], spec["lora_r"]) == (base_model, lora_r):
                 return size
         return None
+
+    def has_queued(self) -> bool:
+        return bool(_any_queued.rows(self.connection))
 
     def queued(self, limit_per_member: int, now: float) -> list[Job]:
         most = {"now": now, "most": limit_per_member}

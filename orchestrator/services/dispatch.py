@@ -43,7 +43,7 @@ class _Claim:
 def dispatch(ctx: Context) -> int:
     """One round: claim jobs for free machines in one transaction, then launch outside of it. Returns the number claimed."""
     with ctx.uow() as tx:
-        accounts = tx.accounts() if tx.queued(1, ctx.clock.now()) else []
+        accounts = tx.accounts() if tx.has_queued() else []
     places = survey(ctx, accounts)
     if not any(p.slots and not p.shut for p in places):
         return 0
@@ -167,10 +167,8 @@ def lease_out(
 def _launch(ctx: Context, claim: _Claim) -> None:
     lease = claim.lease
     try:
-        with ctx.uow() as tx:
-            current = tx.lease(lease.id)
-        if current is None or not current.state.is_live:
-            return  # cancelled while it waited for its turn
+        if lease.one_way and not _is_live(ctx, lease):
+            return  # cancelled while it waited for its turn; one that can call is told so when it does
         external_id = ctx.providers.get(lease.provider).launch(_request(ctx, claim))
     except CredentialsRefused as error:
         _note_problem(ctx, claim.account, str(error))
@@ -189,6 +187,12 @@ def _launch(ctx: Context, claim: _Claim) -> None:
             tx.note_external_id(lease.id, external_id)
     finally:
         ctx.launching.discard(lease.id)
+
+
+def _is_live(ctx: Context, lease: Lease) -> bool:
+    with ctx.uow() as tx:
+        current = tx.lease(lease.id)
+    return current is not None and current.state.is_live
 
 
 def _request(ctx: Context, claim: _Claim) -> LaunchRequest:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
 from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.lifecycle import JobState
@@ -14,6 +16,7 @@ from orchestrator.ports import LaunchRequest, QuotaExhausted, Room
 from orchestrator.services import jobs
 from orchestrator.services.dispatch import FULL_REST_S, dispatch, why_waiting
 from orchestrator.services.reconcile import reconcile
+from tests.one_way_world import DeafWorld
 from tests.world import World
 
 
@@ -78,8 +81,9 @@ def test_a_provider_that_has_no_room_after_all_costs_the_job_nothing(
     assert (world.job(job).state, world.job(job).losses_in_a_row) == (JobState.QUEUED, 0)
 
 
-def test_a_job_that_is_cancelled_before_its_launch_starts_no_machine(world: World) -> None:
-    """Guard: without the look at the lease in `_launch` a machine ran for its whole budget, and no list held it."""
+def test_a_job_that_is_cancelled_before_its_launch_starts_no_machine(engine: Engine, tmp_path: Path) -> None:
+    """Guard: without `_is_live` in `_launch` a machine that cannot be told was brought up for a job that had ended."""
+    world = DeafWorld(engine, tmp_path)
     later = list[Callable[[], object]]()
     world.ctx = dataclasses.replace(world.ctx, spawn=later.append)
     job = world.submit("alice")
@@ -114,7 +118,7 @@ def test_a_machine_that_starts_while_its_job_is_cancelled_is_ended(
 
 
 def test_nobody_is_asked_for_room_while_nothing_is_queued(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guard: without `queued` in `dispatch` every account was asked in every round, thousands of times a day."""
+    """Guard: without `has_queued` in `dispatch` every account was asked in every round, thousands of times a day."""
     asked, room = list[str](), world.machines.room
 
     def counted(account: Account) -> Room:
