@@ -6,12 +6,13 @@ import contextlib
 
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.lifecycle import CheckpointState
-from orchestrator.domain.model import Account, Job, Lease
+from orchestrator.domain.model import Job, Lease
 from orchestrator.persistence import Transaction
-from orchestrator.ports import Context, Handle, ProviderError, StoreError
+from orchestrator.ports import Context, ProviderError, StoreError
 from orchestrator.services.checkpoints import sweep
 from orchestrator.services.errors import from_store
 from orchestrator.services.jobs import Actor, owned
+from orchestrator.services.reconcile import handle_of
 
 
 def delete(ctx: Context, actor: Actor, job_id: str) -> None:
@@ -57,10 +58,5 @@ def _delete_adapter(ctx: Context, job: Job) -> None:
 
 
 def _erase_log(ctx: Context, lease: Lease) -> None:
-    account = Account(
-        id=lease.account_id, provider=lease.provider, member_id=None, name="", config={}, created_at=lease.created_at
-    )
     with contextlib.suppress(ProviderError):
-        ctx.providers.get(lease.provider).erase(
-            Handle(lease_id=lease.id, account=account, external_id=lease.external_id)
-        )
+        ctx.providers.get(lease.provider).erase(handle_of(lease, {}))

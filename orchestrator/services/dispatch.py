@@ -176,10 +176,9 @@ def _launch(ctx: Context, claim: _Claim) -> None:
     except ProviderUnavailable:
         return  # it may have gone through: reconciling asks the provider and then decides
     except StoreError as error:
-        _not_ready(ctx, claim, f"the store takes nothing now ({error})")
+        _not_ready(ctx, claim, f"the store takes nothing now ({error})", ctx.clock.now() + STORE_REST_S)
     except QuotaExhausted as error:
-        _close_account(ctx, claim.account.id, str(error), error.until)
-        _launch_failed(ctx, lease.id, str(error), counts=False)
+        _not_ready(ctx, claim, str(error), error.until)
     except (LaunchRejected, ProviderError) as error:
         _launch_failed(ctx, lease.id, str(error))
     else:
@@ -211,20 +210,16 @@ def _request(ctx: Context, claim: _Claim) -> LaunchRequest:
     )
 
 
-def _not_ready(ctx: Context, claim: _Claim, why: str) -> None:
-    """The fault is on our side: the job is none the worse for it, and the account rests for a while."""
-    _close_account(ctx, claim.account.id, why, ctx.clock.now() + STORE_REST_S)
-    _launch_failed(ctx, claim.lease.id, why, counts=False)
-
-
-def _close_account(ctx: Context, account_id: str, why: str, until: float | None) -> None:
+def _not_ready(ctx: Context, claim: _Claim, why: str, until: float | None) -> None:
+    """The job has no fault in it, and is none the worse for it; the account rests for a while."""
+    now = ctx.clock.now()
     with ctx.uow() as tx:
-        account = tx.account(account_id)
+        account = tx.account(claim.account.id)
         if account is not None:
-            now = ctx.clock.now()
             account.not_before = until if until is not None and until > now else now + FULL_REST_S
             account.note = why
             tx.save_account(account)
+    _launch_failed(ctx, claim.lease.id, why, counts=False)
 
 
 def _launch_failed(ctx: Context, lease_id: str, why: str, *, counts: bool = True) -> None:

@@ -325,13 +325,19 @@ def test_a_kernel_that_kaggle_denies_access_to_is_not_there(provider, kaggle, wo
     provider.forget(handle)
 
 
-@pytest.mark.parametrize("permission", ["kernelSessions.enableInternet", "resources.admin"])
-def test_another_denial_says_nothing_of_a_kernel(provider, kaggle, works, permission):
-    """Guard: with any 403 in `absent` a running session was given up, and its place with it."""
+def seen_running(provider, works):
+    """A session that needs no patience any more: its push has been answered for long."""
     works(WAIT)
     launched = request(kaggle_account("alice"))
     handle = handle_of(launched, provider.launch(launched))
     provider._notebook.write(launched.lease_id, unsure_until=0.0)
+    return launched, handle
+
+
+@pytest.mark.parametrize("permission", ["kernelSessions.enableInternet", "resources.admin"])
+def test_another_denial_says_nothing_of_a_kernel(provider, kaggle, works, permission):
+    """Guard: with any 403 in `absent` a running session was given up, and its place with it."""
+    _, handle = seen_running(provider, works)
     _denied(kaggle, permission)
     assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN
     with pytest.raises(ProviderUnavailable):
@@ -340,10 +346,7 @@ def test_another_denial_says_nothing_of_a_kernel(provider, kaggle, works, permis
 
 def test_a_token_of_somebody_else_sees_no_kernel_and_ends_none(provider, kaggle, works):
     """Guard: without the look at whose token it is a session was given up when its account got another one."""
-    works(WAIT)
-    launched = request(kaggle_account("alice"))
-    handle = handle_of(launched, provider.launch(launched))
-    provider._notebook.write(launched.lease_id, unsure_until=0.0)
+    launched, handle = seen_running(provider, works)
     launched.account.credentials = OpenVault().seal("KGAT_bob")
     assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN
     with pytest.raises(ProviderUnavailable):

@@ -110,6 +110,17 @@ def state(ann, job):
     return ann.get(f"/jobs/{job['id']}").json()["state"]
 
 
+def begun(made, drive, postman) -> Tab:
+    """A notebook whose session has started."""
+    tab = Tab(made, drive)
+    tab.ask()
+    postman.round()
+    tab.answer()
+    tab.send(tab.started())
+    postman.round()
+    return tab
+
+
 def test_a_claim_brings_all_that_a_session_reads_and_writes(ann, job, made, drive, postman):
     tab = Tab(made, drive)
     postman.round()
@@ -196,12 +207,7 @@ def test_a_store_that_takes_nothing_costs_the_job_nothing(ann, job, made, drive,
 
 
 def test_silence_gives_the_job_back_and_a_late_notebook_is_told(ann, job, made, drive, postman, app, clock):
-    tab = Tab(made, drive)
-    tab.ask()
-    postman.round()
-    tab.answer()
-    tab.send(tab.started())
-    postman.round()
+    tab = begun(made, drive, postman)
     clock.tick(Rules().lease_s + 1)
     reconcile(app.context)
     assert state(ann, job) == "queued"
@@ -242,12 +248,7 @@ def test_a_drive_that_is_away_is_asked_again_in_the_next_round(ann, job, made, d
 
 def test_letters_that_cannot_be_read_are_no_silence(ann, job, made, drive, postman, app, clock, monkeypatch):
     """Guard: without `_was_not_heard` a minute without Drive took every running notebook's job away."""
-    tab = Tab(made, drive)
-    tab.ask()
-    postman.round()
-    tab.answer()
-    tab.send(tab.started())
-    postman.round()
+    tab = begun(made, drive, postman)
     store = app.context.stores.get("drive")
     with monkeypatch.context() as patch:
         patch.setattr(type(store), "read_document", _away)

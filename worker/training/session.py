@@ -156,9 +156,9 @@ class Session(TrainerCallback):
             return
         if len(self._held_out) and step:
             self._hooks.phase(Phase.EVAL)
-            trainer, pad_id = self.trainer, telemetry.pad_id_of(self._loaded.model, self._loaded.tokenizer)
+            trainer = self.trainer
             loss = telemetry.eval_loss(
-                self._loaded.model, trainer.summed_loss, self._held_out, trainer.micro_batch, pad_id
+                self._loaded.model, trainer.summed_loss, self._held_out, trainer.micro_batch, trainer.pad_id
             )
             if loss is not None:
                 self._hooks.measured(step, {"eval_loss": loss})

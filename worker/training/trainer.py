@@ -37,6 +37,7 @@ class StepTrainer(SFTTrainer):
     rows: Rows
     batches: MicroBatches
     micro_batch: int
+    pad_id: int
     group: Group
     optimizer: Any
     lr_scheduler: Any
@@ -104,7 +105,7 @@ class StepTrainer(SFTTrainer):
             torch.cuda.empty_cache()
 
     def _summed(self, model: Any, examples: Sequence[Example]) -> torch.Tensor:
-        return self.summed(model, collate(examples, pad_id_of(self.model, self.processing_class)))
+        return self.summed(model, collate(examples, self.pad_id))
 
     def summed(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Loss of a batch of shape (rows, length), summed over its trained tokens, in the model's current mode."""
@@ -167,13 +168,14 @@ def build_trainer(
     work_dir: Path,
 ) -> StepTrainer:
     """A trainer whose trainable parameters are fp32 and hold the values they had before."""
+    pad_id = pad_id_of(loaded.model, loaded.tokenizer)
     fresh = {name: parameter.data for name, parameter in trainable(loaded.model).items()}
     trainer = StepTrainer(
         model=loaded.model,
         args=_settings(spec, loaded, hardware, work_dir),
         train_dataset=_stand_in(rows),
         processing_class=loaded.tokenizer,
-        data_collator=partial(collate, pad_id=pad_id_of(loaded.model, loaded.tokenizer)),
+        data_collator=partial(collate, pad_id=pad_id),
     )
     # SFTTrainer has rounded the adapter of a quantised model to bf16: the loss scaler cannot unscale that, and a
     # resumed session would go on in fp32.
@@ -184,6 +186,7 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     add_summed_loss(loaded.model.get_base_model(), loaded.hidden)
     trainer.rows, trainer.batches, trainer.micro_batch, trainer.group = rows, batches, micro_batch, group
+    trainer.pad_id = pad_id
     return trainer
 
 

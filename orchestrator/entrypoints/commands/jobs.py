@@ -23,6 +23,7 @@ from orchestrator.entrypoints.commands.output import (
 )
 from orchestrator.entrypoints.commands.phrases import (
     JobArgument,
+    JobsArgument,
     chosen_checkpoint,
     listed,
     machine,
@@ -261,10 +262,7 @@ def retry(context: typer.Context, job: JobArgument, as_json: JsonFlag = False) -
 @app.command("rm", rich_help_panel="Jobs")
 def remove(
     context: typer.Context,
-    jobs: Annotated[
-        list[str],
-        typer.Argument(metavar="JOB...", help="Id, four characters or more of its beginning or end, or a name."),
-    ],
+    jobs: JobsArgument,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete jobs that have ended: checkpoints, adapter, curves and logs, for good."""

@@ -10,9 +10,9 @@ import typer
 from orchestrator.entrypoints.commands.client import CommandError, Exit
 from orchestrator.entrypoints.commands.output import age, moment, seconds
 
-JobArgument = Annotated[
-    str, typer.Argument(metavar="JOB", help="Id, four characters or more of its beginning or end, or a name.")
-]
+_NAMED = "Id, four characters or more of its beginning or end, or a name."
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help=_NAMED)]
+JobsArgument = Annotated[list[str], typer.Argument(metavar="JOB...", help=_NAMED)]
 
 
 def machine(job: dict[str, Any]) -> str:
