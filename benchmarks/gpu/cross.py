@@ -1,4 +1,4 @@
-"""(d) One session on `hf`, the next on `unsloth`, against the run that stayed on `hf`."""
+"""(d) One session on `hf`, the next on `unsloth`, against the run that stayed on `hf`; in 16 bits, and in fp32 for the reason."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.models import Scale, paper_model, small_job, small_model, write_long_rows, write_prose
-from benchmarks.gpu.sessions import Run, largest_difference, resolved, run
+from benchmarks.gpu.sessions import Run, computing_in, largest_difference, resolved, run
+from worker import checkpoint
 
+FP32_STEPS = 6
 SMALL_STEPS = 60
 
 
@@ -22,28 +24,41 @@ def measure(folder: Path, scale: Scale, whole: dict[str, Any], backend: str) -> 
     return _compare(whole["losses"], whole["batch_crc32"], last, cut, rest)
 
 
-def measure_small(folder: Path, scale: Scale, gguf: Path | None, backend: str) -> dict[str, Any]:
+def measure_fp32(folder: Path, scale: Scale, backend: str) -> dict[str, Any]:
+    """The paper's job without rounding to 16 bits: what is left is all that the two backends do differently."""
+    model, data = paper_model(folder, scale), write_long_rows(folder / "long.jsonl", scale)
+    with computing_in("fp32"):
+        return _changed(scale.job(model, "", max_steps=FP32_STEPS), data, folder / "cross-fp32", backend)
+
+
+def measure_small(folder: Path, scale: Scale, gguf: Path | None, backend: str, precision: str | None) -> dict[str, Any]:
     """A real model on real text, whose loss does not plunge as that of random weights does."""
-    home = folder / "cross-small"
-    model, cut = small_model(home, gguf, scale), SMALL_STEPS // 2
+    home = folder / (f"cross-small-{precision}" if precision else "cross-small")
+    job = small_job(small_model(home, gguf, scale), scale, "hf") | {"max_steps": SMALL_STEPS}
     data = write_prose(home / "prose.jsonl", 120 if scale.tiny else 1200)
-    stays, leaves = (
-        resolved(small_job(model, scale, name) | {"max_steps": SMALL_STEPS}, data) for name in ("hf", backend)
-    )
+    with computing_in(precision):
+        return {"model": scale.small_name} | _changed(job, data, home, backend)
+
+
+def _changed(job: dict[str, Any], data: Path, home: Path, backend: str) -> dict[str, Any]:
+    """The job on `hf`, cut in its middle (which changes nothing, item `exact-hf`), and its second half on `backend`."""
+    stays, leaves = (resolved(job | {"backend": name}, data) for name in ("hf", backend))
+    cut = stays.total_steps // 2
     whole = run(stays, data, home / "stays", [cut])
     rest = run(leaves, data, home / "leaves", resume=home / "stays" / "session-0" / f"step-{cut}.safetensors")
-    told = _compare(whole.series("loss"), whole.series("batch_crc32"), whole.checkpoint, cut, rest)
-    return {"model": scale.small_name} | told
+    return _compare(whole.series("loss"), whole.series("batch_crc32"), whole.checkpoint, cut, rest)
 
 
 def _compare(losses: Sequence[float], batches: Sequence[float], last: Path, cut: int, rest: Run) -> dict[str, Any]:
-    pairs = zip(losses[cut:], rest.series("loss"), strict=True)
+    apart = [abs(a - b) for a, b in zip(losses[cut:], rest.series("loss"), strict=True)]
     return {
+        "precision": checkpoint.read_manifest(last).precision,
         "cut_after_step": cut,
         "restores": rest.sessions[0].restores,
         "losses_hf": losses,
         "losses_after": rest.series("loss"),
-        "largest_loss_difference": max(abs(a - b) for a, b in pairs),
+        "largest_loss_difference": max(apart),
+        "mean_loss_difference": sum(apart) / len(apart),
         "sample_order_equal": batches[cut:] == rest.series("batch_crc32"),
         "largest_adapter_difference": largest_difference(last, rest.checkpoint, "adapter."),
     }

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.models import Scale, paper_model, write_long_rows
-from benchmarks.gpu.sessions import Run, largest_difference, resolved, run, tensors_sha256
+from benchmarks.gpu.sessions import Run, computing_in, largest_difference, resolved, run, tensors_sha256
 from worker import checkpoint
 
 
@@ -24,7 +22,7 @@ def measure(folder: Path, scale: Scale, backend: str, *, fp16: bool = False) -> 
     runs: dict[int, Run] = {}
     steps: dict[int, list[int]] = {}
     name = f"exact-fp16-{backend}" if fp16 else f"exact-{backend}"
-    with _without_bf16() if fp16 else contextlib.nullcontext():
+    with computing_in("fp16" if fp16 else None):
         for count in (0, 1) if fp16 else (0, 1, 5):
             steps[count] = sorted(chance.sample(range(1, spec.total_steps), count))
             runs[count] = run(spec, data, folder / f"{name}-{count}", steps[count])
@@ -40,17 +38,6 @@ def measure(folder: Path, scale: Scale, backend: str, *, fp16: bool = False) -> 
         "batch_crc32": whole.series("batch_crc32"),
         "cuts": [_against(whole, cut, steps[count]) for count, cut in runs.items() if count],
     }
-
-
-@contextlib.contextmanager
-def _without_bf16() -> Iterator[None]:
-    from worker.training import backends
-
-    real, backends.precision_of = backends.precision_of, lambda _: "fp16"
-    try:
-        yield
-    finally:
-        backends.precision_of = real
 
 
 def _against(whole: Run, cut: Run, at: list[int]) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,19 @@ def run(spec: JobSpec, data: Path, folder: Path, cuts: Sequence[int] = (), resum
         checkpoint=resume,
         sessions=sessions,
     )
+
+
+@contextlib.contextmanager
+def computing_in(precision: str | None) -> Iterator[None]:
+    """Sessions in here compute as a machine of another kind does: `fp16` as a T4, `fp32` as a CPU; None changes nothing."""
+    from worker.training import backends
+
+    real = backends.precision_of
+    backends.precision_of = (lambda _: precision) if precision else real
+    try:
+        yield
+    finally:
+        backends.precision_of = real
 
 
 def tensors_sha256(path: Path, prefix: str) -> str:

@@ -66,6 +66,30 @@ def test_a_target_by_name_stays_in_the_language_model(lab, with_tower):
         lab.session(lab.spec(**SHORT, lora_target_modules=("q_proj", "fc1")))
 
 
+def test_a_model_stored_in_4_bits_computes_as_the_machine_does(lab, tmp_path):
+    """Guard: without either line of `_compute_in` a model stored for bf16 computes in bf16, and the losses differ."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    whole = lab.run(lab.spec(**SHORT, adapter="qlora"))
+    stored: Any = AutoModelForCausalLM.from_pretrained(
+        lab.base,
+        dtype=torch.float32,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        ),
+    )
+    for module in stored.modules():
+        if hasattr(module, "compute_dtype"):
+            module.weight.quant_state.dtype = torch.bfloat16
+    stored.save_pretrained(tmp_path / "stored")
+    byte_tokenizer().save_pretrained(tmp_path / "stored")
+    lab.base = tmp_path / "stored"
+    assert lab.run(lab.spec(**SHORT, adapter="qlora")).steps == whole.steps
+
+
 def test_the_plain_models_adapter_is_told_by_names(lab):
     """Whoever loads the adapter of an ordinary model finds the usual names in it, and not a pattern."""
     run = lab.run(lab.spec(max_steps=1))

@@ -11,6 +11,7 @@ from worker.training.loss import Hidden, backbone_states
 from worker.training.precision import DTYPES
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
 
     from worker.protocol import Hardware, JobSpec
@@ -38,7 +39,7 @@ class HfBackend:
                 bnb_4bit_compute_dtype=dtype,
             )
         try:
-            return AutoModelForCausalLM.from_pretrained(
+            model = AutoModelForCausalLM.from_pretrained(
                 directory,
                 dtype=dtype,
                 device_map={"": 0 if hardware.device == "cuda" else "cpu"},
@@ -50,6 +51,9 @@ class HfBackend:
         except (OSError, ValueError, KeyError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise PermanentError(f"base model {spec.base_model} cannot be loaded: {reason}") from error
+        if spec.adapter == "qlora":
+            _compute_in(model, dtype)
+        return model
 
     def adapted(self, model: Any, spec: JobSpec, targets: list[str] | str) -> PeftModel:
         from peft import LoraConfig, get_peft_model
@@ -65,6 +69,17 @@ class HfBackend:
 
     def hidden(self, hardware: Hardware) -> Hidden:
         return backbone_states
+
+
+def _compute_in(model: Any, dtype: torch.dtype) -> None:
+    """Have every 4-bit module compute in `dtype`: stored ones name the format of who stored them, bf16 say, which a T4 lacks."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype = dtype
+            if state := getattr(module.weight, "quant_state", None):
+                state.dtype = dtype
 
 
 def whole(number: float) -> int | float:
