@@ -85,13 +85,15 @@ class NotSent(Exception):
 
 
 class Carrier(Protocol):
-    """Carries messages out; never inside a database transaction."""
+    """Carries messages out; never inside a database transaction. Only `anywhere` may they go inside the server's own network."""
 
-    def check(self, address: str) -> tuple[ChannelKind, str]:
+    def check(self, address: str, *, anywhere: bool) -> tuple[ChannelKind, str]:
         """Kind and harmless label of an address; raises `InvalidError` for one that cannot be used."""
         ...
 
-    def send(self, kind: ChannelKind, address: str, secret: str, delivery: Delivery, at: float) -> None:
+    def send(
+        self, kind: ChannelKind, address: str, secret: str, delivery: Delivery, at: float, *, anywhere: bool
+    ) -> None:
         """Hand the message over; raises `NotSent` in words that hold no secret."""
         ...
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.browser import MISSING, browser, program
+from tests.dashboard.receivers import Receiver, receiving
 from tests.dashboard.stage import Stage, stage
-from tests.http.conftest import api, people  # noqa: F401  fixtures
+from tests.http.conftest import api, api1, people  # noqa: F401  fixtures
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +63,10 @@ def visit(chromium):
         context.close()
     assert foreign == []
     assert complaints == []
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """Where messages are sent to; it lies inside the server's own network."""
+    with receiving() as found:
+        yield found
