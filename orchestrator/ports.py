@@ -215,6 +215,18 @@ class Checked(Protocol):
         ...
 
 
+@runtime_checkable
+class Named(Protocol):
+    """What a driver adds that can tell whose an account is: none may be connected for two people."""
+
+    def login(self, account: Account) -> str:
+        """The same words for the same person, and nobody else's; empty where that cannot be told.
+
+        Raises `CredentialsRefused` or `ProviderUnavailable`.
+        """
+        ...
+
+
 class Vault(Protocol):
     """Keeps credentials at rest: what is sealed can be read by this installation alone."""
 

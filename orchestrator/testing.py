@@ -136,6 +136,10 @@ class FakePersonalProvider(FakeProvider):
             raise CredentialsRefused(self.refusal)
         return f"signed in as {account.config.get('username', 'somebody')}"
 
+    def login(self, account: Account) -> str:
+        self.check(account)
+        return str(account.config.get("username", "")).lower()
+
 
 class MemoryStore:
     """Implements `ports.Store` in a dict. `failure`, while set, is raised by every call."""

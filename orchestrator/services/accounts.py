@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError, UnavailableError
 from orchestrator.domain.model import Account, Member, Role
 from orchestrator.persistence import TokenInfo, Transaction
-from orchestrator.ports import Capabilities, Checked, Context, CredentialsRefused, ProviderError
+from orchestrator.ports import Capabilities, Checked, Context, CredentialsRefused, Named, ProviderError
 from orchestrator.services.ids import new_id
 from orchestrator.services.jobs import Actor
 
@@ -105,7 +105,7 @@ def add_account(
     config: dict[str, Any],
     credentials: str | None = None,
 ) -> Account:
-    """Connect a member's account, or (admins) a pool. One account per member and provider is a rule of the providers.
+    """Connect a member's account, or (admins) a pool. One account per person and provider is a rule of the providers.
 
     Who enters the credentials of their own account agrees by doing so that their jobs run there; of one that an admin
     enters, its owner has to agree first.
@@ -133,6 +133,8 @@ def add_account(
             consented_at=now if member is not None and member.id == actor.member_id else None,
             created_at=now,
         )
+    _refuse_shared(ctx, account)
+    with ctx.uow() as tx:
         known = _of_notebooks(tx, member, provider) if member is not None and sealed else None
         if known is not None:
             account = replace(account, id=known.id, name=name or known.name, created_at=known.created_at)
@@ -147,6 +149,34 @@ def _of_notebooks(tx: Transaction, member: Member, provider: str) -> Account | N
     """Where a member's notebooks are counted, as long as no credentials were given: it becomes the account itself."""
     theirs = (a for a in tx.accounts() if (a.provider, a.member_id) == (provider, member.id))
     return next((a for a in theirs if not a.credentials), None)
+
+
+def _refuse_shared(ctx: Context, account: Account) -> None:
+    """Raise `ConflictError` for what is connected for somebody else, `UnavailableError` where whose it is cannot be told now.
+
+    Nothing runs with credentials that are refused, and whatever makes them good passes here again.
+    """
+    provider = ctx.providers.get(account.provider) if account.credentials else None
+    if not isinstance(provider, Named):
+        return
+    try:
+        login = provider.login(account)
+    except CredentialsRefused:
+        return
+    except ProviderError as error:
+        raise UnavailableError(f"whose account this is cannot be told now: {error}") from error
+    with ctx.uow() as tx:
+        others = [a for a in tx.accounts() if a.provider == account.provider and a.member_id != account.member_id]
+    if login and any(_login(provider, other) == login for other in others):
+        words = f"this account at {account.provider} is connected for another member: one account is one person's"
+        raise ConflictError(words)
+
+
+def _login(provider: Named, account: Account) -> str:
+    try:
+        return provider.login(account) if account.credentials else ""
+    except ProviderError:
+        return ""
 
 
 def _capabilities(ctx: Context, provider: str) -> Capabilities:
@@ -273,13 +303,16 @@ def change_account(
 ) -> Account:
     """Pause or open an account, change its settings, or replace its credentials."""
     with ctx.uow() as tx:
-        provider = _owned(tx, actor, account_id).provider
+        found = _owned(tx, actor, account_id)
     sealed = ""
     if config is not None:
-        _refuse_secrets(_capabilities(ctx, provider), config)
+        _refuse_secrets(_capabilities(ctx, found.provider), config)
         check_settings(config)
     if credentials is not None:
-        sealed = _sealed(ctx, _capabilities(ctx, provider), credentials)
+        sealed = _sealed(ctx, _capabilities(ctx, found.provider), credentials)
+    if credentials is not None or config is not None:
+        changed = replace(found, credentials=sealed or found.credentials, config=found.config | (config or {}))
+        _refuse_shared(ctx, changed)
     with ctx.uow() as tx:
         account = _owned(tx, actor, account_id)
         if credentials is not None:

@@ -69,6 +69,49 @@ def test_one_account_per_member_and_provider(api, people) -> None:
     assert people.bob.post("/accounts", asked).status_code == 201
 
 
+def test_one_account_is_one_persons(api, people) -> None:
+    """However its name is written, when it is added and when it is changed; whose it is already, nobody is told.
+
+    Guards: without `_refuse_shared` in `add_account` the second was taken, without it in `change_account` the third; with an
+    account's own owner among the others nobody could change their own.
+    """
+
+    def asked(username: str) -> dict[str, Any]:
+        return {"provider": "cloud", "credentials": CANARY, "config": {"username": username}}
+
+    anns = people.ann.post("/accounts", asked("One-Person")).json()["id"]
+    refused = people.bob.post("/accounts", asked("ONE-person"))
+    assert refused.status_code == 409
+    assert "one account is one person's" in refused.json()["detail"]
+    assert not [word for word in ("ann", anns) if word in refused.json()["detail"].split()]
+    bobs = people.bob.post("/accounts", asked("another")).json()["id"]
+    changed = {"config": {"username": "one-person"}}
+    for caller in (people.bob, people.admin):
+        assert caller.call("PATCH", f"/accounts/{bobs}", json=changed).status_code == 409
+    (kept,) = [a for a in people.bob.get("/accounts").json()["items"] if a["id"] == bobs]
+    assert kept["config"] == {"username": "another"}
+    assert people.ann.call("PATCH", f"/accounts/{anns}", json={"credentials": "new", **changed}).status_code == 200
+    assert people.ann.call("DELETE", f"/accounts/{anns}").status_code == 204
+    assert people.bob.call("PATCH", f"/accounts/{bobs}", json=changed).status_code == 200
+
+
+def test_whose_an_account_is_must_be_known_before_it_is_connected(api1, people, cloud) -> None:
+    """Guards: with silence passed over, both had the account once the provider was back; with a refusal taken for silence,
+    nobody could enter credentials before the provider took them."""
+    asked = {"provider": "cloud", "credentials": CANARY, "config": {"username": "person"}}
+    assert people.ann.post("/accounts", asked).status_code == 201
+    cloud.failure = ProviderUnavailable("no route to the cloud")
+    away = people.bob.post("/accounts", asked)
+    assert (away.status_code, "no route to the cloud" in away.json()["detail"]) == (503, True)
+    assert not [a for a in people.bob.get("/accounts").json()["items"] if a["provider"] == "cloud"]
+    cloud.failure, cloud.refusal = None, "this token was revoked"
+    made = people.bob.post("/accounts", asked)
+    assert made.status_code == 201
+    cloud.refusal = ""
+    again = people.bob.call("PATCH", f"/accounts/{made.json()['id']}", json={"credentials": "new"})
+    assert again.status_code == 409
+
+
 @pytest.mark.parametrize(
     ("credentials", "words"),
     [

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import json
 import secrets
 import sys
 import threading
@@ -246,6 +247,19 @@ def test_credentials_that_cannot_be_any_are_said_and_never_quoted(colab, tmp_pat
     with pytest.raises(CredentialsRefused, match=r"token\.json") as refused:
         colab_provider(colab, tmp_path, "python").check(account)
     assert "SECRET" not in str(refused.value)
+
+
+def test_one_sign_in_is_one_login_however_its_file_is_written(colab, tmp_path):
+    """Guard: with the whole file compared, one key more made it another person's."""
+    provider, account = colab_provider(colab, tmp_path, None), colab_account(colab)
+    signed_in = json.loads(OpenVault().open(account.credentials))
+
+    def login(**changed):
+        text = json.dumps(dict(sorted((signed_in | changed).items())), indent=1)
+        return provider.login(dataclasses.replace(account, credentials=OpenVault().seal(text)))
+
+    assert login() == login(account="me") == provider.login(account)
+    assert login(refresh_token="another") != login()
 
 
 def test_settings_are_looked_at_before_colab_is_asked(colab, tmp_path):

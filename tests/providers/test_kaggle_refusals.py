@@ -1,5 +1,6 @@
 """What Kaggle refuses, and the nonsense that comes in an answer's place: words for a person, the right retry, no secret."""
 
+import dataclasses
 import json
 import time
 from datetime import UTC, datetime
@@ -154,6 +155,18 @@ def test_check_says_who_is_signed_in(provider, kaggle):
         provider.check(kaggle_account("alice", "KGAT_mistyped"))
     old = kaggle_account("bob", json.dumps({"username": "bob", "key": "bobs-old-key"}))
     assert provider.check(old) == "signed in at Kaggle as bob"
+
+
+def test_a_token_and_an_older_key_are_one_login(provider, kaggle):
+    """Guard: with `config` alone asked, a token without a user name was nobody's."""
+    by_token = dataclasses.replace(kaggle_account("bob"), config={})
+    by_key = kaggle_account("bob", json.dumps({"username": "bob", "key": "bobs-old-key"}))
+    assert provider.login(by_token) == provider.login(by_key) == "bob"
+    kaggle.world.people["bob"].name = "Bob"
+    assert provider.login(dataclasses.replace(by_token, id="entered-anew")) == "bob"
+    kaggle.world.people["bob"].revoked = True
+    with pytest.raises(CredentialsRefused, match="make a new one"):
+        provider.login(dataclasses.replace(by_token, id="entered-again"))
 
 
 def test_a_name_in_other_letters_is_the_same_person(provider, kaggle, works):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -98,6 +99,10 @@ class Bridge:
             last = said.strip().splitlines()[-1]
             raise ProviderUnavailable(f"{self._python} cannot run Colab's client ({last[:200]}): {SET_UP}")
         raise ProviderUnavailable("Colab's client ended without an answer")
+
+    def sign_in(self, account: Account) -> str:
+        """What tells this sign-in from others, and nothing else; raises `CredentialsRefused`."""
+        return hashlib.sha256(self._credential(account)["refresh_token"].encode()).hexdigest()
 
     def _credential(self, account: Account) -> dict[str, str]:
         """What the bridge signs in with; where tokens are asked for is not the file's to say."""

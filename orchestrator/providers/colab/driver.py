@@ -59,7 +59,7 @@ def drives(account: Account) -> bool:
 
 
 class ColabProvider:
-    """Implements `ports.Provider`, `Followed` and `Checked`. `folder` keeps notes and logs; nothing secret is written there.
+    """Implements `ports.Provider`, `Followed`, `Checked` and `Named`. `folder` keeps notes and logs; nothing secret is written there.
 
     Of a notebook only its own reports tell that it lives. Of a machine, Colab's list of assignments and a file on it. What was
     seen is believed for `fresh_s`, a log is read every `poll_s`. `can_work` tells whether a machine could deliver what it makes;
@@ -149,6 +149,10 @@ class ColabProvider:
         )
         obstacle = SPENT if money["balance"] <= 0 else "" if self._can_work() else OUT_OF_REACH
         return f"{words}; {obstacle}" if obstacle else words
+
+    def login(self, account: Account) -> str:
+        """The sign-in itself: Colab's client is told no name, so that a second sign-in of one person seems another's."""
+        return self._bridge.sign_in(account) if self._bridge is not None else ""
 
     # --- launch ---
 

@@ -60,7 +60,7 @@ ALIVE = frozenset({"QUEUED", "RUNNING", "CANCEL_REQUESTED", "NEW_SCRIPT"})
 
 
 class KaggleProvider:
-    """Implements `ports.Provider`, `Followed` and `Checked`. `folder` keeps notes and logs; nothing secret is written there.
+    """Implements `ports.Provider`, `Followed`, `Checked` and `Named`. `folder` keeps notes and logs; nothing secret is written there.
 
     `endpoint` (loopback) stands in for Kaggle's own host. What Kaggle said of an account or a session is believed for
     `fresh_s` seconds, and the files of an ended session are waited for `listed_s`. Account settings: `username`, `accelerator` ("none" for machines without GPU, which need no quota),
@@ -151,6 +151,15 @@ class KaggleProvider:
     def check(self, account: Account) -> str:
         try:
             return f"signed in at Kaggle as {_name(account, self._connect(account))}"
+        except KaggleSaid as refusal:
+            if refusals.signed_out(refusal):
+                raise CredentialsRefused(refusals.in_words(refusal)) from None
+            raise
+
+    def login(self, account: Account) -> str:
+        """Kaggle tells nobody's name apart from another by its capitals."""
+        try:
+            return self._owner(account, self._connect(account)).lower()
         except KaggleSaid as refusal:
             if refusals.signed_out(refusal):
                 raise CredentialsRefused(refusals.in_words(refusal)) from None
