@@ -24,6 +24,8 @@ _HEADERS = [
     (b"referrer-policy", b"same-origin"),
     (b"x-frame-options", b"DENY"),
 ]
+_UNLESS_SAID = (b"cache-control", b"no-store")
+"""Most of what is answered is one person's, and some of it a secret that is shown once."""
 
 
 Refuse = Callable[[Request, int, str], Awaitable[Response]]
@@ -39,7 +41,7 @@ def hosts(settings: Settings) -> frozenset[str]:
 
 
 class Gate:
-    """ASGI middleware. A wrong `Host` is refused against DNS rebinding, a foreign `Origin` on every method against CSRF."""
+    """Stands around the whole application, so that no answer comes past it. A wrong `Host` is refused against DNS rebinding, a foreign `Origin` on every method against CSRF."""
 
     def __init__(
         self,
@@ -82,13 +84,15 @@ class Gate:
         return None
 
     def _is_ours(self, origin: str, host: str) -> bool:
-        """The page and this request name the same host and port, or the page is on our public address.
+        """The page and this request name the same host and port, or the page is on our public address, and there with its TLS.
 
         None of our other names will do: what another server of this computer shows at http://localhost is not ours.
         """
-        return urlsplit(origin).netloc.lower() == host.lower() or (
-            self._public is not None and _site(origin) == self._public
-        )
+        site = _site(origin)
+        if site is None or site == self._public:
+            return site is not None
+        is_public = self._public is not None and _site(f"{self._public[0]}://{host}") == self._public
+        return urlsplit(origin).netloc.lower() == host.lower() and not is_public
 
 
 def _site(url: str) -> tuple[str, str | None, int | None] | None:
@@ -126,7 +130,10 @@ def _counted(receive: Receive, limit: int) -> Receive:
 def _with_headers(send: Send) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), *_HEADERS]
+            said = list(message.get("headers", ()))
+            if not any(name.lower() == _UNLESS_SAID[0] for name, _ in said):
+                said.append(_UNLESS_SAID)
+            message["headers"] = [*said, *_HEADERS]
         await send(message)
 
     return sending

@@ -7,10 +7,12 @@ from typing import Any
 
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
+from starlette.types import ASGIApp
 
 from orchestrator.adapters.page_views import PageViews
 from orchestrator.adapters.views import Views
 from orchestrator.bootstrap import App
+from orchestrator.config import Settings
 from orchestrator.entrypoints import (
     api_data,
     api_jobs,
@@ -82,15 +84,25 @@ def make_app(app: App) -> FastAPI:
         api.include_router(part.router, prefix=PREFIX)
     api.include_router(health.router)
     site.install(api)
-    api.add_middleware(
-        Gate,
-        allowed=hosts(app.settings),
-        upload_bytes=app.settings.max_upload_bytes,
-        refuse=site.refused,
-        public_url=app.settings.public_url,
-    )
+    _shut(api, app.settings)
     _describe(api)
     return api
+
+
+def _shut(api: FastAPI, settings: Settings) -> None:
+    """Put the gate around everything: what `add_middleware` adds, the answer to a bug does not pass."""
+    build = api.build_middleware_stack
+
+    def behind_the_gate() -> ASGIApp:
+        return Gate(
+            build(),
+            allowed=hosts(settings),
+            upload_bytes=settings.max_upload_bytes,
+            refuse=site.refused,
+            public_url=settings.public_url,
+        )
+
+    api.build_middleware_stack = behind_the_gate
 
 
 def _describe(api: FastAPI) -> None:

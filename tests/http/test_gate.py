@@ -5,6 +5,7 @@ from starlette.testclient import TestClient
 
 from orchestrator.entrypoints import gate
 from orchestrator.entrypoints.http import make_app
+from orchestrator.services import accounts
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
@@ -44,11 +45,12 @@ def test_our_own_names_are_answered(make_server, sqlite_template, tmp_path, host
         "http://127.0.0.1",
         "http://localhost",
         "http://localhost:x",
+        "http://[",
     ],
 )
 def test_other_sites_pages_are_refused_on_every_method(api1, method, origin):
     """Guards: with the check limited to POST and PUT, DELETE and GET came through; with every name of ours that had no port
-    taken for ours, whatever else listens at http://localhost could act here."""
+    taken for ours, whatever else listens at http://localhost could act here; `http://[` ended in an error of the server."""
     answer = api1.client.request(method, "/healthz", headers={"Origin": origin, "Host": "127.0.0.1:8642"})
     assert answer.status_code == 403
 
@@ -70,23 +72,60 @@ def test_our_own_page_is_answered(api1):
     ],
 )
 def test_behind_a_proxy_our_pages_are_those_of_the_public_address(make_server, tmp_path, origin, status):
-    """Guards: with the host alone compared, the page at the same name without TLS was taken for ours; without `ValueError`
+    """Also where the proxy passes on the host that was asked for.
+
+    Guards: with the host alone compared, the page at the same name without TLS was taken for ours; without `ValueError`
     caught, a port that is no number ended in an error of the server."""
     app = make_server(
         f"sqlite:///{tmp_path / 'a.db'}", public_url="https://far.example", allowed_hosts=("alias.example",)
     )
     with TestClient(make_app(app)) as client:
-        headers = {"Origin": origin, "Host": "127.0.0.1:8642"}
-        assert client.get("/healthz", headers=headers).status_code == status
+        for host in ("127.0.0.1:8642", "far.example", "far.example:443"):
+            assert client.get("/healthz", headers={"Origin": origin, "Host": host}).status_code == status
 
 
-def test_every_answer_carries_the_security_headers(api1):
-    for path in ("/healthz", "/nowhere", "/api/v1/jobs"):
-        headers = api1.client.get(path).headers
-        assert headers["content-security-policy"].startswith("default-src 'self'")
-        assert headers["x-content-type-options"] == "nosniff"
-        assert headers["referrer-policy"] == "same-origin"
-        assert headers["x-frame-options"] == "DENY"
+@pytest.mark.parametrize("accept", ["application/json", "text/html"])
+@pytest.mark.parametrize(
+    ("status", "method", "path", "more"),
+    [
+        (200, "GET", "/healthz", {}),
+        (201, "POST", "/api/v1/members", {"json": {"name": "cy"}}),
+        (304, "GET", "/static/app.css", {"headers": {"If-None-Match": "*"}}),
+        (401, "GET", "/api/v1/jobs", {"headers": {"Authorization": ""}}),
+        (403, "GET", "/healthz", {"headers": {"Origin": "https://evil.example"}}),
+        (404, "GET", "/nowhere", {}),
+        (405, "DELETE", "/healthz", {}),
+        (413, "POST", "/api/v1/members", {"content": b"x" * 2000}),
+        (413, "POST", "/api/v1/members", {"content": [b"x" * 600] * 3}),
+        (421, "GET", "/healthz", {"headers": {"Host": "evil.example"}}),
+        (422, "GET", "/api/v1/jobs?limit=0", {}),
+        (422, "GET", "/healthz?a=%00", {}),
+        (500, "GET", "/api/v1/members", {}),
+        (500, "GET", "/people", {}),
+    ],
+)
+def test_every_answer_carries_the_security_headers(api1, monkeypatch, status, method, path, more, accept):
+    """Guard: with the gate among the application's middleware a bug was answered outside of it, with none of these."""
+    monkeypatch.setattr(gate, "LARGEST_JSON_BYTES", 1000)
+    if status == 500:
+        monkeypatch.setattr(accounts, "list_members", lambda _: 1 / 0)
+    if status == 304:
+        more = {"headers": {"If-None-Match": api1.client.get(path).headers["etag"]}}
+    headers = {"Accept": accept, "Authorization": f"Bearer {api1.admin_token}"} | more.get("headers", {})
+    answer = api1.client.request(method, path, **(more | {"headers": headers}))
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-security-policy"].startswith("default-src 'self'")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "same-origin"
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert answer.headers["cache-control"]
+
+
+def test_what_may_be_kept_says_so(api1):
+    """Guard: without a word on it, a browser may keep the answer with a token that is shown once."""
+    made = api1.admin.post("/tokens", {"name": "once"})
+    assert (made.status_code, made.headers["cache-control"]) == (201, "no-store")
+    assert "no-store" not in api1.client.get("/static/app.css").headers["cache-control"]
 
 
 def test_no_page_loads_scripts_from_elsewhere(api1):
