@@ -15,7 +15,7 @@ from orchestrator.domain.lifecycle import JobState
 from orchestrator.domain.model import Role
 from orchestrator.entrypoints import bodies, schemas
 from orchestrator.entrypoints.auth import bearer_token
-from orchestrator.entrypoints.deps import NUL, PROBLEMS, Caller, Here, JobId, MyJob, PlainTextRoute, Server
+from orchestrator.entrypoints.deps import PROBLEMS, Caller, Here, JobId, MyJob, PlainTextRoute, Server, holds_nul
 from orchestrator.services import clones, deletion, dispatch, jobs, plans
 from worker.protocol import JobSpec
 
@@ -104,7 +104,7 @@ class _Quick:
 
 
 def _plain(request: Request, body: bytes) -> JobSpec | None:
-    if request.headers.get("content-type") != "application/json" or NUL.search(body):
+    if request.headers.get("content-type") != "application/json" or holds_nul(body):
         return None
     try:
         return JobSpec.model_validate(json.loads(body))

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path
 from pydantic import SecretStr
 
 from orchestrator.entrypoints import bodies, schemas
-from orchestrator.entrypoints.deps import PROBLEMS, Admin, Caller, Here, PlainTextRoute
+from orchestrator.entrypoints.deps import PROBLEMS, Admin, Caller, Here, PlainTextRoute, revoke
 from orchestrator.services import accounts
 
 router = APIRouter(route_class=PlainTextRoute, responses=PROBLEMS)
@@ -55,9 +55,8 @@ def add_token(server: Here, me: Caller, asked: bodies.TokenAsked) -> schemas.New
     "/tokens/{token_id}", status_code=204, tags=["people"], operation_id="remove_token", summary="Revoke a token"
 )
 def remove_token(server: Here, me: Caller, token_id: Id) -> None:
-    """It is useless from now on."""
-    accounts.remove_token(server.ctx, me, token_id)
-    server.auth.forget()
+    """It is useless from now on, and with it the member's login links that nobody has used yet."""
+    revoke(server, me, token_id)
 
 
 @router.get("/accounts", tags=["accounts"], operation_id="list_accounts", summary="Accounts and pools you may use")

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 import time
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from orchestrator.adapters.views import Views
@@ -24,6 +26,7 @@ REMEMBERED_S = 1.0
 """How long a token is believed without asking the database; one revoked elsewhere lives on for no longer."""
 
 REMEMBERED_MOST = 4096
+_OF_A_LEASE = re.compile(r"/api/v1/leases/([^/]+)/")
 _bearer = HTTPBearer(auto_error=False, description="An API token: `trainhop token`, or the file `admin.token`.")
 _lease_bearer = HTTPBearer(
     auto_error=False, scheme_name="LeaseToken", description="The token a machine was started with."
@@ -98,6 +101,21 @@ async def actor(
     if found is None:
         raise _unknown()
     return found
+
+
+async def is_known(request: Request) -> bool:
+    """Whether the caller holds a token that counts, a person's or that of the lease in the path."""
+    auth: Authenticator = request.app.state.server.auth
+    token = bearer_token(request) or cookie_token(request)
+    if not token:
+        return False
+    lease = _OF_A_LEASE.match(request.url.path)
+    if lease is not None and auth.holds(token, lease[1]):
+        return True
+    try:
+        return await auth.actor(token) is not None
+    except SQLAlchemyError:
+        return True  # that the database is away is for the endpoint to say
 
 
 async def admin(me: Annotated[Actor, Depends(actor)]) -> Actor:

@@ -23,9 +23,10 @@ from orchestrator.entrypoints.logins import Logins
 from orchestrator.entrypoints.sse import Pulse
 from orchestrator.entrypoints.tally import Tally
 from orchestrator.ports import Context
+from orchestrator.services import accounts
 from orchestrator.services.jobs import Actor
 
-NUL = re.compile(rb"\x00|(?<!\\)(?:\\\\)*\\u0000")
+_ESCAPED = re.compile(rb"(?<!\\)(\\++)u0000")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,14 @@ def my_job(server: Here, me: Caller, job_id: JobId) -> str:
 
 MyJob = Annotated[str, Depends(my_job)]
 
+
+def revoke(server: Server, me: Actor, token_id: str) -> None:
+    """Make a token useless at once, and what may have been made with it and not been used yet: links that log in."""
+    gone = accounts.remove_token(server.ctx, me, token_id)
+    server.auth.forget()
+    server.logins.forget(gone.member_id)
+
+
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.Problem, "description": words}
     for status, words in {
@@ -79,6 +88,13 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
+def holds_nul(body: bytes) -> bool:
+    """Whether JSON holds a NUL character, also an escaped one; an even number of backslashes escapes nothing but itself."""
+    if b"\0" in body:
+        return True
+    return b"\\u0000" in body and any(len(found[1]) % 2 for found in _ESCAPED.finditer(body))
+
+
 class PlainTextRoute(APIRoute):
     """A route whose JSON body may not hold NUL characters, which not every database keeps."""
 
@@ -86,7 +102,7 @@ class PlainTextRoute(APIRoute):
         inner = super().get_route_handler()
 
         async def checked(request: Request) -> Response:
-            if self.body_field is not None and NUL.search(await request.body()):
+            if self.body_field is not None and holds_nul(await request.body()):
                 raise InvalidError("the body holds a NUL character", [("", "NUL characters are not allowed")])
             return await inner(request)
 

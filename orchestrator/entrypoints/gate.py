@@ -15,6 +15,8 @@ from orchestrator.config import Settings
 from orchestrator.entrypoints.commands.output import size
 
 LARGEST_JSON_BYTES = 16 << 20
+LARGEST_OF_STRANGERS = 64 << 10
+"""A body is read and parsed before most endpoints look at who asks; a large one costs the server a second of doing nothing else."""
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _UPLOADS = re.compile(r"/api/v1/(datasets|blobs/.*)|/submit(/data)?")
 _HEADERS = [
@@ -30,6 +32,9 @@ _UNLESS_SAID = (b"cache-control", b"no-store")
 
 Refuse = Callable[[Request, int, str], Awaitable[Response]]
 """Makes an answer of a status and a sentence, in the form that this request wants."""
+
+Knows = Callable[[Request], Awaitable[bool]]
+"""Whether this request comes with a token that counts."""
 
 
 def hosts(settings: Settings) -> frozenset[str]:
@@ -50,9 +55,11 @@ class Gate:
         allowed: frozenset[str],
         upload_bytes: int,
         refuse: Refuse,
+        knows: Knows,
         public_url: str | None = None,
     ) -> None:
-        self._app, self._allowed, self._upload_bytes, self._refuse = app, allowed, upload_bytes, refuse
+        self._app, self._allowed, self._upload_bytes = app, allowed, upload_bytes
+        self._refuse, self._knows = refuse, knows
         self._public = _site(public_url) if public_url else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,15 +68,26 @@ class Gate:
             return
         headers = dict(scope["headers"])
         send = _with_headers(send)
-        limit = self._upload_bytes if _UPLOADS.fullmatch(scope["path"]) else LARGEST_JSON_BYTES
-        refusal = self._refusal(scope, headers, limit)
+        refusal, limit = self._refusal(scope, headers), 0
+        if refusal is None:
+            limit = await self._limit(scope, headers)
+            refusal = (413, _too_large(limit)) if _announced(headers) > limit else None
         if refusal is not None:
             answer = await self._refuse(Request(scope), *refusal)
             await answer(scope, receive, send)
             return
         await self._app(scope, _counted(receive, limit), send)
 
-    def _refusal(self, scope: Scope, headers: dict[bytes, bytes], limit: int) -> tuple[int, str] | None:
+    async def _limit(self, scope: Scope, headers: dict[bytes, bytes]) -> int:
+        """How large the body may be. Uploads are read only after a look at who asks."""
+        if _UPLOADS.fullmatch(scope["path"]):
+            return self._upload_bytes
+        small = min(LARGEST_OF_STRANGERS, LARGEST_JSON_BYTES)
+        if b"transfer-encoding" not in headers and _announced(headers) <= small:
+            return small
+        return LARGEST_JSON_BYTES if await self._knows(Request(scope)) else small
+
+    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         host = headers.get(b"host", b"").decode("latin-1")
         if _hostname(host) not in self._allowed:
             return 421, f"this server does not answer for the host {host!r}; TRAINHOP_ALLOWED_HOSTS lists further names"
@@ -78,9 +96,6 @@ class Gate:
             return 403, "requests from other sites' pages are refused"
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
             return 422, "the address holds a NUL character"
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length[:20]) > limit:
-            return 413, _too_large(limit)
         return None
 
     def _is_ours(self, origin: str, host: str) -> bool:
@@ -109,8 +124,14 @@ def _hostname(host: str) -> str:
     return name.strip("[]").lower()
 
 
+def _announced(headers: dict[bytes, bytes]) -> int:
+    length = headers.get(b"content-length", b"0")
+    return int(length[:20]) if length.isdigit() else 0
+
+
 def _too_large(limit: int) -> str:
-    return f"what was sent is larger than {size(limit)}"
+    words = f"what was sent is larger than {size(limit)}"
+    return f"{words}; more is taken with a valid token only" if limit == LARGEST_OF_STRANGERS else words
 
 
 def _counted(receive: Receive, limit: int) -> Receive:

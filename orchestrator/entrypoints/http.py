@@ -25,7 +25,7 @@ from orchestrator.entrypoints import (
     problems,
     worker_api,
 )
-from orchestrator.entrypoints.auth import Authenticator
+from orchestrator.entrypoints.auth import Authenticator, is_known
 from orchestrator.entrypoints.clerk import Clerk
 from orchestrator.entrypoints.dashboard import site
 from orchestrator.entrypoints.deps import Server
@@ -99,6 +99,7 @@ def _shut(api: FastAPI, settings: Settings) -> None:
             allowed=hosts(settings),
             upload_bytes=settings.max_upload_bytes,
             refuse=site.refused,
+            knows=is_known,
             public_url=settings.public_url,
         )
 

@@ -14,7 +14,8 @@ from orchestrator.services.jobs import Actor
 
 CODE_LIVES_S = 3_600.0
 SESSION_DAYS = 30.0
-MOST_CODES = 1_000
+MOST_CODES = 20
+"""Of one member, open at once; a newer one takes the oldest one's place, and nobody else's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,9 @@ class Logins:
         code, now = secrets.token_urlsafe(24), self._ctx.clock.now()
         with self._lock:
             self._codes = {h: c for h, c in self._codes.items() if c.until > now}
-            while len(self._codes) >= MOST_CODES:
-                self._codes.pop(next(iter(self._codes)))
+            theirs = [h for h, c in self._codes.items() if c.member.member_id == member.member_id]
+            for oldest in theirs[: max(0, len(theirs) + 1 - MOST_CODES)]:
+                self._codes.pop(oldest)
             self._codes[self._ctx.tokens.hash(code)] = _Code(member=member, until=now + CODE_LIVES_S)
         return f"/login/{code}"
 
@@ -46,6 +48,11 @@ class Logins:
         with self._ctx.uow() as tx:
             admin = next(m for m in tx.members() if m.role is Role.ADMIN)
         return self.link(Actor(member_id=admin.id, name=admin.name, role=admin.role))
+
+    def forget(self, member_id: str) -> None:
+        """Make this member's open links useless."""
+        with self._lock:
+            self._codes = {h: c for h, c in self._codes.items() if c.member.member_id != member_id}
 
     def use(self, code: str, name: str = "browser") -> str | None:
         """A token for the browser that came with `code`, or None if it was used before or is too old."""

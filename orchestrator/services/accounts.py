@@ -66,13 +66,14 @@ def add_token(ctx: Context, actor: Actor, *, member: str, name: str, days: float
     return token, secret
 
 
-def remove_token(ctx: Context, actor: Actor, token_id: str) -> None:
-    """Make a token useless."""
+def remove_token(ctx: Context, actor: Actor, token_id: str) -> TokenInfo:
+    """Make a token useless, and return what it was."""
     with ctx.uow() as tx:
         found = [t for t in tx.tokens() if t.id == token_id and actor.may_see(t.member_id)]
         if not found:
             raise NotFoundError(f"there is no token {token_id}")
         tx.delete_token(token_id)
+    return found[0]
 
 
 def list_tokens(ctx: Context, actor: Actor) -> list[TokenInfo]:

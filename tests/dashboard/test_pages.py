@@ -14,7 +14,7 @@ from orchestrator.domain.model import Account
 from orchestrator.entrypoints import gate
 from orchestrator.entrypoints.dashboard.assets import assets
 from orchestrator.entrypoints.http import make_app
-from orchestrator.entrypoints.logins import CODE_LIVES_S
+from orchestrator.entrypoints.logins import CODE_LIVES_S, MOST_CODES
 from orchestrator.entrypoints.static import vendor
 from tests.http.play import Api, Machine, People
 
@@ -58,6 +58,25 @@ def test_a_link_opens_the_dashboard_once(site, clock):
     late = site.admin.post("/login-links").json()["url"]
     clock.tick(CODE_LIVES_S + 1)
     assert site.client.get(late[late.index("/login") :]).status_code == 401
+
+
+def test_a_revoked_token_leaves_no_way_in(site, people):
+    """Guard: without `Logins.forget` a link that a thief had made opened the dashboard an hour later."""
+    stolen = people.ann.post("/tokens", {"name": "stolen"}).json()
+    paths = []
+    for token in (stolen["secret"], people.bob.token):
+        link = site.as_(token).post("/login-links").json()["url"]
+        paths.append(link[link.index("/login") :])
+    assert people.ann.call("DELETE", f"/tokens/{stolen['id']}").status_code == 204
+    assert [site.client.get(path).status_code for path in paths] == [401, 200]
+
+
+def test_one_members_links_push_out_nobody_elses(site, people):
+    """Guard: with one bound for all, a member's thousand links took the admin's away."""
+    admins = site.admin.post("/login-links").json()["url"]
+    anns = [people.ann.post("/login-links").json()["url"] for _ in range(MOST_CODES + 1)]
+    shown = [site.client.get(link[link.index("/login") :]).status_code for link in (admins, anns[0], anns[1], anns[-1])]
+    assert shown == [200, 401, 200, 200]
 
 
 def test_without_a_login_every_page_says_how_to_get_one(site):

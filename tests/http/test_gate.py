@@ -6,6 +6,7 @@ from starlette.testclient import TestClient
 from orchestrator.entrypoints import gate
 from orchestrator.entrypoints.http import make_app
 from orchestrator.services import accounts
+from tests.http.play import Machine
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
@@ -143,6 +144,44 @@ def test_a_body_that_is_too_large_is_refused_announced_or_not(api1, monkeypatch)
     )
     assert [announced.status_code, chunked.status_code] == [413, 413]
     assert announced.json()["detail"] == chunked.json()["detail"] == "what was sent is larger than 1000 B"
+
+
+@pytest.mark.parametrize("path", ["/members", "/claims", "/leases/lease-x/offer"])
+@pytest.mark.parametrize("chunked", [True, False])
+def test_who_sends_much_is_known(api1, path, chunked):
+    """Guard: with `LARGEST_JSON_BYTES` for all, 14 MiB of JSON from anybody kept the server from everything else for a second."""
+    for token in ("", "Bearer th_wrong", "Basic YTpi"):
+        pieces = [b"[" + b"1," * (gate.LARGEST_OF_STRANGERS // 2), b"1]"]
+        answer = api1.client.post(
+            f"/api/v1{path}",
+            content=iter(pieces) if chunked else b"".join(pieces),
+            headers={"Authorization": token, "Content-Type": "application/json"},
+        )
+        assert answer.status_code == 413
+        assert "with a valid token only" in answer.json()["detail"]
+
+
+def test_who_is_known_sends_much(api1, people, provider):
+    """By a header, by a cookie, by a lease's token, announced or not.
+
+    Guards: without each of these its message was too large here.
+    """
+    much = b" " * (gate.LARGEST_OF_STRANGERS + 1)
+    for content in (much + b"{}", iter([much, b"{}"])):
+        asked = people.ann.call("POST", "/tokens", content=content, headers={"Content-Type": "application/json"})
+        assert asked.status_code == 201
+    people.ann.submit()
+    machine = Machine.launched(api1, provider)
+    assert machine.caller.call("POST", f"/leases/{machine.lease}/release", content=much).status_code == 422
+    people.ann.submit()
+    other = Machine.launched(api1, provider)
+    assert machine.caller.call("POST", f"/leases/{other.lease}/release", content=much).status_code == 413
+    link = people.ann.post("/login-links").json()["url"]
+    assert api1.client.get(link[link.index("/login") :]).status_code == 200
+    ours = {"Origin": "http://127.0.0.1", "Content-Type": "application/x-www-form-urlencoded"}
+    assert api1.client.post("/tokens", content=b"name=" + b"x" * len(much), headers=ours).status_code == 422
+    api1.client.cookies.clear()
+    assert api1.client.post("/tokens", content=much, headers=ours).status_code == 413
 
 
 @pytest.mark.parametrize("chunked", [True, False])

@@ -1,9 +1,11 @@
 """Whatever is wrong with a request is said in a problem document that points at it."""
 
 import json
+import tracemalloc
 
 import pytest
 
+from orchestrator.entrypoints.deps import holds_nul
 from orchestrator.ports import ProviderUnavailable
 from orchestrator.services import accounts
 from tests.http.play import Machine
@@ -93,6 +95,33 @@ def test_odd_bodies_are_the_callers_fault(api, path, body):
 def test_numbers_beyond_all_measure(api, changes):
     assert api.admin.post("/jobs", api.admin.job_file(**changes)).status_code in (201, 422)
     assert api.admin.get("/jobs").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "holds"),
+    [
+        (b"\0", True),
+        (rb"\u0000", True),
+        (rb"\\u0000", False),
+        (rb"\\\u0000", True),
+        (rb"a\\\\u0000", False),
+        (b"u0000", False),
+    ],
+)
+def test_a_nul_is_told_from_what_only_looks_like_one(body, holds):
+    """Guard: without the count, an escaped backslash before u0000 was refused."""
+    assert holds_nul(body) is holds
+
+
+def test_looking_for_a_nul_takes_no_room():
+    """Guard: with the pairs of backslashes repeated as a group, the look took 35 bytes for each of the body's."""
+    body = b"\\" * (4 << 20) + rb"a\\u0000"
+    tracemalloc.start()
+    try:
+        assert not holds_nul(body)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_nul_in_the_address(api1):

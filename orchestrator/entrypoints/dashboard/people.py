@@ -13,7 +13,7 @@ from orchestrator.domain.model import Role
 from orchestrator.entrypoints.auth import bearer_token, cookie_token
 from orchestrator.entrypoints.bodies import MemberAsked, Name, TokenAsked
 from orchestrator.entrypoints.dashboard.render import Viewer, page
-from orchestrator.entrypoints.deps import Here, Server
+from orchestrator.entrypoints.deps import Here, Server, revoke
 from orchestrator.services import accounts
 from orchestrator.services.jobs import Actor
 
@@ -86,8 +86,7 @@ def add_token(
 
 
 @router.post("/tokens/{token_id}/revoke")
-def revoke(server: Here, me: Viewer, token_id: str) -> Response:
+def remove_token(server: Here, me: Viewer, token_id: str) -> Response:
     """Make a token useless."""
-    accounts.remove_token(server.ctx, me, token_id)
-    server.auth.forget()
+    revoke(server, me, token_id)
     return RedirectResponse("/people", 303)
