@@ -50,9 +50,7 @@ def add_token(ctx: Context, actor: Actor, *, member: str, name: str, days: float
     """A new token for a member (name or id), and its secret, which is shown this once."""
     now = ctx.clock.now()
     with ctx.uow() as tx:
-        owner = find_member(tx, member)
-        if not actor.may_see(owner.id):
-            raise ForbiddenError("only an admin may make tokens for others")
+        owner = _served(tx, actor, member, "only an admin may make tokens for others")
         token = TokenInfo(
             id=new_id("token", now),
             member_id=owner.id,
@@ -96,6 +94,13 @@ def find_member(tx: Transaction, name_or_id: str) -> Member:
     return member
 
 
+def _served(tx: Transaction, actor: Actor, name_or_id: str, refusal: str) -> Member:
+    """Whom the actor may do this for: themselves, and an admin anybody. Others are not told who there is."""
+    if actor.role is not Role.ADMIN and name_or_id not in (actor.member_id, actor.name):
+        raise ForbiddenError(refusal)
+    return find_member(tx, name_or_id)
+
+
 def add_account(
     ctx: Context,
     actor: Actor,
@@ -121,9 +126,7 @@ def add_account(
         if not capabilities.personal:
             require_admin(actor)
         else:
-            member = find_member(tx, owner or actor.member_id)
-            if not actor.may_see(member.id):
-                raise ForbiddenError("an account is connected by its owner or an admin")
+            member = _served(tx, actor, owner or actor.member_id, "an account is connected by its owner or an admin")
         account = Account(
             id=new_id("account", now),
             provider=provider,

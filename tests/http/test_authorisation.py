@@ -130,6 +130,19 @@ def test_what_only_admins_may(api1, people):
     assert people.admin.post(f"/jobs/{job['id']}:priority", {"priority": 1}).json()["priority"] == 1
 
 
+def test_members_are_not_told_who_else_is_here(api1, people):
+    """Guard: with the member looked up first, who there is was told from who there is not by 403 and 404."""
+    asked = {"/tokens": ("member", {}), "/accounts": ("owner", {"provider": "cloud", "credentials": "x"})}
+    for path, (who, more) in asked.items():
+        answers = [people.ann.post(path, {who: name, **more}) for name in ("bob", "admin", "nobody-at-all")]
+        assert {answer.status_code for answer in answers} == {403}
+        assert len({answer.text for answer in answers}) == 1
+    me = people.ann.get("/me").json()
+    for mine in (me["id"], me["name"]):
+        assert people.ann.post("/tokens", {"member": mine}).status_code == 201
+    assert people.admin.post("/tokens", {"member": "nobody-at-all"}).status_code == 404
+
+
 def test_a_revoked_token_is_useless_at_once(api, people):
     """Guard: without `auth.forget` in `remove_token` the token lived on for a second."""
     made = people.ann.post("/tokens", {"name": "second"}).json()
