@@ -158,7 +158,8 @@ def _of_notebooks(tx: Transaction, member: Member, provider: str) -> Account | N
 def _refuse_shared(ctx: Context, account: Account) -> None:
     """Raise `ConflictError` for what is connected for somebody else, `UnavailableError` where whose it is cannot be told now.
 
-    Nothing runs with credentials that are refused, and whatever makes them good passes here again.
+    Nothing runs with credentials that are refused, and new ones pass here again; that a provider takes a refusal back by itself
+    is not noticed, nor are two who connect one account at the same moment.
     """
     provider = ctx.providers.get(account.provider) if account.credentials else None
     if not isinstance(provider, Named):
