@@ -298,8 +298,8 @@ class Store(Protocol):
         """Store a file under `key`; the same bytes twice is no error."""
         ...
 
-    def read(self, key: str) -> Iterator[bytes]:
-        """The object in chunks."""
+    def read(self, key: str, start: int = 0) -> Iterator[bytes]:
+        """The object in chunks, from the byte `start`, which is none beyond its end."""
         ...
 
     def delete(self, key: str) -> None:
