@@ -25,7 +25,7 @@ SLOTS = 1_000
 class Coroutines:
     """Implements `ports.Provider`: a launch tells the benchmark, which then works the lease off over HTTP."""
 
-    capabilities = Capabilities(provider="local", shares_disk=True)
+    capabilities = Capabilities(provider="local", shares_disk=True, at_hand=True)
 
     def __init__(self, address: str) -> None:
         self._address = address

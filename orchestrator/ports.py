@@ -20,6 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from orchestrator.aside import Aside
 from orchestrator.domain.model import Account
 from orchestrator.persistence import StoreConfig, UnitOfWork
 from worker.fit import Shape
@@ -68,7 +69,8 @@ class Capabilities:
     `shares_disk`: its workers see the server's files. `same_network`: they can call the server at its own address; others
     need a public one, or are started with everything they need and are only listened to. `personal`: an account there is one
     person's, with credentials in the vault and its owner's consent; others are pools of the installation. `saving_s` is what
-    it may take after a session's time is over until the files that it kept can be had, and all of it seems to run.
+    it may take after a session's time is over until the files that it kept can be had, and all of it seems to run. `at_hand`:
+    what there is room for is known here, without asking anybody.
     """
 
     provider: str
@@ -76,6 +78,7 @@ class Capabilities:
     same_network: bool = True
     personal: bool = False
     saving_s: float = 0.0
+    at_hand: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +163,10 @@ class Leftovers:
 
 
 class Provider(Protocol):
-    """A driver for a kind of machine. Every call may be repeated; none is made inside a database transaction."""
+    """A driver for a kind of machine. Every call may be repeated; none is made inside a database transaction.
+
+    Calls come from several threads at once, those that observe and settle an account's sessions one after the other.
+    """
 
     capabilities: Capabilities
 
@@ -304,8 +310,8 @@ class Store(Protocol):
         """Store a file under `key`; the same bytes twice is no error."""
         ...
 
-    def read(self, key: str) -> Iterator[bytes]:
-        """The object in chunks."""
+    def read(self, key: str, start: int = 0) -> Iterator[bytes]:
+        """The object in chunks, from the byte `start`, which is none beyond its end."""
         ...
 
     def delete(self, key: str) -> None:
@@ -471,6 +477,7 @@ class Rules:
     `stop_grace_s` what a worker may take to obey before its provider is told to end it; `mtbf_s` the mean time between
     losses that save cadence is tuned to; `offer_ttl_s` after which an offer that was never committed is garbage.
     `most_uploads` are opened in advance for a machine that cannot ask for more; it saves more rarely in a long session.
+    `patience_s` is how long one account's silence may hold up what is done for the others.
     """
 
     lease_s: float = 60.0
@@ -480,6 +487,7 @@ class Rules:
     mtbf_s: float = 21_600.0
     offer_ttl_s: float = 3_600.0
     most_uploads: int = 64
+    patience_s: float = 3.0
     trusted_models: frozenset[str] = frozenset()
 
 
@@ -505,7 +513,8 @@ class Context:
 
     `started_at` is when this server came up: silence before it proves nothing. `server_url` is where machines of this network
     call, `public_url` (if any) where all others may. `wake` asks for a dispatch soon; `spawn` runs a slow call aside (at once in tests); `launching` holds the leases whose
-    launch is under way in this process, which reconciling must leave alone.
+    launch is under way in this process, which reconciling must leave alone. `rooms` and `settling` are the calls to accounts
+    that are under way: what they have room for, and what went wrong with their sessions.
     """
 
     uow: UnitOfWork
@@ -522,3 +531,5 @@ class Context:
     spawn: Callable[[Callable[[], None]], None]
     started_at: float
     launching: set[str] = field(default_factory=set[str])
+    rooms: Aside[Room] = field(default_factory=Aside[Room])
+    settling: Aside[list[Exception]] = field(default_factory=Aside[list[Exception]])

@@ -180,8 +180,8 @@ class MemoryStore:
         self.objects[key] = source.read_bytes()
         return self.stat(key)
 
-    def read(self, key: str) -> Iterator[bytes]:
-        yield self._object(key)
+    def read(self, key: str, start: int = 0) -> Iterator[bytes]:
+        yield self._object(key)[start:]
 
     def delete(self, key: str) -> None:
         self._reach()
@@ -244,6 +244,12 @@ class StoreContract(ABC):
         self._put(store, tmp_path, "a/b", b"0123456789")
         assert store.head("a/b", 4) == b"0123"
         assert store.head("a/b", 100) == b"0123456789"
+
+    def test_an_object_is_read_from_any_byte(self, tmp_path: Path) -> None:
+        store, data = self.make(tmp_path), secrets.token_bytes(9_000_000)
+        self._put(store, tmp_path, "a/b", data)
+        for start in (1, 8_500_000, len(data)):
+            assert b"".join(store.read("a/b", start)) == data[start:]
 
     def test_an_empty_object_is_an_object(self, tmp_path: Path) -> None:
         store = self.make(tmp_path)

@@ -6,11 +6,14 @@ import contextlib
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from http.client import REQUESTED_RANGE_NOT_SATISFIABLE
 from pathlib import Path
 
 import httpx
 
 from worker import resumable
+from worker.fetching import fetch
 from worker.protocol import Grant
 from worker.uplink import Refused, ServerAway, Stale
 
@@ -101,7 +104,7 @@ def _place(source: Path, target: Path) -> None:
 
 def download(grant: Grant, target: Path) -> Path:
     """The granted file on this machine, checked against its sha256; raises `DamagedError`, `OSError` or an `UplinkError`."""
-    found = Path(grant.path) if grant.path is not None else _fetch(grant, target)
+    found, in_parts = (Path(grant.path), False) if grant.path is not None else (target, _fetch(grant, target))
     digest = hashlib.sha256()
     try:
         with found.open("rb") as file:
@@ -110,6 +113,8 @@ def download(grant: Grant, target: Path) -> Path:
     except FileNotFoundError as error:
         raise DamagedError(f"{grant.kind} {grant.key} is not in the store any more", grant.sha256 or "") from error
     if grant.sha256 is not None and digest.hexdigest() != grant.sha256:
+        if in_parts:
+            raise ServerAway(f"download of {grant.key}: its parts do not fit together")
         raise DamagedError(
             f"{grant.kind} {grant.key} is damaged: sha256 {digest.hexdigest()[:12]}, expected {grant.sha256[:12]}",
             grant.sha256,
@@ -117,24 +122,25 @@ def download(grant: Grant, target: Path) -> Path:
     return found
 
 
-def _fetch(grant: Grant, target: Path) -> Path:
+def _fetch(grant: Grant, target: Path) -> bool:
+    """Bring the file to `target`, going on where an earlier try was cut off; True if it came in parts."""
     aside = target.with_name(f".incoming-{target.name}")
     try:
-        with (
-            httpx.stream("GET", grant.url or "", headers=grant.headers, timeout=TIMEOUT_S, trust_env=False) as answer,
-            aside.open("wb") as file,
-        ):
-            if not answer.is_success:
-                answer.read()
-                raise _not_given(grant, answer)
-            for chunk in answer.iter_bytes(CHUNK_BYTES):
-                file.write(chunk)
+        in_parts = fetch(lambda headers: _reading(grant, headers), aside)
     except httpx.HTTPError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
         raise ServerAway(_unanswered("download", grant, error)) from None
     aside.replace(target)
-    return target
+    return in_parts
+
+
+@contextlib.contextmanager
+def _reading(grant: Grant, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+    asked = {**grant.headers, **headers}
+    with httpx.stream("GET", grant.url or "", headers=asked, timeout=TIMEOUT_S, trust_env=False) as answer:
+        if not answer.is_success and answer.status_code != REQUESTED_RANGE_NOT_SATISFIABLE:
+            answer.read()
+            raise _not_given(grant, answer)
+        yield answer
 
 
 def _unanswered(what: str, grant: Grant, error: httpx.HTTPError) -> str:

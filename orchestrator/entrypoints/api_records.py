@@ -6,10 +6,10 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections.abc import AsyncIterator, Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Header, Path, Query
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
@@ -18,6 +18,7 @@ from orchestrator.domain.errors import NotFoundError
 from orchestrator.domain.model import Account, Role
 from orchestrator.entrypoints import schemas
 from orchestrator.entrypoints.deps import PROBLEMS, Caller, Here, MyJob, Server, Sha256
+from orchestrator.entrypoints.files import BINARY, OCTETS, stored
 from orchestrator.entrypoints.sse import EVENTS_AT_ONCE, stream
 from orchestrator.ports import Handle
 
@@ -25,9 +26,6 @@ router = APIRouter(tags=["records"], responses=PROBLEMS)
 
 LARGEST_LOG_PIECE = 1 << 20
 MOST_METRICS = 100_000
-BINARY: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
-}
 After = Annotated[int, Query(ge=0, le=2**53, description="Only events with a larger id.")]
 LastEventId = Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=2**53)]
 
@@ -139,6 +137,7 @@ def checkpoint(row: OneCheckpoint) -> schemas.CheckpointInFull:
     return schemas.CheckpointInFull.model_validate(row)
 
 
+@router.head("/jobs/{job_id}/checkpoints/{sha256}/file", include_in_schema=False)
 @router.get(
     "/jobs/{job_id}/checkpoints/{sha256}/file",
     operation_id="download_checkpoint",
@@ -146,14 +145,22 @@ def checkpoint(row: OneCheckpoint) -> schemas.CheckpointInFull:
     response_class=StreamingResponse,
     responses=BINARY,
 )
-def checkpoint_file(server: Here, job_id: MyJob, row: OneCheckpoint) -> Response:
-    """The `.safetensors` file; its sha256 is the checkpoint's id."""
+def checkpoint_file(server: Here, request: Request, job_id: MyJob, row: OneCheckpoint) -> Response:
+    """The `.safetensors` file, or the range of it that is asked for; its sha256 is the checkpoint's id."""
     if not row["key"]:
         raise NotFoundError(f"the file of checkpoint {row['sha256'][:12]} was deleted: it is {row['state']}")
-    chunks = server.ctx.stores.get(row["store"]).read(row["key"])
-    return _file(chunks, row["size"], f"{job_id}-step-{row['step']}.safetensors", "application/octet-stream")
+    return stored(
+        request,
+        server.ctx.stores.get(row["store"]),
+        row["key"],
+        size=row["size"],
+        sha256=row["sha256"],
+        media_type=OCTETS,
+        name=f"{job_id}-step-{row['step']}.safetensors",
+    )
 
 
+@router.head("/jobs/{job_id}/adapter", include_in_schema=False)
 @router.get(
     "/jobs/{job_id}/adapter",
     operation_id="download_adapter",
@@ -161,24 +168,20 @@ def checkpoint_file(server: Here, job_id: MyJob, row: OneCheckpoint) -> Response
     response_class=StreamingResponse,
     responses=BINARY,
 )
-def adapter(server: Here, job_id: MyJob) -> Response:
-    """The PEFT folder as a zip."""
+def adapter(server: Here, request: Request, job_id: MyJob) -> Response:
+    """The PEFT folder as a zip, or the range of it that is asked for."""
     row = server.views.job(job_id, server.ctx.clock.now())
     if row is None or not row["adapter_key"]:
         raise NotFoundError(f"job {job_id} has no adapter yet")
-    chunks = server.ctx.stores.get(row["adapter_store"]).read(row["adapter_key"])
-    return _file(chunks, row["adapter_bytes"], f"{job_id}-adapter.zip", "application/zip")
-
-
-def _file(chunks: Iterator[bytes], size: int, name: str, media_type: str) -> Response:
-    first = next(chunks, b"")  # a missing object must be a 404, not a broken download
-
-    def all_chunks() -> Iterator[bytes]:
-        yield first
-        yield from chunks
-
-    headers = {"Content-Length": str(size), "Content-Disposition": f'attachment; filename="{name}"'}
-    return StreamingResponse(all_chunks(), media_type=media_type, headers=headers)
+    return stored(
+        request,
+        server.ctx.stores.get(row["adapter_store"]),
+        row["adapter_key"],
+        size=row["adapter_bytes"],
+        sha256=row["adapter"]["zip_sha256"],
+        media_type="application/zip",
+        name=f"{job_id}-adapter.zip",
+    )
 
 
 # --- curves and answers ----------------------------------------------------------------------------------

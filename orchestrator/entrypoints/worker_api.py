@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request
-from fastapi.responses import FileResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
@@ -16,6 +16,7 @@ from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundErro
 from orchestrator.entrypoints import bodies
 from orchestrator.entrypoints.auth import lease_holder
 from orchestrator.entrypoints.deps import PROBLEMS, Here, Server
+from orchestrator.entrypoints.files import BINARY, OCTETS, stored
 from orchestrator.entrypoints.uploads import spooled
 from orchestrator.services import checkpoints, leases
 from worker.protocol import (
@@ -134,19 +135,24 @@ def _may(direction: str) -> Any:
     return Depends(check)
 
 
-@router.get("/blobs/{key:path}", operation_id="read_blob", summary="Read a granted file", response_class=FileResponse)
-def read_blob(server: Here, key: Annotated[str, _may("get")], store: StoreName = "local") -> Response:
-    """The bytes; ranges are answered where the file lies on this server."""
+@router.head("/blobs/{key:path}", include_in_schema=False)
+@router.get(
+    "/blobs/{key:path}",
+    operation_id="read_blob",
+    summary="Read a granted file",
+    response_class=FileResponse,
+    responses=BINARY,
+)
+def read_blob(server: Here, request: Request, key: Annotated[str, _may("get")], store: StoreName = "local") -> Response:
+    """The bytes, or the range of them that is asked for."""
     if store != server.app.store.name:
         elsewhere = server.ctx.stores.get(store)
-        size = elsewhere.stat(key).size
-        return StreamingResponse(
-            elsewhere.read(key), media_type="application/octet-stream", headers={"Content-Length": str(size)}
-        )
+        found = elsewhere.stat(key)
+        return stored(request, elsewhere, key, size=found.size, sha256=found.sha256, media_type=OCTETS)
     path = server.app.store.path(key)
     if not path.is_file():
         raise NotFoundError(f"{key} is not in the store")
-    return FileResponse(path, media_type="application/octet-stream")
+    return FileResponse(path, media_type=OCTETS)
 
 
 @router.put(

@@ -43,7 +43,7 @@ class LocalProvider:
     `START_UP_S`. `on_exit` is called whenever a process that this server started has ended.
     """
 
-    capabilities = Capabilities(provider="local", shares_disk=True)
+    capabilities = Capabilities(provider="local", shares_disk=True, at_hand=True)
 
     def __init__(self, folder: Path, on_exit: Callable[[], None] = lambda: None) -> None:
         self._folder, self._on_exit = folder, on_exit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, replace
+from functools import partial
 
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.domain.model import Account, Job, Lease
@@ -32,6 +33,7 @@ STORE_REST_S = 60.0
 """How long an account is left alone after the store could not open uploads for a machine of it."""
 FULL_REST_S = 300.0
 """The same after it had no room, where it does not say until when."""
+NO_ROOM = Room(slots=0, session_s=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,39 +58,55 @@ def dispatch(ctx: Context) -> int:
 
 
 def survey(ctx: Context, accounts: list[Account]) -> list[Place]:
-    """What every account offers, our own live leases not yet deducted; a driver that does not answer is shut, not gone."""
-    return [_place(ctx, account) for account in accounts]
+    """What every account offers, our own live leases not yet deducted; a driver that does not answer is shut, not gone.
+
+    Accounts are asked side by side. One that takes its time counts for nothing until its answer is here, which asks for a
+    dispatch.
+    """
+    rooms = {a.id: room for a in accounts if (room := _unasked(ctx, a)) is not None}
+    slow = {_question(a): partial(_room, ctx, a) for a in accounts if a.id not in rooms}
+    said = ctx.rooms.ask(slow, ctx.rules.patience_s, on_late=ctx.wake)
+    silent = replace(NO_ROOM, shut=f"cannot be reached (no answer within {ctx.rules.patience_s:g} s)")
+    rooms |= {a.id: said.get(_question(a), silent) for a in accounts if a.id not in rooms}
+    return [
+        Place(account_id=a.id, provider=a.provider, name=a.name, member_id=a.member_id, **vars(rooms[a.id]))
+        for a in accounts
+    ]
 
 
-def _place(ctx: Context, account: Account) -> Place:
-    shut = Place(
-        account_id=account.id,
-        provider=account.provider,
-        name=account.name,
-        member_id=account.member_id,
-        slots=0,
-        session_s=0,
-    )
+def _question(account: Account) -> str:
+    """What was asked with other credentials is no answer."""
+    return account.id + account.credentials
+
+
+def _unasked(ctx: Context, account: Account) -> Room | None:
+    """What is known of an account without a call to anybody; None if it has to be asked."""
     if reason := _not_allowed(ctx, account):
-        return replace(shut, shut=reason)
+        return replace(NO_ROOM, shut=reason)
     if account.not_before > ctx.clock.now():
-        return replace(shut, shut=account.note or "no room at the moment", open_at=account.not_before)
-    return replace(shut, **vars(_room(ctx, account)))
+        return replace(NO_ROOM, shut=account.note or "no room at the moment", open_at=account.not_before)
+    return _room(ctx, account) if _is_at_hand(ctx, account) else None
+
+
+def _is_at_hand(ctx: Context, account: Account) -> bool:
+    try:
+        return ctx.providers.get(account.provider).capabilities.at_hand
+    except ProviderUnavailable:
+        return True  # its driver did not load, and cannot be asked
 
 
 def _room(ctx: Context, account: Account) -> Room:
-    none = Room(slots=0, session_s=0)
     try:
         return ctx.providers.get(account.provider).room(account)
     except CredentialsRefused as error:
         _note_problem(ctx, account, str(error))
-        return replace(none, shut=str(error))
+        return replace(NO_ROOM, shut=str(error))
     except QuotaExhausted as error:
-        return replace(none, shut=str(error), open_at=error.until)
+        return replace(NO_ROOM, shut=str(error), open_at=error.until)
     except ProviderError as error:
-        return replace(none, shut=f"cannot be reached ({error})")
+        return replace(NO_ROOM, shut=f"cannot be reached ({error})")
     except Exception as error:  # noqa: BLE001  told where people look; one account must not keep all others waiting
-        return replace(none, shut=f"its driver failed ({type(error).__name__}: {error})")
+        return replace(NO_ROOM, shut=f"its driver failed ({type(error).__name__}: {error})")
 
 
 def _not_allowed(ctx: Context, account: Account) -> str:

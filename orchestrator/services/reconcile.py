@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 
 from orchestrator.domain.lifecycle import EndReason, LeaseState
 from orchestrator.domain.model import Account, Lease
@@ -15,33 +16,43 @@ from orchestrator.services.checkpoints import abandon_stale, sweep_strays
 from orchestrator.services.leases import hand_back, lease_prefix
 
 FORGET_REQUESTS_AFTER_S = 86_400.0
+_Settle = Callable[[Context, Lease, Observation, Handle], None]
 
 
 def reconcile(ctx: Context) -> None:
     """One pass over every session that is live or may still hold something of ours.
 
-    A session that cannot be settled keeps none of the others waiting; what went wrong is raised together at the end.
+    A session that cannot be settled keeps none of the others waiting, and an account that answers slowly only its own:
+    until its sessions are settled it is left out of further passes. What went wrong is raised together at the end.
     """
     with ctx.uow() as tx:
         live = [lease for lease in tx.live_leases() if lease.id not in ctx.launching]
         ended = [lease for lease in tx.uncollected_leases() if lease.id not in ctx.launching]
         accounts = {account.id: account for account in tx.accounts()}
         tx.forget_remembered(ctx.clock.now() - FORGET_REQUESTS_AFTER_S)
-    seen = _observe(ctx, live + ended, accounts)
-    work: list[tuple[Callable[[Context, Lease, Observation, Handle], None], Lease]] = []
-    work += [(_judge, lease) for lease in live]
-    work += [(_clear_away, lease) for lease in ended]
+    work: dict[str, list[tuple[_Settle, Lease]]] = defaultdict(list)
+    for settle, leases in ((_judge, live), (_clear_away, ended)):
+        for lease in leases:
+            work[lease.account_id].append((settle, lease))
+    calls = {account_id: partial(_settle, ctx, theirs, accounts) for account_id, theirs in work.items()}
+    settled = ctx.settling.ask(calls, ctx.rules.patience_s, on_late=ctx.wake)
+    abandon_stale(ctx)
+    ctx.wake()
+    if problems := [problem for theirs in settled.values() for problem in theirs]:
+        raise ExceptionGroup("some sessions could not be settled", problems)
+
+
+def _settle(ctx: Context, work: list[tuple[_Settle, Lease]], accounts: dict[str, Account]) -> list[Exception]:
+    """What is to be done about the sessions of one account, one after the other; returns what went wrong."""
+    seen = _observe(ctx, [lease for _, lease in work], accounts)
     problems: list[Exception] = []
     for settle, lease in work:
         try:
             settle(ctx, lease, seen[lease.id], handle_of(lease, accounts))
-        except Exception as error:  # noqa: BLE001  raised below, after all others had their turn
+        except Exception as error:  # noqa: BLE001  raised by `reconcile`, after all others had their turn
             error.add_note(f"while settling {lease.id}")
             problems.append(error)
-    abandon_stale(ctx)
-    ctx.wake()
-    if problems:
-        raise ExceptionGroup("some sessions could not be settled", problems)
+    return problems
 
 
 def handle_of(lease: Lease, accounts: dict[str, Account]) -> Handle:
@@ -52,18 +63,13 @@ def handle_of(lease: Lease, accounts: dict[str, Account]) -> Handle:
     return Handle(lease_id=lease.id, account=account, external_id=lease.external_id)
 
 
-def _observe(ctx: Context, leases: Iterable[Lease], accounts: dict[str, Account]) -> dict[str, Observation]:
-    by_provider: dict[str, list[Lease]] = defaultdict(list)
-    for lease in leases:
-        by_provider[lease.provider].append(lease)
-    seen: dict[str, Observation] = {}
-    for name, theirs in by_provider.items():
-        try:
-            found = ctx.providers.get(name).observe([handle_of(lease, accounts) for lease in theirs])
-        except Exception as error:  # noqa: BLE001  a driver that fails knows nothing, and keeps no other one waiting
-            found = [Observation(lease_id=x.id, liveness=Liveness.UNKNOWN, detail=str(error)) for x in theirs]
-        seen.update({o.lease_id: o for o in found})
-    return seen
+def _observe(ctx: Context, leases: list[Lease], accounts: dict[str, Account]) -> dict[str, Observation]:
+    """Sessions of one account, and so of one provider, as that sees them."""
+    try:
+        found = ctx.providers.get(leases[0].provider).observe([handle_of(lease, accounts) for lease in leases])
+    except Exception as error:  # noqa: BLE001  a driver that fails knows nothing, and keeps no other one waiting
+        found = [Observation(lease_id=x.id, liveness=Liveness.UNKNOWN, detail=str(error)) for x in leases]
+    return {o.lease_id: o for o in found}
 
 
 def _judge(ctx: Context, lease: Lease, seen: Observation, handle: Handle) -> None:

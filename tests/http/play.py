@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import socket
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import uvicorn
 from starlette.testclient import TestClient
 
 from orchestrator.bootstrap import App
+from orchestrator.entrypoints.http import make_app
 from orchestrator.services.dispatch import dispatch
 from worker import checkpoint
 from worker.protocol import Hardware, JobSpec, Manifest, Recipe
@@ -172,11 +178,43 @@ class Machine:
         path = grant["url"].partition("/api/v1")[2]
         return self.api.client.put(f"/api/v1{path}", content=data, headers=grant["headers"])
 
-    def finish(self, step: int):
+    def finish(self, step: int, data: bytes = b"PK the adapter"):
         """Upload an adapter and say the last word."""
         grant = next(g for g in self.assignment["uploads"] if g["kind"] == "adapter")
-        data = b"PK the adapter"
         assert self.put(grant, data).is_success
         digest = hashlib.sha256(data).hexdigest()
         adapter = {"key": grant["key"], "sha256": digest, "size": len(data), "adapter_sha256": "a" * 64}
         return self.say("finish", self.said("finish", step=step, adapter=adapter))
+
+
+class _Client:
+    """The TestClient's `request` over a real socket."""
+
+    def __init__(self, url: str) -> None:
+        self.base_url = url
+        self._http = httpx.Client(base_url=url, timeout=20)
+        self.request, self.get, self.put, self.stream = (
+            self._http.request, self._http.get, self._http.put, self._http.stream
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self._http.close()
+
+
+@contextlib.contextmanager
+def served(app: App) -> Iterator[Api]:
+    """The application behind a real socket of this computer."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()  # a client may call before the server's thread has come up
+        config = uvicorn.Config(make_app(app), log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        client = _Client(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        try:
+            yield Api(app=app, client=client)
+        finally:
+            client.close()
+            server.should_exit = True
+            thread.join()

@@ -1,52 +1,16 @@
 """Events over server-sent events, from a real server: what was sent before a break is not sent again, nothing is left out."""
 
-import contextlib
 import json
-import socket
 import threading
 
-import httpx
 import pytest
-import uvicorn
 
-from orchestrator.entrypoints.http import make_app
-from tests.http.play import Api, People
-
-
-class _Live:
-    """The TestClient's `request` over a real socket."""
-
-    def __init__(self, url):
-        self._http = httpx.Client(base_url=url, timeout=20)
-        self.request, self.get, self.put, self.stream = (
-            self._http.request, self._http.get, self._http.put, self._http.stream
-        )  # fmt: skip
-
-    def close(self):
-        self._http.close()
-
-
-@contextlib.contextmanager
-def _live(app):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()  # a client may call before the server's thread has come up
-        config = uvicorn.Config(make_app(app), log_level="warning", access_log=False, timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        client = _Live(f"http://127.0.0.1:{listener.getsockname()[1]}")
-        try:
-            yield Api(app=app, client=client)
-        finally:
-            client.close()
-            server.should_exit = True
-            thread.join()
+from tests.http.play import People, served
 
 
 @pytest.fixture
 def live(app):
-    with _live(app) as api:
+    with served(app) as api:
         yield api
 
 

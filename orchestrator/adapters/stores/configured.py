@@ -137,7 +137,7 @@ class Unusable:
     def put(self, key: str, source: Path) -> ObjectInfo:
         raise self._say()
 
-    def read(self, key: str) -> Iterator[bytes]:
+    def read(self, key: str, start: int = 0) -> Iterator[bytes]:
         raise self._say()
 
     def delete(self, key: str) -> None:

@@ -105,12 +105,13 @@ class LocalStore:
         _sync_folder(path.parent)
         return True
 
-    def read(self, key: str) -> Iterator[bytes]:
+    def read(self, key: str, start: int = 0) -> Iterator[bytes]:
         try:
             file = self.path(key).open("rb")
         except FileNotFoundError as error:
             raise ObjectMissing(f"{key} is not in the store") from error
         with file:
+            file.seek(start)
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
+from http.client import REQUESTED_RANGE_NOT_SATISFIABLE
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,13 +151,14 @@ class Client:
         return items
 
     @contextmanager
-    def stream(self, path: str) -> Iterator[Iterator[bytes]]:
-        """The body under `path` in chunks."""
-        with _reachable(self.url), self._http.stream("GET", path) as response:
-            if response.is_error:
-                response.read()
-            _check(response)
-            yield response.iter_bytes(1 << 20)
+    def stream(self, path: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+        """What lies under `path`, to be read while it arrives; 416 (nothing is left of it) is an answer, too."""
+        with _reachable(self.url), self._http.stream("GET", path, headers=headers) as response:
+            if response.status_code != REQUESTED_RANGE_NOT_SATISFIABLE:
+                if response.is_error:
+                    response.read()
+                _check(response)
+            yield response
 
 
 @contextmanager

@@ -7,13 +7,16 @@ import shutil
 import stat
 import zipfile
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.entrypoints.commands.client import Client, CommandError, Exit, connect, find_job
 from orchestrator.entrypoints.commands.output import JsonFlag, put, put_json, say, size
 from orchestrator.entrypoints.commands.phrases import JobArgument
+
+if TYPE_CHECKING:
+    from worker.resumable import Patience
 
 app = typer.Typer()
 
@@ -23,23 +26,47 @@ MOST_GROWTH = 200
 ALLOWANCE_BYTES = 64 << 20
 
 
-def fetch(client: Client, path: str, target: Path, sha256: str) -> None:
-    """Write what lies under `path` to `target` if it hashes to `sha256`; raises `CommandError` otherwise."""
+def fetch(client: Client, path: str, target: Path, sha256: str, patience: Patience | None = None) -> None:
+    """Write what lies under `path` to `target` if it hashes to `sha256`; raises `CommandError` otherwise.
+
+    What has arrived when the connection breaks for good, or a person interrupts, lies beside `target` for the next call.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.part")
-    digest = hashlib.sha256()
-    try:
-        with client.stream(path) as chunks, aside.open("wb") as file:
-            for chunk in chunks:
-                digest.update(chunk)
-                file.write(chunk)
-        if digest.hexdigest() != sha256:
-            raise CommandError(
-                Exit.FAILED, f"what arrived hashes to {digest.hexdigest()}, expected {sha256}; try again"
-            )
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
+    aside = target.with_name(f".{target.name}.{sha256[:12]}.part")
+    _bring(client, path, aside, patience)
+    with aside.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        aside.unlink()
+        raise CommandError(Exit.FAILED, f"what arrived hashes to {found}, expected {sha256}; try again")
+    aside.replace(target)
+
+
+def _bring(client: Client, path: str, aside: Path, patience: Patience | None) -> None:
+    """Go on where the connection was cut, for as long as that brings anything."""
+    from worker import fetching, resumable
+
+    patience, failures = patience or resumable.Patience(attempts=6, longest_s=8.0), 0
+    while True:
+        before = _arrived(aside)
+        try:
+            fetching.fetch(lambda headers: client.stream(path, headers), aside)
+        except CommandError as error:
+            have = _arrived(aside)
+            if error.code is not Exit.UNREACHABLE or not have:
+                raise
+            failures = 1 if have > before else failures + 1
+            if failures >= patience.attempts:
+                raise CommandError(
+                    error.code, *error.lines, f"{size(have)} are here; the same command goes on"
+                ) from None
+            patience.pause(failures)
+        else:
+            return
+
+
+def _arrived(aside: Path) -> int:
+    return aside.stat().st_size if aside.is_file() else 0
 
 
 @app.command(rich_help_panel="Records")

@@ -113,7 +113,7 @@ class ColabProvider:
         return known
 
     def _room(self, account: Account, shut: Room) -> Room | ProviderUnavailable:
-        """Colab's silence is believed for a while too: a time-out in every round would hold up other machines."""
+        """Colab's silence is believed for a while too: its own jobs would wait for a time-out in every round."""
         try:
             if self._usage(account)["balance"] <= 0:
                 return replace(shut, shut=SPENT)

@@ -104,7 +104,7 @@ class KaggleProvider:
 
     @contextlib.contextmanager
     def _answering(self, account: Account) -> Iterator[None]:
-        """Kaggle's silence is believed for a while too: a time-out in every round would hold up other machines."""
+        """Kaggle's silence is believed for a while too: its own sessions would wait for one time-out after another."""
         until, words = self._silent.get(account.id, (0.0, ""))
         if time.monotonic() < until:
             raise ProviderUnavailable(words)
