@@ -12,6 +12,7 @@ from orchestrator.ports import Context, Followed, Handle, Liveness, Observation,
 from orchestrator.services import intake
 from orchestrator.services.alone import is_to_be_stopped
 from orchestrator.services.checkpoints import abandon_stale, sweep_strays
+from orchestrator.services.dataset_deletion import sweep_discarded
 from orchestrator.services.leases import hand_back, lease_prefix
 
 FORGET_REQUESTS_AFTER_S = 86_400.0
@@ -39,6 +40,7 @@ def reconcile(ctx: Context) -> None:
             error.add_note(f"while settling {lease.id}")
             problems.append(error)
     abandon_stale(ctx)
+    sweep_discarded(ctx)
     ctx.wake()
     if problems:
         raise ExceptionGroup("some sessions could not be settled", problems)
