@@ -53,6 +53,7 @@ members = Table(
     Column("name", String(100), nullable=False, unique=True),
     Column("role", String(16), nullable=False),
     Column("created_at", Double, nullable=False),
+    Column("removed_at", Double),
 )
 
 tokens = Table(

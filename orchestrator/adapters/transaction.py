@@ -14,20 +14,20 @@ from orchestrator.adapters import tables
 from orchestrator.adapters.checkpoint_rows import CheckpointRows
 from orchestrator.adapters.claim_rows import ClaimRows
 from orchestrator.adapters.dataset_rows import DatasetRows
+from orchestrator.adapters.member_rows import MemberRows
 from orchestrator.adapters.rows import (
     ACCOUNTS,
     EVENTS,
     IS_LIVE,
     JOBS,
     LEASES,
-    MEMBERS,
     STORES,
     TOKENS,
 )
 from orchestrator.adapters.statements import Statement, upserts
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.lifecycle import CheckpointState
-from orchestrator.domain.model import Account, Event, Job, Lease, Member, Pace
+from orchestrator.domain.model import Account, Event, Job, Lease, Pace
 from orchestrator.persistence import StoreConfig, TokenInfo
 from worker.protocol import MetricRow, Reading, Sample
 
@@ -93,7 +93,7 @@ _upserts = {
 }
 
 
-class SqlTransaction(ClaimRows, CheckpointRows, DatasetRows):
+class SqlTransaction(ClaimRows, CheckpointRows, DatasetRows, MemberRows):
     """Implements `persistence.Transaction` over one connection; events are written last, by `flush`."""
 
     def __init__(self, connection: Connection) -> None:
@@ -243,23 +243,7 @@ class SqlTransaction(ClaimRows, CheckpointRows, DatasetRows):
         ):
             self.connection.execute(gone)
 
-    # people
-
-    def member(self, member_id: str) -> Member | None:
-        return MEMBERS.get(self.connection, id=member_id)
-
-    def member_by_name(self, name: str) -> Member | None:
-        found = MEMBERS.where(self.connection, tables.members.c.name == name)
-        return found[0] if found else None
-
-    def members(self) -> list[Member]:
-        return MEMBERS.where(self.connection, order=tables.members.c.created_at)
-
-    def add_member(self, member: Member) -> None:
-        try:
-            MEMBERS.add(self.connection, member)
-        except IntegrityError as error:
-            raise ConflictError(f"there is already a member called {member.name}") from error
+    # accounts and tokens
 
     def account(self, account_id: str) -> Account | None:
         return ACCOUNTS.get(self.connection, id=account_id)

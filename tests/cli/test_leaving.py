@@ -35,3 +35,12 @@ def test_data_files_are_listed_and_removed(shell: Shell) -> None:
     assert "is removed" in shell("datasets", "rm", f"sha256:{file['sha256'][:8]}").stderr
     assert shell.json("datasets", "ls") == []
     assert "upload it again" in shell("retry", job, code=1).stderr
+
+
+def test_a_member_is_removed_by_name(shell: Shell) -> None:
+    shell("members", "add", "alice")
+    token = shell("tokens", "add", "alice").stdout.strip()
+    assert "ask another admin" in shell("members", "rm", "admin", code=1).stderr
+    assert "alice is removed" in shell("members", "rm", "alice").stderr
+    assert [m["name"] for m in shell.json("members", "ls")] == ["admin"]
+    shell("ls", code=4, TRAINHOP_TOKEN=token)
