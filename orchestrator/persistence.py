@@ -262,6 +262,16 @@ class Transaction(Protocol):
     def discarded(self, limit: int) -> list[str]: ...
     def forget_discarded(self, key: str) -> None: ...
 
+    # what is too old for anybody to need; each removes up to `limit` rows and says how many
+    def forget_expired_tokens(self, before: float, limit: int) -> int: ...
+    def forget_deliveries(self, before: float, limit: int) -> int:
+        """Messages made before that time, but none that is still to go out."""
+        ...
+
+    def forget_readings(self, first_lease: str, limit: int) -> int:
+        """Those of sessions whose id sorts before this one."""
+        ...
+
     # idempotency
     def remembered(self, member_id: str, key: str) -> tuple[str, dict[str, Any]] | None:
         """`(request hash, answer)` of an earlier request with this idempotency key."""

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator.adapters import tables
+from orchestrator.adapters.aged_rows import AgedRows
 from orchestrator.adapters.checkpoint_rows import CheckpointRows
 from orchestrator.adapters.claim_rows import ClaimRows
 from orchestrator.adapters.dataset_rows import DatasetRows
@@ -93,7 +94,7 @@ _upserts = {
 }
 
 
-class SqlTransaction(ClaimRows, CheckpointRows, DatasetRows, MemberRows):
+class SqlTransaction(AgedRows, ClaimRows, CheckpointRows, DatasetRows, MemberRows):
     """Implements `persistence.Transaction` over one connection; events are written last, by `flush`."""
 
     def __init__(self, connection: Connection) -> None:
