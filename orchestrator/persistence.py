@@ -14,7 +14,10 @@ from worker.protocol import MetricRow, Reading, Sample
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """An uploaded file, kept once by its sha256."""
+    """An uploaded file, kept once by its sha256; `key` is its place in the server's own store, never used again for another.
+
+    `name` and `member_id` are those of the first upload.
+    """
 
     sha256: str
     size: int
@@ -23,6 +26,18 @@ class Dataset:
     rows: int
     name: str
     member_id: str
+    created_at: float
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """That a member has brought a file, and what they called it."""
+
+    id: str
+    sha256: str
+    member_id: str
+    name: str
     created_at: float
 
 
@@ -134,10 +149,29 @@ class Transaction(Protocol):
         ...
 
     # people
-    def member(self, member_id: str) -> Member | None: ...
+    def member(self, member_id: str) -> Member | None:
+        """The member, removed or not."""
+        ...
+
     def member_by_name(self, name: str) -> Member | None: ...
-    def members(self) -> list[Member]: ...
+    def members(self) -> list[Member]:
+        """All that were not removed."""
+        ...
+
+    def hold_member(self, member_id: str) -> Member | None:
+        """The member unless they were removed; nobody can do that before this transaction ends."""
+        ...
+
+    def lock_members(self, *member_ids: str) -> list[Member]:
+        """Those of them that were not removed; nobody else can hold or lock them before this transaction ends."""
+        ...
+
     def add_member(self, member: Member) -> None: ...
+    def remove_member(self, member: Member) -> None:
+        """Write the member; forget their tokens, their accounts and where they wanted to be told of what."""
+        ...
+
+    def unended_jobs(self, member_id: str) -> list[Job]: ...
     def account(self, account_id: str) -> Account | None: ...
     def accounts(self) -> list[Account]: ...
     def add_account(self, account: Account) -> None: ...
@@ -190,9 +224,55 @@ class Transaction(Protocol):
         """How many checkpoints and adapters lie there that may be needed."""
         ...
 
-    # datasets and idempotency
+    # datasets
     def dataset(self, sha256: str) -> Dataset | None: ...
-    def add_dataset(self, dataset: Dataset) -> None: ...
+    def hold_dataset(self, sha256: str) -> Dataset | None:
+        """The dataset, which nobody can delete before this transaction ends."""
+        ...
+
+    def lock_dataset(self, sha256: str) -> Dataset | None:
+        """The dataset, which nobody else can hold or lock before this transaction ends."""
+        ...
+
+    def add_dataset(self, dataset: Dataset) -> Dataset:
+        """Keep it unless its bytes are kept already; returns the one that is, held."""
+        ...
+
+    def add_upload(self, upload: Upload) -> None:
+        """Note it unless this member has brought these bytes before."""
+        ...
+
+    def uploaders(self, sha256: str) -> set[str]:
+        """Ids of the members who have brought these bytes."""
+        ...
+
+    def remove_upload(self, sha256: str, member_id: str) -> None: ...
+    def delete_dataset(self, dataset: Dataset) -> None:
+        """Forget the dataset, and discard its key."""
+        ...
+
+    def job_that_needs(self, sha256: str, member_id: str | None) -> Job | None:
+        """Any job that has not ended and reads these bytes; with a member only of theirs."""
+        ...
+
+    def discard(self, key: str) -> None:
+        """Note that the object under this key in the server's own store is to be deleted."""
+        ...
+
+    def discarded(self, limit: int) -> list[str]: ...
+    def forget_discarded(self, key: str) -> None: ...
+
+    # what is too old for anybody to need; each removes up to `limit` rows and says how many
+    def forget_expired_tokens(self, before: float, limit: int) -> int: ...
+    def forget_deliveries(self, before: float, limit: int) -> int:
+        """Messages made before that time, but none that is still to go out."""
+        ...
+
+    def forget_readings(self, first_lease: str, limit: int) -> int:
+        """Those of sessions whose id sorts before this one."""
+        ...
+
+    # idempotency
     def remembered(self, member_id: str, key: str) -> tuple[str, dict[str, Any]] | None:
         """`(request hash, answer)` of an earlier request with this idempotency key."""
         ...

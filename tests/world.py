@@ -20,7 +20,7 @@ from orchestrator.adapters.tokens import KeyedTokens
 from orchestrator.adapters.unit_of_work import make_unit_of_work
 from orchestrator.adapters.vault import FernetVault
 from orchestrator.domain.model import Account, Checkpoint, Job, Lease, Member, Role
-from orchestrator.persistence import Dataset, Transaction, UnitOfWork
+from orchestrator.persistence import Dataset, Transaction, UnitOfWork, Upload
 from orchestrator.ports import (
     BaseModel,
     Capabilities,
@@ -39,7 +39,6 @@ from orchestrator.ports import (
 )
 from orchestrator.providers.registry import Registry
 from orchestrator.services import checkpoints, jobs, leases
-from orchestrator.services.datasets import dataset_key
 from orchestrator.services.jobs import Actor
 from orchestrator.testing import OneStore
 from worker import checkpoint
@@ -235,7 +234,7 @@ class World:
             stores=self.stores,
             catalog=AnyModel(),
             tokens=KeyedTokens(b"k" * 32),
-            rules=Rules(),
+            rules=Rules(patience_s=60.0),
             vault=FernetVault(Fernet.generate_key().decode()),
             server_url=lambda: "http://127.0.0.1:1",
             public_url=None,
@@ -270,11 +269,14 @@ class World:
                     name="rows",
                     member_id=name,
                     created_at=now,
+                    key=f"datasets/{self.dataset}",
                 )
             )
+            upload = Upload(id=f"upload-{name}", sha256=self.dataset, member_id=name, name="rows", created_at=now)
+            tx.add_upload(upload)
         source = self.folder / "rows"
         source.write_bytes(b"rows")
-        self.stores.local().put(dataset_key(self.dataset), source)
+        self.stores.local().put(f"datasets/{self.dataset}", source)
         return Actor(member_id=name, name=name, role=Role.MEMBER)
 
     def set_consent(self, who: str, *, agreed: bool) -> None:

@@ -169,13 +169,6 @@ class PageViews:
         some = select(_jobs.c.id).where(*there).limit(most).subquery()
         return self._all(select(func.count().label("n")).select_from(some))[0]["n"]
 
-    def datasets(self, member_id: str, limit: int) -> list[Row]:
-        """The newest data files that a member uploaded."""
-        table = tables.datasets
-        return self._all(
-            select(table).where(table.c.member_id == member_id).order_by(table.c.created_at.desc()).limit(limit)
-        )
-
 
 def _is_number(value: float | None) -> bool:
     return value is not None and math.isfinite(value)

@@ -13,12 +13,13 @@ from orchestrator.adapters import tables
 from orchestrator.adapters.statements import Statement
 from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
 from orchestrator.domain.model import Account, Checkpoint, Claim, Event, Job, Lease, Member, Role
-from orchestrator.persistence import Dataset, StoreConfig, TokenInfo
+from orchestrator.persistence import Dataset, StoreConfig, TokenInfo, Upload
 
 T = TypeVar("T")
 
 IS_LIVE = tables.leases.c.state.in_([literal_column(f"'{s}'") for s in LeaseState if s.is_live])
 """Spelled like the partial index's own condition: with parameters in place of words SQLite would not use that index."""
+IS_UNENDED = tables.jobs.c.state.in_([state.value for state in JobState if not state.is_final])
 
 
 class Mapper(Generic[T]):
@@ -87,6 +88,7 @@ MEMBERS = Mapper(Member, tables.members, enums={"role": Role})
 ACCOUNTS = Mapper(Account, tables.accounts)
 TOKENS = Mapper(TokenInfo, tables.tokens, enums={"role": Role})
 DATASETS = Mapper(Dataset, tables.datasets)
+UPLOADS = Mapper(Upload, tables.uploads)
 JOBS = Mapper(
     Job,
     tables.jobs,

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import JSON, Boolean, Connection, Dialect, Executable
+from sqlalchemy import JSON, Boolean, Connection, Dialect, Executable, Table, bindparam
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import ClauseElement, Select
 
@@ -98,3 +99,22 @@ class Statement:
                 sql, parameters, error, connection.dialect.loaded_dbapi.Error, dialect=connection.dialect
             ) from error
         return cursor
+
+
+_INSERTS: dict[str, Callable[..., Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+def upserts(table: Table, changing: tuple[str, ...]) -> dict[str, Statement]:
+    """For each database an insert of whole rows that changes only these columns of a row that is there.
+
+    Without any, rows that break a promise of uniqueness are left out.
+    """
+    return {dialect: _upsert(insert(table), table, changing) for dialect, insert in _INSERTS.items()}
+
+
+def _upsert(insert: Any, table: Table, changing: tuple[str, ...]) -> Statement:
+    statement = insert.values({c.name: bindparam(c.name, type_=c.type) for c in table.c})
+    if not changing:
+        return Statement(statement.on_conflict_do_nothing())
+    new = {n: statement.excluded[n] for n in changing}
+    return Statement(statement.on_conflict_do_update(index_elements=[c.name for c in table.primary_key], set_=new))

@@ -53,6 +53,7 @@ members = Table(
     Column("name", String(100), nullable=False, unique=True),
     Column("role", String(16), nullable=False),
     Column("created_at", Double, nullable=False),
+    Column("removed_at", Double),
 )
 
 tokens = Table(
@@ -127,14 +128,7 @@ jobs = Table(
     Column("adapter_sha256", _id()),
     Column("adapter_bytes", BigInteger),
     Column("deleted_at", Double),
-    Index(
-        "jobs_to_claim",
-        "member_id",
-        text("priority DESC"),
-        "id",
-        sqlite_where=_QUEUED,
-        postgresql_where=_QUEUED,
-    ),
+    Index("jobs_to_claim", "member_id", text("priority DESC"), "id", sqlite_where=_QUEUED, postgresql_where=_QUEUED),
     Index(
         "jobs_due",
         "state",  # only to make the planner prefer this index to `jobs_by_state`
@@ -142,12 +136,7 @@ jobs = Table(
         sqlite_where=text("state = 'queued' AND deadline IS NOT NULL"),
         postgresql_where=text("state = 'queued' AND deadline IS NOT NULL"),
     ),
-    Index(
-        "jobs_timed",
-        "id",
-        sqlite_where=IS_TIMED,
-        postgresql_where=IS_TIMED,
-    ),
+    Index("jobs_timed", "id", sqlite_where=IS_TIMED, postgresql_where=IS_TIMED),
     Index(
         "jobs_by_origin",
         "cloned_from",
@@ -335,7 +324,22 @@ datasets = Table(
     Column("name", String(255), nullable=False),
     Column("member_id", _id(), nullable=False),
     Column("created_at", Double, nullable=False),
+    Column("key", String(255), nullable=False, server_default=""),
 )
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", _id(), primary_key=True),
+    Column("sha256", ForeignKey("datasets.sha256"), nullable=False),
+    Column("member_id", ForeignKey("members.id"), nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Index("uploads_once", "sha256", "member_id", unique=True),
+    Index("uploads_by_member", "member_id", "id"),
+)
+
+discarded = Table("discarded", metadata, Column("key", String(255), primary_key=True))
 
 remembered = Table(
     "remembered_requests",

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, text, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator.adapters import tables
+from orchestrator.adapters.aged_rows import AgedRows
 from orchestrator.adapters.checkpoint_rows import CheckpointRows
 from orchestrator.adapters.claim_rows import ClaimRows
+from orchestrator.adapters.dataset_rows import DatasetRows
+from orchestrator.adapters.member_rows import MemberRows
 from orchestrator.adapters.rows import (
     ACCOUNTS,
-    DATASETS,
     EVENTS,
     IS_LIVE,
     JOBS,
     LEASES,
-    MEMBERS,
     STORES,
     TOKENS,
 )
-from orchestrator.adapters.statements import Statement
+from orchestrator.adapters.statements import Statement, upserts
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.lifecycle import CheckpointState
-from orchestrator.domain.model import Account, Event, Job, Lease, Member, Pace
-from orchestrator.persistence import Dataset, StoreConfig, TokenInfo
+from orchestrator.domain.model import Account, Event, Job, Lease, Pace
+from orchestrator.persistence import StoreConfig, TokenInfo
 from worker.protocol import MetricRow, Reading, Sample
 
 _JOBS_TO_COMPARE = 200
@@ -85,38 +85,22 @@ _object_id = Statement(select(tables.store_objects.c.external_id).where(_this_ob
 _forget_object = Statement(
     delete(tables.store_objects).where(_this_object, tables.store_objects.c.external_id == bindparam("id"))
 )
-_UPSERT: dict[str, Callable[..., Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-
-
-def _upsert(dialect: str, table: Any, changing: tuple[str, ...]) -> Statement:
-    statement = _UPSERT[dialect](table).values({c.name: bindparam(c.name, type_=c.type) for c in table.c})
-    keys = [c.name for c in table.primary_key]
-    if not changing:
-        return Statement(statement.on_conflict_do_nothing(index_elements=keys))
-    new = {n: statement.excluded[n] for n in changing}
-    return Statement(statement.on_conflict_do_update(index_elements=keys, set_=new))
-
-
-_STATEMENTS = {
-    dialect: {
-        "metrics": _upsert(dialect, tables.metrics, ("value", "fence", "at")),
-        "missing_metrics": _upsert(dialect, tables.metrics, ()),
-        "samples": _upsert(dialect, tables.samples, ("text", "at")),
-        "readings": _upsert(dialect, tables.readings, ()),
-        "datasets": _upsert(dialect, tables.datasets, ()),
-        "objects": _upsert(dialect, tables.store_objects, ()),
-    }
-    for dialect in _UPSERT
+_upserts = {
+    "metrics": upserts(tables.metrics, ("value", "fence", "at")),
+    "missing_metrics": upserts(tables.metrics, ()),
+    "samples": upserts(tables.samples, ("text", "at")),
+    "readings": upserts(tables.readings, ()),
+    "objects": upserts(tables.store_objects, ()),
 }
 
 
-class SqlTransaction(ClaimRows, CheckpointRows):
+class SqlTransaction(AgedRows, ClaimRows, CheckpointRows, DatasetRows, MemberRows):
     """Implements `persistence.Transaction` over one connection; events are written last, by `flush`."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
         self._events: list[Event] = []
-        self._upserts = _STATEMENTS[connection.dialect.name]
+        self._upserts = {name: each[connection.dialect.name] for name, each in _upserts.items()}
 
     def flush(self) -> None:
         """Write what was noted; called once, right before the commit."""
@@ -260,23 +244,7 @@ class SqlTransaction(ClaimRows, CheckpointRows):
         ):
             self.connection.execute(gone)
 
-    # people
-
-    def member(self, member_id: str) -> Member | None:
-        return MEMBERS.get(self.connection, id=member_id)
-
-    def member_by_name(self, name: str) -> Member | None:
-        found = MEMBERS.where(self.connection, tables.members.c.name == name)
-        return found[0] if found else None
-
-    def members(self) -> list[Member]:
-        return MEMBERS.where(self.connection, order=tables.members.c.created_at)
-
-    def add_member(self, member: Member) -> None:
-        try:
-            MEMBERS.add(self.connection, member)
-        except IntegrityError as error:
-            raise ConflictError(f"there is already a member called {member.name}") from error
+    # accounts and tokens
 
     def account(self, account_id: str) -> Account | None:
         return ACCOUNTS.get(self.connection, id=account_id)
@@ -353,13 +321,7 @@ class SqlTransaction(ClaimRows, CheckpointRows):
         )
         return sum(self.connection.execute(count).scalar_one() for count in counts)
 
-    # datasets, idempotency, events
-
-    def dataset(self, sha256: str) -> Dataset | None:
-        return DATASETS.get(self.connection, sha256=sha256)
-
-    def add_dataset(self, dataset: Dataset) -> None:
-        self._upserts["datasets"].run(self.connection, DATASETS.dump(dataset))
+    # idempotency, events
 
     def remembered(self, member_id: str, key: str) -> tuple[str, dict[str, Any]] | None:
         table = tables.remembered.c

@@ -24,6 +24,7 @@ SCANNED_PER_PAGE = 10_000
 
 _jobs, _leases, _checkpoints, _metrics = tables.jobs, tables.leases, tables.checkpoints, tables.metrics
 _events, _samples, _readings, _tokens = tables.events, tables.samples, tables.readings, tables.tokens
+_members = tables.members
 
 
 def _loss(*, newest: bool) -> Any:
@@ -247,6 +248,27 @@ class Views:
         """What the model answered, by step."""
         columns = (_samples.c.step, _samples.c.prompt, _samples.c.text, _samples.c.at)
         return self._all(select(*columns).where(_samples.c.job_id == job_id).order_by(_samples.c.step).limit(limit))
+
+    # data files
+
+    def datasets(self, *, member_id: str | None, limit: int, before: str | None) -> Page:
+        """Data files by who brought them, newest first; with a member only theirs."""
+        up, data = tables.uploads.c, tables.datasets.c
+        asked = (
+            select(
+                *tables.uploads.c,
+                data.size,
+                data.rows,
+                data.row_format,
+                data.file_format,
+                _members.c.name.label("member"),
+            )
+            .join(tables.datasets, data.sha256 == up.sha256)
+            .join(_members, _members.c.id == up.member_id)
+            .where(*([up.id < before] if before else []), *([up.member_id == member_id] if member_id else []))
+        )
+        rows = self._all(asked.order_by(up.id.desc()).limit(limit + 1))
+        return Page(items=rows[:limit], next=rows[limit - 1]["id"] if len(rows) > limit else None)
 
     # events
 

@@ -33,12 +33,13 @@ class Role(StrEnum):
 
 @dataclass(kw_only=True)
 class Member:
-    """A person who uses this installation."""
+    """A person who uses this installation, or did until `removed_at`: then it is a name that jobs had an owner by."""
 
     id: str
     name: str
     role: Role
     created_at: float
+    removed_at: float | None = None
 
 
 @dataclass(kw_only=True)

@@ -73,7 +73,7 @@ async def submit(server: Here, me: Caller, spec: JobFile, key: Key = None) -> Re
     if isinstance(ready, jobs.Job):
         job, row = ready, await run_in_threadpool(_briefly, server, ready.id)
     else:
-        job = await server.clerk.write(("", 0), lambda tx: jobs.queue(server.ctx, tx, me, ready))
+        job = await server.clerk.write((me.member_id, 0), lambda tx: jobs.queue(server.ctx, tx, me, ready))
         server.ctx.wake()
         row = server.views.fresh(job, me.name, server.ctx.clock.now())
     # Written here: FastAPI would check an answer again that its own model has just made.

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from orchestrator.entrypoints import bodies, schemas
 from orchestrator.entrypoints.deps import PROBLEMS, Admin, Caller, Here, PlainTextRoute, revoke
-from orchestrator.services import accounts
+from orchestrator.services import accounts, member_removal
 
 router = APIRouter(route_class=PlainTextRoute, responses=PROBLEMS)
 Id = Annotated[str, Path(max_length=100)]
@@ -31,6 +31,18 @@ def list_members(server: Here, _: Admin) -> schemas.Items[schemas.Member]:
 def add_member(server: Here, me: Admin, asked: bodies.MemberAsked) -> schemas.Member:
     """For admins. Give the person a token next."""
     return schemas.Member.model_validate(accounts.add_member(server.ctx, me, asked.name, asked.role))
+
+
+@router.delete(
+    "/members/{member_id}", status_code=204, tags=["people"], operation_id="remove_member", summary="Remove a person"
+)
+def remove_member(server: Here, me: Admin, member_id: Id) -> None:
+    """For admins; a name will do. Their tokens, sessions, accounts and channels are gone at once; their jobs and data files stay.
+
+    Refused while a job of theirs has not ended, and for yourself.
+    """
+    member_removal.remove_member(server.ctx, me, member_id)
+    server.auth.forget()
 
 
 @router.get("/tokens", tags=["people"], operation_id="list_tokens", summary="Your tokens")

@@ -17,6 +17,7 @@ from orchestrator.adapters.views import Row
 from orchestrator.domain.errors import NotFoundError
 from orchestrator.domain.model import Account, Role
 from orchestrator.entrypoints import schemas
+from orchestrator.entrypoints.auth import is_still_known
 from orchestrator.entrypoints.deps import PROBLEMS, Caller, Here, MyJob, Server, Sha256
 from orchestrator.entrypoints.files import BINARY, OCTETS, stored
 from orchestrator.entrypoints.sse import EVENTS_AT_ONCE, stream
@@ -235,7 +236,7 @@ def events(
     response_class=EventSourceResponse,
 )
 async def job_stream(
-    server: Here, job_id: MyJob, after: After = 0, last: LastEventId = None
+    request: Request, server: Here, job_id: MyJob, after: After = 0, last: LastEventId = None
 ) -> AsyncIterator[ServerSentEvent]:
     """From the beginning, or after `Last-Event-ID`. Each event's id is the event's own."""
 
@@ -243,6 +244,8 @@ async def job_stream(
         return server.views.events(after=start, job_id=job_id, member_id=None, limit=EVENTS_AT_ONCE)
 
     async for event in stream(server.pulse, read, last if last is not None else after):
+        if not await is_still_known(request):
+            return
         yield event
 
 
@@ -259,7 +262,7 @@ def _start(server: Here, last: LastEventId = None, after: Annotated[int | None, 
     response_class=EventSourceResponse,
 )
 async def all_stream(
-    server: Here, me: Caller, start: Annotated[int, Depends(_start)]
+    request: Request, server: Here, me: Caller, start: Annotated[int, Depends(_start)]
 ) -> AsyncIterator[ServerSentEvent]:
     """From now on, or after `Last-Event-ID`. Members see what happens to their own jobs."""
     member_id = None if me.role is Role.ADMIN else me.member_id
@@ -268,4 +271,6 @@ async def all_stream(
         return server.views.events(after=after, job_id=None, member_id=member_id, limit=EVENTS_AT_ONCE)
 
     async for event in stream(server.pulse, read, start):
+        if not await is_still_known(request):
+            return
         yield event

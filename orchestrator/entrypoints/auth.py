@@ -88,6 +88,12 @@ def cookie_token(request: Request) -> str | None:
     return request.cookies.get(cookie_name(request))
 
 
+async def is_still_known(request: Request) -> bool:
+    """Whether the token that opened a stream still counts."""
+    token = bearer_token(request) or cookie_token(request)
+    return token is not None and await request.app.state.server.auth.actor(token) is not None
+
+
 def _unknown() -> HTTPException:
     return HTTPException(401, "a valid token is needed", {"WWW-Authenticate": "Bearer"})
 

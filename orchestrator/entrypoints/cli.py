@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.entrypoints.commands import (
+    datasets,
     doctor,
     download,
     jobs,
@@ -37,6 +38,7 @@ app = typer.Typer(
 for part in (serve.app, link.app, jobs.app, notebook.app, watch.app, records.app, download.app, doctor.app):
     app.add_typer(part)
 app.add_typer(people.accounts, name="accounts", rich_help_panel="Server")
+app.add_typer(datasets.app, name="datasets", rich_help_panel="Server")
 app.add_typer(people.members, name="members", rich_help_panel="Server")
 app.add_typer(notifications.app, name="notifications", rich_help_panel="Server")
 app.add_typer(people.tokens, name="tokens", rich_help_panel="Server")

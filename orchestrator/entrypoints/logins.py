@@ -71,5 +71,7 @@ class Logins:
             expires_at=now + SESSION_DAYS * 86_400,
         )
         with self._ctx.uow() as tx:
+            if tx.hold_member(token.member_id) is None:  # removed since the link was made
+                return None
             tx.add_token(token, self._ctx.tokens.hash(secret))
         return secret

@@ -282,6 +282,14 @@ class Dataset(Answer):
     file_format: str
 
 
+class Upload(Dataset):
+    """An uploaded file and who brought it; those who brought the same bytes each have it under a name of their own."""
+
+    name: str
+    member: str
+    created_at: Time
+
+
 class Notebook(Answer):
     """A notebook for the job's owner to run; `note` says where it cannot run. Its code works once, until `expires_at`.
 

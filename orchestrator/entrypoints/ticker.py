@@ -14,11 +14,13 @@ from orchestrator.services.dispatch import dispatch
 from orchestrator.services.letters import Postman
 from orchestrator.services.notifications import Office, look_around, tell
 from orchestrator.services.reconcile import reconcile
+from orchestrator.services.tidying import tidy
 
 log = structlog.get_logger()
 
 TELL_EVERY_S = 2.0
 LOOK_AROUND_EVERY_S = 60.0
+TIDY_EVERY_S = 600.0
 
 
 class Ticker:
@@ -43,6 +45,7 @@ class Ticker:
         self._scheduler.add_job(self._post.set, "interval", seconds=app.settings.letters_s)
         self._scheduler.add_job(self._tell, "interval", seconds=TELL_EVERY_S)
         self._scheduler.add_job(self._look_around, "interval", seconds=LOOK_AROUND_EVERY_S)
+        self._scheduler.add_job(self._tidy, "interval", seconds=TIDY_EVERY_S)
 
     def start(self) -> None:
         """Begin with a look at what was left behind."""
@@ -85,6 +88,12 @@ class Ticker:
 
     def _look_around(self) -> None:
         self._guarded(look_around)
+
+    def _tidy(self) -> None:
+        try:
+            tidy(self._app.context)
+        except Exception:
+            log.exception("what is too old could not be forgotten; the next round tries again")
 
     def _guarded(self, work: Callable[[Office], object]) -> None:
         """Notifications may fail, but only for themselves."""

@@ -87,11 +87,12 @@ def list_members(ctx: Context) -> list[Member]:
 
 
 def find_member(tx: Transaction, name_or_id: str) -> Member:
-    """A member by id or name; raises `NotFoundError`."""
+    """A member by id or name, held in the transaction; raises `NotFoundError`."""
     member = tx.member(name_or_id) or tx.member_by_name(name_or_id)
-    if member is None:
+    held = tx.hold_member(member.id) if member is not None else None
+    if held is None:
         raise NotFoundError(f"there is no member {name_or_id}")
-    return member
+    return held
 
 
 def _served(tx: Transaction, actor: Actor, name_or_id: str, refusal: str) -> Member:

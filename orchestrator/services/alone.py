@@ -10,7 +10,7 @@ from orchestrator.domain.errors import NotFoundError
 from orchestrator.domain.model import Checkpoint, Job, Lease
 from orchestrator.persistence import Dataset, Transaction
 from orchestrator.ports import Context, Store
-from orchestrator.services.leases import dataset_key, say_assignment, upload_grant
+from orchestrator.services.leases import say_assignment, upload_grant
 from worker.protocol import Assignment, Grant, GrantKind, JobSpec
 
 SPARE_UPLOADS = 4
@@ -45,7 +45,7 @@ def kit(ctx: Context, lease: Lease) -> Kit:
         inputs[key] = lambda: store.read(key)
         return Grant(key=key, kind=kind, sha256=sha256, size=size)
 
-    data = tuple(reading(local, dataset_key(d.sha256), GrantKind.DATASET, d.sha256, d.size) for d in datasets)
+    data = tuple(reading(local, d.key, GrantKind.DATASET, d.sha256, d.size) for d in datasets)
     resume = None
     if head is not None:
         resume = reading(ctx.stores.get(head.store), head.key, GrantKind.CHECKPOINT, head.sha256, head.size)

@@ -210,8 +210,9 @@ def _account(ctx: Context, tx: Transaction, member_id: str) -> Account:
     found = next((a for a in accounts if a.provider == PROVIDER and a.member_id == member_id), None)
     if found is not None:
         return found
-    member, now = tx.member(member_id), ctx.clock.now()
-    assert member is not None
+    member, now = tx.hold_member(member_id), ctx.clock.now()
+    if member is None:
+        raise NotFoundError("whoever made this notebook is no longer a member of this server")
     name = f"{member.name[:80]}-notebook"
     while any(a.name == name for a in accounts):
         name += "-2"

@@ -1,16 +1,18 @@
-"""A dataset is checked row by row when it arrives and kept once, by the sha256 of its bytes."""
+"""A dataset is checked row by row when it arrives and kept once, by the sha256 of its bytes, for all who brought it."""
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from orchestrator.domain.errors import InvalidError, NotFoundError
-from orchestrator.persistence import Dataset
+from orchestrator.persistence import Dataset, Transaction, Upload
 from orchestrator.ports import Context, StoreError
 from orchestrator.services.errors import from_store
-from orchestrator.services.leases import dataset_key
+from orchestrator.services.ids import new_id
 from worker.checkpoint import sha256_file
 from worker.dataset import DatasetError, inspect
 from worker.protocol import DatasetSpec, FileFormat, RowFormat
@@ -42,13 +44,19 @@ def add_dataset(ctx: Context, member_id: str, path: Path, name: str, row_format:
         info = inspect(path, row_format, container)
     except DatasetError as error:
         raise InvalidError(f"{name}: {error}", [("/", str(error))]) from error
-    sha256 = sha256_file(path)
+    sha256, now = sha256_file(path), ctx.clock.now()
+    upload = Upload(id=new_id("upload", now), sha256=sha256, member_id=member_id, name=name, created_at=now)
     with ctx.uow() as tx:
-        known = tx.dataset(sha256)
-    if known is not None and known.row_format == info.type:
-        return known
+        known = tx.hold_dataset(sha256)
+        if known is not None:
+            tx.add_upload(upload)
+    if known is not None:
+        as_read = {"row_format": info.type, "rows": info.rows, "file_format": info.file_format}
+        return known if known.row_format == info.type else replace(known, **as_read)
+    # A name of its own: whoever deletes what was there before, however late, does not mean these bytes.
+    key = f"datasets/{sha256}.{secrets.token_hex(4)}"
     try:
-        stored = ctx.stores.local().put(dataset_key(sha256), path)
+        stored = ctx.stores.local().put(key, path)
     except StoreError as error:
         raise from_store(error) from error
     dataset = Dataset(
@@ -59,10 +67,13 @@ def add_dataset(ctx: Context, member_id: str, path: Path, name: str, row_format:
         rows=info.rows,
         name=name,
         member_id=member_id,
-        created_at=ctx.clock.now(),
+        created_at=now,
+        key=key,
     )
     with ctx.uow() as tx:
-        tx.add_dataset(dataset)
+        if tx.add_dataset(dataset).key != key:  # somebody brought the same bytes at the same time
+            tx.discard(key)
+        tx.add_upload(upload)
     return dataset
 
 
@@ -105,7 +116,7 @@ def _read_otherwise(ctx: Context, dataset: Dataset, row_format: RowFormat) -> Da
     """The same bytes with rows of another format, if every one of them is such a row."""
     with NamedTemporaryFile() as copy:
         try:
-            copy.writelines(ctx.stores.local().read(dataset_key(dataset.sha256)))
+            copy.writelines(ctx.stores.local().read(dataset.key))
         except StoreError as error:
             raise from_store(error) from error
         copy.flush()
@@ -125,3 +136,11 @@ def dataset_by_id(ctx: Context, sha256: str) -> Dataset:
     if dataset is None:
         raise NotFoundError(f"there is no dataset {sha256}")
     return dataset
+
+
+def hold(tx: Transaction, hashes: Iterable[str]) -> tuple[int, str] | None:
+    """Keep a job's data files from being deleted before it is written down; place and words of the first that is gone."""
+    for place, sha256 in enumerate(hashes):
+        if tx.hold_dataset(sha256) is None:
+            return place, f"the data file {sha256[:12]} was deleted: upload it again, and it is there for this job too"
+    return None

@@ -11,7 +11,7 @@ from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.domain.model import Checkpoint, Job, Role
 from orchestrator.persistence import Transaction
 from orchestrator.ports import Context
-from orchestrator.services.datasets import resolve_dataset
+from orchestrator.services.datasets import hold, resolve_dataset
 from orchestrator.services.dispatch import survey
 from orchestrator.services.ids import new_id
 from orchestrator.services.leases import hand_back
@@ -89,6 +89,11 @@ def queue(
 ) -> Job:
     """The part of `submit` that writes; `begin` is the checkpoint of `cloned_from` that a clone goes on from."""
     now, resolved = ctx.clock.now(), ready.spec
+    if tx.hold_member(actor.member_id) is None:
+        raise ForbiddenError("you are no longer a member of this server")
+    gone = hold(tx, (d.sha256 or "" for d in resolved.datasets))  # since they were looked up
+    if gone is not None:
+        raise InvalidError(gone[1], [(f"/datasets/{gone[0]}/path", gone[1])])
     job = Job(
         id=new_id("job", now),
         member_id=actor.member_id,
@@ -264,6 +269,10 @@ def retry(ctx: Context, actor: Actor, job_id: str) -> Job:
         job = owned(tx, actor, job_id)
         if job.state not in {JobState.FAILED, JobState.CANCELLED}:
             raise ConflictError(f"job {job_id} is {job.state}: only a failed or cancelled job can be retried")
+        if tx.hold_member(job.member_id) is None:
+            raise ConflictError(f"the owner of job {job_id} is no longer a member of this server: clone it instead")
+        if gone := hold(tx, (d["sha256"] for d in job.spec["datasets"])):
+            raise ConflictError(gone[1])
         job.queue_again(at=ctx.clock.now(), actor=actor.name, reason="retried on request")
         tx.save_job(job)
     ctx.wake()

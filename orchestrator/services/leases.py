@@ -173,11 +173,7 @@ def _all_grants(
     def reading(store: Store, key: str, kind: GrantKind, sha256: str, size: int) -> Grant:
         return store.grant_download(key, kind, sha256=sha256, size=size, shares_disk=shares_disk)
 
-    data = [
-        reading(ctx.stores.local(), dataset_key(d.sha256), GrantKind.DATASET, d.sha256, d.size)
-        for d in datasets
-        if d is not None
-    ]
+    data = [reading(ctx.stores.local(), d.key, GrantKind.DATASET, d.sha256, d.size) for d in datasets if d is not None]
     resume = None
     if head is not None:
         resume = reading(ctx.stores.get(head.store), head.key, GrantKind.CHECKPOINT, head.sha256, head.size)
@@ -193,11 +189,6 @@ def _begin(lease: Lease, job: Job, request: StartRequest, now: float) -> None:
         lease.to(LeaseState.ACTIVE)
     name = request.hardware.name or request.hardware.device
     job.to(JobState.RUNNING, reason=f"started on {name}", at=now, actor="worker", lease_id=lease.id)
-
-
-def dataset_key(sha256: str) -> str:
-    """Where a dataset lies in the store."""
-    return f"datasets/{sha256}"
 
 
 def lease_prefix(lease: Lease) -> str:

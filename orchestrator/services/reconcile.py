@@ -13,6 +13,7 @@ from orchestrator.ports import Context, Followed, Handle, Liveness, Observation,
 from orchestrator.services import intake
 from orchestrator.services.alone import is_to_be_stopped
 from orchestrator.services.checkpoints import abandon_stale, sweep_strays
+from orchestrator.services.dataset_deletion import sweep_discarded
 from orchestrator.services.leases import hand_back, lease_prefix
 
 FORGET_REQUESTS_AFTER_S = 86_400.0
@@ -37,6 +38,7 @@ def reconcile(ctx: Context) -> None:
     calls = {account_id: partial(_settle, ctx, theirs, accounts) for account_id, theirs in work.items()}
     settled = ctx.settling.ask(calls, ctx.rules.patience_s, on_late=ctx.wake)
     abandon_stale(ctx)
+    sweep_discarded(ctx)
     ctx.wake()
     if problems := [problem for theirs in settled.values() for problem in theirs]:
         raise ExceptionGroup("some sessions could not be settled", problems)

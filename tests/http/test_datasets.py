@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from orchestrator.testing import FakeProvider
+from orchestrator.testing import FakeClock, FakeProvider
 from tests.http.play import Api, Caller, Machine, People
 
 BOTH = b'{"text": "t", "prompt": "p", "completion": "c"}\n' * 8
@@ -59,3 +59,42 @@ def test_a_clone_from_a_checkpoint_goes_on_with_the_rows_as_they_were_read(
     assert fault["pointer"] == "/datasets/0/type"
     assert fault["detail"].startswith("'text' here, 'prompt_completion' in the original: it decides what a row is")
     assert people.ann.post(path, changes).status_code == 201
+
+
+def test_everybody_lists_and_deletes_what_they_brought(api: Api, people: People, clock: FakeClock) -> None:
+    """Guards: without the member in `listing` Bob saw Ann's file; without `may_see` in `_owner` he could delete it; without
+    `next` the second page was never found.
+    """
+    shas: list[str] = []
+    for n in range(3):
+        shas.append(people.ann.upload(b'{"text": "%d"}\n' % n, name=f"{n}.jsonl").json()["sha256"])
+        clock.tick(1)
+    people.bob.upload(b'{"text": "0"}\n', name="bobs.jsonl")
+    first = people.ann.get("/datasets", params={"limit": 2}).json()
+    rest = people.ann.get("/datasets", params={"limit": 2, "cursor": first["next"]}).json()
+    assert [d["name"] for d in first["items"] + rest["items"]] == ["2.jsonl", "1.jsonl", "0.jsonl"]
+    assert rest["next"] is None
+    assert [(d["name"], d["member"], d["sha256"]) for d in people.bob.get("/datasets").json()["items"]] == [
+        ("bobs.jsonl", "bob", shas[0])
+    ]
+    assert people.bob.get("/datasets", params={"member": "ann"}).json()["items"] == []
+    assert len(people.admin.get("/datasets").json()["items"]) == 4
+    assert len(people.admin.get("/datasets", params={"member": "ann"}).json()["items"]) == 3
+
+    assert people.bob.call("DELETE", f"/datasets/{shas[1]}").status_code == 404
+    assert people.bob.call("DELETE", f"/datasets/{shas[1]}", params={"member": "ann"}).status_code == 404
+    assert people.admin.call("DELETE", f"/datasets/{shas[1]}").status_code == 404
+    gone = people.admin.call("DELETE", f"/datasets/{shas[1]}", params={"member": "ann"})
+    assert (gone.status_code, gone.content) == (204, b"")
+    assert people.ann.get(f"/datasets/{shas[1]}").status_code == 404
+    assert people.ann.call("DELETE", f"/datasets/{shas[0]}").status_code == 204
+    assert people.bob.get(f"/datasets/{shas[0]}").status_code == 200
+    assert [d["sha256"] for d in people.ann.get("/datasets").json()["items"]] == [shas[2]]
+
+
+def test_a_file_is_not_deleted_under_a_job(api1: Api, people: People) -> None:
+    job = people.ann.submit()
+    sha256 = job["spec"]["datasets"][0]["sha256"]
+    refused = people.ann.call("DELETE", f"/datasets/{sha256}")
+    assert refused.status_code == 409
+    assert f"({job['id']}) is queued and reads this file" in refused.json()["detail"]

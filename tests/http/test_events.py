@@ -58,6 +58,19 @@ def test_a_stream_goes_on_after_the_last_event(live):
     ] == ids[3:5]
 
 
+def test_a_stream_ends_with_the_token_that_opened_it(live):
+    """Guard: without `is_still_known` in `all_stream` whoever was removed went on hearing of everybody's jobs."""
+    people = People.of(live)
+    made = people.admin.post("/members", {"name": "eve", "role": "admin"}).json()
+    eve = live.as_(people.admin.post("/tokens", {"member": "eve"}).json()["secret"])
+
+    def remove():
+        assert people.admin.call("DELETE", f"/members/{made['id']}").status_code == 204
+        people.ann.submit()
+
+    assert _read(eve, "/events/stream", 1, act=remove) == []
+
+
 def test_members_see_their_own_jobs_only(live):
     """Guard: without the member's condition in `Views.events` Ann's stream began with Bob's job."""
     people = People.of(live)

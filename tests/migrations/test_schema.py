@@ -120,3 +120,27 @@ def test_the_newest_revision_is_the_one_that_is_named():
     config = Config()
     config.set_main_option("script_location", str(scripts()))
     assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
+
+
+def test_whoever_has_a_job_with_a_file_has_brought_it(engines):
+    """Guard: without the jobs in `_fill` of 0010 the first who brought a file could take it from all who did so later."""
+    engine = engines[0]
+    config = Config()
+    config.set_main_option("script_location", str(scripts()))
+    with engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0009")
+    with engine.begin() as connection:
+        tables = MetaData()
+        tables.reflect(connection, only=["members", "jobs", "datasets"])
+        for name in ("ann", "bob"):
+            connection.execute(_filled(tables.tables["members"], id=name, name=name))
+        connection.execute(_filled(tables.tables["datasets"], sha256="abc", member_id="ann", name="rows.jsonl"))
+        spec = {"datasets": [{"sha256": "abc"}, {"sha256": "nobody knows"}]}
+        connection.execute(_filled(tables.tables["jobs"], id="j", member_id="bob", spec=spec))
+    upgrade(engine)
+    with engine.connect() as connection:
+        brought = connection.execute(text("SELECT member_id, sha256, name FROM uploads ORDER BY 1")).all()
+        key = connection.execute(text("SELECT key FROM datasets")).scalar_one()
+    assert [tuple(row) for row in brought] == [("ann", "abc", "rows.jsonl"), ("bob", "abc", "rows.jsonl")]
+    assert key == "datasets/abc"

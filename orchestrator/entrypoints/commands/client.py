@@ -126,9 +126,9 @@ class Client:
         """The answer to a JSON body."""
         return self.send("PUT", path, json=body).json()
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str, **query: Any) -> None:
         """Remove what lies under `path`."""
-        self.send("DELETE", path)
+        self.send("DELETE", path, query=query)
 
     def send(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, **more: Any) -> httpx.Response:
         """One request; raises `CommandError` for every answer that is not a success."""

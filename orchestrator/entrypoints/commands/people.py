@@ -174,6 +174,15 @@ def add_member(
     _answer(made, as_json, made["id"])
 
 
+@members.command("rm")
+def remove_member(
+    context: typer.Context, member: Annotated[str, typer.Argument(metavar="MEMBER", help="Id or name.")]
+) -> None:
+    """Remove a person whose jobs have ended; tokens and accounts are gone at once, jobs and data files stay."""
+    connect(context).delete(f"/members/{segment(member)}")
+    say(f"{clean(member)} is removed")
+
+
 @tokens.command("ls")
 def list_tokens(context: typer.Context, as_json: JsonFlag = False) -> None:
     """List tokens; the secrets themselves are kept nowhere."""

@@ -13,7 +13,7 @@ from orchestrator.entrypoints.dashboard.render import Viewer, by_script, page, p
 from orchestrator.entrypoints.deps import Here, Server
 from orchestrator.ports import StoreError
 from orchestrator.services import accounts, dispatch
-from orchestrator.services.ids import new_id
+from orchestrator.services.ids import first_id
 from orchestrator.services.jobs import Actor
 
 router = APIRouter(include_in_schema=False)
@@ -42,13 +42,8 @@ def _fleet(request: Request, server: Server, me: Actor) -> Row:
         "running": running,
         "lease_s": server.ctx.rules.lease_s,
         "waiting": _waiting(request, server, member_id, now),
-        "day": server.pages.day(member_id, first_id=_first_id(now - DAY_S), now=now),
+        "day": server.pages.day(member_id, first_id=first_id("lease", now - DAY_S), now=now),
     }
-
-
-def _first_id(at: float) -> str:
-    """An id that sorts before every lease made since then."""
-    return new_id("lease", at)[: len("lease-") + 9]
 
 
 def _waiting(request: Request, server: Server, member_id: str | None, now: float) -> list[Row]:

@@ -18,7 +18,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.entrypoints.auth import bearer_token, cookie_token
+from orchestrator.entrypoints.auth import is_still_known
 from orchestrator.entrypoints.dashboard import curve
 from orchestrator.entrypoints.dashboard.curve import Cursor, ViewedJob
 from orchestrator.entrypoints.dashboard.jobview import Machines, look
@@ -158,13 +158,11 @@ async def live(
     last: Annotated[str | None, Header(alias="Last-Event-ID", max_length=40)] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """The job as it changes, from the point after `Last-Event-ID` or `from`."""
-    server: Server = request.app.state.server
-    token = bearer_token(request) or cookie_token(request) or ""
     loop = asyncio.get_running_loop()
     known_until = loop.time() + KNOWN_EVERY_S
     async for event in request.app.state.live.follow(job_id, curve.cursor_of(last or at)):
         if loop.time() > known_until:
-            if await server.auth.actor(token) is None:
+            if not await is_still_known(request):
                 yield ServerSentEvent(raw_data="log in again", event="login")
                 return
             known_until = loop.time() + KNOWN_EVERY_S

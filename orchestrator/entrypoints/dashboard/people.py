@@ -14,7 +14,7 @@ from orchestrator.entrypoints.auth import bearer_token, cookie_token
 from orchestrator.entrypoints.bodies import MemberAsked, Name, TokenAsked
 from orchestrator.entrypoints.dashboard.render import Viewer, page
 from orchestrator.entrypoints.deps import Here, Server, revoke
-from orchestrator.services import accounts
+from orchestrator.services import accounts, member_removal
 from orchestrator.services.jobs import Actor
 
 router = APIRouter(include_in_schema=False)
@@ -62,6 +62,14 @@ def add_link(request: Request, server: Here, me: Viewer, member_id: str) -> Resp
     link = server.logins.link(Actor(member_id=member.id, name=member.name, role=member.role))
     url = (server.app.settings.public_url or server.ctx.server_url()).rstrip("/")
     return _page(request, server, me, link=url + link, who=member.name)
+
+
+@router.post("/people/{member_id}/remove")
+def remove_member(server: Here, me: Viewer, member_id: str) -> Response:
+    """Let a person in no more."""
+    member_removal.remove_member(server.ctx, me, member_id)
+    server.auth.forget()
+    return RedirectResponse("/people", 303)
 
 
 @router.post("/tokens")

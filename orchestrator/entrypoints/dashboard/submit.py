@@ -26,7 +26,6 @@ from orchestrator.ports import StoreError
 from orchestrator.services import clones, datasets, jobs, plans
 from orchestrator.services.errors import from_store
 from orchestrator.services.jobs import Actor
-from orchestrator.services.leases import dataset_key
 from orchestrator.services.preview import Preview, preview, with_tokens
 from worker.protocol import FileFormat, RowFormat
 
@@ -84,7 +83,7 @@ def form(
 def _form(
     request: Request, server: Server, me: Actor, values: Row, *, status: int = 200, error: InvalidError | None = None
 ) -> Response:
-    known = server.pages.datasets(me.member_id, DATASETS_OFFERED)
+    known = server.views.datasets(member_id=me.member_id, limit=DATASETS_OFFERED, before=None).items
     chosen = values.get("data")
     begin = _beginning(server, me, values)
     if chosen and chosen not in {d["sha256"] for d in known}:
@@ -195,7 +194,7 @@ def _stored_preview(request: Request, server: Server, sha256: str, how: Measure)
     dataset = datasets.dataset_by_id(server.ctx, sha256)
     with tempfile.NamedTemporaryFile(dir=server.app.settings.folder, prefix=".look-") as copy:
         try:
-            for chunk in server.ctx.stores.local().read(dataset_key(sha256)):
+            for chunk in server.ctx.stores.local().read(dataset.key):
                 copy.write(chunk)
         except StoreError as error:
             raise from_store(error) from error

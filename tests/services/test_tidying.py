@@ -1,0 +1,94 @@
+"""What is forgotten by age, and what never is."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from sqlalchemy import Engine, text
+
+from orchestrator.adapters.notices import NoticeBook
+from orchestrator.adapters.unit_of_work import make_unit_of_work
+from orchestrator.bootstrap import App
+from orchestrator.domain.model import Role
+from orchestrator.entrypoints import ticker
+from orchestrator.notice_ports import Channel, ChannelKind, Delivery, DeliveryState
+from orchestrator.persistence import TokenInfo
+from orchestrator.ports import Context
+from orchestrator.services import tidying
+from orchestrator.services.ids import new_id
+from orchestrator.services.tidying import DAY_S, tidy
+from tests.services.test_deletion import trained
+from tests.world import World
+from worker.protocol import Reading
+
+
+def ids(engine: Engine, table: str, column: str = "id") -> list[str]:
+    with engine.begin() as connection:
+        return sorted(connection.execute(text(f"SELECT {column} FROM {table}")).scalars())
+
+
+def test_tokens_go_a_month_after_they_expired(world: World, engine: Engine) -> None:
+    """Guard: without `forget_expired_tokens` every login of a browser stayed for ever."""
+    now = world.clock.now()
+    until = {"for-ever": None, "good": now + 1, "just-over": now - 29 * DAY_S, "long-over": now - 31 * DAY_S}
+    with world.ctx.uow() as tx:
+        for name, expires_at in until.items():
+            made = {"name": name, "role": Role.MEMBER, "created_at": 0.0, "expires_at": expires_at}
+            tx.add_token(TokenInfo(id=name, member_id="alice", **made), name)
+    tidy(world.ctx)
+    assert ids(engine, "tokens") == ["for-ever", "good", "just-over"]
+
+
+def test_messages_go_a_month_after_they_were_made(world: World, engine: Engine) -> None:
+    """Guards: without `forget_deliveries` all stayed; without `is_over` one that was still to go out never did."""
+    book, now = NoticeBook(make_unit_of_work(engine)), world.clock.now()
+    kept = {"id": "c", "member_id": "alice", "job_id": None, "kind": ChannelKind.WEBHOOK, "label": "l", "topics": []}
+    book.add_channel(Channel(**kept, after_event=0, created_at=now, sealed="s"))
+    states = {"new": (1, DeliveryState.SENT), "old": (31, DeliveryState.SENT), "failed": (31, DeliveryState.FAILED)}
+    states |= {"waits": (31, DeliveryState.PENDING)}
+    for name, (days, state) in states.items():
+        said = {"topic": "failed", "title": "t", "text": "t", "body": {"data": {}}, "next_at": now}
+        at = now - days * DAY_S
+        book.note([Delivery(id=name, channel_id="c", key=name, state=state, created_at=at, **said)], None)
+    tidy(world.ctx)
+    assert ids(engine, "deliveries") == ["new", "waits"]
+
+
+def test_readings_of_old_sessions_go_and_curves_stay(
+    world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards: without `forget_readings` they stayed; without the `while` two of five stayed until the next round."""
+    job = trained(world)
+    now = world.clock.now()
+    old, young = new_id("lease", now - 91 * DAY_S), new_id("lease", now - 89 * DAY_S)
+    with world.ctx.uow() as tx:
+        for lease in (old, young):
+            for n in range(5):
+                tx.add_reading(lease, now + n, n, Reading())
+    monkeypatch.setattr(tidying, "AT_ONCE", 3)
+    tidy(world.ctx)
+    assert ids(engine, "readings", "lease_id") == [young] * 5
+    world.clock.time += 1000 * DAY_S
+    tidy(world.ctx)
+    assert ids(engine, "readings", "lease_id") == []
+    assert job in ids(engine, "metrics", "job_id")
+    assert job in ids(engine, "events", "job_id")
+
+
+def test_the_server_tidies_by_itself(sqlite_app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: without its line in `Ticker` nothing ever went."""
+    done = threading.Event()
+
+    def seen(ctx: Context) -> None:
+        tidy(ctx)
+        done.set()
+
+    monkeypatch.setattr(ticker, "TIDY_EVERY_S", 0.01)
+    monkeypatch.setattr(ticker, "tidy", seen)
+    ticking = ticker.Ticker(sqlite_app)
+    ticking.start()
+    try:
+        assert done.wait(30)
+    finally:
+        ticking.stop()
