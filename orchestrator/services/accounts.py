@@ -119,6 +119,7 @@ def add_account(
         member = None
         if not capabilities.personal:
             require_admin(actor)
+            _refuse_owner(provider, owner)
         else:
             member = find_member(tx, owner or actor.member_id)
             if not actor.may_see(member.id):
@@ -147,6 +148,12 @@ def _of_notebooks(tx: Transaction, member: Member, provider: str) -> Account | N
     """Where a member's notebooks are counted, as long as no credentials were given: it becomes the account itself."""
     theirs = (a for a in tx.accounts() if (a.provider, a.member_id) == (provider, member.id))
     return next((a for a in theirs if not a.credentials), None)
+
+
+def _refuse_owner(provider: str, owner: str | None) -> None:
+    if owner is not None:
+        words = f"machines of {provider} are a pool for everybody and have no owner"
+        raise InvalidError(words, [("/owner", words)])
 
 
 def _capabilities(ctx: Context, provider: str) -> Capabilities:
@@ -257,9 +264,12 @@ def check(ctx: Context, actor: Actor, account_id: str) -> tuple[Account, str]:
 
 
 def list_accounts(ctx: Context, actor: Actor) -> list[Account]:
-    """Pools, and the actor's own accounts; for an admin everybody's."""
+    """Pools, and the actor's own accounts; for an admin everybody's. A pool's environment is for admins alone."""
     with ctx.uow() as tx:
-        return [a for a in tx.accounts() if a.member_id is None or actor.may_see(a.member_id)]
+        found = [a for a in tx.accounts() if a.member_id is None or actor.may_see(a.member_id)]
+    if actor.role is Role.ADMIN:
+        return found
+    return [a if a.member_id else replace(a, config={k: v for k, v in a.config.items() if k != "env"}) for a in found]
 
 
 def change_account(
