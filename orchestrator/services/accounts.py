@@ -312,7 +312,7 @@ def remove_account(ctx: Context, actor: Actor, account_id: str) -> None:
         _, busy = tx.live_counts()
         if busy.get(account.id):
             raise ConflictError(
-                f"{account.name} has {busy[account.id]} running sessions: pause it and wait, or cancel them"
+                f"{account.name} still has sessions that run ({busy[account.id]}): pause it and wait, or cancel them"
             )
         tx.delete_account(account.id)
 
