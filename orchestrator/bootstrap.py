@@ -187,7 +187,7 @@ def _vault(settings: Settings) -> FernetVault:
 def _make_provider(kind: Any, settings: Settings, vault: Vault, stores: Stores, news: threading.Event) -> Provider:
     """Ours are handed what they need; those of extras are told by their name, for they cannot be imported here."""
     if kind is LocalProvider:
-        return LocalProvider(settings.folder / "sessions", news.set)
+        return LocalProvider(settings.folder / "sessions", news.set, offline=settings.offline)
     if kind is ColabProvider:
         return _make_colab(settings, vault, stores)
     if kind.capabilities.provider == "kaggle":

@@ -20,20 +20,37 @@ def _loopback(url: str) -> str:
     return url.rstrip("/")
 
 
+def _address(url: str) -> str:
+    """Paths are put behind it, so it ends without a slash."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(
+            "must be an address that begins with https:// or http://, for example https://trainhop.example"
+        )
+    return url.rstrip("/")
+
+
+def _database(url: str) -> str:
+    """An address of a kind that is known; a password in it is not repeated."""
+    if url.partition(":")[0].partition("+")[0] not in ("sqlite", "postgresql"):
+        raise ValueError("must begin with postgresql:// or sqlite:///")
+    return url
+
+
 Loopback = Annotated[str, AfterValidator(_loopback)]
 
 
 class Settings(BaseSettings):
-    """Every setting there is. Lists are written as JSON; durations are seconds."""
+    """Every setting there is. Lists are written as JSON; durations are seconds; an empty variable is one that is not set."""
 
-    model_config = SettingsConfigDict(env_prefix="TRAINHOP_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="TRAINHOP_", env_ignore_empty=True, frozen=True)
 
     data_dir: Path = Path("~/.local/share/trainhop")
     host: str = "127.0.0.1"
     port: int = Field(default=8642, ge=0, le=65_535)
     allowed_hosts: tuple[str, ...] = ()
-    public_url: str | None = None
-    database_url: str | None = None
+    public_url: Annotated[str, AfterValidator(_address)] | None = None
+    database_url: Annotated[str, AfterValidator(_database)] | None = None
     vault_key: SecretStr | None = None
     allowed_folders: tuple[Path, ...] = ()
     trusted_models: tuple[str, ...] = ()

@@ -511,7 +511,7 @@ class Tokens(Protocol):
 class Context:
     """Everything a use case needs, handed in by the composition root.
 
-    `started_at` is when this server came up: silence before it proves nothing. `server_url` is where machines of this network
+    `started_at` is when this server came up, or awoke with its computer: silence before it proves nothing. `server_url` is where machines of this network
     call, `public_url` (if any) where all others may. `wake` asks for a dispatch soon; `spawn` runs a slow call aside (at once in tests); `launching` holds the leases whose
     launch is under way in this process, which reconciling must leave alone. `rooms` and `settling` are the calls to accounts
     that are under way: what they have room for, and what went wrong with their sessions.

@@ -395,8 +395,8 @@ class Worker:
             self.parent = offer.sha256
         return reply
 
-    def release(self, reason: Any = "deadline") -> None:
-        said = Release(**self._said(), step=self.step, reason=reason)
+    def release(self, reason: Any = "deadline", detail: str = "") -> None:
+        said = Release(**self._said(), step=self.step, reason=reason, detail=detail)
         self.last = lambda: leases.release(self.world.ctx, said)
         leases.release(self.world.ctx, said)
         self.world.machines.dead.add(self.lease)

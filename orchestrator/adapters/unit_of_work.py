@@ -21,10 +21,6 @@ def make_engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() == "postgresql":
         return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_size=10, max_overflow=20)
-    if parsed.get_backend_name() != "sqlite":
-        raise ValueError(
-            f"TRAINHOP_DATABASE_URL: only sqlite and postgresql are known, not {parsed.get_backend_name()}"
-        )
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(parsed, connect_args={"check_same_thread": False, "timeout": 30}, pool_size=20)

@@ -18,7 +18,9 @@ class FernetVault:
         try:
             self._fernet = Fernet(key)
         except ValueError as error:
-            raise VaultError("the vault's key must be 32 bytes in URL-safe base64") from error
+            raise VaultError(
+                "the vault's key (TRAINHOP_VAULT_KEY, or vault.key in the data folder) must be 32 bytes in URL-safe base64"
+            ) from error
 
     @classmethod
     def from_file(cls, path: Path) -> FernetVault:

@@ -246,6 +246,9 @@ def explain(job: Waiting, places: Sequence[Place], now: float) -> Obstacle | Non
     if not places:
         return Obstacle(reason="no machine is known; add an account or a pool")
     own = [p for p in places if p.member_id in (None, job.member_id)]
+    if job.accounts and not any({p.account_id, p.name} & set(job.accounts) for p in own):
+        asked = ", ".join(job.accounts)
+        return Obstacle(reason=f"the job asks for {asked}: no account of this member and no pool is called that")
     obstacles = [fits(job, p) for p in own]
     if any(o is None for o in obstacles):
         return None

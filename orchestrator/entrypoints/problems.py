@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from worker import faults
 from worker.protocol import JobSpec
 
 RETRY_AFTER_S = 5
+NO_SPACE = "no space is left on the server's disk; nothing was changed: free some and try again"
 MEDIA_TYPE = "application/problem+json"
 _log = structlog.get_logger(__name__)
 
@@ -94,6 +96,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ValidationError, _from_model)
     for unanswered in (OperationalError, sqlite3.OperationalError):  # the writer speaks to SQLite's driver itself
         app.add_exception_handler(unanswered, _from_database)
+    app.add_exception_handler(OSError, _from_disk)
     for unstorable in (DataError, OverflowError, UnicodeEncodeError):
         app.add_exception_handler(unstorable, _from_unstorable)
     app.add_exception_handler(Exception, _from_bug)
@@ -141,7 +144,15 @@ def _from_model(request: Request, error: Exception) -> Response:
 
 def _from_database(request: Request, error: Exception) -> Response:
     _log.warning("database does not answer", path=request.url.path, error=type(error).__name__)
+    if "disk is full" in str(error):
+        return from_domain(UnavailableError(NO_SPACE))
     return from_domain(UnavailableError("the database does not answer; nothing was changed"))
+
+
+def _from_disk(request: Request, error: Exception) -> Response:
+    if _as(OSError, error).errno in (errno.ENOSPC, errno.EDQUOT):
+        return from_domain(UnavailableError(NO_SPACE))
+    return _from_bug(request, error)
 
 
 def _from_unstorable(_: Request, __: Exception) -> Response:

@@ -54,7 +54,7 @@ def run(
         leave_address(settings.folder, url)
         ticker.start()
         api = make_app(app)
-        link = (settings.public_url or url).rstrip("/") + api.state.server.logins.link_for_admin()
+        link = (settings.public_url or url) + api.state.server.logins.link_for_admin()
         on_ready(Ready(url=url, link=link, token_file=str(app.token_file)))
         config = uvicorn.Config(
             api, log_level="warning", access_log=False, timeout_graceful_shutdown=5, backlog=BACKLOG

@@ -13,7 +13,7 @@ from orchestrator.entrypoints.follower import Follower
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.letters import Postman
 from orchestrator.services.notifications import Office, look_around, tell
-from orchestrator.services.reconcile import reconcile
+from orchestrator.services.reconcile import Watch
 from orchestrator.services.tidying import tidy
 
 log = structlog.get_logger()
@@ -33,6 +33,8 @@ class Ticker:
         self._app = app
         self._stopping = threading.Event()
         self._follower = Follower(app.context, app.news.set)
+        rest_s = max(app.settings.report_every_s, 3 * app.settings.reconcile_s)
+        self._watch = Watch(app.context, longest_rest_s=rest_s)
         self._post, self._postman = threading.Event(), Postman(app.context)
         self._threads = [
             threading.Thread(target=self._run, args=(app.wake, self._dispatch), name="dispatch", daemon=True),
@@ -81,7 +83,7 @@ class Ticker:
 
     def _reconcile(self) -> None:
         self._follower.look()
-        reconcile(self._app.context)
+        self._watch.round()
 
     def _tell(self) -> None:
         self._guarded(tell)

@@ -40,13 +40,14 @@ class LocalProvider:
 
     The worker's first act is to note its process in `pid.json`, so that a server killed right after the launch finds it again.
     A session is ENDED when that process is gone; a launch cut short leaves a folder without a note and is judged ENDED after
-    `START_UP_S`. `on_exit` is called whenever a process that this server started has ended.
+    `START_UP_S`. `on_exit` is called whenever a process that this server started has ended. `offline` workers never ask the
+    Hugging Face hub.
     """
 
     capabilities = Capabilities(provider="local", shares_disk=True, at_hand=True)
 
-    def __init__(self, folder: Path, on_exit: Callable[[], None] = lambda: None) -> None:
-        self._folder, self._on_exit = folder, on_exit
+    def __init__(self, folder: Path, on_exit: Callable[[], None] = lambda: None, *, offline: bool = False) -> None:
+        self._folder, self._on_exit, self._offline = folder, on_exit, offline
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -87,6 +88,8 @@ class LocalProvider:
         command = [sys.executable, "-m", "worker", str(home / "ticket.json")]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TRAINHOP_")}
         environment["PYTHONUNBUFFERED"] = "1"
+        if self._offline:
+            environment["HF_HUB_OFFLINE"] = "1"
         environment |= {k: str(v) for k, v in request.account.config.get("env", {}).items()}
         with (home / LOG_NAME).open("ab") as log:
             return subprocess.Popen(
@@ -171,7 +174,8 @@ def _cause(code: int | None) -> str:
     if code is None or code == 0:
         return ""
     if code < 0:
-        return f"the process was ended by {signal.Signals(-code).name}"
+        known = next((s.name for s in signal.Signals if s == -code), f"signal {-code}")  # real-time ones have no name
+        return f"the process was ended by {known}"
     return f"the process ended with exit code {code}"
 
 

@@ -126,6 +126,7 @@ def add_account(
         member = None
         if not capabilities.personal:
             require_admin(actor)
+            _refuse_owner(provider, owner)
         else:
             member = _served(tx, actor, owner or actor.member_id, "an account is connected by its owner or an admin")
         account = Account(
@@ -183,6 +184,12 @@ def _login(provider: Named, account: Account) -> str:
         return provider.login(account) if account.credentials else ""
     except ProviderError:
         return ""
+
+
+def _refuse_owner(provider: str, owner: str | None) -> None:
+    if owner is not None:
+        words = f"machines of {provider} are a pool for everybody and have no owner"
+        raise InvalidError(words, [("/owner", words)])
 
 
 def _capabilities(ctx: Context, provider: str) -> Capabilities:
@@ -293,9 +300,12 @@ def check(ctx: Context, actor: Actor, account_id: str) -> tuple[Account, str]:
 
 
 def list_accounts(ctx: Context, actor: Actor) -> list[Account]:
-    """Pools, and the actor's own accounts; for an admin everybody's."""
+    """Pools, and the actor's own accounts; for an admin everybody's. A pool's environment is for admins alone."""
     with ctx.uow() as tx:
-        return [a for a in tx.accounts() if a.member_id is None or actor.may_see(a.member_id)]
+        found = [a for a in tx.accounts() if a.member_id is None or actor.may_see(a.member_id)]
+    if actor.role is Role.ADMIN:
+        return found
+    return [a if a.member_id else replace(a, config={k: v for k, v in a.config.items() if k != "env"}) for a in found]
 
 
 def change_account(
@@ -341,7 +351,7 @@ def remove_account(ctx: Context, actor: Actor, account_id: str) -> None:
         _, busy = tx.live_counts()
         if busy.get(account.id):
             raise ConflictError(
-                f"{account.name} has {busy[account.id]} running sessions: pause it and wait, or cancel them"
+                f"{account.name} still has sessions that run ({busy[account.id]}): pause it and wait, or cancel them"
             )
         tx.delete_account(account.id)
 

@@ -278,7 +278,13 @@ def as_waiting(job: Job) -> Waiting:
 
 def why_waiting(ctx: Context, job: Job) -> Obstacle | None:
     """What keeps a queued job from starting, in words; None if it is about to."""
+    now = ctx.clock.now()
     with ctx.uow() as tx:
         accounts = tx.accounts()
         _, by_account = tx.live_counts()
-    return explain(as_waiting(job), less_live(survey(ctx, accounts), by_account), ctx.clock.now())
+        ended = tx.leases_of(job.id) if job.not_before > now else []
+    found = explain(as_waiting(job), less_live(survey(ctx, accounts), by_account), now)
+    if found is None or not ended:
+        return found
+    last = max(ended, key=lambda lease: lease.fence)
+    return replace(found, reason=f"{found.reason}; the last session ended: {last.detail or last.end_reason}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from orchestrator.domain.lifecycle import EndReason, LeaseState
@@ -57,6 +58,28 @@ def _settle(ctx: Context, work: list[tuple[_Settle, Lease]], accounts: dict[str,
     return problems
 
 
+class Watch:
+    """Passes over all sessions, one after the other.
+
+    A server that slept along with its computer has heard nobody: no silence of that time proves anything. It slept where more
+    than `longest_rest_s` lie between two passes.
+    """
+
+    def __init__(self, ctx: Context, longest_rest_s: float) -> None:
+        self._ctx, self._longest_rest_s = ctx, longest_rest_s
+        self._rests_since = ctx.clock.now()
+
+    def round(self) -> None:
+        """One pass; raises what `reconcile` raises."""
+        now = self._ctx.clock.now()
+        if now - self._rests_since > self._longest_rest_s:
+            self._ctx = replace(self._ctx, started_at=now)
+        try:
+            reconcile(self._ctx)
+        finally:
+            self._rests_since = self._ctx.clock.now()
+
+
 def handle_of(lease: Lease, accounts: dict[str, Account]) -> Handle:
     """How the lease's provider finds its session, also when the account was removed."""
     account = accounts.get(lease.account_id) or Account(
@@ -106,9 +129,27 @@ def _saving_s(ctx: Context, lease: Lease, seen: Observation) -> float:
 
 def _overdue(ctx: Context, lease: Lease, seen: Observation, handle: Handle, now: float) -> None:
     if seen.liveness is Liveness.RUNNING:
-        _end(ctx, lease, handle)
+        if not (_sleeps_with_us(ctx, lease) and _ask_to_leave(ctx, lease, now)):
+            _end(ctx, lease, handle)
     elif now > lease.deadline_at + ctx.rules.stop_grace_s and not (lease.one_way and _is_wanted(ctx, lease)):
         _expire(ctx, lease, "its time is over and its provider does not answer")
+
+
+def _sleeps_with_us(ctx: Context, lease: Lease) -> bool:
+    """The clock by which a worker leaves in time stands still while its computer sleeps."""
+    return ctx.providers.get(lease.provider).capabilities.shares_disk and not lease.one_way
+
+
+def _ask_to_leave(ctx: Context, lease: Lease, now: float) -> bool:
+    """Give a session time to save and go; False if it had its chance, or is not at work."""
+    with ctx.uow() as tx:
+        current = tx.lease(lease.id)
+        if current is None or current.state is not LeaseState.ACTIVE:
+            return False
+        current.to(LeaseState.DRAINING)
+        current.deadline_at = now + ctx.rules.stop_grace_s
+        tx.save_lease(current)
+        return True
 
 
 def _is_wanted(ctx: Context, lease: Lease) -> bool:
@@ -124,7 +165,8 @@ def _disobeys(ctx: Context, lease: Lease, now: float) -> bool:
     asked = [t for t in (job.cancel_requested_at, job.pause_requested_at) if t is not None] if job else []
     silent = lease.last_seen_at is None or now - lease.last_seen_at > ctx.rules.stop_grace_s
     cancelled = job is not None and job.cancel_requested_at is not None
-    return bool(asked) and now - min(asked) > ctx.rules.stop_grace_s and (silent or cancelled)
+    heard = max(min(asked), ctx.started_at) if asked else now  # nobody could ask while the server was away
+    return now - heard > ctx.rules.stop_grace_s and (silent or cancelled)
 
 
 def _end(ctx: Context, lease: Lease, handle: Handle) -> None:

@@ -86,3 +86,13 @@ def test_credentials_come_from_a_file_or_stdin_and_are_looked_at(shell: Shell) -
         assert words in refused.stderr
         assert SECRET not in refused.stdout + refused.stderr
     assert "needs its owner's credentials" in shell("accounts", "add", "kaggle", code=2).stderr
+
+
+def test_a_pools_settings_are_changed_one_by_one(shell: Shell) -> None:
+    said = shell("accounts", "change", "this-computer", "--set", "session_s=90")
+    assert said.stdout.strip() == 'this-computer: {"slots": 0, "session_s": 90}'
+    assert (
+        "greater than or equal to 0" in shell("accounts", "change", "this-computer", "--set", "slots=-1", code=2).stderr
+    )
+    (pool,) = shell.json("accounts", "ls")
+    assert pool["config"] == {"slots": 0, "session_s": 90}

@@ -30,6 +30,11 @@ def test_an_id_may_be_shortened_and_an_ambiguous_name_is_explained(trainhop: She
     assert second in said
 
 
+def test_one_step_is_one_step(trainhop: Shell) -> None:
+    assert "queued tiny: 1 step; follow" in trainhop("submit", trainhop.job_file(max_steps=1)).stderr
+    assert "queued tiny: 2 steps; follow" in trainhop("submit", trainhop.job_file(max_steps=2)).stderr
+
+
 def test_a_slip_of_the_hand_ends_nobodys_job(trainhop: Shell) -> None:
     """Guard: without `SHORTEST_PART` the last character alone, or nothing at all, named a job, also to cancel and rm."""
     job = trainhop("submit", trainhop.job_file()).stdout.strip()

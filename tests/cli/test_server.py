@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.tiny_model import make_tiny_llama
+from orchestrator.bootstrap import build
+from orchestrator.config import Settings
 from orchestrator.entrypoints.server import URL_FILE, leave_address
 from tests.cli.conftest import Shell, end, start_server
+from worker.protocol import GrantKind
 
 
 def test_a_second_server_on_the_folder_is_refused_in_words(trainhop: Shell) -> None:
@@ -45,6 +48,53 @@ def test_a_database_of_a_newer_version_is_refused_in_words(elsewhere: Shell) -> 
 def test_a_wrong_setting_is_named(elsewhere: Shell) -> None:
     assert "TRAINHOP_TICK_S" in elsewhere("up", "--port", "0", code=2, TRAINHOP_TICK_S="soon").stderr
     assert "allowed_folders" in elsewhere("up", "--port", "0", code=2, TRAINHOP_ALLOWED_FOLDERS="/data").stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "code", "words"),
+    [
+        ("PUBLIC_URL", "trainhop.example", 2, "TRAINHOP_PUBLIC_URL: must be an address"),
+        ("DATABASE_URL", "mysql://someone@there/db", 2, "TRAINHOP_DATABASE_URL: must begin with postgresql://"),
+        ("DATABASE_URL", "postgresql+no", 2, "TRAINHOP_DATABASE_URL: Could not parse"),
+        ("DATABASE_URL", "postgresql://someone@127.0.0.1:1/db", 1, "the database cannot be used: connection"),
+        ("DATABASE_URL", "sqlite:////proc/none/trainhop.db", 1, "/proc/none: No such file or directory"),
+        ("VAULT_KEY", "short", 1, "TRAINHOP_VAULT_KEY"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_refused_in_words(
+    elsewhere: Shell, variable: str, value: str, code: int, words: str
+) -> None:
+    """Guard: without its validator or its `except` each of these served, or ended in a traceback."""
+    said = elsewhere("up", "--port", "0", code=code, **{f"TRAINHOP_{variable}": value}).stderr
+    assert words in said.replace("\n", " ")
+    assert "Traceback" not in said
+
+
+def test_a_file_that_is_no_database_is_refused_in_words(elsewhere: Shell) -> None:
+    elsewhere.data_dir.mkdir()
+    (elsewhere.data_dir / "trainhop.db").write_text(
+        "is a text, and long enough to be taken for a database's header\n" * 3
+    )
+    said = elsewhere("up", "--port", "0", code=1).stderr
+    assert "the database cannot be used: file is not a database" in said
+    assert "Traceback" not in said
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: without `env_ignore_empty` an empty `TRAINHOP_DATA_DIR` put the database and its keys where one stood."""
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"TRAINHOP_{name.upper()}", "")
+    found = Settings()
+    assert {name: value for name, value in found if value != Settings.model_fields[name].default} == {}
+
+
+def test_a_public_address_may_end_with_a_slash(tmp_path: Path) -> None:
+    """Guard: without the strip in `config._address` machines were sent to `//api` for their data, and found nothing."""
+    app = build(Settings(data_dir=tmp_path, public_url="https://trainhop.example/"))
+    grant = app.store.grant_download("datasets/a", GrantKind.DATASET, sha256="0" * 64, size=1, shares_disk=False)
+    app.close()
+    assert grant.url is not None
+    assert grant.url.startswith("https://trainhop.example/api/v1/blobs/datasets/a")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

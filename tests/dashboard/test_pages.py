@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gzip
 import json
 import sqlite3
@@ -143,7 +144,8 @@ def test_errors_are_pages_for_people_and_documents_for_programs(site):
 
 def test_whatever_goes_wrong_is_said_in_words(site, monkeypatch):
     """Guards: with three kinds of errors wrapped instead of all, a database that did not answer and a bug were raw JSON to
-    people; with `problem` in place of `refused`, so was what the gate refuses; without `_known` the page had no way on."""
+    people; with `problem` in place of `refused`, so was what the gate refuses; without `_known` the page had no way on; without `_from_disk` and its like for the database a full
+    disk was a bug, or a database that did not answer."""
     log_in(site)
     anyhow = TestClient(site.client.app, base_url="http://127.0.0.1", raise_server_exceptions=False)
     anyhow.cookies.update(dict(site.client.cookies))
@@ -157,6 +159,9 @@ def test_whatever_goes_wrong_is_said_in_words(site, monkeypatch):
 
     for error, status, words in (
         (sqlite3.OperationalError("database is locked"), 503, "the database does not answer"),
+        (sqlite3.OperationalError("database or disk is full"), 503, "no space is left"),
+        (OSError(errno.ENOSPC, "No space left on device"), 503, "no space is left"),
+        (OSError(errno.EIO, "Input/output error"), 500, "something went wrong on the server"),
         (RuntimeError("a bug"), 500, "something went wrong on the server"),
     ):
         fails(error)

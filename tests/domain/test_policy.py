@@ -136,6 +136,14 @@ def test_a_backend_that_needs_a_gpu_waits_for_one() -> None:
     assert fits(job(), cpu) is None
 
 
+def test_an_account_that_there_is_none_of_is_said_to_be_none() -> None:
+    """Guard: without the look at all names in `explain` a typo read like an account that is busy."""
+    waits = explain(job(accounts=("alise",)), [place(name="alice"), place("alise", member_id="bob")], NOW)
+    assert waits is not None
+    assert waits.reason == "the job asks for alise: no account of this member and no pool is called that"
+    assert explain(job(accounts=("alice",)), [place(name="alice")], NOW) is None
+
+
 def test_waiting_is_explained_with_a_time() -> None:
     quota = place(name="alice's Kaggle", hours_left=0.001, refresh_at=NOW + 60)
     found = explain(job(), [quota], NOW)

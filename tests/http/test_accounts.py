@@ -314,3 +314,22 @@ def test_a_setting_that_no_driver_could_read_is_refused(api1, people, config, po
     assert changed.status_code == 422
     (kept,) = [a for a in people.admin.get("/accounts").json()["items"] if a["id"] == pool]
     assert kept["config"] == {"slots": 2}
+
+
+def test_a_pools_environment_is_for_admins_alone(people):
+    """Guard: with `config` as it is in `list_accounts` every member read the token in it."""
+    pool = {"provider": "local", "name": "pool", "config": {"slots": 2, "env": {"HF_TOKEN": CANARY}}}
+    people.admin.post("/accounts", pool)
+
+    def config(member: Any) -> dict[str, Any]:
+        return next(a["config"] for a in member.get("/accounts").json()["items"] if a["name"] == "pool")
+
+    assert config(people.ann) == {"slots": 2}
+    assert config(people.admin) == pool["config"]
+
+
+def test_a_pool_has_no_owner(people):
+    """Guard: without `_refuse_owner` one that was meant for Ann alone was open to everybody."""
+    refused = people.admin.post("/accounts", {"provider": "local", "name": "hers", "owner": "ann"})
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["pointer"] == "/owner"

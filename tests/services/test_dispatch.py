@@ -51,6 +51,23 @@ def test_one_account_that_cannot_be_read_keeps_no_other_waiting(world: World, mo
     assert "bob's: its driver failed (ValueError: invalid literal" in waits.reason
 
 
+def test_a_job_that_rests_says_what_went_wrong(world: World) -> None:
+    """Guard: without the last session's words nobody saw that the model's folder had gone, but for those who looked for it."""
+    job = world.submit("alice")
+    for words in ("the disk is full", "the base model is not on this machine"):
+        world.clock.time += 10.0
+        assert dispatch(world.ctx) == 1
+        (worker,) = world.new_workers()
+        worker.start()
+        worker.release("unfit", words)
+    waits = why_waiting(world.ctx, world.job(job))
+    assert waits is not None
+    assert waits.until is not None
+    assert waits.reason == "waiting before the next try; the last session ended: the base model is not on this machine"
+    world.clock.time = waits.until
+    assert why_waiting(world.ctx, world.job(job)) is None
+
+
 def test_jobs_that_fit_nowhere_hide_none_that_does(world: World) -> None:
     """Guard: with one depth of 16 the free machines stayed empty for as long as those sixteen waited."""
     for _ in range(20):

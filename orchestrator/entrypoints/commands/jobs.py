@@ -63,7 +63,8 @@ def submit(
         put_json(job)
     else:
         put(job["id"])
-        say(f"queued {clean(job['name'])}: {job['total_steps']} steps; follow it with `trainhop watch {job['id']}`")
+        steps = "1 step" if job["total_steps"] == 1 else f"{job['total_steps']} steps"
+        say(f"queued {clean(job['name'])}: {steps}; follow it with `trainhop watch {job['id']}`")
 
 
 @app.command(rich_help_panel="Jobs")

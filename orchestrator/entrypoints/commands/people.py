@@ -102,6 +102,18 @@ def _secret(file: str) -> str:
         raise CommandError(Exit.USAGE, f"{file}: holds no text; is it the right file?") from None
 
 
+@accounts.command("change")
+def change_account(
+    context: typer.Context,
+    account: AccountArgument,
+    changes: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as slots=2.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Change settings of an account or a pool; the others stay, and what runs goes on."""
+    changed = connect(context).patch(f"/accounts/{segment(account)}", {"config": assignments(changes)})
+    _answer(changed, as_json, f"{clean(changed['name'])}: {clean(json.dumps(changed['config']))}")
+
+
 @accounts.command("check")
 def check_account(context: typer.Context, account: AccountArgument, as_json: JsonFlag = False) -> None:
     """Try an account's credentials."""

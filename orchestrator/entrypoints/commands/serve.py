@@ -60,7 +60,11 @@ def load_settings(given: dict[str, Any]) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        names = [f"{_variable(str(f['loc'][0]), given)}: {f['msg']}" for f in error.errors() if f["loc"]]
+        names = [
+            f"{_variable(str(f['loc'][0]), given)}: {f['msg'].removeprefix('Value error, ')}"
+            for f in error.errors()
+            if f["loc"]
+        ]
         raise CommandError(Exit.USAGE, *(names or [str(error)])) from error
     except SettingsError as error:
         raise CommandError(Exit.USAGE, f"{error}; lists are written as JSON, for example '[\"/data\"]'") from error
@@ -73,8 +77,11 @@ def _variable(field: str, given: dict[str, Any]) -> str:
 def serve(settings: Settings) -> None:
     """Run the server in this process until a signal stops it."""
     from orchestrator.domain.errors import ConflictError
+    from orchestrator.ports import VaultError
 
     try:
+        from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
+
         from orchestrator.entrypoints.server import Ready, run
     except ImportError as error:
         raise CommandError(
@@ -94,7 +101,13 @@ def serve(settings: Settings) -> None:
         run(settings, on_ready=announce)
     except KeyboardInterrupt:
         say("stopped")
-    except ConflictError as error:
+    except (ConflictError, VaultError) as error:
         raise CommandError(Exit.FAILED, str(error)) from error
+    except ArgumentError as error:
+        raise CommandError(Exit.USAGE, f"TRAINHOP_DATABASE_URL: {error}") from error
+    except DatabaseError as error:
+        if type(error) not in (DatabaseError, OperationalError):  # its other kinds are faults of ours
+            raise
+        raise CommandError(Exit.FAILED, f"the database cannot be used: {str(error.orig).strip()}") from error
     except OSError as error:
-        raise CommandError(Exit.FAILED, f"{settings.folder}: {error.strerror or error}") from error
+        raise CommandError(Exit.FAILED, f"{error.filename or settings.folder}: {error.strerror or error}") from error

@@ -1,0 +1,59 @@
+"""Worker processes on this computer: what they are given, and how their end is put into words."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from orchestrator.bootstrap import App, build
+from orchestrator.config import Settings
+from orchestrator.domain.model import Account
+from orchestrator.ports import Handle, LaunchRequest, Liveness, Provider
+
+POOL = Account(id="account-1", provider="local", member_id=None, name="pool", config={}, created_at=0.0)
+
+
+def launched(app: App) -> tuple[Provider, Handle]:
+    local = app.context.providers.get("local")
+    request = LaunchRequest(
+        lease_id="lease-1",
+        job_id="job-1",
+        account=POOL,
+        token="a-token",
+        server_url="http://127.0.0.1:1",
+        budget_s=60.0,
+    )
+    return local, Handle(lease_id="lease-1", account=POOL, external_id=local.launch(request))
+
+
+def ended(app: App, local: Provider, handle: Handle, number: int) -> str:
+    os.kill(int(handle.external_id or ""), number)
+    assert app.news.wait(30)
+    (seen,) = local.observe([handle])
+    assert seen.liveness is Liveness.ENDED
+    return seen.detail
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_an_offline_servers_workers_are_offline_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
+    """Guard: without `offline` in `_make_provider` workers of a server that was set to stay offline asked the hub."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    app = build(Settings(data_dir=tmp_path, offline=offline))
+    local, handle = launched(app)
+    given = Path(f"/proc/{handle.external_id}/environ").read_bytes().split(b"\0")
+    assert (b"HF_HUB_OFFLINE=1" in given) is offline
+    assert ended(app, local, handle, signal.SIGKILL) == "the process was ended by SIGKILL"
+    app.close()
+
+
+def test_a_signal_without_a_name_ends_a_process_like_any_other(tmp_path: Path) -> None:
+    """Guard: named by `Signals` alone it was an error, and all sessions of this computer seemed to live on for ever."""
+    app = build(Settings(data_dir=tmp_path))
+    local, handle = launched(app)
+    assert ended(app, local, handle, signal.SIGRTMIN + 1) == f"the process was ended by signal {signal.SIGRTMIN + 1}"
+    app.close()
