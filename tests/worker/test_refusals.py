@@ -1,8 +1,13 @@
 """What must not run fails loudly, in a sentence, before or instead of training."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -84,6 +89,52 @@ def test_another_base_model_is_refused(lab, half, tmp_path):
 def test_bad_jobs(lab, changes, error, words):
     with pytest.raises(error, match=words):
         lab.session(lab.spec(**changes))
+
+
+class _NoSuchRepository(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+def fetched_from(port, tmp_path):
+    """What a machine whose hub answers at `port` says of a model that it does not have."""
+    code = """
+from worker.training.base_model import resolve
+try:
+    resolve("org/model")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    there = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | there, capture_output=True, text=True, check=True
+    )
+    return ran.stdout
+
+
+def test_a_hub_that_does_not_have_the_model_and_one_that_is_out_of_reach(tmp_path):
+    """Guard: with one refusal for both, a job that went on while the hub was away had failed for good."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _NoSuchRepository)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        said = fetched_from(server.server_port, tmp_path)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert said.startswith("PermanentError base model org/model was found neither as a folder nor on the hub (404")
+    said = fetched_from(server.server_port, tmp_path)
+    assert said.startswith(
+        "UnfitMachineError base model org/model is not on this machine and cannot be fetched from the hub now"
+    )
 
 
 def test_custom_code_is_refused(lab, tmp_path):

@@ -28,24 +28,33 @@ _MAX_HEADER_BYTES = 100_000_000
 def resolve(name: str) -> Path:
     """Folder of a local path or of a hub id `org/name[@revision]`, downloaded if it is not cached.
 
-    Raises `PermanentError` naming the id and the remedy, and `UnfitMachineError` for a folder that only the server has.
+    Raises `PermanentError` naming the id and the remedy, and `UnfitMachineError` where another machine, or a later day, may
+    do better: for a folder that only the server has, and while the hub is out of reach.
     """
     if (folder := Path(name).expanduser()).is_dir():
         return folder
     if folder.is_absolute():
         raise UnfitMachineError(f"the base model is the folder {name}, which is not on this machine")
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     repository, _, revision = name.partition("@")
     try:
         found = snapshot_download(repository, revision=revision or None, allow_patterns=_WANTED)
-    except Exception as error:  # the hub client raises a dozen kinds, also for a name that is no id
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise PermanentError(
-            f"base model {name} was found neither as a folder nor on the hub ({reason}); "
-            "check the name, the network, and HF_TOKEN for a gated model"
+            f"base model {name} was found neither as a folder nor on the hub ({_first_line(error)}); "
+            "check the name, and HF_TOKEN for a gated model"
+        ) from error
+    except Exception as error:  # the client raises a dozen kinds for a hub, or a network, that does not do its work
+        raise UnfitMachineError(
+            f"base model {name} is not on this machine and cannot be fetched from the hub now ({_first_line(error)})"
         ) from error
     return Path(found)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def check_code(name: str, directory: Path, trust_remote_code: bool) -> None:
