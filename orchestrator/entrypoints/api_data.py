@@ -7,9 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 
-from orchestrator.domain.model import Role
 from orchestrator.entrypoints import schemas
-from orchestrator.entrypoints.deps import PROBLEMS, Caller, Here, Sha256
+from orchestrator.entrypoints.deps import PROBLEMS, Caller, Here, MemberName, Sha256, Whose
 from orchestrator.entrypoints.uploads import spooled
 from orchestrator.services import dataset_deletion, datasets
 from worker.protocol import RowFormat
@@ -21,26 +20,18 @@ RAW_BODY = {
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
-Whose = Annotated[str | None, Query(max_length=100, description="A member's name or id.")]
 
 
 @router.get("/datasets", operation_id="list_datasets", summary="List data files, newest first")
 def listing(
     server: Here,
-    me: Caller,
-    member: Whose = None,
+    member_id: Whose,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[
         str | None, Query(max_length=64, pattern=r"^upload-[0-9a-z]+$", description="`next` of the page before.")
     ] = None,
 ) -> schemas.Page[schemas.Upload]:
     """Those that you brought; for an admin everybody's. There is more as long as `next` is set."""
-    member_id = None if me.role is Role.ADMIN else me.member_id
-    if member is not None:
-        asked = server.views.member_id(member)
-        if asked is None or not me.may_see(asked):
-            return schemas.Page(items=[])
-        member_id = asked
     page = server.views.datasets(member_id=member_id, limit=limit, before=cursor)
     return schemas.Page[schemas.Upload].model_validate(page)
 
@@ -72,7 +63,7 @@ def one(server: Here, _: Caller, sha256: Sha256) -> schemas.Dataset:
 
 
 @router.delete("/datasets/{sha256}", status_code=204, operation_id="delete_dataset", summary="Delete a data file")
-def delete(server: Here, me: Caller, sha256: Sha256, member: Whose = None) -> None:
+def delete(server: Here, me: Caller, sha256: Sha256, member: MemberName = None) -> None:
     """Yours, or for an admin that of `member`. Refused while a job that has not ended needs it.
 
     Others who brought the same bytes keep them. A job that has ended can be retried or cloned once they are brought again.

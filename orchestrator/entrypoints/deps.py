@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Query, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
@@ -15,6 +15,7 @@ from orchestrator.adapters.page_views import PageViews
 from orchestrator.adapters.views import Views
 from orchestrator.bootstrap import App
 from orchestrator.domain.errors import InvalidError, NotFoundError
+from orchestrator.domain.model import Role
 from orchestrator.entrypoints import schemas
 from orchestrator.entrypoints.auth import Authenticator, actor, admin
 from orchestrator.entrypoints.clerk import Clerk
@@ -65,6 +66,18 @@ def my_job(server: Here, me: Caller, job_id: JobId) -> str:
 
 
 MyJob = Annotated[str, Depends(my_job)]
+MemberName = Annotated[str | None, Query(max_length=100, description="A member's name or id.")]
+
+
+def whose(server: Here, me: Caller, member: MemberName = None) -> str | None:
+    """Id of the member whose things are asked for, or None for everybody's; one that nobody has where the caller sees none."""
+    if member is None:
+        return None if me.role is Role.ADMIN else me.member_id
+    asked = server.views.member_id(member)
+    return asked if asked is not None and me.may_see(asked) else "nobody"
+
+
+Whose = Annotated[str | None, Depends(whose)]
 
 
 def revoke(server: Server, me: Actor, token_id: str) -> None:
