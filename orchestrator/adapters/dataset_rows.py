@@ -6,7 +6,7 @@ from sqlalchemy import Connection, Text, bindparam, cast, delete, select
 
 from orchestrator.adapters import tables
 from orchestrator.adapters.rows import DATASETS, IS_UNENDED, JOBS, UPLOADS
-from orchestrator.adapters.statements import Statement, upserts
+from orchestrator.adapters.statements import Statement, Upsert
 from orchestrator.domain.model import Job
 from orchestrator.persistence import Dataset, Upload
 
@@ -14,7 +14,7 @@ _table, _uploads, _discarded = tables.datasets, tables.uploads, tables.discarded
 _held = Statement(
     DATASETS.select.where(_table.c.sha256 == bindparam("sha256")).with_for_update(read=True, key_share=True)
 )
-_add_dataset, _add_upload, _discard = (upserts(table, ()) for table in (_table, _uploads, _discarded))
+_add_dataset, _add_upload, _discard = Upsert(_table), Upsert(_uploads), Upsert(_discarded)
 
 
 class DatasetRows:
@@ -34,13 +34,13 @@ class DatasetRows:
 
     def add_dataset(self, dataset: Dataset) -> Dataset:
         while True:
-            _add_dataset[self.connection.dialect.name].run(self.connection, DATASETS.dump(dataset))
+            _add_dataset.run(self.connection, DATASETS.dump(dataset))
             held = self.hold_dataset(dataset.sha256)
             if held is not None:  # on PostgreSQL the one that was there may have been deleted in between
                 return held
 
     def add_upload(self, upload: Upload) -> None:
-        _add_upload[self.connection.dialect.name].run(self.connection, UPLOADS.dump(upload))
+        _add_upload.run(self.connection, UPLOADS.dump(upload))
 
     def uploaders(self, sha256: str) -> set[str]:
         found = select(_uploads.c.member_id).where(_uploads.c.sha256 == sha256)
@@ -64,7 +64,7 @@ class DatasetRows:
         return None if row is None else JOBS.load(row)
 
     def discard(self, key: str) -> None:
-        _discard[self.connection.dialect.name].run(self.connection, {"key": key})
+        _discard.run(self.connection, {"key": key})
 
     def discarded(self, limit: int) -> list[str]:
         return [key for (key,) in self.connection.execute(select(_discarded.c.key).limit(limit))]

@@ -104,12 +104,18 @@ class Statement:
 _INSERTS: dict[str, Callable[..., Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
-def upserts(table: Table, changing: tuple[str, ...]) -> dict[str, Statement]:
-    """For each database an insert of whole rows that changes only these columns of a row that is there.
+class Upsert:
+    """An insert of whole rows that changes only the columns `changing` of a row that is there, for each database.
 
     Without any, rows that break a promise of uniqueness are left out.
     """
-    return {dialect: _upsert(insert(table), table, changing) for dialect, insert in _INSERTS.items()}
+
+    def __init__(self, table: Table, changing: tuple[str, ...] = ()) -> None:
+        self._by_dialect = {dialect: _upsert(insert(table), table, changing) for dialect, insert in _INSERTS.items()}
+
+    def run(self, connection: Connection, *values: Values) -> None:
+        """Insert these rows."""
+        self._by_dialect[connection.dialect.name].run(connection, *values)
 
 
 def _upsert(insert: Any, table: Table, changing: tuple[str, ...]) -> Statement:

@@ -25,7 +25,7 @@ from orchestrator.adapters.rows import (
     STORES,
     TOKENS,
 )
-from orchestrator.adapters.statements import Statement, upserts
+from orchestrator.adapters.statements import Statement, Upsert
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.lifecycle import CheckpointState
 from orchestrator.domain.model import Account, Event, Job, Lease, Pace
@@ -85,13 +85,9 @@ _object_id = Statement(select(tables.store_objects.c.external_id).where(_this_ob
 _forget_object = Statement(
     delete(tables.store_objects).where(_this_object, tables.store_objects.c.external_id == bindparam("id"))
 )
-_upserts = {
-    "metrics": upserts(tables.metrics, ("value", "fence", "at")),
-    "missing_metrics": upserts(tables.metrics, ()),
-    "samples": upserts(tables.samples, ("text", "at")),
-    "readings": upserts(tables.readings, ()),
-    "objects": upserts(tables.store_objects, ()),
-}
+_metrics, _missing_metrics = Upsert(tables.metrics, ("value", "fence", "at")), Upsert(tables.metrics)
+_samples, _readings = Upsert(tables.samples, ("text", "at")), Upsert(tables.readings)
+_objects = Upsert(tables.store_objects)
 
 
 class SqlTransaction(AgedRows, ClaimRows, CheckpointRows, DatasetRows, MemberRows):
@@ -100,7 +96,6 @@ class SqlTransaction(AgedRows, ClaimRows, CheckpointRows, DatasetRows, MemberRow
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
         self._events: list[Event] = []
-        self._upserts = {name: each[connection.dialect.name] for name, each in _upserts.items()}
 
     def flush(self) -> None:
         """Write what was noted; called once, right before the commit."""
@@ -211,7 +206,7 @@ class SqlTransaction(AgedRows, ClaimRows, CheckpointRows, DatasetRows, MemberRow
             if not math.isnan(value)  # SQLite keeps a NaN as NULL, which the column refuses
         ]
         if values:
-            self._upserts["metrics" if replace else "missing_metrics"].run(self.connection, *values)
+            (_metrics if replace else _missing_metrics).run(self.connection, *values)
 
     def add_samples(self, job_id: str, samples: Sequence[Sample], at: float) -> None:
         values = [
@@ -226,11 +221,11 @@ class SqlTransaction(AgedRows, ClaimRows, CheckpointRows, DatasetRows, MemberRow
             for s in samples
         ]
         if values:
-            self._upserts["samples"].run(self.connection, *values)
+            _samples.run(self.connection, *values)
 
     def add_reading(self, lease_id: str, at: float, step: int, reading: Reading) -> None:
         values = {"lease_id": lease_id, "at": at, "step": step, "reading": reading.model_dump(exclude_none=True)}
-        self._upserts["readings"].run(self.connection, values)
+        _readings.run(self.connection, values)
 
     def forget_records(self, job_id: str) -> None:
         leases = select(tables.leases.c.id).where(tables.leases.c.job_id == job_id)
@@ -297,7 +292,7 @@ class SqlTransaction(AgedRows, ClaimRows, CheckpointRows, DatasetRows, MemberRow
         return None if row is None else row[0]
 
     def claim_store_object(self, store: str, key: str, external_id: str) -> str:
-        self._upserts["objects"].run(self.connection, {"store": store, "key": key, "external_id": external_id})
+        _objects.run(self.connection, {"store": store, "key": key, "external_id": external_id})
         return self.store_object(store, key) or external_id
 
     def forget_store_object(self, store: str, key: str, external_id: str) -> None:

@@ -80,6 +80,14 @@ def test_upgrading_twice_changes_nothing(engines):
     assert _described(engines[0]) == before
 
 
+def _upgrade_to(engine, revision):
+    config = Config()
+    config.set_main_option("script_location", str(scripts()))
+    with engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+
 def _filled(table, **values):
     """A row with something in every column that wants it."""
     wanted = [c for c in table.columns if not c.nullable and c.server_default is None]
@@ -90,11 +98,7 @@ def _filled(table, **values):
 def test_what_an_earlier_version_estimated_and_timed_is_kept(engines):
     """Removed: the UPDATE of 0007; plans of an upgraded server knew no pace on a GPU."""
     engine = engines[0]
-    config = Config()
-    config.set_main_option("script_location", str(scripts()))
-    with engine.connect() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0005")
+    _upgrade_to(engine, "0005")
     with engine.begin() as connection:
         tables = MetaData()
         tables.reflect(connection, only=["members", "jobs"])
@@ -125,11 +129,7 @@ def test_the_newest_revision_is_the_one_that_is_named():
 def test_whoever_has_a_job_with_a_file_has_brought_it(engines):
     """Guard: without the jobs in `_fill` of 0010 the first who brought a file could take it from all who did so later."""
     engine = engines[0]
-    config = Config()
-    config.set_main_option("script_location", str(scripts()))
-    with engine.connect() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0009")
+    _upgrade_to(engine, "0009")
     with engine.begin() as connection:
         tables = MetaData()
         tables.reflect(connection, only=["members", "jobs", "datasets"])
