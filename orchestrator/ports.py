@@ -146,12 +146,13 @@ class Liveness(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """One session as its provider sees it, with its own words where it ended."""
+    """One session as its provider sees it, with its own words where it ended; `failed` if that was by an error of its own."""
 
     lease_id: str
     liveness: Liveness
     detail: str = ""
     external_id: str | None = None
+    failed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -283,6 +283,7 @@ class GrantKind(StrEnum):
     CHECKPOINT = "checkpoint"
     ADAPTER = "adapter"
     DATASET = "dataset"
+    MODEL = "model"
 
 
 class Grant(Wire):
@@ -365,6 +366,8 @@ class StartRequest(Wire):
     nonce: Annotated[Text, Field(min_length=1, max_length=64)]
     hardware: Hardware
     versions: dict[str, str] = {}
+    image: Annotated[Text, Field(max_length=64)] = ""
+    """Which image the machine runs: packages that come with it change when this does."""
 
 
 class Origin(Wire):
@@ -396,6 +399,8 @@ class Assignment(Wire):
     uploads: tuple[Grant, ...] = ()
     trust_remote_code: bool = False
     keep_dir: str | None = None
+    model: tuple[Grant, ...] = ()
+    """The files of a gated or private base model; empty where the machine fetches the model itself."""
 
 
 # --- what a worker says ----------------------------------------------------------------------------------
@@ -488,6 +493,10 @@ class Offer(_Said):
     manifest: Manifest
 
 
+Cause = Annotated[Text, Field(max_length=32)]
+"""What kept a session from its first step, as one word (`worker.causes`); empty for any other end."""
+
+
 class Release(_Said):
     """A goodbye before the job is done; frees the job at once. `head` is the newest checkpoint that was offered."""
 
@@ -495,6 +504,7 @@ class Release(_Said):
     step: Count
     reason: Literal["deadline", "drained", "paused", "cancelled", "unfit"]
     detail: Text = ""
+    cause: Cause = ""
     head: Sha256 | None = None
     ledger: dict[Phase, float] = {}
 
@@ -508,6 +518,7 @@ class Failure(Wire):
     message: Text
     permanent: bool
     detail: Text = ""
+    cause: Cause = ""
     bad_checkpoint: Sha256 | None = None
 
 

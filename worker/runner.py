@@ -142,7 +142,7 @@ class Session:
                 self._begin_alone()
             return self._train()
         except UnfitMachineError as error:
-            return self._goodbye("unfit", str(error))
+            return self._goodbye("unfit", str(error), error.cause)
         except PermanentError as error:
             return self._fail(str(error), permanent=True)
         except (CheckpointError, DamagedError) as error:
@@ -232,9 +232,10 @@ class Session:
                 raise
             return kept.key
 
-    def _goodbye(self, reason: str, detail: str = "") -> int:
+    def _goodbye(self, reason: str, detail: str = "", cause: str = "") -> int:
         _log(f"goodbye at step {self._step}: {reason} {detail}")
-        release = self._said(Release, step=self._step, reason=reason, detail=detail, head=self._saver.head)
+        head = self._saver.head
+        release = self._said(Release, step=self._step, reason=reason, detail=detail, cause=cause, head=head)
         return self._last_word(release, 0)
 
     def _fail(self, message: str, *, permanent: bool, detail: str = "", bad_checkpoint: str | None = None) -> int:

@@ -49,5 +49,5 @@ def _version(connection) -> str | None:  # noqa: ANN001  a SQLAlchemy connection
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
-HEAD = "0011"
+HEAD = "0012"
 """The newest revision under `migrations/versions`; a test compares the two."""

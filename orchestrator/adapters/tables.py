@@ -54,6 +54,7 @@ members = Table(
     Column("role", String(16), nullable=False),
     Column("created_at", Double, nullable=False),
     Column("removed_at", Double),
+    Column("hub_token", Text, nullable=False, server_default=""),
 )
 
 tokens = Table(
@@ -82,6 +83,7 @@ accounts = Table(
     Column("credentials", Text, nullable=False, server_default=""),
     Column("consented_at", Double),
     Column("problem", Text, nullable=False, server_default=""),
+    Column("image", JSON, nullable=False, server_default="{}"),
     Column("created_at", Double, nullable=False),
     Index(
         "accounts_one_per_member_and_provider",
@@ -167,6 +169,8 @@ leases = Table(
     Column("state", String(16), nullable=False),
     Column("end_reason", String(32)),
     Column("detail", Text, nullable=False),
+    Column("cause", String(32), nullable=False, server_default=""),
+    Column("image", String(64), nullable=False, server_default=""),
     Column("external_id", String(255)),
     Column("nonce", _id()),
     Column("started_at", Double),

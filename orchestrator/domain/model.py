@@ -40,6 +40,8 @@ class Member:
     role: Role
     created_at: float
     removed_at: float | None = None
+    hub_token: str = field(default="", repr=False)
+    """The member's token for the Hugging Face hub, sealed by the vault."""
 
 
 @dataclass(kw_only=True)
@@ -62,6 +64,8 @@ class Account:
     credentials: str = field(default="", repr=False)
     consented_at: float | None = None
     problem: str = ""
+    image: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What a check on a machine of this account last found: its image and how each probe ended."""
     created_at: float
 
 
@@ -303,6 +307,9 @@ class Lease:
     state: LeaseState = LeaseState.PROVISIONING
     end_reason: EndReason | None = None
     detail: str = ""
+    cause: str = ""
+    """What kept it from its first step (`worker.causes`); empty if nothing did."""
+    image: str = ""
     external_id: str | None = None
     nonce: str | None = None
     started_at: float | None = None

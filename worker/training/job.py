@@ -19,7 +19,11 @@ class PermanentError(Exception):
 
 
 class UnfitMachineError(Exception):
-    """This machine cannot run the job (memory, missing GPU); another one may."""
+    """This machine cannot run the job (memory, missing GPU); another one may. `cause` is one of `worker.causes`."""
+
+    def __init__(self, message: str, cause: str = "") -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class Decision(Enum):

@@ -1,0 +1,27 @@
+"""What can keep a session from its first step, as words that the server counts by.
+
+Standard library only: the script that starts a worker says them before anything is installed.
+"""
+
+INPUT = "input"
+"""A staged file did not arrive on the machine."""
+INSTALL = "install"
+"""The packages could not be installed."""
+SMOKE = "smoke"
+"""The packages are there and do not train on this machine's image."""
+GPU = "gpu"
+"""The machine has no GPU that can be used where one is needed."""
+MODEL = "model"
+"""The base model could not be downloaded."""
+DATA = "data"
+"""The training data or the checkpoint could not be downloaded."""
+IMPORTS = "imports"
+"""Importing the training libraries took too long."""
+GPUS = "gpus"
+"""The processes of several GPUs did not find each other."""
+DISK = "disk"
+"""The disk is full."""
+START = "start"
+"""The script that starts the worker ended with an error of its own."""
+NO_STEP = "no_step"
+"""The whole session passed without a step."""
