@@ -106,6 +106,10 @@ class Transaction(Protocol):
         """All that the job has had."""
         ...
 
+    def leases_on(self, account_id: str, limit: int) -> list[Lease]:
+        """The newest on an account, newest first."""
+        ...
+
     def live_counts(self) -> tuple[dict[str, int], dict[str, int]]:
         """Live leases by member id and by account id."""
         ...

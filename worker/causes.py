@@ -3,6 +3,8 @@
 Standard library only: the script that starts a worker says them before anything is installed.
 """
 
+LAUNCH = "launch"
+"""The provider refused to start the session."""
 INPUT = "input"
 """A staged file did not arrive on the machine."""
 INSTALL = "install"

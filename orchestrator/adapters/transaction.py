@@ -171,6 +171,10 @@ class SqlTransaction(AgedRows, ClaimRows, CheckpointRows, DatasetRows, MemberRow
     def leases_of(self, job_id: str) -> list[Lease]:
         return LEASES.where(self.connection, tables.leases.c.job_id == job_id)
 
+    def leases_on(self, account_id: str, limit: int) -> list[Lease]:
+        newest = LEASES.select.where(tables.leases.c.account_id == account_id).order_by(tables.leases.c.id.desc())
+        return [LEASES.load(row) for row in self.connection.execute(newest.limit(limit))]
+
     def live_counts(self) -> tuple[dict[str, int], dict[str, int]]:
         by_member: dict[str, int] = {}
         by_account: dict[str, int] = {}

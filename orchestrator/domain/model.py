@@ -222,10 +222,13 @@ class Job:
         lease_id: str,
         retry_at: float,
         counts: bool = True,
+        cause: str = "",
+        stop: str = "",
     ) -> None:
         """The lease is over before the job: pause, cancel, fail or queue again, whichever the reason calls for.
 
-        An end that does not count, because the fault was our own, brings the job no nearer to being called hopeless.
+        An end that does not count, because the fault was our own or the machine's, brings the job no nearer to being called
+        hopeless. `cause` is what kept the session from its first step, `stop` says why no other one is worth a try.
         """
         reason = f"{end}: {detail}" if detail else str(end)
         if self.cancel_requested_at is not None:
@@ -234,11 +237,11 @@ class Job:
         if self.pause_requested_at is not None:
             self.to(JobState.PAUSED, reason=reason, at=at, actor=actor, lease_id=lease_id)
             return
-        if counts and end in {EndReason.LOST, EndReason.LAUNCH_FAILED, EndReason.UNFIT}:
+        if counts and (cause or end in {EndReason.LOST, EndReason.LAUNCH_FAILED, EndReason.UNFIT}):
             self.losses_in_a_row += 1
-        elif end is EndReason.FAILED:
+        elif counts and end is EndReason.FAILED:
             self.failures_in_a_row += 1
-        if hopeless := self._hopeless(detail):
+        if hopeless := stop or self._hopeless(detail):
             self._end(JobState.FAILED, EndReason.FAILED, hopeless, at, actor, lease_id)
             return
         self.not_before = retry_at

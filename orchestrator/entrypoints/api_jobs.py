@@ -45,7 +45,7 @@ JobFile = Annotated[JobSpec, Depends(_job_file)]
 def _in_full(server: Server, job_id: str) -> dict[str, Any]:
     row = server.views.job(job_id, server.ctx.clock.now())
     assert row is not None
-    if row["state"] == JobState.QUEUED:
+    if row["state"] in (JobState.QUEUED, JobState.LEASED):
         with server.ctx.uow() as tx:
             job = tx.job(job_id)
         row["waiting"] = dispatch.why_waiting(server.ctx, job) if job else None

@@ -135,7 +135,7 @@ class Job(Answer):
 
 
 class JobInFull(Job):
-    """A job with its file and, while it is queued, what it waits for."""
+    """A job with its file and, until a session of it starts, what it waits for."""
 
     spec: dict[str, Any]
     waiting: Waiting | None = None
@@ -151,6 +151,10 @@ class Session(Answer):
     state: LeaseState
     outcome: EndReason | None
     detail: str
+    cause: str = Field(
+        description="What kept it from its first step, as one word; empty if nothing did, or nobody knows."
+    )
+    image: str
     first_step: int
     last_step: int
     seconds: float

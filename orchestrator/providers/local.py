@@ -33,6 +33,8 @@ from worker.protocol import Ticket
 START_UP_S = 20.0
 NVIDIA_SMI_S = 10.0
 LOG_NAME = "output.log"
+TAIL_BYTES = 4096
+LONGEST_LAST_WORDS = 300
 
 
 class LocalProvider:
@@ -119,7 +121,9 @@ class LocalProvider:
             and time.time() - home.stat().st_mtime < START_UP_S
         ):
             return Observation(lease_id=lease_id, liveness=Liveness.UNKNOWN, detail="is being started")
-        return Observation(lease_id=lease_id, liveness=Liveness.ENDED, detail=_cause(code))
+        failed = code is not None and code > 0
+        detail = _cause(code) + (_last_words(home / LOG_NAME) if failed else "")
+        return Observation(lease_id=lease_id, liveness=Liveness.ENDED, detail=detail, failed=failed)
 
     def stop(self, handle: Handle) -> None:
         child = self._children.get(handle.lease_id)
@@ -177,6 +181,18 @@ def _cause(code: int | None) -> str:
         known = next((s.name for s in signal.Signals if s == -code), f"signal {-code}")  # real-time ones have no name
         return f"the process was ended by {known}"
     return f"the process ended with exit code {code}"
+
+
+def _last_words(log: Path) -> str:
+    """What a process that failed said last, for people."""
+    try:
+        with log.open("rb") as file:
+            file.seek(-min(TAIL_BYTES, log.stat().st_size), os.SEEK_END)
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f": {last[:LONGEST_LAST_WORDS]}" if last else ""
 
 
 def _ram_bytes() -> int:

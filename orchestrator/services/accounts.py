@@ -294,6 +294,7 @@ def check(ctx: Context, actor: Actor, account_id: str) -> tuple[Account, str]:
             raise NotFoundError(f"there is no account {account_id}")
         if current.credentials == account.credentials:
             current.problem = problem
+            current.not_before, current.note = 0.0, ""
             tx.save_account(current)
     ctx.wake()
     return current, words

@@ -24,6 +24,7 @@ from orchestrator.ports import (
 from orchestrator.services.alone import cannot_call, kit
 from orchestrator.services.ids import new_id
 from orchestrator.services.leases import hand_back
+from worker import causes
 
 QUEUE_DEPTHS = (16, 128, 1024)
 """Queued jobs of each member that one round looks at: more only while machines stay free, because some jobs fit none."""
@@ -191,14 +192,16 @@ def _launch(ctx: Context, claim: _Claim) -> None:
     except CredentialsRefused as error:
         _note_problem(ctx, claim.account, str(error))
         _launch_failed(ctx, lease.id, str(error), counts=False)
-    except ProviderUnavailable:
-        return  # it may have gone through: reconciling asks the provider and then decides
+    except ProviderUnavailable as error:
+        _note_silence(
+            ctx, lease.id, str(error)
+        )  # it may have gone through: reconciling asks the provider and then decides
     except StoreError as error:
         _not_ready(ctx, claim, f"the store takes nothing now ({error})", ctx.clock.now() + STORE_REST_S)
     except QuotaExhausted as error:
         _not_ready(ctx, claim, str(error), error.until)
     except (LaunchRejected, ProviderError) as error:
-        _launch_failed(ctx, lease.id, str(error))
+        _launch_failed(ctx, lease.id, str(error), cause=causes.LAUNCH)
     else:
         with ctx.uow() as tx:
             tx.note_external_id(lease.id, external_id)
@@ -240,7 +243,16 @@ def _not_ready(ctx: Context, claim: _Claim, why: str, until: float | None) -> No
     _launch_failed(ctx, claim.lease.id, why, counts=False)
 
 
-def _launch_failed(ctx: Context, lease_id: str, why: str, *, counts: bool = True) -> None:
+def _note_silence(ctx: Context, lease_id: str, why: str) -> None:
+    """Keep the provider's words for those who wonder why nothing starts."""
+    with ctx.uow() as tx:
+        lease = tx.lease(lease_id)
+        if lease is not None and lease.state is LeaseState.PROVISIONING:
+            lease.detail = why
+            tx.save_lease(lease)
+
+
+def _launch_failed(ctx: Context, lease_id: str, why: str, *, counts: bool = True, cause: str = "") -> None:
     now = ctx.clock.now()
     with ctx.uow() as tx:
         lease = tx.lease(lease_id)
@@ -248,8 +260,18 @@ def _launch_failed(ctx: Context, lease_id: str, why: str, *, counts: bool = True
         if lease is None or job is None or not lease.state.is_live:
             return
         lease.collected_at = now
-        end = EndReason.LAUNCH_FAILED
-        hand_back(tx, lease, job, LeaseState.EXPIRED, end, detail=why, at=now, actor="scheduler", counts=counts)
+        hand_back(
+            tx,
+            lease,
+            job,
+            LeaseState.EXPIRED,
+            EndReason.LAUNCH_FAILED,
+            detail=why,
+            at=now,
+            actor="scheduler",
+            counts=counts,
+            cause=cause,
+        )
     ctx.wake()
 
 
@@ -277,8 +299,10 @@ def as_waiting(job: Job) -> Waiting:
 
 
 def why_waiting(ctx: Context, job: Job) -> Obstacle | None:
-    """What keeps a queued job from starting, in words; None if it is about to."""
+    """What keeps a job from starting, in words; None if it is about to, or at work."""
     now = ctx.clock.now()
+    if job.state is not JobState.QUEUED:
+        return _unconfirmed(ctx, job)
     with ctx.uow() as tx:
         accounts = tx.accounts()
         _, by_account = tx.live_counts()
@@ -288,3 +312,12 @@ def why_waiting(ctx: Context, job: Job) -> Obstacle | None:
         return found
     last = max(ended, key=lambda lease: lease.fence)
     return replace(found, reason=f"{found.reason}; the last session ended: {last.detail or last.end_reason}")
+
+
+def _unconfirmed(ctx: Context, job: Job) -> Obstacle | None:
+    """The words of a provider that did not say whether it starts the job's session."""
+    with ctx.uow() as tx:
+        lease = tx.live_lease(job.id)
+    if lease is None or lease.state is not LeaseState.PROVISIONING or not lease.detail:
+        return None
+    return Obstacle(reason=f"it is not known yet whether a session starts: {lease.detail}")

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError, StaleFenceError
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.domain.model import Checkpoint, Job, Lease
-from orchestrator.domain.policy import retry_at
 from orchestrator.persistence import Dataset, Transaction
 from orchestrator.ports import Context, ObjectMissing, Store, StoreError
 from orchestrator.services.errors import from_store
 from orchestrator.services.heads import fall_back
 from orchestrator.services.pace import first_pace
+from orchestrator.services.setbacks import close, weigh
+from worker import causes
 from worker.protocol import (
     PROTOCOL_VERSION,
     Action,
@@ -185,6 +186,7 @@ def _begin(lease: Lease, job: Job, request: StartRequest, now: float) -> None:
     lease.nonce, lease.started_at = request.nonce, now
     lease.hardware = request.hardware.model_dump(mode="json")
     lease.first_step = lease.step = job.head_step
+    lease.image, lease.detail = request.image, ""
     if lease.state is LeaseState.PROVISIONING:
         lease.to(LeaseState.ACTIVE)
     name = request.hardware.name or request.hardware.device
@@ -270,7 +272,8 @@ def release(ctx: Context, said: Release) -> None:
             return
         lease, job = _still_held(tx, lease, said.fence)
         _last_words(lease, said.step, said.seq, {str(k): v for k, v in said.ledger.items()}, now)
-        hand_back(tx, lease, job, LeaseState.RELEASED, end, detail=said.detail, at=now, actor="worker")
+        cause = said.cause or (causes.NO_STEP if said.reason == "deadline" else "")
+        hand_back(tx, lease, job, LeaseState.RELEASED, end, detail=said.detail, at=now, actor="worker", cause=cause)
     ctx.wake()
 
 
@@ -294,13 +297,25 @@ def hand_back(
     at: float,
     actor: str,
     counts: bool = True,
+    cause: str = "",
 ) -> None:
-    """Close the lease and put its job where the reason says, in one transaction. See `Job.give_back` for `counts`."""
-    in_a_row = job.failures_in_a_row if end is EndReason.FAILED else job.losses_in_a_row
-    again = retry_at(end, in_a_row, at) if counts else at
-    lease.end(state, end, at=at, detail=detail)
-    tx.save_lease(lease)
-    job.give_back(end, detail=detail, at=at, actor=actor, lease_id=lease.id, retry_at=again, counts=counts)
+    """Close the lease and put its job where the reason says, in one transaction. See `Job.give_back` for `counts`.
+
+    `cause` is what is said to have kept the session from its first step; it counts if there was none.
+    """
+    close(tx, lease, state, end, at=at, detail=detail, cause=cause)
+    found = weigh(tx, lease, job, at, counts=counts)
+    job.give_back(
+        end,
+        detail=lease.detail,
+        at=at,
+        actor=actor,
+        lease_id=lease.id,
+        retry_at=found.retry_at,
+        counts=found.counts,
+        cause=lease.cause,
+        stop=found.stop,
+    )
     tx.save_job(job)
 
 
@@ -359,14 +374,14 @@ def failed(ctx: Context, tx: Transaction, said: Finish, failure: Failure, *, cor
         return
     lease, job = _still_held(tx, lease, said.fence)
     _last_words(lease, said.step, said.seq, {str(k): v for k, v in said.ledger.items()}, now)
-    goes_on = fall_back(tx, job, now) if corrupt else not failure.permanent
+    goes_on, end = fall_back(tx, job, now) if corrupt else not failure.permanent, EndReason.FAILED
     if not goes_on:
-        lease.end(LeaseState.RELEASED, EndReason.FAILED, at=now, detail=failure.message)
-        tx.save_lease(lease)
-        job.fail(failure.message, at=now, actor="worker", lease_id=lease.id)
+        close(tx, lease, LeaseState.RELEASED, end, at=now, detail=failure.message, cause=failure.cause)
+        job.fail(lease.detail, at=now, actor="worker", lease_id=lease.id)
         tx.save_job(job)
     else:
-        hand_back(tx, lease, job, LeaseState.RELEASED, EndReason.FAILED, detail=failure.message, at=now, actor="worker")
+        words, why = failure.message, failure.cause
+        hand_back(tx, lease, job, LeaseState.RELEASED, end, detail=words, at=now, actor="worker", cause=why)
 
 
 def _is_corrupt(ctx: Context, said: Finish, sha256: str) -> bool:

@@ -16,6 +16,8 @@ from orchestrator.services.alone import is_to_be_stopped
 from orchestrator.services.checkpoints import abandon_stale, sweep_strays
 from orchestrator.services.dataset_deletion import sweep_discarded
 from orchestrator.services.leases import hand_back, lease_prefix
+from orchestrator.services.setbacks import NEARLY_WHOLE
+from worker import causes
 
 FORGET_REQUESTS_AFTER_S = 86_400.0
 _Settle = Callable[[Context, Lease, Observation, Handle], None]
@@ -102,7 +104,7 @@ def _judge(ctx: Context, lease: Lease, seen: Observation, handle: Handle) -> Non
     now = ctx.clock.now()
     if seen.liveness is Liveness.ENDED:
         if _adopt(ctx, lease, handle, over=True):
-            _expire(ctx, lease, seen.detail or "the machine ended without a word")
+            _expire(ctx, lease, seen.detail or "the machine ended without a word", seen=seen)
         return
     if seen.external_id and seen.external_id != lease.external_id:
         _keep_external_id(ctx, lease, seen.external_id)
@@ -208,14 +210,27 @@ def _is_of(lease: Lease, key: str) -> bool:
     return re.fullmatch(re.escape(lease_prefix(lease)) + r"[0-9a-f]{16}\.(safetensors|zip)", key) is not None
 
 
-def _expire(ctx: Context, lease: Lease, why: str) -> None:
+def _expire(ctx: Context, lease: Lease, why: str, *, seen: Observation | None = None) -> None:
+    """Give a session up; with `seen` its provider says that it has ended."""
     now = ctx.clock.now()
     with ctx.uow() as tx:
         current = tx.lease(lease.id)
         job = tx.job(lease.job_id)
         if current is None or job is None or not current.state.is_live:
             return
-        hand_back(tx, current, job, LeaseState.EXPIRED, EndReason.LOST, detail=why, at=now, actor="reconcile")
+        words = f"{why}; at its launch: {current.detail}" if current.detail else why
+        cause = _why_unstarted(ctx, current, seen, now) if seen is not None and current.started_at is None else ""
+        end = EndReason.LOST
+        hand_back(tx, current, job, LeaseState.EXPIRED, end, detail=words, at=now, actor="reconcile", cause=cause)
+
+
+def _why_unstarted(ctx: Context, lease: Lease, seen: Observation, now: float) -> str:
+    """A machine that ended by itself has a cause, and so has one that was watched for its whole time; a killed one has none."""
+    if seen.failed:
+        return causes.START
+    watched_s = now - max(lease.created_at, ctx.started_at)
+    was_there = lease.external_id is not None and watched_s >= NEARLY_WHOLE * lease.budget_s
+    return causes.NO_STEP if was_there else ""
 
 
 def _keep_external_id(ctx: Context, lease: Lease, external_id: str) -> None:

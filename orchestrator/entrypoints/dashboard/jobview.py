@@ -95,7 +95,7 @@ def look(server: Server, machines: Machines, job_id: str) -> Look | None:
 
 
 def _waiting(server: Server, row: Row) -> Any:
-    if row["state"] != JobState.QUEUED:
+    if row["state"] not in (JobState.QUEUED, JobState.LEASED):
         return None
     with server.ctx.uow() as tx:
         job = tx.job(row["id"])
