@@ -64,6 +64,7 @@ class FakeProvider:
         self.launched: list[LaunchRequest] = []
         self.liveness: dict[str, Liveness] = {}
         self.details: dict[str, str] = {}
+        self.failed: set[str] = set()
         self.leftovers: dict[str, Leftovers] = {}
         self.logs: dict[str, bytes] = {}
         self.stopped: list[str] = []
@@ -92,6 +93,7 @@ class FakeProvider:
                 lease_id=h.lease_id,
                 liveness=self.liveness.get(h.lease_id, Liveness.ENDED),
                 detail=self.details.get(h.lease_id, ""),
+                failed=h.lease_id in self.failed,
             )
             for h in handles
         ]

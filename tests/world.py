@@ -137,6 +137,7 @@ class Machines:
     )
     launched: dict[str, LaunchRequest] = field(default_factory=dict[str, LaunchRequest])
     dead: set[str] = field(default_factory=set[str])
+    failed: set[str] = field(default_factory=set[str])
     reachable: bool = True
     rejecting: bool = False
     lose_reply: bool = False
@@ -162,7 +163,10 @@ class Machines:
 
     def observe(self, handles: Sequence[Handle]) -> list[Observation]:
         self._contact()
-        return [Observation(lease_id=h.lease_id, liveness=self._liveness(h.lease_id)) for h in handles]
+        return [
+            Observation(lease_id=x, liveness=self._liveness(x), failed=x in self.failed)
+            for x in (h.lease_id for h in handles)
+        ]
 
     def _liveness(self, lease_id: str) -> Liveness:
         alive = lease_id in self.launched and lease_id not in self.dead
@@ -395,8 +399,8 @@ class Worker:
             self.parent = offer.sha256
         return reply
 
-    def release(self, reason: Any = "deadline", detail: str = "") -> None:
-        said = Release(**self._said(), step=self.step, reason=reason, detail=detail)
+    def release(self, reason: Any = "deadline", detail: str = "", cause: str = "") -> None:
+        said = Release(**self._said(), step=self.step, reason=reason, detail=detail, cause=cause)
         self.last = lambda: leases.release(self.world.ctx, said)
         leases.release(self.world.ctx, said)
         self.world.machines.dead.add(self.lease)

@@ -317,6 +317,7 @@ def test_a_session_is_brought_its_files_and_heard_to_its_end(real, works, tmp_pa
     assert lines[1:3001] == [f"line {n} {'x' * 50}" for n in range(3000)]
     seen = ended(provider, handle)
     assert "exit code 7" in seen.detail
+    assert seen.failed
     assert provider.collect(handle) == provider.collect(handle) == Leftovers(messages=['{"seq": 1}'])
     assert real.machines, "until everything is collected"
     provider.forget(handle)

@@ -51,6 +51,8 @@ OUT_OF_REACH = (
     "or use a Google Drive (trainhop store use drive)"
 )
 TAKEN_AWAY = "Colab has taken the machine away"
+LEASE_OVER = 3
+"""Exit code of a worker whose lease had ended: no error of its own."""
 
 
 def drives(account: Account) -> bool:
@@ -258,7 +260,8 @@ class ColabProvider:
             notes.write(launched=True, ended=True, complete=True, released=True, detail=detail)
         else:
             notes.write(launched=True, ended=True, detail=detail)
-        return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=detail)
+        failed = found != "gone" and found["code"] > 0 and found["code"] != LEASE_OVER
+        return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=detail, failed=failed)
 
     def stop(self, handle: Handle) -> None:
         if self._is_over(handle):
@@ -375,4 +378,4 @@ def _wrong(account: Account) -> str:
 def _ending(found: dict[str, Any]) -> str:
     if found["problem"]:
         return str(found["problem"])
-    return "" if found["code"] in (0, 3) else f"the worker ended with exit code {found['code']}"
+    return "" if found["code"] in (0, LEASE_OVER) else f"the worker ended with exit code {found['code']}"

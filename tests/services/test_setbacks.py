@@ -1,0 +1,417 @@
+"""Sessions that end before their first step: how long their job waits, when it stops, and in which words; on both databases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
+from orchestrator.domain.model import LOSSES_BEFORE_GIVING_UP, Account, Lease
+from orchestrator.ports import LaunchRequest, ProviderUnavailable
+from orchestrator.services import accounts, jobs, leases
+from orchestrator.services.dispatch import dispatch, why_waiting
+from orchestrator.services.reconcile import reconcile
+from orchestrator.services.setbacks import SMOKE_REST_S, WAITS_S, sentence
+from tests.world import Worker, World
+from worker import causes
+from worker.protocol import Failure, Finish, Hardware, Phase, Release, Report, StartRequest
+
+ALL = [getattr(causes, name) for name in vars(causes) if name.isupper()]
+CONFLICT = "ERROR: Cannot install peft and torchao"
+PHOTO = "2026-05-14"
+
+
+def launched(world: World) -> Worker:
+    assert dispatch(world.ctx) == 1
+    (worker,) = world.new_workers()
+    return worker
+
+
+def started(world: World, image: str = "") -> Worker:
+    worker = launched(world)
+    request = StartRequest(protocol=1, nonce=worker.lease, hardware=Hardware(name="sim"), image=image)
+    worker.assignment = leases.start(world.ctx, worker.lease, request)
+    worker.step, worker.parent = worker.assignment.resume_step, None
+    return worker
+
+
+def lease_of(world: World, worker: Worker) -> Lease:
+    with world.ctx.uow() as tx:
+        found = tx.lease(worker.lease)
+    assert found is not None
+    return found
+
+
+def account(world: World, who: str = "alice") -> Account:
+    with world.ctx.uow() as tx:
+        found = tx.account(f"{who}-sim")
+    assert found is not None
+    return found
+
+
+def wait_out(world: World, job: str) -> float:
+    """Let the time pass until the next try; returns how long that was."""
+    waits_s = max(0.0, world.job(job).not_before - world.clock.time)
+    world.clock.time += waits_s
+    return waits_s
+
+
+def end(worker: Worker, cause: str, words: str = "words") -> None:
+    worker.release("unfit", words, cause)
+
+
+def lost_after(worker: Worker, seconds: float) -> None:
+    """The worker reports its own clock once, and its machine is gone."""
+    assert worker.assignment is not None
+    said = Report(
+        lease=worker.lease,
+        fence=worker.assignment.fence,
+        seq=1,
+        step=worker.step,
+        phase=Phase.DOWNLOAD,
+        ledger={Phase.DOWNLOAD: seconds},
+    )
+    leases.report(worker.world.ctx, said)
+    worker.world.machines.dead.add(worker.lease)
+    reconcile(worker.world.ctx)
+
+
+def test_three_sessions_without_a_step_for_one_cause_stop_the_job_in_one_sentence(world: World) -> None:
+    """Guard: without `stop` in `Job.give_back` the job went on to twenty machines, each for the same error of pip."""
+    job, waited = world.submit("alice"), list[float]()
+    for _ in range(3):
+        waited.append(wait_out(world, job))
+        worker = started(world)
+        end(worker, causes.INSTALL, CONFLICT)
+        lease = lease_of(world, worker)
+        assert (lease.cause, lease.detail) == (causes.INSTALL, sentence(causes.INSTALL, CONFLICT))
+    assert waited == [0.0, *WAITS_S[:2]]
+    found = world.job(job)
+    assert found.state is JobState.FAILED
+    assert found.message == (
+        f"stopped after 3 sessions without a step, because the packages could not be installed ({CONFLICT}): see that the "
+        "machine has internet access, update trainhop, then retry the job"
+    )
+
+
+def test_while_it_waits_a_job_says_the_cause_and_the_remedy(world: World) -> None:
+    """Guard: without `sentence` in `setbacks.close` people read pip's words and not what they could do."""
+    job = world.submit("alice")
+    end(started(world), causes.DISK, "0 bytes left")
+    waits = why_waiting(world.ctx, world.job(job))
+    assert waits is not None
+    assert waits.until == world.clock.time + WAITS_S[0]
+    assert waits.reason.endswith(
+        "the last session ended: the disk of the machine is full (0 bytes left): free some space there, or choose a smaller "
+        "base model"
+    )
+
+
+def test_different_causes_count_separately_and_wait_longer_each_time(world: World) -> None:
+    """Guards: counted together the job stopped at its third session; with waits by cause none was as long as half an hour."""
+    job, waited = world.submit("alice"), list[float]()
+    for cause in (causes.INSTALL, causes.MODEL, causes.INSTALL, causes.MODEL, causes.INSTALL):
+        assert world.job(job).state is JobState.QUEUED
+        waited.append(wait_out(world, job))
+        end(started(world), cause)
+    assert waited == [0.0, *WAITS_S, WAITS_S[-1]]
+    assert world.job(job).state is JobState.FAILED
+
+
+def test_a_session_that_makes_a_step_forgives_those_before_it(world: World) -> None:
+    """Guard: without the look at steps in `_since_the_last_step` two bad mornings and one bad evening ended a job."""
+    job = world.submit("alice")
+    for _ in range(2):
+        wait_out(world, job)
+        end(started(world), causes.MODEL)
+    wait_out(world, job)
+    worker = started(world)
+    worker.step += 1
+    worker.report()
+    end(worker, causes.DISK)
+    assert lease_of(world, worker).cause == ""
+    wait_out(world, job)
+    end(started(world), causes.MODEL)
+    assert world.job(job).state is JobState.QUEUED
+
+
+def test_a_job_that_is_retried_begins_to_count_anew(world: World) -> None:
+    """Guard: without `counted` in `_since_the_last_step` a retried job stopped at its first session."""
+    job = world.submit("alice")
+    for again in (0, 1):
+        for _ in range(3 - again):
+            wait_out(world, job)
+            end(started(world), causes.MODEL)
+        if again == 0:
+            assert world.job(job).state is JobState.FAILED
+            jobs.retry(world.ctx, world.actors["alice"], job)
+    assert world.job(job).state is JobState.QUEUED
+
+
+def test_a_failure_with_a_cause_is_no_crash(world: World) -> None:
+    """Guard: without `cause` in `Job.give_back` four failures for four causes ended the job as one that always crashes."""
+    job = world.submit("alice")
+    for cause in (causes.INSTALL, causes.MODEL, causes.IMPORTS, causes.GPUS):
+        wait_out(world, job)
+        worker = started(world)
+        failure = Failure(message="words", permanent=False, cause=cause)
+        leases.finish(
+            world.ctx, Finish(lease=worker.lease, fence=lease_of(world, worker).fence, seq=1, step=0, failure=failure)
+        )
+        assert lease_of(world, worker).cause == cause
+    assert (world.job(job).state, world.job(job).failures_in_a_row) == (JobState.QUEUED, 0)
+
+
+def test_a_failure_for_good_says_the_remedy_too(world: World) -> None:
+    job = world.submit("alice")
+    worker = started(world)
+    failure = Failure(message="404 Not Found", permanent=True, cause=causes.MODEL)
+    leases.finish(world.ctx, Finish(lease=worker.lease, fence=1, seq=1, step=0, failure=failure))
+    assert world.job(job).message == sentence(causes.MODEL, "404 Not Found")
+
+
+def test_sessions_that_are_killed_stop_no_job(world: World) -> None:
+    """Guard: with every session without a step counted, a machine that is taken away at random ended a job at its third."""
+    job = world.submit("alice")
+    for number in range(LOSSES_BEFORE_GIVING_UP - 1):
+        wait_out(world, job)
+        world.machines.dead.add((started if number % 2 else launched)(world).lease)
+        reconcile(world.ctx)
+    found = world.job(job)
+    assert (found.state, found.losses_in_a_row) == (JobState.QUEUED, LOSSES_BEFORE_GIVING_UP - 1)
+
+
+def test_a_launch_that_is_refused_three_times_stops_the_job(world: World) -> None:
+    """Guard: without LAUNCH as its cause the same words came back twenty times."""
+    world.machines.rejecting = True
+    job = world.submit("alice")
+    for _ in range(3):
+        wait_out(world, job)
+        assert dispatch(world.ctx) == 1
+    assert world.job(job).message == (
+        "stopped after 3 sessions without a step, because the provider refused to start the session (not today): put right "
+        "what it says, then retry the job"
+    )
+
+
+def test_the_start_script_may_give_a_lease_back_that_nobody_started(world: World) -> None:
+    """Guard: without `PROVISIONING -> RELEASED` in the table what pip said never reached the job."""
+    job = world.submit("alice")
+    worker = launched(world)
+    said = Release(lease=worker.lease, fence=1, seq=1, step=0, reason="unfit", detail=CONFLICT, cause=causes.INSTALL)
+    leases.release(world.ctx, said)
+    leases.release(world.ctx, said)
+    lease = lease_of(world, worker)
+    assert (lease.state, lease.end_reason, lease.cause) == (LeaseState.RELEASED, EndReason.UNFIT, causes.INSTALL)
+    assert world.job(job).losses_in_a_row == 1
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_a_machine_that_ends_by_an_error_before_the_start_has_a_cause(world: World, failed: bool) -> None:
+    """Guards: without `failed` in `_why_unstarted` a start script that is broken was pushed twenty times; with START for every
+    machine that ends before the start, killed ones stopped the job.
+    """
+    job = world.submit("alice")
+    worker = launched(world)
+    world.machines.failed.update([worker.lease] if failed else [])
+    world.machines.dead.add(worker.lease)
+    reconcile(world.ctx)
+    assert lease_of(world, worker).cause == (causes.START if failed else "")
+    assert wait_out(world, job) == (WAITS_S[0] if failed else 0.0)
+
+
+def test_a_machine_that_ends_by_an_error_after_the_start_has_none(world: World) -> None:
+    """Guard: without the look at `started_at` a worker that crashed in training was called a start script that did."""
+    world.submit("alice")
+    worker = started(world)
+    world.machines.failed.add(worker.lease)
+    world.machines.dead.add(worker.lease)
+    reconcile(world.ctx)
+    assert lease_of(world, worker).cause == ""
+
+
+def at_its_deadline(worker: Worker) -> None:
+    worker.release("deadline")
+
+
+def cut_off(worker: Worker) -> None:
+    lost_after(worker, 0.95 * 3600.0)
+
+
+@pytest.mark.parametrize("passes", [at_its_deadline, cut_off])
+def test_two_whole_sessions_without_a_step_stop_the_job(world: World, passes: Callable[[Worker], None]) -> None:
+    """Guards: without `said.reason == "deadline"` in `release`, or NEARLY_WHOLE in `_cause_of`, a download that stalled ate
+    one session after the other.
+    """
+    job = world.submit("alice")
+    for _ in range(2):
+        wait_out(world, job)
+        worker = started(world)
+        passes(worker)
+        assert lease_of(world, worker).cause == causes.NO_STEP
+    found, phase = world.job(job), "boot" if passes is at_its_deadline else "download"
+    assert found.state is JobState.FAILED
+    assert found.message.startswith(f"2 whole sessions passed without a step (last phase: {phase}")
+    assert found.message.endswith("allow longer sessions or choose a smaller base model")
+
+
+def test_a_session_that_is_killed_early_passed_not_whole(world: World) -> None:
+    """Guard: measured by the server's clock, which ran on while the server was off, it was a whole session."""
+    world.submit("alice")
+    worker = started(world)
+    world.clock.time += 10 * 3600.0
+    lost_after(worker, 60.0)
+    assert lease_of(world, worker).cause == ""
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_a_machine_that_never_called_in_its_whole_time_has_a_cause(world: World, up: bool) -> None:
+    """Guards: without `watched_s` such a machine was replaced by nineteen others; without `started_at` of the server in it a
+    machine that was killed while the server was off counted as well.
+    """
+    world.submit("alice")
+    worker = launched(world)
+    world.clock.time += 3500.0
+    if not up:
+        world.start_server()
+    world.machines.dead.add(worker.lease)
+    reconcile(world.ctx)
+    assert lease_of(world, worker).cause == (causes.NO_STEP if up else "")
+
+
+def test_a_launch_that_nobody_confirmed_was_no_session(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: without `external_id` in `_why_unstarted` a provider that was away for a day cost the job a whole session."""
+    world.submit("alice")
+
+    def away(_: LaunchRequest) -> str:
+        raise ProviderUnavailable("no route")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.machines, "launch", away)
+        assert dispatch(world.ctx) == 1
+    (lease,) = world.all_leases()
+    world.clock.time += 3500.0
+    reconcile(world.ctx)
+    with world.ctx.uow() as tx:
+        found = tx.lease(lease.id)
+    assert found is not None
+    assert (found.end_reason, found.cause) == (EndReason.LOST, "")
+    assert found.detail == "the machine ended without a word; at its launch: no route"
+
+
+def test_what_a_provider_said_at_the_launch_is_shown_until_the_start(world: World) -> None:
+    """Guards: without `_note_silence` a person who waited saw nothing; without the reset in `_begin` a session that trained
+    still showed it.
+    """
+    world.machines.lose_reply = True
+    job = world.submit("alice")
+    assert dispatch(world.ctx) == 1
+    waits = why_waiting(world.ctx, world.job(job))
+    assert waits is not None
+    assert waits.reason == "it is not known yet whether a session starts: the answer was lost"
+    (worker,) = world.new_workers()
+    worker.start()
+    assert lease_of(world, worker).detail == ""
+    assert why_waiting(world.ctx, world.job(job)) is None
+
+
+# --- the smoke step ---------------------------------------------------------------------------------------
+
+
+def test_an_image_that_fails_the_smoke_step_costs_the_job_nothing(world: World) -> None:
+    """Guards: counted, the job came nearer to its end by a fault of the machine; without `_rest` it was sent back for ever."""
+    job = world.submit("alice")
+    for _ in range(2):
+        end(started(world, PHOTO), causes.SMOKE, "ImportError: torchao")
+        found = world.job(job)
+        assert (found.state, found.losses_in_a_row, found.not_before) == (JobState.QUEUED, 0, world.clock.time)
+    assert dispatch(world.ctx) == 0
+    waits = why_waiting(world.ctx, found)
+    assert waits is not None
+    assert waits.until == world.clock.time + SMOKE_REST_S
+    assert waits.reason == (
+        f"alice's: rests after 2 sessions in a row (image {PHOTO}): the packages do not train on the image of this machine "
+        "(ImportError: torchao): update trainhop, or see what fails with `trainhop doctor`; it is tried again in 24 hours, or "
+        "after `trainhop accounts check 'alice'\"'\"'s'`"
+    )
+    world.clock.time += SMOKE_REST_S
+    assert dispatch(world.ctx) == 1
+
+
+def test_an_account_that_rests_starts_again_when_its_owner_checks_it(world: World) -> None:
+    """Guard: without the reset in `accounts.check` a trainhop that was updated waited for the next day."""
+    world.submit("alice")
+    for _ in range(2):
+        end(started(world, PHOTO), causes.SMOKE)
+    assert dispatch(world.ctx) == 0
+    accounts.check(world.ctx, world.actors["alice"], "alice-sim")
+    assert dispatch(world.ctx) == 1
+
+
+def test_an_image_on_which_a_step_was_made_in_between_is_sound(world: World) -> None:
+    """Guards: without the look at steps in `_smokes` two failures with a week of training between them closed the account;
+    without the image, two that saw different ones did.
+    """
+    job = world.submit("alice")
+    end(started(world, PHOTO), causes.SMOKE)
+    world.clock.time += 1.0
+    worker = started(world, PHOTO)
+    worker.step += 1
+    worker.report()
+    worker.release()
+    world.clock.time += 1.0
+    end(started(world, PHOTO), causes.SMOKE)
+    world.clock.time += 1.0
+    end(started(world, "2026-08-19"), causes.SMOKE)
+    assert account(world).not_before == 0.0
+    assert world.job(job).state is JobState.QUEUED
+
+
+def test_an_account_whose_image_is_another_each_time_rests_as_well(world: World) -> None:
+    """Guard: without SMOKES_ON_ANY sessions followed each other without a pause for as long as images differed."""
+    world.submit("alice")
+    for number in range(4):
+        assert account(world).not_before == 0.0
+        end(started(world, f"image-{number}"), causes.SMOKE)
+    assert account(world).not_before == world.clock.time + SMOKE_REST_S
+
+
+# --- the words --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cause", ALL)
+def test_every_cause_has_its_own_words(cause: str) -> None:
+    """Guard: a cause that is missing in the table is shown as its code word, which tells nobody what to do."""
+    said = sentence(cause, "what the session said.")
+    assert "the session ended before its first step" not in said
+    assert said.count("what the session said") == 1
+    assert "\n" not in said
+    assert not said.endswith(".")
+
+
+def test_words_are_said_once(world: World) -> None:
+    """Guard: without the look whether they are there, a worker that says the same had it said twice."""
+    whole = sentence(causes.GPU, "")
+    assert sentence(causes.GPU, whole) == whole
+
+
+def test_a_cause_that_only_a_newer_worker_knows_counts_like_any_other(world: World) -> None:
+    job = world.submit("alice")
+    for _ in range(3):
+        wait_out(world, job)
+        end(started(world), "gremlins", "they were many")
+    assert "(gremlins) (they were many)" in world.job(job).message
+
+
+def test_a_person_who_pauses_is_no_cause(world: World) -> None:
+    """Guard: without PAUSED in `_cause_of` a long session that was paused before its first step counted."""
+    job: Any = world.submit("alice")
+    worker = started(world)
+    jobs.pause(world.ctx, world.actors["alice"], job)
+    said = Release(
+        lease=worker.lease, fence=1, seq=1, step=0, reason="paused", ledger={Phase.DOWNLOAD: 3599.0}, cause=""
+    )
+    leases.release(world.ctx, said)
+    assert (lease_of(world, worker).cause, world.job(job).state) == ("", JobState.PAUSED)
