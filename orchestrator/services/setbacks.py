@@ -153,8 +153,14 @@ def weigh(tx: Transaction, lease: Lease, job: Job, at: float, *, counts: bool) -
         return Verdict(retry_at=retry_at(end, in_a_row, at) if counts else at, counts=counts)
     before = _since_the_last_step(tx.leases_of(job.id), lease, job.losses_in_a_row + job.failures_in_a_row)
     alike = 1 + sum(one.cause == lease.cause for one in before)
-    waits_s = WAITS_S[min(sum(bool(one.cause) for one in before), len(WAITS_S) - 1)]
-    return Verdict(retry_at=at + waits_s, counts=counts, stop=_enough(lease, alike))
+    return Verdict(retry_at=_again_at(lease, before, at), counts=counts, stop=_enough(lease, alike))
+
+
+def _again_at(lease: Lease, before: list[Lease], at: float) -> float:
+    """When the next try may begin; after a session that used its whole time there is nothing to wait for."""
+    if lease.cause == causes.NO_STEP:
+        return at
+    return at + WAITS_S[min(sum(bool(one.cause) for one in before), len(WAITS_S) - 1)]
 
 
 def _since_the_last_step(leases: list[Lease], ended: Lease, counted: int) -> list[Lease]:

@@ -17,6 +17,9 @@ from orchestrator.entrypoints.dashboard.assets import assets
 from orchestrator.entrypoints.http import make_app
 from orchestrator.entrypoints.logins import CODE_LIVES_S, MOST_CODES
 from orchestrator.entrypoints.static import vendor
+from orchestrator.ports import ProviderUnavailable
+from orchestrator.services.dispatch import dispatch
+from orchestrator.services.reconcile import reconcile
 from tests.http.play import Api, Machine, People
 
 HTML = {"Accept": "text/html"}
@@ -126,6 +129,44 @@ def test_members_see_their_own_jobs_alone(site, people, provider):
     site.client.cookies.clear()
     log_in(site, people.ann)
     assert "anns-job" in site.client.get("/").text
+
+
+def test_a_job_that_cannot_begin_says_why_and_what_to_do(site, people, provider, clock):
+    """Guards: without the words of the launch in `job_status.html` a job that waits for a provider showed nothing; without
+    `cause` in `Session` a program could not tell one end from another."""
+    job = people.ann.submit()["id"]
+    log_in(site, people.ann)
+    launch = provider.launch
+
+    def away(_):
+        raise ProviderUnavailable("the service answers 503")
+
+    provider.launch = away
+    assert dispatch(site.app.context) == 1
+    provider.launch = launch
+    shown = people.ann.get(f"/jobs/{job}").json()
+    assert (shown["state"], shown["session"]["state"]) == ("leased", "provisioning")
+    words = "it is not known yet whether a session starts: the service answers 503"
+    assert shown["waiting"]["reason"] == words
+    assert words in site.client.get(f"/jobs/{job}").text
+    reconcile(site.app.context)
+    for fence in (2, 3, 4):
+        machine = Machine.launched(site, provider)
+        machine.fence = fence
+        said = machine.said("release", step=0, reason="unfit", detail="ERROR: no route to the index", cause="install")
+        assert machine.say("release", said).status_code == 204
+        waits = people.ann.get(f"/jobs/{job}").json()["waiting"]
+        clock.tick(1801)
+        detail = "the packages could not be installed (ERROR: no route to the index): see that the machine has internet"
+        assert detail in site.client.get(f"/jobs/{job}").text
+    assert waits is None
+    ended = people.ann.get(f"/jobs/{job}/sessions").json()["items"]
+    assert [s["cause"] for s in ended] == ["", "install", "install", "install"]
+    assert (
+        people.ann.get(f"/jobs/{job}")
+        .json()["message"]
+        .startswith(f"stopped after 3 sessions without a step, because {detail}")
+    )
 
 
 def test_errors_are_pages_for_people_and_documents_for_programs(site):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,17 @@ from orchestrator.ports import Handle, LaunchRequest, Liveness, Provider
 POOL = Account(id="account-1", provider="local", member_id=None, name="pool", config={}, created_at=0.0)
 
 
-def launched(app: App) -> tuple[Provider, Handle]:
+def launched(app: App, pool: Account = POOL) -> tuple[Provider, Handle]:
     local = app.context.providers.get("local")
     request = LaunchRequest(
         lease_id="lease-1",
         job_id="job-1",
-        account=POOL,
+        account=pool,
         token="a-token",
         server_url="http://127.0.0.1:1",
         budget_s=60.0,
     )
-    return local, Handle(lease_id="lease-1", account=POOL, external_id=local.launch(request))
+    return local, Handle(lease_id="lease-1", account=pool, external_id=local.launch(request))
 
 
 def ended(app: App, local: Provider, handle: Handle, number: int) -> str:
@@ -56,4 +57,25 @@ def test_a_signal_without_a_name_ends_a_process_like_any_other(tmp_path: Path) -
     app = build(Settings(data_dir=tmp_path))
     local, handle = launched(app)
     assert ended(app, local, handle, signal.SIGRTMIN + 1) == f"the process was ended by signal {signal.SIGRTMIN + 1}"
+    app.close()
+
+
+@pytest.mark.parametrize(("number", "failed"), [(signal.SIGKILL, False), (signal.SIGTERM, False), (None, True)])
+def test_an_error_of_its_own_is_no_kill(tmp_path: Path, number: int | None, failed: bool) -> None:
+    """Guards: with every exit code a failure, a worker that was killed at random stopped its job at the third time; without the
+    output's last line nobody saw which error it was.
+    """
+    app = build(Settings(data_dir=tmp_path))
+    broken = tmp_path / "broken/worker/__init__.py"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("raise ImportError('half of it is missing')")
+    pool = replace(POOL, config={} if number else {"env": {"PYTHONPATH": str(tmp_path / "broken")}})
+    local, handle = launched(app, pool)
+    if number:
+        os.kill(int(handle.external_id or ""), number)
+    assert app.news.wait(30)
+    (seen,) = local.observe([handle])
+    assert (seen.liveness, seen.failed) == (Liveness.ENDED, failed)
+    words = "the process ended with exit code 1: ImportError: half of it is missing"
+    assert (seen.detail == words) is failed
     app.close()

@@ -247,7 +247,6 @@ def test_two_whole_sessions_without_a_step_stop_the_job(world: World, passes: Ca
     """
     job = world.submit("alice")
     for _ in range(2):
-        wait_out(world, job)
         worker = started(world)
         passes(worker)
         assert lease_of(world, worker).cause == causes.NO_STEP
