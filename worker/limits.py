@@ -98,16 +98,18 @@ class Watch:
         self._part, self._until = Part.DATA, float("inf")
         self._asked: Ending | None = None
         self._is_past = self._is_leaving = False
+        # Both ends stay open: signals go on ringing when nobody watches any more.
+        self._ear: socket.socket | None = None
         self._bell: socket.socket | None = None
 
     def start(self) -> None:
         """Begin to watch; on the main thread, after the handlers of the signals are set."""
-        ear, self._bell = socket.socketpair()
+        self._ear, self._bell = socket.socketpair()
         self._bell.setblocking(False)
         signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
         # A forked child that is ended by SIGTERM must not ring here.
         os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
-        threading.Thread(target=self._run, args=(ear,), name="watch", daemon=True).start()
+        threading.Thread(target=self._run, args=(self._ear,), name="watch", daemon=True).start()
 
     def begins(self, part: Part) -> None:
         """The session begins another part; its limit counts from now."""

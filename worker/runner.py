@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import statistics
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from worker.endings import ending_of
 from worker.ledger import Ledger
 from worker.limits import Ending, Limits, Part, Watch
 from worker.outbox import Outbox
+from worker.progress import Progress
 from worker.protocol import (
     Action,
     Assignment,
@@ -48,8 +47,6 @@ from worker.training.job import Decision, Snapshot, Trained
 from worker.uplink import HttpUplink, Refused, ServerAway, StdoutUplink, Uplink, UplinkError
 from worker.uploads import Uploads
 
-STEPS_TO_SKIP = 2
-"""The first steps of a session warm things up and would spoil its seconds per step."""
 UNDELIVERED = 4
 GOODBYE_S = 10.0
 """Kept for the last messages, and given to them even when the budget is over."""
@@ -115,12 +112,7 @@ class Session:
         self._leave: str = ""
         self._over = threading.Event()
         self._why_over = ""
-        self._step = assignment.resume_step
-        self._times: deque[float] = deque(maxlen=50)
-        self._steps_done = 0
-        self._last_step_at: float | None = None
-        self._fidelity: Fidelity | None = None
-        self._backend: str | None = None
+        self._progress = Progress(assignment.resume_step)
         self._last_complaint = ""
         self._saver = Saver(
             home / "spool", assignment.resume.sha256 if assignment.resume else None, self._budget, self._cadence, self
@@ -144,7 +136,7 @@ class Session:
             signal.signal(number, lambda *_: self._depart("drained"))
         _log(
             f"job {self._assignment.job} lease {self._assignment.lease} fence {self._assignment.fence}: "
-            f"from step {self._step}, {self._budget.left:.0f} s"
+            f"from step {self._progress.step}, {self._budget.left:.0f} s"
         )
         self._outbox.open()
         self._watch.start()
@@ -218,10 +210,10 @@ class Session:
         return self._last_word(self._release(Ending(reason, detail, cause)), 0)
 
     def _release(self, ending: Ending) -> Callable[[int], Any]:
-        _log(f"goodbye at step {self._step}: {ending.reason} {ending.detail}")
+        _log(f"goodbye at step {self._progress.step}: {ending.reason} {ending.detail}")
         return self._said(
             Release,
-            step=self._step,
+            step=self._progress.step,
             reason=ending.reason,
             detail=ending.detail,
             cause=ending.cause,
@@ -233,7 +225,7 @@ class Session:
             _log(f"stopping: {self._why_over}")
             return 3
         _log(f"failed: {failure.message}\n{failure.detail}".rstrip())
-        return self._last_word(self._said(Finish, step=self._step, failure=failure, head=self._saver.head), 1)
+        return self._last_word(self._said(Finish, step=self._progress.step, failure=failure, head=self._saver.head), 1)
 
     def _leave_early(self, ending: Ending) -> int:
         """Say goodbye on the watch's thread, before the first step; returns the exit code."""
@@ -244,7 +236,7 @@ class Session:
 
     def _last_word(self, make: Callable[[int], Any], code: int) -> int:
         self._watch.passed()
-        return self._deliver_word(make, code, self._budget.left)
+        return self._deliver_word(make, code, self._budget.left if self._progress.made else EARLY_GOODBYE_S)
 
     def _deliver_word(self, make: Callable[[int], Any], code: int, patience_s: float) -> int:
         self._outbox.say(make, urgent=True)
@@ -332,19 +324,14 @@ class Session:
 
     def restored(self, step: int, fidelity: Fidelity, backend: str) -> None:
         self.begins(Part.FIRST_STEP)
-        self._step, self._fidelity, self._backend = step, fidelity, backend
+        self._progress.restored(step, fidelity, backend)
         _log(f"ready at step {step} ({backend}, {fidelity})")
         self._beat(urgent=True)
 
     def step_done(self, step: int, values: Mapping[str, float], seconds: float) -> Decision:
-        if not self._steps_done:
+        if not self._progress.made:
             self._watch.passed()
-        now = time.monotonic()
-        self._budget.stepped(seconds if self._last_step_at is None else now - self._last_step_at)
-        self._last_step_at, self._step = now, step
-        self._steps_done += 1
-        if self._steps_done > STEPS_TO_SKIP:
-            self._times.append(seconds)
+        self._budget.stepped(self._progress.stepped(step, seconds))
         rate = values.get("tokens", 0.0) / seconds if seconds else 0.0
         self._report((MetricRow(step=step, values={**values, "tokens_per_s": rate, "step_seconds": seconds}),))
         print(f"step {step} loss {values.get('loss', float('nan')):.4f} {seconds:.2f} s", flush=True)
@@ -381,18 +368,14 @@ class Session:
         reading: bool = False,
         urgent: bool = False,
     ) -> None:
-        step_s = statistics.median(self._times) if self._times else None
         look = hardware.reading() if reading else None
         fields = self._said(
             Report,
-            step=self._step,
+            **self._progress.told(),
             phase=self._ledger.phase,
             metrics=metrics,
             samples=samples,
             reading=look,
-            seconds_per_step=step_s,
             seconds_left=self._budget.left,
-            fidelity=self._fidelity,
-            backend=self._backend,
         )
         self._outbox.say(fields, urgent=urgent)
