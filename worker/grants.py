@@ -18,6 +18,9 @@ from worker.protocol import Grant
 from worker.uplink import Refused, ServerAway, Stale
 
 TIMEOUT_S = 300.0
+CONNECT_S = 30.0
+STALL_S = 120.0
+"""Without a byte, until a download is taken for cut off."""
 CHUNK_BYTES = 1 << 20
 _GONE = frozenset({401, 403, 404, 409, 410})
 _LOST = _GONE - {401}
@@ -86,7 +89,7 @@ def _put(grant: Grant, source: Path) -> None:
 def _place(source: Path, target: Path) -> None:
     """Link on the same disk (nothing is copied), else copy aside, flush and rename."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".incoming-{target.name}")
+    aside = _aside(target)
     aside.unlink(missing_ok=True)
     try:
         os.link(source, aside)
@@ -102,9 +105,12 @@ def _place(source: Path, target: Path) -> None:
         os.close(folder)
 
 
-def download(grant: Grant, target: Path) -> Path:
-    """The granted file on this machine, checked against its sha256; raises `DamagedError`, `OSError` or an `UplinkError`."""
-    found, in_parts = (Path(grant.path), False) if grant.path is not None else (target, _fetch(grant, target))
+def download(grant: Grant, target: Path, stall_s: float = STALL_S) -> Path:
+    """The granted file on this machine, checked against its sha256; raises `DamagedError`, `OSError` or an `UplinkError`.
+
+    It is given up for now, as a `ServerAway`, after `stall_s` seconds without a byte; the next call goes on from there.
+    """
+    found, in_parts = (Path(grant.path), False) if grant.path is not None else (target, _fetch(grant, target, stall_s))
     digest = hashlib.sha256()
     try:
         with found.open("rb") as file:
@@ -122,11 +128,21 @@ def download(grant: Grant, target: Path) -> Path:
     return found
 
 
-def _fetch(grant: Grant, target: Path) -> bool:
+def arrived(target: Path) -> int:
+    """Bytes that have come of an unfinished download to `target`."""
+    aside = _aside(target)
+    return aside.stat().st_size if aside.is_file() else 0
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".incoming-{target.name}")
+
+
+def _fetch(grant: Grant, target: Path, stall_s: float) -> bool:
     """Bring the file to `target`, going on where an earlier try was cut off; True if it came in parts."""
-    aside = target.with_name(f".incoming-{target.name}")
+    aside = _aside(target)
     try:
-        in_parts = fetch(lambda headers: _reading(grant, headers), aside)
+        in_parts = fetch(lambda headers: _reading(grant, headers, stall_s), aside)
     except httpx.HTTPError as error:
         raise ServerAway(_unanswered("download", grant, error)) from None
     aside.replace(target)
@@ -134,9 +150,10 @@ def _fetch(grant: Grant, target: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _reading(grant: Grant, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+def _reading(grant: Grant, headers: Mapping[str, str], stall_s: float) -> Iterator[httpx.Response]:
     asked = {**grant.headers, **headers}
-    with httpx.stream("GET", grant.url or "", headers=asked, timeout=TIMEOUT_S, trust_env=False) as answer:
+    timeout = httpx.Timeout(stall_s, connect=min(CONNECT_S, stall_s))
+    with httpx.stream("GET", grant.url or "", headers=asked, timeout=timeout, trust_env=False) as answer:
         if not answer.is_success and answer.status_code != REQUESTED_RANGE_NOT_SATISFIABLE:
             answer.read()
             raise _not_given(grant, answer)

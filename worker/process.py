@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import threading
 from pathlib import Path
 
 UNDELIVERED = 4
@@ -41,3 +43,13 @@ def note_process(folder: Path) -> None:
     aside = folder / f".pid.{os.getpid()}"
     aside.write_text(json.dumps({"pid": os.getpid(), "born": process_birth(os.getpid())}))
     aside.replace(folder / "pid.json")
+
+
+def end_with_the_parent() -> None:
+    """Have this process end when the one that holds the other end of its standard input does, however that happens."""
+    threading.Thread(target=_wait_for_the_end, daemon=True).start()
+
+
+def _wait_for_the_end() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)

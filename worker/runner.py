@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import statistics
 import sys
 import threading
 import time
-import traceback
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import stamina
 
-from worker import alone, grants, hardware
+from worker import alone, causes, fetch, hardware
 from worker.alone import KeepFolder
-from worker.checkpoint import CheckpointError, sha256_file
+from worker.checkpoint import sha256_file
 from worker.deadline import Budget, Cadence
-from worker.grants import DamagedError
+from worker.endings import ending_of
 from worker.ledger import Ledger
+from worker.limits import Ending, Limits, Part, Watch
 from worker.outbox import Outbox
 from worker.process import UNDELIVERED
+from worker.progress import Progress
 from worker.protocol import (
     Action,
     Assignment,
@@ -44,31 +44,29 @@ from worker.protocol import (
     Ticket,
 )
 from worker.saver import Kept, Saver, bring_home
-from worker.training.job import Decision, PermanentError, Snapshot, Trained, TrainingJob, UnfitMachineError
+from worker.training.job import Decision, Snapshot, Trained
 from worker.uplink import HttpUplink, Refused, ServerAway, StdoutUplink, Uplink, UplinkError
+from worker.uploads import Uploads
 
-STEPS_TO_SKIP = 2
-"""The first steps of a session warm things up and would spoil its seconds per step."""
-DETAIL_CHARACTERS = 4_000
-SPARE_GRANTS = {GrantKind.CHECKPOINT: 2, GrantKind.ADAPTER: 0}
-"""Kept in hand for a server that goes away: the saver needs no more than two, one unanswered and the newest."""
 GOODBYE_S = 10.0
 """Kept for the last messages, and given to them even when the budget is over."""
+EARLY_GOODBYE_S = 300.0
+"""For the last word of a session that did nothing, while the server is away."""
 
 
-def run(ticket: Ticket, home: Path, *, began: float) -> int:
+def run(ticket: Ticket, home: Path, *, began: float, limits: Limits | None = None) -> int:
     """Work off one lease in the folder `home`; returns the process's exit code. `began` is a monotonic time."""
     ledger = Ledger(began=began)
     if (assignment := alone.assignment_of(ticket, began)) is not None:
         keep = KeepFolder(Path(assignment.keep_dir or home / "keep"), assignment)
-        return Session(assignment, StdoutUplink(ticket), home, ledger, keep).work()
+        return Session(assignment, StdoutUplink(ticket), home, ledger, keep, limits).work()
     uplink = HttpUplink(ticket)
     try:
         assignment = _start(uplink, ticket)
     except UplinkError as error:
         _log(f"cannot start: {error}")
         return 1
-    return Session(assignment, uplink, home, ledger).work()
+    return Session(assignment, uplink, home, ledger, limits=limits).work()
 
 
 def _start(uplink: HttpUplink, ticket: Ticket) -> Assignment:
@@ -91,26 +89,30 @@ class Session:
     """
 
     def __init__(
-        self, assignment: Assignment, uplink: Uplink, home: Path, ledger: Ledger, keep: KeepFolder | None = None
+        self,
+        assignment: Assignment,
+        uplink: Uplink,
+        home: Path,
+        ledger: Ledger,
+        keep: KeepFolder | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._assignment, self._uplink, self._home, self._ledger = assignment, uplink, home, ledger
         self._keep, self._holding = keep, False
-        self._budget = Budget(assignment.seconds_left)
+        self._budget, self._limits = Budget(assignment.seconds_left), limits or Limits()
+        self._watch = Watch(
+            self._limits, self._budget, leave=self._leave_early, signalled=lambda: self._depart("drained")
+        )
         self._cadence = Cadence(
             assignment.mtbf_s,
             assignment.spec.checkpoint.max_interval_s,
             min_interval_s=alone.least_interval_s(assignment.seconds_left, assignment.uploads) if keep else 0.0,
         )
-        self._grants = {kind: [g for g in assignment.uploads if g.kind is kind] for kind in GrantKind}
+        self._uploads = Uploads(assignment.uploads, lambda kind, count: uplink.grants(assignment.fence, kind, count))
         self._leave: str = ""
         self._over = threading.Event()
         self._why_over = ""
-        self._step = assignment.resume_step
-        self._times: deque[float] = deque(maxlen=50)
-        self._steps_done = 0
-        self._last_step_at: float | None = None
-        self._fidelity: Fidelity | None = None
-        self._backend: str | None = None
+        self._progress = Progress(assignment.resume_step)
         self._last_complaint = ""
         self._saver = Saver(
             home / "spool", assignment.resume.sha256 if assignment.resume else None, self._budget, self._cadence, self
@@ -134,24 +136,17 @@ class Session:
             signal.signal(number, lambda *_: self._depart("drained"))
         _log(
             f"job {self._assignment.job} lease {self._assignment.lease} fence {self._assignment.fence}: "
-            f"from step {self._step}, {self._budget.left:.0f} s"
+            f"from step {self._progress.step}, {self._budget.left:.0f} s"
         )
         self._outbox.open()
+        self._watch.start()
         try:
             if self._keep is not None:
                 self._begin_alone()
             return self._train()
-        except UnfitMachineError as error:
-            return self._goodbye("unfit", str(error), error.cause)
-        except PermanentError as error:
-            return self._fail(str(error), permanent=True)
-        except (CheckpointError, DamagedError) as error:
-            head = self._assignment.resume
-            return self._fail(str(error), permanent=False, bad_checkpoint=head.sha256 if head else None)
-        except MemoryError:
-            return self._goodbye("unfit", "this machine ran out of memory")
         except Exception as error:  # noqa: BLE001  whatever it is, the server and the owner are told
-            return self._fail(f"{type(error).__name__}: {error}", permanent=False, detail=traceback.format_exc())
+            ending = ending_of(error, self._assignment.resume)
+        return self._last_word(self._release(ending), 0) if isinstance(ending, Ending) else self._fail(ending)
 
     def _begin_alone(self) -> None:
         request = alone.start_request()
@@ -169,13 +164,17 @@ class Session:
     def _train(self) -> int:
         from worker.training import smoke  # seconds of imports: the server already knows that we are at work
 
+        self.begins(Part.IMPORTS)
         _log(f"the training libraries work here: {smoke.check(self._assignment.spec)}")
-        job = self._fetch()
+        self.phase(Phase.DOWNLOAD)
+        job = fetch.everything(self._assignment, self._home, self._limits, begins=self.begins, say=self.complain)
         self._beat(urgent=True)
         self.phase(Phase.LOAD)
+        self.begins(Part.IMPORTS)
         from worker.training import sft
 
         trained = sft.train(job, self)
+        self._watch.passed()
         if self._over.is_set():
             _log(f"stopping: {self._why_over}")
             return 3
@@ -185,37 +184,13 @@ class Session:
         self._saver.settle(max(GOODBYE_S, self._budget.left - GOODBYE_S))
         return self._goodbye(self._leave or "deadline", self._saver.problem)
 
-    def _fetch(self) -> TrainingJob:
-        self.phase(Phase.DOWNLOAD)
-        assignment = self._assignment
-        datasets = tuple(
-            self._download(grant, self._home / f"dataset-{place}") for place, grant in enumerate(assignment.datasets)
-        )
-        resume = assignment.resume
-        return TrainingJob(
-            job=assignment.job,
-            fence=assignment.fence,
-            spec=assignment.spec,
-            datasets=datasets,
-            resume=self._download(resume, self._home / "resume.safetensors") if resume else None,
-            origin=assignment.origin,
-            work_dir=self._home,
-            trust_remote_code=assignment.trust_remote_code,
-        )
-
-    def _download(self, grant: Grant, target: Path) -> Path:
-        for attempt in stamina.retry_context(on=ServerAway, attempts=None, timeout=self._budget.left, wait_max=15.0):
-            with attempt:
-                return grants.download(grant, target)
-        raise ServerAway(f"{grant.key} could not be fetched while this session lasted")
-
     def _deliver(self, trained: Trained) -> int:
         """The last step is done: bring checkpoint and adapter home, then finish.
 
         A server that stays away finds the offer and the finish in the outbox, in this order.
         """
         if not self._saver.settle(max(GOODBYE_S, self._budget.left - GOODBYE_S)) and self._saver.problem:
-            return self._fail(self._saver.problem, permanent=False)
+            return self._fail(Failure(message=self._saver.problem, permanent=False))
         assert trained.adapter_zip is not None
         assert trained.adapter_sha256 is not None
         sha256, size = sha256_file(trained.adapter_zip), trained.adapter_zip.stat().st_size
@@ -236,24 +211,40 @@ class Session:
             return kept.key
 
     def _goodbye(self, reason: str, detail: str = "", cause: str = "") -> int:
-        _log(f"goodbye at step {self._step}: {reason} {detail}")
-        head = self._saver.head
-        release = self._said(Release, step=self._step, reason=reason, detail=detail, cause=cause, head=head)
-        return self._last_word(release, 0)
+        return self._last_word(self._release(Ending(reason, detail, cause)), 0)
 
-    def _fail(self, message: str, *, permanent: bool, detail: str = "", bad_checkpoint: str | None = None) -> int:
+    def _release(self, ending: Ending) -> Callable[[int], Any]:
+        _log(f"goodbye at step {self._progress.step}: {ending.reason} {ending.detail}")
+        return self._said(
+            Release,
+            step=self._progress.step,
+            reason=ending.reason,
+            detail=ending.detail,
+            cause=ending.cause,
+            head=self._saver.head,
+        )
+
+    def _fail(self, failure: Failure) -> int:
         if self._over.is_set():
             _log(f"stopping: {self._why_over}")
             return 3
-        _log(f"failed: {message}\n{detail}".rstrip())
-        failure = Failure(
-            message=message, permanent=permanent, detail=detail[-DETAIL_CHARACTERS:], bad_checkpoint=bad_checkpoint
-        )
-        return self._last_word(self._said(Finish, step=self._step, failure=failure, head=self._saver.head), 1)
+        _log(f"failed: {failure.message}\n{failure.detail}".rstrip())
+        return self._last_word(self._said(Finish, step=self._progress.step, failure=failure, head=self._saver.head), 1)
+
+    def _leave_early(self, ending: Ending) -> int:
+        """Say goodbye on the watch's thread, before the first step; returns the exit code."""
+        if self._over.is_set():
+            _log(f"stopping: {self._why_over}")
+            return 3
+        return self._deliver_word(self._release(ending), 0, EARLY_GOODBYE_S if ending.cause else GOODBYE_S)
 
     def _last_word(self, make: Callable[[int], Any], code: int) -> int:
+        self._watch.passed()
+        return self._deliver_word(make, code, self._budget.left if self._progress.made else EARLY_GOODBYE_S)
+
+    def _deliver_word(self, make: Callable[[int], Any], code: int, patience_s: float) -> int:
         self._outbox.say(make, urgent=True)
-        if not self._outbox.close(max(GOODBYE_S, self._budget.left)):
+        if not self._outbox.close(max(GOODBYE_S, min(patience_s, self._budget.left))):
             _log("the server is still away; it will find the last messages here")
             code = code or UNDELIVERED
         self._saver.stop()
@@ -275,11 +266,13 @@ class Session:
 
     def _depart(self, reason: str) -> None:
         self._leave = self._leave or reason
+        self._watch.ask(Ending(self._leave))
 
     def _end(self, why: str) -> None:
         self._why_over = why
         self._over.set()
         self._saver.stop()
+        self._watch.ask(Ending("cancelled", why))
 
     # --- what the saver asks ---
 
@@ -289,14 +282,7 @@ class Session:
     def _upload_grant(self, kind: GrantKind) -> Grant:
         if self._holding:
             raise Refused("checkpoints stay on this machine")
-        waiting = self._grants[kind]
-        if len(waiting) <= SPARE_GRANTS[kind]:
-            try:
-                waiting += self._uplink.grants(self._assignment.fence, kind, 1 + SPARE_GRANTS[kind] - len(waiting))
-            except UplinkError:
-                if not waiting:
-                    raise
-        return waiting.pop(0)
+        return self._uploads.take(kind)
 
     def offer(self, *, key: str, sha256: str, size: int, manifest: Manifest) -> Offer:
         lease, fence = self._assignment.lease, self._assignment.fence
@@ -332,18 +318,24 @@ class Session:
         if before is Phase.SAVE:
             self._cadence.stalled(took)
 
+    def begins(self, part: Part) -> None:
+        self._watch.begins(part)
+
+    def lost(self, words: str) -> None:
+        if not self._watch.ask(Ending("unfit", words, causes.GPUS)):
+            _log(words)
+            os._exit(1)  # to the server that is a lost session, and the job goes on from its last checkpoint
+
     def restored(self, step: int, fidelity: Fidelity, backend: str) -> None:
-        self._step, self._fidelity, self._backend = step, fidelity, backend
+        self.begins(Part.FIRST_STEP)
+        self._progress.restored(step, fidelity, backend)
         _log(f"ready at step {step} ({backend}, {fidelity})")
         self._beat(urgent=True)
 
     def step_done(self, step: int, values: Mapping[str, float], seconds: float) -> Decision:
-        now = time.monotonic()
-        self._budget.stepped(seconds if self._last_step_at is None else now - self._last_step_at)
-        self._last_step_at, self._step = now, step
-        self._steps_done += 1
-        if self._steps_done > STEPS_TO_SKIP:
-            self._times.append(seconds)
+        if not self._progress.made:
+            self._watch.passed()
+        self._budget.stepped(self._progress.stepped(step, seconds))
         rate = values.get("tokens", 0.0) / seconds if seconds else 0.0
         self._report((MetricRow(step=step, values={**values, "tokens_per_s": rate, "step_seconds": seconds}),))
         print(f"step {step} loss {values.get('loss', float('nan')):.4f} {seconds:.2f} s", flush=True)
@@ -380,18 +372,14 @@ class Session:
         reading: bool = False,
         urgent: bool = False,
     ) -> None:
-        step_s = statistics.median(self._times) if self._times else None
         look = hardware.reading() if reading else None
         fields = self._said(
             Report,
-            step=self._step,
+            **self._progress.told(),
             phase=self._ledger.phase,
             metrics=metrics,
             samples=samples,
             reading=look,
-            seconds_per_step=step_s,
             seconds_left=self._budget.left,
-            fidelity=self._fidelity,
-            backend=self._backend,
         )
         self._outbox.say(fields, urgent=urgent)

@@ -13,6 +13,7 @@ from typing import Any
 
 from worker import checkpoint
 from worker.dataset import inspect
+from worker.limits import Part
 from worker.protocol import DatasetSpec, Fidelity, JobSpec, Phase, Sample
 from worker.training.job import Decision, Snapshot, Trained, TrainingJob
 
@@ -33,6 +34,12 @@ class Watcher:
 
     def phase(self, phase: Phase) -> None:
         self.phases.append((str(phase), time.monotonic() - self.began))
+
+    def begins(self, part: Part) -> None:
+        pass
+
+    def lost(self, words: str) -> None:
+        pass
 
     def restored(self, step: int, fidelity: Fidelity, backend: str) -> None:
         self.restores.append((step, str(fidelity), backend))

@@ -71,7 +71,7 @@ def test_the_server_may_be_off_for_a_whole_session(server: Lab, shelf: tuple[Pat
     """Promise 8: what a worker wrote down while nobody listened is adopted when the server returns.
 
     Seen failing without `reconcile._adopt`: the job went back to the queue and trained its steps again; and, once the uploads
-    granted in advance were used up, without `runner.SPARE_GRANTS`: the last checkpoint had no place to go to.
+    granted in advance were used up, without `uploads.SPARE_GRANTS`: the last checkpoint had no place to go to.
     """
     job = submit(server, shelf, max_steps=100, checkpoint={"max_interval_s": 0.3}, placement={"max_session_s": 60})
     lease = at_step(server, 5)

@@ -16,12 +16,19 @@ class Recorder:
     steps: list = field(default_factory=list)
     snapshots: list = field(default_factory=list)
     phases: list = field(default_factory=list)
+    parts: list = field(default_factory=list)
     restores: list = field(default_factory=list)
     measures: dict = field(default_factory=dict)
     samples: list = field(default_factory=list)
 
     def phase(self, phase):
         self.phases.append(phase.value)
+
+    def begins(self, part):
+        self.parts.append(part)
+
+    def lost(self, words):
+        raise AssertionError(words)
 
     def restored(self, step, fidelity, backend):
         self.restores.append((step, fidelity.value, backend))

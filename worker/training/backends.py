@@ -75,13 +75,19 @@ class Backend(Protocol):
     own_checkpointing: bool
 
 
-def load(backend: Backend, spec: JobSpec, hardware: Hardware, trust_remote_code: bool, resumed: bool = False) -> Loaded:
-    """Base model, tokenizer and adapter. Raises `PermanentError` or `UnfitMachineError` in one sentence.
+def load(
+    backend: Backend,
+    spec: JobSpec,
+    directory: Path,
+    hardware: Hardware,
+    trust_remote_code: bool,
+    resumed: bool = False,
+) -> Loaded:
+    """Base model, tokenizer and adapter, from the base model's folder. Raises `PermanentError` or `UnfitMachineError` in one sentence.
 
     The adapter's first values are a function of the job's seed alone, whatever backend and device make it.
     """
     precision = precision_of(hardware)
-    directory = base_model.resolve(spec.base_model)
     base_model.check_code(spec.base_model, directory, trust_remote_code)
     base_model.check_quantisation(spec.base_model, directory, spec.adapter == "qlora")
     needed = base_model.load_bytes(spec.base_model, directory, spec.adapter == "qlora", precision)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worker.checkpoint import sha256_file
+from worker.limits import Limits
+from worker.training import hub_model
+from worker.training.fetch_model import weights_of
 from worker.training.job import PermanentError, UnfitMachineError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
+_log = logging.getLogger(__name__)
 _BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 _NF4_BYTES = 0.53
 """Half a byte per weight, and the doubly quantised scale of each block of 64."""
@@ -25,36 +30,17 @@ _HEADROOM = 1.15
 _MAX_HEADER_BYTES = 100_000_000
 
 
-def resolve(name: str) -> Path:
+def resolve(name: str, limits: Limits | None = None, say: Callable[[str], None] = _log.warning) -> Path:
     """Folder of a local path or of a hub id `org/name[@revision]`, downloaded if it is not cached.
 
-    Raises `PermanentError` naming the id and the remedy, and `UnfitMachineError` where another machine, or a later day, may
-    do better: for a folder that only the server has, and while the hub is out of reach.
+    `say` hears of every wait. Raises `PermanentError` naming the id and the remedy, and `UnfitMachineError` where another
+    machine, or a later day, may do better: for a folder that only the server has, and while the hub is out of reach.
     """
     if (folder := Path(name).expanduser()).is_dir():
         return folder
     if folder.is_absolute():
         raise UnfitMachineError(f"the base model is the folder {name}, which is not on this machine")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
-    repository, _, revision = name.partition("@")
-    try:
-        found = snapshot_download(repository, revision=revision or None, allow_patterns=_WANTED)
-    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise PermanentError(
-            f"base model {name} was found neither as a folder nor on the hub ({_first_line(error)}); "
-            "check the name, and HF_TOKEN for a gated model"
-        ) from error
-    except Exception as error:  # the client raises a dozen kinds for a hub, or a network, that does not do its work
-        raise UnfitMachineError(
-            f"base model {name} is not on this machine and cannot be fetched from the hub now ({_first_line(error)})"
-        ) from error
-    return Path(found)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return hub_model.bring(name, limits or Limits(), say)
 
 
 def check_code(name: str, directory: Path, trust_remote_code: bool) -> None:
@@ -98,7 +84,7 @@ def load_bytes(name: str, directory: Path, quantised: bool, precision: str) -> i
 def sha256(directory: Path) -> str:
     """Hash over the names and contents of the files that decide what the base model computes."""
     digest = hashlib.sha256()
-    paths = sorted([*directory.glob("*.safetensors"), directory / "config.json"])
+    paths = sorted([*(weights_of(directory) or directory.glob("*.safetensors")), directory / "config.json"])
     # Hashing leaves Python's lock alone, so shards are read side by side.
     with ThreadPoolExecutor(4) as pool:
         for path, found in zip(paths, pool.map(_content_sha256, paths), strict=True):
@@ -134,7 +120,7 @@ def _config(name: str, directory: Path) -> dict[str, Any]:
 
 
 def _weights(name: str, directory: Path) -> list[Path]:
-    if found := sorted(directory.glob("*.safetensors")):
+    if found := weights_of(directory) or sorted(directory.glob("*.safetensors")):
         return found
     raise PermanentError(f"base model {name} has no .safetensors weights; convert it, since other kinds are not loaded")
 

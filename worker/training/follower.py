@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 from worker.hardware import probe
+from worker.limits import Part
+from worker.process import end_with_the_parent
 from worker.protocol import Fidelity, Phase, Sample
 from worker.training.job import Decision, Snapshot
 from worker.training.launch import job_of, team
@@ -20,6 +20,12 @@ class Silent:
     """Hooks of a process whose leader does the talking; what it decides is overruled by the leader."""
 
     def phase(self, phase: Phase) -> None:
+        pass
+
+    def begins(self, part: Part) -> None:
+        pass
+
+    def lost(self, words: str) -> None:
         pass
 
     def restored(self, step: int, fidelity: Fidelity, backend: str) -> None:
@@ -41,15 +47,10 @@ class Silent:
 def main() -> None:
     """Train until the leader says stop."""
     home, rank, world, address = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    threading.Thread(target=_end_with_the_leader, daemon=True).start()
+    end_with_the_parent()
     job = job_of(json.loads((home / "job.json").read_text()), home)
     with team(rank, world, address, job.spec.seed, probe().device) as group:
         train(job, Silent(), group)
-
-
-def _end_with_the_leader() -> None:
-    sys.stdin.buffer.read()
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
+    from worker.limits import Part
     from worker.protocol import Fidelity, JobSpec, Manifest, Origin, Phase, Sample
 
 
@@ -37,7 +38,10 @@ class Decision(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """Everything the trainer needs, already on this machine; `origin` where `resume` is another job's checkpoint."""
+    """Everything the trainer needs, already on this machine; `origin` where `resume` is another job's checkpoint.
+
+    `base_folder` holds the base model; None to have it found by the job's own name for it.
+    """
 
     job: str
     fence: int
@@ -45,6 +49,7 @@ class TrainingJob:
     datasets: tuple[Path, ...]
     resume: Path | None
     work_dir: Path
+    base_folder: Path | None = None
     origin: Origin | None = None
     trust_remote_code: bool = False
 
@@ -85,6 +90,12 @@ class Hooks(Protocol):
 
     def phase(self, phase: Phase) -> None:
         """The trainer begins to spend its time on `phase`."""
+
+    def begins(self, part: Part) -> None:
+        """The trainer begins another part of what comes before the first step; its limit counts from now."""
+
+    def lost(self, words: str) -> None:
+        """Another process of this session died and the session cannot go on; may end this process."""
 
     def restored(self, step: int, fidelity: Fidelity, backend: str) -> None:
         """The state is in place and `step` updates are done (0 for a fresh start)."""

@@ -74,6 +74,9 @@ class Team(Group):
             world_size=world,
             timeout=PATIENCE,
         )
+        # The processes only meet when they first add something up: now, while it has a limit of its own.
+        if self.sum([1.0]) != [float(world)]:
+            raise RuntimeError(f"the {world} processes of this session do not add up")
 
     def begin_step(self, step: int) -> None:
         """Seed anew, from the job's seed, the step and the rank.

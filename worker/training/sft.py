@@ -15,6 +15,7 @@ from worker.checkpoint import CheckpointError
 from worker.fit import Shape
 from worker.hardware import memory_cap
 from worker.hardware import probe as probe_hardware
+from worker.limits import Part
 from worker.lineage import check_lineage, check_owner
 from worker.protocol import Hardware, JobSpec, Phase, Recipe
 from worker.training import backends, base_model, state, unusable
@@ -46,7 +47,7 @@ def train(job: TrainingJob, hooks: Hooks, group: Group | None = None) -> Trained
     with _plain_errors(job.spec):
         insist_on_determinism()
         hooks.phase(Phase.LOAD)
-        with contextlib.nullcontext(group) if group else group_for(job) as together:
+        with contextlib.nullcontext(group) if group else group_for(job, hooks) as together:
             session = _prepare(job, hooks, together)
             session.trainer.train()
         return session.finish()
@@ -80,15 +81,18 @@ def check_room(spec: JobSpec, hardware: Hardware, shape: Shape, backend: str, ro
 
 
 def _prepare(job: TrainingJob, hooks: Hooks, group: Group) -> Session:
+    hooks.begins(Part.IMPORTS)
     spec, hardware = job.spec, probe_hardware()
     _keep_to_the_limit(hardware)
     rows = load_rows(job.datasets, spec)
     # The checkpoint comes before the model: a wrong one is found in a moment instead of after a long load.
     resume = _read_checkpoint(job) if job.resume else None
     hooks.phase(Phase.BOOT)
+    hooks.begins(Part.INSTALL)
     if problem := backends.install_unsloth(spec.backend, hardware, group.world):
         logging.getLogger(__name__).warning("unsloth could not be installed: %s", problem)
     hooks.phase(Phase.LOAD)
+    hooks.begins(Part.IMPORTS)
     backend = backends.select(spec.backend, hardware, group.world)
     backend.bring_in(hardware)
     from worker.training.session import Session  # transformers and TRL come after what patches them
@@ -96,11 +100,13 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group) -> Session:
 
     _quiet()
     rows_each = spec.global_batch_size // group.world
-    shape = Shape.read(base_model.resolve(spec.base_model) / "config.json")
+    hooks.begins(Part.LOAD)
+    folder = job.base_folder or base_model.resolve(spec.base_model)
+    shape = Shape.read(folder / "config.json")
     if hardware.device == "cuda" and shape is not None:
         check_room(spec, hardware, shape, backend.name, min(hardware.memory_bytes, torch.cuda.mem_get_info(0)[0]))
     micro_batch = micro_batch_size(spec, hardware, shape, backend.name, rows_each)
-    loaded = backends.load(backend, spec, hardware, job.trust_remote_code, resume is not None)
+    loaded = backends.load(backend, spec, folder, hardware, job.trust_remote_code, resume is not None)
     recipe = _full_recipe(spec, loaded)
     if resume:
         check_lineage(recipe, resume.manifest, job.origin)
