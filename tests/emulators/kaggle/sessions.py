@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import IO
 
 from tests.emulators.kaggle.state import Kernel, World
@@ -21,8 +22,9 @@ class Sessions:
 
     A kernel's `src`, `working` and `input` lie in one private folder and the script starts in `working`, as the real one
     starts in `/kaggle/working`. `time_factor` scales every limit. With `outputs_after_kill` false a run that was cut at its
-    limit shows no files, as has been reported of the real service. `environment` is added to what a kernel finds. While
-    `open_gate` is clear, kernels stay QUEUED; while `save_gate` is, a script that is over stays RUNNING, and shows no file.
+    limit shows no files, as has been reported of the real service. Scripts run in `python`, this process's own unless another
+    is named; `environment` is added to what a kernel finds. While `open_gate` is clear, kernels stay QUEUED; while `save_gate`
+    is, a script that is over stays RUNNING, and shows no file.
     """
 
     def __init__(
@@ -31,9 +33,10 @@ class Sessions:
         *,
         time_factor: float = 1.0,
         outputs_after_kill: bool = True,
+        python: str = sys.executable,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._world, self._extra = world, environment or {}
+        self._world, self._python, self._extra = world, python, environment or {}
         self.time_factor, self.outputs_after_kill = time_factor, outputs_after_kill
         self.open_gate = threading.Event()
         self.open_gate.set()
@@ -73,7 +76,7 @@ class Sessions:
                 return
             self._lay_out(kernel)
             process = subprocess.Popen(
-                [sys.executable, "-u", str(kernel.root / "src" / "script.py")],
+                [self._python, "-u", str(kernel.root / "src" / "script.py")],
                 cwd=kernel.root / "working",
                 env=self._environment(kernel),
                 stdin=subprocess.DEVNULL,
@@ -146,9 +149,10 @@ class Sessions:
     def _environment(self, kernel: Kernel) -> dict[str, str]:
         """What a kernel finds in its environment: nothing of whoever runs the emulator but where programs lie."""
         return {
-            "PATH": os.environ.get("PATH", os.defpath),
+            "PATH": os.pathsep.join((str(Path(self._python).parent), os.environ.get("PATH", os.defpath))),
             "LANG": "C.UTF-8",
             "HOME": str(kernel.root / "home"),
+            "PYTHONUSERBASE": str(kernel.root / "home" / ".local"),
             "TMPDIR": str(kernel.root / "tmp"),
             "KAGGLE_KERNEL_RUN_TYPE": "Batch",
         } | dict(self._extra)
