@@ -96,8 +96,14 @@ def test_a_cell_in_colabs_image_trains_and_leaves_the_kernel_as_it_was(
     with _server(tmp_path / "lab", shelf[0]) as server:
         job = server.post("/jobs", job_file(shelf[0], server.upload(shelf[1]), "lora"))["id"]
         made = server.post(f"/jobs/{job}:notebook")
-        before = "import pyarrow, transformers\n"
-        tab = Tab(tmp_path / "0.ipynb", made, before, IMPORTS, machine.jupyter, **variables)
+        tab = Tab(
+            tmp_path / "0.ipynb",
+            made,
+            before="import pyarrow, transformers\n",
+            after=IMPORTS,
+            jupyter=machine.jupyter,
+            variables=variables,
+        )
         try:
             assert f"Done: all {STEPS} steps are trained" in tab.said, tab.said
             told = tab.said_after

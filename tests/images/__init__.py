@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class Image:
     date: dt.date
     source: str
     packages: Mapping[str, str]
-    absent: tuple[str, ...]
+    absent: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     start_hook: str = ""
 
@@ -86,7 +86,7 @@ class Image:
     def problem(self) -> str:
         """Why no session can run in it here, or nothing."""
         if self.marker.exists():
-            changed = set(self.distributions) ^ set(json.loads(self.marker.read_text())["distributions"])
+            changed = set(self.distributions) ^ set(json.loads(self.marker.read_text()).get("distributions", []))
             said = f"{self.title}'s image is not as it was built ({', '.join(sorted(changed)[:4])}): run `make images`"
             return said if changed else ""
         if interpreter(self.python) is None:
@@ -98,7 +98,7 @@ class Image:
 def load(name: str) -> Image:
     """The list of that name."""
     said = tomllib.loads((LISTS / f"{name}.toml").read_text())
-    return Image(name=name, **said | {"absent": tuple(said["absent"])})
+    return Image(name=name, **said)
 
 
 @functools.cache

@@ -42,7 +42,7 @@ def tab(tmp_path: Path) -> Iterator[Any]:
     numbers = count()
 
     def make(made: dict[str, Any], before: str = "", **variables: str) -> Tab:
-        opened.append(Tab(tmp_path / f"{next(numbers)}.ipynb", made, before, **variables))
+        opened.append(Tab(tmp_path / f"{next(numbers)}.ipynb", made, before=before, variables=variables))
         return opened[-1]
 
     yield make

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -22,20 +23,21 @@ PATIENCE_S = 180
 class Tab:
     """A notebook in a kernel of its own, which runs from the moment it is opened.
 
-    `before` is run in front of our cell, `after` in a cell behind it; kernels are looked for in `jupyter` first.
+    `variables` are set and `before` is run in front of our cell, `after` in a cell behind it; kernels are looked for in `jupyter` first.
     """
 
     def __init__(
         self,
         path: Path,
         made: dict[str, Any],
+        *,
         before: str = "",
         after: str = "",
         jupyter: Path | None = None,
-        **variables: str,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         cell = made["notebook"]["cells"][1]
-        lines = "".join(f"import os; os.environ[{k!r}] = {v!r}\n" for k, v in variables.items())
+        lines = "".join(f"import os; os.environ[{k!r}] = {v!r}\n" for k, v in (variables or {}).items())
         cells = [cell | {"source": lines + before + cell["source"]}]
         if after:
             cells.append(cell | {"id": "after", "source": after})

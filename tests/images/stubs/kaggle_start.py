@@ -4,7 +4,7 @@ import importlib.abc
 import importlib.util
 import sys
 
-import wrapt  # noqa: F401
+import wrapt  # noqa: F401  # pyright: ignore[reportMissingImports]
 
 _CLIENTS = ("google.cloud.automl", "google.cloud.bigquery", "google.cloud.storage", "google.cloud.translate")
 
