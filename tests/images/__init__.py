@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,6 +100,24 @@ def load(name: str) -> Image:
     """The list of that name."""
     said = tomllib.loads((LISTS / f"{name}.toml").read_text())
     return Image(name=name, **said)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What kernels run in; `words` says which machine that is like."""
+
+    python: str
+    environment: Mapping[str, str]
+    words: str
+
+
+def place(name: str) -> Place:
+    """The image of that name where it is built, else this process's own environment."""
+    image = load(name)
+    if image.problem:
+        return Place(python=sys.executable, environment={}, words=f"this computer's own packages ({image.problem})")
+    words = f"the packages of {image.title}'s image of {image.date}"
+    return Place(python=image.executable, environment=image.variables, words=words)
 
 
 @functools.cache
