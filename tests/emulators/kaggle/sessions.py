@@ -24,7 +24,7 @@ class Sessions:
     starts in `/kaggle/working`. `time_factor` scales every limit. With `outputs_after_kill` false a run that was cut at its
     limit shows no files, as has been reported of the real service. Scripts run in `python`, this process's own unless another
     is named; `environment` is added to what a kernel finds. While `open_gate` is clear, kernels stay QUEUED; while `save_gate`
-    is, a script that is over stays RUNNING, and shows no file.
+    is, a script that is over stays RUNNING, and shows no file. With `lose_inputs` nothing is mounted that a kernel asked for.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Sessions:
         self.open_gate.set()
         self.save_gate = threading.Event()
         self.save_gate.set()
+        self.lose_inputs = False
         self._threads: list[threading.Thread] = []
 
     def start(self, kernel: Kernel) -> None:
@@ -139,7 +140,7 @@ class Sessions:
         for source in kernel.datasets:
             owner, slug = source.split("/")
             dataset = self._world.datasets.get((owner, slug))
-            if dataset is None or dataset.status != "READY":
+            if dataset is None or dataset.status != "READY" or self.lose_inputs:
                 continue  # a push does not wait for a dataset that is still being processed
             there = kernel.root / "input" / "datasets" / owner / slug
             there.mkdir(parents=True)

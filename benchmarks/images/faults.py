@@ -1,0 +1,147 @@
+"""Something on the machine is broken: what the job's page says, how many sessions that took, and how long they were."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.images.figures import Desk, Figure, Shelf, desk, nothing_built
+from benchmarks.images.quiet_hub import QuietHub
+from benchmarks.tiny_job import job_file, say
+from tests.images import Image, load
+
+MOST_SESSIONS, LONGEST_S = 3, 300.0
+DEAD = "http://127.0.0.1:9/simple"
+SMALL_DISK = "24m"
+"""Room for the worker itself, and not for its packages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """`environment` and `changes` are a kernel's and the job's; each of `words` must be on the job's page."""
+
+    name: str
+    words: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    arrange: Callable[[Desk], None] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def planted(folder: Path, shelf: Shelf) -> Iterator[Figure]:
+    """Each fault in turn, on Kaggle's image."""
+    image = load("kaggle-gpu")
+    if image.problem:
+        yield nothing_built()
+        return
+    with ExitStack() as until_the_end:
+        hub = until_the_end.enter_context(QuietHub(shelf.model))
+        for fault in (*_of_packages(folder), *_of_inputs(hub)):
+            yield _plant(folder, image, shelf, fault)
+        small = until_the_end.enter_context(_small_disk(folder))
+        if small is None:
+            yield Figure(name="fault: full disk", value="no small disk can be mounted here", bar="root", ok=False)
+        else:
+            full = Fault(name="full disk", words=("disk", "full"), environment={"TMPDIR": str(small)})
+            yield _plant(folder, image, shelf, full)
+
+
+def _of_packages(folder: Path) -> list[Fault]:
+    pins = folder / "pins.txt"
+    pins.write_text("transformers<5\n")
+    index = {"PIP_NO_INDEX": "0", "PIP_FIND_LINKS": "", "PIP_INDEX_URL": DEAD, "PIP_RETRIES": "1"}
+    return [
+        Fault(name="version conflict", words=("transformers", "conflict"), environment={"PIP_CONSTRAINT": str(pins)}),
+        Fault(name="dead index", words=("internet",), environment=index),
+    ]
+
+
+def _of_inputs(hub: QuietHub) -> list[Fault]:
+    asleep = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+    return [
+        Fault(name="missing input", words=("did not bring",), arrange=_lose_inputs),
+        Fault(name="no GPU", words=("GPU",), changes={"backend": "unsloth"}),
+        Fault(
+            name="stalled download",
+            words=("download",),
+            environment=asleep,
+            changes={"base_model": hub.model},
+            settings={"offline": False},
+        ),
+    ]
+
+
+def _plant(folder: Path, image: Image, shelf: Shelf, fault: Fault) -> Figure:
+    say(f"fault: {fault.name} ...")
+    home = Path(tempfile.mkdtemp(prefix=fault.name.replace(" ", "-") + "-", dir=folder))
+    with desk(home, image, shelf.folder, fault.environment, **fault.settings) as there:
+        if fault.arrange:
+            fault.arrange(there)
+        job = there.submit(job_file(shelf.model, there.server.upload(shelf.rows), "lora") | dict(fault.changes))
+        with _no_waiting(there, job):
+            ended = there.wait(job)
+        sessions = there.sessions(job)
+    longest = max((s["ended_at"] - s["started_at"] for s in sessions if s.get("started_at")), default=0.0)
+    page = ended["message"]
+    good = [
+        ended["state"] == "failed",
+        len(page.splitlines()) == 1,
+        all(word.lower() in page.lower() for word in fault.words),
+        ": " in page,
+        len(sessions) <= MOST_SESSIONS,
+        longest <= LONGEST_S,
+    ]
+    value = {"page": page, "sessions": len(sessions), "longest_s": round(longest, 1)}
+    return Figure(
+        name=f"fault: {fault.name}",
+        value=value,
+        bar=f"cause and remedy in a sentence, <= {MOST_SESSIONS} sessions of <= {LONGEST_S:.0f} s",
+        ok=all(good),
+    )
+
+
+@contextmanager
+def _no_waiting(there: Desk, job: str) -> Iterator[None]:
+    """Turn the clock forward whenever the job waits for its next try: the waits are a matter of other tests."""
+    over = threading.Event()
+
+    def watch() -> None:
+        with closing(sqlite3.connect(there.server.data / "trainhop.db", timeout=30, isolation_level=None)) as database:
+            while not over.wait(0.5):
+                database.execute("UPDATE jobs SET not_before = 0 WHERE id = ? AND state = 'queued'", (job,))
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join()
+
+
+def _lose_inputs(there: Desk) -> None:
+    """No kernel sees what was staged for it."""
+    there.kaggle.sessions.lose_inputs = True
+
+
+@contextmanager
+def _small_disk(folder: Path) -> Iterator[Path | None]:
+    """A disk of its own that packages do not fit on; None where none may be mounted."""
+    place = folder / "small-disk"
+    place.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(["mount", *options], check=False).returncode:
+        yield None
+        return
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=False)
