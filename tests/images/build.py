@@ -13,7 +13,9 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.images import FOLDER, IN_CI, LEFT_OUT, LISTS, NAMES, STUBBED, Image, interpreter, load
@@ -24,27 +26,33 @@ TORCH = ("torch", "torchvision", "torchaudio", "triton")
 """What lies in one folder for every image of the same torch and Python; an image links its files."""
 BESIDES = ("wrapt", "scikit-learn")
 """On every image, in versions that the lists do not tell: start hooks and transformers import them."""
+AT_A_TIME = 2
+_LOCKS = {load(name).python: threading.Lock() for name in NAMES}
+"""Images of the same Python may wait for the same torch."""
 HERE = Path(__file__).parent
 
 
 def main() -> int:
-    """Build what is asked for; a missing interpreter is said, and fails nothing but the tests that need it."""
-    failed = 0
-    for name in sys.argv[1:] or IN_CI:
-        if name not in NAMES:
-            say(f"{name}: there is no such image, but {', '.join(NAMES)}")
-            failed = 1
-            continue
-        image, began = load(name), time.monotonic()
-        try:
-            done = build(image)
-            took = gather(image)
-        except BuildError as error:
-            say(f"{name}: {error}")
-            failed = 1
-        else:
-            say(f"{name}: {done}; {took}; {time.monotonic() - began:.0f} s")
-    return failed
+    """Build what is asked for; the exit code is 1 if an image cannot be built for another reason than a missing Python."""
+    names = sys.argv[1:] or IN_CI
+    if unknown := set(names).difference(NAMES):
+        say(f"there is no image {', '.join(sorted(unknown))}, but {', '.join(NAMES)}")
+        return 2
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        return max(pool.map(_make, map(load, names)))
+
+
+def _make(image: Image) -> int:
+    if interpreter(image.python) is None:
+        say(f"note: {image.problem}; the tests that need it are skipped")
+        return 0
+    began = time.monotonic()
+    try:
+        say(f"{image.name}: {build(image)}; {gather(image)}; {time.monotonic() - began:.0f} s")
+    except BuildError as error:
+        say(f"{image.name}: {error}")
+        return 1
+    return 0
 
 
 def build(image: Image) -> str:
@@ -52,16 +60,15 @@ def build(image: Image) -> str:
     key = key_of(image)
     if not image.problem and json.loads(image.marker.read_text())["key"] == key:
         return "built before"
-    python = interpreter(image.python)
-    if python is None:
-        raise BuildError(image.problem)
     shutil.rmtree(image.folder, ignore_errors=True)
-    run([python, "-m", "venv", str(image.folder)])
+    run([str(interpreter(image.python)), "-m", "venv", str(image.folder)])
     install(image, [f"pip=={image.packages['pip']}"])
     with tempfile.TemporaryDirectory() as folder:
         pins = Path(folder) / "pins.txt"
         pins.write_text("".join(f"{requirement(n, v)}\n" for n, v in image.packages.items() if n not in LEFT_OUT))
-        shutil.copytree(_torch(image, pins), image.site_packages, copy_function=os.link, dirs_exist_ok=True)
+        with _LOCKS[image.python]:
+            torch = _torch(image, pins)
+        shutil.copytree(torch, image.site_packages, copy_function=os.link, dirs_exist_ok=True)
         install(image, [*BESIDES, "-r", str(pins)])
     stands_in = [said for name in TORCH if (said := _relabel(image, name))]
     _add_tensorflow(image)

@@ -16,9 +16,9 @@ class BuildError(Exception):
 
 
 def pip(image: Image, command: str, arguments: list[str]) -> None:
-    """Run the image's pip; raises `BuildError` with its errors."""
+    """Run the image's pip, which keeps no second copy of gigabytes; raises `BuildError` with its errors."""
     extra = ["--extra-index-url", index] if (index := os.environ.get("TORCH_INDEX")) else []
-    run([image.executable, "-m", "pip", command, "--quiet", "--no-input", *extra, *arguments])
+    run([image.executable, "-m", "pip", command, "--quiet", "--no-input", "--no-cache-dir", *extra, *arguments])
 
 
 def run(command: list[str]) -> str:
