@@ -171,7 +171,7 @@ def _write_ticket(start: Start) -> Path:
 def environment(lib: Path, folder: Path) -> dict[str, str]:
     """What a worker finds in its environment."""
     ours = {
-        "PYTHONPATH": packages.search_path(lib, folder, os.environ.get("PYTHONPATH", "")),
+        "PYTHONPATH": packages.search_path([lib, folder], os.environ.get("PYTHONPATH", "")),
         "PYTHONUNBUFFERED": "1",
         "WORKER_MAY_INSTALL": "1",
         packages.FOLDER: str(folder),

@@ -64,12 +64,12 @@ def home(key: str) -> Path:
     return cache / "trainhop" / "packages" / key
 
 
-def search_path(lib: Path, folder: Path, inherited: str) -> str:
-    """The worker's `PYTHONPATH`: itself, its packages, and what the machine's own says.
+def search_path(ours: Sequence[Path], inherited: str) -> str:
+    """The worker's `PYTHONPATH`: our folders, and then what the machine's own says.
 
     An empty entry of it would be the current folder, where anything may lie.
     """
-    return os.pathsep.join([str(lib), str(folder), *filter(None, inherited.split(os.pathsep))])
+    return os.pathsep.join([*map(str, ours), *filter(None, inherited.split(os.pathsep))])
 
 
 def ready(
