@@ -9,8 +9,7 @@ from pathlib import Path
 
 from tests.images import Image
 from tests.images.commands import pip, run
-from worker.bundle import requirements
-from worker.install import KEPT, UNSLOTH
+from worker.install import KEPT, UNSLOTH, every_line
 
 _VERSIONS = (
     "import importlib.metadata, json, sys; print(json.dumps({n: importlib.metadata.version(n) for n in sys.argv[1:]}))"
@@ -19,7 +18,7 @@ _VERSIONS = (
 
 def gather(image: Image) -> str:
     """Fetch what pip would install there, unless it was fetched before; returns what was done. Raises `BuildError`."""
-    set_of_ours = [*requirements(), *requirements("train")]
+    set_of_ours = every_line()
     exact = [f"{name}=={version}" for name, version in UNSLOTH.items()]
     key = hashlib.sha256(json.dumps([set_of_ours, exact, image.marker.read_text()]).encode()).hexdigest()
     done = image.wheels / f"{image.name}.done"
