@@ -103,6 +103,10 @@ def main(carried: dict, worker_zip: str) -> int:
     home = Path(tempfile.mkdtemp(prefix="trainhop-"))
     zipfile.ZipFile(io.BytesIO(base64.b64decode(worker_zip))).extractall(home / "lib")
     sys.path.insert(0, str(home / "lib"))
+    if carried.get("task") == "doctor":
+        from worker.doctor.kernel import run
+
+        return run(carried, working, home / "lib")
     ticket = carried["ticket"]
     assignment = ticket.get("assignment")
     if assignment:

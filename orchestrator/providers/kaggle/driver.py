@@ -23,6 +23,7 @@ from orchestrator.ports import (
 )
 from orchestrator.providers.kaggle import refusals
 from orchestrator.providers.kaggle.client import Connection, Quota
+from orchestrator.providers.kaggle.diagnosing import Diagnosing
 from orchestrator.providers.kaggle.launch import (
     LONGEST_SESSION_S,
     TIMEOUT_OVER_S,
@@ -59,7 +60,7 @@ ENDED = {
 ALIVE = frozenset({"QUEUED", "RUNNING", "CANCEL_REQUESTED", "NEW_SCRIPT"})
 
 
-class KaggleProvider:
+class KaggleProvider(Diagnosing):
     """Implements `ports.Provider`, `Followed`, `Checked` and `Named`. `folder` keeps notes and logs; nothing secret is written there.
 
     `endpoint` (loopback) stands in for Kaggle's own host. What Kaggle said of an account or a session is believed for
