@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -99,6 +100,8 @@ def run_worker(ticket: Path, home: Path, stop_after_s: float) -> int:
 
 def main(carried: dict, worker_zip: str) -> int:
     """Work off one lease; 0 when the worker said its last word, so that Kaggle keeps what it left."""
+    if found := re.search(r"-([0-9]+)-\w+$", os.environ.get("KAGGLE_CONTAINER_NAME", "")):
+        say(f"kaggle session {found[1]}")
     working = working_folder()
     home = Path(tempfile.mkdtemp(prefix="trainhop-"))
     zipfile.ZipFile(io.BytesIO(base64.b64decode(worker_zip))).extractall(home / "lib")

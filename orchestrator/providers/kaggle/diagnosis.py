@@ -1,7 +1,7 @@
 """A check of an account: three kernels that answer ten probes, and what is known only from outside of them.
 
 `main` holds the probes of a machine, `limit` waits to be ended at its time limit, `cancel` to be cancelled. Their names and that
-of the small dataset hold the check's id; all four are deleted afterwards, whatever happened.
+of the small dataset hold the check's id, by which all four are deleted afterwards.
 """
 
 from __future__ import annotations
@@ -102,17 +102,13 @@ class Check:
 
     def run(self) -> Examined:
         """All of it; raises `KaggleSaid` or `ProviderUnavailable` where the kernel of the probes could not even be started."""
-        try:
-            with ThreadPoolExecutor(len(ROLES)) as pool:
-                main = pool.submit(self._main)
-                aside = [
-                    pool.submit(self._aside, outcome.TIME_LIMIT, self._time_limit),
-                    pool.submit(self._aside, outcome.CANCEL, self._cancel),
-                ]
-                found = {each.name: each for each in (*self._result(main), *(a.result() for a in aside))}
-        finally:
-            with contextlib.suppress(ProviderUnavailable):
-                clear(self._connection, self._owner, self._order.id)
+        with ThreadPoolExecutor(len(ROLES)) as pool:
+            main = pool.submit(self._main)
+            aside = [
+                pool.submit(self._aside, outcome.TIME_LIMIT, self._time_limit),
+                pool.submit(self._aside, outcome.CANCEL, self._cancel),
+            ]
+            found = {each.name: each for each in (*self._result(main), *(a.result() for a in aside))}
         outcomes = tuple(found[name] for name in outcome.PROBES)
         return Examined(image=self._image, versions=self._versions, outcomes=outcomes)
 

@@ -1,4 +1,4 @@
-"""The kernels service: push, status, outputs, delete, list, quota."""
+"""The kernels service: push, status, outputs, cancel, delete, list, quota."""
 
 from __future__ import annotations
 
@@ -74,6 +74,7 @@ class Kernels:
         number = self._world.new_id()
         return Kernel(
             id=number,
+            session=self._world.new_id(),
             owner=person.name,
             slug=slug,
             title=title,
@@ -107,6 +108,16 @@ class Kernels:
         with self._world.lock:
             self._world.kernels.pop((kernel.owner, kernel.slug), None)
         self._sessions.delete(kernel)
+        return {}
+
+    def CancelKernelSession(self, person: Person, said: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        number = int(said.get("kernelSessionId") or 0)
+        mine = [k for k in self._world.kernels.values() if k.owner == person.name and k.session == number]
+        if not mine:
+            raise RefusedError(403, "Permission 'kernelSessions.cancel' was denied")
+        if not mine[0].is_live:
+            return {"errorMessage": "The session has ended"}
+        self._sessions.cancel(mine[0])
         return {}
 
     def ListKernels(self, person: Person, said: dict[str, Any]) -> dict[str, Any]:  # noqa: N802

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import IO
 
-from tests.emulators.kaggle.state import Kernel, World
+from tests.emulators.kaggle.state import TERMINAL, Kernel, World
 
 
 class Sessions:
@@ -52,6 +53,22 @@ class Sessions:
         kernel.keeps_outputs = outputs
         self._end(kernel, "CANCEL_ACKNOWLEDGED")
 
+    def cancel(self, kernel: Kernel) -> None:
+        """End a run as its owner's cancel does: what it wrote is served, once it is saved. One that is deaf goes on."""
+        if kernel.deaf:
+            return
+        with self._world.lock:
+            saved = kernel.status in TERMINAL  # a stuck one, which only seemed to run
+            kernel.stuck, kernel.ending = False, "CANCEL_ACKNOWLEDGED"
+            kernel.status = "CANCEL_REQUESTED"
+            if kernel.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(kernel.pid, signal.SIGKILL)
+        if saved:
+            thread = threading.Thread(target=self._acknowledge, args=(kernel,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
     def delete(self, kernel: Kernel) -> None:
         """End a run and everything of it; its time is not charged."""
         kernel.stuck, kernel.deleted = False, True
@@ -69,7 +86,8 @@ class Sessions:
     def _run(self, kernel: Kernel) -> None:
         self.open_gate.wait()
         with self._world.lock:
-            if kernel.deleted:
+            if kernel.deleted or kernel.ending:
+                kernel.status = kernel.ending or kernel.status
                 return
             self._lay_out(kernel)
             process = subprocess.Popen(
@@ -101,6 +119,10 @@ class Sessions:
         self.save_gate.wait()
         self._finish(kernel, code)
 
+    def _acknowledge(self, kernel: Kernel) -> None:
+        self.save_gate.wait()
+        kernel.status = kernel.ending
+
     def _out_of_time(self, kernel: Kernel) -> None:
         self.kill(kernel, outputs=self.outputs_after_kill)
 
@@ -119,7 +141,7 @@ class Sessions:
 
     def _finish(self, kernel: Kernel, code: int) -> None:
         with self._world.lock:
-            if kernel.status == "RUNNING":
+            if kernel.status in ("RUNNING", "CANCEL_REQUESTED"):
                 kernel.status = kernel.ending or ("COMPLETE" if code == 0 else "ERROR")
             if kernel.gpu and not kernel.deleted:
                 self._world.people[kernel.owner].used_s += time.monotonic() - kernel.began
@@ -151,6 +173,7 @@ class Sessions:
             "HOME": str(kernel.root / "home"),
             "TMPDIR": str(kernel.root / "tmp"),
             "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+            "KAGGLE_CONTAINER_NAME": f"kaggle_{secrets.token_urlsafe(32)}-{kernel.session}-webtier",
         } | dict(self._extra)
 
 

@@ -63,9 +63,14 @@ class Dataset:
 
 @dataclass(kw_only=True)
 class Kernel:
-    """A script and its only run. `events` are `{stream_name, time, data}`; `changed` is notified with every one."""
+    """A script and its only run. `events` are `{stream_name, time, data}`; `changed` is notified with every one.
+
+    `session` is the number of the run, which no answer tells. One that is `stuck` never ends by itself, one that is `deaf`
+    obeys no cancel.
+    """
 
     id: int
+    session: int
     owner: str
     slug: str
     title: str
@@ -82,6 +87,7 @@ class Kernel:
     ending: str = ""
     failure: str = ""
     stuck: bool = False
+    deaf: bool = False
     keeps_outputs: bool = True
     pid: int | None = None
     deleted: bool = False
