@@ -190,7 +190,7 @@ class Check:
             flood = sum(line.startswith(FLOOD_LINE) for line in self._all_lines("main"))
             data["kept_share"] = round(flood / max(1, self._limits.flood_bytes >> 10), 3)
         kept = f"; {data['kept_share']:.0%} of a long output is kept" if complete else ""
-        return f"lines of a running kernel arrive {data['spread_s']:.0f} s apart from their time at most{kept}", data
+        return f"the log of a running kernel lags by up to {data['spread_s']:.0f} s{kept}", data
 
     # --- the kernels that wait for their end ---
 
