@@ -116,6 +116,7 @@ class LaunchRequest:
     token: str
     server_url: str | None
     budget_s: float
+    fence: int | None = None
     assignment: Assignment | None = None
     inputs: Mapping[str, Callable[[], Iterator[bytes]]] = field(
         default_factory=dict[str, Callable[[], Iterator[bytes]]]

@@ -8,8 +8,11 @@ run `python -m worker.install [--wheels FOLDER] [--gpu]`.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +20,10 @@ import time
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
+
+from worker import bundle, causes
+from worker.bounded import Limits, OutOfTimeError, run
+from worker.pip_words import why
 
 TRAIN = {
     "accelerate": "1.15.0",
@@ -27,6 +34,9 @@ TRAIN = {
     "trl": "1.15.0",
 }
 """What both backends need. torch is not among them: an image ships its own CUDA build, which must never be replaced."""
+
+ALSO = ("gguf>=0.17", "hf-xet>=1.5.2")
+"""What they need besides, in no version of its own. Older hf-xet can sleep for hours after one failed request."""
 
 UNSLOTH = {
     "unsloth": "2026.10.9",
@@ -44,96 +54,176 @@ UNSLOTH = {
 xformers is left out on purpose (see `worker.training.unsloth`).
 """
 
-KEPT = ("torch", "torchvision", "torchaudio", "triton", "numpy")
+KEPT = ("torch", "torchvision", "torchaudio", "triton", "numpy", "protobuf")
 """What an image ships stays as it is, unless it is named itself."""
+
+_TRY_UNSLOTH = "from worker.training.unusable import hide; hide(); import unsloth"
+_TRIAL = Limits(whole_s=300.0)
+
+
+class InstallError(Exception):
+    """The packages could not be brought; the message is one sentence, `cause` one of `worker.causes`."""
+
+    def __init__(self, message: str, cause: str = causes.INSTALL) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+# --- what is needed, and what is here ---
+
+
+def every_line() -> list[str]:
+    """Requirements of a worker that trains, in pip's words."""
+    return [*bundle.requirements(), *bundle.requirements("train")]
+
+
+def set_key(lines: Iterable[str] | None = None) -> str:
+    """12 hexadecimal characters that name the set of these requirements, by default of a worker that trains."""
+    wanted = "\n".join(sorted(every_line() if lines is None else lines))
+    return hashlib.sha256(wanted.encode()).hexdigest()[:12]
 
 
 def missing(gpu: bool) -> dict[str, str]:
-    """Name and version of each package of the set that is not here in just that version."""
+    """Name and version of each package with a version of its own that is not here in just that version."""
     wanted = TRAIN | UNSLOTH if gpu else TRAIN
     return {name: version for name, version in wanted.items() if installed(name) != version}
 
 
-def installed(name: str) -> str | None:
-    """The version that is here, without importing it."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+def installed(name: str, folder: Path | None = None) -> str | None:
+    """The version that is here, or in a folder of packages if there is one of it there, without importing it."""
+    places = [{"path": [str(folder)]}] if folder is not None else []
+    for place in [*places, {}]:
+        for found in metadata.distributions(name=name, **place):
+            return found.version
+    return None
 
 
-def lacking(requirements: Iterable[str]) -> list[str]:
-    """Those of these requirements, in pip's words, that are not met here."""
-    return [line for line in requirements if not _is_met(line)]
+def kept() -> dict[str, str]:
+    """Name and version of each of `KEPT` that is here."""
+    return {name: version for name in KEPT if (version := installed(name))}
 
 
-def _is_met(line: str) -> bool:
+def lacking(requirements: Iterable[str], folder: Path | None = None) -> list[str]:
+    """Those of these requirements, in pip's words, that are not met here, nor in a folder of packages."""
+    return [line for line in requirements if not _is_met(line, folder)]
+
+
+def _is_met(line: str, folder: Path | None) -> bool:
     try:
         from packaging.requirements import Requirement
     except ImportError:  # pip is always there, and brings its own
         from pip._vendor.packaging.requirements import Requirement
 
     wanted = Requirement(line)
-    found = installed(wanted.name)
+    found = installed(wanted.name, folder)
     return found is not None and wanted.specifier.contains(found, prereleases=True)
 
 
-def pip(lines: Sequence[str], wheels: Path | None = None, *, resolve: bool = True) -> None:
-    """Install these, from the staged wheels alone where there are any; nothing may replace what is `KEPT`.
+# --- getting it ---
 
-    Raises `subprocess.CalledProcessError` with pip's words in `stderr`.
+
+def bring(
+    lines: Sequence[str],
+    folder: Path | None = None,
+    *,
+    wheels: Path | None = None,
+    resolve: bool = True,
+    limits: Limits | None = None,
+) -> None:
+    """Install these requirements, and what they need, into a new folder; without one, into this very environment.
+
+    What is here already stays and is counted on; nothing takes the place of what is `KEPT`. `wheels` is a folder of staged
+    wheels, and nothing is fetched then. Raises `InstallError`; nothing is left in the folder's place then.
     """
     if not lines:
         return
+    beside = folder.parent if folder is not None else None
+    if beside is not None:
+        beside.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".packages-", dir=beside) as aside:
+            _bring(lines, folder, Path(aside), wheels, resolve, limits or Limits())
+    except OutOfTimeError as error:
+        raise InstallError(f"pip was stopped because {error}: see that this machine's internet access works") from error
+    except subprocess.CalledProcessError as error:
+        raise InstallError(*why(error.output or "")) from error
+    except OSError as error:
+        raise InstallError(*why(str(error))) from error
+
+
+def _bring(
+    lines: Sequence[str], folder: Path | None, aside: Path, wheels: Path | None, resolve: bool, limits: Limits
+) -> None:
+    until = time.monotonic() + limits.whole_s
+    exact = _resolved(lines, aside, wheels, limits) if resolve else list(lines)
+    if not exact:
+        return
+    left = Limits(stall_s=limits.stall_s, whole_s=until - time.monotonic(), look_every_s=limits.look_every_s)
+    target = ["--target", str(aside / "new")] if folder is not None else []
+    # Compiling all of it takes longer than compiling what is imported.
+    _pip(["--no-deps", "--no-compile", *target, *exact], aside, wheels, left)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        (aside / "new").replace(folder)
+
+
+def _resolved(lines: Sequence[str], aside: Path, wheels: Path | None, limits: Limits) -> list[str]:
+    """Each package that has to be installed, in its exact version.
+
+    pip's `--target` counts on nothing that is here, so what is here has to be counted on before.
+    """
     named = {re.split(r"[^\w.-]", line)[0].lower() for line in lines}
-    call = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    constraints, report = aside / "constraints.txt", aside / "report.json"
+    constraints.write_text("".join(f"{n}=={v}\n" for n, v in kept().items() if n not in named))
+    _pip(["--dry-run", "--report", str(report), "--constraint", str(constraints), *lines], aside, wheels, limits)
+    found = [entry["metadata"] for entry in json.loads(report.read_text())["install"]]
+    return [f"{package['name']}=={package['version']}" for package in found]
+
+
+def _pip(words: Sequence[str], aside: Path, wheels: Path | None, limits: Limits) -> None:
+    (aside / "tmp").mkdir(exist_ok=True)
+    call = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar=off"]
     if wheels is not None:
         call += ["--no-index", "--find-links", str(wheels)]
-    if not resolve:
-        call += ["--no-deps"]
-    with tempfile.TemporaryDirectory() as folder:
-        kept = Path(folder, "constraints.txt")
-        kept.write_text("".join(f"{n}=={v}\n" for n in KEPT if n not in named and (v := installed(n))))
-        call += ["--constraint", str(kept), *lines]
-        subprocess.run(call, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-
-
-def why(error: subprocess.CalledProcessError) -> str:
-    """The last word of pip, or of whatever else was run."""
-    return ((error.stderr or "").strip().splitlines() or ["no reason was given"])[-1]
+    # Where it unpacks is where it is watched, and on the disk where the packages go.
+    ours = {"TMPDIR": str(aside / "tmp"), "PIP_USER": "0", "PYTHONUNBUFFERED": "1"}
+    run([*call, *words], limits, watched=aside, environment=os.environ | ours)
 
 
 def bring_in(wheels: Path | None, *, gpu: bool) -> dict[str, str]:
-    """Install what is missing of the set and return it. Raises `subprocess.CalledProcessError` if pip does not manage."""
+    """Install what is missing of the set into this environment and return it. Raises `InstallError`."""
     lacks = missing(gpu)
-    for part, resolve in ((TRAIN, True), (UNSLOTH, False)):
-        pip([f"{name}=={version}" for name, version in lacks.items() if name in part], wheels, resolve=resolve)
+    exact = {part: [f"{n}=={v}" for n, v in lacks.items() if n in names] for part, names in _PARTS.items()}
+    bring([*exact["train"], *lacking(ALSO)], wheels=wheels)
+    bring(exact["unsloth"], wheels=wheels, resolve=False)
     return lacks
 
 
-def unsloth(wheels: Path | None = None) -> str:
-    """Bring in the second backend, and take it away again if it cannot be imported here; returns why, or nothing."""
+_PARTS = {"train": TRAIN, "unsloth": UNSLOTH}
+
+
+def unsloth(wheels: Path | None = None, folder: Path | None = None) -> str:
+    """Bring in the second backend, and take it away again if it cannot be imported here; returns why, or nothing.
+
+    It goes into a folder of its own, or else into this environment.
+    """
+    lines = [f"{name}=={version}" for name, version in missing(gpu=True).items() if name in UNSLOTH]
+    path = os.pathsep.join(filter(None, [str(folder or ""), *sys.path]))
     try:
-        pip(
-            [f"{name}=={version}" for name, version in missing(gpu=True).items() if name in UNSLOTH],
-            wheels,
-            resolve=False,
-        )
-        subprocess.run([sys.executable, "-c", "import unsloth"], check=True, capture_output=True, text=True)
+        bring(lines, folder, wheels=wheels, resolve=False)
+        run([sys.executable, "-c", _TRY_UNSLOTH], _TRIAL, environment=os.environ | {"PYTHONPATH": path})
+    except (InstallError, OutOfTimeError) as error:
+        problem = str(error)
     except subprocess.CalledProcessError as error:
-        remove = [
-            sys.executable,
-            "-m",
-            "pip",
-            "uninstall",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--yes",
-            "unsloth",
-        ]
-        subprocess.run(remove, check=False, capture_output=True)
-        return why(error)
-    return ""
+        problem = ((error.output or "").strip().splitlines() or ["no reason was given"])[-1]
+    else:
+        return ""
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        remove = ["uninstall", "--quiet", "--disable-pip-version-check", "--yes", "unsloth"]
+        subprocess.run([sys.executable, "-m", "pip", *remove], check=False, capture_output=True)
+    return problem
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -143,7 +233,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--gpu", action="store_true", help="with the unsloth backend")
     asked = parser.parse_args(arguments)
     began = time.monotonic()
-    brought = bring_in(asked.wheels, gpu=asked.gpu)
+    try:
+        brought = bring_in(asked.wheels, gpu=asked.gpu)
+    except InstallError as error:
+        raise SystemExit(f"cannot install: {error}") from error
     print(json.dumps({"installed": brought, "seconds": round(time.monotonic() - began, 1)}), flush=True)
 
 

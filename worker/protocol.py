@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from worker.lines import LINE_MARK, signed
+
 PROTOCOL_VERSION = 1
 """Raised when an old worker could misread a new server; compared in `start` and in every manifest."""
 
@@ -355,6 +357,7 @@ class Ticket(Wire):
     lease: str
     token: str
     budget_s: float
+    fence: Count | None = None
     server_url: str | None = None
     assignment: Assignment | None = None
 
@@ -544,12 +547,10 @@ class Finish(_Said):
 
 Message = Annotated[Started | Report | Offer | Release | Finish, Field(discriminator="kind")]
 
-LINE_MARK = "@trainhop"
-
 
 def sign_line(token: str, message: str) -> str:
-    """A message as one line of a session's output: mark, HMAC-SHA256 under the lease's token, JSON."""
-    return f"{LINE_MARK} {hmac.new(token.encode(), message.encode(), hashlib.sha256).hexdigest()} {message}"
+    """A message as one line of a session's output; see `worker.lines`."""
+    return signed(token, message)
 
 
 def signed_message(token: str, line: str) -> str | None:

@@ -223,6 +223,7 @@ def _request(ctx: Context, claim: _Claim) -> LaunchRequest:
         token=ctx.tokens.for_lease(lease.id),
         server_url=None if ready else ctx.server_url() if near else ctx.public_url,
         budget_s=lease.budget_s,
+        fence=lease.fence,
         assignment=ready.assignment if ready else None,
         inputs=ready.inputs if ready else {},
     )

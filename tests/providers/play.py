@@ -18,7 +18,7 @@ from orchestrator.ports import Handle, LaunchRequest, Liveness
 from orchestrator.providers.colab import ColabProvider
 from orchestrator.providers.colab.calls import Bridge
 from tests.emulators.colab import Colab
-from worker import install
+from worker import boot
 from worker.protocol import Assignment, Grant, GrantKind, JobSpec
 
 DATA, CHECKPOINT = b'{"text": "a row of training data"}\n', b"a checkpoint" * 1000
@@ -85,12 +85,14 @@ def light_worker(code: str) -> str:
 def light_wheel(code: str) -> bytes:
     """A `worker` package whose main module runs `code` after `LIGHT`.
 
-    Its installer is the real one, which finds nothing to do.
+    What starts it is real; its installer finds nothing to do.
     """
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("worker/__init__.py", "")
-        archive.write(install.__file__, "worker/install.py")
+        for path in Path(boot.__file__).parent.glob("*.py"):
+            if path.name not in ("__init__.py", "__main__.py"):
+                archive.write(path, f"worker/{path.name}")
         archive.writestr("worker/__main__.py", LIGHT + code)
     return packed.getvalue()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -18,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from worker import causes
+from worker import boot, packages
 from worker.doctor import outcome
 from worker.doctor.hub import hub
 from worker.doctor.outcome import Outcome, ProbeError, attempt, not_asked, say
@@ -26,6 +25,7 @@ from worker.doctor.places import inputs, session_id, versions
 from worker.doctor.reduce import all_reduce
 from worker.doctor.training import equal_bytes, training
 from worker.doctor.uploads import uploads
+from worker.install import InstallError
 
 KEPT_FILE = "trainhop-check.txt"
 LIVES_OVER_S = 300.0
@@ -46,8 +46,8 @@ _ELSEWHERE = (outcome.TIME_LIMIT, outcome.CANCEL, outcome.LOG)
 Probe = Callable[[], tuple[str, dict[str, Any]]]
 
 
-def run(carried: Mapping[str, Any], working: Path, library: Path) -> int:
-    """Play the role that the pushed script carries; the exit code. `library` is where this package was unpacked."""
+def run(carried: Mapping[str, Any], working: Path, home: Path) -> int:
+    """Play the role that the pushed script carries; the exit code. This package was unpacked into `home / "lib"`."""
     token, order = carried["token"], carried["order"]
     say(token, "began", at=time.time(), session=session_id(), versions=versions(), image=image())
     if carried["role"] != "main":
@@ -55,7 +55,7 @@ def run(carried: Mapping[str, Any], working: Path, library: Path) -> int:
     over = threading.Event()
     stamping = threading.Thread(target=_stamp, args=(token, float(order["stamp_every_s"]), over), daemon=True)
     stamping.start()
-    outcomes = _probe(carried, working, library)
+    outcomes = _probe(carried, working, home)
     over.set()
     stamping.join()
     answer = {"check": carried["check"], "image": image(), "versions": versions()}
@@ -106,9 +106,9 @@ def _wait_for_the_end(token: str, order: Mapping[str, Any], working: Path) -> in
                 name = heard.pop(0)
                 say(token, "signal", name=name, at=time.time(), age=round(age, 2))
                 kept.write(f"{name} after {age:.2f} s\n")
-            say(token, "stamp", at=time.time(), age=round(age, 2))
             kept.write(f"alive after {age:.2f} s\n")
             kept.flush()
+            say(token, "stamp", at=time.time(), age=round(age, 2))
             time.sleep(float(order["stamp_every_s"]))
     return 0
 
@@ -116,7 +116,7 @@ def _wait_for_the_end(token: str, order: Mapping[str, Any], working: Path) -> in
 # --- the kernel of the probes ---
 
 
-def _probe(carried: Mapping[str, Any], working: Path, library: Path) -> list[Outcome]:
+def _probe(carried: Mapping[str, Any], working: Path, home: Path) -> list[Outcome]:
     """All probes of this machine; those that need the packages wait for their installation, the others do not."""
     order, token = carried["order"], carried["token"]
     wanted = set(order["probes"])
@@ -130,8 +130,8 @@ def _probe(carried: Mapping[str, Any], working: Path, library: Path) -> list[Out
 
     with ThreadPoolExecutor(5) as pool:
         plain = [pool.submit(ask, name, probe) for name, probe in _plain(order, working).items()]
-        environment = os.environ | {"PYTHONPATH": str(library), "PYTHONUNBUFFERED": "1"}
-        problem = install(carried["requirements"]) if wanted & _PACKAGED else ""
+        environment = boot.environment(home / "lib", home / "packages")
+        problem = _install(carried["requirements"], home / "packages") if wanted & _PACKAGED else None
         packaged = _packaged(order, environment, problem)
         plain += [pool.submit(ask, name, probe) for name, probe in packaged.items()]
         found = {each.name: each for each in _results(plain)}
@@ -160,12 +160,12 @@ def _plain(order: Mapping[str, Any], working: Path) -> dict[str, Probe]:
 _PACKAGED = {outcome.TRAINING, outcome.EQUAL_BYTES, outcome.ALL_REDUCE, outcome.HUB}
 
 
-def _packaged(order: Mapping[str, Any], environment: dict[str, str], problem: str) -> dict[str, Probe]:
+def _packaged(order: Mapping[str, Any], environment: dict[str, str], problem: InstallError | None) -> dict[str, Probe]:
     limit_s, source = float(order["probe_s"]), order["hub"]
-    if problem:
+    if problem is not None:
 
         def refuse() -> tuple[str, dict[str, Any]]:
-            raise ProbeError(f"the packages could not be installed: {problem}", cause=causes.INSTALL)
+            raise ProbeError(f"the packages could not be installed: {problem}", cause=problem.cause)
 
         return dict.fromkeys(_PACKAGED, refuse)
     return {
@@ -176,12 +176,10 @@ def _packaged(order: Mapping[str, Any], environment: dict[str, str], problem: st
     }
 
 
-def install(requirements: list[str]) -> str:
-    """Bring the set to this machine as a session does; returns why that did not work, or nothing."""
-    from worker.install import lacking, pip, why
-
+def _install(requirements: list[str], folder: Path) -> InstallError | None:
+    """Bring the set into a folder of its own, as a session does; what kept it from that."""
     try:
-        pip(lacking(requirements))
-    except subprocess.CalledProcessError as error:
-        return why(error)
-    return ""
+        packages.ready(folder, requirements)
+    except InstallError as error:
+        return error
+    return None

@@ -1,9 +1,7 @@
-"""How a probe ends, and the signed line that carries it: the format of `worker.protocol.sign_line`, with nothing but Python."""
+"""How a probe ends, and the signed lines that carry it. Standard library only."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import sys
 import threading
@@ -11,6 +9,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from worker.lines import signed
 
 TRAINING = "training"
 EQUAL_BYTES = "equal_bytes"
@@ -28,7 +28,6 @@ OK, FAILED, NOT_ASKED = "ok", "failed", "not asked"
 LONGEST_WORDS = 400
 LONGEST_DATA = 4_000
 """Characters of one probe's data as JSON."""
-MARK = "@trainhop"
 _SPEAKING = threading.Lock()
 
 
@@ -102,14 +101,8 @@ def not_asked(name: str, why: str) -> Outcome:
     return Outcome(name=name, status=NOT_ASKED, words=why)
 
 
-def signed(token: str, said: Mapping[str, Any]) -> str:
-    """`said` as one line of output: mark, HMAC-SHA256 under the check's token, JSON."""
-    message = json.dumps(said, separators=(",", ":"))
-    return f"{MARK} {hmac.new(token.encode(), message.encode(), hashlib.sha256).hexdigest()} {message}"
-
-
 def say(token: str, kind: str, **more: Any) -> None:
     """Print one signed line, whole: several threads speak."""
     with _SPEAKING:
-        sys.stdout.write(signed(token, {"kind": kind, **more}) + "\n")
+        sys.stdout.write(signed(token, json.dumps({"kind": kind, **more}, separators=(",", ":"))) + "\n")
         sys.stdout.flush()

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from worker.boot import find_files
 from worker.doctor.outcome import ProbeError
 
 VERSIONS = (
@@ -57,10 +58,10 @@ def shared_memory_bytes(folder: str = "/dev/shm") -> int:  # noqa: S108  its siz
 
 
 def inputs(folder: Path, name: str, sha256: str) -> tuple[str, dict[str, Any]]:
-    """Find the staged file `name` below `folder`, through links too; tells how it lies there without anybody's name."""
-    for here, _, files in os.walk(folder, followlinks=True):
-        if name in files:
-            return _described(folder, Path(here, name), sha256)
+    """Find the staged file `name` below `folder` as a session does; tells how it lies there without anybody's name."""
+    path = find_files(folder, [name]).get(name)
+    if path is not None:
+        return _described(folder, path, sha256)
     raise ProbeError("the file that was brought as a private dataset is not on the machine", found=False)
 
 

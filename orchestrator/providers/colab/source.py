@@ -47,6 +47,7 @@ def pack(request: LaunchRequest, target: Path) -> None:
         lease=request.lease_id,
         token=request.token,
         budget_s=request.budget_s,
+        fence=request.fence,
         server_url=request.server_url,
         assignment=request.assignment,
     )

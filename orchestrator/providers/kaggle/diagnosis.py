@@ -31,7 +31,7 @@ from worker import bundle
 from worker.doctor import outcome
 from worker.doctor.kernel import FLOOD_LINE, KEPT_FILE
 from worker.doctor.outcome import Outcome, ProbeError, attempt, not_asked
-from worker.protocol import signed_message
+from worker.protocol import LINE_MARK, signed_message
 
 TERMINAL = frozenset({"COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED"})
 ROLES = ("main", "limit", "cancel")
@@ -327,7 +327,7 @@ class Check:
         ):
             for piece in pieces(answer):
                 for line in piece.text.splitlines():
-                    last = line if line.strip() and outcome.MARK not in line else last
+                    last = line if line.strip() and LINE_MARK not in line else last
         state = self._state(role)
         return f"{last or 'it said nothing'} ({state.lower() or 'Kaggle does not tell its state'})"
 

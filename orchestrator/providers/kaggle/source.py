@@ -29,6 +29,7 @@ def kernel_source(request: LaunchRequest) -> str:
         lease=request.lease_id,
         token=request.token,
         budget_s=request.budget_s,
+        fence=request.fence,
         server_url=request.server_url,
         assignment=request.assignment,
     )
