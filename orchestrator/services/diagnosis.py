@@ -11,8 +11,7 @@ from typing import Any, cast
 from orchestrator.diagnosis_ports import CheckOrder, Examined, SupportsDiagnosis
 from orchestrator.domain import diagnosis
 from orchestrator.domain.errors import ConflictError, InvalidError, UnavailableError
-from orchestrator.domain.model import Account, Job, Lease
-from orchestrator.persistence import Transaction
+from orchestrator.domain.model import Account
 from orchestrator.ports import Context, CredentialsRefused, Named, ProviderError, Store, StoreError
 from orchestrator.services.accounts import owned
 from orchestrator.services.ids import new_id
@@ -71,18 +70,6 @@ def clear_left(ctx: Context) -> None:
     for account in found:
         if not _is_running(ctx, account):
             _clear(ctx, account, [*account.image.get("left", ()), *_ids(account.image.get("running"))])
-
-
-def note_image(tx: Transaction, lease: Lease, job: Job, now: float) -> None:
-    """A session has said which image it runs on: note it where that is not the one which was checked."""
-    account = tx.account(lease.account_id)
-    machine = "gpu" if lease.on_gpu else "cpu"
-    image = diagnosis.noticed(account.image, machine, lease.image, now) if account is not None else None
-    if account is not None and image is not None:
-        account.image = image
-        tx.save_account(account)
-        words = diagnosis.changed(image, account.provider)
-        job.note("image.changed", at=now, actor="worker", reason=words, lease_id=lease.id)
 
 
 def keep(account: Account, found: Examined, *, check: str, machine: str, at: float, names: set[str]) -> None:

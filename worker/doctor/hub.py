@@ -20,7 +20,8 @@ from worker.doctor.outcome import ProbeError
 def hub(repo: str, file: str, limit_s: float, environment: dict[str, str]) -> tuple[str, dict[str, Any]]:
     """Fetch the file both ways. `HF_ENDPOINT` counts, as it does in a session."""
     ways = {"xet": {}, "http": {"HF_HUB_DISABLE_XET": "1"}}
-    data = {name: _fetched(repo, file, limit_s, environment | more) for name, more in ways.items()}
+    plain = {name: value for name, value in environment.items() if name != "HF_HUB_DISABLE_XET"}
+    data = {name: _fetched(repo, file, limit_s, plain | more) for name, more in ways.items()}
     broken = {name: way["problem"] for name, way in data.items() if "problem" in way}
     if broken:
         names = {"xet": "by Xet", "http": "by plain HTTP"}

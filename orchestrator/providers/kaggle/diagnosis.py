@@ -25,7 +25,7 @@ from orchestrator.ports import ProviderUnavailable
 from orchestrator.providers.kaggle.client import Connection, Push
 from orchestrator.providers.kaggle.launch import GPU_SHAPE, plain
 from orchestrator.providers.kaggle.source import script
-from orchestrator.providers.kaggle.stream import lines, pieces
+from orchestrator.providers.kaggle.stream import lines, pieces, stored
 from orchestrator.providers.kaggle.wire import KaggleSaid
 from worker import bundle
 from worker.doctor import outcome
@@ -35,6 +35,7 @@ from worker.protocol import LINE_MARK, signed_message
 
 TERMINAL = frozenset({"COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED"})
 ROLES = ("main", "limit", "cancel")
+LEFT_OUT = "left out of this check"
 STAGED = "trainhop-check.bin"
 STAGED_BYTES = 4096
 QUIET_S = 20.0
@@ -121,7 +122,7 @@ class Check:
 
     def _aside(self, name: str, probe: Callable[[], tuple[str, Said]]) -> Outcome:
         asked = name in self._order.probes
-        found = attempt(name, probe) if asked else not_asked(name, "left out of this check")
+        found = attempt(name, probe) if asked else not_asked(name, LEFT_OUT)
         self._tell(found)
         return found
 
@@ -139,7 +140,7 @@ class Check:
             if kind == "began" and started_s is None:
                 started_s = time.monotonic() - pushed
                 self._image, self._versions = _image(said)
-            elif kind == "stamp":
+            elif kind == "stamp" and said["live"]:
                 lags.append(time.time() - float(said["at"]))
             elif kind == "outcome" and (found := Outcome.read(said)) is not None:
                 heard[found.name] = found
@@ -156,11 +157,15 @@ class Check:
 
     def _fill(self, heard: dict[str, Outcome], why: str) -> None:
         """What the kernel did not come to is said to have failed, with its last words."""
+        words = outcome.one_line(f"the kernel ended before this probe did: {why}")
         for name in outcome.PROBES:
             if name in heard or name in (outcome.LOG, outcome.TIME_LIMIT, outcome.CANCEL):
                 continue
-            words = f"the kernel ended before this probe did: {why}"
-            heard[name] = Outcome(name=name, status=outcome.FAILED, words=outcome.one_line(words))
+            asked = name in self._order.probes and name != outcome.DRIVE_SIGN_IN
+            asked &= name != outcome.DRIVE_UPLOAD or bool(self._order.uploads)
+            heard[name] = not_asked(name, LEFT_OUT)
+            if asked:
+                heard[name] = Outcome(name=name, status=outcome.FAILED, words=words)
 
     def _stage(self, content: bytes) -> float | None:
         """Bring a small file as a private dataset; seconds until it was READY, None if it did not become so."""
@@ -187,7 +192,7 @@ class Check:
         data["lag_s"] = round(statistics.median(lags), 1)
         if complete:
             self._await_end("main", self._limits.over_s)
-            flood = sum(line.startswith(FLOOD_LINE) for line in self._all_lines("main"))
+            flood = sum(line.startswith(FLOOD_LINE) for line in self._stored_lines("main"))
             data["kept_share"] = round(flood / max(1, self._limits.flood_bytes >> 10), 3)
         kept = f"; {data['kept_share']:.0%} of a long output is kept" if complete else ""
         return f"the log of a running kernel lags by up to {data['spread_s']:.0f} s{kept}", data
@@ -289,12 +294,12 @@ class Check:
         while time.monotonic() < until and not self._over.is_set():
             over = self._state(role) in TERMINAL
             with contextlib.suppress(ProviderUnavailable):
-                for number, line in enumerate(self._lines(role)):
+                for number, line in enumerate(self._stored_lines(role) if over else self._lines(role)):
                     if number < place:
                         continue
                     place = number + 1
                     if (said := self._understood(line)) is not None:
-                        yield said
+                        yield said | {"live": not over}
                     if time.monotonic() > until or self._over.is_set():
                         return
             if over:
@@ -310,22 +315,21 @@ class Check:
         with self._connection.log(self._owner, self._slugs[role], QUIET_S) as answer:
             yield from lines(pieces(answer))
 
-    def _all_lines(self, role: str) -> Iterator[str]:
+    def _stored_lines(self, role: str) -> Iterator[str]:
         """The log of an ended kernel, as far as it is kept."""
         with contextlib.suppress(ProviderUnavailable):
-            yield from self._lines(role)
+            _, log = self._connection.outputs(self._owner, self._slugs[role])
+            yield from lines(stored([log]))
 
     def _has_log(self, role: str) -> bool:
-        return any(self._understood(line) is not None for line in self._all_lines(role))
+        return any(self._understood(line) is not None for line in self._stored_lines(role))
 
     def _last_words(self, role: str) -> str:
-        """The end of what it printed that was not meant for us; its own errors, mostly."""
+        """The end of what it printed that was not meant for us: its own errors, mostly."""
         last = ""
-        with (
-            contextlib.suppress(ProviderUnavailable),
-            self._connection.log(self._owner, self._slugs[role], QUIET_S / 4) as answer,
-        ):
-            for piece in pieces(answer):
+        with contextlib.suppress(ProviderUnavailable):
+            _, log = self._connection.outputs(self._owner, self._slugs[role])
+            for piece in stored([log]):
                 for line in piece.text.splitlines():
                     last = line if line.strip() and LINE_MARK not in line else last
         state = self._state(role)

@@ -101,7 +101,7 @@ class Kernels:
         files = list(kernel.outputs())
         page = [{"fileName": name, "url": self._world.link(path)} for name, path in files[start : start + size]]
         more = {"nextPageToken": str(start + size)} if start + size < len(files) else {}
-        return {"files": page, "log": json.dumps(kernel.events)} | more
+        return {"files": page, "log": json.dumps(kernel.events[: self._world.kept_events])} | more
 
     def DeleteKernel(self, person: Person, said: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         kernel = self._world.kernel(person, said.get("userName", ""), said.get("kernelSlug", ""))

@@ -24,6 +24,8 @@ class Sessions:
     starts in `/kaggle/working`. `time_factor` scales every limit. With `outputs_after_kill` false a run that was cut at its
     limit shows no files, as has been reported of the real service. `environment` is added to what a kernel finds. While
     `open_gate` is clear, kernels stay QUEUED; while `save_gate` is, a script that is over stays RUNNING, and shows no file.
+    `layout` says how inputs lie: `nested`, `flat`, or `linked` (nested, each file a symbolic link). With `warning_s` a SIGTERM comes
+    that long before the end at a limit. Without `outputs_after_cancel` a cancelled run shows no file.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Sessions:
         self.open_gate.set()
         self.save_gate = threading.Event()
         self.save_gate.set()
+        self.layout, self.warning_s, self.outputs_after_cancel = "nested", 0.0, True
         self._threads: list[threading.Thread] = []
 
     def start(self, kernel: Kernel) -> None:
@@ -57,6 +60,7 @@ class Sessions:
         """End a run as its owner's cancel does: what it wrote is served, once it is saved. One that is deaf goes on."""
         if kernel.deaf:
             return
+        kernel.keeps_outputs &= self.outputs_after_cancel
         with self._world.lock:
             saved = kernel.status in TERMINAL  # a stuck one, which only seemed to run
             kernel.stuck, kernel.ending = False, "CANCEL_ACKNOWLEDGED"
@@ -111,8 +115,13 @@ class Sessions:
         limit = threading.Timer(kernel.timeout_s * self.time_factor, self._out_of_time, (kernel,))
         limit.daemon = True
         limit.start()
+        warning = threading.Timer(kernel.timeout_s * self.time_factor - self.warning_s, _warn, (kernel,))
+        warning.daemon = True
+        if self.warning_s:
+            warning.start()
         code = process.wait()
         limit.cancel()
+        warning.cancel()
         for reader in readers:
             reader.join()
         kernel.pid = None
@@ -160,10 +169,11 @@ class Sessions:
             dataset = self._world.datasets.get((owner, slug))
             if dataset is None or dataset.status != "READY":
                 continue  # a push does not wait for a dataset that is still being processed
-            there = kernel.root / "input" / "datasets" / owner / slug
+            there = kernel.root / "input" / (slug if self.layout == "flat" else f"datasets/{owner}/{slug}")
             there.mkdir(parents=True)
+            lay = os.symlink if self.layout == "linked" else os.link
             for path in dataset.folder.iterdir():
-                os.link(path, there / path.name)
+                lay(path, there / path.name)
 
     def _environment(self, kernel: Kernel) -> dict[str, str]:
         """What a kernel finds in its environment: nothing of whoever runs the emulator but where programs lie."""
@@ -175,6 +185,12 @@ class Sessions:
             "KAGGLE_KERNEL_RUN_TYPE": "Batch",
             "KAGGLE_CONTAINER_NAME": f"kaggle_{secrets.token_urlsafe(32)}-{kernel.session}-webtier",
         } | dict(self._extra)
+
+
+def _warn(kernel: Kernel) -> None:
+    if kernel.pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(kernel.pid, signal.SIGTERM)
 
 
 def _listen(kernel: Kernel, stream: str, pipe: IO[bytes]) -> None:

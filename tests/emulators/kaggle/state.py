@@ -116,7 +116,7 @@ class Kernel:
 
 
 class World:
-    """Everything, behind one lock."""
+    """Everything, behind one lock. Of an ended run's log the first `kept_events` events are served, all if None."""
 
     def __init__(self, folder: Path, people: list[Person]) -> None:
         self.folder = folder
@@ -127,6 +127,7 @@ class World:
         self.links: dict[str, Path] = {}
         self.lock = threading.RLock()
         self.last_id = 1000
+        self.kept_events: int | None = None
 
     def new_id(self) -> int:
         """A number that nothing else has."""
