@@ -139,7 +139,7 @@ class _Vigil:
 
 def _lose_inputs(there: Desk) -> None:
     """No kernel sees what was staged for it."""
-    there.kaggle.sessions.lose_inputs = True
+    there.kaggle.sessions.layout = "lost"
 
 
 @contextmanager

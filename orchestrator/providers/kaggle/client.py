@@ -21,6 +21,7 @@ from kagglesdk.datasets.types.dataset_api_service import (
     ApiGetDatasetStatusRequest,
 )
 from kagglesdk.kernels.types.kernels_api_service import (
+    ApiCancelKernelSessionRequest,
     ApiDeleteKernelRequest,
     ApiGetAcceleratorQuotaStatisticsRequest,
     ApiGetKernelSessionStatusRequest,
@@ -186,6 +187,16 @@ class Connection(Wire):
             owner,
             lambda sdk: sdk.kernels.kernels_api_client.delete_kernel(request).error_message,
         )
+
+    def cancel(self, session_id: int) -> None:
+        """End a session by its own number, not its kernel's; what it has written is saved. Any refusal is `KaggleSaid`."""
+        request = ApiCancelKernelSessionRequest()
+        request.kernel_session_id = session_id
+        answer = self._call(
+            "cancel a session", lambda sdk: sdk.kernels.kernels_api_client.cancel_kernel_session(request)
+        )
+        if answer.error_message:
+            raise KaggleSaid(200, self._clean(str(answer.error_message)))
 
     @contextlib.contextmanager
     def log(self, owner: str, slug: str, silence_s: float = LOG_SILENCE_S) -> Iterator[requests.Response]:

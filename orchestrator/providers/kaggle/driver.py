@@ -19,10 +19,11 @@ from orchestrator.ports import (
     ProviderUnavailable,
     Room,
     Vault,
-    VaultError,
 )
 from orchestrator.providers.kaggle import refusals
-from orchestrator.providers.kaggle.client import Connection, Quota
+from orchestrator.providers.kaggle.access import Access
+from orchestrator.providers.kaggle.client import Connection
+from orchestrator.providers.kaggle.diagnosing import Diagnosing
 from orchestrator.providers.kaggle.launch import (
     LONGEST_SESSION_S,
     TIMEOUT_OVER_S,
@@ -36,8 +37,9 @@ from orchestrator.providers.kaggle.launch import (
 )
 from orchestrator.providers.kaggle.leftovers import gather, kept, save_log
 from orchestrator.providers.kaggle.notes import Notebook, Notes, Session
+from orchestrator.providers.kaggle.stopping import CANCELLED, SAVING_S, Wish, cancel, delete
 from orchestrator.providers.kaggle.stream import lines, pieces
-from orchestrator.providers.kaggle.wire import Credentials, KaggleSaid
+from orchestrator.providers.kaggle.wire import KaggleSaid
 
 MARGIN_S = 900.0
 """Kaggle ends a session at its limit without warning, and saving what it left takes minutes per gigabyte."""
@@ -45,8 +47,6 @@ GPU_SESSIONS = 2
 T4_BYTES = 15_800_000_000
 """What one of the two cards offers to a process; every process trains with a card of its own."""
 RAM_BYTES = 29 << 30
-SAVING_S = 900.0
-"""Until Kaggle has saved what a session left, it is RUNNING and shows no file: about two minutes per gigabyte."""
 START_UP_S = 300.0
 """Queue, image, installing the pinned libraries, loading the model."""
 UNSURE_S = 180.0
@@ -59,7 +59,7 @@ ENDED = {
 ALIVE = frozenset({"QUEUED", "RUNNING", "CANCEL_REQUESTED", "NEW_SCRIPT"})
 
 
-class KaggleProvider:
+class KaggleProvider(Diagnosing):
     """Implements `ports.Provider`, `Followed`, `Checked` and `Named`. `folder` keeps notes and logs; nothing secret is written there.
 
     `endpoint` (loopback) stands in for Kaggle's own host. What Kaggle said of an account or a session is believed for
@@ -81,12 +81,11 @@ class KaggleProvider:
         listed_s: float = UNSURE_S,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._vault, self._endpoint, self._fresh_s, self._now = vault, endpoint, fresh_s, now
+        self._emulated, self._fresh_s, self._now = endpoint is not None, fresh_s, now
+        self._access = Access(vault, endpoint, fresh_s)
         self._listed_s = listed_s
         self._notebook = Notebook(folder)
-        self._names: dict[str, str] = {}
         self._rooms: dict[str, tuple[float, Room]] = {}
-        self._silent: dict[str, tuple[float, str]] = {}
         self._seen: dict[str, tuple[float, Observation]] = {}
         self._logged: dict[str, float] = {}
 
@@ -96,30 +95,11 @@ class KaggleProvider:
         known = self._rooms.get(account.id + account.credentials)
         if known is not None and time.monotonic() < known[0]:
             return known[1]
-        with self._answering(account):
+        with self._access.answering(account):
             room = self._room(account)
         fresh_s = max(self._fresh_s, (room.open_at or 0.0) - self._now())
         self._rooms[account.id + account.credentials] = (time.monotonic() + fresh_s, room)
         return room
-
-    @contextlib.contextmanager
-    def _answering(self, account: Account) -> Iterator[None]:
-        """Kaggle's silence is believed for a while too: its own sessions would wait for one time-out after another."""
-        until, words = self._silent.get(account.id, (0.0, ""))
-        if time.monotonic() < until:
-            raise ProviderUnavailable(words)
-        try:
-            yield
-        except CredentialsRefused:
-            raise
-        except KaggleSaid as refusal:
-            if refusal.status == 429:
-                until = time.monotonic() + (refusal.retry_after or refusals.PAUSE_S)
-                self._silent[account.id] = (until, refusals.in_words(refusal))
-            raise
-        except ProviderUnavailable as error:
-            self._silent[account.id] = (time.monotonic() + self._fresh_s, str(error))
-            raise
 
     def _room(self, account: Account) -> Room:
         gpu = wants_gpu(account)
@@ -127,7 +107,7 @@ class KaggleProvider:
         session_s = min(float(account.config.get("session_s", LONGEST_SESSION_S)), LONGEST_SESSION_S - MARGIN_S)
         memory = T4_BYTES if gpu else RAM_BYTES
         try:
-            quota = self._connect(account).quota()
+            quota = self._access.connect(account).quota()
         except KaggleSaid as refusal:
             if refusals.signed_out(refusal):
                 raise CredentialsRefused(refusals.in_words(refusal)) from None
@@ -140,7 +120,7 @@ class KaggleProvider:
             session_s=session_s,
             memory_bytes=memory,
             gpu=gpu,
-            any_folder=self._endpoint is not None,
+            any_folder=self._emulated,
             start_up_s=START_UP_S,
             # Kaggle counts from the machine's start, and saving what it left: a budget of all that is left would be cut off.
             hours_left=max(0.0, quota.left_s - MARGIN_S) / 3600 if gpu else None,
@@ -149,29 +129,19 @@ class KaggleProvider:
         )
 
     def check(self, account: Account) -> str:
-        try:
-            return f"signed in at Kaggle as {_name(account, self._connect(account))}"
-        except KaggleSaid as refusal:
-            if refusals.signed_out(refusal):
-                raise CredentialsRefused(refusals.in_words(refusal)) from None
-            raise
+        return f"signed in at Kaggle as {self._access.name(account)}"
 
     def login(self, account: Account) -> str:
         """Kaggle tells nobody's name apart from another by its capitals."""
-        try:
-            return self._owner(account, self._connect(account)).lower()
-        except KaggleSaid as refusal:
-            if refusals.signed_out(refusal):
-                raise CredentialsRefused(refusals.in_words(refusal)) from None
-            raise
+        return self._access.owner(account).lower()
 
     # --- launch ---
 
     def launch(self, request: LaunchRequest) -> str:
-        connection = self._connect(request.account)
+        connection = self._access.connect(request.account)
         slug = slug_of(request.lease_id)
         try:
-            place = Place(connection=connection, owner=self._owner(request.account, connection), slug=slug)
+            place = Place(connection=connection, owner=self._access.owner(request.account), slug=slug)
             noted = self._note(request)
             if not noted.pushed and not exists(place):
                 folder = self._notebook.of(request.lease_id).folder
@@ -224,13 +194,13 @@ class KaggleProvider:
             return Observation(lease_id=lease, liveness=Liveness.ENDED, detail="its Kaggle account was removed")
         at, known = self._seen.get(lease, (0.0, None))
         if known is None or time.monotonic() > at + self._fresh_s:
-            with self._answering(handle.account):
+            with self._access.answering(handle.account):
                 known = self._look(handle, noted)
             self._seen[lease] = (time.monotonic(), known)
         return known
 
     def _look(self, handle: Handle, noted: Session) -> Observation:
-        lease, place = handle.lease_id, self._place(handle)
+        lease, place = handle.lease_id, self._access.place(handle)
         external = f"{place.owner}/{place.slug}"
         try:
             state, failure = place.connection.state(place.owner, place.slug)
@@ -241,7 +211,8 @@ class KaggleProvider:
                 return Observation(lease_id=lease, liveness=Liveness.UNKNOWN, detail="may be about to start")
             return self._ended(handle, "DELETED", "there is no such kernel at Kaggle (never started, or deleted)")
         if state in ENDED:
-            return self._ended(handle, state, failure or ENDED[state])
+            wished = noted.stop_since and state == "CANCEL_ACKNOWLEDGED"
+            return self._ended(handle, state, CANCELLED if wished else failure or ENDED[state])
         if noted.account and not noted.pushed:
             self._notebook.write(lease, pushed=True)
         liveness = Liveness.RUNNING if state in ALIVE else Liveness.UNKNOWN
@@ -256,35 +227,26 @@ class KaggleProvider:
         return Observation(lease_id=handle.lease_id, liveness=Liveness.ENDED, detail=detail)
 
     def stop(self, handle: Handle) -> None:
-        """Kaggle has no cancel that can be used: take what can be had, then delete the kernel, which ends its run."""
-        self._seen.pop(handle.lease_id, None)
-        if self._observe(handle).liveness is Liveness.ENDED:
+        """Cancel the session, whose end and files later rounds find; delete its kernel where it cannot be cancelled."""
+        lease = handle.lease_id
+        self._seen.pop(lease, None)
+        seen = self._observe(handle)
+        if seen.liveness is Liveness.ENDED:
             return
-        place, notes = self._place(handle), self._notebook.of(handle.lease_id)
-        with contextlib.suppress(ProviderUnavailable):
-            save_log(place.connection, place.owner, place.slug, notes)
-        with contextlib.suppress(ProviderUnavailable):
-            gather(place.connection, place.owner, place.slug, notes)
-        place.connection.delete_kernel(place.owner, place.slug)
-        self._seen.pop(handle.lease_id, None)
-        self._notebook.write(handle.lease_id, account=handle.account.id, collected=True)
-        self._ended(handle, "DELETED", self._stopped_words(place, handle.account))
-
-    def _stopped_words(self, place: Place, account: Account) -> str:
-        """Kaggle reserves GPU hours exactly while a session runs: they tell whether the delete was obeyed."""
-        said = "stopped by deleting its kernel"
-        quota: Quota | None = None
-        with contextlib.suppress(ProviderUnavailable):
-            quota = place.connection.quota()
-        if quota is not None and quota.reserved_s > 0 and self._notebook.running(account.id) <= 1:
-            return f"{said}; Kaggle still reserves {quota.reserved_s / 3600:.1f} GPU hours for it"
-        return said
+        place, notes = self._access.place(handle), self._notebook.of(lease)
+        wish = Wish(place=place, notes=notes, state=seen.detail, now=self._now())
+        if not (why := cancel(wish)) or self._look(handle, notes.read()).liveness is Liveness.ENDED:
+            return
+        detail = delete(wish, why, alone=self._notebook.running(handle.account.id) <= 1)
+        self._seen.pop(lease, None)
+        self._notebook.write(lease, account=handle.account.id, collected=True)
+        self._ended(handle, "DELETED", detail)
 
     def collect(self, handle: Handle) -> Leftovers:
         notes = self._notebook.of(handle.lease_id)
         noted = notes.read()
         if not noted.collected and handle.account.credentials:
-            place = self._place(handle)
+            place = self._access.place(handle)
             complete = gather(place.connection, place.owner, place.slug, notes)
             # A clock that was set back since the end says nothing of how long it is ago.
             fresh = noted.ended_at <= self._now() < noted.ended_at + self._listed_s
@@ -300,7 +262,7 @@ class KaggleProvider:
         if handle.account.credentials and not noted.forgotten:
             if not noted.pushed and self._now() < noted.unsure_until:
                 raise ProviderUnavailable("a kernel whose push was not answered may still appear at Kaggle")
-            place = self._place(handle)
+            place = self._access.place(handle)
             with contextlib.suppress(ProviderUnavailable):
                 save_log(place.connection, place.owner, place.slug, notes)
             remove(place, noted)
@@ -316,7 +278,7 @@ class KaggleProvider:
         if not handle.account.credentials or notes.read().state == "DELETED":
             yield from _kept_lines(notes)
             return
-        place = self._place(handle)
+        place = self._access.place(handle)
         try:
             with place.connection.log(place.owner, place.slug) as answer:
                 for line in lines(notes.keep(pieces(answer))):
@@ -339,45 +301,12 @@ class KaggleProvider:
         if stale and noted.is_live and handle.account.credentials:
             self._logged[handle.lease_id] = time.monotonic()
             with contextlib.suppress(ProviderUnavailable):
-                place = self._place(handle)
+                place = self._access.place(handle)
                 save_log(place.connection, place.owner, place.slug, notes)
         return notes.shown(offset, limit)
 
-    # --- who ---
-
-    def _connect(self, account: Account) -> Connection:
-        """Opens the vault for the moment of a call."""
-        try:
-            if not account.credentials:
-                raise CredentialsRefused(f"no Kaggle token is stored for {account.name}")
-            text = self._vault.open(account.credentials)
-            return Connection(Credentials.read(text, account.config.get("username")), self._endpoint)
-        except (VaultError, ValueError) as error:
-            raise CredentialsRefused(str(error)) from None
-
-    def _owner(self, account: Account, connection: Connection) -> str:
-        known = account.id + account.credentials
-        if known not in self._names:
-            self._names[known] = _name(account, connection)
-        return self._names[known]
-
-    def _place(self, handle: Handle) -> Place:
-        connection = self._connect(handle.account)
-        owner, _, slug = (handle.external_id or "").partition("/")
-        if not slug:
-            owner, slug = self._owner(handle.account, connection), slug_of(handle.lease_id)
-        return Place(connection=connection, owner=owner, slug=slug)
-
     def _forget_room(self, account: Account) -> None:
         self._rooms.pop(account.id + account.credentials, None)
-
-
-def _name(account: Account, connection: Connection) -> str:
-    """Whom the credentials sign in, as Kaggle spells it: in other letters its owner's own address is a stranger's there."""
-    name, wanted = connection.username(), account.config.get("username")
-    if wanted and wanted.lower() != name.lower():
-        raise CredentialsRefused(f"this token belongs to {name}, not to {wanted}")
-    return name
 
 
 def _kept_lines(notes: Notes) -> Iterator[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from orchestrator.ports import LaunchRejected, LaunchRequest
 from worker import bundle
@@ -37,9 +39,22 @@ def kernel_source(request: LaunchRequest) -> str:
         "requirements": [*bundle.requirements(), *bundle.requirements("train")],
         "stop_after_s": request.budget_s + RUN_OVER_S,
     }
-    source = "\n".join(
+    source = script(
+        f"session {request.lease_id} of job {request.job_id}. Made by a machine, of use for one session.", carried
+    )
+    if len(source) > LONGEST_SOURCE:
+        raise LaunchRejected(
+            f"the script for this session would hold {len(source):,} characters, Kaggle takes {LONGEST_SOURCE:,} at most: "
+            "shorten the job's sample prompts"
+        )
+    return source
+
+
+def script(about: str, carried: Mapping[str, Any]) -> str:
+    """The text that is pushed: a comment, the code that starts the worker, the worker, and what is carried along."""
+    return "\n".join(
         [
-            f"# Trainhop: session {request.lease_id} of job {request.job_id}. Made by a machine, of use for one session.",
+            f"# Trainhop: {about}",  # a __future__ import must come first, and a comment may stand before it
             (Path(__file__).with_name("boot.py")).read_text(),
             "",
             f'WORKER = """\n{worker_zip()}"""',
@@ -49,13 +64,6 @@ def kernel_source(request: LaunchRequest) -> str:
             "",
         ]
     )
-    # A __future__ import must come first, and a comment may stand before it.
-    if len(source) > LONGEST_SOURCE:
-        raise LaunchRejected(
-            f"the script for this session would hold {len(source):,} characters, Kaggle takes {LONGEST_SOURCE:,} at most: "
-            "shorten the job's sample prompts"
-        )
-    return source
 
 
 def worker_zip() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from tests.emulators.kaggle.state import Kernel, World
+from tests.emulators.kaggle.state import TERMINAL, Kernel, World
 
 
 class Sessions:
@@ -24,7 +25,9 @@ class Sessions:
     starts in `/kaggle/working`. `time_factor` scales every limit. With `outputs_after_kill` false a run that was cut at its
     limit shows no files, as has been reported of the real service. Scripts run in `python`, this process's own unless another
     is named; `environment` is added to what a kernel finds. While `open_gate` is clear, kernels stay QUEUED; while `save_gate`
-    is, a script that is over stays RUNNING, and shows no file. With `lose_inputs` nothing is mounted that a kernel asked for.
+    is, a script that is over stays RUNNING, and shows no file. `layout` says how inputs lie: `nested`, `flat`, `linked` (nested,
+    each file a symbolic link), or `lost`. With `warning_s` a SIGTERM comes that long before the end at a limit. Without
+    `outputs_after_cancel` a cancelled run shows no file.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class Sessions:
         self.open_gate.set()
         self.save_gate = threading.Event()
         self.save_gate.set()
-        self.lose_inputs = False
+        self.layout, self.warning_s, self.outputs_after_cancel = "nested", 0.0, True
         self._threads: list[threading.Thread] = []
 
     def start(self, kernel: Kernel) -> None:
@@ -55,6 +58,23 @@ class Sessions:
         """End a run as its limit would."""
         kernel.keeps_outputs = outputs
         self._end(kernel, "CANCEL_ACKNOWLEDGED")
+
+    def cancel(self, kernel: Kernel) -> None:
+        """End a run as its owner's cancel does: what it wrote is served, once it is saved. One that is deaf goes on."""
+        if kernel.deaf:
+            return
+        kernel.keeps_outputs &= self.outputs_after_cancel
+        with self._world.lock:
+            saved = kernel.status in TERMINAL  # a stuck one, which only seemed to run
+            kernel.stuck, kernel.ending = False, "CANCEL_ACKNOWLEDGED"
+            kernel.status = "CANCEL_REQUESTED"
+            if kernel.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(kernel.pid, signal.SIGKILL)
+        if saved:
+            thread = threading.Thread(target=self._acknowledge, args=(kernel,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def delete(self, kernel: Kernel) -> None:
         """End a run and everything of it; its time is not charged."""
@@ -73,7 +93,8 @@ class Sessions:
     def _run(self, kernel: Kernel) -> None:
         self.open_gate.wait()
         with self._world.lock:
-            if kernel.deleted:
+            if kernel.deleted or kernel.ending:
+                kernel.status = kernel.ending or kernel.status
                 return
             self._lay_out(kernel)
             process = subprocess.Popen(
@@ -97,13 +118,22 @@ class Sessions:
         limit = threading.Timer(kernel.timeout_s * self.time_factor, self._out_of_time, (kernel,))
         limit.daemon = True
         limit.start()
+        warning = threading.Timer(kernel.timeout_s * self.time_factor - self.warning_s, _warn, (kernel,))
+        warning.daemon = True
+        if self.warning_s:
+            warning.start()
         code = process.wait()
         limit.cancel()
+        warning.cancel()
         for reader in readers:
             reader.join()
         kernel.pid = None
         self.save_gate.wait()
         self._finish(kernel, code)
+
+    def _acknowledge(self, kernel: Kernel) -> None:
+        self.save_gate.wait()
+        kernel.status = kernel.ending
 
     def _out_of_time(self, kernel: Kernel) -> None:
         self.kill(kernel, outputs=self.outputs_after_kill)
@@ -123,7 +153,7 @@ class Sessions:
 
     def _finish(self, kernel: Kernel, code: int) -> None:
         with self._world.lock:
-            if kernel.status == "RUNNING":
+            if kernel.status in ("RUNNING", "CANCEL_REQUESTED"):
                 kernel.status = kernel.ending or ("COMPLETE" if code == 0 else "ERROR")
             if kernel.gpu and not kernel.deleted:
                 self._world.people[kernel.owner].used_s += time.monotonic() - kernel.began
@@ -140,12 +170,13 @@ class Sessions:
         for source in kernel.datasets:
             owner, slug = source.split("/")
             dataset = self._world.datasets.get((owner, slug))
-            if dataset is None or dataset.status != "READY" or self.lose_inputs:
+            if dataset is None or dataset.status != "READY" or self.layout == "lost":
                 continue  # a push does not wait for a dataset that is still being processed
-            there = kernel.root / "input" / "datasets" / owner / slug
+            there = kernel.root / "input" / (slug if self.layout == "flat" else f"datasets/{owner}/{slug}")
             there.mkdir(parents=True)
+            lay = os.symlink if self.layout == "linked" else os.link
             for path in dataset.folder.iterdir():
-                os.link(path, there / path.name)
+                lay(path, there / path.name)
 
     def _environment(self, kernel: Kernel) -> dict[str, str]:
         """What a kernel finds in its environment: nothing of whoever runs the emulator but where programs lie."""
@@ -156,7 +187,14 @@ class Sessions:
             "PYTHONUSERBASE": str(kernel.root / "home" / ".local"),
             "TMPDIR": str(kernel.root / "tmp"),
             "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+            "KAGGLE_CONTAINER_NAME": f"kaggle_{secrets.token_urlsafe(32)}-{kernel.session}-webtier",
         } | dict(self._extra)
+
+
+def _warn(kernel: Kernel) -> None:
+    if kernel.pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(kernel.pid, signal.SIGTERM)
 
 
 def _listen(kernel: Kernel, stream: str, pipe: IO[bytes]) -> None:
