@@ -4,8 +4,8 @@
 
 Needs the environments that `make images` builds, and no network. Items: `jobs` (every image, adapter and backend), `start`
 (seconds from a kernel's start to its first step), `faults` (what a job's page says when something on the machine is broken),
-`kernel` (a person's own notebook kernel after our cell). The last line is the result; the exit code is 1 if a figure is not
-as it should be.
+`kernel` (a person's own notebook kernel after our cell), `doctor` (the check of an account with its probes broken). The last
+line is the result; the exit code is 1 if a figure is not as it should be.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.images import faults, jobs, start
+from benchmarks.images import doctor, faults, jobs, start
 from benchmarks.images.figures import Figure, Shelf
 from benchmarks.tiny_job import say
 from worker.hardware import cpu_name, versions
@@ -30,6 +30,7 @@ ITEMS: dict[str, Callable[[Path, Shelf], Iterator[Figure]]] = {
     "start": start.to_the_first_step,
     "faults": faults.planted,
     "kernel": jobs.own_kernel,
+    "doctor": doctor.named,
 }
 
 

@@ -35,7 +35,6 @@ class Fault:
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     arrange: Callable[[Desk], None] | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def planted(folder: Path, shelf: Shelf) -> Iterator[Figure]:
@@ -76,7 +75,6 @@ def _of_inputs(hub: QuietHub) -> list[Fault]:
             words=("download",),
             environment=asleep,
             changes={"base_model": hub.model},
-            settings={"offline": False},
         ),
     ]
 
@@ -84,7 +82,7 @@ def _of_inputs(hub: QuietHub) -> list[Fault]:
 def _plant(folder: Path, image: Image, shelf: Shelf, fault: Fault) -> Figure:
     say(f"fault: {fault.name} ...")
     home = Path(tempfile.mkdtemp(prefix=fault.name.replace(" ", "-") + "-", dir=folder))
-    with desk(home, image, shelf.folder, fault.environment, **fault.settings) as there:
+    with desk(home, image, shelf.folder, fault.environment) as there:
         if fault.arrange:
             fault.arrange(there)
         job = there.submit(job_file(shelf.model, there.server.upload(shelf.rows), "lora") | dict(fault.changes))
