@@ -245,7 +245,8 @@ def stage(requirements: list[str], lib: Path, home: Path, target: Path, say: Cal
     folder = home / "packages"
     try:
         say(f"packages {packages.ready(folder, requirements)}")
-        run([sys.executable, "-m", "worker.training.smoke"], LONGEST_SMOKE, environment=environment(lib, folder))
+        given = environment(lib, folder) | {"PYTHONDONTWRITEBYTECODE": ""}  # it is packed, too
+        run([sys.executable, "-m", "worker.training.smoke"], LONGEST_SMOKE, environment=given)
         packages.pack(folder, target)
     except InstallError as error:
         say(f"cannot start: {error}")

@@ -153,6 +153,12 @@ def _unpacked(archive: Path, new: Path, lines: Sequence[str]) -> bool:
             "the disk of this machine is full: free some of it, or use a machine with a larger one", causes.DISK
         )
 
+    for place in {
+        (new / entry.filename).parent for entry in entries
+    }:  # threads that make one folder trip each other up
+        if new in [place, *place.parents]:
+            place.mkdir(parents=True, exist_ok=True)
+
     def some(first: int) -> None:
         with zipfile.ZipFile(archive) as mine:
             for entry in entries[first::_THREADS]:
