@@ -131,9 +131,11 @@ def _probe(carried: Mapping[str, Any], working: Path, home: Path) -> list[Outcom
     with ThreadPoolExecutor(5) as pool:
         plain = [pool.submit(ask, name, probe) for name, probe in _plain(order, working).items()]
         environment = boot.environment(home / "lib", home / "packages")
-        problem = _install(carried["requirements"], home / "packages") if wanted & _PACKAGED else None
-        packaged = _packaged(order, environment, problem)
-        plain += [pool.submit(ask, name, probe) for name, probe in packaged.items()]
+        if wanted & PACKAGED:
+            probes = packaged(order, environment, carried["requirements"], home / "packages")
+            plain += [pool.submit(ask, name, probe) for name, probe in probes.items()]
+        else:
+            plain += [pool.submit(ask, name, _nothing) for name in PACKAGED]
         found = {each.name: each for each in _results(plain)}
     if not order["uploads"]:
         found[outcome.DRIVE_UPLOAD] = not_asked(outcome.DRIVE_UPLOAD, "no Google Drive is in use as a store")
@@ -157,29 +159,31 @@ def _plain(order: Mapping[str, Any], working: Path) -> dict[str, Probe]:
     return probes
 
 
-_PACKAGED = {outcome.TRAINING, outcome.EQUAL_BYTES, outcome.ALL_REDUCE, outcome.HUB}
+PACKAGED = frozenset({outcome.TRAINING, outcome.EQUAL_BYTES, outcome.ALL_REDUCE, outcome.HUB})
+"""Probes that need the training set."""
 
 
-def _packaged(order: Mapping[str, Any], environment: dict[str, str], problem: InstallError | None) -> dict[str, Probe]:
+def _nothing() -> tuple[str, dict[str, Any]]:
+    return "", {}
+
+
+def packaged(
+    order: Mapping[str, Any], environment: dict[str, str], requirements: list[str], folder: Path
+) -> dict[str, Probe]:
+    """Bring the set into a folder of its own, as a session does, and return the probes that need it, ready to run."""
     limit_s, source = float(order["probe_s"]), order["hub"]
-    if problem is not None:
+    try:
+        packages.ready(folder, requirements)
+    except InstallError as error:
+        words, cause = f"the packages could not be installed: {error}", error.cause
 
         def refuse() -> tuple[str, dict[str, Any]]:
-            raise ProbeError(f"the packages could not be installed: {problem}", cause=problem.cause)
+            raise ProbeError(words, cause=cause)
 
-        return dict.fromkeys(_PACKAGED, refuse)
+        return dict.fromkeys(PACKAGED, refuse)
     return {
         outcome.TRAINING: lambda: training(limit_s, environment),
         outcome.EQUAL_BYTES: lambda: equal_bytes(limit_s, environment),
         outcome.ALL_REDUCE: lambda: all_reduce(order["device"], limit_s, environment),
         outcome.HUB: lambda: hub(source["repo"], source["file"], float(order["hub_s"]), environment),
     }
-
-
-def _install(requirements: list[str], folder: Path) -> InstallError | None:
-    """Bring the set into a folder of its own, as a session does; what kept it from that."""
-    try:
-        packages.ready(folder, requirements)
-    except InstallError as error:
-        return error
-    return None
