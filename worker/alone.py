@@ -46,6 +46,7 @@ def start_request() -> StartRequest:
         nonce=secrets.token_hex(16),
         hardware=hardware.probe(),
         versions=hardware.versions(),
+        image=hardware.image(),
     )
 
 

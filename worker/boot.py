@@ -171,7 +171,7 @@ def _write_ticket(start: Start) -> Path:
 def environment(lib: Path, folder: Path) -> dict[str, str]:
     """What a worker finds in its environment."""
     ours = {
-        "PYTHONPATH": packages.search_path(lib, folder, os.environ.get("PYTHONPATH", "")),
+        "PYTHONPATH": packages.search_path([lib, folder], os.environ.get("PYTHONPATH", "")),
         "PYTHONUNBUFFERED": "1",
         "WORKER_MAY_INSTALL": "1",
         packages.FOLDER: str(folder),
@@ -245,7 +245,8 @@ def stage(requirements: list[str], lib: Path, home: Path, target: Path, say: Cal
     folder = home / "packages"
     try:
         say(f"packages {packages.ready(folder, requirements)}")
-        run([sys.executable, "-m", "worker.training.smoke"], LONGEST_SMOKE, environment=environment(lib, folder))
+        given = environment(lib, folder) | {"PYTHONDONTWRITEBYTECODE": ""}  # it is packed, too
+        run([sys.executable, "-m", "worker.training.smoke"], LONGEST_SMOKE, environment=given)
         packages.pack(folder, target)
     except InstallError as error:
         say(f"cannot start: {error}")

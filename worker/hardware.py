@@ -28,6 +28,8 @@ PACKAGES = (
     "unsloth",
 )
 """Distributions whose version can change a training result."""
+LONGEST_IMAGE = 64
+"""Characters of an image's name."""
 
 
 def probe() -> Hardware:
@@ -83,6 +85,15 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def image(commit: Path = Path("/etc/git_commit")) -> str:
+    """Which image this machine runs, in at most 64 characters: Kaggle's commit, Colab's release, or else Python and torch."""
+    said = _text(commit).strip() or os.environ.get("COLAB_RELEASE_TAG", "").strip()
+    if not said:
+        found = versions()
+        said = f"python {found['python'].rpartition('.')[0]} torch {found.get('torch', 'none')}"
+    return said[:LONGEST_IMAGE]
 
 
 def cpu_count() -> int:

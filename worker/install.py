@@ -207,7 +207,9 @@ def unsloth(wheels: Path | None = None, folder: Path | None = None) -> str:
 
     It goes into a folder of its own, or else into this environment.
     """
-    lines = [f"{name}=={version}" for name, version in missing(gpu=True).items() if name in UNSLOTH]
+    is_there = folder is not None and all(installed(name, folder) == version for name, version in UNSLOTH.items())
+    lacks = {} if is_there else missing(gpu=True)
+    lines = [f"{name}=={version}" for name, version in lacks.items() if name in UNSLOTH]
     path = os.pathsep.join(filter(None, [str(folder or ""), *sys.path]))
     try:
         bring(lines, folder, wheels=wheels, resolve=False)

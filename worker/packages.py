@@ -64,12 +64,12 @@ def home(key: str) -> Path:
     return cache / "trainhop" / "packages" / key
 
 
-def search_path(lib: Path, folder: Path, inherited: str) -> str:
-    """The worker's `PYTHONPATH`: itself, its packages, and what the machine's own says.
+def search_path(ours: Sequence[Path], inherited: str) -> str:
+    """The worker's `PYTHONPATH`: our folders, and then what the machine's own says.
 
     An empty entry of it would be the current folder, where anything may lie.
     """
-    return os.pathsep.join([str(lib), str(folder), *filter(None, inherited.split(os.pathsep))])
+    return os.pathsep.join([*map(str, ours), *filter(None, inherited.split(os.pathsep))])
 
 
 def ready(
@@ -152,6 +152,12 @@ def _unpacked(archive: Path, new: Path, lines: Sequence[str]) -> bool:
         raise InstallError(
             "the disk of this machine is full: free some of it, or use a machine with a larger one", causes.DISK
         )
+
+    for place in {
+        (new / entry.filename).parent for entry in entries
+    }:  # threads that make one folder trip each other up
+        if new in [place, *place.parents]:
+            place.mkdir(parents=True, exist_ok=True)
 
     def some(first: int) -> None:
         with zipfile.ZipFile(archive) as mine:

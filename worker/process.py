@@ -8,6 +8,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+UNDELIVERED = 4
+"""Exit code of a worker whose last messages the server has not heard."""
+
 
 def process_birth(pid: int) -> str | None:
     """When a live process began, in the kernel's own words; None if it is gone or only waits to be reaped."""

@@ -22,6 +22,7 @@ from worker.deadline import Budget, Cadence
 from worker.grants import DamagedError
 from worker.ledger import Ledger
 from worker.outbox import Outbox
+from worker.process import UNDELIVERED
 from worker.protocol import (
     Action,
     Assignment,
@@ -49,7 +50,6 @@ from worker.uplink import HttpUplink, Refused, ServerAway, StdoutUplink, Uplink,
 STEPS_TO_SKIP = 2
 """The first steps of a session warm things up and would spoil its seconds per step."""
 DETAIL_CHARACTERS = 4_000
-UNDELIVERED = 4
 SPARE_GRANTS = {GrantKind.CHECKPOINT: 2, GrantKind.ADAPTER: 0}
 """Kept in hand for a server that goes away: the saver needs no more than two, one unanswered and the newest."""
 GOODBYE_S = 10.0
@@ -167,10 +167,13 @@ class Session:
         self._outbox.hold()
 
     def _train(self) -> int:
+        from worker.training import smoke  # seconds of imports: the server already knows that we are at work
+
+        _log(f"the training libraries work here: {smoke.check(self._assignment.spec)}")
         job = self._fetch()
         self._beat(urgent=True)
         self.phase(Phase.LOAD)
-        from worker.training import sft  # seconds of imports: the server already knows that we are at work
+        from worker.training import sft
 
         trained = sft.train(job, self)
         if self._over.is_set():

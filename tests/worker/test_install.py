@@ -1,66 +1,322 @@
-"""One version set for every machine, and an installation that leaves the image's torch alone."""
+"""One version set for every machine, brought by a real pip into a folder that leaves the machine as it is."""
 
 import json
+import os
+import resource
+import signal
+import socket
 import subprocess
+import sys
+import threading
+import time
 import tomllib
 from pathlib import Path
 
-from worker import install
+import pytest
+
+from tests.worker.wheels import wheel
+from worker import bounded, causes, install, packages
+from worker.bounded import Limits, OutOfTimeError
+from worker.install import InstallError, bring
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+ENVIRONMENT = {"PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "1", "PIP_NO_CACHE_DIR": "1"}
+
+
+@pytest.fixture(autouse=True)
+def _plain_pip(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """A folder of wheels that stands for the index."""
+    return tmp_path / "wheels"
+
+
+@pytest.fixture
+def own(tmp_path):
+    return tmp_path / "own" / "packages"
+
+
+def _lies_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def test_pyproject_pins_the_same_versions():
     """Guard: a version raised in one place only makes a kernel train on another set than a laptop."""
     extras = PYPROJECT["project"]["optional-dependencies"]
     assert dict(pin.split("==") for pin in extras["train"] if "==" in pin) == install.TRAIN
+    assert [pin for pin in extras["train"] if "==" not in pin] == list(install.ALSO)
     assert dict(pin.split("==") for pin in extras["unsloth"]) == install.UNSLOTH
 
 
+def test_a_set_has_one_name_wherever_it_is_computed():
+    """A worker's wheel on a machine and the server's own distribution have to agree."""
+    lines = install.every_line()
+    assert "peft==0.21.2" in lines
+    assert any(line.startswith("httpx") for line in lines)
+    assert install.set_key() == install.set_key(reversed(lines))
+    assert install.set_key() != install.set_key(lines[1:])
+    assert len(install.set_key()) == 12
+
+
 def test_what_is_here_is_not_installed_again(monkeypatch, capsys):
-    monkeypatch.setattr(install, "installed", install.TRAIN.get)
-    monkeypatch.setattr(install.subprocess, "run", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(install, "installed", lambda name, *_: install.TRAIN.get(name, "9999"))
+    monkeypatch.setattr(install, "run", lambda *_, **__: 1 / 0)
     install.main([])
     assert json.loads(capsys.readouterr().out)["installed"] == {}
     assert install.missing(gpu=True) == install.UNSLOTH
 
 
-def test_torch_stays_and_staged_wheels_suffice(monkeypatch, tmp_path):
-    """Guard: without the constraint pip may replace a CUDA build of torch by the newest."""
-    calls = []
-
-    def pip(call, **_):
-        calls.append((call, Path(call[call.index("--constraint") + 1]).read_text()))
-
-    here = install.TRAIN | {"torch": "2.11.0+cu130", "peft": "0.1"}
-    monkeypatch.setattr(install, "installed", here.get)
-    monkeypatch.setattr(install.subprocess, "run", pip)
-    install.bring_in(tmp_path, gpu=True)
-    (first, constraints), (second, _) = calls
-    assert constraints == "torch==2.11.0+cu130\n"
-    assert first[-1] == f"peft=={install.TRAIN['peft']}"
-    assert "--no-deps" not in first
-    assert "--no-deps" in second
-    assert "--no-index" in first
-    assert str(tmp_path) in first
-    assert not any(name.startswith("torch=") for name in first + second)
+def test_a_folder_of_its_own_holds_just_what_lacks(shop, own):
+    """pip's `--target` would bring everything once more. Guard: without the resolution before it, packaging came along."""
+    wheel(shop, "needs_much", "1.0", "packaging", "other_thing>=2")
+    wheel(shop, "other_thing", "2.5")
+    wheel(shop, "packaging", "9999.0")
+    bring(["needs_much==1.0"], own, wheels=shop)
+    assert _lies_in(own) == {"needs_much", "needs_much-1.0.dist-info", "other_thing", "other_thing-2.5.dist-info"}
+    assert _lies_in(own.parent) == {"packages"}, "nothing is left beside it"
+    assert install.installed("other_thing") is None, "the environment is as before"
+    assert install.lacking(["needs_much==1.0", "other_thing", "packaging"], own) == []
 
 
-def test_a_backend_that_cannot_be_imported_is_taken_away_again(monkeypatch):
+@pytest.mark.parametrize("name", ["torch", "numpy"])
+def test_what_an_image_ships_is_never_replaced(shop, own, name):
+    """Guard: without the constraint pip was content to bring torch 1.0 in the place of the image's own."""
+    wheel(shop, "eats_it", "1.0", f"{name}==1.0")
+    wheel(shop, name, "1.0")
+    with pytest.raises(InstallError, match=rf"Cannot install eats-it==1\.0 because.*{name}") as refused:
+        bring(["eats-it==1.0"], own, wheels=shop)
+    assert refused.value.cause == causes.INSTALL
+    assert not own.exists()
+
+
+def test_a_conflict_is_said_with_who_wants_what(shop, own):
+    """Guard: pip's last line was shown, which is the address of a web page."""
+    wheel(shop, "left", "1.0", "shared==1.0")
+    wheel(shop, "right", "1.0", "shared==2.0")
+    wheel(shop, "shared", "1.0")
+    wheel(shop, "shared", "2.0")
+    with pytest.raises(InstallError) as refused:
+        bring(["left==1.0", "right==1.0"], own, wheels=shop)
+    said = str(refused.value)
+    assert (
+        "Cannot install left==1.0 and right==1.0 because these package versions have conflicting dependencies" in said
+    )
+    assert "The conflict is caused by: left 1.0 depends on shared==1.0; right 1.0 depends on shared==2.0" in said
+    assert "http" not in said
+
+
+def test_an_index_that_is_away_is_said_as_such(own, monkeypatch):
+    """Guard: pip's own words blame the package: no matching distribution."""
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    with pytest.raises(InstallError, match=r"index cannot be reached from this machine \(Connection refused\)"):
+        bring(["a-thing==1.0"], own)
+    assert not own.exists()
+
+
+def test_a_package_that_does_not_exist_is_pips_own_first_word(shop, own):
+    shop.mkdir()
+    with pytest.raises(InstallError, match="Could not find a version that satisfies the requirement no-such-thing==1"):
+        bring(["no-such-thing==1.0"], own, wheels=shop)
+
+
+@pytest.fixture
+def silent_index():
+    """A server that takes every connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        kept = []
+
+        def accept():
+            while True:
+                try:
+                    kept.append(server.accept()[0])
+                except OSError:
+                    return
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/simple"
+        server.shutdown(socket.SHUT_RDWR)
+    for one in kept:
+        one.close()
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        (Limits(stall_s=1.5, look_every_s=0.05), "it wrote nothing for 2 s"),
+        (Limits(whole_s=1.0, look_every_s=0.05), "it took longer than 1 s"),
+    ],
+)
+def test_an_index_that_never_answers_is_not_waited_for(own, monkeypatch, silent_index, limits, words):
+    """Guard: without either limit pip waited as long as the session lasted."""
+    monkeypatch.setenv("PIP_INDEX_URL", silent_index)
+    monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "600")
+    with pytest.raises(InstallError, match=f"pip was stopped because {words}: see that"):
+        bring(["a-thing==1.0"], own, limits=limits)
+    assert _lies_in(own.parent) == set()
+
+
+def test_whatever_ends_the_caller_ends_the_program(tmp_path):
+    """Guard: without the `finally` pip went on after a SIGTERM to whoever had started it."""
+    note = tmp_path / "pid"
+    program = f"import os, pathlib, time; pathlib.Path({str(note)!r}).write_text(str(os.getpid())); time.sleep(600)"
+    code = (
+        "import signal, sys; from worker.bounded import Limits, run\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))\n"
+        f"run([sys.executable, '-c', {program!r}], Limits(look_every_s=0.05))"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", code])
+    until = time.monotonic() + 60
+    while not (note.exists() and note.read_text()) and time.monotonic() < until:
+        time.sleep(0.02)
+    caller.send_signal(signal.SIGTERM)
+    assert caller.wait(60) == 3
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
+
+
+def test_a_program_that_writes_is_left_alone(tmp_path):
+    """Only silence counts: this one writes for longer than it may be silent."""
+    code = "import time\nfor n in range(15):\n open(f'{n}', 'w').write('x'); time.sleep(0.1)\nprint('done')"
+    limits = Limits(stall_s=1.0, look_every_s=0.02)
+    assert bounded.run(
+        [sys.executable, "-c", f"import os; os.chdir({str(tmp_path)!r})\n{code}"], limits, watched=tmp_path
+    )
+    with pytest.raises(OutOfTimeError):
+        bounded.run([sys.executable, "-c", "import time; time.sleep(60)"], limits, watched=tmp_path)
+
+
+def _with_small_files():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+
+def test_a_full_disk_is_called_one(shop, own):
+    """A limit on the size of files stands for a disk that is full; pip and Python meet both in the same place."""
+    wheel(shop, "large", "1.0", more={"large/data.bin": os.urandom(1_000_000)})
+    code = (
+        "import sys; from pathlib import Path; from worker.install import InstallError, bring\n"
+        f"try: bring(['large==1.0'], Path({str(own)!r}), wheels=Path({str(shop)!r}))\n"
+        "except InstallError as error: print(error.cause, error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, preexec_fn=_with_small_files
+    )
+    assert done.stdout.startswith(f"{causes.DISK} the disk of this machine is full: free some of it")
+    assert not own.exists()
+
+
+def test_a_backend_that_cannot_be_imported_is_taken_away_again(shop, own, monkeypatch):
     """Guard: left in place, every later look would find it and choose it."""
-    calls = []
+    monkeypatch.setattr(install, "UNSLOTH", {"unsloth": "1.0", "torchao": "0.18.0"})
+    wheel(shop, "torchao", "0.18.0")
+    wheel(shop, "unsloth", "1.0", code="raise ImportError('it wants another torch')")
+    assert install.unsloth(shop, own) == "ImportError: it wants another torch"
+    assert _lies_in(own.parent) == set()
+    wheel(shop, "unsloth", "1.0", "no-such-thing", code="import torchao")
+    assert install.unsloth(shop, own) == ""
+    assert "unsloth" in _lies_in(own)
+    monkeypatch.setattr(install, "bring", lambda lines, *_, **__: 1 / 0 if lines else None)
+    assert install.unsloth(shop, own) == "", "a second session finds it there"
 
-    def run(call, **_):
-        calls.append(call)
-        if call[1] == "-c":
-            raise subprocess.CalledProcessError(1, call, stderr="Traceback\nImportError: torchao wants torch 2.14")
 
-    here = install.TRAIN | install.UNSLOTH
-    monkeypatch.setattr(install, "installed", {k: v for k, v in here.items() if k != "tyro"}.get)
-    monkeypatch.setattr(install.subprocess, "run", run)
-    assert install.unsloth() == "ImportError: torchao wants torch 2.14"
-    brought, _, removed = calls
-    assert brought[-1] == f"tyro=={install.UNSLOTH['tyro']}"
-    assert "--no-deps" in brought
-    assert removed[2:4] == ["pip", "uninstall"]
-    assert removed[-1] == "unsloth"
+# --- the folder ---
+
+
+@pytest.fixture
+def wanted(shop):
+    wheel(shop, "light_thing", "1.0", more={"light_thing/part.py": b"VALUE = 7\n"})
+    return ["light_thing==1.0"]
+
+
+def test_a_second_session_of_a_machine_installs_nothing(shop, own, wanted, monkeypatch):
+    """Guard: without the mark each session of one runtime downloaded the same 117 MB."""
+    assert packages.ready(own, wanted, wheels=shop) == "installed"
+    monkeypatch.setattr(packages, "bring", lambda *_, **__: 1 / 0)
+    assert packages.ready(own, wanted, wheels=shop) == "kept"
+    monkeypatch.setattr(packages, "kept", lambda: {"torch": "9.9"})
+    with pytest.raises(ZeroDivisionError):
+        packages.ready(own, wanted, wheels=shop)
+
+
+def test_nothing_is_brought_where_nothing_lacks(own):
+    assert packages.ready(own, ["packaging"]) == "here"
+    assert _lies_in(own) == set()
+
+
+@pytest.fixture
+def staged(shop, tmp_path, wanted):
+    """A set as the one machine packs it, once something of it was imported."""
+    first = tmp_path / "first"
+    packages.ready(first, wanted, wheels=shop)
+    subprocess.run(
+        [sys.executable, "-c", "import light_thing.part"],
+        env=os.environ | {"PYTHONPATH": str(first), "PYTHONDONTWRITEBYTECODE": ""},
+        check=True,
+    )
+    packages.pack(first, tmp_path / packages.STAGED)
+    return tmp_path / packages.STAGED
+
+
+def test_a_staged_set_is_as_good_as_an_installed_one(own, wanted, staged):
+    assert packages.ready(own, wanted, staged=staged) == "staged"
+    assert {"light_thing", "light_thing-1.0.dist-info", "about.json"} == _lies_in(own)
+    code = "import light_thing.part as part; print(part.VALUE, part.__cached__)"
+    compiled = own / "light_thing" / "__pycache__"
+    before = {path: path.stat().st_mtime_ns for path in compiled.iterdir()}
+    assert len(before) == 2
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(own), "PYTHONDONTWRITEBYTECODE": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert said.startswith("7 ")
+    assert {path: path.stat().st_mtime_ns for path in compiled.iterdir()} == before, "nothing was compiled again"
+
+
+@pytest.mark.parametrize("change", [{"key": "0" * 12}, {"python": "2.7"}, {"kept": {"torch": "1.0"}}], ids=str)
+def test_a_staged_set_of_another_machine_is_not_used(own, shop, wanted, staged, change, monkeypatch):
+    """Guard: a set for another Python or torch fails at its first import, or worse, later."""
+    here = packages.about(wanted) | change
+    monkeypatch.setattr(packages, "about", lambda lines: here)
+    assert not packages.unpack(staged, own, wanted)
+    assert _lies_in(own.parent) == set()
+    assert packages.ready(own, wanted, staged=staged, wheels=shop) == "installed"
+
+
+@pytest.mark.parametrize("said", [None, [], {}, {"kept": None}, {"kept": {"torch": "1.0"}}], ids=str)
+def test_what_says_nothing_of_itself_does_not_fit(said):
+    assert not packages.fits(said, ["x"])
+
+
+def test_a_machine_without_a_gpu_may_stage_for_one_with_one(monkeypatch):
+    """Its torch is the same but for its build, and it has no triton."""
+    monkeypatch.setattr(packages, "kept", lambda: {"torch": "2.10.0+cu128", "triton": "3.6.0", "numpy": "2.0.2"})
+    found = packages.about(["x"]) | {"kept": {"torch": "2.10.0+cpu", "numpy": "2.0.2"}}
+    assert packages.fits(found, ["x"])
+    assert not packages.fits(found | {"kept": {"torch": "2.11.0+cpu", "numpy": "2.0.2"}}, ["x"])
+    assert not packages.fits(found | {"kept": {"numpy": "2.0.2"}}, ["x"])
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no zip at all"])
+def test_a_damaged_staged_set_is_as_none(own, shop, wanted, staged, damage):
+    staged.write_bytes(damage(staged.read_bytes()))
+    assert packages.ready(own, wanted, staged=staged, wheels=shop) == "installed"
+
+
+def test_a_staged_set_that_would_fill_the_disk_is_not_unpacked(own, wanted, staged, monkeypatch):
+    """Every size has a maximum."""
+    monkeypatch.setattr(packages, "MOST_BYTES", 10)
+    assert not packages.unpack(staged, own, wanted)
+
+
+def test_an_empty_place_in_the_path_is_not_the_current_folder():
+    """Kaggle's own `PYTHONPATH` begins with one. Guard: a file in the working folder took a library's place."""
+    found = packages.search_path([Path("/lib"), Path("/own")], ":/opt/facets/::")
+    assert found == os.pathsep.join(["/lib", "/own", "/opt/facets/"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import pytest
 from worker import bundle
 from worker.claims import Claimed
 from worker.notebook import NotebookError
-from worker.notebook.packages import install, needed
 from worker.notebook.panel import Panel, Progress, duration
 from worker.protocol import MetricRow, Phase, Report, Ticket
 
@@ -90,38 +88,6 @@ def test_a_worker_runs_out_of_its_wheel(tmp_path) -> None:
     said = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True).stdout
     assert said.startswith(str(tmp_path))
     assert "transformers==" in said
-
-
-def test_only_what_is_missing_or_another_version_is_installed(monkeypatch) -> None:
-    assert needed() == needed("train") == []
-    monkeypatch.setattr(
-        "worker.notebook.packages.requirements", lambda extra: ["trl==0.0.1", "no-such-thing>=1", "peft"]
-    )
-    assert needed("train") == ["trl==0.0.1", "no-such-thing>=1"]
-
-
-def _tiny_wheel(folder, name: str, version: str, *needs: str) -> None:
-    info = f"{name}-{version}.dist-info"
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
-        lines = "".join(f"Requires-Dist: {need}\n" for need in needs)
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{lines}")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-
-
-def test_an_install_never_replaces_torch(tmp_path, monkeypatch) -> None:
-    """Guard: without the constraint pip was content to put torch 1.0 in the place of the image's own."""
-    _tiny_wheel(tmp_path, "eats_torch", "1.0", "torch==1.0")
-    _tiny_wheel(tmp_path, "torch", "1.0")
-    for name, value in {
-        "NO_INDEX": "1",
-        "FIND_LINKS": str(tmp_path),
-        "DRY_RUN": "1",
-        "CONFIG_FILE": os.devnull,
-    }.items():
-        monkeypatch.setenv(f"PIP_{name}", value)
-    with pytest.raises(NotebookError, match=r"^The packages eats-torch==1\.0 could not be installed \("):
-        install(["eats-torch==1.0"])
 
 
 def test_a_refusal_is_one_sentence_without_a_traceback() -> None:

@@ -1,6 +1,7 @@
 """What happens inside one update: slices of logits, out of memory, missing kernels, several processes."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,7 +176,8 @@ def test_unsloth_is_installed_only_where_it_would_be_used_and_the_machine_is_our
     """Guard: without the driver's leave, a person's own environment was changed unasked."""
     asked = []
     monkeypatch.setattr(backends, "find_spec", lambda _: None)
-    monkeypatch.setattr(backends.install, "unsloth", lambda wheels: asked.append(wheels) or "no room")
+    monkeypatch.setattr(backends.install, "unsloth", lambda *places: asked.append(places) or "no room")
+    backends._install_unsloth.cache_clear()
     t4 = card("T4", (7, 5))
     assert backends.install_unsloth("auto", t4) == ""
     monkeypatch.setenv("WORKER_MAY_INSTALL", "1")
@@ -185,9 +187,13 @@ def test_unsloth_is_installed_only_where_it_would_be_used_and_the_machine_is_our
         backends.install_unsloth("auto", card("Tesla P100", (6, 0)))
     assert asked == []
     assert backends.install_unsloth("auto", t4) == "no room"
+    assert backends.install_unsloth("auto", t4) == "no room"
+    assert asked == [(None, None)], "it is not tried again"
     monkeypatch.setenv("WORKER_MAY_INSTALL", str(tmp_path))
+    monkeypatch.setenv("WORKER_PACKAGES", "/own/packages")
     backends.install_unsloth("unsloth", t4)
-    assert asked == [None, tmp_path]
+    assert asked[1:] == [(tmp_path, Path("/own/packages-unsloth"))]
+    backends._install_unsloth.cache_clear()
 
 
 @pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from worker.notebook.errors import NotebookError
-from worker.notebook.packages import install, needed
+from worker.notebook.packages import borrowed
 
 __all__ = ["NotebookError", "run"]
 
@@ -21,11 +21,11 @@ def run(code: str, *, server: str | None = None, drive: dict[str, str] | None = 
     with google-auth's `credentials` of the person who runs the notebook. Interrupting the cell saves and hands back at once.
     Raises `NotebookError`, one sentence, where the job was not claimed.
     """
-    install(needed())
-    from worker.notebook.calling import Calling  # these import what was missing a moment ago
-    from worker.notebook.session import work
-    from worker.notebook.writing import Writing
+    with borrowed():
+        from worker.notebook.calling import Calling  # these import what may have been lacking a moment ago
+        from worker.notebook.session import work
+        from worker.notebook.writing import Writing
 
-    if (server is None) == (drive is None):
-        raise NotebookError("either server= or drive= says where the job comes from")
-    work(code, Calling(server) if server is not None else Writing(drive or {}, credentials))
+        if (server is None) == (drive is None):
+            raise NotebookError("either server= or drive= says where the job comes from")
+        work(code, Calling(server) if server is not None else Writing(drive or {}, credentials))

@@ -1,24 +1,71 @@
-"""Bringing what a worker needs into the running interpreter's environment: only what is missing, and never torch."""
+"""What a cell needs and its kernel lacks, from folders of our own: nothing in the person's environment is changed."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import subprocess
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 from worker.bundle import requirements
-from worker.install import lacking, pip, why
+from worker.install import InstallError, every_line, installed, lacking, set_key
 from worker.notebook.errors import NotebookError
+from worker.packages import home, ready
+
+CELL = ("httpx", "pydantic")
+"""What the cell itself imports. The worker, in a process of its own, needs more."""
 
 
-def needed(extra: str = "") -> list[str]:
-    """Requirements that the environment does not meet."""
-    return lacking(requirements(extra))
+@contextlib.contextmanager
+def borrowed() -> Iterator[None]:
+    """Inside the block the cell finds what it imports; where that is the kernel's own, nothing happens.
 
-
-def install(lines: list[str]) -> None:
-    """Install with pip; raises `NotebookError` with pip's own last word."""
-    try:
-        pip(lines)
-    except subprocess.CalledProcessError as error:
-        raise NotebookError(f"the packages {', '.join(lines)} could not be installed ({why(error)})") from error
+    What the kernel lacks comes last on its path, so that nothing of the person's is ever replaced.
+    Raises `NotebookError`.
+    """
+    lines = lacking(line for line in requirements() if _name(line) in CELL)
+    if old := [line for line in lines if installed(_name(line))]:
+        named = ", ".join(f"{_name(line)} {installed(_name(line))}" for line in old)
+        raise NotebookError(
+            f"this kernel's {named} is too old: run `pip install -U {' '.join(map(_name, old))}`, restart the kernel, and "
+            "run this cell again"
+        )
+    if not lines:
+        yield
+        return
+    folder, inherited = str(_folder(lines)), os.environ.get("PYTHONPATH")
+    sys.path.append(folder)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [inherited, folder]))  # for the processes of the cell
     importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        os.environ.pop("PYTHONPATH") if inherited is None else os.environ.update(PYTHONPATH=inherited)
+
+
+def needed() -> list[str]:
+    """Names of the packages that the worker lacks on this machine, and that no session before has brought here."""
+    lines = every_line()
+    return [_name(line) for line in lacking(lines, home(set_key(lines)))]
+
+
+def worker_folder() -> Path:
+    """Where the worker's packages lie once they are there; they stay for the next session. Raises `NotebookError`."""
+    return _folder(every_line())
+
+
+def _folder(lines: list[str]) -> Path:
+    folder = home(set_key(lines))
+    try:
+        ready(folder, lines)
+    except InstallError as error:
+        raise NotebookError(f"what the worker needs could not be brought here: {error}") from error
+    return folder
+
+
+def _name(line: str) -> str:
+    return re.split(r"[^\w.-]", line)[0]

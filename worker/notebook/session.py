@@ -17,13 +17,15 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 import worker
+from worker import causes
 from worker.claims import Claimed, ClaimRequest
 from worker.notebook.errors import NotebookError
-from worker.notebook.packages import install, needed
+from worker.notebook.packages import needed, worker_folder
 from worker.notebook.panel import Panel, Progress
 from worker.notebook.reach import Next, Reach
+from worker.packages import FOLDER, search_path
+from worker.process import UNDELIVERED
 from worker.protocol import LINE_MARK, PROTOCOL_VERSION, Failure, Finish, Hardware, Message, Release
-from worker.runner import UNDELIVERED
 
 LOOK_EVERY_S = 1.0
 LAST_SEQ = 1_000_000_000
@@ -54,18 +56,22 @@ def _probe() -> Hardware:
     if importlib.util.find_spec("torch") is None:
         raise NotebookError("this kernel has no torch: choose one that has, or install it with `pip install torch`")
     code = "from worker.hardware import probe; print(probe().model_dump_json())"
-    done = subprocess.run([sys.executable, "-c", code], env=_environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=_environment(None), capture_output=True, text=True, check=False
+    )
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise NotebookError(f"this machine could not be looked at: {why}")
     return Hardware.model_validate_json(done.stdout.strip().splitlines()[-1])
 
 
-def _environment() -> dict[str, str]:
-    """The kernel's, with this very worker in front."""
-    here = str(Path(worker.__file__).parents[1])
-    path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+def _environment(folder: Path | None) -> dict[str, str]:
+    """The kernel's, with this very worker in front, and its packages where there are any yet."""
+    here, inherited = Path(worker.__file__).parents[1], os.environ.get("PYTHONPATH", "")
+    path = search_path([here, *([folder] if folder else [])], inherited)
     ours = {"WORKER_MAY_INSTALL": "1"} if _place() != "jupyter" else {}
+    if folder is not None:
+        ours[FOLDER] = str(folder)
     return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | ours
 
 
@@ -79,13 +85,12 @@ def _run(reach: Reach, claimed: Claimed, home: Path, progress: Progress, panel: 
     """Prepare, start and watch the worker; returns what to tell its person. Whatever happens, the job is given back."""
     outbox = Tail(reach.outbox(home))
     try:
-        if lines := needed("train"):
-            progress.doing = f"installing {', '.join(line.partition('=')[0] for line in lines)}"
+        if names := needed():
+            progress.doing = f"bringing {', '.join(names)}"
             panel.show()
-            install(lines)
-        child = _start(claimed, home)
+        child = _start(claimed, home, worker_folder())
     except NotebookError as error:
-        _give_back(reach, claimed, "unfit", str(error))
+        _give_back(reach, claimed, "unfit", str(error), causes.INSTALL)
         return f"{error}; the job is back in the queue."
     except KeyboardInterrupt:
         _give_back(reach, claimed, "drained", "interrupted before it began")
@@ -99,7 +104,7 @@ def _run(reach: Reach, claimed: Claimed, home: Path, progress: Progress, panel: 
     return _summary(reach, claimed, code, last, _last_words(log), interrupted)
 
 
-def _start(claimed: Claimed, home: Path) -> subprocess.Popen[bytes]:
+def _start(claimed: Claimed, home: Path, packages: Path) -> subprocess.Popen[bytes]:
     ticket = home / "ticket.json"
     ticket.touch(mode=0o600)
     ticket.write_text(claimed.ticket.model_dump_json())
@@ -107,7 +112,7 @@ def _start(claimed: Claimed, home: Path) -> subprocess.Popen[bytes]:
         # A session of its own: an interrupt of the cell reaches the kernel alone, which then asks the worker to leave.
         return subprocess.Popen(
             [sys.executable, "-m", "worker.notebook.attended", str(ticket)],
-            env=_environment(),
+            env=_environment(packages),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -218,7 +223,9 @@ def _death(code: int, log: str) -> str:
     return f"exit code {code} ({log})" if log else f"exit code {code}"
 
 
-def _give_back(reach: Reach, claimed: Claimed, reason: Literal["unfit", "drained", "failed"], detail: str) -> None:
+def _give_back(
+    reach: Reach, claimed: Claimed, reason: Literal["unfit", "drained", "failed"], detail: str, cause: str = ""
+) -> None:
     """Speak for a worker that cannot."""
     said: dict[str, Any] = {
         "lease": claimed.ticket.lease,
@@ -229,7 +236,7 @@ def _give_back(reach: Reach, claimed: Claimed, reason: Literal["unfit", "drained
     if reason == "failed":
         reach.say(claimed, Finish(**said, failure=Failure(message=detail, permanent=False)))
     else:
-        reach.say(claimed, Release(**said, reason=reason, detail=detail))
+        reach.say(claimed, Release(**said, reason=reason, detail=detail, cause=cause))
 
 
 def _last_words(log: Path) -> str:

@@ -6,17 +6,19 @@ import importlib
 import math
 import os
 import re
+import sys
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from worker import install
+from worker import install, packages
 from worker.hardware import available_ram
 from worker.training import base_model
 from worker.training.encoding import load_tokenizer
@@ -240,13 +242,22 @@ def install_unsloth(wanted: str, hardware: Hardware, world: int = 1) -> str:
     """Install unsloth if that is all it lacks and the machine is this session's own; returns why it could not be, or nothing.
 
     A driver says so with `WORKER_MAY_INSTALL` (a folder of staged wheels, or `1` for pip's index): nothing is ever put into
-    an environment of a person's own unasked.
+    an environment of a person's own unasked. Where the session has a folder of packages it goes beside that one.
     """
     check_card(hardware)
     source = os.environ.get("WORKER_MAY_INSTALL", "")
     if not source or wanted == "hf" or unsloth_obstacle(hardware, world) != _NOT_INSTALLED:
         return ""
-    problem = install.unsloth(None if source == "1" else Path(source))
+    return _install_unsloth(source, os.environ.get(packages.FOLDER, ""))
+
+
+@cache
+def _install_unsloth(source: str, folder: str) -> str:
+    """Once per session: what could not be imported before cannot be imported now."""
+    own = Path(f"{folder}-unsloth") if folder else None
+    problem = install.unsloth(None if source == "1" else Path(source), own)
+    if own is not None and not problem:
+        sys.path.insert(0, str(own))
     importlib.invalidate_caches()
     return problem
 

@@ -17,7 +17,7 @@ from worker.hardware import memory_cap
 from worker.hardware import probe as probe_hardware
 from worker.lineage import check_lineage, check_owner
 from worker.protocol import Hardware, JobSpec, Phase, Recipe
-from worker.training import backends, base_model, state
+from worker.training import backends, base_model, state, unusable
 from worker.training.data import Rows, check_rows, load_rows
 from worker.training.encoding import Encoder
 from worker.training.job import Hooks, Resume, Trained, TrainingJob, UnfitMachineError
@@ -42,6 +42,7 @@ def train(job: TrainingJob, hooks: Hooks, group: Group | None = None) -> Trained
 
     Raises `PermanentError`, `UnfitMachineError` or `CheckpointError`, each with one sentence; `OSError` if the disk fails.
     """
+    unusable.hide()
     with _plain_errors(job.spec):
         insist_on_determinism()
         hooks.phase(Phase.LOAD)

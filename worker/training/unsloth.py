@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from worker.training import unusable
 from worker.training.hf import whole
 from worker.training.job import PermanentError
 from worker.training.loss import Hidden, backbone_states
@@ -41,6 +42,7 @@ class UnslothBackend:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache / "trainhop" / "unsloth_compiled_cache"))
         # Its backward pass adds in no fixed order; without it unsloth takes PyTorch's attention, which can.
+        unusable.hide()  # it may have come with a newer torchao
         sys.modules.setdefault("xformers", None)  # pyright: ignore[reportArgumentType] - Python's own way to say "absent"
         import unsloth  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
 
