@@ -104,8 +104,10 @@ def test_all_is_well_with_what_is_known_from_outside(make) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_all_is_well_with_the_training_set(make) -> None:
     _, provider = make()
+    provider.limits = replace(FAST, answer_s=500.0, probe_s=400.0)
     wanted = (outcome.TRAINING, outcome.EQUAL_BYTES, outcome.ALL_REDUCE)
     found = checked(provider, *wanted)
     assert asked(found) == dict.fromkeys(wanted, "ok"), found
@@ -283,7 +285,9 @@ def test_what_a_check_left_is_deleted_by_its_id_and_nothing_else(make) -> None:
     connection = provider._access.connect(ALICE)
     mine, others = names("check-1"), names("check-2")["main"]
     for slug in (mine["main"], mine["limit"], mine["cancel"], others):
-        connection.push("alice", Push(slug=slug, source="", machine_shape="", internet=False, datasets=(), timeout_s=60))
+        connection.push(
+            "alice", Push(slug=slug, source="", machine_shape="", internet=False, datasets=(), timeout_s=60)
+        )
     kaggle.rules.add("DeleteKernel", status=503)
     with pytest.raises(ProviderUnavailable):
         provider.clear_check(ALICE, "check-1")

@@ -11,9 +11,9 @@ from typing import Any
 
 from worker import boot
 from worker.doctor import outcome
-from worker.doctor.kernel import image, packaged
+from worker.doctor.kernel import packaged
 from worker.doctor.outcome import Outcome, ProbeError, attempt, not_asked
-from worker.doctor.places import versions
+from worker.doctor.places import image, versions
 from worker.install import every_line
 from worker.lines import signed
 
@@ -26,7 +26,8 @@ _SIGNS = {outcome.OK: "ok", outcome.FAILED: "FAILED", outcome.NOT_ASKED: "-"}
 def run(order: Mapping[str, Any], home: Path) -> None:
     """Answer the probes of `order`, show them, and send or print the signed answer; this package lies in `home / "lib"`."""
     found = [each.as_dict() for each in _probes(order, home)]
-    answer = {"check": order["check"], "machine": device(), "image": image(), "versions": versions(), "probes": found}
+    answer = {"check": order["check"], "machine": device(), "versions": versions(), "probes": found}
+    answer["image"] = image(boot.environment(home / "lib", home / "packages"))
     line = signed(order["token"], json.dumps({"kind": "answer", "at": time.time(), **answer}, separators=(",", ":")))
     if order["server"] and (problem := send(order["server"], line)):
         print(f"The server was not reached from here ({problem}).")

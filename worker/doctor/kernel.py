@@ -7,7 +7,6 @@ Every word of theirs is a signed line with a `kind`: `began`, `stamp` (one a sec
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import sys
 import threading
@@ -21,7 +20,7 @@ from worker import boot, packages
 from worker.doctor import outcome
 from worker.doctor.hub import hub
 from worker.doctor.outcome import Outcome, ProbeError, attempt, not_asked, say
-from worker.doctor.places import inputs, session_id, versions
+from worker.doctor.places import image, inputs, session_id, versions
 from worker.doctor.reduce import all_reduce
 from worker.doctor.training import equal_bytes, training
 from worker.doctor.uploads import uploads
@@ -49,7 +48,7 @@ Probe = Callable[[], tuple[str, dict[str, Any]]]
 def run(carried: Mapping[str, Any], working: Path, home: Path) -> int:
     """Play the role that the pushed script carries; the exit code. This package was unpacked into `home / "lib"`."""
     token, order = carried["token"], carried["order"]
-    say(token, "began", at=time.time(), session=session_id(), versions=versions(), image=image())
+    say(token, "began", at=time.time(), session=session_id(), versions=versions())
     if carried["role"] != "main":
         return _wait_for_the_end(token, order, working)
     over = threading.Event()
@@ -58,20 +57,11 @@ def run(carried: Mapping[str, Any], working: Path, home: Path) -> int:
     outcomes = _probe(carried, working, home)
     over.set()
     stamping.join()
-    answer = {"check": carried["check"], "image": image(), "versions": versions()}
+    found_on = image(boot.environment(home / "lib", home / "packages"))
+    answer = {"check": carried["check"], "image": found_on, "versions": versions()}
     say(token, "answer", **answer, probes=[each.as_dict() for each in outcomes])
     _flood(int(order["flood_bytes"]))
     return 0
-
-
-def image() -> str:
-    """Which image this machine runs."""
-    for name in ("/etc/git_commit", "/etc/build_date"):
-        try:
-            return Path(name).read_text().strip()[:64]
-        except OSError:
-            continue
-    return os.environ.get("COLAB_RELEASE_TAG", "")[:64]
 
 
 def _stamp(token: str, every_s: float, over: threading.Event) -> None:
