@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from orchestrator.entrypoints.bodies import Asked
 from orchestrator.entrypoints.schemas import Answer, Time
+from orchestrator.services.colab_checks import LONGEST_LINE
 
 
 class CheckAsked(Asked):
     """A check to make. With `gpu` it takes some minutes of the account's GPU quota."""
 
     gpu: bool = False
+
+
+class AnswerAsked(Asked):
+    """What a cell has printed: one signed line."""
+
+    line: Annotated[str, Field(max_length=LONGEST_LINE)]
+
+
+class Cell(Answer):
+    """Python for a notebook's cell; `reaches` says whether its answer comes to this server by itself."""
+
+    cell: str
+    reaches: bool
 
 
 class Probe(Answer):

@@ -10,13 +10,14 @@ from typing import Any, cast
 
 from orchestrator.diagnosis_ports import CheckOrder, Examined, SupportsDiagnosis
 from orchestrator.domain import diagnosis
-from orchestrator.domain.errors import ConflictError, InvalidError, UnavailableError
+from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
 from orchestrator.domain.model import Account
 from orchestrator.ports import Context, CredentialsRefused, Named, ProviderError, Store, StoreError
 from orchestrator.services.accounts import owned
 from orchestrator.services.ids import new_id
 from orchestrator.services.jobs import Actor
-from worker.doctor.outcome import PROBES, Outcome
+from worker.doctor.outcome import DRIVE_UPLOAD, PROBES, Outcome, attempt
+from worker.doctor.uploads import SIZES, uploads
 from worker.protocol import GrantKind
 
 Json = dict[str, Any]
@@ -77,7 +78,7 @@ def keep(account: Account, found: Examined, *, check: str, machine: str, at: flo
     probes = diagnosis.judged([o.as_dict() for o in found.outcomes])
     kept = {"check": check, "at": at, "image": found.image, "versions": dict(found.versions), "probes": probes}
     image = {k: v for k, v in account.image.items() if k not in ("running", "changed", "problem")}
-    account.image = image | {machine: _hidden(kept, names)}
+    account.image = image | {machine: hidden(kept, names)}
 
 
 def _provider(ctx: Context, account: Account) -> SupportsDiagnosis:
@@ -124,7 +125,7 @@ def _run(ctx: Context, account: Account, check: str, *, gpu: bool, probes: froze
             if found is not None:
                 keep(current, found, check=check, machine=machine, at=ctx.clock.now(), names=names)
             else:
-                current.image |= {"problem": str(_hidden(problem, names))}
+                current.image |= {"problem": str(hidden(problem, names))}
             current.image |= {"left": [*current.image.get("left", ()), check]}
             tx.save_account(current)
     _clear(ctx, account, [check])
@@ -145,8 +146,8 @@ def _tell(ctx: Context, account: Account, check: str, found: Outcome) -> None:
         if current is None or running.get("check") != check:
             return
         seen: list[Json] = [p for p in running["seen"] if p["name"] != found.name]
-        hidden = _hidden(probe, _known_names(current))
-        current.image = {**current.image, "running": {**running, "seen": [*seen, hidden]}}
+        seen.append(hidden(probe, _known_names(current)))
+        current.image = {**current.image, "running": {**running, "seen": seen}}
         tx.save_account(current)
 
 
@@ -168,16 +169,37 @@ def _clear(ctx: Context, account: Account, checks: list[str]) -> None:
         tx.save_account(current)
 
 
+def try_uploads(ctx: Context, name: str) -> Json:
+    """Send two small files to the store as a machine would, without signing in; a judged probe. Nothing of them stays."""
+    with ctx.uow() as tx:
+        known = {config.name for config in tx.store_configs()}
+    if name not in known:
+        raise NotFoundError(f"there is no store {name} here; set it up with trainhop store use {name}")
+    store = ctx.stores.get(name)
+    with _sessions(store) as addresses:
+        if len(addresses) != len(SIZES):
+            raise UnavailableError("the store opened no upload session; see what it says: trainhop store check")
+        (probe,) = diagnosis.judged([attempt(DRIVE_UPLOAD, lambda: uploads(addresses)).as_dict()])
+    return probe
+
+
 @contextlib.contextmanager
 def _uploads(ctx: Context) -> Generator[tuple[str, ...]]:
-    """Two upload sessions in the store that machines write to, deleted afterwards; none where it is this server's folder."""
+    """Upload sessions in the store that machines write to; none where it is this server's folder."""
     store = ctx.stores.current()
     if store.name == ctx.stores.local().name:
         yield ()
         return
-    keys = [f"checks/{secrets.token_hex(8)}" for _ in range(2)]
+    with _sessions(store) as addresses:
+        yield tuple(addresses)
+
+
+@contextlib.contextmanager
+def _sessions(store: Store) -> Generator[list[str]]:
+    """Two upload sessions; what was sent to them is deleted afterwards."""
+    keys = [f"checks/{secrets.token_hex(8)}" for _ in SIZES]
     try:
-        yield tuple(upload_addresses(store, keys))
+        yield upload_addresses(store, keys)
     finally:
         for key in keys:
             with contextlib.suppress(StoreError):
@@ -209,12 +231,12 @@ def _names(ctx: Context, account: Account) -> set[str]:
     return {name for name in names if len(name) > 2}
 
 
-def _hidden(value: Any, names: set[str]) -> Any:
+def hidden(value: Any, names: set[str]) -> Any:
     """JSON in which no text names a person, an account or an address."""
     if isinstance(value, dict):
-        return {k: _hidden(v, names) for k, v in cast("Json", value).items()}
+        return {k: hidden(v, names) for k, v in cast("Json", value).items()}
     if isinstance(value, list):
-        return [_hidden(v, names) for v in cast("list[Any]", value)]
+        return [hidden(v, names) for v in cast("list[Any]", value)]
     if not isinstance(value, str):
         return value
     text = _HIDDEN.sub("***", value)

@@ -104,8 +104,10 @@ def test_all_is_well_with_what_is_known_from_outside(make) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_all_is_well_with_the_training_set(make) -> None:
     _, provider = make()
+    provider.limits = replace(FAST, answer_s=500.0, probe_s=400.0)
     wanted = (outcome.TRAINING, outcome.EQUAL_BYTES, outcome.ALL_REDUCE)
     found = checked(provider, *wanted)
     assert asked(found) == dict.fromkeys(wanted, "ok"), found

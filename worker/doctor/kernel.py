@@ -7,7 +7,6 @@ Every word of theirs is a signed line with a `kind`: `began`, `stamp` (one a sec
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import sys
 import threading
@@ -21,7 +20,7 @@ from worker import boot, packages
 from worker.doctor import outcome
 from worker.doctor.hub import hub
 from worker.doctor.outcome import Outcome, ProbeError, attempt, not_asked, say
-from worker.doctor.places import inputs, session_id, versions
+from worker.doctor.places import image, inputs, session_id, versions
 from worker.doctor.reduce import all_reduce
 from worker.doctor.training import equal_bytes, training
 from worker.doctor.uploads import uploads
@@ -49,7 +48,7 @@ Probe = Callable[[], tuple[str, dict[str, Any]]]
 def run(carried: Mapping[str, Any], working: Path, home: Path) -> int:
     """Play the role that the pushed script carries; the exit code. This package was unpacked into `home / "lib"`."""
     token, order = carried["token"], carried["order"]
-    say(token, "began", at=time.time(), session=session_id(), versions=versions(), image=image())
+    say(token, "began", at=time.time(), session=session_id(), versions=versions())
     if carried["role"] != "main":
         return _wait_for_the_end(token, order, working)
     over = threading.Event()
@@ -58,20 +57,11 @@ def run(carried: Mapping[str, Any], working: Path, home: Path) -> int:
     outcomes = _probe(carried, working, home)
     over.set()
     stamping.join()
-    answer = {"check": carried["check"], "image": image(), "versions": versions()}
+    found_on = image(boot.environment(home / "lib", home / "packages"))
+    answer = {"check": carried["check"], "image": found_on, "versions": versions()}
     say(token, "answer", **answer, probes=[each.as_dict() for each in outcomes])
     _flood(int(order["flood_bytes"]))
     return 0
-
-
-def image() -> str:
-    """Which image this machine runs."""
-    for name in ("/etc/git_commit", "/etc/build_date"):
-        try:
-            return Path(name).read_text().strip()[:64]
-        except OSError:
-            continue
-    return os.environ.get("COLAB_RELEASE_TAG", "")[:64]
 
 
 def _stamp(token: str, every_s: float, over: threading.Event) -> None:
@@ -131,9 +121,11 @@ def _probe(carried: Mapping[str, Any], working: Path, home: Path) -> list[Outcom
     with ThreadPoolExecutor(5) as pool:
         plain = [pool.submit(ask, name, probe) for name, probe in _plain(order, working).items()]
         environment = boot.environment(home / "lib", home / "packages")
-        problem = _install(carried["requirements"], home / "packages") if wanted & _PACKAGED else None
-        packaged = _packaged(order, environment, problem)
-        plain += [pool.submit(ask, name, probe) for name, probe in packaged.items()]
+        if wanted & PACKAGED:
+            probes = packaged(order, environment, carried["requirements"], home / "packages")
+            plain += [pool.submit(ask, name, probe) for name, probe in probes.items()]
+        else:
+            plain += [pool.submit(ask, name, _nothing) for name in PACKAGED]
         found = {each.name: each for each in _results(plain)}
     if not order["uploads"]:
         found[outcome.DRIVE_UPLOAD] = not_asked(outcome.DRIVE_UPLOAD, "no Google Drive is in use as a store")
@@ -157,29 +149,31 @@ def _plain(order: Mapping[str, Any], working: Path) -> dict[str, Probe]:
     return probes
 
 
-_PACKAGED = {outcome.TRAINING, outcome.EQUAL_BYTES, outcome.ALL_REDUCE, outcome.HUB}
+PACKAGED = frozenset({outcome.TRAINING, outcome.EQUAL_BYTES, outcome.ALL_REDUCE, outcome.HUB})
+"""Probes that need the training set."""
 
 
-def _packaged(order: Mapping[str, Any], environment: dict[str, str], problem: InstallError | None) -> dict[str, Probe]:
+def _nothing() -> tuple[str, dict[str, Any]]:
+    return "", {}
+
+
+def packaged(
+    order: Mapping[str, Any], environment: dict[str, str], requirements: list[str], folder: Path
+) -> dict[str, Probe]:
+    """Bring the set into a folder of its own, as a session does, and return the probes that need it, ready to run."""
     limit_s, source = float(order["probe_s"]), order["hub"]
-    if problem is not None:
+    try:
+        packages.ready(folder, requirements)
+    except InstallError as error:
+        words, cause = f"the packages could not be installed: {error}", error.cause
 
         def refuse() -> tuple[str, dict[str, Any]]:
-            raise ProbeError(f"the packages could not be installed: {problem}", cause=problem.cause)
+            raise ProbeError(words, cause=cause)
 
-        return dict.fromkeys(_PACKAGED, refuse)
+        return dict.fromkeys(PACKAGED, refuse)
     return {
         outcome.TRAINING: lambda: training(limit_s, environment),
         outcome.EQUAL_BYTES: lambda: equal_bytes(limit_s, environment),
         outcome.ALL_REDUCE: lambda: all_reduce(order["device"], limit_s, environment),
         outcome.HUB: lambda: hub(source["repo"], source["file"], float(order["hub_s"]), environment),
     }
-
-
-def _install(requirements: list[str], folder: Path) -> InstallError | None:
-    """Bring the set into a folder of its own, as a session does; what kept it from that."""
-    try:
-        packages.ready(folder, requirements)
-    except InstallError as error:
-        return error
-    return None

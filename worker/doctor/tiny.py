@@ -86,14 +86,14 @@ def make_model(folder: Path) -> Path:
 
 
 def train(adapter: str, folder: Path) -> dict[str, Any]:
-    """`STEPS` steps in `folder`; the adapter's sha256, the losses, and what it ran on."""
+    """`STEPS` steps, after the smoke step of a LoRA, in `folder`; the adapter's sha256, the losses, and what it ran on."""
     from worker.hardware import probe
     from worker.protocol import JobSpec
-    from worker.training import sft
+    from worker.training import sft, smoke, unusable
     from worker.training.job import TrainingJob
     from worker.training.precision import precision_of
 
-    model, rows = make_model(folder / "model"), folder / "rows.jsonl"
+    model, rows = folder / "model", folder / "rows.jsonl"
     rows.write_text(
         "".join(json.dumps({"prompt": f"{n} and {n}", "completion": f"{2 * n}"}) + "\n" for n in range(ROWS))
     )
@@ -107,6 +107,10 @@ def train(adapter: str, folder: Path) -> dict[str, Any]:
             "sequence_len": 64,
         }
     )
+    if adapter == "lora":  # it tries 4-bit products, too, and one process of a check is enough
+        smoke.check(spec)
+    unusable.hide()
+    make_model(model)
     work = folder / "work"
     work.mkdir()
     heard = Listener()

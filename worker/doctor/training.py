@@ -55,7 +55,8 @@ def _trained(adapter: str, limit_s: float, environment: dict[str, str]) -> dict[
             raise ProbeError(words, cause=causes.SMOKE) from None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
-        raise ProbeError(f"{adapter}: the training set does not train on this image: {last}", cause=causes.SMOKE)
+        said = last.removeprefix("worker.training.job.UnfitMachineError: ")
+        raise ProbeError(f"{adapter}: the training set does not train on this image: {said}", cause=causes.SMOKE)
     found = json.loads(done.stdout.strip().splitlines()[-1])
     if not found["complete"]:
         raise ProbeError(f"{adapter}: training ended before its last step", cause=causes.SMOKE, **found)

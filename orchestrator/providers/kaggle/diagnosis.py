@@ -138,15 +138,14 @@ class Check:
         for said in self._words("main", pushed + self._limits.answer_s):
             kind = said.get("kind")
             if kind == "began" and started_s is None:
-                started_s = time.monotonic() - pushed
-                self._image, self._versions = _image(said)
+                started_s, self._versions = time.monotonic() - pushed, _versions(said)
             elif kind == "stamp" and said["live"]:
                 lags.append(time.time() - float(said["at"]))
             elif kind == "outcome" and (found := Outcome.read(said)) is not None:
                 heard[found.name] = found
                 self._tell(found)
             elif kind == "answer":
-                answer = said
+                answer, self._image = said, str(said.get("image", ""))[:64]
                 break
         heard |= {o.name: o for each in (answer or {}).get("probes", ()) if (o := Outcome.read(each)) is not None}
         self._fill(heard, self._last_words("main") if answer is None else "")
@@ -367,10 +366,10 @@ def _can(kept: bool) -> str:
     return "can" if kept else "cannot"
 
 
-def _image(said: Said) -> tuple[str, dict[str, str]]:
+def _versions(said: Said) -> dict[str, str]:
     found = said.get("versions")
     versions = {str(k)[:40]: str(v)[:40] for k, v in found.items()} if isinstance(found, dict) else {}
-    return str(said.get("image", ""))[:64], dict(list(versions.items())[:40])
+    return dict(list(versions.items())[:40])
 
 
 def _with_times(found: Outcome, ready_s: float | None, started_s: float | None) -> Outcome:
