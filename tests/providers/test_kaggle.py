@@ -161,6 +161,7 @@ def test_a_push_that_went_through_although_its_answer_was_lost_is_found(provider
 
 
 def test_a_push_that_did_not_arrive_is_unknown_for_a_while_and_then_over(provider, kaggle, works, clock):
+    """Guard: without the noted trouble a person read that there was no such kernel, and not why."""
     works(WAIT)
     kaggle.rules.add("SaveKernel", cut=True)
     launched = request(kaggle_account("alice"))
@@ -169,7 +170,9 @@ def test_a_push_that_did_not_arrive_is_unknown_for_a_while_and_then_over(provide
     handle = handle_of(launched)
     assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN
     clock.tick(3600)
-    assert provider.observe([handle])[0].liveness is Liveness.ENDED
+    seen = provider.observe([handle])[0]
+    assert seen.liveness is Liveness.ENDED
+    assert seen.detail.startswith("it was not started: Kaggle cannot be reached to start a session")
     provider.forget(handle)
 
 
@@ -401,7 +404,8 @@ def test_the_script_ends_a_worker_that_overstays(provider, kaggle, works, monkey
     works(KEEP_ALL + WAIT)
     monkeypatch.setattr(source, "RUN_OVER_S", 0.0)
     _, handle = _launch(provider, kaggle_account("alice"), budget_s=1.0)
-    assert ended(provider, handle).detail == "the kernel ended with an error"
+    seen = ended(provider, handle)
+    assert (seen.detail, seen.failed) == ("the kernel ended with an error", True)
     assert len(provider.collect(handle).files) == 1
     assert "time is over" in provider.log(handle, 0, 10_000).decode()
 
@@ -550,3 +554,40 @@ def test_the_packed_worker_is_the_installed_one():
     assert {"worker/__main__.py", "worker/protocol.py", "worker/training/trainer.py"} <= set(names)
     assert light_worker("") != source.worker_zip()
     assert CHECKPOINT
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (
+            "print('trainhop: cannot start: earlier');print('trainhop: cannot start: no room for KGAT_alice \\x1b[1m')",
+            "cannot start: no room for *** [1m",
+        ),
+        ("print('ERROR: No matching distribution\\nERROR: second')", "ERROR: No matching distribution"),
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("print('nothing of use')", ""),
+    ],
+)
+def test_a_kernel_that_failed_is_told_in_its_own_words(provider, kaggle, works, code, words):
+    """Guard: without its log's words a person read that the kernel ended with an error, whatever the cause."""
+    works(f"{code}\nsys.stdout.flush(); sys.exit(1)")
+    _, handle = _launch(provider, kaggle_account("alice"))
+    said = f"the kernel ended with an error{': ' if words else ''}{words}"
+    for seen in (ended(provider, handle), provider.observe([handle])[0]):
+        assert (seen.detail, seen.failed) == (said, True)
+
+
+def test_kaggles_own_words_of_a_failure_are_told_too(provider, kaggle, works):
+    works("sys.exit('ValueError: too much')")
+    _, handle = _launch(provider, kaggle_account("alice"))
+    kaggle.kernel(slug(handle)).failure = "Your notebook tried to allocate more memory than is available."
+    assert ended(provider, handle).detail == (
+        "the kernel ended with an error: Your notebook tried to allocate more memory than is available."
+    )
+
+
+def test_a_run_that_ended_well_or_was_cut_off_has_not_failed(provider, kaggle, works):
+    works("print('ERROR: printed by the model')")
+    _, handle = _launch(provider, kaggle_account("alice"))
+    seen = ended(provider, handle)
+    assert (seen.detail, seen.failed) == ("", False)

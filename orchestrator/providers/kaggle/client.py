@@ -134,13 +134,13 @@ class Connection(Wire):
 
     def _push_problem(self, push: Push, answer: ApiSaveKernelResponse) -> str:
         if answer.error:
-            return self._clean(str(answer.error))
+            return self.clean(str(answer.error))
         for kind in ("dataset", "kernel", "competition", "model"):
             refused = getattr(answer, f"invalid_{kind}_sources")
             if refused:
-                return self._clean(f"it does not know the {kind} {', '.join(map(str, refused))}")
+                return self.clean(f"it does not know the {kind} {', '.join(map(str, refused))}")
         if answer.ref and not str(answer.ref).rstrip("/").endswith(push.slug):
-            return self._clean(f"it stored the session under another name: {answer.ref}")
+            return self.clean(f"it stored the session under another name: {answer.ref}")
         return ""
 
     def state(self, owner: str, slug: str) -> tuple[str, str]:
@@ -152,8 +152,8 @@ class Connection(Wire):
             try:
                 answer = sdk.kernels.kernels_api_client.get_kernel_session_status(request)
             except KeyError as error:  # the SDK's way to say that it has no such state
-                return self._clean(str(error.args[0])), ""
-            return _name(answer.status), self._clean(_text(answer.failure_message or ""))
+                return self.clean(str(error.args[0])), ""
+            return _name(answer.status), self.clean(_text(answer.failure_message or ""))
 
         return self._call("tell a session's state", ask)
 
@@ -196,7 +196,7 @@ class Connection(Wire):
             "cancel a session", lambda sdk: sdk.kernels.kernels_api_client.cancel_kernel_session(request)
         )
         if answer.error_message:
-            raise KaggleSaid(200, self._clean(str(answer.error_message)))
+            raise KaggleSaid(200, self.clean(str(answer.error_message)))
 
     @contextlib.contextmanager
     def log(self, owner: str, slug: str, silence_s: float = LOG_SILENCE_S) -> Iterator[requests.Response]:
@@ -227,7 +227,7 @@ class Connection(Wire):
             try:
                 return _name(sdk.datasets.dataset_api_client.get_dataset_status(request).status)
             except KeyError as error:
-                return self._clean(str(error.args[0]))
+                return self.clean(str(error.args[0]))
 
         try:
             return self._call("tell a dataset's state", ask)
@@ -244,7 +244,7 @@ class Connection(Wire):
         request.license_name, request.is_private, request.files = "unknown", True, [file]
         answer = self._call("store a dataset", lambda sdk: sdk.datasets.dataset_api_client.create_dataset(request))
         if answer.error:
-            raise KaggleSaid(200, self._clean(str(answer.error)))
+            raise KaggleSaid(200, self.clean(str(answer.error)))
 
     def delete_dataset(self, owner: str, slug: str) -> None:
         """Remove a dataset; nothing happens if it is not there."""
@@ -277,7 +277,7 @@ class Connection(Wire):
                 return
             raise
         if refusal:
-            raise KaggleSaid(200, self._clean(str(refusal)))
+            raise KaggleSaid(200, self.clean(str(refusal)))
 
 
 def _text(value: Any) -> str:

@@ -16,6 +16,7 @@ from orchestrator.ports import (
     Leftovers,
     Liveness,
     Observation,
+    ProviderError,
     ProviderUnavailable,
     Room,
     Vault,
@@ -39,6 +40,7 @@ from orchestrator.providers.kaggle.notes import Notebook, Notes, Session
 from orchestrator.providers.kaggle.stopping import CANCELLED, SAVING_S, Wish, cancel, delete
 from orchestrator.providers.kaggle.stream import lines, pieces
 from orchestrator.providers.kaggle.wire import KaggleSaid
+from orchestrator.providers.last_words import last_words
 
 MARGIN_S = 900.0
 """Kaggle ends a session at its limit without warning, and saving what it left takes minutes per gigabyte."""
@@ -55,6 +57,7 @@ ENDED = {
     "ERROR": "the kernel ended with an error",
     "CANCEL_ACKNOWLEDGED": "Kaggle ended the session (time limit, or stopped by its owner)",
 }
+ABSENT = "there is no such kernel at Kaggle (never started, or deleted)"
 ALIVE = frozenset({"QUEUED", "RUNNING", "CANCEL_REQUESTED", "NEW_SCRIPT"})
 
 
@@ -147,8 +150,12 @@ class KaggleProvider:
                 start(place, request, folder, noted, about_to_push=lambda: self._may_appear(request.lease_id))
         except KaggleSaid as refusal:
             error = refusals.as_launch_error(refusal, now=self._now(), refresh_at=self._refresh_at(connection, refusal))
+            self._note_trouble(request, error)
             raise error from None
-        self._notebook.write(request.lease_id, pushed=True, unsure_until=self._now() + UNSURE_S)
+        except ProviderUnavailable as error:
+            self._note_trouble(request, error)
+            raise
+        self._notebook.write(request.lease_id, pushed=True, trouble="", unsure_until=self._now() + UNSURE_S)
         self._forget_room(request.account)
         return f"{place.owner}/{slug}"
 
@@ -161,6 +168,10 @@ class KaggleProvider:
             prefix=f"jobs/{request.job_id}/f{given.fence}/" if given else "",
             checkpoint=checkpoint if given and given.resume else "",
         )
+
+    def _note_trouble(self, request: LaunchRequest, error: ProviderError) -> None:
+        """A session that never appears is told with these words, not as one that is not there."""
+        self._notebook.write(request.lease_id, account=request.account.id, trouble=f"it was not started: {error}")
 
     def _may_appear(self, lease_id: str) -> None:
         """Counted from the push: bringing its files may have taken longer than a push is waited for."""
@@ -188,7 +199,7 @@ class KaggleProvider:
         lease = handle.lease_id
         noted = self._notebook.of(lease).read()
         if noted.state:
-            return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=noted.detail)
+            return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=noted.detail, failed=noted.failed)
         if not handle.account.credentials:
             return Observation(lease_id=lease, liveness=Liveness.ENDED, detail="its Kaggle account was removed")
         at, known = self._seen.get(lease, (0.0, None))
@@ -208,22 +219,32 @@ class KaggleProvider:
                 raise
             if self._now() < noted.unsure_until:
                 return Observation(lease_id=lease, liveness=Liveness.UNKNOWN, detail="may be about to start")
-            return self._ended(handle, "DELETED", "there is no such kernel at Kaggle (never started, or deleted)")
+            return self._ended(handle, "DELETED", noted.trouble or ABSENT)
+        if state == "ERROR":
+            return self._ended(handle, state, self._words(handle, place, failure))
         if state in ENDED:
             wished = noted.stop_since and state == "CANCEL_ACKNOWLEDGED"
             return self._ended(handle, state, CANCELLED if wished else failure or ENDED[state])
         if noted.account and not noted.pushed:
-            self._notebook.write(lease, pushed=True)
+            self._notebook.write(lease, pushed=True, trouble="")
         liveness = Liveness.RUNNING if state in ALIVE else Liveness.UNKNOWN
         detail = state.lower() if state in ALIVE else f"Kaggle says {state}, which this version does not know"
         return Observation(lease_id=lease, liveness=liveness, detail=detail, external_id=external)
+
+    def _words(self, handle: Handle, place: Place, failure: str) -> str:
+        """What a kernel's log and Kaggle itself (`failure`) say of its error."""
+        notes = self._notebook.of(handle.lease_id)
+        with contextlib.suppress(ProviderUnavailable):
+            save_log(place.connection, place.owner, place.slug, notes)
+        said = [words for words in (place.connection.clean(last_words(notes.log)), failure) if words]
+        return ": ".join([ENDED["ERROR"], *(["; ".join(said)] if said else [])])
 
     def _ended(self, handle: Handle, state: str, detail: str) -> Observation:
         """Note an end, which nothing takes back."""
         self._forget_room(handle.account)
         if self._notebook.of(handle.lease_id).read().account:
             self._notebook.write(handle.lease_id, state=state, detail=detail, ended_at=self._now())
-        return Observation(lease_id=handle.lease_id, liveness=Liveness.ENDED, detail=detail)
+        return Observation(lease_id=handle.lease_id, liveness=Liveness.ENDED, detail=detail, failed=state == "ERROR")
 
     def stop(self, handle: Handle) -> None:
         """Cancel the session, whose end and files later rounds find; delete its kernel where it cannot be cancelled."""

@@ -19,7 +19,7 @@ class Session:
     """A launch as it was noted. `prefix` is the only folder of the store that its files may go to.
 
     `state` and `detail` are Kaggle's last word once the run has ended, at `ended_at`; until `unsure_until` a push whose answer
-    was lost may still appear. Its end was first wished at `stop_since`, and Kaggle has accepted to cancel it where `cancelled`.
+    was lost may still appear; `trouble` is what went wrong with it. Its end was first wished at `stop_since`, and Kaggle has accepted to cancel it where `cancelled`.
     """
 
     account: str = ""
@@ -27,6 +27,7 @@ class Session:
     checkpoint: str = ""
     pushed: bool = False
     unsure_until: float = 0.0
+    trouble: str = ""
     stop_since: float = 0.0
     cancelled: bool = False
     state: str = ""
@@ -34,6 +35,11 @@ class Session:
     ended_at: float = 0.0
     collected: bool = False
     forgotten: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """It has ended with an error of its own."""
+        return self.state == "ERROR"
 
     @property
     def is_live(self) -> bool:
