@@ -8,6 +8,7 @@ run `python -m worker.install [--wheels FOLDER] [--gpu]`.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import subprocess
@@ -17,6 +18,8 @@ import time
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
+
+from worker import bundle
 
 TRAIN = {
     "accelerate": "1.15.0",
@@ -46,6 +49,17 @@ xformers is left out on purpose (see `worker.training.unsloth`).
 
 KEPT = ("torch", "torchvision", "torchaudio", "triton", "numpy")
 """What an image ships stays as it is, unless it is named itself."""
+
+
+def every_line() -> list[str]:
+    """Requirements of a worker that trains, in pip's words."""
+    return [*bundle.requirements(), *bundle.requirements("train")]
+
+
+def set_key(lines: Iterable[str] | None = None) -> str:
+    """12 hexadecimal characters that name the set of these requirements, by default of a worker that trains."""
+    wanted = "\n".join(sorted(every_line() if lines is None else lines))
+    return hashlib.sha256(wanted.encode()).hexdigest()[:12]
 
 
 def missing(gpu: bool) -> dict[str, str]:

@@ -18,7 +18,7 @@ from orchestrator.ports import Handle, LaunchRequest, Liveness
 from orchestrator.providers.colab import ColabProvider
 from orchestrator.providers.colab.calls import Bridge
 from tests.emulators.colab import Colab
-from worker import install
+from worker import bundle, install
 from worker.protocol import Assignment, Grant, GrantKind, JobSpec
 
 DATA, CHECKPOINT = b'{"text": "a row of training data"}\n', b"a checkpoint" * 1000
@@ -90,7 +90,8 @@ def light_wheel(code: str) -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("worker/__init__.py", "")
-        archive.write(install.__file__, "worker/install.py")
+        for part in (bundle, install):
+            archive.write(part.__file__, f"worker/{Path(part.__file__).name}")
         archive.writestr("worker/__main__.py", LIGHT + code)
     return packed.getvalue()
 

@@ -60,6 +60,34 @@ print(ticket["token"], ticket["budget_s"] < 60, given["seconds_left"] < 60, keep
     assert all(d.private for d in kaggle.world.datasets.values())
 
 
+@pytest.mark.parametrize("layout", ["nested", "flat", "nested links", "flat links"])
+def test_files_are_found_however_kaggle_lays_them_out(provider, kaggle, works, layout):
+    """Guard: with `rglob` alone nothing was found in a folder that is a link."""
+    works("""
+import hashlib
+for grant in (given["datasets"][0], given["resume"]):
+    print(hashlib.sha256(pathlib.Path(grant["path"]).read_bytes()).hexdigest() == grant["sha256"], flush=True)
+""")
+    kaggle.sessions.layout = layout
+    _, handle = _launch(provider, kaggle_account("alice"), resume=True)
+    ended(provider, handle)
+    assert list(provider.follow(handle))[1:3] == ["True", "True"]
+
+
+def test_a_t4_offers_what_it_shows(provider):
+    """14.56 GiB: jobs that were planned for 14.71 did not fit."""
+    room = provider.room(kaggle_account("alice"))
+    assert (room.gpu, round(room.memory_bytes / 2**30, 2)) == (True, 14.56)
+
+
+def test_another_accelerator_is_never_asked_for(provider, kaggle, works):
+    """Kaggle gives a T4 where a P100 is asked for, and a P100 has no kernels in this torch."""
+    works(WAIT)
+    _, handle = _launch(provider, kaggle_account("alice", accelerator="P100"))
+    assert [s.said["machineShape"] for s in kaggle.seen("SaveKernel")] == ["NvidiaTeslaT4"]
+    provider.stop(handle)
+
+
 def test_a_machine_without_accelerator_needs_no_quota(provider, kaggle, works):
     works(WAIT)
     kaggle.world.people["alice"].gpu_hours = 0.0
@@ -538,6 +566,8 @@ def test_the_emulator_speaks_the_client_librarys_fields(kaggle, provider, works)
         kernels.ApiAcceleratorQuota: services["KernelsApiService"].GetAcceleratorQuotaStatistics(alice, {})["gpuQuota"],
         datasets.ApiListDatasetsResponse: services["DatasetApiService"].ListDatasets(alice, {}),
         datasets.ApiDataset: services["DatasetApiService"].ListDatasets(alice, {})["datasets"][0],
+        kernels.ApiCancelKernelSessionRequest: {"kernelSessionId": 1},
+        kernels.ApiCancelKernelSessionResponse: {"errorMessage": ""},
         kernels.ApiSaveKernelRequest: kaggle.seen("SaveKernel")[0].said,
         datasets.ApiCreateDatasetRequest: kaggle.seen("CreateDataset")[0].said,
     }

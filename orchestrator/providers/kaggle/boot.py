@@ -60,7 +60,8 @@ def place_inputs(assignment: dict, files: dict, folder: Path) -> list[str]:
         if grant["key"] not in files:
             continue
         name = files[grant["key"]]
-        found = next(folder.rglob(name), None)
+        # Folders of inputs may be links, which `rglob` does not follow.
+        found = next((Path(at, name) for at, _, there in os.walk(folder, followlinks=True) if name in there), None)
         if found is None:
             lacking.append(name)
         else:

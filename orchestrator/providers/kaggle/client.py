@@ -57,14 +57,22 @@ class Quota:
 
 @dataclass(frozen=True, kw_only=True)
 class Push:
-    """A script to run. `machine_shape` is empty for a machine without accelerator; `datasets` are `owner/slug`."""
+    """A script to run. `machine_shape` is empty for a machine without accelerator.
+
+    `datasets`, and `kernels` whose output it gets, are `owner/slug`.
+    """
 
     slug: str
     source: str
     machine_shape: str
     internet: bool
-    datasets: tuple[str, ...]
     timeout_s: int
+    datasets: tuple[str, ...] = ()
+    kernels: tuple[str, ...] = ()
+
+
+class UnknownKernelError(KaggleSaid):
+    """Kaggle does not know a kernel whose output was asked for."""
 
 
 class Connection(Wire):
@@ -118,7 +126,10 @@ class Connection(Wire):
     # --- kernels ---
 
     def push(self, owner: str, push: Push) -> None:
-        """Save and run a script kernel; a refusal in any of its forms is `KaggleSaid`."""
+        """Save and run a script kernel; a refusal in any of its forms is `KaggleSaid`.
+
+        Raises `UnknownKernelError` for one of its `kernels` that is not there (any more).
+        """
         request = ApiSaveKernelRequest()
         request.slug, request.new_title = f"{owner}/{push.slug}", push.slug
         request.text, request.language, request.kernel_type = push.source, "python", "script"
@@ -127,15 +138,20 @@ class Connection(Wire):
         if push.machine_shape:
             request.machine_shape = push.machine_shape
         request.dataset_data_sources = list(push.datasets)
+        if push.kernels:
+            request.kernel_data_sources = list(push.kernels)
         request.session_timeout_seconds = push.timeout_s
         answer = self._call("start a session", lambda sdk: sdk.kernels.kernels_api_client.save_kernel(request))
         if problem := self._push_problem(push, answer):
             raise KaggleSaid(200, problem)
+        if answer.invalid_kernel_sources:
+            said = f"it does not know the kernel {', '.join(map(str, answer.invalid_kernel_sources))}"
+            raise UnknownKernelError(200, self.clean(said))
 
     def _push_problem(self, push: Push, answer: ApiSaveKernelResponse) -> str:
         if answer.error:
             return self.clean(str(answer.error))
-        for kind in ("dataset", "kernel", "competition", "model"):
+        for kind in ("dataset", "competition", "model"):
             refused = getattr(answer, f"invalid_{kind}_sources")
             if refused:
                 return self.clean(f"it does not know the {kind} {', '.join(map(str, refused))}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.domain.model import Account
@@ -27,6 +28,7 @@ from orchestrator.providers.kaggle.client import Connection
 from orchestrator.providers.kaggle.launch import (
     LONGEST_SESSION_S,
     TIMEOUT_OVER_S,
+    UNSURE_S,
     Place,
     exists,
     plain,
@@ -37,6 +39,8 @@ from orchestrator.providers.kaggle.launch import (
 )
 from orchestrator.providers.kaggle.leftovers import gather, kept, save_log
 from orchestrator.providers.kaggle.notes import Notebook, Notes, Session
+from orchestrator.providers.kaggle.package_set import PackageSet, set_slug
+from orchestrator.providers.kaggle.staging import Desk
 from orchestrator.providers.kaggle.stopping import CANCELLED, SAVING_S, Wish, cancel, delete
 from orchestrator.providers.kaggle.stream import lines, pieces
 from orchestrator.providers.kaggle.wire import KaggleSaid
@@ -44,14 +48,12 @@ from orchestrator.providers.last_words import last_words
 
 MARGIN_S = 900.0
 """Kaggle ends a session at its limit without warning, and saving what it left takes minutes per gigabyte."""
-GPU_SESSIONS = 2
-T4_BYTES = 15_800_000_000
+GPU_SESSIONS, CPU_SESSIONS = 2, 5
+T4_BYTES = int(14.56 * 2**30)
 """What one of the two cards offers to a process; every process trains with a card of its own."""
 RAM_BYTES = 29 << 30
 START_UP_S = 300.0
 """Queue, image, installing the pinned libraries, loading the model."""
-UNSURE_S = 180.0
-"""For so long a pushed kernel may not show up yet, and the files of an ended one may not be listed yet."""
 ENDED = {
     "COMPLETE": "",
     "ERROR": "the kernel ended with an error",
@@ -66,7 +68,8 @@ class KaggleProvider:
 
     `endpoint` (loopback) stands in for Kaggle's own host. What Kaggle said of an account or a session is believed for
     `fresh_s` seconds, and the files of an ended session are waited for `listed_s`. Account settings: `username`, `accelerator` ("none" for machines without GPU, which need no quota),
-    `slots` (sessions at once, 2 at most), `session_s`.
+    `slots` (sessions at once, 2 at most, 5 without GPU), `session_s`, `packages` ("staged", so that a CPU kernel prepares them once
+    and sessions start sooner, or "each", so that every session installs them).
     """
 
     capabilities = Capabilities(
@@ -105,7 +108,8 @@ class KaggleProvider:
 
     def _room(self, account: Account) -> Room:
         gpu = wants_gpu(account)
-        slots = min(GPU_SESSIONS, max(0, int(account.config.get("slots", GPU_SESSIONS))))
+        most = GPU_SESSIONS if gpu else CPU_SESSIONS - self._prepares(account)
+        slots = min(most, max(0, int(account.config.get("slots", most))))
         session_s = min(float(account.config.get("session_s", LONGEST_SESSION_S)), LONGEST_SESSION_S - MARGIN_S)
         memory = T4_BYTES if gpu else RAM_BYTES
         try:
@@ -146,8 +150,7 @@ class KaggleProvider:
             place = Place(connection=connection, owner=self._access.owner(request.account), slug=slug)
             noted = self._note(request)
             if not noted.pushed and not exists(place):
-                folder = self._notebook.of(request.lease_id).folder
-                start(place, request, folder, noted, about_to_push=lambda: self._may_appear(request.lease_id))
+                self._start(place, request, noted)
         except KaggleSaid as refusal:
             error = refusals.as_launch_error(refusal, now=self._now(), refresh_at=self._refresh_at(connection, refusal))
             self._note_trouble(request, error)
@@ -158,6 +161,26 @@ class KaggleProvider:
         self._notebook.write(request.lease_id, pushed=True, trouble="", unsure_until=self._now() + UNSURE_S)
         self._forget_room(request.account)
         return f"{place.owner}/{slug}"
+
+    def _start(self, place: Place, request: LaunchRequest, noted: Session) -> None:
+        notes, now = self._notebook.of_account(request.account.id), self._now()
+        packages = PackageSet(place=replace(place, slug=set_slug()), notes=notes, now=now)
+        staged = request.account.config.get("packages", "each" if self._emulated else "staged") == "staged"
+        folder = self._notebook.of(request.lease_id).folder
+        start(
+            place,
+            request,
+            Desk(connection=place.connection, owner=place.owner, folder=folder, notes=notes, now=now),
+            noted,
+            kernels=packages.found() if staged else (),
+            about_to_push=lambda: self._may_appear(request.lease_id),
+        )
+        if staged:
+            packages.prepare()
+
+    def _prepares(self, account: Account) -> bool:
+        """Whether a CPU session of it prepares the packages."""
+        return self._now() < self._notebook.of_account(account.id).read().set_busy_until
 
     def _note(self, request: LaunchRequest) -> Session:
         given = request.assignment
