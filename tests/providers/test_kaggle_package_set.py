@@ -1,6 +1,7 @@
 """The packages of a Kaggle account's sessions: made once by a CPU kernel, attached where it is complete, never in the way."""
 
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -122,12 +123,15 @@ def test_a_state_that_cannot_be_told_fails_no_launch(provider, kaggle, works, pa
 
 
 def test_two_launches_at_once_start_it_once(provider, kaggle, works, packs):
-    """Guard: without the lock in `_is_due` two kernels of one name ran side by side."""
+    """Guard: noted only after its push, a second launch meanwhile started it again beside the first."""
     works("print('done', flush=True)")
-    with ThreadPoolExecutor(2) as pool:
-        handles = [f.result() for f in [pool.submit(_launch, provider) for _ in range(2)]]
-    for handle in handles:
-        ended(provider, handle)
+    rule = kaggle.rules.add("SaveKernel", skip=1, hold=threading.Event())
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(_launch, provider)
+        until(lambda: rule.seen)
+        _done(provider)
+        rule.hold.set()
+        ended(provider, first.result())
     assert len(_pushes(kaggle)) == 1
 
 
