@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.domain.model import Account
@@ -16,6 +17,7 @@ from orchestrator.ports import (
     Leftovers,
     Liveness,
     Observation,
+    ProviderError,
     ProviderUnavailable,
     Room,
     Vault,
@@ -27,6 +29,7 @@ from orchestrator.providers.kaggle.diagnosing import Diagnosing
 from orchestrator.providers.kaggle.launch import (
     LONGEST_SESSION_S,
     TIMEOUT_OVER_S,
+    UNSURE_S,
     Place,
     exists,
     plain,
@@ -37,25 +40,27 @@ from orchestrator.providers.kaggle.launch import (
 )
 from orchestrator.providers.kaggle.leftovers import gather, kept, save_log
 from orchestrator.providers.kaggle.notes import Notebook, Notes, Session
+from orchestrator.providers.kaggle.package_set import PackageSet, set_slug
+from orchestrator.providers.kaggle.staging import Desk
 from orchestrator.providers.kaggle.stopping import CANCELLED, SAVING_S, Wish, cancel, delete
 from orchestrator.providers.kaggle.stream import lines, pieces
 from orchestrator.providers.kaggle.wire import KaggleSaid
+from orchestrator.providers.last_words import last_words
 
 MARGIN_S = 900.0
 """Kaggle ends a session at its limit without warning, and saving what it left takes minutes per gigabyte."""
-GPU_SESSIONS = 2
-T4_BYTES = 15_800_000_000
+GPU_SESSIONS, CPU_SESSIONS = 2, 5
+T4_BYTES = int(14.56 * 2**30)
 """What one of the two cards offers to a process; every process trains with a card of its own."""
 RAM_BYTES = 29 << 30
 START_UP_S = 300.0
 """Queue, image, installing the pinned libraries, loading the model."""
-UNSURE_S = 180.0
-"""For so long a pushed kernel may not show up yet, and the files of an ended one may not be listed yet."""
 ENDED = {
     "COMPLETE": "",
     "ERROR": "the kernel ended with an error",
     "CANCEL_ACKNOWLEDGED": "Kaggle ended the session (time limit, or stopped by its owner)",
 }
+ABSENT = "there is no such kernel at Kaggle (never started, or deleted)"
 ALIVE = frozenset({"QUEUED", "RUNNING", "CANCEL_REQUESTED", "NEW_SCRIPT"})
 
 
@@ -64,7 +69,8 @@ class KaggleProvider(Diagnosing):
 
     `endpoint` (loopback) stands in for Kaggle's own host. What Kaggle said of an account or a session is believed for
     `fresh_s` seconds, and the files of an ended session are waited for `listed_s`. Account settings: `username`, `accelerator` ("none" for machines without GPU, which need no quota),
-    `slots` (sessions at once, 2 at most), `session_s`.
+    `slots` (sessions at once, 2 at most, 5 without GPU), `session_s`, `packages` ("staged", so that a CPU kernel prepares them once
+    and sessions start sooner, or "each", so that every session installs them).
     """
 
     capabilities = Capabilities(
@@ -103,7 +109,8 @@ class KaggleProvider(Diagnosing):
 
     def _room(self, account: Account) -> Room:
         gpu = wants_gpu(account)
-        slots = min(GPU_SESSIONS, max(0, int(account.config.get("slots", GPU_SESSIONS))))
+        most = GPU_SESSIONS if gpu else CPU_SESSIONS - self._prepares(account)
+        slots = min(most, max(0, int(account.config.get("slots", most))))
         session_s = min(float(account.config.get("session_s", LONGEST_SESSION_S)), LONGEST_SESSION_S - MARGIN_S)
         memory = T4_BYTES if gpu else RAM_BYTES
         try:
@@ -144,14 +151,37 @@ class KaggleProvider(Diagnosing):
             place = Place(connection=connection, owner=self._access.owner(request.account), slug=slug)
             noted = self._note(request)
             if not noted.pushed and not exists(place):
-                folder = self._notebook.of(request.lease_id).folder
-                start(place, request, folder, noted, about_to_push=lambda: self._may_appear(request.lease_id))
+                self._start(place, request, noted)
         except KaggleSaid as refusal:
             error = refusals.as_launch_error(refusal, now=self._now(), refresh_at=self._refresh_at(connection, refusal))
+            self._note_trouble(request, error)
             raise error from None
-        self._notebook.write(request.lease_id, pushed=True, unsure_until=self._now() + UNSURE_S)
+        except ProviderUnavailable as error:
+            self._note_trouble(request, error)
+            raise
+        self._notebook.write(request.lease_id, pushed=True, trouble="", unsure_until=self._now() + UNSURE_S)
         self._forget_room(request.account)
         return f"{place.owner}/{slug}"
+
+    def _start(self, place: Place, request: LaunchRequest, noted: Session) -> None:
+        notes, now = self._notebook.of_account(request.account.id), self._now()
+        packages = PackageSet(place=replace(place, slug=set_slug()), notes=notes, now=now)
+        staged = request.account.config.get("packages", "each" if self._emulated else "staged") == "staged"
+        folder = self._notebook.of(request.lease_id).folder
+        start(
+            place,
+            request,
+            Desk(connection=place.connection, owner=place.owner, folder=folder, notes=notes, now=now),
+            noted,
+            kernels=packages.found() if staged else (),
+            about_to_push=lambda: self._may_appear(request.lease_id),
+        )
+        if staged:
+            packages.prepare()
+
+    def _prepares(self, account: Account) -> bool:
+        """Whether a CPU session of it prepares the packages."""
+        return self._now() < self._notebook.of_account(account.id).read().set_busy_until
 
     def _note(self, request: LaunchRequest) -> Session:
         given = request.assignment
@@ -162,6 +192,10 @@ class KaggleProvider(Diagnosing):
             prefix=f"jobs/{request.job_id}/f{given.fence}/" if given else "",
             checkpoint=checkpoint if given and given.resume else "",
         )
+
+    def _note_trouble(self, request: LaunchRequest, error: ProviderError) -> None:
+        """A session that never appears is told with these words, not as one that is not there."""
+        self._notebook.write(request.lease_id, account=request.account.id, trouble=f"it was not started: {error}")
 
     def _may_appear(self, lease_id: str) -> None:
         """Counted from the push: bringing its files may have taken longer than a push is waited for."""
@@ -189,7 +223,7 @@ class KaggleProvider(Diagnosing):
         lease = handle.lease_id
         noted = self._notebook.of(lease).read()
         if noted.state:
-            return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=noted.detail)
+            return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=noted.detail, failed=noted.failed)
         if not handle.account.credentials:
             return Observation(lease_id=lease, liveness=Liveness.ENDED, detail="its Kaggle account was removed")
         at, known = self._seen.get(lease, (0.0, None))
@@ -209,22 +243,32 @@ class KaggleProvider(Diagnosing):
                 raise
             if self._now() < noted.unsure_until:
                 return Observation(lease_id=lease, liveness=Liveness.UNKNOWN, detail="may be about to start")
-            return self._ended(handle, "DELETED", "there is no such kernel at Kaggle (never started, or deleted)")
+            return self._ended(handle, "DELETED", noted.trouble or ABSENT)
+        if state == "ERROR":
+            return self._ended(handle, state, self._words(handle, place, failure))
         if state in ENDED:
             wished = noted.stop_since and state == "CANCEL_ACKNOWLEDGED"
             return self._ended(handle, state, CANCELLED if wished else failure or ENDED[state])
         if noted.account and not noted.pushed:
-            self._notebook.write(lease, pushed=True)
+            self._notebook.write(lease, pushed=True, trouble="")
         liveness = Liveness.RUNNING if state in ALIVE else Liveness.UNKNOWN
         detail = state.lower() if state in ALIVE else f"Kaggle says {state}, which this version does not know"
         return Observation(lease_id=lease, liveness=liveness, detail=detail, external_id=external)
+
+    def _words(self, handle: Handle, place: Place, failure: str) -> str:
+        """What a kernel's log and Kaggle itself (`failure`) say of its error."""
+        notes = self._notebook.of(handle.lease_id)
+        with contextlib.suppress(ProviderUnavailable):
+            save_log(place.connection, place.owner, place.slug, notes)
+        said = [words for words in (place.connection.clean(last_words(notes.log)), failure) if words]
+        return ": ".join([ENDED["ERROR"], *(["; ".join(said)] if said else [])])
 
     def _ended(self, handle: Handle, state: str, detail: str) -> Observation:
         """Note an end, which nothing takes back."""
         self._forget_room(handle.account)
         if self._notebook.of(handle.lease_id).read().account:
             self._notebook.write(handle.lease_id, state=state, detail=detail, ended_at=self._now())
-        return Observation(lease_id=handle.lease_id, liveness=Liveness.ENDED, detail=detail)
+        return Observation(lease_id=handle.lease_id, liveness=Liveness.ENDED, detail=detail, failed=state == "ERROR")
 
     def stop(self, handle: Handle) -> None:
         """Cancel the session, whose end and files later rounds find; delete its kernel where it cannot be cancelled."""

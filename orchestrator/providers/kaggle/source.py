@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.ports import LaunchRejected, LaunchRequest
-from worker import bundle
+from worker import bundle, install
 from worker.protocol import Ticket
 
 LONGEST_SOURCE = 900_000
@@ -36,7 +36,7 @@ def kernel_source(request: LaunchRequest) -> str:
     carried = {
         "ticket": ticket.model_dump(mode="json"),
         "files": {key: file_name(key) for key in request.inputs},
-        "requirements": [*bundle.requirements(), *bundle.requirements("train")],
+        "requirements": install.every_line(),
         "stop_after_s": request.budget_s + RUN_OVER_S,
     }
     source = script(
@@ -48,6 +48,14 @@ def kernel_source(request: LaunchRequest) -> str:
             "shorten the job's sample prompts"
         )
     return source
+
+
+def packages_source() -> str:
+    """The whole script that leaves the packages as one file, which sessions then need not install."""
+    carried = {"task": "packages", "requirements": install.every_line()}
+    return script(
+        "prepares the packages that sessions train with. Made by a machine, kept for later sessions.", carried
+    )
 
 
 def script(about: str, carried: Mapping[str, Any]) -> str:

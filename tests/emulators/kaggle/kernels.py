@@ -47,6 +47,7 @@ class Kernels:
             self._world.kernels[owner, slug] = kernel
         self._sessions.start(kernel)
         unknown = [s for s in kernel.datasets if tuple(s.split("/")) not in self._world.datasets]
+        nowhere = [s for s in kernel.kernels if tuple(s.split("/")) not in self._world.kernels]
         return {
             "ref": f"/code/{owner}/{slug}",
             "url": f"https://www.kaggle.com/code/{owner}/{slug}",
@@ -55,7 +56,7 @@ class Kernels:
             "invalidDatasetSources": unknown,
             "invalidTags": [],
             "invalidCompetitionSources": said.get("competitionDataSources", []),
-            "invalidKernelSources": said.get("kernelDataSources", []),
+            "invalidKernelSources": nowhere,
             "invalidModelSources": said.get("modelDataSources", []),
         }
 
@@ -84,6 +85,7 @@ class Kernels:
             internet=bool(said.get("enableInternet", True)),
             private=bool(said.get("isPrivate", True)),
             datasets=[str(s) for s in said.get("datasetDataSources", [])],
+            kernels=[str(s) for s in said.get("kernelDataSources", [])],
             timeout_s=min(float(said.get("sessionTimeoutSeconds") or LONGEST_SESSION_S), LONGEST_SESSION_S),
             root=self._world.folder / "kernels" / str(number),
             version=version,
@@ -182,6 +184,7 @@ def _metadata(kernel: Kernel) -> dict[str, Any]:
         "enableGpu": kernel.gpu,
         "enableInternet": kernel.internet,
         "datasetDataSources": kernel.datasets,
+        "kernelDataSources": kernel.kernels,
         "machineShape": kernel.machine_shape,
         "currentVersionNumber": kernel.version,
     }

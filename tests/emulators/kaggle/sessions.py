@@ -25,9 +25,10 @@ class Sessions:
     starts in `/kaggle/working`. `time_factor` scales every limit. With `outputs_after_kill` false a run that was cut at its
     limit shows no files, as has been reported of the real service. Scripts run in `python`, this process's own unless another
     is named; `environment` is added to what a kernel finds. While `open_gate` is clear, kernels stay QUEUED; while `save_gate`
-    is, a script that is over stays RUNNING, and shows no file. `layout` says how inputs lie: `nested`, `flat`, `linked` (nested,
-    each file a symbolic link), or `lost`. With `warning_s` a SIGTERM comes that long before the end at a limit. Without
-    `outputs_after_cancel` a cancelled run shows no file.
+    is, a script that is over stays RUNNING, and shows no file. With `warning_s` a SIGTERM comes that long before the end at a
+    limit. Without `outputs_after_cancel` a cancelled run shows no file. `layout` is how inputs lie: "nested"
+    (`input/datasets/OWNER/SLUG`), "flat" (`input/SLUG`), either with " links", where such a folder is a symbolic link, "linked"
+    (nested, each file a symbolic link), or "lost".
     """
 
     def __init__(
@@ -164,7 +165,7 @@ class Sessions:
             shutil.rmtree(kernel.root, ignore_errors=True)
 
     def _lay_out(self, kernel: Kernel) -> None:
-        for name in ("src", "working", "tmp", "home", "input/datasets"):
+        for name in ("src", "working", "tmp", "home", "input"):
             (kernel.root / name).mkdir(parents=True)
         (kernel.root / "src" / "script.py").write_text(kernel.source)
         for source in kernel.datasets:
@@ -172,11 +173,23 @@ class Sessions:
             dataset = self._world.datasets.get((owner, slug))
             if dataset is None or dataset.status != "READY" or self.layout == "lost":
                 continue  # a push does not wait for a dataset that is still being processed
-            there = kernel.root / "input" / (slug if self.layout == "flat" else f"datasets/{owner}/{slug}")
-            there.mkdir(parents=True)
-            lay = os.symlink if self.layout == "linked" else os.link
-            for path in dataset.folder.iterdir():
-                lay(path, there / path.name)
+            self._bring(kernel, "datasets", source, {path.name: path for path in dataset.folder.iterdir()})
+        for source in kernel.kernels:
+            owner, slug = source.split("/")
+            made = self._world.kernels.get((owner, slug))
+            if made is not None and made.status == "COMPLETE":
+                self._bring(kernel, "notebooks", source, dict(made.outputs()))
+
+    def _bring(self, kernel: Kernel, kind: str, source: str, files: dict[str, Path]) -> None:
+        """Lay files below `input`, in the `layout` that is asked for."""
+        there = kernel.root / "input" / (source.split("/")[1] if "flat" in self.layout else f"{kind}/{source}")
+        place = kernel.root / "mounts" / source if "links" in self.layout else there
+        for name, path in files.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (os.symlink if self.layout == "linked" else os.link)(path, place / name)
+        if place != there:
+            there.parent.mkdir(parents=True, exist_ok=True)
+            there.symlink_to(place, target_is_directory=True)
 
     def _environment(self, kernel: Kernel) -> dict[str, str]:
         """What a kernel finds in its environment: nothing of whoever runs the emulator but where programs lie."""

@@ -80,6 +80,7 @@ class Kernel:
     internet: bool
     private: bool
     datasets: list[str]
+    kernels: list[str]
     timeout_s: float
     root: Path
     version: int = 1
