@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lab import Lab
+from benchmarks.tiny_job import say
 from orchestrator.providers.kaggle.launch import slug_of
 from tests.emulators.drive import Drive
 from tests.emulators.kaggle import KaggleEmulator, Kernel, Person
+from tests.images import place
 
 SESSION_S = 240.0
 """The uploads that are opened in advance for so long a session allow a save every 4 s."""
@@ -87,11 +89,13 @@ def last_step(kernel: Kernel) -> int:
 @contextmanager
 def sandbox(folder: Path) -> Iterator[Sandbox]:
     """Running emulators with their files in `folder`."""
+    machine = place("kaggle-gpu")
+    say(f"  kernels have {machine.words}")
     # One thread, as at home: on a shared machine more would be slower, and the machine is not what is compared here.
-    environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**machine.environment, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     people = [Person(name="alice", token="KGAT_alice")]
     with (
-        KaggleEmulator(folder / "kaggle", people, environment=environment) as kaggle,
+        KaggleEmulator(folder / "kaggle", people, python=machine.python, environment=environment) as kaggle,
         Drive(folder / "drive") as drive,
     ):
         yield Sandbox(kaggle, drive)

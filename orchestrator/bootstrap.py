@@ -47,6 +47,8 @@ KAGGLE_FRESH_S, COLAB_FRESH_S, EMULATED_FRESH_S = 10.0, 30.0, 1.0
 """How long what a provider said is believed; every round of dispatching and reconciling asks anew."""
 EMULATED_LISTED_S = 5.0
 """An emulator lists all files of a session when it ends: one that left none need not be waited for as long as Kaggle's."""
+EMULATED_CHECK = {"limit_s": 8.0, "over_s": 30.0, "probe_s": 400.0, "poll_s": 0.2, "flood_bytes": 256 << 10}
+"""An emulator's machines end within seconds, and may train slowly."""
 COLAB_POLL_S = 20.0
 """How often the log of a Colab machine is read; every look is a process and a few requests."""
 
@@ -194,7 +196,10 @@ def _make_provider(kind: Any, settings: Settings, vault: Vault, stores: Stores, 
         times = {"fresh_s": KAGGLE_FRESH_S}
         if settings.kaggle_endpoint:
             times = {"fresh_s": EMULATED_FRESH_S, "listed_s": EMULATED_LISTED_S}
-        return kind(vault, settings.folder / "kaggle", settings.kaggle_endpoint, **times)
+        made = kind(vault, settings.folder / "kaggle", settings.kaggle_endpoint, **times)
+        if settings.kaggle_endpoint:
+            made.limits = dataclasses.replace(made.limits, **EMULATED_CHECK)
+        return made
     return kind()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from orchestrator.providers.registry import Registry
 from orchestrator.testing import FakeClock, FakePersonalProvider, FakeProvider
 from tests.colab_client import MissingError, environment
 from tests.emulators.drive import Drive
+from tests.images import Image, load
 from tests.postgres import Cluster, missing_programs
 
 # How long one example takes says something of the machine's neighbours, and nothing of the code.
@@ -90,6 +91,21 @@ def database_url(request, tmp_path) -> Iterator[str]:
     url = cluster.create(template="template_of_tests")
     yield url
     cluster.drop(url)
+
+
+@pytest.fixture(scope="session")
+def image() -> Callable[[str], Image]:
+    """The built image of a name, `image("kaggle-gpu")`; a test that asks is skipped where it cannot be had."""
+
+    def ready(name: str) -> Image:
+        found = load(name)
+        if found.problem and os.environ.get("TRAINHOP_REQUIRE_ALL") == "1":
+            pytest.fail(found.problem)
+        if found.problem:
+            pytest.skip(found.problem)
+        return found
+
+    return ready
 
 
 @pytest.fixture

@@ -35,11 +35,16 @@ class Sandbox:
     """Emulated Kaggle and Drive in threads of this process, and the members who have accounts there."""
 
     def __init__(self, folder: Path) -> None:
-        kaggle, drive = _emulators()
+        kaggle, drive, images = _emulators()
         self.people = [kaggle.Person(name=name, token=f"KGAT_{name}") for name in ("alice", "bob")]
         home = folder / "sandbox"
         shutil.rmtree(home, ignore_errors=True)
-        self.kaggle = kaggle.KaggleEmulator(home / "kaggle", self.people, environment={"HF_HUB_OFFLINE": "1"})
+        machine = images.place("kaggle-gpu")
+        say(f"kernels have {machine.words}")
+        environment = {**machine.environment, "HF_HUB_OFFLINE": "1"}
+        self.kaggle = kaggle.KaggleEmulator(
+            home / "kaggle", self.people, python=machine.python, environment=environment
+        )
         self.drive = drive.Drive(home / "drive")
         self.clients: dict[str, Client] = {}
         self.accounts: dict[str, str] = {}
@@ -140,7 +145,7 @@ class SandboxDirector(Director):
             until_final(client, self.bobs, self._view)
 
 
-def _emulators() -> tuple[Any, Any]:
+def _emulators() -> tuple[Any, Any, Any]:
     root = Path(orchestrator.__file__).parent.parent
     if not (root / "tests" / "emulators" / "kaggle").is_dir():
         raise CommandError(
@@ -157,4 +162,4 @@ def _emulators() -> tuple[Any, Any]:
         )
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    return import_module("tests.emulators.kaggle"), import_module("tests.emulators.drive")
+    return tuple(map(import_module, ("tests.emulators.kaggle", "tests.emulators.drive", "tests.images")))

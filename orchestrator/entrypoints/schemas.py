@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
+from orchestrator.domain.diagnosis import summary
 from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
 from orchestrator.domain.model import Role
 
@@ -343,6 +344,10 @@ class NewToken(Token):
     secret: str
 
 
+def _in_one_line(image: Any, found: ValidationInfo) -> str:
+    return image if isinstance(image, str) else summary(image, str(found.data.get("provider", "")))
+
+
 class Account(Answer):
     """An account, or (without a member) a pool of machines."""
 
@@ -360,6 +365,9 @@ class Account(Answer):
     consented_at: Time | None
     problem: str
     created_at: Time
+    diagnosis: Annotated[str, BeforeValidator(_in_one_line)] = Field(
+        validation_alias=AliasChoices("image", "diagnosis"), description="What checks of its machines found."
+    )
 
 
 class CheckedAccount(Answer):

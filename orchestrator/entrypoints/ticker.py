@@ -10,6 +10,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 
 from orchestrator.bootstrap import App
 from orchestrator.entrypoints.follower import Follower
+from orchestrator.services.diagnosis import clear_left
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.letters import Postman
 from orchestrator.services.notifications import Office, look_around, tell
@@ -52,6 +53,7 @@ class Ticker:
     def start(self) -> None:
         """Begin with a look at what was left behind."""
         self._app.news.set()
+        self._app.context.spawn(lambda: clear_left(self._app.context))
         for thread in self._threads:
             thread.start()
         self._scheduler.start()
@@ -94,6 +96,7 @@ class Ticker:
     def _tidy(self) -> None:
         try:
             tidy(self._app.context)
+            clear_left(self._app.context)
         except Exception:
             log.exception("what is too old could not be forgotten; the next round tries again")
 

@@ -264,7 +264,7 @@ def _unfit(why: str) -> InvalidError:
 def consent(ctx: Context, actor: Actor, account_id: str) -> Account:
     """The owner agrees that their jobs run on their account; nobody can do that for them."""
     with ctx.uow() as tx:
-        account = _owned(tx, actor, account_id)
+        account = owned(tx, actor, account_id)
         if account.member_id != actor.member_id:
             raise ForbiddenError(f"only the owner of {account.name} can agree that jobs run there")
         account.consented_at = account.consented_at or ctx.clock.now()
@@ -279,7 +279,7 @@ def check(ctx: Context, actor: Actor, account_id: str) -> tuple[Account, str]:
     Raises `UnavailableError` if the provider does not answer, which says nothing about the credentials.
     """
     with ctx.uow() as tx:
-        account = _owned(tx, actor, account_id)
+        account = owned(tx, actor, account_id)
     problem = ""
     try:
         provider = ctx.providers.get(account.provider)
@@ -320,7 +320,7 @@ def change_account(
 ) -> Account:
     """Pause or open an account, change its settings, or replace its credentials."""
     with ctx.uow() as tx:
-        found = _owned(tx, actor, account_id)
+        found = owned(tx, actor, account_id)
     sealed = ""
     if config is not None:
         _refuse_secrets(_capabilities(ctx, found.provider), config)
@@ -331,7 +331,7 @@ def change_account(
         changed = replace(found, credentials=sealed or found.credentials, config=found.config | (config or {}))
         _refuse_shared(ctx, changed)
     with ctx.uow() as tx:
-        account = _owned(tx, actor, account_id)
+        account = owned(tx, actor, account_id)
         if credentials is not None:
             account.credentials, account.problem = sealed, ""
             account.not_before, account.note = 0.0, ""
@@ -348,7 +348,7 @@ def change_account(
 def remove_account(ctx: Context, actor: Actor, account_id: str) -> None:
     """Disconnect an account on which nothing runs."""
     with ctx.uow() as tx:
-        account = _owned(tx, actor, account_id)
+        account = owned(tx, actor, account_id)
         _, busy = tx.live_counts()
         if busy.get(account.id):
             raise ConflictError(
@@ -357,7 +357,8 @@ def remove_account(ctx: Context, actor: Actor, account_id: str) -> None:
         tx.delete_account(account.id)
 
 
-def _owned(tx: Transaction, actor: Actor, account_id: str) -> Account:
+def owned(tx: Transaction, actor: Actor, account_id: str) -> Account:
+    """The account (id or name) if the actor owns it or is an admin; raises `NotFoundError` or `ForbiddenError`."""
     found = tx.account(account_id) or next((a for a in tx.accounts() if a.name == account_id), None)
     if found is None or (found.member_id is not None and not actor.may_see(found.member_id)):
         raise NotFoundError(f"there is no account {account_id}")

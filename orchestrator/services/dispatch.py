@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass, replace
 from functools import partial
 
+from orchestrator.domain import diagnosis
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.domain.model import Account, Job, Lease
 from orchestrator.domain.policy import Match, Obstacle, Place, Waiting, explain, match
@@ -98,7 +99,7 @@ def _is_at_hand(ctx: Context, account: Account) -> bool:
 
 def _room(ctx: Context, account: Account) -> Room:
     try:
-        return ctx.providers.get(account.provider).room(account)
+        room = ctx.providers.get(account.provider).room(account)
     except CredentialsRefused as error:
         _note_problem(ctx, account, str(error))
         return replace(NO_ROOM, shut=str(error))
@@ -108,6 +109,8 @@ def _room(ctx: Context, account: Account) -> Room:
         return replace(NO_ROOM, shut=f"cannot be reached ({error})")
     except Exception as error:  # noqa: BLE001  told where people look; one account must not keep all others waiting
         return replace(NO_ROOM, shut=f"its driver failed ({type(error).__name__}: {error})")
+    closed = diagnosis.closed(account.image, causes.SMOKE) if room.gpu else ""
+    return replace(room, shut=room.shut or closed)
 
 
 def _not_allowed(ctx: Context, account: Account) -> str:

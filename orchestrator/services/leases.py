@@ -12,6 +12,7 @@ from orchestrator.persistence import Dataset, Transaction
 from orchestrator.ports import Context, ObjectMissing, Store, StoreError
 from orchestrator.services.errors import from_store
 from orchestrator.services.heads import fall_back
+from orchestrator.services.images import note_image
 from orchestrator.services.pace import first_pace
 from orchestrator.services.setbacks import close, weigh
 from worker import causes
@@ -107,6 +108,7 @@ def begin(ctx: Context, tx: Transaction, lease_id: str, request: StartRequest) -
         _begin(lease, job, request, now)
         if lease.one_way:  # its time runs from when the machine began, which may be long after the launch
             lease.deadline_at = now + lease.budget_s + ctx.rules.stop_grace_s
+        note_image(tx, lease, job, request.image, now)
         tx.save_job(job)
     lease.last_seen_at, lease.expires_at = now, now + ctx.rules.lease_s
     tx.save_lease(lease)

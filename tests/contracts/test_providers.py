@@ -69,7 +69,8 @@ class TestKaggle(ProviderContract):
             yield
 
     def make(self, folder):
-        return KaggleProvider(OpenVault(), folder / "kaggle", self._endpoint, fresh_s=0.0)
+        # A worker that is killed before its first message leaves no file to wait for.
+        return KaggleProvider(OpenVault(), folder / "kaggle", self._endpoint, fresh_s=0.0, listed_s=0.0)
 
     def account(self):
         return kaggle_account("alice")

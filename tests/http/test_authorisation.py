@@ -15,10 +15,11 @@ BODIES = {
     "add_token": {"name": "t"},
     "add_account": {"provider": "cloud", "credentials": "x", "name": "mine"},
     "change_account": {"paused": True},
+    "diagnose_account": {},
 }
-ADMIN_ONLY = {"list_members", "add_member", "remove_member", "list_stores", "use_store", "check_store"}
+ADMIN_ONLY = {"list_members", "add_member", "remove_member", "list_stores", "use_store", "check_store", "try_upload"}
 BY_GRANT = {"read_blob", "write_blob"}
-BY_CODE = {"claim_job"}
+BY_CODE = {"claim_job", "answer_colab_check"}
 OPEN = {"health", "ready", "prometheus", "worker_wheel"}
 
 

@@ -300,6 +300,11 @@ print(*sorted(hashlib.sha256(pathlib.Path(g["path"]).read_bytes()).hexdigest()
 for number in range(3000):
     print("line", number, "x" * 50)
 (keep / "outbox.jsonl").write_text('{"seq": 1}\\n')
+try:
+    import nothing_of_that_name
+except ImportError:
+    import traceback
+    traceback.print_exc()
 sys.exit(7)
 """
 
@@ -316,8 +321,10 @@ def test_a_session_is_brought_its_files_and_heard_to_its_end(real, works, tmp_pa
     assert lines[0].split() == wanted
     assert lines[1:3001] == [f"line {n} {'x' * 50}" for n in range(3000)]
     seen = ended(provider, handle)
-    assert "exit code 7" in seen.detail
     assert seen.failed
+    assert seen.detail == (
+        "the worker ended with exit code 7: ModuleNotFoundError: No module named 'nothing_of_that_name'"
+    )
     assert provider.collect(handle) == provider.collect(handle) == Leftovers(messages=['{"seq": 1}'])
     assert real.machines, "until everything is collected"
     provider.forget(handle)

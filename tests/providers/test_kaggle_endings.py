@@ -8,8 +8,8 @@ import pytest
 from orchestrator.adapters.unit_of_work import make_engine
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.providers.kaggle import KaggleProvider
-from orchestrator.providers.kaggle.driver import SAVING_S
 from orchestrator.providers.kaggle.launch import TIMEOUT_OVER_S
+from orchestrator.providers.kaggle.stopping import SAVING_S
 from orchestrator.providers.registry import Registry
 from orchestrator.services import accounts, jobs, leases
 from orchestrator.services.dispatch import dispatch
@@ -71,23 +71,50 @@ def test_a_session_whose_time_is_over_is_not_deleted_while_kaggle_saves_what_it_
     assert world.store.stat(f"{lease_prefix(lease)}0123456789abcdef.safetensors").size == len(b"a checkpoint")
 
 
-def test_a_session_that_never_comes_to_its_end_is_deleted_all_the_same(world, kaggle, works):
+def test_a_session_that_hangs_in_running_is_cancelled_its_checkpoint_taken_and_its_kernel_deleted(world, kaggle, works):
+    """Its own limit is no guarantee. Guard: with a delete for a stop the checkpoint was gone with its kernel."""
     works(KEEPS)
     _, lease, kernel = _being_saved(world, kaggle)
+    kernel.stuck = True
+    kaggle.sessions.save_gate.set()
+    until(lambda: kernel.status == "COMPLETE")
     world.clock.time = lease.created_at + lease.budget_s + TIMEOUT_OVER_S + SAVING_S + 60.0
+    reconcile(world.ctx)
+    until(lambda: kernel.status == "CANCEL_ACKNOWLEDGED")
+    reconcile(world.ctx)
+    assert world.store.stat(f"{lease_prefix(lease)}0123456789abcdef.safetensors").size == len(b"a checkpoint")
+    assert not kernel.deleted
+    reconcile(world.ctx)
+    assert kernel.deleted
+    assert not kaggle.world.reserved_s(kaggle.world.people["alice"])
+
+
+@pytest.mark.parametrize("obeys", [True, False])
+def test_a_session_that_never_comes_to_its_end_is_deleted_all_the_same(world, kaggle, works, obeys):
+    works(KEEPS)
+    _, lease, kernel = _being_saved(world, kaggle)
+    kernel.deaf = not obeys
+    world.clock.time = lease.created_at + lease.budget_s + TIMEOUT_OVER_S + SAVING_S + 60.0
+    reconcile(world.ctx)
+    assert not kernel.deleted
+    world.clock.time += SAVING_S
     reconcile(world.ctx)
     assert kernel.deleted
 
 
 def test_a_session_that_has_said_goodbye_may_save_first(world, kaggle, works):
-    """Guard: without `saving_s` in `_clear_away` it was deleted 45 s after its last word."""
+    """Guard: without `saving_s` in `_clear_away` it was cancelled 45 s after its last word."""
     works(KEEPS)
     _, lease, kernel = _being_saved(world, kaggle)
     leases.release(world.ctx, Release(lease=lease.id, fence=lease.fence, seq=2, step=0, reason="deadline"))
-    for over_s, deleted in ((SAVING_S, False), (SAVING_S + TIMEOUT_OVER_S + 60.0, True)):
+    for over_s, asked in ((SAVING_S, 0), (SAVING_S + TIMEOUT_OVER_S + 60.0, 1)):
         world.clock.time = lease.created_at + over_s
         reconcile(world.ctx)
-        assert kernel.deleted is deleted
+        assert len(kaggle.seen("CancelKernelSession")) == asked
+    kaggle.sessions.save_gate.set()
+    until(lambda: not kernel.is_live)
+    reconcile(world.ctx)
+    assert kernel.deleted
 
 
 def test_a_session_whose_job_was_cancelled_saves_nothing(world, kaggle, works):
@@ -97,5 +124,9 @@ def test_a_session_whose_job_was_cancelled_saves_nothing(world, kaggle, works):
     jobs.cancel(world.ctx, world.actors["alice"], job)
     leases.release(world.ctx, Release(lease=lease.id, fence=lease.fence, seq=2, step=0, reason="cancelled"))
     world.clock.time += 46.0
+    reconcile(world.ctx)
+    assert kaggle.seen("CancelKernelSession")
+    kaggle.sessions.save_gate.set()
+    until(lambda: not kernel.is_live)
     reconcile(world.ctx)
     assert kernel.deleted

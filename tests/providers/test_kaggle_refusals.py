@@ -70,7 +70,7 @@ def test_a_quota_of_nothing_is_left_out_of_kaggles_answer(provider, kaggle, said
     kaggle.rules.add("QuotaStatistics", status=200, body=said, times=0)
     room = provider.room(kaggle_account("alice"))
     assert (room.hours_left, room.hours_total) == (0.0, 0.0)
-    assert provider.room(kaggle_account("bob", accelerator="none")).slots == 2
+    assert provider.room(kaggle_account("bob", accelerator="none")).slots == 5
 
 
 def test_hours_set_aside_for_running_sessions_are_not_offered_twice(provider, works):
@@ -119,6 +119,34 @@ def test_a_quota_of_storage_is_not_one_of_gpu_hours(provider, kaggle, works):
     kaggle.rules.add("CreateDataset", status=200, body=full)
     with pytest.raises(LaunchRejected, match="storage quota"):
         provider.launch(request(kaggle_account("alice")))
+
+
+def test_a_refused_dataset_is_not_uploaded_again_within_the_hour(provider, kaggle, works, clock):
+    """Guard: without the kept token a file of gigabytes was sent at every try."""
+    works(WAIT)
+    full = {"error": "You have exceeded your private dataset storage quota"}
+    kaggle.rules.add("CreateDataset", status=200, body=full, times=4)
+    for wait_s, sent in ((0.0, 1), (60.0, 1), (staging.SENT_FOR_S - 61.0, 1), (1.0, 2)):
+        clock.tick(wait_s)
+        with pytest.raises(LaunchRejected, match="storage quota"):
+            provider.launch(request(kaggle_account("alice")))
+        assert len(kaggle.seen("StartBlobUpload")) == sent
+    assert provider.launch(request(kaggle_account("alice")))
+    assert len(kaggle.seen("StartBlobUpload")) == 2
+    assert not provider._notebook.of_account("account-alice").read().uploads
+
+
+def test_an_upload_that_kaggle_has_forgotten_is_sent_again(provider, kaggle, works):
+    """Guard: with the token kept whatever Kaggle says of it, nothing could be started for an hour."""
+    works(WAIT)
+    kaggle.rules.add("CreateDataset", status=200, body={"error": "Try again later"})
+    with pytest.raises(LaunchRejected):
+        provider.launch(request(kaggle_account("alice")))
+    kaggle.world.blobs.clear()
+    with pytest.raises(LaunchRejected, match="is not uploaded"):
+        provider.launch(request(kaggle_account("alice")))
+    assert provider.launch(request(kaggle_account("alice")))
+    assert len(kaggle.seen("StartBlobUpload")) == 2
 
 
 # --- what a person must do ----------------------------------------------------------------------------------

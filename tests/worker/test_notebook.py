@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import os
 import re
 import subprocess
 import sys
@@ -10,9 +12,11 @@ import zipfile
 
 import pytest
 
+from tests.worker.wheels import have, wheel
 from worker import bundle
 from worker.claims import Claimed
-from worker.notebook import NotebookError
+from worker.notebook import NotebookError, session
+from worker.notebook import packages as own
 from worker.notebook.panel import Panel, Progress, duration
 from worker.protocol import MetricRow, Phase, Report, Ticket
 
@@ -92,3 +96,79 @@ def test_a_worker_runs_out_of_its_wheel(tmp_path) -> None:
 
 def test_a_refusal_is_one_sentence_without_a_traceback() -> None:
     assert NotebookError("the code was used")._render_traceback_() == ["The code was used"]
+
+
+@pytest.fixture
+def image(tmp_path, monkeypatch):
+    """An image whose version of a package is not the worker's, and an index that has that one."""
+    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(tmp_path / "shop"), "CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    have(tmp_path / "image", "shared_thing", "1.0")
+    wheel(tmp_path / "shop", "shared_thing", "2.0")
+    wheel(tmp_path / "shop", "light_thing", "1.0")
+    monkeypatch.syspath_prepend(tmp_path / "image")
+    yield tmp_path
+    for name in ("shared_thing", "light_thing"):
+        sys.modules.pop(name, None)
+
+
+def test_the_worker_has_its_packages_and_the_kernel_its_own(image, monkeypatch) -> None:
+    """Guard: installed into the kernel's environment, the owner's next cell could not import datasets any more."""
+    monkeypatch.setattr(own, "every_line", lambda: ["shared_thing==2.0"])
+    monkeypatch.setenv("PYTHONPATH", str(image / "image"))
+    before = [*sys.path]
+    assert own.needed() == ["shared_thing"]
+    folder = own.worker_folder()
+    assert own.needed() == []
+    assert own.worker_folder() == folder
+    assert folder.is_relative_to(image / "cache" / "trainhop" / "packages")
+    code = "import shared_thing; print(shared_thing.__version__)"
+    given = session._environment(folder)
+    assert given["WORKER_PACKAGES"] == str(folder)
+    said = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True).stdout
+    assert said == "2.0\n"
+    assert importlib.import_module("shared_thing").__version__ == "1.0"
+    assert sys.path == before
+
+
+def test_what_the_cell_itself_lacks_is_borrowed_for_as_long_as_it_runs(image, monkeypatch) -> None:
+    """Guard: in front of the path it would have taken the place of the person's own packages."""
+    monkeypatch.setattr(own, "CELL", ("light_thing", "shared_thing"))
+    monkeypatch.setattr(own, "requirements", lambda: ["light_thing>=1", "shared_thing>=1"])
+    before = [*sys.path]
+    with own.borrowed():
+        assert importlib.import_module("light_thing").__version__ == "1.0"
+        assert sys.path[:-1] == before
+        code = "import light_thing"
+        subprocess.run([sys.executable, "-c", code], env=session._environment(None), check=True)
+    assert sys.path == before
+    assert "PYTHONPATH" not in os.environ
+
+
+def test_a_kernel_with_too_old_a_package_is_told_what_to_do(image, monkeypatch) -> None:
+    """It is the person's to change."""
+    monkeypatch.setattr(own, "CELL", ("shared_thing",))
+    monkeypatch.setattr(own, "requirements", lambda: ["shared_thing>=2"])
+    with (
+        pytest.raises(NotebookError, match=r"shared_thing 1\.0 is too old: run `pip install -U shared_thing`"),
+        own.borrowed(),
+    ):
+        pass
+
+
+def test_what_cannot_be_brought_is_one_sentence(image, monkeypatch) -> None:
+    monkeypatch.setattr(own, "every_line", lambda: ["no-such-thing==1.0"])
+    with pytest.raises(NotebookError, match=r"^What the worker needs could not be brought here: pip could not install"):
+        own.worker_folder()
+
+
+def test_the_cell_itself_needs_no_more_than_an_image_has() -> None:
+    """Guard: one import of the runner made every kernel lack stamina, which no image ships."""
+    code = (
+        "import sys\n"
+        "for name in ('stamina', 'tenacity', 'safetensors', 'numpy', 'torch'): sys.modules[name] = None\n"
+        "import worker.notebook.session, worker.notebook.calling, worker.notebook.writing"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from worker import install, packages
+from worker import causes, install, packages
 from worker.hardware import available_ram
 from worker.training import base_model
 from worker.training.encoding import load_tokenizer
@@ -240,7 +240,9 @@ def select(wanted: str, hardware: Hardware, world: int = 1) -> Backend:
     check_card(hardware)
     obstacle = unsloth_obstacle(hardware, world)
     if wanted == "unsloth" and obstacle:
-        raise UnfitMachineError(f"backend unsloth cannot run here: {obstacle}; set backend to auto or hf")
+        raise UnfitMachineError(
+            f"backend unsloth cannot run here: {obstacle}; set backend to auto or hf", cause=causes.GPU
+        )
     return HfBackend() if wanted == "hf" or obstacle else UnslothBackend()
 
 
@@ -271,12 +273,13 @@ def _install_unsloth(source: str, folder: str) -> str:
 def check_card(hardware: Hardware) -> None:
     """Raise `UnfitMachineError` for a GPU that is there but of no use: nobody wants a CPU to take its place unnoticed."""
     if hardware.trouble:
-        raise UnfitMachineError(hardware.trouble)
+        raise UnfitMachineError(hardware.trouble, cause=causes.GPU)
     if hardware.device == "cuda" and (hardware.compute_capability or OLDEST) < OLDEST:
         have = "{}.{}".format(*(hardware.compute_capability or (0, 0)))
         raise UnfitMachineError(
             f"{hardware.name} has compute capability {have}, too old for the kernels that training needs (7.0 and "
-            "newer); use a T4 or a newer card"
+            "newer); use a T4 or a newer card",
+            cause=causes.GPU,
         )
 
 

@@ -1,4 +1,4 @@
-"""`trainhop doctor`: what is missing on this computer, and what to do about it."""
+"""`trainhop doctor`: what is missing on this computer, or on machines of others, and what to do about it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from orchestrator.entrypoints.commands import checks
 from orchestrator.entrypoints.commands.client import CommandError, Exit, connect, data_folder
 from orchestrator.entrypoints.commands.output import JsonFlag, clean, put, put_json, size
 
@@ -45,9 +46,44 @@ class Finding:
 def doctor(
     context: typer.Context,
     data_dir: Annotated[Path | None, typer.Option(help="The data folder to look at.")] = None,
+    kaggle: Annotated[
+        bool, typer.Option("--kaggle", help="Try your Kaggle account out, on a machine of its own.")
+    ] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="With --kaggle: on two T4, which takes GPU quota.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Agree that quota is taken.")] = False,
+    account: Annotated[str | None, typer.Option(help="With --kaggle: which account; yours, if left out.")] = None,
+    colab: Annotated[bool, typer.Option("--colab", help="Print a cell that tries a Colab runtime out.")] = False,
+    answer: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --colab: what that cell printed; - for stdin.")
+    ] = None,
+    drive: Annotated[
+        bool, typer.Option("--drive", help="Try an upload to your Google Drive without a sign-in.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a report that names nobody, to post in an issue.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check this computer and the server; exits with 1 if something is broken."""
+    """Check this computer and the server, or machines of others; exits with 1 if something is broken."""
+    if kaggle + colab + drive > 1:
+        raise CommandError(Exit.USAGE, "one of --kaggle, --colab and --drive at a time")
+    if (gpu or account) and not kaggle:
+        raise CommandError(Exit.USAGE, "--gpu and --account go with --kaggle")
+    if answer is not None and not colab:
+        raise CommandError(Exit.USAGE, "--answer goes with --colab")
+    if kaggle:
+        raise typer.Exit(checks.kaggle(connect(context), account=account, gpu=gpu, sure=yes, out=out, as_json=as_json))
+    if colab and answer is not None:
+        raise typer.Exit(checks.colab_answer(connect(context), answer, out=out, as_json=as_json))
+    if colab:
+        checks.colab_cell(connect(context))
+    elif drive:
+        raise typer.Exit(checks.drive(connect(context), as_json=as_json))
+    else:
+        _this_computer(context, data_dir, as_json=as_json)
+
+
+def _this_computer(context: typer.Context, data_dir: Path | None, *, as_json: bool) -> None:
     folder = data_folder(data_dir or context.find_root().params.get("data_dir"))
     findings: list[Finding] = []
     for finding in _all(context, folder):

@@ -218,7 +218,7 @@ class ColabProvider:
         if not noted.launched and handle.external_id is None:
             return Observation(lease_id=lease, liveness=Liveness.UNSEEN)  # a notebook
         if noted.ended:
-            return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=noted.detail)
+            return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=noted.detail, failed=noted.failed)
         if not handle.account.credentials:
             return Observation(lease_id=lease, liveness=Liveness.ENDED, detail="its Colab account was removed")
         at, known = self._seen.get(lease, (0.0, None))
@@ -255,13 +255,15 @@ class ColabProvider:
             machine = _machine(handle, notes.read())
             detail = "" if found == "runs" else "its Jupyter server does not answer"
             return Observation(lease_id=lease, liveness=Liveness.RUNNING, detail=detail, external_id=machine)
-        detail = TAKEN_AWAY if found == "gone" else _ending(found)
         if found == "gone":
-            notes.write(launched=True, ended=True, complete=True, released=True, detail=detail)
+            noted = notes.write(launched=True, ended=True, complete=True, released=True, detail=TAKEN_AWAY)
         else:
-            notes.write(launched=True, ended=True, detail=detail)
-        failed = found != "gone" and found["code"] > 0 and found["code"] != LEASE_OVER
-        return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=detail, failed=failed)
+            with contextlib.suppress(ProviderUnavailable):
+                self._save(handle)  # its log tells more of an error than its exit code
+            noted = notes.read()
+            if not noted.ended:
+                noted = notes.write(launched=True, ended=True, detail=_ending(found), failed=bool(_ending(found)))
+        return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=noted.detail, failed=noted.failed)
 
     def stop(self, handle: Handle) -> None:
         if self._is_over(handle):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.providers.last_words import last_words
 from orchestrator.providers.notes import WRITING, SessionNotes
 
 
@@ -15,7 +16,7 @@ class Session:
     """A launch as it was noted. `launched` says that it was attempted, `machine` that its worker was started there.
 
     `segment` and `offset` are where reading its log goes on; `ended` with `detail` is how it ended, `complete` that its log lies
-    here as far as it can be had, `released` that nothing of it is left at Colab.
+    here as far as it can be had, `released` that nothing of it is left at Colab; `failed` that its own error ended it.
     """
 
     launched: bool = False
@@ -27,6 +28,7 @@ class Session:
     detail: str = ""
     complete: bool = False
     released: bool = False
+    failed: bool = False
 
 
 class Notes(SessionNotes[Session]):
@@ -45,7 +47,9 @@ class Notes(SessionNotes[Session]):
                 log.write(base64.b64decode(found["text"]))
             if found["outbox"] is not None:
                 self.outbox.write_bytes(base64.b64decode(found["outbox"]))
-            changes = {"ended": True, "complete": True, "detail": detail} if ended else {}
+            if detail and (words := last_words(self.log)) and words not in detail:
+                detail = f"{detail}: {words}"
+            changes = {"ended": True, "complete": True, "detail": detail, "failed": bool(detail)} if ended else {}
             return self.write(launched=True, segment=found["segment"], offset=found["offset"], **changes)
 
     def drop(self, name: str) -> None:

@@ -1,7 +1,8 @@
 """Kaggle kernels as machines: script kernels that carry the worker, on their owner's account.
 
-`driver` holds the provider, `client` and `wire` the calls, `source` and `boot` the script that is pushed, `staging` the files
-that it reads, `stream` its log, `notes` what is kept here, `refusals` what Kaggle's words mean.
+`driver` holds the provider, `access` signs in, `client` and `wire` hold the calls, `source` and `boot` the script that is
+pushed, `staging` the files that it reads, `stream` its log, `stopping` its end, `notes` what is kept here, `refusals` what
+Kaggle's words mean.
 """
 
 try:

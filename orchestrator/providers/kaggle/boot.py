@@ -80,7 +80,14 @@ def packages(carried: dict, home: Path) -> int:
     return boot.stage(carried["requirements"], home / "lib", home, working_folder() / packages.STAGED, say)
 
 
-TASKS = {"session": session, "packages": packages}
+def doctor(carried: dict, home: Path) -> int:
+    """Answer the probes of a check."""
+    from worker.doctor.kernel import run
+
+    return run(carried, working_folder(), home)
+
+
+TASKS = {"session": session, "packages": packages, "doctor": doctor}
 
 
 def main(carried: dict, worker_zip: str) -> int:

@@ -21,6 +21,7 @@ from kagglesdk.datasets.types.dataset_api_service import (
     ApiGetDatasetStatusRequest,
 )
 from kagglesdk.kernels.types.kernels_api_service import (
+    ApiCancelKernelSessionRequest,
     ApiDeleteKernelRequest,
     ApiGetAcceleratorQuotaStatisticsRequest,
     ApiGetKernelSessionStatusRequest,
@@ -56,14 +57,22 @@ class Quota:
 
 @dataclass(frozen=True, kw_only=True)
 class Push:
-    """A script to run. `machine_shape` is empty for a machine without accelerator; `datasets` are `owner/slug`."""
+    """A script to run. `machine_shape` is empty for a machine without accelerator.
+
+    `datasets`, and `kernels` whose output it gets, are `owner/slug`.
+    """
 
     slug: str
     source: str
     machine_shape: str
     internet: bool
-    datasets: tuple[str, ...]
     timeout_s: int
+    datasets: tuple[str, ...] = ()
+    kernels: tuple[str, ...] = ()
+
+
+class UnknownKernelError(KaggleSaid):
+    """Kaggle does not know a kernel whose output was asked for."""
 
 
 class Connection(Wire):
@@ -117,7 +126,10 @@ class Connection(Wire):
     # --- kernels ---
 
     def push(self, owner: str, push: Push) -> None:
-        """Save and run a script kernel; a refusal in any of its forms is `KaggleSaid`."""
+        """Save and run a script kernel; a refusal in any of its forms is `KaggleSaid`.
+
+        Raises `UnknownKernelError` for one of its `kernels` that is not there (any more).
+        """
         request = ApiSaveKernelRequest()
         request.slug, request.new_title = f"{owner}/{push.slug}", push.slug
         request.text, request.language, request.kernel_type = push.source, "python", "script"
@@ -126,20 +138,25 @@ class Connection(Wire):
         if push.machine_shape:
             request.machine_shape = push.machine_shape
         request.dataset_data_sources = list(push.datasets)
+        if push.kernels:
+            request.kernel_data_sources = list(push.kernels)
         request.session_timeout_seconds = push.timeout_s
         answer = self._call("start a session", lambda sdk: sdk.kernels.kernels_api_client.save_kernel(request))
         if problem := self._push_problem(push, answer):
             raise KaggleSaid(200, problem)
+        if answer.invalid_kernel_sources:
+            said = f"it does not know the kernel {', '.join(map(str, answer.invalid_kernel_sources))}"
+            raise UnknownKernelError(200, self.clean(said))
 
     def _push_problem(self, push: Push, answer: ApiSaveKernelResponse) -> str:
         if answer.error:
-            return self._clean(str(answer.error))
-        for kind in ("dataset", "kernel", "competition", "model"):
+            return self.clean(str(answer.error))
+        for kind in ("dataset", "competition", "model"):
             refused = getattr(answer, f"invalid_{kind}_sources")
             if refused:
-                return self._clean(f"it does not know the {kind} {', '.join(map(str, refused))}")
+                return self.clean(f"it does not know the {kind} {', '.join(map(str, refused))}")
         if answer.ref and not str(answer.ref).rstrip("/").endswith(push.slug):
-            return self._clean(f"it stored the session under another name: {answer.ref}")
+            return self.clean(f"it stored the session under another name: {answer.ref}")
         return ""
 
     def state(self, owner: str, slug: str) -> tuple[str, str]:
@@ -151,8 +168,8 @@ class Connection(Wire):
             try:
                 answer = sdk.kernels.kernels_api_client.get_kernel_session_status(request)
             except KeyError as error:  # the SDK's way to say that it has no such state
-                return self._clean(str(error.args[0])), ""
-            return _name(answer.status), self._clean(_text(answer.failure_message or ""))
+                return self.clean(str(error.args[0])), ""
+            return _name(answer.status), self.clean(_text(answer.failure_message or ""))
 
         return self._call("tell a session's state", ask)
 
@@ -187,6 +204,16 @@ class Connection(Wire):
             lambda sdk: sdk.kernels.kernels_api_client.delete_kernel(request).error_message,
         )
 
+    def cancel(self, session_id: int) -> None:
+        """End a session by its own number, not its kernel's; what it has written is saved. Any refusal is `KaggleSaid`."""
+        request = ApiCancelKernelSessionRequest()
+        request.kernel_session_id = session_id
+        answer = self._call(
+            "cancel a session", lambda sdk: sdk.kernels.kernels_api_client.cancel_kernel_session(request)
+        )
+        if answer.error_message:
+            raise KaggleSaid(200, self.clean(str(answer.error_message)))
+
     @contextlib.contextmanager
     def log(self, owner: str, slug: str, silence_s: float = LOG_SILENCE_S) -> Iterator[requests.Response]:
         """The log from its first line: live as server-sent events, as a JSON array once the run has ended."""
@@ -216,7 +243,7 @@ class Connection(Wire):
             try:
                 return _name(sdk.datasets.dataset_api_client.get_dataset_status(request).status)
             except KeyError as error:
-                return self._clean(str(error.args[0]))
+                return self.clean(str(error.args[0]))
 
         try:
             return self._call("tell a dataset's state", ask)
@@ -233,7 +260,7 @@ class Connection(Wire):
         request.license_name, request.is_private, request.files = "unknown", True, [file]
         answer = self._call("store a dataset", lambda sdk: sdk.datasets.dataset_api_client.create_dataset(request))
         if answer.error:
-            raise KaggleSaid(200, self._clean(str(answer.error)))
+            raise KaggleSaid(200, self.clean(str(answer.error)))
 
     def delete_dataset(self, owner: str, slug: str) -> None:
         """Remove a dataset; nothing happens if it is not there."""
@@ -266,7 +293,7 @@ class Connection(Wire):
                 return
             raise
         if refusal:
-            raise KaggleSaid(200, self._clean(str(refusal)))
+            raise KaggleSaid(200, self.clean(str(refusal)))
 
 
 def _text(value: Any) -> str:

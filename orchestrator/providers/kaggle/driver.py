@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.domain.model import Account
@@ -16,16 +17,19 @@ from orchestrator.ports import (
     Leftovers,
     Liveness,
     Observation,
+    ProviderError,
     ProviderUnavailable,
     Room,
     Vault,
-    VaultError,
 )
 from orchestrator.providers.kaggle import refusals
-from orchestrator.providers.kaggle.client import Connection, Quota
+from orchestrator.providers.kaggle.access import Access
+from orchestrator.providers.kaggle.client import Connection
+from orchestrator.providers.kaggle.diagnosing import Diagnosing
 from orchestrator.providers.kaggle.launch import (
     LONGEST_SESSION_S,
     TIMEOUT_OVER_S,
+    UNSURE_S,
     Place,
     exists,
     plain,
@@ -36,35 +40,37 @@ from orchestrator.providers.kaggle.launch import (
 )
 from orchestrator.providers.kaggle.leftovers import gather, kept, save_log
 from orchestrator.providers.kaggle.notes import Notebook, Notes, Session
+from orchestrator.providers.kaggle.package_set import PackageSet, set_slug
+from orchestrator.providers.kaggle.staging import Desk
+from orchestrator.providers.kaggle.stopping import CANCELLED, SAVING_S, Wish, cancel, delete
 from orchestrator.providers.kaggle.stream import lines, pieces
-from orchestrator.providers.kaggle.wire import Credentials, KaggleSaid
+from orchestrator.providers.kaggle.wire import KaggleSaid
+from orchestrator.providers.last_words import last_words
 
 MARGIN_S = 900.0
 """Kaggle ends a session at its limit without warning, and saving what it left takes minutes per gigabyte."""
-GPU_SESSIONS = 2
-T4_BYTES = 15_800_000_000
+GPU_SESSIONS, CPU_SESSIONS = 2, 5
+T4_BYTES = int(14.56 * 2**30)
 """What one of the two cards offers to a process; every process trains with a card of its own."""
 RAM_BYTES = 29 << 30
-SAVING_S = 900.0
-"""Until Kaggle has saved what a session left, it is RUNNING and shows no file: about two minutes per gigabyte."""
 START_UP_S = 300.0
 """Queue, image, installing the pinned libraries, loading the model."""
-UNSURE_S = 180.0
-"""For so long a pushed kernel may not show up yet, and the files of an ended one may not be listed yet."""
 ENDED = {
     "COMPLETE": "",
     "ERROR": "the kernel ended with an error",
     "CANCEL_ACKNOWLEDGED": "Kaggle ended the session (time limit, or stopped by its owner)",
 }
+ABSENT = "there is no such kernel at Kaggle (never started, or deleted)"
 ALIVE = frozenset({"QUEUED", "RUNNING", "CANCEL_REQUESTED", "NEW_SCRIPT"})
 
 
-class KaggleProvider:
+class KaggleProvider(Diagnosing):
     """Implements `ports.Provider`, `Followed`, `Checked` and `Named`. `folder` keeps notes and logs; nothing secret is written there.
 
     `endpoint` (loopback) stands in for Kaggle's own host. What Kaggle said of an account or a session is believed for
     `fresh_s` seconds, and the files of an ended session are waited for `listed_s`. Account settings: `username`, `accelerator` ("none" for machines without GPU, which need no quota),
-    `slots` (sessions at once, 2 at most), `session_s`.
+    `slots` (sessions at once, 2 at most, 5 without GPU), `session_s`, `packages` ("staged", so that a CPU kernel prepares them once
+    and sessions start sooner, or "each", so that every session installs them).
     """
 
     capabilities = Capabilities(
@@ -81,12 +87,11 @@ class KaggleProvider:
         listed_s: float = UNSURE_S,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._vault, self._endpoint, self._fresh_s, self._now = vault, endpoint, fresh_s, now
+        self._emulated, self._fresh_s, self._now = endpoint is not None, fresh_s, now
+        self._access = Access(vault, endpoint, fresh_s)
         self._listed_s = listed_s
         self._notebook = Notebook(folder)
-        self._names: dict[str, str] = {}
         self._rooms: dict[str, tuple[float, Room]] = {}
-        self._silent: dict[str, tuple[float, str]] = {}
         self._seen: dict[str, tuple[float, Observation]] = {}
         self._logged: dict[str, float] = {}
 
@@ -96,38 +101,20 @@ class KaggleProvider:
         known = self._rooms.get(account.id + account.credentials)
         if known is not None and time.monotonic() < known[0]:
             return known[1]
-        with self._answering(account):
+        with self._access.answering(account):
             room = self._room(account)
         fresh_s = max(self._fresh_s, (room.open_at or 0.0) - self._now())
         self._rooms[account.id + account.credentials] = (time.monotonic() + fresh_s, room)
         return room
 
-    @contextlib.contextmanager
-    def _answering(self, account: Account) -> Iterator[None]:
-        """Kaggle's silence is believed for a while too: its own sessions would wait for one time-out after another."""
-        until, words = self._silent.get(account.id, (0.0, ""))
-        if time.monotonic() < until:
-            raise ProviderUnavailable(words)
-        try:
-            yield
-        except CredentialsRefused:
-            raise
-        except KaggleSaid as refusal:
-            if refusal.status == 429:
-                until = time.monotonic() + (refusal.retry_after or refusals.PAUSE_S)
-                self._silent[account.id] = (until, refusals.in_words(refusal))
-            raise
-        except ProviderUnavailable as error:
-            self._silent[account.id] = (time.monotonic() + self._fresh_s, str(error))
-            raise
-
     def _room(self, account: Account) -> Room:
         gpu = wants_gpu(account)
-        slots = min(GPU_SESSIONS, max(0, int(account.config.get("slots", GPU_SESSIONS))))
+        most = GPU_SESSIONS if gpu else CPU_SESSIONS - self._prepares(account)
+        slots = min(most, max(0, int(account.config.get("slots", most))))
         session_s = min(float(account.config.get("session_s", LONGEST_SESSION_S)), LONGEST_SESSION_S - MARGIN_S)
         memory = T4_BYTES if gpu else RAM_BYTES
         try:
-            quota = self._connect(account).quota()
+            quota = self._access.connect(account).quota()
         except KaggleSaid as refusal:
             if refusals.signed_out(refusal):
                 raise CredentialsRefused(refusals.in_words(refusal)) from None
@@ -140,7 +127,7 @@ class KaggleProvider:
             session_s=session_s,
             memory_bytes=memory,
             gpu=gpu,
-            any_folder=self._endpoint is not None,
+            any_folder=self._emulated,
             start_up_s=START_UP_S,
             # Kaggle counts from the machine's start, and saving what it left: a budget of all that is left would be cut off.
             hours_left=max(0.0, quota.left_s - MARGIN_S) / 3600 if gpu else None,
@@ -149,39 +136,52 @@ class KaggleProvider:
         )
 
     def check(self, account: Account) -> str:
-        try:
-            return f"signed in at Kaggle as {_name(account, self._connect(account))}"
-        except KaggleSaid as refusal:
-            if refusals.signed_out(refusal):
-                raise CredentialsRefused(refusals.in_words(refusal)) from None
-            raise
+        return f"signed in at Kaggle as {self._access.name(account)}"
 
     def login(self, account: Account) -> str:
         """Kaggle tells nobody's name apart from another by its capitals."""
-        try:
-            return self._owner(account, self._connect(account)).lower()
-        except KaggleSaid as refusal:
-            if refusals.signed_out(refusal):
-                raise CredentialsRefused(refusals.in_words(refusal)) from None
-            raise
+        return self._access.owner(account).lower()
 
     # --- launch ---
 
     def launch(self, request: LaunchRequest) -> str:
-        connection = self._connect(request.account)
+        connection = self._access.connect(request.account)
         slug = slug_of(request.lease_id)
         try:
-            place = Place(connection=connection, owner=self._owner(request.account, connection), slug=slug)
+            place = Place(connection=connection, owner=self._access.owner(request.account), slug=slug)
             noted = self._note(request)
             if not noted.pushed and not exists(place):
-                folder = self._notebook.of(request.lease_id).folder
-                start(place, request, folder, noted, about_to_push=lambda: self._may_appear(request.lease_id))
+                self._start(place, request, noted)
         except KaggleSaid as refusal:
             error = refusals.as_launch_error(refusal, now=self._now(), refresh_at=self._refresh_at(connection, refusal))
+            self._note_trouble(request, error)
             raise error from None
-        self._notebook.write(request.lease_id, pushed=True, unsure_until=self._now() + UNSURE_S)
+        except ProviderUnavailable as error:
+            self._note_trouble(request, error)
+            raise
+        self._notebook.write(request.lease_id, pushed=True, trouble="", unsure_until=self._now() + UNSURE_S)
         self._forget_room(request.account)
         return f"{place.owner}/{slug}"
+
+    def _start(self, place: Place, request: LaunchRequest, noted: Session) -> None:
+        notes, now = self._notebook.of_account(request.account.id), self._now()
+        packages = PackageSet(place=replace(place, slug=set_slug()), notes=notes, now=now)
+        staged = request.account.config.get("packages", "each" if self._emulated else "staged") == "staged"
+        folder = self._notebook.of(request.lease_id).folder
+        start(
+            place,
+            request,
+            Desk(connection=place.connection, owner=place.owner, folder=folder, notes=notes, now=now),
+            noted,
+            kernels=packages.found() if staged else (),
+            about_to_push=lambda: self._may_appear(request.lease_id),
+        )
+        if staged:
+            packages.prepare()
+
+    def _prepares(self, account: Account) -> bool:
+        """Whether a CPU session of it prepares the packages."""
+        return self._now() < self._notebook.of_account(account.id).read().set_busy_until
 
     def _note(self, request: LaunchRequest) -> Session:
         given = request.assignment
@@ -192,6 +192,10 @@ class KaggleProvider:
             prefix=f"jobs/{request.job_id}/f{given.fence}/" if given else "",
             checkpoint=checkpoint if given and given.resume else "",
         )
+
+    def _note_trouble(self, request: LaunchRequest, error: ProviderError) -> None:
+        """A session that never appears is told with these words, not as one that is not there."""
+        self._notebook.write(request.lease_id, account=request.account.id, trouble=f"it was not started: {error}")
 
     def _may_appear(self, lease_id: str) -> None:
         """Counted from the push: bringing its files may have taken longer than a push is waited for."""
@@ -219,18 +223,18 @@ class KaggleProvider:
         lease = handle.lease_id
         noted = self._notebook.of(lease).read()
         if noted.state:
-            return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=noted.detail)
+            return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=noted.detail, failed=noted.failed)
         if not handle.account.credentials:
             return Observation(lease_id=lease, liveness=Liveness.ENDED, detail="its Kaggle account was removed")
         at, known = self._seen.get(lease, (0.0, None))
         if known is None or time.monotonic() > at + self._fresh_s:
-            with self._answering(handle.account):
+            with self._access.answering(handle.account):
                 known = self._look(handle, noted)
             self._seen[lease] = (time.monotonic(), known)
         return known
 
     def _look(self, handle: Handle, noted: Session) -> Observation:
-        lease, place = handle.lease_id, self._place(handle)
+        lease, place = handle.lease_id, self._access.place(handle)
         external = f"{place.owner}/{place.slug}"
         try:
             state, failure = place.connection.state(place.owner, place.slug)
@@ -239,52 +243,54 @@ class KaggleProvider:
                 raise
             if self._now() < noted.unsure_until:
                 return Observation(lease_id=lease, liveness=Liveness.UNKNOWN, detail="may be about to start")
-            return self._ended(handle, "DELETED", "there is no such kernel at Kaggle (never started, or deleted)")
+            return self._ended(handle, "DELETED", noted.trouble or ABSENT)
+        if state == "ERROR":
+            return self._ended(handle, state, self._words(handle, place, failure))
         if state in ENDED:
-            return self._ended(handle, state, failure or ENDED[state])
+            wished = noted.stop_since and state == "CANCEL_ACKNOWLEDGED"
+            return self._ended(handle, state, CANCELLED if wished else failure or ENDED[state])
         if noted.account and not noted.pushed:
-            self._notebook.write(lease, pushed=True)
+            self._notebook.write(lease, pushed=True, trouble="")
         liveness = Liveness.RUNNING if state in ALIVE else Liveness.UNKNOWN
         detail = state.lower() if state in ALIVE else f"Kaggle says {state}, which this version does not know"
         return Observation(lease_id=lease, liveness=liveness, detail=detail, external_id=external)
+
+    def _words(self, handle: Handle, place: Place, failure: str) -> str:
+        """What a kernel's log and Kaggle itself (`failure`) say of its error."""
+        notes = self._notebook.of(handle.lease_id)
+        with contextlib.suppress(ProviderUnavailable):
+            save_log(place.connection, place.owner, place.slug, notes)
+        said = [words for words in (place.connection.clean(last_words(notes.log)), failure) if words]
+        return ": ".join([ENDED["ERROR"], *(["; ".join(said)] if said else [])])
 
     def _ended(self, handle: Handle, state: str, detail: str) -> Observation:
         """Note an end, which nothing takes back."""
         self._forget_room(handle.account)
         if self._notebook.of(handle.lease_id).read().account:
             self._notebook.write(handle.lease_id, state=state, detail=detail, ended_at=self._now())
-        return Observation(lease_id=handle.lease_id, liveness=Liveness.ENDED, detail=detail)
+        return Observation(lease_id=handle.lease_id, liveness=Liveness.ENDED, detail=detail, failed=state == "ERROR")
 
     def stop(self, handle: Handle) -> None:
-        """Kaggle has no cancel that can be used: take what can be had, then delete the kernel, which ends its run."""
-        self._seen.pop(handle.lease_id, None)
-        if self._observe(handle).liveness is Liveness.ENDED:
+        """Cancel the session, whose end and files later rounds find; delete its kernel where it cannot be cancelled."""
+        lease = handle.lease_id
+        self._seen.pop(lease, None)
+        seen = self._observe(handle)
+        if seen.liveness is Liveness.ENDED:
             return
-        place, notes = self._place(handle), self._notebook.of(handle.lease_id)
-        with contextlib.suppress(ProviderUnavailable):
-            save_log(place.connection, place.owner, place.slug, notes)
-        with contextlib.suppress(ProviderUnavailable):
-            gather(place.connection, place.owner, place.slug, notes)
-        place.connection.delete_kernel(place.owner, place.slug)
-        self._seen.pop(handle.lease_id, None)
-        self._notebook.write(handle.lease_id, account=handle.account.id, collected=True)
-        self._ended(handle, "DELETED", self._stopped_words(place, handle.account))
-
-    def _stopped_words(self, place: Place, account: Account) -> str:
-        """Kaggle reserves GPU hours exactly while a session runs: they tell whether the delete was obeyed."""
-        said = "stopped by deleting its kernel"
-        quota: Quota | None = None
-        with contextlib.suppress(ProviderUnavailable):
-            quota = place.connection.quota()
-        if quota is not None and quota.reserved_s > 0 and self._notebook.running(account.id) <= 1:
-            return f"{said}; Kaggle still reserves {quota.reserved_s / 3600:.1f} GPU hours for it"
-        return said
+        place, notes = self._access.place(handle), self._notebook.of(lease)
+        wish = Wish(place=place, notes=notes, state=seen.detail, now=self._now())
+        if not (why := cancel(wish)) or self._look(handle, notes.read()).liveness is Liveness.ENDED:
+            return
+        detail = delete(wish, why, alone=self._notebook.running(handle.account.id) <= 1)
+        self._seen.pop(lease, None)
+        self._notebook.write(lease, account=handle.account.id, collected=True)
+        self._ended(handle, "DELETED", detail)
 
     def collect(self, handle: Handle) -> Leftovers:
         notes = self._notebook.of(handle.lease_id)
         noted = notes.read()
         if not noted.collected and handle.account.credentials:
-            place = self._place(handle)
+            place = self._access.place(handle)
             complete = gather(place.connection, place.owner, place.slug, notes)
             # A clock that was set back since the end says nothing of how long it is ago.
             fresh = noted.ended_at <= self._now() < noted.ended_at + self._listed_s
@@ -300,7 +306,7 @@ class KaggleProvider:
         if handle.account.credentials and not noted.forgotten:
             if not noted.pushed and self._now() < noted.unsure_until:
                 raise ProviderUnavailable("a kernel whose push was not answered may still appear at Kaggle")
-            place = self._place(handle)
+            place = self._access.place(handle)
             with contextlib.suppress(ProviderUnavailable):
                 save_log(place.connection, place.owner, place.slug, notes)
             remove(place, noted)
@@ -316,7 +322,7 @@ class KaggleProvider:
         if not handle.account.credentials or notes.read().state == "DELETED":
             yield from _kept_lines(notes)
             return
-        place = self._place(handle)
+        place = self._access.place(handle)
         try:
             with place.connection.log(place.owner, place.slug) as answer:
                 for line in lines(notes.keep(pieces(answer))):
@@ -339,45 +345,12 @@ class KaggleProvider:
         if stale and noted.is_live and handle.account.credentials:
             self._logged[handle.lease_id] = time.monotonic()
             with contextlib.suppress(ProviderUnavailable):
-                place = self._place(handle)
+                place = self._access.place(handle)
                 save_log(place.connection, place.owner, place.slug, notes)
         return notes.shown(offset, limit)
 
-    # --- who ---
-
-    def _connect(self, account: Account) -> Connection:
-        """Opens the vault for the moment of a call."""
-        try:
-            if not account.credentials:
-                raise CredentialsRefused(f"no Kaggle token is stored for {account.name}")
-            text = self._vault.open(account.credentials)
-            return Connection(Credentials.read(text, account.config.get("username")), self._endpoint)
-        except (VaultError, ValueError) as error:
-            raise CredentialsRefused(str(error)) from None
-
-    def _owner(self, account: Account, connection: Connection) -> str:
-        known = account.id + account.credentials
-        if known not in self._names:
-            self._names[known] = _name(account, connection)
-        return self._names[known]
-
-    def _place(self, handle: Handle) -> Place:
-        connection = self._connect(handle.account)
-        owner, _, slug = (handle.external_id or "").partition("/")
-        if not slug:
-            owner, slug = self._owner(handle.account, connection), slug_of(handle.lease_id)
-        return Place(connection=connection, owner=owner, slug=slug)
-
     def _forget_room(self, account: Account) -> None:
         self._rooms.pop(account.id + account.credentials, None)
-
-
-def _name(account: Account, connection: Connection) -> str:
-    """Whom the credentials sign in, as Kaggle spells it: in other letters its owner's own address is a stranger's there."""
-    name, wanted = connection.username(), account.config.get("username")
-    if wanted and wanted.lower() != name.lower():
-        raise CredentialsRefused(f"this token belongs to {name}, not to {wanted}")
-    return name
 
 
 def _kept_lines(notes: Notes) -> Iterator[str]:

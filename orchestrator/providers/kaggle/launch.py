@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from orchestrator.domain.model import Account
 from orchestrator.ports import LaunchRejected, LaunchRequest, ProviderUnavailable
-from orchestrator.providers.kaggle.client import Connection, Push
+from orchestrator.providers.kaggle.client import Connection, Push, UnknownKernelError
 from orchestrator.providers.kaggle.notes import Session
 from orchestrator.providers.kaggle.source import kernel_source
-from orchestrator.providers.kaggle.staging import stage
+from orchestrator.providers.kaggle.staging import Desk, stage
 from orchestrator.providers.kaggle.wire import KaggleSaid
 
 LONGEST_SESSION_S = 12 * 3600
 TIMEOUT_OVER_S = 300
 """Kaggle's own limit is set this much above the worker's budget: a second pair of eyes, not the first."""
+UNSURE_S = 180.0
+"""For so long a pushed kernel may not show up yet, and the files of an ended one may not be listed yet."""
 GPU_SHAPE = "NvidiaTeslaT4"
 """Two T4 cards; named outright, because Kaggle's default has changed before."""
 
@@ -30,6 +31,15 @@ class Place:
     connection: Connection
     owner: str
     slug: str
+
+    def state(self) -> str | None:
+        """The kernel's state by its name at Kaggle, None if there is no such kernel."""
+        try:
+            return self.connection.state(self.owner, self.slug)[0]
+        except KaggleSaid as refusal:
+            if refusal.status in (403, 404):  # 403 is also what a name that nobody has is answered with
+                return None
+            raise
 
 
 def wants_gpu(account: Account) -> bool:
@@ -49,23 +59,26 @@ def slug_of(lease_id: str) -> str:
 
 def exists(place: Place) -> bool:
     """Whether this session was started."""
-    try:
-        place.connection.state(place.owner, place.slug)
-    except KaggleSaid as refusal:
-        if refusal.status in (403, 404):  # 403 is also what a name that nobody has is answered with
-            return False
-        raise
-    return True
+    return place.state() is not None
 
 
 def start(
-    place: Place, request: LaunchRequest, folder: Path, noted: Session, *, about_to_push: Callable[[], None]
+    place: Place,
+    request: LaunchRequest,
+    desk: Desk,
+    noted: Session,
+    *,
+    kernels: tuple[str, ...],
+    about_to_push: Callable[[], None],
 ) -> None:
-    """Stage and push; a refused launch leaves nothing behind at Kaggle."""
+    """Stage and push; a refused launch leaves nothing behind at Kaggle.
+
+    `kernels` are `owner/slug` of those whose output the session gets, if it is still there.
+    """
     try:
-        datasets = stage(place.connection, place.owner, request, folder, checkpoint=noted.checkpoint)
+        datasets = stage(desk, request, checkpoint=noted.checkpoint)
         about_to_push()
-        _push(place, request, datasets)
+        _push(place, request, datasets, kernels)
     except (KaggleSaid, LaunchRejected):
         with contextlib.suppress(ProviderUnavailable):
             remove(place, noted)
@@ -79,17 +92,22 @@ def remove(place: Place, noted: Session) -> None:
         place.connection.delete_dataset(place.owner, noted.checkpoint)
 
 
-def _push(place: Place, request: LaunchRequest, datasets: tuple[str, ...]) -> None:
+def _push(place: Place, request: LaunchRequest, datasets: tuple[str, ...], kernels: tuple[str, ...]) -> None:
     push = Push(
         slug=place.slug,
         source=kernel_source(request),
         machine_shape=GPU_SHAPE if wants_gpu(request.account) else "",
         internet=_needs_internet(request),
         datasets=datasets,
+        kernels=kernels,
         timeout_s=_timeout_s(place.connection, request),
     )
     try:
-        place.connection.push(place.owner, push)
+        try:
+            place.connection.push(place.owner, push)
+        except UnknownKernelError:
+            if not exists(place):  # one that was started runs without it: a second push would run beside the first
+                place.connection.push(place.owner, replace(push, kernels=()))
     except KaggleSaid:
         raise
     except ProviderUnavailable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.providers.kaggle.stream import Piece
@@ -19,7 +19,7 @@ class Session:
     """A launch as it was noted. `prefix` is the only folder of the store that its files may go to.
 
     `state` and `detail` are Kaggle's last word once the run has ended, at `ended_at`; until `unsure_until` a push whose answer
-    was lost may still appear.
+    was lost may still appear; `trouble` is what went wrong with it. Its end was first wished at `stop_since`, and Kaggle has accepted to cancel it where `cancelled`.
     """
 
     account: str = ""
@@ -27,11 +27,19 @@ class Session:
     checkpoint: str = ""
     pushed: bool = False
     unsure_until: float = 0.0
+    trouble: str = ""
+    stop_since: float = 0.0
+    cancelled: bool = False
     state: str = ""
     detail: str = ""
     ended_at: float = 0.0
     collected: bool = False
     forgotten: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """It has ended with an error of its own."""
+        return self.state == "ERROR"
 
     @property
     def is_live(self) -> bool:
@@ -71,8 +79,31 @@ class Notes(SessionNotes[Session]):
                 entry.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Upkeep:
+    """What is kept of an account: `uploads` by file, each the time and the token that Kaggle gave for it (see `staging`).
+
+    The kernel `set_slug` was last started at `set_pushed_at` to prepare the packages; it may run until `set_busy_until`, and
+    failed for `set_trouble`. `old_sets` are to be deleted once it is complete (see `package_set`).
+    """
+
+    uploads: dict[str, tuple[float, str]] = field(default_factory=dict[str, tuple[float, str]])
+    set_slug: str = ""
+    set_pushed_at: float = 0.0
+    set_busy_until: float = 0.0
+    set_trouble: str = ""
+    old_sets: list[str] = field(default_factory=list[str])
+
+
+class AccountNotes(SessionNotes[Upkeep]):
+    """The folder of one account."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, Upkeep)
+
+
 class Notebook:
-    """The notes of all sessions, and how many of them run per account."""
+    """The notes of all sessions and accounts, and how many sessions run per account."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -82,6 +113,10 @@ class Notebook:
     def of(self, lease_id: str) -> Notes:
         """The folder of one session."""
         return Notes(self._folder / lease_id)
+
+    def of_account(self, account_id: str) -> AccountNotes:
+        """The folder of one account."""
+        return AccountNotes(self._folder / ".accounts" / account_id)
 
     def write(self, lease_id: str, **changes: object) -> Session:
         """Note something of a session."""

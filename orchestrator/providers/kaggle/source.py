@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from orchestrator.ports import LaunchRejected, LaunchRequest
-from worker import bundle
+from worker import bundle, install
 from worker.protocol import Ticket
 
 LONGEST_SOURCE = 900_000
@@ -34,12 +36,33 @@ def kernel_source(request: LaunchRequest) -> str:
     carried = {
         "ticket": ticket.model_dump(mode="json"),
         "files": {key: file_name(key) for key in request.inputs},
-        "requirements": [*bundle.requirements(), *bundle.requirements("train")],
+        "requirements": install.every_line(),
         "stop_after_s": request.budget_s + RUN_OVER_S,
     }
-    source = "\n".join(
+    source = script(
+        f"session {request.lease_id} of job {request.job_id}. Made by a machine, of use for one session.", carried
+    )
+    if len(source) > LONGEST_SOURCE:
+        raise LaunchRejected(
+            f"the script for this session would hold {len(source):,} characters, Kaggle takes {LONGEST_SOURCE:,} at most: "
+            "shorten the job's sample prompts"
+        )
+    return source
+
+
+def packages_source() -> str:
+    """The whole script that leaves the packages as one file, which sessions then need not install."""
+    carried = {"task": "packages", "requirements": install.every_line()}
+    return script(
+        "prepares the packages that sessions train with. Made by a machine, kept for later sessions.", carried
+    )
+
+
+def script(about: str, carried: Mapping[str, Any]) -> str:
+    """The text that is pushed: a comment, the code that starts the worker, the worker, and what is carried along."""
+    return "\n".join(
         [
-            f"# Trainhop: session {request.lease_id} of job {request.job_id}. Made by a machine, of use for one session.",
+            f"# Trainhop: {about}",  # a __future__ import must come first, and a comment may stand before it
             (Path(__file__).with_name("boot.py")).read_text(),
             "",
             f'WORKER = """\n{worker_zip()}"""',
@@ -49,13 +72,6 @@ def kernel_source(request: LaunchRequest) -> str:
             "",
         ]
     )
-    # A __future__ import must come first, and a comment may stand before it.
-    if len(source) > LONGEST_SOURCE:
-        raise LaunchRejected(
-            f"the script for this session would hold {len(source):,} characters, Kaggle takes {LONGEST_SOURCE:,} at most: "
-            "shorten the job's sample prompts"
-        )
-    return source
 
 
 def worker_zip() -> str:

@@ -7,24 +7,54 @@ and is deleted with it.
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.ports import LaunchRequest, ProviderUnavailable, StoreError
 from orchestrator.providers.kaggle.client import Connection
+from orchestrator.providers.kaggle.notes import AccountNotes
 from orchestrator.providers.kaggle.source import file_name
 from orchestrator.providers.kaggle.wire import KaggleSaid
 from worker.protocol import Grant
 
 READY_WITHIN_S = 900.0
 LONGEST_PAUSE_S = 5.0
+SENT_FOR_S = 3600.0
+"""For so long what was sent is not sent again, though Kaggle refuses to make a dataset of it."""
+_TOKEN = re.compile(r"\b(blob|token)s?\b", re.IGNORECASE)
 
 
-def stage(
-    connection: Connection, owner: str, request: LaunchRequest, folder: Path, *, checkpoint: str
-) -> tuple[str, ...]:
+@dataclass(frozen=True, kw_only=True)
+class Desk:
+    """From where files are sent: `folder` takes them on their way, `notes` what was sent, at `now` (epoch seconds)."""
+
+    connection: Connection
+    owner: str
+    folder: Path
+    notes: AccountNotes
+    now: float
+
+    def sent(self, grant: Grant) -> str:
+        """The token of a file that Kaggle has and has made no dataset of, or nothing."""
+        at, token = self.notes.read().uploads.get(_label(grant), (0.0, ""))
+        return token if 0 <= self.now - at < SENT_FOR_S else ""
+
+    def note_sent(self, grant: Grant, token: str) -> None:
+        """Keep a file's token; without one it is forgotten, and what is too old for use as well."""
+        kept = self.notes.read().uploads.items()
+        fresh = {k: v for k, v in kept if 0 <= self.now - v[0] < SENT_FOR_S and k != _label(grant)}
+        self.notes.write(uploads=fresh | ({_label(grant): (self.now, token)} if token and grant.sha256 else {}))
+
+
+def _label(grant: Grant) -> str:
+    return f"{grant.sha256} {file_name(grant.key)}"
+
+
+def stage(desk: Desk, request: LaunchRequest, *, checkpoint: str) -> tuple[str, ...]:
     """Have every input lie ready as `owner/slug`; what is there already is not sent again.
 
     `checkpoint` is the slug for the file that the session goes on from. Raises `ProviderUnavailable` if a dataset is not ready
@@ -38,33 +68,42 @@ def stage(
     for key, read in request.inputs.items():
         grant = grants[key]
         slug = checkpoint if resume is not None and key == resume.key else f"trainhop-data-{(grant.sha256 or '')[:24]}"
-        _bring(connection, owner, slug, grant, read, folder)
+        _bring(desk, slug, grant, read)
         slugs.append(slug)
     for slug in slugs:
-        _await_ready(connection, owner, slug)
-    return tuple(f"{owner}/{slug}" for slug in slugs)
+        _await_ready(desk.connection, desk.owner, slug)
+    return tuple(f"{desk.owner}/{slug}" for slug in slugs)
 
 
-def _bring(
-    connection: Connection, owner: str, slug: str, grant: Grant, read: Callable[[], Iterator[bytes]], folder: Path
-) -> None:
+def _bring(desk: Desk, slug: str, grant: Grant, read: Callable[[], Iterator[bytes]]) -> None:
+    connection, owner = desk.connection, desk.owner
     state = connection.dataset_state(owner, slug)
     if state == "FAILED":
         connection.delete_dataset(owner, slug)
     elif state not in (None, "DELETED"):
         return
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="upload-", dir=folder) as aside:
-        source = Path(aside) / file_name(grant.key)
-        _copy(grant, read, source)
-        token = connection.upload(source, source.name)
+    token = desk.sent(grant) or _send(desk, grant, read)
     try:
         connection.create_dataset(owner, slug, token)
     except KaggleSaid as refusal:
+        if _TOKEN.search(refusal.words):
+            desk.note_sent(grant, "")
         if (
             connection.dataset_state(owner, slug) is None
         ):  # else another launch was faster, or our own first try went through
             raise refusal from None
+    else:
+        desk.note_sent(grant, "")
+
+
+def _send(desk: Desk, grant: Grant, read: Callable[[], Iterator[bytes]]) -> str:
+    desk.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="upload-", dir=desk.folder) as aside:
+        source = Path(aside) / file_name(grant.key)
+        _copy(grant, read, source)
+        token = desk.connection.upload(source, source.name)
+    desk.note_sent(grant, token)
+    return token
 
 
 def _copy(grant: Grant, read: Callable[[], Iterator[bytes]], target: Path) -> None:

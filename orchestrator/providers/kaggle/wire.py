@@ -22,12 +22,12 @@ from kagglesdk.kaggle_http_client import KaggleHttpClient
 from requests.adapters import HTTPAdapter
 
 from orchestrator.ports import ProviderUnavailable
+from orchestrator.providers.last_words import shortened
 
 CONNECT_S, READ_S, UPLOAD_S = 10.0, 60.0, 300.0
 CHUNK_BYTES = 1 << 20
 MOST_BREAKS, BREAK_S = 5, 0.05
 LONGEST_PAUSE_S = 3600.0
-LONGEST_WORDS = 300
 T = TypeVar("T")
 
 
@@ -153,14 +153,14 @@ class Wire:
         status, words = _refused(answer)
         if status >= 500 or status == 408:
             return ProviderUnavailable(f"Kaggle is not able to {what} now (HTTP {status})")
-        return KaggleSaid(status, self._clean(words or f"it did not {what}"), _retry_after(answer))
+        return KaggleSaid(status, self.clean(words or f"it did not {what}"), _retry_after(answer))
 
-    def _clean(self, words: str) -> str:
+    def clean(self, words: str) -> str:
         """Foreign words for a log or a page: one line, not long, without this account's secret."""
         for secret in (self._credentials.token, self._credentials.key):
             if secret:
                 words = words.replace(secret, "***")
-        return " ".join("".join(c if c.isprintable() else " " for c in words).split())[:LONGEST_WORDS]
+        return shortened(words)
 
     def send_file(self, url: str, source: Path) -> None:
         """Bring a file to a signed URL, going on where a broken connection stopped."""

@@ -1,4 +1,4 @@
-"""A machine: a folder, a Jupyter server of its own in it, and the kernels that it starts, which run this test's Python."""
+"""A machine: a folder, a Jupyter server of its own in it, and the kernels that it starts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import os
 import secrets
 import socket
 import subprocess
-import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -28,31 +29,42 @@ c.ServerApp.identity_provider_class = Proxy
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """The Python that cells run in, and the variables that they find besides the server's."""
+
+    python: str
+    environment: Mapping[str, str]
+
+    @property
+    def spec(self) -> dict[str, object]:
+        """What Jupyter starts it by."""
+        command = [self.python, "-c", KERNEL, "-f", "{connection_file}"]
+        return {"argv": command, "display_name": "Python 3", "language": "python", "env": dict(self.environment)}
+
+
 class Machine:
     """`python` runs the server; None for a machine that exists in name only."""
 
-    def __init__(self, folder: Path, nbh: str, accelerator: str, python: str | None) -> None:
+    def __init__(self, folder: Path, nbh: str, accelerator: str, python: str | None, kernel: Kernel) -> None:
         self.endpoint = f"gpu-{accelerator.lower()}-s-{secrets.token_hex(6)}"
         self.folder, self.nbh, self.accelerator = folder / self.endpoint, nbh, accelerator
         self.token, self.url = secrets.token_urlsafe(16), "http://127.0.0.1:9"
         self._process: subprocess.Popen[bytes] | None = None
         (self.folder / "content").mkdir(parents=True)
         if python is not None:
-            self._start(python)
+            self._start(python, kernel)
 
     @property
     def content(self) -> Path:
         """Where a kernel starts."""
         return self.folder / "content"
 
-    def _start(self, python: str) -> None:
+    def _start(self, python: str, kernel: Kernel) -> None:
         home = self.folder / ".jupyter"
-        kernel = home / "data" / "kernels" / "python3"
-        kernel.mkdir(parents=True)
-        command = [sys.executable, "-c", KERNEL, "-f", "{connection_file}"]
-        (kernel / "kernel.json").write_text(
-            json.dumps({"argv": command, "display_name": "Python 3", "language": "python"})
-        )
+        specs = home / "data" / "kernels" / "python3"
+        specs.mkdir(parents=True)
+        (specs / "kernel.json").write_text(json.dumps(kernel.spec))
         (home / "config").mkdir()
         (home / "config" / "jupyter_server_config.py").write_text(CONFIG)
         places = {f"JUPYTER_{name.upper()}_DIR": str(home / name) for name in ("data", "config", "runtime")}

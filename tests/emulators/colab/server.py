@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from tests.emulators.colab.machine import Machine
+from tests.emulators.colab.machine import Kernel, Machine
 from tests.emulators.drive.faults import Rules
 from tests.emulators.drive.state import Problem
 from tests.emulators.drive.tokens import Tokens
@@ -21,10 +23,22 @@ VARIANTS = {"DEFAULT": 0, "GPU": 1, "TPU": 2}
 
 
 class Colab:
-    """One person's Colab on `endpoint`. `outcome`, while set, is the denial of every assignment; `entitled` what it may have."""
+    """One person's Colab on `endpoint`. `outcome`, while set, is the denial of every assignment; `entitled` what it may have.
 
-    def __init__(self, folder: Path, *, python: str | None = None, balance: float = 100.0) -> None:
+    `python` runs the machines' servers, `kernel` their kernels, which also find the variables in `environment`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        python: str | None = None,
+        kernel: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
+        balance: float = 100.0,
+    ) -> None:
         self.folder, self.python, self.balance = folder, python, balance
+        self._kernel = Kernel(python=kernel, environment=environment or {})
         self.rules, self.tokens = Rules(), Tokens()
         self.machines: dict[str, Machine] = {}
         self.taken: list[Machine] = []
@@ -117,7 +131,7 @@ class Colab:
                 raise Problem(412, "conditionNotMet", "Precondition Failed")
             if self.outcome is not None:
                 return {"outcome": self.outcome}
-            made = Machine(self.folder, nbh, accelerator, self.python)
+            made = Machine(self.folder, nbh, accelerator, self.python, self._kernel)
             self.machines[made.endpoint] = made
             self.taken.append(made)
             return self._listed(made) | {"outcome": SUCCESS, "fit": 5400}

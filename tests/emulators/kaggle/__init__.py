@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ class KaggleEmulator:
     """A server in a thread of this process, and the handle by which a test rules it.
 
     `folder` holds what is uploaded and run; `people` are the accounts. See `Sessions` for `time_factor`,
-    `outputs_after_kill` and `environment`, `Datasets` for `processing_polls`, `Rule` for faults.
+    `outputs_after_kill`, `python` and `environment`, `Datasets` for `processing_polls`, `Rule` for faults.
     """
 
     def __init__(
@@ -34,12 +35,17 @@ class KaggleEmulator:
         time_factor: float = 1.0,
         outputs_after_kill: bool = True,
         processing_polls: int = 1,
+        python: str = sys.executable,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.world, self.rules = World(folder, people), Rules()
         self.sessions = Sessions(
-            self.world, time_factor=time_factor, outputs_after_kill=outputs_after_kill, environment=environment
+            self.world,
+            time_factor=time_factor,
+            outputs_after_kill=outputs_after_kill,
+            python=python,
+            environment=environment,
         )
         self.datasets = Datasets(self.world, processing_polls=processing_polls)
         self._desk = Desk(self.world, Kernels(self.world, self.sessions), self.datasets, self.rules)

@@ -1,4 +1,4 @@
-"""The kernels service: push, status, outputs, delete, list, quota."""
+"""The kernels service: push, status, outputs, cancel, delete, list, quota."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ class Kernels:
             self._world.kernels[owner, slug] = kernel
         self._sessions.start(kernel)
         unknown = [s for s in kernel.datasets if tuple(s.split("/")) not in self._world.datasets]
+        nowhere = [s for s in kernel.kernels if tuple(s.split("/")) not in self._world.kernels]
         return {
             "ref": f"/code/{owner}/{slug}",
             "url": f"https://www.kaggle.com/code/{owner}/{slug}",
@@ -55,7 +56,7 @@ class Kernels:
             "invalidDatasetSources": unknown,
             "invalidTags": [],
             "invalidCompetitionSources": said.get("competitionDataSources", []),
-            "invalidKernelSources": said.get("kernelDataSources", []),
+            "invalidKernelSources": nowhere,
             "invalidModelSources": said.get("modelDataSources", []),
         }
 
@@ -74,6 +75,7 @@ class Kernels:
         number = self._world.new_id()
         return Kernel(
             id=number,
+            session=self._world.new_id(),
             owner=person.name,
             slug=slug,
             title=title,
@@ -83,6 +85,7 @@ class Kernels:
             internet=bool(said.get("enableInternet", True)),
             private=bool(said.get("isPrivate", True)),
             datasets=[str(s) for s in said.get("datasetDataSources", [])],
+            kernels=[str(s) for s in said.get("kernelDataSources", [])],
             timeout_s=min(float(said.get("sessionTimeoutSeconds") or LONGEST_SESSION_S), LONGEST_SESSION_S),
             root=self._world.folder / "kernels" / str(number),
             version=version,
@@ -100,13 +103,23 @@ class Kernels:
         files = list(kernel.outputs())
         page = [{"fileName": name, "url": self._world.link(path)} for name, path in files[start : start + size]]
         more = {"nextPageToken": str(start + size)} if start + size < len(files) else {}
-        return {"files": page, "log": json.dumps(kernel.events)} | more
+        return {"files": page, "log": json.dumps(kernel.events[: self._world.kept_events])} | more
 
     def DeleteKernel(self, person: Person, said: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         kernel = self._world.kernel(person, said.get("userName", ""), said.get("kernelSlug", ""))
         with self._world.lock:
             self._world.kernels.pop((kernel.owner, kernel.slug), None)
         self._sessions.delete(kernel)
+        return {}
+
+    def CancelKernelSession(self, person: Person, said: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        number = int(said.get("kernelSessionId") or 0)
+        mine = [k for k in self._world.kernels.values() if k.owner == person.name and k.session == number]
+        if not mine:
+            raise RefusedError(403, "Permission 'kernelSessions.cancel' was denied")
+        if not mine[0].is_live:
+            return {"errorMessage": "The session has ended"}
+        self._sessions.cancel(mine[0])
         return {}
 
     def ListKernels(self, person: Person, said: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
@@ -171,6 +184,7 @@ def _metadata(kernel: Kernel) -> dict[str, Any]:
         "enableGpu": kernel.gpu,
         "enableInternet": kernel.internet,
         "datasetDataSources": kernel.datasets,
+        "kernelDataSources": kernel.kernels,
         "machineShape": kernel.machine_shape,
         "currentVersionNumber": kernel.version,
     }

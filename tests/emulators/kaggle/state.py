@@ -63,9 +63,14 @@ class Dataset:
 
 @dataclass(kw_only=True)
 class Kernel:
-    """A script and its only run. `events` are `{stream_name, time, data}`; `changed` is notified with every one."""
+    """A script and its only run. `events` are `{stream_name, time, data}`; `changed` is notified with every one.
+
+    `session` is the number of the run, which no answer tells. One that is `stuck` never ends by itself, one that is `deaf`
+    obeys no cancel.
+    """
 
     id: int
+    session: int
     owner: str
     slug: str
     title: str
@@ -75,6 +80,7 @@ class Kernel:
     internet: bool
     private: bool
     datasets: list[str]
+    kernels: list[str]
     timeout_s: float
     root: Path
     version: int = 1
@@ -82,6 +88,7 @@ class Kernel:
     ending: str = ""
     failure: str = ""
     stuck: bool = False
+    deaf: bool = False
     keeps_outputs: bool = True
     pid: int | None = None
     deleted: bool = False
@@ -110,7 +117,7 @@ class Kernel:
 
 
 class World:
-    """Everything, behind one lock."""
+    """Everything, behind one lock. Of an ended run's log the first `kept_events` events are served, all if None."""
 
     def __init__(self, folder: Path, people: list[Person]) -> None:
         self.folder = folder
@@ -121,6 +128,7 @@ class World:
         self.links: dict[str, Path] = {}
         self.lock = threading.RLock()
         self.last_id = 1000
+        self.kept_events: int | None = None
 
     def new_id(self) -> int:
         """A number that nothing else has."""

@@ -183,7 +183,8 @@ class Handler(BaseHTTPRequestHandler):
         if kernel.is_live:
             self._stream(log_stream(kernel), rule.cut_after if rule else None)
         else:
-            self._send(200, json.dumps(kernel.events).encode(), "application/json")
+            events = kernel.events[: desk.world.kept_events]
+            self._send(200, json.dumps(events).encode(), "application/json")
 
     def _stream(self, events: Iterator[str], cut_after: int | None) -> None:
         self.send_response(200)

@@ -1,0 +1,1 @@
+"""Jobs on machines like Kaggle's and Colab's, measured: `python -m benchmarks.images --json`."""

@@ -1,0 +1,116 @@
+"""Whole jobs on every image that is built here, and what a person's own notebook kernel is like after one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.images.figures import Figure, Shelf, built, desk, is_kaggles, nothing_built, server_for
+from benchmarks.tiny_job import STEPS, job_file, say
+from tests.images import Image, load
+from tests.notebook.tab import Tab
+
+ADAPTERS = ("lora", "qlora")
+PERSONS = ("datasets", "pyarrow", "torch", "transformers")
+"""What a person is most likely to have imported, or to import later."""
+IMPORTS = """
+import json, datasets, pyarrow, torch, transformers
+from transformers.models.llama import modeling_llama
+assert datasets.Dataset.from_dict({"a": [1]})[0] == {"a": 1}
+print("VERSIONS " + json.dumps({m.__name__: m.__version__ for m in (datasets, pyarrow, torch, transformers)}))
+"""
+
+
+def every_image(folder: Path, shelf: Shelf) -> Iterator[Figure]:
+    """A job for each image, adapter and backend."""
+    images = built()
+    if not images:
+        yield nothing_built()
+    for image in images:
+        for adapter in ADAPTERS:
+            home = Path(tempfile.mkdtemp(prefix=f"{image.name}-{adapter}-", dir=folder))
+            say(f"{image.name}, {adapter}, hf ...")
+            said = (
+                _as_kernel(home, image, shelf, adapter)
+                if is_kaggles(image)
+                else _as_cell(home, image, shelf, adapter)[0]
+            )
+            yield Figure(name=f"job: {image.name}, {adapter}, hf", value=said, bar="succeeded", ok=said == "succeeded")
+        yield _second_backend(folder, image)
+
+
+def _as_kernel(folder: Path, image: Image, shelf: Shelf, adapter: str) -> str:
+    """The job's end, with its reason where it is not a good one."""
+    with desk(folder, image, shelf.folder) as there:
+        job = there.submit(job_file(shelf.model, there.server.upload(shelf.rows), adapter) | {"backend": "hf"})
+        ended = there.wait(job)
+        tries = len(there.sessions(job))
+    if image.problem:
+        return image.problem
+    return ended["state"] if (ended["state"], tries) == ("succeeded", 1) else f"{tries} sessions; {ended['message']}"
+
+
+def _as_cell(folder: Path, image: Image, shelf: Shelf, adapter: str) -> tuple[str, str]:
+    """The job's end, and what the person's own cell behind ours printed."""
+    with server_for(folder / "lab", shelf.folder) as server:
+        file = job_file(shelf.model, server.upload(shelf.rows), adapter) | {"backend": "hf"}
+        job = server.post("/jobs", file)["id"]
+        tab = Tab(
+            folder / "job.ipynb",
+            server.post(f"/jobs/{job}:notebook"),
+            before="import pyarrow, transformers\n",
+            after=IMPORTS,
+            jupyter=image.jupyter,
+            variables=image.variables | {"OMP_NUM_THREADS": "2"},
+        )
+        try:
+            said = tab.said
+            done = f"all {STEPS} steps are trained" in said
+            after = tab.said_after
+        finally:
+            tab.kill()
+        state = server.job(job)["state"]
+    return (state if done else said.splitlines()[-1]), after
+
+
+def _second_backend(folder: Path, image: Image) -> Figure:
+    """Whether unsloth can be imported there; to train it needs a GPU, which `benchmarks.gpu` is for."""
+    say(f"{image.name}, unsloth ...")
+    place = Path(tempfile.mkdtemp(prefix=f"{image.name}-unsloth-", dir=folder))
+    bring = (
+        "import sys; from pathlib import Path; from worker import install, packages; here = Path(sys.argv[1]); "
+        "packages.ready(here / 'packages', install.every_line()); sys.path.insert(0, str(here / 'packages')); "
+        "print(install.unsloth(folder=here / 'unsloth'))"
+    )
+    environment = os.environ | image.variables | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [image.executable, "-c", bring, str(place)], capture_output=True, text=True, env=environment, check=False
+    )
+    problem = done.stdout.strip() if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+    said = f"not used: {problem}" if problem else "can be imported; there is no GPU here to train on"
+    return Figure(
+        name=f"second backend: {image.name}, unsloth",
+        value=said,
+        bar="imported, or said why not",
+        ok=done.returncode == 0,
+    )
+
+
+def own_kernel(folder: Path, shelf: Shelf) -> Iterator[Figure]:
+    """What a person's kernel imports behind our cell, against what is on the image."""
+    for name in ("colab-gpu", "colab-gpu-2026-05"):
+        image = load(name)
+        if image.problem:
+            continue
+        say(f"the person's own kernel on {name} ...")
+        home = Path(tempfile.mkdtemp(prefix=f"kernel-{name}-", dir=folder))
+        state, after = _as_cell(home, image, shelf, "lora")
+        wanted = {package: image.packages[package] for package in PERSONS}
+        found: Any = json.loads(after.partition("VERSIONS ")[2]) if "VERSIONS " in after else after.splitlines()[-1]
+        ok = found == wanted and state == "succeeded" and not image.problem
+        yield Figure(name=f"own kernel after our cell: {name}", value=found, bar=json.dumps(wanted), ok=ok)

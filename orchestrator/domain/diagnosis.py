@@ -1,0 +1,231 @@
+"""What a check of a machine is compared with, and what a difference means for the person whose account it is.
+
+An account keeps its checks in `Account.image`: the newest one by machine (`cpu`, `gpu`), the one that is `running`, what a later
+session found to have `changed`, the `problem` of one that could not be made, and the ids of those that were not `cleared`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+MACHINES = ("cpu", "gpu")
+OK, FAILED = "ok", "failed"
+LEAST_SHM_BYTES = 32 << 20
+LATEST_LOG_S = 30.0
+LEAST_KEPT = 0.99
+REPORT = "post the report (--out FILE) as an issue"
+Check = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """One measured value: what it is expected to be, and what it means where it is not."""
+
+    key: str
+    fits: Callable[[Any], bool]
+    meaning: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """One probe: its title for people, what its failure means, and its values where it did not fail."""
+
+    title: str
+    broken: str
+    values: tuple[Expectation, ...] = ()
+
+
+def _is_true(value: Any) -> bool:
+    return value is True
+
+
+def _at_most(most: float) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, (int, float)) and value <= most
+
+
+def _at_least(least: float) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, (int, float)) and value >= least
+
+
+EXPECTED: Mapping[str, Expected] = {
+    "training": Expected(
+        title="the set trains on this image",
+        broken=f"jobs would end before their first step here, so none is started on a GPU: {REPORT}, and check again",
+    ),
+    "equal_bytes": Expected(
+        title="NF4 twice, equal bytes",
+        broken="a run that is handed on may end in other bytes than an unbroken one; nothing of its state is lost",
+        values=(
+            Expectation(
+                key="equal",
+                fits=_is_true,
+                meaning="a run that is handed on may end in other bytes than an unbroken one; nothing of its state is lost",
+            ),
+        ),
+    ),
+    "all_reduce": Expected(
+        title="two processes add up",
+        broken=f"the two GPUs of a machine cannot train together, and sessions there would not start: {REPORT}",
+        values=(
+            Expectation(
+                key="shm_bytes",
+                fits=_at_least(LEAST_SHM_BYTES),
+                meaning=f"shared memory is small, and two GPUs may fail to start together: {REPORT}",
+            ),
+        ),
+    ),
+    "time_limit": Expected(
+        title="the end at a time limit",
+        broken="sessions are not ended at their limit: watch the account's quota, and stop sessions by hand",
+        values=(
+            Expectation(
+                key="files_kept",
+                fits=_is_true,
+                meaning="files are not kept after the time limit: checkpoints must go to Drive (`trainhop store use drive`)",
+            ),
+            Expectation(
+                key="log_kept",
+                fits=_is_true,
+                meaning="the log is not kept after the time limit: leave the server running, it keeps what it has read",
+            ),
+        ),
+    ),
+    "cancel": Expected(
+        title="cancel keeps the files",
+        broken="a session can only be stopped by deleting it, which loses its files: checkpoints must go to Drive "
+        "(`trainhop store use drive`)",
+        values=(
+            Expectation(
+                key="files_kept",
+                fits=_is_true,
+                meaning="files are not kept after a cancel: checkpoints must go to Drive (`trainhop store use drive`)",
+            ),
+        ),
+    ),
+    "log": Expected(
+        title="the log's lag and size",
+        broken="progress cannot be followed while a session runs: its job shows nothing before it has ended",
+        values=(
+            Expectation(
+                key="spread_s",
+                fits=_at_most(LATEST_LOG_S),
+                meaning="progress shows up late, and a session that runs may look silent; wait before you stop one",
+            ),
+            Expectation(
+                key="kept_share",
+                fits=_at_least(LEAST_KEPT),
+                meaning="long logs are cut: leave the server running, it keeps what it has read",
+            ),
+        ),
+    ),
+    "hub": Expected(
+        title="downloads from the hub",
+        broken="models may not arrive: verify the account's phone number for internet access, or try again later; where "
+        "only Xet fails, sessions go on by plain HTTP",
+    ),
+    "drive_upload": Expected(
+        title="a Drive upload without sign-in",
+        broken="checkpoints cannot be sent to Google Drive from these machines, and are kept in their output alone; "
+        "sign in again (`trainhop store use drive`)",
+    ),
+    "inputs": Expected(
+        title="files that are brought along",
+        broken=f"training data and checkpoints do not reach these machines, and no job can start: {REPORT}",
+        values=(
+            Expectation(
+                key="layout",
+                fits=lambda value: value in ("nested", "flat"),
+                meaning=f"the files lie in a layout that is not known yet; they are found by name: {REPORT}",
+            ),
+        ),
+    ),
+    "drive_sign_in": Expected(
+        title="Colab's Drive sign-in",
+        broken="notebooks cannot reach the server through Google Drive: sign in as the Drive's owner, or give the server a "
+        "public address (TRAINHOP_PUBLIC_URL)",
+    ),
+}
+
+
+def judged(probes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The probes with their titles; one that failed, or whose values are not the expected ones, has failed with a `remedy`."""
+    return [_judged(probe) for probe in probes]
+
+
+def _judged(probe: Mapping[str, Any]) -> dict[str, Any]:
+    expected = EXPECTED[probe["name"]]
+    found = dict(probe) | {"title": expected.title, "remedy": ""}
+    if probe["status"] == FAILED:
+        found["remedy"] = expected.broken
+    elif probe["status"] == OK:
+        data = probe["data"]
+        wrong = [value.meaning for value in expected.values if value.key in data and not value.fits(data[value.key])]
+        if wrong:
+            found |= {"status": FAILED, "remedy": "; ".join(wrong)}
+    return found
+
+
+def failures(check: Check) -> list[Mapping[str, Any]]:
+    """Its probes that failed."""
+    return [probe for probe in check["probes"] if probe["status"] == FAILED]
+
+
+def newest(image: Mapping[str, Any]) -> Check | None:
+    """The newest check of an account on any machine."""
+    found = [image[machine] for machine in MACHINES if machine in image]
+    return max(found, key=lambda check: check["at"], default=None)
+
+
+def closed(image: Mapping[str, Any], smoke: str) -> str:
+    """Why no GPU session may start: the newest check found that the set does not train, and the image is still that one.
+
+    `smoke` is the cause that says so; packages that only could not be fetched may come the next time.
+    """
+    check = newest(image)
+    if check is None or "changed" in image:
+        return ""
+    for probe in failures(check):
+        if probe["name"] == "training" and probe["data"].get("cause") == smoke:
+            return f"the check of {day(check['at'])} failed ({probe['words']}); check again: `trainhop doctor --kaggle`"
+    return ""
+
+
+def noticed(image: Mapping[str, Any], machine: str, seen: str, at: float) -> dict[str, Any] | None:
+    """What an account keeps once a session ran on the image `seen`; None if that is nothing new."""
+    known = image.get(machine, {}).get("image", "")
+    if not known or not seen or seen == known or image.get("changed", {}).get("image") == seen:
+        return None
+    return {**image, "changed": {"image": seen, "at": at, "since": image[machine]["at"]}}
+
+
+def changed(image: Mapping[str, Any], provider: str) -> str:
+    """That the image is not the one which was checked, or nothing."""
+    if "changed" not in image:
+        return ""
+    since = day(image["changed"]["since"])
+    name = provider.capitalize()
+    return f"{name}'s image changed since the last check on {since}: run `trainhop doctor --{provider}`"
+
+
+def summary(image: Mapping[str, Any], provider: str) -> str:
+    """An account's checks in one line; empty where it was never checked."""
+    if words := changed(image, provider):
+        return words
+    check = newest(image)
+    if check is None:
+        return str(image.get("problem", ""))
+    asked = [probe for probe in check["probes"] if probe["status"] in (OK, FAILED)]
+    broken = ", ".join(probe["title"] for probe in failures(check))
+    good = sum(probe["status"] == OK for probe in asked)
+    return f"checked on {day(check['at'])}: {good} of {len(asked)} probes ok" + (
+        f"; failed: {broken}" if broken else ""
+    )
+
+
+def day(at: float) -> str:
+    """A date as it is written in sentences."""
+    found = datetime.fromtimestamp(at, UTC)
+    return f"{found.day} {found:%B %Y}"

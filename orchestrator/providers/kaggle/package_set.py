@@ -1,0 +1,116 @@
+"""The packages that sessions train with, prepared once per account: a CPU kernel leaves them as its output.
+
+A CPU kernel takes nothing of the week's GPU hours. A session that finds no prepared set installs by itself, so that nothing
+that goes wrong here makes a launch fail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+
+from orchestrator.ports import ProviderError, ProviderUnavailable
+from orchestrator.providers.kaggle.client import Push
+from orchestrator.providers.kaggle.launch import UNSURE_S, Place
+from orchestrator.providers.kaggle.leftovers import save_log
+from orchestrator.providers.kaggle.notes import AccountNotes, Notes
+from orchestrator.providers.kaggle.source import packages_source
+from orchestrator.providers.last_words import last_words
+from orchestrator.providers.notes import WRITING
+from worker import install
+
+LONGEST_S = 900
+"""For so long the kernel may install and pack."""
+AGAIN_AFTER_S = 86_400.0
+"""A kernel that failed, or hangs, is not started again on the same day."""
+FAILED = frozenset({"ERROR", "CANCEL_ACKNOWLEDGED"})
+log = structlog.get_logger()
+
+
+def set_slug() -> str:
+    """The name of the kernel that prepares just the packages that this version's sessions need."""
+    return f"trainhop-packages-{install.set_key()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageSet:
+    """The set of one account, whose kernel is at `place`, as it is found at `now` (epoch seconds)."""
+
+    place: Place
+    notes: AccountNotes
+    now: float
+
+    def found(self) -> tuple[str, ...]:
+        """`owner/slug` of the kernel whose output holds the set; nothing while there is none."""
+        try:
+            if self._state() != "COMPLETE":
+                return ()
+        except ProviderUnavailable:
+            return ()
+        self._clear_old()
+        return (f"{self.place.owner}/{self.place.slug}",)
+
+    def prepare(self) -> None:
+        """Start its kernel unless there is one; whatever goes wrong is left to a later launch."""
+        try:
+            self._prepare()
+        except ProviderError as error:
+            log.info("the packages were not prepared", account=self.place.owner, why=str(error))
+
+    def _prepare(self) -> None:
+        state = self._state()
+        if state in FAILED:
+            self._say_why()
+        if state == "COMPLETE" or not self._is_due(state):
+            return
+        if state not in (None, *FAILED):  # it hangs
+            self.place.connection.delete_kernel(self.place.owner, self.place.slug)
+        source = packages_source()
+        push = Push(slug=self.place.slug, source=source, machine_shape="", internet=True, timeout_s=LONGEST_S)
+        self.place.connection.push(self.place.owner, push)
+        self.notes.write(set_busy_until=self.now + LONGEST_S)
+
+    def _is_due(self, state: str | None) -> bool:
+        """Whether it is to be started now; of several launches at once one is told so."""
+        with WRITING:
+            noted, slug = self.notes.read(), self.place.slug
+            ours = noted.set_slug == slug
+            wait_s = UNSURE_S if state is None else AGAIN_AFTER_S
+            if ours and 0 <= self.now - noted.set_pushed_at < wait_s:
+                return False
+            if state not in (None, *FAILED) and not ours:
+                return False  # another server's, at work
+            old = [s for s in (*noted.old_sets, noted.set_slug) if s not in ("", slug)]
+            self.notes.write(set_slug=slug, set_pushed_at=self.now, old_sets=old, set_trouble="")
+            return True
+
+    def _state(self) -> str | None:
+        """Its kernel's state by its name at Kaggle, None if there is no such kernel."""
+        state = self.place.state()
+        if state == "COMPLETE" or state in FAILED:
+            self.notes.write(set_busy_until=0.0)
+        return state
+
+    def _say_why(self) -> None:
+        """Once for each kernel that failed."""
+        if self.notes.read().set_trouble:
+            return
+        notes = Notes(self.notes.folder / self.place.slug)
+        save_log(self.place.connection, self.place.owner, self.place.slug, notes)
+        why = self.place.connection.clean(last_words(notes.log)) or "it did not say why"
+        self.notes.write(set_trouble=why)
+        log.warning("the packages could not be prepared; sessions install them", account=self.place.owner, why=why)
+
+    def _clear_old(self) -> None:
+        """Delete the kernels of sets that this server had prepared before and does not need any more."""
+        noted = self.notes.read()
+        old = [s for s in (*noted.old_sets, noted.set_slug) if s not in ("", self.place.slug)]
+        if not old:
+            return
+        try:
+            for slug in old:
+                self.place.connection.delete_kernel(self.place.owner, slug)
+        except ProviderUnavailable:
+            return  # the next launch tries again
+        self.notes.write(set_slug=self.place.slug, old_sets=[])

@@ -1,0 +1,40 @@
+"""Why a session failed, in its own words: the one line of its log that tells the cause."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+TAIL_BYTES = 256 << 10
+LONGEST_WORDS = 300
+_CANNOT_START = re.compile(r"^trainhop: (cannot start: .+)$", re.MULTILINE)
+_PIP = re.compile(r"^(ERROR: .+)$", re.MULTILINE)
+_TRACEBACK = "Traceback (most recent call last):"
+_EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*)(: .*)?$", re.MULTILINE)
+
+
+def last_words(log: Path) -> str:
+    """What the start script gave as the reason, or pip, or the last traceback; empty where none of them said anything."""
+    said = _tail(log)
+    if reasons := _CANNOT_START.findall(said):
+        return shortened(reasons[-1])
+    if found := _PIP.search(said):
+        return shortened(found[1])
+    _, traceback, rest = said.rpartition(_TRACEBACK)
+    found = _EXCEPTION.search(rest) if traceback else None
+    return shortened(found[0]) if found else ""
+
+
+def shortened(words: str) -> str:
+    """Foreign words for a log or a page: one line, not long."""
+    return " ".join("".join(c if c.isprintable() else " " for c in words).split())[:LONGEST_WORDS]
+
+
+def _tail(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,175 @@
+"""Whether a machine trains at all, tried with almost nothing, and images that bring what the libraries refuse."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.worker.wheels import have
+from worker import causes
+from worker.protocol import Hardware
+from worker.training import smoke, unusable
+from worker.training.job import UnfitMachineError
+
+ROOT = Path(__file__).parents[2]
+LIBRARIES = ("peft", "transformers", "accelerate", "trl", "bitsandbytes")
+TRAIN = """
+import torch
+from peft import LoraConfig, get_peft_model
+model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(r=2, target_modules=["0"]))
+model(torch.ones(1, 4)).sum().backward()
+print("trained")
+"""
+HIDE = "from worker.training.unusable import hide; print(hide())\n"
+
+
+def _python(code: str, *path: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path)), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+# --- what an image ships and the libraries refuse ---
+
+
+def _functions_that_refuse(library: str) -> set[tuple[str, str]]:
+    """Functions named like a question whether something is there, that raise instead of answering no."""
+    spec = find_spec(library)
+    assert spec is not None
+    assert spec.origin is not None
+    found = set()
+    for path in Path(spec.origin).parent.rglob("*.py"):
+        text = path.read_text(errors="replace")
+        if "_available" not in text:
+            continue
+        for node in ast.walk(ast.parse(text)):
+            asks = (
+                isinstance(node, ast.FunctionDef) and node.name.startswith("is_") and node.name.endswith("_available")
+            )
+            if asks and any(isinstance(inner, ast.Raise) for inner in ast.walk(node)) and node.name != "is_available":
+                found.add((library, node.name))
+    return found
+
+
+def test_the_table_names_every_question_that_raises():
+    """Holds the table against the installed libraries, so that a newer version of one is noticed."""
+    found = set().union(*map(_functions_that_refuse, LIBRARIES))
+    assert found == {(entry.library, entry.function) for entry in unusable.TABLE}
+
+
+@pytest.mark.parametrize("entry", unusable.TABLE, ids=lambda entry: entry.package)
+def test_the_tables_versions_are_those_of_the_libraries(entry):
+    """As their source has them."""
+    source = Path(find_spec(entry.library).origin).with_name("import_utils.py").read_text()  # pyright: ignore[reportOptionalMemberAccess, reportArgumentType]
+    wanted = f'{entry.package.upper()}_MINIMUM_VERSION = packaging.version.parse("{entry.lowest}")'
+    assert wanted in source
+    if entry.needs:
+        assert f'{entry.needs[0].upper()}_MINIMUM_VERSION = packaging.version.parse("{entry.needs[1]}")' in source
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("package", "version"), [("torchao", "0.10.0"), ("gptqmodel", "5.0.0"), ("gptqmodel", "7.1.0")]
+)
+def test_an_image_with_an_old_package_trains(tmp_path, package, version):
+    """Guard: without the hiding no adapter can be put on any model in any image of Kaggle or Colab."""
+    have(tmp_path, package, version)
+    refused = _python(TRAIN, tmp_path)
+    assert refused.returncode == 1
+    assert "ImportError" in refused.stderr
+    done = _python(HIDE + TRAIN, tmp_path)
+    assert done.stdout.splitlines() == [f"['{package}']", "trained"], done.stderr
+
+
+@pytest.mark.slow
+def test_the_smoke_step_passes_in_an_image_with_an_old_torchao(tmp_path):
+    have(tmp_path, "torchao", "0.10.0")
+    done = _python("from worker.training.smoke import main; raise SystemExit(main([]))", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_is_new_enough_is_shown_again(tmp_path, monkeypatch):
+    """Unsloth brings a newer torchao than the image's. Guard: once hidden it stayed hidden."""
+    monkeypatch.setattr(unusable, "TABLE", (unusable.Refused(package="oldish", lowest="2", library="x", function="y"),))
+    have(tmp_path / "image", "oldish", "1.0")
+    have(tmp_path / "own", "oldish", "2.1")
+    monkeypatch.syspath_prepend(tmp_path / "image")
+    assert unusable.hide() == ["oldish"]
+    assert find_spec("oldish") is None
+    monkeypatch.syspath_prepend(tmp_path / "own")
+    assert unusable.hide() == []
+    assert find_spec("oldish").origin == str(tmp_path / "own" / "oldish" / "__init__.py")  # pyright: ignore[reportOptionalMemberAccess]
+
+
+# --- the smoke step ---
+
+
+def test_a_machine_that_trains_passes_and_says_what_it_took(lab):
+    took = smoke.check(lab.spec())
+    assert {"LoRA", "4-bit product", "import of peft"} <= took.keys()
+
+
+@pytest.mark.parametrize(
+    ("part", "error", "words"),
+    [
+        ("lora_step", ImportError("Found an incompatible version of it"), "LoRA: ImportError: Found an incompatible"),
+        (
+            "four_bit_product",
+            RuntimeError("no kernel\nfor this card"),
+            "4-bit product: RuntimeError: no kernel for this",
+        ),
+        ("_bring_in", AttributeError("torch has no such thing"), "backend: AttributeError: torch has no such thing"),
+    ],
+)
+def test_what_goes_wrong_is_the_machines_in_the_librarys_own_words(monkeypatch, part, error, words):
+    """Guard: as an ordinary failure it counted against the job, four times, and the job was failed."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(smoke, part, fail)
+    with pytest.raises(UnfitMachineError, match=words) as unfit:
+        smoke.try_all(Hardware(), "hf", 1)
+    assert unfit.value.cause == causes.SMOKE
+    assert "trainhop doctor" in str(unfit.value)
+
+
+def test_a_job_that_wants_what_this_machine_has_not_is_told_so_and_not_of_a_doctor(monkeypatch):
+    with pytest.raises(UnfitMachineError, match="backend unsloth cannot run here") as unfit:
+        smoke.try_all(Hardware(), "unsloth", 1)
+    assert unfit.value.cause == ""
+
+
+def test_an_adapter_without_a_gradient_is_noticed(monkeypatch):
+    """A backward pass that runs and gives nothing is worse than one that fails."""
+    from torch import nn
+
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, given: given.detach() * self.weight.detach().sum())
+    with pytest.raises(UnfitMachineError, match="LoRA: RuntimeError"):
+        smoke.try_all(Hardware(), "hf", 1)
+
+
+@pytest.mark.slow
+def test_two_processes_find_each_other():
+    """On this machine's CPU, over the same code as two GPUs."""
+    with smoke.several(2, "cpu") as wait:
+        wait()
+
+
+def test_processes_that_do_not_find_each_other_are_not_waited_for():
+    with smoke.several(2, "cpu", patience_s=0.0) as wait, pytest.raises(TimeoutError, match="did not find each other"):
+        wait()
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_speaks_for_all():
+    """Guard: without looking at each, the others waited for it for half an hour."""
+    with smoke.several(2, "no-such-device") as wait, pytest.raises(RuntimeError, match="no-such-device"):
+        wait()
