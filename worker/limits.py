@@ -6,6 +6,7 @@ code, the meeting of several GPUs. So a thread of its own leaves, whatever the m
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import faulthandler
 import os
@@ -24,8 +25,6 @@ from enum import Enum
 from worker import causes
 from worker.deadline import Budget
 
-LAST_RESORT_S = 60.0
-"""After a limit, until a process ends whose interpreter is held by what hangs: no thread can say anything then."""
 LONGEST_WAIT_S = 3_600.0
 
 
@@ -50,7 +49,8 @@ class Limits:
 
     A download may go `stall_s` without a byte before it is begun anew, and the store of the training data `data_s` before the
     session leaves. `pause_s` is waited after a hub's first "too many requests" that names no time, twice as long after each
-    further one.
+    further one. `last_resort_s` after a limit a process ends whose interpreter is held by what hangs, so that no thread of it
+    can say anything.
     """
 
     stall_s: float = 120.0
@@ -61,6 +61,7 @@ class Limits:
     imports_s: float = 600.0
     group_s: float = 180.0
     load_s: float = 3_600.0
+    last_resort_s: float = 60.0
 
     def of(self, part: Part) -> float | None:
         """How long a part may take; None for one that is bounded by what arrives, or only by the session's time."""
@@ -121,7 +122,7 @@ class Watch:
             self._until = float("inf") if limit is None else time.monotonic() + limit
         if self._bell is not None:
             left = max(0.0, self._budget.left)
-            faulthandler.dump_traceback_later(min(left, limit or left) + LAST_RESORT_S, exit=True)
+            faulthandler.dump_traceback_later(min(left, limit or left) + self._limits.last_resort_s, exit=True)
         self._ring()
 
     def ask(self, ending: Ending) -> bool:
@@ -142,10 +143,8 @@ class Watch:
 
     def _ring(self) -> None:
         if self._bell is not None:
-            try:
+            with contextlib.suppress(BlockingIOError):  # it has been rung often enough
                 self._bell.send(b"\0")
-            except BlockingIOError:
-                return  # it has been rung often enough
 
     def _run(self, ear: socket.socket) -> None:
         while True:
@@ -178,6 +177,16 @@ class Watch:
             words = f"{part.words} took longer than {self._limits.of(part):.0f} s; the job is tried on another machine"
             return Ending("unfit", words, part.cause)
         return None
+
+
+@contextlib.contextmanager
+def ended_after(seconds: float) -> Iterator[None]:
+    """End this process, with where each thread stands in its log, if the block takes longer; whatever holds the interpreter."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def bounded(

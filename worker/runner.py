@@ -19,7 +19,7 @@ from worker.checkpoint import sha256_file
 from worker.deadline import Budget, Cadence
 from worker.endings import ending_of
 from worker.ledger import Ledger
-from worker.limits import Ending, Limits, Part, Watch
+from worker.limits import Ending, Limits, Part, Watch, ended_after
 from worker.outbox import Outbox
 from worker.process import UNDELIVERED
 from worker.progress import Progress
@@ -62,15 +62,18 @@ def run(ticket: Ticket, home: Path, *, began: float, limits: Limits | None = Non
         return Session(assignment, StdoutUplink(ticket), home, ledger, keep, limits).work()
     uplink = HttpUplink(ticket)
     try:
-        assignment = _start(uplink, ticket)
+        assignment = _start(uplink, ticket, limits or Limits())
     except UplinkError as error:
         _log(f"cannot start: {error}")
         return 1
     return Session(assignment, uplink, home, ledger, limits=limits).work()
 
 
-def _start(uplink: HttpUplink, ticket: Ticket) -> Assignment:
-    request = alone.start_request()
+def _start(uplink: HttpUplink, ticket: Ticket, limits: Limits) -> Assignment:
+    with ended_after(
+        limits.imports_s
+    ):  # a look at the machine imports torch, and nothing can be said under a lease yet
+        request = alone.start_request()
     for attempt in stamina.retry_context(on=ServerAway, attempts=None, timeout=ticket.budget_s, wait_max=15.0):
         with attempt:
             return uplink.start(request)
@@ -149,7 +152,9 @@ class Session:
         return self._last_word(self._release(ending), 0) if isinstance(ending, Ending) else self._fail(ending)
 
     def _begin_alone(self) -> None:
+        self.begins(Part.IMPORTS)
         request = alone.start_request()
+        self.begins(Part.DATA)
         lease, fence = self._assignment.lease, self._assignment.fence
         self._outbox.say(lambda seq: Started(lease=lease, fence=fence, seq=seq, request=request), urgent=True)
         if not alone.uploads_work(self._assignment.uploads):
