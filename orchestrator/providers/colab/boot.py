@@ -64,7 +64,8 @@ def write_ticket(plan: dict, began: float) -> None:
     if given := ticket.get("assignment"):
         given["seconds_left"] -= spent
         given["keep_dir"] = str(Path("keep").resolve())
-        for grant in [*given["datasets"], *([given["resume"]] if given.get("resume") else [])]:
+        read = [*given["datasets"], *given.get("model", ()), *([given["resume"]] if given.get("resume") else [])]
+        for grant in read:
             if name := plan["files"].get(grant["key"]):
                 grant["path"] = str(Path(name).resolve())
     with os.fdopen(os.open("ticket.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:

@@ -54,7 +54,8 @@ def install(requirements: list[str]) -> str:
 def place_inputs(assignment: dict, files: dict, folder: Path) -> list[str]:
     """Fill in where the staged files lie; returns the names of those that are not there."""
     lacking = []
-    grants = [*assignment["datasets"], *([assignment["resume"]] if assignment.get("resume") else [])]
+    resume = [assignment["resume"]] if assignment.get("resume") else []
+    grants = [*assignment["datasets"], *assignment.get("model", ()), *resume]
     for grant in grants:
         if grant["key"] not in files:
             continue
