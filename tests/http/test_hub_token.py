@@ -303,7 +303,8 @@ def test_the_token_is_nowhere_but_in_the_vault(api1, people, provider, one_way, 
     """
     caplog.set_level(logging.INFO)
     answers = [put(people.ann, ANN).text]
-    _, machine = started(api1, people, provider)
+    people.ann.submit(base_model="org/gated", placement={"providers": ["local"]})
+    machine = Machine.launched(api1, provider)
     answers.append(machine.start().text)
     submit_one_way(people)
     dispatch(api1.app.context)
