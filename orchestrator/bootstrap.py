@@ -129,7 +129,11 @@ def build(
         providers=providers or Registry(lambda kind: _make_provider(kind, settings, vault, stores, news)),
         stores=stores,
         catalog=FolderAndHubCatalog(
-            (*settings.allowed_folders, settings.models), frozenset(settings.trusted_models), offline=settings.offline
+            (*settings.allowed_folders, settings.models),
+            frozenset(settings.trusted_models),
+            offline=settings.offline,
+            endpoint=settings.hub_endpoint,
+            cache=settings.hub_cache,
         ),
         tokens=tokens,
         rules=settings.rules,
@@ -189,7 +193,8 @@ def _vault(settings: Settings) -> FernetVault:
 def _make_provider(kind: Any, settings: Settings, vault: Vault, stores: Stores, news: threading.Event) -> Provider:
     """Ours are handed what they need; those of extras are told by their name, for they cannot be imported here."""
     if kind is LocalProvider:
-        return LocalProvider(settings.folder / "sessions", news.set, offline=settings.offline)
+        hub = settings.hub_endpoint
+        return LocalProvider(settings.folder / "sessions", news.set, offline=settings.offline, hub_endpoint=hub)
     if kind is ColabProvider:
         return _make_colab(settings, vault, stores)
     if kind.capabilities.provider == "kaggle":

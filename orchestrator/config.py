@@ -58,6 +58,7 @@ class Settings(BaseSettings):
     drive_endpoint: Loopback | None = None
     kaggle_endpoint: Loopback | None = None
     colab_endpoint: Loopback | None = None
+    hub_endpoint: Loopback | None = None
     colab_python: str | None = None
     max_upload_bytes: int = 4 << 30
 
@@ -82,6 +83,11 @@ class Settings(BaseSettings):
     def models(self) -> Path:
         """Where the server keeps base models that it fetched itself; jobs may always name them."""
         return self.folder / "models"
+
+    @property
+    def hub_cache(self) -> Path | None:
+        """Where the hub's client keeps files, if not where it always does: what an emulator gives is nobody else's."""
+        return self.folder / "hub" if self.hub_endpoint else None
 
     @property
     def database(self) -> Path:

@@ -416,15 +416,37 @@ class TokenLook:
     away: str = ""
 
 
-class Catalog(Protocol):
-    """Where models and datasets named in a job are looked up; raises `InvalidError` in words for what cannot be had."""
+@dataclass(frozen=True, kw_only=True)
+class ModelFile:
+    """A file of a model on the hub: its bytes if it is small, or a `url` that needs no sign-in for a while."""
 
-    def model(self, name: str) -> BaseModel:
+    name: str
+    sha256: str
+    size: int
+    url: str | None = field(default=None, repr=False)
+    data: bytes | None = field(default=None, repr=False)
+
+
+class Catalog(Protocol):
+    """Where models and datasets named in a job are looked up, with a member's hub `token` if there is one.
+
+    Raises `InvalidError` in words for what cannot be had, and `UnavailableError` while the hub does not answer.
+    """
+
+    def model(self, name: str, token: str | None = None) -> BaseModel:
         """A hub id pinned to a commit, or a folder the operator has allowed."""
         ...
 
-    def dataset(self, path: str, split: str) -> DatasetFile:
+    def dataset(self, path: str, split: str, token: str | None = None) -> DatasetFile:
         """A file of a hub dataset, or one in a folder the operator has allowed."""
+        ...
+
+    def files(self, name: str, token: str) -> Sequence[ModelFile]:
+        """What a machine reads of a gated or private model; nothing of one that it can fetch by itself."""
+        ...
+
+    def whose(self, token: str) -> str:
+        """The name of the hub account that a token belongs to."""
         ...
 
 

@@ -21,6 +21,7 @@ from orchestrator.providers.registry import Registry
 from orchestrator.testing import FakeClock, FakePersonalProvider, FakeProvider
 from tests.colab_client import MissingError, environment
 from tests.emulators.drive import Drive
+from tests.emulators.hub import HubEmulator
 from tests.images import Image, load
 from tests.postgres import Cluster, missing_programs
 
@@ -115,6 +116,16 @@ def drive(tmp_path) -> Iterator[Drive]:
         yield drive
 
 
+@pytest.fixture
+def hub(monkeypatch) -> Iterator[HubEmulator]:
+    """An emulated Hugging Face hub; an operator's own token lies about, and nothing may be asked with it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_operator")
+    with HubEmulator() as hub:
+        yield hub
+    assert not any("hf_of_the_operator" in (seen.authorization or "") for seen in hub.seen)
+
+
 @pytest.fixture(scope="session")
 def colab_python(tmp_path_factory) -> str:
     """A Python with Colab's official client; tests that need it are skipped where none can be had."""
@@ -151,7 +162,8 @@ def make_server(tmp_path, clock, provider, cloud):
         providers = Registry.of(
             {"local": provider, "fake": FakeProvider("fake"), "cloud": cloud, "colab": ColabProvider()}
         )
-        config = Settings(data_dir=tmp_path / "data", database_url=url, offline=True, local_slots=4, **settings)
+        fixed = {"data_dir": tmp_path / "data", "database_url": url, "offline": True, "local_slots": 4}
+        config = Settings(**(fixed | settings))
         app = build(config, providers=providers)
         app.context = dataclasses.replace(app.context, clock=clock, started_at=clock.now(), spawn=lambda work: work())
         built.append(app)

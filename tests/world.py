@@ -31,6 +31,7 @@ from orchestrator.ports import (
     LaunchRequest,
     Leftovers,
     Liveness,
+    ModelFile,
     Observation,
     ProviderUnavailable,
     Room,
@@ -193,11 +194,17 @@ class Machines:
 class AnyModel:
     """A catalog that knows every model and no file."""
 
-    def model(self, name: str) -> BaseModel:
+    def model(self, name: str, token: str | None = None) -> BaseModel:
         return BaseModel(name=name)
 
-    def dataset(self, path: str, split: str) -> DatasetFile:
+    def dataset(self, path: str, split: str, token: str | None = None) -> DatasetFile:
         raise AssertionError(path)
+
+    def files(self, name: str, token: str) -> Sequence[ModelFile]:
+        return ()
+
+    def whose(self, token: str) -> str:
+        raise AssertionError
 
 
 class World:

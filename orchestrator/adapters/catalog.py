@@ -8,34 +8,50 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.adapters.hub import Hub
 from orchestrator.domain.errors import InvalidError
-from orchestrator.ports import BaseModel, DatasetFile
+from orchestrator.ports import BaseModel, DatasetFile, ModelFile
 from worker.fit import Shape
-
-HUB_TIMEOUT_S = 10.0
-_DATA_SUFFIXES = (".jsonl", ".csv", ".parquet", ".json")
 
 
 class FolderAndHubCatalog:
     """Implements `ports.Catalog`. `allowed` are the only folders of this computer from which a job may name anything."""
 
-    def __init__(self, allowed: Sequence[Path], trusted_models: frozenset[str], *, offline: bool) -> None:
+    def __init__(
+        self,
+        allowed: Sequence[Path],
+        trusted_models: frozenset[str],
+        *,
+        offline: bool,
+        endpoint: str | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        """`endpoint` and `cache` stand in for the hub's address and the client's own folder, for tests."""
         self._allowed = [folder.resolve() for folder in allowed]
-        self._trusted, self._offline = trusted_models, offline
+        self._trusted = trusted_models
+        self._hub = Hub(is_offline=offline, endpoint=endpoint, cache=cache)
 
-    def model(self, name: str) -> BaseModel:
+    def model(self, name: str, token: str | None = None) -> BaseModel:
         if _looks_like_path(name):
             folder = self._permitted(name, "/base_model")
             config = _config(folder)
             self._refuse_custom_code(config, name)
             return BaseModel(name=str(folder), parameters=_parameters(folder), shape=Shape.of(config))
-        return self._hub_model(name)
+        return self._hub.model(name, token, lambda config: self._refuse_custom_code(config, name))
 
-    def dataset(self, path: str, split: str) -> DatasetFile:
+    def dataset(self, path: str, split: str, token: str | None = None) -> DatasetFile:
         if _looks_like_path(path):
             file = self._permitted(path, "/path")
             return DatasetFile(path=file, name=file.name)
-        return self._hub_dataset(path, split)
+        return self._hub.dataset(path, split, token)
+
+    def files(self, name: str, token: str) -> Sequence[ModelFile]:
+        if _looks_like_path(name):
+            return ()
+        return self._hub.files(name, token, with_code=name.partition("@")[0] in self._trusted)
+
+    def whose(self, token: str) -> str:
+        return self._hub.whose(token)
 
     def _permitted(self, name: str, pointer: str) -> Path:
         path = Path(name).expanduser().resolve()
@@ -56,49 +72,6 @@ class FolderAndHubCatalog:
                 "TRAINHOP_TRUSTED_MODELS"
             )
             raise InvalidError(message, [("/base_model", message)])
-
-    def _hub_model(self, name: str) -> BaseModel:
-        if self._offline:
-            return BaseModel(name=name)
-        from huggingface_hub import HfApi, hf_hub_download
-
-        repo, _, revision = name.partition("@")
-        try:
-            info = HfApi().model_info(repo, revision=revision or None, timeout=HUB_TIMEOUT_S)
-            config = json.loads(Path(hf_hub_download(repo, "config.json", revision=info.sha)).read_text())
-            self._refuse_custom_code(config, name)
-        except InvalidError:
-            raise
-        except Exception as error:
-            raise _unreachable("/base_model", name, error) from error
-        size = info.safetensors.total if info.safetensors else None
-        return BaseModel(name=f"{repo}@{info.sha}", parameters=size, shape=Shape.of(config))
-
-    def _hub_dataset(self, name: str, split: str) -> DatasetFile:
-        from huggingface_hub import HfApi, hf_hub_download
-
-        repo, _, revision = name.partition("@")
-        try:
-            if self._offline:
-                raise ConnectionError("this server is set to stay offline")
-            info = HfApi().dataset_info(repo, revision=revision or None, timeout=HUB_TIMEOUT_S)
-            files = [s.rfilename for s in info.siblings or [] if s.rfilename.endswith(_DATA_SUFFIXES)]
-            wanted = [f for f in files if split in Path(f).name] or (files if len(files) == 1 else [])
-            if len(wanted) != 1:
-                message = f"{name} has {len(wanted)} data files for split '{split}'; download it and upload one file"
-                raise InvalidError(message, [("/path", message)])
-            path = hf_hub_download(repo, wanted[0], revision=info.sha, repo_type="dataset")
-        except InvalidError:
-            raise
-        except Exception as error:
-            raise _unreachable("/path", name, error) from error
-        return DatasetFile(path=Path(path), name=wanted[0])
-
-
-def _unreachable(pointer: str, name: str, error: Exception) -> InvalidError:
-    what = "upload the file instead" if pointer == "/path" else "name an allowed folder that holds it instead"
-    message = f"{name} cannot be had from the hub ({type(error).__name__}); check the id and revision, or {what}"
-    return InvalidError(message, [(pointer, message)])
 
 
 def _looks_like_path(name: str) -> bool:

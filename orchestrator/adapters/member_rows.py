@@ -48,6 +48,9 @@ class MemberRows:
         except IntegrityError as error:
             raise ConflictError(f"there is already a member called {member.name}") from error
 
+    def save_member(self, member: Member) -> None:
+        MEMBERS.save(self.connection, member)
+
     def remove_member(self, member: Member) -> None:
         MEMBERS.save(self.connection, member)
         channels = tables.channels

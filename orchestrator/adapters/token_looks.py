@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import worker
-from orchestrator.domain.errors import InvalidError
+from orchestrator.domain.errors import InvalidError, UnavailableError
 from orchestrator.ports import ROWS_MEASURED, ROWS_SHOWN, Catalog, Piece, TokenLook, TokenRow
 from worker.protocol import FileFormat, RowFormat
 
@@ -36,8 +36,18 @@ _PASSED_ON = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT", "VIRTUAL_
 class TokenLooks:
     """Looks at a data file with a model's tokenizer and chat template, where these can be had."""
 
-    def __init__(self, catalog: Catalog, *, offline: bool, cpu_s: int = CPU_S) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        offline: bool,
+        cpu_s: int = CPU_S,
+        endpoint: str | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        """`endpoint` and `cache` stand in for the hub's address and the client's own folder, for tests."""
         self._catalog, self._offline, self._cpu_s = catalog, offline, cpu_s
+        self._endpoint, self._cache = endpoint, cache
         self._room = threading.BoundedSemaphore(AT_ONCE)
 
     def of(
@@ -49,11 +59,12 @@ class TokenLooks:
         *,
         sequence_len: int,
         train_on_inputs: bool,
+        token: str | None = None,
     ) -> TokenLook:
-        """What the job's worker would see; `away` says in words why there is nothing."""
+        """What the job's worker would see, read with this hub token; `away` says in words why there is nothing."""
         try:
-            folder = self._folder(model)
-        except InvalidError as error:
+            folder = self._folder(model, token)
+        except (InvalidError, UnavailableError) as error:
             return TokenLook(away=str(error))
         except Exception:  # noqa: BLE001  the hub's client raises a dozen kinds
             return TokenLook(away=NOT_HERE)
@@ -78,21 +89,30 @@ class TokenLooks:
         finally:
             self._room.release()
 
-    def _folder(self, model: str) -> Path:
-        name = self._catalog.model(model).name
+    def _folder(self, model: str, token: str | None) -> Path:
+        name = self._catalog.model(model, token).name
         if Path(name).is_absolute():
             return Path(name)
         from huggingface_hub import HfApi, snapshot_download
 
         repo, _, revision = name.partition("@")
         if not self._offline:
-            info = HfApi().model_info(repo, revision=revision or None, files_metadata=True, timeout=HUB_TIMEOUT_S)
+            api = HfApi(endpoint=self._endpoint, token=token or False)
+            info = api.model_info(repo, revision=revision or None, files_metadata=True, timeout=HUB_TIMEOUT_S)
             sizes = [s.size or 0 for s in info.siblings or () if any(fnmatch(s.rfilename, f) for f in FILES)]
             if sum(sizes) > MOST_BYTES:
                 raise InvalidError(
                     f"the tokenizer of {model} takes {sum(sizes) >> 20} MiB: it is not fetched for a look"
                 )
-        found = snapshot_download(repo, revision=revision or None, allow_patterns=FILES, local_files_only=self._offline)
+        found = snapshot_download(
+            repo,
+            revision=revision or None,
+            allow_patterns=FILES,
+            local_files_only=self._offline,
+            token=token or False,  # never the operator's own
+            endpoint=self._endpoint,
+            cache_dir=self._cache,
+        )
         return Path(found)
 
     def _ask(self, request: dict[str, Any]) -> TokenLook:

@@ -48,4 +48,8 @@ class StaleFenceError(ConflictError):
 
 
 class UnavailableError(TrainhopError):
-    """Something outside does not answer; nothing was changed."""
+    """Something outside does not answer; nothing was changed. `retry_after_s` is how long it asked to be left alone."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

@@ -12,6 +12,7 @@ from orchestrator.entrypoints.commands import (
     datasets,
     doctor,
     download,
+    hub,
     jobs,
     link,
     notebook,
@@ -39,6 +40,7 @@ for part in (serve.app, link.app, jobs.app, notebook.app, watch.app, records.app
     app.add_typer(part)
 app.add_typer(people.accounts, name="accounts", rich_help_panel="Server")
 app.add_typer(datasets.app, name="datasets", rich_help_panel="Server")
+app.add_typer(hub.app, name="hub", rich_help_panel="Server")
 app.add_typer(people.members, name="members", rich_help_panel="Server")
 app.add_typer(notifications.app, name="notifications", rich_help_panel="Server")
 app.add_typer(people.tokens, name="tokens", rich_help_panel="Server")

@@ -16,6 +16,7 @@ from orchestrator.config import Settings
 from orchestrator.entrypoints import (
     api_checks,
     api_data,
+    api_hub,
     api_jobs,
     api_notebooks,
     api_notifications,
@@ -80,7 +81,17 @@ def make_app(app: App) -> FastAPI:
     problems.install(api)
     # First, because routes are tried in order.
     api.router.routes.extend([*worker_api.quick_routes(PREFIX), api_jobs.quick_route(PREFIX)])
-    people = (api_jobs, api_notebooks, api_records, api_data, api_people, api_checks, api_notifications, api_stores)
+    people = (
+        api_jobs,
+        api_notebooks,
+        api_records,
+        api_data,
+        api_people,
+        api_hub,
+        api_checks,
+        api_notifications,
+        api_stores,
+    )
     for part in (worker_api, *people):
         api.include_router(part.router, prefix=PREFIX)
     api.include_router(health.router)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import sqlite3
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -75,8 +76,13 @@ def from_domain(error: TrainhopError) -> Response:
     """What an error of the domain looks like over HTTP."""
     status, slug = next((status, slug) for kind, status, slug in _STATUS if isinstance(error, kind))
     errors = error.problems if isinstance(error, InvalidError) else ()
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    headers = {"Retry-After": _wait(error)} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
     return problem(status, str(error), slug=slug, errors=errors, headers=headers)
+
+
+def _wait(error: TrainhopError) -> str:
+    asked = error.retry_after_s if isinstance(error, UnavailableError) else None
+    return str(RETRY_AFTER_S if asked is None else math.ceil(asked))
 
 
 def invalid(errors: Problems) -> Response:

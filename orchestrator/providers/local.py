@@ -35,6 +35,8 @@ NVIDIA_SMI_S = 10.0
 LOG_NAME = "output.log"
 TAIL_BYTES = 4096
 LONGEST_LAST_WORDS = 300
+HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE")
+"""Variables that the hub's client takes a token from; a pool's own `env` may set them, for all who use the pool."""
 
 
 class LocalProvider:
@@ -43,13 +45,20 @@ class LocalProvider:
     The worker's first act is to note its process in `pid.json`, so that a server killed right after the launch finds it again.
     A session is ENDED when that process is gone; a launch cut short leaves a folder without a note and is judged ENDED after
     `START_UP_S`. `on_exit` is called whenever a process that this server started has ended. `offline` workers never ask the
-    Hugging Face hub.
+    Hugging Face hub; all others ask it without the operator's own token, since any member's job may run here.
     """
 
     capabilities = Capabilities(provider="local", shares_disk=True, at_hand=True)
 
-    def __init__(self, folder: Path, on_exit: Callable[[], None] = lambda: None, *, offline: bool = False) -> None:
-        self._folder, self._on_exit, self._offline = folder, on_exit, offline
+    def __init__(
+        self,
+        folder: Path,
+        on_exit: Callable[[], None] = lambda: None,
+        *,
+        offline: bool = False,
+        hub_endpoint: str | None = None,
+    ) -> None:
+        self._folder, self._on_exit, self._offline, self._hub_endpoint = folder, on_exit, offline, hub_endpoint
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -88,8 +97,11 @@ class LocalProvider:
 
     def _spawn(self, home: Path, request: LaunchRequest) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "worker", str(home / "ticket.json")]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("TRAINHOP_")}
-        environment["PYTHONUNBUFFERED"] = "1"
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("TRAINHOP_") and k not in HUB_TOKENS}
+        # The hub's client would take the operator's token from the home folder, too.
+        environment |= {"PYTHONUNBUFFERED": "1", "HF_TOKEN_PATH": os.devnull}
+        if self._hub_endpoint:
+            environment["HF_ENDPOINT"] = self._hub_endpoint
         if self._offline:
             environment["HF_HUB_OFFLINE"] = "1"
         environment |= {k: str(v) for k, v in request.account.config.get("env", {}).items()}

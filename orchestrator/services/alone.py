@@ -10,6 +10,7 @@ from orchestrator.domain.errors import NotFoundError
 from orchestrator.domain.model import Checkpoint, Job, Lease
 from orchestrator.persistence import Dataset, Transaction
 from orchestrator.ports import Context, Store
+from orchestrator.services import model_files
 from orchestrator.services.leases import say_assignment, upload_grant
 from worker.protocol import Assignment, Grant, GrantKind, JobSpec
 
@@ -31,7 +32,9 @@ def cannot_call(ctx: Context, provider: str) -> bool:
 
 
 def kit(ctx: Context, lease: Lease) -> Kit:
-    """Everything for one session. Opens uploads at the store, so not inside a transaction; raises `StoreError`.
+    """Everything for one session. Opens uploads at the store, so not inside a transaction.
+
+    Raises `StoreError`, and `ConflictError` where the lease was ended because its model cannot be had.
 
     A folder of this server takes no uploads from a machine that cannot call: then there are none, and the worker keeps
     its files for the provider to hand over.
@@ -50,10 +53,11 @@ def kit(ctx: Context, lease: Lease) -> Kit:
     if head is not None:
         resume = reading(ctx.stores.get(head.store), head.key, GrantKind.CHECKPOINT, head.sha256, head.size)
     spec = JobSpec.model_validate(job.spec)
+    model = model_files.staged(ctx, lease, spec, inputs)
     uploads = _uploads(ctx, lease, spec) if lease.store != local.name else ()
     left = lease.budget_s
     assignment = say_assignment(ctx, lease, job, spec, left, head=head, datasets=data, resume=resume, uploads=uploads)
-    return Kit(assignment=assignment, inputs=inputs)
+    return Kit(assignment=assignment.model_copy(update={"model": model}), inputs=inputs)
 
 
 def _what_to_read(tx: Transaction, lease: Lease) -> tuple[Job, list[Dataset], Checkpoint | None]:

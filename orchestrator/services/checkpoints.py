@@ -10,6 +10,7 @@ from orchestrator.domain.model import Checkpoint, Job, Lease
 from orchestrator.domain.policy import prune
 from orchestrator.persistence import Transaction
 from orchestrator.ports import Context, ObjectMissing, Store, StoreError
+from orchestrator.services import model_files
 from orchestrator.services.errors import from_store
 from orchestrator.services.leases import held, lease_prefix
 from worker.checkpoint import MAX_HEADER_BYTES, CheckpointError, read_manifest
@@ -182,7 +183,11 @@ def sweep(ctx: Context) -> None:
 
 
 def sweep_strays(ctx: Context, lease: Lease) -> None:
-    """Delete what a lease that is over has uploaded and never offered (a damaged upload, one before a crash)."""
+    """Delete what a lease that is over has uploaded and never offered (a damaged upload, one before a crash).
+
+    What was laid out for its machine to read goes, too.
+    """
+    model_files.sweep(ctx, lease)
     store = ctx.stores.get(lease.store)
     try:
         lying = store.keys(lease_prefix(lease))

@@ -12,6 +12,7 @@ from orchestrator.domain.errors import InvalidError, NotFoundError
 from orchestrator.persistence import Dataset, Transaction, Upload
 from orchestrator.ports import Context, StoreError
 from orchestrator.services.errors import from_store
+from orchestrator.services.hub_tokens import token_of
 from orchestrator.services.ids import new_id
 from worker.checkpoint import sha256_file
 from worker.dataset import DatasetError, inspect
@@ -97,7 +98,7 @@ def resolve_dataset(ctx: Context, member_id: str, spec: DatasetSpec, place: int)
 def _find(ctx: Context, member_id: str, spec: DatasetSpec) -> Dataset:
     if spec.path.startswith("sha256:"):
         return _uploaded(ctx, spec)
-    found = ctx.catalog.dataset(spec.path, spec.split)
+    found = ctx.catalog.dataset(spec.path, spec.split, token_of(ctx, member_id))
     return add_dataset(ctx, member_id, found.path, found.name, spec.type)
 
 

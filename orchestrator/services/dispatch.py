@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from orchestrator.domain import diagnosis
+from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.domain.model import Account, Job, Lease
 from orchestrator.domain.policy import Match, Obstacle, Place, Waiting, explain, match
@@ -195,6 +196,8 @@ def _launch(ctx: Context, claim: _Claim) -> None:
     except CredentialsRefused as error:
         _note_problem(ctx, claim.account, str(error))
         _launch_failed(ctx, lease.id, str(error), counts=False)
+    except ConflictError:
+        return  # its model cannot be had: the lease has ended, and its job says why
     except ProviderUnavailable as error:
         _note_silence(
             ctx, lease.id, str(error)

@@ -13,6 +13,7 @@ from orchestrator.persistence import Transaction
 from orchestrator.ports import Context
 from orchestrator.services.datasets import hold, resolve_dataset
 from orchestrator.services.dispatch import survey
+from orchestrator.services.hub_tokens import token_of
 from orchestrator.services.ids import new_id
 from orchestrator.services.leases import hand_back
 from worker import fit
@@ -139,7 +140,7 @@ def resolve(ctx: Context, actor: Actor, spec: JobSpec) -> tuple[JobSpec, Need]:
     if spec.deadline is not None and not 0 <= spec.deadline < LAST_DEADLINE:
         raise InvalidError("the deadline is no date", [("/deadline", "must be a time before the year 10000")])
     _refuse_the_unknown(ctx, spec)
-    model = ctx.catalog.model(spec.base_model)
+    model = ctx.catalog.model(spec.base_model, token_of(ctx, actor.member_id))
     datasets = tuple(resolve_dataset(ctx, actor.member_id, d, place) for place, d in enumerate(spec.datasets))
     pinned = spec.model_copy(update={"base_model": model.name, "datasets": datasets})
     if pinned.train_rows < 1:

@@ -10,6 +10,7 @@ from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.domain.model import Checkpoint, Job, Lease
 from orchestrator.persistence import Dataset, Transaction
 from orchestrator.ports import Context, ObjectMissing, Store, StoreError
+from orchestrator.services import model_files
 from orchestrator.services.errors import from_store
 from orchestrator.services.heads import fall_back
 from orchestrator.services.images import note_image
@@ -122,11 +123,13 @@ def assignment(ctx: Context, begun: Begun) -> Assignment:
     lease, job, spec = begun.lease, begun.job, begun.spec
     try:
         downloads, resume, uploads = _all_grants(ctx, lease, begun.datasets, begun.head)
+        model = model_files.granted(ctx, lease, spec)
     except StoreError as error:
         raise from_store(error) from error
     left = max(0.0, lease.created_at + lease.budget_s - ctx.clock.now())
     found = begun.head
-    return say_assignment(ctx, lease, job, spec, left, head=found, datasets=downloads, resume=resume, uploads=uploads)
+    said = say_assignment(ctx, lease, job, spec, left, head=found, datasets=downloads, resume=resume, uploads=uploads)
+    return said.model_copy(update={"model": model})
 
 
 def say_assignment(

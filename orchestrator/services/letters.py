@@ -6,6 +6,7 @@ is written by one side alone, so that nothing can be overwritten, and says again
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from orchestrator.ports import Context, Documents, ObjectMissing, Owned, Provide
 from orchestrator.services import alone, claims
 from orchestrator.services.errors import from_store
 from orchestrator.services.intake import Ear
-from orchestrator.services.leases import directive, hand_back
+from orchestrator.services.leases import directive, hand_back, lease_prefix
 from worker.bundle import Wheel
 from worker.claims import Answer, Claimed, Letter
 from worker.protocol import Assignment, Grant
@@ -159,17 +160,18 @@ class Postman:
         assert lease is not None
         try:
             ready = alone.kit(self._ctx, lease)
-            brought = {key: _bring(store, key, read) for key, read in ready.inputs.items()}
+            brought = {key: _bring(store, _place(lease, key), read) for key, read in ready.inputs.items()}
         except StoreError as error:
             _give_back(self._ctx, lease, f"the store takes nothing now ({error})")
             raise ConflictError(f"the store takes nothing now ({error}): make a new notebook later") from error
 
         def reachable(grant: Grant) -> Grant:
-            return grant.model_copy(update={"url": brought[grant.key]})
+            return grant.model_copy(update={"url": brought.get(grant.key, grant.url)})
 
         resume = ready.assignment.resume
         changes = {
             "datasets": tuple(map(reachable, ready.assignment.datasets)),
+            "model": tuple(map(reachable, ready.assignment.model)),
             "resume": reachable(resume) if resume is not None else None,
         }
         return ready.assignment.model_copy(update=changes)
@@ -206,6 +208,11 @@ def _read(store: Documents, claim: Claim) -> Letter | None:
         return Letter.model_validate_json(store.read_document(f"{claim.mailbox}/{UP}"))
     except (ValidationError, ObjectMissing):
         return None
+
+
+def _place(lease: Lease, key: str) -> str:
+    """A model's files are called alike in every job: they lie in their lease's folder and go with it."""
+    return f"{lease_prefix(lease)}{hashlib.sha256(key.encode()).hexdigest()}" if key.startswith("model/") else key
 
 
 def _bring(store: Store, key: str, read: Callable[[], Iterator[bytes]]) -> str:

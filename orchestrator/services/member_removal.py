@@ -17,7 +17,7 @@ LONGEST_NAME = 85
 
 
 def remove_member(ctx: Context, actor: Actor, name_or_id: str) -> None:
-    """Remove a member with their tokens, sessions, accounts and channels; their jobs stay, under a name that says so.
+    """Remove a member with their tokens, that for the hub included, sessions, accounts and channels; their jobs stay, under a name that says so.
 
     Raises `ConflictError` while a job of theirs has not ended or a machine on one of their accounts is not cleared up, and for
     the actor, so that there always is an admin.
@@ -35,6 +35,7 @@ def remove_member(ctx: Context, actor: Actor, name_or_id: str) -> None:
         member = there[named.id]
         _refuse_while_needed(tx, member)
         member.name, member.removed_at = _parting_name(tx, member), ctx.clock.now()
+        member.hub_token = ""
         tx.remove_member(member)
 
 

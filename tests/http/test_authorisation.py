@@ -16,6 +16,7 @@ BODIES = {
     "add_account": {"provider": "cloud", "credentials": "x", "name": "mine"},
     "change_account": {"paused": True},
     "diagnose_account": {},
+    "set_hub_token": {"token": "hf_x"},
 }
 ADMIN_ONLY = {"list_members", "add_member", "remove_member", "list_stores", "use_store", "check_store", "try_upload"}
 BY_GRANT = {"read_blob", "write_blob"}

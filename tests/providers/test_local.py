@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,3 +81,27 @@ def test_an_error_of_its_own_is_no_kill(tmp_path: Path, number: int | None, fail
     words = "the process ended with exit code 1: ImportError: half of it is missing"
     assert (seen.detail == words) is failed
     app.close()
+
+
+def test_workers_do_not_ask_the_hub_with_the_operators_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any member's job may run here. Guard: with the environment passed on as it is, every one of them had the token."""
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_operator")
+    monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_of_the_operator")
+    (tmp_path / "home" / ".cache" / "huggingface").mkdir(parents=True)
+    (tmp_path / "home" / ".cache" / "huggingface" / "token").write_text("hf_of_the_operator")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("HF_HOME", raising=False)
+    app = build(Settings(data_dir=tmp_path / "data", hub_endpoint="http://127.0.0.1:9"))
+    local, handle = launched(app)
+    given = dict(
+        entry.split("=", 1)
+        for entry in Path(f"/proc/{handle.external_id}/environ").read_text().split("\0")
+        if "=" in entry
+    )
+    assert ended(app, local, handle, signal.SIGKILL)
+    app.close()
+    assert "hf_of_the_operator" not in given.values()
+    assert given["HF_ENDPOINT"] == "http://127.0.0.1:9"
+    asked = "import huggingface_hub; print(huggingface_hub.get_token())"
+    found = subprocess.run([sys.executable, "-c", asked], env=given, capture_output=True, text=True, check=True)
+    assert found.stdout == "None\n"

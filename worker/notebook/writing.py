@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import ValidationError
@@ -60,7 +61,7 @@ class Writing:
             self._token = ticket.token
             if ticket.assignment is not None:
                 self._every_s = min(WRITE_EVERY_S, ticket.assignment.report_every_s)
-            return _signed_in(answer.claimed, self._headers())
+            return _signed_in(answer.claimed, self._headers(), urlsplit(self._up).netloc)
         self._write(Letter(nonce=""))
         raise NotebookError("the server has not looked into the Drive: start it (trainhop up) and run this cell again")
 
@@ -166,18 +167,22 @@ def _seq(message: str) -> int:
     return int(json.loads(message)["seq"])
 
 
-def _signed_in(claimed: Claimed, headers: dict[str, str]) -> Claimed:
-    """What the worker reads at its start, it reads as the person who runs the notebook."""
+def _signed_in(claimed: Claimed, headers: dict[str, str], host: str) -> Claimed:
+    """What the worker reads from the account's `host` at its start, it reads as the person who runs the notebook.
+
+    A model's large files lie with strangers, who are not told who asks.
+    """
     assignment = claimed.ticket.assignment
     if assignment is None:
         return claimed
 
     def readable(grant: Grant) -> Grant:
-        return grant.model_copy(update={"headers": headers})
+        return grant.model_copy(update={"headers": headers}) if urlsplit(grant.url or "").netloc == host else grant
 
     resume = assignment.resume
     changes = {
         "datasets": tuple(map(readable, assignment.datasets)),
+        "model": tuple(map(readable, assignment.model)),
         "resume": readable(resume) if resume is not None else None,
     }
     ticket = claimed.ticket.model_copy(update={"assignment": assignment.model_copy(update=changes)})

@@ -73,7 +73,7 @@ def add_account(
     H100.
     """
     config = assignments(changes or []) | ({"username": username} if username else {})
-    secret = None if token_file is None else _secret(token_file)
+    secret = None if token_file is None else read_secret(token_file)
     body = {"provider": provider, "name": name, "owner": owner, "config": config, "credentials": secret}
     made = connect(context).post("/accounts", {k: v for k, v in body.items() if v is not None})
     _answer(made, as_json, made["id"])
@@ -89,7 +89,7 @@ def _state(account: dict[str, Any]) -> str:
     return "problem" if account["problem"] else "open"
 
 
-def _secret(file: str) -> str:
+def read_secret(file: str) -> str:
     """What a file or stdin holds; never an argument, which every user of a computer can read."""
     try:
         if file == "-":
@@ -131,7 +131,7 @@ def replace_token(
     as_json: JsonFlag = False,
 ) -> None:
     """Replace an account's credentials."""
-    changed = connect(context).patch(f"/accounts/{segment(account)}", {"credentials": _secret(token_file)})
+    changed = connect(context).patch(f"/accounts/{segment(account)}", {"credentials": read_secret(token_file)})
     _answer(changed, as_json, f"{clean(changed['name'])} has new credentials")
 
 

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
 
+from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.model import Account, Role
 from orchestrator.domain.policy import Place, explain
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, page, piece
 from orchestrator.entrypoints.deps import Here, Server
 from orchestrator.ports import StoreError
-from orchestrator.services import accounts, dispatch
+from orchestrator.services import accounts, dispatch, hub_tokens
 from orchestrator.services.ids import first_id
 from orchestrator.services.jobs import Actor
 
@@ -72,10 +73,17 @@ def _accounts(request: Request, server: Server, me: Actor, said: str = "") -> Re
     places = {place.account_id: place for place in dispatch.survey(server.ctx, mine)}
     shown = [_shown(account, places[account.id], busy, names, me) for account in mine]
     values: Row = {"accounts": shown, "store": _store(server), "providers": list(server.ctx.providers.entries())}
-    values["said"] = said
+    values |= {"said": said, "hub": _hub(server, me)}
     if by_script(request):
         return piece("accounts_now.html", me=me, now=server.ctx.clock.now(), **values)
     return page(request, "accounts.html", me, **values)
+
+
+def _hub(server: Server, me: Actor) -> Row:
+    try:
+        return {"problem": "", **vars(hub_tokens.stored(server.ctx, me.member_id))}
+    except InvalidError as error:
+        return {"problem": str(error), "stored": True, "account": ""}
 
 
 def _shown(account: Account, place: Place, busy: dict[str, int], names: dict[str, str], me: Actor) -> Row:

@@ -15,6 +15,7 @@ from orchestrator.entrypoints.dashboard import (
     curve,
     demo,
     fleet,
+    hub,
     jobs,
     live,
     login,
@@ -26,7 +27,7 @@ from orchestrator.entrypoints.dashboard import (
 from orchestrator.entrypoints.dashboard.render import by_script, page, piece, viewer
 from orchestrator.services.jobs import Actor
 
-PAGES = (assets, login, jobs, curve, live, logs, fleet, submit, demo, people, notices)
+PAGES = (assets, login, jobs, curve, live, logs, fleet, hub, submit, demo, people, notices)
 
 
 def install(api: FastAPI) -> None:

@@ -23,7 +23,7 @@ from orchestrator.entrypoints.deps import PROBLEMS, Caller, Here, Server, Sha256
 from orchestrator.entrypoints.uploads import spooled
 from orchestrator.persistence import Dataset
 from orchestrator.ports import StoreError
-from orchestrator.services import clones, datasets, jobs, plans
+from orchestrator.services import clones, datasets, hub_tokens, jobs, plans
 from orchestrator.services.errors import from_store
 from orchestrator.services.jobs import Actor
 from orchestrator.services.preview import Preview, preview, with_tokens
@@ -54,7 +54,9 @@ def looks(request: Request) -> TokenLooks:
     state = request.app.state
     if not hasattr(state, "token_looks"):
         server: Server = state.server
-        state.token_looks = TokenLooks(server.ctx.catalog, offline=server.app.settings.offline)
+        settings = server.app.settings
+        hub = {"endpoint": settings.hub_endpoint, "cache": settings.hub_cache}
+        state.token_looks = TokenLooks(server.ctx.catalog, offline=settings.offline, **hub)
     return state.token_looks
 
 
@@ -176,7 +178,7 @@ async def bring(
     """Keep a data file if all of its rows are right, and show what is in it either way."""
     container = datasets.file_format(name)
     async with spooled(request, server.app.settings.folder) as path:
-        look = await run_in_threadpool(_preview, request, path, RowFormat.AUTO, container, how)
+        look = await run_in_threadpool(_preview, request, me, path, RowFormat.AUTO, container, how)
         stored = None
         if not look.faults:
             stored = await run_in_threadpool(datasets.add_dataset, server.ctx, me.member_id, path, name)
@@ -184,13 +186,13 @@ async def bring(
 
 
 @router.get("/submit/data/{sha256}")
-def look_again(request: Request, server: Here, _: Viewer, sha256: Sha256, how: How) -> Response:
+def look_again(request: Request, server: Here, me: Viewer, sha256: Sha256, how: How) -> Response:
     """What is in a data file that was brought before."""
-    dataset, look = _stored_preview(request, server, sha256, how)
+    dataset, look = _stored_preview(request, server, me, sha256, how)
     return piece("preview.html", preview=look, name=dataset.name, sha256=sha256)
 
 
-def _stored_preview(request: Request, server: Server, sha256: str, how: Measure) -> tuple[Dataset, Preview]:
+def _stored_preview(request: Request, server: Server, me: Actor, sha256: str, how: Measure) -> tuple[Dataset, Preview]:
     dataset = datasets.dataset_by_id(server.ctx, sha256)
     with tempfile.NamedTemporaryFile(dir=server.app.settings.folder, prefix=".look-") as copy:
         try:
@@ -199,17 +201,22 @@ def _stored_preview(request: Request, server: Server, sha256: str, how: Measure)
         except StoreError as error:
             raise from_store(error) from error
         copy.flush()
-        found = _preview(request, Path(copy.name), RowFormat(dataset.row_format), FileFormat(dataset.file_format), how)
+        kinds = RowFormat(dataset.row_format), FileFormat(dataset.file_format)
+        found = _preview(request, me, Path(copy.name), *kinds, how)
     return dataset, found
 
 
-def _preview(request: Request, path: Path, row_format: RowFormat, container: FileFormat, how: Measure) -> Preview:
+def _preview(
+    request: Request, me: Actor, path: Path, row_format: RowFormat, container: FileFormat, how: Measure
+) -> Preview:
     asked = {"sequence_len": how.sequence_len, "train_on_inputs": how.train_on_inputs}
     found = preview(path, row_format, container, **asked)
     if not (found.rows and how.base_model):
         return found
     kind = RowFormat(found.type)
-    return with_tokens(found, looks(request).of(how.base_model, path, kind, container, **asked), how.sequence_len)
+    token = hub_tokens.token_of(request.app.state.server.ctx, me.member_id)
+    look = looks(request).of(how.base_model, path, kind, container, token=token, **asked)
+    return with_tokens(found, look, how.sequence_len)
 
 
 _PLAIN = (
@@ -243,12 +250,12 @@ class DatasetLook(BaseModel):
 def preview_dataset(
     request: Request,
     server: Here,
-    _: Caller,
+    me: Caller,
     sha256: Sha256,
     how: How,
 ) -> DatasetLook:
     """The first rows as they will be read, which parts are trained on, and how long rows are."""
-    found = _stored_preview(request, server, sha256, how)[1]
+    found = _stored_preview(request, server, me, sha256, how)[1]
     return DatasetLook(
         **{k: getattr(found, k) for k in _PLAIN},
         shown=[[vars(turn) for turn in row] for row in found.shown],

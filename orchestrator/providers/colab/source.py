@@ -71,7 +71,8 @@ def pack(request: LaunchRequest, target: Path) -> None:
 def _add(whole: zipfile.ZipFile, name: str, request: LaunchRequest, key: str) -> None:
     given = request.assignment
     assert given is not None
-    grant = next(g for g in (*given.datasets, *([given.resume] if given.resume else [])) if g.key == key)
+    read = (*given.datasets, *given.model, *([given.resume] if given.resume else []))
+    grant = next(g for g in read if g.key == key)
     digest = hashlib.sha256()
     try:
         with whole.open(name, "w", force_zip64=True) as file:

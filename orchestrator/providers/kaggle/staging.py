@@ -1,6 +1,6 @@
 """Bringing files to a machine that cannot fetch them: private datasets of the same account.
 
-Training data keep one dataset per file, whatever the job or the session; a checkpoint to go on from gets one for its session
+Training data and a gated model's small files keep one dataset per file, whatever the job or the session; a checkpoint to go on from gets one for its session
 and is deleted with it.
 """
 
@@ -19,7 +19,7 @@ from orchestrator.providers.kaggle.client import Connection
 from orchestrator.providers.kaggle.notes import AccountNotes
 from orchestrator.providers.kaggle.source import file_name
 from orchestrator.providers.kaggle.wire import KaggleSaid
-from worker.protocol import Grant
+from worker.protocol import Grant, GrantKind
 
 READY_WITHIN_S = 900.0
 LONGEST_PAUSE_S = 5.0
@@ -63,16 +63,24 @@ def stage(desk: Desk, request: LaunchRequest, *, checkpoint: str) -> tuple[str, 
     if request.assignment is None:
         return ()
     resume = request.assignment.resume
-    grants = {g.key: g for g in (*request.assignment.datasets, *([resume] if resume else []))}
+    model = request.assignment.model
+    grants = {g.key: g for g in (*request.assignment.datasets, *model, *([resume] if resume else []))}
     slugs: list[str] = []
     for key, read in request.inputs.items():
         grant = grants[key]
-        slug = checkpoint if resume is not None and key == resume.key else f"trainhop-data-{(grant.sha256 or '')[:24]}"
+        slug = checkpoint if resume is not None and key == resume.key else _slug(grant)
         _bring(desk, slug, grant, read)
         slugs.append(slug)
     for slug in slugs:
         _await_ready(desk.connection, desk.owner, slug)
     return tuple(f"{desk.owner}/{slug}" for slug in slugs)
+
+
+def _slug(grant: Grant) -> str:
+    """One dataset for each file; those of a model are found by their names, and two of them may hold the same bytes."""
+    if grant.kind is GrantKind.MODEL:
+        return f"trainhop-model-{hashlib.sha256(f'{grant.key} {grant.sha256}'.encode()).hexdigest()[:24]}"
+    return f"trainhop-data-{(grant.sha256 or '')[:24]}"
 
 
 def _bring(desk: Desk, slug: str, grant: Grant, read: Callable[[], Iterator[bytes]]) -> None:

@@ -1,0 +1,30 @@
+"""The form for a member's own Hugging Face token, on the page of accounts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Form
+from fastapi.responses import RedirectResponse, Response
+
+from orchestrator.entrypoints.dashboard.render import Viewer
+from orchestrator.entrypoints.deps import Here
+from orchestrator.services import hub_tokens
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.post("/hub-token")
+def keep(
+    server: Here, me: Viewer, token: Annotated[str, Form(min_length=1, max_length=hub_tokens.LONGEST_TOKEN)]
+) -> Response:
+    """Try the token, and keep it."""
+    hub_tokens.set_token(server.ctx, me.member_id, token)
+    return RedirectResponse("/accounts", 303)
+
+
+@router.post("/hub-token/remove")
+def remove(server: Here, me: Viewer) -> Response:
+    """Forget it."""
+    hub_tokens.forget_token(server.ctx, me.member_id)
+    return RedirectResponse("/accounts", 303)

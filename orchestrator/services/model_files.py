@@ -1,0 +1,120 @@
+"""The files of a gated or private base model, granted one by one: the token that opens them stays on this server.
+
+Large files are read at an address that the hub gave for a while and that needs no sign-in; small ones lie in the server's own
+store for as long as the lease lasts. A model that anybody may read is fetched by the machine itself.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from pathlib import Path
+
+from orchestrator.domain.errors import ConflictError, InvalidError, UnavailableError
+from orchestrator.domain.lifecycle import EndReason, LeaseState
+from orchestrator.domain.model import Lease
+from orchestrator.ports import Context, ModelFile, Store, StoreError
+from orchestrator.services.hub_tokens import token_of
+from worker.protocol import Grant, GrantKind, JobSpec
+
+PATIENCE_S = 300.0
+"""How long a machine that can call waits for a hub that does not answer; one that cannot is not started."""
+REST_S = 300.0
+"""Until the job is tried again after that."""
+
+Inputs = MutableMapping[str, Callable[[], Iterator[bytes]]]
+
+
+def granted(ctx: Context, lease: Lease, spec: JobSpec) -> tuple[Grant, ...]:
+    """Grants for a machine that can call.
+
+    Raises `StoreError`, `UnavailableError` while the hub does not answer, and `ConflictError` once the lease was ended for it, with the
+    reason on its job: what the hub refuses fails the job, its silence brings it no nearer to failing.
+    """
+    try:
+        files = _look_up(ctx, lease, spec)
+    except UnavailableError as error:
+        if ctx.clock.now() - (lease.started_at or lease.created_at) < PATIENCE_S:
+            raise
+        raise _not_now(ctx, lease, error) from error
+    shares_disk = ctx.providers.get(lease.provider).capabilities.shares_disk
+    return tuple(_grant(ctx.stores.local(), lease, file, shares_disk=shares_disk) for file in files)
+
+
+def staged(ctx: Context, lease: Lease, spec: JobSpec, inputs: Inputs) -> tuple[Grant, ...]:
+    """Grants for a machine that cannot call; what it is to be brought is added to `inputs`. Raises `ConflictError` as above."""
+    try:
+        files = _look_up(ctx, lease, spec)
+    except UnavailableError as error:
+        raise _not_now(ctx, lease, error) from error
+    inputs.update({_key(file): lambda data=file.data: iter((data,)) for file in files if file.data is not None})
+    return tuple(_plain(file) for file in files)
+
+
+def _look_up(ctx: Context, lease: Lease, spec: JobSpec) -> Sequence[ModelFile]:
+    try:
+        token = token_of(ctx, lease.member_id)
+        return () if token is None else ctx.catalog.files(spec.base_model, token)
+    except InvalidError as error:
+        _end(ctx, lease, str(error), retry_at=None)
+        raise ConflictError(str(error)) from error
+
+
+def _key(file: ModelFile) -> str:
+    return f"model/{file.name}"
+
+
+def _plain(file: ModelFile) -> Grant:
+    return Grant(key=_key(file), kind=GrantKind.MODEL, url=file.url, sha256=file.sha256, size=file.size)
+
+
+def _grant(store: Store, lease: Lease, file: ModelFile, *, shares_disk: bool) -> Grant:
+    """An address of the hub's, or a place in the server's own store from which any machine can read."""
+    if file.data is None:
+        return _plain(file)
+    key = f"{prefix(lease)}{file.sha256}"
+    with tempfile.NamedTemporaryFile() as copy:
+        copy.write(file.data)
+        copy.flush()
+        store.put(key, Path(copy.name))
+    found = store.grant_download(key, GrantKind.MODEL, sha256=file.sha256, size=file.size, shares_disk=shares_disk)
+    return found.model_copy(update={"key": _key(file)})
+
+
+def prefix(lease: Lease) -> str:
+    """Where the small files of a lease's model lie, apart from those that its machine may write."""
+    return f"jobs/{lease.job_id}/model-f{lease.fence}/"
+
+
+def sweep(ctx: Context, lease: Lease) -> None:
+    """Delete what was laid out for a lease that is over."""
+    store = ctx.stores.local()
+    try:
+        for key in store.keys(prefix(lease)):
+            store.delete(key)
+    except StoreError:
+        return
+
+
+def _not_now(ctx: Context, lease: Lease, error: UnavailableError) -> ConflictError:
+    _end(ctx, lease, str(error), retry_at=ctx.clock.now() + max(REST_S, error.retry_after_s or 0.0))
+    return ConflictError(str(error))
+
+
+def _end(ctx: Context, lease: Lease, why: str, *, retry_at: float | None) -> None:
+    """Close the lease with these words; its job fails with them, or waits until `retry_at` and is none the worse for it."""
+    now = ctx.clock.now()
+    with ctx.uow() as tx:
+        current, job = tx.lease(lease.id), tx.job(lease.job_id)
+        if current is None or job is None or not current.state.is_live:
+            return
+        end = EndReason.FAILED if retry_at is None else EndReason.LAUNCH_FAILED
+        if current.started_at is None:
+            current.collected_at = now  # nothing was launched
+        current.end(LeaseState.EXPIRED, end, at=now, detail=why)
+        tx.save_lease(current)
+        if retry_at is None:
+            job.fail(why, at=now, actor="server", lease_id=lease.id)
+        else:
+            job.give_back(end, detail=why, at=now, actor="server", lease_id=lease.id, retry_at=retry_at, counts=False)
+        tx.save_job(job)

@@ -1,0 +1,200 @@
+"""HTTP of the emulated hub: who asks, what they may read, where large files are, faults by rule."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.emulators.hub.state import RefusedError, Repo, missing
+from tests.emulators.kaggle.faults import Rules
+
+_NAME = r"([\w.-]+(?:/[\w.-]+)?)"
+_INFO = re.compile(rf"^/api/(model|dataset)s/{_NAME}(?:/revision/([^/]+))?$")
+_TREE = re.compile(rf"^/api/(model|dataset)s/{_NAME}/tree/([^/]+)$")
+_RESOLVE = re.compile(rf"^(/datasets)?/{_NAME}/resolve/([^/]+)/(.+)$")
+_CACHED = re.compile(rf"^/api/resolve-cache/(model|dataset)s/{_NAME}/([0-9a-f]{{40}})/(.+)$")
+_RANGE = re.compile(r"^bytes=(\d+)-(\d*)$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """One request: its line, and what it was signed with."""
+
+    request: str
+    authorization: str | None
+    address: str
+
+
+class HubEmulator:
+    """A server in a thread of this process. `accounts` are names by token; `seen` is every request so far."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.accounts: dict[str, str] = {}
+        self.repos: dict[tuple[str, str], Repo] = {}
+        self.rules, self.seen = Rules(), list[Seen]()
+        self.signed: dict[str, bytes] = {}
+        self._server = _Server(port, self)
+        number = self._server.server_address[1]
+        self.endpoint, self.elsewhere = f"http://127.0.0.1:{number}", f"http://localhost:{number}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.rules.clear()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def add(self, repo: Repo) -> Repo:
+        """Put a repository there."""
+        self.repos[repo.kind, repo.id] = repo
+        return repo
+
+    def expire(self) -> None:
+        """No address that was signed so far is good any more."""
+        self.signed.clear()
+
+    def sign(self, data: bytes, name: str) -> str:
+        """An address on another host, good for these bytes, for whoever has it."""
+        secret = secrets.token_hex(16)
+        self.signed[secret] = data
+        return f"{self.elsewhere}/signed/{name}?Expires=1900000000&Signature={secret}"
+
+    def repo(self, kind: str, name: str, account: str | None) -> Repo:
+        """The repository, if the account may know of it."""
+        found = self.repos.get((kind, name))
+        if found is None:
+            raise missing(account)
+        found.see(account)
+        return found
+
+    def who(self, authorization: str | None) -> str | None:
+        """The account behind a header; raises for a token that nobody has."""
+        if authorization is None:
+            return None
+        account = self.accounts.get(authorization.removeprefix("Bearer "))
+        if account is None:
+            raise RefusedError(401, "Invalid credentials in Authorization header")
+        return account
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, port: int, hub: HubEmulator) -> None:
+        self.hub = hub
+        super().__init__(("127.0.0.1", port), _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up is no error of the server's."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Say nothing."""
+
+    def do_HEAD(self) -> None:
+        self._serve()
+
+    def do_GET(self) -> None:
+        self._serve()
+
+    def _serve(self) -> None:
+        hub, authorization = self.server.hub, self.headers.get("Authorization")
+        parts = urlsplit(self.path)
+        request = f"{self.command} {parts.path}"
+        address = f"http://{self.headers.get('Host')}{self.path}"
+        hub.seen.append(Seen(request=request, authorization=authorization, address=address))
+        rule = hub.rules.strike(request, None)
+        try:
+            if rule is not None and rule.cut:
+                self.close_connection = True
+                self.connection.close()
+            elif rule is not None and rule.status is not None:
+                self._json(rule.answer, rule.status, rule.headers)
+            elif parts.path.startswith("/signed/"):
+                self._signed(parse_qs(parts.query).get("Signature", [""])[0])
+            else:
+                self._answer(unquote(parts.path), parse_qs(parts.query), hub.who(authorization))
+        except RefusedError as refusal:
+            headers = {"X-Error-Message": str(refusal)} | ({"X-Error-Code": refusal.code} if refusal.code else {})
+            self._json({"error": str(refusal)}, refusal.status, headers)
+
+    def _answer(self, path: str, query: Mapping[str, list[str]], account: str | None) -> None:
+        hub = self.server.hub
+        if path == "/api/whoami-v2":
+            if account is None:
+                raise RefusedError(401, "Invalid username or password.")
+            self._json({"type": "user", "name": account})
+        elif found := _INFO.match(path):
+            repo = hub.repo(found[1], found[2], account)
+            repo.at(found[3] or "main")
+            self._json(repo.info(blobs="blobs" in query))
+        elif found := _TREE.match(path):
+            repo = hub.repo(found[1], found[2], account)
+            repo.at(found[3])
+            self._json(repo.tree())
+        elif found := _RESOLVE.match(path):
+            self._resolve(hub.repo("dataset" if found[1] else "model", found[2], account), found[3], found[4], account)
+        elif found := _CACHED.match(path):
+            self._small(hub.repo(found[1], found[2], account), found[4], account)
+        else:
+            raise RefusedError(404, "Not found")
+
+    def _resolve(self, repo: Repo, revision: str, name: str, account: str | None) -> None:
+        repo.read(account)
+        repo.at(revision)
+        if name not in repo.files:
+            raise RefusedError(404, "Entry not found", "EntryNotFound")
+        headers = {"X-Repo-Commit": repo.commit, "X-Linked-Etag": f'"{repo.etag(name)}"'}
+        headers["X-Linked-Size"] = str(len(repo.files[name]))
+        if repo.is_large(name):
+            self._send(302, b"", headers | {"Location": self.server.hub.sign(repo.files[name], name)})
+        else:
+            where = f"/api/resolve-cache/{repo.kind}s/{repo.id}/{repo.commit}/{name}"
+            self._send(307, b"", headers | {"Location": where})
+
+    def _small(self, repo: Repo, name: str, account: str | None) -> None:
+        repo.read(account)
+        self._send(200, repo.files[name], {"X-Repo-Commit": repo.commit, "ETag": f'"{repo.etag(name)}"'})
+
+    def _signed(self, secret: str) -> None:
+        data = self.server.hub.signed.get(secret)
+        if data is None:
+            raise RefusedError(403, "AccessDenied")
+        asked = _RANGE.match(self.headers.get("Range", ""))
+        if asked is None:
+            self._send(200, data, {"Accept-Ranges": "bytes"})
+            return
+        start, end = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
+        if start >= len(data):
+            self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
+            return
+        self._send(206, data[start : end + 1], {"Content-Range": f"bytes {start}-{end}/{len(data)}"})
+
+    def _json(self, answer: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        self._send(status, json.dumps(answer).encode(), {"Content-Type": "application/json"} | dict(headers or {}))
+
+    def _send(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        self.send_response_only(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)

@@ -1,0 +1,107 @@
+"""What lies on the emulated hub, and who may see and read it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class RefusedError(Exception):
+    """A refusal as the hub words it: a status, and headers that its client reads."""
+
+    def __init__(self, status: int, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+@dataclass(kw_only=True)
+class Repo:
+    """A repository of one commit. `readers` are the accounts that may read it where it is gated or private.
+
+    `large` names the files that are kept apart and reached by a redirect: weights always are.
+    """
+
+    id: str
+    files: Mapping[str, bytes]
+    kind: str = "model"
+    gated: bool = False
+    private: bool = False
+    readers: set[str] = field(default_factory=set[str])
+    large: frozenset[str] = frozenset()
+    parameters: int | None = None
+
+    @property
+    def commit(self) -> str:
+        """Forty hex digits that depend on the name and the bytes."""
+        digest = hashlib.sha1(self.id.encode(), usedforsecurity=False)
+        for name, data in sorted(self.files.items()):
+            digest.update(name.encode() + data)
+        return digest.hexdigest()
+
+    def is_large(self, name: str) -> bool:
+        """Whether the file is kept apart."""
+        return name in self.large or name.endswith((".safetensors", ".parquet"))
+
+    def etag(self, name: str) -> str:
+        """A large file's sha256, a small one's id in git."""
+        data = self.files[name]
+        if self.is_large(name):
+            return hashlib.sha256(data).hexdigest()
+        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+    def see(self, account: str | None) -> None:
+        """Raise unless the account may know of the repository."""
+        if self.private and account not in self.readers:
+            raise missing(account)
+
+    def read(self, account: str | None) -> None:
+        """Raise unless the account may read its files."""
+        self.see(account)
+        if self.gated and account not in self.readers:
+            words = f"Access to {self.kind} {self.id} is restricted."
+            raise RefusedError(401 if account is None else 403, words, "GatedRepo")
+
+    def at(self, revision: str) -> None:
+        """Raise unless there is such a revision."""
+        if revision not in ("main", self.commit):
+            raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+
+    def info(self, *, blobs: bool) -> dict[str, Any]:
+        """What the API says of it."""
+        siblings = [{"rfilename": name} | (self._blob(name) if blobs else {}) for name in self.files]
+        said: dict[str, Any] = {
+            "id": self.id,
+            "sha": self.commit,
+            "private": self.private,
+            "gated": "manual" if self.gated else False,
+            "siblings": siblings,
+        }
+        if self.parameters is not None:
+            said["safetensors"] = {"parameters": {"F32": self.parameters}, "total": self.parameters}
+        return said
+
+    def _blob(self, name: str) -> dict[str, Any]:
+        size = len(self.files[name])
+        found: dict[str, Any] = {"size": size, "blobId": self.etag(name)[:40]}
+        if self.is_large(name):
+            found["lfs"] = {"size": size, "sha256": self.etag(name), "pointerSize": 134}
+        return found
+
+    def tree(self) -> list[dict[str, Any]]:
+        """The listing of all its files."""
+        found: list[dict[str, Any]] = []
+        for name, data in self.files.items():
+            entry: dict[str, Any] = {"type": "file", "path": name, "size": len(data), "oid": self.etag(name)[:40]}
+            if self.is_large(name):
+                entry["lfs"] = {"size": len(data), "oid": self.etag(name), "pointerSize": 134}
+            found.append(entry)
+        return found
+
+
+def missing(account: str | None) -> RefusedError:
+    """The hub does not tell strangers what there is."""
+    if account is None:
+        return RefusedError(401, "Invalid username or password.")
+    return RefusedError(404, "Repository not found", "RepoNotFound")

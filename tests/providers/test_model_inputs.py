@@ -1,0 +1,73 @@
+"""The small files of a gated model, brought to machines that cannot call; its large ones are read where the hub says."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from orchestrator.ports import LaunchRequest
+from orchestrator.providers.colab import boot, source
+from tests.providers.play import ended, handle_of, kaggle_account, request
+from worker.protocol import Grant, GrantKind
+
+FILES = {"config.json": b'{"model_type": "llama"}', "added_tokens.json": b"{}", "special_tokens_map.json": b"{}"}
+WEIGHTS = Grant(
+    key="model/model.safetensors",
+    kind=GrantKind.MODEL,
+    url="https://cdn.example/model?Signature=s",
+    sha256="0" * 64,
+    size=9,
+)
+
+
+def with_model(launched: LaunchRequest) -> LaunchRequest:
+    """The same launch, with a model of three small files, two of them alike, and weights to be fetched."""
+    grants = [WEIGHTS]
+    inputs = dict(launched.inputs)
+    for name, data in FILES.items():
+        key = f"model/{name}"
+        digest = hashlib.sha256(data).hexdigest()
+        grants.append(Grant(key=key, kind=GrantKind.MODEL, sha256=digest, size=len(data)))
+        inputs[key] = lambda data=data: iter([data])
+    assert launched.assignment is not None
+    assignment = launched.assignment.model_copy(update={"model": tuple(grants)})
+    return dataclasses.replace(launched, assignment=assignment, inputs=inputs)
+
+
+def test_kaggle_brings_each_file_under_its_own_name(provider, kaggle, works):
+    """Guards: without `model` in `stage` the launch failed; without it in `place_inputs`, or with one slug for equal bytes, a
+    file was not found."""
+    works("""
+import hashlib
+for grant in given["model"]:
+    path = grant["path"] and pathlib.Path(grant["path"])
+    print(grant["key"], path and hashlib.sha256(path.read_bytes()).hexdigest() == grant["sha256"], grant["url"], flush=True)
+""")
+    for _ in range(2):
+        launched = with_model(request(kaggle_account("alice")))
+        handle = handle_of(launched, provider.launch(launched))
+        ended(provider, handle)
+        said = list(provider.follow(handle))
+        assert said[0] == f"{WEIGHTS.key} None {WEIGHTS.url}"
+        assert said[1:4] == [f"model/{name} True None" for name in FILES]
+    assert len(kaggle.world.datasets) == 1 + len(FILES)
+    assert all(dataset.private for dataset in kaggle.world.datasets.values())
+
+
+def test_colab_packs_them_with_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Guards: without `model` in `pack` it failed; without it in `write_ticket` the worker was not told where they lie."""
+    monkeypatch.setattr(source, "wheel", lambda: b"")
+    launched = with_model(request(kaggle_account("alice")))
+    source.pack(launched, tmp_path / "packed.zip")
+    zipfile.ZipFile(tmp_path / "packed.zip").extractall(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "there")
+    boot.write_ticket(json.loads(Path("plan.json").read_text()), 0.0)
+    grants = json.loads(Path("ticket.json").read_text())["assignment"]["model"]
+    assert grants[0]["url"] == WEIGHTS.url
+    assert grants[0].get("path") is None
+    assert {g["key"].removeprefix("model/"): Path(g["path"]).read_bytes() for g in grants[1:]} == FILES

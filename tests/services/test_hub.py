@@ -1,0 +1,247 @@
+"""The Hugging Face hub, asked by its real client: what is looked up, what a machine is let read, what a refusal means."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from orchestrator.adapters import hub as hub_module
+from orchestrator.adapters.catalog import FolderAndHubCatalog
+from orchestrator.adapters.hub import Hub
+from orchestrator.adapters.token_looks import TokenLooks
+from orchestrator.domain.errors import InvalidError, TrainhopError, UnavailableError
+from tests.emulators.hub import HubEmulator, Repo
+from worker.protocol import FileFormat, RowFormat
+
+ANN, BOB = "hf_anns_token", "hf_bobs_token"
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "vocab_size": 32,
+}
+SHARDS = {"model-00001-of-00002.safetensors": b"first half", "model-00002-of-00002.safetensors": b"second half"}
+INDEX = {"metadata": {}, "weight_map": dict(zip("ab", SHARDS, strict=True))}
+FILES = {
+    "config.json": json.dumps(CONFIG).encode(),
+    "tokenizer.json": b'{"version": "1.0"}',
+    "tokenizer.model": b"pieces",
+    "chat_template.jinja": b"{{ messages }}",
+    "merges.txt": b"a b",
+    "model.safetensors.index.json": json.dumps(INDEX).encode(),
+    **SHARDS,
+    "consolidated.safetensors": b"all of it once more",
+    "consolidated.json": b"{}",
+    "model.fp16.safetensors": b"and again",
+    "original/params.json": b"{}",
+    "original/consolidated.00.pth": b"pickled",
+    "pytorch_model.bin": b"pickled",
+    "modeling_own.py": b"raise SystemExit",
+    "README.md": b"terms",
+}
+
+
+@pytest.fixture
+def hub(hub: HubEmulator) -> HubEmulator:
+    hub.accounts |= {ANN: "ann", BOB: "bob"}
+    hub.add(Repo(id="org/open", files=FILES, parameters=1234))
+    hub.add(Repo(id="org/gated", files=FILES, gated=True, readers={"ann"}, large=frozenset({"tokenizer.model"})))
+    hub.add(Repo(id="org/private", files=FILES, private=True, readers={"ann"}))
+    hub.add(Repo(id="org/rows", kind="dataset", files={"train.jsonl": b'{"text": "a"}\n'}, gated=True, readers={"ann"}))
+    return hub
+
+
+@pytest.fixture
+def catalog(hub: HubEmulator, tmp_path: Path) -> FolderAndHubCatalog:
+    return FolderAndHubCatalog((), frozenset(), offline=False, endpoint=hub.endpoint, cache=tmp_path / "cache")
+
+
+def refusal(kind: type[TrainhopError], look, *asked) -> str:
+    with pytest.raises(kind) as caught:
+        look(*asked)
+    return str(caught.value)
+
+
+def test_a_public_model_is_pinned_and_needs_no_token(catalog, hub):
+    found = catalog.model("org/open")
+    assert found.name == f"org/open@{hub.repos['model', 'org/open'].commit}"
+    assert found.parameters == 1234
+    assert found.shape is not None
+    assert {seen.authorization for seen in hub.seen} == {None}
+
+
+@pytest.mark.parametrize("name", ["org/gated", "org/private"])
+def test_with_its_readers_token_a_closed_model_can_be_planned(catalog, hub, name):
+    """Guard: without `token` in `Hub.model` both were refused. What is sent is the member's token, never the operator's."""
+    assert catalog.model(name, ANN).name == f"{name}@{hub.repos['model', name].commit}"
+    assert {seen.authorization for seen in hub.seen} == {f"Bearer {ANN}"}
+
+
+def test_every_refusal_says_who_has_to_do_what(catalog, hub):
+    page = "https://huggingface.co/org/gated"
+    no_token = refusal(InvalidError, catalog.model, "org/gated")
+    assert f"accept its terms at {page} and set a token with `trainhop hub login`" in no_token
+    assert f"accept its terms at {page} and try again" in refusal(InvalidError, catalog.model, "org/gated", BOB)
+    assert "does not accept your token" in refusal(InvalidError, catalog.model, "org/gated", "hf_made_up")
+    assert "does not accept your token" in refusal(InvalidError, catalog.model, "org/open", "hf_made_up")
+    private = refusal(InvalidError, catalog.model, "org/private")
+    assert "check the id and revision, or it is private and needs `trainhop hub login`" in private
+    assert private.replace("org/private", "org/nobody") == refusal(InvalidError, catalog.model, "org/nobody")
+    assert "your token may not read it" in refusal(InvalidError, catalog.model, "org/private", BOB)
+    assert "check the id and revision" in refusal(InvalidError, catalog.model, "org/open@" + "0" * 40)
+    assert "is no id of the hub" in refusal(InvalidError, catalog.model, "org/-not-")
+    page = "https://huggingface.co/datasets/org/rows"
+    assert page in refusal(InvalidError, catalog.dataset, "org/rows", "train")
+    assert "/path" in {pointer for pointer, _ in _problems(catalog.dataset, "org/rows", "train", BOB)}
+
+
+def _problems(look, *asked):
+    with pytest.raises(InvalidError) as caught:
+        look(*asked)
+    return caught.value.problems
+
+
+def test_a_hub_that_is_busy_or_away_is_tried_later(catalog, hub):
+    """Guard: with `retry_after_s` not read, the 429's own waiting time was lost."""
+    hub.rules.add("GET /api/models", status=429, headers={"Retry-After": "77"})
+    with pytest.raises(UnavailableError, match="busy") as caught:
+        catalog.model("org/open")
+    assert caught.value.retry_after_s == 77
+    hub.rules.add("GET /api/models", status=429, headers={"RateLimit": '"api";r=0;t=55'})
+    with pytest.raises(UnavailableError) as caught:
+        catalog.model("org/open")
+    assert caught.value.retry_after_s == 55
+    hub.rules.add("GET /org/open/resolve", status=503)
+    assert "503" in refusal(UnavailableError, catalog.model, "org/open")
+    hub.rules.add("GET /api/models", cut=True)
+    assert "name an allowed folder" in refusal(UnavailableError, catalog.model, "org/open")
+    hub.rules.add("HEAD /datasets", cut=True)
+    assert "upload the file instead" in refusal(UnavailableError, catalog.dataset, "org/rows", "train", ANN)
+
+
+def test_a_server_that_stays_offline_asks_nobody(hub):
+    still = FolderAndHubCatalog((), frozenset(), offline=True, endpoint=hub.endpoint)
+    assert still.model("org/gated", ANN).name == "org/gated"
+    assert still.files("org/gated", ANN) == ()
+    assert "stay offline" in refusal(InvalidError, still.dataset, "org/rows", "train", ANN)
+    assert "stay offline" in refusal(InvalidError, still.whose, ANN)
+    assert hub.seen == []
+
+
+def test_a_gated_dataset_is_not_had_through_the_cache_of_another(catalog, hub):
+    """Guard: without the look at the file itself, Bob was given what Ann had brought: the client falls back on its folder."""
+    found = catalog.dataset("org/rows", "train", ANN)
+    assert found.path.read_bytes() == b'{"text": "a"}\n'
+    for token in (BOB, None):
+        assert "is gated" in refusal(InvalidError, catalog.dataset, "org/rows", "train", token)
+
+
+def test_the_owner_of_a_token_is_told_and_a_wrong_one_refused(catalog, hub):
+    assert catalog.whose(ANN) == "ann"
+    assert "does not accept your token" in refusal(InvalidError, catalog.whose, "hf_made_up")
+    hub.rules.add("whoami", status=500)
+    refusal(UnavailableError, catalog.whose, ANN)
+
+
+def pinned(hub: HubEmulator, name: str) -> str:
+    return f"{name}@{hub.repos['model', name].commit}"
+
+
+@pytest.mark.parametrize("name", ["org/gated", "org/private"])
+def test_a_machine_reads_a_closed_models_files_without_the_token(catalog, hub, name):
+    """What is granted is what loading needs, with its hashes, and the addresses work for whoever has them.
+
+    Guards: with all weights wanted, the spare ones came along; with `small` read through the signed address, it told the
+    other host the token.
+    """
+    found = {file.name: file for file in catalog.files(pinned(hub, name), ANN)}
+    needed = {"config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja", "merges.txt", *SHARDS}
+    assert set(found) == needed | {"model.safetensors.index.json"}
+    large = {file.name for file in found.values() if file.data is None}
+    assert large == {*SHARDS, *({"tokenizer.model"} if name == "org/gated" else ())}
+    for file in found.values():
+        data = httpx.get(file.url, trust_env=False).content if file.url else file.data
+        assert data == FILES[file.name]
+        assert (file.sha256, file.size) == (hashlib.sha256(data).hexdigest(), len(data))
+        assert ANN not in repr(file)
+        assert "Signature" not in repr(file)
+    signed = [seen for seen in hub.seen if "/signed/" in seen.request]
+    assert len(signed) == len(large)
+    assert {seen.authorization for seen in signed} == {None}
+
+
+def test_a_model_for_everybody_is_left_to_the_machine(catalog, hub):
+    assert catalog.files(pinned(hub, "org/open"), ANN) == ()
+    hub.rules.add("GET /api/models", status=503)
+    assert catalog.files(pinned(hub, "org/open"), ANN) == ()  # nobody has to be asked again to know that
+    hub.rules.add("GET /api/models", status=503)
+    refusal(UnavailableError, catalog.files, pinned(hub, "org/gated"), ANN)
+
+
+def test_one_file_of_weights_is_enough_and_code_comes_only_where_it_may_run(hub, tmp_path):
+    files = {"config.json": b"{}", "model.safetensors": b"all", "model.fp16.safetensors": b"again", "own.py": b"1"}
+    hub.add(Repo(id="org/one", files=files, private=True, readers={"ann"}))
+    for trusted, more in ((frozenset[str](), set[str]()), (frozenset({"org/one"}), {"own.py"})):
+        catalog = FolderAndHubCatalog((), trusted, offline=False, endpoint=hub.endpoint)
+        names = {file.name for file in catalog.files(pinned(hub, "org/one"), ANN)}
+        assert names == {"config.json", "model.safetensors"} | more
+
+
+def test_an_index_that_names_what_is_not_there_is_refused(catalog, hub):
+    files = FILES | {"model.safetensors.index.json": b'{"weight_map": {"a": "lost.safetensors"}}'}
+    hub.add(Repo(id="org/torn", files=files, private=True, readers={"ann"}))
+    assert "lost.safetensors" in refusal(InvalidError, catalog.files, pinned(hub, "org/torn"), ANN)
+    hub.add(Repo(id="org/odd", files=FILES | {"model.safetensors.index.json": b"[]"}, private=True, readers={"ann"}))
+    assert "cannot be read" in refusal(InvalidError, catalog.files, pinned(hub, "org/odd"), ANN)
+
+
+def test_a_model_of_too_many_or_too_large_files_is_refused(catalog, hub, monkeypatch):
+    """Guards: without either limit the server read on."""
+    monkeypatch.setattr(hub_module, "MOST_FILES", 3)
+    assert "more than 3 files" in refusal(InvalidError, catalog.files, pinned(hub, "org/gated"), ANN)
+    monkeypatch.setattr(hub_module, "MOST_FILES", 30)
+    monkeypatch.setattr(hub_module, "MOST_SMALL_BYTES", 40)
+    assert "larger than such a file may be" in refusal(InvalidError, catalog.files, pinned(hub, "org/private"), ANN)
+    monkeypatch.setattr(hub_module, "MOST_CONFIG_BYTES", 40)
+    assert "larger than such a file may be" in refusal(InvalidError, catalog.model, "org/open")
+
+
+@pytest.mark.parametrize(
+    ("location", "hub_at", "good"),
+    [
+        ("https://us.aws.cdn.hf.co/x?Signature=s", None, True),
+        ("http://us.aws.cdn.hf.co/x?Signature=s", None, False),
+        ("https://huggingface.co/org/gated/resolve/main/x", None, False),
+        ("https://somebody@cdn.hf.co/x", None, False),
+        ("http://localhost:5/x", None, False),
+        ("http://localhost:5/x", "http://127.0.0.1:5", True),
+        ("http://cdn.hf.co/x", "http://127.0.0.1:5", False),
+        ("file:///etc/passwd", None, False),
+        ("/relative", None, False),
+    ],
+)
+def test_machines_are_sent_over_https_alone_and_never_where_a_token_is_asked_for(location, hub_at, good):
+    """Guard: with every address good, a machine would have been sent to plain http, or to the hub without a token."""
+    assert Hub(is_offline=False, endpoint=hub_at)._is_elsewhere(location) is good
+
+
+def test_a_look_by_token_needs_the_members_own_right(catalog, hub, tmp_path):
+    """Guard: with the client's implicit token, or another member's cache, Bob saw a gated tokenizer at work."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a"}\n')
+    looks = TokenLooks(catalog, offline=False, endpoint=hub.endpoint, cache=tmp_path / "cache", cpu_s=4)
+
+    def away(token: str | None) -> str:
+        how = {"sequence_len": 16, "train_on_inputs": False, "token": token}
+        return looks.of("org/gated", rows, RowFormat.TEXT, FileFormat.JSONL, **how).away
+
+    away(ANN)
+    assert (tmp_path / "cache" / "models--org--gated").is_dir()
+    for token in (BOB, None):
+        assert "is gated: accept its terms" in away(token)
