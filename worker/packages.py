@@ -85,7 +85,6 @@ def ready(
     Raises `InstallError`.
     """
     if not lacking(lines):
-        folder.mkdir(parents=True, exist_ok=True)
         return "here"
     if fits(_read(folder / _ABOUT), lines):
         return "kept"
