@@ -218,7 +218,7 @@ class ColabProvider:
         if not noted.launched and handle.external_id is None:
             return Observation(lease_id=lease, liveness=Liveness.UNSEEN)  # a notebook
         if noted.ended:
-            return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=noted.detail)
+            return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=noted.detail, failed=noted.failed)
         if not handle.account.credentials:
             return Observation(lease_id=lease, liveness=Liveness.ENDED, detail="its Colab account was removed")
         at, known = self._seen.get(lease, (0.0, None))
@@ -255,12 +255,11 @@ class ColabProvider:
             machine = _machine(handle, notes.read())
             detail = "" if found == "runs" else "its Jupyter server does not answer"
             return Observation(lease_id=lease, liveness=Liveness.RUNNING, detail=detail, external_id=machine)
-        detail = TAKEN_AWAY if found == "gone" else _ending(found)
+        detail, failed = (TAKEN_AWAY, False) if found == "gone" else (_ending(found), _has_failed(found))
         if found == "gone":
             notes.write(launched=True, ended=True, complete=True, released=True, detail=detail)
         else:
-            notes.write(launched=True, ended=True, detail=detail)
-        failed = found != "gone" and found["code"] > 0 and found["code"] != LEASE_OVER
+            notes.write(launched=True, ended=True, detail=detail, failed=failed)
         return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=detail, failed=failed)
 
     def stop(self, handle: Handle) -> None:
@@ -348,7 +347,8 @@ class ColabProvider:
                 if said.kind != "gone":
                     raise
                 return notes.write(launched=True, ended=True, complete=True, released=True, detail=TAKEN_AWAY)
-            return notes.keep(found, _ending(found["ended"]) if found["ended"] else "")
+            how = found["ended"]
+            return notes.keep(found, _ending(how) if how else "", failed=how is not None and _has_failed(how))
 
     def erase(self, handle: Handle) -> None:
         self._of(handle.lease_id).erase()
@@ -373,6 +373,11 @@ def _accelerator(account: Account) -> str:
 def _wrong(account: Account) -> str:
     wanted = _accelerator(account)
     return "" if wanted in MEMORY else f"there is no Colab accelerator {wanted}: one of {', '.join(MEMORY)}"
+
+
+def _has_failed(found: dict[str, Any]) -> bool:
+    """Whether it ended by an error of its own; a negative code is a signal's."""
+    return found["code"] > 0 and found["code"] != LEASE_OVER
 
 
 def _ending(found: dict[str, Any]) -> str:

@@ -14,8 +14,8 @@ from orchestrator.providers.notes import WRITING, SessionNotes
 class Session:
     """A launch as it was noted. `launched` says that it was attempted, `machine` that its worker was started there.
 
-    `segment` and `offset` are where reading its log goes on; `ended` with `detail` is how it ended, `complete` that its log lies
-    here as far as it can be had, `released` that nothing of it is left at Colab.
+    `segment` and `offset` are where reading its log goes on; `ended` with `detail` is how it ended, `failed` that this was by an
+    error of its own, `complete` that its log lies here as far as it can be had, `released` that nothing of it is left at Colab.
     """
 
     launched: bool = False
@@ -25,6 +25,7 @@ class Session:
     offset: int = 0
     ended: bool = False
     detail: str = ""
+    failed: bool = False
     complete: bool = False
     released: bool = False
 
@@ -36,8 +37,8 @@ class Notes(SessionNotes[Session]):
         super().__init__(folder, Session)
         self.outbox = folder / "outbox.jsonl"
 
-    def keep(self, found: dict[str, Any], detail: str) -> Session:
-        """Keep what the bridge has read of the log, and note where reading goes on; `detail` is how the session ended."""
+    def keep(self, found: dict[str, Any], detail: str, *, failed: bool) -> Session:
+        """Keep what the bridge has read of the log, and note where reading goes on; `detail` and `failed` say how it ended."""
         ended = found["ended"] is not None
         with WRITING:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -45,7 +46,7 @@ class Notes(SessionNotes[Session]):
                 log.write(base64.b64decode(found["text"]))
             if found["outbox"] is not None:
                 self.outbox.write_bytes(base64.b64decode(found["outbox"]))
-            changes = {"ended": True, "complete": True, "detail": detail} if ended else {}
+            changes = {"ended": True, "complete": True, "detail": detail, "failed": failed} if ended else {}
             return self.write(launched=True, segment=found["segment"], offset=found["offset"], **changes)
 
     def drop(self, name: str) -> None:
