@@ -310,7 +310,10 @@ sys.exit(7)
 
 
 def test_a_session_is_brought_its_files_and_heard_to_its_end(real, works, tmp_path, monkeypatch):
-    """A checkpoint of several parts, a log of several segments, an end that is found by its file; then the machine goes."""
+    """A checkpoint of several parts, a log of several segments, an end that is found by its file; then the machine goes.
+
+    Guard: without `failed` in the session's note, what had been followed to its end had ended by nobody's error.
+    """
     monkeypatch.setattr(play, "CHECKPOINT", secrets.token_bytes(9 << 20))
     works(TALKS)
     provider, account = colab_provider(real, tmp_path), colab_account(real)

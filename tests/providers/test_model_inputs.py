@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ports import LaunchRequest
-from orchestrator.providers.colab import boot, source
+from orchestrator.providers.colab import source
 from tests.providers.play import ended, handle_of, kaggle_account, request
+from worker import boot
 from worker.protocol import Grant, GrantKind
 
 FILES = {"config.json": b'{"model_type": "llama"}', "added_tokens.json": b"{}", "special_tokens_map.json": b"{}"}
@@ -60,14 +61,16 @@ for grant in given["model"]:
 
 
 def test_colab_packs_them_with_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Guards: without `model` in `pack` it failed; without it in `write_ticket` the worker was not told where they lie."""
+    """Guards: without `model` in `pack` it failed; without it in `place_inputs` the worker was not told where they lie."""
     monkeypatch.setattr(source, "wheel", lambda: b"")
     launched = with_model(request(kaggle_account("alice")))
     source.pack(launched, tmp_path / "packed.zip")
-    zipfile.ZipFile(tmp_path / "packed.zip").extractall(tmp_path / "there")
-    monkeypatch.chdir(tmp_path / "there")
-    boot.write_ticket(json.loads(Path("plan.json").read_text()), 0.0)
-    grants = json.loads(Path("ticket.json").read_text())["assignment"]["model"]
+    there = tmp_path / "there"
+    zipfile.ZipFile(tmp_path / "packed.zip").extractall(there)
+    plan = json.loads((there / "plan.json").read_text())
+    assignment = plan["ticket"]["assignment"]
+    assert boot.place_inputs(assignment, plan["files"], {name: there / name for name in plan["files"].values()}) == []
+    grants = assignment["model"]
     assert grants[0]["url"] == WEIGHTS.url
     assert grants[0].get("path") is None
     assert {g["key"].removeprefix("model/"): Path(g["path"]).read_bytes() for g in grants[1:]} == FILES

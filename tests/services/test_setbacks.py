@@ -18,7 +18,6 @@ from tests.world import Worker, World
 from worker import causes
 from worker.protocol import Failure, Finish, Hardware, Phase, Release, Report, StartRequest
 
-ALL = [getattr(causes, name) for name in vars(causes) if name.isupper()]
 CONFLICT = "ERROR: Cannot install peft and torchao"
 PHOTO = "2026-05-14"
 
@@ -378,22 +377,6 @@ def test_an_account_whose_image_is_another_each_time_rests_as_well(world: World)
 
 
 # --- the words --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("cause", ALL)
-def test_every_cause_has_its_own_words(cause: str) -> None:
-    """Guard: a cause that is missing in the table is shown as its code word, which tells nobody what to do."""
-    said = sentence(cause, "what the session said.")
-    assert "the session ended before its first step" not in said
-    assert said.count("what the session said") == 1
-    assert "\n" not in said
-    assert not said.endswith(".")
-
-
-def test_words_are_said_once(world: World) -> None:
-    """Guard: without the look whether they are there, a worker that says the same had it said twice."""
-    whole = sentence(causes.GPU, "")
-    assert sentence(causes.GPU, whole) == whole
 
 
 def test_a_cause_that_only_a_newer_worker_knows_counts_like_any_other(world: World) -> None:

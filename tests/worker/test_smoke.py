@@ -50,10 +50,10 @@ def _functions_that_refuse(library: str) -> set[tuple[str, str]]:
         if "_available" not in text:
             continue
         for node in ast.walk(ast.parse(text)):
-            asks = (
-                isinstance(node, ast.FunctionDef) and node.name.startswith("is_") and node.name.endswith("_available")
-            )
-            if asks and any(isinstance(inner, ast.Raise) for inner in ast.walk(node)) and node.name != "is_available":
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            asks = node.name.startswith("is_") and node.name.endswith("_available")
+            if asks and any(isinstance(inner, ast.Raise) for inner in ast.walk(node)):
                 found.add((library, node.name))
     return found
 

@@ -31,6 +31,12 @@ class Listener:
     def phase(self, phase: Any) -> None:
         """Nobody waits for it."""
 
+    def begins(self, part: Any) -> None:
+        """The check itself has a limit."""
+
+    def lost(self, words: str) -> None:
+        """One process trains alone."""
+
     def restored(self, step: int, fidelity: Any, backend: str) -> None:
         """Training begins."""
         self.backend = backend

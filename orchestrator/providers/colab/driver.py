@@ -262,7 +262,7 @@ class ColabProvider:
                 self._save(handle)  # its log tells more of an error than its exit code
             noted = notes.read()
             if not noted.ended:
-                noted = notes.write(launched=True, ended=True, detail=_ending(found), failed=bool(_ending(found)))
+                noted = notes.write(launched=True, ended=True, detail=_ending(found), failed=_has_failed(found))
         return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=noted.detail, failed=noted.failed)
 
     def stop(self, handle: Handle) -> None:
@@ -350,7 +350,8 @@ class ColabProvider:
                 if said.kind != "gone":
                     raise
                 return notes.write(launched=True, ended=True, complete=True, released=True, detail=TAKEN_AWAY)
-            return notes.keep(found, _ending(found["ended"]) if found["ended"] else "")
+            how = found["ended"]
+            return notes.keep(found, _ending(how) if how else "", failed=how is not None and _has_failed(how))
 
     def erase(self, handle: Handle) -> None:
         self._of(handle.lease_id).erase()
@@ -375,6 +376,11 @@ def _accelerator(account: Account) -> str:
 def _wrong(account: Account) -> str:
     wanted = _accelerator(account)
     return "" if wanted in MEMORY else f"there is no Colab accelerator {wanted}: one of {', '.join(MEMORY)}"
+
+
+def _has_failed(found: dict[str, Any]) -> bool:
+    """Whether it ended by an error of its own; a negative code is a signal's."""
+    return found["code"] > 0 and found["code"] != LEASE_OVER
 
 
 def _ending(found: dict[str, Any]) -> str:

@@ -26,9 +26,9 @@ class Session:
     offset: int = 0
     ended: bool = False
     detail: str = ""
+    failed: bool = False
     complete: bool = False
     released: bool = False
-    failed: bool = False
 
 
 class Notes(SessionNotes[Session]):
@@ -38,8 +38,8 @@ class Notes(SessionNotes[Session]):
         super().__init__(folder, Session)
         self.outbox = folder / "outbox.jsonl"
 
-    def keep(self, found: dict[str, Any], detail: str) -> Session:
-        """Keep what the bridge has read of the log, and note where reading goes on; `detail` is how the session ended."""
+    def keep(self, found: dict[str, Any], detail: str, *, failed: bool) -> Session:
+        """Keep what the bridge has read of the log, and note where reading goes on; `detail` and `failed` say how it ended."""
         ended = found["ended"] is not None
         with WRITING:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ class Notes(SessionNotes[Session]):
                 self.outbox.write_bytes(base64.b64decode(found["outbox"]))
             if detail and (words := last_words(self.log)) and words not in detail:
                 detail = f"{detail}: {words}"
-            changes = {"ended": True, "complete": True, "detail": detail, "failed": bool(detail)} if ended else {}
+            changes = {"ended": True, "complete": True, "detail": detail, "failed": failed} if ended else {}
             return self.write(launched=True, segment=found["segment"], offset=found["offset"], **changes)
 
     def drop(self, name: str) -> None:
