@@ -129,7 +129,8 @@ def work(start: Start, lost: list[str], place: str) -> tuple[int, str]:
 
 def _say_why(start: Start, words: str, cause: str, reason: str = "unfit") -> tuple[int, str]:
     start.say(f"cannot start: {words}")
-    farewell.say(start.ticket, farewell.release(start.ticket, words, cause=cause, reason=reason), start.write)
+    said = farewell.release(start.ticket, words, cause=cause, reason=reason)
+    farewell.say(start.ticket, said, start.write)
     return 2, words
 
 
