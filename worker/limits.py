@@ -14,7 +14,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -26,6 +25,8 @@ from worker import causes
 from worker.deadline import Budget
 
 LONGEST_WAIT_S = 3_600.0
+LONGEST_GOODBYE_S = 360.0
+"""More than any last word takes."""
 
 
 class Part(Enum):
@@ -76,7 +77,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Ending:
-    """What is said of a session that leaves before its first step, in the fields of `Release`."""
+    """What is said of a session that leaves, in the fields of `Release`."""
 
     reason: str
     detail: str = ""
@@ -158,10 +159,10 @@ class Watch:
                 self._is_leaving = ending is not None
             if ending is not None:
                 code = 1
+                faulthandler.dump_traceback_later(LONGEST_GOODBYE_S, exit=True)
                 try:
                     code = self._leave(ending)
                 finally:
-                    sys.stdout.flush()
                     os._exit(code)
 
     def _patience_s(self) -> float:
@@ -195,7 +196,7 @@ def bounded(
     *,
     moved: Callable[[], int],
     stall_s: float,
-    look_every_s: float = 0.5,
+    look_every_s: float = 1.0,
 ) -> str | None:
     """What a child process prints; None if it was ended because `moved()` gave the same number for `stall_s` seconds.
 

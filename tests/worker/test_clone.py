@@ -78,10 +78,18 @@ def test_a_clone_may_not_change_what_the_state_depends_on(lab, half):
             lab.session(lab.spec(**(SPEC | changes)), resume=half, job="clone", origin=ORIGIN)
 
 
-def test_every_process_of_a_session_knows_the_origin(lab, tmp_path):
+def test_every_process_of_a_session_knows_the_whole_job(lab, tmp_path):
+    """Guard: without the folder of the base model in `job_json` every further process downloaded it for itself, unwatched."""
     from worker.training.job import TrainingJob
 
     job = TrainingJob(
-        job="clone", fence=1, spec=lab.spec(), datasets=(lab.dataset,), resume=None, work_dir=tmp_path, origin=ORIGIN
+        job="clone",
+        fence=1,
+        spec=lab.spec(),
+        datasets=(lab.dataset,),
+        resume=None,
+        work_dir=tmp_path,
+        origin=ORIGIN,
+        base_folder=lab.base,
     )
     assert job_of(job_json(job), tmp_path) == job

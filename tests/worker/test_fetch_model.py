@@ -49,6 +49,7 @@ except Exception as error:
 """
     there = os.environ | hub.environment(home) | changes
     ran = subprocess.run([sys.executable, "-c", code], env=there, capture_output=True, text=True, check=True)
+    assert "Fatal Python error" not in ran.stderr
     return ran.stdout.splitlines()
 
 
