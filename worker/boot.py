@@ -91,7 +91,7 @@ def place_inputs(assignment: dict[str, Any], names: dict[str, str], found: dict[
     """Fill in where the files lie that came along, by grant key; returns the names of those that did not."""
     lost = []
     resume = [assignment["resume"]] if assignment.get("resume") else []
-    for grant in [*assignment["datasets"], *assignment.get("model", ()), *resume]:
+    for grant in [*assignment["datasets"], *resume, *assignment.get("model", ())]:
         if (name := names.get(grant["key"])) is None:
             continue
         if name in found:
