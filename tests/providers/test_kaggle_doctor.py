@@ -134,6 +134,27 @@ def test_bytes_that_cannot_be_compared(make, tmp_path) -> None:
     assert "this bitsandbytes does not fit this image" in found[outcome.EQUAL_BYTES]["words"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_machine_on_which_two_runs_differ(make, tmp_path) -> None:
+    """What an adapter begins with is drawn from a checksum of seed and name; here each process has another one."""
+    folder = tmp_path / "noise"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import os, zlib\n"
+        "true = zlib.crc32\n"
+        "def noisy(data, *more):\n"
+        "    return true(data, *more) ^ (os.getpid() if bytes(data[:3]) == b'42 ' else 0)\n"
+        "zlib.crc32 = noisy\n"
+    )
+    _, provider = make({"PYTHONPATH": str(folder)})
+    provider.limits = replace(FAST, answer_s=500.0, probe_s=400.0)
+    found = checked(provider, outcome.EQUAL_BYTES)
+    assert asked(found) == {outcome.EQUAL_BYTES: "failed"}
+    assert "two runs of the same steps ended in different bytes" in found[outcome.EQUAL_BYTES]["words"]
+    assert "may end in other bytes than an unbroken one" in found[outcome.EQUAL_BYTES]["remedy"]
+
+
 def test_processes_that_do_not_find_each_other(make) -> None:
     _, provider = make({"GLOO_SOCKET_IFNAME": "none0"})
     found = checked(provider, outcome.ALL_REDUCE)
