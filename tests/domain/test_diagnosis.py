@@ -68,11 +68,11 @@ def test_values_as_expected_change_nothing() -> None:
 def test_an_account_is_closed_by_its_newest_check_alone() -> None:
     bad = check(probe("training", FAILED, cause=causes.SMOKE))
     good = check(probe("training"), at=DAY + 1)
-    assert "the check of 9 October 2025 failed (words)" in closed({"cpu": bad}, causes.SMOKE)
-    assert closed({"cpu": bad, "gpu": good}, causes.SMOKE) == ""
-    assert closed({"cpu": bad, "gpu": {**good, "at": DAY - 1}}, causes.SMOKE)
-    assert closed({"cpu": check(probe("training", FAILED, cause=causes.INSTALL))}, causes.SMOKE) == ""
-    assert closed({}, causes.SMOKE) == ""
+    assert "the check of 9 October 2025 failed (words)" in closed({"cpu": bad}, "kaggle", causes.SMOKE)
+    assert closed({"cpu": bad, "gpu": good}, "kaggle", causes.SMOKE) == ""
+    assert closed({"cpu": bad, "gpu": {**good, "at": DAY - 1}}, "kaggle", causes.SMOKE)
+    assert closed({"cpu": check(probe("training", FAILED, cause=causes.INSTALL))}, "kaggle", causes.SMOKE) == ""
+    assert closed({}, "kaggle", causes.SMOKE) == ""
 
 
 def test_another_image_is_noticed_once() -> None:
