@@ -92,7 +92,10 @@ def _answered(error: Exception, asked: Asked) -> TrainhopError:
 
 def _gated(asked: Asked) -> str:
     if asked.signed_in:
-        return f"{asked.name} is gated: accept its terms at {asked.page} and try again"
+        return (
+            f"{asked.name} is gated: accept its terms at {asked.page} and try again; a fine-grained token also needs the right "
+            "to read gated repositories"
+        )
     return f"{asked.name} is gated: accept its terms at {asked.page} and set a token with `trainhop hub login`"
 
 

@@ -253,6 +253,7 @@ def test_a_machine_that_cannot_call_is_brought_the_small_files(api, people, one_
     dispatch(api.app.context)
     (request,) = one_way.launched
     grants = {grant.key: grant for grant in request.assignment.model}
+    assert {"model/config.json", *(f"model/{name}" for name in SHARDS)} <= grants.keys()
     for key, grant in grants.items():
         name = key.removeprefix("model/")
         brought = key in request.inputs

@@ -59,6 +59,7 @@ def test_small_files_lie_in_the_drive_and_strangers_are_not_told_who_asks(ann, a
         claimed = _signed_in(tab.claimed, tab.pen._headers(), urlsplit(tab.pen._up).netloc)
         assignment = claimed.ticket.assignment
         assert assignment is not None
+        assert {grant.key for grant in assignment.model} >= {"model/config.json", *(f"model/{name}" for name in SHARDS)}
         before = len(hub.seen)
         for grant in assignment.model:
             name = grant.key.removeprefix("model/")
