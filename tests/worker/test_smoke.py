@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -50,10 +51,9 @@ def _functions_that_refuse(library: str) -> set[tuple[str, str]]:
         if "_available" not in text:
             continue
         for node in ast.walk(ast.parse(text)):
-            if not isinstance(node, ast.FunctionDef):
+            if not isinstance(node, ast.FunctionDef) or not re.fullmatch(r"is_\w+_available", node.name):
                 continue
-            asks = node.name.startswith("is_") and node.name.endswith("_available")
-            if asks and any(isinstance(inner, ast.Raise) for inner in ast.walk(node)):
+            if any(isinstance(inner, ast.Raise) for inner in ast.walk(node)):
                 found.add((library, node.name))
     return found
 
