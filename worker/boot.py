@@ -90,7 +90,8 @@ def find_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:
 def place_inputs(assignment: dict[str, Any], names: dict[str, str], found: dict[str, Path]) -> list[str]:
     """Fill in where the files lie that came along, by grant key; returns the names of those that did not."""
     lost = []
-    for grant in [*assignment["datasets"], *([assignment["resume"]] if assignment.get("resume") else [])]:
+    resume = [assignment["resume"]] if assignment.get("resume") else []
+    for grant in [*assignment["datasets"], *resume, *assignment.get("model", ())]:
         if (name := names.get(grant["key"])) is None:
             continue
         if name in found:
@@ -128,7 +129,8 @@ def work(start: Start, lost: list[str], place: str) -> tuple[int, str]:
 
 def _say_why(start: Start, words: str, cause: str, reason: str = "unfit") -> tuple[int, str]:
     start.say(f"cannot start: {words}")
-    farewell.say(start.ticket, farewell.release(start.ticket, words, cause=cause, reason=reason), start.write)
+    said = farewell.release(start.ticket, words, cause=cause, reason=reason)
+    farewell.say(start.ticket, said, start.write)
     return 2, words
 
 

@@ -9,6 +9,7 @@ import contextlib
 import json
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from worker.lines import signed
@@ -37,15 +38,18 @@ def release(ticket: dict[str, Any], detail: str, *, cause: str, reason: str = "u
 
 
 def say(ticket: dict[str, Any], said: dict[str, Any] | None, write: Callable[[str], None]) -> None:
-    """Tell the server; one that does not hear it finds the session ended all the same."""
+    """Tell the server; one that does not hear it finds the words with what the session leaves, or the session ended."""
     if said is None:
         return
     message = json.dumps(said)
     if ticket.get("server_url"):
         with contextlib.suppress(OSError, ValueError):
             _post(ticket, message)
-    else:
-        write(signed(ticket["token"], message))
+        return
+    write(signed(ticket["token"], message))
+    if folder := (ticket.get("assignment") or {}).get("keep_dir"):
+        with contextlib.suppress(OSError), Path(folder, "outbox.jsonl").open("a") as outbox:
+            outbox.write(message + "\n")
 
 
 def _post(ticket: dict[str, Any], message: str) -> None:

@@ -6,6 +6,7 @@ holds and for which machine, so that it is used again, here or on the next machi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import py_compile
@@ -58,10 +59,11 @@ def _public(version: str) -> str:
     return version.partition("+")[0]
 
 
-def home(key: str) -> Path:
-    """Where a person's machine keeps such a folder from one session to the next."""
+def home(lines: Iterable[str]) -> Path:
+    """Where a person's machine keeps such a folder from one session to the next, one for each of its Pythons."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "trainhop" / "packages" / key
+    named = json.dumps(about(lines), sort_keys=True).encode()
+    return cache / "trainhop" / "packages" / hashlib.sha256(named).hexdigest()[:12]
 
 
 def search_path(ours: Sequence[Path], inherited: str) -> str:
@@ -85,7 +87,6 @@ def ready(
     Raises `InstallError`.
     """
     if not lacking(lines):
-        folder.mkdir(parents=True, exist_ok=True)
         return "here"
     if fits(_read(folder / _ABOUT), lines):
         return "kept"

@@ -22,6 +22,7 @@ from orchestrator.services.dispatch import dispatch, why_waiting
 from orchestrator.services.intake import Fate
 from orchestrator.services.reconcile import reconcile
 from tests.one_way_world import DeafWorker, DeafWorld
+from worker import causes, farewell
 from worker.protocol import GrantKind, signed_message
 
 STEPS = 4
@@ -78,6 +79,40 @@ def test_with_a_public_address_it_calls_like_any_other(world: DeafWorld) -> None
     world.submit("alice", STEPS)
     request = launched(world).request
     assert (request.server_url, request.assignment) == ("https://train.example", None)
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_what_a_start_script_says_is_heard_although_no_worker_began(world: DeafWorld, heard: bool) -> None:
+    """While its output is followed, or when what it left is collected."""
+    job = world.submit("alice", STEPS)
+    worker = launched(world)
+    given = worker.request.assignment
+    assert given is not None
+    keep = world.folder / "keep"
+    keep.mkdir()
+    ticket = {
+        "lease": worker.lease,
+        "token": worker.request.token,
+        "assignment": given.model_dump(mode="json") | {"keep_dir": str(keep)},
+    }
+    said = farewell.release(ticket, "the disk of this machine is full", cause=causes.DISK)
+    farewell.say(ticket, said, worker.session.printed.append)
+    worker.session.outbox += (keep / "outbox.jsonl").read_text().splitlines()
+    world.machines.dead.add(worker.lease)
+    if heard:
+        assert world.listen(worker.lease) is Fate.TAKEN
+    reconcile(world.ctx)
+    ended = lease(world, worker)
+    assert (ended.end_reason, ended.detail) == (EndReason.UNFIT, "the disk of this machine is full")
+    assert world.job(job).state is JobState.QUEUED
+
+
+def test_a_machine_that_can_call_is_told_its_fence(world: DeafWorld) -> None:
+    """Its start script cannot ask for it. Guard: without it the script's last words would be nobody's."""
+    world.ctx = dataclasses.replace(world.ctx, public_url="https://train.example")
+    world.submit("alice", STEPS)
+    worker = launched(world)
+    assert worker.request.fence == lease(world, worker).fence
 
 
 @pytest.mark.parametrize("upto", range(8))

@@ -266,7 +266,8 @@ def test_files_are_found_nested_flat_and_through_links(machine, needs, place):
     machine.bring(launched, place)
     if place == "elsewhere":
         (machine.root / "input" / "data").symlink_to(machine.root / "elsewhere")
-        (machine.root / "elsewhere" / "loop").symlink_to(machine.root / "input")
+        for loop in ("one", "two"):
+            (machine.root / "elsewhere" / loop).symlink_to(machine.root / "input")
     code, lines = machine.run(kernel(TELLS, launched))
     path = Path(json.loads(lines[0])[0])
     assert (code, path.name, path.is_file()) == (0, kaggle_source.file_name(next(iter(launched.inputs))), True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from worker.bundle import requirements
-from worker.install import InstallError, every_line, installed, lacking, set_key
+from worker.install import InstallError, every_line, installed, lacking
 from worker.notebook.errors import NotebookError
 from worker.packages import home, ready
 
@@ -50,7 +50,7 @@ def borrowed() -> Iterator[None]:
 def needed() -> list[str]:
     """Names of the packages that the worker lacks on this machine, and that no session before has brought here."""
     lines = every_line()
-    return [_name(line) for line in lacking(lines, home(set_key(lines)))]
+    return [_name(line) for line in lacking(lines, home(lines))]
 
 
 def worker_folder() -> Path:
@@ -59,7 +59,7 @@ def worker_folder() -> Path:
 
 
 def _folder(lines: list[str]) -> Path:
-    folder = home(set_key(lines))
+    folder = home(lines)
     try:
         ready(folder, lines)
     except InstallError as error:
