@@ -10,6 +10,8 @@ TAIL_BYTES = 256 << 10
 LONGEST_WORDS = 300
 _CANNOT_START = re.compile(r"^trainhop: (cannot start: .+)$", re.MULTILINE)
 _PIP = re.compile(r"^(ERROR: .+)$", re.MULTILINE)
+_SEE_LOG = "see the end of the session's log"
+"""With these words the start script leaves it to the log."""
 _TRACEBACK = "Traceback (most recent call last):"
 _EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*)(: .*)?$", re.MULTILINE)
 
@@ -17,13 +19,21 @@ _EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*)(: .*)?$", re.MULTILINE)
 def last_words(log: Path) -> str:
     """What the start script gave as the reason, or pip, or the last traceback; empty where none of them said anything."""
     said = _tail(log)
-    if reasons := _CANNOT_START.findall(said):
+    reasons = _CANNOT_START.findall(said)
+    if reasons and _SEE_LOG not in reasons[-1]:
         return shortened(reasons[-1])
+    words = _of_the_log(said)
+    if reasons:
+        return shortened(reasons[-1].replace(_SEE_LOG, words or _SEE_LOG))
+    return shortened(words)
+
+
+def _of_the_log(said: str) -> str:
     if found := _PIP.search(said):
-        return shortened(found[1])
+        return found[1]
     _, traceback, rest = said.rpartition(_TRACEBACK)
     found = _EXCEPTION.search(rest) if traceback else None
-    return shortened(found[0]) if found else ""
+    return found[0] if found else ""
 
 
 def shortened(words: str) -> str:

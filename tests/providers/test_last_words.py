@@ -4,6 +4,7 @@ import pytest
 
 from orchestrator.providers.last_words import LONGEST_WORDS, TAIL_BYTES, last_words
 
+SEE_LOG = "cannot start: the worker ended with code 1: see the end of the session's log"
 TRACEBACK = """
 Traceback (most recent call last):
   File "a.py", line 1, in <module>
@@ -31,6 +32,11 @@ and a second line of its message
         ("Traceback (most recent call last):\n  cut", ""),
         ("ERROR: one\nERROR: two\n" + TRACEBACK, "ERROR: one"),
         (TRACEBACK + "ERROR: x\ntrainhop: cannot start: no disk\ntrainhop: done\n", "cannot start: no disk"),
+        (
+            f"{TRACEBACK}trainhop: {SEE_LOG}\n",
+            f"{SEE_LOG[: SEE_LOG.index('see')]}peft.errors.TooOldError: torchao 0.10.0 is too old",
+        ),
+        (f"trainhop: {SEE_LOG}\n", SEE_LOG),
         ("x" * TAIL_BYTES + "\nERROR: at the end\n", "ERROR: at the end"),
         ("ERROR: " + "y" * 1000 + "\n", ("ERROR: " + "y" * 1000)[:LONGEST_WORDS]),
     ],
