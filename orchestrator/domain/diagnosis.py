@@ -179,7 +179,7 @@ def newest(image: Mapping[str, Any]) -> Check | None:
     return max(found, key=lambda check: check["at"], default=None)
 
 
-def closed(image: Mapping[str, Any], smoke: str) -> str:
+def closed(image: Mapping[str, Any], provider: str, smoke: str) -> str:
     """Why no GPU session may start: the newest check found that the set does not train, and the image is still that one.
 
     `smoke` is the cause that says so; packages that only could not be fetched may come the next time.
@@ -189,7 +189,9 @@ def closed(image: Mapping[str, Any], smoke: str) -> str:
         return ""
     for probe in failures(check):
         if probe["name"] == "training" and probe["data"].get("cause") == smoke:
-            return f"the check of {day(check['at'])} failed ({probe['words']}); check again: `trainhop doctor --kaggle`"
+            return (
+                f"the check of {day(check['at'])} failed ({probe['words']}): run `trainhop doctor --{provider}` again"
+            )
     return ""
 
 

@@ -109,7 +109,7 @@ def _room(ctx: Context, account: Account) -> Room:
         return replace(NO_ROOM, shut=f"cannot be reached ({error})")
     except Exception as error:  # noqa: BLE001  told where people look; one account must not keep all others waiting
         return replace(NO_ROOM, shut=f"its driver failed ({type(error).__name__}: {error})")
-    closed = diagnosis.closed(account.image, causes.SMOKE) if room.gpu else ""
+    closed = diagnosis.closed(account.image, account.provider, causes.SMOKE) if room.gpu else ""
     return replace(room, shut=room.shut or closed)
 
 

@@ -30,12 +30,19 @@ class Shell:
     folder: Path
     data_dir: Path
     models: Path
+    patience_s: float = 120.0
 
     def __call__(self, *arguments: str, code: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "orchestrator.entrypoints.cli", *arguments]
         variables = environment(TRAINHOP_DATA_DIR=str(self.data_dir)) | more
         done = subprocess.run(
-            command, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=120, check=False
+            command,
+            cwd=self.folder,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=self.patience_s,
+            check=False,
         )
         assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
         return done

@@ -16,7 +16,7 @@ from worker.doctor.outcome import PROBES
 
 CANARY = "KGAT_canary_c0ffee77"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def trainhop(tmp_path: Path, kaggle: KaggleEmulator, drive: Drive) -> Iterator[S
     data_dir = tmp_path / "data"
     endpoints = {"TRAINHOP_KAGGLE_ENDPOINT": kaggle.endpoint, "TRAINHOP_DRIVE_ENDPOINT": drive.url}
     process = start_server(data_dir, "--slots", "0", **endpoints)
-    shell = Shell(tmp_path, data_dir, tmp_path)
+    shell = Shell(tmp_path, data_dir, tmp_path, patience_s=400.0)
     (tmp_path / "token").write_text(CANARY)
     shell("accounts", "add", "kaggle", "my-kaggle", "--username", "alicia", "--token-file", str(tmp_path / "token"))
     (tmp_path / "google.json").write_text(json.dumps(drive.authorized_user()))

@@ -256,6 +256,17 @@ def test_a_demo_that_cannot_be_made_says_why(site, monkeypatch):
     assert "Try again" in page
 
 
+def test_an_account_shows_what_its_last_check_found(site):
+    log_in(site)
+    with site.app.context.uow() as tx:
+        (pool,) = tx.accounts()
+        failed = {"name": "hub", "title": "downloads from the hub", "status": "failed"}
+        pool.image = {"cpu": {"at": 1_760_000_000.0, "image": "one", "probes": [failed]}}
+        tx.save_account(pool)
+    words = "checked on 9 October 2025: 0 of 1 probes ok; failed: downloads from the hub"
+    assert words in site.client.get("/accounts").text
+
+
 def test_accounts_are_checked_agreed_to_and_paused(site):
     log_in(site)
     me = site.admin.get("/me").json()["id"]

@@ -67,7 +67,8 @@ def make(tmp_path):
 
 def checked(provider: KaggleProvider, *probes: str, **more: Any) -> dict[str, dict[str, Any]]:
     """The judged probes of a check by name; nothing of it is left at Kaggle afterwards."""
-    order = CheckOrder(id="check-1", token="a-check-token", gpu=False, probes=frozenset(probes), **more)
+    more = {"gpu": False} | more
+    order = CheckOrder(id="check-1", token="a-check-token", probes=frozenset(probes), **more)
     found = provider.diagnose(ALICE, order, lambda _: None)
     provider.clear_check(ALICE, order.id)
     return {probe["name"]: probe for probe in judged([o.as_dict() for o in found.outcomes])}
@@ -88,7 +89,8 @@ def broken(tmp_path: Path, package: str) -> dict[str, str]:
 
 def test_all_is_well_with_what_is_known_from_outside(make) -> None:
     kaggle, provider = make(warning_s=2.0)
-    assert isinstance(provider, SupportsDiagnosis)
+    driver: object = provider
+    assert isinstance(driver, SupportsDiagnosis)
     wanted = (outcome.TIME_LIMIT, outcome.CANCEL, outcome.LOG, outcome.INPUTS)
     found = checked(provider, *wanted)
     assert asked(found) == dict.fromkeys(wanted, "ok"), found
@@ -132,6 +134,27 @@ def test_bytes_that_cannot_be_compared(make, tmp_path) -> None:
     found = checked(provider, outcome.EQUAL_BYTES)
     assert asked(found) == {outcome.EQUAL_BYTES: "failed"}
     assert "this bitsandbytes does not fit this image" in found[outcome.EQUAL_BYTES]["words"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_machine_on_which_two_runs_differ(make, tmp_path) -> None:
+    """What an adapter begins with is drawn from a checksum of seed and name; here each process has another one."""
+    folder = tmp_path / "noise"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import os, zlib\n"
+        "true = zlib.crc32\n"
+        "def noisy(data, *more):\n"
+        "    return true(data, *more) ^ (os.getpid() if bytes(data[:3]) == b'42 ' else 0)\n"
+        "zlib.crc32 = noisy\n"
+    )
+    _, provider = make({"PYTHONPATH": str(folder)})
+    provider.limits = replace(FAST, answer_s=500.0, probe_s=400.0)
+    found = checked(provider, outcome.EQUAL_BYTES)
+    assert asked(found) == {outcome.EQUAL_BYTES: "failed"}
+    assert "two runs of the same steps ended in different bytes" in found[outcome.EQUAL_BYTES]["words"]
+    assert "may end in other bytes than an unbroken one" in found[outcome.EQUAL_BYTES]["remedy"]
 
 
 def test_processes_that_do_not_find_each_other(make) -> None:
@@ -259,6 +282,24 @@ def test_inputs_that_are_never_ready(make) -> None:
 
 
 # --- the check itself ---
+
+
+def test_only_the_probes_themselves_take_a_gpu(make) -> None:
+    kaggle, provider = make()
+    found = checked(provider, outcome.INPUTS, outcome.CANCEL, gpu=True)
+    assert set(asked(found).values()) == {"ok"}
+    shapes = {s.said["slug"].rpartition("-")[2]: s.said.get("machineShape") for s in kaggle.seen("SaveKernel")}
+    assert shapes == {"main": "NvidiaTeslaT4", "cancel": None}
+
+
+def test_what_has_ended_is_told_at_once(make) -> None:
+    _, provider = make()
+    told: list[Any] = []
+    order = CheckOrder(id="check-1", token="a-check-token", gpu=False, probes=frozenset({outcome.INPUTS}))
+    found = provider.diagnose(ALICE, order, told.append)
+    assert {o.name: o for o in told}[outcome.INPUTS] == {o.name: o for o in found.outcomes}[outcome.INPUTS]
+    assert found.image
+    assert {"python", "torch"} <= found.versions.keys()
 
 
 def test_a_kernel_that_dies_is_told_with_its_last_words(make) -> None:

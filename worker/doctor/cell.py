@@ -76,7 +76,7 @@ def sign_in(drive: str) -> tuple[str, dict[str, Any]]:
     credentials, _ = google.auth.default(scopes=[DRIVE])
     credentials.refresh(google.auth.transport.requests.Request())
     asked = urllib.request.Request(  # noqa: S310  Google's own address
-        f"{drive}/drive/v3/about?fields=storageQuota", headers={"Authorization": f"Bearer {credentials.token}"}
+        f"{drive}/drive/v2/about?fields=kind", headers={"Authorization": f"Bearer {credentials.token}"}
     )
     with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:  # noqa: S310
         answer.read(1 << 16)

@@ -71,6 +71,8 @@ def doctor(
         raise CommandError(Exit.USAGE, "--gpu and --account go with --kaggle")
     if answer is not None and not colab:
         raise CommandError(Exit.USAGE, "--answer goes with --colab")
+    if out is not None and not kaggle and answer is None:
+        raise CommandError(Exit.USAGE, "--out goes with --kaggle, or with --colab --answer")
     if kaggle:
         raise typer.Exit(checks.kaggle(connect(context), account=account, gpu=gpu, sure=yes, out=out, as_json=as_json))
     if colab and answer is not None:

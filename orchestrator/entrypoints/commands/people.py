@@ -46,7 +46,7 @@ def list_accounts(context: typer.Context, as_json: JsonFlag = False) -> None:
             a.get("member") or a.get("member_id") or "everyone",
             _state(a),
             json.dumps(a.get("config") or {}),
-            a.get("problem") or a.get("note"),
+            a.get("problem") or a.get("note") or a.get("diagnosis"),
         )
         for a in found
     ]

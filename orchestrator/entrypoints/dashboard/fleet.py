@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
 
+from orchestrator.domain.diagnosis import summary
 from orchestrator.domain.model import Account, Role
 from orchestrator.domain.policy import Place, explain
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, page, piece
@@ -84,6 +85,7 @@ def _shown(account: Account, place: Place, busy: dict[str, int], names: dict[str
         "place": place,
         "busy": busy.get(account.id, 0),
         "owner": names.get(account.member_id or "", ""),
+        "diagnosis": summary(account.image, account.provider),
         "mine": me.role is Role.ADMIN or account.member_id == me.member_id,
     }
 

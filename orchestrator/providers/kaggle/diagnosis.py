@@ -142,15 +142,14 @@ class Check:
             elif kind == "stamp" and said["live"]:
                 lags.append(time.time() - float(said["at"]))
             elif kind == "outcome" and (found := Outcome.read(said)) is not None:
-                heard[found.name] = found
-                self._tell(found)
+                heard[found.name] = _with_times(found, ready_s, started_s)
+                self._tell(heard[found.name])
             elif kind == "answer":
                 answer, self._image = said, str(said.get("image", ""))[:64]
                 break
-        heard |= {o.name: o for each in (answer or {}).get("probes", ()) if (o := Outcome.read(each)) is not None}
+        told = [o for each in (answer or {}).get("probes", ()) if (o := Outcome.read(each)) is not None]
+        heard |= {found.name: _with_times(found, ready_s, started_s) for found in told}
         self._fill(heard, self._last_words("main") if answer is None else "")
-        if outcome.INPUTS in asked:
-            heard[outcome.INPUTS] = _with_times(heard[outcome.INPUTS], ready_s, started_s)
         heard[outcome.LOG] = self._aside(outcome.LOG, lambda: self._log(lags, complete=answer is not None))
         return list(heard.values())
 
@@ -374,6 +373,8 @@ def _versions(said: Said) -> dict[str, str]:
 
 def _with_times(found: Outcome, ready_s: float | None, started_s: float | None) -> Outcome:
     """What only the outside knows of the inputs: how long they took to be ready, and the machine to start."""
+    if found.name != outcome.INPUTS or found.status == outcome.NOT_ASKED:
+        return found
     data: Said = dict(found.data)
     if ready_s is None:
         words = "a private dataset did not become ready at Kaggle in time"
