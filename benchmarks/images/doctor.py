@@ -56,9 +56,13 @@ sys.meta_path.insert(0, Refuse())
 
 @dataclass(frozen=True, kw_only=True)
 class Break:
-    """How one probe's subject is broken: by a kernel's variables, by the emulator's own, or by what is done to it."""
+    """How one probe's subject is broken: by a kernel's variables, by the emulator's own, or by what is done to it.
+
+    What a person is told has to hold `words`: a probe that fails of something else has found nothing.
+    """
 
     probe: str
+    words: str
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     emulator: Mapping[str, Any] = field(default_factory=dict[str, Any])
     arrange: Callable[[KaggleEmulator], object] = lambda _: None
@@ -81,16 +85,24 @@ def named(folder: Path, _: Shelf) -> Iterator[Figure]:
             failed = [name for name, probe in found.items() if probe["status"] == FAILED]
             probe = found[broken.probe]
             value = {"failed": failed, "words": probe["words"], "remedy": probe.get("remedy", "")}
-            ok = failed == [broken.probe] and bool(probe.get("remedy"))
-            yield Figure(name=f"doctor: {broken.probe} broken", value=value, bar="named, with a remedy", ok=ok)
+            told = f"{value['words']} {value['remedy']}"
+            ok = failed == [broken.probe] and bool(value["remedy"]) and broken.words in told
+            yield Figure(
+                name=f"doctor: {broken.probe} broken",
+                value=value,
+                bar=f"named, with a remedy and the words: {broken.words}",
+                ok=ok,
+            )
 
 
 def _of_the_machine(folder: Path, hub: str) -> list[Break]:
     return [
-        Break(probe=outcome.TRAINING, environment=_without(folder, "peft")),
-        Break(probe=outcome.EQUAL_BYTES, environment=_without(folder, "bitsandbytes")),
-        Break(probe=outcome.ALL_REDUCE, environment={"GLOO_SOCKET_IFNAME": "none0"}),
-        Break(probe=outcome.HUB, environment={"HF_ENDPOINT": hub}, limits=replace(LIMITS, hub_s=8.0)),
+        Break(probe=outcome.TRAINING, words="peft does not fit", environment=_without(folder, "peft")),
+        Break(
+            probe=outcome.EQUAL_BYTES, words="bitsandbytes does not fit", environment=_without(folder, "bitsandbytes")
+        ),
+        Break(probe=outcome.ALL_REDUCE, words="gloo", environment={"GLOO_SOCKET_IFNAME": "none0"}),
+        Break(probe=outcome.HUB, words="by Xet", environment={"HF_ENDPOINT": hub}, limits=replace(LIMITS, hub_s=8.0)),
     ]
 
 
@@ -103,11 +115,20 @@ def _of_kaggle(uploads: tuple[str, ...]) -> list[Break]:
 
     never_ready = {"processing_polls": 10_000}
     return [
-        Break(probe=outcome.TIME_LIMIT, emulator={"outputs_after_kill": False}),
-        Break(probe=outcome.CANCEL, arrange=lose_after_cancel),
-        Break(probe=outcome.LOG, arrange=cut_log),
-        Break(probe=outcome.DRIVE_UPLOAD, uploads=uploads),
-        Break(probe=outcome.INPUTS, emulator=never_ready, limits=replace(LIMITS, ready_s=0.5)),
+        Break(
+            probe=outcome.TIME_LIMIT,
+            words="files are not kept after the time limit",
+            emulator={"outputs_after_kill": False},
+        ),
+        Break(probe=outcome.CANCEL, words="files are not kept after a cancel", arrange=lose_after_cancel),
+        Break(probe=outcome.LOG, words="long logs are cut", arrange=cut_log),
+        Break(probe=outcome.DRIVE_UPLOAD, words="HTTP 401", uploads=uploads),
+        Break(
+            probe=outcome.INPUTS,
+            words="did not become ready",
+            emulator=never_ready,
+            limits=replace(LIMITS, ready_s=0.5),
+        ),
     ]
 
 

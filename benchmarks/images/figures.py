@@ -61,6 +61,12 @@ class Desk:
     server: Lab
     kaggle: KaggleEmulator
 
+    def set_account(self, **config: Any) -> None:
+        """Change the account's own settings."""
+        accounts = self.server.get("/accounts")["items"]
+        (mine,) = [one for one in accounts if one["provider"] == "kaggle"]
+        self.server.patch(f"/accounts/{mine['id']}", {"config": {"username": "alice", **config}})
+
     def submit(self, file: dict[str, Any]) -> str:
         """A job's id."""
         return self.server.post("/jobs", file)["id"]

@@ -89,7 +89,8 @@ def test_a_cell_in_colabs_image_trains_and_leaves_the_kernel_as_it_was(
 ) -> None:
     """The person has imported some packages before our cell, and imports others after it.
 
-    Guard: with the packages installed over the image's own, `datasets` could not be imported after the cell.
+    Guard: with our packages installed over the image's own, `datasets` could not be imported behind the cell
+    (`pyarrow.lib.IpcReadOptions size changed`).
     """
     machine = image("colab-gpu")
     variables = machine.variables | {"OMP_NUM_THREADS": "1", "TRAINHOP_TEST_TENSORFLOW_IMPORTS": str(noted)}

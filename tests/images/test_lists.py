@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from tests import images
 from tests.images import IN_CI, LEFT_OUT, NAMES, Image, load
 from tests.images.build import BESIDES, requirement
 from worker.install import TRAIN, UNSLOTH
@@ -68,3 +71,15 @@ def test_an_environment_holds_the_lists_versions(image: Callable[[str], Image], 
 )
 def test_an_index_knows_no_builds(version: str, words: str) -> None:
     assert requirement("torch", version) == words
+
+
+def test_an_environment_that_was_changed_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: without the comparison, sessions ran in an image that an earlier one had installed packages into."""
+    monkeypatch.setattr(images, "FOLDER", tmp_path)
+    image = load("kaggle-gpu")
+    assert image.problem
+    (image.site_packages / "peft-0.19.1.dist-info").mkdir(parents=True)
+    image.marker.write_text(json.dumps({"distributions": image.distributions}))
+    assert not image.problem
+    (image.site_packages / "trl-1.15.0.dist-info").mkdir()
+    assert image.problem == "Kaggle GPU's image is not as it was built (trl-1.15.0): run `make images`"
