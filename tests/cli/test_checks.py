@@ -77,7 +77,7 @@ def test_a_healthy_account_and_one_that_cannot_train(trainhop: Shell, kaggle: Ka
 
 
 def test_a_gpu_is_taken_only_with_consent(trainhop: Shell, kaggle: KaggleEmulator) -> None:
-    """Guard: without `_agree` in `checks.kaggle` a kernel with a GPU was pushed."""
+    """Guard: without `_agree` in `checks.kaggle` the check began, and its kernels ran."""
     refused = trainhop("doctor", "--kaggle", "--gpu", code=2)
     assert "GPU hours" in refused.stderr
     assert "--yes" in refused.stderr

@@ -131,9 +131,12 @@ def test_what_is_posted_names_nobody(api1, people, cloud, account) -> None:
 def test_one_check_at_a_time(api1, people, cloud, account) -> None:
     """Guard: without `_is_running` in `diagnosis.start` the second check began."""
     seen: list[Any] = []
-    cloud.meanwhile = lambda: seen.append(
-        (diagnose(people.ann, account), people.ann.get(f"/accounts/{account}/diagnosis"))
-    )
+
+    def ask_again() -> None:
+        cloud.meanwhile = lambda: None
+        seen.append((diagnose(people.ann, account), people.ann.get(f"/accounts/{account}/diagnosis")))
+
+    cloud.meanwhile = ask_again
     diagnose(people.ann, account)
     ((second, running),) = seen
     assert (second.status_code, "is under way" in second.json()["detail"]) == (409, True)

@@ -61,7 +61,6 @@ def judged(server: Lab, line: str) -> dict[str, Any]:
 
 
 def test_the_answer_comes_by_itself_or_by_hand(server: Lab, drive: Drive, tab: Any) -> None:
-    """Guard: without the signature's comparison in `colab_checks._read` the altered line was taken."""
     with SmallHub() as hub:
         url = str(server.client.base_url).partition("/api/")[0]
         made = notebook(server, outcome.HUB, outcome.DRIVE_SIGN_IN, server_url=url, drive=drive.url)
