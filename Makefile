@@ -54,7 +54,7 @@ format: $(VENV)/.dev ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-images: $(VENV)/.dev ## build environments like Kaggle's and Colab's machines into .images (5 minutes, 13 GB)
+images: $(VENV)/.dev ## build environments like Kaggle's and Colab's machines into .images (5 minutes, 14 GB)
 	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m tests.images.build $(IMAGES)
 
 bench: $(VENV)/.dev ## measure what the README says, into benchmarks/results/core.json (20 minutes)
