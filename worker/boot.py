@@ -152,7 +152,7 @@ def _bring_packages(start: Start) -> Path:
     try:
         how = packages.ready(folder, start.requirements, staged=start.staged, limits=limits)
     except InstallError as error:
-        raise CannotStartError(f"what the worker needs could not be installed: {error}", error.cause) from error
+        raise CannotStartError(f"the packages could not be installed: {error}", error.cause) from error
     if lines:
         start.say(f"packages {how} after {time.monotonic() - began:.1f} s")
     return folder

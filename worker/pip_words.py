@@ -27,7 +27,7 @@ def why(said: str) -> tuple[str, str]:
     first = (errors or [line for line in said.strip().splitlines() if line.strip()][-1:] or ["no reason was given"])[0]
     if conflict := _conflict(said):
         first = f"{first} {_CONFLICT} {'; '.join(conflict)}"
-    return f"pip could not install them: {first[:LONGEST]}", causes.INSTALL
+    return f"pip says: {first[:LONGEST]}", causes.INSTALL
 
 
 def _conflict(said: str) -> list[str]:

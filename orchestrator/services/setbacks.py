@@ -48,7 +48,7 @@ _WORDS = {
     ),
     causes.INSTALL: Words(
         what="the packages could not be installed",
-        remedy="see that the machine has internet access, update trainhop, then retry the job",
+        remedy="update trainhop if packages conflict, else see that the machine has internet access, then retry the job",
     ),
     causes.SMOKE: Words(
         what="the packages do not train on the image of this machine",
@@ -60,7 +60,7 @@ _WORDS = {
     ),
     causes.MODEL: Words(
         what="the base model could not be downloaded",
-        remedy="check its name and that your hub token may read it, then retry the job",
+        remedy="see that the machine reaches the hub and, for a gated model, that your hub token may read it, then retry the job",
     ),
     causes.DATA: Words(
         what="the training data or the checkpoint could not be downloaded",

@@ -157,7 +157,7 @@ def test_a_job_that_cannot_begin_says_why_and_what_to_do(site, people, provider,
         assert machine.say("release", said).status_code == 204
         waits = people.ann.get(f"/jobs/{job}").json()["waiting"]
         clock.tick(1801)
-        detail = "the packages could not be installed (ERROR: no route to the index): see that the machine has internet"
+        detail = "the packages could not be installed (ERROR: no route to the index): update trainhop if"
         assert detail in site.client.get(f"/jobs/{job}").text
     assert waits is None
     ended = people.ann.get(f"/jobs/{job}/sessions").json()["items"]

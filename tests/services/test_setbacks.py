@@ -90,8 +90,8 @@ def test_three_sessions_without_a_step_for_one_cause_stop_the_job_in_one_sentenc
     found = world.job(job)
     assert found.state is JobState.FAILED
     assert found.message == (
-        f"stopped after 3 sessions without a step, because the packages could not be installed ({CONFLICT}): see that the "
-        "machine has internet access, update trainhop, then retry the job"
+        f"stopped after 3 sessions without a step, because the packages could not be installed ({CONFLICT}): update "
+        "trainhop if packages conflict, else see that the machine has internet access, then retry the job"
     )
 
 
