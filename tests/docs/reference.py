@@ -345,7 +345,9 @@ Every module has one purpose and says it in its first line.
 
 
 def _package(name: str, modules: Iterable[Path]) -> str:
-    named = [(f"`{path.name}`", words) for path in modules if (words := first_line(path)) and path.name != "__init__.py"]
+    named = [
+        (f"`{path.name}`", words) for path in modules if (words := first_line(path)) and path.name != "__init__.py"
+    ]
     own = first_line(ROOT / name / "__init__.py") if (ROOT / name / "__init__.py").exists() else ""
     return "\n\n".join(filter(None, [f"## {name}", own, _table(("module", "what it is"), named) if named else ""]))
 
