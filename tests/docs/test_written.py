@@ -10,6 +10,7 @@ import yaml
 
 from orchestrator.entrypoints.cli import app as command_line
 from tests.docs import reference, snippets
+from worker.doctor.outcome import PROBES
 from worker.protocol import JobSpec
 
 ROOT = reference.ROOT
@@ -110,6 +111,12 @@ def test_every_module_that_a_page_runs_is_there():
 def test_generated_pages_are_what_the_code_says():
     """Guard: a key, setting, command, operation or module changed without `python -m tests.docs.reference` fails here."""
     assert reference.out_of_date(reference.pages()) == []
+
+
+def test_the_ten_probes_are_explained():
+    page = (reference.DOCS / "providers" / "kaggle.md").read_text()
+    table = page.partition("| probe |")[2]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == PROBES
 
 
 def test_the_readme_is_short():
