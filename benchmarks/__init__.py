@@ -1,1 +1,1 @@
-"""What the README's figures come from. Each module prints JSON with `--json`."""
+"""What the figures in docs/benchmarks.md come from. Each module prints JSON with `--json`."""

@@ -1,4 +1,4 @@
-"""The README's pictures of the dashboard: `python -m benchmarks.screenshots [FOLDER]`, about two minutes.
+"""The pictures of the dashboard in README and docs: `python -m benchmarks.screenshots [FOLDER]`, about two minutes.
 
 A real server trains a tiny model with random weights on the example's data; its first machine is killed, its second asked
 to hand over, and pictures are taken while the third one works.
@@ -19,6 +19,7 @@ from benchmarks.lab import Lab, lab
 from benchmarks.tiny_model import make_tiny_llama
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+TARGET = EXAMPLES.parent / "docs" / "pictures"
 STEPS = 600
 PICTURES = (
     ("dashboard-job", "/jobs/{job}", "light", 1280, 1010),
@@ -28,8 +29,8 @@ PICTURES = (
 
 
 def main() -> None:
-    """Write the pictures into the folder named on the command line, `examples/` if none is."""
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else EXAMPLES
+    """Write the pictures into the folder named on the command line, `docs/pictures/` if none is."""
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="screenshots-") as temporary:
         folder = Path(temporary)

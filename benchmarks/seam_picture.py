@@ -1,4 +1,4 @@
-"""Draws `examples/seam.png` from `results/gpu.json`: the seam of a cut run, ours and the paper's way.
+"""Draws `docs/pictures/seam.png` from `results/gpu.json`: the seam of a cut run, ours and the paper's way.
 
 python -m benchmarks.seam_picture
 """
@@ -44,7 +44,7 @@ def main() -> None:
     for axes in (held_out, order):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{seam['model']}, {2 * cut} steps, cut after step {cut}", color=INK)
-    figure.savefig(HERE.parent / "examples" / "seam.png", dpi=110)
+    figure.savefig(HERE.parent / "docs" / "pictures" / "seam.png", dpi=110)
 
 
 if __name__ == "__main__":

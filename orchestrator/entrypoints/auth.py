@@ -27,7 +27,7 @@ REMEMBERED_S = 1.0
 
 REMEMBERED_MOST = 4096
 _OF_A_LEASE = re.compile(r"/api/v1/leases/([^/]+)/")
-_bearer = HTTPBearer(auto_error=False, description="An API token: `trainhop token`, or the file `admin.token`.")
+_bearer = HTTPBearer(auto_error=False, description="An API token: `trainhop tokens add`, or the file `admin.token`.")
 _lease_bearer = HTTPBearer(
     auto_error=False, scheme_name="LeaseToken", description="The token a machine was started with."
 )

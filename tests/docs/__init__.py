@@ -1,0 +1,1 @@
+"""What is written about Trainhop, held against what it is."""
