@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from orchestrator.domain.lifecycle import CheckpointState
-from orchestrator.domain.model import Job
+from orchestrator.domain.model import Checkpoint, Job
 from orchestrator.persistence import Transaction
+from orchestrator.ports import Context, ObjectMissing, StoreError
+
+
+def is_damaged(ctx: Context, checkpoint: Checkpoint) -> bool:
+    """Whether the store holds other bytes than were committed, or none; false where it does not answer."""
+    try:
+        return ctx.stores.get(checkpoint.store).stat(checkpoint.key).sha256 != checkpoint.sha256
+    except ObjectMissing:
+        return True
+    except StoreError:
+        return False
 
 
 def fall_back(tx: Transaction, job: Job, now: float) -> bool:

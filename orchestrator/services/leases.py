@@ -12,7 +12,7 @@ from orchestrator.persistence import Dataset, Transaction
 from orchestrator.ports import Context, ObjectMissing, Store, StoreError
 from orchestrator.services import model_files
 from orchestrator.services.errors import from_store
-from orchestrator.services.heads import fall_back
+from orchestrator.services.heads import fall_back, is_damaged
 from orchestrator.services.images import note_image
 from orchestrator.services.pace import first_pace
 from orchestrator.services.setbacks import close, weigh
@@ -277,7 +277,7 @@ def release(ctx: Context, said: Release) -> None:
             return
         lease, job = _still_held(tx, lease, said.fence)
         _last_words(lease, said.step, said.seq, {str(k): v for k, v in said.ledger.items()}, now)
-        cause = said.cause or (causes.NO_STEP if said.reason == "deadline" else "")
+        cause = causes.NO_STEP if said.reason == "deadline" else said.cause
         hand_back(tx, lease, job, LeaseState.RELEASED, end, detail=said.detail, at=now, actor="worker", cause=cause)
     ctx.wake()
 
@@ -394,11 +394,4 @@ def _is_corrupt(ctx: Context, said: Finish, sha256: str) -> bool:
     with ctx.uow() as tx:
         _, job = held(tx, said.lease, said.fence)
         checkpoint = tx.checkpoint(job.id, sha256)
-    if checkpoint is None or checkpoint.sha256 != job.head:
-        return False
-    try:
-        return ctx.stores.get(checkpoint.store).stat(checkpoint.key).sha256 != sha256
-    except ObjectMissing:
-        return True
-    except StoreError:
-        return False
+    return checkpoint is not None and checkpoint.sha256 == job.head and is_damaged(ctx, checkpoint)

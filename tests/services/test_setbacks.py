@@ -232,7 +232,7 @@ def test_a_machine_that_ends_by_an_error_after_the_start_has_none(world: World) 
 
 
 def at_its_deadline(worker: Worker) -> None:
-    worker.release("deadline")
+    worker.release("deadline", "", causes.MODEL)
 
 
 def cut_off(worker: Worker) -> None:
