@@ -75,7 +75,7 @@ _WORDS = {
         remedy="run the job on an account whose machines have one GPU",
     ),
     causes.DISK: Words(
-        what="the disk of the machine is full",
+        what="the disk of this machine is full",
         remedy="free some space there, or choose a smaller base model",
     ),
     causes.START: Words(

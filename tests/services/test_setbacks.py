@@ -103,7 +103,7 @@ def test_while_it_waits_a_job_says_the_cause_and_the_remedy(world: World) -> Non
     assert waits is not None
     assert waits.until == world.clock.time + WAITS_S[0]
     assert waits.reason.endswith(
-        "the last session ended: the disk of the machine is full (0 bytes left): free some space there, or choose a smaller "
+        "the last session ended: the disk of this machine is full (0 bytes left): free some space there, or choose a smaller "
         "base model"
     )
 
