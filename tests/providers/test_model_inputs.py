@@ -53,7 +53,7 @@ for grant in given["model"]:
         launched = with_model(request(kaggle_account("alice")))
         handle = handle_of(launched, provider.launch(launched))
         ended(provider, handle)
-        said = list(provider.follow(handle))
+        said = [line for line in provider.follow(handle) if line.startswith("model/")]
         assert said[0] == f"{WEIGHTS.key} None {WEIGHTS.url}"
         assert said[1:4] == [f"model/{name} True None" for name in FILES]
     assert len(kaggle.world.datasets) == 1 + len(FILES)

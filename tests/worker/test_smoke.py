@@ -144,7 +144,7 @@ def test_what_goes_wrong_is_the_machines_in_the_librarys_own_words(monkeypatch, 
 def test_a_job_that_wants_what_this_machine_has_not_is_told_so_and_not_of_a_doctor(monkeypatch):
     with pytest.raises(UnfitMachineError, match="backend unsloth cannot run here") as unfit:
         smoke.try_all(Hardware(), "unsloth", 1)
-    assert unfit.value.cause == ""
+    assert unfit.value.cause == causes.GPU
 
 
 def test_an_adapter_without_a_gradient_is_noticed(monkeypatch):
