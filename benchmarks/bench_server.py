@@ -15,8 +15,8 @@ from pathlib import Path
 
 from orchestrator.config import Settings
 from orchestrator.domain.model import Account
-from orchestrator.entrypoints import server
-from orchestrator.ports import Capabilities, Handle, LaunchRequest, Leftovers, Liveness, Observation, Room
+from orchestrator.entrypoints.background import server
+from orchestrator.ports.providers import Capabilities, Handle, LaunchRequest, Leftovers, Liveness, Observation, Room
 from orchestrator.providers.registry import Registry
 
 SLOTS = 1_000

@@ -14,7 +14,7 @@ from benchmarks.tiny_job import say
 from orchestrator.bootstrap import App, build
 from orchestrator.config import Settings
 from orchestrator.domain.model import Account, Job
-from orchestrator.ports import Room
+from orchestrator.ports.providers import Room
 from orchestrator.providers.registry import Registry
 from orchestrator.services.dispatch import dispatch
 

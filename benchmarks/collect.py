@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from worker.hardware import cpu_name, versions
+from worker.agent.hardware import cpu_name, versions
 
 RESULTS = Path(__file__).parent / "results" / "core.json"
 PARTS = {

@@ -36,7 +36,7 @@ class Lab:
         """Start (or restart) the server and wait until it answers."""
         (self.data / "server.url").unlink(missing_ok=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TRAINHOP_")} | self._settings
-        command = [sys.executable, "-m", "orchestrator.entrypoints.cli", "up", "--data-dir", str(self.data)]
+        command = [sys.executable, "-m", "orchestrator.entrypoints.cli.main", "up", "--data-dir", str(self.data)]
         command += ["--port", str(self._port)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)

@@ -39,8 +39,8 @@ from benchmarks.lab import Lab, lab
 from benchmarks.load import Connection
 from benchmarks.tiny_job import job_file, say, write_rows
 from benchmarks.tiny_model import make_tiny_llama
-from worker import checkpoint
-from worker.protocol import (
+from worker.shared import checkpoint_file
+from worker.shared.messages import (
     Assignment,
     ExportedAdapter,
     Failure,
@@ -327,7 +327,7 @@ def _written(assignment: Assignment, lease: str) -> Offer:
     )
     target = Path(grant.path or "")
     target.parent.mkdir(parents=True, exist_ok=True)
-    sha256, size = checkpoint.write(target, {"w": np.zeros(4, np.float32)}, manifest)
+    sha256, size = checkpoint_file.write(target, {"w": np.zeros(4, np.float32)}, manifest)
     return Offer(lease=lease, fence=assignment.fence, seq=1, key=grant.key, sha256=sha256, size=size, manifest=manifest)
 
 

@@ -53,14 +53,16 @@ from orchestrator.bootstrap import App, build
 from orchestrator.config import Settings
 from orchestrator.domain.errors import UnavailableError
 from orchestrator.domain.model import Account
-from orchestrator.ports import Capabilities, Context, Room
+from orchestrator.ports.providers import Capabilities, Context, Room
 from orchestrator.providers.registry import Registry
 from orchestrator.services import checkpoints, datasets, jobs, leases
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.jobs import Actor
 from orchestrator.services.stores import use_store
-from worker import checkpoint, grants
-from worker.protocol import (
+from worker.agent import transfers
+from worker.agent.uplink import ServerAway
+from worker.shared import checkpoint_file
+from worker.shared.messages import (
     Assignment,
     Grant,
     GrantKind,
@@ -71,8 +73,7 @@ from worker.protocol import (
     Recipe,
     StartRequest,
 )
-from worker.resumable import Patience
-from worker.uplink import ServerAway
+from worker.shared.resumable_upload import Patience
 
 CHAOS = {
     "seed": 2510,
@@ -262,7 +263,7 @@ class _Session:
             state={},
         )
         tensors = {"w": np.frombuffer(secrets.token_bytes(4096), np.float32)}
-        sha256, size = checkpoint.write(self._file, tensors, manifest)
+        sha256, size = checkpoint_file.write(self._file, tensors, manifest)
         grant = self._insist(self._upload)
         offer = Offer(
             lease=self._lease,
@@ -284,8 +285,8 @@ class _Session:
             self._grants = leases.grants(self._ctx, self._lease, self._fence, GrantKind.CHECKPOINT, 4)
         grant = self._grants[0]
         try:
-            grants.upload(grant, self._file, self._patience)
-        except grants.UnusableGrant:
+            transfers.upload(grant, self._file, self._patience)
+        except transfers.UnusableGrant:
             self._grants.pop(0)
             raise
         return self._grants.pop(0)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lab import Lab
-from worker import checkpoint
+from worker.shared import checkpoint_file
 
 ROWS, STEPS, GLOBAL_BATCH = 90, 60, 8
 
@@ -118,7 +118,7 @@ def read_result(server: Lab, job: str, kills: int) -> Run:
 def state_sha256(file: bytes, path: Path) -> str:
     """Adapter, optimiser, schedule, random numbers and position; not who trained it or how long that took."""
     path.write_bytes(file)
-    tensors, manifest = checkpoint.load(path)
+    tensors, manifest = checkpoint_file.load(path)
     digest = hashlib.sha256()
     for name in sorted(tensors):
         array = tensors[name]

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from orchestrator.adapters.tables import metadata
+from orchestrator.adapters.database.tables import metadata
 
 connection = context.config.attributes["connection"]
 if connection.dialect.name == "sqlite":

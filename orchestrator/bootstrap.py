@@ -17,23 +17,23 @@ from typing import Any
 import structlog
 from sqlalchemy import Engine
 
-from orchestrator.adapters.carrier import WebCarrier
 from orchestrator.adapters.catalog import FolderAndHubCatalog
-from orchestrator.adapters.notices import NoticeBook
-from orchestrator.adapters.schema import upgrade
-from orchestrator.adapters.stores.blobs import BlobLinks
+from orchestrator.adapters.database.channels import NoticeBook
+from orchestrator.adapters.database.migrate import upgrade
+from orchestrator.adapters.database.unit_of_work import make_engine, make_unit_of_work
+from orchestrator.adapters.notifier import WebCarrier
 from orchestrator.adapters.stores.configured import ConfiguredStores
+from orchestrator.adapters.stores.google_drive.object_ids import ObjectIds
 from orchestrator.adapters.stores.local import BROKEN_OFF, LocalStore
-from orchestrator.adapters.stores.object_ids import ObjectIds
+from orchestrator.adapters.stores.signed_links import BlobLinks
 from orchestrator.adapters.tokens import KeyedTokens, write_secret_once
-from orchestrator.adapters.unit_of_work import make_engine, make_unit_of_work
 from orchestrator.adapters.vault import FernetVault
 from orchestrator.config import Settings
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.model import Account, Member, Role
-from orchestrator.notice_ports import Book, Carrier
-from orchestrator.persistence import StoreConfig, TokenInfo, UnitOfWork
-from orchestrator.ports import Context, Provider, Providers, Store, Stores, StoreUnavailable, Vault
+from orchestrator.ports.notifications import Book, Carrier
+from orchestrator.ports.providers import Context, Provider, Providers, Store, Stores, StoreUnavailable, Vault
+from orchestrator.ports.repository import StoreConfig, TokenInfo, UnitOfWork
 from orchestrator.providers.colab import ColabProvider
 from orchestrator.providers.colab.calls import Bridge
 from orchestrator.providers.local import LocalProvider
@@ -163,9 +163,9 @@ def build(
 def _make_drive(config: StoreConfig, settings: Settings, uow: UnitOfWork, vault: Vault, links: BlobLinks) -> Store:
     """The Drive store by its configuration; its client libraries are loaded here, by those who use it."""
     try:
-        from orchestrator.adapters.stores.drive import DriveStore
-        from orchestrator.adapters.stores.drive_client import DriveClient
-        from orchestrator.adapters.stores.drive_login import read_login
+        from orchestrator.adapters.stores.google_drive.client import DriveClient
+        from orchestrator.adapters.stores.google_drive.login import read_login
+        from orchestrator.adapters.stores.google_drive.store import DriveStore
     except ImportError as error:
         raise StoreUnavailable(f"Google Drive needs `pip install 'trainhop[drive]'` ({error})") from error
     client = DriveClient(

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from orchestrator.ports import Rules
+from orchestrator.ports.providers import Rules
 
 
 def _loopback(url: str) -> str:

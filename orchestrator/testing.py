@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.domain.model import Account
-from orchestrator.persistence import StoreConfig
-from orchestrator.ports import (
+from orchestrator.ports.providers import (
     Capabilities,
     CredentialsRefused,
     Handle,
@@ -31,7 +30,8 @@ from orchestrator.ports import (
     StoreError,
     Usage,
 )
-from worker.protocol import Grant, GrantKind
+from orchestrator.ports.repository import StoreConfig
+from worker.shared.messages import Grant, GrantKind
 
 
 class FakeClock:

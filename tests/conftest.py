@@ -12,18 +12,18 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from orchestrator.adapters.schema import upgrade
-from orchestrator.adapters.unit_of_work import make_engine
+from orchestrator.adapters.database.migrate import upgrade
+from orchestrator.adapters.database.unit_of_work import make_engine
 from orchestrator.bootstrap import App, build
 from orchestrator.config import Settings
 from orchestrator.providers.colab import ColabProvider
 from orchestrator.providers.registry import Registry
 from orchestrator.testing import FakeClock, FakePersonalProvider, FakeProvider
-from tests.colab_client import MissingError, environment
 from tests.emulators.drive import Drive
 from tests.emulators.hub import HubEmulator
+from tests.helpers.colab_client import MissingError, environment
+from tests.helpers.postgres import Cluster, missing_programs
 from tests.images import Image, load
-from tests.postgres import Cluster, missing_programs
 
 # How long one example takes says something of the machine's neighbours, and nothing of the code.
 hypothesis.settings.register_profile("shared", deadline=None)

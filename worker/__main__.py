@@ -15,7 +15,7 @@ def main() -> int:
     """Read the ticket and work; the process is noted before anything slow is imported."""
     from pathlib import Path
 
-    from worker.process import note_process
+    from worker.shared.process import note_process
 
     if len(sys.argv) != 2:
         print("usage: python -m worker TICKET.json", file=sys.stderr)
@@ -23,8 +23,8 @@ def main() -> int:
     path = Path(sys.argv[1]).resolve()
     note_process(path.parent)
     print(f"worker started at {BEGAN:.3f} (monotonic)", flush=True)
-    from worker.protocol import Ticket
-    from worker.runner import run
+    from worker.agent.session import run
+    from worker.shared.messages import Ticket
 
     return run(Ticket.model_validate_json(path.read_text()), path.parent, began=BEGAN)
 

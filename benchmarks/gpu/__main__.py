@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.queue import ITEMS, Queue
-from worker.hardware import cpu_name, probe, versions
+from worker.agent.hardware import cpu_name, probe, versions
 
 RESULTS = Path(__file__).parents[1] / "results" / "gpu.json"
 CAP_GIB = 15.5

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.gpu.models import LORA_PARAMETERS, Scale, paper_model, write_long_rows
 from benchmarks.gpu.orchestrated import WARM_UP
-from worker.training.kernels import insist_on_determinism
+from worker.training.determinism import insist_on_determinism
 
 
 def measure(folder: Path, scale: Scale, backend: str, *, deterministic: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.gpu.models import Scale, paper_model, small_job, small_model, write_long_rows, write_prose
 from benchmarks.gpu.sessions import Run, computing_in, largest_difference, resolved, run
-from worker import checkpoint
+from worker.shared import checkpoint_file
 
 FP32_STEPS = 6
 SMALL_STEPS = 60
@@ -52,7 +52,7 @@ def _changed(job: dict[str, Any], data: Path, home: Path, backend: str) -> dict[
 def _compare(losses: Sequence[float], batches: Sequence[float], last: Path, cut: int, rest: Run) -> dict[str, Any]:
     apart = [abs(a - b) for a, b in zip(losses[cut:], rest.series("loss"), strict=True)]
     return {
-        "precision": checkpoint.read_manifest(last).precision,
+        "precision": checkpoint_file.read_manifest(last).precision,
         "cut_after_step": cut,
         "restores": rest.sessions[0].restores,
         "losses_hf": losses,

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.gpu.models import Scale, paper_model, write_long_rows
 from benchmarks.gpu.sessions import Run, computing_in, largest_difference, resolved, run, tensors_sha256
-from worker import checkpoint
+from worker.shared import checkpoint_file
 
 
 def measure(folder: Path, scale: Scale, backend: str, *, fp16: bool = False) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def measure(folder: Path, scale: Scale, backend: str, *, fp16: bool = False) -> 
             steps[count] = sorted(chance.sample(range(1, spec.total_steps), count))
             runs[count] = run(spec, data, folder / f"{name}-{count}", steps[count])
     whole = runs[0]
-    manifest = checkpoint.read_manifest(whole.checkpoint)
+    manifest = checkpoint_file.read_manifest(whole.checkpoint)
     return {
         "backend": backend,
         "precision": manifest.precision,

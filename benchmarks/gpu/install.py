@@ -6,16 +6,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from worker import install
+from worker.shared import packages
 
 
 def measure(wheels: Path | None) -> dict[str, Any]:
     """Seconds until it can be imported, and what was installed; where it is there already, nothing is."""
-    lacking = install.missing(gpu=True)
+    lacking = packages.missing(gpu=True)
     began = time.monotonic()
-    problem = install.unsloth(wheels)
+    problem = packages.unsloth(wheels)
     return {
-        "brought": {name: version for name, version in lacking.items() if install.installed(name) == version},
+        "brought": {name: version for name, version in lacking.items() if packages.installed(name) == version},
         "install_and_import_s": round(time.monotonic() - began, 1),
         "problem": problem,
     }

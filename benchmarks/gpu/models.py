@@ -169,7 +169,7 @@ def small_model(folder: Path, gguf: Path | None, scale: Scale) -> Path:
         return target
     if scale.tiny:
         return make_tiny_llama(target)
-    from orchestrator.entrypoints.demo_model import convert
+    from orchestrator.entrypoints.demo.model import convert
 
     convert(gguf.parent if gguf else _packaged(), target)
     return target

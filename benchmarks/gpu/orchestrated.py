@@ -13,8 +13,8 @@ from benchmarks.goodput import START_UP
 from benchmarks.gpu.models import Scale, paper_model, write_long_rows
 from benchmarks.lab import Lab, lab
 from benchmarks.tiny_job import finished, reached
-from worker.deadline import Cadence
-from worker.protocol import CheckpointSpec
+from worker.agent.deadline import Cadence
+from worker.shared.messages import CheckpointSpec
 
 WARM_UP = 2
 """Steps of each session that are not counted: kernels are compiled and memory is first taken in them."""

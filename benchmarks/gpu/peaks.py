@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.gpu.models import Scale, paper_model, write_long_rows
 from benchmarks.gpu.sessions import Watcher, resolved, session
-from worker import fit
-from worker.fit import Shape
+from worker.shared import memory_estimate
+from worker.shared.memory_estimate import Shape
 
 SIZES = (1, 2, 4)
 
@@ -32,6 +32,6 @@ def _peak(folder: Path, scale: Scale, backend: str, size: int) -> dict[str, Any]
     watcher = Watcher(stop_at=2)
     session(spec, data, folder / f"peak-{backend}-{size}", watcher)
     measured = max((values.get("gpu_peak_bytes", 0.0) for values in watcher.steps.values()), default=0.0)
-    predicted = fit.gpu_bytes(spec, shape, backend=backend, micro_batch=size)
+    predicted = memory_estimate.gpu_bytes(spec, shape, backend=backend, micro_batch=size)
     gib = {"predicted_gib": round(predicted / 2**30, 3), "measured_gib": round(measured / 2**30, 3)}
     return {"micro_batch": size, "step_seconds": round(watcher.step_seconds[-1], 3)} | gib

@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.gpu.models import Scale, small_job, small_model, write_prose
 from benchmarks.gpu.sessions import Run, Watcher, resolved, run, session, tensors_sha256
-from worker import checkpoint
-from worker.hardware import probe
+from worker.agent.hardware import probe
+from worker.shared import checkpoint_file
 
 LOOK_EVERY = 10
 TREND = 15
@@ -35,7 +35,7 @@ def measure(folder: Path, scale: Scale, backend: str, gguf: Path | None) -> dict
     paper = _papers_way(spec.model_copy(update={"max_steps": epoch}), data, folder)
     return {
         "model": scale.small_name,
-        "rows_sha256": checkpoint.sha256_file(data),
+        "rows_sha256": checkpoint_file.sha256_file(data),
         "cut_after_step": epoch,
         "unbroken": _curves(whole),
         "ours": _curves(ours),
@@ -71,9 +71,9 @@ def _starting_from(path: Path) -> Iterator[None]:
     """Sessions in here begin with this checkpoint's adapter instead of a fresh one."""
     import torch
 
-    from worker.training import backends
+    from worker.training.backends import base
 
-    tensors, _ = checkpoint.load(path)
+    tensors, _ = checkpoint_file.load(path)
 
     def start(model: Any, seed: int) -> None:  # noqa: ARG001 - whatever the seed
         with torch.no_grad():
@@ -81,11 +81,11 @@ def _starting_from(path: Path) -> Iterator[None]:
                 if parameter.requires_grad:
                     parameter.copy_(torch.from_numpy(tensors[f"adapter.{name}"].copy()))
 
-    real, backends.start_adapter = backends.start_adapter, start
+    real, base.start_adapter = base.start_adapter, start
     try:
         yield
     finally:
-        backends.start_adapter = real
+        base.start_adapter = real
 
 
 def _curves(job: Run) -> dict[str, Any]:

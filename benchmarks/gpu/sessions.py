@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from worker import checkpoint
-from worker.dataset import inspect
-from worker.limits import Part
-from worker.protocol import DatasetSpec, Fidelity, JobSpec, Phase, Sample
-from worker.training.job import Decision, Snapshot, Trained, TrainingJob
+from worker.agent.limits import Part
+from worker.shared import checkpoint_file
+from worker.shared.dataset_files import inspect
+from worker.shared.messages import DatasetSpec, Fidelity, JobSpec, Phase, Sample
+from worker.training.interface import Decision, Snapshot, Trained, TrainingJob
 
 
 @dataclass
@@ -88,7 +88,7 @@ def resolved(file: dict[str, Any], data: Path) -> JobSpec:
         type=info.type,
         file_format=info.file_format,
         rows=info.rows,
-        sha256=checkpoint.sha256_file(data),
+        sha256=checkpoint_file.sha256_file(data),
     )
     return JobSpec.model_validate(file | {"datasets": [dataset.model_dump()]})
 
@@ -99,12 +99,12 @@ def session(
     """One session; its last checkpoint lies in `folder` afterwards."""
     import torch
 
-    from worker.training.sft import train
+    from worker.training.train import train
 
     folder.mkdir(parents=True, exist_ok=True)
     trained = train(TrainingJob(job=job, fence=1, spec=spec, datasets=(data,), resume=resume, work_dir=folder), watcher)
     path = folder / f"step-{trained.step}.safetensors"
-    checkpoint.write(path, watcher.snapshots[-1].tensors, watcher.snapshots[-1].manifest)
+    checkpoint_file.write(path, watcher.snapshots[-1].tensors, watcher.snapshots[-1].manifest)
     watcher.snapshots.clear()
     gc.collect()
     if torch.cuda.is_available():
@@ -131,19 +131,19 @@ def run(spec: JobSpec, data: Path, folder: Path, cuts: Sequence[int] = (), resum
 @contextlib.contextmanager
 def computing_in(precision: str | None) -> Iterator[None]:
     """Sessions in here compute as a machine of another kind does: `fp16` as a T4, `fp32` as a CPU; None changes nothing."""
-    from worker.training import backends
+    from worker.training.backends import base
 
-    real = backends.precision_of
-    backends.precision_of = (lambda _: precision) if precision else real
+    real = base.precision_of
+    base.precision_of = (lambda _: precision) if precision else real
     try:
         yield
     finally:
-        backends.precision_of = real
+        base.precision_of = real
 
 
 def tensors_sha256(path: Path, prefix: str) -> str:
     """Hash over names, types and bytes of the checkpoint's tensors whose names begin with `prefix`."""
-    tensors, _ = checkpoint.load(path)
+    tensors, _ = checkpoint_file.load(path)
     digest = hashlib.sha256()
     for name in sorted(tensors):
         if name.startswith(prefix):
@@ -155,6 +155,6 @@ def largest_difference(one: Path, other: Path, prefix: str) -> float:
     """Largest absolute difference between two checkpoints over tensors whose names begin with `prefix`, in fp64."""
     import numpy as np
 
-    first, second = checkpoint.load(one)[0], checkpoint.load(other)[0]
+    first, second = checkpoint_file.load(one)[0], checkpoint_file.load(other)[0]
     names = [name for name in first if name.startswith(prefix) and first[name].dtype.kind == "f"]
     return max((float(np.abs(first[n].astype(np.float64) - second[n]).max()) for n in names), default=0.0)

@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.images import doctor, faults, jobs, start
 from benchmarks.images.figures import Figure, Shelf
 from benchmarks.tiny_job import say
-from worker.hardware import cpu_name, versions
+from worker.agent.hardware import cpu_name, versions
 
 ITEMS: dict[str, Callable[[Path, Shelf], Iterator[Figure]]] = {
     "jobs": jobs.every_image,

@@ -13,12 +13,12 @@ from typing import Any
 
 from benchmarks.images.figures import TOKEN, Figure, Shelf, nothing_built
 from benchmarks.tiny_job import say
-from orchestrator.adapters.stores.blobs import BlobLinks
-from orchestrator.adapters.stores.drive import DriveStore
-from orchestrator.adapters.stores.drive_client import DriveClient
-from orchestrator.adapters.stores.drive_login import read_login
-from orchestrator.diagnosis_ports import CheckOrder
+from orchestrator.adapters.stores.google_drive.client import DriveClient
+from orchestrator.adapters.stores.google_drive.login import read_login
+from orchestrator.adapters.stores.google_drive.store import DriveStore
+from orchestrator.adapters.stores.signed_links import BlobLinks
 from orchestrator.domain.diagnosis import FAILED, judged
+from orchestrator.ports.diagnosis import CheckOrder
 from orchestrator.providers.kaggle import KaggleProvider
 from orchestrator.providers.kaggle.diagnosis import Limits
 from orchestrator.services.diagnosis import upload_addresses
@@ -26,7 +26,7 @@ from tests.emulators.drive import Drive
 from tests.emulators.kaggle import KaggleEmulator, Person
 from tests.emulators.small_hub import SmallHub
 from tests.images import Image, load
-from tests.providers.play import OpenVault, kaggle_account
+from tests.providers.kernels import OpenVault, kaggle_account
 from tests.stores.conftest import MemoryIds
 from worker.doctor import outcome
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.images.figures import Desk, Figure, Shelf, desk, nothing_built, seconds_to
 from benchmarks.tiny_job import job_file, say
-from orchestrator.entrypoints.demo_model import obtain
+from orchestrator.entrypoints.demo.model import obtain
 from orchestrator.providers.kaggle.launch import slug_of
 from tests.images import load
 

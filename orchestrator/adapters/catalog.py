@@ -10,8 +10,8 @@ from typing import Any
 
 from orchestrator.adapters.hub import Hub
 from orchestrator.domain.errors import InvalidError
-from orchestrator.ports import BaseModel, DatasetFile, ModelFile
-from worker.fit import Shape
+from orchestrator.ports.providers import BaseModel, DatasetFile, ModelFile
+from worker.shared.memory_estimate import Shape
 
 
 class FolderAndHubCatalog:

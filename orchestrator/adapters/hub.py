@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from orchestrator.adapters.hub_errors import REFUSED, Asked, in_words, offline
 from orchestrator.domain.errors import InvalidError, UnavailableError
-from orchestrator.ports import BaseModel, DatasetFile, ModelFile
-from worker.fit import Shape
+from orchestrator.ports.providers import BaseModel, DatasetFile, ModelFile
+from worker.shared.memory_estimate import Shape
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling

@@ -7,7 +7,7 @@ from pathlib import Path
 from cryptography.fernet import Fernet, InvalidToken
 
 from orchestrator.adapters.tokens import write_secret_once
-from orchestrator.ports import VaultError
+from orchestrator.ports.providers import VaultError
 
 
 class FernetVault:

@@ -311,7 +311,7 @@ class Lease:
     end_reason: EndReason | None = None
     detail: str = ""
     cause: str = ""
-    """What kept it from its first step (`worker.causes`); empty if nothing did."""
+    """What kept it from its first step (`worker.shared.causes`); empty if nothing did."""
     image: str = ""
     external_id: str | None = None
     nonce: str | None = None

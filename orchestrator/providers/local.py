@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from orchestrator.domain.model import Account
-from orchestrator.ports import (
+from orchestrator.ports.providers import (
     Capabilities,
     Handle,
     LaunchRejected,
@@ -27,8 +27,8 @@ from orchestrator.ports import (
     Observation,
     Room,
 )
-from worker.process import process_birth
-from worker.protocol import Ticket
+from worker.shared.messages import Ticket
+from worker.shared.process import process_birth
 
 START_UP_S = 20.0
 NVIDIA_SMI_S = 10.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 
-from orchestrator.ports import Provider, ProviderEntry, ProviderUnavailable
+from orchestrator.ports.providers import Provider, ProviderEntry, ProviderUnavailable
 
 GROUP = "trainhop.providers"
 

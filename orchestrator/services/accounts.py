@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError, UnavailableError
 from orchestrator.domain.model import Account, Member, Role
-from orchestrator.persistence import TokenInfo, Transaction
-from orchestrator.ports import Capabilities, Checked, Context, CredentialsRefused, Named, ProviderError
+from orchestrator.ports.providers import Capabilities, Checked, Context, CredentialsRefused, Named, ProviderError
+from orchestrator.ports.repository import TokenInfo, Transaction
 from orchestrator.services.ids import new_id
 from orchestrator.services.jobs import Actor
 

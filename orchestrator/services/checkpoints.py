@@ -7,14 +7,14 @@ import re
 from orchestrator.domain.errors import NotFoundError, StaleFenceError
 from orchestrator.domain.lifecycle import CheckpointState
 from orchestrator.domain.model import Checkpoint, Job, Lease
-from orchestrator.domain.policy import prune
-from orchestrator.persistence import Transaction
-from orchestrator.ports import Context, ObjectMissing, Store, StoreError
+from orchestrator.domain.scheduling import prune
+from orchestrator.ports.providers import Context, ObjectMissing, Store, StoreError
+from orchestrator.ports.repository import Transaction
 from orchestrator.services import model_files
 from orchestrator.services.errors import from_store
 from orchestrator.services.leases import held, lease_prefix
-from worker.checkpoint import MAX_HEADER_BYTES, CheckpointError, read_manifest
-from worker.protocol import JobSpec, Manifest, Offer, OfferReply, Recipe
+from worker.shared.checkpoint_file import MAX_HEADER_BYTES, CheckpointError, read_manifest
+from worker.shared.messages import JobSpec, Manifest, Offer, OfferReply, Recipe
 
 _ACCEPTED = frozenset({CheckpointState.COMMITTED, CheckpointState.PRUNED})
 HEADER_BYTES = 4 << 20

@@ -1,7 +1,7 @@
 """A job made of another one: anew from the start, or from one of its checkpoints.
 
 A clone from a checkpoint is a job of its own that begins with everything the checkpoint holds. With an unchanged file it
-ends in the very bytes of the original. Keys of `worker.lineage.FROM_HERE_ON` and those that no checkpoint depends on (name,
+ends in the very bytes of the original. Keys of `worker.shared.lineage.FROM_HERE_ON` and those that no checkpoint depends on (name,
 placement, deadline, eval and sample settings, ...) may change; all others are refused.
 """
 
@@ -13,11 +13,11 @@ from typing import Any
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError
 from orchestrator.domain.lifecycle import CheckpointState
 from orchestrator.domain.model import Checkpoint, Event, Job
-from orchestrator.persistence import Transaction
-from orchestrator.ports import Context
+from orchestrator.ports.providers import Context
+from orchestrator.ports.repository import Transaction
 from orchestrator.services.jobs import Actor, owned, prepare, queue
-from worker.lineage import FROM_HERE_ON
-from worker.protocol import JobSpec, Recipe
+from worker.shared.lineage import FROM_HERE_ON
+from worker.shared.messages import JobSpec, Recipe
 
 _ADAPTER = "the checkpoint's adapter was made with it"
 _ORDER = "it decides which rows come at which step, and the checkpoint's place among them would be another"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
-from orchestrator.diagnosis_ports import Examined
 from orchestrator.domain import diagnosis
 from orchestrator.domain.errors import InvalidError
-from orchestrator.ports import Context
+from orchestrator.ports.diagnosis import Examined
+from orchestrator.ports.providers import Context
 from orchestrator.services.diagnosis import Json, hidden, keep
 from orchestrator.services.ids import new_id
 from orchestrator.services.jobs import Actor
 from worker.doctor.outcome import PROBES, Outcome, one_line
-from worker.protocol import signed_message
+from worker.shared.messages import signed_message
 
 LONGEST_LINE = 64 << 10
 """Characters."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from orchestrator.domain.errors import ConflictError, NotFoundError
-from orchestrator.persistence import Transaction
-from orchestrator.ports import Context, StoreError
+from orchestrator.ports.providers import Context, StoreError
+from orchestrator.ports.repository import Transaction
 from orchestrator.services.jobs import Actor
 
 AT_ONCE = 100

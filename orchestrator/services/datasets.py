@@ -9,14 +9,14 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from orchestrator.domain.errors import InvalidError, NotFoundError
-from orchestrator.persistence import Dataset, Transaction, Upload
-from orchestrator.ports import Context, StoreError
+from orchestrator.ports.providers import Context, StoreError
+from orchestrator.ports.repository import Dataset, Transaction, Upload
 from orchestrator.services.errors import from_store
 from orchestrator.services.hub_tokens import token_of
 from orchestrator.services.ids import new_id
-from worker.checkpoint import sha256_file
-from worker.dataset import DatasetError, inspect
-from worker.protocol import DatasetSpec, FileFormat, RowFormat
+from worker.shared.checkpoint_file import sha256_file
+from worker.shared.dataset_files import DatasetError, inspect
+from worker.shared.messages import DatasetSpec, FileFormat, RowFormat
 
 _BY_SUFFIX = {
     ".jsonl": FileFormat.JSONL,

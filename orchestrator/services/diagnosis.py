@@ -8,17 +8,17 @@ import secrets
 from collections.abc import Generator
 from typing import Any, cast
 
-from orchestrator.diagnosis_ports import CheckOrder, Examined, SupportsDiagnosis
 from orchestrator.domain import diagnosis
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
 from orchestrator.domain.model import Account
-from orchestrator.ports import Context, CredentialsRefused, Named, ProviderError, Store, StoreError
+from orchestrator.ports.diagnosis import CheckOrder, Examined, SupportsDiagnosis
+from orchestrator.ports.providers import Context, CredentialsRefused, Named, ProviderError, Store, StoreError
 from orchestrator.services.accounts import owned
 from orchestrator.services.ids import new_id
 from orchestrator.services.jobs import Actor
 from worker.doctor.outcome import DRIVE_UPLOAD, PROBES, Outcome, attempt
 from worker.doctor.uploads import SIZES, uploads
-from worker.protocol import GrantKind
+from worker.shared.messages import GrantKind
 
 Json = dict[str, Any]
 MOST_AT_ONCE = 3

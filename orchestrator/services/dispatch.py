@@ -10,9 +10,8 @@ from orchestrator.domain import diagnosis
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.domain.model import Account, Job, Lease
-from orchestrator.domain.policy import Match, Obstacle, Place, Waiting, explain, match
-from orchestrator.persistence import Transaction
-from orchestrator.ports import (
+from orchestrator.domain.scheduling import Match, Obstacle, Place, Waiting, explain, match
+from orchestrator.ports.providers import (
     Context,
     CredentialsRefused,
     LaunchRejected,
@@ -23,10 +22,11 @@ from orchestrator.ports import (
     Room,
     StoreError,
 )
-from orchestrator.services.alone import cannot_call, kit
+from orchestrator.ports.repository import Transaction
 from orchestrator.services.ids import new_id
 from orchestrator.services.leases import hand_back
-from worker import causes
+from orchestrator.services.offline_sessions import cannot_call, kit
+from worker.shared import causes
 
 QUEUE_DEPTHS = (16, 128, 1024)
 """Queued jobs of each member that one round looks at: more only while machines stay free, because some jobs fit none."""

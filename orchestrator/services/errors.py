@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.domain.errors import NotFoundError, TrainhopError, UnavailableError
-from orchestrator.ports import ObjectMissing, StoreError, StoreFull
+from orchestrator.ports.providers import ObjectMissing, StoreError, StoreFull
 
 
 def from_store(error: StoreError) -> TrainhopError:

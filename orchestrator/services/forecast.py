@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.domain.policy import Pace, Place, course
+from orchestrator.domain.scheduling import Pace, Place, course
 
 LAST_SAVE_S = 10.0
 """What the end of a session costs before anything has been measured."""

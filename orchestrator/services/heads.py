@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from orchestrator.domain.lifecycle import CheckpointState
 from orchestrator.domain.model import Checkpoint, Job
-from orchestrator.persistence import Transaction
-from orchestrator.ports import Context, ObjectMissing, StoreError
+from orchestrator.ports.providers import Context, ObjectMissing, StoreError
+from orchestrator.ports.repository import Transaction
 
 
 def is_damaged(ctx: Context, checkpoint: Checkpoint) -> bool:

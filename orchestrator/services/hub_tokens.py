@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 
 from orchestrator.domain.errors import ForbiddenError, InvalidError
-from orchestrator.persistence import Transaction
-from orchestrator.ports import Context, VaultError
+from orchestrator.ports.providers import Context, VaultError
+from orchestrator.ports.repository import Transaction
 
 LONGEST_TOKEN = 2_048
 

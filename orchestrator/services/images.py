@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.domain import diagnosis
 from orchestrator.domain.model import Job, Lease
-from orchestrator.persistence import Transaction
+from orchestrator.ports.repository import Transaction
 
 
 def note_image(tx: Transaction, lease: Lease, job: Job, image: str, now: float) -> None:

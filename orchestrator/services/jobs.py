@@ -9,16 +9,16 @@ from typing import Any
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.domain.model import Checkpoint, Job, Role
-from orchestrator.persistence import Transaction
-from orchestrator.ports import Context
+from orchestrator.ports.providers import Context
+from orchestrator.ports.repository import Transaction
 from orchestrator.services.datasets import hold, resolve_dataset
 from orchestrator.services.dispatch import survey
 from orchestrator.services.hub_tokens import token_of
 from orchestrator.services.ids import new_id
 from orchestrator.services.leases import hand_back
-from worker import fit
-from worker.fit import Need
-from worker.protocol import JobSpec
+from worker.shared import memory_estimate
+from worker.shared.memory_estimate import Need
+from worker.shared.messages import JobSpec
 
 LAST_DEADLINE = 253_402_300_800.0
 """The year 10000, which no calendar of ours can say."""
@@ -145,7 +145,7 @@ def resolve(ctx: Context, actor: Actor, spec: JobSpec) -> tuple[JobSpec, Need]:
     pinned = spec.model_copy(update={"base_model": model.name, "datasets": datasets})
     if pinned.train_rows < 1:
         raise InvalidError("nothing is left to train on", [("/val_set_size", "takes every row of the data")])
-    needed = fit.need(pinned, model.shape, model.parameters)
+    needed = memory_estimate.need(pinned, model.shape, model.parameters)
     _refuse_the_too_large(ctx, actor, needed)
     return pinned.model_copy(update={"max_steps": pinned.total_steps, "num_epochs": None}), needed
 

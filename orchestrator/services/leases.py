@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError, StaleFenceError
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.domain.model import Checkpoint, Job, Lease
-from orchestrator.persistence import Dataset, Transaction
-from orchestrator.ports import Context, ObjectMissing, Store, StoreError
+from orchestrator.ports.providers import Context, ObjectMissing, Store, StoreError
+from orchestrator.ports.repository import Dataset, Transaction
 from orchestrator.services import model_files
 from orchestrator.services.errors import from_store
+from orchestrator.services.failed_starts import close, weigh
 from orchestrator.services.heads import fall_back, is_damaged
 from orchestrator.services.images import note_image
-from orchestrator.services.pace import first_pace
-from orchestrator.services.setbacks import close, weigh
-from worker import causes
-from worker.protocol import (
+from orchestrator.services.step_time import first_pace
+from worker.shared import causes
+from worker.shared.messages import (
     PROTOCOL_VERSION,
     Action,
     Assignment,

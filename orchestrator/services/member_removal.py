@@ -6,8 +6,8 @@ from itertools import count
 
 from orchestrator.domain.errors import ConflictError, ForbiddenError, NotFoundError
 from orchestrator.domain.model import Member
-from orchestrator.persistence import Transaction
-from orchestrator.ports import Context
+from orchestrator.ports.providers import Context
+from orchestrator.ports.repository import Transaction
 from orchestrator.services.accounts import require_admin
 from orchestrator.services.jobs import Actor
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from orchestrator.domain.errors import ConflictError, InvalidError, UnavailableError
 from orchestrator.domain.lifecycle import EndReason, LeaseState
 from orchestrator.domain.model import Lease
-from orchestrator.ports import Context, ModelFile, Store, StoreError
+from orchestrator.ports.providers import Context, ModelFile, Store, StoreError
 from orchestrator.services.hub_tokens import token_of
-from worker.protocol import Grant, GrantKind, JobSpec
+from worker.shared.messages import Grant, GrantKind, JobSpec
 
 PATIENCE_S = 300.0
 """How long a machine that can call waits for a hub that does not answer; one that cannot is not started."""

@@ -12,8 +12,17 @@ from typing import Any
 
 from orchestrator.domain.errors import NotFoundError
 from orchestrator.domain.model import Event, Job, Role
-from orchestrator.notice_ports import Book, Carrier, Channel, ChannelKind, Delivery, DeliveryState, NotSent, Topic
-from orchestrator.ports import Context, VaultError
+from orchestrator.ports.notifications import (
+    Book,
+    Carrier,
+    Channel,
+    ChannelKind,
+    Delivery,
+    DeliveryState,
+    NotSent,
+    Topic,
+)
+from orchestrator.ports.providers import Context, VaultError
 from orchestrator.services import dispatch
 from orchestrator.services.ids import new_id
 from orchestrator.services.jobs import Actor, owned

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from orchestrator.domain.model import Job
-from orchestrator.domain.policy import Obstacle, Place, Waiting, done_at, explain, finish_s, fits, memory, sessions
-from orchestrator.ports import Context
+from orchestrator.domain.scheduling import Obstacle, Place, Waiting, done_at, explain, finish_s, fits, memory, sessions
+from orchestrator.ports.providers import Context
 from orchestrator.services.dispatch import as_waiting, less_live, survey
 from orchestrator.services.jobs import Actor, resolve
-from worker.protocol import JobSpec
+from worker.shared.messages import JobSpec
 
 
 @dataclass(frozen=True, kw_only=True)

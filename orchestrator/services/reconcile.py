@@ -10,14 +10,23 @@ from functools import partial
 
 from orchestrator.domain.lifecycle import EndReason, LeaseState
 from orchestrator.domain.model import Account, Lease
-from orchestrator.ports import Context, Followed, Handle, Liveness, Observation, Provider, ProviderError, StoreError
-from orchestrator.services import intake
-from orchestrator.services.alone import is_to_be_stopped
+from orchestrator.ports.providers import (
+    Context,
+    Followed,
+    Handle,
+    Liveness,
+    Observation,
+    Provider,
+    ProviderError,
+    StoreError,
+)
+from orchestrator.services import worker_messages
 from orchestrator.services.checkpoints import abandon_stale, sweep_strays
 from orchestrator.services.dataset_deletion import sweep_discarded
+from orchestrator.services.failed_starts import NEARLY_WHOLE
 from orchestrator.services.leases import hand_back, lease_prefix
-from orchestrator.services.setbacks import NEARLY_WHOLE
-from worker import causes
+from orchestrator.services.offline_sessions import is_to_be_stopped
+from worker.shared import causes
 
 FORGET_REQUESTS_AFTER_S = 86_400.0
 _Settle = Callable[[Context, Lease, Observation, Handle], None]
@@ -198,12 +207,12 @@ def _adopt(ctx: Context, lease: Lease, handle: Handle, *, over: bool) -> bool:
             if _is_of(lease, key):
                 store.put(key, path)
         if over and lease.one_way and isinstance(provider, Followed):
-            heard = intake.Ear(ctx=ctx, lease_id=lease.id).listen(provider.follow(handle))
-            if heard is intake.Fate.LATER:
+            heard = worker_messages.Ear(ctx=ctx, lease_id=lease.id).listen(provider.follow(handle))
+            if heard is worker_messages.Fate.LATER:
                 return False
     except (ProviderError, StoreError):
         return False
-    return intake.replay(ctx, lease.id, left.messages)
+    return worker_messages.replay(ctx, lease.id, left.messages)
 
 
 def _is_of(lease: Lease, key: str) -> bool:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
-from orchestrator.persistence import StoreConfig
-from orchestrator.ports import Context, Owned, Store, StoreError, StoreUnavailable
+from orchestrator.ports.providers import Context, Owned, Store, StoreError, StoreUnavailable
+from orchestrator.ports.repository import StoreConfig
 from orchestrator.services.errors import from_store
 
 PROBE_BYTES = 1024

@@ -33,7 +33,7 @@ class Shell:
     patience_s: float = 120.0
 
     def __call__(self, *arguments: str, code: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "orchestrator.entrypoints.cli", *arguments]
+        command = [sys.executable, "-m", "orchestrator.entrypoints.cli.main", *arguments]
         variables = environment(TRAINHOP_DATA_DIR=str(self.data_dir)) | more
         done = subprocess.run(
             command,
@@ -74,7 +74,16 @@ def end(process: subprocess.Popen[bytes], data_dir: Path) -> None:
 
 
 def start_server(data_dir: Path, *options: str, **variables: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "orchestrator.entrypoints.cli", "up", "--port", "0", "--data-dir", str(data_dir)]
+    command = [
+        sys.executable,
+        "-m",
+        "orchestrator.entrypoints.cli.main",
+        "up",
+        "--port",
+        "0",
+        "--data-dir",
+        str(data_dir),
+    ]
     data_dir.mkdir(parents=True, exist_ok=True)
     (data_dir / "server.url").unlink(missing_ok=True)
     with (data_dir / "log").open("wb") as log:

@@ -66,7 +66,7 @@ def test_an_account_from_its_first_day_to_its_last(shell: Shell, kaggle: KaggleE
 
 
 def test_credentials_come_from_a_file_or_stdin_and_are_looked_at(shell: Shell) -> None:
-    command = [sys.executable, "-m", "orchestrator.entrypoints.cli"]
+    command = [sys.executable, "-m", "orchestrator.entrypoints.cli.main"]
     command += ["accounts", "add", "kaggle", "--username", "alice1", "--token-file", "-", "--json"]
     variables = environment(TRAINHOP_DATA_DIR=str(shell.data_dir))
     done = subprocess.run(command, input=SECRET, env=variables, capture_output=True, text=True, timeout=120, check=True)

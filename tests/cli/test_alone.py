@@ -11,12 +11,12 @@ from typing import Any, cast
 
 import pytest
 
-from orchestrator.entrypoints.commands.client import Client, CommandError, where
-from orchestrator.entrypoints.commands.download import unpack
-from orchestrator.entrypoints.commands.output import clean, seconds, size, sparkline
-from orchestrator.entrypoints.commands.watch import Losses
-from orchestrator.entrypoints.demo import examples
-from orchestrator.entrypoints.demo_report import draw
+from orchestrator.entrypoints.cli.client import Client, CommandError, where
+from orchestrator.entrypoints.cli.download import unpack
+from orchestrator.entrypoints.cli.output import clean, seconds, size, sparkline
+from orchestrator.entrypoints.cli.watch import Losses
+from orchestrator.entrypoints.demo.command import examples
+from orchestrator.entrypoints.demo.report import draw
 from tests.cli.conftest import Shell, environment
 
 
@@ -57,7 +57,7 @@ def test_without_a_server_the_remedy_is_told(elsewhere: Shell) -> None:
 def test_help_needs_none_of_the_heavy_libraries() -> None:
     """What makes `trainhop --help` slow is imports, and those can be counted where seconds cannot be trusted."""
     program = (
-        "import sys, orchestrator.entrypoints.cli\n"
+        "import sys, orchestrator.entrypoints.cli.main\n"
         "print(*{'httpx', 'pydantic', 'sqlalchemy', 'fastapi', 'yaml', 'torch', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run(
@@ -164,7 +164,7 @@ def test_the_sandbox_says_that_it_needs_a_checkout(tmp_path: Path) -> None:
         shutil.copytree(
             Path(__file__).parents[2] / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
         )
-    command = [sys.executable, "-m", "orchestrator.entrypoints.cli", "demo", "--sandbox"]
+    command = [sys.executable, "-m", "orchestrator.entrypoints.cli.main", "demo", "--sandbox"]
     variables = environment(PYTHONPATH=str(tmp_path))
     done = subprocess.run(
         command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120, check=False

@@ -44,7 +44,7 @@ def test_a_token_from_login_to_logout(shell: Shell, hub: HubEmulator) -> None:
     assert shell.json("hub", "show") == {"stored": True, "account": "admin-on-the-hub"}
     shell("hub", "logout")
     assert shell.json("hub", "show") == {"stored": False, "account": ""}
-    command = [sys.executable, "-m", "orchestrator.entrypoints.cli", "hub", "login"]
+    command = [sys.executable, "-m", "orchestrator.entrypoints.cli.main", "hub", "login"]
     for arguments, text, code in (((), TOKEN, 0), (("--token-file", "-"), "hf_made_up", 2)):
         done = subprocess.run(
             [*command, *arguments],

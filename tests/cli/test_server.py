@@ -15,9 +15,9 @@ import pytest
 from benchmarks.tiny_model import make_tiny_llama
 from orchestrator.bootstrap import build
 from orchestrator.config import Settings
-from orchestrator.entrypoints.server import URL_FILE, leave_address
+from orchestrator.entrypoints.background.server import URL_FILE, leave_address
 from tests.cli.conftest import Shell, end, start_server
-from worker.protocol import GrantKind
+from worker.shared.messages import GrantKind
 
 
 def test_a_second_server_on_the_folder_is_refused_in_words(trainhop: Shell) -> None:

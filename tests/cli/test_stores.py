@@ -109,7 +109,7 @@ def test_with_a_browser_here(shell: Shell, google: Drive) -> None:
 @pytest.mark.parametrize("tampered", [False, True])
 def test_with_a_browser_elsewhere(shell: Shell, google: Drive, tampered: bool) -> None:
     """Guard: without the comparison of `state` a foreign code was exchanged."""
-    command = [sys.executable, "-m", "orchestrator.entrypoints.cli", "store", "use", "drive", "--no-browser"]
+    command = [sys.executable, "-m", "orchestrator.entrypoints.cli.main", "store", "use", "drive", "--no-browser"]
     with subprocess.Popen(
         [*command, "--client-secrets", "client.json"],
         cwd=shell.folder,

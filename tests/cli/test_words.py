@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.entrypoints import cli
-from orchestrator.entrypoints.commands import job_file
-from orchestrator.entrypoints.commands.client import CommandError, Exit, ProblemError
-from orchestrator.entrypoints.commands.phrases import chosen_checkpoint
+from orchestrator.entrypoints.cli import job_file, main
+from orchestrator.entrypoints.cli.client import CommandError, Exit, ProblemError
+from orchestrator.entrypoints.cli.phrases import chosen_checkpoint
 from tests.cli.conftest import Shell
 
 
@@ -35,9 +34,9 @@ def test_a_file_that_cannot_be_written_is_one_line(
 ) -> None:
     """Guard: without `OSError` in `main` this was a traceback."""
     (tmp_path / "file").touch()
-    monkeypatch.setattr(cli, "app", (tmp_path / "file" / "out").mkdir)
+    monkeypatch.setattr(main, "app", (tmp_path / "file" / "out").mkdir)
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main.main()
     assert ended.value.code == 1
     assert capsys.readouterr().err == f"{tmp_path / 'file' / 'out'}: Not a directory\n"
 

@@ -12,11 +12,11 @@ from orchestrator.providers.local import LOG_NAME, LocalProvider
 from orchestrator.testing import FakeProvider, ProviderContract
 from tests.emulators.colab import Colab
 from tests.emulators.kaggle import KaggleEmulator, Person
-from tests.providers.play import OpenVault, colab_account, colab_provider, kaggle_account, light_wheel
+from tests.providers.kernels import OpenVault, colab_account, colab_provider, kaggle_account, light_wheel
 
 WORKER = """
 import json, os, pathlib, sys, time
-from worker.process import process_birth
+from worker.shared.process import process_birth
 me = os.getpid()
 pathlib.Path("pid.json").write_text(json.dumps({"pid": me, "born": process_birth(me)}))
 print("up", flush=True)

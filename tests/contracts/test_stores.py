@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.adapters.stores.blobs import BlobLinks
-from orchestrator.adapters.stores.drive import DriveStore
-from orchestrator.adapters.stores.drive_client import DriveClient
-from orchestrator.adapters.stores.drive_login import read_login
+from orchestrator.adapters.stores.google_drive.client import DriveClient
+from orchestrator.adapters.stores.google_drive.login import read_login
+from orchestrator.adapters.stores.google_drive.store import DriveStore
 from orchestrator.adapters.stores.local import LocalStore
-from orchestrator.ports import StoreError
+from orchestrator.adapters.stores.signed_links import BlobLinks
+from orchestrator.ports.providers import StoreError
 from orchestrator.testing import MemoryStore, StoreContract
 from tests.emulators.drive import Chaos, Drive
 from tests.stores.conftest import AT_ONCE, MemoryIds
-from worker.resumable import Patience
+from worker.shared.resumable_upload import Patience
 
 
 class TestLocal(StoreContract):

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.browser import MISSING, browser, program
 from tests.dashboard.receivers import Receiver, receiving
-from tests.dashboard.stage import Stage, stage
+from tests.helpers.page_server import Stage, stage
 from tests.http.conftest import api, api1, people  # noqa: F401  fixtures
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.services.reconcile import reconcile
 from tests.cli.conftest import Shell, elsewhere, serving, trainhop  # noqa: F401  fixtures
-from tests.http.play import Machine
+from tests.http.http_client import Machine
 
 
 def test_a_hand_over_moves_the_job_to_the_next_machine(api, people, provider, tmp_path):

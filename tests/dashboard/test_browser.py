@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from orchestrator.ports import Liveness
-from tests.dashboard.stage import Stage, steps, wait_for
+from orchestrator.ports.providers import Liveness
+from tests.helpers.page_server import Stage, steps, wait_for
 
 CURVE = "window.trainhop?.curve?.state.series.loss?.length ?? 0"
 MARKS = "trainhop.curve.marks().map((m) => m.step)"

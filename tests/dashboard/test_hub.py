@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
-from orchestrator.entrypoints.http import make_app
+from orchestrator.entrypoints.http.app import make_app
 from tests.dashboard.test_pages import HTML, ORIGIN, log_in
 from tests.emulators.hub import HubEmulator
-from tests.http.play import Api, People
+from tests.http.http_client import Api, People
 
 TOKEN = "hf_typed_into_the_form"
 

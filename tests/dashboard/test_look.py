@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.dashboard.stage import steps
 from tests.dashboard.test_browser import CURVE, _axe, journey, until
+from tests.helpers.page_server import steps
 
 SEEN = """(() => {
   const {canvas} = trainhop.curve.chart.ctx, data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;

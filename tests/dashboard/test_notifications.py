@@ -10,13 +10,13 @@ import pytest
 from sqlalchemy import text
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from orchestrator.adapters.carrier import signed
+from orchestrator.adapters.notifier import signed
 from orchestrator.domain.model import Account
-from orchestrator.notice_ports import Topic
+from orchestrator.ports.notifications import Topic
 from orchestrator.services import notifications
 from orchestrator.services.notifications import DIGEST_S, RETRY_S, STALLED_S, look_around, tell
 from tests.dashboard.receivers import Receiver
-from tests.http.play import Machine
+from tests.http.http_client import Machine
 
 OUTSIDE = "https://93.184.215.14/hook"
 """A public address, to which nothing is sent here."""

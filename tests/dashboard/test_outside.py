@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from orchestrator.adapters import networks
-from orchestrator.adapters.carrier import INSIDE, WebCarrier
+from orchestrator.adapters import private_networks
+from orchestrator.adapters.notifier import INSIDE, WebCarrier
 from orchestrator.domain.model import Role
 from tests.dashboard.receivers import receiving
 
@@ -25,14 +25,14 @@ NAMES = {"intern.example": ["10.1.2.3"], "both.example": [PUBLIC, "::1"], "far.e
 
 def known(host: str) -> list[str]:
     """The system's resolver for what needs no network, and a handful of names."""
-    return NAMES[host] if host in NAMES else networks.lookup(host)
+    return NAMES[host] if host in NAMES else private_networks.lookup(host)
 
 
 @pytest.fixture
-def resolve(api1, people) -> Callable[[networks.Lookup], None]:
+def resolve(api1, people) -> Callable[[private_networks.Lookup], None]:
     """Names resolve as this function says."""
 
-    def use(lookup: networks.Lookup) -> None:
+    def use(lookup: private_networks.Lookup) -> None:
         api1.app.carrier = WebCarrier(lookup)
 
     return use
@@ -49,14 +49,14 @@ def resolve(api1, people) -> Callable[[networks.Lookup], None]:
 def test_what_lies_inside(address):
     """Guards: without `is_multicast` 224.0.0.1 was outside; without `_UNICAST` fec0::1, ::127.0.0.1 and 64:ff9b:1::1 were;
     without `_TRANSLATED` an address of NAT64 was refused or let through whatever it led to."""
-    assert networks.is_inside(address)
+    assert private_networks.is_inside(address)
 
 
 @pytest.mark.parametrize(
     "address", [PUBLIC, "::ffff:93.184.215.14", "2606:2800:220:1::1", "64:ff9b::5db8:d70e", "2002:5db8:d70e::"]
 )
 def test_what_lies_outside(address):
-    assert not networks.is_inside(address)
+    assert not private_networks.is_inside(address)
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_apprise_does_not_follow_it_either(api1, people, resolve, receiver):
 def test_nobody_is_led_inside_by_an_answer(api1, people, resolve, monkeypatch, receiver):
     """Guard: without `only_outside` Apprise carried the message on to the second server."""
     with receiving("127.0.0.2") as within:
-        monkeypatch.setattr(networks, "is_inside", lambda address: address == within.host)
-        resolve(networks.lookup)
+        monkeypatch.setattr(private_networks, "is_inside", lambda address: address == within.host)
+        resolve(private_networks.lookup)
         receiver.status, receiver.location = 307, within.url
         assert sent(people.ann, receiver.url.replace("http:", "json:"))["detail"] == INSIDE
         assert sent(people.ann, receiver.url)["detail"] == "it answered 307"
@@ -137,7 +137,7 @@ def test_the_address_that_was_looked_at_is_the_one_that_is_called(api1, people, 
 
     Guards: without `sni_hostname` the certificate did not fit; with one address tried, nothing was sent.
     """
-    monkeypatch.setattr(networks, "is_inside", lambda address: address not in ("127.0.0.1", "127.0.0.9"))
+    monkeypatch.setattr(private_networks, "is_inside", lambda address: address not in ("127.0.0.1", "127.0.0.9"))
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate(tmp_path, "hook.example")))
     asked: list[str | None] = []
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

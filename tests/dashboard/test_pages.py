@@ -12,15 +12,15 @@ import pytest
 from starlette.testclient import TestClient
 
 from orchestrator.domain.model import Account
-from orchestrator.entrypoints import gate
 from orchestrator.entrypoints.dashboard.assets import assets
-from orchestrator.entrypoints.http import make_app
-from orchestrator.entrypoints.logins import CODE_LIVES_S, MOST_CODES
+from orchestrator.entrypoints.http import middleware
+from orchestrator.entrypoints.http.app import make_app
+from orchestrator.entrypoints.http.logins import CODE_LIVES_S, MOST_CODES
 from orchestrator.entrypoints.static import vendor
-from orchestrator.ports import ProviderUnavailable
+from orchestrator.ports.providers import ProviderUnavailable
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
-from tests.http.play import Api, Machine, People
+from tests.http.http_client import Api, Machine, People
 
 HTML = {"Accept": "text/html"}
 ORIGIN = {"Origin": "http://127.0.0.1"}
@@ -222,7 +222,7 @@ def test_whatever_goes_wrong_is_said_in_words(site, monkeypatch):
 def test_a_data_file_may_be_as_large_on_a_page_as_by_the_api(make_server, tmp_path, monkeypatch):
     """Guards: with `/submit` left out of `_UPLOADS`, both were refused at the limit of JSON; what is larger than the limit of
     uploads is refused in words, announced or not."""
-    monkeypatch.setattr(gate, "LARGEST_JSON_BYTES", 1000)
+    monkeypatch.setattr(middleware, "LARGEST_JSON_BYTES", 1000)
     app = make_server(f"sqlite:///{tmp_path / 'trainhop.db'}", max_upload_bytes=2 << 20)
     rows = b'{"text": "a row of some length"}\n' * 100
     with TestClient(make_app(app), base_url="http://127.0.0.1", follow_redirects=False) as client:
@@ -285,7 +285,7 @@ def test_the_form_says_which_field_is_wrong_and_keeps_the_others(site):
 
 def test_a_demo_that_cannot_be_made_says_why(site, monkeypatch):
     from orchestrator.entrypoints.dashboard import demo
-    from tests.dashboard.stage import wait_for
+    from tests.helpers.page_server import wait_for
 
     monkeypatch.setattr(demo, "find_spec", lambda name: None)
     log_in(site)

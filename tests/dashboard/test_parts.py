@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.model import Pace
-from orchestrator.domain.policy import Place
-from orchestrator.entrypoints.dashboard import curve, jobform, logs, timeline
-from orchestrator.ports import TokenLook
+from orchestrator.domain.scheduling import Place
+from orchestrator.entrypoints.dashboard import curve, job_form, logs, timeline
+from orchestrator.ports.providers import TokenLook
+from orchestrator.services.dataset_preview import preview, with_tokens
 from orchestrator.services.forecast import forecast
-from orchestrator.services.preview import preview, with_tokens
-from tests.http.play import Machine
-from worker.protocol import DatasetSpec, JobSpec, RowFormat
+from tests.http.http_client import Machine
+from worker.shared.messages import DatasetSpec, JobSpec, RowFormat
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=3_000), st.integers(10, 500))
@@ -169,11 +169,11 @@ def test_a_job_file_survives_the_form():
         "name": "n", "base_model": "org/m", "datasets": [{"path": "sha256:" + "a" * 64, "type": "text"}], "max_steps": 7,
         "learning_rate": 0.0003, "sample_prompts": ["a", "b"], "placement": {"providers": ["local"]}, "deadline": 2e9,
     }  # fmt: skip
-    again = jobform.from_form(jobform.to_form(spec)).model_dump(mode="json", exclude_defaults=True)
+    again = job_form.from_form(job_form.to_form(spec)).model_dump(mode="json", exclude_defaults=True)
     spec["datasets"][0].pop("type")  # told by the upload itself
     assert again == spec
     with pytest.raises(InvalidError) as wrong:
-        jobform.from_form({"base_model": "m", "max_steps": "3", "more": "a: b: c"})
+        job_form.from_form({"base_model": "m", "max_steps": "3", "more": "a: b: c"})
     assert wrong.value.problems[0][0] == "more"
 
 
@@ -201,12 +201,12 @@ def test_any_job_file_survives_the_form(spec):
     """Guards: with floats as `:g` a learning rate of 0.00012345678 became 0.000123457; with prompts always joined by line, one
     of two lines became two; with a name of two lines in its field, a browser made one line of it; with YAML believed as it
     was written, U+0085 became a blank."""
-    form = jobform.to_form(spec.model_dump(mode="json", exclude_defaults=True))
+    form = job_form.to_form(spec.model_dump(mode="json", exclude_defaults=True))
     for key, text in form.items():  # what a browser does to text areas, and to fields
         form[key] = (
             "\r\n".join(re.split("\r\n|\r|\n", text)) if key in ("more", "prompts") else re.sub("[\r\n]", "", text)
         )
-    assert jobform.from_form(form) == spec
+    assert job_form.from_form(form) == spec
 
 
 def test_what_a_field_and_the_yaml_say_differently_is_refused():
@@ -214,10 +214,10 @@ def test_what_a_field_and_the_yaml_say_differently_is_refused():
     data = "a" * 64
     pasted = f"name: mine\nlearning_rate: 1e-4\nmax_steps: 40\ndatasets: [{{path: 'sha256:{data}', type: text}}]"
     same = {"name": "mine", "learning_rate": "0.0001", "base_model": "m", "data": data, "more": pasted}
-    assert jobform.from_form(same).datasets[0].type == "text"
+    assert job_form.from_form(same).datasets[0].type == "text"
     other = {"name": "first-try", "max_steps": "7", "prompts": "a", "data": "b" * 64}
     with pytest.raises(InvalidError) as refused:
-        jobform.from_form({**same, **other, "more": pasted + "\nsample_prompts: [b]"})
+        job_form.from_form({**same, **other, "more": pasted + "\nsample_prompts: [b]"})
     assert [key for key, _ in refused.value.problems] == ["name", "max_steps", "datasets", "sample_prompts"]
     assert "Name: the field says first-try, the YAML below the fields mine" in str(refused.value)
 

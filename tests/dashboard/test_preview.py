@@ -7,8 +7,8 @@ import json
 import pytest
 
 from benchmarks.tiny_model import byte_tokenizer
-from tests.dashboard.stage import stage
 from tests.dashboard.test_browser import XSS, _axe
+from tests.helpers.page_server import stage
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.dashboard.stage import Stage
 from tests.dashboard.test_browser import until
+from tests.helpers.page_server import Stage
 
 NOTICE = "document.getElementById('notice').innerText"
 

@@ -20,13 +20,13 @@ from pydantic import BaseModel
 
 from orchestrator.bootstrap import build
 from orchestrator.config import Settings
-from orchestrator.entrypoints.auth import admin
-from orchestrator.entrypoints.cli import app as command_line
-from orchestrator.entrypoints.http import make_app
-from orchestrator.services.setbacks import sentence
+from orchestrator.entrypoints.cli.main import app as command_line
+from orchestrator.entrypoints.http.app import make_app
+from orchestrator.entrypoints.http.auth import admin
+from orchestrator.services.failed_starts import sentence
 from tests.docs import meanings
-from worker import causes
-from worker.protocol import CheckpointSpec, DatasetSpec, JobSpec, PlacementSpec
+from worker.shared import causes
+from worker.shared.messages import CheckpointSpec, DatasetSpec, JobSpec, PlacementSpec
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"

@@ -8,10 +8,10 @@ import pytest
 import typer
 import yaml
 
-from orchestrator.entrypoints.cli import app as command_line
+from orchestrator.entrypoints.cli.main import app as command_line
 from tests.docs import reference, snippets
 from worker.doctor.outcome import PROBES
-from worker.protocol import JobSpec
+from worker.shared.messages import JobSpec
 
 ROOT = reference.ROOT
 LINES_OF_THE_README = 120

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.domain.diagnosis import EXPECTED, changed, closed, judged, noticed, summary
-from worker import causes
 from worker.doctor.outcome import FAILED, OK, PROBES, Outcome
+from worker.shared import causes
 
 DAY = 1_760_000_000.0  # 9 October 2025
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator.domain.lifecycle import EndReason
 from orchestrator.domain.model import CPU_SLOWDOWN, Pace
-from orchestrator.domain.policy import (
+from orchestrator.domain.scheduling import (
     Place,
     Waiting,
     done_at,

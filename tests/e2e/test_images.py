@@ -15,8 +15,8 @@ from benchmarks.tiny_model import make_tiny_llama
 from tests.emulators.kaggle import KaggleEmulator, Person
 from tests.images import Image
 from tests.notebook.tab import Tab
-from worker import checkpoint
-from worker.install import TRAIN
+from worker.shared import checkpoint_file
+from worker.shared.packages import TRAIN
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -53,7 +53,7 @@ def _versions(server: Lab, job: str, folder: Path) -> dict[str, str]:
     head = server.job(job)["head"]
     file = folder / "head.safetensors"
     file.write_bytes(server.client.get(f"/jobs/{job}/checkpoints/{head['sha256']}/file").content)
-    return checkpoint.load(file)[1].versions
+    return checkpoint_file.load(file)[1].versions
 
 
 def test_a_kernel_in_kaggles_image_trains_to_the_end(

@@ -16,7 +16,7 @@ from benchmarks.tiny_job import Run, finished, job_file, read_result, write_rows
 from benchmarks.tiny_model import make_tiny_llama
 from tests.emulators.drive import Drive
 from tests.emulators.kaggle import KaggleEmulator, Kernel, Person
-from worker.protocol import LINE_MARK
+from worker.shared.messages import LINE_MARK
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -19,13 +19,13 @@ import pytest
 from benchmarks.exact_resume import train
 from benchmarks.tiny_job import STEPS, Run, job_file, state_sha256, write_rows
 from benchmarks.tiny_model import make_tiny_llama
-from orchestrator.adapters.views import Views
+from orchestrator.adapters.database.queries import Views
 from orchestrator.bootstrap import App, build
 from orchestrator.config import Settings
 from orchestrator.domain.lifecycle import EndReason, JobState
 from orchestrator.domain.model import Account, Job, Lease, Role
-from orchestrator.entrypoints.ticker import Ticker
-from orchestrator.ports import Store
+from orchestrator.entrypoints.background.scheduler import Ticker
+from orchestrator.ports.providers import Store
 from orchestrator.providers.registry import Registry
 from orchestrator.services import jobs
 from orchestrator.services.datasets import add_dataset
@@ -33,8 +33,8 @@ from orchestrator.services.dispatch import dispatch
 from orchestrator.services.jobs import Actor
 from orchestrator.services.reconcile import reconcile
 from orchestrator.testing import FakeProvider
-from tests.far import FarMachines, Shelf, TwoStores
-from worker.protocol import JobSpec
+from tests.helpers.remote_machines import FarMachines, Shelf, TwoStores
+from worker.shared.messages import JobSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -166,7 +166,7 @@ def _committed(server: Lab, job: str) -> list[Any]:
 
 
 def _sha(path: Path) -> str:
-    from worker.checkpoint import sha256_file
+    from worker.shared.checkpoint_file import sha256_file
 
     return sha256_file(path)
 

@@ -13,12 +13,12 @@ import pytest
 
 from orchestrator.domain.errors import UnavailableError
 from orchestrator.domain.lifecycle import JobState
-from orchestrator.ports import Rules, StoreUnavailable
+from orchestrator.ports.providers import Rules, StoreUnavailable
 from orchestrator.services import checkpoints
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
-from tests.world import Worker, World
-from worker.protocol import Offer
+from tests.helpers.world import Worker, World
+from worker.shared.messages import Offer
 
 STEPS = 3
 

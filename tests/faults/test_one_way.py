@@ -12,18 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.adapters.unit_of_work import make_engine
+from orchestrator.adapters.database.unit_of_work import make_engine
 from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
 from orchestrator.domain.model import Lease
-from orchestrator.entrypoints.follower import Follower
-from orchestrator.ports import Handle, Liveness, Observation, ProviderUnavailable, StoreUnavailable
-from orchestrator.services import intake, jobs
+from orchestrator.entrypoints.background.log_followers import Follower
+from orchestrator.ports.providers import Handle, Liveness, Observation, ProviderUnavailable, StoreUnavailable
+from orchestrator.services import jobs, worker_messages
 from orchestrator.services.dispatch import dispatch, why_waiting
-from orchestrator.services.intake import Fate
 from orchestrator.services.reconcile import reconcile
-from tests.one_way_world import DeafWorker, DeafWorld
-from worker import causes, farewell
-from worker.protocol import GrantKind, signed_message
+from orchestrator.services.worker_messages import Fate
+from tests.helpers.offline_world import DeafWorker, DeafWorld
+from worker.agent import early_release
+from worker.shared import causes
+from worker.shared.messages import GrantKind, signed_message
 
 STEPS = 4
 PATIENCE_S = 20.0
@@ -95,8 +96,8 @@ def test_what_a_start_script_says_is_heard_although_no_worker_began(world: DeafW
         "token": worker.request.token,
         "assignment": given.model_dump(mode="json") | {"keep_dir": str(keep)},
     }
-    said = farewell.release(ticket, "the disk of this machine is full", cause=causes.DISK)
-    farewell.say(ticket, said, worker.session.printed.append)
+    said = early_release.release(ticket, "the disk of this machine is full", cause=causes.DISK)
+    early_release.say(ticket, said, worker.session.printed.append)
     worker.session.outbox += (keep / "outbox.jsonl").read_text().splitlines()
     world.machines.dead.add(worker.lease)
     if heard:
@@ -249,7 +250,7 @@ def test_a_replaced_token_is_used_at_the_next_connection(world: DeafWorld, monke
             tx.save_account(account)
         raise ProviderUnavailable("401: the token was revoked")
 
-    monkeypatch.setattr("orchestrator.entrypoints.follower.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("orchestrator.entrypoints.background.log_followers.FIRST_PAUSE_S", 0.0)
     monkeypatch.setattr(world.machines, "follow", follow)
     follower = Follower(world.ctx, lambda: None)
     follower.look()
@@ -350,14 +351,14 @@ def test_one_session_that_cannot_be_settled_keeps_no_other_waiting(
     workers = world.new_workers()
     world.machines.dead.update(w.lease for w in workers)
     broken = workers[0].lease
-    real = intake.replay
+    real = worker_messages.replay
 
     def fragile(ctx: object, lease_id: str, lines: object) -> bool:
         if lease_id == broken:
             raise ZeroDivisionError
         return real(ctx, lease_id, lines)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(intake, "replay", fragile)
+    monkeypatch.setattr(worker_messages, "replay", fragile)
     with pytest.raises(ExceptionGroup):
         reconcile(world.ctx)
     assert {world.job(first).state, world.job(second).state} == {JobState.LEASED, JobState.QUEUED}
@@ -407,7 +408,7 @@ def test_a_machine_that_lies_in_its_own_name_is_refused(world: DeafWorld, text: 
     job = world.submit("alice", STEPS)
     worker = at_work(world)
     world.listen(worker.lease)
-    heard = intake.hear(world.ctx, worker.lease, text.replace("LEASE", worker.lease))
+    heard = worker_messages.hear(world.ctx, worker.lease, text.replace("LEASE", worker.lease))
     assert heard.fate is Fate.REFUSED
     assert heard.words
     assert (world.job(job).state, world.job(job).head) == (JobState.RUNNING, worker.parent)
@@ -421,9 +422,9 @@ def test_characters_that_no_database_keeps_stop_nothing(world: DeafWorld) -> Non
     said = f'"lease":"{worker.lease}","fence":1,"seq":900,"step":2'
     sample = '{"step":2,"prompt":"a\\u0000b","text":"\\\\u0000 and \\u0000"}'
     report = f'{{"kind":"report",{said},"phase":"train","samples":[{sample}]}}'
-    assert intake.hear(world.ctx, worker.lease, report).fate is Fate.TAKEN
+    assert worker_messages.hear(world.ctx, worker.lease, report).fate is Fate.TAKEN
     finish = f'{{"kind":"finish",{said},"failure":{{"message":"byte \\u0000","permanent":true}}}}'
-    assert intake.hear(world.ctx, worker.lease, finish).fate is Fate.TAKEN
+    assert worker_messages.hear(world.ctx, worker.lease, finish).fate is Fate.TAKEN
     assert world.job(job).message == "byte \ufffd"
 
 

@@ -17,7 +17,7 @@ ZEROS = {"torn": 0, "lost": 0, "duplicates": 0, "orphans_referenced": 0}
 def test_nothing_is_torn_lost_or_doubled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then one thing after another is broken by hand; each is found.
 
-    Guard: without the comparison in `worker.grants._send` a truncated file was offered and refused, which ends the run.
+    Guard: without the comparison in `worker.agent.transfers._send` a truncated file was offered and refused, which ends the run.
     """
     monkeypatch.setattr(store_faults, "STEPS", 20)
     done = store_faults.commit(tmp_path, 60)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
-from orchestrator.entrypoints.http import make_app
-from tests.http.play import Api, People
+from orchestrator.entrypoints.http.app import make_app
+from tests.http.http_client import Api, People
 
 
 def _api(app) -> Iterator[Api]:

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from orchestrator.domain.lifecycle import JobState
-from orchestrator.ports import ProviderUnavailable
+from orchestrator.ports.providers import ProviderUnavailable
 from orchestrator.services.dispatch import dispatch, survey
 from orchestrator.services.reconcile import reconcile
 

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from orchestrator.adapters import views
-from tests.http.play import ROWS, Machine
+from orchestrator.adapters.database import queries
+from tests.http.http_client import ROWS, Machine
 
 
 def test_the_same_key_makes_one_job(api, people):
@@ -61,7 +61,7 @@ def test_filters(api, people, clock, provider, monkeypatch):
     assert names("name=%25") == ["100%"]
     assert [j["name"] for j in people.admin.get("/jobs?member=ann&state=paused").json()["items"]] == ["Alpha"]
     assert people.admin.get("/jobs?member=nobody").json() == {"items": [], "next": None}
-    monkeypatch.setattr(views, "SCANNED_PER_PAGE", 2)
+    monkeypatch.setattr(queries, "SCANNED_PER_PAGE", 2)
     page = people.ann.get("/jobs?name=alpha").json()
     assert page["items"] == []
     rest = people.ann.get("/jobs", params={"name": "alpha", "cursor": page["next"]}).json()
@@ -175,7 +175,7 @@ def test_health(api):
 
 
 def test_a_server_that_cannot_write_is_not_ready(sqlite_app, api1, monkeypatch):
-    from orchestrator.ports import StoreFull
+    from orchestrator.ports.providers import StoreFull
 
     def full(*_):
         raise StoreFull("no space")

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.http.play import Machine
+from tests.http.http_client import Machine
 
 BODIES = {
     "submit_job": {"base_model": "m", "datasets": [{"path": "sha256:" + "0" * 64}], "max_steps": 1},
@@ -156,7 +156,7 @@ def test_a_revoked_token_is_useless_at_once(api, people):
 
 
 def test_a_token_ends_when_it_said_it_would(api1, people, clock, monkeypatch):
-    monkeypatch.setattr("orchestrator.entrypoints.auth.REMEMBERED_S", 0.0)
+    monkeypatch.setattr("orchestrator.entrypoints.http.auth.REMEMBERED_S", 0.0)
     short = api1.as_(people.ann.post("/tokens", {"days": 1}).json()["secret"])
     assert short.get("/me").status_code == 200
     clock.tick(86_401)

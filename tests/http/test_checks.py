@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator.diagnosis_ports import Examined
 from orchestrator.domain.model import Account
-from orchestrator.ports import ProviderUnavailable
+from orchestrator.ports.diagnosis import Examined
+from orchestrator.ports.providers import ProviderUnavailable
 from orchestrator.services import diagnosis
 from orchestrator.services.dispatch import dispatch, survey
 from orchestrator.testing import FakePersonalProvider
-from tests.http.play import Machine
-from worker import causes
+from tests.http.http_client import Machine
 from worker.doctor.outcome import FAILED, OK, PROBES, Outcome
+from worker.shared import causes
 
 IMAGE = "image-of-november"
 

@@ -4,9 +4,9 @@ import hashlib
 
 import pytest
 
-from orchestrator.ports import Liveness
+from orchestrator.ports.providers import Liveness
 from orchestrator.services.reconcile import reconcile
-from tests.http.play import Machine
+from tests.http.http_client import Machine
 from tests.http.test_stores import use
 
 

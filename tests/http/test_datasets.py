@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from orchestrator.testing import FakeClock, FakeProvider
-from tests.http.play import Api, Caller, Machine, People
+from tests.http.http_client import Api, Caller, Machine, People
 
 BOTH = b'{"text": "t", "prompt": "p", "completion": "c"}\n' * 8
 

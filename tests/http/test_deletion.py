@@ -1,9 +1,9 @@
 """Deleting over HTTP and on the pages: nobody finds the job any more, wherever it was listed."""
 
-from orchestrator.ports import Liveness
+from orchestrator.ports.providers import Liveness
 from orchestrator.services.reconcile import reconcile
 from tests.dashboard.test_pages import HTML, ORIGIN, log_in
-from tests.http.play import Api, Machine, People
+from tests.http.http_client import Api, Machine, People
 
 
 def trained(api: Api, people: People, provider, tmp_path) -> tuple[str, Machine]:

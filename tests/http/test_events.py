@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from tests.http.play import People, served
+from tests.http.http_client import People, served
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck
 
 from orchestrator.bootstrap import build
 from orchestrator.config import Settings
-from orchestrator.entrypoints.http import make_app
+from orchestrator.entrypoints.http.app import make_app
 from orchestrator.providers.registry import Registry
 from orchestrator.testing import FakeProvider
 

@@ -3,10 +3,10 @@
 import pytest
 from starlette.testclient import TestClient
 
-from orchestrator.entrypoints import gate
-from orchestrator.entrypoints.http import make_app
+from orchestrator.entrypoints.http import middleware
+from orchestrator.entrypoints.http.app import make_app
 from orchestrator.services import accounts
-from tests.http.play import Machine
+from tests.http.http_client import Machine
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
@@ -107,7 +107,7 @@ def test_behind_a_proxy_our_pages_are_those_of_the_public_address(make_server, t
 )
 def test_every_answer_carries_the_security_headers(api1, monkeypatch, status, method, path, more, accept):
     """Guard: with the gate among the application's middleware a bug was answered outside of it, with none of these."""
-    monkeypatch.setattr(gate, "LARGEST_JSON_BYTES", 1000)
+    monkeypatch.setattr(middleware, "LARGEST_JSON_BYTES", 1000)
     if status == 500:
         monkeypatch.setattr(accounts, "list_members", lambda _: 1 / 0)
     if status == 304:
@@ -137,7 +137,7 @@ def test_no_page_loads_scripts_from_elsewhere(api1):
 
 def test_a_body_that_is_too_large_is_refused_announced_or_not(api1, monkeypatch):
     """Guard: without `_counted` the chunked body was read to its end."""
-    monkeypatch.setattr(gate, "LARGEST_JSON_BYTES", 1000)
+    monkeypatch.setattr(middleware, "LARGEST_JSON_BYTES", 1000)
     announced = api1.admin.call("POST", "/members", content=b"x" * 2000)
     chunked = api1.admin.call(
         "POST", "/members", content=iter([b"x" * 600] * 3), headers={"Content-Type": "application/json"}
@@ -151,7 +151,7 @@ def test_a_body_that_is_too_large_is_refused_announced_or_not(api1, monkeypatch)
 def test_who_sends_much_is_known(api1, path, chunked):
     """Guard: with `LARGEST_JSON_BYTES` for all, 14 MiB of JSON from anybody kept the server from everything else for a second."""
     for token in ("", "Bearer th_wrong", "Basic YTpi"):
-        pieces = [b"[" + b"1," * (gate.LARGEST_OF_STRANGERS // 2), b"1]"]
+        pieces = [b"[" + b"1," * (middleware.LARGEST_OF_STRANGERS // 2), b"1]"]
         answer = api1.client.post(
             f"/api/v1{path}",
             content=iter(pieces) if chunked else b"".join(pieces),
@@ -166,7 +166,7 @@ def test_who_is_known_sends_much(api1, people, provider):
 
     Guards: without each of these its message was too large here.
     """
-    much = b" " * (gate.LARGEST_OF_STRANGERS + 1)
+    much = b" " * (middleware.LARGEST_OF_STRANGERS + 1)
     for content in (much + b"{}", iter([much, b"{}"])):
         asked = people.ann.call("POST", "/tokens", content=content, headers={"Content-Type": "application/json"})
         assert asked.status_code == 201

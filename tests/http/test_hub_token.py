@@ -11,12 +11,12 @@ import httpx
 import pytest
 
 from orchestrator.domain.model import Lease
-from orchestrator.providers.kaggle.source import kernel_source
+from orchestrator.providers.kaggle.kernel import kernel_source
 from orchestrator.services import model_files
 from orchestrator.services.dispatch import dispatch, why_waiting
 from orchestrator.services.reconcile import reconcile
 from tests.emulators.hub import HubEmulator, Repo
-from tests.http.play import Machine, People
+from tests.http.http_client import Machine, People
 from tests.services.test_hub import ANN, BOB, FILES, SHARDS
 
 PAGE = "https://huggingface.co/org/gated"

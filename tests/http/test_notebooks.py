@@ -7,12 +7,12 @@ import json
 import nbformat
 import pytest
 
-from orchestrator.services.claims import CODE_LASTS_S, INSTALL_S
 from orchestrator.services.dispatch import dispatch
+from orchestrator.services.notebooks import CODE_LASTS_S, INSTALL_S
 from orchestrator.services.reconcile import reconcile
-from tests.http.play import Machine
-from worker import bundle
-from worker.protocol import PROTOCOL_VERSION
+from tests.http.http_client import Machine
+from worker.shared import wheel as bundle
+from worker.shared.messages import PROTOCOL_VERSION
 
 GIB = 2**30
 T4 = {"device": "cuda", "name": "Tesla T4", "memory_bytes": 15 * GIB, "compute_capability": [7, 5]}

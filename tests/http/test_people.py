@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.dashboard.test_pages import HTML, ORIGIN, log_in
-from tests.http.play import Api, People
+from tests.http.http_client import Api, People
 
 
 def test_a_name_is_kept_without_the_blanks_around_it(api1: Api) -> None:

@@ -5,10 +5,10 @@ import tracemalloc
 
 import pytest
 
-from orchestrator.entrypoints.deps import holds_nul
-from orchestrator.ports import ProviderUnavailable
+from orchestrator.entrypoints.http.dependencies import holds_nul
+from orchestrator.ports.providers import ProviderUnavailable
 from orchestrator.services import accounts
-from tests.http.play import Machine
+from tests.http.http_client import Machine
 
 
 def _problem(answer, status):

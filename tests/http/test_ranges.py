@@ -10,15 +10,15 @@ import secrets
 
 import pytest
 
-from orchestrator.entrypoints.commands.client import Client, CommandError, Exit
-from orchestrator.entrypoints.commands.download import fetch
-from tests.http.play import Machine, People
-from tests.http.play import served as live
+from orchestrator.entrypoints.cli.client import Client, CommandError, Exit
+from orchestrator.entrypoints.cli.download import fetch
+from tests.http.http_client import Machine, People
+from tests.http.http_client import served as live
 from tests.http.proxy import BadLine
-from worker import grants
-from worker.protocol import Grant, GrantKind
-from worker.resumable import Patience
-from worker.uplink import ServerAway
+from worker.agent import transfers
+from worker.agent.uplink import ServerAway
+from worker.shared.messages import Grant, GrantKind
+from worker.shared.resumable_upload import Patience
 
 SIZE = 9_000_000
 ADAPTER = secrets.token_bytes(SIZE)
@@ -141,9 +141,9 @@ def test_a_workers_download_goes_on_where_it_was_cut_off(served, tmp_path):
     target, grant = tmp_path / "got", served.grant()
     for _ in CUTS:
         with pytest.raises(ServerAway):
-            grants.download(grant, target)
+            transfers.download(grant, target)
         assert not target.exists()
-    assert grants.download(grant, target).read_bytes() == ADAPTER
+    assert transfers.download(grant, target).read_bytes() == ADAPTER
     assert SIZE < served.line.passed < SLACK * SIZE
 
 
@@ -152,8 +152,8 @@ def test_parts_that_do_not_fit_are_no_damage_and_are_fetched_anew(served, tmp_pa
     target, grant = tmp_path / "got", served.grant()
     (tmp_path / ".incoming-got").write_bytes(b"something else")
     with pytest.raises(ServerAway, match="do not fit"):
-        grants.download(grant, target)
-    assert grants.download(grant, target).read_bytes() == ADAPTER
+        transfers.download(grant, target)
+    assert transfers.download(grant, target).read_bytes() == ADAPTER
 
 
 def test_the_command_line_goes_on_where_it_was_cut_off(served, tmp_path):
@@ -185,7 +185,7 @@ def test_a_download_that_was_cut_off_after_its_last_byte_is_whole(served, tmp_pa
     (tmp_path / f".got.zip.{SHA256[:12]}.part").write_bytes(ADAPTER)
     fetch(served.client, served.path, tmp_path / "got.zip", SHA256)
     (tmp_path / ".incoming-got").write_bytes(ADAPTER)
-    assert grants.download(served.grant(), tmp_path / "got").read_bytes() == ADAPTER
+    assert transfers.download(served.grant(), tmp_path / "got").read_bytes() == ADAPTER
     assert served.line.passed < 10_000
 
 

@@ -7,12 +7,12 @@ import pytest
 from sqlalchemy import text
 
 from orchestrator.config import Settings
-from orchestrator.ports import Liveness
+from orchestrator.ports.providers import Liveness
 from orchestrator.services.checkpoints import sweep
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
 from tests.emulators.drive import Rule
-from tests.http.play import Machine
+from tests.http.http_client import Machine
 
 CANARIES = ("canary-of-the-client-secret", "canary-of-the-refresh-token")
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.domain.model import Pace
-from orchestrator.ports import Liveness
+from orchestrator.ports.providers import Liveness
 from orchestrator.services.reconcile import reconcile
-from tests.http.play import Machine, People
+from tests.http.http_client import Machine, People
 
 
 def test_a_job_rides_two_machines_and_leaves_its_adapter(api, people, provider, clock, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.services import checkpoints
-from tests.http.play import Machine
+from tests.http.http_client import Machine
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from tests import images
 from tests.images import IN_CI, LEFT_OUT, NAMES, Image, load
 from tests.images.build import BESIDES, requirement
-from worker.install import TRAIN, UNSLOTH
+from worker.shared.packages import TRAIN, UNSLOTH
 
 OLD = dt.timedelta(days=120)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.images import Image
 from tests.images.commands import pip, run
-from worker.install import KEPT, UNSLOTH, every_line
+from worker.shared.packages import KEPT, UNSLOTH, every_line
 
 _VERSIONS = (
     "import importlib.metadata, json, sys; print(json.dumps({n: importlib.metadata.version(n) for n in sys.argv[1:]}))"

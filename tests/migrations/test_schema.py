@@ -6,9 +6,9 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import JSON, MetaData, insert, text
 
-from orchestrator.adapters.schema import HEAD, scripts, upgrade
-from orchestrator.adapters.tables import metadata
-from orchestrator.adapters.unit_of_work import make_engine
+from orchestrator.adapters.database.migrate import HEAD, scripts, upgrade
+from orchestrator.adapters.database.tables import metadata
+from orchestrator.adapters.database.unit_of_work import make_engine
 from orchestrator.domain.errors import ConflictError
 from tests.conftest import DATABASES
 

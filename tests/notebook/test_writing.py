@@ -6,8 +6,8 @@ import google.oauth2.credentials
 import pytest
 
 from tests.emulators.drive import Drive, Rule
-from worker.claims import Answer, Letter
 from worker.notebook.writing import Writing
+from worker.shared.notebook_messages import Answer, Letter
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from orchestrator.adapters.unit_of_work import make_engine
-from tests.postgres import Cluster
+from orchestrator.adapters.database.unit_of_work import make_engine
+from tests.helpers.postgres import Cluster
 
 
 @pytest.fixture

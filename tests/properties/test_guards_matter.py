@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from orchestrator.domain import policy
+from orchestrator.domain import scheduling
 from orchestrator.domain.model import Job, Lease
 from orchestrator.services import checkpoints, dispatch, reconcile
+from tests.helpers.world import World
 from tests.properties.test_promises import Promises
-from tests.world import World
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def _no_refusal(said: Any, lease: Any, job: Any) -> str:
 
 
 _real_refusal = checkpoints._refusal
-_real_fits = policy.fits
+_real_fits = scheduling.fits
 
 
 def _fits_anyone(job: Any, place: Any) -> Any:
@@ -61,7 +61,7 @@ GUARDS = [
     Guard("4: the chain forks", checkpoints, "_refusal", _no_refusal),
     Guard("7: the store is called inside a transaction", checkpoints, "offer", _stat_inside),
     Guard("10: a lost machine keeps its job", reconcile, "_expire", lambda ctx, lease, why: None),
-    Guard("11: a job runs on somebody else's account", policy, "fits", _fits_anyone),
+    Guard("11: a job runs on somebody else's account", scheduling, "fits", _fits_anyone),
     Guard("11: a job runs without the owner's consent", dispatch, "_not_allowed", lambda ctx, account: ""),
 ]
 

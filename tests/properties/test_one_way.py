@@ -18,9 +18,9 @@ from hypothesis.stateful import invariant, precondition, rule, run_state_machine
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.services.reconcile import reconcile
 from tests.conftest import DATABASES
-from tests.one_way_world import DeafWorker, DeafWorld
+from tests.helpers.offline_world import DeafWorker, DeafWorld
+from tests.helpers.world import Worker
 from tests.properties.test_promises import ACTS, PICK, Promises
-from tests.world import Worker
 
 
 class OneWayPromises(Promises):

@@ -17,12 +17,12 @@ from sqlalchemy import Engine
 
 from orchestrator.domain.errors import ConflictError, StaleFenceError, TrainhopError
 from orchestrator.domain.lifecycle import CheckpointState, JobState
-from orchestrator.ports import ObjectMissing
-from orchestrator.services import clones, deletion, jobs
+from orchestrator.ports.providers import ObjectMissing
+from orchestrator.services import clones, job_deletion, jobs
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
 from tests.conftest import DATABASES
-from tests.world import Worker, World
+from tests.helpers.world import Worker, World
 
 WHO = st.sampled_from(["alice", "bob"])
 ACTS = ["start", "report", "advance", "advance", "release", "finish", "fail"]
@@ -291,7 +291,7 @@ class PromisesOfClones(Promises):
     def delete(self, number: int) -> None:
         job = self.world.job(self.pick(number))
         with contextlib.suppress(ConflictError):
-            deletion.delete(self.world.ctx, self.world.actors[job.member_id], job.id)
+            job_deletion.delete(self.world.ctx, self.world.actors[job.member_id], job.id)
             self.jobs.remove(job.id)
 
 

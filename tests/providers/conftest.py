@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.providers.kaggle import KaggleProvider, source
+from orchestrator.providers.kaggle import KaggleProvider, kernel
 from orchestrator.testing import FakeClock
 from tests.emulators.kaggle import KaggleEmulator, Person
-from tests.providers.play import OpenVault, light_worker
+from tests.providers.kernels import OpenVault, light_worker
 
 
 @pytest.fixture
@@ -32,6 +32,6 @@ def works(monkeypatch):
     """`works(code)`: the kernels carry a worker of a few lines instead of the real one."""
 
     def carry(code):
-        monkeypatch.setattr(source, "worker_zip", lambda: light_worker(code))
+        monkeypatch.setattr(kernel, "worker_zip", lambda: light_worker(code))
 
     return carry

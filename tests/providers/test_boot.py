@@ -18,11 +18,12 @@ from pathlib import Path
 import pytest
 
 from orchestrator.providers.colab import source as colab_source
-from orchestrator.providers.kaggle import source as kaggle_source
-from tests.providers.play import colab_account, kaggle_account, light_wheel, light_worker, request
+from orchestrator.providers.kaggle import kernel as kaggle_source
+from tests.providers.kernels import colab_account, kaggle_account, light_wheel, light_worker, request
 from tests.worker.wheels import wheel
-from worker import bundle, causes, packages
-from worker.protocol import Release, signed_message
+from worker.shared import causes, package_folder
+from worker.shared import wheel as bundle
+from worker.shared.messages import Release, signed_message
 
 TOKEN = "a-lease-token"
 SPEAKS = '(keep / "outbox.jsonl").write_text("{}\\n")\n'
@@ -294,10 +295,10 @@ def test_what_lacks_goes_into_a_folder_that_only_the_worker_sees(machine, needs)
 def test_a_staged_set_among_the_inputs_needs_no_index(machine, needs, tmp_path):
     wheel(machine.shop, "light_thing", "1.0")
     lines = ["light_thing==1.0"]
-    packages.ready(tmp_path / "first", lines, wheels=machine.shop)
+    package_folder.ready(tmp_path / "first", lines, wheels=machine.shop)
     there = machine.root / "input/notebooks/alice/trainhop-packages-x"
     there.mkdir(parents=True)
-    packages.pack(tmp_path / "first", there / packages.STAGED)
+    package_folder.pack(tmp_path / "first", there / package_folder.STAGED)
     needs(*lines)
     machine.environment |= {"PIP_FIND_LINKS": str(tmp_path / "nothing")}
     launched = request(kaggle_account("alice"))
@@ -319,10 +320,10 @@ def test_a_kernel_leaves_the_set_for_later_sessions_once_it_has_trained_with_it(
     )
     code, said = machine.run(text)
     assert code == 0, said
-    with zipfile.ZipFile(machine.root / "working" / packages.STAGED) as archive:
+    with zipfile.ZipFile(machine.root / "working" / package_folder.STAGED) as archive:
         about = json.loads(archive.read("about.json"))
-    assert about["key"] == packages.set_key(["light_thing==1.0"])
-    assert list((machine.root / "working").iterdir()) == [machine.root / "working" / packages.STAGED]
+    assert about["key"] == package_folder.set_key(["light_thing==1.0"])
+    assert list((machine.root / "working").iterdir()) == [machine.root / "working" / package_folder.STAGED]
 
 
 def test_the_sessions_number_is_its_first_word_and_never_the_token(machine, needs):

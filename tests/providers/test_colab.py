@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator.config import Settings
-from orchestrator.ports import (
+from orchestrator.ports.providers import (
     CredentialsRefused,
     Handle,
     LaunchRejected,
@@ -24,12 +24,21 @@ from orchestrator.ports import (
 )
 from orchestrator.providers.colab import source
 from orchestrator.providers.colab.calls import BRIDGE
-from orchestrator.providers.colab.notes import Notes
+from orchestrator.providers.colab.records import Notes
 from orchestrator.testing import FakeClock
 from tests.emulators.colab import Colab, Rule
-from tests.providers import play
-from tests.providers.play import OpenVault, colab_account, colab_provider, ended, handle_of, light_wheel, request, until
-from worker.protocol import Grant, GrantKind
+from tests.providers import kernels
+from tests.providers.kernels import (
+    OpenVault,
+    colab_account,
+    colab_provider,
+    ended,
+    handle_of,
+    light_wheel,
+    request,
+    until,
+)
+from worker.shared.messages import Grant, GrantKind
 
 NOW = FakeClock().now()
 UPLOAD = Grant(key="jobs/job-1/f2/0000000000000000.safetensors", kind=GrantKind.CHECKPOINT, url="http://127.0.0.1:9/")
@@ -314,13 +323,13 @@ def test_a_session_is_brought_its_files_and_heard_to_its_end(real, works, tmp_pa
 
     Guard: without `failed` in the session's note, what had been followed to its end had ended by nobody's error.
     """
-    monkeypatch.setattr(play, "CHECKPOINT", secrets.token_bytes(9 << 20))
+    monkeypatch.setattr(kernels, "CHECKPOINT", secrets.token_bytes(9 << 20))
     works(TALKS)
     provider, account = colab_provider(real, tmp_path), colab_account(real)
     launched = asked(account, resume=True)
     handle = handle_of(launched, provider.launch(launched))
     lines = list(provider.follow(handle))
-    wanted = sorted(hashlib.sha256(data).hexdigest() for data in (play.DATA, play.CHECKPOINT))
+    wanted = sorted(hashlib.sha256(data).hexdigest() for data in (kernels.DATA, kernels.CHECKPOINT))
     assert lines[0].split() == wanted
     assert lines[1:3001] == [f"line {n} {'x' * 50}" for n in range(3000)]
     seen = ended(provider, handle)

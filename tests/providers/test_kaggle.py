@@ -11,9 +11,10 @@ import pytest
 from kagglesdk.datasets.types import dataset_api_service as datasets
 from kagglesdk.kernels.types import kernels_api_service as kernels
 
-from orchestrator.ports import LaunchRejected, Leftovers, Liveness, ProviderUnavailable
-from orchestrator.providers.kaggle import KaggleProvider, launch, source, staging, wire
-from tests.providers.play import (
+from orchestrator.ports.providers import LaunchRejected, Leftovers, Liveness, ProviderUnavailable
+from orchestrator.providers.kaggle import KaggleProvider, http, launch, staging
+from orchestrator.providers.kaggle import kernel as source
+from tests.providers.kernels import (
     CHECKPOINT,
     DATA,
     OpenVault,
@@ -140,7 +141,7 @@ def test_files_that_take_too_long_are_found_by_the_next_try(provider, kaggle, wo
 
 def test_an_upload_goes_on_where_the_connection_broke(provider, kaggle, works, monkeypatch):
     works(WAIT)
-    monkeypatch.setattr("tests.providers.play.DATA", DATA * 100_000)
+    monkeypatch.setattr("tests.providers.kernels.DATA", DATA * 100_000)
     rule = kaggle.rules.add("PUT /upload", cut_after=1_000_000)
     _, handle = _launch(provider, kaggle_account("alice"))
     assert rule.seen == 1
@@ -157,7 +158,7 @@ BUSY = {"status": 503, "body": "<html>busy</html>"}
 def test_an_upload_outlasts_breaks_and_a_busy_server(provider, kaggle, works, monkeypatch, faults):
     """Guard: a break while asking what had arrived, or one answer of 503, gave up an upload of gigabytes."""
     works(WAIT)
-    monkeypatch.setattr("tests.providers.play.DATA", DATA * 100_000)
+    monkeypatch.setattr("tests.providers.kernels.DATA", DATA * 100_000)
     rules = [kaggle.rules.add("PUT /upload", **fault) for fault in faults]
     _, handle = _launch(provider, kaggle_account("alice"))
     assert all(rule.seen == 1 for rule in rules)
@@ -170,11 +171,11 @@ def test_an_upload_outlasts_breaks_and_a_busy_server(provider, kaggle, works, mo
 
 def test_an_upload_that_never_arrives_is_given_up(provider, kaggle, works, monkeypatch):
     works(WAIT)
-    monkeypatch.setattr(wire, "BREAK_S", 0.0)
+    monkeypatch.setattr(http, "BREAK_S", 0.0)
     rule = kaggle.rules.add("PUT /upload", **BUSY, times=0)
     with pytest.raises(ProviderUnavailable):
         provider.launch(request(kaggle_account("alice")))
-    assert rule.seen == wire.MOST_BREAKS + 1
+    assert rule.seen == http.MOST_BREAKS + 1
 
 
 @pytest.mark.parametrize("fault", [BUSY, {"cut": True}])
@@ -582,7 +583,7 @@ def test_the_packed_worker_is_the_installed_one():
     import zipfile
 
     names = zipfile.ZipFile(io.BytesIO(base64.b64decode(source.worker_zip()))).namelist()
-    assert {"worker/__main__.py", "worker/protocol.py", "worker/training/trainer.py"} <= set(names)
+    assert {"worker/__main__.py", "worker/shared/messages.py", "worker/training/trainer.py"} <= set(names)
     assert light_worker("") != source.worker_zip()
     assert CHECKPOINT
 

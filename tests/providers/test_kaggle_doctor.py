@@ -10,24 +10,24 @@ from typing import Any
 
 import pytest
 
-from orchestrator.adapters.stores.blobs import BlobLinks
-from orchestrator.adapters.stores.drive import DriveStore
-from orchestrator.adapters.stores.drive_client import DriveClient
-from orchestrator.adapters.stores.drive_login import read_login
-from orchestrator.diagnosis_ports import CheckOrder, SupportsDiagnosis
+from orchestrator.adapters.stores.google_drive.client import DriveClient
+from orchestrator.adapters.stores.google_drive.login import read_login
+from orchestrator.adapters.stores.google_drive.store import DriveStore
+from orchestrator.adapters.stores.signed_links import BlobLinks
 from orchestrator.domain.diagnosis import judged
-from orchestrator.ports import CredentialsRefused, ProviderUnavailable
+from orchestrator.ports.diagnosis import CheckOrder, SupportsDiagnosis
+from orchestrator.ports.providers import CredentialsRefused, ProviderUnavailable
 from orchestrator.providers.kaggle import KaggleProvider
 from orchestrator.providers.kaggle.client import Push
 from orchestrator.providers.kaggle.diagnosis import Check, Limits, names
 from orchestrator.services.diagnosis import upload_addresses
 from tests.emulators.kaggle import KaggleEmulator, Person
 from tests.emulators.small_hub import CONTENT, SmallHub
-from tests.providers.play import OpenVault, kaggle_account
+from tests.providers.kernels import OpenVault, kaggle_account
 from tests.stores.conftest import MemoryIds
-from worker import causes
 from worker.doctor import outcome
-from worker.protocol import sign_line
+from worker.shared import causes
+from worker.shared.messages import sign_line
 
 FAST = Limits(
     limit_s=6.0,

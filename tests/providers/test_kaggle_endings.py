@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from orchestrator.adapters.unit_of_work import make_engine
+from orchestrator.adapters.database.unit_of_work import make_engine
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.providers.kaggle import KaggleProvider
 from orchestrator.providers.kaggle.launch import TIMEOUT_OVER_S
@@ -15,9 +15,9 @@ from orchestrator.services import accounts, jobs, leases
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.leases import lease_prefix
 from orchestrator.services.reconcile import reconcile
-from tests.providers.play import until
-from tests.world import World
-from worker.protocol import PROTOCOL_VERSION, Hardware, Release, Started, StartRequest
+from tests.helpers.world import World
+from tests.providers.kernels import until
+from worker.shared.messages import PROTOCOL_VERSION, Hardware, Release, Started, StartRequest
 
 KEEPS = """
 (keep / f"jobs__{given['job']}__f{given['fence']}__0123456789abcdef.safetensors").write_bytes(b"a checkpoint")

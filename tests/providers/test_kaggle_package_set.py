@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from orchestrator.providers.kaggle import KaggleProvider, package_set
 from orchestrator.providers.kaggle.launch import UNSURE_S
 from orchestrator.providers.kaggle.package_set import AGAIN_AFTER_S, LONGEST_S, set_slug
-from tests.providers.play import OpenVault, ended, handle_of, kaggle_account, request, slug, until
+from tests.providers.kernels import OpenVault, ended, handle_of, kaggle_account, request, slug, until
 
 MAKES = "open('trainhop-packages.bin', 'wb').write(b'packages')"
 WAITS = "import time; time.sleep(120)"

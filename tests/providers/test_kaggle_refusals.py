@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator.config import Settings
-from orchestrator.ports import (
+from orchestrator.ports.providers import (
     CredentialsRefused,
     LaunchRejected,
     Leftovers,
@@ -21,7 +21,7 @@ from orchestrator.ports import (
 from orchestrator.providers.kaggle import KaggleProvider, staging
 from orchestrator.providers.kaggle.driver import MARGIN_S
 from tests.emulators.kaggle import KaggleEmulator, Person
-from tests.providers.play import OpenVault, handle_of, kaggle_account, request, slug, until
+from tests.providers.kernels import OpenVault, handle_of, kaggle_account, request, slug, until
 
 WAIT = "print('up', flush=True); time.sleep(120)"
 CANARY = "KGAT_canary_f00dfeed"

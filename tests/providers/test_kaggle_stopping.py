@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from orchestrator.ports import Leftovers, Liveness, ProviderUnavailable
+from orchestrator.ports.providers import Leftovers, Liveness, ProviderUnavailable
 from orchestrator.providers.kaggle.stopping import CANCELLED, OBEYED_WITHIN_S, SAVING_S, session_id
-from tests.providers.play import ended, handle_of, kaggle_account, request, slug, until
+from tests.providers.kernels import ended, handle_of, kaggle_account, request, slug, until
 
 KEEPS = """
 (keep / "outbox.jsonl").write_text('{"kind": "report"}\\n')

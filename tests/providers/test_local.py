@@ -14,7 +14,7 @@ import pytest
 from orchestrator.bootstrap import App, build
 from orchestrator.config import Settings
 from orchestrator.domain.model import Account
-from orchestrator.ports import Handle, LaunchRequest, Liveness, Provider
+from orchestrator.ports.providers import Handle, LaunchRequest, Liveness, Provider
 
 POOL = Account(id="account-1", provider="local", member_id=None, name="pool", config={}, created_at=0.0)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ports import LaunchRequest
+from orchestrator.ports.providers import LaunchRequest
 from orchestrator.providers.colab import source
-from tests.providers.play import ended, handle_of, kaggle_account, request
-from worker import boot
-from worker.protocol import Grant, GrantKind
+from tests.providers.kernels import ended, handle_of, kaggle_account, request
+from worker.agent import boot
+from worker.shared.messages import Grant, GrantKind
 
 FILES = {"config.json": b'{"model_type": "llama"}', "added_tokens.json": b"{}", "special_tokens_map.json": b"{}"}
 WEIGHTS = Grant(

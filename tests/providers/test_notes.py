@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.entrypoints.dashboard import logs
-from orchestrator.providers import notes
-from orchestrator.providers.notes import MARK, MARK_EVERY, SessionNotes
+from orchestrator.providers import session_records
+from orchestrator.providers.session_records import MARK, MARK_EVERY, SessionNotes
 
 LINES = 10_000
 
@@ -51,8 +51,8 @@ def test_the_end_of_a_long_log_is_found_in_about_one_reading(
 ) -> None:
     """Guard: without `_marks` each of the dozens of questions read the log from its start."""
     looked_at: list[bytes] = []
-    is_shown = notes._is_shown
-    monkeypatch.setattr(notes, "_is_shown", lambda line: looked_at.append(line) or is_shown(line))
+    is_shown = session_records._is_shown
+    monkeypatch.setattr(session_records, "_is_shown", lambda line: looked_at.append(line) or is_shown(line))
     monkeypatch.setattr(logs, "session_output", lambda server, session, at, most: (kept.shown(at, most).decode(), 0))
     most = 10_000
     assert logs._tail_offset(None, {}, most) == len(whole(kept)) - most  # type: ignore[arg-type]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from orchestrator.adapters.unit_of_work import make_engine
-from tests.world import World
+from orchestrator.adapters.database.unit_of_work import make_engine
+from tests.helpers.world import World
 
 
 @pytest.fixture

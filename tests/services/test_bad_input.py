@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from orchestrator.adapters.catalog import FolderAndHubCatalog
 from orchestrator.domain.errors import InvalidError
-from orchestrator.ports import ProviderUnavailable
+from orchestrator.ports.providers import ProviderUnavailable
 from orchestrator.providers.registry import Registry
 
 

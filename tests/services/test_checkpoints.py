@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from orchestrator.adapters.statements import Statement
+from orchestrator.adapters.database.compiled_sql import Statement
 from orchestrator.domain.lifecycle import CheckpointState
 from orchestrator.domain.model import Checkpoint
-from orchestrator.ports import StoreUnavailable
+from orchestrator.ports.providers import StoreUnavailable
 from orchestrator.services import checkpoints, clones, jobs, leases
 from orchestrator.services.checkpoints import HEADER_BYTES
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
-from tests.world import Worker, World
-from worker.checkpoint import MAX_HEADER_BYTES, sha256_file
-from worker.protocol import Failure, Finish
+from tests.helpers.world import Worker, World
+from worker.shared.checkpoint_file import MAX_HEADER_BYTES, sha256_file
+from worker.shared.messages import Failure, Finish
 
 
 def running(world: World) -> Worker:

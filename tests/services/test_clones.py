@@ -15,9 +15,9 @@ from orchestrator.services import clones, jobs, leases
 from orchestrator.services.checkpoints import sweep
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
-from tests.one_way_world import DeafWorld
-from tests.world import Worker, World
-from worker.protocol import Failure, Finish, Origin
+from tests.helpers.offline_world import DeafWorld
+from tests.helpers.world import Worker, World
+from worker.shared.messages import Failure, Finish, Origin
 
 
 def running(world: World) -> Worker:

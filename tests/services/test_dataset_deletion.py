@@ -11,16 +11,16 @@ from sqlalchemy import Engine, text
 
 from orchestrator.adapters.stores.local import LocalStore
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError
-from orchestrator.persistence import Dataset, StoreConfig
-from orchestrator.ports import ObjectInfo, StoreUnavailable
+from orchestrator.ports.providers import ObjectInfo, StoreUnavailable
+from orchestrator.ports.repository import Dataset, StoreConfig
 from orchestrator.services import clones, jobs
 from orchestrator.services.dataset_deletion import delete_dataset
 from orchestrator.services.datasets import add_dataset
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
+from tests.helpers.world import World
 from tests.services.test_deletion import finish
-from tests.world import World
-from worker.protocol import JobSpec
+from worker.shared.messages import JobSpec
 
 ROWS = b'{"text": "a"}\n' * 40
 

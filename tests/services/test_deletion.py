@@ -6,12 +6,12 @@ import pytest
 from sqlalchemy import Engine, text
 
 from orchestrator.domain.errors import ConflictError, NotFoundError, UnavailableError
-from orchestrator.ports import StoreUnavailable
-from orchestrator.services import clones, deletion, jobs
+from orchestrator.ports.providers import StoreUnavailable
+from orchestrator.services import clones, job_deletion, jobs
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
-from tests.world import Worker, World
-from worker.protocol import JobSpec
+from tests.helpers.world import Worker, World
+from worker.shared.messages import JobSpec
 
 
 def trained(world: World, steps: int = 4) -> str:
@@ -38,7 +38,7 @@ def files(world: World) -> int:
 
 
 def delete(world: World, job: str, who: str = "alice") -> None:
-    deletion.delete(world.ctx, world.actors[who], job)
+    job_deletion.delete(world.ctx, world.actors[who], job)
 
 
 def rows(engine: Engine, table: str, job: str) -> int:

@@ -12,12 +12,12 @@ from sqlalchemy import Engine
 from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.domain.model import Account
-from orchestrator.ports import LaunchRequest, QuotaExhausted, Room
+from orchestrator.ports.providers import LaunchRequest, QuotaExhausted, Room
 from orchestrator.services import jobs
 from orchestrator.services.dispatch import FULL_REST_S, dispatch, why_waiting
 from orchestrator.services.reconcile import reconcile
-from tests.one_way_world import DeafWorld
-from tests.world import World
+from tests.helpers.offline_world import DeafWorld
+from tests.helpers.world import World
 
 
 def test_a_model_of_the_servers_disk_waits_for_a_machine_that_sees_it(world: World) -> None:

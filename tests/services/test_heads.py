@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.services import leases
+from tests.helpers.world import World
 from tests.services.test_clones import running, saves
-from tests.world import World
-from worker.protocol import Failure, Finish
+from worker.shared.messages import Failure, Finish
 
 
 def test_a_job_whose_only_checkpoint_is_damaged_starts_again_and_ends(world: World) -> None:

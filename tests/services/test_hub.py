@@ -12,10 +12,10 @@ import pytest
 from orchestrator.adapters import hub as hub_module
 from orchestrator.adapters.catalog import FolderAndHubCatalog
 from orchestrator.adapters.hub import Hub
-from orchestrator.adapters.token_looks import TokenLooks
+from orchestrator.adapters.token_preview import TokenLooks
 from orchestrator.domain.errors import InvalidError, TrainhopError, UnavailableError
 from tests.emulators.hub import HubEmulator, Repo
-from worker.protocol import FileFormat, RowFormat
+from worker.shared.messages import FileFormat, RowFormat
 
 ANN, BOB = "hf_anns_token", "hf_bobs_token"
 CONFIG = {

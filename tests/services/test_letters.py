@@ -10,17 +10,17 @@ from typing import Any
 import google.oauth2.credentials
 import pytest
 
-from orchestrator.ports import Rules, StoreUnavailable
+from orchestrator.ports.providers import Rules, StoreUnavailable
 from orchestrator.services import stores
-from orchestrator.services.claims import CODE_LASTS_S
-from orchestrator.services.letters import LISTENS_S, Postman
+from orchestrator.services.mailbox import LISTENS_S, Postman
+from orchestrator.services.notebooks import CODE_LASTS_S
 from orchestrator.services.reconcile import reconcile
 from tests.emulators.drive import Drive, Rule
 from tests.http.conftest import _api
-from tests.http.play import People
-from worker.claims import ClaimRequest, Letter
+from tests.http.http_client import People
 from worker.notebook.writing import Writing
-from worker.protocol import PROTOCOL_VERSION, Hardware, Phase, Release, Report, Started, StartRequest, sign_line
+from worker.shared.messages import PROTOCOL_VERSION, Hardware, Phase, Release, Report, Started, StartRequest, sign_line
+from worker.shared.notebook_messages import ClaimRequest, Letter
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the claims' own tests use both
 

@@ -11,11 +11,11 @@ import httpx
 import pytest
 
 from orchestrator.services import stores
-from orchestrator.services.letters import Postman
+from orchestrator.services.mailbox import Postman
 from tests.emulators.drive import Drive
 from tests.emulators.hub import HubEmulator, Repo
 from tests.http.conftest import _api
-from tests.http.play import People
+from tests.http.http_client import People
 from tests.services.test_hub import ANN, FILES, SHARDS
 from tests.services.test_letters import Tab
 from worker.notebook.writing import _signed_in

@@ -7,17 +7,17 @@ from sqlalchemy import Engine, text
 
 from orchestrator.domain.errors import ConflictError, ForbiddenError, NotFoundError
 from orchestrator.domain.model import Member, Role
-from orchestrator.entrypoints.logins import Logins
-from orchestrator.services import accounts, claims, clones, jobs
+from orchestrator.entrypoints.http.logins import Logins
+from orchestrator.services import accounts, clones, jobs, notebooks
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.jobs import Actor
 from orchestrator.services.member_removal import remove_member
 from orchestrator.services.reconcile import reconcile
+from tests.helpers.world import World
 from tests.services.test_dataset_deletion import meanwhile, ready
 from tests.services.test_deletion import trained
-from tests.world import World
-from worker.claims import ClaimRequest
-from worker.protocol import PROTOCOL_VERSION, Hardware
+from worker.shared.messages import PROTOCOL_VERSION, Hardware
+from worker.shared.notebook_messages import ClaimRequest
 
 
 def admin(world: World, name: str = "root") -> Actor:
@@ -139,10 +139,10 @@ def test_links_and_codes_made_before_are_worth_nothing(world: World) -> None:
     root, alice, logins = admin(world), world.actors["alice"], Logins(world.ctx)
     link = logins.link(alice)
     job = world.submit("alice")
-    code, _ = claims.make_code(world.ctx, alice, job)
+    code, _ = notebooks.make_code(world.ctx, alice, job)
     jobs.cancel(world.ctx, alice, job)
     remove_member(world.ctx, root, "alice")
     assert logins.use(link.removeprefix("/login/")) is None
     asked = ClaimRequest(protocol=PROTOCOL_VERSION, code=code, nonce="n" * 16, hardware=Hardware())
     with pytest.raises(NotFoundError, match="no longer a member"):
-        claims.claim(world.ctx, asked)
+        notebooks.claim(world.ctx, asked)

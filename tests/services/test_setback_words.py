@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.services.setbacks import sentence
-from worker import causes
+from orchestrator.services.failed_starts import sentence
+from worker.shared import causes
 
 ALL = [getattr(causes, name) for name in vars(causes) if name.isupper()]
 

@@ -9,14 +9,14 @@ import pytest
 
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.domain.model import LOSSES_BEFORE_GIVING_UP, Account, Lease
-from orchestrator.ports import LaunchRequest, ProviderUnavailable
+from orchestrator.ports.providers import LaunchRequest, ProviderUnavailable
 from orchestrator.services import accounts, jobs, leases
 from orchestrator.services.dispatch import dispatch, why_waiting
+from orchestrator.services.failed_starts import SMOKE_REST_S, WAITS_S, sentence
 from orchestrator.services.reconcile import reconcile
-from orchestrator.services.setbacks import SMOKE_REST_S, WAITS_S, sentence
-from tests.world import Worker, World
-from worker import causes
-from worker.protocol import Failure, Finish, Hardware, Phase, Release, Report, StartRequest
+from tests.helpers.world import Worker, World
+from worker.shared import causes
+from worker.shared.messages import Failure, Finish, Hardware, Phase, Release, Report, StartRequest
 
 CONFLICT = "ERROR: Cannot install peft and torchao"
 PHOTO = "2026-05-14"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.domain.lifecycle import EndReason, JobState
-from orchestrator.ports import Handle, Liveness, Observation
+from orchestrator.ports.providers import Handle, Liveness, Observation
 from orchestrator.services import jobs
 from orchestrator.services import reconcile as passes
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import Watch, reconcile
-from tests.world import Worker, World
-from worker.protocol import Action
+from tests.helpers.world import Worker, World
+from worker.shared.messages import Action
 
 NIGHT_S = 8 * 3600.0
 

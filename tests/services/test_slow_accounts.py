@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from orchestrator.aside import Aside
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.domain.model import Account
-from orchestrator.ports import Capabilities, Handle, Observation, Room
+from orchestrator.ports.providers import Capabilities, Handle, Observation, Room
+from orchestrator.ports.single_flight import Aside
 from orchestrator.providers.kaggle import KaggleProvider
 from orchestrator.providers.registry import Registry
 from orchestrator.services.dispatch import dispatch, survey, why_waiting
 from orchestrator.services.reconcile import reconcile
 from tests.emulators.kaggle import KaggleEmulator, Person
-from tests.providers.play import OpenVault, kaggle_account, until
-from tests.world import World
+from tests.helpers.world import World
+from tests.providers.kernels import OpenVault, kaggle_account, until
 
 LONG_S = 10.0
 """Longer than any of this takes: what waits for it waited for something that did not happen."""
@@ -176,7 +176,7 @@ def test_an_old_answer_that_nobody_asked_for_is_asked_anew(
 ) -> None:
     """Guard: without `BELIEVED_S` a server with an idle queue believed in the room of hours ago."""
     aside, late = Aside[bool](), threading.Event()
-    monkeypatch.setattr("orchestrator.aside.BELIEVED_S", -1.0)
+    monkeypatch.setattr("orchestrator.ports.single_flight.BELIEVED_S", -1.0)
     assert aside.ask({"a": lambda: held.wait(LONG_S)}, 0.0, late.set) == {}
     held.set()
     assert late.wait(LONG_S)

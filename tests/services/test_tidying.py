@@ -7,20 +7,20 @@ import threading
 import pytest
 from sqlalchemy import Engine, text
 
-from orchestrator.adapters.notices import NoticeBook
-from orchestrator.adapters.unit_of_work import make_unit_of_work
+from orchestrator.adapters.database.channels import NoticeBook
+from orchestrator.adapters.database.unit_of_work import make_unit_of_work
 from orchestrator.bootstrap import App
 from orchestrator.domain.model import Role
-from orchestrator.entrypoints import ticker
-from orchestrator.notice_ports import Channel, ChannelKind, Delivery, DeliveryState
-from orchestrator.persistence import TokenInfo
-from orchestrator.ports import Context
-from orchestrator.services import tidying
+from orchestrator.entrypoints.background import scheduler
+from orchestrator.ports.notifications import Channel, ChannelKind, Delivery, DeliveryState
+from orchestrator.ports.providers import Context
+from orchestrator.ports.repository import TokenInfo
+from orchestrator.services import retention
 from orchestrator.services.ids import new_id
-from orchestrator.services.tidying import DAY_S, tidy
+from orchestrator.services.retention import DAY_S, tidy
+from tests.helpers.world import World
 from tests.services.test_deletion import trained
-from tests.world import World
-from worker.protocol import Reading
+from worker.shared.messages import Reading
 
 
 def ids(engine: Engine, table: str, column: str = "id") -> list[str]:
@@ -66,7 +66,7 @@ def test_readings_of_old_sessions_go_and_curves_stay(
         for lease in (old, young):
             for n in range(5):
                 tx.add_reading(lease, now + n, n, Reading())
-    monkeypatch.setattr(tidying, "AT_ONCE", 3)
+    monkeypatch.setattr(retention, "AT_ONCE", 3)
     tidy(world.ctx)
     assert ids(engine, "readings", "lease_id") == [young] * 5
     world.clock.time += 1000 * DAY_S
@@ -84,9 +84,9 @@ def test_the_server_tidies_by_itself(sqlite_app: App, monkeypatch: pytest.Monkey
         tidy(ctx)
         done.set()
 
-    monkeypatch.setattr(ticker, "TIDY_EVERY_S", 0.01)
-    monkeypatch.setattr(ticker, "tidy", seen)
-    ticking = ticker.Ticker(sqlite_app)
+    monkeypatch.setattr(scheduler, "TIDY_EVERY_S", 0.01)
+    monkeypatch.setattr(scheduler, "tidy", seen)
+    ticking = scheduler.Ticker(sqlite_app)
     ticking.start()
     try:
         assert done.wait(30)

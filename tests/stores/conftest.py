@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from orchestrator.adapters.stores.blobs import BlobLinks
-from orchestrator.adapters.stores.drive import DriveStore
-from orchestrator.adapters.stores.drive_client import DriveClient, Retries
-from orchestrator.adapters.stores.drive_login import read_login
+from orchestrator.adapters.stores.google_drive.client import DriveClient, Retries
+from orchestrator.adapters.stores.google_drive.login import read_login
+from orchestrator.adapters.stores.google_drive.store import DriveStore
+from orchestrator.adapters.stores.signed_links import BlobLinks
 from tests.emulators.drive import Drive
-from worker.resumable import Patience
+from worker.shared.resumable_upload import Patience
 
 AT_ONCE = Retries(attempts=20, first_s=0.0, longest_s=0.0, jitter_s=0.0)
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import stamina
 
-from orchestrator.adapters.stores.drive_client import Retries
-from orchestrator.adapters.stores.drive_login import read_login
+from orchestrator.adapters.stores.google_drive.client import Retries
+from orchestrator.adapters.stores.google_drive.login import read_login
 from orchestrator.domain.errors import InvalidError
-from orchestrator.ports import ObjectMissing, StoreError, StoreFull, StoreUnavailable
+from orchestrator.ports.providers import ObjectMissing, StoreError, StoreFull, StoreUnavailable
 from tests.emulators.drive import Chaos, Drive, Rule
 from tests.stores.conftest import MemoryIds
-from worker import grants
-from worker.protocol import Grant, GrantKind
-from worker.uplink import ServerAway
+from worker.agent import transfers
+from worker.agent.uplink import ServerAway
+from worker.shared.messages import Grant, GrantKind
 
 KEY = "jobs/job-1/f1/0123456789abcdef.safetensors"
 FEW = Retries(attempts=3, first_s=0.0, longest_s=0.0, jitter_s=0.0)
@@ -38,7 +38,7 @@ def content(drive: Drive) -> list[bytes]:
 
 
 def upload(store, source: Path, key: str = KEY) -> None:
-    grants.upload(store.grant_upload(key, GrantKind.CHECKPOINT, shares_disk=False), source)
+    transfers.upload(store.grant_upload(key, GrantKind.CHECKPOINT, shares_disk=False), source)
 
 
 # --- creating once ---
@@ -142,7 +142,7 @@ def test_the_checksum_is_drives_own_and_computed_where_it_gives_none(drive, stor
     ids=["cut", "5xx", "slow-down", "html", "answer-lost"],
 )
 def test_an_upload_survives(drive, store, source, rules, monkeypatch):
-    monkeypatch.setattr("worker.resumable.Patience.pause", lambda *_: None)
+    monkeypatch.setattr("worker.shared.resumable_upload.Patience.pause", lambda *_: None)
     drive.rules.add(*rules)
     upload(store, source)
     assert content(drive) == [source.read_bytes()]
@@ -151,15 +151,17 @@ def test_an_upload_survives(drive, store, source, rules, monkeypatch):
 
 def test_a_broken_upload_goes_on_where_it_stood(drive, store, source, monkeypatch):
     """Guard: with `ask` never set, everything was sent again from the first byte."""
-    from worker import resumable
+    from worker.shared import resumable_upload
 
-    monkeypatch.setattr("worker.resumable.Patience.pause", lambda *_: None)
+    monkeypatch.setattr("worker.shared.resumable_upload.Patience.pause", lambda *_: None)
     grant = store.grant_upload(KEY, GrantKind.CHECKPOINT, shares_disk=False)
     drive.rules.add(Rule("PUT /upload", after=1, cut=0))
     sent: list[str] = []
-    real = resumable._chunk
-    monkeypatch.setattr("worker.resumable._chunk", lambda *given: (found := real(*given), sent.append(found[1]))[0])
-    resumable.send(grant.url or "", source, chunk_bytes=resumable.GRANULE_BYTES)
+    real = resumable_upload._chunk
+    monkeypatch.setattr(
+        "worker.shared.resumable_upload._chunk", lambda *given: (found := real(*given), sent.append(found[1]))[0]
+    )
+    resumable_upload.send(grant.url or "", source, chunk_bytes=resumable_upload.GRANULE_BYTES)
     assert sent == ["0-262143/700000", "262144-524287/700000", "262144-524287/700000", "524288-699999/700000"]
     assert content(drive) == [source.read_bytes()]
 
@@ -183,31 +185,31 @@ def test_sessions_that_are_always_gone_are_said_to_be(drive, store, source):
 def test_a_machine_gets_a_session_and_nothing_else(drive, store, source):
     grant = store.grant_upload(KEY, GrantKind.CHECKPOINT, shares_disk=False)
     assert grant.resumable
-    assert grants.probe(grant)
+    assert transfers.probe(grant)
     shown = grant.model_dump_json()
     login = drive.authorized_user()
     assert not any(login[name] in shown for name in ("client_secret", "refresh_token", "client_id"))
     assert grant.headers == {}
-    grants.upload(grant, source)
-    grants.upload(grant, source)
+    transfers.upload(grant, source)
+    transfers.upload(grant, source)
     assert content(drive) == [source.read_bytes()]
 
 
 def test_where_sessions_need_a_credential_the_probe_says_so(drive, store, source):
     grant = store.grant_upload(KEY, GrantKind.CHECKPOINT, shares_disk=False)
     drive.anonymous = False
-    assert not grants.probe(grant)
-    with pytest.raises(grants.UnusableGrant, match="401"):
-        grants.upload(grant, source)
+    assert not transfers.probe(grant)
+    with pytest.raises(transfers.UnusableGrant, match="401"):
+        transfers.upload(grant, source)
     assert store.put(KEY, source).size == 700_000, "the server itself has the credential"
 
 
 def test_a_damaged_upload_makes_the_grant_unusable(drive, store, source):
     drive.rules.add(Rule("PUT /upload", flip=100))
-    with pytest.raises(grants.UnusableGrant, match="other bytes arrived"):
+    with pytest.raises(transfers.UnusableGrant, match="other bytes arrived"):
         upload(store, source)
     drive.rules.add(Rule("PUT /upload", truncate=1))
-    with pytest.raises(grants.UnusableGrant, match="699999 of 700000"):
+    with pytest.raises(transfers.UnusableGrant, match="699999 of 700000"):
         upload(store, source, "jobs/job-1/f1/b")
 
 
@@ -239,22 +241,22 @@ def test_a_download_that_has_to_wait_is_not_called_damage(drive, readable, sourc
     """
     drive.rules.add(Rule("alt=media", status=status, reason=reason))
     with pytest.raises(ServerAway, match=f"HTTP {status}") as away:
-        grants.download(readable, tmp_path / "got")
+        transfers.download(readable, tmp_path / "got")
     assert "http:" not in str(away.value)
-    assert grants.download(readable, tmp_path / "got").read_bytes() == source.read_bytes()
+    assert transfers.download(readable, tmp_path / "got").read_bytes() == source.read_bytes()
 
 
 @pytest.mark.parametrize(("status", "reason"), [(403, "forbidden"), (403, ""), (404, "notFound"), (410, "x")])
 def test_a_download_that_is_refused_for_good_is_damage(drive, readable, tmp_path, status, reason):
     drive.rules.add(Rule("alt=media", status=status, reason=reason))
-    with pytest.raises(grants.DamagedError, match=f"HTTP {status}"):
-        grants.download(readable, tmp_path / "got")
+    with pytest.raises(transfers.DamagedError, match=f"HTTP {status}"):
+        transfers.download(readable, tmp_path / "got")
 
 
 def test_an_address_that_does_not_answer_is_not_told(drive, readable, tmp_path):
     drive.close()
     with pytest.raises(ServerAway, match=r"download of .*: ConnectError$"):
-        grants.download(readable, tmp_path / "got")
+        transfers.download(readable, tmp_path / "got")
 
 
 # --- limits, space, sign-in ---
@@ -316,7 +318,7 @@ def test_a_full_drive_is_said_in_words(drive, store, source, tmp_path):
     store.put(KEY, source)
     with pytest.raises(StoreFull, match="no space"):
         store.put("jobs/job-1/f1/b", source)
-    with pytest.raises(grants.UnusableGrant, match="no space"):
+    with pytest.raises(transfers.UnusableGrant, match="no space"):
         upload(store, source, "jobs/job-1/f1/c")
     usage = store.usage()
     assert (usage.used, usage.free) == (700_000, 300_000)

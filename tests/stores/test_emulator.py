@@ -17,7 +17,7 @@ from pydrive2.auth import GoogleAuth
 from pydrive2.drive import GoogleDrive
 from pydrive2.files import ApiRequestError
 
-from orchestrator.adapters.stores.drive_client import _document
+from orchestrator.adapters.stores.google_drive.client import _document
 from tests.emulators.drive import Drive, Rule
 from tests.emulators.drive.state import Problem
 

@@ -7,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from worker.limits import Limits
-from worker.protocol import Ticket
-from worker.runner import run
+from worker.agent.limits import Limits
+from worker.agent.session import run
+from worker.shared.messages import Ticket
 
 
 def main() -> int:

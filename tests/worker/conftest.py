@@ -37,6 +37,6 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def lab(base, dataset, tmp_path):
-    from tests.worker.lab import Lab
+    from tests.helpers.training_runs import Lab
 
     return Lab(base=base, dataset=dataset, rows=ROWS, folder=Path(tmp_path))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from worker import checkpoint
-from worker.checkpoint import CheckpointError, check_recipe, load, read_manifest, sha256_file, write
-from worker.protocol import Hardware, Manifest, Recipe
+from worker.shared import checkpoint_file
+from worker.shared.checkpoint_file import CheckpointError, check_recipe, load, read_manifest, sha256_file, write
+from worker.shared.messages import Hardware, Manifest, Recipe
 
 RECIPE = Recipe(
     base_model="org/model@abc",
@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(checkpoint_file.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path / "c", TENSORS, MANIFEST)
     assert list(tmp_path.iterdir()) == []

@@ -2,19 +2,19 @@
 
 import pytest
 
-from tests.worker.lab import differing
-from worker import checkpoint
-from worker.checkpoint import CheckpointError
-from worker.protocol import Origin
-from worker.training.job import Decision
-from worker.training.launch import job_json, job_of
+from tests.helpers.training_runs import differing
+from worker.shared import checkpoint_file
+from worker.shared.checkpoint_file import CheckpointError
+from worker.shared.messages import Origin
+from worker.training.distributed import job_json, job_of
+from worker.training.interface import Decision
 
 SPEC = {"lora_dropout": 0.1, "lr_scheduler": "cosine", "warmup_ratio": 0.2}
 
 
 def saved(lab, hooks, name):
     path = lab.folder / f"{name}.safetensors"
-    checkpoint.write(path, hooks.snapshots[-1].tensors, hooks.snapshots[-1].manifest)
+    checkpoint_file.write(path, hooks.snapshots[-1].tensors, hooks.snapshots[-1].manifest)
     return path
 
 
@@ -80,7 +80,7 @@ def test_a_clone_may_not_change_what_the_state_depends_on(lab, half):
 
 def test_every_process_of_a_session_knows_the_whole_job(lab, tmp_path):
     """Guard: without the folder of the base model in `job_json` every further process downloaded it for itself, unwatched."""
-    from worker.training.job import TrainingJob
+    from worker.training.interface import TrainingJob
 
     job = TrainingJob(
         job="clone",

@@ -2,8 +2,8 @@
 
 import pytest
 
-from worker.dataset import Message, Row
-from worker.training.job import PermanentError
+from worker.shared.dataset_files import Message, Row
+from worker.training.interface import PermanentError
 
 CHAT = (
     Message("system", "be kind"),

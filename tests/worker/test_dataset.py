@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from worker import dataset
-from worker.dataset import DatasetError, DatasetInfo, Message, Row, inspect, read_rows
-from worker.protocol import FileFormat, RowFormat
+from worker.shared import dataset_files
+from worker.shared.dataset_files import DatasetError, DatasetInfo, Message, Row, inspect, read_rows
+from worker.shared.messages import FileFormat, RowFormat
 
 CHAT = Row(messages=(Message("user", "q"), Message("assistant", "a")))
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -131,7 +131,7 @@ def test_wrong_encoding_and_endless_lines(tmp_path, monkeypatch):
     path.write_bytes(GOOD.encode() + '{"text": "é"}'.encode("latin-1"))
     with pytest.raises(DatasetError, match="line 2: is not UTF-8"):
         inspect(path)
-    monkeypatch.setattr(dataset, "MAX_LINE_BYTES", 2**20)
+    monkeypatch.setattr(dataset_files, "MAX_LINE_BYTES", 2**20)
     path.write_bytes(b'{"text": "' + b"x" * 2**21)
     with pytest.raises(DatasetError, match="line 1: is longer than 1 MiB"):
         inspect(path)

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from worker.deadline import Budget, Cadence
-from worker.ledger import Ledger
-from worker.protocol import Phase
+from worker.agent.deadline import Budget, Cadence
+from worker.agent.time_ledger import Ledger
+from worker.shared.messages import Phase
 
 
 class Clock:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from worker.faults import explain
-from worker.protocol import JobSpec
+from worker.shared.messages import JobSpec
+from worker.shared.spec_errors import explain
 
 RIGHT: dict[str, Any] = {"base_model": "org/name", "datasets": [{"path": "org/data"}], "max_steps": 1}
 

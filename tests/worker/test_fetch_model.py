@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.worker.hub import COMMIT, Answer, Hub, hub_of
-from worker.process import process_birth
+from worker.shared.process import process_birth
 
 SHARDS = {f"model-0000{n}-of-00002.safetensors": bytes([n]) * 40_000 for n in (1, 2)}
 INDEX = {"weight_map": {f"w{n}": name for n, name in enumerate(SHARDS)}}
@@ -39,7 +39,7 @@ def hub() -> Iterator[Hub]:
 def fetched(hub: Hub, home: Path, name: str = "org/model", **changes: str) -> list[str]:
     """What a machine with small limits says of a model, line by line: its waits, then the folder or the error."""
     code = f"""
-from worker.limits import Limits
+from worker.agent.limits import Limits
 from worker.training.base_model import resolve
 try:
     limits = Limits(stall_s=8.0, pause_s=0.05, longest_pause_s=0.1)
@@ -133,7 +133,7 @@ def test_a_download_ends_with_whoever_asked_for_it(hub: Hub, tmp_path: Path) -> 
     hub.half = set(SHARDS)
     code = """
 import os
-from worker.process import process_birth
+from worker.shared.process import process_birth
 from worker import limits
 real = limits.subprocess.Popen
 def noted(*args, **kwargs):

@@ -8,8 +8,8 @@ import types
 
 import pytest
 
-from worker import hardware
-from worker.protocol import Hardware, StartRequest
+from worker.agent import hardware
+from worker.shared.messages import Hardware, StartRequest
 
 
 def test_a_look_while_torch_is_still_being_imported(monkeypatch: pytest.MonkeyPatch) -> None:

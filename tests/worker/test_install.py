@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.worker.wheels import wheel
-from worker import bounded, causes, install, packages
-from worker.bounded import Limits, OutOfTimeError
-from worker.install import InstallError, bring
+from worker.shared import bounded_process, causes, package_folder
+from worker.shared import packages as install
+from worker.shared.bounded_process import Limits, OutOfTimeError
+from worker.shared.packages import InstallError, bring
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
 ENVIRONMENT = {"PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "1", "PIP_NO_CACHE_DIR": "1"}
@@ -166,7 +167,7 @@ def test_whatever_ends_the_caller_ends_the_program(tmp_path):
     note = tmp_path / "pid"
     program = f"import os, pathlib, time; pathlib.Path({str(note)!r}).write_text(str(os.getpid())); time.sleep(600)"
     code = (
-        "import signal, sys; from worker.bounded import Limits, run\n"
+        "import signal, sys; from worker.shared.bounded_process import Limits, run\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))\n"
         f"run([sys.executable, '-c', {program!r}], Limits(look_every_s=0.05))"
     )
@@ -184,11 +185,11 @@ def test_a_program_that_writes_is_left_alone(tmp_path):
     """Only silence counts: this one writes for longer than it may be silent."""
     code = "import time\nfor n in range(15):\n open(f'{n}', 'w').write('x'); time.sleep(0.1)\nprint('done')"
     limits = Limits(stall_s=1.0, look_every_s=0.02)
-    assert bounded.run(
+    assert bounded_process.run(
         [sys.executable, "-c", f"import os; os.chdir({str(tmp_path)!r})\n{code}"], limits, watched=tmp_path
     )
     with pytest.raises(OutOfTimeError):
-        bounded.run([sys.executable, "-c", "import time; time.sleep(60)"], limits, watched=tmp_path)
+        bounded_process.run([sys.executable, "-c", "import time; time.sleep(60)"], limits, watched=tmp_path)
 
 
 def _with_small_files():
@@ -199,7 +200,7 @@ def test_a_full_disk_is_called_one(shop, own):
     """A limit on the size of files stands for a disk that is full; pip and Python meet both in the same place."""
     wheel(shop, "large", "1.0", more={"large/data.bin": os.urandom(1_000_000)})
     code = (
-        "import sys; from pathlib import Path; from worker.install import InstallError, bring\n"
+        "import sys; from pathlib import Path; from worker.shared.packages import InstallError, bring\n"
         f"try: bring(['large==1.0'], Path({str(own)!r}), wheels=Path({str(shop)!r}))\n"
         "except InstallError as error: print(error.cause, error)"
     )
@@ -235,23 +236,23 @@ def wanted(shop):
 
 def test_a_second_session_of_a_machine_installs_nothing(shop, own, wanted, monkeypatch):
     """Guard: without the mark each session of one runtime downloaded the same 117 MB."""
-    assert packages.ready(own, wanted, wheels=shop) == "installed"
-    monkeypatch.setattr(packages, "bring", lambda *_, **__: 1 / 0)
-    assert packages.ready(own, wanted, wheels=shop) == "kept"
-    monkeypatch.setattr(packages, "kept", lambda: {"torch": "9.9"})
+    assert package_folder.ready(own, wanted, wheels=shop) == "installed"
+    monkeypatch.setattr(package_folder, "bring", lambda *_, **__: 1 / 0)
+    assert package_folder.ready(own, wanted, wheels=shop) == "kept"
+    monkeypatch.setattr(package_folder, "kept", lambda: {"torch": "9.9"})
     with pytest.raises(ZeroDivisionError):
-        packages.ready(own, wanted, wheels=shop)
+        package_folder.ready(own, wanted, wheels=shop)
 
 
 def test_kernels_of_one_machine_do_not_share_a_folder_that_fits_only_one(monkeypatch):
     """Guard: a kernel of Python 3.11 found pyarrow for 3.12 in the one folder of that set."""
-    here = packages.home(["x"])
-    monkeypatch.setattr(packages, "about", lambda lines: {"key": "0", "python": "3.99", "kept": {}})
-    assert packages.home(["x"]) != here
+    here = package_folder.home(["x"])
+    monkeypatch.setattr(package_folder, "about", lambda lines: {"key": "0", "python": "3.99", "kept": {}})
+    assert package_folder.home(["x"]) != here
 
 
 def test_nothing_is_brought_where_nothing_lacks(own):
-    assert packages.ready(own, ["packaging"]) == "here"
+    assert package_folder.ready(own, ["packaging"]) == "here"
     assert not own.exists()
 
 
@@ -259,18 +260,18 @@ def test_nothing_is_brought_where_nothing_lacks(own):
 def staged(shop, tmp_path, wanted):
     """A set as the one machine packs it, once something of it was imported."""
     first = tmp_path / "first"
-    packages.ready(first, wanted, wheels=shop)
+    package_folder.ready(first, wanted, wheels=shop)
     subprocess.run(
         [sys.executable, "-c", "import light_thing.part"],
         env=os.environ | {"PYTHONPATH": str(first), "PYTHONDONTWRITEBYTECODE": ""},
         check=True,
     )
-    packages.pack(first, tmp_path / packages.STAGED)
-    return tmp_path / packages.STAGED
+    package_folder.pack(first, tmp_path / package_folder.STAGED)
+    return tmp_path / package_folder.STAGED
 
 
 def test_a_staged_set_is_as_good_as_an_installed_one(own, wanted, staged):
-    assert packages.ready(own, wanted, staged=staged) == "staged"
+    assert package_folder.ready(own, wanted, staged=staged) == "staged"
     assert {"light_thing", "light_thing-1.0.dist-info", "about.json"} == _lies_in(own)
     code = "import light_thing.part as part; print(part.VALUE, part.__cached__)"
     compiled = own / "light_thing" / "__pycache__"
@@ -290,40 +291,40 @@ def test_a_staged_set_is_as_good_as_an_installed_one(own, wanted, staged):
 @pytest.mark.parametrize("change", [{"key": "0" * 12}, {"python": "2.7"}, {"kept": {"torch": "1.0"}}], ids=str)
 def test_a_staged_set_of_another_machine_is_not_used(own, shop, wanted, staged, change, monkeypatch):
     """Guard: a set for another Python or torch fails at its first import, or worse, later."""
-    here = packages.about(wanted) | change
-    monkeypatch.setattr(packages, "about", lambda lines: here)
-    assert not packages.unpack(staged, own, wanted)
+    here = package_folder.about(wanted) | change
+    monkeypatch.setattr(package_folder, "about", lambda lines: here)
+    assert not package_folder.unpack(staged, own, wanted)
     assert _lies_in(own.parent) == set()
-    assert packages.ready(own, wanted, staged=staged, wheels=shop) == "installed"
+    assert package_folder.ready(own, wanted, staged=staged, wheels=shop) == "installed"
 
 
 @pytest.mark.parametrize("said", [None, [], {}, {"kept": None}, {"kept": {"torch": "1.0"}}], ids=str)
 def test_what_says_nothing_of_itself_does_not_fit(said):
-    assert not packages.fits(said, ["x"])
+    assert not package_folder.fits(said, ["x"])
 
 
 def test_a_machine_without_a_gpu_may_stage_for_one_with_one(monkeypatch):
     """Its torch is the same but for its build, and it has no triton."""
-    monkeypatch.setattr(packages, "kept", lambda: {"torch": "2.10.0+cu128", "triton": "3.6.0", "numpy": "2.0.2"})
-    found = packages.about(["x"]) | {"kept": {"torch": "2.10.0+cpu", "numpy": "2.0.2"}}
-    assert packages.fits(found, ["x"])
-    assert not packages.fits(found | {"kept": {"torch": "2.11.0+cpu", "numpy": "2.0.2"}}, ["x"])
-    assert not packages.fits(found | {"kept": {"numpy": "2.0.2"}}, ["x"])
+    monkeypatch.setattr(package_folder, "kept", lambda: {"torch": "2.10.0+cu128", "triton": "3.6.0", "numpy": "2.0.2"})
+    found = package_folder.about(["x"]) | {"kept": {"torch": "2.10.0+cpu", "numpy": "2.0.2"}}
+    assert package_folder.fits(found, ["x"])
+    assert not package_folder.fits(found | {"kept": {"torch": "2.11.0+cpu", "numpy": "2.0.2"}}, ["x"])
+    assert not package_folder.fits(found | {"kept": {"numpy": "2.0.2"}}, ["x"])
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no zip at all"])
 def test_a_damaged_staged_set_is_as_none(own, shop, wanted, staged, damage):
     staged.write_bytes(damage(staged.read_bytes()))
-    assert packages.ready(own, wanted, staged=staged, wheels=shop) == "installed"
+    assert package_folder.ready(own, wanted, staged=staged, wheels=shop) == "installed"
 
 
 def test_a_staged_set_that_would_fill_the_disk_is_not_unpacked(own, wanted, staged, monkeypatch):
     """Every size has a maximum."""
-    monkeypatch.setattr(packages, "MOST_BYTES", 10)
-    assert not packages.unpack(staged, own, wanted)
+    monkeypatch.setattr(package_folder, "MOST_BYTES", 10)
+    assert not package_folder.unpack(staged, own, wanted)
 
 
 def test_an_empty_place_in_the_path_is_not_the_current_folder():
     """Kaggle's own `PYTHONPATH` begins with one. Guard: a file in the working folder took a library's place."""
-    found = packages.search_path([Path("/lib"), Path("/own")], ":/opt/facets/::")
+    found = package_folder.search_path([Path("/lib"), Path("/own")], ":/opt/facets/::")
     assert found == os.pathsep.join(["/lib", "/own", "/opt/facets/"])

@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 
 from tests.worker.hub import Hub, hub_of
-from worker import causes, fetch
-from worker.endings import ending_of
-from worker.limits import Limits
-from worker.protocol import Assignment, Grant, GrantKind, JobSpec, Release, Ticket
-from worker.training.job import PermanentError
+from worker.agent import inputs
+from worker.agent.endings import ending_of
+from worker.agent.limits import Limits
+from worker.shared import causes
+from worker.shared.messages import Assignment, Grant, GrantKind, JobSpec, Release, Ticket
+from worker.training.interface import PermanentError
 
 PATIENCE_S = 90.0
 ROW = b'{"prompt": "a", "completion": "b"}\n'
@@ -264,7 +265,7 @@ def test_a_process_for_another_gpu_that_never_comes(
     lead = "from worker.training import launch, ranks; launch.world_size = lambda *_: 2"
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "sitecustomize.py").write_text(
-        f"import os, sys, threading\nif 'worker.training.follower' in sys.orig_argv:\n    {follower}\n"
+        f"import os, sys, threading\nif 'worker.training.gpu_follower' in sys.orig_argv:\n    {follower}\n"
     )
     env = {"PYTHONPATH": str(tmp_path / "path"), "OMP_NUM_THREADS": "1"}
     said = begin(limits={"group_s": 8.0}, env=env, prepare=lead).end()
@@ -330,7 +331,7 @@ def test_a_model_that_the_server_hands_out(tmp_path: Path) -> None:
     files = {"config.json": b"{}", "model.safetensors": b"w"}
     grants = [granted_file(tmp_path, f"model/{name}", data) for name, data in files.items()]
     for _ in range(2):
-        folder = fetch.granted_model(grants, tmp_path / "model", Limits())
+        folder = inputs.granted_model(grants, tmp_path / "model", Limits())
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
 
 
@@ -338,4 +339,4 @@ def test_a_model_that_the_server_hands_out(tmp_path: Path) -> None:
 def test_a_models_file_stays_in_its_folder(tmp_path: Path, key: str) -> None:
     """Guard: without the look at the name a file went wherever the key said."""
     with pytest.raises(PermanentError, match="the server names a file of the base model"):
-        fetch.granted_model([granted_file(tmp_path, key, b"x")], tmp_path / "model", Limits())
+        inputs.granted_model([granted_file(tmp_path, key, b"x")], tmp_path / "model", Limits())

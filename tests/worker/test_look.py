@@ -10,12 +10,12 @@ import pytest
 from pyarrow import parquet
 
 from orchestrator.adapters.catalog import FolderAndHubCatalog
-from orchestrator.adapters.token_looks import NOT_HERE, TokenLooks
-from orchestrator.services.preview import preview, with_tokens
+from orchestrator.adapters.token_preview import NOT_HERE, TokenLooks
+from orchestrator.services.dataset_preview import preview, with_tokens
 from tests.worker.test_data import CHAT, MARKED, THINKING, UNSTABLE
-from worker.protocol import DatasetSpec, FileFormat, JobSpec, RowFormat
+from worker.shared.messages import DatasetSpec, FileFormat, JobSpec, RowFormat
 from worker.training.encoding import FALLBACK_TEMPLATE
-from worker.training.look import Request, look
+from worker.training.token_preview import Request, look
 
 TURNS = [{"role": m.role, "content": m.content} for m in CHAT]
 SHAREGPT = {"system": "system", "user": "human", "assistant": "gpt"}

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks.tiny_model import byte_tokenizer
-from tests.worker.lab import differing
-from worker import checkpoint
-from worker.training.job import Decision, PermanentError
+from tests.helpers.training_runs import differing
+from worker.shared import checkpoint_file
+from worker.training.interface import Decision, PermanentError
 
 SHORT: dict[str, Any] = {"max_steps": 2, "global_batch_size": 2, "sequence_len": 48}
 
@@ -113,14 +113,14 @@ def test_each_target_has_to_be_there(lab, targets, words):
 
 def test_a_job_that_began_with_a_misspelt_target_goes_on(lab, monkeypatch):
     """Guard: without `resumed` an upgrade of the worker would end such a job for good."""
-    from worker.training import backends
+    from worker.training.backends import base
 
     spec = lab.spec(**SHORT, lora_target_modules=("q_proj", "v_porj"))
     with monkeypatch.context() as before:
-        before.setattr(backends, "_check_targets", lambda *_: None)
+        before.setattr(base, "_check_targets", lambda *_: None)
         _, hooks = lab.session(spec, decisions={1: Decision.SAVE_AND_STOP})
     half = lab.folder / "half.safetensors"
-    checkpoint.write(half, hooks.snapshots[-1].tensors, hooks.snapshots[-1].manifest)
+    checkpoint_file.write(half, hooks.snapshots[-1].tensors, hooks.snapshots[-1].manifest)
     assert lab.session(spec, resume=half)[0].complete
 
 
@@ -164,7 +164,7 @@ def test_a_model_that_counts_no_further_than_its_positions(lab, few_positions):
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
 def test_a_long_row_that_a_resumed_job_meets(lab, few_positions, monkeypatch):
-    from worker.training.room import Room
+    from worker.training.model_limits import Room
 
     lab.base = few_positions
     texts(lab, *("ab" * 40 for _ in range(6)))

@@ -13,12 +13,12 @@ import zipfile
 import pytest
 
 from tests.worker.wheels import have, wheel
-from worker import bundle
-from worker.claims import Claimed
 from worker.notebook import NotebookError, session
 from worker.notebook import packages as own
 from worker.notebook.panel import Panel, Progress, duration
-from worker.protocol import MetricRow, Phase, Report, Ticket
+from worker.shared import wheel as bundle
+from worker.shared.messages import MetricRow, Phase, Report, Ticket
+from worker.shared.notebook_messages import Claimed
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_the_wheel_holds_the_worker_alone_and_its_pinned_requirements() -> None:
         names = archive.namelist()
         described = archive.read(f"trainhop_worker-{wheel.name.split('-')[1]}.dist-info/METADATA").decode()
     assert {name.split("/")[0] for name in names} == {"worker", names[-1].split("/")[0]}
-    assert "worker/training/sft.py" in names
+    assert "worker/training/train.py" in names
     assert "Requires-Dist: pydantic" in described
     assert 'Requires-Dist: trl==1.15.0; extra == "train"' in described
     assert not re.search(r"torch|typer|sqlalchemy", described)
@@ -86,8 +86,8 @@ def test_a_worker_runs_out_of_its_wheel(tmp_path) -> None:
     (tmp_path / wheel.name).write_bytes(wheel.data)
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / wheel.name)!r})\n"
-        "import worker.runner, worker.bundle, worker.notebook.session\n"
-        "print(worker.__file__, worker.bundle.requirements('train'))"
+        "import worker.agent.session, worker.shared.wheel, worker.notebook.session\n"
+        "print(worker.__file__, worker.shared.wheel.requirements('train'))"
     )
     said = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True).stdout
     assert said.startswith(str(tmp_path))

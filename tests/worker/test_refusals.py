@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from worker import checkpoint
-from worker.checkpoint import CheckpointError
-from worker.training.job import Decision, PermanentError, UnfitMachineError
+from worker.shared import checkpoint_file
+from worker.shared.checkpoint_file import CheckpointError
+from worker.training.interface import Decision, PermanentError, UnfitMachineError
 
 SPEC = {"optimizer": "adamw_8bit", "lora_r": 128, "max_steps": 4}
 
@@ -25,12 +25,12 @@ def half(lab):
     _, hooks = lab.session(lab.spec(**SPEC), decisions={2: Decision.SAVE_AND_STOP})
     tensors, manifest = dict(hooks.snapshots[-1].tensors), hooks.snapshots[-1].manifest
     path = lab.folder / "half.safetensors"
-    checkpoint.write(path, tensors, manifest)
+    checkpoint_file.write(path, tensors, manifest)
     return path, tensors, manifest
 
 
 def resume(lab, path, tensors, manifest, **changes):
-    checkpoint.write(path, tensors, manifest)
+    checkpoint_file.write(path, tensors, manifest)
     return lab.session(lab.spec(**(SPEC | changes)), resume=path)
 
 
@@ -150,9 +150,9 @@ def test_custom_code_is_refused(lab, tmp_path):
 
 
 def test_a_model_too_large_for_the_machine(lab, monkeypatch):
-    from worker.training import backends
+    from worker.training.backends import base
 
-    monkeypatch.setattr(backends, "available_ram", lambda: 1000)
+    monkeypatch.setattr(base, "available_ram", lambda: 1000)
     with pytest.raises(UnfitMachineError, match=r"needs about .* but the free memory of this machine is"):
         lab.session(lab.spec())
 
@@ -252,7 +252,7 @@ def test_the_export_is_a_peft_folder(lab):
             packed.namelist()
         )
         packed.extractall(folder)
-    assert checkpoint.sha256_file(folder / "adapter_model.safetensors") == run.trained.adapter_sha256
+    assert checkpoint_file.sha256_file(folder / "adapter_model.safetensors") == run.trained.adapter_sha256
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(lab.base), folder)
     for name, value in model.named_parameters():
         if "lora_" in name:

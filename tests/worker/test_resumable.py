@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from worker.resumable import Patience, _received
+from worker.shared.resumable_upload import Patience, _received
 
 
 def test_pauses_double_up_to_the_longest_and_longer_if_asked() -> None:

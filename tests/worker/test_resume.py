@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.lab import differing
-from worker import checkpoint
-from worker.training.job import Decision
+from tests.helpers.training_runs import differing
+from worker.shared import checkpoint_file
+from worker.training.interface import Decision
 
 LORA = {"lora_dropout": 0.1}
 QLORA = {"adapter": "qlora", "lora_dropout": 0.1}
@@ -59,11 +59,11 @@ def test_a_cut_run_ends_in_the_same_bytes_in_new_processes(lab):
     whole = lab.run(spec, [])
     _, hooks = lab.session(spec, decisions={4: Decision.SAVE_AND_STOP})
     half = lab.folder / "half.safetensors"
-    checkpoint.write(half, hooks.snapshots[-1].tensors, hooks.snapshots[-1].manifest)
+    checkpoint_file.write(half, hooks.snapshots[-1].tensors, hooks.snapshots[-1].manifest)
     script = """
 import sys, json
 from pathlib import Path
-from tests.worker.lab import Lab
+from tests.helpers.training_runs import Lab
 base, dataset, folder, half = map(Path, sys.argv[1:])
 lab = Lab(base=base, dataset=dataset, rows=23, folder=folder)
 result, hooks = lab.session(lab.spec(lora_dropout=0.1), resume=half)
@@ -124,7 +124,7 @@ def test_another_micro_batch_is_state_exact(lab):
     spec = lab.spec(**LORA)
     _, hooks = lab.session(spec, decisions={4: Decision.SAVE_AND_STOP})
     half = lab.folder / "half.safetensors"
-    checkpoint.write(half, hooks.snapshots[-1].tensors, hooks.snapshots[-1].manifest)
+    checkpoint_file.write(half, hooks.snapshots[-1].tensors, hooks.snapshots[-1].manifest)
     result, later = lab.session(spec.model_copy(update={"micro_batch_size": 4}), resume=half)
     assert later.restores == [(4, "state-exact", "hf")]
     assert result.complete
@@ -150,7 +150,7 @@ def test_nothing_is_unpickled(lab):
     script = """
 import sys
 from pathlib import Path
-from tests.worker.lab import Lab
+from tests.helpers.training_runs import Lab
 from worker import checkpoint
 from worker.training import sft, state
 base, dataset, folder, half = map(Path, sys.argv[1:])
@@ -174,7 +174,7 @@ print("unpickled", seen)
     spec = lab.spec(lora_dropout=0.1, optimizer="adamw_8bit")
     _, hooks = lab.session(spec, decisions={4: Decision.SAVE_AND_STOP})
     half = lab.folder / "half.safetensors"
-    checkpoint.write(half, hooks.snapshots[-1].tensors, hooks.snapshots[-1].manifest)
+    checkpoint_file.write(half, hooks.snapshots[-1].tensors, hooks.snapshots[-1].manifest)
     done = subprocess.run(
         [sys.executable, "-c", script, lab.base, lab.dataset, lab.folder, half],
         capture_output=True,

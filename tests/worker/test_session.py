@@ -15,13 +15,17 @@ import numpy as np
 import pytest
 import stamina
 
-from orchestrator.entrypoints.gate import LARGEST_JSON_BYTES
-from orchestrator.services.intake import LONGEST_LINE
-from worker import checkpoint, grants
-from worker.deadline import Budget, Cadence
-from worker.ledger import Ledger
-from worker.outbox import Outbox
-from worker.protocol import (
+from orchestrator.entrypoints.http.middleware import LARGEST_JSON_BYTES
+from orchestrator.services.worker_messages import LONGEST_LINE
+from worker.agent import transfers
+from worker.agent.deadline import Budget, Cadence
+from worker.agent.outbox import Outbox
+from worker.agent.saver import Kept, Saver, bring_home
+from worker.agent.session import Session
+from worker.agent.time_ledger import Ledger
+from worker.agent.uplink import Refused, ServerAway, Stale
+from worker.shared import checkpoint_file
+from worker.shared.messages import (
     Action,
     Assignment,
     Directive,
@@ -41,17 +45,14 @@ from worker.protocol import (
     Sample,
     Started,
 )
-from worker.runner import Session
-from worker.saver import Kept, Saver, bring_home
-from worker.training.job import Snapshot
-from worker.uplink import Refused, ServerAway, Stale
+from worker.training.interface import Snapshot
 
 PATIENCE_S = 20.0
 SPEC = JobSpec.model_validate({"base_model": "m", "datasets": [{"path": "sha256:" + "0" * 64}], "max_steps": 99})
 
 
 class Server:
-    """Implements `worker.uplink.Uplink` in memory; `mood` is called before every answer and may raise."""
+    """Implements `worker.agent.uplink.Uplink` in memory; `mood` is called before every answer and may raise."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.heard = folder, []
@@ -256,7 +257,7 @@ def test_an_address_that_has_taken_a_file_is_given_no_other(desk: Desk, monkeypa
         desk.server.granted += 1
         return [Grant(key=f"k{desk.server.granted}", kind=kind, url=f"http://store/{desk.server.granted}")]
 
-    monkeypatch.setattr(grants, "upload", put)
+    monkeypatch.setattr(transfers, "upload", put)
     monkeypatch.setattr(desk.server, "grants", address)
     desk.server.mood = away
     for step in (1, 2, 3, 4):
@@ -272,8 +273,8 @@ def test_an_address_that_is_taken_is_given_up_for_another(tmp_path: Path, monkey
     """Guard: without it a file whose arrival nobody had heard of ended the session at the next one."""
     monkeypatch.setattr(httpx, "put", lambda *_, **__: httpx.Response(409, text="was written before"))
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(grants.UnusableGrant):
-        grants.upload(Grant(key="k", kind=GrantKind.CHECKPOINT, url="http://store/k"), tmp_path / "file")
+    with pytest.raises(transfers.UnusableGrant):
+        transfers.upload(Grant(key="k", kind=GrantKind.CHECKPOINT, url="http://store/k"), tmp_path / "file")
 
 
 def test_an_address_that_does_not_answer_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +286,7 @@ def test_an_address_that_does_not_answer_is_not_told(tmp_path: Path, monkeypatch
     monkeypatch.setattr(httpx, "put", slow)
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(ServerAway, match=r"upload of k: ReadTimeout$") as away:
-        grants.upload(Grant(key="k", kind=GrantKind.CHECKPOINT, url="http://store/k?secret"), tmp_path / "file")
+        transfers.upload(Grant(key="k", kind=GrantKind.CHECKPOINT, url="http://store/k?secret"), tmp_path / "file")
     assert "nothing from" not in "".join(traceback.format_exception(away.value))
 
 
@@ -425,5 +426,5 @@ def test_a_full_disk_costs_one_checkpoint_and_no_more(desk: Desk) -> None:
     assert desk.saver.settle(PATIENCE_S)
     newest = [m for m in desk.server.heard if isinstance(m, Offer)][-1]
     assert (newest.manifest.step, newest.manifest.parent) == (3, first)
-    stored, _ = checkpoint.load(desk.server.folder / f"store-{desk.server.granted}", newest.sha256)
+    stored, _ = checkpoint_file.load(desk.server.folder / f"store-{desk.server.granted}", newest.sha256)
     assert stored["w"][0] == 3

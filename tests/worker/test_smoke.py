@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.worker.wheels import have
-from worker import causes
-from worker.protocol import Hardware
+from worker.shared import causes
+from worker.shared.messages import Hardware
 from worker.training import smoke, unusable
-from worker.training.job import UnfitMachineError
+from worker.training.interface import UnfitMachineError
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = ("peft", "transformers", "accelerate", "trl", "bitsandbytes")

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from tests.worker.lab import differing
-from worker import checkpoint
-from worker.protocol import Hardware
-from worker.training import backends, ranks, trainer
-from worker.training.job import Decision, UnfitMachineError
+from tests.helpers.training_runs import differing
+from worker.shared import checkpoint_file
+from worker.shared.messages import Hardware
+from worker.training import ranks, trainer
+from worker.training.backends import base
+from worker.training.interface import Decision, UnfitMachineError
 from worker.training.precision import precision_of
 from worker.training.trainer import StepTrainer
 
@@ -94,7 +95,7 @@ def test_an_operation_without_a_deterministic_kernel_is_allowed_and_noted(lab, m
 
 def test_an_infinite_gradient_is_refused_before_it_is_saved(lab, monkeypatch):
     """Guard: without the check the update has gone into the weights, and a save in between would keep them."""
-    from worker.training.job import PermanentError
+    from worker.training.interface import PermanentError
 
     monkeypatch.setattr(
         StepTrainer, "_get_grad_norm", lambda self, *_, **__: setattr(self, "step_grad_norm", float("inf"))
@@ -106,9 +107,9 @@ def test_an_infinite_gradient_is_refused_before_it_is_saved(lab, monkeypatch):
 @pytest.fixture
 def two_processes(monkeypatch):
     """Gloo between two processes on the CPU, else what two T4s do with NCCL."""
-    from worker.training import launch
+    from worker.training import distributed
 
-    monkeypatch.setattr(launch, "world_size", lambda *_: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda *_: 2)
 
 
 def test_two_processes_train_on_the_same_samples_as_one(lab, two_processes, monkeypatch):
@@ -132,7 +133,7 @@ def test_one_process_goes_on_where_two_stopped(lab, two_processes, monkeypatch):
     spec = lab.spec(max_steps=4, micro_batch_size=2)
     _, hooks = lab.session(spec, decisions={2: Decision.SAVE_AND_STOP})
     half = lab.folder / "half.safetensors"
-    checkpoint.write(half, hooks.snapshots[-1].tensors, hooks.snapshots[-1].manifest)
+    checkpoint_file.write(half, hooks.snapshots[-1].tensors, hooks.snapshots[-1].manifest)
     monkeypatch.undo()
     result, later = lab.session(spec, resume=half)
     assert later.restores == [(2, "state-exact", "hf")]
@@ -149,12 +150,12 @@ def card(name, capability, count=1, **more):
 
 def test_a_card_that_is_too_old_is_refused_in_words():
     with pytest.raises(UnfitMachineError, match=r"Tesla P100 has compute capability 6\.0, too old .* use a T4"):
-        backends.select("auto", card("Tesla P100", (6, 0)))
+        base.select("auto", card("Tesla P100", (6, 0)))
 
 
 def test_a_card_that_runs_no_kernel_is_refused_and_not_replaced_by_the_cpu():
     with pytest.raises(UnfitMachineError, match="ran no kernel"):
-        backends.select("auto", Hardware(trouble="Tesla P100 (compute capability 6.0) ran no kernel of torch 2.13.0"))
+        base.select("auto", Hardware(trouble="Tesla P100 (compute capability 6.0) ran no kernel of torch 2.13.0"))
 
 
 @pytest.mark.parametrize(
@@ -168,32 +169,32 @@ def test_a_card_that_runs_no_kernel_is_refused_and_not_replaced_by_the_cpu():
     ],
 )
 def test_the_backend_follows_the_machine(monkeypatch, wanted, hardware, world, installed, name):
-    monkeypatch.setattr(backends, "find_spec", lambda _: object() if installed else None)
-    assert backends.select(wanted, hardware, world).name == name
+    monkeypatch.setattr(base, "find_spec", lambda _: object() if installed else None)
+    assert base.select(wanted, hardware, world).name == name
 
 
 def test_unsloth_is_installed_only_where_it_would_be_used_and_the_machine_is_ours(monkeypatch, tmp_path):
     """Guard: without the driver's leave, a person's own environment was changed unasked."""
     asked = []
-    monkeypatch.setattr(backends, "find_spec", lambda _: None)
-    monkeypatch.setattr(backends.install, "unsloth", lambda *places: asked.append(places) or "no room")
-    backends._install_unsloth.cache_clear()
+    monkeypatch.setattr(base, "find_spec", lambda _: None)
+    monkeypatch.setattr(base.install, "unsloth", lambda *places: asked.append(places) or "no room")
+    base._install_unsloth.cache_clear()
     t4 = card("T4", (7, 5))
-    assert backends.install_unsloth("auto", t4) == ""
+    assert base.install_unsloth("auto", t4) == ""
     monkeypatch.setenv("WORKER_MAY_INSTALL", "1")
     for wanted, machine, world in [("hf", t4, 1), ("auto", card("T4", (7, 5), 2), 2), ("auto", Hardware(), 1)]:
-        assert backends.install_unsloth(wanted, machine, world) == ""
+        assert base.install_unsloth(wanted, machine, world) == ""
     with pytest.raises(UnfitMachineError, match="too old"):
-        backends.install_unsloth("auto", card("Tesla P100", (6, 0)))
+        base.install_unsloth("auto", card("Tesla P100", (6, 0)))
     assert asked == []
-    assert backends.install_unsloth("auto", t4) == "no room"
-    assert backends.install_unsloth("auto", t4) == "no room"
+    assert base.install_unsloth("auto", t4) == "no room"
+    assert base.install_unsloth("auto", t4) == "no room"
     assert asked == [(None, None)], "it is not tried again"
     monkeypatch.setenv("WORKER_MAY_INSTALL", str(tmp_path))
     monkeypatch.setenv("WORKER_PACKAGES", "/own/packages")
-    backends.install_unsloth("unsloth", t4)
+    base.install_unsloth("unsloth", t4)
     assert asked[1:] == [(tmp_path, Path("/own/packages-unsloth"))]
-    backends._install_unsloth.cache_clear()
+    base._install_unsloth.cache_clear()
 
 
 @pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
@@ -216,9 +217,9 @@ def test_a_bf16_run_that_fp16_cannot_hold_is_not_called_a_bad_checkpoint(lab, mo
     probe = snapshot.manifest.probe.model_copy(update={"loss": 1.0})
     manifest = snapshot.manifest.model_copy(update={"precision": "bf16", "probe": probe})
     half = lab.folder / "half.safetensors"
-    checkpoint.write(half, snapshot.tensors, manifest)
-    real = backends.load
-    monkeypatch.setattr(backends, "load", lambda *a: dataclasses.replace(real(*a), precision="fp16"))
+    checkpoint_file.write(half, snapshot.tensors, manifest)
+    real = base.load
+    monkeypatch.setattr(base, "load", lambda *a: dataclasses.replace(real(*a), precision="fp16"))
     monkeypatch.setattr("worker.training.trainer._settings", _in_fp32)
     with pytest.raises(UnfitMachineError, match=r"trained in bf16 .* use a card of compute capability 8\.0"):
         lab.session(lab.spec(), resume=half)

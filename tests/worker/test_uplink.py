@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from worker.protocol import Action, Directive, Finish, Phase, Report, Ticket
-from worker.uplink import HttpUplink, Refused, ServerAway, Stale
+from worker.agent.uplink import HttpUplink, Refused, ServerAway, Stale
+from worker.shared.messages import Action, Directive, Finish, Phase, Report, Ticket
 
 HTML = "<html><title>404 tunnel not found</title></html>"
 

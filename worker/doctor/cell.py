@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from worker import boot
+from worker.agent import boot
 from worker.doctor import outcome
 from worker.doctor.kernel import packaged
 from worker.doctor.outcome import Outcome, ProbeError, attempt, not_asked
 from worker.doctor.places import image, versions
-from worker.install import every_line
-from worker.lines import signed
+from worker.shared.packages import every_line
+from worker.shared.signed_lines import signed
 
 TIMEOUT_S = 20.0
 DRIVE = "https://www.googleapis.com/auth/drive"

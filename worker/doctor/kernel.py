@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from worker import boot, packages
+from worker.agent import boot
 from worker.doctor import outcome
 from worker.doctor.hub import hub
 from worker.doctor.outcome import Outcome, ProbeError, attempt, not_asked, say
@@ -24,7 +24,8 @@ from worker.doctor.places import image, inputs, session_id, versions
 from worker.doctor.reduce import all_reduce
 from worker.doctor.training import equal_bytes, training
 from worker.doctor.uploads import uploads
-from worker.install import InstallError
+from worker.shared import package_folder
+from worker.shared.packages import InstallError
 
 KEPT_FILE = "trainhop-check.txt"
 LIVES_OVER_S = 300.0
@@ -163,7 +164,7 @@ def packaged(
     """Bring the set into a folder of its own, as a session does, and return the probes that need it, ready to run."""
     limit_s, source = float(order["probe_s"]), order["hub"]
     try:
-        packages.ready(folder, requirements)
+        package_folder.ready(folder, requirements)
     except InstallError as error:
         words, cause = f"the packages could not be installed: {error}", error.cause
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from worker.lines import signed
+from worker.shared.signed_lines import signed
 
 TRAINING = "training"
 EQUAL_BYTES = "equal_bytes"

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from worker.boot import find_files
+from worker.agent.boot import find_files
 from worker.doctor.outcome import ProbeError
 
 VERSIONS = (
@@ -47,7 +47,7 @@ def versions() -> dict[str, str]:
 
 def image(environment: dict[str, str]) -> str:
     """Which image this machine runs, in the words of a session; empty if a session could not tell it either."""
-    command = [sys.executable, "-c", "from worker.hardware import image; print(image())"]
+    command = [sys.executable, "-c", "from worker.agent.hardware import image; print(image())"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
         return done.stdout.strip()

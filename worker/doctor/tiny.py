@@ -43,7 +43,7 @@ class Listener:
 
     def step_done(self, step: int, values: Mapping[str, float], seconds: float) -> Any:
         """One more step."""
-        from worker.training.job import Decision
+        from worker.training.interface import Decision
 
         self.losses.append(values["loss"])
         return Decision.CONTINUE
@@ -93,10 +93,11 @@ def make_model(folder: Path) -> Path:
 
 def train(adapter: str, folder: Path) -> dict[str, Any]:
     """`STEPS` steps, after the smoke step of a LoRA, in `folder`; the adapter's sha256, the losses, and what it ran on."""
-    from worker.hardware import probe
-    from worker.protocol import JobSpec
-    from worker.training import sft, smoke, unusable
-    from worker.training.job import TrainingJob
+    from worker.agent.hardware import probe
+    from worker.shared.messages import JobSpec
+    from worker.training import smoke, unusable
+    from worker.training import train as sft
+    from worker.training.interface import TrainingJob
     from worker.training.precision import precision_of
 
     model, rows = folder / "model", folder / "rows.jsonl"

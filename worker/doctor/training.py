@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from worker import causes
 from worker.doctor.outcome import ProbeError
+from worker.shared import causes
 
 
 def training(limit_s: float, environment: dict[str, str]) -> tuple[str, dict[str, Any]]:
@@ -55,7 +55,7 @@ def _trained(adapter: str, limit_s: float, environment: dict[str, str]) -> dict[
             raise ProbeError(words, cause=causes.SMOKE) from None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
-        said = last.removeprefix("worker.training.job.UnfitMachineError: ")
+        said = last.removeprefix("worker.training.interface.UnfitMachineError: ")
         raise ProbeError(f"{adapter}: the training set does not train on this image: {said}", cause=causes.SMOKE)
     found = json.loads(done.stdout.strip().splitlines()[-1])
     if not found["complete"]:

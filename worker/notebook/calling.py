@@ -7,11 +7,11 @@ from pathlib import Path
 
 import httpx
 
-from worker.claims import Claimed, ClaimRequest
+from worker.agent.uplink import HttpUplink, UplinkError
 from worker.notebook.errors import NotebookError
 from worker.notebook.reach import Next
-from worker.protocol import Finish, Release
-from worker.uplink import HttpUplink, UplinkError
+from worker.shared.messages import Finish, Release
+from worker.shared.notebook_messages import Claimed, ClaimRequest
 
 TIMEOUT_S = 60.0
 TRIES = 3

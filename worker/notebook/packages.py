@@ -10,10 +10,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from worker.bundle import requirements
-from worker.install import InstallError, every_line, installed, lacking
 from worker.notebook.errors import NotebookError
-from worker.packages import home, ready
+from worker.shared.package_folder import home, ready
+from worker.shared.packages import InstallError, every_line, installed, lacking
+from worker.shared.wheel import requirements
 
 CELL = ("httpx", "pydantic")
 """What the cell itself imports. The worker, in a process of its own, needs more."""

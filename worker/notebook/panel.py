@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker.claims import Claimed
-from worker.protocol import Finish, Message, Offer, Phase, Release, Report
+from worker.shared.messages import Finish, Message, Offer, Phase, Release, Report
+from worker.shared.notebook_messages import Claimed
 
 _PHASES = {
     Phase.BOOT: "starting",

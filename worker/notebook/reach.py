@@ -6,8 +6,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from worker.claims import Claimed, ClaimRequest
-from worker.protocol import Finish, Release
+from worker.shared.messages import Finish, Release
+from worker.shared.notebook_messages import Claimed, ClaimRequest
 
 
 class Next(Enum):

@@ -17,15 +17,15 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 import worker
-from worker import causes
-from worker.claims import Claimed, ClaimRequest
 from worker.notebook.errors import NotebookError
 from worker.notebook.packages import needed, worker_folder
 from worker.notebook.panel import Panel, Progress
 from worker.notebook.reach import Next, Reach
-from worker.packages import FOLDER, search_path
-from worker.process import UNDELIVERED
-from worker.protocol import LINE_MARK, PROTOCOL_VERSION, Failure, Finish, Hardware, Message, Release
+from worker.shared import causes
+from worker.shared.messages import LINE_MARK, PROTOCOL_VERSION, Failure, Finish, Hardware, Message, Release
+from worker.shared.notebook_messages import Claimed, ClaimRequest
+from worker.shared.package_folder import FOLDER, search_path
+from worker.shared.process import UNDELIVERED
 
 LOOK_EVERY_S = 1.0
 LAST_SEQ = 1_000_000_000
@@ -55,7 +55,7 @@ def _probe() -> Hardware:
     """The machine as a worker process sees it. In a process of its own: the kernel must not hold memory of the GPU."""
     if importlib.util.find_spec("torch") is None:
         raise NotebookError("this kernel has no torch: choose one that has, or install it with `pip install torch`")
-    code = "from worker.hardware import probe; print(probe().model_dump_json())"
+    code = "from worker.agent.hardware import probe; print(probe().model_dump_json())"
     done = subprocess.run(
         [sys.executable, "-c", code], env=_environment(None), capture_output=True, text=True, check=False
     )

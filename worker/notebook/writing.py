@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import ValidationError
 
-from worker.claims import Answer, Claimed, ClaimRequest, Letter
 from worker.notebook.errors import NotebookError
 from worker.notebook.reach import Next
-from worker.protocol import Action, Finish, Grant, Release, sign_line, signed_message
+from worker.shared.messages import Action, Finish, Grant, Release, sign_line, signed_message
+from worker.shared.notebook_messages import Answer, Claimed, ClaimRequest, Letter
 
 TIMEOUT_S = 60.0
 PATIENCE_S = 600.0

@@ -12,11 +12,11 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worker.checkpoint import sha256_file
-from worker.limits import Limits
+from worker.agent.limits import Limits
+from worker.shared.checkpoint_file import sha256_file
 from worker.training import hub_model
 from worker.training.fetch_model import weights_of
-from worker.training.job import PermanentError, UnfitMachineError
+from worker.training.interface import PermanentError, UnfitMachineError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from worker.dataset import DatasetError, Row, read_rows
+from worker.shared.dataset_files import DatasetError, Row, read_rows
 from worker.training.encoding import IGNORE, Encoder, Example
-from worker.training.job import PermanentError
-from worker.training.room import Room
+from worker.training.interface import PermanentError
+from worker.training.model_limits import Room
 
 if TYPE_CHECKING:
-    from worker.protocol import JobSpec
+    from worker.shared.messages import JobSpec
 
 
 def load_rows(paths: Sequence[Path], spec: JobSpec) -> list[Row]:

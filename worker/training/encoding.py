@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worker.dataset import Message, Row
-from worker.training.job import PermanentError
+from worker.shared.dataset_files import Message, Row
+from worker.training.interface import PermanentError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

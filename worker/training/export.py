@@ -9,10 +9,10 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worker.checkpoint import sha256_file
+from worker.shared.checkpoint_file import sha256_file
 
 if TYPE_CHECKING:
-    from worker.protocol import JobSpec, Recipe
+    from worker.shared.messages import JobSpec, Recipe
 
 ADAPTER_FILE = "adapter_model.safetensors"
 _EPOCH = (1980, 1, 1, 0, 0, 0)

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from worker.limits import full_disk
-from worker.process import end_with_the_parent
+from worker.agent.limits import full_disk
+from worker.shared.process import end_with_the_parent
 
 SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
 """What stands beside the weights. It comes first, so that a folder with whole weights is whole."""

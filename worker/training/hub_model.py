@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from worker import causes
-from worker.limits import Limits, bounded
+from worker.agent.limits import Limits, bounded
+from worker.shared import causes
 from worker.training import fetch_model
 from worker.training.fetch_model import Answer
-from worker.training.job import PermanentError, UnfitMachineError
+from worker.training.interface import PermanentError, UnfitMachineError
 
 _LONGEST_RETRY_AFTER_S = 3_600.0
 

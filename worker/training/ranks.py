@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from worker.training.job import Decision
+from worker.training.interface import Decision
 from worker.training.state import seed_all
 
 if TYPE_CHECKING:
-    from worker.protocol import Hardware, JobSpec
+    from worker.shared.messages import Hardware, JobSpec
 
 PATIENCE = timedelta(minutes=30)
 """The others wait while the first process evaluates."""

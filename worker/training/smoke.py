@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worker import causes
-from worker.hardware import probe
+from worker.agent.hardware import probe
+from worker.shared import causes
 from worker.training import unusable
-from worker.training.job import UnfitMachineError
+from worker.training.interface import UnfitMachineError
 
 if TYPE_CHECKING:
-    from worker.protocol import Hardware, JobSpec
+    from worker.shared.messages import Hardware, JobSpec
 
 LIBRARIES = ("datasets", "transformers", "accelerate", "peft", "trl", "bitsandbytes")
 PATIENCE_S = 180.0
@@ -48,7 +48,7 @@ def try_all(hardware: Hardware, backend: str, world: int) -> dict[str, float]:
     `world` is the number of GPUs that train together. What is imported here is there for the training afterwards.
     Raises `UnfitMachineError` with the library's own words.
     """
-    from worker.training.kernels import insist_on_determinism
+    from worker.training.determinism import insist_on_determinism
     from worker.training.precision import precision_of
 
     took = _Clock()
@@ -91,10 +91,10 @@ class _Clock:
 
 def _bring_in(hardware: Hardware, wanted: str, world: int) -> None:
     """The backend comes before the libraries, because it may patch them as they are imported."""
-    from worker.training import backends
+    from worker.training.backends import base
 
-    backends.install_unsloth(wanted, hardware, world)
-    backends.select(wanted, hardware, world).bring_in(hardware)
+    base.install_unsloth(wanted, hardware, world)
+    base.select(wanted, hardware, world).bring_in(hardware)
 
 
 def lora_step(device: str) -> None:
@@ -115,7 +115,7 @@ def four_bit_product(device: str, precision: str) -> None:
     import torch
     from bitsandbytes.nn import Linear4bit
 
-    from worker.training.backends import keep_trainable_layout
+    from worker.training.backends.base import keep_trainable_layout
     from worker.training.precision import DTYPES
 
     dtype = DTYPES[precision]
@@ -139,7 +139,7 @@ def several(world: int, device: str, patience_s: float = PATIENCE_S) -> Iterator
 
     They run beside whatever is done inside the block; the function that it is given waits for them.
     """
-    from worker.training.launch import _free_address
+    from worker.training.distributed import _free_address
 
     address, until = _free_address(), time.monotonic() + patience_s
     with tempfile.TemporaryDirectory(prefix="trainhop-") as folder:
@@ -180,7 +180,7 @@ def _wait(members: list[subprocess.Popen[bytes]], outputs: list[Path], until: fl
 def _be_member(rank: int, world: int, address: str, device: str) -> None:
     import torch
 
-    from worker.training.launch import team
+    from worker.training.distributed import team
     from worker.training.precision import precision_of
 
     unusable.hide()

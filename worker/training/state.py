@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from worker.checkpoint import CheckpointError
+from worker.shared.checkpoint_file import CheckpointError
 from worker.training.hostcopy import HostCopy, Ready
 
 Arrays = dict[str, np.ndarray]

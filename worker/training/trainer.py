@@ -13,17 +13,17 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from worker.training.data import Rows, checksum, collate, row_crc, trained_tokens
+from worker.training.determinism import allow_other_kernels
 from worker.training.encoding import Example
-from worker.training.job import PermanentError
-from worker.training.kernels import allow_other_kernels
+from worker.training.evaluation import pad_id_of
+from worker.training.interface import PermanentError
 from worker.training.loss import add_summed_loss
 from worker.training.sampler import MicroBatches
 from worker.training.state import Run, capture_rng, restore_rng, trainable
-from worker.training.telemetry import pad_id_of
 
 if TYPE_CHECKING:
-    from worker.protocol import Hardware, JobSpec
-    from worker.training.backends import Loaded
+    from worker.shared.messages import Hardware, JobSpec
+    from worker.training.backends.base import Loaded
     from worker.training.ranks import Group
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from orchestrator.adapters import tables
-from orchestrator.adapters.rows import STORES
+from orchestrator.adapters.database import tables
+from orchestrator.adapters.database.mapper import STORES
 from orchestrator.domain.errors import NotFoundError, TrainhopError
-from orchestrator.persistence import StoreConfig
-from orchestrator.ports import ObjectInfo, Store, StoreError, StoreUnavailable, Usage, VaultError
-from worker.protocol import Grant, GrantKind
+from orchestrator.ports.providers import ObjectInfo, Store, StoreError, StoreUnavailable, Usage, VaultError
+from orchestrator.ports.repository import StoreConfig
+from worker.shared.messages import Grant, GrantKind
 
 BELIEVED_S = 1.0
 """How long a look at the database is believed; a change made elsewhere is noticed no later."""

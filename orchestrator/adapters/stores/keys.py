@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from orchestrator.ports import StoreError
+from orchestrator.ports.providers import StoreError
 
 _KEY = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*")
 

@@ -12,10 +12,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from orchestrator.adapters.stores.blobs import BlobLinks
 from orchestrator.adapters.stores.keys import checked, is_key
-from orchestrator.ports import ObjectInfo, ObjectMissing, StoreError, StoreFull, Usage
-from worker.protocol import Grant, GrantKind
+from orchestrator.adapters.stores.signed_links import BlobLinks
+from orchestrator.ports.providers import ObjectInfo, ObjectMissing, StoreError, StoreFull, Usage
+from worker.shared.messages import Grant, GrantKind
 
 CHUNK_BYTES = 1 << 20
 ASIDE = ".incoming-"

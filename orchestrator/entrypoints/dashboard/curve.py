@@ -10,10 +10,10 @@ import numpy as np
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import Response
 
-from orchestrator.adapters.page_views import Point
+from orchestrator.adapters.database.dashboard_queries import Point
 from orchestrator.domain.errors import NotFoundError
 from orchestrator.entrypoints.dashboard.render import Viewer, compressed
-from orchestrator.entrypoints.deps import Here, Server
+from orchestrator.entrypoints.http.dependencies import Here, Server
 
 router = APIRouter(include_in_schema=False)
 

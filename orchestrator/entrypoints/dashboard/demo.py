@@ -17,15 +17,15 @@ from pydantic import BaseModel
 
 from orchestrator.domain.errors import ConflictError, TrainhopError
 from orchestrator.domain.lifecycle import JobState
-from orchestrator.entrypoints.commands import job_file
-from orchestrator.entrypoints.commands.client import CommandError
+from orchestrator.entrypoints.cli import job_file
+from orchestrator.entrypoints.cli.client import CommandError
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, piece
-from orchestrator.entrypoints.demo import examples
-from orchestrator.entrypoints.demo_model import MODEL, obtain
-from orchestrator.entrypoints.deps import PROBLEMS, Caller, Server
+from orchestrator.entrypoints.demo.command import examples
+from orchestrator.entrypoints.demo.model import MODEL, obtain
+from orchestrator.entrypoints.http.dependencies import PROBLEMS, Caller, Server
 from orchestrator.services import datasets, jobs
 from orchestrator.services.jobs import Actor
-from worker.protocol import JobSpec
+from worker.shared.messages import JobSpec
 
 HAND_OVER_AT = 0.4
 """Share of the demo's steps after which its session hands the job over, so that everybody sees it happen."""

@@ -10,10 +10,10 @@ from fastapi.responses import RedirectResponse, Response
 from orchestrator.domain.diagnosis import summary
 from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.model import Account, Role
-from orchestrator.domain.policy import Place, explain
+from orchestrator.domain.scheduling import Place, explain
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, page, piece
-from orchestrator.entrypoints.deps import Here, Server
-from orchestrator.ports import StoreError
+from orchestrator.entrypoints.http.dependencies import Here, Server
+from orchestrator.ports.providers import StoreError
 from orchestrator.services import accounts, dispatch, hub_tokens
 from orchestrator.services.ids import first_id
 from orchestrator.services.jobs import Actor

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Form
 from fastapi.responses import RedirectResponse, Response
 
 from orchestrator.entrypoints.dashboard.render import Viewer
-from orchestrator.entrypoints.deps import Here
+from orchestrator.entrypoints.http.dependencies import Here
 from orchestrator.services import hub_tokens
 
 router = APIRouter(include_in_schema=False)

@@ -16,14 +16,14 @@ from pydantic import ValidationError
 from orchestrator.domain.errors import TrainhopError
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.domain.model import Role
-from orchestrator.entrypoints import api_notebooks
+from orchestrator.entrypoints.api import notebooks
 from orchestrator.entrypoints.dashboard.curve import ViewedJob
-from orchestrator.entrypoints.dashboard.jobview import SECTIONS, look
+from orchestrator.entrypoints.dashboard.job_view import SECTIONS, look
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, page, piece
-from orchestrator.entrypoints.deps import Here, Server
-from orchestrator.services import deletion, jobs, letters
+from orchestrator.entrypoints.http.dependencies import Here, Server
+from orchestrator.services import job_deletion, jobs, mailbox
 from orchestrator.services.jobs import Actor
-from worker.protocol import JobSpec
+from worker.shared.messages import JobSpec
 
 router = APIRouter(include_in_schema=False)
 
@@ -73,7 +73,7 @@ def one(request: Request, server: Here, me: Viewer, job_id: ViewedJob) -> Respon
         sections=SECTIONS,
         forms=as_forms(found.row, url),
         differs=_differences(server, me, found.row),
-        has_drive=letters.letter_store(server.ctx) is not None,
+        has_drive=mailbox.letter_store(server.ctx) is not None,
         clones=[c for c in server.views.clones(job_id, CLONES_SHOWN) if me.may_see(c["member_id"])],
     )
 
@@ -155,7 +155,7 @@ def notebook(
     request: Request, server: Here, me: Viewer, job_id: ViewedJob, drive: Annotated[bool, Form()] = False
 ) -> Response:
     """A notebook that trains the job: as a file, or in the Drive with the link that opens it in Colab."""
-    made = api_notebooks.make(server, me, job_id, drive=drive)
+    made = notebooks.make(server, me, job_id, drive=drive)
     if made.url is not None:
         return page(request, "notebook.html", me, made=made)
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(made.file_name)}"}
@@ -165,7 +165,7 @@ def notebook(
 @router.post("/jobs/{job_id}/delete")
 def delete(server: Here, me: Viewer, job_id: ViewedJob) -> Response:
     """Remove the job for good; nothing of it is left to show."""
-    deletion.delete(server.ctx, me, job_id)
+    job_deletion.delete(server.ctx, me, job_id)
     return RedirectResponse("/", 303)
 
 

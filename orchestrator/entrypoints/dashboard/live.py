@@ -18,11 +18,11 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.entrypoints.auth import is_still_known
 from orchestrator.entrypoints.dashboard import curve
 from orchestrator.entrypoints.dashboard.curve import Cursor, ViewedJob
-from orchestrator.entrypoints.dashboard.jobview import Machines, look
-from orchestrator.entrypoints.deps import Server
+from orchestrator.entrypoints.dashboard.job_view import Machines, look
+from orchestrator.entrypoints.http.auth import is_still_known
+from orchestrator.entrypoints.http.dependencies import Server
 
 LOOK_EVERY_S = 0.5
 KNOWN_EVERY_S = 15.0

@@ -6,10 +6,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel
 
-from orchestrator.entrypoints.auth import cookie_name, cookie_token
 from orchestrator.entrypoints.dashboard.render import page
-from orchestrator.entrypoints.deps import PROBLEMS, Caller, Here
-from orchestrator.entrypoints.logins import SESSION_DAYS
+from orchestrator.entrypoints.http.auth import cookie_name, cookie_token
+from orchestrator.entrypoints.http.dependencies import PROBLEMS, Caller, Here
+from orchestrator.entrypoints.http.logins import SESSION_DAYS
 
 router = APIRouter(include_in_schema=False)
 api = APIRouter(tags=["people"], responses=PROBLEMS)

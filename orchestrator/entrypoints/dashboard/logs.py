@@ -11,11 +11,11 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from orchestrator.domain.errors import NotFoundError
-from orchestrator.entrypoints.api_records import session_output
+from orchestrator.entrypoints.api.sessions import session_output
 from orchestrator.entrypoints.dashboard.curve import ViewedJob
 from orchestrator.entrypoints.dashboard.render import Viewer, page, piece
-from orchestrator.entrypoints.deps import Here, Server
-from orchestrator.ports import ProviderError
+from orchestrator.entrypoints.http.dependencies import Here, Server
+from orchestrator.ports.providers import ProviderError
 
 router = APIRouter(include_in_schema=False)
 

@@ -15,9 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.exceptions import HTTPException
 
-from orchestrator.entrypoints.auth import bearer_token, cookie_token
-from orchestrator.entrypoints.commands.output import clean, seconds, size
+from orchestrator.entrypoints.cli.output import clean, seconds, size
 from orchestrator.entrypoints.dashboard.assets import SMALLEST_TO_COMPRESS, accepts_gzip, address
+from orchestrator.entrypoints.http.auth import bearer_token, cookie_token
 from orchestrator.services.jobs import Actor
 
 TEMPLATES = Path(__file__).parent.parent / "templates"

@@ -9,7 +9,6 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from fastapi.responses import Response
 
-from orchestrator.entrypoints import problems
 from orchestrator.entrypoints.dashboard import (
     assets,
     curve,
@@ -20,14 +19,15 @@ from orchestrator.entrypoints.dashboard import (
     live,
     login,
     logs,
-    notices,
-    people,
+    members,
+    notifications,
     submit,
 )
 from orchestrator.entrypoints.dashboard.render import by_script, page, piece, viewer
+from orchestrator.entrypoints.http import problems
 from orchestrator.services.jobs import Actor
 
-PAGES = (assets, login, jobs, curve, live, logs, fleet, hub, submit, demo, people, notices)
+PAGES = (assets, login, jobs, curve, live, logs, fleet, hub, submit, demo, members, notifications)
 
 
 def install(api: FastAPI) -> None:

@@ -13,21 +13,21 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from orchestrator.adapters.token_looks import TokenLooks
+from orchestrator.adapters.token_preview import TokenLooks
 from orchestrator.domain.errors import InvalidError, NotFoundError, TrainhopError
 from orchestrator.domain.model import Checkpoint, Job
-from orchestrator.entrypoints.dashboard import jobform
+from orchestrator.entrypoints.dashboard import job_form
 from orchestrator.entrypoints.dashboard.jobs import submittable
 from orchestrator.entrypoints.dashboard.render import Viewer, page, piece
-from orchestrator.entrypoints.deps import PROBLEMS, Caller, Here, Server, Sha256
-from orchestrator.entrypoints.uploads import spooled
-from orchestrator.persistence import Dataset
-from orchestrator.ports import StoreError
+from orchestrator.entrypoints.http.dependencies import PROBLEMS, Caller, Here, Server, Sha256
+from orchestrator.entrypoints.http.uploads import spooled
+from orchestrator.ports.providers import StoreError
+from orchestrator.ports.repository import Dataset
 from orchestrator.services import clones, datasets, hub_tokens, jobs, plans
+from orchestrator.services.dataset_preview import Preview, preview, with_tokens
 from orchestrator.services.errors import from_store
 from orchestrator.services.jobs import Actor
-from orchestrator.services.preview import Preview, preview, with_tokens
-from worker.protocol import FileFormat, RowFormat
+from worker.shared.messages import FileFormat, RowFormat
 
 router = APIRouter(include_in_schema=False)
 api = APIRouter(tags=["datasets"], responses=PROBLEMS)
@@ -75,10 +75,10 @@ def form(
         row = server.views.job(clone, server.ctx.clock.now())
         if row is None or not me.may_see(row["member_id"]):
             raise NotFoundError(f"there is no job {clone}")
-        values = jobform.to_form(submittable(row["spec"])) | {"from": begin}
+        values = job_form.to_form(submittable(row["spec"])) | {"from": begin}
     else:
-        chosen = preset if preset in jobform.PRESETS else "try"
-        values = jobform.to_form(jobform.PRESETS[chosen][2]) | {"preset": chosen}
+        chosen = preset if preset in job_form.PRESETS else "try"
+        values = job_form.to_form(job_form.PRESETS[chosen][2]) | {"preset": chosen}
     return _form(request, server, me, values | ({"data": data} if data else {}) | {"clone": clone})
 
 
@@ -95,11 +95,11 @@ def _form(
         "submit.html",
         me,
         status=status,
-        fields=jobform.FIELDS,
-        presets=jobform.PRESETS,
+        fields=job_form.FIELDS,
+        presets=job_form.PRESETS,
         values={"preset": "", "clone": "", "from": ""} | values,
         begin=begin,
-        fixed=jobform.FIXED if begin else frozenset(),
+        fixed=job_form.FIXED if begin else frozenset(),
         datasets=known,
         problem=str(error) if error else "",
         faults=list(error.problems) if error else [],
@@ -116,7 +116,7 @@ def _beginning(server: Server, me: Actor, values: Row) -> Checkpoint | None:
 
 
 def _queue(server: Server, me: Actor, values: Row) -> Job:
-    spec, key = jobform.from_form(values), values.get("key") or None
+    spec, key = job_form.from_form(values), values.get("key") or None
     if origin := values.get("clone"):
         return clones.submit_clone(server.ctx, me, spec, origin, checkpoint=values.get("from") or None, key=key)
     return jobs.submit(server.ctx, me, spec, key=key)
@@ -141,7 +141,7 @@ async def submit(request: Request, server: Here, me: Viewer) -> Response:
                 values["data"] = stored.sha256
             job = await run_in_threadpool(_queue, server, me, values)
         except InvalidError as error:
-            shown = {f.key: "" for f in jobform.FIELDS} | {"data": "", "prompts": "", "more": ""} | values
+            shown = {f.key: "" for f in job_form.FIELDS} | {"data": "", "prompts": "", "more": ""} | values
             return await run_in_threadpool(_form, request, server, me, shown, status=422, error=error)
     return RedirectResponse(f"/jobs/{job.id}", 303)
 
@@ -160,7 +160,7 @@ async def plan(request: Request, server: Here, me: Viewer) -> Response:
     async with request.form(max_files=0) as sent:
         values = {k: v for k, v in sent.items() if isinstance(v, str)}
     try:
-        spec = jobform.from_form(values)
+        spec = job_form.from_form(values)
         begin = await run_in_threadpool(_beginning, server, me, values)
         found = await run_in_threadpool(plans.plan, server.ctx, me, spec, first_step=begin.step if begin else 0)
     except TrainhopError as error:

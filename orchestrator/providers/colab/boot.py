@@ -40,10 +40,11 @@ def work(log: Log, began: float) -> tuple[int, str]:
     plan, home = json.loads(Path("plan.json").read_text()), Path.cwd()
     zipfile.ZipFile("worker.whl").extractall("lib")
     sys.path.insert(0, str(home / "lib"))
-    from worker import boot, packages
+    from worker.agent import boot
+    from worker.shared import package_folder
 
     ticket, lost = plan["ticket"], []
-    found = {name: home / name for name in [*plan["files"].values(), packages.STAGED] if Path(name).is_file()}
+    found = {name: home / name for name in [*plan["files"].values(), package_folder.STAGED] if Path(name).is_file()}
     if assignment := ticket.get("assignment"):
         Path("keep").mkdir(exist_ok=True)
         assignment["keep_dir"] = str(home / "keep")
@@ -57,7 +58,7 @@ def work(log: Log, began: float) -> tuple[int, str]:
         began=began,
         write=lambda line: log.write(f"{line}\n".encode()),
         relay=log.write,
-        staged=found.get(packages.STAGED),
+        staged=found.get(package_folder.STAGED),
     )
     code, problem = boot.work(start, lost, "Colab")
     for outbox in boot.outboxes(start):

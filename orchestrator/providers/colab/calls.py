@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.model import Account
-from orchestrator.ports import CredentialsRefused, ProviderUnavailable, Vault, VaultError
+from orchestrator.ports.providers import CredentialsRefused, ProviderUnavailable, Vault, VaultError
 
 BRIDGE = Path(__file__).with_name("bridge.py")
 CLIENT = "google-colab-cli"

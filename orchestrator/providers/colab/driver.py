@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.model import Account
-from orchestrator.ports import (
+from orchestrator.ports.providers import (
     Capabilities,
     CredentialsRefused,
     Handle,
@@ -27,8 +27,8 @@ from orchestrator.ports import (
     Room,
 )
 from orchestrator.providers.colab.calls import SET_UP, Bridge, ColabSaid
-from orchestrator.providers.colab.notes import Notes, Session
-from orchestrator.providers.colab.refusals import NOTHING_TAKEN, SPENT, as_error
+from orchestrator.providers.colab.errors import NOTHING_TAKEN, SPENT, as_error
+from orchestrator.providers.colab.records import Notes, Session
 from orchestrator.providers.colab.source import MARK, cell, pack
 
 SESSION_S = 11 * 3600.0

@@ -7,9 +7,9 @@ import json
 import zipfile
 from pathlib import Path
 
-from orchestrator.ports import LaunchRequest, ProviderUnavailable, StoreError
-from worker import bundle
-from worker.protocol import Ticket
+from orchestrator.ports.providers import LaunchRequest, ProviderUnavailable, StoreError
+from worker.shared import wheel as bundle
+from worker.shared.messages import Ticket
 
 MARK = "trainhop: the worker is started"
 RUN_OVER_S = 60.0

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 
 from orchestrator.domain.model import Account
-from orchestrator.ports import CredentialsRefused, Handle, ProviderUnavailable, Vault, VaultError
-from orchestrator.providers.kaggle import refusals
+from orchestrator.ports.providers import CredentialsRefused, Handle, ProviderUnavailable, Vault, VaultError
+from orchestrator.providers.kaggle import errors
 from orchestrator.providers.kaggle.client import Connection
+from orchestrator.providers.kaggle.http import Credentials, KaggleSaid
 from orchestrator.providers.kaggle.launch import Place, slug_of
-from orchestrator.providers.kaggle.wire import Credentials, KaggleSaid
 
 
 class Access:
@@ -40,8 +40,8 @@ class Access:
         try:
             name, wanted = self.connect(account).username(), account.config.get("username")
         except KaggleSaid as refusal:
-            if refusals.signed_out(refusal):
-                raise CredentialsRefused(refusals.in_words(refusal)) from None
+            if errors.signed_out(refusal):
+                raise CredentialsRefused(errors.in_words(refusal)) from None
             raise
         if wanted and wanted.lower() != name.lower():
             raise CredentialsRefused(f"this token belongs to {name}, not to {wanted}")
@@ -73,8 +73,8 @@ class Access:
             raise
         except KaggleSaid as refusal:
             if refusal.status == 429:
-                until = time.monotonic() + (refusal.retry_after or refusals.PAUSE_S)
-                self._silent[account.id] = (until, refusals.in_words(refusal))
+                until = time.monotonic() + (refusal.retry_after or errors.PAUSE_S)
+                self._silent[account.id] = (until, errors.in_words(refusal))
             raise
         except ProviderUnavailable as error:
             self._silent[account.id] = (time.monotonic() + self._fresh_s, str(error))

@@ -45,11 +45,12 @@ def working_folder() -> Path:
 
 def session(carried: dict, home: Path) -> int:
     """Work off one lease; 0 when the worker said its last word, so that Kaggle keeps what it left."""
-    from worker import boot, packages
+    from worker.agent import boot
+    from worker.shared import package_folder
 
     working, ticket, lost = working_folder(), carried["ticket"], []
     names = carried["files"]
-    found = boot.find_files(working.parent / "input", [*names.values(), packages.STAGED])
+    found = boot.find_files(working.parent / "input", [*names.values(), package_folder.STAGED])
     if assignment := ticket.get("assignment"):
         assignment["keep_dir"] = str(working)
         lost = boot.place_inputs(assignment, names, found)
@@ -61,7 +62,7 @@ def session(carried: dict, home: Path) -> int:
         lib=home / "lib",
         began=BEGAN,
         write=write,
-        staged=found.get(packages.STAGED),
+        staged=found.get(package_folder.STAGED),
     )
     code, problem = boot.work(start, lost, "Kaggle")
     if problem:
@@ -75,9 +76,10 @@ def session(carried: dict, home: Path) -> int:
 
 def packages(carried: dict, home: Path) -> int:
     """Leave the worker's packages as one file for later sessions."""
-    from worker import boot, packages
+    from worker.agent import boot
+    from worker.shared import package_folder
 
-    return boot.stage(carried["requirements"], home / "lib", home, working_folder() / packages.STAGED, say)
+    return boot.stage(carried["requirements"], home / "lib", home, working_folder() / package_folder.STAGED, say)
 
 
 def doctor(carried: dict, home: Path) -> int:

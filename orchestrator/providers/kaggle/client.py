@@ -31,7 +31,7 @@ from kagglesdk.kernels.types.kernels_api_service import (
 )
 from kagglesdk.security.types.oauth_service import IntrospectTokenRequest
 
-from orchestrator.providers.kaggle.wire import CONNECT_S, KaggleSaid, Wire
+from orchestrator.providers.kaggle.http import CONNECT_S, KaggleSaid, Wire
 
 LOG_SILENCE_S = 120.0
 """A live log that says nothing for so long is taken for a broken connection and opened again."""

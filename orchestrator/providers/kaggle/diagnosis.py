@@ -20,18 +20,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.diagnosis_ports import CheckOrder, Examined
-from orchestrator.ports import ProviderUnavailable
+from orchestrator.ports.diagnosis import CheckOrder, Examined
+from orchestrator.ports.providers import ProviderUnavailable
 from orchestrator.providers.kaggle.client import Connection, Push
+from orchestrator.providers.kaggle.http import KaggleSaid
+from orchestrator.providers.kaggle.kernel import script
 from orchestrator.providers.kaggle.launch import GPU_SHAPE, plain
-from orchestrator.providers.kaggle.source import script
 from orchestrator.providers.kaggle.stream import lines, pieces, stored
-from orchestrator.providers.kaggle.wire import KaggleSaid
-from worker import bundle
 from worker.doctor import outcome
 from worker.doctor.kernel import FLOOD_LINE, KEPT_FILE
 from worker.doctor.outcome import Outcome, ProbeError, attempt, not_asked
-from worker.protocol import LINE_MARK, signed_message
+from worker.shared import wheel
+from worker.shared.messages import LINE_MARK, signed_message
 
 TERMINAL = frozenset({"COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED"})
 ROLES = ("main", "limit", "cancel")
@@ -273,7 +273,7 @@ class Check:
             "role": role,
             "check": self._order.id,
             "token": self._order.token,
-            "requirements": [*bundle.requirements(), *bundle.requirements("train")] if main else [],
+            "requirements": [*wheel.requirements(), *wheel.requirements("train")] if main else [],
             "order": order,
         }
         push = Push(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.domain.model import Account
-from orchestrator.ports import (
+from orchestrator.ports.providers import (
     Capabilities,
     CredentialsRefused,
     Handle,
@@ -22,10 +22,11 @@ from orchestrator.ports import (
     Room,
     Vault,
 )
-from orchestrator.providers.kaggle import refusals
+from orchestrator.providers.kaggle import errors
 from orchestrator.providers.kaggle.access import Access
+from orchestrator.providers.kaggle.check_run import Diagnosing
 from orchestrator.providers.kaggle.client import Connection
-from orchestrator.providers.kaggle.diagnosing import Diagnosing
+from orchestrator.providers.kaggle.http import KaggleSaid
 from orchestrator.providers.kaggle.launch import (
     LONGEST_SESSION_S,
     TIMEOUT_OVER_S,
@@ -38,13 +39,12 @@ from orchestrator.providers.kaggle.launch import (
     start,
     wants_gpu,
 )
-from orchestrator.providers.kaggle.leftovers import gather, kept, save_log
-from orchestrator.providers.kaggle.notes import Notebook, Notes, Session
+from orchestrator.providers.kaggle.outputs import gather, kept, save_log
 from orchestrator.providers.kaggle.package_set import PackageSet, set_slug
+from orchestrator.providers.kaggle.records import Notebook, Notes, Session
 from orchestrator.providers.kaggle.staging import Desk
 from orchestrator.providers.kaggle.stopping import CANCELLED, SAVING_S, Wish, cancel, delete
 from orchestrator.providers.kaggle.stream import lines, pieces
-from orchestrator.providers.kaggle.wire import KaggleSaid
 from orchestrator.providers.last_words import last_words
 
 MARGIN_S = 900.0
@@ -116,10 +116,10 @@ class KaggleProvider(Diagnosing):
         try:
             quota = self._access.connect(account).quota()
         except KaggleSaid as refusal:
-            if refusals.signed_out(refusal):
-                raise CredentialsRefused(refusals.in_words(refusal)) from None
-            open_at = self._now() + (refusal.retry_after or refusals.PAUSE_S) if refusal.status == 429 else None
-            return Room(slots=0, session_s=session_s, shut=refusals.in_words(refusal), open_at=open_at)
+            if errors.signed_out(refusal):
+                raise CredentialsRefused(errors.in_words(refusal)) from None
+            open_at = self._now() + (refusal.retry_after or errors.PAUSE_S) if refusal.status == 429 else None
+            return Room(slots=0, session_s=session_s, shut=errors.in_words(refusal), open_at=open_at)
         if gpu and quota.reserved_s > 0 and self._notebook.running(account.id) == 0:
             slots = max(0, slots - 1)  # its owner uses a session by hand
         return Room(
@@ -153,7 +153,7 @@ class KaggleProvider(Diagnosing):
             if not noted.pushed and not exists(place):
                 self._start(place, request, noted)
         except KaggleSaid as refusal:
-            error = refusals.as_launch_error(refusal, now=self._now(), refresh_at=self._refresh_at(connection, refusal))
+            error = errors.as_launch_error(refusal, now=self._now(), refresh_at=self._refresh_at(connection, refusal))
             self._note_trouble(request, error)
             raise error from None
         except ProviderUnavailable as error:
@@ -202,7 +202,7 @@ class KaggleProvider(Diagnosing):
         self._notebook.write(lease_id, unsure_until=self._now() + UNSURE_S)
 
     def _refresh_at(self, connection: Connection, refusal: KaggleSaid) -> float | None:
-        if not refusals.used_up(refusal):
+        if not errors.used_up(refusal):
             return None
         with contextlib.suppress(ProviderUnavailable):
             return connection.quota().refresh_at

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from orchestrator.domain.model import Account
-from orchestrator.ports import LaunchRejected, LaunchRequest, ProviderUnavailable
+from orchestrator.ports.providers import LaunchRejected, LaunchRequest, ProviderUnavailable
 from orchestrator.providers.kaggle.client import Connection, Push, UnknownKernelError
-from orchestrator.providers.kaggle.notes import Session
-from orchestrator.providers.kaggle.source import kernel_source
+from orchestrator.providers.kaggle.http import KaggleSaid
+from orchestrator.providers.kaggle.kernel import kernel_source
+from orchestrator.providers.kaggle.records import Session
 from orchestrator.providers.kaggle.staging import Desk, stage
-from orchestrator.providers.kaggle.wire import KaggleSaid
 
 LONGEST_SESSION_S = 12 * 3600
 TIMEOUT_OVER_S = 300

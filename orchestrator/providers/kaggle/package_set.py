@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 import structlog
 
-from orchestrator.ports import ProviderError, ProviderUnavailable
+from orchestrator.ports.providers import ProviderError, ProviderUnavailable
 from orchestrator.providers.kaggle.client import Push
+from orchestrator.providers.kaggle.kernel import packages_source
 from orchestrator.providers.kaggle.launch import UNSURE_S, Place
-from orchestrator.providers.kaggle.leftovers import save_log
-from orchestrator.providers.kaggle.notes import AccountNotes, Notes
-from orchestrator.providers.kaggle.source import packages_source
+from orchestrator.providers.kaggle.outputs import save_log
+from orchestrator.providers.kaggle.records import AccountNotes, Notes
 from orchestrator.providers.last_words import last_words
-from orchestrator.providers.notes import WRITING
-from worker import install
+from orchestrator.providers.session_records import WRITING
+from worker.shared import packages
 
 LONGEST_S = 900
 """For so long the kernel may install and pack."""
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 def set_slug() -> str:
     """The name of the kernel that prepares just the packages that this version's sessions need."""
-    return f"trainhop-packages-{install.set_key()}"
+    return f"trainhop-packages-{packages.set_key()}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.ports import LaunchRequest, ProviderUnavailable, StoreError
+from orchestrator.ports.providers import LaunchRequest, ProviderUnavailable, StoreError
 from orchestrator.providers.kaggle.client import Connection
-from orchestrator.providers.kaggle.notes import AccountNotes
-from orchestrator.providers.kaggle.source import file_name
-from orchestrator.providers.kaggle.wire import KaggleSaid
-from worker.protocol import Grant, GrantKind
+from orchestrator.providers.kaggle.http import KaggleSaid
+from orchestrator.providers.kaggle.kernel import file_name
+from orchestrator.providers.kaggle.records import AccountNotes
+from worker.shared.messages import Grant, GrantKind
 
 READY_WITHIN_S = 900.0
 LONGEST_PAUSE_S = 5.0

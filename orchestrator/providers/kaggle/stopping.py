@@ -10,12 +10,12 @@ import contextlib
 import re
 from dataclasses import dataclass
 
-from orchestrator.ports import ProviderUnavailable
+from orchestrator.ports.providers import ProviderUnavailable
 from orchestrator.providers.kaggle.client import Quota
+from orchestrator.providers.kaggle.http import KaggleSaid
 from orchestrator.providers.kaggle.launch import Place
-from orchestrator.providers.kaggle.leftovers import gather, save_log
-from orchestrator.providers.kaggle.notes import Notes
-from orchestrator.providers.kaggle.wire import KaggleSaid
+from orchestrator.providers.kaggle.outputs import gather, save_log
+from orchestrator.providers.kaggle.records import Notes
 
 OBEYED_WITHIN_S = 300.0
 """A session that runs on for so long after its cancel is deaf to it."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import requests
 import urllib3
 
-from orchestrator.ports import ProviderUnavailable
+from orchestrator.ports.providers import ProviderUnavailable
 
 END_MARK = "END_OF_LOG"
 LONGEST_EVENT = 64 << 20

@@ -1,0 +1,174 @@
+"""The read side of the dashboard: what pages and live streams ask besides `views`. Each answer comes from an index."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Engine, bindparam, func, select
+
+from orchestrator.adapters.database import tables
+from orchestrator.adapters.database.compiled_sql import Statement
+from orchestrator.adapters.database.mapper import IS_LIVE
+from orchestrator.domain.lifecycle import JobState
+
+Row = dict[str, Any]
+Point = tuple[int, float, float, int]
+"""`(step, value, at, fence)` of one metric; `at` in epoch seconds is when its report arrived."""
+
+MOST_SESSIONS_OF_A_DAY = 5_000
+_jobs, _leases, _metrics, _events = tables.jobs, tables.leases, tables.metrics, tables.events
+
+_of_job = _metrics.c.job_id == bindparam("job")
+_named = _metrics.c.name == bindparam("name")
+_points = select(_metrics.c.step, _metrics.c.value, _metrics.c.at, _metrics.c.fence).where(_of_job, _named)
+_curve = Statement(_points.order_by(_metrics.c.step))
+_curve_from = Statement(
+    _points.where(_metrics.c.step >= bindparam("step"), _metrics.c.fence >= bindparam("fence"))
+    .order_by(_metrics.c.step)
+    .limit(bindparam("most"))
+)
+_newest_value = Statement(
+    select(_metrics.c.value, _metrics.c.step).where(_of_job, _named).order_by(_metrics.c.step.desc()).limit(1)
+)
+_changing = ("updated_at", "state", "head", "cancel_requested_at", "pause_requested_at", "priority")
+_pulse = select(_jobs.c.id, *(_jobs.c[n] for n in _changing)).where(
+    _jobs.c.id.in_(bindparam("jobs", expanding=True)), _jobs.c.deleted_at.is_(None)
+)
+_changing_there = ("fence", "last_seq", "state", "phase", "last_seen_at", "step")
+_live_of = _leases.c.job_id.in_(bindparam("jobs", expanding=True))
+_pulse_there = select(_leases.c.job_id, *(_leases.c[n] for n in _changing_there)).where(IS_LIVE, _live_of)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Day:
+    """What the sessions of the last 24 hours did; `hours` counts every machine's time once."""
+
+    hours: float
+    handoffs: int
+    lost: int
+    steps: int
+
+
+class PageViews:
+    """Questions of pages to the database; rows are dicts, times are epoch seconds."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    def _all(self, statement: Any) -> list[Row]:
+        with self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(statement).mappings()]
+
+    # one job
+
+    def pulses(self, job_ids: Sequence[str]) -> dict[str, tuple[Any, ...] | None]:
+        """For each job a value that differs whenever something on its page does; None for one that is gone."""
+        with self._engine.connect() as connection:
+            jobs = {row[0]: tuple(row) for row in connection.execute(_pulse, {"jobs": job_ids})}
+            live = {row[0]: tuple(row) for row in connection.execute(_pulse_there, {"jobs": job_ids})}
+        return {j: (*jobs[j], *live.get(j, ())) if j in jobs else None for j in job_ids}
+
+    def curve(self, job_id: str, name: str) -> list[Point]:
+        """A metric's values by step; those that are no finite number are left out."""
+        with self._engine.connect() as connection:
+            return [
+                (s, v, a, f) for s, v, a, f in _curve.rows(connection, {"job": job_id, "name": name}) if _is_number(v)
+            ]
+
+    def curves_from(
+        self, job_id: str, names: Sequence[str], *, step: int, fence: int, most: int
+    ) -> dict[str, list[Point]]:
+        """Values from this step on that this session or a later one reported; at most `most` of each."""
+        with self._engine.connect() as connection:
+            asked = {"job": job_id, "step": step, "fence": fence, "most": most}
+            found = {n: _curve_from.rows(connection, asked | {"name": n}) for n in names}
+        return {n: [(s, v, a, f) for s, v, a, f in rows if _is_number(v)] for n, rows in found.items() if rows}
+
+    def newest(self, job_id: str, name: str) -> float | None:
+        """A metric's value at its last step."""
+        with self._engine.connect() as connection:
+            found = _newest_value.first(connection, {"job": job_id, "name": name})
+        return found[0] if found and _is_number(found[0]) else None
+
+    def values_at(self, job_id: str, name: str, steps: Sequence[int]) -> dict[int, float]:
+        """A metric's values at some steps."""
+        at = _metrics.c.step.in_(steps)
+        rows = self._all(
+            select(_metrics.c.step, _metrics.c.value).where(_metrics.c.job_id == job_id, _metrics.c.name == name, at)
+        )
+        return {row["step"]: row["value"] for row in rows if _is_number(row["value"])}
+
+    def newest_events(self, job_id: str, limit: int) -> list[Row]:
+        """What happened to a job last, newest first."""
+        return self._all(select(_events).where(_events.c.job_id == job_id).order_by(_events.c.id.desc()).limit(limit))
+
+    # all jobs
+
+    def queue(self, member_id: str | None, limit: int) -> list[Row]:
+        """Ids, names and owners of queued jobs, oldest first; with a member only theirs."""
+        columns = (
+            _jobs.c.id,
+            _jobs.c.name,
+            _jobs.c.priority,
+            _jobs.c.created_at,
+            tables.members.c.name.label("member"),
+        )
+        asked = select(*columns).join(tables.members, tables.members.c.id == _jobs.c.member_id)
+        asked = asked.where(_jobs.c.state == JobState.QUEUED.value)
+        if member_id is not None:
+            asked = asked.where(_jobs.c.member_id == member_id)
+        return self._all(asked.order_by(_jobs.c.id).limit(limit))
+
+    def running(self, member_id: str | None, limit: int) -> list[Row]:
+        """Live sessions with their job's name, progress and newest checkpoint; with a member only theirs."""
+        columns = ("id", "job_id", "account_id", "provider", "state", "phase", "step", "created_at", "started_at")
+        columns += ("budget_s", "last_seen_at", "expires_at", "hardware", "seconds_per_step")
+        mine = [_leases.c.member_id == member_id] if member_id is not None else []
+        # Limited on its own, because a planner that is free to would begin with every job there is.
+        some = select(*(_leases.c[n] for n in columns)).where(IS_LIVE, *mine).order_by(_leases.c.id.desc()).limit(limit)
+        live = some.subquery()
+        head = (tables.checkpoints.c.job_id == _jobs.c.id) & (tables.checkpoints.c.sha256 == _jobs.c.head)
+        asked = (
+            select(
+                *(c for c in live.c if c.name != "account_id"),
+                _jobs.c.name.label("job_name"),
+                _jobs.c.total_steps,
+                _jobs.c.head_step,
+                tables.members.c.name.label("member"),
+                tables.accounts.c.name.label("account"),
+                tables.checkpoints.c.created_at.label("safe_at"),
+            )
+            .select_from(live)
+            .join(_jobs, _jobs.c.id == live.c.job_id)
+            .join(tables.members, tables.members.c.id == _jobs.c.member_id)
+            .outerjoin(tables.accounts, tables.accounts.c.id == live.c.account_id)
+            .outerjoin(tables.checkpoints, head)
+        )
+        return self._all(asked.order_by(live.c.id.desc()))
+
+    def day(self, member_id: str | None, *, first_id: str, now: float) -> Day:
+        """What sessions begun with `first_id` or later did; with a member only theirs."""
+        columns = (_leases.c.started_at, _leases.c.ended_at, _leases.c.end_reason, _leases.c.step, _leases.c.first_step)
+        asked = select(*columns).where(_leases.c.id >= first_id, _leases.c.started_at.is_not(None))
+        if member_id is not None:
+            asked = asked.where(_leases.c.member_id == member_id)
+        rows = self._all(asked.order_by(_leases.c.id.desc()).limit(MOST_SESSIONS_OF_A_DAY))
+        return Day(
+            hours=sum(max(0.0, (r["ended_at"] or now) - r["started_at"]) for r in rows) / 3600,
+            handoffs=sum(r["end_reason"] == "handed_off" for r in rows),
+            lost=sum(r["end_reason"] == "lost" for r in rows),
+            steps=sum(max(0, r["step"] - r["first_step"]) for r in rows),
+        )
+
+    def count(self, state: JobState, most: int) -> int:
+        """Jobs in a state, counted no further than `most`."""
+        there = (_jobs.c.state == state.value, _jobs.c.deleted_at.is_(None))
+        some = select(_jobs.c.id).where(*there).limit(most).subquery()
+        return self._all(select(func.count().label("n")).select_from(some))[0]["n"]
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

@@ -1,0 +1,112 @@
+"""Dataclasses to rows and back. What is asked often is compiled once; see `statements`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import ColumnElement, Connection, Table, bindparam, insert, literal_column, select, update
+
+from orchestrator.adapters.database import tables
+from orchestrator.adapters.database.compiled_sql import Statement
+from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
+from orchestrator.domain.model import Account, Checkpoint, Claim, Event, Job, Lease, Member, Role
+from orchestrator.ports.repository import Dataset, StoreConfig, TokenInfo, Upload
+
+T = TypeVar("T")
+
+IS_LIVE = tables.leases.c.state.in_([literal_column(f"'{s}'") for s in LeaseState if s.is_live])
+"""Spelled like the partial index's own condition: with parameters in place of words SQLite would not use that index."""
+IS_UNENDED = tables.jobs.c.state.in_([state.value for state in JobState if not state.is_final])
+
+
+class Mapper(Generic[T]):
+    """Maps one dataclass to one table; `enums` names the columns that hold enum members, `frozen` those never updated."""
+
+    def __init__(
+        self,
+        kind: type[T],
+        table: Table,
+        *,
+        enums: Mapping[str, type[StrEnum]] | None = None,
+        frozen: tuple[str, ...] = (),
+    ) -> None:
+        self.kind, self.table = kind, table
+        self._enums = dict(enums or {})
+        known = {f.name for f in dataclasses.fields(kind)} & set(table.c.keys())  # pyright: ignore[reportArgumentType]
+        self._names = tuple(sorted(known))
+        self._keys = tuple(c.name for c in table.primary_key)
+        changing = [n for n in self._names if n not in self._keys and n not in frozen]
+        self._insert = Statement(insert(table).values({n: bindparam(n, type_=table.c[n].type) for n in self._names}))
+        self._update = Statement(
+            update(table)
+            .where(*(table.c[k] == bindparam(f"_{k}") for k in self._keys))
+            .values({n: bindparam(n, type_=table.c[n].type) for n in changing})
+        )
+        self._changing = changing
+        self.select = select(*(table.c[n] for n in self._names))
+        by_key = self.select.where(*(table.c[k] == bindparam(k) for k in self._keys))
+        self._by_key, self._by_key_locked = Statement(by_key), Statement(by_key.with_for_update())
+
+    def load(self, row: Sequence[Any]) -> T:
+        """One row as a dataclass."""
+        values = dict(zip(self._names, row, strict=True))
+        for name, enum in self._enums.items():
+            if values[name] is not None:
+                values[name] = enum(values[name])
+        return self.kind(**values)
+
+    def dump(self, item: T) -> dict[str, Any]:
+        """A dataclass as column values."""
+        return {n: getattr(item, n) for n in self._names}
+
+    def get(self, connection: Connection, *, lock: bool = False, **key: Any) -> T | None:
+        """The row with this primary key, or None; with `lock`, held until the transaction ends."""
+        row = (self._by_key_locked if lock else self._by_key).first(connection, key)
+        return None if row is None else self.load(row)
+
+    def where(self, connection: Connection, *conditions: ColumnElement[bool], order: Any = None) -> list[T]:
+        """All rows under these conditions."""
+        statement = self.select.where(*conditions)
+        if order is not None:
+            statement = statement.order_by(order)
+        return [self.load(row) for row in connection.execute(statement)]
+
+    def add(self, connection: Connection, *items: T) -> None:
+        """Insert rows."""
+        self._insert.run(connection, *map(self.dump, items))
+
+    def save(self, connection: Connection, item: T) -> None:
+        """Write every column that may change."""
+        values = {n: getattr(item, n) for n in self._changing}
+        self._update.run(connection, values | {f"_{k}": getattr(item, k) for k in self._keys})
+
+
+MEMBERS = Mapper(Member, tables.members, enums={"role": Role})
+ACCOUNTS = Mapper(Account, tables.accounts)
+TOKENS = Mapper(TokenInfo, tables.tokens, enums={"role": Role})
+DATASETS = Mapper(Dataset, tables.datasets)
+UPLOADS = Mapper(Upload, tables.uploads)
+JOBS = Mapper(
+    Job,
+    tables.jobs,
+    enums={"state": JobState, "end_reason": EndReason},
+    frozen=("spec", "member_id", "name", "created_at", "cloned_from", "first_step"),
+)
+LEASES = Mapper(
+    Lease,
+    tables.leases,
+    enums={"state": LeaseState, "end_reason": EndReason},
+    frozen=(
+        *("job_id", "member_id", "account_id", "provider", "fence"),
+        *("token_hash", "created_at", "budget_s", "one_way", "store"),
+    ),
+)
+CLAIMS = Mapper(Claim, tables.claims, frozen=("job_id", "member_id", "created_at", "expires_at", "store"))
+STORES = Mapper(StoreConfig, tables.stores)
+CHECKPOINTS = Mapper(
+    Checkpoint, tables.checkpoints, enums={"state": CheckpointState}, frozen=("manifest", "lease_id", "created_at")
+)
+EVENTS = Mapper(Event, tables.events)

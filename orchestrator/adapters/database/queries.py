@@ -1,0 +1,363 @@
+"""The read side: what pages, charts and clients look at. Plain selects on read connections; the writer is never asked.
+
+Every page costs a fixed number of statements, each answered from an index, however many jobs there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from sqlalchemy import Engine, Select, and_, bindparam, exists, func, select
+
+from orchestrator.adapters.database import tables
+from orchestrator.adapters.database.mapper import IS_LIVE
+from orchestrator.domain.lifecycle import JobState
+from orchestrator.domain.model import Job, Role
+
+Row = dict[str, Any]
+SCANNED_PER_PAGE = 10_000
+"""Rows that one page looks through for filters without an index; the cursor goes on where it stopped."""
+
+_jobs, _leases, _checkpoints, _metrics = tables.jobs, tables.leases, tables.checkpoints, tables.metrics
+_events, _samples, _readings, _tokens = tables.events, tables.samples, tables.readings, tables.tokens
+_members = tables.members
+
+
+def _loss(*, newest: bool) -> Any:
+    step = _metrics.c.step.desc() if newest else _metrics.c.step
+    of_job = and_(_metrics.c.job_id == _jobs.c.id, _metrics.c.name == "loss")
+    return select(_metrics.c.value).where(of_job).order_by(step).limit(1).correlate(_jobs).scalar_subquery()
+
+
+_hidden = ("spec", "adapter_key", "adapter_store", "deleted_at")
+_is_there = _jobs.c.deleted_at.is_(None)
+_head = and_(_checkpoints.c.job_id == _jobs.c.id, _checkpoints.c.sha256 == _jobs.c.head)
+_job = (
+    select(
+        *(c for c in _jobs.c if c.name not in _hidden),
+        tables.members.c.name.label("member"),
+        _checkpoints.c.size.label("head_size"),
+        _checkpoints.c.created_at.label("head_at"),
+        _loss(newest=False).label("loss_first"),
+        _loss(newest=True).label("loss_last"),
+    )
+    .join(tables.members, tables.members.c.id == _jobs.c.member_id)
+    .outerjoin(_checkpoints, _head)
+    .where(_is_there)
+)
+_job_by_id = _job.add_columns(_jobs.c.spec, _jobs.c.adapter_key, _jobs.c.adapter_store).where(
+    _jobs.c.id == bindparam("id")
+)
+_jobs_by_id = _job.where(_jobs.c.id.in_(bindparam("ids", expanding=True))).order_by(_jobs.c.id.desc())
+_owner = select(_jobs.c.member_id).where(_jobs.c.id == bindparam("id"), _is_there)
+_session = (
+    select(
+        *(c for c in _leases.c if c.name not in ("token_hash", "nonce")),
+        tables.accounts.c.name.label("account"),
+        _jobs.c.member_id,
+    )
+    .select_from(
+        _leases.join(_jobs, _jobs.c.id == _leases.c.job_id).outerjoin(
+            tables.accounts, tables.accounts.c.id == _leases.c.account_id
+        )
+    )
+    .where(_is_there)
+)
+_session_by_id = _session.where(_leases.c.id == bindparam("id"))
+_of_jobs = _leases.c.job_id.in_(bindparam("jobs", expanding=True))
+_sessions_of = _session.where(_of_jobs).order_by(_leases.c.job_id, _leases.c.fence)
+_runs_of = (
+    select(
+        *(c for c in _leases.c if c.name not in ("token_hash", "nonce", "hardware", "ledger", "detail")),
+        tables.accounts.c.name.label("account"),
+    )
+    .outerjoin(tables.accounts, tables.accounts.c.id == _leases.c.account_id)
+    .where(_of_jobs)
+    .order_by(_leases.c.job_id, _leases.c.fence)
+)
+_token = (
+    select(_tokens.c.member_id, _tokens.c.role, _tokens.c.expires_at, tables.members.c.name)
+    .join(tables.members, tables.members.c.id == _tokens.c.member_id)
+    .where(_tokens.c.hash == bindparam("hash"))
+)
+_checkpoint = select(_checkpoints).where(_checkpoints.c.job_id == bindparam("job"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenOwner:
+    """Who a token belongs to; `expires_at` in epoch seconds, None for never."""
+
+    member_id: str
+    name: str
+    role: Role
+    expires_at: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Rows of one page; `next` is the cursor of the following one. A page may be short and still have a next."""
+
+    items: list[Row]
+    next: str | None
+
+
+class Views:
+    """Questions to the database; rows are dicts in the words of the API, times in epoch seconds."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    def _all(self, statement: Select[*tuple[Any, ...]], parameters: Mapping[str, Any] | None = None) -> list[Row]:
+        with self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(statement, parameters or {}).mappings()]
+
+    def _one(self, statement: Select[*tuple[Any, ...]], parameters: Mapping[str, Any] | None = None) -> Row | None:
+        with self._engine.connect() as connection:
+            found = connection.execute(statement, parameters or {}).mappings().first()
+            return None if found is None else dict(found)
+
+    # jobs
+
+    def jobs(
+        self,
+        *,
+        now: float,
+        limit: int,
+        before: str | None,
+        member_id: str | None,
+        state: JobState | None,
+        name: str | None,
+    ) -> Page:
+        """Newest first. `name` finds jobs whose name contains it, whatever the case."""
+        indexed = [_is_there] + ([_jobs.c.id < before] if before else [])
+        rest = []
+        if member_id is not None:
+            indexed.append(_jobs.c.member_id == member_id)
+            rest += [_jobs.c.state == state] if state else []
+        elif state is not None:
+            indexed.append(_jobs.c.state == state)
+        if name:
+            rest.append(func.lower(_jobs.c.name).contains(name.lower(), autoescape=True))
+        ids, cursor = self._page(indexed, rest, limit)
+        rows = self._all(_jobs_by_id, {"ids": ids}) if ids else []
+        return Page(items=self._with_sessions(rows, now), next=cursor)
+
+    def _page(self, indexed: Sequence[Any], rest: Sequence[Any], limit: int) -> tuple[list[str], str | None]:
+        near = select(_jobs.c.id).where(*indexed).order_by(_jobs.c.id.desc())
+        if rest:
+            window = near.add_columns(and_(*rest).label("wanted")).limit(SCANNED_PER_PAGE).subquery()
+            ids = [r["id"] for r in self._all(select(window.c.id).where(window.c.wanted).limit(limit + 1))]
+            ids.sort(reverse=True)
+        else:
+            ids = [r["id"] for r in self._all(near.limit(limit + 1))]
+        if len(ids) > limit:
+            return ids[:limit], ids[limit - 1]
+        end = self._one(near.offset(SCANNED_PER_PAGE - 1)) if rest else None
+        return ids, end["id"] if end else None
+
+    def job(self, job_id: str, now: float) -> Row | None:
+        """One job with its spec."""
+        rows = self._all(_job_by_id, {"id": job_id})
+        return self._with_sessions(rows, now)[0] if rows else None
+
+    @staticmethod
+    def fresh(job: Job, member: str, now: float) -> Row:
+        """A job that has just been queued, as `job` would show it."""
+        nothing = dict.fromkeys(("head_size", "head_at", "loss_first", "loss_last"))
+        return _as_job({**vars(job), **nothing, "member": member}, [], now)
+
+    def owner(self, job_id: str) -> str | None:
+        """The member a job belongs to."""
+        found = self._one(_owner, {"id": job_id})
+        return found["member_id"] if found else None
+
+    def clones(self, job_id: str, limit: int) -> list[Row]:
+        """The newest jobs that were cloned from this one."""
+        columns = (_jobs.c.id, _jobs.c.name, _jobs.c.first_step, _jobs.c.member_id, _jobs.c.state)
+        return self._all(
+            select(*columns).where(_is_there, _jobs.c.cloned_from == job_id).order_by(_jobs.c.id.desc()).limit(limit)
+        )
+
+    def _with_sessions(self, rows: list[Row], now: float) -> list[Row]:
+        sessions: dict[str, list[Row]] = {row["id"]: [] for row in rows}
+        for session in self._all(_runs_of, {"jobs": list(sessions)}) if rows else []:
+            sessions[session["job_id"]].append(session)
+        return [_as_job(row, sessions[row["id"]], now) for row in rows]
+
+    # sessions
+
+    def sessions(self, *, job_id: str) -> list[Row]:
+        """All sessions of a job, oldest first."""
+        return [_as_session(row) for row in self._all(_sessions_of, {"jobs": [job_id]})]
+
+    def live_sessions(self, member_id: str | None) -> list[Row]:
+        """Sessions that run now; with a member only theirs."""
+        mine = [_jobs.c.member_id == member_id] if member_id else []
+        return [_as_session(row) for row in self._all(_session.where(IS_LIVE, *mine).order_by(_leases.c.id.desc()))]
+
+    def recent_sessions(self, member_id: str | None, *, limit: int, before: str | None) -> Page:
+        """Sessions, newest first; with a member only theirs."""
+        asked = _session.where(*([_leases.c.id < before] if before else []))
+        if member_id:
+            asked = asked.where(_jobs.c.member_id == member_id)
+        rows = self._all(asked.order_by(_leases.c.id.desc()).limit(limit + 1))
+        more = rows[limit - 1]["id"] if len(rows) > limit else None
+        return Page(items=[_as_session(row) for row in rows[:limit]], next=more)
+
+    def session(self, lease_id: str) -> Row | None:
+        """One session; `member_id` is its job's owner, `account_id` and `external_id` say where it ran."""
+        row = self._one(_session_by_id, {"id": lease_id})
+        return None if row is None else _as_session(row)
+
+    def readings(self, lease_id: str, limit: int) -> list[Row]:
+        """The newest readings of a session, oldest first."""
+        newest = select(_readings.c.at, _readings.c.step, _readings.c.reading).where(_readings.c.lease_id == lease_id)
+        return self._all(newest.order_by(_readings.c.at.desc()).limit(limit))[::-1]
+
+    # what a job has produced
+
+    def checkpoints(self, job_id: str) -> list[Row]:
+        """All checkpoints of a job by step, without their manifests."""
+        columns = (c for c in _checkpoints.c if c.name != "manifest")
+        of_job = select(*columns).where(_checkpoints.c.job_id == job_id)
+        return self._all(of_job.order_by(_checkpoints.c.step, _checkpoints.c.created_at))
+
+    def checkpoint(self, job_id: str, sha256: str) -> Row | None:
+        """One checkpoint with its manifest."""
+        return self._one(
+            _checkpoint.where(_checkpoints.c.sha256 == bindparam("sha256")), {"job": job_id, "sha256": sha256}
+        )
+
+    def metrics(
+        self, job_id: str, *, name: str | None, from_step: int, limit: int
+    ) -> list[tuple[str, int, float | None]]:
+        """`(name, step, value)` by name and step; a value that JSON cannot say is None."""
+        columns = (_metrics.c.name, _metrics.c.step, _metrics.c.value)
+        asked = select(*columns).where(_metrics.c.job_id == job_id, _metrics.c.step >= from_step)
+        if name is not None:
+            asked = asked.where(_metrics.c.name == name)
+        asked = asked.order_by(_metrics.c.name, _metrics.c.step).limit(limit)
+        with self._engine.connect() as connection:
+            return [(n, s, v if math.isfinite(v) else None) for n, s, v in connection.execute(asked)]
+
+    def samples(self, job_id: str, limit: int) -> list[Row]:
+        """What the model answered, by step."""
+        columns = (_samples.c.step, _samples.c.prompt, _samples.c.text, _samples.c.at)
+        return self._all(select(*columns).where(_samples.c.job_id == job_id).order_by(_samples.c.step).limit(limit))
+
+    # data files
+
+    def datasets(self, *, member_id: str | None, limit: int, before: str | None) -> Page:
+        """Data files by who brought them, newest first; with a member only theirs."""
+        up, data = tables.uploads.c, tables.datasets.c
+        asked = (
+            select(
+                *tables.uploads.c,
+                data.size,
+                data.rows,
+                data.row_format,
+                data.file_format,
+                _members.c.name.label("member"),
+            )
+            .join(tables.datasets, data.sha256 == up.sha256)
+            .join(_members, _members.c.id == up.member_id)
+            .where(*([up.id < before] if before else []), *([up.member_id == member_id] if member_id else []))
+        )
+        rows = self._all(asked.order_by(up.id.desc()).limit(limit + 1))
+        return Page(items=rows[:limit], next=rows[limit - 1]["id"] if len(rows) > limit else None)
+
+    # events
+
+    def events(self, *, after: int, job_id: str | None, member_id: str | None, limit: int) -> list[Row]:
+        """Events with a larger id, oldest first; of one job, of one member's jobs, or all."""
+        asked = select(_events).where(_events.c.id > after)
+        if job_id is not None:
+            asked = asked.where(_events.c.job_id == job_id)
+        elif member_id is not None:
+            asked = asked.where(exists().where(_jobs.c.id == _events.c.job_id, _jobs.c.member_id == member_id))
+        return self._all(asked.order_by(_events.c.id).limit(limit))
+
+    def last_event(self) -> int:
+        """The newest event's id, 0 if there is none."""
+        found = self._one(select(func.max(_events.c.id).label("id")))
+        return found["id"] or 0 if found else 0
+
+    # people and numbers
+
+    def token(self, token_hash: str) -> TokenOwner | None:
+        """Who holds the token with this hash."""
+        found = self._one(_token, {"hash": token_hash})
+        if found is None:
+            return None
+        return TokenOwner(
+            member_id=found["member_id"], name=found["name"], role=Role(found["role"]), expires_at=found["expires_at"]
+        )
+
+    def member_id(self, name_or_id: str) -> str | None:
+        """The id of a member by name or id."""
+        known = tables.members.c
+        found = self._one(select(known.id).where((known.id == name_or_id) | (known.name == name_or_id)))
+        return found["id"] if found else None
+
+    def counts(self) -> dict[str, list[tuple[str, int]]]:
+        """Jobs by state, live sessions by provider, and the steps that those have done so far by provider."""
+        jobs = select(_jobs.c.state, func.count()).where(_is_there).group_by(_jobs.c.state)
+        live = select(_leases.c.provider, func.count()).where(IS_LIVE).group_by(_leases.c.provider)
+        done = func.coalesce(func.sum(_leases.c.step - _leases.c.first_step), 0)
+        steps = select(_leases.c.provider, done).where(IS_LIVE).group_by(_leases.c.provider)
+        with self._engine.connect() as connection:
+            asked: dict[str, Select[Any, Any]] = {"jobs": jobs, "sessions": live, "steps": steps}
+            return {
+                name: [(str(key), int(n)) for key, n in map(tuple, connection.execute(s))] for name, s in asked.items()
+            }
+
+
+def _as_job(row: Row, sessions: list[Row], now: float) -> Row:
+    live = next((s for s in reversed(sessions) if s["ended_at"] is None), None)
+    runs = JobState(row["state"]).holds_lease and live is not None
+    step = max(row["head_step"], live["step"]) if runs and live else row["head_step"]
+    pace = (live["seconds_per_step"] if live else None) or row["gpu_step_s"] or row["host_step_s"]
+    begun = [s for s in sessions if s["started_at"] is not None]
+    head = {"sha256": row["head"], "step": row["head_step"], "size": row["head_size"], "committed_at": row["head_at"]}
+    loss = {"first": _finite(row["loss_first"]), "last": _finite(row["loss_last"])}
+    adapter = {"sha256": row["adapter_sha256"], "zip_sha256": row["adapter_zip_sha256"], "bytes": row["adapter_bytes"]}
+    return row | {
+        "step": step,
+        "head": head if row["head"] else None,
+        "loss": loss if row["loss_first"] is not None else None,
+        "seconds_per_step": pace,
+        "eta_seconds": (row["total_steps"] - step) * pace if runs and pace else None,
+        "handoffs": max(0, len(begun) - 1),
+        "steps_repeated": sum(max(0, a["step"] - b["first_step"]) for a, b in pairwise(begun)),
+        "session": _brief(live, now) if live else None,
+        "requests": {"cancel": row["cancel_requested_at"] is not None, "pause": row["pause_requested_at"] is not None},
+        "adapter": adapter if row["adapter_sha256"] else None,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _brief(live: Row, now: float) -> Row:
+    names = ("id", "provider", "phase", "step", "last_seen_at", "state")
+    account = live["account"] or live["account_id"]
+    begin = live["started_at"] if live["one_way"] and live["started_at"] else live["created_at"]
+    left = max(0.0, begin + live["budget_s"] - now)
+    return {name: live[name] for name in names} | {"account": account, "seconds_left": left}
+
+
+def _as_session(row: Row) -> Row:
+    begin = row["started_at"] or row["created_at"]
+    end = row["ended_at"] or row["last_seen_at"]
+    return row | {
+        "job": row["job_id"],
+        "account": row["account"] or row["account_id"],
+        "outcome": row["end_reason"],
+        "last_step": row["step"],
+        "seconds": max(0.0, end - begin) if end else 0.0,
+    }

@@ -1,0 +1,48 @@
+"""Which id a store knows a key by, kept in the database and remembered here: an id never changes, it only goes."""
+
+from __future__ import annotations
+
+from orchestrator.ports.repository import UnitOfWork
+
+REMEMBERED = 10_000
+
+
+class ObjectIds:
+    """Implements `drive.Ids` for the store of this name."""
+
+    def __init__(self, uow: UnitOfWork, store: str) -> None:
+        self._uow, self._store = uow, store
+        self._known: dict[str, str] = {}
+
+    def get(self, key: str) -> str | None:
+        """The key's id, or None."""
+        known = self._known.get(key)
+        if known is None:
+            with self._uow() as tx:
+                known = tx.store_object(self._store, key)
+            if known is not None:
+                self._remember(key, known)
+        return known
+
+    def claim(self, key: str, ident: str) -> str:
+        """Tie the id to the key unless another one came first; returns the one that did."""
+        with self._uow() as tx:
+            first = tx.claim_store_object(self._store, key, ident)
+        self._remember(key, first)
+        return first
+
+    def forget(self, key: str, ident: str) -> None:
+        """Untie them, if they still belong together."""
+        with self._uow() as tx:
+            tx.forget_store_object(self._store, key, ident)
+        self._known.pop(key, None)
+
+    def keys(self, prefix: str) -> list[str]:
+        """Keys in this folder that have an id."""
+        with self._uow() as tx:
+            return tx.store_keys(self._store, prefix)
+
+    def _remember(self, key: str, ident: str) -> None:
+        if len(self._known) >= REMEMBERED:
+            self._known.clear()
+        self._known[key] = ident

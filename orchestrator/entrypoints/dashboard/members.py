@@ -1,0 +1,100 @@
+"""Members and tokens: an admin's everybody, a member's own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, Request
+from fastapi.responses import RedirectResponse, Response
+from pydantic import ValidationError
+
+from orchestrator.domain.errors import InvalidError
+from orchestrator.domain.model import Role
+from orchestrator.entrypoints.api.requests import MemberAsked, Name, TokenAsked
+from orchestrator.entrypoints.dashboard.render import Viewer, page
+from orchestrator.entrypoints.http.auth import bearer_token, cookie_token
+from orchestrator.entrypoints.http.dependencies import Here, Server, revoke
+from orchestrator.services import accounts, member_removal
+from orchestrator.services.jobs import Actor
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/people")
+def people(request: Request, server: Here, me: Viewer) -> Response:
+    """Who is here, and which tokens there are."""
+    return _page(request, server, me)
+
+
+def _page(request: Request, server: Server, me: Actor, **more: Any) -> Response:
+    tokens = accounts.list_tokens(server.ctx, me)
+    members = accounts.list_members(server.ctx)
+    shown = members if me.role is Role.ADMIN else [m for m in members if m.id == me.member_id]
+    secret = bearer_token(request) or cookie_token(request)
+    with server.ctx.uow() as tx:
+        mine = tx.token(server.ctx.tokens.hash(secret)) if secret else None
+    values = {"current": mine.id if mine else "", "secret": None, "link": None, "who": "", "roles": list(Role)} | more
+    return page(request, "people.html", me, tokens=tokens[::-1], members=shown, **values)
+
+
+@router.get("/tokens")
+def tokens() -> Response:
+    """The address that stays in a browser after a token was made."""
+    return RedirectResponse("/people", 303)
+
+
+@router.post("/people")
+def add_member(
+    server: Here, me: Viewer, name: Annotated[Name, Form()], role: Annotated[Role, Form()] = Role.MEMBER
+) -> Response:
+    """Let a person in."""
+    asked = MemberAsked(name=name, role=role)
+    accounts.add_member(server.ctx, me, asked.name, asked.role)
+    return RedirectResponse("/people", 303)
+
+
+@router.post("/people/{member_id}/link")
+def add_link(request: Request, server: Here, me: Viewer, member_id: str) -> Response:
+    """A one-time link that logs this person in."""
+    accounts.require_admin(me)
+    with server.ctx.uow() as tx:
+        member = accounts.find_member(tx, member_id)
+    link = server.logins.link(Actor(member_id=member.id, name=member.name, role=member.role))
+    url = (server.app.settings.public_url or server.ctx.server_url()).rstrip("/")
+    return _page(request, server, me, link=url + link, who=member.name)
+
+
+@router.post("/people/{member_id}/remove")
+def remove_member(server: Here, me: Viewer, member_id: str) -> Response:
+    """Let a person in no more."""
+    member_removal.remove_member(server.ctx, me, member_id)
+    server.auth.forget()
+    return RedirectResponse("/people", 303)
+
+
+@router.post("/tokens")
+def add_token(
+    request: Request,
+    server: Here,
+    me: Viewer,
+    name: Annotated[Name, Form()],
+    member: Annotated[str, Form(max_length=100)] = "",
+    days: Annotated[str, Form(max_length=12)] = "",
+) -> Response:
+    """Make a token; its secret is on the page that comes back, and nowhere else."""
+    try:
+        asked = TokenAsked.model_validate({"member": member or me.member_id, "name": name, "days": days or None})
+    except ValidationError as error:
+        faults = [(str(f["loc"][0]), f["msg"]) for f in error.errors()]
+        raise InvalidError("; ".join(f"{where}: {what}" for where, what in faults), faults) from error
+    token, secret = accounts.add_token(
+        server.ctx, me, member=asked.member or me.member_id, name=asked.name, days=asked.days
+    )
+    return _page(request, server, me, secret=secret, who=token.name)
+
+
+@router.post("/tokens/{token_id}/revoke")
+def remove_token(server: Here, me: Viewer, token_id: str) -> Response:
+    """Make a token useless."""
+    revoke(server, me, token_id)
+    return RedirectResponse("/people", 303)

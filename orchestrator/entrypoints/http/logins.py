@@ -1,0 +1,77 @@
+"""One-time links that open the dashboard. A code lives in memory, for an hour, until it is used."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from dataclasses import dataclass
+
+from orchestrator.domain.model import Role
+from orchestrator.ports.providers import Context
+from orchestrator.ports.repository import TokenInfo
+from orchestrator.services.ids import new_id
+from orchestrator.services.jobs import Actor
+
+CODE_LIVES_S = 3_600.0
+SESSION_DAYS = 30.0
+MOST_CODES = 20
+"""Of one member, open at once; a newer one takes the oldest one's place, and nobody else's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Code:
+    member: Actor
+    until: float
+
+
+class Logins:
+    """Codes for members, each good for one browser; safe to share between threads."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._codes: dict[str, _Code] = {}
+        self._lock = threading.Lock()
+
+    def link(self, member: Actor) -> str:
+        """A path that logs this member in once."""
+        code, now = secrets.token_urlsafe(24), self._ctx.clock.now()
+        with self._lock:
+            self._codes = {h: c for h, c in self._codes.items() if c.until > now}
+            theirs = [h for h, c in self._codes.items() if c.member.member_id == member.member_id]
+            for oldest in theirs[: max(0, len(theirs) + 1 - MOST_CODES)]:
+                self._codes.pop(oldest)
+            self._codes[self._ctx.tokens.hash(code)] = _Code(member=member, until=now + CODE_LIVES_S)
+        return f"/login/{code}"
+
+    def link_for_admin(self) -> str:
+        """A path that logs the first admin in once: whoever starts the server reads it."""
+        with self._ctx.uow() as tx:
+            admin = next(m for m in tx.members() if m.role is Role.ADMIN)
+        return self.link(Actor(member_id=admin.id, name=admin.name, role=admin.role))
+
+    def forget(self, member_id: str) -> None:
+        """Make this member's open links useless."""
+        with self._lock:
+            self._codes = {h: c for h, c in self._codes.items() if c.member.member_id != member_id}
+
+    def use(self, code: str, name: str = "browser") -> str | None:
+        """A token for the browser that came with `code`, or None if it was used before or is too old."""
+        now = self._ctx.clock.now()
+        with self._lock:
+            found = self._codes.pop(self._ctx.tokens.hash(code), None)
+        if found is None or found.until <= now:
+            return None
+        secret = self._ctx.tokens.new()
+        token = TokenInfo(
+            id=new_id("token", now),
+            member_id=found.member.member_id,
+            role=found.member.role,
+            name=name,
+            created_at=now,
+            expires_at=now + SESSION_DAYS * 86_400,
+        )
+        with self._ctx.uow() as tx:
+            if tx.hold_member(token.member_id) is None:  # removed since the link was made
+                return None
+            tx.add_token(token, self._ctx.tokens.hash(secret))
+        return secret

@@ -1,0 +1,107 @@
+"""The `unsloth` backend: fused LoRA kernels and offloaded gradient checkpointing on one NVIDIA GPU."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from worker.training import unusable
+from worker.training.backends.hf import whole
+from worker.training.interface import PermanentError
+from worker.training.loss import Hidden, backbone_states
+from worker.training.precision import DTYPES
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from worker.shared.messages import Hardware, JobSpec
+
+_STATES = "UNSLOTH_RETURN_HIDDEN_STATES"
+
+
+class UnslothBackend:
+    """See `Backend`. Only model and adapter are unsloth's; loss, trainer and optimiser are those of every backend.
+
+    Its own fused loss takes slices as large as the free memory happens to allow, so that no two sessions would sum alike.
+    """
+
+    name = "unsloth"
+    own_checkpointing = True
+
+    def bring_in(self, hardware: Hardware) -> None:
+        """Import unsloth, which patches transformers and PEFT as they are imported."""
+        if hardware.device == "cuda":
+            os.environ.setdefault("UNSLOTH_DISABLE_CPU_FALLBACK", "1")
+        os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+        # Compiling every block took 41 s of each session's first step on an H100 and made no later one faster.
+        os.environ.setdefault("UNSLOTH_BLOCK_COMPILE", "0")
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache / "trainhop" / "unsloth_compiled_cache"))
+        # Its backward pass adds in no fixed order; without it unsloth takes PyTorch's attention, which can.
+        unusable.hide()  # it may have come with a newer torchao
+        sys.modules.setdefault("xformers", None)  # pyright: ignore[reportArgumentType] - Python's own way to say "absent"
+        import unsloth  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
+
+    def base(self, spec: JobSpec, directory: Path, hardware: Hardware, precision: str, trust: bool) -> Any:
+        from unsloth import FastLanguageModel  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+
+        quantised = spec.adapter == "qlora"
+        try:
+            model, _ = FastLanguageModel.from_pretrained(
+                str(directory),
+                max_seq_length=spec.sequence_len,
+                dtype=DTYPES[precision],
+                load_in_4bit=quantised,
+                load_in_16bit=not quantised,
+                device_map={"": 0 if hardware.device == "cuda" else "cpu"},
+                trust_remote_code=trust,
+                use_gradient_checkpointing="unsloth",
+                use_exact_model_name=True,
+                local_files_only=True,
+                fix_tokenizer=False,
+            )
+        except (OSError, ValueError, KeyError, NotImplementedError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise PermanentError(
+                f"base model {spec.base_model} cannot be loaded by unsloth: {reason}; set backend to hf"
+            ) from error
+        return model
+
+    def adapted(self, model: Any, spec: JobSpec, targets: list[str] | str) -> PeftModel:
+        from unsloth import FastLanguageModel  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+
+        return FastLanguageModel.get_peft_model(
+            model,
+            r=spec.lora_r,
+            lora_alpha=whole(spec.lora_alpha),
+            lora_dropout=spec.lora_dropout,
+            target_modules=targets,
+            bias="none",
+            use_gradient_checkpointing="unsloth",
+            random_state=spec.seed,
+        )
+
+    def hidden(self, hardware: Hardware) -> Hidden:
+        # Without a GPU its models are plain transformers models.
+        return _states if hardware.device == "cuda" else backbone_states
+
+
+def _states(causal: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Unsloth's forward pass takes its mask and its fast paths from the causal model, so that is what has to be called."""
+    os.environ[_STATES] = "1"
+    try:
+        # With labels it knows that it trains; they are not looked at.
+        found = (
+            type(causal)
+            .forward(causal, input_ids=input_ids, attention_mask=attention_mask, labels=input_ids, use_cache=False)
+            .logits
+        )
+    finally:
+        os.environ.pop(_STATES)
+    if found.shape[-1] != causal.config.get_text_config().hidden_size:
+        raise PermanentError(f"unsloth gives no hidden states for {type(causal).__name__}; set backend to hf")
+    return found
