@@ -16,7 +16,7 @@ from pathlib import Path
 from orchestrator.config import Settings
 from orchestrator.domain.model import Account
 from orchestrator.entrypoints.background import server
-from orchestrator.ports.providers import Capabilities, Handle, LaunchRequest, Leftovers, Liveness, Observation, Room
+from orchestrator.ports.providers import Capabilities, Capacity, Handle, LaunchRequest, Leftovers, Liveness, Observation
 from orchestrator.providers.registry import Registry
 
 SLOTS = 1_000
@@ -25,14 +25,14 @@ SLOTS = 1_000
 class Coroutines:
     """Implements `ports.Provider`: a launch tells the benchmark, which then works the lease off over HTTP."""
 
-    capabilities = Capabilities(provider="local", shares_disk=True, at_hand=True)
+    capabilities = Capabilities(provider="local", shares_disk=True, local=True)
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
-    def room(self, account: Account) -> Room:
-        return Room(slots=SLOTS, session_s=3600.0)
+    def room(self, account: Account) -> Capacity:
+        return Capacity(slots=SLOTS, session_s=3600.0)
 
     def launch(self, request: LaunchRequest) -> str:
         self._socket.sendto(json.dumps({"lease": request.lease_id, "token": request.token}).encode(), self._address)

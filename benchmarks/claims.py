@@ -14,7 +14,7 @@ from benchmarks.tiny_job import say
 from orchestrator.bootstrap import App, build
 from orchestrator.config import Settings
 from orchestrator.domain.model import Account, Job
-from orchestrator.ports.providers import Room
+from orchestrator.ports.providers import Capacity
 from orchestrator.providers.registry import Registry
 from orchestrator.services.dispatch import dispatch
 
@@ -37,8 +37,8 @@ class Nowhere(Coroutines):
 
     def __init__(self) -> None: ...
 
-    def room(self, account: Account) -> Room:
-        return Room(slots=1_000_000, session_s=3600.0)
+    def room(self, account: Account) -> Capacity:
+        return Capacity(slots=1_000_000, session_s=3600.0)
 
     def launch(self, request: Any) -> str:
         return str(request.lease_id)

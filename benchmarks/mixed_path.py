@@ -28,7 +28,7 @@ TOKEN = "KGAT_emulated"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
-class Place(Protocol):
+class Candidate(Protocol):
     """A kind of machine that the job can be let go to, watched on, and lost on."""
 
     name: str
@@ -140,7 +140,7 @@ def train(folder: Path, model: Path, data: Path, kills: int, adapter: str, seed:
         _server(folder, model, kaggle) as server,
     ):
         job = server.post("/jobs", tiny_job.job_file(model, server.upload(data), adapter))["id"]
-        places: cycle[Place] = cycle([Kaggle(kaggle), Notebook(folder / "notebooks"), ThisComputer()])
+        places: cycle[Candidate] = cycle([Kaggle(kaggle), Notebook(folder / "notebooks"), ThisComputer()])
         chance = random.Random(f"{seed}-{kills}")
         for step, place in zip(sorted(chance.sample(range(5, tiny_job.STEPS - 5), kills)), places, strict=False):
             _cut_once(server, job, place, step)
@@ -149,7 +149,7 @@ def train(folder: Path, model: Path, data: Path, kills: int, adapter: str, seed:
         return tiny_job.read_result(server, job, kills)
 
 
-def _cut_once(server: Lab, job: str, place: Place, step: int) -> None:
+def _cut_once(server: Lab, job: str, place: Candidate, step: int) -> None:
     before = _ended(server, job)
     place.open(server, job)
     server.wait_for(lambda: place.last_step(server) >= step, f"step {step} on {place.name}", PATIENCE_S, 0.02)

@@ -53,7 +53,7 @@ from orchestrator.bootstrap import App, build
 from orchestrator.config import Settings
 from orchestrator.domain.errors import UnavailableError
 from orchestrator.domain.model import Account
-from orchestrator.ports.providers import Capabilities, Context, Room
+from orchestrator.ports.providers import Capabilities, Capacity, Context
 from orchestrator.providers.registry import Registry
 from orchestrator.services import checkpoints, datasets, jobs, leases
 from orchestrator.services.dispatch import dispatch
@@ -149,8 +149,8 @@ class _Nowhere(Coroutines):
     def __init__(self) -> None:
         self.launched: list[str] = []
 
-    def room(self, account: Account) -> Room:
-        return Room(slots=1_000_000, session_s=36_000.0)
+    def room(self, account: Account) -> Capacity:
+        return Capacity(slots=1_000_000, session_s=36_000.0)
 
     def launch(self, request: Any) -> str:
         self.launched.append(request.lease_id)

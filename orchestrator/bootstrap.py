@@ -31,7 +31,7 @@ from orchestrator.adapters.vault import FernetVault
 from orchestrator.config import Settings
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.model import Account, Member, Role
-from orchestrator.ports.notifications import Book, Carrier
+from orchestrator.ports.notifications import Carrier, ChannelRepository
 from orchestrator.ports.providers import Context, Provider, Providers, Store, Stores, StoreUnavailable, Vault
 from orchestrator.ports.repository import StoreConfig, TokenInfo, UnitOfWork
 from orchestrator.providers.colab import ColabProvider
@@ -39,7 +39,7 @@ from orchestrator.providers.colab.calls import Bridge
 from orchestrator.providers.local import LocalProvider
 from orchestrator.providers.registry import Registry
 from orchestrator.services.ids import new_id
-from orchestrator.services.notifications import Office
+from orchestrator.services.notifications import NotificationContext
 
 log = structlog.get_logger()
 
@@ -84,14 +84,14 @@ class App:
     wake: threading.Event
     news: threading.Event
     token_file: Path
-    book: Book
+    book: ChannelRepository
     carrier: Carrier
     _closers: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
 
     @property
-    def office(self) -> Office:
+    def office(self) -> NotificationContext:
         """What notifications are made with."""
-        return Office(ctx=self.context, book=self.book, carrier=self.carrier)
+        return NotificationContext(ctx=self.context, book=self.book, carrier=self.carrier)
 
     def close(self) -> None:
         """Let go of threads, connections and the data folder."""
@@ -136,7 +136,7 @@ def build(
             cache=settings.hub_cache,
         ),
         tokens=tokens,
-        rules=settings.rules,
+        limits=settings.limits,
         vault=vault,
         server_url=url,
         public_url=settings.public_url,

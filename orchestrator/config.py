@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from orchestrator.ports.providers import Rules
+from orchestrator.ports.providers import Limits
 
 
 def _loopback(url: str) -> str:
@@ -100,9 +100,9 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.database}"
 
     @property
-    def rules(self) -> Rules:
+    def limits(self) -> Limits:
         """What the services go by."""
-        return Rules(
+        return Limits(
             lease_s=self.lease_s,
             report_every_s=self.report_every_s,
             start_grace_s=self.start_grace_s,

@@ -15,6 +15,7 @@ import pytest
 from orchestrator.domain.model import Account
 from orchestrator.ports.providers import (
     Capabilities,
+    Capacity,
     CredentialsRefused,
     Handle,
     LaunchRequest,
@@ -25,7 +26,6 @@ from orchestrator.ports.providers import (
     Observation,
     Provider,
     ProviderError,
-    Room,
     Store,
     StoreError,
     Usage,
@@ -60,7 +60,7 @@ class FakeProvider:
         self, name: str = "fake", *, slots: int = 1, session_s: float = 3600.0, shares_disk: bool = False
     ) -> None:
         self.capabilities = Capabilities(provider=name, shares_disk=shares_disk)
-        self.rooms = Room(slots=slots, session_s=session_s, memory_bytes=0, start_up_s=1.0)
+        self.rooms = Capacity(slots=slots, session_s=session_s, memory_bytes=0, start_up_s=1.0)
         self.launched: list[LaunchRequest] = []
         self.liveness: dict[str, Liveness] = {}
         self.details: dict[str, str] = {}
@@ -75,7 +75,7 @@ class FakeProvider:
         if self.failure is not None:
             raise self.failure
 
-    def room(self, account: Account) -> Room:
+    def room(self, account: Account) -> Capacity:
         self._reach()
         return self.rooms
 
@@ -128,7 +128,7 @@ class FakePersonalProvider(FakeProvider):
         self.capabilities = Capabilities(provider=name, shares_disk=False, same_network=False, personal=True)
         self.refusal = ""
 
-    def room(self, account: Account) -> Room:
+    def room(self, account: Account) -> Capacity:
         self.check(account)
         return super().room(account)
 

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 HUB = "https://huggingface.co"
 TIMEOUT_S = 10.0
-MOST_FILES = 256
-MOST_SMALL_BYTES = 64 << 20
+MAX_FILES = 256
+MAX_SMALL_BYTES = 64 << 20
 """Of a model's small files together, which pass through the server; the hub keeps none above 10 MB that way."""
-MOST_CONFIG_BYTES = 4 << 20
+MAX_CONFIG_BYTES = 4 << 20
 AT_ONCE = 8
-MOST_REMEMBERED = 1_000
+MAX_REMEMBERED = 1_000
 _INDEX = "model.safetensors.index.json"
 _WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 _CODE = ("*.py",)
@@ -57,7 +57,7 @@ class Hub:
         repo, _, _ = name.partition("@")
         with in_words(self._asked(name, token)):
             info = self._info(name, token)
-            config = json.loads(self._read(repo, info.sha or "", "config.json", token, MOST_CONFIG_BYTES))
+            config = json.loads(self._read(repo, info.sha or "", "config.json", token, MAX_CONFIG_BYTES))
             check(config)
             shape = Shape.of(config)
         pinned = f"{repo}@{info.sha}"
@@ -78,10 +78,10 @@ class Hub:
                     return ()
                 commit = info.sha or ""
                 wanted = {s.rfilename: s for s in info.siblings or () if _is_wanted(s.rfilename, with_code=with_code)}
-                index = self._read(repo, commit, _INDEX, token, MOST_SMALL_BYTES) if _INDEX in wanted else None
+                index = self._read(repo, commit, _INDEX, token, MAX_SMALL_BYTES) if _INDEX in wanted else None
                 used = [wanted[n] for n in _without_spare_weights(wanted, index)]
-                if len(used) > MOST_FILES:
-                    raise InvalidError(f"{name} has more than {MOST_FILES} files: name one in fewer, larger files")
+                if len(used) > MAX_FILES:
+                    raise InvalidError(f"{name} has more than {MAX_FILES} files: name one in fewer, larger files")
                 small = self._small_files(repo, commit, token, [s for s in used if s.lfs is None])
                 with ThreadPoolExecutor(AT_ONCE) as pool:
                     large = list(pool.map(lambda s: self._large_file(repo, commit, token, s), filter(_is_large, used)))
@@ -145,13 +145,13 @@ class Hub:
         if info.gated or info.private:
             self._public.discard(pinned)
             return
-        if len(self._public) >= MOST_REMEMBERED:
+        if len(self._public) >= MAX_REMEMBERED:
             self._public.clear()
         self._public.add(pinned)
 
     def _small_files(self, repo: str, commit: str, token: str, siblings: Iterable[RepoSibling]) -> list[ModelFile]:
         found: list[ModelFile] = []
-        left = MOST_SMALL_BYTES
+        left = MAX_SMALL_BYTES
         for sibling in siblings:
             data = self._read(repo, commit, sibling.rfilename, token, left)
             sha256 = hashlib.sha256(data).hexdigest()

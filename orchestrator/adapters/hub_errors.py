@@ -14,7 +14,7 @@ REFUSED = (
     "the Hugging Face hub does not accept your token: make one that may read at https://huggingface.co/settings/tokens and "
     "set it with `trainhop hub login`"
 )
-LONGEST_WAIT_S = 3_600.0
+MAX_WAIT_S = 3_600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,4 +116,4 @@ def _asked_to_wait(headers: dict[str, str]) -> float | None:
     """Seconds, from `Retry-After` or from the reset of a rate limit that is used up."""
     found = re.fullmatch(r"(\d{1,6})", headers.get("Retry-After", "").strip())
     found = found or re.search(r"\bt=(\d{1,6})\b", headers.get("RateLimit", ""))
-    return min(float(found[1]), LONGEST_WAIT_S) if found else None
+    return min(float(found[1]), MAX_WAIT_S) if found else None

@@ -26,7 +26,7 @@ WAIT_S = 60.0
 MEASURE_S = 5.0
 AT_ONCE = 2
 FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
-MOST_BYTES = 64 << 20
+MAX_BYTES = 64 << 20
 """Of tokenizer files fetched from the hub."""
 HUB_TIMEOUT_S = 10.0
 NOT_HERE = "the model's tokenizer is not on this computer"
@@ -100,7 +100,7 @@ class TokenLooks:
             api = HfApi(endpoint=self._endpoint, token=token or False)
             info = api.model_info(repo, revision=revision or None, files_metadata=True, timeout=HUB_TIMEOUT_S)
             sizes = [s.size or 0 for s in info.siblings or () if any(fnmatch(s.rfilename, f) for f in FILES)]
-            if sum(sizes) > MOST_BYTES:
+            if sum(sizes) > MAX_BYTES:
                 raise InvalidError(
                     f"the tokenizer of {model} takes {sum(sizes) >> 20} MiB: it is not fetched for a look"
                 )

@@ -89,7 +89,7 @@ TFLOP/s of this work, a CPU of eight cores some 0.4."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class StepTime:
     """Seconds of one step of a job, as last timed on a GPU and on a CPU; None where it has not been."""
 
     gpu_s: float | None = None
@@ -167,9 +167,9 @@ class Job:
         )
 
     @property
-    def pace(self) -> Pace:
+    def step_time(self) -> StepTime:
         """What a step takes, as far as it has been timed."""
-        return Pace(gpu_s=self.gpu_step_s, host_s=self.host_step_s)
+        return StepTime(gpu_s=self.gpu_step_s, host_s=self.host_step_s)
 
     def timed(self, step_s: float, *, gpu: bool) -> None:
         """A step took this many seconds."""
@@ -187,7 +187,7 @@ class Job:
             self.cancel_requested_at = self.pause_requested_at = None
         self.note("job." + new, at=at, actor=actor, reason=reason, lease_id=lease_id, old=str(old), new=str(new))
 
-    def lease_out(self, *, at: float, actor: str, lease_id: str) -> int:
+    def create_lease(self, *, at: float, actor: str, lease_id: str) -> int:
         """Give the job to a machine; returns the new fence."""
         self.to(JobState.LEASED, reason="dispatched", at=at, actor=actor, lease_id=lease_id)
         self.fence += 1
@@ -212,7 +212,7 @@ class Job:
             size=checkpoint.size,
         )
 
-    def give_back(
+    def release(
         self,
         end: EndReason,
         *,
@@ -288,7 +288,7 @@ class Job:
 class Lease:
     """One attempt of a job on one machine.
 
-    `one_way` says that the machine cannot call: it was launched with its assignment and is only listened to.
+    `offline` says that the machine cannot call: it was launched with its assignment and is only listened to.
     `expires_at` is when silence becomes suspicious; `deadline_at` when the machine is certainly gone. `store` is where its
     checkpoints and its adapter go.
     `step`, `phase`, `ledger` and the rest are what the worker last reported.
@@ -305,7 +305,7 @@ class Lease:
     expires_at: float
     deadline_at: float
     budget_s: float
-    one_way: bool = False
+    offline: bool = False
     store: str = "local"
     state: LeaseState = LeaseState.PROVISIONING
     end_reason: EndReason | None = None
@@ -352,7 +352,7 @@ class Lease:
 
 
 @dataclass(kw_only=True)
-class Claim:
+class OneTimeCode:
     """A notebook's one-time code, kept as its hash: whose job it is good for, and which lease and run it was used for.
 
     `mailbox` is where in the store `store` the documents lie through which its notebook speaks; empty if it calls.

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from orchestrator.domain.lifecycle import EndReason
-from orchestrator.domain.model import Pace
+from orchestrator.domain.model import StepTime
 
 SAVES_TO_SPARE = 2
 """A session must have time for its start-up and this many saves, or it is not worth starting."""
 
-LONGEST_RETRY_S = 300.0
+MAX_RETRY_S = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Waiting:
+class PendingJob:
     """A queued job as the policy sees it.
 
     `gpu_bytes` and `host_bytes` are what it needs where it trains on a GPU, or on a CPU (0: not known). `from_folder` says that
@@ -35,17 +35,17 @@ class Waiting:
     gpu_bytes: int = 0
     host_bytes: int = 0
     steps_left: int = 0
-    pace: Pace = field(default_factory=Pace)
+    step_time: StepTime = field(default_factory=StepTime)
     from_folder: bool = False
     needs_gpu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Candidate:
     """Room on one account: `slots` leases, each of at most `session_s` seconds on a machine with `memory_bytes`.
 
     The memory is that of its `gpu`, if it has one. `member_id` is None for a pool. `hours_left` of `hours_total` is what the
-    provider's quota still allows (None: no quota), refreshed at `refresh_at`. `shut` says in words why nothing can start there
+    provider's quota still allows (None: no quota), refreshed at `refresh_at`. `closed_reason` says in words why nothing can start there
     at all, until `open_at` where that is known. With `any_folder` its machines see the server's disk.
     """
 
@@ -63,12 +63,12 @@ class Place:
     hours_left: float | None = None
     hours_total: float | None = None
     refresh_at: float | None = None
-    shut: str = ""
+    closed_reason: str = ""
     open_at: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Obstacle:
+class Blocker:
     """Why a job cannot start at a place, and when that may change (None: not by itself)."""
 
     reason: str
@@ -76,7 +76,7 @@ class Obstacle:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Match:
+class Placement:
     """A job and the place it goes to, for at most `budget_s` seconds."""
 
     job_id: str
@@ -85,57 +85,57 @@ class Match:
     budget_s: float
 
 
-def fits(job: Waiting, place: Place) -> Obstacle | None:
+def fits(job: PendingJob, place: Candidate) -> Blocker | None:
     """None where the job may run, else the first thing in the way, in the order a person would ask."""
     return _not_meant(job, place) or _not_able(job, place) or _not_now(job, place)
 
 
-def _not_meant(job: Waiting, place: Place) -> Obstacle | None:
+def _not_meant(job: PendingJob, place: Candidate) -> Blocker | None:
     if place.member_id is not None and place.member_id != job.member_id:
-        return Obstacle(reason=f"{place.name} belongs to another member")
+        return Blocker(reason=f"{place.name} belongs to another member")
     if job.providers and place.provider not in job.providers:
-        return Obstacle(reason=f"the job asks for {', '.join(job.providers)}")
+        return Blocker(reason=f"the job asks for {', '.join(job.providers)}")
     if job.accounts and not {place.account_id, place.name} & set(job.accounts):
-        return Obstacle(reason=f"the job asks for {', '.join(job.accounts)}")
+        return Blocker(reason=f"the job asks for {', '.join(job.accounts)}")
     return None
 
 
-def _not_able(job: Waiting, place: Place) -> Obstacle | None:
+def _not_able(job: PendingJob, place: Candidate) -> Blocker | None:
     if job.from_folder and not place.any_folder:
         sees_not = f"the base model is a folder of the server's disk, which {place.name} does not see"
-        return Obstacle(reason=f"{sees_not}: name it by its id on the Hugging Face hub")
+        return Blocker(reason=f"{sees_not}: name it by its id on the Hugging Face hub")
     if job.needs_gpu and not place.gpu:
-        return Obstacle(reason=f"the job's backend needs a GPU, {place.name} has none: leave it to `backend: auto`")
+        return Blocker(reason=f"the job's backend needs a GPU, {place.name} has none: leave it to `backend: auto`")
     need = memory(job, place)
     if place.memory_bytes and need > place.memory_bytes:
         what = "GPU memory" if place.gpu else "memory"
         have = f"{place.name} has {place.memory_bytes / 2**30:.1f}"
-        return Obstacle(reason=f"the job needs about {need / 2**30:.1f} GiB of {what}, {have}")
+        return Blocker(reason=f"the job needs about {need / 2**30:.1f} GiB of {what}, {have}")
     return None
 
 
-def _not_now(job: Waiting, place: Place) -> Obstacle | None:
-    if place.shut:
-        return Obstacle(reason=f"{place.name}: {place.shut}", until=place.open_at)
+def _not_now(job: PendingJob, place: Candidate) -> Blocker | None:
+    if place.closed_reason:
+        return Blocker(reason=f"{place.name}: {place.closed_reason}", until=place.open_at)
     least = place.start_up_s + SAVES_TO_SPARE * place.save_s
     if place.hours_left is not None and place.hours_left * 3600 < least:
-        return Obstacle(reason=_quota_in_words(job, place, least), until=place.refresh_at)
+        return Blocker(reason=_quota_in_words(job, place, least), until=place.refresh_at)
     if place.slots < 1:
-        return Obstacle(reason=f"all machines of {place.name} are busy")
+        return Blocker(reason=f"all machines of {place.name} are busy")
     return None
 
 
-def memory(job: Waiting, place: Place) -> int:
+def memory(job: PendingJob, place: Candidate) -> int:
     """Bytes that the job needs at such a place; 0 if that is not known."""
     return job.gpu_bytes if place.gpu else job.host_bytes
 
 
-def _quota_in_words(job: Waiting, place: Place, least: float) -> str:
+def _quota_in_words(job: PendingJob, place: Candidate, least: float) -> str:
     """For example "alice's Kaggle GPU hours: 0.4 of 30 left, refresh Sat 00:00 UTC; job needs 1.1 h"."""
     left = f"{place.hours_left:.1f}" + (f" of {place.hours_total:g}" if place.hours_total is not None else "")
     when = f", refresh {_weekday(place.refresh_at)}" if place.refresh_at is not None else ""
     whole = replace(place, hours_left=None)
-    timed = job.pace.timed(gpu=place.gpu) is not None
+    timed = job.step_time.timed(gpu=place.gpu) is not None
     need = max(least, finish_s(job, whole)) if timed else least
     needs = f"{need / 3600:.1f} h" if need >= 360.0 else f"{need / 60:.0f} min"
     return f"{place.name} GPU hours: {left} left{when}; job needs {'' if timed else 'at least '}{needs}"
@@ -145,28 +145,28 @@ def _weekday(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%a %H:%M UTC")
 
 
-def finish_s(job: Waiting, place: Place) -> float:
+def finish_s(job: PendingJob, place: Candidate) -> float:
     """Estimated seconds until the job is done if it ran at `place` alone, sessions and start-ups included."""
-    return course(_work_s(job, place), budget(job, place), place)[1]
+    return estimate_sessions(_work_s(job, place), budget(job, place), place)[1]
 
 
-def sessions(job: Waiting, place: Place) -> int:
+def sessions(job: PendingJob, place: Candidate) -> int:
     """Estimated number of sessions until the job is done if it ran at `place` alone."""
-    return course(_work_s(job, place), budget(job, place), place)[0]
+    return estimate_sessions(_work_s(job, place), budget(job, place), place)[0]
 
 
-def course(work_s: float, session_s: float, place: Place) -> tuple[int, float]:
+def estimate_sessions(work_s: float, session_s: float, place: Candidate) -> tuple[int, float]:
     """How many sessions of `session_s` the work takes there, and its seconds with what each of them costs besides."""
     lost = place.start_up_s + place.save_s
     count = max(1, int(-(-work_s // max(1.0, session_s - lost))))
     return count, work_s + count * lost
 
 
-def _work_s(job: Waiting, place: Place) -> float:
-    return job.steps_left * job.pace.guess(gpu=place.gpu)
+def _work_s(job: PendingJob, place: Candidate) -> float:
+    return job.steps_left * job.step_time.guess(gpu=place.gpu)
 
 
-def budget(job: Waiting, place: Place) -> float:
+def budget(job: PendingJob, place: Candidate) -> float:
     """Seconds one session of this job may last there."""
     limits = [place.session_s]
     if job.max_session_s is not None:
@@ -176,15 +176,17 @@ def budget(job: Waiting, place: Place) -> float:
     return min(limits)
 
 
-def rank(jobs: Iterable[Waiting], places: Sequence[Place], running: dict[str, int], now: float) -> list[Waiting]:
+def rank(
+    jobs: Iterable[PendingJob], places: Sequence[Candidate], running: dict[str, int], now: float
+) -> list[PendingJob]:
     """Jobs in the order they are served: feasible deadlines, priority, fair share among members, age.
 
     `running` counts live leases by member. A deadline that no place can meet counts as none (it would only delay others); as
     long as no step has been timed, it can be met.
     """
 
-    def key(job: Waiting) -> tuple[float, int, int, float, str]:
-        ends = (finish_s(job, p) if job.pace.is_known else 0.0 for p in places if fits(job, p) is None)
+    def key(job: PendingJob) -> tuple[float, int, int, float, str]:
+        ends = (finish_s(job, p) if job.step_time.is_known else 0.0 for p in places if fits(job, p) is None)
         best = min(ends, default=float("inf"))
         feasible = job.deadline is not None and now + best <= job.deadline
         due = job.deadline if feasible and job.deadline is not None else float("inf")
@@ -193,15 +195,17 @@ def rank(jobs: Iterable[Waiting], places: Sequence[Place], running: dict[str, in
     return sorted(jobs, key=key)
 
 
-def match(jobs: Iterable[Waiting], places: Sequence[Place], running: dict[str, int], now: float) -> list[Match]:
+def match(
+    jobs: Iterable[PendingJob], places: Sequence[Candidate], running: dict[str, int], now: float
+) -> list[Placement]:
     """Fill free places: repeatedly the best-ranked job that fits somewhere, at the place where it is done soonest.
 
     Fair share is taken anew after each choice, so that one member's hundred jobs do not go before another's one.
     """
     open_places = {p.account_id: p for p in places}
     counts = dict(running)
-    chosen: list[Match] = []
-    queues: dict[str, list[Waiting]] = {}
+    chosen: list[Placement] = []
+    queues: dict[str, list[PendingJob]] = {}
     for job in rank((j for j in jobs if j.not_before <= now), places, {}, now):
         queues.setdefault(job.member_id, []).append(job)
     while any(p.slots for p in open_places.values()) and queues:
@@ -217,17 +221,19 @@ def match(jobs: Iterable[Waiting], places: Sequence[Place], running: dict[str, i
         seconds = budget(job, place)
         open_places[place.account_id] = _taken(place, seconds)
         counts[job.member_id] = counts.get(job.member_id, 0) + 1
-        chosen.append(Match(job_id=job.job_id, account_id=place.account_id, provider=place.provider, budget_s=seconds))
+        chosen.append(
+            Placement(job_id=job.job_id, account_id=place.account_id, provider=place.provider, budget_s=seconds)
+        )
     return chosen
 
 
-def _taken(place: Place, seconds: float) -> Place:
+def _taken(place: Candidate, seconds: float) -> Candidate:
     """The place with one session less, and with what that session may use up of its quota deducted."""
     left = None if place.hours_left is None else max(0.0, place.hours_left - seconds / 3600)
     return replace(place, slots=place.slots - 1, hours_left=left)
 
 
-def done_at(job: Waiting, place: Place, now: float) -> float | None:
+def done_at(job: PendingJob, place: Candidate, now: float) -> float | None:
     """When the job would be done at `place` alone, one refresh of its quota included; None if it takes more than that."""
     whole = replace(place, hours_left=None)
     need = finish_s(job, whole)
@@ -239,24 +245,24 @@ def done_at(job: Waiting, place: Place, now: float) -> float | None:
     return place.refresh_at + need - left
 
 
-def explain(job: Waiting, places: Sequence[Place], now: float) -> Obstacle | None:
+def explain(job: PendingJob, places: Sequence[Candidate], now: float) -> Blocker | None:
     """Why a queued job waits: the nearest obstacle over all places its owner may use, or None if it starts at once."""
     if job.not_before > now:
-        return Obstacle(reason="waiting before the next try", until=job.not_before)
+        return Blocker(reason="waiting before the next try", until=job.not_before)
     if not places:
-        return Obstacle(reason="no machine is known; add an account or a pool")
+        return Blocker(reason="no machine is known; add an account or a pool")
     own = [p for p in places if p.member_id in (None, job.member_id)]
     if job.accounts and not any({p.account_id, p.name} & set(job.accounts) for p in own):
         asked = ", ".join(job.accounts)
-        return Obstacle(reason=f"the job asks for {asked}: no account of this member and no pool is called that")
+        return Blocker(reason=f"the job asks for {asked}: no account of this member and no pool is called that")
     obstacles = [fits(job, p) for p in own]
     if any(o is None for o in obstacles):
         return None
     found = [o for o in obstacles if o is not None]
     if not found:
-        return Obstacle(reason="no account of this member and no open pool")
+        return Blocker(reason="no account of this member and no open pool")
     soonest = min((o.until for o in found if o.until is not None), default=None)
-    return Obstacle(reason="; ".join(dict.fromkeys(o.reason for o in found)), until=soonest)
+    return Blocker(reason="; ".join(dict.fromkeys(o.reason for o in found)), until=soonest)
 
 
 def retry_at(end: EndReason, in_a_row: int, now: float) -> float:
@@ -269,7 +275,7 @@ def retry_at(end: EndReason, in_a_row: int, now: float) -> float:
     free = 2 if end is EndReason.LOST else 0
     if in_a_row < free:
         return now
-    return now + min(LONGEST_RETRY_S, 2.0 ** (in_a_row - free))
+    return now + min(MAX_RETRY_S, 2.0 ** (in_a_row - free))
 
 
 def prune(committed: Sequence[tuple[str, int]], head: str | None, keep: int) -> list[str]:

@@ -22,7 +22,7 @@ from typing import Protocol, runtime_checkable
 
 from orchestrator.domain.model import Account
 from orchestrator.ports.repository import StoreConfig, UnitOfWork
-from orchestrator.ports.single_flight import Aside
+from orchestrator.ports.single_flight import SingleFlight
 from worker.shared.memory_estimate import Shape
 from worker.shared.messages import Assignment, Grant, GrantKind
 
@@ -69,7 +69,7 @@ class Capabilities:
     `shares_disk`: its workers see the server's files. `same_network`: they can call the server at its own address; others
     need a public one, or are started with everything they need and are only listened to. `personal`: an account there is one
     person's, with credentials in the vault and its owner's consent; others are pools of the installation. `saving_s` is what
-    it may take after a session's time is over until the files that it kept can be had, and all of it seems to run. `at_hand`:
+    it may take after a session's time is over until the files that it kept can be had, and all of it seems to run. `local`:
     what there is room for is known here, without asking anybody.
     """
 
@@ -78,11 +78,11 @@ class Capabilities:
     same_network: bool = True
     personal: bool = False
     saving_s: float = 0.0
-    at_hand: bool = False
+    local: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class Capacity:
     """What an account offers now: slots, seconds, bytes (of the GPU, if it has one).
 
     Of a quota of `hours_total`, `hours_left` are left until `refresh_at`. With `any_folder` its machines see the models that
@@ -98,7 +98,7 @@ class Room:
     hours_left: float | None = None
     hours_total: float | None = None
     refresh_at: float | None = None
-    shut: str = ""
+    closed_reason: str = ""
     open_at: float | None = None
 
 
@@ -172,7 +172,7 @@ class Provider(Protocol):
 
     capabilities: Capabilities
 
-    def room(self, account: Account) -> Room:
+    def room(self, account: Account) -> Capacity:
         """What could start on this account now, leases of ours not deducted."""
         ...
 
@@ -206,7 +206,7 @@ class Provider(Protocol):
 
 
 @runtime_checkable
-class Followed(Protocol):
+class SupportsLogs(Protocol):
     """What a driver adds whose machines cannot call the server: their words are read from the session's output."""
 
     def follow(self, handle: Handle) -> Iterator[str]:
@@ -215,7 +215,7 @@ class Followed(Protocol):
 
 
 @runtime_checkable
-class Checked(Protocol):
+class SupportsCheck(Protocol):
     """What a driver adds whose accounts have credentials."""
 
     def check(self, account: Account) -> str:
@@ -224,7 +224,7 @@ class Checked(Protocol):
 
 
 @runtime_checkable
-class Named(Protocol):
+class SupportsIdentity(Protocol):
     """What a driver adds that can tell whose an account is: none may be connected for two people."""
 
     def login(self, account: Account) -> str:
@@ -330,7 +330,7 @@ class Store(Protocol):
 
 
 @runtime_checkable
-class Owned(Protocol):
+class SupportsOwner(Protocol):
     """What a store adds that lies in a person's account."""
 
     def owner(self) -> str:
@@ -339,7 +339,7 @@ class Owned(Protocol):
 
 
 @runtime_checkable
-class Documents(Protocol):
+class SupportsDocuments(Protocol):
     """What a store adds whose owner can get at it from anywhere: small texts that both sides replace, and addresses."""
 
     def address(self, key: str) -> str:
@@ -494,7 +494,7 @@ class Stores(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
+class Limits:
     """Numbers the services go by, in seconds.
 
     `lease_s` without a report makes a worker suspect; `start_grace_s` is what a machine may take to its first call;
@@ -547,7 +547,7 @@ class Context:
     stores: Stores
     catalog: Catalog
     tokens: Tokens
-    rules: Rules
+    limits: Limits
     vault: Vault
     server_url: Callable[[], str]
     public_url: str | None
@@ -555,5 +555,5 @@ class Context:
     spawn: Callable[[Callable[[], None]], None]
     started_at: float
     launching: set[str] = field(default_factory=set[str])
-    rooms: Aside[Room] = field(default_factory=Aside[Room])
-    settling: Aside[list[Exception]] = field(default_factory=Aside[list[Exception]])
+    rooms: SingleFlight[Capacity] = field(default_factory=SingleFlight[Capacity])
+    settling: SingleFlight[list[Exception]] = field(default_factory=SingleFlight[list[Exception]])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from orchestrator.domain.lifecycle import CheckpointState
-from orchestrator.domain.model import Account, Checkpoint, Claim, Event, Job, Lease, Member, Pace, Role
+from orchestrator.domain.model import Account, Checkpoint, Event, Job, Lease, Member, OneTimeCode, Role, StepTime
 from worker.shared.messages import MetricRow, Reading, Sample
 
 
@@ -81,7 +81,7 @@ class Transaction(Protocol):
         """Write the job and its new events."""
         ...
 
-    def typical_pace(self, base_model: str, tokens_per_step: int) -> Pace:
+    def typical_step_time(self, base_model: str, tokens_per_step: int) -> StepTime:
         """What a step took last in jobs with this model and this many tokens per step."""
         ...
 
@@ -188,13 +188,13 @@ class Transaction(Protocol):
     def delete_token(self, token_id: str) -> None: ...
 
     # claims
-    def claim(self, code_hash: str) -> Claim | None:
+    def claim(self, code_hash: str) -> OneTimeCode | None:
         """The claim, locked against others until the transaction ends."""
         ...
 
-    def add_claim(self, claim: Claim) -> None: ...
-    def save_claim(self, claim: Claim) -> None: ...
-    def open_mailboxes(self) -> list[Claim]:
+    def add_claim(self, claim: OneTimeCode) -> None: ...
+    def save_claim(self, claim: OneTimeCode) -> None: ...
+    def open_mailboxes(self) -> list[OneTimeCode]:
         """Claims whose notebook speaks through documents."""
         ...
 

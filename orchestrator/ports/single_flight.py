@@ -21,7 +21,7 @@ class _Call(Generic[T]):
     answer: Future[T] = field(default_factory=Future[T])
 
 
-class Aside(Generic[T]):
+class SingleFlight(Generic[T]):
     """Calls by key, each in a thread of its own that ends with the process. Safe to share between threads.
 
     A call that is not over in time goes on, and is not made a second time meanwhile; who asks next is given what it said.
@@ -31,7 +31,9 @@ class Aside(Generic[T]):
         self._calls: dict[str, _Call[T]] = {}
         self._lock = threading.Lock()
 
-    def ask(self, calls: Mapping[str, Callable[[], T]], patience_s: float, on_late: Callable[[], None]) -> dict[str, T]:
+    def gather(
+        self, calls: Mapping[str, Callable[[], T]], patience_s: float, on_late: Callable[[], None]
+    ) -> dict[str, T]:
         """The answers by key, without those still missing `patience_s` seconds after their calls were begun.
 
         `on_late` hears of each of these when it has come. Raises what a call has raised.

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 TAIL_BYTES = 256 << 10
-LONGEST_WORDS = 300
+MAX_WORDS = 300
 _CANNOT_START = re.compile(r"^trainhop: (cannot start: .+)$", re.MULTILINE)
 _PIP = re.compile(r"^(ERROR: .+)$", re.MULTILINE)
 _SEE_LOG = "see the end of the session's log"
@@ -38,7 +38,7 @@ def _of_the_log(said: str) -> str:
 
 def shortened(words: str) -> str:
     """Foreign words for a log or a page: one line, not long."""
-    return " ".join("".join(c if c.isprintable() else " " for c in words).split())[:LONGEST_WORDS]
+    return " ".join("".join(c if c.isprintable() else " " for c in words).split())[:MAX_WORDS]
 
 
 def _tail(log: Path) -> str:

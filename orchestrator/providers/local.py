@@ -19,13 +19,13 @@ from pathlib import Path
 from orchestrator.domain.model import Account
 from orchestrator.ports.providers import (
     Capabilities,
+    Capacity,
     Handle,
     LaunchRejected,
     LaunchRequest,
     Leftovers,
     Liveness,
     Observation,
-    Room,
 )
 from worker.shared.messages import Ticket
 from worker.shared.process import process_birth
@@ -34,7 +34,7 @@ START_UP_S = 20.0
 NVIDIA_SMI_S = 10.0
 LOG_NAME = "output.log"
 TAIL_BYTES = 4096
-LONGEST_LAST_WORDS = 300
+MAX_LAST_WORDS = 300
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE")
 """Variables that the hub's client takes a token from; a pool's own `env` may set them, for all who use the pool."""
 
@@ -48,7 +48,7 @@ class LocalProvider:
     Hugging Face hub; all others ask it without the operator's own token, since any member's job may run here.
     """
 
-    capabilities = Capabilities(provider="local", shares_disk=True, at_hand=True)
+    capabilities = Capabilities(provider="local", shares_disk=True, local=True)
 
     def __init__(
         self,
@@ -62,9 +62,9 @@ class LocalProvider:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
-    def room(self, account: Account) -> Room:
+    def room(self, account: Account) -> Capacity:
         card = _gpu_bytes()
-        return Room(
+        return Capacity(
             slots=int(account.config.get("slots", 1)),
             session_s=float(account.config.get("session_s", 12 * 3600)),
             memory_bytes=int(account.config.get("memory_bytes") or card or _ram_bytes()),
@@ -204,7 +204,7 @@ def _last_words(log: Path) -> str:
     except OSError:
         return ""
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f": {last[:LONGEST_LAST_WORDS]}" if last else ""
+    return f": {last[:MAX_LAST_WORDS]}" if last else ""
 
 
 def _ram_bytes() -> int:

@@ -12,14 +12,21 @@ from pydantic import BaseModel, Field, ValidationError
 
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError, UnavailableError
 from orchestrator.domain.model import Account, Member, Role
-from orchestrator.ports.providers import Capabilities, Checked, Context, CredentialsRefused, Named, ProviderError
+from orchestrator.ports.providers import (
+    Capabilities,
+    Context,
+    CredentialsRefused,
+    ProviderError,
+    SupportsCheck,
+    SupportsIdentity,
+)
 from orchestrator.ports.repository import TokenInfo, Transaction
 from orchestrator.services.ids import new_id
 from orchestrator.services.jobs import Actor
 
-LONGEST_CREDENTIALS = 8192
-MOST_SLOTS = 1000
-LONGEST_SESSION_S = 30 * 86_400.0
+MAX_CREDENTIALS = 8192
+MAX_SLOTS = 1000
+MAX_SESSION_S = 30 * 86_400.0
 _SECRETIVE = re.compile(r"token|secret|password|api_?key|^key$|credential", re.IGNORECASE)
 
 
@@ -164,7 +171,7 @@ def _refuse_shared(ctx: Context, account: Account) -> None:
     is not noticed, nor are two who connect one account at the same moment.
     """
     provider = ctx.providers.get(account.provider) if account.credentials else None
-    if not isinstance(provider, Named):
+    if not isinstance(provider, SupportsIdentity):
         return
     try:
         login = provider.login(account)
@@ -179,7 +186,7 @@ def _refuse_shared(ctx: Context, account: Account) -> None:
         raise ConflictError(words)
 
 
-def _login(provider: Named, account: Account) -> str:
+def _login(provider: SupportsIdentity, account: Account) -> str:
     try:
         return provider.login(account) if account.credentials else ""
     except ProviderError:
@@ -211,8 +218,8 @@ def _refuse_secrets(capabilities: Capabilities, config: dict[str, Any]) -> None:
 class _Settings(BaseModel):
     """What every driver reads alike; each may read more."""
 
-    slots: Annotated[int, Field(ge=0, le=MOST_SLOTS)] = 0
-    session_s: Annotated[float, Field(gt=0, le=LONGEST_SESSION_S, allow_inf_nan=False)] = 1.0
+    slots: Annotated[int, Field(ge=0, le=MAX_SLOTS)] = 0
+    session_s: Annotated[float, Field(gt=0, le=MAX_SESSION_S, allow_inf_nan=False)] = 1.0
     env: dict[str, str] = Field(default_factory=dict)
 
 
@@ -243,15 +250,15 @@ def _sealed(ctx: Context, capabilities: Capabilities, credentials: str | None) -
 def _one_line(credentials: str) -> str:
     """What was entered, without the file's blanks around it; a JSON object may have had several lines."""
     text = credentials.strip()
-    if text.startswith("{") and len(text) <= LONGEST_CREDENTIALS:
+    if text.startswith("{") and len(text) <= MAX_CREDENTIALS:
         try:
             text = json.dumps(json.loads(text))
         except (ValueError, RecursionError):
             raise _unfit("begin like a JSON object but are none") from None
     if not text:
         raise _unfit("are empty")
-    if len(text) > LONGEST_CREDENTIALS:
-        raise _unfit(f"are longer than {LONGEST_CREDENTIALS} characters; is it the right file?")
+    if len(text) > MAX_CREDENTIALS:
+        raise _unfit(f"are longer than {MAX_CREDENTIALS} characters; is it the right file?")
     if not text.isprintable():
         raise _unfit("hold line breaks or control characters; is it the right file?")
     return text
@@ -283,7 +290,7 @@ def check(ctx: Context, actor: Actor, account_id: str) -> tuple[Account, str]:
     problem = ""
     try:
         provider = ctx.providers.get(account.provider)
-        words = provider.check(account) if isinstance(provider, Checked) else "there is nothing to sign in to"
+        words = provider.check(account) if isinstance(provider, SupportsCheck) else "there is nothing to sign in to"
     except CredentialsRefused as error:
         words = problem = str(error)
     except ProviderError as error:

@@ -207,7 +207,7 @@ def sweep_strays(ctx: Context, lease: Lease) -> None:
 def abandon_stale(ctx: Context) -> None:
     """Offers that nobody commits any more become garbage; a session that lives may still be waiting for its store to answer."""
     with ctx.uow() as tx:
-        for checkpoint in tx.stale_offers(ctx.clock.now() - ctx.rules.offer_ttl_s):
+        for checkpoint in tx.stale_offers(ctx.clock.now() - ctx.limits.offer_ttl_s):
             lease = tx.lease(checkpoint.lease_id)
             if lease is not None and lease.state.is_live:
                 continue

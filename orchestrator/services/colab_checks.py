@@ -15,7 +15,7 @@ from orchestrator.services.jobs import Actor
 from worker.doctor.outcome import PROBES, Outcome, one_line
 from worker.shared.messages import signed_message
 
-LONGEST_LINE = 64 << 10
+MAX_LINE = 64 << 10
 """Characters."""
 PROBE_S, HUB_S = 240.0, 60.0
 DRIVE = "https://www.googleapis.com"

@@ -11,7 +11,7 @@ from worker.shared.dataset_files import DatasetError, Row, examine
 from worker.shared.messages import FileFormat, RowFormat
 
 FAULTS_SHOWN = 20
-LONGEST_SHOWN = 4_000
+MAX_SHOWN = 4_000
 """Characters of one turn that are shown."""
 
 BARS = 24
@@ -144,9 +144,9 @@ def turns(row: Row, *, train_on_inputs: bool) -> tuple[Turn, ...]:
     return tuple(
         Turn(
             role=role,
-            text=text[:LONGEST_SHOWN],
+            text=text[:MAX_SHOWN],
             trained=trained or train_on_inputs,
-            cut=max(0, len(text) - LONGEST_SHOWN),
+            cut=max(0, len(text) - MAX_SHOWN),
         )
         for role, text, trained in _parts(row)
     )

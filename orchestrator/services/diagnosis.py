@@ -12,7 +12,7 @@ from orchestrator.domain import diagnosis
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
 from orchestrator.domain.model import Account
 from orchestrator.ports.diagnosis import CheckOrder, Examined, SupportsDiagnosis
-from orchestrator.ports.providers import Context, CredentialsRefused, Named, ProviderError, Store, StoreError
+from orchestrator.ports.providers import Context, CredentialsRefused, ProviderError, Store, StoreError, SupportsIdentity
 from orchestrator.services.accounts import owned
 from orchestrator.services.ids import new_id
 from orchestrator.services.jobs import Actor
@@ -21,9 +21,9 @@ from worker.doctor.uploads import SIZES, uploads
 from worker.shared.messages import GrantKind
 
 Json = dict[str, Any]
-MOST_AT_ONCE = 3
+MAX_AT_ONCE = 3
 """Checks under way on this server: each holds a thread that launches need, too."""
-LONGEST_CHECK_S = 1800.0
+MAX_CHECK_S = 1800.0
 _HIDDEN = re.compile(
     r"https?://[^\s'\"]+|host='[^']*'|[\w.+-]+@[\w.-]+\.\w+|/(?:home|Users)/[^/\s]+|\b\d+\.\d+\.\d+\.\d+\b"
 )
@@ -42,8 +42,8 @@ def start(ctx: Context, actor: Actor, account_id: str, *, gpu: bool, probes: fro
             )
         if _is_running(ctx, account):
             raise ConflictError(f"a check of {account.name} is under way; it takes minutes")
-        if sum(_is_running(ctx, other) for other in tx.accounts()) >= MOST_AT_ONCE:
-            raise UnavailableError(f"{MOST_AT_ONCE} other checks are under way; try again in some minutes")
+        if sum(_is_running(ctx, other) for other in tx.accounts()) >= MAX_AT_ONCE:
+            raise UnavailableError(f"{MAX_AT_ONCE} other checks are under way; try again in some minutes")
         left = [*account.image.get("left", ()), *_ids(account.image.get("running"))]
         check = new_id("check", now)
         running: Json = {"check": check, "at": now, "gpu": gpu, "seen": []}
@@ -93,7 +93,7 @@ def _is_running(ctx: Context, account: Account) -> bool:
     running = account.image.get("running")
     if running is None:
         return False
-    return running["at"] >= ctx.started_at and ctx.clock.now() < running["at"] + LONGEST_CHECK_S
+    return running["at"] >= ctx.started_at and ctx.clock.now() < running["at"] + MAX_CHECK_S
 
 
 def _ids(running: dict[str, Any] | None) -> list[str]:
@@ -225,7 +225,7 @@ def _names(ctx: Context, account: Account) -> set[str]:
     with ctx.uow() as tx:
         names |= {m.name for m in tx.members() if m.id == account.member_id}
     provider = ctx.providers.get(account.provider)
-    if isinstance(provider, Named):
+    if isinstance(provider, SupportsIdentity):
         with contextlib.suppress(ProviderError):
             names.add(provider.login(account))
     return {name for name in names if len(name) > 2}

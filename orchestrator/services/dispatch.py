@@ -10,8 +10,9 @@ from orchestrator.domain import diagnosis
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.domain.model import Account, Job, Lease
-from orchestrator.domain.scheduling import Match, Obstacle, Place, Waiting, explain, match
+from orchestrator.domain.scheduling import Blocker, Candidate, PendingJob, Placement, explain, match
 from orchestrator.ports.providers import (
+    Capacity,
     Context,
     CredentialsRefused,
     LaunchRejected,
@@ -19,13 +20,12 @@ from orchestrator.ports.providers import (
     ProviderError,
     ProviderUnavailable,
     QuotaExhausted,
-    Room,
     StoreError,
 )
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.ids import new_id
-from orchestrator.services.leases import hand_back
-from orchestrator.services.offline_sessions import cannot_call, kit
+from orchestrator.services.leases import release_lease
+from orchestrator.services.offline_sessions import is_offline, offline_bundle
 from worker.shared import causes
 
 QUEUE_DEPTHS = (16, 128, 1024)
@@ -36,7 +36,7 @@ STORE_REST_S = 60.0
 """How long an account is left alone after the store could not open uploads for a machine of it."""
 FULL_REST_S = 300.0
 """The same after it had no room, where it does not say until when."""
-NO_ROOM = Room(slots=0, session_s=0)
+NO_ROOM = Capacity(slots=0, session_s=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,8 @@ def dispatch(ctx: Context) -> int:
     """One round: claim jobs for free machines in one transaction, then launch outside of it. Returns the number claimed."""
     with ctx.uow() as tx:
         accounts = tx.accounts() if tx.has_queued() else []
-    places = survey(ctx, accounts)
-    if not any(p.slots and not p.shut for p in places):
+    places = list_capacity(ctx, accounts)
+    if not any(p.slots and not p.closed_reason for p in places):
         return 0
     with ctx.uow() as tx:
         claims = _claim(ctx, tx, places, {a.id: a for a in accounts})
@@ -60,7 +60,7 @@ def dispatch(ctx: Context) -> int:
     return len(claims)
 
 
-def survey(ctx: Context, accounts: list[Account]) -> list[Place]:
+def list_capacity(ctx: Context, accounts: list[Account]) -> list[Candidate]:
     """What every account offers, our own live leases not yet deducted; a driver that does not answer is shut, not gone.
 
     Accounts are asked side by side. One that takes its time counts for nothing until its answer is here, which asks for a
@@ -68,11 +68,11 @@ def survey(ctx: Context, accounts: list[Account]) -> list[Place]:
     """
     rooms = {a.id: room for a in accounts if (room := _unasked(ctx, a)) is not None}
     slow = {_question(a): partial(_room, ctx, a) for a in accounts if a.id not in rooms}
-    said = ctx.rooms.ask(slow, ctx.rules.patience_s, on_late=ctx.wake)
-    silent = replace(NO_ROOM, shut=f"cannot be reached (no answer within {ctx.rules.patience_s:g} s)")
+    said = ctx.rooms.gather(slow, ctx.limits.patience_s, on_late=ctx.wake)
+    silent = replace(NO_ROOM, closed_reason=f"cannot be reached (no answer within {ctx.limits.patience_s:g} s)")
     rooms |= {a.id: said.get(_question(a), silent) for a in accounts if a.id not in rooms}
     return [
-        Place(account_id=a.id, provider=a.provider, name=a.name, member_id=a.member_id, **vars(rooms[a.id]))
+        Candidate(account_id=a.id, provider=a.provider, name=a.name, member_id=a.member_id, **vars(rooms[a.id]))
         for a in accounts
     ]
 
@@ -82,36 +82,36 @@ def _question(account: Account) -> str:
     return account.id + account.credentials
 
 
-def _unasked(ctx: Context, account: Account) -> Room | None:
+def _unasked(ctx: Context, account: Account) -> Capacity | None:
     """What is known of an account without a call to anybody; None if it has to be asked."""
     if reason := _not_allowed(ctx, account):
-        return replace(NO_ROOM, shut=reason)
+        return replace(NO_ROOM, closed_reason=reason)
     if account.not_before > ctx.clock.now():
-        return replace(NO_ROOM, shut=account.note or "no room at the moment", open_at=account.not_before)
+        return replace(NO_ROOM, closed_reason=account.note or "no room at the moment", open_at=account.not_before)
     return _room(ctx, account) if _is_at_hand(ctx, account) else None
 
 
 def _is_at_hand(ctx: Context, account: Account) -> bool:
     try:
-        return ctx.providers.get(account.provider).capabilities.at_hand
+        return ctx.providers.get(account.provider).capabilities.local
     except ProviderUnavailable:
         return True  # its driver did not load, and cannot be asked
 
 
-def _room(ctx: Context, account: Account) -> Room:
+def _room(ctx: Context, account: Account) -> Capacity:
     try:
         room = ctx.providers.get(account.provider).room(account)
     except CredentialsRefused as error:
         _note_problem(ctx, account, str(error))
-        return replace(NO_ROOM, shut=str(error))
+        return replace(NO_ROOM, closed_reason=str(error))
     except QuotaExhausted as error:
-        return replace(NO_ROOM, shut=str(error), open_at=error.until)
+        return replace(NO_ROOM, closed_reason=str(error), open_at=error.until)
     except ProviderError as error:
-        return replace(NO_ROOM, shut=f"cannot be reached ({error})")
+        return replace(NO_ROOM, closed_reason=f"cannot be reached ({error})")
     except Exception as error:  # noqa: BLE001  told where people look; one account must not keep all others waiting
-        return replace(NO_ROOM, shut=f"its driver failed ({type(error).__name__}: {error})")
+        return replace(NO_ROOM, closed_reason=f"its driver failed ({type(error).__name__}: {error})")
     closed = diagnosis.closed(account.image, account.provider, causes.SMOKE) if room.gpu else ""
-    return replace(room, shut=room.shut or closed)
+    return replace(room, closed_reason=room.closed_reason or closed)
 
 
 def _not_allowed(ctx: Context, account: Account) -> str:
@@ -134,37 +134,37 @@ def _note_problem(ctx: Context, account: Account, problem: str) -> None:
             tx.save_account(current)
 
 
-def less_live(places: list[Place], by_account: dict[str, int]) -> list[Place]:
+def less_live(places: list[Candidate], by_account: dict[str, int]) -> list[Candidate]:
     """Places with the slots that our live leases take up deducted."""
     return [replace(p, slots=max(0, p.slots - by_account.get(p.account_id, 0))) for p in places]
 
 
-def _claim(ctx: Context, tx: Transaction, places: list[Place], accounts: dict[str, Account]) -> list[_Claim]:
+def _claim(ctx: Context, tx: Transaction, places: list[Candidate], accounts: dict[str, Account]) -> list[_Claim]:
     now = ctx.clock.now()
     by_member, by_account = tx.live_counts()
     free = less_live(places, by_account)
-    room = min(LAUNCHES_PER_ROUND, sum(p.slots for p in free if not p.shut))
+    room = min(LAUNCHES_PER_ROUND, sum(p.slots for p in free if not p.closed_reason))
     if room == 0:
         return []
-    chosen: list[Match] = []
+    chosen: list[Placement] = []
     for depth in QUEUE_DEPTHS:
-        waiting = [as_waiting(job) for job in tx.queued(max(depth, room), now)]
+        waiting = [to_pending(job) for job in tx.queued(max(depth, room), now)]
         chosen = match(waiting, free, by_member, now)[:LAUNCHES_PER_ROUND]
         if len(chosen) >= room or len(waiting) < depth:
             break
-    claims = (lease_out(ctx, tx, m, now, one_way=cannot_call(ctx, m.provider)) for m in chosen)
+    claims = (create_lease(ctx, tx, m, now, offline=is_offline(ctx, m.provider)) for m in chosen)
     return [_Claim(lease=lease, account=accounts[lease.account_id]) for lease in claims if lease is not None]
 
 
-def lease_out(
-    ctx: Context, tx: Transaction, chosen: Match, now: float, *, one_way: bool, actor: str = "scheduler"
+def create_lease(
+    ctx: Context, tx: Transaction, chosen: Placement, now: float, *, offline: bool, actor: str = "scheduler"
 ) -> Lease | None:
     """Write the next lease of a queued job; None if the job is not queued any more."""
     job = tx.job(chosen.job_id)
     if job is None or job.state is not JobState.QUEUED:
         return None
     lease_id = new_id("lease", now)
-    fence = job.lease_out(at=now, actor=actor, lease_id=lease_id)
+    fence = job.create_lease(at=now, actor=actor, lease_id=lease_id)
     lease = Lease(
         id=lease_id,
         job_id=job.id,
@@ -174,10 +174,10 @@ def lease_out(
         fence=fence,
         token_hash=ctx.tokens.hash(ctx.tokens.for_lease(lease_id)),
         created_at=now,
-        expires_at=now + ctx.rules.start_grace_s,
-        deadline_at=now + chosen.budget_s + ctx.rules.stop_grace_s,
+        expires_at=now + ctx.limits.start_grace_s,
+        deadline_at=now + chosen.budget_s + ctx.limits.stop_grace_s,
         budget_s=chosen.budget_s,
-        one_way=one_way,
+        offline=offline,
         store=ctx.stores.current().name,
         first_step=job.head_step,
         step=job.head_step,
@@ -190,7 +190,7 @@ def lease_out(
 def _launch(ctx: Context, claim: _Claim) -> None:
     lease = claim.lease
     try:
-        if lease.one_way and not _is_live(ctx, lease):
+        if lease.offline and not _is_live(ctx, lease):
             return  # cancelled while it waited for its turn; one that can call is told so when it does
         external_id = ctx.providers.get(lease.provider).launch(_request(ctx, claim))
     except CredentialsRefused as error:
@@ -223,7 +223,7 @@ def _is_live(ctx: Context, lease: Lease) -> bool:
 
 def _request(ctx: Context, claim: _Claim) -> LaunchRequest:
     lease = claim.lease
-    ready = kit(ctx, lease) if lease.one_way else None
+    ready = offline_bundle(ctx, lease) if lease.offline else None
     near = ctx.providers.get(lease.provider).capabilities.same_network
     return LaunchRequest(
         lease_id=lease.id,
@@ -267,7 +267,7 @@ def _launch_failed(ctx: Context, lease_id: str, why: str, *, counts: bool = True
         if lease is None or job is None or not lease.state.is_live:
             return
         lease.collected_at = now
-        hand_back(
+        release_lease(
             tx,
             lease,
             job,
@@ -282,11 +282,11 @@ def _launch_failed(ctx: Context, lease_id: str, why: str, *, counts: bool = True
     ctx.wake()
 
 
-def as_waiting(job: Job) -> Waiting:
+def to_pending(job: Job) -> PendingJob:
     """The job as the policy sees it."""
     spec = job.spec
     placement = spec.get("placement", {})
-    return Waiting(
+    return PendingJob(
         job_id=job.id,
         member_id=job.member_id,
         priority=job.priority,
@@ -299,13 +299,13 @@ def as_waiting(job: Job) -> Waiting:
         gpu_bytes=job.gpu_bytes,
         host_bytes=job.host_bytes,
         steps_left=job.total_steps - job.head_step,
-        pace=job.pace,
+        step_time=job.step_time,
         from_folder=spec.get("base_model", "").startswith("/"),
         needs_gpu=spec.get("backend") == "unsloth",
     )
 
 
-def why_waiting(ctx: Context, job: Job) -> Obstacle | None:
+def why_waiting(ctx: Context, job: Job) -> Blocker | None:
     """What keeps a job from starting, in words; None if it is about to, or at work."""
     now = ctx.clock.now()
     if job.state is not JobState.QUEUED:
@@ -314,17 +314,17 @@ def why_waiting(ctx: Context, job: Job) -> Obstacle | None:
         accounts = tx.accounts()
         _, by_account = tx.live_counts()
         ended = tx.leases_of(job.id) if job.not_before > now else []
-    found = explain(as_waiting(job), less_live(survey(ctx, accounts), by_account), now)
+    found = explain(to_pending(job), less_live(list_capacity(ctx, accounts), by_account), now)
     if found is None or not ended:
         return found
     last = max(ended, key=lambda lease: lease.fence)
     return replace(found, reason=f"{found.reason}; the last session ended: {last.detail or last.end_reason}")
 
 
-def _unconfirmed(ctx: Context, job: Job) -> Obstacle | None:
+def _unconfirmed(ctx: Context, job: Job) -> Blocker | None:
     """The words of a provider that did not say whether it starts the job's session."""
     with ctx.uow() as tx:
         lease = tx.live_lease(job.id)
     if lease is None or lease.state is not LeaseState.PROVISIONING or not lease.detail:
         return None
-    return Obstacle(reason=f"it is not known yet whether a session starts: {lease.detail}")
+    return Blocker(reason=f"it is not known yet whether a session starts: {lease.detail}")

@@ -18,7 +18,7 @@ def is_damaged(ctx: Context, checkpoint: Checkpoint) -> bool:
         return False
 
 
-def fall_back(tx: Transaction, job: Job, now: float) -> bool:
+def roll_back_head(tx: Transaction, job: Job, now: float) -> bool:
     """The head is damaged: go on from the newest committed checkpoint before it, or from the start.
 
     False if there is neither: a clone that began with a checkpoint has no other start, and keeps its damaged head.

@@ -9,7 +9,7 @@ from orchestrator.domain.errors import ForbiddenError, InvalidError
 from orchestrator.ports.providers import Context, VaultError
 from orchestrator.ports.repository import Transaction
 
-LONGEST_TOKEN = 2_048
+MAX_TOKEN = 2_048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class HubToken:
 def set_token(ctx: Context, member_id: str, token: str) -> HubToken:
     """Keep the member's token in place of any earlier one; raises `InvalidError` if the hub does not accept it."""
     token = token.strip()
-    if not (token.isascii() and token.isprintable() and 0 < len(token) <= LONGEST_TOKEN) or " " in token:
+    if not (token.isascii() and token.isprintable() and 0 < len(token) <= MAX_TOKEN) or " " in token:
         words = "this is no token of the hub: it is one word that begins with hf_"
         raise InvalidError(words, [("/token", words)])
     account = ctx.catalog.whose(token)

@@ -12,10 +12,10 @@ from orchestrator.domain.model import Checkpoint, Job, Role
 from orchestrator.ports.providers import Context
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.datasets import hold, resolve_dataset
-from orchestrator.services.dispatch import survey
+from orchestrator.services.dispatch import list_capacity
 from orchestrator.services.hub_tokens import token_of
 from orchestrator.services.ids import new_id
-from orchestrator.services.leases import hand_back
+from orchestrator.services.leases import release_lease
 from worker.shared import memory_estimate
 from worker.shared.memory_estimate import Need
 from worker.shared.messages import JobSpec
@@ -162,7 +162,7 @@ def _refuse_the_unknown(ctx: Context, spec: JobSpec) -> None:
 def _refuse_the_too_large(ctx: Context, actor: Actor, need: Need) -> None:
     with ctx.uow() as tx:
         accounts = tx.accounts()
-    places = survey(ctx, [a for a in accounts if a.member_id in (None, actor.member_id)])
+    places = list_capacity(ctx, [a for a in accounts if a.member_id in (None, actor.member_id)])
     if not places or any(not p.memory_bytes or need.on(gpu=p.gpu) <= p.memory_bytes for p in places):
         return
     largest = max(places, key=lambda place: place.memory_bytes)
@@ -261,7 +261,9 @@ def _cancel_leased(tx: Transaction, job: Job, actor: Actor, now: float) -> None:
         job.cancel_requested_at = now
         job.note("job.cancel_requested", at=now, actor=actor.name)
     if lease is not None and lease.state is LeaseState.PROVISIONING:
-        hand_back(tx, lease, job, LeaseState.EXPIRED, EndReason.CANCELLED, detail="cancelled", at=now, actor=actor.name)
+        release_lease(
+            tx, lease, job, LeaseState.EXPIRED, EndReason.CANCELLED, detail="cancelled", at=now, actor=actor.name
+        )
 
 
 def retry(ctx: Context, actor: Actor, job_id: str) -> Job:

@@ -13,9 +13,9 @@ from orchestrator.ports.repository import Dataset, Transaction
 from orchestrator.services import model_files
 from orchestrator.services.errors import from_store
 from orchestrator.services.failed_starts import close, weigh
-from orchestrator.services.heads import fall_back, is_damaged
+from orchestrator.services.heads import is_damaged, roll_back_head
 from orchestrator.services.images import note_image
-from orchestrator.services.step_time import first_pace
+from orchestrator.services.step_time import first_step_time
 from worker.shared import causes
 from worker.shared.messages import (
     PROTOCOL_VERSION,
@@ -107,11 +107,11 @@ def begin(ctx: Context, tx: Transaction, lease_id: str, request: StartRequest) -
     spec = JobSpec.model_validate(job.spec)
     if lease.nonce is None:
         _begin(lease, job, request, now)
-        if lease.one_way:  # its time runs from when the machine began, which may be long after the launch
-            lease.deadline_at = now + lease.budget_s + ctx.rules.stop_grace_s
+        if lease.offline:  # its time runs from when the machine began, which may be long after the launch
+            lease.deadline_at = now + lease.budget_s + ctx.limits.stop_grace_s
         note_image(tx, lease, job, request.image, now)
         tx.save_job(job)
-    lease.last_seen_at, lease.expires_at = now, now + ctx.rules.lease_s
+    lease.last_seen_at, lease.expires_at = now, now + ctx.limits.lease_s
     tx.save_lease(lease)
     head = tx.checkpoint(job.id, job.head) if job.head else None
     datasets = [tx.dataset(d.sha256 or "") for d in spec.datasets]
@@ -151,14 +151,14 @@ def say_assignment(
         fence=lease.fence,
         spec=spec,
         seconds_left=seconds_left,
-        report_every_s=ctx.rules.report_every_s,
-        mtbf_s=ctx.rules.mtbf_s,
+        report_every_s=ctx.limits.report_every_s,
+        mtbf_s=ctx.limits.mtbf_s,
         datasets=datasets,
         resume=resume,
         resume_step=job.head_step,
         origin=_origin(job, head),
         uploads=uploads,
-        trust_remote_code=spec.base_model.partition("@")[0] in ctx.rules.trusted_models,
+        trust_remote_code=spec.base_model.partition("@")[0] in ctx.limits.trusted_models,
     )
 
 
@@ -233,11 +233,11 @@ def reported(ctx: Context, tx: Transaction, said: Report) -> Directive:
     """`report` within a transaction."""
     now = ctx.clock.now()
     lease, job = held(tx, said.lease, said.fence)
-    lease.last_seen_at, lease.expires_at = now, now + ctx.rules.lease_s
+    lease.last_seen_at, lease.expires_at = now, now + ctx.limits.lease_s
     is_new = said.seq > lease.last_seq
     tx.add_metrics(job.id, lease, said.metrics, now, replace=is_new)
     if is_new:
-        first_pace(tx, lease, job, said, now)
+        first_step_time(tx, lease, job, said, now)
         _take_in(lease, said)
         tx.add_samples(job.id, said.samples, now)
         if said.reading is not None:
@@ -278,7 +278,7 @@ def release(ctx: Context, said: Release) -> None:
         lease, job = _still_held(tx, lease, said.fence)
         _last_words(lease, said.step, said.seq, {str(k): v for k, v in said.ledger.items()}, now)
         cause = causes.NO_STEP if said.reason == "deadline" else said.cause
-        hand_back(tx, lease, job, LeaseState.RELEASED, end, detail=said.detail, at=now, actor="worker", cause=cause)
+        release_lease(tx, lease, job, LeaseState.RELEASED, end, detail=said.detail, at=now, actor="worker", cause=cause)
     ctx.wake()
 
 
@@ -291,7 +291,7 @@ def _last_words(lease: Lease, step: int, seq: int, ledger: dict[str, float], now
     lease.ledger = ledger or lease.ledger
 
 
-def hand_back(
+def release_lease(
     tx: Transaction,
     lease: Lease,
     job: Job,
@@ -310,7 +310,7 @@ def hand_back(
     """
     close(tx, lease, state, end, at=at, detail=detail, cause=cause)
     found = weigh(tx, lease, job, at, counts=counts)
-    job.give_back(
+    job.release(
         end,
         detail=lease.detail,
         at=at,
@@ -379,14 +379,14 @@ def failed(ctx: Context, tx: Transaction, said: Finish, failure: Failure, *, cor
         return
     lease, job = _still_held(tx, lease, said.fence)
     _last_words(lease, said.step, said.seq, {str(k): v for k, v in said.ledger.items()}, now)
-    goes_on, end = fall_back(tx, job, now) if corrupt else not failure.permanent, EndReason.FAILED
+    goes_on, end = roll_back_head(tx, job, now) if corrupt else not failure.permanent, EndReason.FAILED
     if not goes_on:
         close(tx, lease, LeaseState.RELEASED, end, at=now, detail=failure.message, cause=failure.cause)
         job.fail(lease.detail, at=now, actor="worker", lease_id=lease.id)
         tx.save_job(job)
     else:
         words, why = failure.message, failure.cause
-        hand_back(tx, lease, job, LeaseState.RELEASED, end, detail=words, at=now, actor="worker", cause=why)
+        release_lease(tx, lease, job, LeaseState.RELEASED, end, detail=words, at=now, actor="worker", cause=why)
 
 
 def _is_corrupt(ctx: Context, said: Finish, sha256: str) -> bool:

@@ -17,14 +17,22 @@ from pydantic import ValidationError
 
 from orchestrator.domain.errors import ConflictError, TrainhopError, UnavailableError
 from orchestrator.domain.lifecycle import EndReason, LeaseState
-from orchestrator.domain.model import Claim, Lease
-from orchestrator.ports.providers import Context, Documents, ObjectMissing, Owned, ProviderError, Store, StoreError
+from orchestrator.domain.model import Lease, OneTimeCode
+from orchestrator.ports.providers import (
+    Context,
+    ObjectMissing,
+    ProviderError,
+    Store,
+    StoreError,
+    SupportsDocuments,
+    SupportsOwner,
+)
 from orchestrator.services import notebooks, offline_sessions
 from orchestrator.services.errors import from_store
-from orchestrator.services.leases import directive, hand_back, lease_prefix
-from orchestrator.services.worker_messages import Ear
+from orchestrator.services.leases import directive, lease_prefix, release_lease
+from orchestrator.services.worker_messages import LogReader
 from worker.shared.messages import Assignment, Grant
-from worker.shared.notebook_messages import Answer, Claimed, Letter
+from worker.shared.notebook_messages import Claimed, MailboxReply, MailboxRequest
 from worker.shared.wheel import Wheel
 
 LISTENS_S = 600.0
@@ -33,14 +41,14 @@ LISTENS_S = 600.0
 UP, DOWN, WHEEL = "up.json", "down.json", "worker.whl"
 
 
-class LetterStore(Store, Documents, Protocol):
+class LetterStore(Store, SupportsDocuments, Protocol):
     """A store whose owner's notebooks can get at its documents."""
 
 
 def letter_store(ctx: Context) -> LetterStore | None:
     """The store whose documents a notebook can use, if the current one has any."""
     store = ctx.stores.current()
-    return store if isinstance(store, Documents) else None
+    return store if isinstance(store, SupportsDocuments) else None
 
 
 def need_letter_store(ctx: Context) -> LetterStore:
@@ -82,16 +90,16 @@ def publish(ctx: Context, job_id: str, file_name: str, notebook: str) -> tuple[s
 
 
 def _owner(store: Store) -> str:
-    return store.owner() if isinstance(store, Owned) else ""
+    return store.owner() if isinstance(store, SupportsOwner) else ""
 
 
-class Postman:
+class MailboxPoller:
     """Looks into every open mailbox; what he remembers spares work and may be lost."""
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
-        self._ears: dict[str, Ear] = {}
-        self._sent: dict[str, Answer] = {}
+        self._ears: dict[str, LogReader] = {}
+        self._sent: dict[str, MailboxReply] = {}
 
     def round(self) -> None:
         """Read what is new, act on it and answer. A store that does not answer is asked again in the next round."""
@@ -105,17 +113,17 @@ class Postman:
             except ProviderError:
                 continue
 
-    def _was_not_heard(self, claim: Claim) -> None:
+    def _was_not_heard(self, claim: OneTimeCode) -> None:
         """Silence says nothing of a notebook whose letters we cannot read."""
         with self._ctx.uow() as tx:
             lease = tx.lease(claim.lease_id) if claim.lease_id else None
             if lease is not None and lease.state.is_live:
-                lease.expires_at = max(lease.expires_at, self._ctx.clock.now() + self._ctx.rules.lease_s)
+                lease.expires_at = max(lease.expires_at, self._ctx.clock.now() + self._ctx.limits.lease_s)
                 tx.save_lease(lease)
 
-    def _deliver(self, claim: Claim) -> None:
+    def _deliver(self, claim: OneTimeCode) -> None:
         store = self._ctx.stores.get(claim.store)
-        assert isinstance(store, Documents)
+        assert isinstance(store, SupportsDocuments)
         with self._ctx.uow() as tx:
             lease = tx.lease(claim.lease_id) if claim.lease_id else None
         ends = claim.expires_at if lease is None else (lease.ended_at or self._ctx.clock.now()) + LISTENS_S
@@ -126,32 +134,32 @@ class Postman:
         if letter is not None:
             self._answer(store, claim, self._reply(store, claim, letter))
 
-    def _answer(self, store: Documents, claim: Claim, answer: Answer) -> None:
+    def _answer(self, store: SupportsDocuments, claim: OneTimeCode, answer: MailboxReply) -> None:
         if self._sent.get(claim.mailbox) != answer:
             store.write_document(f"{claim.mailbox}/{DOWN}", answer.model_dump_json(exclude_defaults=True))
             self._sent[claim.mailbox] = answer
 
-    def _reply(self, store: Store, claim: Claim, letter: Letter) -> Answer:
+    def _reply(self, store: Store, claim: OneTimeCode, letter: MailboxRequest) -> MailboxReply:
         if letter.claim is not None and (claim.lease_id is None or not letter.lines):
             return self._claim(store, claim, letter)
         if claim.lease_id is None or claim.nonce != letter.nonce:
-            return Answer(nonce=letter.nonce, refused="this notebook runs in another tab: a code works once")
+            return MailboxReply(nonce=letter.nonce, refused="this notebook runs in another tab: a code works once")
         return self._listen(letter, claim.lease_id)
 
-    def _claim(self, store: Store, claim: Claim, letter: Letter) -> Answer:
+    def _claim(self, store: Store, claim: OneTimeCode, letter: MailboxRequest) -> MailboxReply:
         asked, sent = letter.claim, self._sent.get(claim.mailbox)
         assert asked is not None
         if sent is not None and sent.nonce == letter.nonce:
             return sent
         if self._ctx.tokens.hash(asked.code) != claim.code_hash:
-            return Answer(nonce=letter.nonce, refused="the code is not the one that this notebook was made with")
+            return MailboxReply(nonce=letter.nonce, refused="the code is not the one that this notebook was made with")
         try:
-            claimed = notebooks.claim(self._ctx, asked, one_way=True)
+            claimed = notebooks.claim(self._ctx, asked, offline=True)
             assignment = self._kit(store, claimed)
         except TrainhopError as error:
-            return Answer(nonce=letter.nonce, refused=str(error))
+            return MailboxReply(nonce=letter.nonce, refused=str(error))
         ticket = claimed.ticket.model_copy(update={"assignment": assignment, "server_url": None})
-        return Answer(nonce=letter.nonce, taken=True, claimed=claimed.model_copy(update={"ticket": ticket}))
+        return MailboxReply(nonce=letter.nonce, taken=True, claimed=claimed.model_copy(update={"ticket": ticket}))
 
     def _kit(self, store: Store, claimed: Claimed) -> Assignment:
         """The assignment with everything that it reads where the notebook can read it; gives the lease back if that fails."""
@@ -159,7 +167,7 @@ class Postman:
             lease = tx.lease(claimed.ticket.lease)
         assert lease is not None
         try:
-            ready = offline_sessions.kit(self._ctx, lease)
+            ready = offline_sessions.offline_bundle(self._ctx, lease)
             brought = {key: _bring(store, _place(lease, key), read) for key, read in ready.inputs.items()}
         except StoreError as error:
             _give_back(self._ctx, lease, f"the store takes nothing now ({error})")
@@ -176,20 +184,20 @@ class Postman:
         }
         return ready.assignment.model_copy(update=changes)
 
-    def _listen(self, letter: Letter, lease_id: str) -> Answer:
-        ear = self._ears.setdefault(lease_id, Ear(ctx=self._ctx, lease_id=lease_id))
+    def _listen(self, letter: MailboxRequest, lease_id: str) -> MailboxReply:
+        ear = self._ears.setdefault(lease_id, LogReader(ctx=self._ctx, lease_id=lease_id))
         ear.listen(letter.lines)
         with self._ctx.uow() as tx:
             lease = tx.lease(lease_id)
             job = tx.job(lease.job_id) if lease is not None else None
         assert lease is not None
         assert job is not None
-        answer = Answer(nonce=letter.nonce, taken=True, heard=ear.seq)
+        answer = MailboxReply(nonce=letter.nonce, taken=True, heard=ear.seq)
         if not lease.state.is_live:
             return answer.model_copy(update={"over": lease.detail or str(lease.end_reason)})
         return answer.model_copy(update={"directive": directive(lease, job)})
 
-    def _close(self, store: Store, claim: Claim) -> None:
+    def _close(self, store: Store, claim: OneTimeCode) -> None:
         """A notebook that comes later finds nothing, and says what that means."""
         for name in (WHEEL, UP, DOWN):
             store.delete(f"{claim.mailbox}/{name}")
@@ -202,10 +210,10 @@ class Postman:
                 tx.save_claim(current)
 
 
-def _read(store: Documents, claim: Claim) -> Letter | None:
+def _read(store: SupportsDocuments, claim: OneTimeCode) -> MailboxRequest | None:
     """What the notebook wrote; None as long as it has not, or if its text is no letter."""
     try:
-        return Letter.model_validate_json(store.read_document(f"{claim.mailbox}/{UP}"))
+        return MailboxRequest.model_validate_json(store.read_document(f"{claim.mailbox}/{UP}"))
     except (ValidationError, ObjectMissing):
         return None
 
@@ -217,7 +225,7 @@ def _place(lease: Lease, key: str) -> str:
 
 def _bring(store: Store, key: str, read: Callable[[], Iterator[bytes]]) -> str:
     """The object's address in the notebook's store; copied there if it lies elsewhere."""
-    assert isinstance(store, Documents)
+    assert isinstance(store, SupportsDocuments)
     try:
         store.stat(key)
     except ObjectMissing:
@@ -235,5 +243,5 @@ def _give_back(ctx: Context, lease: Lease, why: str) -> None:
         current, job = tx.lease(lease.id), tx.job(lease.job_id)
         if current is not None and job is not None and current.state.is_live:
             end = EndReason.LAUNCH_FAILED
-            hand_back(tx, current, job, LeaseState.EXPIRED, end, detail=why, at=now, actor="server", counts=False)
+            release_lease(tx, current, job, LeaseState.EXPIRED, end, detail=why, at=now, actor="server", counts=False)
     ctx.wake()

@@ -12,7 +12,7 @@ from orchestrator.services.accounts import require_admin
 from orchestrator.services.jobs import Actor
 
 JOBS_NAMED = 3
-LONGEST_NAME = 85
+MAX_NAME = 85
 """Characters of the old name in the new one, which may have 100."""
 
 
@@ -56,5 +56,5 @@ def _refuse_while_needed(tx: Transaction, member: Member) -> None:
 
 def _parting_name(tx: Transaction, member: Member) -> str:
     """One that nobody has, so that the old one is free."""
-    names = (f"{member.name[:LONGEST_NAME]} (removed{f' {n}' if n > 1 else ''})" for n in count(1))
+    names = (f"{member.name[:MAX_NAME]} (removed{f' {n}' if n > 1 else ''})" for n in count(1))
     return next(name for name in names if tx.member_by_name(name) is None)

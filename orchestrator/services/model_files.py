@@ -116,5 +116,5 @@ def _end(ctx: Context, lease: Lease, why: str, *, retry_at: float | None) -> Non
         if retry_at is None:
             job.fail(why, at=now, actor="server", lease_id=lease.id)
         else:
-            job.give_back(end, detail=why, at=now, actor="server", lease_id=lease.id, retry_at=retry_at, counts=False)
+            job.release(end, detail=why, at=now, actor="server", lease_id=lease.id, retry_at=retry_at, counts=False)
         tx.save_job(job)

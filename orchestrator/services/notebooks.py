@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from orchestrator.domain.lifecycle import JobState
-from orchestrator.domain.model import Account, Claim, Job, Lease
-from orchestrator.domain.scheduling import Match, Place, budget, fits
-from orchestrator.ports.providers import Context, Room
+from orchestrator.domain.model import Account, Job, Lease, OneTimeCode
+from orchestrator.domain.scheduling import Candidate, Placement, budget, fits
+from orchestrator.ports.providers import Capacity, Context
 from orchestrator.ports.repository import Transaction
-from orchestrator.services.dispatch import as_waiting, lease_out
+from orchestrator.services.dispatch import create_lease, to_pending
 from orchestrator.services.ids import new_id
 from orchestrator.services.jobs import Actor
 from worker.shared.messages import PROTOCOL_VERSION, Ticket
@@ -48,14 +48,16 @@ def _own_job(tx: Transaction, actor: Actor, job_id: str) -> Job:
     return job
 
 
-def make_code(ctx: Context, actor: Actor, job_id: str, *, store: str = "", mailbox: str = "") -> tuple[str, Claim]:
+def make_code(
+    ctx: Context, actor: Actor, job_id: str, *, store: str = "", mailbox: str = ""
+) -> tuple[str, OneTimeCode]:
     """A fresh code for the actor's own job; it is shown this once. Raises as `check_job`."""
     now = ctx.clock.now()
     with ctx.uow() as tx:
         job = _own_job(tx, actor, job_id)
         _account(ctx, tx, job.member_id)
         code = f"thc_{ctx.tokens.new().removeprefix('th_')}"
-        claim = Claim(
+        claim = OneTimeCode(
             code_hash=ctx.tokens.hash(code),
             job_id=job.id,
             member_id=job.member_id,
@@ -69,8 +71,8 @@ def make_code(ctx: Context, actor: Actor, job_id: str, *, store: str = "", mailb
     return code, claim
 
 
-def claim(ctx: Context, asked: ClaimRequest, *, one_way: bool = False) -> Claimed:
-    """Exchange a code for a lease; the same run asking again gets the same answer. `one_way`: its machine cannot call.
+def claim(ctx: Context, asked: ClaimRequest, *, offline: bool = False) -> Claimed:
+    """Exchange a code for a lease; the same run asking again gets the same answer. `offline`: its machine cannot call.
 
     Every refusal leaves the job as it is, and all but 'used' and 'expired' leave the code good for another try.
     """
@@ -86,13 +88,13 @@ def claim(ctx: Context, asked: ClaimRequest, *, one_way: bool = False) -> Claime
         assert job is not None
         if known.lease_id is not None:
             return _again(ctx, tx, known, job, asked)
-        lease = _lease(ctx, tx, job, account, room, asked, one_way=one_way)
+        lease = _lease(ctx, tx, job, account, room, asked, offline=offline)
         known.used_at, known.lease_id, known.nonce = ctx.clock.now(), lease.id, asked.nonce
         tx.save_claim(known)
         return _claimed(ctx, lease, job)
 
 
-def _known(ctx: Context, tx: Transaction, asked: ClaimRequest) -> Claim:
+def _known(ctx: Context, tx: Transaction, asked: ClaimRequest) -> OneTimeCode:
     known = tx.claim(ctx.tokens.hash(asked.code))
     if known is None:
         raise NotFoundError("this server does not know the notebook's code: make a new notebook for the job")
@@ -104,7 +106,7 @@ def _known(ctx: Context, tx: Transaction, asked: ClaimRequest) -> Claim:
     return known
 
 
-def _again(ctx: Context, tx: Transaction, known: Claim, job: Job, asked: ClaimRequest) -> Claimed:
+def _again(ctx: Context, tx: Transaction, known: OneTimeCode, job: Job, asked: ClaimRequest) -> Claimed:
     lease = tx.lease(known.lease_id or "")
     if lease is not None and known.nonce == asked.nonce and lease.state.is_live and lease.nonce is None:
         return _claimed(ctx, lease, job)
@@ -125,7 +127,7 @@ def _refuse_ended(job: Job) -> None:
 
 
 def _lease(
-    ctx: Context, tx: Transaction, job: Job, account: Account, room: Room, asked: ClaimRequest, *, one_way: bool
+    ctx: Context, tx: Transaction, job: Job, account: Account, room: Capacity, asked: ClaimRequest, *, offline: bool
 ) -> Lease:
     _refuse_ended(job)
     if job.state is JobState.PAUSED:
@@ -135,26 +137,26 @@ def _lease(
     if job.state.holds_lease:
         raise ConflictError(_where_it_runs(ctx, tx, job))
     place = _place(account, room, asked)
-    obstacle = fits(as_waiting(job), place)
+    obstacle = fits(to_pending(job), place)
     if obstacle is not None:
         raise InvalidError(
             f"{obstacle.reason}; the job waits for a machine that fits", [("/hardware", obstacle.reason)]
         )
     now = ctx.clock.now()
-    chosen = Match(job_id=job.id, account_id=account.id, provider=PROVIDER, budget_s=budget(as_waiting(job), place))
-    lease = lease_out(ctx, tx, chosen, now, one_way=one_way, actor="notebook")
+    chosen = Placement(job_id=job.id, account_id=account.id, provider=PROVIDER, budget_s=budget(to_pending(job), place))
+    lease = create_lease(ctx, tx, chosen, now, offline=offline, actor="notebook")
     assert lease is not None
     lease.expires_at = now + INSTALL_S
     tx.save_lease(lease)
     return lease
 
 
-def _place(account: Account, room: Room, asked: ClaimRequest) -> Place:
+def _place(account: Account, room: Capacity, asked: ClaimRequest) -> Candidate:
     """The machine that the notebook has, as the scheduler would see it."""
     machine = asked.hardware
     if machine.device == "cpu" and (remedy := _NO_GPU.get(asked.runs_in)):
         raise InvalidError(f"this runtime has no GPU: {remedy}, then run this cell again", [("/hardware", "no GPU")])
-    return Place(
+    return Candidate(
         account_id=account.id,
         provider=PROVIDER,
         name=account.name,
@@ -164,7 +166,7 @@ def _place(account: Account, room: Room, asked: ClaimRequest) -> Place:
         memory_bytes=machine.memory_bytes or machine.ram_bytes,
         gpu=machine.device == "cuda",
         start_up_s=room.start_up_s,
-        shut="paused" if account.paused else "",
+        closed_reason="paused" if account.paused else "",
     )
 
 

@@ -13,10 +13,10 @@ from typing import Any
 from orchestrator.domain.errors import NotFoundError
 from orchestrator.domain.model import Event, Job, Role
 from orchestrator.ports.notifications import (
-    Book,
     Carrier,
     Channel,
     ChannelKind,
+    ChannelRepository,
     Delivery,
     DeliveryState,
     NotSent,
@@ -40,16 +40,16 @@ SENT_AT_ONCE = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Office:
+class NotificationContext:
     """What notifications are made with."""
 
     ctx: Context
-    book: Book
+    book: ChannelRepository
     carrier: Carrier
 
 
 def add_channel(
-    office: Office, actor: Actor, *, url: str, topics: list[Topic], job_id: str | None = None
+    office: NotificationContext, actor: Actor, *, url: str, topics: list[Topic], job_id: str | None = None
 ) -> tuple[Channel, str | None]:
     """A new channel of the actor's, and the secret of a webhook, which is shown this once.
 
@@ -76,12 +76,12 @@ def add_channel(
     return channel, secret
 
 
-def channels(office: Office, actor: Actor) -> list[Channel]:
+def channels(office: NotificationContext, actor: Actor) -> list[Channel]:
     """The actor's own channels."""
     return office.book.channels(actor.member_id)
 
 
-def channel(office: Office, actor: Actor, channel_id: str) -> Channel:
+def channel(office: NotificationContext, actor: Actor, channel_id: str) -> Channel:
     """One of the actor's channels; others' do not exist for them."""
     found = next((c for c in channels(office, actor) if c.id == channel_id), None)
     if found is None:
@@ -89,12 +89,12 @@ def channel(office: Office, actor: Actor, channel_id: str) -> Channel:
     return found
 
 
-def remove_channel(office: Office, actor: Actor, channel_id: str) -> None:
+def remove_channel(office: NotificationContext, actor: Actor, channel_id: str) -> None:
     """Forget a channel, its address and its log."""
     office.book.remove_channel(channel(office, actor, channel_id).id)
 
 
-def send_test(office: Office, actor: Actor, channel_id: str) -> Delivery:
+def send_test(office: NotificationContext, actor: Actor, channel_id: str) -> Delivery:
     """Send one message now, and say how that went; a channel that was given up is used again."""
     found = channel(office, actor, channel_id)
     now = office.ctx.clock.now()
@@ -109,7 +109,7 @@ def send_test(office: Office, actor: Actor, channel_id: str) -> Delivery:
 # --- the round that the ticker makes ---------------------------------------------------------------------
 
 
-def tell(office: Office) -> int:
+def deliver_due(office: NotificationContext) -> int:
     """Turn what happened into messages and send those that are due; returns how many went out."""
     known = office.book.channels()
     if not known:
@@ -123,8 +123,8 @@ def tell(office: Office) -> int:
     return sum(d.state is DeliveryState.SENT for d in due)
 
 
-def _take_news(office: Office, known: list[Channel]) -> None:
-    while found := office.book.news(min(c.after_event for c in known), EVENTS_AT_ONCE):
+def _take_news(office: NotificationContext, known: list[Channel]) -> None:
+    while found := office.book.events_after(min(c.after_event for c in known), EVENTS_AT_ONCE):
         made: list[Delivery] = []
         for event, job in found:
             topic = _topic(event)
@@ -157,7 +157,7 @@ def _topic(event: Event) -> Topic | None:
 
 
 def _message(
-    office: Office, channel: Channel, job: Job, topic: Topic, event: Event, made: list[Delivery]
+    office: NotificationContext, channel: Channel, job: Job, topic: Topic, event: Event, made: list[Delivery]
 ) -> list[Delivery]:
     """The message of an event; a hand-off joins the one that waits for its kind, a later start is no news."""
     if topic is Topic.STARTED:
@@ -206,7 +206,7 @@ _WORDS = {
 }
 
 
-def _restarted(office: Office, event: Event, job: Job) -> bool:
+def _restarted(office: NotificationContext, event: Event, job: Job) -> bool:
     """Whether the job had run before this event."""
     with office.ctx.uow() as tx:
         earlier = tx.events(after=0, job_id=job.id, limit=50)
@@ -230,7 +230,7 @@ def _delivery(
     )
 
 
-def _send(office: Office, channel: Channel, delivery: Delivery, *, last: bool = False) -> None:
+def _send(office: NotificationContext, channel: Channel, delivery: Delivery, *, last: bool = False) -> None:
     now = office.ctx.clock.now()
     delivery.attempts += 1
     delivery.body["data"]["text"] = delivery.text
@@ -250,7 +250,7 @@ def _send(office: Office, channel: Channel, delivery: Delivery, *, last: bool = 
     office.book.save(delivery)
 
 
-def _is_admins(office: Office, channel: Channel) -> bool:
+def _is_admins(office: NotificationContext, channel: Channel) -> bool:
     with office.ctx.uow() as tx:
         owner = tx.member(channel.member_id)
     return owner is not None and owner.role is Role.ADMIN
@@ -259,7 +259,7 @@ def _is_admins(office: Office, channel: Channel) -> bool:
 # --- what no event tells ---------------------------------------------------------------------------------
 
 
-def look_around(office: Office) -> None:
+def check_alerts(office: NotificationContext) -> None:
     """Note what nobody announces: jobs without a new safe point, quotas that run out, accounts that need their owner."""
     known = [c for c in office.book.channels() if c.active]
     if not known:
@@ -269,7 +269,7 @@ def look_around(office: Office) -> None:
         office.book.note(made, None)
 
 
-def _stalled(office: Office, known: list[Channel]) -> Iterator[Delivery]:
+def _stalled(office: NotificationContext, known: list[Channel]) -> Iterator[Delivery]:
     now = office.ctx.clock.now()
     with office.ctx.uow() as tx:
         leases = [lease for lease in tx.live_leases() if lease.started_at is not None]
@@ -291,11 +291,11 @@ def _stalled(office: Office, known: list[Channel]) -> Iterator[Delivery]:
                 yield _delivery(one, key, Topic.STALLED, f"Stalled: {job.name}", words, facts, now)
 
 
-def _accounts(office: Office, known: list[Channel]) -> Iterator[Delivery]:
+def _accounts(office: NotificationContext, known: list[Channel]) -> Iterator[Delivery]:
     now = office.ctx.clock.now()
     with office.ctx.uow() as tx:
         owned_by = {a.id: a for a in tx.accounts() if a.member_id in {c.member_id for c in known}}
-    for place in dispatch.survey(office.ctx, list(owned_by.values())):
+    for place in dispatch.list_capacity(office.ctx, list(owned_by.values())):
         account = owned_by[place.account_id]
         facts = {"account": account.name, "provider": account.provider}
         for one in (c for c in known if c.member_id == account.member_id and c.job_id is None):

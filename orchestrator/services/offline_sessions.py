@@ -19,19 +19,19 @@ ADAPTER_UPLOADS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kit:
+class OfflineBundle:
     """All that a machine needs to work alone; `inputs` holds the files it reads, by grant key, for the driver to bring."""
 
     assignment: Assignment
     inputs: Mapping[str, Callable[[], Iterator[bytes]]]
 
 
-def cannot_call(ctx: Context, provider: str) -> bool:
+def is_offline(ctx: Context, provider: str) -> bool:
     """Whether machines of this provider have no address at which they could reach this server."""
     return ctx.public_url is None and not ctx.providers.get(provider).capabilities.same_network
 
 
-def kit(ctx: Context, lease: Lease) -> Kit:
+def offline_bundle(ctx: Context, lease: Lease) -> OfflineBundle:
     """Everything for one session. Opens uploads at the store, so not inside a transaction.
 
     Raises `StoreError`, and `ConflictError` where the lease was ended because its model cannot be had.
@@ -57,7 +57,7 @@ def kit(ctx: Context, lease: Lease) -> Kit:
     uploads = _uploads(ctx, lease, spec) if lease.store != local.name else ()
     left = lease.budget_s
     assignment = say_assignment(ctx, lease, job, spec, left, head=head, datasets=data, resume=resume, uploads=uploads)
-    return Kit(assignment=assignment.model_copy(update={"model": model}), inputs=inputs)
+    return OfflineBundle(assignment=assignment.model_copy(update={"model": model}), inputs=inputs)
 
 
 def _what_to_read(tx: Transaction, lease: Lease) -> tuple[Job, list[Dataset], Checkpoint | None]:
@@ -71,7 +71,7 @@ def _what_to_read(tx: Transaction, lease: Lease) -> tuple[Job, list[Dataset], Ch
 def _uploads(ctx: Context, lease: Lease, spec: JobSpec) -> tuple[Grant, ...]:
     """Nobody can be asked for more later: enough for a save every `max_interval_s`, within reason."""
     store = ctx.stores.get(lease.store)
-    saves = min(ctx.rules.most_uploads, math.ceil(lease.budget_s / spec.checkpoint.max_interval_s) + SPARE_UPLOADS)
+    saves = min(ctx.limits.most_uploads, math.ceil(lease.budget_s / spec.checkpoint.max_interval_s) + SPARE_UPLOADS)
     kinds = [GrantKind.CHECKPOINT] * saves + [GrantKind.ADAPTER] * ADAPTER_UPLOADS
     return tuple(upload_grant(store, lease, kind, shares_disk=False) for kind in kinds)
 

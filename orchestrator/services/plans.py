@@ -5,9 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from orchestrator.domain.model import Job
-from orchestrator.domain.scheduling import Obstacle, Place, Waiting, done_at, explain, finish_s, fits, memory, sessions
+from orchestrator.domain.scheduling import (
+    Blocker,
+    Candidate,
+    PendingJob,
+    done_at,
+    explain,
+    finish_s,
+    fits,
+    memory,
+    sessions,
+)
 from orchestrator.ports.providers import Context
-from orchestrator.services.dispatch import as_waiting, less_live, survey
+from orchestrator.services.dispatch import less_live, list_capacity, to_pending
 from orchestrator.services.jobs import Actor, resolve
 from worker.shared.messages import JobSpec
 
@@ -24,7 +34,7 @@ class PlannedPlace:
     provider: str
     sessions: int | None
     seconds: float | None
-    obstacle: Obstacle | None
+    obstacle: Blocker | None
     memory_bytes: int = 0
     step_s: float | None = None
     hours: float | None = None
@@ -50,7 +60,7 @@ class Plan:
     step_s: float | None
     basis: str
     places: tuple[PlannedPlace, ...]
-    waits_for: Obstacle | None
+    waits_for: Blocker | None
     store: str = ""
     store_bytes: int | None = None
     done_at: float | None = None
@@ -65,9 +75,9 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec, *, first_step: int = 0) -> P
     with ctx.uow() as tx:
         accounts = tx.accounts()
         _, by_account = tx.live_counts()
-        pace = tx.typical_pace(resolved.base_model, resolved.global_batch_size * resolved.sequence_len)
+        step_time = tx.typical_step_time(resolved.base_model, resolved.global_batch_size * resolved.sequence_len)
         saved = tx.typical_checkpoint_bytes(resolved.base_model, resolved.lora_r)
-    places = survey(ctx, accounts)
+    places = list_capacity(ctx, accounts)
     job = Job(
         id="plan",
         member_id=actor.member_id,
@@ -79,12 +89,12 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec, *, first_step: int = 0) -> P
         gpu_bytes=need.gpu_bytes,
         host_bytes=need.host_bytes,
         head_step=first_step,
-        gpu_step_s=pace.gpu_s,
-        host_step_s=pace.host_s,
+        gpu_step_s=step_time.gpu_s,
+        host_step_s=step_time.host_s,
         created_at=now,
         updated_at=now,
     )
-    waiting = as_waiting(job)
+    waiting = to_pending(job)
     mine = [_planned(waiting, p, now) for p in places if p.member_id in (None, actor.member_id)]
     return Plan(
         steps=job.total_steps - first_step,
@@ -93,7 +103,7 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec, *, first_step: int = 0) -> P
         host_bytes=need.host_bytes,
         step_s=min((p.step_s for p in mine if p.step_s is not None), default=None),
         basis="steps of earlier jobs of this shape"
-        if pace.is_known
+        if step_time.is_known
         else "no such job has run here yet: known after three steps",
         places=tuple(mine),
         waits_for=explain(waiting, less_live(places, by_account), now),
@@ -118,7 +128,7 @@ def _late(places: list[PlannedPlace], deadline: float | None, now: float) -> flo
     return min(ends) - deadline
 
 
-def _planned(job: Waiting, place: Place, now: float) -> PlannedPlace:
+def _planned(job: PendingJob, place: Candidate, now: float) -> PlannedPlace:
     obstacle = fits(job, place)
     known = PlannedPlace(
         account=place.name,
@@ -131,7 +141,7 @@ def _planned(job: Waiting, place: Place, now: float) -> PlannedPlace:
         hours_total=place.hours_total,
         refresh_at=place.refresh_at,
     )
-    step_s = job.pace.timed(gpu=place.gpu)
+    step_s = job.step_time.timed(gpu=place.gpu)
     if obstacle is not None or step_s is None:
         return known
     seconds = finish_s(job, place)

@@ -12,19 +12,19 @@ from orchestrator.domain.lifecycle import EndReason, LeaseState
 from orchestrator.domain.model import Account, Lease
 from orchestrator.ports.providers import (
     Context,
-    Followed,
     Handle,
     Liveness,
     Observation,
     Provider,
     ProviderError,
     StoreError,
+    SupportsLogs,
 )
 from orchestrator.services import worker_messages
 from orchestrator.services.checkpoints import abandon_stale, sweep_strays
 from orchestrator.services.dataset_deletion import sweep_discarded
 from orchestrator.services.failed_starts import NEARLY_WHOLE
-from orchestrator.services.leases import hand_back, lease_prefix
+from orchestrator.services.leases import lease_prefix, release_lease
 from orchestrator.services.offline_sessions import is_to_be_stopped
 from worker.shared import causes
 
@@ -48,7 +48,7 @@ def reconcile(ctx: Context) -> None:
         for lease in leases:
             work[lease.account_id].append((settle, lease))
     calls = {account_id: partial(_settle, ctx, theirs, accounts) for account_id, theirs in work.items()}
-    settled = ctx.settling.ask(calls, ctx.rules.patience_s, on_late=ctx.wake)
+    settled = ctx.settling.gather(calls, ctx.limits.patience_s, on_late=ctx.wake)
     abandon_stale(ctx)
     sweep_discarded(ctx)
     ctx.wake()
@@ -117,23 +117,23 @@ def _judge(ctx: Context, lease: Lease, seen: Observation, handle: Handle) -> Non
         return
     if seen.external_id and seen.external_id != lease.external_id:
         _keep_external_id(ctx, lease, seen.external_id)
-    if seen.liveness is Liveness.UNSEEN and now > max(lease.expires_at, ctx.started_at + ctx.rules.lease_s):
+    if seen.liveness is Liveness.UNSEEN and now > max(lease.expires_at, ctx.started_at + ctx.limits.lease_s):
         _expire(ctx, lease, "no report came in time")
     elif now > _deadline(lease) + _saving_s(ctx, lease, seen):
         _overdue(ctx, lease, seen, handle, now)
-    elif is_to_be_stopped(ctx, lease) if lease.one_way else _disobeys(ctx, lease, now):
+    elif is_to_be_stopped(ctx, lease) if lease.offline else _disobeys(ctx, lease, now):
         _end(ctx, lease, handle)
 
 
 def _deadline(lease: Lease) -> float:
     """A machine that cannot call may wait in its provider's queue as long as it may then work."""
-    waits = lease.one_way and lease.started_at is None
+    waits = lease.offline and lease.started_at is None
     return lease.deadline_at + (lease.budget_s if waits else 0.0)
 
 
 def _saving_s(ctx: Context, lease: Lease, seen: Observation) -> float:
     """What a machine that cannot call has kept is lost if its session is ended before its provider has saved it."""
-    if seen.liveness is not Liveness.RUNNING or not lease.one_way:
+    if seen.liveness is not Liveness.RUNNING or not lease.offline:
         return 0.0
     return ctx.providers.get(lease.provider).capabilities.saving_s
 
@@ -142,13 +142,13 @@ def _overdue(ctx: Context, lease: Lease, seen: Observation, handle: Handle, now:
     if seen.liveness is Liveness.RUNNING:
         if not (_sleeps_with_us(ctx, lease) and _ask_to_leave(ctx, lease, now)):
             _end(ctx, lease, handle)
-    elif now > lease.deadline_at + ctx.rules.stop_grace_s and not (lease.one_way and _is_wanted(ctx, lease)):
+    elif now > lease.deadline_at + ctx.limits.stop_grace_s and not (lease.offline and _is_wanted(ctx, lease)):
         _expire(ctx, lease, "its time is over and its provider does not answer")
 
 
 def _sleeps_with_us(ctx: Context, lease: Lease) -> bool:
     """The clock by which a worker leaves in time stands still while its computer sleeps."""
-    return ctx.providers.get(lease.provider).capabilities.shares_disk and not lease.one_way
+    return ctx.providers.get(lease.provider).capabilities.shares_disk and not lease.offline
 
 
 def _ask_to_leave(ctx: Context, lease: Lease, now: float) -> bool:
@@ -158,7 +158,7 @@ def _ask_to_leave(ctx: Context, lease: Lease, now: float) -> bool:
         if current is None or current.state is not LeaseState.ACTIVE:
             return False
         current.to(LeaseState.DRAINING)
-        current.deadline_at = now + ctx.rules.stop_grace_s
+        current.deadline_at = now + ctx.limits.stop_grace_s
         tx.save_lease(current)
         return True
 
@@ -174,15 +174,15 @@ def _disobeys(ctx: Context, lease: Lease, now: float) -> bool:
     with ctx.uow() as tx:
         job = tx.job(lease.job_id)
     asked = [t for t in (job.cancel_requested_at, job.pause_requested_at) if t is not None] if job else []
-    silent = lease.last_seen_at is None or now - lease.last_seen_at > ctx.rules.stop_grace_s
+    silent = lease.last_seen_at is None or now - lease.last_seen_at > ctx.limits.stop_grace_s
     cancelled = job is not None and job.cancel_requested_at is not None
     heard = max(min(asked), ctx.started_at) if asked else now  # nobody could ask while the server was away
-    return now - heard > ctx.rules.stop_grace_s and (silent or cancelled)
+    return now - heard > ctx.limits.stop_grace_s and (silent or cancelled)
 
 
 def _end(ctx: Context, lease: Lease, handle: Handle) -> None:
     """Stop a session; one that cannot be asked to say goodbye is first relieved of what it has."""
-    if not lease.one_way or _adopt(ctx, lease, handle, over=False):
+    if not lease.offline or _adopt(ctx, lease, handle, over=False):
         _stop(ctx.providers.get(lease.provider), handle)
 
 
@@ -206,9 +206,9 @@ def _adopt(ctx: Context, lease: Lease, handle: Handle, *, over: bool) -> bool:
         for key, path in left.files.items():
             if _is_of(lease, key):
                 store.put(key, path)
-        if over and lease.one_way and isinstance(provider, Followed):
-            heard = worker_messages.Ear(ctx=ctx, lease_id=lease.id).listen(provider.follow(handle))
-            if heard is worker_messages.Fate.LATER:
+        if over and lease.offline and isinstance(provider, SupportsLogs):
+            heard = worker_messages.LogReader(ctx=ctx, lease_id=lease.id).listen(provider.follow(handle))
+            if heard is worker_messages.ApplyResult.RETRY:
                 return False
     except (ProviderError, StoreError):
         return False
@@ -230,7 +230,7 @@ def _expire(ctx: Context, lease: Lease, why: str, *, seen: Observation | None = 
         words = f"{why}; at its launch: {current.detail}" if current.detail else why
         cause = _why_unstarted(ctx, current, seen, now) if seen is not None and current.started_at is None else ""
         end = EndReason.LOST
-        hand_back(tx, current, job, LeaseState.EXPIRED, end, detail=words, at=now, actor="reconcile", cause=cause)
+        release_lease(tx, current, job, LeaseState.EXPIRED, end, detail=words, at=now, actor="reconcile", cause=cause)
 
 
 def _why_unstarted(ctx: Context, lease: Lease, seen: Observation, now: float) -> str:
@@ -255,7 +255,7 @@ def _clear_away(ctx: Context, lease: Lease, seen: Observation, handle: Handle) -
         return
     if seen.liveness is Liveness.RUNNING:
         saving_s = 0.0 if lease.end_reason is EndReason.CANCELLED else _saving_s(ctx, lease, seen)
-        if now - (lease.ended_at or now) > ctx.rules.stop_grace_s + saving_s:
+        if now - (lease.ended_at or now) > ctx.limits.stop_grace_s + saving_s:
             _stop(provider, handle)
         return
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.domain.model import Job, Lease
-from orchestrator.domain.scheduling import Place
+from orchestrator.domain.scheduling import Candidate
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.forecast import forecast
 from worker.shared.messages import Phase, Report
@@ -11,7 +11,7 @@ from worker.shared.messages import Phase, Report
 _BEFORE_TRAINING = (Phase.BOOT, Phase.DOWNLOAD, Phase.LOAD, Phase.RESTORE)
 
 
-def first_pace(tx: Transaction, lease: Lease, job: Job, said: Report, now: float) -> None:
+def first_step_time(tx: Transaction, lease: Lease, job: Job, said: Report, now: float) -> None:
     """A session's first timed step: the scheduler goes by it from now on, and a deadline it cannot meet is noted."""
     if said.seconds_per_step is None or lease.seconds_per_step is not None:
         return
@@ -20,7 +20,7 @@ def first_pace(tx: Transaction, lease: Lease, job: Job, said: Report, now: float
     found = forecast(
         steps=steps,
         step_s=step_s,
-        pace=job.pace,
+        step_time=job.step_time,
         session_left_s=lease.deadline_at - now,
         places=[_more_of_the_same(lease, said)],
         now=now,
@@ -39,9 +39,9 @@ def first_pace(tx: Transaction, lease: Lease, job: Job, said: Report, now: float
     tx.save_job(job)
 
 
-def _more_of_the_same(lease: Lease, said: Report) -> Place:
+def _more_of_the_same(lease: Lease, said: Report) -> Candidate:
     """Where the job would go on if every further session were like this one."""
-    return Place(
+    return Candidate(
         account_id=lease.account_id,
         provider=lease.provider,
         name=lease.provider,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
-from orchestrator.ports.providers import Context, Owned, Store, StoreError, StoreUnavailable
+from orchestrator.ports.providers import Context, Store, StoreError, StoreUnavailable, SupportsOwner
 from orchestrator.ports.repository import StoreConfig
 from orchestrator.services.errors import from_store
 
@@ -72,7 +72,7 @@ def use_store(ctx: Context, name: str, credentials: str | None) -> StoreState:
         raise InvalidError(f"the store {name} needs credentials", [("/credentials", "is missing")])
     try:
         with ctx.stores.trial(config) as store:
-            owner = store.owner() if isinstance(store, Owned) else ""
+            owner = store.owner() if isinstance(store, SupportsOwner) else ""
             _take_over(ctx, config, owner)
             _try_out(store)
     except StoreError as error:

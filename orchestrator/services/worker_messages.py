@@ -28,13 +28,13 @@ from worker.shared.messages import (
 
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 
-LONGEST_LINE = 1 << 20
+MAX_LINE = 1 << 20
 """Characters; no message of ours comes near it, and nothing longer is looked at."""
 
 
 _REPORT = '{"kind":"report"'
 
-MOST_TOGETHER = 500
+MAX_TOGETHER = 500
 """Reports that are applied as one."""
 
 
@@ -53,7 +53,7 @@ def take(ctx: Context, message: Message) -> Directive | OfferReply | None:
             return leases.finish(ctx, message)
 
 
-class Fate(StrEnum):
+class ApplyResult(StrEnum):
     """What became of a message that nobody waits for an answer to.
 
     LATER: something outside did not answer, try again. EARLY: it builds on a checkpoint that we have not heard of, so a
@@ -62,48 +62,48 @@ class Fate(StrEnum):
 
     TAKEN = "taken"
     REFUSED = "refused"
-    LATER = "later"
-    EARLY = "early"
+    RETRY = "later"
+    OUT_OF_ORDER = "early"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heard:
+class Applied:
     """The fate of one message, with words where it was not taken."""
 
-    fate: Fate
+    fate: ApplyResult
     words: str = ""
 
 
-def hear(ctx: Context, lease_id: str, text: str) -> Heard:
+def apply_text(ctx: Context, lease_id: str, text: str) -> Applied:
     """Apply one message in JSON, or say in words why not. Hearing it again is harmless; nothing malformed is an error."""
     message = _read(lease_id, text)
-    if isinstance(message, Heard):
+    if isinstance(message, Applied):
         return message
     if _builds_on_the_unknown(ctx, message):
-        return Heard(fate=Fate.EARLY, words="a message before this one is missing")
+        return Applied(fate=ApplyResult.OUT_OF_ORDER, words="a message before this one is missing")
     return _apply(ctx, message)
 
 
-def _read(lease_id: str, text: str) -> Message | Heard:
-    if len(text) > LONGEST_LINE:
-        return Heard(fate=Fate.REFUSED, words=f"is longer than {LONGEST_LINE} characters")
+def _read(lease_id: str, text: str) -> Message | Applied:
+    if len(text) > MAX_LINE:
+        return Applied(fate=ApplyResult.REFUSED, words=f"is longer than {MAX_LINE} characters")
     try:
         message = _MESSAGE.validate_json(text)
     except (ValidationError, RecursionError):
-        return Heard(fate=Fate.REFUSED, words="is not a whole message")
+        return Applied(fate=ApplyResult.REFUSED, words="is not a whole message")
     if message.lease != lease_id:
-        return Heard(fate=Fate.REFUSED, words=f"speaks of lease {message.lease}")
+        return Applied(fate=ApplyResult.REFUSED, words=f"speaks of lease {message.lease}")
     return message
 
 
-def _apply(ctx: Context, message: Message) -> Heard:
+def _apply(ctx: Context, message: Message) -> Applied:
     try:
         take(ctx, message)
     except UnavailableError as error:
-        return Heard(fate=Fate.LATER, words=str(error))
+        return Applied(fate=ApplyResult.RETRY, words=str(error))
     except TrainhopError as error:
-        return Heard(fate=Fate.REFUSED, words=str(error))
-    return Heard(fate=Fate.TAKEN)
+        return Applied(fate=ApplyResult.REFUSED, words=str(error))
+    return Applied(fate=ApplyResult.TAKEN)
 
 
 def _builds_on_the_unknown(ctx: Context, message: Message) -> bool:
@@ -122,7 +122,7 @@ def _builds_on_the_unknown(ctx: Context, message: Message) -> bool:
 
 
 @dataclass(kw_only=True)
-class Ear:
+class LogReader:
     """Listens to one session's output, which begins anew whenever the connection does.
 
     `seq` is the last message that was dealt with: what comes again is passed over without asking the database.
@@ -134,27 +134,27 @@ class Ear:
     early: int = 0
     words: str = ""
 
-    def listen(self, lines: Iterable[str]) -> Fate:
+    def listen(self, lines: Iterable[str]) -> ApplyResult:
         """Apply the lease's own lines in their order and ignore all others.
 
         It stops at one that must be tried LATER. It stops at one that came too EARLY, too, since the same output read
         anew may be whole; if it is not, it goes on for the sake of reports.
         """
-        token, fate = self.ctx.tokens.for_lease(self.lease_id), Fate.TAKEN
+        token, fate = self.ctx.tokens.for_lease(self.lease_id), ApplyResult.TAKEN
         for line in lines:
-            text = signed_message(token, line) if len(line) <= LONGEST_LINE else None
+            text = signed_message(token, line) if len(line) <= MAX_LINE else None
             seq = _seq(text) if text is not None else 0
-            if text is None or seq <= self.seq or (fate is Fate.EARLY and not text.startswith(_REPORT)):
+            if text is None or seq <= self.seq or (fate is ApplyResult.OUT_OF_ORDER and not text.startswith(_REPORT)):
                 continue
-            heard = hear(self.ctx, self.lease_id, text)
-            if heard.fate in {Fate.LATER, Fate.EARLY}:
+            heard = apply_text(self.ctx, self.lease_id, text)
+            if heard.fate in {ApplyResult.RETRY, ApplyResult.OUT_OF_ORDER}:
                 fate, self.words = heard.fate, heard.words
-            if fate is Fate.LATER:
+            if fate is ApplyResult.RETRY:
                 return fate
-            if fate is Fate.EARLY and self.early != seq:
+            if fate is ApplyResult.OUT_OF_ORDER and self.early != seq:
                 self.early = seq
                 return fate
-            if fate is Fate.TAKEN:
+            if fate is ApplyResult.TAKEN:
                 self.seq = seq
         return fate
 
@@ -174,8 +174,8 @@ def replay(ctx: Context, lease_id: str, lines: Sequence[str]) -> bool:
     What is still missing now will never come, so that nothing counts as early any more.
     """
     withdrawn = {seq for line in lines if '"withdrawn"' in line[:20] and (seq := _withdrawn(line))}
-    read = [m for line in lines if not isinstance(m := _read(lease_id, line), Heard) and m.seq not in withdrawn]
-    return all(_apply(ctx, message).fate is not Fate.LATER for message in _together(read))
+    read = [m for line in lines if not isinstance(m := _read(lease_id, line), Applied) and m.seq not in withdrawn]
+    return all(_apply(ctx, message).fate is not ApplyResult.RETRY for message in _together(read))
 
 
 def _together(messages: Iterable[Message]) -> Iterator[Message]:
@@ -183,7 +183,7 @@ def _together(messages: Iterable[Message]) -> Iterator[Message]:
     for are_reports, group in groupby(messages, lambda message: isinstance(message, Report)):
         if are_reports:
             reports = [m for m in group if isinstance(m, Report)]
-            yield from (merged(reports[i : i + MOST_TOGETHER]) for i in range(0, len(reports), MOST_TOGETHER))
+            yield from (merged(reports[i : i + MAX_TOGETHER]) for i in range(0, len(reports), MAX_TOGETHER))
         else:
             yield from group
 

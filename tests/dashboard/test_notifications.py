@@ -14,7 +14,7 @@ from orchestrator.adapters.notifier import signed
 from orchestrator.domain.model import Account
 from orchestrator.ports.notifications import Topic
 from orchestrator.services import notifications
-from orchestrator.services.notifications import DIGEST_S, RETRY_S, STALLED_S, look_around, tell
+from orchestrator.services.notifications import DIGEST_S, RETRY_S, STALLED_S, check_alerts, deliver_due
 from tests.dashboard.receivers import Receiver
 from tests.http.http_client import Machine
 
@@ -45,7 +45,7 @@ def test_a_job_is_told_from_start_to_end_signed(api, people, provider, clock, tm
     mine.save(4, tmp_path)
     mine.say("release", mine.said("release", step=4, reason="deadline"))
     office = api.app.office
-    assert tell(office) == 1
+    assert deliver_due(office) == 1
     assert titles(receiver) == ["Training: mine"]
     second = Machine.launched(api, provider)
     second.start()
@@ -53,15 +53,15 @@ def test_a_job_is_told_from_start_to_end_signed(api, people, provider, clock, tm
     second.say("release", second.said("release", step=6, reason="deadline"))
     third = Machine.launched(api, provider)
     third.start()
-    assert tell(office) == 0
+    assert deliver_due(office) == 0
     third.save(10, tmp_path)
     third.finish(10)
     clock.tick(1)
-    assert tell(office) == 1
+    assert deliver_due(office) == 1
     assert titles(receiver)[1:] == ["Done: mine"]
     clock.tick(DIGEST_S)
-    assert tell(office) == 1
-    assert tell(office) == 0
+    assert deliver_due(office) == 1
+    assert deliver_due(office) == 0
     digest = json.loads(receiver.got[-1][1])["data"]
     assert (digest["title"], digest["count"]) == ("Handed over: mine", 2)
     assert "At step 4" in digest["text"]
@@ -90,14 +90,14 @@ def test_what_does_not_arrive_is_tried_again_and_logged(api, people, provider, c
     people.admin.submit()
     Machine.launched(api, provider).start()
     for tries, pause in enumerate(RETRY_S, 1):
-        assert tell(api.app.office) == 0
-        assert tell(api.app.office) == 0
+        assert deliver_due(api.app.office) == 0
+        assert deliver_due(api.app.office) == 0
         assert len(receiver.got) == tries
         clock.tick(pause + 1)
     (log,) = people.admin.get(f"/notifications/{channel}/deliveries").json()["items"]
     assert (log["state"], log["attempts"], log["detail"]) == ("pending", len(RETRY_S), "it answered 503")
     receiver.status = 200
-    assert tell(api.app.office) == 1
+    assert deliver_due(api.app.office) == 1
     (log,) = people.admin.get(f"/notifications/{channel}/deliveries").json()["items"]
     assert log["state"] == "sent"
     assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
@@ -173,12 +173,12 @@ def test_what_nobody_announces_is_noticed_once(api, people, provider, clock, rec
     people.admin.submit(name="slow")
     machine = Machine.launched(api, provider)
     machine.start()
-    look_around(api.app.office)
-    assert tell(api.app.office) == 0
+    check_alerts(api.app.office)
+    assert deliver_due(api.app.office) == 0
     for _ in range(2):
         clock.tick(STALLED_S + 60)
-        look_around(api.app.office)
-    assert tell(api.app.office) == 1
+        check_alerts(api.app.office)
+    assert deliver_due(api.app.office) == 1
     assert titles(receiver) == ["Stalled: slow"]
     me = people.admin.get("/me").json()["id"]
     with api.app.context.uow() as tx:
@@ -187,9 +187,9 @@ def test_what_nobody_announces_is_noticed_once(api, people, provider, clock, rec
         )
         account.problem = "the token was revoked"
         tx.add_account(account)
-    look_around(api.app.office)
-    look_around(api.app.office)
-    assert tell(api.app.office) == 1
+    check_alerts(api.app.office)
+    check_alerts(api.app.office)
+    assert deliver_due(api.app.office) == 1
     assert titles(receiver)[1:] == ["You are needed: admin-fake"]
 
 

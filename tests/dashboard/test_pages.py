@@ -15,7 +15,7 @@ from orchestrator.domain.model import Account
 from orchestrator.entrypoints.dashboard.assets import assets
 from orchestrator.entrypoints.http import middleware
 from orchestrator.entrypoints.http.app import make_app
-from orchestrator.entrypoints.http.logins import CODE_LIVES_S, MOST_CODES
+from orchestrator.entrypoints.http.logins import CODE_LIVES_S, MAX_CODES
 from orchestrator.entrypoints.static import vendor
 from orchestrator.ports.providers import ProviderUnavailable
 from orchestrator.services.dispatch import dispatch
@@ -24,7 +24,7 @@ from tests.http.http_client import Api, Machine, People
 
 HTML = {"Accept": "text/html"}
 ORIGIN = {"Origin": "http://127.0.0.1"}
-LARGEST_ASSETS = 60 * 1024
+MAX_ASSETS = 60 * 1024
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_revoked_token_leaves_no_way_in(site, people):
 def test_one_members_links_push_out_nobody_elses(site, people):
     """Guard: with one bound for all, a member's thousand links took the admin's away."""
     admins = site.admin.post("/login-links").json()["url"]
-    anns = [people.ann.post("/login-links").json()["url"] for _ in range(MOST_CODES + 1)]
+    anns = [people.ann.post("/login-links").json()["url"] for _ in range(MAX_CODES + 1)]
     shown = [site.client.get(link[link.index("/login") :]).status_code for link in (admins, anns[0], anns[1], anns[-1])]
     assert shown == [200, 401, 200, 200]
 
@@ -261,7 +261,7 @@ def test_what_pages_are_made_of_is_small_and_unchanged(site):
     assert vendor.faults() == []
     shown = ("app.css", "app.js", "job.js", "icons.svg", "sign.svg", "vendor/htmx.min.js", "vendor/hx-sse.min.js")
     shown += ("vendor/uPlot.iife.min.js", "vendor/uPlot.min.css")
-    assert sum(len(assets()[name].compressed) for name in shown) <= LARGEST_ASSETS
+    assert sum(len(assets()[name].compressed) for name in shown) <= MAX_ASSETS
     answer = site.client.get(f"/static/app.css?v={assets()['app.css'].tag}")
     assert "immutable" in answer.headers["cache-control"]
     assert answer.headers["content-encoding"] == "gzip"

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.domain.errors import InvalidError
-from orchestrator.domain.model import Pace
-from orchestrator.domain.scheduling import Place
+from orchestrator.domain.model import StepTime
+from orchestrator.domain.scheduling import Candidate
 from orchestrator.entrypoints.dashboard import curve, job_form, logs, timeline
 from orchestrator.ports.providers import TokenLook
 from orchestrator.services.dataset_preview import preview, with_tokens
@@ -66,21 +66,21 @@ def test_points_after_a_cursor_hold_every_step_that_was_run_again(api, people, p
     assert [r[0] for r in since((2, 5))["loss"]] == [5]
 
 
-def place(**more) -> Place:
-    return Place(account_id="a", provider="p", name="alice", member_id=None, slots=1, session_s=3600.0, **more)
+def place(**more) -> Candidate:
+    return Candidate(account_id="a", provider="p", name="alice", member_id=None, slots=1, session_s=3600.0, **more)
 
 
 def test_a_forecast_counts_sessions_and_waits_for_quota():
     """Guard: without the quota, the last forecast promised the end two days before the machine's hours return."""
 
     def known(**more):
-        found = forecast(now=0, step_s=1.0, pace=Pace(host_s=1.0), **more)
+        found = forecast(now=0, step_s=1.0, step_time=StepTime(host_s=1.0), **more)
         assert found is not None
         return found
 
     here = known(steps=100, session_left_s=500, places=[])
     assert (here.seconds, here.sessions) == (100, 0)
-    assert forecast(steps=100, step_s=1.0, pace=Pace(), session_left_s=50, places=[], now=0) is None
+    assert forecast(steps=100, step_s=1.0, step_time=StepTime(), session_left_s=50, places=[], now=0) is None
     more = known(steps=7_000, session_left_s=1_010, places=[place()])
     assert (more.seconds, more.sessions, more.waits_until) == (7_000 + 2 * 70, 2, None)
     short = known(steps=7_200, session_left_s=None, places=[place(hours_left=1.0, refresh_at=200_000.0)])
@@ -93,7 +93,12 @@ def test_the_rest_of_a_job_takes_its_sessions_and_their_start_ups():
     ends = {(100.0, 500.0): 100.0, (600.0, 500.0): 660.0, (2600.0, 500.0): 2600.0 + 3 * 60.0, (100.0, -5.0): 160.0}
     for (work_s, left_s), end in ends.items():
         found = forecast(
-            steps=int(work_s / 10), step_s=10.0, pace=Pace(host_s=10.0), session_left_s=left_s, places=[here], now=0
+            steps=int(work_s / 10),
+            step_s=10.0,
+            step_time=StepTime(host_s=10.0),
+            session_left_s=left_s,
+            places=[here],
+            now=0,
         )
         assert found is not None
         assert found.seconds == end
@@ -101,8 +106,10 @@ def test_the_rest_of_a_job_takes_its_sessions_and_their_start_ups():
 
 def test_the_rest_of_a_job_goes_on_at_the_pace_of_the_next_machine():
     """Removed: the pace of `place` in `forecast`; what a CPU had begun was promised as late on a GPU as on the CPU."""
-    pace = Pace(gpu_s=2.0, host_s=100.0)
-    found = forecast(steps=100, step_s=100.0, pace=pace, session_left_s=1_010.0, places=[place(gpu=True)], now=0)
+    step_time = StepTime(gpu_s=2.0, host_s=100.0)
+    found = forecast(
+        steps=100, step_s=100.0, step_time=step_time, session_left_s=1_010.0, places=[place(gpu=True)], now=0
+    )
     assert found is not None
     assert found.seconds == 1_000 + 90 * 2.0 + 70
 

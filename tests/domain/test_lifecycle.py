@@ -61,14 +61,14 @@ def test_a_job_moves_where_the_table_says_and_nowhere_else(old: JobState, new: J
 def test_every_job_that_is_given_back_goes_where_it_should() -> None:
     for end in EndReason:
         job = a_job(JobState.RUNNING)
-        job.give_back(end, detail="", at=1.0, actor="test", lease_id="l", retry_at=5.0)
+        job.release(end, detail="", at=1.0, actor="test", lease_id="l", retry_at=5.0)
         assert (job.state, job.not_before) == (JobState.QUEUED, 5.0)
 
 
 def test_a_pause_that_was_asked_for_survives_the_loss_of_the_machine() -> None:
     job = a_job(JobState.RUNNING)
     job.pause_requested_at = 1.0
-    job.give_back(EndReason.LOST, detail="gone", at=2.0, actor="test", lease_id="l", retry_at=2.0)
+    job.release(EndReason.LOST, detail="gone", at=2.0, actor="test", lease_id="l", retry_at=2.0)
     assert job.state is JobState.PAUSED
     assert job.pause_requested_at is None
 
@@ -85,6 +85,6 @@ def test_a_hopeless_job_ends_in_words(end: EndReason, times: int, words: str) ->
     job = a_job()
     for _ in range(times):
         assert job.state is JobState.QUEUED
-        job.lease_out(at=1.0, actor="test", lease_id="l")
-        job.give_back(end, detail="boom", at=1.0, actor="test", lease_id="l", retry_at=1.0)
+        job.create_lease(at=1.0, actor="test", lease_id="l")
+        job.release(end, detail="boom", at=1.0, actor="test", lease_id="l", retry_at=1.0)
     assert (job.state, job.message) == (JobState.FAILED, words)

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.domain.lifecycle import EndReason
-from orchestrator.domain.model import CPU_SLOWDOWN, Pace
+from orchestrator.domain.model import CPU_SLOWDOWN, StepTime
 from orchestrator.domain.scheduling import (
-    Place,
-    Waiting,
+    Candidate,
+    PendingJob,
     done_at,
     explain,
     finish_s,
@@ -25,21 +25,21 @@ from orchestrator.domain.scheduling import (
 NOW = 1_000_000.0
 
 
-def job(ident: str = "job", **facts: Any) -> Waiting:
-    return Waiting(
+def job(ident: str = "job", **facts: Any) -> PendingJob:
+    return PendingJob(
         **({"job_id": ident, "member_id": "alice", "priority": 0, "deadline": None, "created_at": 0.0} | facts)
     )
 
 
-def place(ident: str = "place", **facts: Any) -> Place:
+def place(ident: str = "place", **facts: Any) -> Candidate:
     base = {"account_id": ident, "provider": "sim", "name": ident, "member_id": None, "slots": 1, "session_s": 3600.0}
-    return Place(**(base | facts))
+    return Candidate(**(base | facts))
 
 
 def test_a_deadline_that_can_be_met_goes_first_and_one_that_cannot_does_not() -> None:
     """Seen failing without the feasibility check: a hopeless deadline delays everybody."""
-    soon = job("soon", steps_left=10, pace=Pace(host_s=1.0), deadline=NOW + 1_000)
-    hopeless = job("hopeless", steps_left=10, pace=Pace(host_s=1.0), deadline=NOW + 5)
+    soon = job("soon", steps_left=10, step_time=StepTime(host_s=1.0), deadline=NOW + 1_000)
+    hopeless = job("hopeless", steps_left=10, step_time=StepTime(host_s=1.0), deadline=NOW + 5)
     urgent = job("urgent", priority=5)
     order = rank([hopeless, urgent, soon], [place()], {}, NOW)
     assert [j.job_id for j in order] == ["soon", "urgent", "hopeless"]
@@ -56,8 +56,8 @@ def test_a_gpu_goes_before_a_cpu_until_both_are_timed() -> None:
     """Removed: `CPU_SLOWDOWN`; a large job began on the server's own CPU while a GPU was free."""
     places = [place("cpu"), place("gpu", gpu=True, start_up_s=300.0)]
 
-    def chosen(**pace: float) -> str:
-        return match([job(steps_left=100, pace=Pace(**pace))], places, {}, NOW)[0].account_id
+    def chosen(**step_time: float) -> str:
+        return match([job(steps_left=100, step_time=StepTime(**step_time))], places, {}, NOW)[0].account_id
 
     assert chosen() == "gpu"
     assert chosen(gpu_s=9.0) == "gpu"
@@ -67,11 +67,11 @@ def test_a_gpu_goes_before_a_cpu_until_both_are_timed() -> None:
 
 
 def test_what_has_not_been_timed_is_told_from_the_other_kind_of_machine() -> None:
-    assert Pace().guess(gpu=False) == CPU_SLOWDOWN * Pace().guess(gpu=True)
-    assert Pace(gpu_s=3.0).guess(gpu=False) == 3.0 * CPU_SLOWDOWN
-    assert Pace(host_s=3.0).guess(gpu=True) == 3.0 / CPU_SLOWDOWN
-    assert Pace(gpu_s=3.0, host_s=4.0).guess(gpu=False) == 4.0
-    assert Pace(gpu_s=3.0).timed(gpu=False) is None
+    assert StepTime().guess(gpu=False) == CPU_SLOWDOWN * StepTime().guess(gpu=True)
+    assert StepTime(gpu_s=3.0).guess(gpu=False) == 3.0 * CPU_SLOWDOWN
+    assert StepTime(host_s=3.0).guess(gpu=True) == 3.0 / CPU_SLOWDOWN
+    assert StepTime(gpu_s=3.0, host_s=4.0).guess(gpu=False) == 4.0
+    assert StepTime(gpu_s=3.0).timed(gpu=False) is None
 
 
 def test_one_members_hundred_jobs_do_not_go_before_anothers_one() -> None:
@@ -182,7 +182,7 @@ def test_a_job_that_lacks_hours_says_so_in_full() -> None:
         start_up_s=2400.0,
         session_s=36_000.0,
     )
-    waits = explain(job(steps_left=92, pace=Pace(host_s=16.0)), [short], NOW)
+    waits = explain(job(steps_left=92, step_time=StepTime(host_s=16.0)), [short], NOW)
     assert waits is not None
     assert waits.reason == ("alice's Kaggle GPU hours: 0.4 of 30 left, refresh Sat 00:00 UTC; job needs 1.1 h")
     assert waits.until == saturday
@@ -196,7 +196,7 @@ def test_two_jobs_do_not_spend_the_same_hours() -> None:
 
 
 def test_the_end_of_a_job_counts_the_wait_for_new_hours() -> None:
-    long = job(steps_left=7200, pace=Pace(host_s=1.0))
+    long = job(steps_left=7200, step_time=StepTime(host_s=1.0))
     assert done_at(long, place(hours_left=5.0), NOW) == NOW + finish_s(long, place())
     refreshed = place(hours_left=1.0, hours_total=30.0, refresh_at=NOW + 50_000)
     assert done_at(long, refreshed, NOW) == NOW + 50_000 + finish_s(long, place()) - 3600

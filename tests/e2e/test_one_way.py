@@ -58,7 +58,7 @@ def _bytes(store: Store, key: str | None) -> bytes:
     return b"".join(store.read(key or ""))
 
 
-class Place:
+class Candidate:
     """A server in this process, whose only machines are far ones."""
 
     def __init__(self, folder: Path, model: Path, data: Path) -> None:
@@ -92,8 +92,8 @@ class Place:
     def _build(self) -> App:
         app = build(self._settings, providers=Registry.of({"local": FakeProvider("local", slots=0), "far": self.far}))
         stores = TwoStores(app.store, self._shelf)
-        rules = dataclasses.replace(app.context.rules, most_uploads=4_000)
-        app.context = dataclasses.replace(app.context, stores=stores, rules=rules, spawn=lambda work: work())
+        limits = dataclasses.replace(app.context.limits, most_uploads=4_000)
+        app.context = dataclasses.replace(app.context, stores=stores, limits=limits, spawn=lambda work: work())
         return app
 
     def submit(self, **changes: Any) -> str:
@@ -159,21 +159,21 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, shelf: tuple[Path, Path]) -> Iterator[Place]:
-    made = Place(tmp_path, *shelf)
+def place(tmp_path: Path, shelf: tuple[Path, Path]) -> Iterator[Candidate]:
+    made = Candidate(tmp_path, *shelf)
     yield made
     made.app.close()
 
 
 @pytest.fixture
-def ticking(place: Place) -> Iterator[Place]:
+def ticking(place: Candidate) -> Iterator[Candidate]:
     ticker = Ticker(place.app)
     ticker.start()
     yield place
     ticker.stop()
 
 
-def test_what_is_printed_is_worth_what_is_called(ticking: Place, unbroken: Run, tmp_path: Path) -> None:
+def test_what_is_printed_is_worth_what_is_called(ticking: Candidate, unbroken: Run, tmp_path: Path) -> None:
     """Uploads through grants, everything else on stdout; killed once on the way, among megabytes of other output."""
     job = ticking.submit()
     ticking.wait("the first step", lambda: any(ticking.step(x) >= 1 for x in ticking.sessions() if ticking.pid(x)))
@@ -192,7 +192,7 @@ def test_what_is_printed_is_worth_what_is_called(ticking: Place, unbroken: Run, 
     assert ended.hardware
 
 
-def test_what_is_left_behind_is_worth_what_is_called(place: Place, unbroken: Run, tmp_path: Path) -> None:
+def test_what_is_left_behind_is_worth_what_is_called(place: Candidate, unbroken: Run, tmp_path: Path) -> None:
     """No upload works and the server is off all the time: the outbox and the kept files hold everything (promise 8).
 
     Seen failing without `KeepFolder` (nothing to adopt), and without the message's kind in the outbox (no metric of the
@@ -216,7 +216,9 @@ def test_what_is_left_behind_is_worth_what_is_called(place: Place, unbroken: Run
     assert place.result(job, tmp_path) == unbroken
 
 
-def test_a_session_whose_files_are_lost_is_adopted_from_its_output(place: Place, unbroken: Run, tmp_path: Path) -> None:
+def test_a_session_whose_files_are_lost_is_adopted_from_its_output(
+    place: Candidate, unbroken: Run, tmp_path: Path
+) -> None:
     """The server was off and no file was kept: what was printed, and uploaded through grants, is the whole job."""
     job = place.submit()
     dispatch(place.app.context)

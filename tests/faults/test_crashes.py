@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.domain.errors import UnavailableError
 from orchestrator.domain.lifecycle import JobState
-from orchestrator.ports.providers import Rules, StoreUnavailable
+from orchestrator.ports.providers import Limits, StoreUnavailable
 from orchestrator.services import checkpoints
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
@@ -167,7 +167,7 @@ def test_offers_that_nobody_commits_are_cleared_away(world: World) -> None:
     offer_to_a_silent_store(world, offer)
     assert world.store.path(offer.key).exists()
     worker.fail()
-    world.clock.time += world.ctx.rules.offer_ttl_s + 1
+    world.clock.time += world.ctx.limits.offer_ttl_s + 1
     reconcile(world.ctx)
     assert not world.store.path(offer.key).exists()
 
@@ -181,7 +181,7 @@ def test_an_offer_of_a_session_that_lives_waits_for_its_store(world: World) -> N
     worker.step = 1
     offer = worker.write(worker.manifest())
     offer_to_a_silent_store(world, offer)
-    world.ctx = dataclasses.replace(world.ctx, rules=Rules(offer_ttl_s=600.0))
+    world.ctx = dataclasses.replace(world.ctx, limits=Limits(offer_ttl_s=600.0))
     for _ in range(20):
         world.clock.time += 50
         worker.report()

@@ -20,7 +20,7 @@ from orchestrator.ports.providers import Handle, Liveness, Observation, Provider
 from orchestrator.services import jobs, worker_messages
 from orchestrator.services.dispatch import dispatch, why_waiting
 from orchestrator.services.reconcile import reconcile
-from orchestrator.services.worker_messages import Fate
+from orchestrator.services.worker_messages import ApplyResult
 from tests.helpers.offline_world import DeafWorker, DeafWorld
 from worker.agent import early_release
 from worker.shared import causes
@@ -101,7 +101,7 @@ def test_what_a_start_script_says_is_heard_although_no_worker_began(world: DeafW
     worker.session.outbox += (keep / "outbox.jsonl").read_text().splitlines()
     world.machines.dead.add(worker.lease)
     if heard:
-        assert world.listen(worker.lease) is Fate.TAKEN
+        assert world.listen(worker.lease) is ApplyResult.TAKEN
     reconcile(world.ctx)
     ended = lease(world, worker)
     assert ended.end_reason is EndReason.UNFIT
@@ -119,13 +119,13 @@ def test_a_machine_that_can_call_is_told_its_fence(world: DeafWorld) -> None:
 
 @pytest.mark.parametrize("upto", range(8))
 def test_the_server_dies_after_any_line(world: DeafWorld, upto: int) -> None:
-    """Guard: without `Ear` beginning at the first line again, what came before the crash's end is lost."""
+    """Guard: without `LogReader` beginning at the first line again, what came before the crash's end is lost."""
     job = world.submit("alice", STEPS)
     worker = at_work(world, 3)
     world.listen(worker.lease, upto)
     world.start_server()
-    assert world.listen(worker.lease) is Fate.TAKEN
-    assert world.listen(worker.lease) is Fate.TAKEN
+    assert world.listen(worker.lease) is ApplyResult.TAKEN
+    assert world.listen(worker.lease) is ApplyResult.TAKEN
     assert (world.job(job).head, world.job(job).head_step) == (worker.parent, 3)
 
 
@@ -150,8 +150,8 @@ def test_a_torn_line_does_not_stop_the_news(world: DeafWorld) -> None:
     worker = at_work(world, 2)
     worker.session.printed[2] = worker.session.printed[2][:40]
     worker.report()
-    assert world.listen(worker.lease) is Fate.EARLY
-    assert world.listen(worker.lease) is Fate.EARLY
+    assert world.listen(worker.lease) is ApplyResult.OUT_OF_ORDER
+    assert world.listen(worker.lease) is ApplyResult.OUT_OF_ORDER
     assert lease(world, worker).last_seq == worker.seq
 
 
@@ -173,7 +173,7 @@ def test_kept_files_are_adopted_in_their_order(world: DeafWorld) -> None:
     for worker.step in range(2, STEPS + 1):
         worker.save()
     worker.finish()
-    assert world.listen(worker.lease) is Fate.TAKEN
+    assert world.listen(worker.lease) is ApplyResult.TAKEN
     assert world.job(job).head_step == 1, "a goodbye has overtaken a checkpoint"
     reconcile(world.ctx)
     done = world.job(job)
@@ -207,8 +207,8 @@ def test_a_store_that_is_away_is_waited_for(world: DeafWorld, monkeypatch: pytes
 
     with monkeypatch.context() as patch:
         patch.setattr(world.store, "stat", away)
-        assert world.listen(worker.lease) is Fate.LATER
-        world.clock.time += world.ctx.rules.offer_ttl_s + 1
+        assert world.listen(worker.lease) is ApplyResult.RETRY
+        world.clock.time += world.ctx.limits.offer_ttl_s + 1
         reconcile(world.ctx)
         worker.release()
         reconcile(world.ctx)
@@ -289,7 +289,7 @@ def test_pause_waits_for_the_next_commit(world: DeafWorld) -> None:
     world.listen(worker.lease)
     world.clock.time += 5
     jobs.pause(world.ctx, world.actors["alice"], job)
-    world.clock.time += world.ctx.rules.stop_grace_s + 5
+    world.clock.time += world.ctx.limits.stop_grace_s + 5
     reconcile(world.ctx)
     assert worker.is_alive
     worker.step += 1
@@ -383,7 +383,7 @@ def test_what_others_print_is_ignored(world: DeafWorld, line: str) -> None:
     worker = at_work(world)
     worker.session.printed.insert(1, line)
     worker.session.printed[2] = "Epoch 3:  50%|####" + worker.session.printed[2]
-    assert world.listen(worker.lease) is Fate.TAKEN
+    assert world.listen(worker.lease) is ApplyResult.TAKEN
     assert world.job(job).head == worker.parent
 
 
@@ -408,8 +408,8 @@ def test_a_machine_that_lies_in_its_own_name_is_refused(world: DeafWorld, text: 
     job = world.submit("alice", STEPS)
     worker = at_work(world)
     world.listen(worker.lease)
-    heard = worker_messages.hear(world.ctx, worker.lease, text.replace("LEASE", worker.lease))
-    assert heard.fate is Fate.REFUSED
+    heard = worker_messages.apply_text(world.ctx, worker.lease, text.replace("LEASE", worker.lease))
+    assert heard.fate is ApplyResult.REFUSED
     assert heard.words
     assert (world.job(job).state, world.job(job).head) == (JobState.RUNNING, worker.parent)
 
@@ -422,9 +422,9 @@ def test_characters_that_no_database_keeps_stop_nothing(world: DeafWorld) -> Non
     said = f'"lease":"{worker.lease}","fence":1,"seq":900,"step":2'
     sample = '{"step":2,"prompt":"a\\u0000b","text":"\\\\u0000 and \\u0000"}'
     report = f'{{"kind":"report",{said},"phase":"train","samples":[{sample}]}}'
-    assert worker_messages.hear(world.ctx, worker.lease, report).fate is Fate.TAKEN
+    assert worker_messages.apply_text(world.ctx, worker.lease, report).fate is ApplyResult.TAKEN
     finish = f'{{"kind":"finish",{said},"failure":{{"message":"byte \\u0000","permanent":true}}}}'
-    assert worker_messages.hear(world.ctx, worker.lease, finish).fate is Fate.TAKEN
+    assert worker_messages.apply_text(world.ctx, worker.lease, finish).fate is ApplyResult.TAKEN
     assert world.job(job).message == "byte \ufffd"
 
 

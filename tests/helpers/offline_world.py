@@ -13,7 +13,7 @@ import numpy as np
 from sqlalchemy import Engine
 
 from orchestrator.ports.providers import Capabilities, Context, Handle, Leftovers
-from orchestrator.services.worker_messages import Ear, Fate
+from orchestrator.services.worker_messages import ApplyResult, LogReader
 from tests.helpers.remote_machines import TwoStores
 from tests.helpers.world import Machines, Watch, WatchedStore, Worker, World
 from worker.shared import checkpoint_file
@@ -92,7 +92,7 @@ class DeafWorld(World):
     machines: DeafMachines
 
     def __init__(self, engine: Engine, folder: Path) -> None:
-        self.ears: dict[str, Ear] = {}
+        self.ears: dict[str, LogReader] = {}
         super().__init__(engine, folder)
 
     def make_machines(self) -> Machines:
@@ -109,9 +109,9 @@ class DeafWorld(World):
         self.ears = {}
         return super().start_server()
 
-    def listen(self, lease: str, upto: int | None = None) -> Fate:
+    def listen(self, lease: str, upto: int | None = None) -> ApplyResult:
         """Read a session's output from its start up to a line, as a connection does that breaks there."""
-        ear = self.ears.setdefault(lease, Ear(ctx=self.ctx, lease_id=lease))
+        ear = self.ears.setdefault(lease, LogReader(ctx=self.ctx, lease_id=lease))
         return ear.listen(self.machines.session(lease).printed[:upto])
 
 

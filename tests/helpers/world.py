@@ -23,18 +23,18 @@ from orchestrator.domain.model import Account, Checkpoint, Job, Lease, Member, R
 from orchestrator.ports.providers import (
     BaseModel,
     Capabilities,
+    Capacity,
     Context,
     DatasetFile,
     Handle,
     LaunchRejected,
     LaunchRequest,
     Leftovers,
+    Limits,
     Liveness,
     ModelFile,
     Observation,
     ProviderUnavailable,
-    Room,
-    Rules,
     Stores,
 )
 from orchestrator.ports.repository import Dataset, Transaction, UnitOfWork, Upload
@@ -149,9 +149,9 @@ class Machines:
         if not self.reachable:
             raise ProviderUnavailable("no route")
 
-    def room(self, account: Account) -> Room:
+    def room(self, account: Account) -> Capacity:
         self._contact()
-        return Room(slots=self.slots, session_s=3600.0, start_up_s=1.0, any_folder=self.any_folder)
+        return Capacity(slots=self.slots, session_s=3600.0, start_up_s=1.0, any_folder=self.any_folder)
 
     def launch(self, request: LaunchRequest) -> str:
         self._contact()
@@ -245,7 +245,7 @@ class World:
             stores=self.stores,
             catalog=AnyModel(),
             tokens=KeyedTokens(b"k" * 32),
-            rules=Rules(patience_s=60.0),
+            limits=Limits(patience_s=60.0),
             vault=FernetVault(Fernet.generate_key().decode()),
             server_url=lambda: "http://127.0.0.1:1",
             public_url=None,

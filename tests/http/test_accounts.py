@@ -12,17 +12,17 @@ from sqlalchemy import text
 
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.ports.providers import ProviderUnavailable
-from orchestrator.services.dispatch import dispatch, survey
+from orchestrator.services.dispatch import dispatch, list_capacity
 from orchestrator.services.reconcile import reconcile
 
 CANARY = "KGAT_canary_7f3c0e5b9d"
 
 
-def shut(app: Any) -> str:
+def closed_reason(app: Any) -> str:
     """Why nothing starts on the one cloud account."""
     with app.context.uow() as tx:
         accounts = [a for a in tx.accounts() if a.provider == "cloud"]
-    return survey(app.context, accounts)[0].shut
+    return list_capacity(app.context, accounts)[0].closed_reason
 
 
 def problem(member: Any) -> str:
@@ -165,18 +165,18 @@ def test_refused_credentials_close_the_account_until_new_ones_come(api, people, 
     account = people.ann.post("/accounts", {"provider": "cloud", "credentials": CANARY}).json()
     path = f"/accounts/{account['id']}"
     cloud.refusal = "this token was revoked; make a new one"
-    assert shut(api.app) == cloud.refusal
+    assert closed_reason(api.app) == cloud.refusal
     assert problem(people.ann) == cloud.refusal
     cloud.refusal = ""
-    assert "revoked" in shut(api.app), "asked again although nothing has changed"
+    assert "revoked" in closed_reason(api.app), "asked again although nothing has changed"
     assert people.ann.call("PATCH", path, json={"credentials": "new"}).json()["problem"] == ""
-    assert shut(api.app) == ""
+    assert closed_reason(api.app) == ""
     cloud.refusal = "wrong"
     checked = people.ann.post(f"{path}:check").json()
     assert (checked["ok"], checked["words"], checked["account"]["problem"]) == (False, "wrong", "wrong")
     cloud.refusal = ""
     assert people.ann.post(f"{path}:check").json()["ok"]
-    assert shut(api.app) == ""
+    assert closed_reason(api.app) == ""
 
 
 def test_a_provider_that_is_away_says_nothing_about_credentials(api1, people, cloud) -> None:

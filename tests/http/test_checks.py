@@ -12,7 +12,7 @@ from orchestrator.domain.model import Account
 from orchestrator.ports.diagnosis import Examined
 from orchestrator.ports.providers import ProviderUnavailable
 from orchestrator.services import diagnosis
-from orchestrator.services.dispatch import dispatch, survey
+from orchestrator.services.dispatch import dispatch, list_capacity
 from orchestrator.testing import FakePersonalProvider
 from tests.http.http_client import Machine
 from worker.doctor.outcome import FAILED, OK, PROBES, Outcome
@@ -74,10 +74,10 @@ def diagnose(who: Any, account: str, **asked: Any) -> Any:
     return who.post(f"/accounts/{account}:diagnose", asked)
 
 
-def shut(app: Any) -> str:
+def closed_reason(app: Any) -> str:
     """Why nothing starts on the one cloud account."""
     with app.context.uow() as tx:
-        return survey(app.context, [a for a in tx.accounts() if a.provider == "cloud"])[0].shut
+        return list_capacity(app.context, [a for a in tx.accounts() if a.provider == "cloud"])[0].closed_reason
 
 
 def test_a_check_is_kept_judged_and_cleared(api, people, cloud, account) -> None:
@@ -150,18 +150,18 @@ def test_no_gpu_session_starts_while_the_set_does_not_train(api, people, cloud, 
     diagnose(people.ann, account)
     job = people.ann.submit(placement={"providers": ["cloud"]})["id"]
     assert dispatch(api.app.context) == 0
-    assert "failed" in shut(api.app)
+    assert "failed" in closed_reason(api.app)
     assert "trainhop doctor" in people.ann.get(f"/jobs/{job}").json()["waiting"]["reason"]
     cloud.broken.clear()
     diagnose(people.ann, account)
-    assert shut(api.app) == ""
+    assert closed_reason(api.app) == ""
     assert dispatch(api.app.context) == 1
 
 
 def test_packages_that_could_not_be_fetched_close_nothing(api1, people, cloud, account) -> None:
     cloud.broken["training"] = {"cause": causes.INSTALL}
     diagnose(people.ann, account)
-    assert shut(api1.app) == ""
+    assert closed_reason(api1.app) == ""
 
 
 def test_another_image_is_noticed_and_opens_the_account(api, people, cloud, account) -> None:
@@ -176,14 +176,14 @@ def test_another_image_is_noticed_and_opens_the_account(api, people, cloud, acco
     cloud.broken["training"] = {"cause": causes.SMOKE}
     again = Machine.launched(api, cloud)
     diagnose(people.ann, account)
-    assert "failed" in shut(api.app)
+    assert "failed" in closed_reason(api.app)
     assert again.say(
         "start", {"protocol": 1, "nonce": "n", "hardware": hardware, "image": "image-of-december"}
     ).is_success
     found = people.ann.get(f"/accounts/{account}/diagnosis").json()
     assert found["changed"].startswith("Cloud's image changed since the last check on ")
     assert found["changed"].endswith("run `trainhop doctor --cloud`")
-    assert shut(api.app) == ""
+    assert closed_reason(api.app) == ""
     events = people.ann.get(f"/jobs/{job}/events").json()["items"]
     assert found["changed"] in [e["reason"] for e in events if e["kind"] == "image.changed"]
 

@@ -149,9 +149,9 @@ def test_a_body_that_is_too_large_is_refused_announced_or_not(api1, monkeypatch)
 @pytest.mark.parametrize("path", ["/members", "/claims", "/leases/lease-x/offer"])
 @pytest.mark.parametrize("chunked", [True, False])
 def test_who_sends_much_is_known(api1, path, chunked):
-    """Guard: with `LARGEST_JSON_BYTES` for all, 14 MiB of JSON from anybody kept the server from everything else for a second."""
+    """Guard: with `MAX_JSON_BYTES` for all, 14 MiB of JSON from anybody kept the server from everything else for a second."""
     for token in ("", "Bearer th_wrong", "Basic YTpi"):
-        pieces = [b"[" + b"1," * (middleware.LARGEST_OF_STRANGERS // 2), b"1]"]
+        pieces = [b"[" + b"1," * (middleware.MAX_OF_STRANGERS // 2), b"1]"]
         answer = api1.client.post(
             f"/api/v1{path}",
             content=iter(pieces) if chunked else b"".join(pieces),
@@ -166,7 +166,7 @@ def test_who_is_known_sends_much(api1, people, provider):
 
     Guards: without each of these its message was too large here.
     """
-    much = b" " * (middleware.LARGEST_OF_STRANGERS + 1)
+    much = b" " * (middleware.MAX_OF_STRANGERS + 1)
     for content in (much + b"{}", iter([much, b"{}"])):
         asked = people.ann.call("POST", "/tokens", content=content, headers={"Content-Type": "application/json"})
         assert asked.status_code == 201

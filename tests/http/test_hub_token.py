@@ -79,7 +79,7 @@ def test_a_token_that_the_hub_does_not_accept_is_not_kept(api1, people, hub):
     asked = len(hub.seen)
     assert put(people.ann, "x" * 3_000).status_code == 422
     assert len(hub.seen) == asked
-    hub.rules.add("whoami", status=429, headers={"Retry-After": "31"})
+    hub.limits.add("whoami", status=429, headers={"Retry-After": "31"})
     away = put(people.ann, BOB)
     assert (away.status_code, away.headers["retry-after"]) == (503, "31")
     assert people.ann.get("/hub-token").json()["account"] == "ann-on-the-hub"
@@ -113,7 +113,7 @@ def test_a_gated_model_is_planned_with_its_owners_token_alone(api1, people, hub)
 
 
 def test_a_hub_that_is_busy_while_a_job_is_submitted_says_when_to_come_back(api1, people, hub):
-    hub.rules.add("GET /api/models", status=429, headers={"Retry-After": "120"})
+    hub.limits.add("GET /api/models", status=429, headers={"Retry-After": "120"})
     busy = people.ann.post("/jobs", people.ann.job_file(base_model="org/open"))
     assert (busy.status_code, busy.headers["retry-after"]) == (503, "120")
 
@@ -168,7 +168,7 @@ def test_a_model_for_everybody_is_left_to_the_machine(api1, people, provider, hu
     assert len(hub.seen) == asked
     put(people.ann, ANN)
     _, machine = started(api1, people, provider, "org/open")
-    hub.rules.add("GET /api/models", status=503)
+    hub.limits.add("GET /api/models", status=503)
     assert machine.start().json()["model"] == []
 
 
@@ -207,17 +207,17 @@ def test_a_hub_that_is_away_is_waited_for_and_costs_the_job_nothing(api, people,
     """Guards: with `counts` left at its default the job was a loss nearer to its end; without `PATIENCE_S` a GPU waited on."""
     put(people.ann, ANN)
     job, machine = started(api, people, provider)
-    hub.rules.add("GET /api/models", times=0, status=503, headers={"Retry-After": "9"})
+    hub.limits.add("GET /api/models", times=0, status=503, headers={"Retry-After": "9"})
     for _ in range(2):
         away = machine.start()
         assert (away.status_code, away.headers["retry-after"]) == (503, "9")
         clock.tick(20)
-    hub.rules.clear()
+    hub.limits.clear()
     assert machine.start().status_code == 200
 
     machine.say("release", machine.said("release", step=0, reason="drained"))
     machine = Machine.launched(api, provider)
-    hub.rules.add("GET /api/models", times=0, status=503)
+    hub.limits.add("GET /api/models", times=0, status=503)
     assert machine.start().status_code == 503
     clock.tick(model_files.PATIENCE_S)
     assert machine.start().status_code == 409
@@ -230,13 +230,13 @@ def test_a_hub_that_is_away_is_waited_for_and_costs_the_job_nothing(api, people,
     assert waiting is not None
     assert "the Hugging Face hub is busy" in waiting.reason
     assert dispatch(api.app.context) == 0
-    hub.rules.clear()
+    hub.limits.clear()
     clock.tick(model_files.REST_S)
     assert Machine.launched(api, provider).start().status_code == 200
 
 
 @pytest.fixture
-def one_way(people, cloud) -> Any:
+def offline(people, cloud) -> Any:
     """Ann's account whose machines cannot call."""
     people.ann.post("/accounts", {"provider": "cloud", "credentials": "x", "name": "anns"})
     return cloud
@@ -246,12 +246,12 @@ def submit_one_way(people: People) -> dict[str, Any]:
     return people.ann.submit(base_model="org/gated", placement={"providers": ["cloud"]})
 
 
-def test_a_machine_that_cannot_call_is_brought_the_small_files(api, people, one_way, hub):
-    """Guard: without `staged` in `kit` it was started with nothing, and would have asked the hub as nobody."""
+def test_a_machine_that_cannot_call_is_brought_the_small_files(api, people, offline, hub):
+    """Guard: without `staged` in `offline_bundle` it was started with nothing, and would have asked the hub as nobody."""
     put(people.ann, ANN)
     submit_one_way(people)
     dispatch(api.app.context)
-    (request,) = one_way.launched
+    (request,) = offline.launched
     grants = {grant.key: grant for grant in request.assignment.model}
     assert {"model/config.json", *(f"model/{name}" for name in SHARDS)} <= grants.keys()
     for key, grant in grants.items():
@@ -263,20 +263,20 @@ def test_a_machine_that_cannot_call_is_brought_the_small_files(api, people, one_
         assert b"".join(request.inputs[key]()) == data if brought else True  # a driver may read it again
 
 
-def test_a_machine_that_cannot_call_is_not_started_in_vain(api, people, one_way, hub, clock):
+def test_a_machine_that_cannot_call_is_not_started_in_vain(api, people, offline, hub, clock):
     """Guard: without `except ConflictError` in `_launch` the round ended there, and nobody settled the lease."""
     put(people.ann, ANN)
     job = submit_one_way(people)
-    hub.rules.add("HEAD /org/gated", status=502)
+    hub.limits.add("HEAD /org/gated", status=502)
     dispatch(api.app.context)
     now = people.ann.get(f"/jobs/{job['id']}").json()
-    assert (now["state"], one_way.launched) == ("queued", [])
+    assert (now["state"], offline.launched) == ("queued", [])
     assert "the Hugging Face hub is busy" in now["waiting"]["reason"]
     clock.tick(model_files.REST_S)
     hub.repos["model", "org/gated"].readers.clear()
     dispatch(api.app.context)
     now = people.ann.get(f"/jobs/{job['id']}").json()
-    assert (now["state"], one_way.launched) == ("failed", [])
+    assert (now["state"], offline.launched) == ("failed", [])
     assert f"accept its terms at {PAGE} and try again" in now["message"]
     assert all(lease.collected_at for lease in leases_of(api, job["id"]))
 
@@ -297,7 +297,7 @@ def test_a_token_that_cannot_be_opened_any_more_is_asked_for_again(api1, people)
     assert people.ann.submit(base_model="org/open")
 
 
-def test_the_token_is_nowhere_but_in_the_vault(api1, people, provider, one_way, hub, tmp_path, caplog, capfd):
+def test_the_token_is_nowhere_but_in_the_vault(api1, people, provider, offline, hub, tmp_path, caplog, capfd):
     """Guards: with the token kept as it is, the database held it; with grants read with it, the assignment did.
 
     Everything that a session leaves: database, store, logs, answers, what a machine is given, the script for Kaggle.
@@ -309,7 +309,7 @@ def test_the_token_is_nowhere_but_in_the_vault(api1, people, provider, one_way, 
     answers.append(machine.start().text)
     submit_one_way(people)
     dispatch(api1.app.context)
-    (request,) = one_way.launched
+    (request,) = offline.launched
     answers += [request.assignment.model_dump_json(), kernel_source(request), repr(request)]
     hub.repos["model", "org/gated"].readers.clear()
     answers += [people.ann.get(path).text for path in ("/hub-token", "/me", "/jobs", "/accounts", "/events", "/tokens")]

@@ -182,10 +182,10 @@ def test_a_tab_that_was_closed_gives_the_job_back(api, people, job, clock):
     clock.tick(INSTALL_S - 1)
     reconcile(api.app.context)
     assert machine.start().status_code == 200, "packages may take minutes to install"
-    clock.tick(api.app.context.rules.lease_s - 1)
+    clock.tick(api.app.context.limits.lease_s - 1)
     reconcile(api.app.context)
     assert machine.report(1).status_code == 200
-    clock.tick(api.app.context.rules.lease_s + 1)
+    clock.tick(api.app.context.limits.lease_s + 1)
     reconcile(api.app.context)
     assert people.ann.get(f"/jobs/{job['id']}").json()["state"] == "queued"
     assert machine.report(2).status_code == 409
@@ -202,7 +202,7 @@ def test_the_scheduler_never_starts_a_notebook_and_says_who_does(api1, people):
 
 
 def test_codes_cannot_be_guessed_at_leisure(api1, people, job):
-    """Guard: without `Guesses` the hundredth guess was answered like the first."""
+    """Guard: without `RateLimit` the hundredth guess was answered like the first."""
     code = code_in(made(people.ann, job)["notebook"])
     for number in range(10):
         refused(claim(api1, f"thc_{number}"), 404, "does not know")

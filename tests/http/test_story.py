@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.domain.model import Pace
+from orchestrator.domain.model import StepTime
 from orchestrator.ports.providers import Liveness
 from orchestrator.services.reconcile import reconcile
 from tests.http.http_client import Machine, People
@@ -135,32 +135,32 @@ def test_reports_that_arrive_together_fail_apart(api, people, provider):
 
 
 def test_a_step_is_timed_for_the_kind_of_machine_that_did_it(api, people, provider, clock, tmp_path):
-    """Removed: `on_gpu` in either of `first_pace` and `_commit`; a CPU was then expected to keep the pace of a GPU."""
+    """Removed: `on_gpu` in either of `first_step_time` and `_commit`; a CPU was then expected to keep the pace of a GPU."""
     job = people.ann.submit()
 
-    def pace() -> Pace:
+    def step_time() -> StepTime:
         with api.app.context.uow() as tx:
-            return tx.job(job["id"]).pace
+            return tx.job(job["id"]).step_time
 
     first = Machine.launched(api, provider)
     first.start(device="cuda")
     first.report(3, seconds_per_step=2.0)
-    assert pace() == Pace(gpu_s=2.0)
+    assert step_time() == StepTime(gpu_s=2.0)
     first.report(4, seconds_per_step=3.0)
     first.save(4, tmp_path)
-    assert pace() == Pace(gpu_s=3.0)
+    assert step_time() == StepTime(gpu_s=3.0)
     first.say("release", first.said("release", step=4, reason="deadline"))
     clock.tick(60)
     second = Machine.launched(api, provider)
     second.start()
     second.report(5, seconds_per_step=40.0)
-    assert pace() == Pace(gpu_s=3.0, host_s=40.0)
+    assert step_time() == StepTime(gpu_s=3.0, host_s=40.0)
 
 
 def test_a_deadline_that_cannot_be_met_is_said_at_the_first_timed_step(api1, provider, clock):
     """After three steps and once, not after the deadline; a later plan of such a job knows it before it is queued.
 
-    Guard: without `first_pace` nothing is said, and the plan has no step time until a checkpoint is committed.
+    Guard: without `first_step_time` nothing is said, and the plan has no step time until a checkpoint is committed.
     """
     people = People.of(api1)
     due = clock.now() + 100.0

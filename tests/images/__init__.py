@@ -103,7 +103,7 @@ def load(name: str) -> Image:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Candidate:
     """What kernels run in; `words` says which machine that is like."""
 
     python: str
@@ -111,13 +111,13 @@ class Place:
     words: str
 
 
-def place(name: str) -> Place:
+def place(name: str) -> Candidate:
     """The image of that name where it is built, else this process's own environment."""
     image = load(name)
     if image.problem:
-        return Place(python=sys.executable, environment={}, words=f"this computer's own packages ({image.problem})")
+        return Candidate(python=sys.executable, environment={}, words=f"this computer's own packages ({image.problem})")
     words = f"the packages of {image.title}'s image of {image.date}"
-    return Place(python=image.executable, environment=image.variables, words=words)
+    return Candidate(python=image.executable, environment=image.variables, words=words)
 
 
 @functools.cache

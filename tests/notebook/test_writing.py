@@ -7,7 +7,7 @@ import pytest
 
 from tests.emulators.drive import Drive, Rule
 from worker.notebook.writing import Writing
-from worker.shared.notebook_messages import Answer, Letter
+from worker.shared.notebook_messages import MailboxReply, MailboxRequest
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def signed_in(drive: Drive) -> google.oauth2.credentials.Credentials:
 @pytest.fixture
 def writing(drive: Drive, signed_in: google.oauth2.credentials.Credentials) -> Writing:
     letters = {
-        name: drive.contents.insert({"title": f"{name}.json"}, Answer(nonce="1").model_dump_json().encode())
+        name: drive.contents.insert({"title": f"{name}.json"}, MailboxReply(nonce="1").model_dump_json().encode())
         for name in ("up", "down")
     }
     return Writing({name: f"{drive.url}/drive/v2/files/{f.id}?alt=media" for name, f in letters.items()}, signed_in)
@@ -40,7 +40,7 @@ def test_a_token_that_google_accepts_no_more_is_renewed_although_its_time_is_not
     assert signed_in.valid
     assert writing._read() is not None
     drive.tokens.expire()
-    assert writing._write(Letter(nonce="1"))
+    assert writing._write(MailboxRequest(nonce="1"))
     assert drive.tokens.refreshed == 3
 
 

@@ -94,7 +94,7 @@ def test_compute_units_are_told_and_without_any_nothing_starts(provider, colab):
     assert "no Colab compute units left" in provider.check(account)
     room = provider.room(account)
     assert room.slots == 0
-    assert "trainhop notebook" in room.shut
+    assert "trainhop notebook" in room.closed_reason
     with pytest.raises(QuotaExhausted, match="no Colab compute units left") as refused:
         provider.launch(asked(account))
     assert refused.value.until == NOW + 3600
@@ -274,12 +274,12 @@ def test_one_sign_in_is_one_login_however_its_file_is_written(colab, tmp_path):
 def test_settings_are_looked_at_before_colab_is_asked(colab, tmp_path):
     provider = colab_provider(colab, tmp_path, "python", can_work=lambda: False)
     wrong = colab_account(colab, accelerator="T5")
-    assert "no Colab accelerator T5: one of T4" in provider.room(wrong).shut
+    assert "no Colab accelerator T5: one of T4" in provider.room(wrong).closed_reason
     with pytest.raises(CredentialsRefused, match="T5"):
         provider.check(wrong)
-    assert "TRAINHOP_PUBLIC_URL" in provider.room(colab_account(colab)).shut
+    assert "TRAINHOP_PUBLIC_URL" in provider.room(colab_account(colab)).closed_reason
     by_hand = colab_account(colab, mode="claim")
-    assert "opened by its owner" in provider.room(by_hand).shut
+    assert "opened by its owner" in provider.room(by_hand).closed_reason
     assert "opened by its owner" in provider.check(by_hand)
     with pytest.raises(LaunchRejected, match="opened by its owner"):
         provider.launch(request(by_hand))

@@ -175,7 +175,7 @@ def test_an_upload_that_never_arrives_is_given_up(provider, kaggle, works, monke
     rule = kaggle.rules.add("PUT /upload", **BUSY, times=0)
     with pytest.raises(ProviderUnavailable):
         provider.launch(request(kaggle_account("alice")))
-    assert rule.seen == http.MOST_BREAKS + 1
+    assert rule.seen == http.MAX_BREAKS + 1
 
 
 @pytest.mark.parametrize("fault", [BUSY, {"cut": True}])
@@ -252,7 +252,7 @@ def test_a_script_that_would_be_too_long_is_refused_with_its_size(provider, work
 
 def test_the_real_worker_fits(works):
     """A third of the limit: the rest is for grants."""
-    assert len(source.kernel_source(request(kaggle_account("alice")))) < source.LONGEST_SOURCE / 3
+    assert len(source.kernel_source(request(kaggle_account("alice")))) < source.MAX_SOURCE / 3
 
 
 def test_only_the_emulators_kernels_see_the_servers_disk(provider, tmp_path, monkeypatch):
@@ -485,12 +485,12 @@ time.sleep(120)
     kaggle.rules.add("logs/stream", cut_after=4)
     heard = []
 
-    def hear(stream):
+    def apply_text(stream):
         for line in stream:
             heard.append(line)  # noqa: PERF402  what came before the break counts
 
     with pytest.raises(ProviderUnavailable, match="broke off"):
-        hear(provider.follow(handle))
+        apply_text(provider.follow(handle))
     said = [f"trainhop: kaggle session {kaggle.kernel(slug(handle)).session}", *(f"line {n}" for n in range(6))]
     assert heard == said[: len(heard)]
     assert len(heard) in (3, 4)  # of four events one may be an error's

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from orchestrator.providers.kaggle import KaggleProvider, package_set
 from orchestrator.providers.kaggle.launch import UNSURE_S
-from orchestrator.providers.kaggle.package_set import AGAIN_AFTER_S, LONGEST_S, set_slug
+from orchestrator.providers.kaggle.package_set import AGAIN_AFTER_S, MAX_S, set_slug
 from tests.providers.kernels import OpenVault, ended, handle_of, kaggle_account, request, slug, until
 
 MAKES = "open('trainhop-packages.bin', 'wb').write(b'packages')"
@@ -60,7 +60,7 @@ def test_the_first_session_starts_at_once_and_the_next_one_gets_the_set(provider
     works(FINDS)
     assert _done(provider) == [""]
     (pushed,) = _pushes(kaggle)
-    assert (pushed["isPrivate"], pushed["enableInternet"], pushed["sessionTimeoutSeconds"]) == (True, True, LONGEST_S)
+    assert (pushed["isPrivate"], pushed["enableInternet"], pushed["sessionTimeoutSeconds"]) == (True, True, MAX_S)
     kernel = _made(kaggle)
     assert (kernel.status, kernel.gpu) == ("COMPLETE", False)
     assert _done(provider) == [f"input/notebooks/alice/{set_slug()}/trainhop-packages.bin"]

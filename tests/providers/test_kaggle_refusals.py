@@ -239,7 +239,7 @@ def test_a_pause_that_kaggle_asks_for_is_kept(provider, kaggle, works, clock):
         "QuotaStatistics", status=429, reason="Too many requests", headers={"Retry-After": "77"}, times=0
     )
     room = provider.room(account)
-    assert "asks for a pause" in room.shut
+    assert "asks for a pause" in room.closed_reason
     assert room.open_at == clock.now() + 77
     provider.room(account)
     assert rule.seen == 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.providers.last_words import LONGEST_WORDS, TAIL_BYTES, last_words
+from orchestrator.providers.last_words import MAX_WORDS, TAIL_BYTES, last_words
 
 SEE_LOG = "cannot start: the worker ended with code 1: see the end of the session's log"
 TRACEBACK = """
@@ -38,7 +38,7 @@ and a second line of its message
         ),
         (f"trainhop: {SEE_LOG}\n", SEE_LOG),
         ("x" * TAIL_BYTES + "\nERROR: at the end\n", "ERROR: at the end"),
-        ("ERROR: " + "y" * 1000 + "\n", ("ERROR: " + "y" * 1000)[:LONGEST_WORDS]),
+        ("ERROR: " + "y" * 1000 + "\n", ("ERROR: " + "y" * 1000)[:MAX_WORDS]),
     ],
 )
 def test_the_cause_is_found(tmp_path, log, words):

@@ -197,7 +197,7 @@ def test_both_jobs_tell_of_each_other(world: World) -> None:
 
 
 def test_a_clone_without_its_beginning_fails_and_never_starts_afresh(world: World) -> None:
-    """Guard: with `fall_back` as for other jobs it went on from the start, and its owner got another run's adapter."""
+    """Guard: with `roll_back_head` as for other jobs it went on from the start, and its owner got another run's adapter."""
     job = world.submit("alice", 6)
     original = running(world)
     saves(original, 3, 6)

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.domain.model import Account
-from orchestrator.ports.providers import LaunchRequest, QuotaExhausted, Room
+from orchestrator.ports.providers import Capacity, LaunchRequest, QuotaExhausted
 from orchestrator.services import jobs
 from orchestrator.services.dispatch import FULL_REST_S, dispatch, why_waiting
 from orchestrator.services.reconcile import reconcile
@@ -21,7 +21,7 @@ from tests.helpers.world import World
 
 
 def test_a_model_of_the_servers_disk_waits_for_a_machine_that_sees_it(world: World) -> None:
-    """Removed: `from_folder` in `as_waiting` or `any_folder` in `_place`; it was sent out to come back until it failed."""
+    """Removed: `from_folder` in `to_pending` or `any_folder` in `_place`; it was sent out to come back until it failed."""
     world.machines.any_folder = False
     job = world.submit("alice", base_model="/models/mine")
     assert dispatch(world.ctx) == 0
@@ -37,7 +37,7 @@ def test_one_account_that_cannot_be_read_keeps_no_other_waiting(world: World, mo
     """Guard: without `except Exception` in `_room` one member's typo ended every round, and nobody's jobs started."""
     room = world.machines.room
 
-    def odd(account: Account) -> Room:
+    def odd(account: Account) -> Capacity:
         if account.member_id == "bob":
             raise ValueError("invalid literal for int() with base 10: 'two'")
         return room(account)
@@ -129,7 +129,7 @@ def test_a_machine_that_starts_while_its_job_is_cancelled_is_ended(
     monkeypatch.setattr(world.machines, "launch", slow)
     dispatch(world.ctx)
     (lease,) = world.machines.launched
-    world.clock.time += world.ctx.rules.stop_grace_s + 1
+    world.clock.time += world.ctx.limits.stop_grace_s + 1
     reconcile(world.ctx)
     assert lease in world.machines.dead
 
@@ -138,7 +138,7 @@ def test_nobody_is_asked_for_room_while_nothing_is_queued(world: World, monkeypa
     """Guard: without `has_queued` in `dispatch` every account was asked in every round, thousands of times a day."""
     asked, room = list[str](), world.machines.room
 
-    def counted(account: Account) -> Room:
+    def counted(account: Account) -> Capacity:
         asked.append(account.id)
         return room(account)
 

@@ -10,9 +10,9 @@ from typing import Any
 import google.oauth2.credentials
 import pytest
 
-from orchestrator.ports.providers import Rules, StoreUnavailable
+from orchestrator.ports.providers import Limits, StoreUnavailable
 from orchestrator.services import stores
-from orchestrator.services.mailbox import LISTENS_S, Postman
+from orchestrator.services.mailbox import LISTENS_S, MailboxPoller
 from orchestrator.services.notebooks import CODE_LASTS_S
 from orchestrator.services.reconcile import reconcile
 from tests.emulators.drive import Drive, Rule
@@ -20,7 +20,7 @@ from tests.http.conftest import _api
 from tests.http.http_client import People
 from worker.notebook.writing import Writing
 from worker.shared.messages import PROTOCOL_VERSION, Hardware, Phase, Release, Report, Started, StartRequest, sign_line
-from worker.shared.notebook_messages import ClaimRequest, Letter
+from worker.shared.notebook_messages import ClaimRequest, MailboxRequest
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the claims' own tests use both
 
@@ -44,7 +44,7 @@ class Tab:
 
     def ask(self, **more):
         asked = {"protocol": PROTOCOL_VERSION, "code": self.code, "nonce": self.nonce, "hardware": T4} | more
-        assert self.pen._write(Letter(nonce=self.nonce, claim=ClaimRequest(**asked)))
+        assert self.pen._write(MailboxRequest(nonce=self.nonce, claim=ClaimRequest(**asked)))
 
     def answer(self) -> Any:
         found = self.pen._read()
@@ -61,7 +61,7 @@ class Tab:
         return sign_line(self.claimed.ticket.token, kind(**said).as_line())
 
     def send(self, *lines):
-        assert self.pen._write(Letter(nonce=self.nonce, lines=lines))
+        assert self.pen._write(MailboxRequest(nonce=self.nonce, lines=lines))
 
     def started(self):
         return self.say(Started, request=StartRequest(protocol=PROTOCOL_VERSION, nonce="n", hardware=T4))
@@ -103,7 +103,7 @@ def made(ann, job):
 
 @pytest.fixture
 def postman(app):
-    return Postman(app.context)
+    return MailboxPoller(app.context)
 
 
 def state(ann, job):
@@ -198,7 +198,7 @@ def test_a_store_that_takes_nothing_costs_the_job_nothing(ann, job, made, drive,
     """Guard: without the hand-back the job stayed leased to a notebook that had been refused."""
     tab = Tab(made, drive)
     tab.ask()
-    drive.rules.add(Rule("POST /upload", status=403, reason="storageQuotaExceeded"))
+    drive.limits.add(Rule("POST /upload", status=403, reason="storageQuotaExceeded"))
     postman.round()
     assert "make a new notebook" in tab.answer().refused
     assert state(ann, job) == "queued"
@@ -208,7 +208,7 @@ def test_a_store_that_takes_nothing_costs_the_job_nothing(ann, job, made, drive,
 
 def test_silence_gives_the_job_back_and_a_late_notebook_is_told(ann, job, made, drive, postman, app, clock):
     tab = begun(made, drive, postman)
-    clock.tick(Rules().lease_s + 1)
+    clock.tick(Limits().lease_s + 1)
     reconcile(app.context)
     assert state(ann, job) == "queued"
     tab.send(tab.report(5))
@@ -259,7 +259,7 @@ def test_letters_that_cannot_be_read_are_no_silence(ann, job, made, drive, postm
     assert state(ann, job) == "running"
     tab.send(tab.report(5))
     postman.round()
-    clock.tick(Rules().lease_s + 1)
+    clock.tick(Limits().lease_s + 1)
     reconcile(app.context)
     assert state(ann, job) == "queued", "it has not written since"
 

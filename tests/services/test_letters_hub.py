@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from orchestrator.services import stores
-from orchestrator.services.mailbox import Postman
+from orchestrator.services.mailbox import MailboxPoller
 from tests.emulators.drive import Drive
 from tests.emulators.hub import HubEmulator, Repo
 from tests.http.conftest import _api
@@ -54,7 +54,7 @@ def test_small_files_lie_in_the_drive_and_strangers_are_not_told_who_asks(ann, a
         job = ann.submit(base_model=model)
         tab = Tab(ann.post(f"/jobs/{job['id']}:notebook").json(), drive)
         tab.ask()
-        Postman(app.context).round()
+        MailboxPoller(app.context).round()
         tab.answer()
         claimed = _signed_in(tab.claimed, tab.pen._headers(), urlsplit(tab.pen._up).netloc)
         assignment = claimed.ticket.assignment
@@ -74,6 +74,6 @@ def test_a_notebook_is_told_what_the_hub_refuses(ann, app, drive, hub):
     tab = Tab(ann.post(f"/jobs/{job['id']}:notebook").json(), drive)
     hub.repos["model", "org/gated"].readers.clear()
     tab.ask()
-    Postman(app.context).round()
+    MailboxPoller(app.context).round()
     assert "accept its terms at https://huggingface.co/org/gated and try again" in tab.answer().refused
     assert ann.get(f"/jobs/{job['id']}").json()["state"] == "failed"

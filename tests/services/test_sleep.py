@@ -18,7 +18,7 @@ NIGHT_S = 8 * 3600.0
 
 @pytest.fixture
 def watch(world: World) -> Watch:
-    return Watch(world.ctx, longest_rest_s=world.ctx.rules.report_every_s)
+    return Watch(world.ctx, longest_rest_s=world.ctx.limits.report_every_s)
 
 
 def at_work(world: World) -> tuple[str, Worker]:
@@ -56,7 +56,7 @@ def test_a_session_that_does_not_leave_when_asked_is_ended(world: World, watch: 
     job, worker = at_work(world)
     world.clock.time += NIGHT_S
     watch.round()
-    world.clock.time += world.ctx.rules.stop_grace_s + 1
+    world.clock.time += world.ctx.limits.stop_grace_s + 1
     watch.round()
     assert not worker.is_alive
     watch.round()
@@ -105,7 +105,7 @@ def test_one_that_stays_silent_after_a_pause_is_ended(world: World) -> None:
     world.clock.time += 600.0
     ctx = world.start_server()
     reconcile(ctx)
-    world.clock.time += ctx.rules.stop_grace_s + 1
+    world.clock.time += ctx.limits.stop_grace_s + 1
     reconcile(ctx)
     assert not worker.is_alive
     reconcile(ctx)

@@ -12,11 +12,11 @@ import pytest
 
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.domain.model import Account
-from orchestrator.ports.providers import Capabilities, Handle, Observation, Room
-from orchestrator.ports.single_flight import Aside
+from orchestrator.ports.providers import Capabilities, Capacity, Handle, Observation
+from orchestrator.ports.single_flight import SingleFlight
 from orchestrator.providers.kaggle import KaggleProvider
 from orchestrator.providers.registry import Registry
-from orchestrator.services.dispatch import dispatch, survey, why_waiting
+from orchestrator.services.dispatch import dispatch, list_capacity, why_waiting
 from orchestrator.services.reconcile import reconcile
 from tests.emulators.kaggle import KaggleEmulator, Person
 from tests.helpers.world import World
@@ -44,8 +44,8 @@ def woken() -> threading.Event:
 @pytest.fixture
 def slow(world: World, woken: threading.Event) -> World:
     """A world in which nobody waits long."""
-    rules = dataclasses.replace(world.ctx.rules, patience_s=SHORT_S)
-    world.ctx = dataclasses.replace(world.ctx, rules=rules, wake=woken.set)
+    limits = dataclasses.replace(world.ctx.limits, patience_s=SHORT_S)
+    world.ctx = dataclasses.replace(world.ctx, limits=limits, wake=woken.set)
     return world
 
 
@@ -53,7 +53,7 @@ def _hold_bob(world: World, held: threading.Event, monkeypatch: pytest.MonkeyPat
     """Bob's room is told only once `held` is set; returns the accounts that were asked."""
     room, asked = world.machines.room, list[str]()
 
-    def slowly(account: Account) -> Room:
+    def slowly(account: Account) -> Capacity:
         asked.append(account.id)
         if account.member_id == "bob":
             assert held.wait(LONG_S)
@@ -67,7 +67,7 @@ def test_accounts_are_asked_side_by_side(world: World, monkeypatch: pytest.Monke
     """Guard: asked one after another, the first waited in vain for the second to be asked too."""
     both, room = threading.Barrier(2), world.machines.room
 
-    def together(account: Account) -> Room:
+    def together(account: Account) -> Capacity:
         both.wait(LONG_S)
         return room(account)
 
@@ -107,17 +107,17 @@ def test_other_credentials_are_another_question(
     with slow.ctx.uow() as tx:
         account = tx.account("bob-sim")
     assert account is not None
-    survey(slow.ctx, [account])
-    survey(slow.ctx, [dataclasses.replace(account, credentials="sealed anew")])
+    list_capacity(slow.ctx, [account])
+    list_capacity(slow.ctx, [dataclasses.replace(account, credentials="sealed anew")])
     assert asked == ["bob-sim", "bob-sim"]
 
 
 def test_what_is_at_hand_is_told_without_a_thread(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guard: without `_is_at_hand` the pool of this computer, asked for every launch, cost a change of threads each time."""
-    world.machines.capabilities = Capabilities(provider="sim", shares_disk=True, at_hand=True)
+    world.machines.capabilities = Capabilities(provider="sim", shares_disk=True, local=True)
     room, threads = world.machines.room, set[threading.Thread]()
 
-    def seen(account: Account) -> Room:
+    def seen(account: Account) -> Capacity:
         threads.add(threading.current_thread())
         return room(account)
 
@@ -157,30 +157,30 @@ def test_sessions_of_a_slow_account_keep_no_others_unsettled(
 
 def test_what_a_call_raises_is_raised_where_it_is_asked_for_also_when_it_came_late(held: threading.Event) -> None:
     """Guard: without `set_exception` a call that failed was waited for as long as patience lasts, and then ever after."""
-    aside, late = Aside[int](), threading.Event()
+    aside, late = SingleFlight[int](), threading.Event()
 
     def fail() -> int:
         assert held.wait(LONG_S)
         raise LookupError("late")
 
-    assert aside.ask({"slow": fail}, 0.0, late.set) == {}
+    assert aside.gather({"slow": fail}, 0.0, late.set) == {}
     held.set()
     assert late.wait(LONG_S)
     with pytest.raises(LookupError, match="late"):
-        aside.ask({"slow": lambda: 1}, LONG_S, late.set)
-    assert aside.ask({"slow": lambda: 1}, LONG_S, late.set) == {"slow": 1}
+        aside.gather({"slow": lambda: 1}, LONG_S, late.set)
+    assert aside.gather({"slow": lambda: 1}, LONG_S, late.set) == {"slow": 1}
 
 
 def test_an_old_answer_that_nobody_asked_for_is_asked_anew(
     held: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guard: without `BELIEVED_S` a server with an idle queue believed in the room of hours ago."""
-    aside, late = Aside[bool](), threading.Event()
+    aside, late = SingleFlight[bool](), threading.Event()
     monkeypatch.setattr("orchestrator.ports.single_flight.BELIEVED_S", -1.0)
-    assert aside.ask({"a": lambda: held.wait(LONG_S)}, 0.0, late.set) == {}
+    assert aside.gather({"a": lambda: held.wait(LONG_S)}, 0.0, late.set) == {}
     held.set()
     assert late.wait(LONG_S)
-    assert aside.ask({"a": lambda: False}, LONG_S, late.set) == {"a": False}
+    assert aside.gather({"a": lambda: False}, LONG_S, late.set) == {"a": False}
 
 
 # --- the real driver --------------------------------------------------------------------------------------
@@ -205,8 +205,8 @@ def at_kaggle(slow: World, kaggle: KaggleEmulator) -> Callable[[float], list[Any
     accounts = [kaggle_account(name) for name in NAMES]
 
     def look(patience_s: float) -> list[Any]:
-        rules = dataclasses.replace(slow.ctx.rules, patience_s=patience_s)
-        return survey(dataclasses.replace(slow.ctx, rules=rules), accounts)
+        limits = dataclasses.replace(slow.ctx.limits, patience_s=patience_s)
+        return list_capacity(dataclasses.replace(slow.ctx, limits=limits), accounts)
 
     return look
 
@@ -226,7 +226,7 @@ def test_kaggle_is_asked_for_many_accounts_at_once_and_each_is_told_its_own(
     hours = {place.name.partition("-")[0]: place.hours_left for place in found}
     assert hours["alice"] - hours.pop("bob") == pytest.approx(1.0)
     assert set(hours.values()) == {hours["alice"]}
-    assert [place.shut for place in found] == [""] * len(NAMES)
+    assert [place.closed_reason for place in found] == [""] * len(NAMES)
 
 
 def test_kaggles_silence_towards_one_account_is_that_accounts(
@@ -236,9 +236,9 @@ def test_kaggles_silence_towards_one_account_is_that_accounts(
     kaggle.rules.add("QuotaStatistics", account="bob", hold=threading.Event(), times=0)
     at_kaggle(1.0)
     found = {place.name.partition("-")[0]: place for place in at_kaggle(1.0)}
-    assert found.pop("bob").shut == "cannot be reached (no answer within 1 s)"
-    assert all(place.slots == 2 and not place.shut for place in found.values())
+    assert found.pop("bob").closed_reason == "cannot be reached (no answer within 1 s)"
+    assert all(place.slots == 2 and not place.closed_reason for place in found.values())
     woken.clear()
     kaggle.rules.clear()
     assert woken.wait(LONG_S)
-    assert survey(slow.ctx, [kaggle_account("bob")])[0].slots == 2
+    assert list_capacity(slow.ctx, [kaggle_account("bob")])[0].slots == 2

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import stamina
 
-from orchestrator.entrypoints.http.middleware import LARGEST_JSON_BYTES
-from orchestrator.services.worker_messages import LONGEST_LINE
+from orchestrator.entrypoints.http.middleware import MAX_JSON_BYTES
+from orchestrator.services.worker_messages import MAX_LINE
 from worker.agent import transfers
 from worker.agent.deadline import Budget, Cadence
 from worker.agent.outbox import Outbox
@@ -303,19 +303,19 @@ def test_messages_wait_for_the_server_and_arrive_in_order(desk: Desk) -> None:
 
 
 def test_what_a_long_outage_leaves_arrives_in_messages_that_the_server_takes(desk: Desk) -> None:
-    """Guard: without `MOST_TOGETHER` everything went as one report, which the server refused by its size: the metrics of a
+    """Guard: without `MAX_TOGETHER` everything went as one report, which the server refused by its size: the metrics of a
     whole outage were dropped.
     """
     said = [Report(lease="l", fence=1, seq=0, step=n, phase=Phase.TRAIN, samples=(answer(n),)) for n in range(200)]
 
-    def hear(report: Report) -> Directive:
+    def apply_text(report: Report) -> Directive:
         desk.server.mood()
-        if len(report.model_dump_json().encode()) > LARGEST_JSON_BYTES:
+        if len(report.model_dump_json().encode()) > MAX_JSON_BYTES:
             raise Refused("413: the body is too large")
         desk.server.heard.append(report)
         return desk.server.directive
 
-    desk.server.report = hear  # type: ignore[method-assign]
+    desk.server.report = apply_text  # type: ignore[method-assign]
     desk.server.mood = away
     for report in said:
         desk.outbox.say(lambda seq, report=report: report.model_copy(update={"seq": seq}))
@@ -323,7 +323,7 @@ def test_what_a_long_outage_leaves_arrives_in_messages_that_the_server_takes(des
     assert desk.outbox.close(PATIENCE_S)
     heard = [m for m in desk.server.heard if isinstance(m, Report)]
     assert [sample.step for report in heard for sample in report.samples] == list(range(200))
-    assert max(len(report.as_line()) for report in heard) <= LONGEST_LINE
+    assert max(len(report.as_line()) for report in heard) <= MAX_LINE
 
 
 def test_answers_to_many_prompts_are_lines_that_the_server_reads(tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_answers_to_many_prompts_are_lines_that_the_server_reads(tmp_path: Path)
     session.refused("the test is over")
     lines = (tmp_path / "outbox.jsonl").read_text().splitlines()
     assert sum(len(Report.model_validate_json(line).samples) for line in lines) == 16
-    assert max(map(len, lines)) <= LONGEST_LINE
+    assert max(map(len, lines)) <= MAX_LINE
 
 
 def test_an_adapter_whose_address_is_taken_goes_to_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

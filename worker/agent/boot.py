@@ -29,7 +29,7 @@ KILL_AFTER_S = 30.0
 FOREIGN_SECRETS = ("KAGGLE_USER_SECRETS_TOKEN", "KAGGLE_API_V1_TOKEN", "KAGGLE_DATA_PROXY_TOKEN")
 """What Kaggle itself puts into a kernel's environment; training has no use for it."""
 PIP = Limits()
-LONGEST_SMOKE = Limits(whole_s=300.0)
+MAX_SMOKE = Limits(whole_s=300.0)
 ENDED_WELL = (0, 3)
 
 
@@ -249,7 +249,7 @@ def stage(requirements: list[str], lib: Path, home: Path, target: Path, say: Cal
     try:
         say(f"packages {package_folder.ready(folder, requirements)}")
         given = environment(lib, folder) | {"PYTHONDONTWRITEBYTECODE": ""}  # it is packed, too
-        run([sys.executable, "-m", "worker.training.smoke"], LONGEST_SMOKE, environment=given)
+        run([sys.executable, "-m", "worker.training.smoke"], MAX_SMOKE, environment=given)
         package_folder.pack(folder, target)
     except InstallError as error:
         say(f"cannot start: {error}")

@@ -8,17 +8,17 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-LARGEST_MARGIN_S = 30.0
+MAX_MARGIN_S = 30.0
 FIRST_GUESS_S = 0.01
 """Stall assumed for a save before one has been timed."""
 
-MOST_STALL = 0.003
+MAX_STALL = 0.003
 """Share of training time that saving may take."""
 
 BACKGROUND_SHARE = 0.1
 """Share of the time in which a save may be written and sent in the background."""
 
-LARGEST_GAP = 0.03
+MAX_GAP = 0.03
 """The interval that these two shares may ask for, as a share of the mean time between losses: half of it is trained again
 with each machine that vanishes, so that saving cheaply costs one and a half per cent at most."""
 
@@ -29,7 +29,7 @@ class Budget:
     def __init__(self, seconds_left: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._end = clock() + seconds_left
-        self.margin = min(LARGEST_MARGIN_S, max(1.0, 0.03 * seconds_left))
+        self.margin = min(MAX_MARGIN_S, max(1.0, 0.03 * seconds_left))
         self._worst_step = 0.0
         self._save = self._send = 0.0
 
@@ -82,8 +82,8 @@ class Cadence:
         """
         stall = statistics.median(self._stalls) if self._stalls else FIRST_GUESS_S
         best = math.sqrt(2.0 * stall * self._mtbf_s)
-        modest = max(stall / MOST_STALL, self._background_s / BACKGROUND_SHARE)
-        wanted = min(self._max_interval_s, max(best, min(modest, LARGEST_GAP * self._mtbf_s)))
+        modest = max(stall / MAX_STALL, self._background_s / BACKGROUND_SHARE)
+        wanted = min(self._max_interval_s, max(best, min(modest, MAX_GAP * self._mtbf_s)))
         return max(self._min_interval_s, wanted)
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 
 from worker.shared.signed_lines import signed
 
-LONGEST_DETAIL = 2_000
+MAX_DETAIL = 2_000
 """Characters."""
 TIMEOUT_S = 30.0
 
@@ -32,7 +32,7 @@ def release(ticket: dict[str, Any], detail: str, *, cause: str, reason: str = "u
         "seq": 1,
         "step": given.get("resume_step", 0),
         "reason": reason,
-        "detail": detail[:LONGEST_DETAIL],
+        "detail": detail[:MAX_DETAIL],
         "cause": cause,
     }
 

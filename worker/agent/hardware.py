@@ -28,7 +28,7 @@ PACKAGES = (
     "unsloth",
 )
 """Distributions whose version can change a training result."""
-LONGEST_IMAGE = 64
+MAX_IMAGE = 64
 """Characters of an image's name."""
 
 
@@ -93,7 +93,7 @@ def image(commit: Path = Path("/etc/git_commit")) -> str:
     if not said:
         found = versions()
         said = f"python {found['python'].rpartition('.')[0]} torch {found.get('torch', 'none')}"
-    return said[:LONGEST_IMAGE]
+    return said[:MAX_IMAGE]
 
 
 def cpu_count() -> int:

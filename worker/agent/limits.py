@@ -24,8 +24,8 @@ from enum import Enum
 from worker.agent.deadline import Budget
 from worker.shared import causes
 
-LONGEST_WAIT_S = 3_600.0
-LONGEST_GOODBYE_S = 360.0
+MAX_WAIT_S = 3_600.0
+MAX_GOODBYE_S = 360.0
 """More than any last word takes."""
 
 
@@ -159,14 +159,14 @@ class Watch:
                 self._is_leaving = ending is not None
             if ending is not None:
                 code = 1
-                faulthandler.dump_traceback_later(LONGEST_GOODBYE_S, exit=True)
+                faulthandler.dump_traceback_later(MAX_GOODBYE_S, exit=True)
                 try:
                     code = self._leave(ending)
                 finally:
                     os._exit(code)
 
     def _patience_s(self) -> float:
-        wait = min(self._until - time.monotonic(), self._budget.left - self._budget.margin, LONGEST_WAIT_S)
+        wait = min(self._until - time.monotonic(), self._budget.left - self._budget.margin, MAX_WAIT_S)
         return max(0.0, wait)
 
     def _overdue(self) -> Ending | None:

@@ -16,8 +16,8 @@ from typing import IO
 from worker.agent.uplink import Refused, ServerAway, Stale, Uplink
 from worker.shared.messages import Directive, Finish, Message, Offer, OfferReply, Release, Report, Started, merged
 
-LONGEST_PAUSE_S = 15.0
-MOST_TOGETHER = 1 << 18
+MAX_PAUSE_S = 15.0
+MAX_TOGETHER = 1 << 18
 """Characters of reports that go as one: the server takes no message of any size, nor a longer line of an output."""
 
 
@@ -118,7 +118,7 @@ class Outbox:
             except ServerAway as error:
                 if not pause:
                     self._complain(f"the server does not answer ({error}); working on")
-                return min(LONGEST_PAUSE_S, self._every_s, max(0.5, 2 * pause))
+                return min(MAX_PAUSE_S, self._every_s, max(0.5, 2 * pause))
             except Stale as error:
                 self._over = True
                 self._on_stale(str(error))
@@ -136,7 +136,7 @@ class Outbox:
         return 0.0
 
     def _batches(self) -> Iterator[list[Message]]:
-        """What waits, oldest first; neighbouring reports go as one, up to `MOST_TOGETHER`."""
+        """What waits, oldest first; neighbouring reports go as one, up to `MAX_TOGETHER`."""
         while True:
             with self._changed:
                 if not self._waiting:
@@ -145,7 +145,7 @@ class Outbox:
                 if isinstance(batch[0], Report):
                     size = len(batch[0].as_line())
                     for message in islice(self._waiting, 1, None):
-                        if not isinstance(message, Report) or (size := size + len(message.as_line())) > MOST_TOGETHER:
+                        if not isinstance(message, Report) or (size := size + len(message.as_line())) > MAX_TOGETHER:
                             break
                         batch.append(message)
             yield batch

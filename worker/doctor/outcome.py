@@ -25,8 +25,8 @@ DRIVE_SIGN_IN = "drive_sign_in"
 PROBES = (TRAINING, EQUAL_BYTES, ALL_REDUCE, TIME_LIMIT, CANCEL, LOG, HUB, DRIVE_UPLOAD, INPUTS, DRIVE_SIGN_IN)
 
 OK, FAILED, NOT_ASKED = "ok", "failed", "not asked"
-LONGEST_WORDS = 400
-LONGEST_DATA = 4_000
+MAX_WORDS = 400
+MAX_DATA = 4_000
 """Characters of one probe's data as JSON."""
 _SPEAKING = threading.Lock()
 
@@ -59,7 +59,7 @@ class Outcome:
         ):
             return None
         data, seconds = said.get("data"), said.get("seconds")
-        fits = isinstance(data, dict) and len(json.dumps(data)) <= LONGEST_DATA
+        fits = isinstance(data, dict) and len(json.dumps(data)) <= MAX_DATA
         return cls(
             name=said["name"],
             status=said["status"],
@@ -76,7 +76,7 @@ class Outcome:
 def one_line(text: object) -> str:
     """Foreign words as one line that is not long."""
     plain = "".join(c if c.isprintable() else " " for c in str(text))
-    return " ".join(plain.split())[:LONGEST_WORDS]
+    return " ".join(plain.split())[:MAX_WORDS]
 
 
 def attempt(name: str, probe: Callable[[], tuple[str, dict[str, Any]]]) -> Outcome:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from worker.notebook.errors import NotebookError
 from worker.notebook.reach import Next
 from worker.shared.messages import Action, Finish, Grant, Release, sign_line, signed_message
-from worker.shared.notebook_messages import Answer, Claimed, ClaimRequest, Letter
+from worker.shared.notebook_messages import Claimed, ClaimRequest, MailboxReply, MailboxRequest
 
 TIMEOUT_S = 60.0
 PATIENCE_S = 600.0
@@ -37,7 +37,7 @@ class Writing:
         self._nonce, self._token = "", ""
         self._offset = 0
         self._lines: list[tuple[int, str]] = []
-        self._next, self._written = 0.0, Letter(nonce="")
+        self._next, self._written = 0.0, MailboxRequest(nonce="")
 
     # --- Reach ---
 
@@ -48,7 +48,7 @@ class Writing:
             raise NotebookError(
                 "this notebook was run before, or runs in another tab: a code works once, make a new one"
             )
-        letter, until = Letter(nonce=asked.nonce, claim=asked), time.monotonic() + PATIENCE_S
+        letter, until = MailboxRequest(nonce=asked.nonce, claim=asked), time.monotonic() + PATIENCE_S
         self._write(letter)
         while time.monotonic() < until:
             answer = self._read()
@@ -62,7 +62,7 @@ class Writing:
             if ticket.assignment is not None:
                 self._every_s = min(WRITE_EVERY_S, ticket.assignment.report_every_s)
             return _signed_in(answer.claimed, self._headers(), urlsplit(self._up).netloc)
-        self._write(Letter(nonce=""))
+        self._write(MailboxRequest(nonce=""))
         raise NotebookError("the server has not looked into the Drive: start it (trainhop up) and run this cell again")
 
     def outbox(self, home: Path) -> Path:
@@ -112,7 +112,7 @@ class Writing:
         mine = answer is not None and answer.nonce == self._nonce
         if answer is not None and mine:
             self._lines = [(seq, line) for seq, line in self._lines if seq > answer.heard]
-        letter = Letter(nonce=self._nonce, lines=tuple(line for _, line in self._lines))
+        letter = MailboxRequest(nonce=self._nonce, lines=tuple(line for _, line in self._lines))
         if self._lines and not (mine and letter == self._written) and self._write(letter):
             self._written = letter
         if answer is None or not mine:
@@ -123,14 +123,14 @@ class Writing:
             return Next.GO_ON
         return {"paused": Next.PAUSE, "cancelled": Next.CANCEL}.get(answer.directive.reason, Next.LEAVE)
 
-    def _read(self) -> Answer | None:
+    def _read(self) -> MailboxReply | None:
         answer = self._ask("GET", self._down, lambda headers: {"headers": headers})
         try:
-            return Answer.model_validate_json(answer.content) if answer is not None else None
+            return MailboxReply.model_validate_json(answer.content) if answer is not None else None
         except ValidationError:
             return None
 
-    def _write(self, letter: Letter) -> bool:
+    def _write(self, letter: MailboxRequest) -> bool:
         url = self._up.replace("/drive/v2/", "/upload/drive/v2/").partition("?")[0] + "?uploadType=media"
         body = letter.model_dump_json().encode()
         kind = {"Content-Type": "application/octet-stream"}

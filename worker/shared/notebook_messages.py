@@ -32,7 +32,7 @@ class Claimed(Wire):
     total_steps: int
 
 
-class Letter(Wire):
+class MailboxRequest(Wire):
     """What a notebook has to say, in a document that only it writes: its claim, or signed lines that were not heard yet."""
 
     nonce: Nonce
@@ -40,7 +40,7 @@ class Letter(Wire):
     lines: tuple[str, ...] = ()
 
 
-class Answer(Wire):
+class MailboxReply(Wire):
     """What the server says to the run with this `nonce`, in a document that only it writes.
 
     `taken` is true from the claim on; `heard` is the number of the newest line it has dealt with; `over` says why the lease

@@ -27,10 +27,10 @@ STAGED = "trainhop-packages.bin"
 """The whole folder as one file, which a session leaves for later ones."""
 FOLDER = "WORKER_PACKAGES"
 """The variable that tells a worker where its folder is."""
-MOST_BYTES, MOST_FILES = 4 << 30, 200_000
+MAX_BYTES, MAX_FILES = 4 << 30, 200_000
 """Of a staged set once it is unpacked."""
 _ABOUT = "about.json"
-_LONGEST_ABOUT = 1 << 16
+_MAX_ABOUT = 1 << 16
 _THREADS = 4
 
 
@@ -145,7 +145,7 @@ def _unpacked(archive: Path, new: Path, lines: Sequence[str]) -> bool:
     with zipfile.ZipFile(archive) as whole:
         entries = whole.infolist()
         size = sum(entry.file_size for entry in entries)
-        if len(entries) > MOST_FILES or size > MOST_BYTES or whole.getinfo(_ABOUT).file_size > _LONGEST_ABOUT:
+        if len(entries) > MAX_FILES or size > MAX_BYTES or whole.getinfo(_ABOUT).file_size > _MAX_ABOUT:
             return False
         if not fits(json.loads(whole.read(_ABOUT)), lines):
             return False

@@ -30,8 +30,8 @@ GRANULE_BYTES = 256 << 10
 
 CHUNK_BYTES = 64 * GRANULE_BYTES
 TIMEOUT_S = 120.0
-LONGEST_RETRY_AFTER_S = 60.0
-LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
+MAX_RETRY_AFTER_S = 60.0
+RETRY = frozenset({408, 425, 429, 500, 502, 503, 504})
 SLOW_DOWN = frozenset({"userRateLimitExceeded", "rateLimitExceeded", "sharingRateLimitExceeded"})
 FULL = frozenset({"storageQuotaExceeded", "quotaExceeded", "teamDriveFileLimitExceeded"})
 
@@ -64,7 +64,7 @@ class Patience:
     def pause(self, failures: int, asked_s: float = 0.0) -> None:
         """Wait before the next attempt; longer if the other side asked for that."""
         usual = min(self.longest_s, self.first_s * 2 ** (failures - 1))
-        self.sleep(max(usual * random.uniform(0.5, 1.0), min(asked_s, LONGEST_RETRY_AFTER_S)))  # noqa: S311
+        self.sleep(max(usual * random.uniform(0.5, 1.0), min(asked_s, MAX_RETRY_AFTER_S)))  # noqa: S311
 
 
 NO_HEADERS: Callable[[], Mapping[str, str]] = dict
@@ -117,7 +117,7 @@ def probe(url: str, patience: Patience | None = None) -> bool:
         for failures in range(1, patience.attempts + 1):
             with contextlib.suppress(httpx.HTTPError):
                 status = client.put(url, headers={"Content-Range": "bytes */*"}).status_code
-                if status in (200, 201, 308) or status not in LATER:
+                if status in (200, 201, 308) or status not in RETRY:
                     return status in (200, 201, 308)
             patience.pause(failures)
     return False
@@ -162,7 +162,7 @@ def _later(answer: httpx.Response) -> tuple[float, str]:
     words = f"HTTP {answer.status_code} {reason}".rstrip()
     if answer.status_code == 403 and reason in FULL:
         raise SessionFull(f"no space is left in the store ({reason})")
-    if answer.is_success or answer.status_code in LATER or (answer.status_code == 403 and reason in SLOW_DOWN):
+    if answer.is_success or answer.status_code in RETRY or (answer.status_code == 403 and reason in SLOW_DOWN):
         asked = answer.headers.get("retry-after", "")
         return (float(asked) if asked.isdecimal() else 0.0), words
     raise SessionGone(f"the upload session is of no use any more: {words}")

@@ -15,7 +15,7 @@ from worker.training import fetch_model
 from worker.training.fetch_model import Answer
 from worker.training.interface import PermanentError, UnfitMachineError
 
-_LONGEST_RETRY_AFTER_S = 3_600.0
+_MAX_RETRY_AFTER_S = 3_600.0
 
 
 def bring(name: str, limits: Limits, say: Callable[[str], None]) -> Path:
@@ -34,7 +34,7 @@ def bring(name: str, limits: Limits, say: Callable[[str], None]) -> Path:
     while True:
         answer = _in_a_child(name, by_xet, limits)
         if answer.kind == "limited":
-            wait_s = min(answer.wait_s or pause_s, _LONGEST_RETRY_AFTER_S)
+            wait_s = min(answer.wait_s or pause_s, _MAX_RETRY_AFTER_S)
             pause_s = min(2 * pause_s, limits.longest_pause_s)
             say(f"the hub limits requests from this address; the download of {name} goes on in {wait_s:.0f} s")
             time.sleep(wait_s)

@@ -24,7 +24,7 @@ from worker.training.interface import PermanentError
 MEMORY_BYTES = 1 << 30
 TOKENS_OF_A_PIECE = 8
 """Tokens that are shown as one, where each of them holds only a part of a character."""
-LONGEST_PIECE = 100
+MAX_PIECE = 100
 """Characters; a token of an honest vocabulary is shorter."""
 TOKENS_SHOWN = 400
 TOKENS_AROUND_THE_CUT = 60
@@ -123,7 +123,7 @@ def pieces(
         alike = at + 1 < end and trained[at + 1] == trained[at] and (at + 1 < length) == (at < length)
         if now.endswith("\ufffd") and alike and at + 1 - start < TOKENS_OF_A_PIECE:
             continue
-        shown = now.removeprefix(before)[:LONGEST_PIECE]
+        shown = now.removeprefix(before)[:MAX_PIECE]
         yield {
             "text": shown,
             "tokens": at + 1 - start,

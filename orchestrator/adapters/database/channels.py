@@ -46,7 +46,7 @@ class NoticeBook:
         with self._uow() as tx:
             return tx.connection.execute(select(func.max(tables.events.c.id))).scalar() or 0
 
-    def news(self, after: int, limit: int) -> list[tuple[Event, Job | None]]:
+    def events_after(self, after: int, limit: int) -> list[tuple[Event, Job | None]]:
         with self._uow() as tx:
             events = tx.events(after=after, job_id=None, limit=limit)
             jobs = {j: JOBS.get(tx.connection, id=j) for j in {event.job_id for event in events}}

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 Point = tuple[int, float, float, int]
 """`(step, value, at, fence)` of one metric; `at` in epoch seconds is when its report arrived."""
 
-MOST_SESSIONS_OF_A_DAY = 5_000
+MAX_SESSIONS_OF_A_DAY = 5_000
 _jobs, _leases, _metrics, _events = tables.jobs, tables.leases, tables.metrics, tables.events
 
 _of_job = _metrics.c.job_id == bindparam("job")
@@ -155,7 +155,7 @@ class PageViews:
         asked = select(*columns).where(_leases.c.id >= first_id, _leases.c.started_at.is_not(None))
         if member_id is not None:
             asked = asked.where(_leases.c.member_id == member_id)
-        rows = self._all(asked.order_by(_leases.c.id.desc()).limit(MOST_SESSIONS_OF_A_DAY))
+        rows = self._all(asked.order_by(_leases.c.id.desc()).limit(MAX_SESSIONS_OF_A_DAY))
         return Day(
             hours=sum(max(0.0, (r["ended_at"] or now) - r["started_at"]) for r in rows) / 3600,
             handoffs=sum(r["end_reason"] == "handed_off" for r in rows),

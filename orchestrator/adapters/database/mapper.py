@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Table, bindparam, insert, lite
 from orchestrator.adapters.database import tables
 from orchestrator.adapters.database.compiled_sql import Statement
 from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
-from orchestrator.domain.model import Account, Checkpoint, Claim, Event, Job, Lease, Member, Role
+from orchestrator.domain.model import Account, Checkpoint, Event, Job, Lease, Member, OneTimeCode, Role
 from orchestrator.ports.repository import Dataset, StoreConfig, TokenInfo, Upload
 
 T = TypeVar("T")
@@ -101,10 +101,10 @@ LEASES = Mapper(
     enums={"state": LeaseState, "end_reason": EndReason},
     frozen=(
         *("job_id", "member_id", "account_id", "provider", "fence"),
-        *("token_hash", "created_at", "budget_s", "one_way", "store"),
+        *("token_hash", "created_at", "budget_s", "offline", "store"),
     ),
 )
-CLAIMS = Mapper(Claim, tables.claims, frozen=("job_id", "member_id", "created_at", "expires_at", "store"))
+CLAIMS = Mapper(OneTimeCode, tables.claims, frozen=("job_id", "member_id", "created_at", "expires_at", "store"))
 STORES = Mapper(StoreConfig, tables.stores)
 CHECKPOINTS = Mapper(
     Checkpoint, tables.checkpoints, enums={"state": CheckpointState}, frozen=("manifest", "lease_id", "created_at")

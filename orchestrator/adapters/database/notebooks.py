@@ -6,7 +6,7 @@ from sqlalchemy import Connection, delete
 
 from orchestrator.adapters.database import tables
 from orchestrator.adapters.database.mapper import CLAIMS
-from orchestrator.domain.model import Claim
+from orchestrator.domain.model import OneTimeCode
 
 
 class ClaimRows:
@@ -15,16 +15,16 @@ class ClaimRows:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
-    def claim(self, code_hash: str) -> Claim | None:
+    def claim(self, code_hash: str) -> OneTimeCode | None:
         return CLAIMS.get(self.connection, lock=True, code_hash=code_hash)
 
-    def add_claim(self, claim: Claim) -> None:
+    def add_claim(self, claim: OneTimeCode) -> None:
         CLAIMS.add(self.connection, claim)
 
-    def save_claim(self, claim: Claim) -> None:
+    def save_claim(self, claim: OneTimeCode) -> None:
         CLAIMS.save(self.connection, claim)
 
-    def open_mailboxes(self) -> list[Claim]:
+    def open_mailboxes(self) -> list[OneTimeCode]:
         return CLAIMS.where(self.connection, tables.claims.c.mailbox != "")
 
     def forget_claims(self, before: float) -> None:

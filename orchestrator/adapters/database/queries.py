@@ -320,7 +320,7 @@ def _as_job(row: Row, sessions: list[Row], now: float) -> Row:
     live = next((s for s in reversed(sessions) if s["ended_at"] is None), None)
     runs = JobState(row["state"]).holds_lease and live is not None
     step = max(row["head_step"], live["step"]) if runs and live else row["head_step"]
-    pace = (live["seconds_per_step"] if live else None) or row["gpu_step_s"] or row["host_step_s"]
+    step_time = (live["seconds_per_step"] if live else None) or row["gpu_step_s"] or row["host_step_s"]
     begun = [s for s in sessions if s["started_at"] is not None]
     head = {"sha256": row["head"], "step": row["head_step"], "size": row["head_size"], "committed_at": row["head_at"]}
     loss = {"first": _finite(row["loss_first"]), "last": _finite(row["loss_last"])}
@@ -329,8 +329,8 @@ def _as_job(row: Row, sessions: list[Row], now: float) -> Row:
         "step": step,
         "head": head if row["head"] else None,
         "loss": loss if row["loss_first"] is not None else None,
-        "seconds_per_step": pace,
-        "eta_seconds": (row["total_steps"] - step) * pace if runs and pace else None,
+        "seconds_per_step": step_time,
+        "eta_seconds": (row["total_steps"] - step) * step_time if runs and step_time else None,
         "handoffs": max(0, len(begun) - 1),
         "steps_repeated": sum(max(0, a["step"] - b["first_step"]) for a, b in pairwise(begun)),
         "session": _brief(live, now) if live else None,

@@ -164,7 +164,7 @@ leases = Table(
     Column("expires_at", Double, nullable=False),
     Column("deadline_at", Double, nullable=False),
     Column("budget_s", Double, nullable=False),
-    Column("one_way", Boolean, nullable=False, server_default=false()),
+    Column("one_way", Boolean, key="offline", nullable=False, server_default=false()),
     Column("store", String(32), nullable=False, server_default="local"),
     Column("state", String(16), nullable=False),
     Column("end_reason", String(32)),

@@ -28,7 +28,7 @@ from orchestrator.adapters.database.notebooks import ClaimRows
 from orchestrator.adapters.database.retention import AgedRows
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.lifecycle import CheckpointState
-from orchestrator.domain.model import Account, Event, Job, Lease, Pace
+from orchestrator.domain.model import Account, Event, Job, Lease, StepTime
 from orchestrator.ports.repository import StoreConfig, TokenInfo
 from worker.shared.messages import MetricRow, Reading, Sample
 
@@ -123,13 +123,13 @@ class SqlTransaction(AgedRows, ClaimRows, CheckpointRows, DatasetRows, MemberRow
         self._events.extend(job.events)
         job.events.clear()
 
-    def typical_pace(self, base_model: str, tokens_per_step: int) -> Pace:
-        jobs, found = tables.jobs.c, Pace()
+    def typical_step_time(self, base_model: str, tokens_per_step: int) -> StepTime:
+        jobs, found = tables.jobs.c, StepTime()
         timed = select(jobs.spec, jobs.gpu_step_s, jobs.host_step_s).where(tables.IS_TIMED)
         for spec, gpu_s, host_s in self.connection.execute(timed.order_by(jobs.id.desc()).limit(_JOBS_TO_COMPARE)):
             same_size = spec["global_batch_size"] * spec["sequence_len"] == tokens_per_step
             if spec["base_model"] == base_model and same_size:
-                found = Pace(gpu_s=found.gpu_s or gpu_s, host_s=found.host_s or host_s)
+                found = StepTime(gpu_s=found.gpu_s or gpu_s, host_s=found.host_s or host_s)
         return found
 
     def typical_checkpoint_bytes(self, base_model: str, lora_r: int) -> int | None:

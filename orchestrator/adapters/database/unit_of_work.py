@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url
 
 from orchestrator.adapters.database.transaction import SqlTransaction
 
-LARGEST_GROUP = 64
+MAX_GROUP = 64
 """Transactions that may share one fsync; bounds how long the first of them waits."""
 
 
@@ -121,7 +121,7 @@ class GroupCommit:
     def _settle(self) -> None:
         """Commit the group unless somebody is about to join it."""
         with self._counting:
-            more = self._waiting > 0 and len(self._group) < LARGEST_GROUP
+            more = self._waiting > 0 and len(self._group) < MAX_GROUP
         if more and self._group:
             return
         error: BaseException | None = None

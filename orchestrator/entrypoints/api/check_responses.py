@@ -6,31 +6,31 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from orchestrator.entrypoints.api.requests import Asked
-from orchestrator.entrypoints.api.responses import Answer, Time
-from orchestrator.services.colab_checks import LONGEST_LINE
+from orchestrator.entrypoints.api.requests import RequestModel
+from orchestrator.entrypoints.api.responses import ResponseModel, Time
+from orchestrator.services.colab_checks import MAX_LINE
 
 
-class CheckAsked(Asked):
+class CheckAsked(RequestModel):
     """A check to make. With `gpu` it takes some minutes of the account's GPU quota."""
 
     gpu: bool = False
 
 
-class AnswerAsked(Asked):
+class AnswerAsked(RequestModel):
     """What a cell has printed: one signed line."""
 
-    line: Annotated[str, Field(max_length=LONGEST_LINE)]
+    line: Annotated[str, Field(max_length=MAX_LINE)]
 
 
-class Cell(Answer):
+class Cell(ResponseModel):
     """Python for a notebook's cell; `reaches` says whether its answer comes to this server by itself."""
 
     cell: str
     reaches: bool
 
 
-class Probe(Answer):
+class Probe(ResponseModel):
     """One probe: `words` say what was found, `remedy` what to do about it, `data` what was measured."""
 
     name: str
@@ -42,7 +42,7 @@ class Probe(Answer):
     data: dict[str, Any]
 
 
-class Check(Answer):
+class Check(ResponseModel):
     """What a check found. It holds no names, tokens or addresses, and may be posted."""
 
     machine: Literal["cpu", "gpu"]
@@ -52,7 +52,7 @@ class Check(Answer):
     probes: list[Probe]
 
 
-class RunningCheck(Answer):
+class RunningCheck(ResponseModel):
     """A check under way, and the probes that have ended."""
 
     at: Time
@@ -60,7 +60,7 @@ class RunningCheck(Answer):
     seen: list[Probe]
 
 
-class Diagnosis(Answer):
+class Diagnosis(ResponseModel):
     """An account's checks; `problem` says why the last one could not be made, `changed` that the image is another one now."""
 
     account: str

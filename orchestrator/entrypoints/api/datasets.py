@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.entrypoints.api import responses
-from orchestrator.entrypoints.http.dependencies import PROBLEMS, Caller, Here, MemberName, Sha256, Whose
+from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, MemberName, OwnerFilter, ServerDep, Sha256
 from orchestrator.entrypoints.http.uploads import spooled
 from orchestrator.services import dataset_deletion, datasets
 from worker.shared.messages import RowFormat
@@ -24,8 +24,8 @@ RAW_BODY = {
 
 @router.get("/datasets", operation_id="list_datasets", summary="List data files, newest first")
 def listing(
-    server: Here,
-    member_id: Whose,
+    server: ServerDep,
+    member_id: OwnerFilter,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[
         str | None, Query(max_length=64, pattern=r"^upload-[0-9a-z]+$", description="`next` of the page before.")
@@ -40,8 +40,8 @@ def listing(
     "/datasets", status_code=201, operation_id="upload_dataset", summary="Upload a data file", openapi_extra=RAW_BODY
 )
 async def upload(
-    server: Here,
-    me: Caller,
+    server: ServerDep,
+    me: CurrentUser,
     request: Request,
     name: Annotated[str, Query(min_length=1, max_length=255, description="The file's name; its ending counts.")],
     row_format: Annotated[RowFormat, Query(alias="type")] = RowFormat.AUTO,
@@ -57,13 +57,13 @@ async def upload(
 
 
 @router.get("/datasets/{sha256}", operation_id="get_dataset", summary="An uploaded file")
-def one(server: Here, _: Caller, sha256: Sha256) -> responses.Dataset:
+def one(server: ServerDep, _: CurrentUser, sha256: Sha256) -> responses.Dataset:
     """Known to whoever knows its hash, and so has had the file."""
     return responses.Dataset.model_validate(datasets.dataset_by_id(server.ctx, sha256))
 
 
 @router.delete("/datasets/{sha256}", status_code=204, operation_id="delete_dataset", summary="Delete a data file")
-def delete(server: Here, me: Caller, sha256: Sha256, member: MemberName = None) -> None:
+def delete(server: ServerDep, me: CurrentUser, sha256: Sha256, member: MemberName = None) -> None:
     """Yours, or for an admin that of `member`. Refused while a job that has not ended needs it.
 
     Others who brought the same bytes keep them. A job that has ended can be retried or cloned once they are brought again.

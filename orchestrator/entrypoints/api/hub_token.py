@@ -8,19 +8,19 @@ from fastapi import APIRouter
 from pydantic import Field, SecretStr
 
 from orchestrator.entrypoints.api import requests, responses
-from orchestrator.entrypoints.http.dependencies import PROBLEMS, Caller, Here, PlainTextRoute
+from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, PlainTextRoute, ServerDep
 from orchestrator.services import hub_tokens
 
 router = APIRouter(prefix="/hub-token", tags=["people"], route_class=PlainTextRoute, responses=PROBLEMS)
 
 
-class HubTokenAsked(requests.Asked):
+class HubTokenAsked(requests.RequestModel):
     """A token that may read, from https://huggingface.co/settings/tokens."""
 
-    token: Annotated[SecretStr, Field(min_length=1, max_length=hub_tokens.LONGEST_TOKEN)]
+    token: Annotated[SecretStr, Field(min_length=1, max_length=hub_tokens.MAX_TOKEN)]
 
 
-class HubToken(responses.Answer):
+class HubToken(responses.ResponseModel):
     """Whether you have a token here, and the name of the hub account that it belongs to."""
 
     stored: bool
@@ -28,18 +28,18 @@ class HubToken(responses.Answer):
 
 
 @router.get("", operation_id="get_hub_token", summary="Whether your hub token is here")
-def show(server: Here, me: Caller) -> HubToken:
+def show(server: ServerDep, me: CurrentUser) -> HubToken:
     """Never the token itself."""
     return HubToken.model_validate(hub_tokens.stored(server.ctx, me.member_id))
 
 
 @router.put("", operation_id="set_hub_token", summary="Keep your hub token")
-def put(server: Here, me: Caller, asked: HubTokenAsked) -> HubToken:
+def put(server: ServerDep, me: CurrentUser, asked: HubTokenAsked) -> HubToken:
     """It is tried first. With it the server opens the files of gated and private models to the machines of your jobs."""
     return HubToken.model_validate(hub_tokens.set_token(server.ctx, me.member_id, asked.token.get_secret_value()))
 
 
 @router.delete("", status_code=204, operation_id="remove_hub_token", summary="Forget your hub token")
-def remove(server: Here, me: Caller) -> None:
+def remove(server: ServerDep, me: CurrentUser) -> None:
     """Sessions that have begun go on; the next one of a gated or private model cannot begin."""
     hub_tokens.forget_token(server.ctx, me.member_id)

@@ -16,13 +16,13 @@ from orchestrator.entrypoints.api import requests, responses
 from orchestrator.entrypoints.http.auth import bearer_token
 from orchestrator.entrypoints.http.dependencies import (
     PROBLEMS,
-    Caller,
-    Here,
+    CurrentUser,
     JobId,
     MyJob,
+    OwnerFilter,
     PlainTextRoute,
     Server,
-    Whose,
+    ServerDep,
     holds_nul,
 )
 from orchestrator.services import clones, dispatch, job_deletion, jobs, plans
@@ -30,13 +30,13 @@ from worker.shared.messages import JobSpec
 
 router = APIRouter(tags=["jobs"], route_class=PlainTextRoute, responses=PROBLEMS)
 
-LONGEST_KEY = 255
+MAX_KEY = 255
 Key = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
         min_length=1,
-        max_length=LONGEST_KEY,
+        max_length=MAX_KEY,
         description="The same request with the same key is carried out once; the answer is repeated.",
     ),
 ]
@@ -76,7 +76,7 @@ def _briefly(server: Server, job_id: str) -> dict[str, Any]:
     openapi_extra=JOB_FILE,
     response_model=responses.JobInFull,
 )
-async def submit(server: Here, me: Caller, spec: JobFile, key: Key = None) -> Response:
+async def submit(server: ServerDep, me: CurrentUser, spec: JobFile, key: Key = None) -> Response:
     """Check the job file, pin what it names, and queue it."""
     ready = await run_in_threadpool(jobs.prepare, server.ctx, me, spec, key=key)
     if isinstance(ready, jobs.Job):
@@ -105,7 +105,7 @@ class _Quick:
         token, key = bearer_token(request), request.headers.get("idempotency-key")
         server: Server = request.app.state.server
         me = await server.auth.actor(token) if token else None
-        spec = _plain(request, body) if me and (key is None or 0 < len(key) <= LONGEST_KEY) else None
+        spec = _plain(request, body) if me and (key is None or 0 < len(key) <= MAX_KEY) else None
         if me and spec:
             await (await submit(server, me, spec, key))(scope, receive, send)
         else:
@@ -142,15 +142,15 @@ def quick_route(prefix: str) -> Route:
 
 
 @router.post("/jobs:plan", operation_id="plan_job", summary="What a job would do", openapi_extra=JOB_FILE)
-def plan(server: Here, me: Caller, spec: JobFile) -> responses.Plan:
+def plan(server: ServerDep, me: CurrentUser, spec: JobFile) -> responses.Plan:
     """Where the job would run, in how many sessions and how long, without queueing it."""
     return responses.Plan.model_validate(plans.plan(server.ctx, me, spec))
 
 
 @router.get("/jobs", operation_id="list_jobs", summary="List jobs, newest first")
 def listing(
-    server: Here,
-    member_id: Whose,
+    server: ServerDep,
+    member_id: OwnerFilter,
     state: JobState | None = None,
     name: Annotated[str | None, Query(max_length=200, description="Part of the job's name.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
@@ -166,49 +166,49 @@ def listing(
 
 
 @router.get("/jobs/{job_id}", operation_id="get_job", summary="One job")
-def one(server: Here, job_id: MyJob) -> responses.JobInFull:
+def one(server: ServerDep, job_id: MyJob) -> responses.JobInFull:
     """The job with its file and, while it is queued, what it waits for."""
     return responses.JobInFull.model_validate(_in_full(server, job_id))
 
 
 @router.delete("/jobs/{job_id}", status_code=204, operation_id="delete_job", summary="Delete a job that has ended")
-def delete(server: Here, me: Caller, job_id: JobId) -> None:
+def delete(server: ServerDep, me: CurrentUser, job_id: JobId) -> None:
     """For good, with its checkpoints, adapter, curves, samples and logs. A clone keeps the checkpoint it began with."""
     job_deletion.delete(server.ctx, me, job_id)
 
 
 @router.post("/jobs/{job_id}:pause", operation_id="pause_job", summary="Pause a job")
-def pause(server: Here, me: Caller, job_id: JobId) -> responses.JobInFull:
+def pause(server: ServerDep, me: CurrentUser, job_id: JobId) -> responses.JobInFull:
     """Everything is saved at the next step's end; a queued job just leaves the queue."""
     return responses.JobInFull.model_validate(_briefly(server, jobs.pause(server.ctx, me, job_id).id))
 
 
 @router.post("/jobs/{job_id}:resume", operation_id="resume_job", summary="Go on with a paused job")
-def resume(server: Here, me: Caller, job_id: JobId) -> responses.JobInFull:
+def resume(server: ServerDep, me: CurrentUser, job_id: JobId) -> responses.JobInFull:
     """The job is queued again and goes on where it was."""
     return responses.JobInFull.model_validate(_briefly(server, jobs.resume(server.ctx, me, job_id).id))
 
 
 @router.post("/jobs/{job_id}:handover", operation_id="hand_over_job", summary="Move a running job on")
-def hand_over(server: Here, me: Caller, job_id: JobId) -> responses.JobInFull:
+def hand_over(server: ServerDep, me: CurrentUser, job_id: JobId) -> responses.JobInFull:
     """The running session saves and leaves; the job goes on at the next free machine."""
     return responses.JobInFull.model_validate(_briefly(server, jobs.hand_over(server.ctx, me, job_id).id))
 
 
 @router.post("/jobs/{job_id}:cancel", operation_id="cancel_job", summary="Cancel a job")
-def cancel(server: Here, me: Caller, job_id: JobId) -> responses.JobInFull:
+def cancel(server: ServerDep, me: CurrentUser, job_id: JobId) -> responses.JobInFull:
     """The job ends; its last checkpoint stays."""
     return responses.JobInFull.model_validate(_briefly(server, jobs.cancel(server.ctx, me, job_id).id))
 
 
 @router.post("/jobs/{job_id}:retry", operation_id="retry_job", summary="Retry a failed or cancelled job")
-def retry(server: Here, me: Caller, job_id: JobId) -> responses.JobInFull:
+def retry(server: ServerDep, me: CurrentUser, job_id: JobId) -> responses.JobInFull:
     """The job is queued again and goes on from its last checkpoint."""
     return responses.JobInFull.model_validate(_briefly(server, jobs.retry(server.ctx, me, job_id).id))
 
 
 @router.post("/jobs/{job_id}:priority", operation_id="set_priority", summary="Move a job in the queue")
-def priority(server: Here, me: Caller, job_id: JobId, asked: requests.Priority) -> responses.JobInFull:
+def priority(server: ServerDep, me: CurrentUser, job_id: JobId, asked: requests.Priority) -> responses.JobInFull:
     """Higher goes first; only an admin may go above 0."""
     job = jobs.set_priority(server.ctx, me, job_id, asked.priority)
     return responses.JobInFull.model_validate(_briefly(server, job.id))
@@ -216,8 +216,8 @@ def priority(server: Here, me: Caller, job_id: JobId, asked: requests.Priority) 
 
 @router.post("/jobs/{job_id}:clone", status_code=201, operation_id="clone_job", summary="Submit a job anew, changed")
 def clone(
-    server: Here,
-    me: Caller,
+    server: ServerDep,
+    me: CurrentUser,
     job_id: JobId,
     changes: Annotated[dict[str, Any], Body(description="The keys of the job file that differ.")],
     response: Response,

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path
 from pydantic import SecretStr
 
 from orchestrator.entrypoints.api import requests, responses
-from orchestrator.entrypoints.http.dependencies import PROBLEMS, Admin, Caller, Here, PlainTextRoute, revoke
+from orchestrator.entrypoints.http.dependencies import PROBLEMS, Admin, CurrentUser, PlainTextRoute, ServerDep, revoke
 from orchestrator.services import accounts, member_removal
 
 router = APIRouter(route_class=PlainTextRoute, responses=PROBLEMS)
@@ -16,19 +16,19 @@ Id = Annotated[str, Path(max_length=100)]
 
 
 @router.get("/me", tags=["people"], operation_id="get_me", summary="Who this token belongs to")
-def me_(me: Caller) -> responses.Me:
+def me_(me: CurrentUser) -> responses.Me:
     """The caller as the server knows them."""
     return responses.Me.model_validate(me)
 
 
 @router.get("/members", tags=["people"], operation_id="list_members", summary="Everybody here")
-def list_members(server: Here, _: Admin) -> responses.Items[responses.Member]:
+def list_members(server: ServerDep, _: Admin) -> responses.Items[responses.Member]:
     """For admins."""
     return responses.Items[responses.Member].model_validate({"items": accounts.list_members(server.ctx)})
 
 
 @router.post("/members", status_code=201, tags=["people"], operation_id="add_member", summary="Let a person in")
-def add_member(server: Here, me: Admin, asked: requests.MemberAsked) -> responses.Member:
+def add_member(server: ServerDep, me: Admin, asked: requests.MemberCreate) -> responses.Member:
     """For admins. Give the person a token next."""
     return responses.Member.model_validate(accounts.add_member(server.ctx, me, asked.name, asked.role))
 
@@ -36,7 +36,7 @@ def add_member(server: Here, me: Admin, asked: requests.MemberAsked) -> response
 @router.delete(
     "/members/{member_id}", status_code=204, tags=["people"], operation_id="remove_member", summary="Remove a person"
 )
-def remove_member(server: Here, me: Admin, member_id: Id) -> None:
+def remove_member(server: ServerDep, me: Admin, member_id: Id) -> None:
     """For admins; a name will do. Their tokens, sessions, accounts and channels are gone at once; their jobs and data files stay.
 
     Refused while a job of theirs has not ended, and for yourself.
@@ -46,7 +46,7 @@ def remove_member(server: Here, me: Admin, member_id: Id) -> None:
 
 
 @router.get("/tokens", tags=["people"], operation_id="list_tokens", summary="Your tokens")
-def list_tokens(server: Here, me: Caller) -> responses.Items[responses.Token]:
+def list_tokens(server: ServerDep, me: CurrentUser) -> responses.Items[responses.Token]:
     """For an admin everybody's. Secrets are kept nowhere."""
     names = {member.id: member.name for member in accounts.list_members(server.ctx)}
     items = [{**vars(t), "member": names[t.member_id]} for t in accounts.list_tokens(server.ctx, me)]
@@ -54,7 +54,7 @@ def list_tokens(server: Here, me: Caller) -> responses.Items[responses.Token]:
 
 
 @router.post("/tokens", status_code=201, tags=["people"], operation_id="add_token", summary="Make a token")
-def add_token(server: Here, me: Caller, asked: requests.TokenAsked) -> responses.NewToken:
+def add_token(server: ServerDep, me: CurrentUser, asked: requests.TokenCreate) -> responses.NewToken:
     """The secret is in this answer and nowhere else."""
     token, secret = accounts.add_token(
         server.ctx, me, member=asked.member or me.member_id, name=asked.name, days=asked.days
@@ -66,19 +66,19 @@ def add_token(server: Here, me: Caller, asked: requests.TokenAsked) -> responses
 @router.delete(
     "/tokens/{token_id}", status_code=204, tags=["people"], operation_id="remove_token", summary="Revoke a token"
 )
-def remove_token(server: Here, me: Caller, token_id: Id) -> None:
+def remove_token(server: ServerDep, me: CurrentUser, token_id: Id) -> None:
     """It is useless from now on, and with it the member's login links that nobody has used yet."""
     revoke(server, me, token_id)
 
 
 @router.get("/accounts", tags=["accounts"], operation_id="list_accounts", summary="Accounts and pools you may use")
-def list_accounts(server: Here, me: Caller) -> responses.Items[responses.Account]:
+def list_accounts(server: ServerDep, me: CurrentUser) -> responses.Items[responses.Account]:
     """Pools, and your own accounts; for an admin everybody's."""
     return responses.Items[responses.Account].model_validate({"items": accounts.list_accounts(server.ctx, me)})
 
 
 @router.post("/accounts", status_code=201, tags=["accounts"], operation_id="add_account", summary="Connect an account")
-def add_account(server: Here, me: Caller, asked: requests.AccountAsked) -> responses.Account:
+def add_account(server: ServerDep, me: CurrentUser, asked: requests.AccountCreate) -> responses.Account:
     """One account per member and provider; pools are an admin's. Entering your own credentials is your consent."""
     made = accounts.add_account(
         server.ctx,
@@ -95,7 +95,9 @@ def add_account(server: Here, me: Caller, asked: requests.AccountAsked) -> respo
 @router.patch(
     "/accounts/{account_id}", tags=["accounts"], operation_id="change_account", summary="Pause or change an account"
 )
-def change_account(server: Here, me: Caller, account_id: Id, asked: requests.AccountChanged) -> responses.Account:
+def change_account(
+    server: ServerDep, me: CurrentUser, account_id: Id, asked: requests.AccountUpdate
+) -> responses.Account:
     """Pausing keeps new sessions away; what runs goes on."""
     changed = accounts.change_account(
         server.ctx,
@@ -118,7 +120,7 @@ def _open(secret: SecretStr | None) -> str | None:
     operation_id="consent_account",
     summary="Agree that jobs run on your account",
 )
-def consent(server: Here, me: Caller, account_id: Id) -> responses.Account:
+def consent(server: ServerDep, me: CurrentUser, account_id: Id) -> responses.Account:
     """Only its owner can; needed where somebody else entered the account."""
     return responses.Account.model_validate(accounts.consent(server.ctx, me, account_id))
 
@@ -129,7 +131,7 @@ def consent(server: Here, me: Caller, account_id: Id) -> responses.Account:
     operation_id="check_account",
     summary="Try an account's credentials",
 )
-def check(server: Here, me: Caller, account_id: Id) -> responses.CheckedAccount:
+def check(server: ServerDep, me: CurrentUser, account_id: Id) -> responses.CheckedAccount:
     """503 if the provider does not answer, which says nothing about the credentials."""
     account, words = accounts.check(server.ctx, me, account_id)
     return responses.CheckedAccount(
@@ -144,6 +146,6 @@ def check(server: Here, me: Caller, account_id: Id) -> responses.CheckedAccount:
     operation_id="remove_account",
     summary="Disconnect an account",
 )
-def remove_account(server: Here, me: Caller, account_id: Id) -> None:
+def remove_account(server: ServerDep, me: CurrentUser, account_id: Id) -> None:
     """Refused while something runs there."""
     accounts.remove_account(server.ctx, me, account_id)

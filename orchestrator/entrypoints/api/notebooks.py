@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from orchestrator.domain.errors import NotFoundError
 from orchestrator.entrypoints.api import notebook_file, responses
-from orchestrator.entrypoints.http.dependencies import PROBLEMS, Caller, Here, JobId, PlainTextRoute, Sha256
+from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, JobId, PlainTextRoute, ServerDep, Sha256
 from orchestrator.services import mailbox as letters
 from orchestrator.services import notebooks as claims
 from worker.shared import wheel as bundle
@@ -36,7 +36,9 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
     operation_id="make_notebook",
     summary="A notebook that trains a job",
 )
-def make(server: Here, me: Caller, job_id: JobId, reach: Reach = None, drive: Drive = False) -> responses.Notebook:
+def make(
+    server: ServerDep, me: CurrentUser, job_id: JobId, reach: Reach = None, drive: Drive = False
+) -> responses.Notebook:
     """For the job's owner to open in Colab, Kaggle or Jupyter and to run there. Its code works once, for this job."""
     ctx, wheel = server.ctx, bundle.build()
     job = claims.check_job(ctx, me, job_id)
@@ -76,7 +78,7 @@ def _who_can_call(address: str) -> str:
 
 
 @router.post("/claims", tags=["worker"], operation_id="claim_job", summary="Exchange a notebook's code for a lease")
-def claim(server: Here, request: Request, asked: ClaimRequest) -> Claimed:
+def claim(server: ServerDep, request: Request, asked: ClaimRequest) -> Claimed:
     """A code works once, for one job. A machine that does not fit is told so and may try again with a better one."""
     with server.guesses.counted(request.client.host if request.client else ""):
         return claims.claim(server.ctx, asked)

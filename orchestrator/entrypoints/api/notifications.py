@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path
 from pydantic import Field
 
 from orchestrator.entrypoints.api import requests, responses
-from orchestrator.entrypoints.http.dependencies import PROBLEMS, Caller, Here, PlainTextRoute
+from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, PlainTextRoute, ServerDep
 from orchestrator.ports.notifications import ChannelKind, DeliveryState, Topic
 from orchestrator.services import notifications
 
@@ -17,7 +17,7 @@ ChannelId = Annotated[str, Path(max_length=64)]
 DELIVERIES_SHOWN = 100
 
 
-class ChannelAsked(requests.Asked):
+class ChannelCreate(requests.RequestModel):
     """Where to, about what: an Apprise address, or an http(s) address for signed webhooks; of one job, or of all of yours."""
 
     url: Annotated[str, Field(min_length=3, max_length=2_000)]
@@ -25,7 +25,7 @@ class ChannelAsked(requests.Asked):
     job: Annotated[str, Field(max_length=64)] | None = None
 
 
-class Channel(responses.Answer):
+class Channel(responses.ResponseModel):
     """A channel without its secrets."""
 
     id: str
@@ -37,14 +37,14 @@ class Channel(responses.Answer):
     created_at: responses.Time
 
 
-class NewChannel(responses.Answer):
+class NewChannel(responses.ResponseModel):
     """A fresh channel; `secret` checks a webhook's signatures and is shown this once."""
 
     channel: Channel
     secret: str | None
 
 
-class Delivery(responses.Answer):
+class Delivery(responses.ResponseModel):
     """One message and how it went."""
 
     id: str
@@ -60,14 +60,14 @@ class Delivery(responses.Answer):
 
 
 @router.get("", operation_id="list_channels", summary="Where you are told of what")
-def list_channels(server: Here, me: Caller) -> responses.Items[Channel]:
+def list_channels(server: ServerDep, me: CurrentUser) -> responses.Items[Channel]:
     """Your own channels."""
     found = notifications.channels(server.app.office, me)
     return responses.Items[Channel].model_validate({"items": found})
 
 
 @router.post("", status_code=201, operation_id="add_channel", summary="Be told of something")
-def add_channel(server: Here, me: Caller, asked: ChannelAsked) -> NewChannel:
+def add_channel(server: ServerDep, me: CurrentUser, asked: ChannelCreate) -> NewChannel:
     """From now on; addresses are kept sealed and never shown again."""
     made, secret = notifications.add_channel(
         server.app.office, me, url=asked.url, topics=list(asked.topics), job_id=asked.job
@@ -76,19 +76,19 @@ def add_channel(server: Here, me: Caller, asked: ChannelAsked) -> NewChannel:
 
 
 @router.delete("/{channel_id}", status_code=204, operation_id="remove_channel", summary="Be told no more")
-def remove_channel(server: Here, me: Caller, channel_id: ChannelId) -> None:
+def remove_channel(server: ServerDep, me: CurrentUser, channel_id: ChannelId) -> None:
     """The address and the log are forgotten."""
     notifications.remove_channel(server.app.office, me, channel_id)
 
 
 @router.post("/{channel_id}:test", operation_id="test_channel", summary="Send a test message now")
-def test_channel(server: Here, me: Caller, channel_id: ChannelId) -> Delivery:
+def test_channel(server: ServerDep, me: CurrentUser, channel_id: ChannelId) -> Delivery:
     """How it went is in the answer and in the log."""
     return Delivery.model_validate(notifications.send_test(server.app.office, me, channel_id))
 
 
 @router.get("/{channel_id}/deliveries", operation_id="list_deliveries", summary="What a channel was told")
-def list_deliveries(server: Here, me: Caller, channel_id: ChannelId) -> responses.Items[Delivery]:
+def list_deliveries(server: ServerDep, me: CurrentUser, channel_id: ChannelId) -> responses.Items[Delivery]:
     """Newest first."""
     found = notifications.channel(server.app.office, me, channel_id)
     return responses.Items[Delivery].model_validate({"items": server.app.book.deliveries(found.id, DELIVERIES_SHOWN)})

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 from orchestrator.domain.model import Role
 
 
-class Asked(BaseModel):
+class RequestModel(BaseModel):
     """Base of request bodies: unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid")
@@ -32,20 +32,20 @@ Name = Annotated[
 ]
 
 
-class Priority(Asked):
+class Priority(RequestModel):
     """A place in the queue; above 0 only admins."""
 
     priority: Annotated[int, Field(ge=-1000, le=1000)]
 
 
-class MemberAsked(Asked):
+class MemberCreate(RequestModel):
     """Somebody new."""
 
     name: Name
     role: Role = Role.MEMBER
 
 
-class TokenAsked(Asked):
+class TokenCreate(RequestModel):
     """A token for a member (id or name; you, if left out) that works for `days`, one at least, or for ever."""
 
     member: Name | None = None
@@ -53,7 +53,7 @@ class TokenAsked(Asked):
     days: Annotated[float, Field(ge=1, le=36_500)] | None = None
 
 
-class AccountAsked(Asked):
+class AccountCreate(RequestModel):
     """An account to connect; `config` is the driver's own. `credentials` are sealed at once and never shown again."""
 
     provider: Annotated[str, Field(min_length=1, max_length=32)]
@@ -63,7 +63,7 @@ class AccountAsked(Asked):
     credentials: SecretStr | None = None
 
 
-class AccountChanged(Asked):
+class AccountUpdate(RequestModel):
     """What to change; keys of `config` that are not named stay."""
 
     paused: bool | None = None
@@ -71,13 +71,13 @@ class AccountChanged(Asked):
     credentials: SecretStr | None = None
 
 
-class StoreAsked(Asked):
+class StoreUpdate(RequestModel):
     """The store to use; `credentials` may be left out where it was set up before. They are sealed and never shown."""
 
     credentials: SecretStr | None = Field(default=None, max_length=10_000)
 
 
-class GrantsAsked(BaseModel):
+class GrantsCreate(BaseModel):
     """More grants for a lease."""
 
     fence: int

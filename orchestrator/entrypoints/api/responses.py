@@ -24,7 +24,7 @@ def _utc(value: Any) -> Any:
 Time = Annotated[datetime, BeforeValidator(_utc)]
 
 
-class Answer(BaseModel):
+class ResponseModel(BaseModel):
     """Base of every answer; reads dataclasses as well as rows."""
 
     model_config = ConfigDict(from_attributes=True, extra="ignore", ser_json_inf_nan="null")
@@ -33,14 +33,14 @@ class Answer(BaseModel):
 T = TypeVar("T")
 
 
-class Page(Answer, Generic[T]):
+class Page(ResponseModel, Generic[T]):
     """One page. As long as `next` is set there may be more: ask again with `cursor` set to it."""
 
     items: list[T]
     next: str | None = None
 
 
-class Items(Answer, Generic[T]):
+class Items(ResponseModel, Generic[T]):
     """A list that comes whole."""
 
     items: list[T]
@@ -56,7 +56,7 @@ class Problem(BaseModel):
     errors: list[dict[Literal["pointer", "detail"], str]] | None = None
 
 
-class Head(Answer):
+class Head(ResponseModel):
     """The checkpoint from which the job goes on."""
 
     sha256: str
@@ -65,21 +65,21 @@ class Head(Answer):
     committed_at: Time | None
 
 
-class Loss(Answer):
+class Loss(ResponseModel):
     """Training loss at the first and the newest reported step."""
 
     first: float | None
     last: float | None
 
 
-class Waiting(Answer):
+class Waiting(ResponseModel):
     """Why a queued job does not start, and until when if that is known."""
 
     reason: str
     until: Time | None
 
 
-class LiveSession(Answer):
+class LiveSession(ResponseModel):
     """The session that a job is on now."""
 
     id: str
@@ -92,14 +92,14 @@ class LiveSession(Answer):
     state: LeaseState
 
 
-class Requests(Answer):
+class Requests(ResponseModel):
     """What was asked of a running job and has not happened yet."""
 
     cancel: bool
     pause: bool
 
 
-class Adapter(Answer):
+class Adapter(ResponseModel):
     """The finished adapter: hash of its weights, hash and size of the zip."""
 
     sha256: str
@@ -107,7 +107,7 @@ class Adapter(Answer):
     bytes: int
 
 
-class Job(Answer):
+class Job(ResponseModel):
     """A job in a list."""
 
     id: str
@@ -142,7 +142,7 @@ class JobInFull(Job):
     waiting: Waiting | None = None
 
 
-class Session(Answer):
+class Session(ResponseModel):
     """One attempt of a job on one machine."""
 
     id: str
@@ -168,7 +168,7 @@ class Session(Answer):
     seconds_per_step: float | None
 
 
-class Store(Answer):
+class Store(ResponseModel):
     """Where checkpoints lie; `problem` says what a person must put right. No `free` is no limit, or not known."""
 
     name: str
@@ -179,7 +179,7 @@ class Store(Answer):
     problem: str
 
 
-class Reading(Answer):
+class Reading(ResponseModel):
     """One look at a session's machine."""
 
     at: Time
@@ -187,7 +187,7 @@ class Reading(Answer):
     reading: dict[str, Any]
 
 
-class Checkpoint(Answer):
+class Checkpoint(ResponseModel):
     """One checkpoint; `session` wrote it, `parent` is the head it continues."""
 
     sha256: str
@@ -206,7 +206,7 @@ class CheckpointInFull(Checkpoint):
     manifest: dict[str, Any]
 
 
-class Metric(Answer):
+class Metric(ResponseModel):
     """One value at one optimiser step; null where it is not a finite number."""
 
     name: str
@@ -214,7 +214,7 @@ class Metric(Answer):
     value: float | None
 
 
-class Sample(Answer):
+class Sample(ResponseModel):
     """What the model answered to a prompt at a step."""
 
     step: int
@@ -223,7 +223,7 @@ class Sample(Answer):
     at: Time
 
 
-class Event(Answer):
+class Event(ResponseModel):
     """One thing that happened to a job. Ids only grow."""
 
     id: int
@@ -236,7 +236,7 @@ class Event(Answer):
     data: dict[str, Any]
 
 
-class PlannedPlace(Answer):
+class PlannedPlace(ResponseModel):
     """Sessions, seconds and the end at one account, or what stands in the way; `hours` count against its quota.
 
     They are told from `step_s`, the seconds that a step of such a job took on such a machine.
@@ -256,7 +256,7 @@ class PlannedPlace(Answer):
     done_at: Time | None = None
 
 
-class Plan(Answer):
+class Plan(ResponseModel):
     """What would happen to a job.
 
     `store_bytes` is the space its checkpoints take at most, `done_at` the earliest end, `step_s` what a step takes at the
@@ -277,7 +277,7 @@ class Plan(Answer):
     late_s: float | None = None
 
 
-class Dataset(Answer):
+class Dataset(ResponseModel):
     """An uploaded file; name it in a job as `sha256:HEX`."""
 
     sha256: str
@@ -295,7 +295,7 @@ class Upload(Dataset):
     created_at: Time
 
 
-class Notebook(Answer):
+class Notebook(ResponseModel):
     """A notebook for the job's owner to run; `note` says where it cannot run. Its code works once, until `expires_at`.
 
     `url` opens it in Colab, where it was put into a Google Drive.
@@ -309,7 +309,7 @@ class Notebook(Answer):
     notebook: dict[str, Any]
 
 
-class Member(Answer):
+class Member(ResponseModel):
     """A person."""
 
     id: str
@@ -318,7 +318,7 @@ class Member(Answer):
     created_at: Time
 
 
-class Me(Answer):
+class Me(ResponseModel):
     """Who the token belongs to."""
 
     id: str = Field(validation_alias=AliasChoices("member_id", "id"))
@@ -326,7 +326,7 @@ class Me(Answer):
     role: Role
 
 
-class Token(Answer):
+class Token(ResponseModel):
     """A token without its secret."""
 
     id: str
@@ -348,7 +348,7 @@ def _in_one_line(image: Any, found: ValidationInfo) -> str:
     return image if isinstance(image, str) else summary(image, str(found.data.get("provider", "")))
 
 
-class Account(Answer):
+class Account(ResponseModel):
     """An account, or (without a member) a pool of machines."""
 
     id: str
@@ -370,7 +370,7 @@ class Account(Answer):
     )
 
 
-class CheckedAccount(Answer):
+class CheckedAccount(ResponseModel):
     """An account whose credentials were tried; `words` say who they belong to, or what is wrong."""
 
     account: Account

@@ -18,15 +18,15 @@ from orchestrator.domain.errors import NotFoundError
 from orchestrator.domain.model import Account, Role
 from orchestrator.entrypoints.api import responses
 from orchestrator.entrypoints.http.auth import is_still_known
-from orchestrator.entrypoints.http.dependencies import PROBLEMS, Caller, Here, MyJob, Server, Sha256
+from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, MyJob, Server, ServerDep, Sha256
 from orchestrator.entrypoints.http.event_stream import EVENTS_AT_ONCE, stream
 from orchestrator.entrypoints.http.files import BINARY, OCTETS, stored
 from orchestrator.ports.providers import Handle
 
 router = APIRouter(tags=["records"], responses=PROBLEMS)
 
-LARGEST_LOG_PIECE = 1 << 20
-MOST_METRICS = 100_000
+MAX_LOG_PIECE = 1 << 20
+MAX_METRICS = 100_000
 After = Annotated[int, Query(ge=0, le=2**53, description="Only events with a larger id.")]
 LastEventId = Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=2**53)]
 
@@ -35,15 +35,15 @@ LastEventId = Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=2**53
 
 
 @router.get("/jobs/{job_id}/sessions", operation_id="list_job_sessions", summary="Sessions of a job, oldest first")
-def job_sessions(server: Here, job_id: MyJob) -> responses.Items[responses.Session]:
+def job_sessions(server: ServerDep, job_id: MyJob) -> responses.Items[responses.Session]:
     """Every attempt on every machine, with how it ended."""
     return responses.Items[responses.Session].model_validate({"items": server.views.sessions(job_id=job_id)})
 
 
 @router.get("/sessions", operation_id="list_sessions", summary="Sessions of all jobs, newest first")
 def sessions(
-    server: Here,
-    me: Caller,
+    server: ServerDep,
+    me: CurrentUser,
     live: Annotated[bool, Query(description="Only those that run now, all of them.")] = False,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=64, pattern=r"^lease-[0-9a-z]+$")] = None,
@@ -56,7 +56,7 @@ def sessions(
     return responses.Page[responses.Session].model_validate(page)
 
 
-def _my_session(server: Here, me: Caller, session_id: Annotated[str, Path(max_length=64)]) -> Row:
+def _my_session(server: ServerDep, me: CurrentUser, session_id: Annotated[str, Path(max_length=64)]) -> Row:
     row = server.views.session(session_id)
     if row is None or not me.may_see(row["member_id"]):
         raise NotFoundError(f"there is no session {session_id}")
@@ -79,10 +79,10 @@ def session(row: MySession) -> responses.Session:
     response_class=PlainTextResponse,
 )
 def log(
-    server: Here,
+    server: ServerDep,
     row: MySession,
     offset: Annotated[int, Query(ge=0, le=2**40)] = 0,
-    limit: Annotated[int, Query(ge=16, le=LARGEST_LOG_PIECE)] = 1 << 16,
+    limit: Annotated[int, Query(ge=16, le=MAX_LOG_PIECE)] = 1 << 16,
 ) -> Response:
     """UTF-8 text from byte `offset`; go on with the header `X-Next-Offset`. Kept also after the session has ended."""
     text, next_offset = session_output(server, row, offset, limit)
@@ -107,7 +107,7 @@ def session_output(server: Server, row: Row, offset: int, limit: int) -> tuple[s
 
 @router.get("/sessions/{session_id}/readings", operation_id="list_readings", summary="How a session's machine is doing")
 def readings(
-    server: Here, row: MySession, limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000
+    server: ServerDep, row: MySession, limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000
 ) -> responses.Items[responses.Reading]:
     """The newest `limit` readings, oldest first."""
     return responses.Items[responses.Reading].model_validate({"items": server.views.readings(row["id"], limit)})
@@ -117,12 +117,12 @@ def readings(
 
 
 @router.get("/jobs/{job_id}/checkpoints", operation_id="list_checkpoints", summary="Checkpoints of a job by step")
-def checkpoints(server: Here, job_id: MyJob) -> responses.Items[responses.Checkpoint]:
+def checkpoints(server: ServerDep, job_id: MyJob) -> responses.Items[responses.Checkpoint]:
     """Also those that were pruned or refused, which have no file any more."""
     return responses.Items[responses.Checkpoint].model_validate({"items": server.views.checkpoints(job_id)})
 
 
-def _checkpoint(server: Here, job_id: MyJob, sha256: Sha256) -> Row:
+def _checkpoint(server: ServerDep, job_id: MyJob, sha256: Sha256) -> Row:
     row = server.views.checkpoint(job_id, sha256)
     if row is None:
         raise NotFoundError(f"job {job_id} has no checkpoint {sha256[:12]}")
@@ -146,7 +146,7 @@ def checkpoint(row: OneCheckpoint) -> responses.CheckpointInFull:
     response_class=StreamingResponse,
     responses=BINARY,
 )
-def checkpoint_file(server: Here, request: Request, job_id: MyJob, row: OneCheckpoint) -> Response:
+def checkpoint_file(server: ServerDep, request: Request, job_id: MyJob, row: OneCheckpoint) -> Response:
     """The `.safetensors` file, or the range of it that is asked for; its sha256 is the checkpoint's id."""
     if not row["key"]:
         raise NotFoundError(f"the file of checkpoint {row['sha256'][:12]} was deleted: it is {row['state']}")
@@ -169,7 +169,7 @@ def checkpoint_file(server: Here, request: Request, job_id: MyJob, row: OneCheck
     response_class=StreamingResponse,
     responses=BINARY,
 )
-def adapter(server: Here, request: Request, job_id: MyJob) -> Response:
+def adapter(server: ServerDep, request: Request, job_id: MyJob) -> Response:
     """The PEFT folder as a zip, or the range of it that is asked for."""
     row = server.views.job(job_id, server.ctx.clock.now())
     if row is None or not row["adapter_key"]:
@@ -190,11 +190,11 @@ def adapter(server: Here, request: Request, job_id: MyJob) -> Response:
 
 @router.get("/jobs/{job_id}/metrics", operation_id="list_metrics", summary="Reported values by name and step")
 def metrics(
-    server: Here,
+    server: ServerDep,
     job_id: MyJob,
     name: Annotated[str | None, Query(max_length=64)] = None,
     from_step: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
-    limit: Annotated[int, Query(ge=1, le=MOST_METRICS)] = MOST_METRICS,
+    limit: Annotated[int, Query(ge=1, le=MAX_METRICS)] = MAX_METRICS,
     form: Annotated[Literal["json", "csv"], Query(alias="format")] = "json",
 ) -> responses.Items[responses.Metric]:
     """A step that was run twice counts once, with its newest value."""
@@ -210,7 +210,7 @@ def metrics(
 
 @router.get("/jobs/{job_id}/samples", operation_id="list_samples", summary="What the model answered")
 def samples(
-    server: Here, job_id: MyJob, limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000
+    server: ServerDep, job_id: MyJob, limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000
 ) -> responses.Items[responses.Sample]:
     """Answers to the job's `sample_prompts`, by step."""
     return responses.Items[responses.Sample].model_validate({"items": server.views.samples(job_id, limit)})
@@ -221,7 +221,7 @@ def samples(
 
 @router.get("/jobs/{job_id}/events", tags=["events"], operation_id="list_events", summary="What happened to a job")
 def events(
-    server: Here, job_id: MyJob, after: After = 0, limit: Annotated[int, Query(ge=1, le=1_000)] = 200
+    server: ServerDep, job_id: MyJob, after: After = 0, limit: Annotated[int, Query(ge=1, le=1_000)] = 200
 ) -> responses.Items[responses.Event]:
     """Oldest first; go on with `after` set to the last id."""
     rows = server.views.events(after=after, job_id=job_id, member_id=None, limit=limit)
@@ -236,7 +236,7 @@ def events(
     response_class=EventSourceResponse,
 )
 async def job_stream(
-    request: Request, server: Here, job_id: MyJob, after: After = 0, last: LastEventId = None
+    request: Request, server: ServerDep, job_id: MyJob, after: After = 0, last: LastEventId = None
 ) -> AsyncIterator[ServerSentEvent]:
     """From the beginning, or after `Last-Event-ID`. Each event's id is the event's own."""
 
@@ -249,7 +249,9 @@ async def job_stream(
         yield event
 
 
-def _start(server: Here, last: LastEventId = None, after: Annotated[int | None, Query(ge=0, le=2**53)] = None) -> int:
+def _start(
+    server: ServerDep, last: LastEventId = None, after: Annotated[int | None, Query(ge=0, le=2**53)] = None
+) -> int:
     given = last if last is not None else after
     return given if given is not None else server.views.last_event()
 
@@ -262,7 +264,7 @@ def _start(server: Here, last: LastEventId = None, after: Annotated[int | None, 
     response_class=EventSourceResponse,
 )
 async def all_stream(
-    request: Request, server: Here, me: Caller, start: Annotated[int, Depends(_start)]
+    request: Request, server: ServerDep, me: CurrentUser, start: Annotated[int, Depends(_start)]
 ) -> AsyncIterator[ServerSentEvent]:
     """From now on, or after `Last-Event-ID`. Members see what happens to their own jobs."""
     member_id = None if me.role is Role.ADMIN else me.member_id

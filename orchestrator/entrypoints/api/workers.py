@@ -15,7 +15,7 @@ from starlette.routing import Route
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError
 from orchestrator.entrypoints.api import requests
 from orchestrator.entrypoints.http.auth import lease_holder
-from orchestrator.entrypoints.http.dependencies import PROBLEMS, Here, Server
+from orchestrator.entrypoints.http.dependencies import PROBLEMS, Server, ServerDep
 from orchestrator.entrypoints.http.files import BINARY, OCTETS, stored
 from orchestrator.entrypoints.http.uploads import spooled
 from orchestrator.services import checkpoints, leases
@@ -38,7 +38,7 @@ LeaseId = Annotated[str, Depends(lease_holder)]
 
 
 @router.post("/leases/{lease_id}/report", operation_id="report", summary="Progress")
-async def report(server: Here, lease_id: LeaseId, said: Report) -> Directive:
+async def report(server: ServerDep, lease_id: LeaseId, said: Report) -> Directive:
     """Keeps the lease alive. A report seen before changes nothing."""
     _same(lease_id, said.lease)
     answer = await server.clerk.write((lease_id, said.seq), lambda tx: leases.reported(server.ctx, tx, said))
@@ -52,14 +52,14 @@ def _same(path: str, body: str) -> None:
 
 
 @router.post("/leases/{lease_id}/start", operation_id="start_lease", summary="A worker is up")
-async def start(server: Here, lease_id: LeaseId, asked: StartRequest) -> Assignment:
+async def start(server: ServerDep, lease_id: LeaseId, asked: StartRequest) -> Assignment:
     """Hands out the job. The same `nonce` again gets the same answer, another process 409."""
     begun = await server.clerk.write((lease_id, 0), lambda tx: leases.begin(server.ctx, tx, lease_id, asked))
     return await run_in_threadpool(leases.assignment, server.ctx, begun)
 
 
 @router.post("/leases/{lease_id}/offer", operation_id="offer_checkpoint", summary="Make a checkpoint the head")
-def offer(server: Here, lease_id: LeaseId, said: Offer) -> OfferReply:
+def offer(server: ServerDep, lease_id: LeaseId, said: Offer) -> OfferReply:
     """The stored file is read back first. A refusal says why and changes nothing."""
     _same(lease_id, said.lease)
     reply = checkpoints.offer(server.ctx, said)
@@ -70,14 +70,14 @@ def offer(server: Here, lease_id: LeaseId, said: Offer) -> OfferReply:
 @router.post(
     "/leases/{lease_id}/release", status_code=204, operation_id="release_lease", summary="Goodbye before the end"
 )
-def release(server: Here, lease_id: LeaseId, said: Release) -> None:
+def release(server: ServerDep, lease_id: LeaseId, said: Release) -> None:
     """The job is free for another machine at once."""
     _same(lease_id, said.lease)
     leases.release(server.ctx, said)
 
 
 @router.post("/leases/{lease_id}/finish", status_code=204, operation_id="finish_lease", summary="The last word")
-async def finish(server: Here, lease_id: LeaseId, said: Finish) -> None:
+async def finish(server: ServerDep, lease_id: LeaseId, said: Finish) -> None:
     """The job is done with an adapter, or cannot go on there."""
     _same(lease_id, said.lease)
     failure = said.failure
@@ -111,7 +111,7 @@ def quick_routes(prefix: str) -> list[Route]:
 
 
 @router.post("/leases/{lease_id}/grants", operation_id="more_grants", summary="More places to upload to")
-def grants(server: Here, lease_id: LeaseId, asked: Annotated[requests.GrantsAsked, Body()]) -> list[Grant]:
+def grants(server: ServerDep, lease_id: LeaseId, asked: Annotated[requests.GrantsCreate, Body()]) -> list[Grant]:
     """For a worker that has used up what it was given."""
     return leases.grants(server.ctx, lease_id, asked.fence, GrantKind(asked.kind), asked.count)
 
@@ -126,7 +126,7 @@ StoreName = Annotated[str, Query(alias="store", max_length=32, description="As i
 
 
 def _may(direction: str) -> Any:
-    async def check(server: Here, key: Key, grant: Signature = "", store: StoreName = "local") -> str:
+    async def check(server: ServerDep, key: Key, grant: Signature = "", store: StoreName = "local") -> str:
         wanted = server.app.store.links.signature(direction, key, store)
         if not hmac.compare_digest(wanted.encode(), grant.encode()):
             raise HTTPException(403, "this grant is not for this file")
@@ -143,7 +143,9 @@ def _may(direction: str) -> Any:
     response_class=FileResponse,
     responses=BINARY,
 )
-def read_blob(server: Here, request: Request, key: Annotated[str, _may("get")], store: StoreName = "local") -> Response:
+def read_blob(
+    server: ServerDep, request: Request, key: Annotated[str, _may("get")], store: StoreName = "local"
+) -> Response:
     """The bytes, or the range of them that is asked for."""
     if store != server.app.store.name:
         elsewhere = server.ctx.stores.get(store)
@@ -167,7 +169,7 @@ def read_blob(server: Here, request: Request, key: Annotated[str, _may("get")], 
         }
     },
 )
-async def write_blob(server: Here, request: Request, key: Annotated[str, _may("put")]) -> None:
+async def write_blob(server: ServerDep, request: Request, key: Annotated[str, _may("put")]) -> None:
     """Creates the file whole or not at all, while the lease lasts. The same bytes again are no error, others are refused."""
     await run_in_threadpool(checkpoints.require_open, server.ctx, key)
     async with spooled(request, server.app.store.folder) as path:

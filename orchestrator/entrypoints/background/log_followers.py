@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 import structlog
 
-from orchestrator.ports.providers import Context, Followed, Handle, ProviderError, ProviderUnavailable
+from orchestrator.ports.providers import Context, Handle, ProviderError, ProviderUnavailable, SupportsLogs
 from orchestrator.services.reconcile import handle_of
-from orchestrator.services.worker_messages import Ear, Fate
+from orchestrator.services.worker_messages import ApplyResult, LogReader
 
 log = structlog.get_logger()
 
 FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 60.0
+MAX_PAUSE_S = 60.0
 
 
 class Follower:
@@ -34,14 +34,14 @@ class Follower:
         """Start a listener for every session that has none yet."""
         self._listening = {k: t for k, t in self._listening.items() if t.is_alive()}
         with self._ctx.uow() as tx:
-            live = [x for x in tx.live_leases() if x.one_way and x.external_id and x.id not in self._listening]
+            live = [x for x in tx.live_leases() if x.offline and x.external_id and x.id not in self._listening]
         for lease in live:
             with contextlib.suppress(ProviderUnavailable):  # its driver did not load: reconciling waits for it, too
                 provider = self._ctx.providers.get(lease.provider)
-                if isinstance(provider, Followed):
+                if isinstance(provider, SupportsLogs):
                     self._start(lease.id, provider)
 
-    def _start(self, lease_id: str, provider: Followed) -> None:
+    def _start(self, lease_id: str, provider: SupportsLogs) -> None:
         arguments = (lease_id, provider)
         thread = threading.Thread(target=self._listen, args=arguments, name=f"follow-{lease_id}", daemon=True)
         self._listening[lease_id] = thread
@@ -51,15 +51,15 @@ class Follower:
         """Tell all listeners to end; one that waits for its provider ends with the process."""
         self._stopping.set()
 
-    def _listen(self, lease_id: str, provider: Followed) -> None:
-        ear, pause = Ear(ctx=self._ctx, lease_id=lease_id), FIRST_PAUSE_S
+    def _listen(self, lease_id: str, provider: SupportsLogs) -> None:
+        ear, pause = LogReader(ctx=self._ctx, lease_id=lease_id), FIRST_PAUSE_S
         while (handle := self._handle(lease_id)) is not None:
             before = ear.seq
             self._once(ear, handle, provider)
-            pause = FIRST_PAUSE_S if ear.seq > before else min(LONGEST_PAUSE_S, 2 * pause)
+            pause = FIRST_PAUSE_S if ear.seq > before else min(MAX_PAUSE_S, 2 * pause)
             self._stopping.wait(pause)
 
-    def _once(self, ear: Ear, handle: Handle, provider: Followed) -> None:
+    def _once(self, ear: LogReader, handle: Handle, provider: SupportsLogs) -> None:
         try:
             fate = ear.listen(line for line in provider.follow(handle) if not self._stopping.is_set())
         except ProviderError as error:
@@ -67,7 +67,7 @@ class Follower:
         except Exception:
             log.exception("a session's output could not be followed", session=ear.lease_id)
         else:
-            if fate is Fate.TAKEN:
+            if fate is ApplyResult.TAKEN:
                 self._on_end()
             else:
                 log.info("a line must wait", session=ear.lease_id, why=ear.words)

@@ -12,8 +12,8 @@ from orchestrator.bootstrap import App
 from orchestrator.entrypoints.background.log_followers import Follower
 from orchestrator.services.diagnosis import clear_left
 from orchestrator.services.dispatch import dispatch
-from orchestrator.services.mailbox import Postman
-from orchestrator.services.notifications import Office, look_around, tell
+from orchestrator.services.mailbox import MailboxPoller
+from orchestrator.services.notifications import NotificationContext, check_alerts, deliver_due
 from orchestrator.services.reconcile import Watch
 from orchestrator.services.retention import tidy
 
@@ -36,7 +36,7 @@ class Ticker:
         self._follower = Follower(app.context, app.news.set)
         rest_s = max(app.settings.report_every_s, 3 * app.settings.reconcile_s)
         self._watch = Watch(app.context, longest_rest_s=rest_s)
-        self._post, self._postman = threading.Event(), Postman(app.context)
+        self._post, self._postman = threading.Event(), MailboxPoller(app.context)
         self._threads = [
             threading.Thread(target=self._run, args=(app.wake, self._dispatch), name="dispatch", daemon=True),
             threading.Thread(target=self._run, args=(app.news, self._reconcile), name="reconcile", daemon=True),
@@ -88,10 +88,10 @@ class Ticker:
         self._watch.round()
 
     def _tell(self) -> None:
-        self._guarded(tell)
+        self._guarded(deliver_due)
 
     def _look_around(self) -> None:
-        self._guarded(look_around)
+        self._guarded(check_alerts)
 
     def _tidy(self) -> None:
         try:
@@ -100,7 +100,7 @@ class Ticker:
         except Exception:
             log.exception("what is too old could not be forgotten; the next round tries again")
 
-    def _guarded(self, work: Callable[[Office], object]) -> None:
+    def _guarded(self, work: Callable[[NotificationContext], object]) -> None:
         """Notifications may fail, but only for themselves."""
         try:
             work(self._app.office)

@@ -16,7 +16,7 @@ from orchestrator.entrypoints.cli.output import clean, moment, put, put_json, sa
 from orchestrator.entrypoints.cli.phrases import listed
 
 ASK_EVERY_S = 2.0
-LONGEST_ANSWER = 1 << 20
+MAX_ANSWER = 1 << 20
 """Characters of a file with a notebook's answer."""
 _SIGNS = {"ok": "ok", "failed": "fail", "not asked": "-"}
 QUOTA = "the check on a GPU takes about five minutes of this week's GPU hours of the account"
@@ -61,7 +61,7 @@ def colab_cell(client: Client) -> None:
 
 def colab_answer(client: Client, file: Path, *, out: Path | None, as_json: bool) -> Exit:
     """Judge what a cell has printed."""
-    text = sys.stdin.read(LONGEST_ANSWER) if str(file) == "-" else _read(file)
+    text = sys.stdin.read(MAX_ANSWER) if str(file) == "-" else _read(file)
     line = next((line.strip() for line in reversed(text.splitlines()) if "@trainhop " in line), "")
     if not line:
         raise CommandError(Exit.USAGE, f"{file} holds no answer of a check: copy the line that begins with @trainhop")
@@ -149,6 +149,6 @@ def _write(path: Path, text: str) -> None:
 def _read(path: Path) -> str:
     try:
         with path.open(encoding="utf-8", errors="replace") as source:
-            return source.read(LONGEST_ANSWER)
+            return source.read(MAX_ANSWER)
     except OSError as error:
         raise CommandError(Exit.USAGE, f"{path}: {error.strerror}") from error

@@ -12,7 +12,7 @@ from orchestrator.entrypoints.cli.output import JsonFlag, clean, moment, put_jso
 
 app = typer.Typer(no_args_is_help=True, help="Data files that were uploaded.")
 
-MOST_LISTED = 10_000
+MAX_LISTED = 10_000
 MemberOption = Annotated[str | None, typer.Option(metavar="MEMBER", help="Of this member; for admins.")]
 
 
@@ -54,7 +54,7 @@ def _find(client: Client, given: str, member: str | None) -> str:
     if len(given) == 64:
         return given
     whose = member or client.get("/me")["id"]
-    listed: list[dict[str, Any]] = client.pages("/datasets", MOST_LISTED, member=whose)
+    listed: list[dict[str, Any]] = client.pages("/datasets", MAX_LISTED, member=whose)
     found = [d for d in listed if d["sha256"].startswith(given)]
     if not found:
         raise CommandError(Exit.NOT_FOUND, f"there is no data file {clean(given)}")

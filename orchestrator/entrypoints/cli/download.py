@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 WEIGHTS = "adapter_model.safetensors"
-MOST_GROWTH = 200
+MAX_GROWTH = 200
 """Unpacked bytes per byte of the archive; tensors hardly shrink, so more is an attack on the disk."""
 ALLOWANCE_BYTES = 64 << 20
 
@@ -123,7 +123,7 @@ def unpack(archive: Path, folder: Path) -> None:
             entries = packed.infolist()
             for entry in entries:
                 _refuse_trick(entry)
-            limit = archive.stat().st_size * MOST_GROWTH + ALLOWANCE_BYTES
+            limit = archive.stat().st_size * MAX_GROWTH + ALLOWANCE_BYTES
             if sum(e.file_size for e in entries) > limit:
                 raise CommandError(Exit.FAILED, f"the archive would unpack to more than {size(limit)}")
             folder.mkdir(parents=True)

@@ -19,7 +19,7 @@ accounts = typer.Typer(no_args_is_help=True, help="Accounts at providers (Kaggle
 members = typer.Typer(no_args_is_help=True, help="The people who use this server.")
 tokens = typer.Typer(no_args_is_help=True, help="What lets a person or a program in.")
 
-LONGEST_SECRET = 65_536
+MAX_SECRET = 65_536
 
 AccountArgument = Annotated[str, typer.Argument(metavar="ACCOUNT", help="Id or name.")]
 
@@ -93,9 +93,9 @@ def read_secret(file: str) -> str:
     """What a file or stdin holds; never an argument, which every user of a computer can read."""
     try:
         if file == "-":
-            return sys.stdin.read(LONGEST_SECRET)
+            return sys.stdin.read(MAX_SECRET)
         with Path(file).expanduser().open(encoding="utf-8") as source:
-            return source.read(LONGEST_SECRET)
+            return source.read(MAX_SECRET)
     except OSError as error:
         raise CommandError(Exit.USAGE, f"{file}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -148,9 +148,9 @@ def _panel(job: dict[str, Any], losses: Mapping[int, float]) -> Table:
 
 
 def _pace(job: dict[str, Any]) -> str:
-    pace = f"{job['seconds_per_step']:.1f} s/step" if job.get("seconds_per_step") else ""
+    step_time = f"{job['seconds_per_step']:.1f} s/step" if job.get("seconds_per_step") else ""
     left = f"{seconds(job['eta_seconds'])} left" if job.get("eta_seconds") else ""
-    return "  ".join(part for part in (f"{job['step']}/{job['total_steps']}", pace, left) if part)
+    return "  ".join(part for part in (f"{job['step']}/{job['total_steps']}", step_time, left) if part)
 
 
 def _details(job: dict[str, Any], losses: Mapping[int, float]) -> list[tuple[str, str]]:

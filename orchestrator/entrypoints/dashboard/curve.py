@@ -13,20 +13,20 @@ from fastapi.responses import Response
 from orchestrator.adapters.database.dashboard_queries import Point
 from orchestrator.domain.errors import NotFoundError
 from orchestrator.entrypoints.dashboard.render import Viewer, compressed
-from orchestrator.entrypoints.http.dependencies import Here, Server
+from orchestrator.entrypoints.http.dependencies import Server, ServerDep
 
 router = APIRouter(include_in_schema=False)
 
 CURVES = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_s")
-MOST_POINTS = 5_000
-MOST_AT_ONCE = 4_000
+MAX_POINTS = 5_000
+MAX_AT_ONCE = 4_000
 """New points beyond which a stream says 'load the curve again' instead of sending them."""
 
 Cursor = tuple[int, int]
 """`(fence, step)` of the newest point that a reader has."""
 
 
-def my_job(server: Here, me: Viewer, job_id: Annotated[str, Path(max_length=64)]) -> str:
+def my_job(server: ServerDep, me: Viewer, job_id: Annotated[str, Path(max_length=64)]) -> str:
     """The id of a job that the viewer may see; to others it does not exist."""
     owner = server.views.owner(job_id)
     if owner is None or not me.may_see(owner):
@@ -40,10 +40,10 @@ ViewedJob = Annotated[str, Depends(my_job)]
 @router.get("/jobs/{job_id}/curve.json")
 def curve(
     request: Request,
-    server: Here,
+    server: ServerDep,
     job_id: ViewedJob,
     names: Annotated[str, Query(max_length=200)] = "loss,eval_loss",
-    points: Annotated[int, Query(ge=10, le=MOST_POINTS)] = 1_500,
+    points: Annotated[int, Query(ge=10, le=MAX_POINTS)] = 1_500,
 ) -> Response:
     """Columns step, value, seconds since the job was submitted and fence for each name, and who ran when."""
     owner = server.views.job(job_id, server.ctx.clock.now())
@@ -133,8 +133,8 @@ def since(
     """
     fence, step = cursor
     later = [s["first_step"] for s in sessions if s["fence"] > fence]
-    found = server.pages.curves_from(job_id, CURVES, step=min([step, *later]), fence=fence, most=MOST_AT_ONCE + 1)
-    if any(len(rows) > MOST_AT_ONCE for rows in found.values()):
+    found = server.pages.curves_from(job_id, CURVES, step=min([step, *later]), fence=fence, most=MAX_AT_ONCE + 1)
+    if any(len(rows) > MAX_AT_ONCE for rows in found.values()):
         return None
     fresh = {n: [r for r in rows if r[3] > fence or r[0] >= step] for n, rows in found.items()}
     return {n: rows for n, rows in fresh.items() if rows}

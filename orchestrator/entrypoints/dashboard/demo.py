@@ -22,7 +22,7 @@ from orchestrator.entrypoints.cli.client import CommandError
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, piece
 from orchestrator.entrypoints.demo.command import examples
 from orchestrator.entrypoints.demo.model import MODEL, obtain
-from orchestrator.entrypoints.http.dependencies import PROBLEMS, Caller, Server
+from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, Server
 from orchestrator.services import datasets, jobs
 from orchestrator.services.jobs import Actor
 from worker.shared.messages import JobSpec
@@ -149,13 +149,13 @@ class DemoState(BaseModel):
 
 
 @api.post("/demo", status_code=202, operation_id="start_demo", summary="Queue the demo's job")
-def start_demo(request: Request, me: Caller) -> DemoState:
+def start_demo(request: Request, me: CurrentUser) -> DemoState:
     """Fetches a small model if need be and queues a job that trains it on this computer."""
     return DemoState(**vars(request.app.state.demo.start(me)))
 
 
 @api.get("/demo", operation_id="get_demo", summary="How far the demo is")
-def get_demo(request: Request, _: Caller) -> DemoState:
+def get_demo(request: Request, _: CurrentUser) -> DemoState:
     """`stage` is `idle`, `working`, `failed` or `queued`."""
     return DemoState(**vars(request.app.state.demo.state()))
 

@@ -10,9 +10,9 @@ from fastapi.responses import RedirectResponse, Response
 from orchestrator.domain.diagnosis import summary
 from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.model import Account, Role
-from orchestrator.domain.scheduling import Place, explain
+from orchestrator.domain.scheduling import Candidate, explain
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, page, piece
-from orchestrator.entrypoints.http.dependencies import Here, Server
+from orchestrator.entrypoints.http.dependencies import Server, ServerDep
 from orchestrator.ports.providers import StoreError
 from orchestrator.services import accounts, dispatch, hub_tokens
 from orchestrator.services.ids import first_id
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 @router.get("/fleet")
-def fleet(request: Request, server: Here, me: Viewer) -> Response:
+def fleet(request: Request, server: ServerDep, me: Viewer) -> Response:
     """The machines of now."""
     values = _fleet(request, server, me)
     if by_script(request):
@@ -42,7 +42,7 @@ def _fleet(request: Request, server: Server, me: Actor) -> Row:
         "me": me,
         "now": now,
         "running": running,
-        "lease_s": server.ctx.rules.lease_s,
+        "lease_s": server.ctx.limits.lease_s,
         "waiting": _waiting(request, server, member_id, now),
         "day": server.pages.day(member_id, first_id=first_id("lease", now - DAY_S), now=now),
     }
@@ -56,12 +56,12 @@ def _waiting(request: Request, server: Server, member_id: str | None, now: float
         queued = [tx.job(row["id"]) for row in rows]
         _, by_account = tx.live_counts()
     free = dispatch.less_live(request.app.state.live.machines.places(), by_account)
-    reasons = {job.id: explain(dispatch.as_waiting(job), free, now) for job in queued if job is not None}
+    reasons = {job.id: explain(dispatch.to_pending(job), free, now) for job in queued if job is not None}
     return [row | {"reason": reasons.get(row["id"])} for row in rows]
 
 
 @router.get("/accounts")
-def account_list(request: Request, server: Here, me: Viewer) -> Response:
+def account_list(request: Request, server: ServerDep, me: Viewer) -> Response:
     """Accounts and pools, with what each has left."""
     return _accounts(request, server, me)
 
@@ -71,7 +71,7 @@ def _accounts(request: Request, server: Server, me: Actor, said: str = "") -> Re
     with server.ctx.uow() as tx:
         _, busy = tx.live_counts()
         names = {m.id: m.name for m in tx.members()}
-    places = {place.account_id: place for place in dispatch.survey(server.ctx, mine)}
+    places = {place.account_id: place for place in dispatch.list_capacity(server.ctx, mine)}
     shown = [_shown(account, places[account.id], busy, names, me) for account in mine]
     values: Row = {"accounts": shown, "store": _store(server), "providers": list(server.ctx.providers.entries())}
     values |= {"said": said, "hub": _hub(server, me)}
@@ -87,7 +87,7 @@ def _hub(server: Server, me: Actor) -> Row:
         return {"problem": str(error), "stored": True, "account": ""}
 
 
-def _shown(account: Account, place: Place, busy: dict[str, int], names: dict[str, str], me: Actor) -> Row:
+def _shown(account: Account, place: Candidate, busy: dict[str, int], names: dict[str, str], me: Actor) -> Row:
     return {
         "account": account,
         "place": place,
@@ -108,14 +108,14 @@ def _store(server: Server) -> Row:
 
 
 @router.post("/accounts/{account_id}/check")
-def check(request: Request, server: Here, me: Viewer, account_id: str) -> Response:
+def check(request: Request, server: ServerDep, me: Viewer, account_id: str) -> Response:
     """Ask the provider about this account now."""
     account, words = accounts.check(server.ctx, me, account_id)
     return _accounts(request, server, me, "" if account.problem else f"{account.name}: {words}")
 
 
 @router.post("/accounts/{account_id}/consent")
-def consent(request: Request, server: Here, me: Viewer, account_id: str) -> Response:
+def consent(request: Request, server: ServerDep, me: Viewer, account_id: str) -> Response:
     """Its owner agrees that jobs may run there."""
     accounts.consent(server.ctx, me, account_id)
     return _again(request, server, me)
@@ -126,7 +126,9 @@ def _again(request: Request, server: Server, me: Actor) -> Response:
 
 
 @router.post("/accounts/{account_id}")
-def change(request: Request, server: Here, me: Viewer, account_id: str, paused: Annotated[bool, Form()]) -> Response:
+def change(
+    request: Request, server: ServerDep, me: Viewer, account_id: str, paused: Annotated[bool, Form()]
+) -> Response:
     """Pause an account, or open it again."""
     accounts.change_account(server.ctx, me, account_id, paused=paused, config=None)
     return _again(request, server, me)

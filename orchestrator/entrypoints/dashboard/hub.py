@@ -8,7 +8,7 @@ from fastapi import APIRouter, Form
 from fastapi.responses import RedirectResponse, Response
 
 from orchestrator.entrypoints.dashboard.render import Viewer
-from orchestrator.entrypoints.http.dependencies import Here
+from orchestrator.entrypoints.http.dependencies import ServerDep
 from orchestrator.services import hub_tokens
 
 router = APIRouter(include_in_schema=False)
@@ -16,7 +16,7 @@ router = APIRouter(include_in_schema=False)
 
 @router.post("/hub-token")
 def keep(
-    server: Here, me: Viewer, token: Annotated[str, Form(min_length=1, max_length=hub_tokens.LONGEST_TOKEN)]
+    server: ServerDep, me: Viewer, token: Annotated[str, Form(min_length=1, max_length=hub_tokens.MAX_TOKEN)]
 ) -> Response:
     """Try the token, and keep it."""
     hub_tokens.set_token(server.ctx, me.member_id, token)
@@ -24,7 +24,7 @@ def keep(
 
 
 @router.post("/hub-token/remove")
-def remove(server: Here, me: Viewer) -> Response:
+def remove(server: ServerDep, me: Viewer) -> Response:
     """Forget it."""
     hub_tokens.forget_token(server.ctx, me.member_id)
     return RedirectResponse("/accounts", 303)

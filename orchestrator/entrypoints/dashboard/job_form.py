@@ -13,7 +13,7 @@ from orchestrator.domain.errors import InvalidError
 from worker.shared.messages import JobSpec
 from worker.shared.spec_errors import explain
 
-LONGEST_SHOWN = 80
+MAX_SHOWN = 80
 Row = dict[str, Any]
 
 
@@ -203,7 +203,7 @@ def _twice(above: object, below: object) -> str:
 
 def _shown(value: object) -> str:
     text = str(value)
-    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "…"
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
 
 
 def _words(pointer: str, words: str) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.domain.lifecycle import JobState
-from orchestrator.domain.model import Pace
-from orchestrator.domain.scheduling import Place
+from orchestrator.domain.model import StepTime
+from orchestrator.domain.scheduling import Candidate
 from orchestrator.entrypoints.dashboard import timeline
 from orchestrator.entrypoints.dashboard.render import fragment
 from orchestrator.entrypoints.http.dependencies import Server
@@ -31,14 +31,14 @@ class Machines:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._until, self._places = 0.0, list[Place]()
+        self._until, self._places = 0.0, list[Candidate]()
 
-    def places(self) -> list[Place]:
+    def places(self) -> list[Candidate]:
         """All places, live sessions not deducted."""
         if time.monotonic() >= self._until:
             with self._server.ctx.uow() as tx:
                 accounts = tx.accounts()
-            self._places = dispatch.survey(self._server.ctx, accounts)
+            self._places = dispatch.list_capacity(self._server.ctx, accounts)
             self._until = time.monotonic() + SURVEY_LIVES_S
         return self._places
 
@@ -103,8 +103,8 @@ def _waiting(server: Server, row: Row) -> Any:
 
 
 def _forecast(row: Row, machines: Machines, now: float) -> Forecast | None:
-    pace, state = row["seconds_per_step"], JobState(row["state"])
-    if pace is None or state.is_final or state is JobState.PAUSED:
+    step_time, state = row["seconds_per_step"], JobState(row["state"])
+    if step_time is None or state.is_final or state is JobState.PAUSED:
         return None
     spec = row["spec"].get("placement", {})
     wanted, accounts = spec.get("providers") or (), spec.get("accounts") or ()
@@ -118,8 +118,8 @@ def _forecast(row: Row, machines: Machines, now: float) -> Forecast | None:
     left = row["session"]["seconds_left"] if row["session"] else None
     return forecast(
         steps=row["total_steps"] - row["step"],
-        step_s=pace,
-        pace=Pace(gpu_s=row["gpu_step_s"], host_s=row["host_step_s"]),
+        step_s=step_time,
+        step_time=StepTime(gpu_s=row["gpu_step_s"], host_s=row["host_step_s"]),
         session_left_s=left,
         places=places,
         now=now,

@@ -20,7 +20,7 @@ from orchestrator.entrypoints.api import notebooks
 from orchestrator.entrypoints.dashboard.curve import ViewedJob
 from orchestrator.entrypoints.dashboard.job_view import SECTIONS, look
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, page, piece
-from orchestrator.entrypoints.http.dependencies import Here, Server
+from orchestrator.entrypoints.http.dependencies import Server, ServerDep
 from orchestrator.services import job_deletion, jobs, mailbox
 from orchestrator.services.jobs import Actor
 from worker.shared.messages import JobSpec
@@ -36,7 +36,7 @@ Row = dict[str, Any]
 @router.get("/")
 def listing(
     request: Request,
-    server: Here,
+    server: ServerDep,
     me: Viewer,
     state: JobState | None = None,
     name: Annotated[str, Query(max_length=200)] = "",
@@ -60,7 +60,7 @@ def listing(
 
 
 @router.get("/jobs/{job_id}")
-def one(request: Request, server: Here, me: Viewer, job_id: ViewedJob) -> Response:
+def one(request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob) -> Response:
     """The page of a job: everything is in it, the script only keeps it current."""
     found = look(server, request.app.state.live.machines, job_id)
     assert found is not None
@@ -144,7 +144,11 @@ def _answer(request: Request, server: Server, job_id: str, problem: str = "") ->
 
 @router.post("/jobs/{job_id}/priority")
 def priority(
-    request: Request, server: Here, me: Viewer, job_id: ViewedJob, priority: Annotated[int, Form(ge=-1000, le=1000)]
+    request: Request,
+    server: ServerDep,
+    me: Viewer,
+    job_id: ViewedJob,
+    priority: Annotated[int, Form(ge=-1000, le=1000)],
 ) -> Response:
     """Move the job in the queue."""
     return _act(request, server, job_id, lambda: jobs.set_priority(server.ctx, me, job_id, priority))
@@ -152,7 +156,7 @@ def priority(
 
 @router.post("/jobs/{job_id}/notebook")
 def notebook(
-    request: Request, server: Here, me: Viewer, job_id: ViewedJob, drive: Annotated[bool, Form()] = False
+    request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob, drive: Annotated[bool, Form()] = False
 ) -> Response:
     """A notebook that trains the job: as a file, or in the Drive with the link that opens it in Colab."""
     made = notebooks.make(server, me, job_id, drive=drive)
@@ -163,14 +167,14 @@ def notebook(
 
 
 @router.post("/jobs/{job_id}/delete")
-def delete(server: Here, me: Viewer, job_id: ViewedJob) -> Response:
+def delete(server: ServerDep, me: Viewer, job_id: ViewedJob) -> Response:
     """Remove the job for good; nothing of it is left to show."""
     job_deletion.delete(server.ctx, me, job_id)
     return RedirectResponse("/", 303)
 
 
 @router.post("/jobs/{job_id}/{action}")
-def act(request: Request, server: Here, me: Viewer, job_id: ViewedJob, action: str) -> Response:
+def act(request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob, action: str) -> Response:
     """Pause, resume, cancel or retry."""
     chosen = _ACTIONS.get(action)
     if chosen is None:

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from orchestrator.entrypoints.dashboard.render import page
 from orchestrator.entrypoints.http.auth import cookie_name, cookie_token
-from orchestrator.entrypoints.http.dependencies import PROBLEMS, Caller, Here
+from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, ServerDep
 from orchestrator.entrypoints.http.logins import SESSION_DAYS
 
 router = APIRouter(include_in_schema=False)
@@ -34,7 +34,7 @@ def browser(agent: str) -> str:
 @api.post(
     "/login-links", status_code=201, operation_id="add_login_link", summary="Make a one-time link to the dashboard"
 )
-def add_login_link(server: Here, me: Caller) -> LoginLink:
+def add_login_link(server: ServerDep, me: CurrentUser) -> LoginLink:
     """The link logs one browser in as you; it works once, and for an hour."""
     return LoginLink(
         url=(server.app.settings.public_url or server.ctx.server_url()).rstrip("/") + server.logins.link(me)
@@ -42,7 +42,7 @@ def add_login_link(server: Here, me: Caller) -> LoginLink:
 
 
 @router.get("/login/{code}")
-def login(request: Request, server: Here, code: str) -> Response:
+def login(request: Request, server: ServerDep, code: str) -> Response:
     """Trade the code for a cookie.
 
     Not a redirect: a browser that follows a link from another site sends no strict cookie along its redirects.
@@ -63,7 +63,7 @@ def login(request: Request, server: Here, code: str) -> Response:
 
 
 @router.post("/logout")
-def logout(request: Request, server: Here) -> Response:
+def logout(request: Request, server: ServerDep) -> Response:
     """Make the cookie useless here, and take it away there."""
     secret = cookie_token(request)
     if secret:

@@ -14,13 +14,13 @@ from orchestrator.domain.errors import NotFoundError
 from orchestrator.entrypoints.api.sessions import session_output
 from orchestrator.entrypoints.dashboard.curve import ViewedJob
 from orchestrator.entrypoints.dashboard.render import Viewer, page, piece
-from orchestrator.entrypoints.http.dependencies import Here, Server
+from orchestrator.entrypoints.http.dependencies import Server, ServerDep
 from orchestrator.ports.providers import ProviderError
 
 router = APIRouter(include_in_schema=False)
 
 SHOWN_BYTES = 1 << 18
-LONGEST_LINE = 4_000
+MAX_LINE = 4_000
 """Characters of a line that are shown; the raw output has them all."""
 
 Level = Literal["all", "warning", "error"]
@@ -65,19 +65,13 @@ def lines(text: str, offset: int, *, search: str = "", level: Level = "all") -> 
     at = offset
     for raw in text.split("\n"):
         begins, at = at, at + len(raw.encode("utf-8", "replace")) + 1
-        kind = (
-            "error"
-            if _ERROR.search(raw[:LONGEST_LINE])
-            else "warning"
-            if _WARNING.search(raw[:LONGEST_LINE])
-            else "info"
-        )
+        kind = "error" if _ERROR.search(raw[:MAX_LINE]) else "warning" if _WARNING.search(raw[:MAX_LINE]) else "info"
         if (level == "error" and kind != "error") or (level == "warning" and kind == "info"):
             continue
         if search and search.lower() not in raw.lower():
             continue
-        cut = max(0, len(raw) - LONGEST_LINE)
-        found.append(Line(at=begins, text=raw[:LONGEST_LINE].rstrip("\r"), level=kind, cut=cut))
+        cut = max(0, len(raw) - MAX_LINE)
+        found.append(Line(at=begins, text=raw[:MAX_LINE].rstrip("\r"), level=kind, cut=cut))
     if found and not found[-1].text:
         found.pop()
     return found
@@ -98,7 +92,7 @@ Search = Annotated[str, Query(max_length=200)]
 @router.get("/jobs/{job_id}/sessions/{session_id}")
 def session_page(
     request: Request,
-    server: Here,
+    server: ServerDep,
     me: Viewer,
     job_id: ViewedJob,
     session_id: str,
@@ -145,7 +139,7 @@ def _output(server: Server, session: Row, start: int) -> tuple[str, int, str]:
 
 @router.get("/jobs/{job_id}/sessions/{session_id}/more")
 def more(
-    server: Here, job_id: ViewedJob, session_id: str, at: Offset, search: Search = "", level: Level = "all"
+    server: ServerDep, job_id: ViewedJob, session_id: str, at: Offset, search: Search = "", level: Level = "all"
 ) -> Response:
     """What the session has written since byte `at`, as lines to add, and the place from which to ask next."""
     _, session, _ = _session(server, job_id, session_id)
@@ -167,7 +161,7 @@ def more(
 
 
 @router.get("/jobs/{job_id}/sessions/{session_id}/raw")
-def raw(server: Here, job_id: ViewedJob, session_id: str) -> Response:
+def raw(server: ServerDep, job_id: ViewedJob, session_id: str) -> Response:
     """The whole output as text."""
     _, session, _ = _session(server, job_id, session_id)
     name = f'attachment; filename="{session_id}.log"'

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.model import Role
-from orchestrator.entrypoints.api.requests import MemberAsked, Name, TokenAsked
+from orchestrator.entrypoints.api.requests import MemberCreate, Name, TokenCreate
 from orchestrator.entrypoints.dashboard.render import Viewer, page
 from orchestrator.entrypoints.http.auth import bearer_token, cookie_token
-from orchestrator.entrypoints.http.dependencies import Here, Server, revoke
+from orchestrator.entrypoints.http.dependencies import Server, ServerDep, revoke
 from orchestrator.services import accounts, member_removal
 from orchestrator.services.jobs import Actor
 
@@ -21,7 +21,7 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/people")
-def people(request: Request, server: Here, me: Viewer) -> Response:
+def people(request: Request, server: ServerDep, me: Viewer) -> Response:
     """Who is here, and which tokens there are."""
     return _page(request, server, me)
 
@@ -45,16 +45,16 @@ def tokens() -> Response:
 
 @router.post("/people")
 def add_member(
-    server: Here, me: Viewer, name: Annotated[Name, Form()], role: Annotated[Role, Form()] = Role.MEMBER
+    server: ServerDep, me: Viewer, name: Annotated[Name, Form()], role: Annotated[Role, Form()] = Role.MEMBER
 ) -> Response:
     """Let a person in."""
-    asked = MemberAsked(name=name, role=role)
+    asked = MemberCreate(name=name, role=role)
     accounts.add_member(server.ctx, me, asked.name, asked.role)
     return RedirectResponse("/people", 303)
 
 
 @router.post("/people/{member_id}/link")
-def add_link(request: Request, server: Here, me: Viewer, member_id: str) -> Response:
+def add_link(request: Request, server: ServerDep, me: Viewer, member_id: str) -> Response:
     """A one-time link that logs this person in."""
     accounts.require_admin(me)
     with server.ctx.uow() as tx:
@@ -65,7 +65,7 @@ def add_link(request: Request, server: Here, me: Viewer, member_id: str) -> Resp
 
 
 @router.post("/people/{member_id}/remove")
-def remove_member(server: Here, me: Viewer, member_id: str) -> Response:
+def remove_member(server: ServerDep, me: Viewer, member_id: str) -> Response:
     """Let a person in no more."""
     member_removal.remove_member(server.ctx, me, member_id)
     server.auth.forget()
@@ -75,7 +75,7 @@ def remove_member(server: Here, me: Viewer, member_id: str) -> Response:
 @router.post("/tokens")
 def add_token(
     request: Request,
-    server: Here,
+    server: ServerDep,
     me: Viewer,
     name: Annotated[Name, Form()],
     member: Annotated[str, Form(max_length=100)] = "",
@@ -83,7 +83,7 @@ def add_token(
 ) -> Response:
     """Make a token; its secret is on the page that comes back, and nowhere else."""
     try:
-        asked = TokenAsked.model_validate({"member": member or me.member_id, "name": name, "days": days or None})
+        asked = TokenCreate.model_validate({"member": member or me.member_id, "name": name, "days": days or None})
     except ValidationError as error:
         faults = [(str(f["loc"][0]), f["msg"]) for f in error.errors()]
         raise InvalidError("; ".join(f"{where}: {what}" for where, what in faults), faults) from error
@@ -94,7 +94,7 @@ def add_token(
 
 
 @router.post("/tokens/{token_id}/revoke")
-def remove_token(server: Here, me: Viewer, token_id: str) -> Response:
+def remove_token(server: ServerDep, me: Viewer, token_id: str) -> Response:
     """Make a token useless."""
     revoke(server, me, token_id)
     return RedirectResponse("/people", 303)

@@ -9,7 +9,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from orchestrator.domain.errors import InvalidError
 from orchestrator.entrypoints.dashboard.render import Viewer, page
-from orchestrator.entrypoints.http.dependencies import Here, Server
+from orchestrator.entrypoints.http.dependencies import Server, ServerDep
 from orchestrator.ports.notifications import Topic
 from orchestrator.services import notifications
 from orchestrator.services.jobs import Actor
@@ -19,7 +19,9 @@ DELIVERIES_SHOWN = 20
 
 
 @router.get("/notifications")
-def listing(request: Request, server: Here, me: Viewer, job: Annotated[str, Query(max_length=64)] = "") -> Response:
+def listing(
+    request: Request, server: ServerDep, me: Viewer, job: Annotated[str, Query(max_length=64)] = ""
+) -> Response:
     """Where the viewer is told of what."""
     return _page(request, server, me, job=job)
 
@@ -34,7 +36,7 @@ def _page(request: Request, server: Server, me: Actor, *, status: int = 200, **m
 @router.post("/notifications")
 def add(
     request: Request,
-    server: Here,
+    server: ServerDep,
     me: Viewer,
     url: Annotated[str, Form(max_length=2_000)],
     topics: Annotated[list[Topic] | None, Form()] = None,
@@ -52,14 +54,14 @@ def add(
 
 
 @router.post("/notifications/{channel_id}/test")
-def send_test(server: Here, me: Viewer, channel_id: str) -> Response:
+def send_test(server: ServerDep, me: Viewer, channel_id: str) -> Response:
     """Send a message now; the log says how that went."""
     notifications.send_test(server.app.office, me, channel_id)
     return RedirectResponse("/notifications", 303)
 
 
 @router.post("/notifications/{channel_id}/remove")
-def remove(server: Here, me: Viewer, channel_id: str) -> Response:
+def remove(server: ServerDep, me: Viewer, channel_id: str) -> Response:
     """Be told no more."""
     notifications.remove_channel(server.app.office, me, channel_id)
     return RedirectResponse("/notifications", 303)

@@ -19,7 +19,7 @@ from orchestrator.domain.model import Checkpoint, Job
 from orchestrator.entrypoints.dashboard import job_form
 from orchestrator.entrypoints.dashboard.jobs import submittable
 from orchestrator.entrypoints.dashboard.render import Viewer, page, piece
-from orchestrator.entrypoints.http.dependencies import PROBLEMS, Caller, Here, Server, Sha256
+from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, Server, ServerDep, Sha256
 from orchestrator.entrypoints.http.uploads import spooled
 from orchestrator.ports.providers import StoreError
 from orchestrator.ports.repository import Dataset
@@ -63,7 +63,7 @@ def looks(request: Request) -> TokenLooks:
 @router.get("/submit")
 def form(
     request: Request,
-    server: Here,
+    server: ServerDep,
     me: Viewer,
     preset: Annotated[str, Query(max_length=20)] = "",
     clone: Annotated[str, Query(max_length=64)] = "",
@@ -130,7 +130,7 @@ def _maybe(server: Server, sha256: str) -> list[Row]:
 
 
 @router.post("/submit")
-async def submit(request: Request, server: Here, me: Viewer) -> Response:
+async def submit(request: Request, server: ServerDep, me: Viewer) -> Response:
     """Queue the job; without a script the data file comes along."""
     async with request.form(max_files=1, max_part_size=1 << 20) as sent:
         values: Row = {k: v for k, v in sent.items() if isinstance(v, str)}
@@ -155,7 +155,7 @@ def _store_upload(server: Server, me: Actor, file: UploadFile) -> Dataset:
 
 
 @router.post("/submit/plan")
-async def plan(request: Request, server: Here, me: Viewer) -> Response:
+async def plan(request: Request, server: ServerDep, me: Viewer) -> Response:
     """What would run where, for the form as it is."""
     async with request.form(max_files=0) as sent:
         values = {k: v for k, v in sent.items() if isinstance(v, str)}
@@ -173,7 +173,7 @@ async def plan(request: Request, server: Here, me: Viewer) -> Response:
 
 @router.post("/submit/data")
 async def bring(
-    request: Request, server: Here, me: Viewer, name: Annotated[str, Query(min_length=1, max_length=255)], how: How
+    request: Request, server: ServerDep, me: Viewer, name: Annotated[str, Query(min_length=1, max_length=255)], how: How
 ) -> Response:
     """Keep a data file if all of its rows are right, and show what is in it either way."""
     container = datasets.file_format(name)
@@ -186,7 +186,7 @@ async def bring(
 
 
 @router.get("/submit/data/{sha256}")
-def look_again(request: Request, server: Here, me: Viewer, sha256: Sha256, how: How) -> Response:
+def look_again(request: Request, server: ServerDep, me: Viewer, sha256: Sha256, how: How) -> Response:
     """What is in a data file that was brought before."""
     dataset, look = _stored_preview(request, server, me, sha256, how)
     return piece("preview.html", preview=look, name=dataset.name, sha256=sha256)
@@ -249,8 +249,8 @@ class DatasetLook(BaseModel):
 @api.get("/datasets/{sha256}/preview", operation_id="preview_dataset", summary="A look into an uploaded file")
 def preview_dataset(
     request: Request,
-    server: Here,
-    me: Caller,
+    server: ServerDep,
+    me: CurrentUser,
     sha256: Sha256,
     how: How,
 ) -> DatasetLook:

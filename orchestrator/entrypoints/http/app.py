@@ -29,12 +29,12 @@ from orchestrator.entrypoints.dashboard import site
 from orchestrator.entrypoints.http import health, problems
 from orchestrator.entrypoints.http.auth import Authenticator, is_known
 from orchestrator.entrypoints.http.dependencies import Server
-from orchestrator.entrypoints.http.event_stream import Pulse
+from orchestrator.entrypoints.http.event_stream import EventNotifier
 from orchestrator.entrypoints.http.logins import Logins
-from orchestrator.entrypoints.http.metrics import Tally
+from orchestrator.entrypoints.http.metrics import Metrics
 from orchestrator.entrypoints.http.middleware import Gate, hosts
-from orchestrator.entrypoints.http.rate_limit import Guesses
-from orchestrator.entrypoints.http.write_batcher import Clerk
+from orchestrator.entrypoints.http.rate_limit import RateLimit
+from orchestrator.entrypoints.http.write_batcher import WriteBatcher
 from worker.shared.messages import JobSpec
 
 PREFIX = "/api/v1"
@@ -72,10 +72,10 @@ def make_app(app: App) -> FastAPI:
         pages=PageViews(app.engine),
         logins=Logins(app.context),
         auth=Authenticator(app.context, views),
-        clerk=Clerk(app.context),
-        guesses=Guesses(),
-        pulse=Pulse(views.last_event),
-        tally=Tally(views),
+        clerk=WriteBatcher(app.context),
+        guesses=RateLimit(),
+        pulse=EventNotifier(views.last_event),
+        tally=Metrics(views),
     )
     problems.install(api)
     # First, because routes are tried in order.

@@ -18,11 +18,11 @@ from orchestrator.domain.errors import InvalidError, NotFoundError
 from orchestrator.domain.model import Role
 from orchestrator.entrypoints.api import responses
 from orchestrator.entrypoints.http.auth import Authenticator, actor, admin
-from orchestrator.entrypoints.http.event_stream import Pulse
+from orchestrator.entrypoints.http.event_stream import EventNotifier
 from orchestrator.entrypoints.http.logins import Logins
-from orchestrator.entrypoints.http.metrics import Tally
-from orchestrator.entrypoints.http.rate_limit import Guesses
-from orchestrator.entrypoints.http.write_batcher import Clerk
+from orchestrator.entrypoints.http.metrics import Metrics
+from orchestrator.entrypoints.http.rate_limit import RateLimit
+from orchestrator.entrypoints.http.write_batcher import WriteBatcher
 from orchestrator.ports.providers import Context
 from orchestrator.services import accounts
 from orchestrator.services.jobs import Actor
@@ -40,24 +40,24 @@ class Server:
     pages: PageViews
     logins: Logins
     auth: Authenticator
-    clerk: Clerk
-    guesses: Guesses
-    pulse: Pulse
-    tally: Tally
+    clerk: WriteBatcher
+    guesses: RateLimit
+    pulse: EventNotifier
+    tally: Metrics
 
 
 async def _server(request: Request) -> Server:
     return request.app.state.server
 
 
-Here = Annotated[Server, Depends(_server)]
-Caller = Annotated[Actor, Depends(actor)]
+ServerDep = Annotated[Server, Depends(_server)]
+CurrentUser = Annotated[Actor, Depends(actor)]
 Admin = Annotated[Actor, Depends(admin)]
 JobId = Annotated[str, Path(max_length=64, description="The job's id.")]
 Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 
 
-def my_job(server: Here, me: Caller, job_id: JobId) -> str:
+def my_job(server: ServerDep, me: CurrentUser, job_id: JobId) -> str:
     """The id of a job that the caller may see; to others it does not exist."""
     owner = server.views.owner(job_id)
     if owner is None or not me.may_see(owner):
@@ -69,7 +69,7 @@ MyJob = Annotated[str, Depends(my_job)]
 MemberName = Annotated[str | None, Query(max_length=100, description="A member's name or id.")]
 
 
-def whose(server: Here, me: Caller, member: MemberName = None) -> str | None:
+def whose(server: ServerDep, me: CurrentUser, member: MemberName = None) -> str | None:
     """Id of the member whose things are asked for, or None for everybody's; one that nobody has where the caller sees none."""
     if member is None:
         return None if me.role is Role.ADMIN else me.member_id
@@ -77,7 +77,7 @@ def whose(server: Here, me: Caller, member: MemberName = None) -> str | None:
     return asked if asked is not None and me.may_see(asked) else "nobody"
 
 
-Whose = Annotated[str | None, Depends(whose)]
+OwnerFilter = Annotated[str | None, Depends(whose)]
 
 
 def revoke(server: Server, me: Actor, token_id: str) -> None:

@@ -15,7 +15,7 @@ LOOK_EVERY_S = 0.25
 EVENTS_AT_ONCE = 500
 
 
-class Pulse:
+class EventNotifier:
     """Tells open streams that there are new events; looks only while somebody listens."""
 
     def __init__(self, newest: Callable[[], int]) -> None:
@@ -54,7 +54,7 @@ class Pulse:
             await asyncio.sleep(LOOK_EVERY_S)
 
 
-async def stream(pulse: Pulse, read: Callable[[int], list[Row]], after: int) -> AsyncIterator[ServerSentEvent]:
+async def stream(pulse: EventNotifier, read: Callable[[int], list[Row]], after: int) -> AsyncIterator[ServerSentEvent]:
     """Events after id `after`, then every new one; `read(after)` returns up to `EVENTS_AT_ONCE` of them, oldest first."""
     looked = after
     while True:

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from orchestrator.entrypoints.http.dependencies import PROBLEMS, Here
+from orchestrator.entrypoints.http.dependencies import PROBLEMS, ServerDep
 
 router = APIRouter(tags=["health"])
 _PROBE = "probe/ready"
@@ -25,7 +25,7 @@ async def healthz() -> Response:
     response_class=PlainTextResponse,
     responses={503: PROBLEMS[503]},
 )
-def readyz(server: Here) -> Response:
+def readyz(server: ServerDep) -> Response:
     """200 if the database and the store take writes, 503 with the reason otherwise."""
     with server.ctx.uow() as tx:
         tx.forget_remembered(0.0)
@@ -34,6 +34,6 @@ def readyz(server: Here) -> Response:
 
 
 @router.get("/metrics", operation_id="prometheus", summary="Numbers for Prometheus", response_class=PlainTextResponse)
-def metrics(server: Here) -> Response:
+def metrics(server: ServerDep) -> Response:
     """In Prometheus' text format."""
     return Response(generate_latest(server.tally.registry), media_type=CONTENT_TYPE_LATEST)

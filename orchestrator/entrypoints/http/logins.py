@@ -14,7 +14,7 @@ from orchestrator.services.jobs import Actor
 
 CODE_LIVES_S = 3_600.0
 SESSION_DAYS = 30.0
-MOST_CODES = 20
+MAX_CODES = 20
 """Of one member, open at once; a newer one takes the oldest one's place, and nobody else's."""
 
 
@@ -38,7 +38,7 @@ class Logins:
         with self._lock:
             self._codes = {h: c for h, c in self._codes.items() if c.until > now}
             theirs = [h for h, c in self._codes.items() if c.member.member_id == member.member_id]
-            for oldest in theirs[: max(0, len(theirs) + 1 - MOST_CODES)]:
+            for oldest in theirs[: max(0, len(theirs) + 1 - MAX_CODES)]:
                 self._codes.pop(oldest)
             self._codes[self._ctx.tokens.hash(code)] = _Code(member=member, until=now + CODE_LIVES_S)
         return f"/login/{code}"

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from orchestrator.adapters.database.queries import Views
 
 
-class Tally:
+class Metrics:
     """The numbers of one server; counters start at 0 with the process, gauges are read when asked for."""
 
     def __init__(self, views: Views) -> None:

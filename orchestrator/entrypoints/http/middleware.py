@@ -14,8 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orchestrator.config import Settings
 from orchestrator.entrypoints.cli.output import size
 
-LARGEST_JSON_BYTES = 16 << 20
-LARGEST_OF_STRANGERS = 64 << 10
+MAX_JSON_BYTES = 16 << 20
+MAX_OF_STRANGERS = 64 << 10
 """A body is read and parsed before most endpoints look at who asks; a large one costs the server a second of doing nothing else."""
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _UPLOADS = re.compile(r"/api/v1/(datasets|blobs/.*)|/submit(/data)?")
@@ -82,10 +82,10 @@ class Gate:
         """How large the body may be. Uploads are read only after a look at who asks."""
         if _UPLOADS.fullmatch(scope["path"]):
             return self._upload_bytes
-        small = min(LARGEST_OF_STRANGERS, LARGEST_JSON_BYTES)
+        small = min(MAX_OF_STRANGERS, MAX_JSON_BYTES)
         if b"transfer-encoding" not in headers and _announced(headers) <= small:
             return small
-        return LARGEST_JSON_BYTES if await self._knows(Request(scope)) else small
+        return MAX_JSON_BYTES if await self._knows(Request(scope)) else small
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         host = headers.get(b"host", b"").decode("latin-1")
@@ -131,7 +131,7 @@ def _announced(headers: dict[bytes, bytes]) -> int:
 
 def _too_large(limit: int) -> str:
     words = f"what was sent is larger than {size(limit)}"
-    return f"{words}; more is taken with a valid token only" if limit == LARGEST_OF_STRANGERS else words
+    return f"{words}; more is taken with a valid token only" if limit == MAX_OF_STRANGERS else words
 
 
 def _counted(receive: Receive, limit: int) -> Receive:

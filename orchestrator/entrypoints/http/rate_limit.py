@@ -13,11 +13,11 @@ from starlette.exceptions import HTTPException
 from orchestrator.domain.errors import NotFoundError
 
 WRONG_PER_MINUTE = 10
-MOST_ADDRESSES = 4096
+MAX_ADDRESSES = 4096
 """A flood from many addresses costs memory no longer than a minute, and never more than this."""
 
 
-class Guesses:
+class RateLimit:
     """Counts what was not found, by address; safe to share between threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -38,7 +38,7 @@ class Guesses:
             yield
         except NotFoundError:
             with self._lock:
-                if len(self._wrong) >= MOST_ADDRESSES:
+                if len(self._wrong) >= MAX_ADDRESSES:
                     self._wrong.clear()
                 self._wrong.setdefault(address, deque(maxlen=WRONG_PER_MINUTE)).append(self._clock())
             raise

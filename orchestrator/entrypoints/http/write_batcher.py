@@ -11,7 +11,7 @@ from orchestrator.domain.errors import TrainhopError
 from orchestrator.ports.providers import Context
 from orchestrator.ports.repository import Transaction
 
-LARGEST_BATCH = 128
+MAX_BATCH = 128
 T = TypeVar("T")
 Piece = Callable[[Transaction], T]
 
@@ -28,7 +28,7 @@ class _Refused:
     error: Exception
 
 
-class Clerk:
+class WriteBatcher:
     """Collects what comes in while the previous batch is written. Nobody is answered before the commit.
 
     A piece of work may be done twice (once more alone, if a neighbour broke the transaction) and refuses with a
@@ -50,7 +50,7 @@ class Clerk:
 
     async def _write(self) -> None:
         while self._waiting:
-            batch, self._waiting = self._waiting[:LARGEST_BATCH], self._waiting[LARGEST_BATCH:]
+            batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
             # By id, so that two servers' batches never wait for each other in a circle.
             batch.sort(key=lambda one: one.order)
             answers = await asyncio.to_thread(self._together, [one.piece for one in batch])

@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator.domain.model import Account
 from orchestrator.ports.providers import (
     Capabilities,
+    Capacity,
     CredentialsRefused,
     Handle,
     LaunchRejected,
@@ -24,7 +25,6 @@ from orchestrator.ports.providers import (
     ProviderError,
     ProviderUnavailable,
     QuotaExhausted,
-    Room,
 )
 from orchestrator.providers.colab.calls import SET_UP, Bridge, ColabSaid
 from orchestrator.providers.colab.errors import NOTHING_TAKEN, SPENT, as_error
@@ -61,7 +61,7 @@ def drives(account: Account) -> bool:
 
 
 class ColabProvider:
-    """Implements `ports.Provider`, `Followed`, `Checked` and `Named`. `folder` keeps notes and logs; nothing secret is written there.
+    """Implements `ports.Provider`, `SupportsLogs`, `SupportsCheck` and `SupportsIdentity`. `folder` keeps notes and logs; nothing secret is written there.
 
     Of a notebook only its own reports tell that it lives. Of a machine, Colab's list of assignments and a file on it. What was
     seen is believed for `fresh_s`, a log is read every `poll_s`. `can_work` tells whether a machine could deliver what it makes;
@@ -84,7 +84,7 @@ class ColabProvider:
     ) -> None:
         self._bridge, self._folder, self._can_work, self._any_folder = bridge, folder, can_work, any_folder
         self._fresh_s, self._poll_s, self._now = fresh_s, poll_s, now
-        self._rooms: dict[str, tuple[float, Room | ProviderUnavailable]] = {}
+        self._rooms: dict[str, tuple[float, Capacity | ProviderUnavailable]] = {}
         self._seen: dict[str, tuple[float, Observation]] = {}
         self._reading: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
@@ -98,34 +98,34 @@ class ColabProvider:
 
     # --- room ---
 
-    def room(self, account: Account) -> Room:
-        shut = Room(slots=0, session_s=float(account.config.get("session_s", SESSION_S)), start_up_s=120.0)
+    def room(self, account: Account) -> Capacity:
+        closed_reason = Capacity(slots=0, session_s=float(account.config.get("session_s", SESSION_S)), start_up_s=120.0)
         if not drives(account):
-            return replace(shut, shut=BY_HAND)
+            return replace(closed_reason, closed_reason=BY_HAND)
         if wrong := _wrong(account):
-            return replace(shut, shut=wrong)
+            return replace(closed_reason, closed_reason=wrong)
         if not self._can_work():
-            return replace(shut, shut=OUT_OF_REACH)
+            return replace(closed_reason, closed_reason=OUT_OF_REACH)
         until, known = self._rooms.get(account.id + account.credentials, (0.0, None))
         if known is None or time.monotonic() > until:
-            known = self._room(account, shut)
+            known = self._room(account, closed_reason)
             self._rooms[account.id + account.credentials] = (time.monotonic() + self._fresh_s, known)
         if isinstance(known, ProviderUnavailable):
             raise known
         return known
 
-    def _room(self, account: Account, shut: Room) -> Room | ProviderUnavailable:
+    def _room(self, account: Account, closed_reason: Capacity) -> Capacity | ProviderUnavailable:
         """Colab's silence is believed for a while too: its own jobs would wait for a time-out in every round."""
         try:
             if self._usage(account)["balance"] <= 0:
-                return replace(shut, shut=SPENT)
+                return replace(closed_reason, closed_reason=SPENT)
         except CredentialsRefused:
             raise
         except ProviderUnavailable as error:
             return error
         card, slots = _accelerator(account), int(account.config.get("slots", 1))
         return replace(
-            shut,
+            closed_reason,
             slots=slots,
             memory_bytes=MEMORY[card],
             gpu=card != "none",

@@ -10,8 +10,8 @@ from orchestrator.domain.model import Account
 from orchestrator.ports.providers import CredentialsRefused, Handle, ProviderUnavailable, Vault, VaultError
 from orchestrator.providers.kaggle import errors
 from orchestrator.providers.kaggle.client import Connection
-from orchestrator.providers.kaggle.http import Credentials, KaggleSaid
-from orchestrator.providers.kaggle.launch import Place, slug_of
+from orchestrator.providers.kaggle.http import Credentials, KaggleError
+from orchestrator.providers.kaggle.launch import KernelPlace, slug_of
 
 
 class Access:
@@ -39,7 +39,7 @@ class Access:
         """
         try:
             name, wanted = self.connect(account).username(), account.config.get("username")
-        except KaggleSaid as refusal:
+        except KaggleError as refusal:
             if errors.signed_out(refusal):
                 raise CredentialsRefused(errors.in_words(refusal)) from None
             raise
@@ -54,12 +54,12 @@ class Access:
             self._names[known] = self.name(account)
         return self._names[known]
 
-    def place(self, handle: Handle) -> Place:
+    def place(self, handle: Handle) -> KernelPlace:
         """Where a session is."""
         owner, _, slug = (handle.external_id or "").partition("/")
         if not slug:
             owner, slug = self.owner(handle.account), slug_of(handle.lease_id)
-        return Place(connection=self.connect(handle.account), owner=owner, slug=slug)
+        return KernelPlace(connection=self.connect(handle.account), owner=owner, slug=slug)
 
     @contextlib.contextmanager
     def answering(self, account: Account) -> Iterator[None]:
@@ -71,7 +71,7 @@ class Access:
             yield
         except CredentialsRefused:
             raise
-        except KaggleSaid as refusal:
+        except KaggleError as refusal:
             if refusal.status == 429:
                 until = time.monotonic() + (refusal.retry_after or errors.PAUSE_S)
                 self._silent[account.id] = (until, errors.in_words(refusal))

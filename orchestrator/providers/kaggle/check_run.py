@@ -10,7 +10,7 @@ from orchestrator.ports.providers import CredentialsRefused, ProviderUnavailable
 from orchestrator.providers.kaggle import errors
 from orchestrator.providers.kaggle.access import Access
 from orchestrator.providers.kaggle.diagnosis import Check, Limits, clear
-from orchestrator.providers.kaggle.http import KaggleSaid
+from orchestrator.providers.kaggle.http import KaggleError
 from worker.doctor.outcome import Outcome
 
 
@@ -25,7 +25,7 @@ class Diagnosing:
         try:
             place = self._access.connect(account), self._access.owner(account)
             return Check(*place, order, self.limits, tell).run()
-        except KaggleSaid as refusal:
+        except KaggleError as refusal:
             refused = errors.signed_out(refusal) or errors.unverified(refusal)
             raise (CredentialsRefused if refused else ProviderUnavailable)(errors.in_words(refusal)) from None
 

@@ -31,7 +31,7 @@ from kagglesdk.kernels.types.kernels_api_service import (
 )
 from kagglesdk.security.types.oauth_service import IntrospectTokenRequest
 
-from orchestrator.providers.kaggle.http import CONNECT_S, KaggleSaid, Wire
+from orchestrator.providers.kaggle.http import CONNECT_S, KaggleError, Wire
 
 LOG_SILENCE_S = 120.0
 """A live log that says nothing for so long is taken for a broken connection and opened again."""
@@ -71,7 +71,7 @@ class Push:
     kernels: tuple[str, ...] = ()
 
 
-class UnknownKernelError(KaggleSaid):
+class UnknownKernelError(KaggleError):
     """Kaggle does not know a kernel whose output was asked for."""
 
 
@@ -97,10 +97,10 @@ class Connection(Wire):
 
         active, name = self._call("tell whose token this is", ask)
         if not active or not name:
-            raise KaggleSaid(401, "the token is not valid (revoked, expired or mistyped)")
+            raise KaggleError(401, "the token is not valid (revoked, expired or mistyped)")
         return name
 
-    def absent(self, refusal: KaggleSaid, owner: str) -> bool:
+    def absent(self, refusal: KaggleError, owner: str) -> bool:
         """Whether this refusal means that an object of `owner` is not there; to somebody else's token it only seems so."""
         if refusal.status == 403 and _ABSENT.search(refusal.words):
             return self.username().lower() == owner.lower()
@@ -126,7 +126,7 @@ class Connection(Wire):
     # --- kernels ---
 
     def push(self, owner: str, push: Push) -> None:
-        """Save and run a script kernel; a refusal in any of its forms is `KaggleSaid`.
+        """Save and run a script kernel; a refusal in any of its forms is `KaggleError`.
 
         Raises `UnknownKernelError` for one of its `kernels` that is not there (any more).
         """
@@ -143,7 +143,7 @@ class Connection(Wire):
         request.session_timeout_seconds = push.timeout_s
         answer = self._call("start a session", lambda sdk: sdk.kernels.kernels_api_client.save_kernel(request))
         if problem := self._push_problem(push, answer):
-            raise KaggleSaid(200, problem)
+            raise KaggleError(200, problem)
         if answer.invalid_kernel_sources:
             said = f"it does not know the kernel {', '.join(map(str, answer.invalid_kernel_sources))}"
             raise UnknownKernelError(200, self.clean(said))
@@ -205,14 +205,14 @@ class Connection(Wire):
         )
 
     def cancel(self, session_id: int) -> None:
-        """End a session by its own number, not its kernel's; what it has written is saved. Any refusal is `KaggleSaid`."""
+        """End a session by its own number, not its kernel's; what it has written is saved. Any refusal is `KaggleError`."""
         request = ApiCancelKernelSessionRequest()
         request.kernel_session_id = session_id
         answer = self._call(
             "cancel a session", lambda sdk: sdk.kernels.kernels_api_client.cancel_kernel_session(request)
         )
         if answer.error_message:
-            raise KaggleSaid(200, self.clean(str(answer.error_message)))
+            raise KaggleError(200, self.clean(str(answer.error_message)))
 
     @contextlib.contextmanager
     def log(self, owner: str, slug: str, silence_s: float = LOG_SILENCE_S) -> Iterator[requests.Response]:
@@ -247,7 +247,7 @@ class Connection(Wire):
 
         try:
             return self._call("tell a dataset's state", ask)
-        except KaggleSaid as refusal:
+        except KaggleError as refusal:
             if refusal.status in (403, 404):  # 403 is also what a name that nobody has is answered with
                 return None
             raise
@@ -260,7 +260,7 @@ class Connection(Wire):
         request.license_name, request.is_private, request.files = "unknown", True, [file]
         answer = self._call("store a dataset", lambda sdk: sdk.datasets.dataset_api_client.create_dataset(request))
         if answer.error:
-            raise KaggleSaid(200, self.clean(str(answer.error)))
+            raise KaggleError(200, self.clean(str(answer.error)))
 
     def delete_dataset(self, owner: str, slug: str) -> None:
         """Remove a dataset; nothing happens if it is not there."""
@@ -288,12 +288,12 @@ class Connection(Wire):
     def _delete(self, what: str, owner: str, ask: Callable[[KaggleClient], Any]) -> None:
         try:
             refusal = self._call(what, ask)
-        except KaggleSaid as said:
+        except KaggleError as said:
             if self.absent(said, owner):
                 return
             raise
         if refusal:
-            raise KaggleSaid(200, self.clean(str(refusal)))
+            raise KaggleError(200, self.clean(str(refusal)))
 
 
 def _text(value: Any) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 from orchestrator.ports.diagnosis import CheckOrder, Examined
 from orchestrator.ports.providers import ProviderUnavailable
 from orchestrator.providers.kaggle.client import Connection, Push
-from orchestrator.providers.kaggle.http import KaggleSaid
+from orchestrator.providers.kaggle.http import KaggleError
 from orchestrator.providers.kaggle.kernel import script
 from orchestrator.providers.kaggle.launch import GPU_SHAPE, plain
 from orchestrator.providers.kaggle.stream import lines, pieces, stored
@@ -40,7 +40,7 @@ STAGED = "trainhop-check.bin"
 STAGED_BYTES = 4096
 QUIET_S = 20.0
 """A log that says nothing for so long is opened again: every kernel of a check speaks once a second."""
-LONGEST_FILE = 1 << 20
+MAX_FILE = 1 << 20
 Said = dict[str, Any]
 
 
@@ -102,7 +102,7 @@ class Check:
         self._over = threading.Event()
 
     def run(self) -> Examined:
-        """All of it; raises `KaggleSaid` or `ProviderUnavailable` where the kernel of the probes could not even be started."""
+        """All of it; raises `KaggleError` or `ProviderUnavailable` where the kernel of the probes could not even be started."""
         with ThreadPoolExecutor(len(ROLES)) as pool:
             main = pool.submit(self._main)
             aside = [
@@ -225,7 +225,7 @@ class Check:
         session = self._session_of("cancel")
         try:
             self._connection.cancel(session)
-        except KaggleSaid as refusal:
+        except KaggleError as refusal:
             raise ProbeError(f"Kaggle refused to cancel a session ({refusal.words})", cancelled=False) from None
         if self._await_end("cancel", self._limits.over_s) not in TERMINAL:
             raise ProbeError("a cancelled session went on", cancelled=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 from orchestrator.domain.model import Account
 from orchestrator.ports.providers import (
     Capabilities,
+    Capacity,
     CredentialsRefused,
     Handle,
     LaunchRequest,
@@ -19,19 +20,18 @@ from orchestrator.ports.providers import (
     Observation,
     ProviderError,
     ProviderUnavailable,
-    Room,
     Vault,
 )
 from orchestrator.providers.kaggle import errors
 from orchestrator.providers.kaggle.access import Access
 from orchestrator.providers.kaggle.check_run import Diagnosing
 from orchestrator.providers.kaggle.client import Connection
-from orchestrator.providers.kaggle.http import KaggleSaid
+from orchestrator.providers.kaggle.http import KaggleError
 from orchestrator.providers.kaggle.launch import (
-    LONGEST_SESSION_S,
+    MAX_SESSION_S,
     TIMEOUT_OVER_S,
     UNSURE_S,
-    Place,
+    KernelPlace,
     exists,
     plain,
     remove,
@@ -41,7 +41,7 @@ from orchestrator.providers.kaggle.launch import (
 )
 from orchestrator.providers.kaggle.outputs import gather, kept, save_log
 from orchestrator.providers.kaggle.package_set import PackageSet, set_slug
-from orchestrator.providers.kaggle.records import Notebook, Notes, Session
+from orchestrator.providers.kaggle.records import Notes, RecordStore, Session
 from orchestrator.providers.kaggle.staging import Desk
 from orchestrator.providers.kaggle.stopping import CANCELLED, SAVING_S, Wish, cancel, delete
 from orchestrator.providers.kaggle.stream import lines, pieces
@@ -65,7 +65,7 @@ ALIVE = frozenset({"QUEUED", "RUNNING", "CANCEL_REQUESTED", "NEW_SCRIPT"})
 
 
 class KaggleProvider(Diagnosing):
-    """Implements `ports.Provider`, `Followed`, `Checked` and `Named`. `folder` keeps notes and logs; nothing secret is written there.
+    """Implements `ports.Provider`, `SupportsLogs`, `SupportsCheck` and `SupportsIdentity`. `folder` keeps notes and logs; nothing secret is written there.
 
     `endpoint` (loopback) stands in for Kaggle's own host. What Kaggle said of an account or a session is believed for
     `fresh_s` seconds, and the files of an ended session are waited for `listed_s`. Account settings: `username`, `accelerator` ("none" for machines without GPU, which need no quota),
@@ -90,14 +90,14 @@ class KaggleProvider(Diagnosing):
         self._emulated, self._fresh_s, self._now = endpoint is not None, fresh_s, now
         self._access = Access(vault, endpoint, fresh_s)
         self._listed_s = listed_s
-        self._notebook = Notebook(folder)
-        self._rooms: dict[str, tuple[float, Room]] = {}
+        self._notebook = RecordStore(folder)
+        self._rooms: dict[str, tuple[float, Capacity]] = {}
         self._seen: dict[str, tuple[float, Observation]] = {}
         self._logged: dict[str, float] = {}
 
     # --- room ---
 
-    def room(self, account: Account) -> Room:
+    def room(self, account: Account) -> Capacity:
         known = self._rooms.get(account.id + account.credentials)
         if known is not None and time.monotonic() < known[0]:
             return known[1]
@@ -107,22 +107,22 @@ class KaggleProvider(Diagnosing):
         self._rooms[account.id + account.credentials] = (time.monotonic() + fresh_s, room)
         return room
 
-    def _room(self, account: Account) -> Room:
+    def _room(self, account: Account) -> Capacity:
         gpu = wants_gpu(account)
         most = GPU_SESSIONS if gpu else CPU_SESSIONS - self._prepares(account)
         slots = min(most, max(0, int(account.config.get("slots", most))))
-        session_s = min(float(account.config.get("session_s", LONGEST_SESSION_S)), LONGEST_SESSION_S - MARGIN_S)
+        session_s = min(float(account.config.get("session_s", MAX_SESSION_S)), MAX_SESSION_S - MARGIN_S)
         memory = T4_BYTES if gpu else RAM_BYTES
         try:
             quota = self._access.connect(account).quota()
-        except KaggleSaid as refusal:
+        except KaggleError as refusal:
             if errors.signed_out(refusal):
                 raise CredentialsRefused(errors.in_words(refusal)) from None
             open_at = self._now() + (refusal.retry_after or errors.PAUSE_S) if refusal.status == 429 else None
-            return Room(slots=0, session_s=session_s, shut=errors.in_words(refusal), open_at=open_at)
+            return Capacity(slots=0, session_s=session_s, closed_reason=errors.in_words(refusal), open_at=open_at)
         if gpu and quota.reserved_s > 0 and self._notebook.running(account.id) == 0:
             slots = max(0, slots - 1)  # its owner uses a session by hand
-        return Room(
+        return Capacity(
             slots=slots,
             session_s=session_s,
             memory_bytes=memory,
@@ -148,11 +148,11 @@ class KaggleProvider(Diagnosing):
         connection = self._access.connect(request.account)
         slug = slug_of(request.lease_id)
         try:
-            place = Place(connection=connection, owner=self._access.owner(request.account), slug=slug)
+            place = KernelPlace(connection=connection, owner=self._access.owner(request.account), slug=slug)
             noted = self._note(request)
             if not noted.pushed and not exists(place):
                 self._start(place, request, noted)
-        except KaggleSaid as refusal:
+        except KaggleError as refusal:
             error = errors.as_launch_error(refusal, now=self._now(), refresh_at=self._refresh_at(connection, refusal))
             self._note_trouble(request, error)
             raise error from None
@@ -163,7 +163,7 @@ class KaggleProvider(Diagnosing):
         self._forget_room(request.account)
         return f"{place.owner}/{slug}"
 
-    def _start(self, place: Place, request: LaunchRequest, noted: Session) -> None:
+    def _start(self, place: KernelPlace, request: LaunchRequest, noted: Session) -> None:
         notes, now = self._notebook.of_account(request.account.id), self._now()
         packages = PackageSet(place=replace(place, slug=set_slug()), notes=notes, now=now)
         staged = request.account.config.get("packages", "each" if self._emulated else "staged") == "staged"
@@ -201,7 +201,7 @@ class KaggleProvider(Diagnosing):
         """Counted from the push: bringing its files may have taken longer than a push is waited for."""
         self._notebook.write(lease_id, unsure_until=self._now() + UNSURE_S)
 
-    def _refresh_at(self, connection: Connection, refusal: KaggleSaid) -> float | None:
+    def _refresh_at(self, connection: Connection, refusal: KaggleError) -> float | None:
         if not errors.used_up(refusal):
             return None
         with contextlib.suppress(ProviderUnavailable):
@@ -238,7 +238,7 @@ class KaggleProvider(Diagnosing):
         external = f"{place.owner}/{place.slug}"
         try:
             state, failure = place.connection.state(place.owner, place.slug)
-        except KaggleSaid as refusal:
+        except KaggleError as refusal:
             if not place.connection.absent(refusal, place.owner):
                 raise
             if self._now() < noted.unsure_until:
@@ -255,7 +255,7 @@ class KaggleProvider(Diagnosing):
         detail = state.lower() if state in ALIVE else f"Kaggle says {state}, which this version does not know"
         return Observation(lease_id=lease, liveness=liveness, detail=detail, external_id=external)
 
-    def _words(self, handle: Handle, place: Place, failure: str) -> str:
+    def _words(self, handle: Handle, place: KernelPlace, failure: str) -> str:
         """What a kernel's log and Kaggle itself (`failure`) say of its error."""
         notes = self._notebook.of(handle.lease_id)
         with contextlib.suppress(ProviderUnavailable):
@@ -328,7 +328,7 @@ class KaggleProvider(Diagnosing):
                 for line in lines(notes.keep(pieces(answer))):
                     self._logged[handle.lease_id] = time.monotonic()
                     yield line
-        except KaggleSaid as refusal:
+        except KaggleError as refusal:
             if not place.connection.absent(refusal, place.owner) or exists(
                 place
             ):  # a session that waits has no log yet

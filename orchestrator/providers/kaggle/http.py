@@ -1,6 +1,6 @@
 """How this server talks to Kaggle: sign-in, time-outs, refusals in words, signed URLs.
 
-Whatever Kaggle answers is checked: a refusal becomes `KaggleSaid`, nonsense and silence `ProviderUnavailable`.
+Whatever Kaggle answers is checked: a refusal becomes `KaggleError`, nonsense and silence `ProviderUnavailable`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from orchestrator.providers.last_words import shortened
 
 CONNECT_S, READ_S, UPLOAD_S = 10.0, 60.0, 300.0
 CHUNK_BYTES = 1 << 20
-MOST_BREAKS, BREAK_S = 5, 0.05
-LONGEST_PAUSE_S = 3600.0
+MAX_BREAKS, BREAK_S = 5, 0.05
+MAX_PAUSE_S = 3600.0
 T = TypeVar("T")
 
 
-class KaggleSaid(ProviderUnavailable):
+class KaggleError(ProviderUnavailable):
     """Kaggle refused, with an HTTP status (200 where the refusal came inside a good answer) and its own words."""
 
     def __init__(self, status: int, words: str, retry_after: float | None = None) -> None:
@@ -153,7 +153,7 @@ class Wire:
         status, words = _refused(answer)
         if status >= 500 or status == 408:
             return ProviderUnavailable(f"Kaggle is not able to {what} now (HTTP {status})")
-        return KaggleSaid(status, self.clean(words or f"it did not {what}"), _retry_after(answer))
+        return KaggleError(status, self.clean(words or f"it did not {what}"), _retry_after(answer))
 
     def clean(self, words: str) -> str:
         """Foreign words for a log or a page: one line, not long, without this account's secret."""
@@ -203,7 +203,7 @@ def _send_file(session: requests.Session, url: str, source: Path, size: int) -> 
         if asks and start is not None:
             continue
         breaks += 1
-        if breaks > MOST_BREAKS:
+        if breaks > MAX_BREAKS:
             raise requests.ConnectionError("the upload broke again and again")
         time.sleep(BREAK_S * 2**breaks)
 
@@ -247,4 +247,4 @@ def _retry_after(answer: requests.Response) -> float | None:
             seconds = (parsedate_to_datetime(said) - parsedate_to_datetime(here)).total_seconds()
     except (ValueError, TypeError):
         return None
-    return min(max(0.0, seconds), LONGEST_PAUSE_S)  # in this order "nan" is no pause
+    return min(max(0.0, seconds), MAX_PAUSE_S)  # in this order "nan" is no pause

@@ -12,7 +12,7 @@ from orchestrator.ports.providers import LaunchRejected, LaunchRequest
 from worker.shared import packages, wheel
 from worker.shared.messages import Ticket
 
-LONGEST_SOURCE = 900_000
+MAX_SOURCE = 900_000
 """Characters. Kaggle is known to refuse sources of about a megabyte."""
 RUN_OVER_S = 60.0
 """What a worker may take beyond its budget before the kernel's own script ends it."""
@@ -42,9 +42,9 @@ def kernel_source(request: LaunchRequest) -> str:
     source = script(
         f"session {request.lease_id} of job {request.job_id}. Made by a machine, of use for one session.", carried
     )
-    if len(source) > LONGEST_SOURCE:
+    if len(source) > MAX_SOURCE:
         raise LaunchRejected(
-            f"the script for this session would hold {len(source):,} characters, Kaggle takes {LONGEST_SOURCE:,} at most: "
+            f"the script for this session would hold {len(source):,} characters, Kaggle takes {MAX_SOURCE:,} at most: "
             "shorten the job's sample prompts"
         )
     return source

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from orchestrator.domain.model import Account
 from orchestrator.ports.providers import LaunchRejected, LaunchRequest, ProviderUnavailable
 from orchestrator.providers.kaggle.client import Connection, Push, UnknownKernelError
-from orchestrator.providers.kaggle.http import KaggleSaid
+from orchestrator.providers.kaggle.http import KaggleError
 from orchestrator.providers.kaggle.kernel import kernel_source
 from orchestrator.providers.kaggle.records import Session
 from orchestrator.providers.kaggle.staging import Desk, stage
 
-LONGEST_SESSION_S = 12 * 3600
+MAX_SESSION_S = 12 * 3600
 TIMEOUT_OVER_S = 300
 """Kaggle's own limit is set this much above the worker's budget: a second pair of eyes, not the first."""
 UNSURE_S = 180.0
@@ -25,7 +25,7 @@ GPU_SHAPE = "NvidiaTeslaT4"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class KernelPlace:
     """Where a session is at Kaggle, and with whom to speak about it."""
 
     connection: Connection
@@ -36,7 +36,7 @@ class Place:
         """The kernel's state by its name at Kaggle, None if there is no such kernel."""
         try:
             return self.connection.state(self.owner, self.slug)[0]
-        except KaggleSaid as refusal:
+        except KaggleError as refusal:
             if refusal.status in (403, 404):  # 403 is also what a name that nobody has is answered with
                 return None
             raise
@@ -57,13 +57,13 @@ def slug_of(lease_id: str) -> str:
     return f"trainhop-{plain(lease_id)}"[:50]
 
 
-def exists(place: Place) -> bool:
+def exists(place: KernelPlace) -> bool:
     """Whether this session was started."""
     return place.state() is not None
 
 
 def start(
-    place: Place,
+    place: KernelPlace,
     request: LaunchRequest,
     desk: Desk,
     noted: Session,
@@ -79,20 +79,20 @@ def start(
         datasets = stage(desk, request, checkpoint=noted.checkpoint)
         about_to_push()
         _push(place, request, datasets, kernels)
-    except (KaggleSaid, LaunchRejected):
+    except (KaggleError, LaunchRejected):
         with contextlib.suppress(ProviderUnavailable):
             remove(place, noted)
         raise
 
 
-def remove(place: Place, noted: Session) -> None:
+def remove(place: KernelPlace, noted: Session) -> None:
     """Delete what is there for this session alone."""
     place.connection.delete_kernel(place.owner, place.slug)
     if noted.checkpoint:
         place.connection.delete_dataset(place.owner, noted.checkpoint)
 
 
-def _push(place: Place, request: LaunchRequest, datasets: tuple[str, ...], kernels: tuple[str, ...]) -> None:
+def _push(place: KernelPlace, request: LaunchRequest, datasets: tuple[str, ...], kernels: tuple[str, ...]) -> None:
     push = Push(
         slug=place.slug,
         source=kernel_source(request),
@@ -108,7 +108,7 @@ def _push(place: Place, request: LaunchRequest, datasets: tuple[str, ...], kerne
         except UnknownKernelError:
             if not exists(place):  # one that was started runs without it: a second push would run beside the first
                 place.connection.push(place.owner, replace(push, kernels=()))
-    except KaggleSaid:
+    except KaggleError:
         raise
     except ProviderUnavailable:
         if not exists(place):
@@ -117,7 +117,7 @@ def _push(place: Place, request: LaunchRequest, datasets: tuple[str, ...], kerne
 
 def _timeout_s(connection: Connection, request: LaunchRequest) -> int:
     """No more than is left of the week's GPU hours: what a session may take is set aside when it starts."""
-    longest = min(request.budget_s + TIMEOUT_OVER_S, LONGEST_SESSION_S)
+    longest = min(request.budget_s + TIMEOUT_OVER_S, MAX_SESSION_S)
     if wants_gpu(request.account):
         with contextlib.suppress(ProviderUnavailable):
             left_s = connection.quota().left_s

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.ports.providers import Leftovers
 from orchestrator.providers.kaggle.client import Connection
-from orchestrator.providers.kaggle.http import KaggleSaid
+from orchestrator.providers.kaggle.http import KaggleError
 from orchestrator.providers.kaggle.records import Notes
 from orchestrator.providers.kaggle.stream import pieces, stored
 
@@ -25,7 +25,7 @@ def gather(connection: Connection, owner: str, slug: str, notes: Notes) -> bool:
     prefix, complete = notes.read().prefix, True
     try:
         files, log = connection.outputs(owner, slug)
-    except KaggleSaid as refusal:
+    except KaggleError as refusal:
         if connection.absent(refusal, owner):
             return True
         raise
@@ -44,7 +44,7 @@ def _fetched(connection: Connection, url: str, target: Path) -> bool:
     """An address that leads nowhere says nothing of the other files, and the next listing has another one."""
     try:
         connection.download(url, target)
-    except KaggleSaid as refusal:
+    except KaggleError as refusal:
         if refusal.status == 404:
             return False
         raise

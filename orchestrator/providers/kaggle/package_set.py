@@ -13,14 +13,14 @@ import structlog
 from orchestrator.ports.providers import ProviderError, ProviderUnavailable
 from orchestrator.providers.kaggle.client import Push
 from orchestrator.providers.kaggle.kernel import packages_source
-from orchestrator.providers.kaggle.launch import UNSURE_S, Place
+from orchestrator.providers.kaggle.launch import UNSURE_S, KernelPlace
 from orchestrator.providers.kaggle.outputs import save_log
 from orchestrator.providers.kaggle.records import AccountNotes, Notes
 from orchestrator.providers.last_words import last_words
 from orchestrator.providers.session_records import WRITING
 from worker.shared import packages
 
-LONGEST_S = 900
+MAX_S = 900
 """For so long the kernel may install and pack."""
 AGAIN_AFTER_S = 86_400.0
 """A kernel that failed, or hangs, is not started again on the same day."""
@@ -37,7 +37,7 @@ def set_slug() -> str:
 class PackageSet:
     """The set of one account, whose kernel is at `place`, as it is found at `now` (epoch seconds)."""
 
-    place: Place
+    place: KernelPlace
     notes: AccountNotes
     now: float
 
@@ -67,9 +67,9 @@ class PackageSet:
         if state not in (None, *FAILED):  # it hangs
             self.place.connection.delete_kernel(self.place.owner, self.place.slug)
         source = packages_source()
-        push = Push(slug=self.place.slug, source=source, machine_shape="", internet=True, timeout_s=LONGEST_S)
+        push = Push(slug=self.place.slug, source=source, machine_shape="", internet=True, timeout_s=MAX_S)
         self.place.connection.push(self.place.owner, push)
-        self.notes.write(set_busy_until=self.now + LONGEST_S)
+        self.notes.write(set_busy_until=self.now + MAX_S)
 
     def _is_due(self, state: str | None) -> bool:
         """Whether it is to be started now; of several launches at once one is told so."""

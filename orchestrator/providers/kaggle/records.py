@@ -10,7 +10,7 @@ from pathlib import Path
 from orchestrator.providers.kaggle.stream import Piece
 from orchestrator.providers.session_records import WRITING, SessionNotes
 
-LONGEST_LOG = 64 << 20
+MAX_LOG = 64 << 20
 """Bytes kept of what a kernel prints."""
 
 
@@ -64,7 +64,7 @@ class Notes(SessionNotes[Session]):
     def _append(self, at: int, data: bytes) -> int:
         with WRITING:
             have = self.log.stat().st_size if self.log.is_file() else 0
-            if at <= have < at + len(data) and have < LONGEST_LOG:
+            if at <= have < at + len(data) and have < MAX_LOG:
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 with self.log.open("ab") as file:
                     file.write(data[have - at :])
@@ -102,7 +102,7 @@ class AccountNotes(SessionNotes[Upkeep]):
         super().__init__(folder, Upkeep)
 
 
-class Notebook:
+class RecordStore:
     """The notes of all sessions and accounts, and how many sessions run per account."""
 
     def __init__(self, folder: Path) -> None:

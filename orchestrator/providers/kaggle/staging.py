@@ -16,13 +16,13 @@ from pathlib import Path
 
 from orchestrator.ports.providers import LaunchRequest, ProviderUnavailable, StoreError
 from orchestrator.providers.kaggle.client import Connection
-from orchestrator.providers.kaggle.http import KaggleSaid
+from orchestrator.providers.kaggle.http import KaggleError
 from orchestrator.providers.kaggle.kernel import file_name
 from orchestrator.providers.kaggle.records import AccountNotes
 from worker.shared.messages import Grant, GrantKind
 
 READY_WITHIN_S = 900.0
-LONGEST_PAUSE_S = 5.0
+MAX_PAUSE_S = 5.0
 SENT_FOR_S = 3600.0
 """For so long what was sent is not sent again, though Kaggle refuses to make a dataset of it."""
 _TOKEN = re.compile(r"\b(blob|token)s?\b", re.IGNORECASE)
@@ -93,7 +93,7 @@ def _bring(desk: Desk, slug: str, grant: Grant, read: Callable[[], Iterator[byte
     token = desk.sent(grant) or _send(desk, grant, read)
     try:
         connection.create_dataset(owner, slug, token)
-    except KaggleSaid as refusal:
+    except KaggleError as refusal:
         if _TOKEN.search(refusal.words):
             desk.note_sent(grant, "")
         if (
@@ -136,7 +136,7 @@ def _await_ready(connection: Connection, owner: str, slug: str) -> None:
         if time.monotonic() + asked_s > until:
             raise ProviderUnavailable(f"Kaggle still processes {slug} after {READY_WITHIN_S / 60:.0f} minutes")
         time.sleep(max(pause, asked_s))
-        pause = min(LONGEST_PAUSE_S, 1.6 * pause)
+        pause = min(MAX_PAUSE_S, 1.6 * pause)
         state, asked_s = _progress(connection, owner, slug)
 
 
@@ -144,7 +144,7 @@ def _progress(connection: Connection, owner: str, slug: str) -> tuple[str | None
     """A dataset's state, and a pause in seconds that Kaggle asks for: to give up then would throw away what was sent."""
     try:
         return connection.dataset_state(owner, slug), 0.0
-    except KaggleSaid as refusal:
+    except KaggleError as refusal:
         if refusal.status != 429:
             raise
-        return "not told", refusal.retry_after or LONGEST_PAUSE_S
+        return "not told", refusal.retry_after or MAX_PAUSE_S

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from orchestrator.ports.providers import ProviderUnavailable
 from orchestrator.providers.kaggle.client import Quota
-from orchestrator.providers.kaggle.http import KaggleSaid
-from orchestrator.providers.kaggle.launch import Place
+from orchestrator.providers.kaggle.http import KaggleError
+from orchestrator.providers.kaggle.launch import KernelPlace
 from orchestrator.providers.kaggle.outputs import gather, save_log
 from orchestrator.providers.kaggle.records import Notes
 
@@ -30,7 +30,7 @@ _HEAD_BYTES = 64 << 10
 class Wish:
     """That a session should end: wished at `now` (epoch seconds) in Kaggle's `state` of it, by name and in small letters."""
 
-    place: Place
+    place: KernelPlace
     notes: Notes
     state: str
     now: float
@@ -77,7 +77,7 @@ def _learnt(wish: Wish) -> int | None:
 def _ask(wish: Wish, number: int) -> str:
     try:
         wish.place.connection.cancel(number)
-    except KaggleSaid as refusal:
+    except KaggleError as refusal:
         if refusal.status in (401, 429):
             raise
         return f"Kaggle refused to cancel its session: {refusal.words}"

@@ -14,9 +14,9 @@ import urllib3
 from orchestrator.ports.providers import ProviderUnavailable
 
 END_MARK = "END_OF_LOG"
-LONGEST_EVENT = 64 << 20
+MAX_EVENT = 64 << 20
 """Bytes of one event; what is longer is no log of a worker and is passed over."""
-LONGEST_LINE = 4 << 20
+MAX_LINE = 4 << 20
 CHUNK = 1 << 16
 
 
@@ -71,7 +71,7 @@ def _split(chunks: Iterable[bytes]) -> Iterator[bytes]:
             *whole, rest = waiting.split(b"\n")
             yield from (bytes(line) for line in whole[dropping:])
             waiting, dropping = rest, False
-        if len(waiting) > LONGEST_EVENT:
+        if len(waiting) > MAX_EVENT:
             waiting, dropping = bytearray(), True
 
 
@@ -98,7 +98,7 @@ def stored(chunks: Iterable[str]) -> Iterator[Piece]:
             yield _piece(event)
         text = text[place:]
         wanted = 2 * len(text)  # a long event is not tried anew with every few bytes of it
-        if len(text) > LONGEST_EVENT:
+        if len(text) > MAX_EVENT:
             raise ProviderUnavailable("Kaggle's stored log cannot be read")
     if opened:
         raise ProviderUnavailable("Kaggle's stored log is cut off")
@@ -125,7 +125,7 @@ def lines(found: Iterable[Piece]) -> Iterator[str]:
             continue
         *whole, waiting = (waiting + piece.text).split("\n")
         yield from whole
-        if len(waiting) > LONGEST_LINE:
+        if len(waiting) > MAX_LINE:
             waiting = ""
     if waiting:
         yield waiting

@@ -11,7 +11,7 @@ from tests.emulators.kaggle.sessions import Sessions
 from tests.emulators.kaggle.state import (
     CPU_SESSIONS,
     GPU_SESSIONS,
-    LONGEST_SESSION_S,
+    MAX_SESSION_S,
     Kernel,
     Person,
     RefusedError,
@@ -86,7 +86,7 @@ class Kernels:
             private=bool(said.get("isPrivate", True)),
             datasets=[str(s) for s in said.get("datasetDataSources", [])],
             kernels=[str(s) for s in said.get("kernelDataSources", [])],
-            timeout_s=min(float(said.get("sessionTimeoutSeconds") or LONGEST_SESSION_S), LONGEST_SESSION_S),
+            timeout_s=min(float(said.get("sessionTimeoutSeconds") or MAX_SESSION_S), MAX_SESSION_S),
             root=self._world.folder / "kernels" / str(number),
             version=version,
         )

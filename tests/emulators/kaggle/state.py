@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 GPU_SESSIONS, CPU_SESSIONS = 2, 5
-LONGEST_SESSION_S = 12 * 3600
+MAX_SESSION_S = 12 * 3600
 TERMINAL = frozenset({"COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED"})
 
 

@@ -39,7 +39,7 @@ NOTEBOOK = "application/vnd.google.colaboratory"
 HTTP_TIMEOUT_S = 30.0
 IDS_AT_ONCE = 100
 PROPERTY = "trainhop"
-_LARGEST_PROPERTY = 124
+_MAX_PROPERTY = 124
 _FILE = "id,fileSize,sha256Checksum,labels/trashed"
 _ABOUT = "user/emailAddress,quotaBytesTotal,quotaBytesUsed,quotaBytesUsedAggregate,quotaType"
 
@@ -133,7 +133,7 @@ class DriveClient:
     def open_session(self, ident: str, title: str, parent: str, key: str) -> str:
         """The URL of a resumable upload; raises `AlreadyThereError` or, for the parent, `GoneError`."""
         body: dict[str, Any] = {"id": ident, "title": title, "parents": [{"id": parent}]}
-        if len(PROPERTY + key) <= _LARGEST_PROPERTY:
+        if len(PROPERTY + key) <= _MAX_PROPERTY:
             body["properties"] = [{"key": PROPERTY, "value": key, "visibility": "PRIVATE"}]
         headers = {
             "Content-Type": "application/json; charset=UTF-8",

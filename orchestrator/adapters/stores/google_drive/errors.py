@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from orchestrator.ports.providers import ObjectMissing, StoreError, StoreFull, StoreUnavailable
-from worker.shared.resumable_upload import FULL, LATER, LONGEST_RETRY_AFTER_S, SLOW_DOWN
+from worker.shared.resumable_upload import FULL, MAX_RETRY_AFTER_S, RETRY, SLOW_DOWN
 
 SIGN_IN = "sign in again: trainhop store use drive --client-secrets FILE"
 _NOT_TODAY = frozenset(
@@ -49,8 +49,8 @@ def meaning(status: int, body: bytes, retry_after: str = "") -> StoreError:
         return _BY_STATUS[status](words)
     if status == 403 and reason in FULL:
         return StoreFull("Google Drive has no space left; empty its trash, delete something there, or get more space")
-    if status in LATER or (status == 403 and reason in SLOW_DOWN):
-        return AgainError(words, min(float(retry_after), LONGEST_RETRY_AFTER_S) if retry_after.isdecimal() else 0.0)
+    if status in RETRY or (status == 403 and reason in SLOW_DOWN):
+        return AgainError(words, min(float(retry_after), MAX_RETRY_AFTER_S) if retry_after.isdecimal() else 0.0)
     if status == 401 or (status == 403 and reason in _REMEDIES):
         return SignInError(
             f"Google Drive does not accept these credentials ({reason or 401}); {_REMEDIES.get(reason, SIGN_IN)}"
@@ -62,7 +62,7 @@ def meaning(status: int, body: bytes, retry_after: str = "") -> StoreError:
 
 def refused_refresh(status: int, message: str) -> StoreError:
     """The error for a token that could not be refreshed."""
-    if status in LATER:
+    if status in RETRY:
         return AgainError(f"Google's token service answers {status}")
     if "invalid_grant" in message:
         return SignInError(
