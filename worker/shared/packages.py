@@ -1,7 +1,7 @@
 """The one set of packages that every worker trains with, whatever machine it is on, and getting it there.
 
 Standard library only, so that it runs before anything is installed: a Kaggle kernel's script and a notebook call it, people
-run `python -m worker.shared.packages [--wheels FOLDER] [--gpu]`.
+run `python -m worker.install [--wheels FOLDER] [--gpu]`.
 `pyproject.toml` names the same versions in its extra `train`; a test compares the two.
 """
 
