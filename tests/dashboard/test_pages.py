@@ -222,7 +222,7 @@ def test_whatever_goes_wrong_is_said_in_words(site, monkeypatch):
 def test_a_data_file_may_be_as_large_on_a_page_as_by_the_api(make_server, tmp_path, monkeypatch):
     """Guards: with `/submit` left out of `_UPLOADS`, both were refused at the limit of JSON; what is larger than the limit of
     uploads is refused in words, announced or not."""
-    monkeypatch.setattr(middleware, "LARGEST_JSON_BYTES", 1000)
+    monkeypatch.setattr(middleware, "MAX_JSON_BYTES", 1000)
     app = make_server(f"sqlite:///{tmp_path / 'trainhop.db'}", max_upload_bytes=2 << 20)
     rows = b'{"text": "a row of some length"}\n' * 100
     with TestClient(make_app(app), base_url="http://127.0.0.1", follow_redirects=False) as client:

@@ -107,7 +107,7 @@ def test_behind_a_proxy_our_pages_are_those_of_the_public_address(make_server, t
 )
 def test_every_answer_carries_the_security_headers(api1, monkeypatch, status, method, path, more, accept):
     """Guard: with the gate among the application's middleware a bug was answered outside of it, with none of these."""
-    monkeypatch.setattr(middleware, "LARGEST_JSON_BYTES", 1000)
+    monkeypatch.setattr(middleware, "MAX_JSON_BYTES", 1000)
     if status == 500:
         monkeypatch.setattr(accounts, "list_members", lambda _: 1 / 0)
     if status == 304:
@@ -137,7 +137,7 @@ def test_no_page_loads_scripts_from_elsewhere(api1):
 
 def test_a_body_that_is_too_large_is_refused_announced_or_not(api1, monkeypatch):
     """Guard: without `_counted` the chunked body was read to its end."""
-    monkeypatch.setattr(middleware, "LARGEST_JSON_BYTES", 1000)
+    monkeypatch.setattr(middleware, "MAX_JSON_BYTES", 1000)
     announced = api1.admin.call("POST", "/members", content=b"x" * 2000)
     chunked = api1.admin.call(
         "POST", "/members", content=iter([b"x" * 600] * 3), headers={"Content-Type": "application/json"}

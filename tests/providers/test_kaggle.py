@@ -245,7 +245,7 @@ def test_a_push_after_slow_staging_is_waited_for_as_long_as_any_other(provider, 
 
 def test_a_script_that_would_be_too_long_is_refused_with_its_size(provider, works, monkeypatch):
     works(WAIT)
-    monkeypatch.setattr(source, "LONGEST_SOURCE", 1000)
+    monkeypatch.setattr(source, "MAX_SOURCE", 1000)
     with pytest.raises(LaunchRejected, match="1,000 at most"):
         provider.launch(request(kaggle_account("alice")))
 

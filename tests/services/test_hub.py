@@ -203,12 +203,12 @@ def test_an_index_that_names_what_is_not_there_is_refused(catalog, hub):
 
 def test_a_model_of_too_many_or_too_large_files_is_refused(catalog, hub, monkeypatch):
     """Guards: without either limit the server read on."""
-    monkeypatch.setattr(hub_module, "MOST_FILES", 3)
+    monkeypatch.setattr(hub_module, "MAX_FILES", 3)
     assert "more than 3 files" in refusal(InvalidError, catalog.files, pinned(hub, "org/gated"), ANN)
-    monkeypatch.setattr(hub_module, "MOST_FILES", 30)
-    monkeypatch.setattr(hub_module, "MOST_SMALL_BYTES", 40)
+    monkeypatch.setattr(hub_module, "MAX_FILES", 30)
+    monkeypatch.setattr(hub_module, "MAX_SMALL_BYTES", 40)
     assert "larger than such a file may be" in refusal(InvalidError, catalog.files, pinned(hub, "org/private"), ANN)
-    monkeypatch.setattr(hub_module, "MOST_CONFIG_BYTES", 40)
+    monkeypatch.setattr(hub_module, "MAX_CONFIG_BYTES", 40)
     assert "larger than such a file may be" in refusal(InvalidError, catalog.model, "org/open")
 
 

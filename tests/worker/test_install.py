@@ -320,7 +320,7 @@ def test_a_damaged_staged_set_is_as_none(own, shop, wanted, staged, damage):
 
 def test_a_staged_set_that_would_fill_the_disk_is_not_unpacked(own, wanted, staged, monkeypatch):
     """Every size has a maximum."""
-    monkeypatch.setattr(package_folder, "MOST_BYTES", 10)
+    monkeypatch.setattr(package_folder, "MAX_BYTES", 10)
     assert not package_folder.unpack(staged, own, wanted)
 
 
