@@ -79,7 +79,7 @@ def test_a_token_that_the_hub_does_not_accept_is_not_kept(api1, people, hub):
     asked = len(hub.seen)
     assert put(people.ann, "x" * 3_000).status_code == 422
     assert len(hub.seen) == asked
-    hub.limits.add("whoami", status=429, headers={"Retry-After": "31"})
+    hub.rules.add("whoami", status=429, headers={"Retry-After": "31"})
     away = put(people.ann, BOB)
     assert (away.status_code, away.headers["retry-after"]) == (503, "31")
     assert people.ann.get("/hub-token").json()["account"] == "ann-on-the-hub"
@@ -113,7 +113,7 @@ def test_a_gated_model_is_planned_with_its_owners_token_alone(api1, people, hub)
 
 
 def test_a_hub_that_is_busy_while_a_job_is_submitted_says_when_to_come_back(api1, people, hub):
-    hub.limits.add("GET /api/models", status=429, headers={"Retry-After": "120"})
+    hub.rules.add("GET /api/models", status=429, headers={"Retry-After": "120"})
     busy = people.ann.post("/jobs", people.ann.job_file(base_model="org/open"))
     assert (busy.status_code, busy.headers["retry-after"]) == (503, "120")
 
@@ -168,7 +168,7 @@ def test_a_model_for_everybody_is_left_to_the_machine(api1, people, provider, hu
     assert len(hub.seen) == asked
     put(people.ann, ANN)
     _, machine = started(api1, people, provider, "org/open")
-    hub.limits.add("GET /api/models", status=503)
+    hub.rules.add("GET /api/models", status=503)
     assert machine.start().json()["model"] == []
 
 
@@ -207,17 +207,17 @@ def test_a_hub_that_is_away_is_waited_for_and_costs_the_job_nothing(api, people,
     """Guards: with `counts` left at its default the job was a loss nearer to its end; without `PATIENCE_S` a GPU waited on."""
     put(people.ann, ANN)
     job, machine = started(api, people, provider)
-    hub.limits.add("GET /api/models", times=0, status=503, headers={"Retry-After": "9"})
+    hub.rules.add("GET /api/models", times=0, status=503, headers={"Retry-After": "9"})
     for _ in range(2):
         away = machine.start()
         assert (away.status_code, away.headers["retry-after"]) == (503, "9")
         clock.tick(20)
-    hub.limits.clear()
+    hub.rules.clear()
     assert machine.start().status_code == 200
 
     machine.say("release", machine.said("release", step=0, reason="drained"))
     machine = Machine.launched(api, provider)
-    hub.limits.add("GET /api/models", times=0, status=503)
+    hub.rules.add("GET /api/models", times=0, status=503)
     assert machine.start().status_code == 503
     clock.tick(model_files.PATIENCE_S)
     assert machine.start().status_code == 409
@@ -230,7 +230,7 @@ def test_a_hub_that_is_away_is_waited_for_and_costs_the_job_nothing(api, people,
     assert waiting is not None
     assert "the Hugging Face hub is busy" in waiting.reason
     assert dispatch(api.app.context) == 0
-    hub.limits.clear()
+    hub.rules.clear()
     clock.tick(model_files.REST_S)
     assert Machine.launched(api, provider).start().status_code == 200
 
@@ -267,7 +267,7 @@ def test_a_machine_that_cannot_call_is_not_started_in_vain(api, people, offline,
     """Guard: without `except ConflictError` in `_launch` the round ended there, and nobody settled the lease."""
     put(people.ann, ANN)
     job = submit_one_way(people)
-    hub.limits.add("HEAD /org/gated", status=502)
+    hub.rules.add("HEAD /org/gated", status=502)
     dispatch(api.app.context)
     now = people.ann.get(f"/jobs/{job['id']}").json()
     assert (now["state"], offline.launched) == ("queued", [])

@@ -106,14 +106,14 @@ def test_a_drive_that_is_away_is_not_asked_about_every_old_file(api1, people, pr
     people.ann.submit(checkpoint={"keep": 1})
     machine = Machine.launched(api1, provider)
     machine.start()
-    rule = drive.limits.add(Rule("DELETE", status=403, reason="dailyLimitExceeded", times=None))
+    rule = drive.rules.add(Rule("DELETE", status=403, reason="dailyLimitExceeded", times=None))
     for step in (1, 2, 3):
         machine.save(step, tmp_path)
     before = rule.hits
     sweep(api1.app.context)
     assert rule.hits - before == 1
     assert len(drive.files()) == 3
-    drive.limits.clear()
+    drive.rules.clear()
     sweep(api1.app.context)
     assert len(drive.files()) == 1
 

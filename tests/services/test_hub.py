@@ -109,19 +109,19 @@ def _problems(look, *asked):
 
 def test_a_hub_that_is_busy_or_away_is_tried_later(catalog, hub):
     """Guard: with `retry_after_s` not read, the 429's own waiting time was lost."""
-    hub.limits.add("GET /api/models", status=429, headers={"Retry-After": "77"})
+    hub.rules.add("GET /api/models", status=429, headers={"Retry-After": "77"})
     with pytest.raises(UnavailableError, match="busy") as caught:
         catalog.model("org/open")
     assert caught.value.retry_after_s == 77
-    hub.limits.add("GET /api/models", status=429, headers={"RateLimit": '"api";r=0;t=55'})
+    hub.rules.add("GET /api/models", status=429, headers={"RateLimit": '"api";r=0;t=55'})
     with pytest.raises(UnavailableError) as caught:
         catalog.model("org/open")
     assert caught.value.retry_after_s == 55
-    hub.limits.add("GET /org/open/resolve", status=503)
+    hub.rules.add("GET /org/open/resolve", status=503)
     assert "503" in refusal(UnavailableError, catalog.model, "org/open")
-    hub.limits.add("GET /api/models", cut=True)
+    hub.rules.add("GET /api/models", cut=True)
     assert "name an allowed folder" in refusal(UnavailableError, catalog.model, "org/open")
-    hub.limits.add("HEAD /datasets", cut=True)
+    hub.rules.add("HEAD /datasets", cut=True)
     assert "upload the file instead" in refusal(UnavailableError, catalog.dataset, "org/rows", "train", ANN)
 
 
@@ -145,7 +145,7 @@ def test_a_gated_dataset_is_not_had_through_the_cache_of_another(catalog, hub):
 def test_the_owner_of_a_token_is_told_and_a_wrong_one_refused(catalog, hub):
     assert catalog.whose(ANN) == "ann"
     assert "does not accept your token" in refusal(InvalidError, catalog.whose, "hf_made_up")
-    hub.limits.add("whoami", status=500)
+    hub.rules.add("whoami", status=500)
     refusal(UnavailableError, catalog.whose, ANN)
 
 
@@ -178,9 +178,9 @@ def test_a_machine_reads_a_closed_models_files_without_the_token(catalog, hub, n
 
 def test_a_model_for_everybody_is_left_to_the_machine(catalog, hub):
     assert catalog.files(pinned(hub, "org/open"), ANN) == ()
-    hub.limits.add("GET /api/models", status=503)
+    hub.rules.add("GET /api/models", status=503)
     assert catalog.files(pinned(hub, "org/open"), ANN) == ()  # nobody has to be asked again to know that
-    hub.limits.add("GET /api/models", status=503)
+    hub.rules.add("GET /api/models", status=503)
     refusal(UnavailableError, catalog.files, pinned(hub, "org/gated"), ANN)
 
 

@@ -198,7 +198,7 @@ def test_a_store_that_takes_nothing_costs_the_job_nothing(ann, job, made, drive,
     """Guard: without the hand-back the job stayed leased to a notebook that had been refused."""
     tab = Tab(made, drive)
     tab.ask()
-    drive.limits.add(Rule("POST /upload", status=403, reason="storageQuotaExceeded"))
+    drive.rules.add(Rule("POST /upload", status=403, reason="storageQuotaExceeded"))
     postman.round()
     assert "make a new notebook" in tab.answer().refused
     assert state(ann, job) == "queued"
