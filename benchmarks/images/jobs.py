@@ -83,9 +83,9 @@ def _second_backend(folder: Path, image: Image) -> Figure:
     say(f"{image.name}, unsloth ...")
     place = Path(tempfile.mkdtemp(prefix=f"{image.name}-unsloth-", dir=folder))
     bring = (
-        "import sys; from pathlib import Path; from worker import install, packages; here = Path(sys.argv[1]); "
-        "packages.ready(here / 'packages', install.every_line()); sys.path.insert(0, str(here / 'packages')); "
-        "print(install.unsloth(folder=here / 'unsloth'))"
+        "import sys; from pathlib import Path; from worker.shared import package_folder, packages; here = Path(sys.argv[1]); "
+        "package_folder.ready(here / 'packages', packages.every_line()); sys.path.insert(0, str(here / 'packages')); "
+        "print(packages.unsloth(folder=here / 'unsloth'))"
     )
     environment = os.environ | image.variables | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(

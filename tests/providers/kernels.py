@@ -90,9 +90,9 @@ def light_wheel(code: str) -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("worker/__init__.py", "")
-        for path in Path(boot.__file__).parent.glob("*.py"):
-            if path.name not in ("__init__.py", "__main__.py"):
-                archive.write(path, f"worker/{path.name}")
+        root = Path(boot.__file__).parents[1]
+        for path in (*root.glob("shared/*.py"), *root.glob("agent/*.py")):
+            archive.write(path, f"worker/{path.relative_to(root).as_posix()}")
         archive.writestr("worker/__main__.py", LIGHT + code)
     return packed.getvalue()
 

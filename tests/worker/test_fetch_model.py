@@ -134,7 +134,7 @@ def test_a_download_ends_with_whoever_asked_for_it(hub: Hub, tmp_path: Path) -> 
     code = """
 import os
 from worker.shared.process import process_birth
-from worker import limits
+from worker.agent import limits
 real = limits.subprocess.Popen
 def noted(*args, **kwargs):
     child = real(*args, **kwargs)

@@ -262,7 +262,7 @@ def test_a_process_for_another_gpu_that_never_comes(
     """Two processes on a machine without a GPU. Guard: without the limit of `Part.GROUP`, and without `Hooks.lost`, the first
     one waited for half an hour, and the session was lost without a word.
     """
-    lead = "from worker.training import launch, ranks; launch.world_size = lambda *_: 2"
+    lead = "from worker.training import distributed, ranks; distributed.world_size = lambda *_: 2"
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "sitecustomize.py").write_text(
         f"import os, sys, threading\nif 'worker.training.gpu_follower' in sys.orig_argv:\n    {follower}\n"

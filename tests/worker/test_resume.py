@@ -151,8 +151,8 @@ def test_nothing_is_unpickled(lab):
 import sys
 from pathlib import Path
 from tests.helpers.training_runs import Lab
-from worker import checkpoint
-from worker.training import sft, state
+from worker.shared import checkpoint_file
+from worker.training import state
 base, dataset, folder, half = map(Path, sys.argv[1:])
 lab = Lab(base=base, dataset=dataset, rows=23, folder=folder)
 seen = []
@@ -167,7 +167,7 @@ def audit(event, args):
         seen.append(args)
 sys.addaudithook(audit)
 state.restore = watched
-watching.append(1); checkpoint.load(half); watching.clear()
+watching.append(1); checkpoint_file.load(half); watching.clear()
 lab.session(lab.spec(lora_dropout=0.1, optimizer="adamw_8bit"), resume=half)
 print("unpickled", seen)
 """
