@@ -1,7 +1,7 @@
-"""How a notebook reaches a server that it cannot call: by two small documents in its owner's Drive.
+"""Connects a notebook to a server that it cannot call, through two small documents in its owner's Drive.
 
-The worker prints signed lines; the notebook copies those that were not heard yet into the one document and reads what the
-server says from the other.
+The worker prints signed lines. The notebook copies the unacknowledged ones into one document, and reads the server's
+replies from the other.
 """
 
 from __future__ import annotations
@@ -15,21 +15,24 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import ValidationError
 
+from worker.notebook.connection import Next
 from worker.notebook.errors import NotebookError
-from worker.notebook.reach import Next
 from worker.shared.messages import Action, Finish, Grant, Release, sign_line, signed_message
 from worker.shared.notebook_messages import Claimed, ClaimRequest, MailboxReply, MailboxRequest
 
 TIMEOUT_S = 60.0
 PATIENCE_S = 600.0
-"""For the server's first answer: it may have to bring the data to the Drive before."""
+"""Seconds to wait for the server's first reply. The server may have to copy the data to the Drive before."""
 GOODBYE_S = 90.0
 ASK_EVERY_S = 2.0
 WRITE_EVERY_S = 10.0
 
 
-class Writing:
-    """Implements `Reach` with the documents at `addresses` (`up` is ours, `down` the server's); `credentials` are google-auth's."""
+class MailboxConnection:
+    """Implements `Connection` with the mailbox documents at `addresses`: `up` is ours, `down` the server's.
+
+    `credentials` are google-auth's.
+    """
 
     def __init__(self, addresses: dict[str, str], credentials: Any) -> None:
         self._up, self._down = addresses["up"], addresses["down"]
@@ -39,43 +42,43 @@ class Writing:
         self._lines: list[tuple[int, str]] = []
         self._next, self._written = 0.0, MailboxRequest(nonce="")
 
-    # --- Reach ---
+    # --- Connection ---
 
-    def claim(self, asked: ClaimRequest) -> Claimed:
-        self._nonce = asked.nonce
-        found = self._read()
-        if found is not None and found.taken:
-            raise NotebookError(
-                "this notebook was run before, or runs in another tab: a code works once, make a new one"
-            )
-        letter, until = MailboxRequest(nonce=asked.nonce, claim=asked), time.monotonic() + PATIENCE_S
-        self._write(letter)
+    def claim(self, request: ClaimRequest) -> Claimed:
+        self._nonce = request.nonce
+        reply = self._read()
+        if reply is not None and reply.taken:
+            raise NotebookError("This notebook was already run, or it is running in another tab. Create a new one.")
+        message, until = MailboxRequest(nonce=request.nonce, claim=request), time.monotonic() + PATIENCE_S
+        self._write(message)
         while time.monotonic() < until:
-            answer = self._read()
-            if answer is None or answer.nonce != self._nonce:
+            reply = self._read()
+            if reply is None or reply.nonce != self._nonce:
                 time.sleep(ASK_EVERY_S)
                 continue
-            if answer.refused or answer.claimed is None:
-                raise NotebookError(answer.refused or "the server has answered without a job: make a new notebook")
-            ticket = answer.claimed.ticket
+            if reply.refused or reply.claimed is None:
+                raise NotebookError(reply.refused or "The server's answer has no job. Create a new notebook.")
+            ticket = reply.claimed.ticket
             self._token = ticket.token
             if ticket.assignment is not None:
                 self._every_s = min(WRITE_EVERY_S, ticket.assignment.report_every_s)
-            return _signed_in(answer.claimed, self._headers(), urlsplit(self._up).netloc)
+            return _signed_in(reply.claimed, self._headers(), urlsplit(self._up).netloc)
         self._write(MailboxRequest(nonce=""))
-        raise NotebookError("the server has not looked into the Drive: start it (trainhop up) and run this cell again")
+        raise NotebookError(
+            "The server has not answered through Google Drive. Start it (trainhop up) and run this cell again."
+        )
 
     def outbox(self, home: Path) -> Path:
         return home / "keep" / "outbox.jsonl"
 
-    def tend(self, log: Path) -> Next:
+    def poll(self, log: Path) -> Next:
         if time.monotonic() < self._next:
             return Next.GO_ON
         self._next = time.monotonic() + self._every_s
         self._collect(log)
         return self._exchange()
 
-    def settle(self, log: Path) -> bool:
+    def flush(self, log: Path) -> bool:
         self._collect(log)
         until = time.monotonic() + GOODBYE_S
         while self._lines and time.monotonic() < until:
@@ -85,14 +88,14 @@ class Writing:
                 time.sleep(min(self._every_s, ASK_EVERY_S))
         return not self._lines
 
-    def say(self, claimed: Claimed, message: Release | Finish) -> None:
+    def send(self, claimed: Claimed, message: Release | Finish) -> None:
         self._lines.append((message.seq, sign_line(claimed.ticket.token, message.as_line())))
         self._exchange()
 
     # --- documents ---
 
     def _collect(self, log: Path) -> None:
-        """New lines of the worker's output that are meant for the server."""
+        """Read new signed lines from the worker's output."""
         if not log.exists():
             return
         with log.open("rb") as file:
@@ -107,49 +110,51 @@ class Writing:
                     self._lines.append((_seq(message), text))
 
     def _exchange(self) -> Next:
-        """Say what was not heard; hear what there is to do. A Drive that does not answer changes nothing."""
-        answer = self._read()
-        mine = answer is not None and answer.nonce == self._nonce
-        if answer is not None and mine:
-            self._lines = [(seq, line) for seq, line in self._lines if seq > answer.heard]
-        letter = MailboxRequest(nonce=self._nonce, lines=tuple(line for _, line in self._lines))
-        if self._lines and not (mine and letter == self._written) and self._write(letter):
-            self._written = letter
-        if answer is None or not mine:
+        """Write unacknowledged lines and read the server's reply. Nothing changes if the Drive does not respond."""
+        reply = self._read()
+        is_current = reply is not None and reply.nonce == self._nonce
+        if reply is not None and is_current:
+            self._lines = [(seq, line) for seq, line in self._lines if seq > reply.heard]
+        message = MailboxRequest(nonce=self._nonce, lines=tuple(line for _, line in self._lines))
+        if self._lines and not (is_current and message == self._written) and self._write(message):
+            self._written = message
+        if reply is None or not is_current:
             return Next.GO_ON
-        if answer.over:
+        if reply.over:
             return Next.STOP
-        if answer.directive.action is Action.CONTINUE:
+        if reply.directive.action is Action.CONTINUE:
             return Next.GO_ON
-        return {"paused": Next.PAUSE, "cancelled": Next.CANCEL}.get(answer.directive.reason, Next.LEAVE)
+        return {"paused": Next.PAUSE, "cancelled": Next.CANCEL}.get(reply.directive.reason, Next.LEAVE)
 
     def _read(self) -> MailboxReply | None:
-        answer = self._ask("GET", self._down, lambda headers: {"headers": headers})
+        response = self._request("GET", self._down, lambda headers: {"headers": headers})
         try:
-            return MailboxReply.model_validate_json(answer.content) if answer is not None else None
+            return MailboxReply.model_validate_json(response.content) if response is not None else None
         except ValidationError:
             return None
 
-    def _write(self, letter: MailboxRequest) -> bool:
+    def _write(self, message: MailboxRequest) -> bool:
         url = self._up.replace("/drive/v2/", "/upload/drive/v2/").partition("?")[0] + "?uploadType=media"
-        body = letter.model_dump_json().encode()
+        body = message.model_dump_json().encode()
         kind = {"Content-Type": "application/octet-stream"}
-        return self._ask("PUT", url, lambda headers: {"headers": headers | kind, "content": body}) is not None
+        return self._request("PUT", url, lambda headers: {"headers": headers | kind, "content": body}) is not None
 
-    def _ask(self, method: str, url: str, more: Callable[[dict[str, str]], dict[str, Any]]) -> httpx.Response | None:
-        def ask(headers: dict[str, str]) -> httpx.Response:
+    def _request(
+        self, method: str, url: str, more: Callable[[dict[str, str]], dict[str, Any]]
+    ) -> httpx.Response | None:
+        def send(headers: dict[str, str]) -> httpx.Response:
             return httpx.request(method, url, timeout=TIMEOUT_S, trust_env=False, **more(headers))
 
         try:
-            answer = ask(self._headers())
-            if answer.status_code == 401:  # a clock that is slow, or a token that was withdrawn
-                answer = ask(self._headers(renewed=True))
+            response = send(self._headers())
+            if response.status_code == 401:  # this machine's clock is slow, or the token was revoked
+                response = send(self._headers(renewed=True))
         except (httpx.HTTPError, OSError):
             return None
-        return answer if answer.is_success else None
+        return response if response.is_success else None
 
     def _headers(self, *, renewed: bool = False) -> dict[str, str]:
-        """The person's own sign-in, renewed when it has run out or that is asked for."""
+        """Authorization of the person. Refreshed if it has expired or `renewed` is set."""
         if renewed or not self._credentials.valid:
             import google.auth.exceptions
             import google.auth.transport.requests
@@ -168,9 +173,9 @@ def _seq(message: str) -> int:
 
 
 def _signed_in(claimed: Claimed, headers: dict[str, str], host: str) -> Claimed:
-    """What the worker reads from the account's `host` at its start, it reads as the person who runs the notebook.
+    """Add the person's authorization to downloads from the account's `host`.
 
-    A model's large files lie with strangers, who are not told who asks.
+    Large files of a model may be on other hosts, which do not receive it.
     """
     assignment = claimed.ticket.assignment
     if assignment is None:
