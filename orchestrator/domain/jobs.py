@@ -1,9 +1,8 @@
-"""The nouns: Member, Account, Job, Lease, Checkpoint, Event. Times are seconds since the Unix epoch, UTC."""
+"""A job with its events, leases and checkpoints. Times are seconds since the Unix epoch, UTC."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from orchestrator.domain.errors import IllegalMoveError, StaleFenceError
@@ -18,60 +17,15 @@ from orchestrator.domain.lifecycle import (
 )
 
 LOSSES_BEFORE_GIVING_UP = 20
-"""Machines lost in a row without one new checkpoint before a job is called hopeless."""
+"""After this many lost machines in a row without a new checkpoint, a job fails."""
 
 FAILURES_BEFORE_GIVING_UP = 4
-"""Reported crashes in a row without one new checkpoint before a job is called hopeless."""
-
-
-class Role(StrEnum):
-    """What a token may do."""
-
-    ADMIN = "admin"
-    MEMBER = "member"
-
-
-@dataclass(kw_only=True)
-class Member:
-    """A person who uses this installation, or did until `removed_at`: then it is a name that jobs had an owner by."""
-
-    id: str
-    name: str
-    role: Role
-    created_at: float
-    removed_at: float | None = None
-    hub_token: str = field(default="", repr=False)
-    """The member's token for the Hugging Face hub, sealed by the vault."""
-
-
-@dataclass(kw_only=True)
-class Account:
-    """One member's account at a provider, or (without a member) a pool of machines open to all.
-
-    `config` is the driver's own; `paused` keeps new leases away. `not_before` is when the provider will have room again.
-    `credentials` are sealed by the vault; `consented_at` is when the owner agreed that jobs may run there; `problem` says in
-    words what the owner must put right before anything can start there again.
-    """
-
-    id: str
-    provider: str
-    member_id: str | None
-    name: str
-    config: dict[str, Any]
-    paused: bool = False
-    not_before: float = 0.0
-    note: str = ""
-    credentials: str = field(default="", repr=False)
-    consented_at: float | None = None
-    problem: str = ""
-    image: dict[str, Any] = field(default_factory=dict[str, Any])
-    """What a check on a machine of this account last found: its image and how each probe ended."""
-    created_at: float
+"""After this many reported crashes in a row without a new checkpoint, a job fails."""
 
 
 @dataclass(kw_only=True)
 class Event:
-    """One thing that happened to a job; written in the transaction in which it happened."""
+    """One event of a job, written in the transaction in which it happened."""
 
     job_id: str
     at: float
@@ -84,13 +38,15 @@ class Event:
 
 
 CPU_SLOWDOWN = 50.0
-"""How much longer a step takes on a CPU than on a GPU, roughly, as long as it has not been timed on both: a T4 does some 20
-TFLOP/s of this work, a CPU of eight cores some 0.4."""
+"""Rough ratio of the time of a step on a CPU to its time on a GPU.
+
+It is used until a step has been timed on both. A T4 does about 20 TFLOP/s of this work, a CPU with eight cores 0.4.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """Seconds of one step of a job, as last timed on a GPU and on a CPU; None where it has not been."""
+    """Seconds of one step of a job, as last timed on a GPU and on a CPU. None means not timed yet."""
 
     gpu_s: float | None = None
     host_s: float | None = None
@@ -101,11 +57,14 @@ class StepTime:
         return self.gpu_s is not None or self.host_s is not None
 
     def timed(self, *, gpu: bool) -> float | None:
-        """Seconds of a step on such a machine, if that has been seen."""
+        """Seconds of a step on such a machine, if it was timed there."""
         return self.gpu_s if gpu else self.host_s
 
     def guess(self, *, gpu: bool) -> float:
-        """The same, told from the other kind of machine where it has to be; good enough to choose between places."""
+        """Seconds of a step on such a machine. If not timed there, an estimate from the other kind of machine.
+
+        The estimate is good enough to choose between places.
+        """
         seen = self.timed(gpu=gpu)
         if seen is not None:
             return seen
@@ -116,11 +75,11 @@ class StepTime:
 
 @dataclass(kw_only=True)
 class Job:
-    """One fine-tuning run. `spec` is the resolved job file as JSON-able data; `head` the newest committed checkpoint.
+    """One fine-tuning run. `spec` is the resolved job file as JSON-able data, `head` the newest committed checkpoint.
 
-    `first_step` is 0, or the step of the checkpoint of the job `cloned_from` that this one begins with.
-    `gpu_bytes` and `host_bytes` are what a session is estimated to need on a GPU and on a CPU (0: unknown), `gpu_step_s` and
-    `host_step_s` the last measured seconds per step (None: not yet).
+    `first_step` is 0, or the step of the checkpoint of the job `cloned_from` with which this one begins. `gpu_bytes`
+    and `host_bytes` are the estimated memory of a session on a GPU and on a CPU (0: unknown). `gpu_step_s` and
+    `host_step_s` are the last measured seconds per step (None: not measured yet).
     """
 
     id: str
@@ -160,46 +119,53 @@ class Job:
     def note(
         self, kind: str, *, at: float, actor: str, reason: str = "", lease_id: str | None = None, **data: Any
     ) -> None:
-        """Record something that happened without a change of state."""
+        """Record an event that does not change the state."""
         self.updated_at = at
         self.events.append(
             Event(job_id=self.id, at=at, kind=kind, actor=actor, lease_id=lease_id, reason=reason, data=data)
         )
 
     @property
+    def is_evaluation(self) -> bool:
+        """Whether the job evaluates a checkpoint instead of training."""
+        return self.spec.get("evaluation") is not None
+
+    @property
     def step_time(self) -> StepTime:
-        """What a step takes, as far as it has been timed."""
+        """Seconds per step, as far as they were timed."""
         return StepTime(gpu_s=self.gpu_step_s, host_s=self.host_step_s)
 
     def timed(self, step_s: float, *, gpu: bool) -> None:
-        """A step took this many seconds."""
+        """Record how many seconds a step took."""
         if gpu:
             self.gpu_step_s = step_s
         else:
             self.host_step_s = step_s
 
     def to(self, new: JobState, *, reason: str, at: float, actor: str, lease_id: str | None = None) -> None:
-        """Change state, or raise `IllegalMoveError`. The one door: nothing else assigns `state`."""
+        """Change state, or raise `IllegalMoveError`. Nothing else assigns `state`."""
         if new not in JOB_MOVES[self.state]:
-            raise IllegalMoveError(f"job {self.id} is {self.state} and cannot become {new}")
+            raise IllegalMoveError(f"Job {self.id} is {self.state.word} and cannot become {new.word}.")
         old, self.state = self.state, new
         if new.is_final or new is JobState.PAUSED:
             self.cancel_requested_at = self.pause_requested_at = None
         self.note("job." + new, at=at, actor=actor, reason=reason, lease_id=lease_id, old=str(old), new=str(new))
 
     def create_lease(self, *, at: float, actor: str, lease_id: str) -> int:
-        """Give the job to a machine; returns the new fence."""
+        """Lease the job to a machine. Returns the new fence."""
         self.to(JobState.LEASED, reason="dispatched", at=at, actor=actor, lease_id=lease_id)
         self.fence += 1
         return self.fence
 
     def guard(self, fence: int) -> None:
-        """Raise `StaleFenceError` unless `fence` is the newest and a lease is out."""
+        """Raise `StaleFenceError` unless `fence` is the newest and a lease is live."""
         if fence != self.fence or not self.state.holds_lease:
-            raise StaleFenceError(f"fence {fence} of job {self.id} is stale (now {self.fence}, job {self.state}): stop")
+            raise StaleFenceError(
+                f"Fence {fence} of job {self.id} is stale (now {self.fence}, job {self.state.word}). Stop the worker."
+            )
 
     def advance(self, checkpoint: Checkpoint, *, at: float) -> None:
-        """Make a verified checkpoint the head; progress clears the counters that would end the job."""
+        """Make a verified checkpoint the head. Progress resets the counters that would end the job."""
         self.head, self.head_step = checkpoint.sha256, checkpoint.step
         self.losses_in_a_row = self.failures_in_a_row = 0
         self.note(
@@ -225,10 +191,10 @@ class Job:
         cause: str = "",
         stop: str = "",
     ) -> None:
-        """The lease is over before the job: pause, cancel, fail or queue again, whichever the reason calls for.
+        """End the lease of an unfinished job: pause, cancel, fail or queue the job, as the reason requires.
 
-        An end that does not count, because the fault was our own or the machine's, brings the job no nearer to being called
-        hopeless. `cause` is what kept the session from its first step, `stop` says why no other one is worth a try.
+        With `counts` false (the fault is the server's or the machine's) the end does not count toward the job's
+        failure. `cause` is why the session made no step. `stop` says why another session would not help.
         """
         reason = f"{end}: {detail}" if detail else str(end)
         if self.cancel_requested_at is not None:
@@ -257,14 +223,14 @@ class Job:
     def succeed(self, *, at: float, lease_id: str) -> None:
         """The last step is committed and the adapter stored."""
         self.end_reason, self.message = EndReason.COMPLETED, ""
-        self.to(JobState.SUCCEEDED, reason="all steps done", at=at, actor="worker", lease_id=lease_id)
+        self.to(JobState.SUCCEEDED, reason="all steps completed", at=at, actor="worker", lease_id=lease_id)
 
     def fail(self, message: str, *, at: float, actor: str, lease_id: str | None = None) -> None:
-        """No machine could do better: end the job with words for its owner."""
+        """End the job as failed, with a message for its owner, because no other machine would succeed."""
         self._end(JobState.FAILED, EndReason.FAILED, message, at, actor, lease_id)
 
     def cancel(self, *, at: float, actor: str, lease_id: str | None = None) -> None:
-        """End the job because a person asked."""
+        """End the job at a person's request."""
         self._end(JobState.CANCELLED, EndReason.CANCELLED, "cancelled on request", at, actor, lease_id)
 
     def _end(self, new: JobState, end: EndReason, message: str, at: float, actor: str, lease_id: str | None) -> None:
@@ -272,13 +238,13 @@ class Job:
         self.to(new, reason=message, at=at, actor=actor, lease_id=lease_id)
 
     def delete(self, *, at: float, actor: str) -> None:
-        """Nobody sees the job any more, and nothing of it is kept in a store."""
+        """Hide the job from everyone. Nothing of it is kept in a store."""
         self.deleted_at = at
         self.head = self.adapter_key = self.adapter_store = None
         self.note("job.deleted", at=at, actor=actor)
 
     def queue_again(self, *, at: float, actor: str, reason: str) -> None:
-        """A person resumes or retries the job; it goes on from its head."""
+        """A person resumes or retries the job. It continues from its head."""
         self.to(JobState.QUEUED, reason=reason, at=at, actor=actor)
         self.end_reason, self.message, self.not_before = None, "", 0.0
         self.losses_in_a_row = self.failures_in_a_row = 0
@@ -288,10 +254,10 @@ class Job:
 class Lease:
     """One attempt of a job on one machine.
 
-    `offline` says that the machine cannot call: it was launched with its assignment and is only listened to.
-    `expires_at` is when silence becomes suspicious; `deadline_at` when the machine is certainly gone. `store` is where its
-    checkpoints and its adapter go.
-    `step`, `phase`, `ledger` and the rest are what the worker last reported.
+    `offline` says that the machine cannot call: it was launched with its assignment, and the server only reads its
+    messages. After `expires_at` silence is suspicious. After `deadline_at` the machine is certainly gone. `store` is
+    where its checkpoints and its adapter go. `step`, `phase`, `ledger` and the other fields are what the worker last
+    reported.
     """
 
     id: str
@@ -311,7 +277,7 @@ class Lease:
     end_reason: EndReason | None = None
     detail: str = ""
     cause: str = ""
-    """What kept it from its first step (`worker.shared.causes`); empty if nothing did."""
+    """Why it made no first step (`worker.shared.causes`). Empty if it made one, or if the cause is unknown."""
     image: str = ""
     external_id: str | None = None
     nonce: str | None = None
@@ -331,7 +297,7 @@ class Lease:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether its machine trains on a GPU, as far as it has said so."""
+        """Whether its machine trains on a GPU, as far as the worker has reported it."""
         return self.hardware.get("device") == "cuda"
 
     def to(self, new: LeaseState) -> None:
@@ -343,36 +309,17 @@ class Lease:
     def guard(self) -> None:
         """Raise `StaleFenceError` unless the lease is live."""
         if not self.state.is_live:
-            raise StaleFenceError(f"lease {self.id} has ended ({self.end_reason}): stop")
+            raise StaleFenceError(f"Lease {self.id} has ended ({self.end_reason}). Stop the worker.")
 
     def end(self, new: LeaseState, reason: EndReason, *, at: float, detail: str = "") -> None:
-        """Close the attempt."""
+        """End the lease."""
         self.to(new)
         self.end_reason, self.detail, self.ended_at = reason, detail, at
 
 
 @dataclass(kw_only=True)
-class OneTimeCode:
-    """A notebook's one-time code, kept as its hash: whose job it is good for, and which lease and run it was used for.
-
-    `mailbox` is where in the store `store` the documents lie through which its notebook speaks; empty if it calls.
-    """
-
-    code_hash: str
-    job_id: str
-    member_id: str
-    created_at: float
-    expires_at: float
-    used_at: float | None = None
-    lease_id: str | None = None
-    nonce: str | None = None
-    store: str = ""
-    mailbox: str = ""
-
-
-@dataclass(kw_only=True)
 class Checkpoint:
-    """One immutable file; `sha256` is its id, `key` its place in the store, `parent` the head it continues."""
+    """One immutable file. `sha256` is its id, `key` its place in the store, `parent` the head it continues."""
 
     sha256: str
     job_id: str
