@@ -1,4 +1,7 @@
-"""Which id a store knows a key by, kept in the database and remembered here: an id never changes, it only goes."""
+"""The ids by which a store knows its keys, kept in the database and cached here.
+
+An id never changes. It can only be removed.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ REMEMBERED = 10_000
 
 
 class ObjectIds:
-    """Implements `drive.Ids` for the store of this name."""
+    """Implements `ports.stores.ObjectIds` for the store of this name."""
 
     def __init__(self, uow: UnitOfWork, store: str) -> None:
         self._uow, self._store = uow, store
@@ -19,28 +22,28 @@ class ObjectIds:
         known = self._known.get(key)
         if known is None:
             with self._uow() as tx:
-                known = tx.store_object(self._store, key)
+                known = tx.store_objects.get(self._store, key)
             if known is not None:
                 self._remember(key, known)
         return known
 
     def claim(self, key: str, ident: str) -> str:
-        """Tie the id to the key unless another one came first; returns the one that did."""
+        """Tie the id to the key unless the key already has one. Returns the key's id."""
         with self._uow() as tx:
-            first = tx.claim_store_object(self._store, key, ident)
+            first = tx.store_objects.get_or_add(self._store, key, ident)
         self._remember(key, first)
         return first
 
     def forget(self, key: str, ident: str) -> None:
-        """Untie them, if they still belong together."""
+        """Remove the id of the key if it still has this id."""
         with self._uow() as tx:
-            tx.forget_store_object(self._store, key, ident)
+            tx.store_objects.delete(self._store, key, ident)
         self._known.pop(key, None)
 
     def keys(self, prefix: str) -> list[str]:
         """Keys in this folder that have an id."""
         with self._uow() as tx:
-            return tx.store_keys(self._store, prefix)
+            return tx.store_objects.keys(self._store, prefix)
 
     def _remember(self, key: str, ident: str) -> None:
         if len(self._known) >= REMEMBERED:
