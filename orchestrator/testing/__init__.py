@@ -1,4 +1,4 @@
-"""Fakes of everything outside, and the contracts that every driver and store must keep; a third party's driver may use both."""
+"""Fakes of everything outside, and contracts for all drivers and stores. Drivers of others may use both."""
 
 from __future__ import annotations
 
@@ -6,36 +6,33 @@ import hashlib
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 
-from orchestrator.domain.model import Account
+from orchestrator.domain.accounts import Account
+from orchestrator.domain.storage import StoreConfig
 from orchestrator.ports.providers import (
     Capabilities,
     Capacity,
     CredentialsRefused,
     Handle,
     LaunchRequest,
-    Leftovers,
     Liveness,
-    ObjectInfo,
-    ObjectMissing,
     Observation,
     Provider,
     ProviderError,
-    Store,
-    StoreError,
-    Usage,
+    SessionOutput,
 )
-from orchestrator.ports.repository import StoreConfig
+from orchestrator.ports.stores import ObjectInfo, ObjectMissing, Store, StoreError, StoreKind, Usage
+from orchestrator.testing.environments import FakeAccountSettings
 from worker.shared.messages import Grant, GrantKind
 
 
 class FakeClock:
-    """Time that stands still until it is moved; epoch seconds."""
+    """A clock that stands still until it is moved, in epoch seconds."""
 
     def __init__(self, now: float = 1_760_000_000.0) -> None:
         self._now = now
@@ -44,50 +41,65 @@ class FakeClock:
         return self._now
 
     def tick(self, seconds: float) -> float:
-        """Let time pass; returns the new time."""
+        """Move the clock forward. Returns the new time."""
         self._now += seconds
         return self._now
 
+    def set(self, now: float) -> None:
+        """Move to this time, also backwards."""
+        self._now = now
 
-class FakeProvider:
-    """Implements `ports.Provider` without machines: records launches and says of a session what the test sets.
+
+class FakeProvider(Provider):
+    """Implements `ports.Provider` without machines: records launches, and reports of a session what the test sets.
 
     A launched session is RUNNING until `liveness[lease]` says otherwise. `failure`, while set, is raised by every call
-    that would reach the provider.
+    that would reach the provider. `before[call]` runs first, with that call's arguments: it may wait, record or raise.
     """
 
     def __init__(
-        self, name: str = "fake", *, slots: int = 1, session_s: float = 3600.0, shares_disk: bool = False
+        self, name: str = "fake", *, slots: int = 1, shares_disk: bool = False, this_computer: bool = False
     ) -> None:
-        self.capabilities = Capabilities(provider=name, shares_disk=shares_disk)
-        self.rooms = Capacity(slots=slots, session_s=session_s, memory_bytes=0, start_up_s=1.0)
+        self.capabilities = Capabilities(provider=name, shares_disk=shares_disk, this_computer=this_computer)
+        self.rooms = Capacity(slots=slots, session_s=3600.0, memory_bytes=0, start_up_s=1.0)
         self.launched: list[LaunchRequest] = []
         self.liveness: dict[str, Liveness] = {}
         self.details: dict[str, str] = {}
         self.failed: set[str] = set()
-        self.leftovers: dict[str, Leftovers] = {}
+        self.outputs: dict[str, SessionOutput] = {}
         self.logs: dict[str, bytes] = {}
         self.stopped: list[str] = []
         self.forgotten: list[str] = []
         self.failure: ProviderError | None = None
+        self.before: dict[str, Callable[..., object]] = {}
 
-    def _reach(self) -> None:
+    def _reach(self, call: str, *arguments: object) -> None:
         if self.failure is not None:
             raise self.failure
+        if call in self.before:
+            self.before[call](*arguments)
 
-    def room(self, account: Account) -> Capacity:
-        self._reach()
+    def end(self, *leases: str) -> None:
+        """End the machines of these leases without any message."""
+        self.liveness.update(dict.fromkeys(leases, Liveness.ENDED))
+
+    def has_ended(self, lease: str) -> bool:
+        """Whether the machine of this lease was launched and has ended."""
+        return self.liveness.get(lease) is Liveness.ENDED
+
+    def capacity(self, account: Account) -> Capacity:
+        self._reach("capacity", account)
         return self.rooms
 
     def launch(self, request: LaunchRequest) -> str:
-        self._reach()
+        self._reach("launch", request)
         if request.lease_id not in self.liveness:
             self.launched.append(request)
             self.liveness[request.lease_id] = Liveness.RUNNING
         return f"fake-{request.lease_id}"
 
     def observe(self, handles: Sequence[Handle]) -> list[Observation]:
-        self._reach()
+        self._reach("observe", handles)
         return [
             Observation(
                 lease_id=h.lease_id,
@@ -99,41 +111,41 @@ class FakeProvider:
         ]
 
     def stop(self, handle: Handle) -> None:
-        self._reach()
+        self._reach("stop", handle)
         self.stopped.append(handle.lease_id)
         self.liveness[handle.lease_id] = Liveness.ENDED
 
-    def collect(self, handle: Handle) -> Leftovers:
-        self._reach()
-        return self.leftovers.get(handle.lease_id, Leftovers())
+    def collect_outputs(self, handle: Handle) -> SessionOutput:
+        self._reach("collect_outputs", handle)
+        return self.outputs.get(handle.lease_id, SessionOutput())
 
-    def forget(self, handle: Handle) -> None:
-        self._reach()
+    def clean_up(self, handle: Handle) -> None:
+        self._reach("clean_up", handle)
         self.forgotten.append(handle.lease_id)
 
-    def erase(self, handle: Handle) -> None:
-        self._reach()
+    def delete_log(self, handle: Handle) -> None:
+        self._reach("delete_log", handle)
         self.logs.pop(handle.lease_id, None)
 
     def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
-        self._reach()
+        self._reach("log", handle, offset, limit)
         return self.logs.get(handle.lease_id, b"")[offset : offset + limit]
 
 
 class FakePersonalProvider(FakeProvider):
-    """A provider of personal accounts whose machines cannot call. `refusal`, while set, is its word on credentials."""
+    """A provider of personal accounts with machines that cannot call. `refusal`, while set, rejects credentials."""
 
     def __init__(self, name: str = "cloud", *, slots: int = 1) -> None:
         super().__init__(name, slots=slots)
         self.capabilities = Capabilities(provider=name, shares_disk=False, same_network=False, personal=True)
-        self.refusal = ""
+        self.refusal, self.account_settings = "", FakeAccountSettings
 
-    def room(self, account: Account) -> Capacity:
+    def capacity(self, account: Account) -> Capacity:
         self.check(account)
-        return super().room(account)
+        return super().capacity(account)
 
     def check(self, account: Account) -> str:
-        self._reach()
+        self._reach("check", account)
         if self.refusal:
             raise CredentialsRefused(self.refusal)
         return f"signed in as {account.config.get('username', 'somebody')}"
@@ -167,7 +179,7 @@ class MemoryStore:
     def _object(self, key: str) -> bytes:
         self._reach()
         if key not in self.objects:
-            raise ObjectMissing(f"{key} is not in the store")
+            raise ObjectMissing(f"The file {key} is not in the store.")
         return self.objects[key]
 
     def stat(self, key: str) -> ObjectInfo:
@@ -198,23 +210,29 @@ class MemoryStore:
         return Usage(used=sum(map(len, self.objects.values())), free=None)
 
 
-class OneStore:
-    """Implements `ports.Stores` for installations with a single store."""
+class FixedStores:
+    """Implements `ports.Stores`: `local` holds data files, `current` takes new checkpoints, by default `local` too."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, local: Store, current: Store | None = None) -> None:
+        self._local, self._current = local, current or local
 
     def local(self) -> Store:
-        return self._store
+        return self._local
 
     def current(self) -> Store:
-        return self._store
+        return self._current
 
     def get(self, name: str) -> Store:
-        return self._store
+        return self._local if name == self._local.name else self._current
+
+    def names(self) -> Iterable[str]:
+        return {self._local.name: None, self._current.name: None}
+
+    def kind(self, name: str) -> StoreKind:
+        return StoreKind(name=name, make=lambda _: self.get(name))
 
     def trial(self, config: StoreConfig) -> AbstractContextManager[Store]:
-        return nullcontext(self._store)
+        return nullcontext(self._current)
 
     def refresh(self) -> None: ...
 
@@ -223,11 +241,11 @@ class OneStore:
 
 
 class StoreContract(ABC):
-    """What every store must do. A subclass called `Test...` makes an empty store in `make`."""
+    """Tests that every store must pass. A subclass called `Test...` makes an empty store in `make`."""
 
     @abstractmethod
     def make(self, folder: Path) -> Store:
-        """An empty store; `folder` is free to use."""
+        """An empty store. It may use `folder`."""
 
     def _put(self, store: Store, folder: Path, key: str, data: bytes) -> ObjectInfo:
         source = folder / f"source-{secrets.token_hex(4)}"
@@ -304,13 +322,13 @@ class StoreContract(ABC):
 
 
 class ProviderContract(ABC):
-    """What every driver must do. A subclass called `Test...` makes a driver whose sessions run until they are stopped."""
+    """Tests for every driver. A subclass called `Test...` makes a driver with sessions that run until stopped."""
 
     patience_s: float = 20.0
 
     @abstractmethod
     def make(self, folder: Path) -> Provider:
-        """A driver with nothing running; `folder` is free to use."""
+        """A driver with nothing running. It may use `folder`."""
 
     @abstractmethod
     def account(self) -> Account:
@@ -334,7 +352,7 @@ class ProviderContract(ABC):
             time.sleep(0.02)
 
     def test_room_is_told(self, tmp_path: Path) -> None:
-        room = self.make(tmp_path).room(self.account())
+        room = self.make(tmp_path).capacity(self.account())
         assert room.slots >= 1
         assert room.session_s > 0
 
@@ -363,22 +381,20 @@ class ProviderContract(ABC):
         handle = Handle(lease_id="lease-unknown", account=self.account(), external_id=None)
         assert provider.observe([handle])[0].liveness is not Liveness.RUNNING
         provider.stop(handle)
-        assert provider.collect(handle) == Leftovers()
-        provider.forget(handle)
+        assert provider.collect_outputs(handle) == SessionOutput()
+        provider.clean_up(handle)
 
-    def test_an_ended_session_can_be_collected_and_forgotten_and_keeps_its_log_until_that_is_erased(
-        self, tmp_path: Path
-    ) -> None:
+    def test_an_ended_session_keeps_its_log_until_that_is_erased(self, tmp_path: Path) -> None:
         provider, request = self.make(tmp_path), self._request()
         handle = Handle(lease_id=request.lease_id, account=request.account, external_id=provider.launch(request))
         self._await(provider, handle, Liveness.RUNNING)
         provider.stop(handle)
         self._await(provider, handle, Liveness.ENDED)
-        assert provider.collect(handle) == provider.collect(handle)
+        assert provider.collect_outputs(handle) == provider.collect_outputs(handle)
         before = provider.log(handle, 0, 1000)
-        provider.forget(handle)
-        provider.forget(handle)
+        provider.clean_up(handle)
+        provider.clean_up(handle)
         assert provider.log(handle, 0, 1000) == before
-        provider.erase(handle)
-        provider.erase(handle)
+        provider.delete_log(handle)
+        provider.delete_log(handle)
         assert not provider.log(handle, 0, 1000)
