@@ -1,4 +1,5 @@
-"""A gated model in a notebook that speaks through a Drive: what its owner's sign-in opens, and who is not told of it."""
+"""A gated model in a notebook that speaks through a Drive: what its owner's sign-in opens, and who is not told of
+it."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from tests.emulators.hub import HubEmulator, Repo
 from tests.http.conftest import _api
 from tests.http.http_client import People
 from tests.services.test_hub import ANN, FILES, SHARDS
-from tests.services.test_letters import Tab
-from worker.notebook.writing import _signed_in
+from tests.services.test_mailbox import Tab
+from worker.notebook.mailbox_connection import _signed_in
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -30,7 +31,9 @@ def app(make_server, database_url, drive: Drive, hub: HubEmulator):
     hub.add(
         Repo(id="org/other", files=FILES | {"config.json": b'{"model_type": "other"}'}, private=True, readers={"ann"})
     )
-    made = make_server(database_url, drive_endpoint=drive.url, offline=False, hub_endpoint=hub.endpoint)
+    made = make_server(
+        database_url, drivers={"drive": {"endpoint": drive.url}}, offline=False, hub_endpoint=hub.endpoint
+    )
     stores.use_store(made.context, "drive", json.dumps(drive.authorized_user()))
     return made
 
@@ -75,5 +78,5 @@ def test_a_notebook_is_told_what_the_hub_refuses(ann, app, drive, hub):
     hub.repos["model", "org/gated"].readers.clear()
     tab.ask()
     MailboxPoller(app.context).round()
-    assert "accept its terms at https://huggingface.co/org/gated and try again" in tab.answer().refused
+    assert "Accept its terms at https://huggingface.co/org/gated and try again" in tab.answer().refused
     assert ann.get(f"/jobs/{job['id']}").json()["state"] == "failed"

@@ -1,4 +1,5 @@
-"""Documents between a notebook and the server, over an emulated Drive: what is claimed, heard, refused and cleared away."""
+"""Documents between a notebook and the server, over an emulated Drive: what is claimed, heard, refused and cleared
+away."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ from typing import Any
 
 import google.oauth2.credentials
 import pytest
+import stamina
 
-from orchestrator.ports.providers import Limits, StoreUnavailable
+from orchestrator.ports.system import Limits
 from orchestrator.services import stores
 from orchestrator.services.mailbox import LISTENS_S, MailboxPoller
 from orchestrator.services.notebooks import CODE_LASTS_S
@@ -18,17 +20,20 @@ from orchestrator.services.reconcile import reconcile
 from tests.emulators.drive import Drive, Rule
 from tests.http.conftest import _api
 from tests.http.http_client import People
-from worker.notebook.writing import Writing
-from worker.shared.messages import PROTOCOL_VERSION, Hardware, Phase, Release, Report, Started, StartRequest, sign_line
+from worker.notebook.mailbox_connection import MailboxConnection
+from worker.shared.manifest import Hardware
+from worker.shared.messages import Phase, Release, Report, Started, StartRequest, sign_line
 from worker.shared.notebook_messages import ClaimRequest, MailboxRequest
+from worker.shared.wire import PROTOCOL_VERSION
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the claims' own tests use both
+
 
 T4 = Hardware(device="cuda", name="Tesla T4", memory_bytes=15 << 30)
 
 
 class Tab:
-    """A notebook played by hand: it is signed in as the Drive's owner and can do nothing but read and replace."""
+    """A notebook that a test drives by hand: signed in as the Drive's owner, it can only read and replace."""
 
     def __init__(self, made, drive, nonce="run-1"):
         tree = ast.parse(made["notebook"]["cells"][1]["source"])
@@ -38,7 +43,9 @@ class Tab:
                 values[each.targets[0].id] = each.value
         self.code, self.nonce = ast.literal_eval(values["CODE"]), nonce
         user = {k: v for k, v in drive.authorized_user().items() if k != "type"}
-        self.pen = Writing(ast.literal_eval(values["DRIVE"]), google.oauth2.credentials.Credentials(None, **user))
+        self.pen = MailboxConnection(
+            ast.literal_eval(values["DRIVE"]), google.oauth2.credentials.Credentials(None, **user)
+        )
         self.claimed: Any = None
         self.seq = 0
 
@@ -78,7 +85,7 @@ def drive(tmp_path):
 
 @pytest.fixture
 def app(make_server, database_url, drive):
-    made = make_server(database_url, drive_endpoint=drive.url)
+    made = make_server(database_url, drivers={"drive": {"endpoint": drive.url}})
     stores.use_store(made.context, "drive", json.dumps(drive.authorized_user()))
     return made
 
@@ -102,7 +109,7 @@ def made(ann, job):
 
 
 @pytest.fixture
-def postman(app):
+def poller(app):
     return MailboxPoller(app.context)
 
 
@@ -110,23 +117,23 @@ def state(ann, job):
     return ann.get(f"/jobs/{job['id']}").json()["state"]
 
 
-def begun(made, drive, postman) -> Tab:
+def begun(made, drive, poller) -> Tab:
     """A notebook whose session has started."""
     tab = Tab(made, drive)
     tab.ask()
-    postman.round()
+    poller.round()
     tab.answer()
     tab.send(tab.started())
-    postman.round()
+    poller.round()
     return tab
 
 
-def test_a_claim_brings_all_that_a_session_reads_and_writes(ann, job, made, drive, postman):
+def test_a_claim_brings_all_that_a_session_reads_and_writes(ann, job, made, drive, poller):
     tab = Tab(made, drive)
-    postman.round()
+    poller.round()
     assert state(ann, job) == "queued", "nobody has run it yet"
     tab.ask()
-    postman.round()
+    poller.round()
     assignment = tab.answer().claimed.ticket.assignment
     (data,) = assignment.datasets
     assert data.url.startswith(f"{drive.url}/drive/v2/files/")
@@ -134,135 +141,131 @@ def test_a_claim_brings_all_that_a_session_reads_and_writes(ann, job, made, driv
     assert all(grant.resumable for grant in assignment.uploads)
     assert tab.claimed.ticket.server_url is None
     before = len(drive.requests)
-    postman.round()
+    poller.round()
     assert not [r for r in list(drive.requests)[before:] if r.startswith(("POST", "PUT"))], "asked twice, answered once"
     assert (state(ann, job), made["note"]) == (
-        "leased",
-        "it reaches this server through Google Drive: sign in there as somebody@example.com",
+        "starting",
+        "It connects to this server through Google Drive. Sign in to Google as somebody@example.com",
     )
 
 
-def test_lines_are_heard_in_order_said_again_without_harm_and_answered(ann, job, made, drive, postman):
+def test_lines_are_heard_in_order_said_again_without_harm_and_answered(ann, job, made, drive, poller):
     """Guard: without the signature's check a line with another lease's token counted."""
     tab = Tab(made, drive)
     tab.ask()
-    postman.round()
+    poller.round()
     tab.answer()
     lines = [tab.started(), tab.report(1), tab.report(2)]
     text = lines[2].split(" ", 2)[2]
     forged = sign_line("thl_wrong", text.replace('"step":2', '"step":9').replace('"seq":3', '"seq":9'))
     tab.send(*lines, forged)
-    postman.round()
+    poller.round()
     assert (tab.answer().heard, state(ann, job)) == (3, "running")
     assert ann.get(f"/jobs/{job['id']}").json()["step"] == 2
     ann.post(f"/jobs/{job['id']}:pause")
     tab.send(*lines, tab.report(3))
-    postman.round()
+    poller.round()
     answer = tab.answer()
     assert (answer.heard, answer.directive.action, answer.directive.reason) == (4, "drain", "paused")
     tab.send(tab.say(Release, step=3, reason="drained"))
-    postman.round()
+    poller.round()
     answer = tab.answer()
     assert (answer.heard, answer.over) == (5, "handed_off")
     assert state(ann, job) == "paused"
 
 
-def test_a_second_tab_is_refused_and_the_first_one_goes_on(ann, job, made, drive, postman):
+def test_a_second_tab_is_refused_and_the_first_one_goes_on(ann, job, made, drive, poller):
     """Guard: with letters of any run taken for the claimed one's, the second tab was told to go on."""
     first, second = Tab(made, drive), Tab(made, drive, "run-2")
     first.ask()
-    postman.round()
+    poller.round()
     first.answer()
     second.ask()
-    postman.round()
+    poller.round()
     assert "used" in second.answer().refused
     second.send("nothing of use")
-    postman.round()
+    poller.round()
     assert "another tab" in second.answer().refused
     first.send(first.started())
-    postman.round()
+    poller.round()
     assert first.answer().heard == 1
 
 
-def test_what_does_not_fit_is_said_and_another_runtime_may_try(ann, job, made, drive, postman):
+def test_what_does_not_fit_is_said_and_another_runtime_may_try(ann, job, made, drive, poller):
     unfit, fit = Tab(made, drive), Tab(made, drive, "run-2")
     unfit.ask(hardware=Hardware(device="cpu"), runs_in="colab")
-    postman.round()
+    poller.round()
     assert "no GPU" in unfit.answer().refused
     fit.ask()
-    postman.round()
+    poller.round()
     assert fit.answer().taken
 
 
-def test_a_store_that_takes_nothing_costs_the_job_nothing(ann, job, made, drive, postman, app):
+def test_a_store_that_takes_nothing_costs_the_job_nothing(ann, job, made, drive, poller, app):
     """Guard: without the hand-back the job stayed leased to a notebook that had been refused."""
     tab = Tab(made, drive)
     tab.ask()
     drive.rules.add(Rule("POST /upload", status=403, reason="storageQuotaExceeded"))
-    postman.round()
-    assert "make a new notebook" in tab.answer().refused
+    poller.round()
+    assert "Create a new notebook" in tab.answer().refused
     assert state(ann, job) == "queued"
     with app.context.uow() as tx:
-        assert tx.job(job["id"]).losses_in_a_row == 0
+        assert tx.jobs.get(job["id"]).losses_in_a_row == 0
 
 
-def test_silence_gives_the_job_back_and_a_late_notebook_is_told(ann, job, made, drive, postman, app, clock):
-    tab = begun(made, drive, postman)
+def test_silence_gives_the_job_back_and_a_late_notebook_is_told(ann, job, made, drive, poller, app, clock):
+    tab = begun(made, drive, poller)
     clock.tick(Limits().lease_s + 1)
     reconcile(app.context)
     assert state(ann, job) == "queued"
     tab.send(tab.report(5))
-    postman.round()
+    poller.round()
     assert tab.answer().over == "no report came in time"
 
 
-def test_nothing_is_left_in_the_drive_when_a_notebook_is_over_or_was_never_run(ann, job, made, drive, postman, clock):
+def test_nothing_is_left_in_the_drive_when_a_notebook_is_over(ann, job, made, drive, poller, clock):
     """Guard: without `_close` a mailbox was asked for ever."""
     tab = Tab(ann.post(f"/jobs/{job['id']}:notebook").json(), drive)
     tab.ask()
-    postman.round()
+    poller.round()
     tab.answer()
     tab.send(tab.started(), tab.say(Release, step=0, reason="drained"))
-    postman.round()
+    poller.round()
     clock.tick(LISTENS_S + 1)
-    postman.round()
+    poller.round()
     assert len([f for f in drive.files() if f.title.endswith(("json", "whl"))]) == 3, "the one that was never run"
     clock.tick(CODE_LASTS_S)
-    postman.round()
+    poller.round()
     assert not [f for f in drive.files() if f.title.endswith(("json", "whl"))]
     before = len(drive.requests)
-    postman.round()
+    poller.round()
     assert len(drive.requests) == before
 
 
-def test_a_drive_that_is_away_is_asked_again_in_the_next_round(ann, job, made, drive, postman, app, monkeypatch):
+def test_a_drive_that_is_away_is_asked_again_in_the_next_round(ann, job, made, drive, poller):
     tab = Tab(made, drive)
     tab.ask()
-    store = app.context.stores.get("drive")
-    with monkeypatch.context() as patch:
-        patch.setattr(type(store), "read_document", _away)
-        postman.round()
-    postman.round()
+    drive.rules.add(Rule("GET /", status=503, times=None))
+    with stamina.set_testing(True, attempts=1):
+        poller.round()
+    drive.rules.clear()
+    poller.round()
     assert tab.answer().taken
 
 
-def test_letters_that_cannot_be_read_are_no_silence(ann, job, made, drive, postman, app, clock, monkeypatch):
+def test_a_mailbox_that_cannot_be_read_proves_no_silence(ann, job, made, drive, poller, app, clock):
     """Guard: without `_was_not_heard` a minute without Drive took every running notebook's job away."""
-    tab = begun(made, drive, postman)
-    store = app.context.stores.get("drive")
-    with monkeypatch.context() as patch:
-        patch.setattr(type(store), "read_document", _away)
+    tab = begun(made, drive, poller)
+    drive.rules.add(Rule("GET /", status=503, times=None))
+    with stamina.set_testing(True, attempts=1):
         for _ in range(10):
             clock.tick(20.0)
-            postman.round()
+            poller.round()
             reconcile(app.context)
+    drive.rules.clear()
     assert state(ann, job) == "running"
     tab.send(tab.report(5))
-    postman.round()
+    poller.round()
     clock.tick(Limits().lease_s + 1)
     reconcile(app.context)
     assert state(ann, job) == "queued", "it has not written since"
-
-
-def _away(*_):
-    raise StoreUnavailable("emulated")

@@ -1,4 +1,5 @@
-"""Machines that cannot call: lines torn, lost and late, stores and providers away, the server killed between any two lines.
+"""Machines that cannot call: lines torn, lost and late, stores and providers away, the server killed between any two
+lines.
 
 Every test names the guard whose removal it was seen to notice.
 """
@@ -13,15 +14,16 @@ from pathlib import Path
 import pytest
 
 from orchestrator.adapters.database.unit_of_work import make_engine
+from orchestrator.domain.jobs import Lease
 from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
-from orchestrator.domain.model import Lease
 from orchestrator.entrypoints.background.log_followers import Follower
-from orchestrator.ports.providers import Handle, Liveness, Observation, ProviderUnavailable, StoreUnavailable
+from orchestrator.ports.providers import Handle, Liveness, ProviderUnavailable
+from orchestrator.ports.stores import StoreUnavailable
 from orchestrator.services import jobs, worker_messages
 from orchestrator.services.dispatch import dispatch, why_waiting
 from orchestrator.services.reconcile import reconcile
 from orchestrator.services.worker_messages import ApplyResult
-from tests.helpers.offline_world import DeafWorker, DeafWorld
+from tests.helpers.offline_world import OfflineWorker, OfflineWorld
 from worker.agent import early_release
 from worker.shared import causes
 from worker.shared.messages import GrantKind, signed_message
@@ -31,20 +33,20 @@ PATIENCE_S = 20.0
 
 
 @pytest.fixture
-def world(database_url: str, tmp_path: Path) -> Iterator[DeafWorld]:
+def world(database_url: str, tmp_path: Path) -> Iterator[OfflineWorld]:
     engine = make_engine(database_url)
-    yield DeafWorld(engine, tmp_path)
+    yield OfflineWorld(engine, tmp_path)
     engine.dispose()
 
 
-def launched(world: DeafWorld) -> DeafWorker:
+def launched(world: OfflineWorld) -> OfflineWorker:
     dispatch(world.ctx)
     (worker,) = world.new_workers()
-    assert isinstance(worker, DeafWorker)
+    assert isinstance(worker, OfflineWorker)
     return worker
 
 
-def at_work(world: DeafWorld, saves: int = 2) -> DeafWorker:
+def at_work(world: OfflineWorld, saves: int = 2) -> OfflineWorker:
     """A session that has begun and made some saves, of which nobody has heard yet."""
     worker = launched(world)
     worker.start()
@@ -55,14 +57,14 @@ def at_work(world: DeafWorld, saves: int = 2) -> DeafWorker:
     return worker
 
 
-def lease(world: DeafWorld, worker: DeafWorker) -> Lease:
+def lease(world: OfflineWorld, worker: OfflineWorker) -> Lease:
     with world.ctx.uow() as tx:
-        found = tx.lease(worker.lease)
+        found = tx.leases.get(worker.lease)
     assert found is not None
     return found
 
 
-def test_a_machine_that_cannot_call_is_given_all_it_needs(world: DeafWorld) -> None:
+def test_a_machine_that_cannot_call_is_given_all_it_needs(world: OfflineWorld) -> None:
     world.submit("alice", STEPS, checkpoint={"max_interval_s": 600})
     request = launched(world).request
     assert request.server_url is None
@@ -75,7 +77,7 @@ def test_a_machine_that_cannot_call_is_given_all_it_needs(world: DeafWorld) -> N
     assert b"".join(request.inputs[grant.key]()) == b"rows"
 
 
-def test_with_a_public_address_it_calls_like_any_other(world: DeafWorld) -> None:
+def test_with_a_public_address_it_calls_like_any_other(world: OfflineWorld) -> None:
     world.ctx = dataclasses.replace(world.ctx, public_url="https://train.example")
     world.submit("alice", STEPS)
     request = launched(world).request
@@ -83,7 +85,7 @@ def test_with_a_public_address_it_calls_like_any_other(world: DeafWorld) -> None
 
 
 @pytest.mark.parametrize("heard", [True, False])
-def test_what_a_start_script_says_is_heard_although_no_worker_began(world: DeafWorld, heard: bool) -> None:
+def test_what_a_start_script_says_is_heard_although_no_worker_began(world: OfflineWorld, heard: bool) -> None:
     """While its output is followed, or when what it left is collected."""
     job = world.submit("alice", STEPS)
     worker = launched(world)
@@ -97,19 +99,19 @@ def test_what_a_start_script_says_is_heard_although_no_worker_began(world: DeafW
         "assignment": given.model_dump(mode="json") | {"keep_dir": str(keep)},
     }
     said = early_release.release(ticket, "the disk of this machine is full", cause=causes.DISK)
-    early_release.say(ticket, said, worker.session.printed.append)
+    early_release.send(ticket, said, worker.session.printed.append)
     worker.session.outbox += (keep / "outbox.jsonl").read_text().splitlines()
-    world.machines.dead.add(worker.lease)
+    world.machines.end(worker.lease)
     if heard:
         assert world.listen(worker.lease) is ApplyResult.TAKEN
     reconcile(world.ctx)
     ended = lease(world, worker)
     assert ended.end_reason is EndReason.UNFIT
-    assert ended.detail.startswith("the disk of this machine is full: free some")
+    assert ended.detail.startswith("the disk of this machine is full: free some space")
     assert world.job(job).state is JobState.QUEUED
 
 
-def test_a_machine_that_can_call_is_told_its_fence(world: DeafWorld) -> None:
+def test_a_machine_that_can_call_is_told_its_fence(world: OfflineWorld) -> None:
     """Its start script cannot ask for it. Guard: without it the script's last words would be nobody's."""
     world.ctx = dataclasses.replace(world.ctx, public_url="https://train.example")
     world.submit("alice", STEPS)
@@ -118,7 +120,7 @@ def test_a_machine_that_can_call_is_told_its_fence(world: DeafWorld) -> None:
 
 
 @pytest.mark.parametrize("upto", range(8))
-def test_the_server_dies_after_any_line(world: DeafWorld, upto: int) -> None:
+def test_the_server_dies_after_any_line(world: OfflineWorld, upto: int) -> None:
     """Guard: without `LogReader` beginning at the first line again, what came before the crash's end is lost."""
     job = world.submit("alice", STEPS)
     worker = at_work(world, 3)
@@ -130,8 +132,9 @@ def test_the_server_dies_after_any_line(world: DeafWorld, upto: int) -> None:
 
 
 @pytest.mark.parametrize("torn", range(8))
-def test_a_torn_line_costs_nothing_that_was_saved(world: DeafWorld, torn: int) -> None:
-    """Guard: without `_builds_on_the_unknown` the offers after a torn one are refused as forks and their files deleted."""
+def test_a_torn_line_costs_nothing_that_was_saved(world: OfflineWorld, torn: int) -> None:
+    """Guard: without `_builds_on_the_unknown` the offers after a torn one are refused as forks and their files
+    deleted."""
     job = world.submit("alice", STEPS)
     worker = at_work(world, 3)
     worker.release("deadline")
@@ -144,7 +147,7 @@ def test_a_torn_line_costs_nothing_that_was_saved(world: DeafWorld, torn: int) -
     assert world.store.stat(world.head(job).key).sha256 == worker.parent
 
 
-def test_a_torn_line_does_not_stop_the_news(world: DeafWorld) -> None:
+def test_a_torn_line_does_not_stop_the_news(world: OfflineWorld) -> None:
     """Guard: without going on for the sake of reports a session looks dead from the first torn offer on."""
     world.submit("alice", STEPS)
     worker = at_work(world, 2)
@@ -155,18 +158,18 @@ def test_a_torn_line_does_not_stop_the_news(world: DeafWorld) -> None:
     assert lease(world, worker).last_seq == worker.seq
 
 
-def test_files_that_are_lost_leave_what_was_printed(world: DeafWorld) -> None:
+def test_files_that_are_lost_leave_what_was_printed(world: OfflineWorld) -> None:
     """Guard: without reading the output of an ended session, uploaded checkpoints are forgotten with its files."""
     job = world.submit("alice", STEPS)
     worker = at_work(world)
     worker.session.lost = True
-    world.machines.dead.add(worker.lease)
+    world.machines.end(worker.lease)
     reconcile(world.ctx)
     assert (world.job(job).state, world.job(job).head) == (JobState.QUEUED, worker.parent)
 
 
-def test_kept_files_are_adopted_in_their_order(world: DeafWorld) -> None:
-    """Guard: without `Leftovers.files` being stored first, the held offers speak of nothing."""
+def test_kept_files_are_adopted_in_their_order(world: OfflineWorld) -> None:
+    """Guard: without `SessionOutput.files` being stored first, the held offers speak of nothing."""
     job = world.submit("alice", STEPS)
     worker = at_work(world, 1)
     worker.holding = True
@@ -182,20 +185,20 @@ def test_kept_files_are_adopted_in_their_order(world: DeafWorld) -> None:
 
 
 @pytest.mark.parametrize("name", ["jobs/other/f1/0123456789abcdef.zip", "../../etc/passwd", "JOBS", "a" * 300])
-def test_a_machine_names_no_file_outside_its_folder(world: DeafWorld, name: str, tmp_path: Path) -> None:
+def test_a_machine_names_no_file_outside_its_folder(world: OfflineWorld, name: str, tmp_path: Path) -> None:
     """Guard: without `_is_of` a machine writes wherever it likes, or a strange name blocks its job for ever."""
     world.submit("alice", STEPS)
     worker = at_work(world)
     (tmp_path / "evil").write_bytes(b"evil")
     worker.session.files[name] = tmp_path / "evil"
-    world.machines.dead.add(worker.lease)
+    world.machines.end(worker.lease)
     before = sorted(world.folder.rglob("*"))
     reconcile(world.ctx)
     assert sorted(world.folder.rglob("*")) == before
     assert not lease(world, worker).state.is_live
 
 
-def test_a_store_that_is_away_is_waited_for(world: DeafWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_away_is_waited_for(world: OfflineWorld) -> None:
     """Guard: without LATER an offer is passed over, and its successors are refused. Without the exception in
     `abandon_stale` it is deleted after an hour, though nobody will offer it again.
     """
@@ -205,54 +208,54 @@ def test_a_store_that_is_away_is_waited_for(world: DeafWorld, monkeypatch: pytes
     def away(key: str) -> None:
         raise StoreUnavailable("no route")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(world.store, "stat", away)
-        assert world.listen(worker.lease) is ApplyResult.RETRY
-        world.clock.time += world.ctx.limits.offer_ttl_s + 1
-        reconcile(world.ctx)
-        worker.release()
-        reconcile(world.ctx)
-        assert world.job(job).state.holds_lease
+    world.store.before["stat"] = away
+    assert world.listen(worker.lease) is ApplyResult.RETRY
+    world.clock.tick(world.ctx.limits.offer_ttl_s + 1)
+    reconcile(world.ctx)
+    worker.release()
+    reconcile(world.ctx)
+    assert world.job(job).state.holds_lease
+    world.store.before.clear()
     reconcile(world.ctx)
     assert (world.job(job).state, world.job(job).head) == (JobState.QUEUED, worker.parent)
 
 
-def test_a_provider_that_is_away_is_waited_for_beyond_the_deadline(world: DeafWorld) -> None:
+def test_a_provider_that_is_away_is_waited_for_beyond_the_deadline(world: OfflineWorld) -> None:
     """Guard: without `_is_wanted` a laptop that was offline overnight throws the night's work away."""
     job = world.submit("alice", STEPS)
     worker = at_work(world)
     worker.release()
-    world.machines.reachable = False
-    world.clock.time += 200_000
+    world.machines.set_reachable(reachable=False)
+    world.clock.tick(200_000)
     reconcile(world.ctx)
     assert world.job(job).state.holds_lease
-    world.machines.reachable = True
+    world.machines.set_reachable(reachable=True)
     reconcile(world.ctx)
     assert (world.job(job).state, world.job(job).head) == (JobState.QUEUED, worker.parent)
 
 
-def test_a_replaced_token_is_used_at_the_next_connection(world: DeafWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guard: with the account read once per session, its output was asked for with the old token until the lease ended."""
+def test_a_replaced_token_is_used_at_the_next_connection(world: OfflineWorld) -> None:
+    """Guard: with the account read once per session, its output was asked for with the old token until the lease
+    ended."""
     world.submit("alice", STEPS)
     launched(world)
     tokens: list[str] = []
     asked_again = threading.Event()
 
-    def follow(handle: Handle) -> Iterator[str]:
+    def revoked(handle: Handle) -> None:
         tokens.append(handle.account.credentials or "")
         if len(tokens) > 1:
             asked_again.set()
             follower.stop()
         with world.ctx.uow() as tx:
-            account = tx.account(handle.account.id)
+            account = tx.accounts.get(handle.account.id)
             assert account is not None
             account.credentials = "sealed anew"
-            tx.save_account(account)
+            tx.accounts.save(account)
         raise ProviderUnavailable("401: the token was revoked")
 
-    monkeypatch.setattr("orchestrator.entrypoints.background.log_followers.FIRST_PAUSE_S", 0.0)
-    monkeypatch.setattr(world.machines, "follow", follow)
-    follower = Follower(world.ctx, lambda: None)
+    world.machines.before["follow"] = revoked
+    follower = Follower(world.ctx, lambda: None, first_pause_s=0.0)
     follower.look()
     assert asked_again.wait(PATIENCE_S)
     (listener,) = follower._listening.values()
@@ -260,18 +263,18 @@ def test_a_replaced_token_is_used_at_the_next_connection(world: DeafWorld, monke
     assert tokens == ["sealed", "sealed anew"]
 
 
-def test_a_cancelled_job_does_not_wait_for_a_provider_for_ever(world: DeafWorld) -> None:
+def test_a_cancelled_job_does_not_wait_for_a_provider_for_ever(world: OfflineWorld) -> None:
     job = world.submit("alice", STEPS)
     worker = at_work(world)
     world.listen(worker.lease)
-    world.machines.reachable = False
+    world.machines.set_reachable(reachable=False)
     jobs.cancel(world.ctx, world.actors["alice"], job)
-    world.clock.time += 200_000
+    world.clock.tick(200_000)
     reconcile(world.ctx)
     assert world.job(job).state is JobState.CANCELLED
 
 
-def test_cancel_stops_the_machine_after_taking_what_it_has(world: DeafWorld) -> None:
+def test_cancel_stops_the_machine_after_taking_what_it_has(world: OfflineWorld) -> None:
     """Guard: without `is_to_be_stopped` a machine that cannot be told trains on until its time is up."""
     job = world.submit("alice", STEPS)
     worker = at_work(world)
@@ -283,13 +286,13 @@ def test_cancel_stops_the_machine_after_taking_what_it_has(world: DeafWorld) -> 
     assert (world.job(job).state, world.job(job).head_step) == (JobState.CANCELLED, 2)
 
 
-def test_pause_waits_for_the_next_commit(world: DeafWorld) -> None:
+def test_pause_waits_for_the_next_commit(world: OfflineWorld) -> None:
     job = world.submit("alice", STEPS)
     worker = at_work(world, 1)
     world.listen(worker.lease)
-    world.clock.time += 5
+    world.clock.tick(5)
     jobs.pause(world.ctx, world.actors["alice"], job)
-    world.clock.time += world.ctx.limits.stop_grace_s + 5
+    world.clock.tick(world.ctx.limits.stop_grace_s + 5)
     reconcile(world.ctx)
     assert worker.is_alive
     worker.step += 1
@@ -302,63 +305,59 @@ def test_pause_waits_for_the_next_commit(world: DeafWorld) -> None:
     assert lease(world, worker).state is LeaseState.EXPIRED
 
 
-def test_waiting_in_the_providers_queue_is_life(world: DeafWorld) -> None:
+def test_waiting_in_the_providers_queue_is_life(world: OfflineWorld) -> None:
     """Guard: without `_deadline` a machine that began late is stopped in the middle of its time."""
     job = world.submit("alice", STEPS)
     worker = launched(world)
-    world.clock.time += 5000
+    world.clock.tick(5000)
     reconcile(world.ctx)
     assert worker.is_alive
     worker.start()
     world.listen(worker.lease)
-    world.clock.time += 3000
+    world.clock.tick(3000)
     reconcile(world.ctx)
     assert worker.is_alive
     assert world.job(job).state is JobState.RUNNING
-    world.clock.time += 1000
+    world.clock.tick(1000)
     reconcile(world.ctx)
     assert not worker.is_alive
 
 
-def test_a_store_that_opens_no_upload_costs_the_job_nothing(world: DeafWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_opens_no_upload_costs_the_job_nothing(world: OfflineWorld) -> None:
     """Guard: without `counts=False` a store that is away for an afternoon ends every job as hopeless."""
     job = world.submit("alice", STEPS)
 
-    def away(*_: object, **__: object) -> None:
+    def away(*_: object) -> None:
         raise StoreUnavailable("no route")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(world.store, "grant_upload", away)
-        for _ in range(30):
-            dispatch(world.ctx)
-            world.clock.time += 61
+    world.store.before["grant_upload"] = away
+    for _ in range(30):
+        dispatch(world.ctx)
+        world.clock.tick(61)
+    world.store.before.clear()
     assert world.job(job).state is JobState.QUEUED
     assert world.job(job).losses_in_a_row == 0
-    world.clock.time -= 30
-    waits = why_waiting(world.ctx, world.job(job))
+    world.clock.tick(-30)
+    waits = why_waiting(world.ctx, job)
     assert waits is not None
-    assert "the store takes nothing now (no route)" in waits.reason
-    world.clock.time += 61
+    assert "the store does not accept files now (no route)" in waits.reason
+    world.clock.tick(61)
     launched(world)
 
 
-def test_one_session_that_cannot_be_settled_keeps_no_other_waiting(
-    world: DeafWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_session_that_cannot_be_settled_keeps_no_other_waiting(world: OfflineWorld) -> None:
     """Guard: without the loop's own `except` the first broken session stops every pass before the others' turn."""
     first, second = world.submit("alice", STEPS), world.submit("bob", STEPS)
     dispatch(world.ctx)
     workers = world.new_workers()
-    world.machines.dead.update(w.lease for w in workers)
+    world.machines.end(*(w.lease for w in workers))
     broken = workers[0].lease
-    real = worker_messages.replay
 
-    def fragile(ctx: object, lease_id: str, lines: object) -> bool:
-        if lease_id == broken:
+    def fragile(handle: Handle) -> None:
+        if handle.lease_id == broken:
             raise ZeroDivisionError
-        return real(ctx, lease_id, lines)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(worker_messages, "replay", fragile)
+    world.machines.before["collect_outputs"] = fragile
     with pytest.raises(ExceptionGroup):
         reconcile(world.ctx)
     assert {world.job(first).state, world.job(second).state} == {JobState.LEASED, JobState.QUEUED}
@@ -378,7 +377,7 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("line", FOREIGN, ids=lambda line: line[:24])
-def test_what_others_print_is_ignored(world: DeafWorld, line: str) -> None:
+def test_what_others_print_is_ignored(world: OfflineWorld, line: str) -> None:
     job = world.submit("alice", STEPS)
     worker = at_work(world)
     worker.session.printed.insert(1, line)
@@ -399,22 +398,25 @@ def test_what_others_print_is_ignored(world: DeafWorld, line: str) -> None:
         '{"kind":"report","lease":"another","fence":1,"seq":1,"step":1,"phase":"train"}',
         '{"kind":"release","lease":"LEASE","fence":7,"seq":1,"step":1,"reason":"deadline"}',
         '{"kind":"finish","lease":"LEASE","fence":1,"seq":1,"step":4}',
-        '{"kind":"finish","lease":"LEASE","fence":1,"seq":1,"step":4,"adapter":{"key":"../x","sha256":"' + "0" * 64
-        + '","size":1,"adapter_sha256":"' + "0" * 64 + '"}}',
+        '{"kind":"finish","lease":"LEASE","fence":1,"seq":1,"step":4,"adapter":{"key":"../x","sha256":"'
+        + "0" * 64
+        + '","size":1,"adapter_sha256":"'
+        + "0" * 64
+        + '"}}',
         '{"a":' * 5000 + "1" + "}" * 5000,
     ],
-)  # fmt: skip
-def test_a_machine_that_lies_in_its_own_name_is_refused(world: DeafWorld, text: str) -> None:
+)
+def test_a_machine_that_lies_in_its_own_name_is_refused(world: OfflineWorld, text: str) -> None:
     job = world.submit("alice", STEPS)
     worker = at_work(world)
     world.listen(worker.lease)
-    heard = worker_messages.apply_text(world.ctx, worker.lease, text.replace("LEASE", worker.lease))
-    assert heard.fate is ApplyResult.REFUSED
-    assert heard.words
+    outcome = worker_messages.apply_line(world.ctx, worker.lease, text.replace("LEASE", worker.lease))
+    assert outcome.result is ApplyResult.REFUSED
+    assert outcome.reason
     assert (world.job(job).state, world.job(job).head) == (JobState.RUNNING, worker.parent)
 
 
-def test_characters_that_no_database_keeps_stop_nothing(world: DeafWorld) -> None:
+def test_characters_that_no_database_keeps_stop_nothing(world: OfflineWorld) -> None:
     """Guard: without `protocol.Text` PostgreSQL refuses the last word, and the session is stuck at it."""
     job = world.submit("alice", STEPS)
     worker = at_work(world)
@@ -422,13 +424,13 @@ def test_characters_that_no_database_keeps_stop_nothing(world: DeafWorld) -> Non
     said = f'"lease":"{worker.lease}","fence":1,"seq":900,"step":2'
     sample = '{"step":2,"prompt":"a\\u0000b","text":"\\\\u0000 and \\u0000"}'
     report = f'{{"kind":"report",{said},"phase":"train","samples":[{sample}]}}'
-    assert worker_messages.apply_text(world.ctx, worker.lease, report).fate is ApplyResult.TAKEN
+    assert worker_messages.apply_line(world.ctx, worker.lease, report).result is ApplyResult.TAKEN
     finish = f'{{"kind":"finish",{said},"failure":{{"message":"byte \\u0000","permanent":true}}}}'
-    assert worker_messages.apply_text(world.ctx, worker.lease, finish).fate is ApplyResult.TAKEN
+    assert worker_messages.apply_line(world.ctx, worker.lease, finish).result is ApplyResult.TAKEN
     assert world.job(job).message == "byte \ufffd"
 
 
-def test_another_lease_cannot_sign_for_this_one(world: DeafWorld) -> None:
+def test_another_lease_cannot_sign_for_this_one(world: OfflineWorld) -> None:
     """Guard: `signed_message` under the lease's own token."""
     world.submit("alice", STEPS)
     worker = at_work(world)
@@ -437,11 +439,11 @@ def test_another_lease_cannot_sign_for_this_one(world: DeafWorld) -> None:
     assert signed_message(world.ctx.tokens.for_lease("lease-other"), line) is None
 
 
-def test_a_goodbye_is_the_end_even_if_the_machine_lingers(world: DeafWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_goodbye_is_the_end_even_if_the_machine_lingers(world: OfflineWorld) -> None:
     job = world.submit("alice", STEPS)
     worker = at_work(world)
     worker.release()
-    world.machines.dead.discard(worker.lease)
+    world.machines.liveness[worker.lease] = Liveness.RUNNING
     world.listen(worker.lease)
     ended = lease(world, worker)
     assert (ended.state, ended.end_reason) == (LeaseState.RELEASED, EndReason.HANDED_OFF)
@@ -450,9 +452,7 @@ def test_a_goodbye_is_the_end_even_if_the_machine_lingers(world: DeafWorld, monk
     worker.save()
     world.listen(worker.lease)
     assert world.job(job).head_step == 2, "a zombie was heard"
-    unknown = [Observation(lease_id=worker.lease, liveness=Liveness.UNKNOWN)]
-    with monkeypatch.context() as patch:
-        patch.setattr(world.machines, "observe", lambda handles: unknown)
-        reconcile(world.ctx)
+    world.machines.liveness[worker.lease] = Liveness.UNKNOWN
+    reconcile(world.ctx)
     with world.ctx.uow() as tx:
-        assert all(c.state is CheckpointState.COMMITTED for c in tx.checkpoints(job))
+        assert all(c.state is CheckpointState.COMMITTED for c in tx.checkpoints.of_job(job))

@@ -1,8 +1,9 @@
-"""The promises once more, over the other uplink: machines print, connections break anywhere, lines get torn, files are lost.
+"""The promises once more, over the other uplink: machines print, connections break anywhere, lines get torn, files are
+lost.
 
-Seen failing with the fence taken out (a zombie's lines were heard). The other guards of this uplink (reading the output of a
-dead session, the order of lines, files that are still wanted) are each held by a scenario of `tests/faults/test_one_way.py`,
-which fails at once where chance needs many runs.
+Seen failing with the fence taken out (a zombie's lines were heard). The other guards of this uplink (reading the output
+of a dead session, the order of lines, files that are still wanted) are each held by a scenario of
+`tests/faults/test_offline_sessions.py`, which fails at once where chance needs many runs.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ from hypothesis.stateful import invariant, precondition, rule, run_state_machine
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.services.reconcile import reconcile
 from tests.conftest import DATABASES
-from tests.helpers.offline_world import DeafWorker, DeafWorld
+from tests.helpers.offline_world import OfflineWorker, OfflineWorld
 from tests.helpers.world import Worker
 from tests.properties.test_promises import ACTS, PICK, Promises
 
 
-class OneWayPromises(Promises):
+class OfflinePromises(Promises):
     """`Promises` with machines that are only listened to."""
 
-    world: DeafWorld
+    world: OfflineWorld
 
-    def __init__(self, world: DeafWorld) -> None:
+    def __init__(self, world: OfflineWorld) -> None:
         super().__init__(world)
         self.spoilt_jobs: set[str] = set()
         """Those of which this machine offered rubbish on purpose."""
 
-    def worker(self, number: int) -> DeafWorker:
+    def worker(self, number: int) -> OfflineWorker:
         worker = self.world.workers[number % len(self.world.workers)]
-        assert isinstance(worker, DeafWorker)
+        assert isinstance(worker, OfflineWorker)
         return worker
 
     @precondition(lambda self: self.world.workers)
@@ -77,7 +78,7 @@ class OneWayPromises(Promises):
     def machine_dies_with_its_files(self, number: int) -> None:
         workers = self.alive()
         worker = workers[number % len(workers)]
-        self.world.machines.dead.add(worker.lease)
+        self.world.machines.end(worker.lease)
         self.world.machines.session(worker.lease).lost = True
 
     @rule()
@@ -90,7 +91,7 @@ class OneWayPromises(Promises):
                 self._expect_adoption(worker)
 
     def _expect_adoption(self, worker: Worker) -> None:
-        assert isinstance(worker, DeafWorker)
+        assert isinstance(worker, OfflineWorker)
         assert worker.assignment is not None
         job = self.world.job(worker.assignment.job)
         spoilt = worker.assignment.job in self.spoilt_jobs
@@ -104,7 +105,7 @@ class OneWayPromises(Promises):
         super()._offer_a_fork(worker)
 
     def _offer_a_torn_file(self, worker: Worker) -> None:
-        assert isinstance(worker, DeafWorker)
+        assert isinstance(worker, OfflineWorker)
         assert worker.assignment is not None
         if not worker.can_upload:
             return
@@ -114,7 +115,7 @@ class OneWayPromises(Promises):
     @invariant()
     def nothing_printed_by_a_stranger_counts(self) -> None:
         with self.world.ctx.uow() as tx:
-            assert all(lease.last_seq < 999_999 for lease in tx.live_leases())
+            assert all(lease.last_seq < 999_999 for lease in tx.leases.live())
 
     @staticmethod
     def _work_to_the_end(worker: Worker) -> None:
@@ -136,7 +137,7 @@ def test_promises_hold_for_machines_that_cannot_call(database_kind: str, make_da
     def machine() -> Promises:
         folder = tmp_path / f"run-{next(runs)}"
         folder.mkdir()
-        return OneWayPromises(DeafWorld(make_database(), folder))
+        return OfflinePromises(OfflineWorld(make_database(), folder))
 
     run_state_machine_as_test(
         machine,  # pyright: ignore[reportArgumentType]  any callable that makes one will do
