@@ -14,6 +14,8 @@ RUN python -m venv /app
 # A layer of its own: it changes with the pinned version only.
 RUN /app/bin/pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch==2.13.0
 WORKDIR /src
+COPY .ci/server.lock .ci/server.lock
+RUN /app/bin/pip install --require-hashes -r .ci/server.lock
 COPY . .
 RUN /app/bin/pip install '.[server,drive,kaggle,postgres,train]'
 

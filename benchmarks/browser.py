@@ -1,4 +1,4 @@
-"""The distribution's Chromium for tests, screenshots and measurements; no browser is ever fetched."""
+"""The distribution's Chromium for tests, screenshots and benchmarks. No browser is ever downloaded."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ MISSING = "chromium is missing; on Debian: apt-get install chromium"
 
 
 def program() -> str | None:
-    """The browser's path, or None where there is none."""
+    """The browser's path, or None if there is none."""
     return os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @contextlib.contextmanager
 def browser() -> Iterator[Browser]:
-    """A running browser without a window."""
+    """A running headless browser."""
     from playwright.sync_api import sync_playwright
 
-    found = program()
-    if found is None:
+    path = program()
+    if path is None:
         raise SystemExit(MISSING)
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=found, args=ARGUMENTS, timeout=120_000)
+        running = playwright.chromium.launch(executable_path=path, args=ARGUMENTS, timeout=120_000)
         yield running
         running.close()

@@ -1,9 +1,12 @@
-"""How fast the dispatcher makes leases durable on databases of several sizes; a part of `benchmarks.orchestrator`."""
+"""Durable writes without HTTP: the dispatcher's claims on databases of several sizes, and small rows from many
+threads."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +16,56 @@ from benchmarks.bench_server import Coroutines
 from benchmarks.tiny_job import say
 from orchestrator.bootstrap import App, build
 from orchestrator.config import Settings
-from orchestrator.domain.model import Account, Job
+from orchestrator.domain.accounts import Account
+from orchestrator.domain.jobs import Job
 from orchestrator.ports.providers import Capacity
 from orchestrator.providers.registry import Registry
 from orchestrator.services.dispatch import dispatch
 
-CLAIM_SECONDS = 6.0
+CLAIM_SECONDS, WRITE_SECONDS = 6.0, 2.0
+WRITERS = 24
 
 
-def claims(folder: Path, rows: int) -> float:
-    """Leases made durable per second by the product's dispatcher, with `rows` jobs of which 10,000 are queued."""
+def claims(folder: Path, rows: int, seconds: float = CLAIM_SECONDS) -> float:
+    """Leases committed per second by the product's dispatcher, with `rows` jobs of which 10,000 are queued."""
     say(f"claims at {rows} rows ...")
     app = build(Settings(data_dir=folder), providers=Registry.of({"local": Nowhere()}))
     try:
         fill(app, rows)
-        return round(_claim_for(app, CLAIM_SECONDS), 1)
+        return round(_claim_for(app, seconds), 1)
     finally:
         app.close()
 
 
+def small_writes(folder: Path) -> float:
+    """Durable transactions of one small row each, per second, by threads that write at the same time."""
+    app = build(Settings(data_dir=folder), providers=Registry.of({"local": Nowhere()}))
+    until = time.monotonic() + WRITE_SECONDS
+    try:
+        with app.context.uow() as tx:
+            member = tx.members.all()[0].id
+        with ThreadPoolExecutor(WRITERS) as pool:
+            written = sum(pool.map(lambda writer: _write_until(app, member, writer, until), range(WRITERS)))
+        return round(written / WRITE_SECONDS, 1)
+    finally:
+        app.close()
+
+
+def _write_until(app: App, member: str, writer: int, until: float) -> int:
+    for number in count():
+        if time.monotonic() >= until:
+            return number
+        with app.context.uow() as tx:
+            tx.jobs.add(_filler(f"job-{writer}-{number}", member, app.context.clock.now()))
+    raise AssertionError
+
+
 class Nowhere(Coroutines):
-    """Takes every launch and does nothing with it."""
+    """Accepts every launch and does nothing."""
 
     def __init__(self) -> None: ...
 
-    def room(self, account: Account) -> Capacity:
+    def capacity(self, account: Account) -> Capacity:
         return Capacity(slots=1_000_000, session_s=3600.0)
 
     def launch(self, request: Any) -> str:
@@ -46,32 +74,30 @@ class Nowhere(Coroutines):
 
 def fill(app: App, rows: int) -> None:
     with app.context.uow() as tx:
-        member = tx.members()[0].id
-        now = app.context.clock.now()
-        spec = {"base_model": "org/tiny", "global_batch_size": 8, "sequence_len": 64}
-        sample = Job(
-            id="job-0",
-            member_id=member,
-            name="filler",
-            spec=spec,
-            total_steps=1,
-            priority=0,
-            deadline=None,
-            created_at=now,
-            updated_at=now,
-        )
-        tx.add_job(sample)
+        tx.jobs.add(_filler("job-0", tx.members.all()[0].id, app.context.clock.now()))
     queued = 10_000
     columns = ", ".join(c for c in _columns(app) if c not in ("id", "state"))
-    copy = text(
-        f"""WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows - 1})
+    copy = text(f"""WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows - 1})
         INSERT INTO jobs (id, state, {columns})
         SELECT printf('job-%09d', i), CASE WHEN i <= {rows - queued} THEN 'succeeded' ELSE 'queued' END, {columns}
-        FROM n, jobs WHERE jobs.id = 'job-0'"""
-    )
+        FROM n, jobs WHERE jobs.id = 'job-0'""")
     with app.engine.connect() as connection:
         connection.execute(copy)
         connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _filler(job_id: str, member: str, now: float) -> Job:
+    return Job(
+        id=job_id,
+        member_id=member,
+        name="filler",
+        spec={"base_model": "org/tiny", "global_batch_size": 8, "sequence_len": 64},
+        total_steps=1,
+        priority=0,
+        deadline=None,
+        created_at=now,
+        updated_at=now,
+    )
 
 
 def _columns(app: App) -> list[str]:
@@ -84,8 +110,8 @@ def _claim_for(app: App, seconds: float) -> float:
     quiet: Callable[[Callable[[], None]], None] = lambda _: None  # noqa: E731
     context = app.context.__class__(**{**vars(app.context), "spawn": quiet})
     while time.monotonic() - began < seconds:
-        found = dispatch(context)
-        claimed += found
-        if not found:
+        count = dispatch(context)
+        claimed += count
+        if not count:
             break
     return claimed / (time.monotonic() - began)

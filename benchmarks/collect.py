@@ -1,4 +1,4 @@
-"""Run every benchmark of the core and keep the figures: `python -m benchmarks.collect` writes `results/core.json`."""
+"""Run all core benchmarks and store the figures: `python -m benchmarks.collect` writes `results/core.json`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PARTS = {
 
 
 def main() -> None:
-    """Run the parts named on the command line, or all; figures of the others stay as they are."""
+    """Run the parts named on the command line, or all. Figures of other parts are kept."""
     wanted = sys.argv[1:] or list(PARTS)
     RESULTS.parent.mkdir(exist_ok=True)
     kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

@@ -1,6 +1,8 @@
-"""What the dashboard costs: `python -m benchmarks.dashboard [--jobs 1000000 --metrics 10000000] --json` (about 5 minutes).
+"""Measures the dashboard (about 5 minutes).
 
-The server runs as it does for people, on one core of its own; pages are asked for over HTTP by this process on another.
+    python -m benchmarks.dashboard [--jobs 1000000 --metrics 10000000] --json
+
+The server runs as in production, on one core of its own. This process requests pages over HTTP from another core.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from benchmarks.browser import browser
 from benchmarks.claims import Nowhere, fill
 from benchmarks.lab import Lab
 from benchmarks.load import Connection
-from benchmarks.orchestrator import BenchServer, _report, _start, _upload, say, spread
+from benchmarks.over_http import BenchServer, full_report, spread, start, upload
+from benchmarks.tiny_job import say
 from orchestrator.bootstrap import App, build
 from orchestrator.config import Settings
 from orchestrator.entrypoints.dashboard.assets import assets
@@ -44,13 +47,13 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1_000_000)
     parser.add_argument("--metrics", type=int, default=10_000_000)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    found: dict[str, Any] = {"assets_gzip_kib": round(sum(len(assets()[n].compressed) for n in PAGES) / 1024, 1)}
+    options = parser.parse_args()
+    figures: dict[str, Any] = {"assets_gzip_kib": round(sum(len(assets()[n].compressed) for n in PAGES) / 1024, 1)}
     with tempfile.TemporaryDirectory(prefix="dashboard-") as temporary:
         folder = Path(temporary)
-        found |= pages(folder / "pages", asked.jobs, asked.metrics)
-        found |= viewers(folder / "viewers")
-    print(json.dumps(found) if asked.json else json.dumps(found, indent=2))
+        figures |= pages(folder / "pages", options.jobs, options.metrics)
+        figures |= viewers(folder / "viewers")
+    print(json.dumps(figures) if options.json else json.dumps(figures, indent=2))
     return 0
 
 
@@ -58,7 +61,7 @@ def main() -> int:
 
 
 def pages(folder: Path, jobs: int, metrics: int) -> dict[str, Any]:
-    """Milliseconds until an answer is complete, as a client sees them, and the chart in a browser."""
+    """Milliseconds until a response is complete at the client, and the chart in a browser."""
     say(f"filling in {jobs} jobs and {metrics} metric rows ...")
     folder.mkdir()
     app = build(Settings(data_dir=folder / "data"), providers=Registry.of({"local": Nowhere()}))
@@ -109,19 +112,15 @@ def _timed(client: httpx.Client, path: str) -> dict[str, float]:
 
 
 def _fill_metrics(app: App, metrics: int) -> None:
-    """The first job has a curve of `LONG_CURVE` points, the others share the rest."""
+    """The first job gets a curve of `LONG_CURVE` points, the others share the rest."""
     each = max(1, (metrics - LONG_CURVE) // 100_000)
-    several = text(
-        f"""WITH RECURSIVE s(step) AS (SELECT 1 UNION ALL SELECT step + 1 FROM s WHERE step < {each})
+    several = text(f"""WITH RECURSIVE s(step) AS (SELECT 1 UNION ALL SELECT step + 1 FROM s WHERE step < {each})
         INSERT INTO metrics (job_id, name, step, value, fence, at)
         SELECT id, 'loss', step, 2.0 / step, 1, 1e9 + step FROM (SELECT id FROM jobs WHERE id > '{_job(1)}' ORDER BY id
-        LIMIT 100000), s ORDER BY 1, 3"""
-    )
-    one = text(
-        f"""WITH RECURSIVE s(step) AS (SELECT 1 UNION ALL SELECT step + 1 FROM s WHERE step < {LONG_CURVE})
+        LIMIT 100000), s ORDER BY 1, 3""")
+    one = text(f"""WITH RECURSIVE s(step) AS (SELECT 1 UNION ALL SELECT step + 1 FROM s WHERE step < {LONG_CURVE})
         INSERT INTO metrics (job_id, name, step, value, fence, at)
-        SELECT '{_job(1)}', 'loss', step, 2.0 + abs(random() % 1000) / 1000.0, 1, 1e9 + step FROM s"""
-    )
+        SELECT '{_job(1)}', 'loss', step, 2.0 + abs(random() % 1000) / 1000.0, 1, 1e9 + step FROM s""")
     with app.engine.begin() as connection:
         connection.execute(text("UPDATE accounts SET paused = 1"))  # nothing starts while pages are measured
         connection.execute(one)
@@ -132,14 +131,18 @@ def _fill_metrics(app: App, metrics: int) -> None:
 
 
 def chart(server: BenchServer) -> dict[str, Any]:
-    """Milliseconds in which a chart of 20,000 points takes in 10 more, and between two frames meanwhile."""
+    """Milliseconds that a chart of 20,000 points needs to add 10 more, and the time between frames meanwhile."""
     say("the chart in a browser ...")
     add = """async ([points, updates, fresh]) => {
         const curve = window.trainhop.curve, took = [], frames = [];
         const rows = (from, count) => [...Array(count).keys()].map((i) => from + i);
-        const columns = (from, count) => { const s = rows(from, count); return [s, s.map((x) => Math.cos(x / 50)), s, s.map(() => 1)]; };
+        const columns = (from, count) => {
+            const s = rows(from, count);
+            return [s, s.map((x) => Math.cos(x / 50)), s, s.map(() => 1)];
+        };
         curve.state.series.loss = [];
-        curve.state.sessions = [{number: 1, fence: 1, first: 0, last: points, began: curve.state.began, spent: 0, where: ""}];
+        const session = {number: 1, fence: 1, first: 0, last: points, began: curve.state.began, spent: 0, where: ""};
+        curve.state.sessions = [session];
         curve.merge("loss", columns(1, points));
         curve.redraw();
         const frame = () => new Promise(requestAnimationFrame);
@@ -168,11 +171,11 @@ def chart(server: BenchServer) -> dict[str, Any]:
     return {"chart_update_ms": spread(took), "chart_frame_ms": spread(frames)}
 
 
-# --- people who watch ------------------------------------------------------------------------------------
+# --- viewers ---------------------------------------------------------------------------------------------
 
 
 def viewers(folder: Path) -> dict[str, Any]:
-    """Latency of heartbeats with nobody and with 50 people watching, everybody another job; the server has one core."""
+    """Latency of heartbeats with 0 and with 50 viewers, each of another job. The server has one core."""
     say(f"{VIEWERS} viewers ...")
     server = BenchServer(folder)
     os.sched_setaffinity(server.process.pid, {0})
@@ -184,25 +187,25 @@ def viewers(folder: Path) -> dict[str, Any]:
 
 async def _viewers(server: BenchServer) -> dict[str, Any]:
     await asyncio.sleep(1.0)
-    body = await _upload(server)
+    body = await upload(server)
     setup = await Connection.open("127.0.0.1", server.port)
     jobs: list[str] = []
-    held: list[tuple[str, str, int]] = []
+    leases: list[tuple[str, str, int]] = []
     for _ in range(VIEWERS):
         made = json.loads(
             await setup.post("/api/v1/jobs", body.replace(b'"max_steps": 1,', b'"max_steps": 1000,'), server.token)
         )
         jobs.append(made["id"])
-    while len(held) < VIEWERS:
+    while len(leases) < VIEWERS:
         ticket = json.loads(await asyncio.get_running_loop().sock_recv(server.launches, 65_536))
-        held.append((ticket["lease"], ticket["token"], (await _start(setup, ticket["lease"], ticket["token"])).fence))
-    alone, alone_cpu = await _beat(server, held, 1)
-    told = [0] * VIEWERS
-    watching = [asyncio.create_task(_watch(server, job, told, n)) for n, job in enumerate(jobs)]
+        leases.append((ticket["lease"], ticket["token"], (await start(setup, ticket["lease"], ticket["token"])).fence))
+    alone, alone_cpu = await _beat(server, leases, 1)
+    counts = [0] * VIEWERS
+    watching = [asyncio.create_task(_watch(server, job, counts, n)) for n, job in enumerate(jobs)]
     await asyncio.sleep(WARM_UP_S)
-    assert all(told), "every viewer has been told something"
-    before = sum(told)
-    watched, watched_cpu = await _beat(server, held, 1 + BEATS)
+    assert all(counts), "every viewer has been told something"
+    before = sum(counts)
+    watched, watched_cpu = await _beat(server, leases, 1 + BEATS)
     for task in watching:
         task.cancel()
     return {
@@ -210,36 +213,36 @@ async def _viewers(server: BenchServer) -> dict[str, Any]:
         "heartbeat_with_50_viewers_ms": watched,
         "server_cpu_share_without_viewers": alone_cpu,
         "server_cpu_share_with_50_viewers": watched_cpu,
-        "messages_per_viewer_and_heartbeat": round((sum(told) - before) / (VIEWERS * BEATS), 2),
+        "messages_per_viewer_and_heartbeat": round((sum(counts) - before) / (VIEWERS * BEATS), 2),
     }
 
 
-async def _beat(server: BenchServer, held: list[tuple[str, str, int]], first: int) -> tuple[dict[str, float], float]:
-    """Every worker reports every `BEAT_EVERY_S`, spread evenly over that time."""
+async def _beat(server: BenchServer, leases: list[tuple[str, str, int]], first: int) -> tuple[dict[str, float], float]:
+    """Every worker reports every `BEAT_EVERY_S`, with the reports spread evenly."""
     latencies: list[float] = []
 
     async def one(number: int, lease: str, token: str, fence: int) -> None:
         connection = await Connection.open("127.0.0.1", server.port)
-        begin = time.monotonic() + BEAT_EVERY_S * number / len(held)
+        begin = time.monotonic() + BEAT_EVERY_S * number / len(leases)
         for turn in range(BEATS):
             await asyncio.sleep(max(0.0, begin + turn * BEAT_EVERY_S - time.monotonic()))
-            asked = time.monotonic()
-            await connection.post(f"/api/v1/leases/{lease}/report", _report(lease, fence, first + turn), token)
-            latencies.append(1e3 * (time.monotonic() - asked))
+            sent = time.monotonic()
+            await connection.post(f"/api/v1/leases/{lease}/report", full_report(lease, fence, first + turn), token)
+            latencies.append(1e3 * (time.monotonic() - sent))
         connection.close()
 
     began, cpu = time.monotonic(), server.cpu_s()
-    await asyncio.gather(*(one(n, *lease) for n, lease in enumerate(held)))
+    await asyncio.gather(*(one(n, *lease) for n, lease in enumerate(leases)))
     share = (server.cpu_s() - cpu) / (time.monotonic() - began)
     return spread(latencies), round(share, 3)
 
 
-async def _watch(server: BenchServer, job: str, told: list[int], number: int) -> None:
+async def _watch(server: BenchServer, job: str, counts: list[int], number: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1 << 22)
     head = f"GET /jobs/{job}/live HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {server.token}\r\n\r\n"
     writer.write(head.encode())
     while line := await reader.readline():
-        told[number] += line.startswith(b"id:")
+        counts[number] += line.startswith(b"id:")
 
 
 if __name__ == "__main__":

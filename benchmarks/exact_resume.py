@@ -1,11 +1,11 @@
-"""The promise, tried: the same job unbroken and cut at random steps must end in the same bytes.
+"""Tests the main promise: the same job, uninterrupted and cut at random steps, must end in the same bytes.
 
     python -m benchmarks.exact_resume --kills 0,1,5 [--adapter lora|qlora] [--path local|sandbox|mixed] --json
 
-A tiny Llama with random weights, made on the spot, is trained through a real server and real worker processes. Cuts are
-SIGKILLs of the worker, planned hand-offs (SIGTERM), and every third time a SIGKILL of worker and server together.
-With `--path sandbox` the machines are Kaggle kernels and the checkpoints lie in Google Drive, both emulated; cuts then are
-kernels killed with or without their outputs, every second time while the server is down.
+A generated tiny Llama with random weights is trained through a real server and real worker processes. Cuts are SIGKILLs
+of the worker, planned hand-offs (SIGTERM), and every third time a SIGKILL of worker and server together. With `--path
+sandbox` the machines are Kaggle kernels and the checkpoints are in Google Drive, both emulated. Kernels are then killed
+with or without their outputs, every second time while the server is down.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.tiny_model import make_tiny_llama
 
 
 def main() -> int:
-    """Run the comparison and print it; exit code 1 where the bytes differ."""
+    """Run the comparison and print it. Exit code 1 if the bytes differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", default="0,1,5", help="comma-separated numbers of cuts")
     parser.add_argument("--adapter", choices=("lora", "qlora"), default="lora")
@@ -39,29 +39,29 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the cuts, not of the training")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="exact-resume-") as temporary:
         folder = Path(temporary)
         model, data = make_tiny_llama(folder / "model"), write_rows(folder / "rows.jsonl")
         runs = []
-        counts = list(map(int, asked.kills.split(",")))
-        if asked.path == "mixed" and 0 not in counts:
-            counts.insert(0, 0)  # what the mixed runs are compared with
+        counts = list(map(int, options.kills.split(",")))
+        if options.path == "mixed" and 0 not in counts:
+            counts.insert(0, 0)  # the reference for the mixed runs
         for kills in counts:
-            say(f"{asked.adapter}: {kills} cuts ...")
-            way = _way(asked.path, kills)
-            runs.append(way(folder / f"kills-{kills}", model, data, kills, asked.adapter, asked.seed))
+            say(f"{options.adapter}: {kills} cuts ...")
+            way = _way(options.path, kills)
+            runs.append(way(folder / f"kills-{kills}", model, data, kills, options.adapter, options.seed))
             say(f"  adapter {runs[-1].adapter_sha256[:16]}  state {runs[-1].state_sha256[:16]}")
     equal = len({tuple(list(asdict(r).values())[1:]) for r in runs}) == 1
     result = {"runs": [asdict(r) for r in runs], "bitwise_equal": equal}
-    print(json.dumps(result) if asked.json else f"bitwise equal: {equal}")
+    print(json.dumps(result) if options.json else f"bitwise equal: {equal}")
     return 0 if equal else 1
 
 
 def _way(path: str, kills: int) -> Callable[..., Run]:
-    """What trains one run; on the mixed path the unbroken one stays on this computer."""
+    """The function that trains one run. On the mixed path the uninterrupted run stays on this computer."""
     if path == "mixed" and kills:
-        from benchmarks import mixed_path  # needs what the tests need
+        from benchmarks import mixed_path  # imports packages of the tests
 
         return mixed_path.train
     return train_far if path == "sandbox" else train
@@ -77,7 +77,7 @@ def train(folder: Path, model: Path, data: Path, kills: int, adapter: str, seed:
     }
     with lab(folder, **settings) as server:
         pool = server.get("/accounts")["items"][0]["id"]
-        # One thread: on a shared machine more would be slower, and the machine is not what is compared here.
+        # One thread: on a shared machine more would be slower, and speed is not measured here.
         server.patch(f"/accounts/{pool}", {"config": {"env": {"OMP_NUM_THREADS": "1"}}})
         job = server.post("/jobs", job_file(model, server.upload(data), adapter))["id"]
         cut_at_random(server, job, kills, random.Random(f"{seed}-{kills}"))
@@ -100,7 +100,7 @@ def train_far(folder: Path, model: Path, data: Path, kills: int, adapter: str, s
 
 
 def cut_at_random(server: Lab, job: str, kills: int, chance: random.Random) -> None:
-    """Cut at random steps, in order; a cut falls into whatever the worker does when it gets there."""
+    """Cut at random steps, in order, whatever the worker is doing at that moment."""
     for number, step in enumerate(sorted(chance.sample(range(1, STEPS), kills)), 1):
         lease = server.wait_for(lambda step=step: reached(server, step), f"step {step}", 300)
         how = chance.choice([signal.SIGKILL, signal.SIGTERM])

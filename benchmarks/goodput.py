@@ -1,12 +1,12 @@
-"""How much of the wall clock is useful work when machines are killed at random.
+"""Measures the share of useful time when machines are killed at random.
 
     python -m benchmarks.goodput --json
 
-A real CPU training runs through a real server while its workers are killed with SIGKILL at exponentially distributed times
-(seeded). Useful are the seconds of steps that count; everything else is named in the ledger, which adds up to all of the
-wall clock from the submit request to the finished job: `start_up` (boot, fetching, imports, loading the model), `restore`,
-`train`, `save_stall` (training waiting for a save), `lost_work` (steps trained again after a kill), `idle` (between two
-sessions, exporting, last messages).
+A real CPU training runs through a real server while its workers are killed with SIGKILL at exponentially distributed
+times (seeded). Useful time is the time of steps that count. The ledger lists all other time and adds up to the wall
+clock from submit to the finished job: `start_up` (boot, fetching, imports, loading the model), `restore`, `train`,
+`save_stall` (training waiting for a save), `lost_work` (steps repeated after a kill), `idle` (between two sessions,
+exporting, last messages).
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def main() -> int:
     parser.add_argument("--mtbf", type=float, default=40.0, help="mean seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="goodput-") as temporary:
-        result = measure(Path(temporary), asked.steps, asked.mtbf, random.Random(asked.seed))
-    print(json.dumps(result) if asked.json else json.dumps(result, indent=2))
+        result = measure(Path(temporary), options.steps, options.mtbf, random.Random(options.seed))
+    print(json.dumps(result) if options.json else json.dumps(result, indent=2))
     return 0
 
 
 def measure(folder: Path, steps: int, mtbf_s: float, chance: random.Random) -> dict[str, Any]:
-    """One job from submit to adapter under fire."""
+    """One job from submit to adapter with random kills."""
     model, rows = make_tiny_llama(folder / "model"), write_rows(folder / "rows.jsonl", 400)
     settings = {"allowed_folders": json.dumps([str(folder)]), "offline": True, "mtbf_s": mtbf_s, "report_every_s": 2}
     with lab(folder / "lab", **settings, reconcile_s=0.5) as server:
@@ -61,7 +61,7 @@ def measure(folder: Path, steps: int, mtbf_s: float, chance: random.Random) -> d
 
 
 def under_fire(server: Lab, job: str, mtbf_s: float, chance: random.Random) -> int:
-    """Kill whatever works, at exponential intervals, until the job is done; returns the number of kills."""
+    """Kill the worker at exponential intervals until the job is done. Returns the number of kills."""
     kills, due = 0, time.monotonic() + chance.expovariate(1 / mtbf_s)
     while not finished(server, job):
         time.sleep(0.05)
@@ -74,7 +74,7 @@ def under_fire(server: Lab, job: str, mtbf_s: float, chance: random.Random) -> i
 
 
 def ledger(server: Lab, job: str, wall_s: float) -> dict[str, Any]:
-    """Shares of the wall clock, from what the sessions themselves wrote down."""
+    """Shares of the wall clock, from the sessions' own ledgers."""
     sessions = sorted(server.get(f"/jobs/{job}/sessions")["items"], key=lambda s: s["started_at"] or "")
     spent: dict[str, float] = {}
     for session in sessions:

@@ -1,13 +1,11 @@
-"""A real server process on a free port with a data folder of its own, to be submitted to, watched and killed."""
+"""A real server process on a free port with its own data folder, for benchmarks that submit, watch and kill."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,8 +15,11 @@ from typing import Any, Self
 
 import httpx
 
+from tests.helpers.ports import quiet_port
+from worker.shared.process import tied
+
 PATIENCE_S = 90.0
-"""A busy machine may take long to start a process; nothing here is judged by how long that takes."""
+"""A busy machine may start processes slowly. No result depends on this limit."""
 
 
 class Lab:
@@ -29,17 +30,20 @@ class Lab:
         self._log = folder / "server.log"
         self._settings = {f"TRAINHOP_{k.upper()}": str(v) for k, v in settings.items()}
         self._process: subprocess.Popen[bytes] | None = None
-        self._port = _quiet_port()  # kept over restarts: the workers know no other
+        self._port = quiet_port()  # kept over restarts, because the workers keep using it
+
         self.client = httpx.Client(trust_env=False, timeout=30)
 
     def up(self) -> None:
-        """Start (or restart) the server and wait until it answers."""
+        """Start or restart the server and wait until it responds."""
         (self.data / "server.url").unlink(missing_ok=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TRAINHOP_")} | self._settings
         command = [sys.executable, "-m", "orchestrator.entrypoints.cli.main", "up", "--data-dir", str(self.data)]
         command += ["--port", str(self._port)]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(
+                tied(command), env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
         self.wait_for((self.data / "server.url").exists, "the server's address")
         self.client.base_url = httpx.URL((self.data / "server.url").read_text().strip() + "/api/v1")
         token = (self.data / "admin.token").read_text().strip()
@@ -51,14 +55,20 @@ class Lab:
             return self.client.get("/me").is_success
         return False
 
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
-        """SIGKILL the server; its workers live on."""
+        """SIGKILL the server. Its workers keep running."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
 
     def down(self) -> None:
-        """Stop the server and whatever it started."""
+        """Stop the server and all processes that it started."""
         self.client.close()
         if self._process is not None:
             self._process.terminate()
@@ -82,19 +92,19 @@ class Lab:
         self.down()
 
     def get(self, path: str, **query: Any) -> Any:
-        """JSON of a GET; raises with the server's own words."""
+        """JSON of a GET. Raises with the server's message."""
         return self._checked(self.client.get(path, params=query))
 
     def post(self, path: str, body: Any = None) -> Any:
-        """JSON of a POST; raises with the server's own words."""
+        """JSON of a POST. Raises with the server's message."""
         return self._checked(self.client.post(path, json=body))
 
     def put(self, path: str, body: Any) -> Any:
-        """JSON of a PUT; raises with the server's own words."""
+        """JSON of a PUT. Raises with the server's message."""
         return self._checked(self.client.put(path, json=body))
 
     def patch(self, path: str, body: Any) -> Any:
-        """JSON of a PATCH; raises with the server's own words."""
+        """JSON of a PATCH. Raises with the server's message."""
         return self._checked(self.client.patch(path, json=body))
 
     @staticmethod
@@ -104,55 +114,47 @@ class Lab:
         return answer.json() if answer.content else None
 
     def upload(self, file: Path) -> str:
-        """A dataset, by the name under which a job may use it."""
+        """Upload a dataset. Returns the path that a job uses for it."""
         answer = self.client.post("/datasets", params={"name": file.name}, content=file.read_bytes())
         return f"sha256:{self._checked(answer)['sha256']}"
 
     def workers(self) -> dict[str, int]:
-        """Process ids of living workers by lease."""
-        found: dict[str, int] = {}
+        """Process ids of running workers by lease."""
+        result: dict[str, int] = {}
         for note in (self.data / "sessions").glob("*/pid.json"):
             with contextlib.suppress(ValueError, OSError):
                 pid = json.loads(note.read_text())["pid"]
                 os.kill(pid, 0)
-                found[note.parent.name] = pid
-        return found
+                result[note.parent.name] = pid
+        return result
 
     def last_step(self, lease: str) -> int:
-        """The newest step that a worker has printed, without asking anybody."""
+        """The newest step that a worker has printed, without a request to the server."""
         log = self.data / "sessions" / lease / "output.log"
         steps = [line.split()[1] for line in log.read_text(errors="replace").splitlines() if line.startswith("step ")]
         return int(steps[-1]) if steps else -1
 
     @staticmethod
     def wait_for(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S, every_s: float = 0.01) -> Any:
-        """The first true answer of `condition`."""
+        """The first true result of `condition`."""
         until = time.monotonic() + patience_s
         while time.monotonic() < until:
-            if found := condition():
-                return found
+            if result := condition():
+                return result
             time.sleep(every_s)
         raise TimeoutError(f"waited {patience_s:.0f} s for {what}")
 
     def job(self, ident: str) -> dict[str, Any]:
-        """The job as the API shows it, also while the server is coming back."""
+        """The job as the API shows it. Retries while the server restarts."""
         while True:
             with contextlib.suppress(httpx.TransportError):
                 return self.get(f"/jobs/{ident}")
             time.sleep(0.1)
 
 
-def _quiet_port() -> int:
-    """A free port below those that systems hand out by themselves: nobody takes it while the server is down."""
-    while True:
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", random.SystemRandom().randrange(15_000, 32_000)))
-            return probe.getsockname()[1]
-
-
 @contextlib.contextmanager
 def lab(folder: Path, **settings: object) -> Iterator[Lab]:
-    """A running lab in a folder that is made if need be."""
+    """A running lab in a folder that is created if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     with Lab(folder, **settings) as running:
         yield running

@@ -1,4 +1,4 @@
-"""A lean HTTP client, so that on two cores the server is measured and not whoever asks it."""
+"""A minimal HTTP client, so that on two cores the server is measured and not the client."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class Refused(Exception):
-    """The server answered with something else than success."""
+    """The server's status was not a success."""
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Connection:
         return cls(*await asyncio.open_connection(host, port))
 
     async def post(self, path: str, body: bytes, token: str) -> bytes:
-        """The answer's body; raises `Refused` with status and body for anything but a 2xx."""
+        """The response body. Raises `Refused` with status and body if the status is not 2xx."""
         head = (
             f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -37,5 +37,5 @@ class Connection:
         return content
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self.writer.close()

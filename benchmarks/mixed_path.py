@@ -1,6 +1,6 @@
-"""One job over three kinds of machine, each cut off: an emulated Kaggle kernel, an executed notebook, this computer.
+"""One job over three kinds of machines, each cut: an emulated Kaggle kernel, an executed notebook, this computer.
 
-`train` is what `benchmarks.exact_resume --path mixed` compares with an unbroken run on this computer.
+`benchmarks.exact_resume --path mixed` compares `train` with an uninterrupted run on this computer.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import psutil
 from benchmarks import tiny_job
 from benchmarks.lab import Lab, lab
 from tests.emulators.kaggle import KaggleEmulator, Kernel, Person
+from worker.shared.process import tied
 
 PATIENCE_S = 240.0
 TOKEN = "KGAT_emulated"
@@ -29,19 +30,19 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 class Candidate(Protocol):
-    """A kind of machine that the job can be let go to, watched on, and lost on."""
+    """A kind of machine to which the job can be moved, and on which it is watched and lost."""
 
     name: str
 
     def open(self, server: Lab, job: str) -> None: ...
     def last_step(self, server: Lab) -> int: ...
     def cut(self, server: Lab) -> None:
-        """End the machine without warning; no other of this kind starts."""
+        """End the machine without warning. No other machine of this kind starts."""
         ...
 
 
 class Kaggle:
-    """A kernel in which the worker cannot call the server; what it leaves behind is collected."""
+    """A kernel whose worker cannot call the server. Its outputs are collected."""
 
     name = "kaggle"
 
@@ -50,8 +51,13 @@ class Kaggle:
 
     def open(self, server: Lab, job: str) -> None:
         if not self._account:
-            asked = {"provider": "kaggle", "name": "emulated", "config": {"username": "alice"}, "credentials": TOKEN}
-            self._account = server.post("/accounts", asked)["id"]
+            account_request = {
+                "provider": "kaggle",
+                "name": "emulated",
+                "config": {"username": "alice"},
+                "credentials": TOKEN,
+            }
+            self._account = server.post("/accounts", account_request)["id"]
         server.patch(f"/accounts/{self._account}", {"paused": False})
 
     def last_step(self, server: Lab) -> int:
@@ -70,7 +76,7 @@ class Kaggle:
 
 
 class Notebook:
-    """A generated notebook in a real kernel; its machine vanishes with everything on it."""
+    """A generated notebook in a real kernel. Its machine disappears with all files."""
 
     name = "notebook"
 
@@ -82,7 +88,7 @@ class Notebook:
         path = self._folder / f"{len(list(self._folder.iterdir()))}.ipynb"
         path.write_text(json.dumps(server.post(f"/jobs/{job}:notebook?reach=http")["notebook"]))
         command = [sys.executable, "-m", "tests.notebook.execute", str(path)]
-        self._client = psutil.Popen(command, env=os.environ | ONE_THREAD, stderr=subprocess.DEVNULL)
+        self._client = psutil.Popen(tied(command), env=os.environ | ONE_THREAD, stderr=subprocess.DEVNULL)
 
     def last_step(self, server: Lab) -> int:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -119,7 +125,7 @@ class ThisComputer:
         return max((server.last_step(lease) for lease in server.workers()), default=-1)
 
     def cut(self, server: Lab) -> None:
-        """Only the worker: the pool stays open, and the job goes on there."""
+        """Kill only the worker. The pool stays open, and the job continues there."""
         for process in server.workers().values():
             os.kill(process, signal.SIGKILL)
 
@@ -133,7 +139,7 @@ def _server(folder: Path, model: Path, kaggle: KaggleEmulator) -> Iterator[Lab]:
 
 
 def train(folder: Path, model: Path, data: Path, kills: int, adapter: str, seed: int) -> tiny_job.Run:
-    """One run from submit to adapter, cut `kills` times on one kind of machine after another, finished on this computer."""
+    """One run from submit to adapter, cut `kills` times on alternating machines, finished on this computer."""
     people = [Person(name="alice", token=TOKEN)]
     with (
         KaggleEmulator(folder / "kaggle", people, environment=ONE_THREAD) as kaggle,

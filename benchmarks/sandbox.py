@@ -1,4 +1,4 @@
-"""Cuts over emulated Kaggle and Drive: the same run as at home, by kernels that cannot call the server."""
+"""Cuts on emulated Kaggle and Drive: the same run as on this computer, in kernels that cannot call the server."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from tests.emulators.kaggle import KaggleEmulator, Kernel, Person
 from tests.images import place
 
 SESSION_S = 240.0
-"""The uploads that are opened in advance for so long a session allow a save every 4 s."""
+"""With a session of this length, the upload grants made in advance allow a save every 4 s."""
 
 PATIENCE_S = 400.0
 
 
 @dataclass(frozen=True)
 class Sandbox:
-    """Both emulators; `settings` point a server at them."""
+    """Both emulators. `settings` point a server at them. `token` is that of the Kaggle account."""
 
+    token: str
     kaggle: KaggleEmulator
     drive: Drive
 
@@ -36,20 +37,20 @@ class Sandbox:
         return {"kaggle_endpoint": self.kaggle.endpoint, "drive_endpoint": self.drive.url, "local_slots": "0"}
 
     def move_in(self, server: Lab) -> None:
-        """New files go to Drive, jobs to one Kaggle account."""
+        """Store new files in Drive and run jobs on one Kaggle account."""
         credentials = json.dumps(self.drive.authorized_user())
         server.put("/stores/drive", {"credentials": credentials})
         config = {"username": "alice", "slots": 1, "session_s": SESSION_S}
-        server.post("/accounts", {"provider": "kaggle", "credentials": "KGAT_alice", "config": config})
+        server.post("/accounts", {"provider": "kaggle", "credentials": self.token, "config": config})
 
     def running(self) -> list[Kernel]:
-        """Kernels with a live process."""
+        """Kernels with a running process."""
         return [k for k in list(self.kaggle.world.kernels.values()) if k.status == "RUNNING" and k.pid is not None]
 
     def cut_at_random(self, server: Lab, job: str, steps: list[int], chance: random.Random) -> None:
-        """Kill the kernel at those steps, with or without its outputs; every second time the server dies first.
+        """Kill the kernel at these steps, with or without its outputs. Every second time the server dies first.
 
-        After a cut the next session is the one that goes on from there, so a kernel is never cut twice.
+        After a cut the next session is a new kernel, so a kernel is never cut twice.
         """
         cut: set[str] = set()
         for number, step in enumerate(steps, 1):
@@ -87,15 +88,15 @@ def last_step(kernel: Kernel) -> int:
 
 
 @contextmanager
-def sandbox(folder: Path) -> Iterator[Sandbox]:
+def sandbox(folder: Path, token: str = "KGAT_alice") -> Iterator[Sandbox]:
     """Running emulators with their files in `folder`."""
     machine = place("kaggle-gpu")
     say(f"  kernels have {machine.words}")
-    # One thread, as at home: on a shared machine more would be slower, and the machine is not what is compared here.
+    # One thread, as on this computer: more would be slower on a shared machine, and speed is not measured here.
     environment = {**machine.environment, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    people = [Person(name="alice", token="KGAT_alice")]
+    people = [Person(name="alice", token=token)]
     with (
         KaggleEmulator(folder / "kaggle", people, python=machine.python, environment=environment) as kaggle,
         Drive(folder / "drive") as drive,
     ):
-        yield Sandbox(kaggle, drive)
+        yield Sandbox(token, kaggle, drive)

@@ -1,7 +1,9 @@
-"""The pictures of the dashboard in README and docs: `python -m benchmarks.screenshots [FOLDER]`, about two minutes.
+"""Takes the dashboard's pictures in README and docs (about two minutes).
 
-A real server trains a tiny model with random weights on the example's data; its first machine is killed, its second asked
-to hand over, and pictures are taken while the third one works.
+    python -m benchmarks.screenshots [FOLDER]
+
+A real server trains a tiny model with random weights on the example's data. Its first machine is killed, its second is
+told to hand off, and the pictures are taken while the third one trains.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ PICTURES = (
 
 
 def main() -> None:
-    """Write the pictures into the folder named on the command line, `docs/pictures/` if none is."""
+    """Write the pictures to the folder on the command line, by default `docs/pictures/`."""
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="screenshots-") as temporary:
@@ -43,7 +45,7 @@ def main() -> None:
 
 
 def travel(server: Lab, model: Path) -> str:
-    """A job whose first machine was lost and whose second handed it over; returns once the third one trains."""
+    """A job that lost its first machine and was handed off by the second. Returns when the third one trains."""
     job = server.post("/jobs", job_file(server, model))["id"]
     lease = at_step(server, STEPS // 4)
     os.kill(server.workers()[lease], signal.SIGKILL)
@@ -54,7 +56,7 @@ def travel(server: Lab, model: Path) -> str:
 
 
 def job_file(server: Lab, model: Path) -> dict[str, Any]:
-    """The example's data, learnt by a model that knows nothing yet."""
+    """The example's data with an untrained model."""
     return {
         "name": "trail-guide",
         "base_model": str(model),
@@ -72,18 +74,18 @@ def job_file(server: Lab, model: Path) -> dict[str, Any]:
 
 
 def at_step(server: Lab, step: int, *, after: int = 0, job: str = "") -> str:
-    """The lease whose worker has come that far, in a session with at least `after` before it."""
+    """The lease whose worker has reached this step, in a session with at least `after` sessions before it."""
 
-    def look() -> str | None:
+    def find_lease() -> str | None:
         if after and server.job(job)["handoffs"] < after:
             return None
         return next((lease for lease in server.workers() if server.last_step(lease) >= step), None)
 
-    return server.wait_for(look, f"step {step}", 240, 0.2)
+    return server.wait_for(find_lease, f"step {step}", 240, 0.2)
 
 
 def take(server: Lab, job: str, target: Path) -> None:
-    """One picture of each page, as small as the optimiser of the format makes it."""
+    """One picture of each page, as small as the format's optimiser makes it."""
     address = str(server.client.base_url).removesuffix("/api/v1/").removesuffix("/api/v1")
     with browser() as running:
         for name, path, scheme, width, height in PICTURES:
@@ -100,7 +102,7 @@ def take(server: Lab, job: str, target: Path) -> None:
 
 
 def shrink(target: Path) -> None:
-    """Write the pictures with a palette: a third of the bytes, and no difference to the eye."""
+    """Write the pictures with a palette, which needs a third of the bytes and looks the same."""
     from PIL import Image
 
     for name, *_ in PICTURES:

@@ -1,4 +1,4 @@
-"""Draws `docs/pictures/seam.png` from `results/gpu.json`: the seam of a cut run, ours and the paper's way.
+"""Draws `docs/pictures/seam.png` from `results/gpu.json`: the seam of a cut run, ours and the paper's.
 
 python -m benchmarks.seam_picture
 """

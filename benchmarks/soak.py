@@ -1,10 +1,10 @@
-"""Minutes of random faults, after which no job may be stuck and no two equal jobs may differ.
+"""Minutes of random faults, after which no job may be stuck and equal jobs must have equal results.
 
     python -m benchmarks.soak --minutes 10 --json
 
-A few equal jobs are always under way on a real server with two machines. At exponentially distributed times (seeded) a
-worker is killed, told to leave or frozen for a while, the server is killed and started again, or a job is paused and
-resumed. Then the faults stop, and everything submitted has to end in the same adapter.
+Several equal jobs are always running on a real server with two machines. At exponentially distributed times (seeded) a
+worker is killed, told to leave or frozen for a while, the server is killed and restarted, or a job is paused and
+resumed. Then the faults stop, and every submitted job has to end in the same adapter.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ AT_ONCE, STEPS = 4, 200
 FROZEN_S = 3.0
 FINAL = ("succeeded", "failed", "cancelled")
 CALM_S = 900.0
-"""What is left must end within this time once the faults have stopped."""
+"""Remaining jobs must end within this time after the faults have stopped."""
 
 
 class Fire:
-    """The faults, each counted by its name."""
+    """The faults, each counted by name."""
 
     def __init__(self, server: Lab, chance: random.Random) -> None:
         self._server, self._chance = server, chance
@@ -49,7 +49,7 @@ class Fire:
         ]
 
     def strike(self) -> None:
-        """One fault of the list."""
+        """Cause one random fault."""
         fault = self._chance.choice(self._faults)
         fault()
         self.counts[fault.__name__] += 1
@@ -92,26 +92,26 @@ class Fire:
 
 
 def jobs(server: Lab) -> list[dict[str, Any]]:
-    """Every job there is."""
+    """All jobs."""
     return server.get("/jobs", limit=200)["items"]
 
 
 def main() -> int:
-    """Run and print what is left; exit code 1 where a job is stuck, failed or differs."""
+    """Run and print the result. Exit code 1 if a job is stuck, failed or differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--mean", type=float, default=12.0, help="mean seconds between two faults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as temporary:
-        result = soak(Path(temporary), 60 * asked.minutes, asked.mean, random.Random(asked.seed))
-    print(json.dumps(result) if asked.json else json.dumps(result, indent=2))
+        result = soak(Path(temporary), 60 * options.minutes, options.mean, random.Random(options.seed))
+    print(json.dumps(result) if options.json else json.dumps(result, indent=2))
     return 0 if result["stuck"] == result["failed"] == 0 and result["different_adapters"] <= 1 else 1
 
 
 def soak(folder: Path, seconds: float, mean_s: float, chance: random.Random) -> dict[str, Any]:
-    """Faults for `seconds`, then calm until every job has ended."""
+    """Faults for `seconds`, then none until every job has ended."""
     model, rows = make_tiny_llama(folder / "model"), write_rows(folder / "rows.jsonl")
     settings = {"allowed_folders": json.dumps([str(folder)]), "offline": True, "report_every_s": 1}
     with lab(folder / "lab", **settings, local_slots=2, reconcile_s=0.5) as server:
@@ -127,7 +127,7 @@ def soak(folder: Path, seconds: float, mean_s: float, chance: random.Random) -> 
             fire.strike()
             say(f"{end - time.monotonic():6.0f} s left, {dict(Counter(j['state'] for j in jobs(server)))}")
         for job in jobs(server):
-            if job["state"] == "paused":  # a resume that the killed server never heard
+            if job["state"] == "paused":  # a resume request that the killed server did not receive
                 server.post(f"/jobs/{job['id']}:resume")
         return verdict(server, fire)
 
@@ -137,17 +137,17 @@ def verdict(server: Lab, fire: Fire) -> dict[str, Any]:
     until = time.monotonic() + CALM_S
     while time.monotonic() < until and any(j["state"] not in FINAL for j in jobs(server)):
         time.sleep(0.5)
-    found = jobs(server)
-    states = Counter(j["state"] for j in found)
-    adapters = {j["adapter"]["sha256"] for j in found if j["adapter"]}
+    all_jobs = jobs(server)
+    states = Counter(j["state"] for j in all_jobs)
+    adapters = {j["adapter"]["sha256"] for j in all_jobs if j["adapter"]}
     return {
-        "jobs": len(found),
+        "jobs": len(all_jobs),
         "stuck": sum(count for state, count in states.items() if state not in FINAL),
         "failed": states["failed"],
         "different_adapters": len(adapters),
         "faults": dict(fire.counts),
-        "handoffs": sum(j["handoffs"] for j in found),
-        "steps_repeated": sum(j["steps_repeated"] for j in found),
+        "handoffs": sum(j["handoffs"] for j in all_jobs),
+        "steps_repeated": sum(j["steps_repeated"] for j in all_jobs),
     }
 
 

@@ -1,25 +1,26 @@
-"""What becomes of checkpoints in a Google Drive that fails.
+"""Tests what happens to checkpoints in a Google Drive that fails.
 
     python -m benchmarks.store_faults --uploads 10000 --json
 
-N checkpoints are written, uploaded through grants and offered to the product's own `services.checkpoints.offer`, with a real
-database (SQLite) and the Drive emulator in a process of its own. A third of all its answers (31 %) are errors, 13 % of which
-hide a success; 2 % of the connections are cut in the middle of a body, 1 % of the uploads are stored truncated and 1 % with
-a bit turned; one in ten new files gets a twin of the same name; searches by name lag. Half of the jobs keep every checkpoint,
-half keep two, so that deleting is under fire as well. Pauses between attempts are left out: they would only take time.
+N checkpoints are written, uploaded through grants and offered to the product's own `services.checkpoints.offer`, with a
+real database (SQLite) and the Drive emulator in its own process. A third of all its replies (31 %) are errors, 13 % of
+which hide a success. 2 % of the connections are cut in the middle of a body. 1 % of the uploads are stored truncated
+and 1 % with a flipped bit. One in ten new files gets a twin with the same name, and searches by name lag. Half of the
+jobs keep every checkpoint and half keep two, so that deletion is tested as well. Pauses between attempts are left out,
+because they would only take time.
 
-The audit believes neither the server nor the emulator's API: it reads the emulated Drive's files and journal and the
+The audit trusts neither the server nor the emulator's API. It reads the emulated Drive's files and journal and the
 server's database from disk. It counts
 
-uploads             checkpoints that were to be committed (N)
-torn                committed checkpoints whose file is not byte for byte what was written: each looked at when its commit was
-                    answered, and once more at the end if it is kept
-lost                of the N, those that the database does not end with as committed or pruned, and committed ones without a
-                    file at the end
-duplicates          files beyond the first for one key (its private property), and folders beyond the first of one name in one
-                    place; planted twins do not count
-orphans_referenced  committed checkpoints that point to a file that is not theirs: none, a planted twin, one of another key,
-                    or one in the trash
+uploads             checkpoints to be committed (N)
+torn                committed checkpoints whose file differs from what was written, checked right after the commit
+                    and at the end if the checkpoint is kept
+lost                of the N, those that are neither committed nor pruned in the database at the end, and committed
+                    ones without a file
+duplicates          files beyond the first for one key (its private property), and folders beyond the first of one
+                    name in one place, without planted twins
+orphans_referenced  committed checkpoints that point to a file that is not theirs: none, a planted twin, one of
+                    another key, or one in the trash
 """
 
 from __future__ import annotations
@@ -51,28 +52,22 @@ from benchmarks.bench_server import Coroutines
 from benchmarks.tiny_job import say, write_rows
 from orchestrator.bootstrap import App, build
 from orchestrator.config import Settings
+from orchestrator.domain.accounts import Account, Actor
 from orchestrator.domain.errors import UnavailableError
-from orchestrator.domain.model import Account
-from orchestrator.ports.providers import Capabilities, Capacity, Context
+from orchestrator.ports.providers import Capabilities, Capacity
 from orchestrator.providers.registry import Registry
-from orchestrator.services import checkpoints, datasets, jobs, leases
+from orchestrator.services import assignments, datasets, jobs
+from orchestrator.services.context import Context
 from orchestrator.services.dispatch import dispatch
-from orchestrator.services.jobs import Actor
 from orchestrator.services.stores import use_store
+from orchestrator.services.worker_messages import Start, receive
 from worker.agent import transfers
 from worker.agent.uplink import ServerAway
 from worker.shared import checkpoint_file
-from worker.shared.messages import (
-    Assignment,
-    Grant,
-    GrantKind,
-    Hardware,
-    JobSpec,
-    Manifest,
-    Offer,
-    Recipe,
-    StartRequest,
-)
+from worker.shared.job_spec import JobSpec
+from worker.shared.manifest import Hardware, Manifest, Recipe
+from worker.shared.messages import Assignment, Grant, GrantKind, Offer, StartRequest
+from worker.shared.process import tied
 from worker.shared.resumable_upload import Patience
 
 CHAOS = {
@@ -97,40 +92,43 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--uploads", type=int, default=10_000)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="store-faults-") as temporary:
-        found = run(Path(temporary), asked.uploads)
-    print(json.dumps(found) if asked.json else json.dumps(found, indent=2))
-    return 0 if not any(count for name, count in found.items() if name != "uploads") else 1
+        counts = run(Path(temporary), options.uploads)
+    print(json.dumps(counts) if options.json else json.dumps(counts, indent=2))
+    return 0 if not any(count for name, count in counts.items() if name != "uploads") else 1
 
 
 def run(folder: Path, uploads: int) -> dict[str, int]:
-    """The counts, for this many checkpoints."""
+    """The counts for this many checkpoints."""
     return audit(folder / DRIVE, folder / DATABASE, commit(folder, uploads))
 
 
-def commit(folder: Path, uploads: int) -> Done:
-    """Commit this many checkpoints; leaves the emulated Drive and the server's database under `folder`."""
+def commit(folder: Path, uploads: int, per_job: int = STEPS) -> Done:
+    """Commit this many checkpoints, `per_job` in each job.
+
+    It leaves the emulated Drive and the server's database under `folder`.
+    """
     drive = folder / DRIVE
     with _emulator(drive) as url:
-        settings = Settings(data_dir=folder / "server", drive_endpoint=url, offline=True)
+        settings = Settings(data_dir=folder / "server", drivers={"drive": {"endpoint": url}}, offline=True)
         app = build(settings, providers=Registry.of({"local": _Nowhere()}))
         try:
             app.context = dataclasses.replace(app.context, spawn=lambda work: work())
             use_store(app.context, "drive", (drive / "authorized_user.json").read_text())
             httpx.post(f"{url}/_chaos", json=CHAOS, trust_env=False).raise_for_status()
-            return _commit_all(app, drive, folder, uploads)
+            return _commit_all(app, drive, folder, uploads, per_job)
         finally:
             app.close()
 
 
 class _emulator:  # noqa: N801  used as a function
-    """`python -m tests.emulators.drive` in a process of its own; gives its address."""
+    """`python -m tests.emulators.drive` in its own process. Yields its address."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
         command = [sys.executable, "-m", "tests.emulators.drive", "--data-dir", str(folder)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(tied(command), stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> str:
         assert self._process.stdout is not None
@@ -142,14 +140,14 @@ class _emulator:  # noqa: N801  used as a function
 
 
 class _Nowhere(Coroutines):
-    """Takes every launch and does nothing with it; its machines share no disk."""
+    """Accepts every launch and does nothing. Its machines share no disk."""
 
-    capabilities = Capabilities(provider="local", shares_disk=False)
+    capabilities = Capabilities(provider="local", shares_disk=False, this_computer=True)
 
     def __init__(self) -> None:
         self.launched: list[str] = []
 
-    def room(self, account: Account) -> Capacity:
+    def capacity(self, account: Account) -> Capacity:
         return Capacity(slots=1_000_000, session_s=36_000.0)
 
     def launch(self, request: Any) -> str:
@@ -159,7 +157,7 @@ class _Nowhere(Coroutines):
 
 @dataclass
 class Done:
-    """What was written and what the server answered; shared by all threads."""
+    """What was written and what the server replied. Shared by all threads."""
 
     wanted: int
     written: dict[str, str] = field(default_factory=dict[str, str])
@@ -175,11 +173,11 @@ class Done:
 # --- committing ------------------------------------------------------------------------------------------
 
 
-def _commit_all(app: App, drive: Path, folder: Path, uploads: int) -> Done:
+def _commit_all(app: App, drive: Path, folder: Path, uploads: int, per_job: int) -> Done:
     done, began = Done(uploads), time.monotonic()
     machines = app.context.providers.get("local")
     assert isinstance(machines, _Nowhere)
-    steps = [STEPS] * (uploads // STEPS) + ([uploads % STEPS] if uploads % STEPS else [])
+    steps = [per_job] * (uploads // per_job) + ([uploads % per_job] if uploads % per_job else [])
     _submit(app.context, folder, len(steps))
     while dispatch(app.context):
         pass
@@ -199,7 +197,7 @@ def _commit_all(app: App, drive: Path, folder: Path, uploads: int) -> Done:
 
 def _submit(ctx: Context, folder: Path, count: int) -> None:
     with ctx.uow() as tx:
-        admin = tx.members()[0]
+        admin = tx.members.all()[0]
     rows = datasets.add_dataset(ctx, admin.id, write_rows(folder / "rows.jsonl"), "rows.jsonl")
     for number in range(count):
         spec = JobSpec.model_validate(
@@ -215,7 +213,7 @@ def _submit(ctx: Context, folder: Path, count: int) -> None:
 
 
 class _Session:
-    """What a worker does with its lease, without the training."""
+    """A worker's part of a lease, without the training."""
 
     def __init__(self, ctx: Context, drive: Path, folder: Path, lease: str, done: Done) -> None:
         self._ctx, self._drive, self._lease, self._done = ctx, drive, lease, done
@@ -227,16 +225,16 @@ class _Session:
         self._grants: list[Grant] = []
 
     def commit(self, count: int) -> None:
-        """Checkpoints of steps 1 to `count`, each continuing the one before."""
+        """Checkpoints of steps 1 to `count`, each a child of the one before."""
         request = StartRequest(protocol=1, nonce=self._lease, hardware=Hardware(name="bench"))
-        assignment: Assignment = self._insist(lambda: leases.start(self._ctx, self._lease, request))
+        assignment: Assignment = self._insist(lambda: receive(self._ctx, Start(lease=self._lease, request=request)))
         self._fence = assignment.fence
         self._grants = [g for g in assignment.uploads if g.kind is GrantKind.CHECKPOINT]
         for step in range(1, count + 1):
             self._save(assignment, step)
 
     def _insist(self, call: Any) -> Any:
-        """A worker comes back when the server says that the store does not answer."""
+        """Retry as a worker does when the store does not respond."""
         for _ in range(TRIES):
             try:
                 return call()
@@ -274,7 +272,7 @@ class _Session:
             size=size,
             manifest=manifest,
         )
-        reply = self._insist(lambda: checkpoints.offer(self._ctx, offer))
+        reply = self._insist(lambda: receive(self._ctx, offer))
         if not reply.committed:
             raise RuntimeError(f"refused: {reply.refusal}")
         self._parent = sha256
@@ -282,7 +280,7 @@ class _Session:
 
     def _upload(self) -> Grant:
         if not self._grants:
-            self._grants = leases.grants(self._ctx, self._lease, self._fence, GrantKind.CHECKPOINT, 4)
+            self._grants = assignments.grants(self._ctx, self._lease, self._fence, GrantKind.CHECKPOINT, 4)
         grant = self._grants[0]
         try:
             transfers.upload(grant, self._file, self._patience)
@@ -294,11 +292,11 @@ class _Session:
     def _look(self, key: str, sha256: str) -> None:
         """Compare the emulated Drive's own file with what was written, right after the commit."""
         with self._ctx.uow() as tx:
-            ident = tx.store_object("drive", key)
-        found = [hashlib.sha256(p.read_bytes()).hexdigest() for p in (self._drive / "blobs" / str(ident)).glob("*")]
+            ident = tx.store_objects.get("drive", key)
+        hashes = [hashlib.sha256(p.read_bytes()).hexdigest() for p in (self._drive / "blobs" / str(ident)).glob("*")]
         with self._done.lock:
             self._done.written[sha256] = key
-            if found != [sha256]:
+            if hashes != [sha256]:
                 self._done.torn.add(sha256)
 
 
@@ -306,7 +304,7 @@ class _Session:
 
 
 def audit(drive: Path, database: Path, done: Done) -> dict[str, int]:
-    """The counts of the docstring, from the two disks."""
+    """The counts of the module docstring, from the two disks."""
     files = _files(drive / "journal.jsonl")
     with sqlite3.connect(database) as connection:
         states = dict(connection.execute("SELECT sha256, state FROM checkpoints"))

@@ -1,4 +1,4 @@
-"""A small job with which runs can be compared: its data, its file, and what it ended in, as hashes."""
+"""A small job for comparing runs: its data, its job file, and its result as hashes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from worker.shared import checkpoint_file
 
 ROWS, STEPS, GLOBAL_BATCH = 90, 60, 8
 
-
 WORDS = [
     "rail",
     "summit",
@@ -37,7 +36,7 @@ WORDS = [
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one run ended in, as hashes: `state` is the whole last checkpoint, `losses` every step's loss to the last bit."""
+    """The result of one run as hashes: `state` of the whole last checkpoint, `losses` of every step's exact loss."""
 
     kills: int
     adapter_sha256: str
@@ -47,12 +46,12 @@ class Run:
 
 
 def say(text: str) -> None:
-    """Progress, for people."""
+    """Print progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 def write_rows(path: Path, rows: int = ROWS) -> Path:
-    """Chat rows of varied length, the same every time."""
+    """Chat rows of varied length, always the same."""
     chance = random.Random(7)
     lines = []
     for number in range(rows):
@@ -65,7 +64,7 @@ def write_rows(path: Path, rows: int = ROWS) -> Path:
 
 
 def job_file(model: Path, dataset: str, adapter: str) -> dict[str, Any]:
-    """The job: dropout on, so that random numbers matter; an epoch that no batch divides; several epochs."""
+    """A job with dropout, so that random numbers matter, and several epochs that no batch divides."""
     return {
         "name": f"exact-{adapter}",
         "base_model": str(model),
@@ -94,10 +93,10 @@ def reached(server: Lab, step: int) -> str | None:
 
 
 def finished(server: Lab, ident: str) -> bool:
-    """Whether the job has succeeded; raises if it ended otherwise."""
+    """Whether the job has succeeded. Raises if it ended otherwise."""
     job = server.job(ident)
     if job["state"] in ("failed", "cancelled"):
-        raise RuntimeError(f"the job {job['state']}: {job['message']}")
+        raise RuntimeError(f"The job {job['state']}: {job['message']}")
     return job["state"] == "succeeded"
 
 
@@ -116,7 +115,7 @@ def read_result(server: Lab, job: str, kills: int) -> Run:
 
 
 def state_sha256(file: bytes, path: Path) -> str:
-    """Adapter, optimiser, schedule, random numbers and position; not who trained it or how long that took."""
+    """Hash of adapter, optimiser, schedule, random state and position, without machine and time."""
     path.write_bytes(file)
     tensors, manifest = checkpoint_file.load(path)
     digest = hashlib.sha256()
@@ -129,7 +128,7 @@ def state_sha256(file: bytes, path: Path) -> str:
 
 
 def series_sha256(server: Lab, job: str, name: str) -> str:
-    """One metric over all steps as 64-bit floats; refuses a gap."""
+    """Hash of one metric over all steps as 64-bit floats. Raises if a step is missing."""
     points = {p["step"]: p["value"] for p in server.get(f"/jobs/{job}/metrics", name=name)["items"]}
     if sorted(points) != list(range(1, STEPS + 1)):
         raise RuntimeError(f"{name} is known for {len(points)} of {STEPS} steps")

@@ -1,6 +1,7 @@
-"""A random Llama of about 100,000 parameters with a byte-level tokenizer and a chat template, made in well under a second.
+"""Creates a random Llama of about 100,000 parameters with a byte-level tokenizer and a chat template.
 
-Tests and benchmarks train on it: every mechanism is that of a real model, only the magnitudes are not.
+It takes well under a second. Tests and benchmarks train on it: every mechanism is that of a real model, only the sizes
+are smaller.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
 def make_tiny_llama(directory: Path, seed: int = 0) -> Path:
-    """Write model (safetensors, fp32) and tokenizer into `directory`, made if absent; returns `directory`."""
+    """Write model (safetensors, fp32) and tokenizer into `directory`, created if absent. Returns `directory`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the revisions on the connection that the server hands over."""
+"""Alembic's entry point. Runs the revisions on the server's connection."""
 
 from alembic import context
 

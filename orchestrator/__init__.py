@@ -1,1 +1,1 @@
-"""The server of Trainhop: decides what runs where, keeps what was learnt."""
+"""The server of Trainhop. It schedules jobs and stores their results."""

@@ -1,66 +1,53 @@
-"""The composition root: settings in, a ready server out. The only module that knows every adapter."""
+"""The composition root: builds a server from its settings. The only module that knows every adapter."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
-import os
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import structlog
 from sqlalchemy import Engine
 
+from orchestrator.adapters import data_folder
 from orchestrator.adapters.catalog import FolderAndHubCatalog
-from orchestrator.adapters.database.channels import NoticeBook
+from orchestrator.adapters.database.guard import DatabaseGuard, guard_database
+from orchestrator.adapters.database.instance import count_live_sessions, count_sealed, is_empty, read_id, write_id
 from orchestrator.adapters.database.migrate import upgrade
 from orchestrator.adapters.database.unit_of_work import make_engine, make_unit_of_work
-from orchestrator.adapters.notifier import WebCarrier
+from orchestrator.adapters.instance import InstanceFolder, Origin, choose_id
+from orchestrator.adapters.notifier import WebNotifier
+from orchestrator.adapters.steady_clock import SteadyClock
 from orchestrator.adapters.stores.configured import ConfiguredStores
-from orchestrator.adapters.stores.google_drive.object_ids import ObjectIds
-from orchestrator.adapters.stores.local import BROKEN_OFF, LocalStore
+from orchestrator.adapters.stores.local import LocalStore
+from orchestrator.adapters.stores.object_ids import ObjectIds
+from orchestrator.adapters.stores.registry import StoreRegistry
 from orchestrator.adapters.stores.signed_links import BlobLinks
-from orchestrator.adapters.tokens import KeyedTokens, write_secret_once
+from orchestrator.adapters.token_preview import TokenLooks
+from orchestrator.adapters.tokens import KeyedTokens
 from orchestrator.adapters.vault import FernetVault
 from orchestrator.config import Settings
-from orchestrator.domain.errors import ConflictError
-from orchestrator.domain.model import Account, Member, Role
-from orchestrator.ports.notifications import Carrier, ChannelRepository
-from orchestrator.ports.providers import Context, Provider, Providers, Store, Stores, StoreUnavailable, Vault
-from orchestrator.ports.repository import StoreConfig, TokenInfo, UnitOfWork
-from orchestrator.providers.colab import ColabProvider
-from orchestrator.providers.colab.calls import Bridge
-from orchestrator.providers.local import LocalProvider
+from orchestrator.ports.notifications import Notifier
+from orchestrator.ports.providers import DriverEnv, Provider, Providers
+from orchestrator.ports.repository import UnitOfWork
+from orchestrator.ports.stores import Links, StoreConfig, StoreEnv, StoreKind, Stores
+from orchestrator.ports.system import Clock, Vault
 from orchestrator.providers.registry import Registry
-from orchestrator.services.ids import new_id
+from orchestrator.services.context import Context
+from orchestrator.services.copied_folder import leave_to_the_original
 from orchestrator.services.notifications import NotificationContext
+from orchestrator.services.rounds import Rounds
+from orchestrator.services.running_checks import RunningChecks
+from orchestrator.services.setup import first_start
 
 log = structlog.get_logger()
 
-KAGGLE_FRESH_S, COLAB_FRESH_S, EMULATED_FRESH_S = 10.0, 30.0, 1.0
-"""How long what a provider said is believed; every round of dispatching and reconciling asks anew."""
-EMULATED_LISTED_S = 5.0
-"""An emulator lists all files of a session when it ends: one that left none need not be waited for as long as Kaggle's."""
-EMULATED_CHECK = {"limit_s": 8.0, "over_s": 30.0, "probe_s": 400.0, "poll_s": 0.2, "flood_bytes": 256 << 10}
-"""An emulator's machines end within seconds, and may train slowly."""
-COLAB_POLL_S = 20.0
-"""How often the log of a Colab machine is read; every look is a process and a few requests."""
-
 LAUNCHERS = 8
-"""Launches under way at once; one slow provider must not hold up another."""
-
-
-class SystemClock:
-    """The computer's own clock."""
-
-    def now(self) -> float:
-        return time.time()
+"""Maximum number of launches at once. With several, a slow provider does not block the others."""
 
 
 def _spawn(pool: ThreadPoolExecutor, work: Callable[[], None]) -> None:
@@ -68,14 +55,17 @@ def _spawn(pool: ThreadPoolExecutor, work: Callable[[], None]) -> None:
         try:
             work()
         except Exception:
-            log.exception("a launch failed; reconciling will settle it")
+            log.exception("a launch failed; reconciling repairs it")
 
     pool.submit(guarded)
 
 
 @dataclass(kw_only=True)
 class App:
-    """A wired server. `wake` asks the ticker for a dispatch, `news` for a look at the machines."""
+    """A complete server. `wake` triggers a dispatch and `news` a pass over the machines.
+
+    `rounds` knows which of its loops is late.
+    """
 
     settings: Settings
     engine: Engine
@@ -84,57 +74,90 @@ class App:
     wake: threading.Event
     news: threading.Event
     token_file: Path
-    book: ChannelRepository
-    carrier: Carrier
-    _closers: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+    notifier: Notifier
+    clock: SteadyClock
+    guard: DatabaseGuard
+    rounds: Rounds = field(default_factory=Rounds)
+    closers: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
 
     @property
-    def office(self) -> NotificationContext:
-        """What notifications are made with."""
-        return NotificationContext(ctx=self.context, book=self.book, carrier=self.carrier)
+    def notifications(self) -> NotificationContext:
+        """The context of the use cases that notify members."""
+        return NotificationContext(ctx=self.context, notifier=self.notifier)
 
     def close(self) -> None:
-        """Let go of threads, connections and the data folder."""
-        for closer in reversed(self._closers):
+        """Close threads, connections and the data folder."""
+        for closer in reversed(self.closers):
             closer()
 
 
 def build(
-    settings: Settings, *, server_url: Callable[[], str] | None = None, providers: Providers | None = None
+    settings: Settings,
+    *,
+    server_url: Callable[[], str] | None = None,
+    providers: Providers | None = None,
+    origin: Origin | None = None,
 ) -> App:
-    """Wire a server over its data folder; raises `ConflictError` where another one already uses it."""
+    """Build a server over its data folder. `origin` says what is meant by a copied one.
+
+    Raises `ConflictError` if another server uses the folder or the database, or if they are not what they were.
+    """
     settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    unlock = _lock(settings.folder)
-    _shut(settings)
-    engine = make_engine(settings.url)
-    upgrade(engine)
+    with ExitStack() as undo:
+        undo.callback(data_folder.lock(settings.folder))
+        engine = make_engine(settings.url)
+        undo.callback(engine.dispose)
+        guard = guard_database(engine)
+        undo.callback(guard.close)
+        app = _build(settings, _Ground(engine, guard, origin), server_url, providers)
+        app.closers[:0] = [undo.pop_all().close]
+    return app
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What a server is built on: its database, and what is known of its data folder."""
+
+    engine: Engine
+    guard: DatabaseGuard
+    origin: Origin | None
+
+
+def _build(
+    settings: Settings, ground: _Ground, server_url: Callable[[], str] | None, providers: Providers | None
+) -> App:
+    engine = ground.engine
+    instance_id = _open(settings, ground)
+    uow = make_unit_of_work(engine, ground.guard.check)
     wake, news = threading.Event(), threading.Event()
     pool = ThreadPoolExecutor(LAUNCHERS, thread_name_prefix="launch")
     tokens = KeyedTokens.from_file(settings.folder / "secret.key")
     url = server_url or (lambda: f"http://{_reachable(settings.host)}:{settings.port}")
-    store = LocalStore(
-        settings.folder / "store",
-        lambda key: f"{settings.public_url or url()}/api/v1/blobs/{key}",
-        tokens.for_lease("blobs").encode(),
+    links = BlobLinks(
+        lambda key: f"{settings.public_url or url()}/api/v1/blobs/{key}", tokens.for_lease("blobs").encode()
     )
-    for left in (*settings.folder.glob(BROKEN_OFF), *store.folder.rglob(BROKEN_OFF)):
-        left.unlink(missing_ok=True)  # of a server that was killed while it wrote
-    uow, vault = make_unit_of_work(engine), _vault(settings)
-    stores = ConfiguredStores(
-        store, engine, {"drive": lambda config: _make_drive(config, settings, uow, vault, store.links)}
+    vault, registry = _vault(settings), StoreRegistry()
+    clock = SteadyClock(settings.folder / "clock.json")
+    make_store_env = _StoreEnvs(settings, uow, vault, links)
+    store = _local_store(registry, make_store_env)
+    data_folder.remove_unfinished(settings.folder, store.folder)
+
+    stores = ConfiguredStores(store, engine, registry, make_store_env)
+    catalog = FolderAndHubCatalog(
+        (*settings.allowed_folders, settings.models),
+        frozenset(settings.trusted_models),
+        offline=settings.offline,
+        endpoint=settings.hub_endpoint,
+        cache=settings.hub_cache,
     )
     context = Context(
         uow=uow,
-        clock=SystemClock(),
-        providers=providers or Registry(lambda kind: _make_provider(kind, settings, vault, stores, news)),
+        clock=clock,
+        providers=providers or Registry.installed(_DriverEnvs(settings, vault, clock, stores, news.set, instance_id)),
         stores=stores,
-        catalog=FolderAndHubCatalog(
-            (*settings.allowed_folders, settings.models),
-            frozenset(settings.trusted_models),
-            offline=settings.offline,
-            endpoint=settings.hub_endpoint,
-            cache=settings.hub_cache,
-        ),
+        catalog=catalog,
+        looks=TokenLooks(catalog, offline=settings.offline, endpoint=settings.hub_endpoint, cache=settings.hub_cache),
+        checks=RunningChecks(),
         tokens=tokens,
         limits=settings.limits,
         vault=vault,
@@ -142,7 +165,7 @@ def build(
         public_url=settings.public_url,
         wake=wake.set,
         spawn=lambda work: _spawn(pool, work),
-        started_at=time.time(),
+        started_at=clock.now(),
     )
     app = App(
         settings=settings,
@@ -152,36 +175,84 @@ def build(
         wake=wake,
         news=news,
         token_file=settings.folder / "admin.token",
-        book=NoticeBook(uow),
-        carrier=WebCarrier(),
-        _closers=[unlock, engine.dispose, stores.close, lambda: pool.shutdown(wait=False, cancel_futures=True)],
+        notifier=WebNotifier(),
+        clock=clock,
+        guard=ground.guard,
+        closers=[stores.close, lambda: pool.shutdown(wait=False, cancel_futures=True)],
     )
-    _first_start(app)
+    if ground.origin is Origin.COPY:
+        leave_to_the_original(context)
+    with uow() as tx:
+        write_id(tx.connection, instance_id)
+    InstanceFolder(settings.folder).keep(instance_id)
+    first_start(context, app.token_file, slots=settings.local_slots, session_s=settings.local_session_s)
     return app
 
 
-def _make_drive(config: StoreConfig, settings: Settings, uow: UnitOfWork, vault: Vault, links: BlobLinks) -> Store:
-    """The Drive store by its configuration; its client libraries are loaded here, by those who use it."""
-    try:
-        from orchestrator.adapters.stores.google_drive.client import DriveClient
-        from orchestrator.adapters.stores.google_drive.login import read_login
-        from orchestrator.adapters.stores.google_drive.store import DriveStore
-    except ImportError as error:
-        raise StoreUnavailable(f"Google Drive needs `pip install 'trainhop[drive]'` ({error})") from error
-    client = DriveClient(
-        read_login(vault.open(config.credentials), settings.drive_endpoint),
-        settings.drive_endpoint,
-        on_trouble=lambda words: _note_problem(uow, config.name, words),
-        in_trouble=bool(config.problem),
+def _open(settings: Settings, ground: _Ground) -> str:
+    """Check that folder, database and keys belong together and are all there. Returns the instance's id.
+
+    "Missing" is not "first start": a used folder without its database is refused, and so is a database with sealed
+    credentials without its key.
+    """
+    folder = InstanceFolder(settings.folder)
+    if ground.origin is None:
+        folder.refuse_copy()
+    data_folder.refuse_missing_parts(
+        settings.folder, known=folder.id is not None, database=settings.url, is_empty=is_empty(ground.engine)
     )
-    return DriveStore(client, ObjectIds(uow, config.name), links, config.config["folder"])
+    _shut(settings)
+    upgrade(ground.engine)
+    ground.guard.pin()
+    chosen = choose_id(folder.id, read_id(ground.engine), ground.origin, settings.folder)
+    _refuse_missing_keys(settings, ground.engine, known=folder.id is not None)
+    return chosen
+
+
+def _refuse_missing_keys(settings: Settings, engine: Engine, *, known: bool) -> None:
+    if settings.vault_key is None:
+        data_folder.refuse_missing_vault_key(settings.folder, count_sealed(engine))
+    if known:
+        data_folder.refuse_missing_token_key(settings.folder, count_live_sessions(engine))
+
+
+@dataclass(frozen=True)
+class _StoreEnvs:
+    """Makes the environment of a store from its kind and configuration."""
+
+    settings: Settings
+    uow: UnitOfWork
+    vault: Vault
+    links: Links
+
+    def __call__(self, kind: StoreKind, config: StoreConfig) -> StoreEnv:
+        chosen = self.settings.of_driver(kind.name, kind.settings)
+        return StoreEnv(
+            name=config.name,
+            folder=self.settings.folder / ("store" if kind.name == LocalStore.name else f"stores/{kind.name}"),
+            links=self.links,
+            ids=ObjectIds(self.uow, config.name),
+            settings=chosen,
+            config=config.config,
+            credentials=self.vault.open(config.credentials) if config.credentials else "",
+            endpoint=getattr(chosen, "endpoint", None),
+            report_problem=lambda words: _note_problem(self.uow, config.name, words),
+            has_problem=bool(config.problem),
+        )
+
+
+def _local_store(registry: StoreRegistry, make_env: _StoreEnvs) -> LocalStore:
+    kind = registry.kind(LocalStore.name)
+    store = kind.make(make_env(kind, StoreConfig(name=LocalStore.name, config={}, created_at=0.0)))
+    assert isinstance(store, LocalStore), "datasets and the server's own endpoints need this very store"
+    return store
 
 
 def _note_problem(uow: UnitOfWork, store: str, problem: str) -> None:
     with uow() as tx:
-        for config in tx.store_configs():
+        for config in tx.stores.all():
             if config.name == store and config.problem != problem:
-                tx.put_store_config(dataclasses.replace(config, problem=problem))
+                tx.stores.put(dataclasses.replace(config, problem=problem))
 
 
 def _vault(settings: Settings) -> FernetVault:
@@ -190,96 +261,52 @@ def _vault(settings: Settings) -> FernetVault:
     return FernetVault.from_file(settings.folder / "vault.key")
 
 
-def _make_provider(kind: Any, settings: Settings, vault: Vault, stores: Stores, news: threading.Event) -> Provider:
-    """Ours are handed what they need; those of extras are told by their name, for they cannot be imported here."""
-    if kind is LocalProvider:
-        hub = settings.hub_endpoint
-        return LocalProvider(settings.folder / "sessions", news.set, offline=settings.offline, hub_endpoint=hub)
-    if kind is ColabProvider:
-        return _make_colab(settings, vault, stores)
-    if kind.capabilities.provider == "kaggle":
-        times = {"fresh_s": KAGGLE_FRESH_S}
-        if settings.kaggle_endpoint:
-            times = {"fresh_s": EMULATED_FRESH_S, "listed_s": EMULATED_LISTED_S}
-        made = kind(vault, settings.folder / "kaggle", settings.kaggle_endpoint, **times)
-        if settings.kaggle_endpoint:
-            made.limits = dataclasses.replace(made.limits, **EMULATED_CHECK)
-        return made
-    return kind()
+@dataclass(frozen=True)
+class _DriverEnvs:
+    """Makes the environment of a provider's driver."""
 
+    settings: Settings
+    vault: Vault
+    clock: Clock
+    stores: Stores
+    notify: Callable[[], None]
+    instance_id: str
 
-def _make_colab(settings: Settings, vault: Vault, stores: Stores) -> ColabProvider:
-    folder, emulated = settings.folder / "colab", settings.colab_endpoint is not None
-    return ColabProvider(
-        Bridge(settings.colab_python, vault, folder, settings.colab_endpoint),
-        folder,
-        can_work=lambda: settings.public_url is not None or stores.current().name != stores.local().name,
-        any_folder=emulated,
-        fresh_s=EMULATED_FRESH_S if emulated else COLAB_FRESH_S,
-        poll_s=EMULATED_FRESH_S if emulated else COLAB_POLL_S,
-    )
+    def __call__(self, name: str, driver: type[Provider]) -> DriverEnv:
+        chosen = self.settings.of_driver(name, driver.settings)
+        folder = self.settings.folder / (driver.folder_name or f"drivers/{name}")
+        folder.mkdir(parents=True, exist_ok=True)
+        data_folder.make_private(folder)
+        return DriverEnv(
+            folder=folder,
+            vault=self.vault,
+            clock=self.clock,
+            settings=chosen,
+            endpoint=getattr(chosen, "endpoint", None),
+            notify=self.notify,
+            can_deliver=self._can_deliver,
+            offline=self.settings.offline,
+            hub_endpoint=self.settings.hub_endpoint,
+            instance_id=self.instance_id,
+        )
+
+    def _can_deliver(self) -> bool:
+        """Whether a machine elsewhere can call this server, or write to the store in use."""
+        return self.settings.public_url is not None or self.stores.current().name != self.stores.local().name
 
 
 def _reachable(host: str) -> str:
     return "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104  compared, not bound
 
 
-def _lock(folder: Path) -> Callable[[], None]:
-    """Hold the data folder for this process; the lock goes with the process, however it ends."""
-    handle = os.open(folder / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise ConflictError(
-            f"another server already uses {folder}; stop it, or give this one its own folder with --data-dir"
-        ) from error
-    return lambda: os.close(handle)
-
-
 def _shut(settings: Settings) -> None:
-    """Only this user may read what lies here, also in a data folder that others had made or may look into."""
-    folders = [settings.folder / name for name in ("store", "sessions", "kaggle", "colab")]
-    for folder in folders:
-        folder.mkdir(mode=0o700, exist_ok=True)
+    """Allow only this user to read these files, also in a data folder that others created or may read.
+
+    Folders of drivers are made private when the drivers are made.
+    """
+    store = settings.folder / "store"
+    store.mkdir(mode=0o700, exist_ok=True)
     if settings.database_url is None:
         settings.database.touch(mode=0o600)
-    for path in (*folders, *settings.folder.glob(f"{settings.database.name}*")):
-        with contextlib.suppress(PermissionError):  # what an operator has put in its place, theirs to shut
-            path.chmod(0o700 if path.is_dir() else 0o600)
-
-
-def _first_start(app: App) -> None:
-    """An empty database gets its admin, the admin's token file and the pool of this computer.
-
-    Later on only a token file that was not there counts: the token in it may have been revoked since.
-    """
-    ctx, now = app.context, app.context.clock.now()
-    with ctx.uow() as tx:
-        admin = next((m for m in tx.members() if m.role is Role.ADMIN), None)
-        is_new = admin is None
-        if admin is None:
-            admin = Member(id=new_id("member", now), name="admin", role=Role.ADMIN, created_at=now)
-            tx.add_member(admin)
-        is_new |= write_secret_once(app.token_file, ctx.tokens.new())
-        hashed = ctx.tokens.hash(app.token_file.read_text().strip())
-        if tx.token(hashed) is None and not is_new:
-            log.warning(
-                "this token was revoked; remove the file: the next start makes a new one", file=str(app.token_file)
-            )
-        elif tx.token(hashed) is None:
-            made = TokenInfo(id=new_id("token", now), member_id=admin.id, role=Role.ADMIN, name="first", created_at=now)
-            tx.add_token(made, hashed)
-        pool = next((a for a in tx.accounts() if a.provider == "local"), None)
-        config = {"slots": app.settings.local_slots, "session_s": app.settings.local_session_s}
-        if pool is None:
-            tx.add_account(
-                Account(
-                    id=new_id("account", now),
-                    provider="local",
-                    member_id=None,
-                    name="this-computer",
-                    config=config,
-                    created_at=now,
-                )
-            )
+    for path in (store, *settings.folder.glob(f"{settings.database.name}*")):
+        data_folder.make_private(path)

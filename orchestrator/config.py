@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationError, create_model
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from orchestrator.ports.providers import Limits
-
-
-def _loopback(url: str) -> str:
-    """An address on this computer: credentials go to their provider, or to an emulator of it here, and nowhere else."""
-    parts = urlsplit(url)
-    if parts.scheme != "http" or parts.hostname not in ("127.0.0.1", "localhost", "::1"):
-        raise ValueError("must be an http address on this computer, for example http://127.0.0.1:8700")
-    return url.rstrip("/")
+from orchestrator.ports.system import Limits, Loopback
+from worker.shared.files import expanded
+from worker.shared.plain_errors import in_words
 
 
 def _address(url: str) -> str:
-    """Paths are put behind it, so it ends without a slash."""
+    """The address without a slash at its end, because paths are appended."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(
@@ -31,17 +25,17 @@ def _address(url: str) -> str:
 
 
 def _database(url: str) -> str:
-    """An address of a kind that is known; a password in it is not repeated."""
+    """A database URL of a known kind. The error does not repeat a password in it."""
     if url.partition(":")[0].partition("+")[0] not in ("sqlite", "postgresql"):
         raise ValueError("must begin with postgresql:// or sqlite:///")
     return url
 
 
-Loopback = Annotated[str, AfterValidator(_loopback)]
+M = TypeVar("M", bound=BaseModel)
 
 
 class Settings(BaseSettings):
-    """Every setting there is. Lists are written as JSON; durations are seconds; an empty variable is one that is not set."""
+    """All settings. Lists are written as JSON. Durations are seconds. An empty variable counts as not set."""
 
     model_config = SettingsConfigDict(env_prefix="TRAINHOP_", env_ignore_empty=True, frozen=True)
 
@@ -49,17 +43,15 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8642, ge=0, le=65_535)
     allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
     public_url: Annotated[str, AfterValidator(_address)] | None = None
     database_url: Annotated[str, AfterValidator(_database)] | None = None
     vault_key: SecretStr | None = None
     allowed_folders: tuple[Path, ...] = ()
     trusted_models: tuple[str, ...] = ()
     offline: bool = False
-    drive_endpoint: Loopback | None = None
-    kaggle_endpoint: Loopback | None = None
-    colab_endpoint: Loopback | None = None
     hub_endpoint: Loopback | None = None
-    colab_python: str | None = None
+    drivers: dict[str, dict[str, Any]] = {}
     max_upload_bytes: int = 4 << 30
 
     local_slots: int = Field(default=1, ge=0)
@@ -77,16 +69,16 @@ class Settings(BaseSettings):
     @property
     def folder(self) -> Path:
         """The data folder, absolute."""
-        return self.data_dir.expanduser().resolve()
+        return expanded(self.data_dir).resolve()
 
     @property
     def models(self) -> Path:
-        """Where the server keeps base models that it fetched itself; jobs may always name them."""
+        """The folder of base models that the server fetched itself. Jobs may always name them."""
         return self.folder / "models"
 
     @property
     def hub_cache(self) -> Path | None:
-        """Where the hub's client keeps files, if not where it always does: what an emulator gives is nobody else's."""
+        """The cache folder of the hub's client, or None for its default. Files from an emulator are kept apart."""
         return self.folder / "hub" if self.hub_endpoint else None
 
     @property
@@ -101,7 +93,7 @@ class Settings(BaseSettings):
 
     @property
     def limits(self) -> Limits:
-        """What the services go by."""
+        """The limits of the services."""
         return Limits(
             lease_s=self.lease_s,
             report_every_s=self.report_every_s,
@@ -110,3 +102,22 @@ class Settings(BaseSettings):
             mtbf_s=self.mtbf_s,
             trusted_models=frozenset(self.trusted_models),
         )
+
+    def of_driver(self, name: str, schema: type[M]) -> M:
+        """Settings of the provider or store `name`: from `drivers`, then from variables `TRAINHOP_NAME_KEY`.
+
+        Raises `ValueError`, which names every variable that is wrong.
+        """
+        prefix = variable_prefix(name)
+        reader: Any = create_model(schema.__name__, __base__=(schema, BaseSettings))
+        try:
+            found = reader(_env_prefix=prefix, _env_ignore_empty=True, **self.drivers.get(name, {}))
+        except ValidationError as error:
+            wrong = [f"{prefix}{'_'.join(map(str, e['loc'])).upper()}: {in_words(e)}" for e in error.errors()]
+            raise ValueError("; ".join(wrong)) from None
+        return schema.model_validate(found.model_dump())
+
+
+def variable_prefix(name: str) -> str:
+    """The prefix of the variables of a driver's settings, for example `TRAINHOP_LOCAL_`."""
+    return f"TRAINHOP_{name.replace('-', '_').upper()}_"

@@ -1,4 +1,5 @@
-"""What all tests share: both databases, a server over a fresh data folder, a clock that stands still, a fake provider."""
+"""What all tests share: both databases, a server over a fresh data folder, a clock that stands still, a fake
+provider."""
 
 from __future__ import annotations
 
@@ -19,10 +20,12 @@ from orchestrator.config import Settings
 from orchestrator.providers.colab import ColabProvider
 from orchestrator.providers.registry import Registry
 from orchestrator.testing import FakeClock, FakePersonalProvider, FakeProvider
+from orchestrator.testing.environments import driver_env
 from tests.emulators.drive import Drive
 from tests.emulators.hub import HubEmulator
 from tests.helpers.colab_client import MissingError, environment
 from tests.helpers.postgres import Cluster, missing_programs
+from tests.helpers.requirements import skip_or_fail
 from tests.images import Image, load
 
 # How long one example takes says something of the machine's neighbours, and nothing of the code.
@@ -36,9 +39,7 @@ DATABASES = [pytest.param("sqlite"), pytest.param("postgres", marks=pytest.mark.
 def postgres_cluster(tmp_path_factory) -> Iterator[Cluster]:
     """One private PostgreSQL for the session, with a migrated template database."""
     if missing := missing_programs():
-        if os.environ.get("TRAINHOP_REQUIRE_ALL") == "1":
-            pytest.fail(missing)
-        pytest.skip(missing)
+        skip_or_fail(missing)
     cluster = Cluster()
     try:
         cluster.start()
@@ -100,10 +101,8 @@ def image() -> Callable[[str], Image]:
 
     def ready(name: str) -> Image:
         found = load(name)
-        if found.problem and os.environ.get("TRAINHOP_REQUIRE_ALL") == "1":
-            pytest.fail(found.problem)
         if found.problem:
-            pytest.skip(found.problem)
+            skip_or_fail(found.problem)
         return found
 
     return ready
@@ -119,7 +118,8 @@ def drive(tmp_path) -> Iterator[Drive]:
 @pytest.fixture
 def hub(monkeypatch) -> Iterator[HubEmulator]:
     """An emulated Hugging Face hub; an operator's own token lies about, and nothing may be asked with it."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # read from the environment at its import
+
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_operator")
     with HubEmulator() as hub:
         yield hub
@@ -128,12 +128,12 @@ def hub(monkeypatch) -> Iterator[HubEmulator]:
 
 @pytest.fixture(scope="session")
 def colab_python(tmp_path_factory) -> str:
-    """A Python with Colab's official client; tests that need it are skipped where none can be had."""
+    """A Python with Colab's official client. Tests that need it are skipped where it cannot be installed."""
     base = tmp_path_factory.getbasetemp()
     try:
         return environment(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
     except MissingError as missing:
-        pytest.skip(str(missing))
+        skip_or_fail(str(missing))
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def clock() -> FakeClock:
 @pytest.fixture
 def provider() -> FakeProvider:
     """What is registered as `local`: the pool of every fresh installation."""
-    return FakeProvider("local", slots=4)
+    return FakeProvider("local", slots=4, this_computer=True)
 
 
 @pytest.fixture
@@ -160,12 +160,23 @@ def make_server(tmp_path, clock, provider, cloud):
 
     def make(url: str, **settings) -> App:
         providers = Registry.of(
-            {"local": provider, "fake": FakeProvider("fake"), "cloud": cloud, "colab": ColabProvider()}
+            {
+                "local": provider,
+                "fake": FakeProvider("fake"),
+                "cloud": cloud,
+                "colab": ColabProvider(driver_env(tmp_path / "colab")),
+            }
         )
         fixed = {"data_dir": tmp_path / "data", "database_url": url, "offline": True, "local_slots": 4}
         config = Settings(**(fixed | settings))
         app = build(config, providers=providers)
-        app.context = dataclasses.replace(app.context, clock=clock, started_at=clock.now(), spawn=lambda work: work())
+        app.context = dataclasses.replace(
+            app.context,
+            clock=clock,
+            started_at=clock.now(),
+            spawn=lambda work: work(),
+            checks=None,  # a process for each upload; tests of the data checks bring their own
+        )
         built.append(app)
         return app
 

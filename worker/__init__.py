@@ -1,1 +1,1 @@
-"""The part of Trainhop that runs on a borrowed machine: claims a lease, trains, saves, hands off."""
+"""The part of Trainhop that runs on a training machine. It starts a lease, trains, saves and hands off."""

@@ -1,4 +1,4 @@
-"""`python -m worker.install [--wheels FOLDER] [--gpu]`: install what a worker trains with into this environment."""
+"""`python -m worker.install [--wheels FOLDER] [--gpu]`: install the training packages into this environment."""
 
 from worker.shared.packages import main
 

@@ -1,1 +1,1 @@
-"""The paper's job on one real GPU: speed, memory, exactness across cuts, and goodput under fire. See `__main__`."""
+"""The paper's job on one real GPU: speed, memory, exactness after cuts, and goodput with kills. See `__main__`."""

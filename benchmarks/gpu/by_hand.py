@@ -1,4 +1,4 @@
-"""The same job as a plain script: TRL's trainer as its and unsloth's documentation show it, nothing of ours around it."""
+"""The same job as a plain script: TRL's trainer as in its and unsloth's documentation, without our code."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 from benchmarks.gpu.models import LORA_PARAMETERS, Scale, paper_model, write_long_rows
 from benchmarks.gpu.orchestrated import WARM_UP
-from worker.training.determinism import insist_on_determinism
+from worker.training.determinism import require_deterministic_kernels
 
 
 def measure(folder: Path, scale: Scale, backend: str, *, deterministic: bool) -> dict[str, Any]:
-    """Step times and peak memory; with `deterministic`, with kernels that give the same bits every time, as ours do."""
+    """Step times and peak memory. With `deterministic`, only deterministic kernels are used, as in our trainer."""
     folder_of_model = paper_model(folder, scale)
     data = write_long_rows(folder / "long.jsonl", scale)
     if backend == "unsloth":
@@ -76,7 +76,7 @@ def measure(folder: Path, scale: Scale, backend: str, *, deterministic: bool) ->
     if not scale.tiny and count != LORA_PARAMETERS:
         raise RuntimeError(f"{count} trainable parameters, not {LORA_PARAMETERS}")
     if deterministic:
-        insist_on_determinism()
+        require_deterministic_kernels()
     trainer.train()
     return {
         "backend": backend,

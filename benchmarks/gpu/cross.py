@@ -1,4 +1,4 @@
-"""(d) One session on `hf`, the next on `unsloth`, against the run that stayed on `hf`; in 16 bits, and in fp32 for the reason."""
+"""(d) One session on `hf`, the next on `unsloth`, compared with a run only on `hf`, in 16 bits and in fp32."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SMALL_STEPS = 60
 
 
 def measure(folder: Path, scale: Scale, whole: dict[str, Any], backend: str) -> dict[str, Any]:
-    """The paper's job: go on from the one cut of item `exact-hf` on `backend` and compare with its unbroken run."""
+    """The paper's job: resume the cut of item `exact-hf` on `backend` and compare with its uninterrupted run."""
     model, data = paper_model(folder, scale), write_long_rows(folder / "long.jsonl", scale)
     spec = resolved(scale.job(model, "", backend=backend), data)
     (cut,) = next(c["cut_after_steps"] for c in whole["cuts"] if len(c["cut_after_steps"]) == 1)
@@ -25,14 +25,14 @@ def measure(folder: Path, scale: Scale, whole: dict[str, Any], backend: str) -> 
 
 
 def measure_fp32(folder: Path, scale: Scale, backend: str) -> dict[str, Any]:
-    """The paper's job without rounding to 16 bits: what is left is all that the two backends do differently."""
+    """The paper's job without rounding to 16 bits, which shows the other differences between the two backends."""
     model, data = paper_model(folder, scale), write_long_rows(folder / "long.jsonl", scale)
     with computing_in("fp32"):
         return _changed(scale.job(model, "", max_steps=FP32_STEPS), data, folder / "cross-fp32", backend)
 
 
 def measure_small(folder: Path, scale: Scale, gguf: Path | None, backend: str, precision: str | None) -> dict[str, Any]:
-    """A real model on real text, whose loss does not plunge as that of random weights does."""
+    """A real model on real text, whose loss does not drop as steeply as with random weights."""
     home = folder / (f"cross-small-{precision}" if precision else "cross-small")
     job = small_job(small_model(home, gguf, scale), scale, "hf") | {"max_steps": SMALL_STEPS}
     data = write_prose(home / "prose.jsonl", 120 if scale.tiny else 1200)
@@ -41,7 +41,7 @@ def measure_small(folder: Path, scale: Scale, gguf: Path | None, backend: str, p
 
 
 def _changed(job: dict[str, Any], data: Path, home: Path, backend: str) -> dict[str, Any]:
-    """The job on `hf`, cut in its middle (which changes nothing, item `exact-hf`), and its second half on `backend`."""
+    """The job on `hf`, cut in the middle (which has no effect, item `exact-hf`), with its second half on `backend`."""
     stays, leaves = (resolved(job | {"backend": name}, data) for name in ("hf", backend))
     cut = stays.total_steps // 2
     whole = run(stays, data, home / "stays", [cut])

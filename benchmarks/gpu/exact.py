@@ -1,4 +1,7 @@
-"""(b) The run cut 0, 1 and 5 times at random steps: losses, sample order, adapter and optimiser against the unbroken run."""
+"""(b) The run cut 0, 1 and 5 times at random steps, compared with the uninterrupted run.
+
+Compares losses, sample order, adapter and optimiser.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from worker.shared import checkpoint_file
 
 
 def measure(folder: Path, scale: Scale, backend: str, *, fp16: bool = False) -> dict[str, Any]:
-    """Compare, on the paper's job; the checkpoint at the one cut stays in `folder` for whoever goes on from it.
+    """Compare runs of the paper's job. The checkpoint at the single cut stays in `folder` for other items.
 
-    With `fp16` the card computes as one without bf16 does, a T4 say, with a loss scaler; cut once.
+    With `fp16` the card computes like one without bf16, for example a T4, with a loss scaler, and the run is cut once.
     """
     model, data = paper_model(folder, scale), write_long_rows(folder / "long.jsonl", scale)
     spec = resolved(scale.job(model, "", backend=backend), data)

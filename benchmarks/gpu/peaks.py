@@ -1,4 +1,4 @@
-"""(a) Peak GPU memory at several micro-batches, beside what the planner says before launch."""
+"""(a) Peak GPU memory at several micro-batches, compared with the estimate before launch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZES = (1, 2, 4)
 
 
 def measure(folder: Path, scale: Scale, backend: str) -> dict[str, Any]:
-    """Each size in a process of its own: what an earlier session still holds would be counted too."""
+    """Each size in its own process, so that memory of an earlier session is not counted."""
     paper_model(folder, scale)
     write_long_rows(folder / "long.jsonl", scale)
     spawn = multiprocessing.get_context("spawn")

@@ -1,4 +1,4 @@
-"""Which item may run when, and on which card."""
+"""Decides when each item runs and on which card."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Item:
     """What an item waits for, and what it needs.
 
-    One that is not `alone` shares a card with others: what it is judged by are bytes, losses and memory, not time.
+    An item that is not `alone` shares a card with others. It measures bytes, losses and memory, not time.
     """
 
     after: tuple[str, ...] = ("model",)
@@ -43,11 +43,11 @@ ITEMS: dict[str, Item] = {
     "goodput": Item(alone=True, every_card=True),
     "two-gpus": Item(after=("orchestrated-hf",), alone=True, every_card=True, least_cards=2),
 }
-"""In the order in which they are begun."""
+"""In the order in which they are started."""
 
 
 class Queue:
-    """Hands out items in their order: to those alone the first free card, to those that share the last one."""
+    """Hands out items in order. The first free card goes to items that run alone, the last one to those that share."""
 
     def __init__(self, wanted: Sequence[str], *, cards: int) -> None:
         self.waiting = [name for name in ITEMS if name in wanted and ITEMS[name].least_cards <= cards]
@@ -55,7 +55,7 @@ class Queue:
         self._running: dict[str, list[int]] = {}
 
     def startable(self) -> Iterator[tuple[str, list[int]]]:
-        """Items to be started now, each with its cards; they count as running from then on."""
+        """Items to start now, each with its cards. They count as running from then on."""
         for name in list(self.waiting):
             item = ITEMS[name]
             if (cards := self._cards_for(item)) and not self._open(item.after):
@@ -63,17 +63,17 @@ class Queue:
                 self._running[name] = cards
                 yield name, cards
             elif item.every_card:
-                return  # else the one-card items behind it would keep it waiting for ever
+                return  # otherwise later one-card items could delay it for ever
 
     def done(self, name: str) -> None:
-        """The item has ended, however it did."""
+        """Record that the item has ended, with or without an error."""
         del self._running[name]
 
     def _open(self, names: Sequence[str]) -> bool:
         return any(name in self.waiting or name in self._running for name in names)
 
     def _cards_for(self, item: Item) -> list[int]:
-        """Free cards that suit it, none if it has to wait."""
+        """Free cards for the item. Empty if it has to wait."""
         every = list(range(self._cards))
         if item.every_card:
             return every if all(self._is_free(card, alone=True) for card in every) else []
@@ -82,5 +82,5 @@ class Queue:
         return [every[-1]] if self._is_free(every[-1], alone=False) else []
 
     def _is_free(self, card: int, *, alone: bool) -> bool:
-        there = [ITEMS[name] for name, held in self._running.items() if card in held]
+        there = [ITEMS[name] for name, cards in self._running.items() if card in cards]
         return not there or not (alone or any(item.alone for item in there))

@@ -1,4 +1,7 @@
-"""(c) A real small model cut once: our way, and the paper's (adapter only; optimiser, schedule and order begin anew)."""
+"""(c) A small real model cut once: our way, and the paper's way.
+
+The paper's way keeps only the adapter, and optimiser, schedule and order start again.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ from worker.shared import checkpoint_file
 
 LOOK_EVERY = 10
 TREND = 15
-"""Steps of the moving average that is taken off a loss curve before two of them are correlated."""
+"""Steps of the moving average that is subtracted from a loss curve before two curves are correlated."""
 
 
 def measure(folder: Path, scale: Scale, backend: str, gguf: Path | None) -> dict[str, Any]:
-    """Two epochs, cut between them: that is where the paper's second session replayed the first one's order."""
+    """Two epochs, cut between them, where the paper's second session repeated the first one's order."""
     model = small_model(folder, gguf, scale)
     rows, characters = (352, 1200) if probe().device == "cuda" else (88, 240)
     if scale.tiny:
@@ -53,7 +56,7 @@ def measure(folder: Path, scale: Scale, backend: str, gguf: Path | None) -> dict
 
 
 def _papers_way(spec: Any, data: Path, folder: Path) -> dict[str, Any]:
-    """Two jobs of one epoch each; the second is given the first one's adapter and nothing else."""
+    """Two jobs of one epoch each. The second gets the first one's adapter and nothing else."""
     first = run(spec, data, folder / "seam-paper-1")
     with _starting_from(first.checkpoint):
         second = Watcher()
@@ -68,7 +71,7 @@ def _papers_way(spec: Any, data: Path, folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _starting_from(path: Path) -> Iterator[None]:
-    """Sessions in here begin with this checkpoint's adapter instead of a fresh one."""
+    """Sessions inside the block start from this checkpoint's adapter instead of a new one."""
     import torch
 
     from worker.training.backends import base
@@ -94,7 +97,7 @@ def _curves(job: Run) -> dict[str, Any]:
 
 
 def _bump(curves: dict[str, Any], seam: int) -> dict[str, Any]:
-    """How far the held-out loss rises above its value at the seam, and after how many steps it is below it again."""
+    """The increase of the validation loss after the seam, and the steps until it is below its old value."""
     looks = dict(map(tuple, curves["eval_loss"]))
     at = looks[max(step for step in looks if step <= seam)]
     later = {step: value - at for step, value in looks.items() if step > seam}

@@ -1,4 +1,4 @@
-"""A job in one or several sessions inside this process: fresh objects every time, and only a checkpoint file between them."""
+"""Runs a job in one or several sessions in this process, with new objects and only a checkpoint file between them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from typing import Any
 from worker.agent.limits import Part
 from worker.shared import checkpoint_file
 from worker.shared.dataset_files import inspect
-from worker.shared.messages import DatasetSpec, Fidelity, JobSpec, Phase, Sample
+from worker.shared.job_spec import DatasetSpec, JobSpec
+from worker.shared.manifest import Fidelity
+from worker.shared.messages import Phase, Sample
 from worker.training.interface import Decision, Snapshot, Trained, TrainingJob
 
 
 @dataclass
 class Watcher:
-    """Hooks that stop after one step and keep what they are told; times are seconds since the session began."""
+    """Hooks that stop after one step and record their arguments. Times are seconds since the session began."""
 
     stop_at: int | None = None
     save_at: frozenset[int] = frozenset()
@@ -44,6 +46,10 @@ class Watcher:
     def restored(self, step: int, fidelity: Fidelity, backend: str) -> None:
         self.restores.append((step, str(fidelity), backend))
 
+    def lowered(self, fidelity: Fidelity, why: str) -> None:
+        step, _, backend = self.restores[-1]
+        self.restores[-1] = (step, str(fidelity), backend)
+
     def step_done(self, step: int, values: Mapping[str, float], seconds: float) -> Decision:
         self.steps[step] = dict(values)
         self.step_seconds.append(seconds)
@@ -62,14 +68,14 @@ class Watcher:
         self.snapshots = [snapshot]
 
     def seconds_of(self, phase: Phase) -> float:
-        """Time spent in a phase, all its visits together."""
+        """Total time in a phase."""
         ends = [at for _, at in self.phases[1:]] + [time.monotonic() - self.began]
         return sum(end - at for (name, at), end in zip(self.phases, ends, strict=True) if name == phase)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a whole job came to: values of each step, the last checkpoint, and each session's hooks."""
+    """The result of a whole job: values of each step, the last checkpoint, and each session's hooks."""
 
     steps: dict[int, dict[str, float]]
     checkpoint: Path
@@ -81,7 +87,7 @@ class Run:
 
 
 def resolved(file: dict[str, Any], data: Path) -> JobSpec:
-    """A job file as the server would hand it out: rows counted, data hashed."""
+    """A job file as the server resolves it: rows counted, data hashed."""
     info = inspect(data)
     dataset = DatasetSpec(
         path=str(data),
@@ -96,7 +102,7 @@ def resolved(file: dict[str, Any], data: Path) -> JobSpec:
 def session(
     spec: JobSpec, data: Path, folder: Path, watcher: Watcher, resume: Path | None = None, job: str = "bench"
 ) -> tuple[Trained, Path]:
-    """One session; its last checkpoint lies in `folder` afterwards."""
+    """Run one session. Its last checkpoint is in `folder` afterwards."""
     import torch
 
     from worker.training.train import train
@@ -114,7 +120,7 @@ def session(
 
 
 def run(spec: JobSpec, data: Path, folder: Path, cuts: Sequence[int] = (), resume: Path | None = None) -> Run:
-    """The whole job (or what is left of it after `resume`), cut after each step of `cuts`."""
+    """Run the whole job, or the rest after `resume`, cut after each step in `cuts`."""
     sessions: list[Watcher] = []
     for number, cut in enumerate([*cuts, None]):
         watcher = Watcher(stop_at=cut)
@@ -130,7 +136,10 @@ def run(spec: JobSpec, data: Path, folder: Path, cuts: Sequence[int] = (), resum
 
 @contextlib.contextmanager
 def computing_in(precision: str | None) -> Iterator[None]:
-    """Sessions in here compute as a machine of another kind does: `fp16` as a T4, `fp32` as a CPU; None changes nothing."""
+    """Sessions inside the block compute like another machine: `fp16` as a T4, `fp32` as a CPU.
+
+    None changes nothing.
+    """
     from worker.training.backends import base
 
     real = base.precision_of
@@ -142,7 +151,7 @@ def computing_in(precision: str | None) -> Iterator[None]:
 
 
 def tensors_sha256(path: Path, prefix: str) -> str:
-    """Hash over names, types and bytes of the checkpoint's tensors whose names begin with `prefix`."""
+    """Hash over names, types and bytes of the checkpoint's tensors with the name prefix `prefix`."""
     tensors, _ = checkpoint_file.load(path)
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -152,7 +161,7 @@ def tensors_sha256(path: Path, prefix: str) -> str:
 
 
 def largest_difference(one: Path, other: Path, prefix: str) -> float:
-    """Largest absolute difference between two checkpoints over tensors whose names begin with `prefix`, in fp64."""
+    """Largest absolute difference between two checkpoints over tensors with the name prefix `prefix`, in fp64."""
     import numpy as np
 
     first, second = checkpoint_file.load(one)[0], checkpoint_file.load(other)[0]

@@ -1,4 +1,4 @@
-"""The paper's job on two cards at once, killed once, against the same job on one (item `orchestrated-hf`)."""
+"""The paper's job on two cards at once, killed once, compared with the same job on one (item `orchestrated-hf`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.gpu.models import Scale
 
 
 def measure(folder: Path, scale: Scale, single: dict[str, Any], home: Path) -> dict[str, Any]:
-    """Same samples and same global batch; sums of gradients are in another order, so losses are close and not equal."""
+    """Same samples and same global batch. Gradients are summed in another order, so losses are close but not equal."""
     both = orchestrated.measure(folder, scale, "hf", home)
     pairs = zip(single["losses"], both["losses"], strict=True)
     return both | {

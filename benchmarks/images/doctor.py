@@ -1,4 +1,4 @@
-"""The check of an account's machines on Kaggle's image: each probe broken in turn, and whether the check names it."""
+"""The check of an account on Kaggle's image: breaks each probe in turn and tests whether the check names it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from benchmarks.images.figures import TOKEN, Figure, Shelf, nothing_built
+from benchmarks.images.figures import TOKEN, Shelf, nothing_built
+from benchmarks.report import Figure
 from benchmarks.tiny_job import say
 from orchestrator.adapters.stores.google_drive.client import DriveClient
 from orchestrator.adapters.stores.google_drive.login import read_login
 from orchestrator.adapters.stores.google_drive.store import DriveStore
-from orchestrator.adapters.stores.signed_links import BlobLinks
 from orchestrator.domain.diagnosis import FAILED, judged
-from orchestrator.ports.diagnosis import CheckOrder
+from orchestrator.ports.providers import CheckOrder
 from orchestrator.providers.kaggle import KaggleProvider
 from orchestrator.providers.kaggle.diagnosis import Limits
 from orchestrator.services.diagnosis import upload_addresses
+from orchestrator.testing.environments import driver_env, store_env
 from tests.emulators.drive import Drive
+from tests.emulators.hub import HubEmulator
+from tests.emulators.hub import checked as checked_repo
 from tests.emulators.kaggle import KaggleEmulator, Person
-from tests.emulators.small_hub import SmallHub
 from tests.images import Image, load
-from tests.providers.kernels import OpenVault, kaggle_account
-from tests.stores.conftest import MemoryIds
+from tests.providers.kernels import kaggle_account
 from worker.doctor import outcome
 
 LIMITS = Limits(
@@ -56,9 +57,9 @@ sys.meta_path.insert(0, Refuse())
 
 @dataclass(frozen=True, kw_only=True)
 class Break:
-    """How one probe's subject is broken: by a kernel's variables, by the emulator's own, or by what is done to it.
+    """How to break the subject of one probe: by a kernel's variables, by the emulator's, or by an action.
 
-    What a person is told has to hold `words`: a probe that fails of something else has found nothing.
+    The text for the person must contain `words`, because a probe may also fail for another reason.
     """
 
     probe: str
@@ -71,22 +72,22 @@ class Break:
 
 
 def named(folder: Path, _: Shelf) -> Iterator[Figure]:
-    """One figure for each probe that a Kaggle kernel answers."""
+    """One figure for each probe that runs on a Kaggle kernel."""
     image = load("kaggle-gpu")
     if image.problem:
         yield nothing_built()
         return
     with ExitStack() as until_the_end:
-        hub = until_the_end.enter_context(SmallHub(xet_hangs=True))
+        hub = until_the_end.enter_context(HubEmulator(checked_repo(xet=True)))
         drive = until_the_end.enter_context(Drive(folder / "doctors-drive"))
-        for broken in (*_of_the_machine(folder, hub.url), *_of_kaggle(_uploads(drive))):
+        for broken in (*_of_the_machine(folder, hub.endpoint), *_of_kaggle(_uploads(drive))):
             say(f"doctor: {broken.probe} broken ...")
-            found = _check(Path(tempfile.mkdtemp(prefix=f"{broken.probe}-", dir=folder)), image, broken)
-            failed = [name for name, probe in found.items() if probe["status"] == FAILED]
-            probe = found[broken.probe]
+            probes = _check(Path(tempfile.mkdtemp(prefix=f"{broken.probe}-", dir=folder)), image, broken)
+            failed = [name for name, probe in probes.items() if probe["status"] == FAILED]
+            probe = probes[broken.probe]
             value = {"failed": failed, "words": probe["words"], "remedy": probe.get("remedy", "")}
-            told = f"{value['words']} {value['remedy']}"
-            ok = failed == [broken.probe] and bool(value["remedy"]) and broken.words in told
+            text = f"{value['words']} {value['remedy']}"
+            ok = failed == [broken.probe] and bool(value["remedy"]) and broken.words in text
             yield Figure(
                 name=f"doctor: {broken.probe} broken",
                 value=value,
@@ -116,12 +117,10 @@ def _of_kaggle(uploads: tuple[str, ...]) -> list[Break]:
     never_ready = {"processing_polls": 10_000}
     return [
         Break(
-            probe=outcome.TIME_LIMIT,
-            words="files are not kept after the time limit",
-            emulator={"outputs_after_kill": False},
+            probe=outcome.TIME_LIMIT, words="files are lost at the time limit", emulator={"outputs_after_kill": False}
         ),
-        Break(probe=outcome.CANCEL, words="files are not kept after a cancel", arrange=lose_after_cancel),
-        Break(probe=outcome.LOG, words="long logs are cut", arrange=cut_log),
+        Break(probe=outcome.CANCEL, words="files are lost after a cancel", arrange=lose_after_cancel),
+        Break(probe=outcome.LOG, words="long logs are truncated", arrange=cut_log),
         Break(probe=outcome.DRIVE_UPLOAD, words="HTTP 401", uploads=uploads),
         Break(
             probe=outcome.INPUTS,
@@ -133,27 +132,27 @@ def _of_kaggle(uploads: tuple[str, ...]) -> list[Break]:
 
 
 def _check(folder: Path, image: Image, broken: Break) -> dict[str, dict[str, Any]]:
-    """The probes as a person is told of them, by name."""
+    """The probes as a person sees them, by name."""
     variables = {**image.variables, "OMP_NUM_THREADS": "1", **broken.environment}
     people = [Person(name="alice", token=TOKEN)]
     with KaggleEmulator(
         folder / "kaggle", people, python=image.executable, environment=variables, **broken.emulator
     ) as kaggle:
         broken.arrange(kaggle)
-        provider = KaggleProvider(OpenVault(), folder / "driver", kaggle.endpoint, fresh_s=0.0)
+        provider = KaggleProvider(driver_env(folder / "driver", endpoint=kaggle.endpoint), fresh_s=0.0)
         provider.limits = broken.limits
         order = CheckOrder(
             id="check-1", token="a-check-token", gpu=False, probes=frozenset({broken.probe}), uploads=broken.uploads
         )
-        found = provider.diagnose(kaggle_account("alice"), order, lambda _: None)
+        report = provider.diagnose(kaggle_account("alice"), order, lambda _: None)
         provider.clear_check(kaggle_account("alice"), order.id)
-    return {probe["name"]: probe for probe in judged([one.as_dict() for one in found.outcomes])}
+    return {probe["name"]: probe for probe in judged([one.as_dict() for one in report.outcomes])}
 
 
 def _uploads(drive: Drive) -> tuple[str, ...]:
-    """Addresses for uploads of a Drive that takes none without a sign-in."""
+    """Upload URLs of a Drive that accepts nothing without a sign-in."""
     client = DriveClient(read_login(json.dumps(drive.authorized_user()), drive.url), drive.url, on_trouble=print)
-    with closing(DriveStore(client, MemoryIds(), BlobLinks(str, b"key"), "Trainhop 1")) as store:
+    with closing(DriveStore(store_env(), client=client)) as store:
         addresses = tuple(upload_addresses(store, ["checks/1", "checks/2"]))
     drive.anonymous = False
     return addresses
@@ -163,7 +162,7 @@ _FOLDERS = count(1)
 
 
 def _without(folder: Path, package: str) -> dict[str, str]:
-    """A machine on which importing that package fails, wherever it lies."""
+    """A machine on which the import of that package fails, wherever it is installed."""
     place = folder / f"refuses-{next(_FOLDERS)}"
     place.mkdir()
     (place / "sitecustomize.py").write_text(REFUSING.format(package=package))

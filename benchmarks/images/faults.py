@@ -1,4 +1,4 @@
-"""Something on the machine is broken: what the job's page says, how many sessions that took, and how long they were."""
+"""Breaks something on the machine. Measures the text on the job's page, the sessions, and their length."""
 
 from __future__ import annotations
 
@@ -15,23 +15,28 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from benchmarks.images.figures import Desk, Figure, Shelf, desk, nothing_built
-from benchmarks.images.quiet_hub import QuietHub
+from benchmarks.images.figures import Desk, Shelf, desk, nothing_built
+from benchmarks.report import Figure
 from benchmarks.tiny_job import job_file, say
+from tests.emulators.hub import HubEmulator, Repo
 from tests.images import Image, load
 
 MAX_SESSIONS, MAX_S = 3, 300.0
 DEAD = "http://127.0.0.1:9/simple"
 SMALL_DISK = "24m"
-"""Room for the worker itself, and not for its packages."""
+"""Large enough for the worker, but not for its packages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """`environment` and `changes` are a kernel's and the job's; each of `words` must be on the job's page."""
+    """`environment` applies to the kernel, `changes` to the job.
+
+    The job's page must contain each of `words`, which name the cause, and end with the `remedy`.
+    """
 
     name: str
     words: tuple[str, ...]
+    remedy: str
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     arrange: Callable[[Desk], None] | None = None
@@ -44,14 +49,21 @@ def planted(folder: Path, shelf: Shelf) -> Iterator[Figure]:
         yield nothing_built()
         return
     with ExitStack() as until_the_end:
-        hub = until_the_end.enter_context(QuietHub(shelf.model))
+        files = {path.name: path.read_bytes() for path in shelf.model.iterdir()}
+        hub = until_the_end.enter_context(HubEmulator(Repo(id="org/quiet", files=files)))
+        hub.stall("GET /signed/model.safetensors", after=1_000)
         for fault in (*_of_packages(folder), *_of_inputs(hub)):
             yield _plant(folder, image, shelf, fault)
         small = until_the_end.enter_context(_small_disk(folder))
         if small is None:
             yield Figure(name="fault: full disk", value="no small disk can be mounted here", bar="root", ok=False)
         else:
-            full = Fault(name="full disk", words=("disk", "full"), environment={"TMPDIR": str(small)})
+            full = Fault(
+                name="full disk",
+                words=("disk", "full"),
+                remedy="free some space, or use a machine with a larger disk",
+                environment={"TMPDIR": str(small)},
+            )
             yield _plant(folder, image, shelf, full)
 
 
@@ -60,21 +72,37 @@ def _of_packages(folder: Path) -> list[Fault]:
     pins.write_text("transformers<5\n")
     index = {"PIP_NO_INDEX": "0", "PIP_FIND_LINKS": "", "PIP_INDEX_URL": DEAD, "PIP_RETRIES": "1"}
     return [
-        Fault(name="version conflict", words=("transformers", "conflict"), environment={"PIP_CONSTRAINT": str(pins)}),
-        Fault(name="dead index", words=("internet",), environment=index),
+        Fault(
+            name="version conflict",
+            words=("transformers", "conflict"),
+            remedy="update trainhop, then retry the job",
+            environment={"PIP_CONSTRAINT": str(pins)},
+        ),
+        Fault(
+            name="dead index",
+            words=("internet",),
+            remedy="check that it has internet access, then retry the job",
+            environment=index,
+        ),
     ]
 
 
-def _of_inputs(hub: QuietHub) -> list[Fault]:
-    asleep = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+def _of_inputs(hub: HubEmulator) -> list[Fault]:
+    asleep = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
     return [
-        Fault(name="missing input", words=("did not bring",), arrange=_lose_inputs),
-        Fault(name="no GPU", words=("GPU",), changes={"backend": "unsloth"}),
+        Fault(
+            name="missing input",
+            words=("did not provide",),
+            remedy="retry the job later, or run it on another account",
+            arrange=_lose_inputs,
+        ),
+        Fault(name="no GPU", words=("GPU",), remedy="set backend to auto or hf", changes={"backend": "unsloth"}),
         Fault(
             name="stalled download",
             words=("download",),
+            remedy="check that this machine reaches the hub, then retry the job",
             environment=asleep,
-            changes={"base_model": hub.model},
+            changes={"base_model": "org/quiet"},
         ),
     ]
 
@@ -94,7 +122,7 @@ def _plant(folder: Path, image: Image, shelf: Shelf, fault: Fault) -> Figure:
         ended["state"] == "failed",
         len(page.splitlines()) == 1,
         all(word.lower() in page.lower() for word in fault.words),
-        ": " in page,
+        page.endswith(fault.remedy),
         len(sessions) <= MAX_SESSIONS,
         vigil.longest_s <= MAX_S,
     ]
@@ -108,9 +136,9 @@ def _plant(folder: Path, image: Image, shelf: Shelf, fault: Fault) -> Figure:
 
 
 class _Vigil:
-    """Sees how long each kernel runs, and turns the clock forward whenever the job waits for its next try.
+    """Measures how long each kernel runs, and advances the clock whenever the job waits for its next attempt.
 
-    How long it waits is a matter of other tests.
+    Other tests measure that wait.
     """
 
     def __init__(self, there: Desk, job: str) -> None:
@@ -136,13 +164,13 @@ class _Vigil:
 
 
 def _lose_inputs(there: Desk) -> None:
-    """No kernel sees what was staged for it."""
+    """No kernel receives its staged files."""
     there.kaggle.sessions.layout = "lost"
 
 
 @contextmanager
 def _small_disk(folder: Path) -> Iterator[Path | None]:
-    """A disk of its own that packages do not fit on; None where none may be mounted."""
+    """A separate disk that is too small for the packages. None if mounting is not allowed."""
     place = folder / "small-disk"
     place.mkdir()
     options = ["-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", str(place)]

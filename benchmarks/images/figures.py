@@ -1,15 +1,16 @@
-"""What a figure is, and the machines that the figures are taken on."""
+"""The machines on which the figures are measured."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.lab import Lab, lab
+from benchmarks.report import Figure
 from benchmarks.tiny_job import write_rows
 from benchmarks.tiny_model import make_tiny_llama
 from tests.emulators.kaggle import KaggleEmulator, Kernel, Person
@@ -18,19 +19,6 @@ from tests.images import FOLDER, NAMES, Image, load
 ENDED = ("succeeded", "failed", "cancelled")
 PATIENCE_S = 900.0
 TOKEN = "KGAT_alice"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One number or sentence, what it should be, and whether it is."""
-
-    name: str
-    value: Any
-    bar: str
-    ok: bool
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -56,23 +44,23 @@ class Shelf:
 
 @dataclass(frozen=True)
 class Desk:
-    """A server whose only account is one at an emulated Kaggle, and that Kaggle."""
+    """A server whose only account is at an emulated Kaggle, and that Kaggle."""
 
     server: Lab
     kaggle: KaggleEmulator
 
     def set_account(self, **config: Any) -> None:
-        """Change the account's own settings."""
+        """Change the account's settings."""
         accounts = self.server.get("/accounts")["items"]
         (mine,) = [one for one in accounts if one["provider"] == "kaggle"]
         self.server.patch(f"/accounts/{mine['id']}", {"config": {"username": "alice", **config}})
 
     def submit(self, file: dict[str, Any]) -> str:
-        """A job's id."""
+        """Submit a job. Returns its id."""
         return self.server.post("/jobs", file)["id"]
 
     def wait(self, job: str) -> dict[str, Any]:
-        """The job when it has ended, however."""
+        """The job after it has ended in any way."""
         return self.server.wait_for(
             lambda: (shown := self.server.job(job))["state"] in ENDED and shown, "the job's end", PATIENCE_S, 0.2
         )
@@ -88,7 +76,7 @@ def built() -> list[Image]:
 
 
 def is_kaggles(image: Image) -> bool:
-    """Whether sessions on it are kernels; else they are cells of a notebook."""
+    """Whether its sessions are kernels. Otherwise they are notebook cells."""
     return image.name.startswith("kaggle")
 
 
@@ -96,15 +84,15 @@ def is_kaggles(image: Image) -> bool:
 def desk(
     folder: Path, image: Image, allowed: Path, environment: Mapping[str, str] | None = None, **settings: Any
 ) -> Iterator[Desk]:
-    """Kaggle with the image's machines, and a server that may give them the models in the folder `allowed`."""
+    """Kaggle with the image's machines, and a server that may use the models in the folder `allowed`."""
     variables = image.variables | {"OMP_NUM_THREADS": "2", **(environment or {})}
     people = [Person(name="alice", token=TOKEN)]
     with (
         KaggleEmulator(folder / "kaggle", people, python=image.executable, environment=variables) as kaggle,
         server_for(folder / "lab", allowed, kaggle_endpoint=kaggle.endpoint, **settings) as server,
     ):
-        asked = {"provider": "kaggle", "config": {"username": "alice"}, "credentials": TOKEN}
-        server.post("/accounts", asked)
+        account_request = {"provider": "kaggle", "config": {"username": "alice"}, "credentials": TOKEN}
+        server.post("/accounts", account_request)
         yield Desk(server, kaggle)
 
 
@@ -115,7 +103,7 @@ def server_for(folder: Path, allowed: Path, **settings: Any) -> Any:
 
 
 def seconds_to(kernel: Kernel, step: int) -> float | None:
-    """From the kernel's start to the line that tells of this step."""
+    """Seconds from the kernel's start to the log line of this step."""
     for event in kernel.events:
         if event["data"].startswith(f"step {step} "):
             return event["time"]
@@ -123,5 +111,5 @@ def seconds_to(kernel: Kernel, step: int) -> float | None:
 
 
 def nothing_built() -> Figure:
-    """What is said where no image is built."""
+    """The message if no image is built."""
     return Figure(name="images", value=f"none in {FOLDER}: run `make images`", bar="built", ok=False)

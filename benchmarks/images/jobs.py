@@ -1,4 +1,4 @@
-"""Whole jobs on every image that is built here, and what a person's own notebook kernel is like after one."""
+"""Whole jobs on every image that is built here, and the state of a person's notebook kernel after one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.images.figures import Figure, Shelf, built, desk, is_kaggles, nothing_built, server_for
+from benchmarks.images.figures import PATIENCE_S, Shelf, built, desk, is_kaggles, nothing_built, server_for
+from benchmarks.report import Figure
 from benchmarks.tiny_job import STEPS, job_file, say
 from tests.images import Image, load
 from tests.notebook.tab import Tab
 
 ADAPTERS = ("lora", "qlora")
 PERSONS = ("datasets", "pyarrow", "torch", "transformers")
-"""What a person is most likely to have imported, or to import later."""
+"""Packages that a person is likely to import."""
 IMPORTS = """
 import json, datasets, pyarrow, torch, transformers
 from transformers.models.llama import modeling_llama
@@ -35,17 +36,19 @@ def every_image(folder: Path, shelf: Shelf) -> Iterator[Figure]:
         for adapter in ADAPTERS:
             home = Path(tempfile.mkdtemp(prefix=f"{image.name}-{adapter}-", dir=folder))
             say(f"{image.name}, {adapter}, hf ...")
-            said = (
+            result = (
                 _as_kernel(home, image, shelf, adapter)
                 if is_kaggles(image)
                 else _as_cell(home, image, shelf, adapter)[0]
             )
-            yield Figure(name=f"job: {image.name}, {adapter}, hf", value=said, bar="succeeded", ok=said == "succeeded")
+            yield Figure(
+                name=f"job: {image.name}, {adapter}, hf", value=result, bar="succeeded", ok=result == "succeeded"
+            )
         yield _second_backend(folder, image)
 
 
 def _as_kernel(folder: Path, image: Image, shelf: Shelf, adapter: str) -> str:
-    """The job's end, with its reason where it is not a good one."""
+    """The job's end, with the reason if it failed."""
     with desk(folder, image, shelf.folder) as there:
         job = there.submit(job_file(shelf.model, there.server.upload(shelf.rows), adapter) | {"backend": "hf"})
         ended = there.wait(job)
@@ -56,7 +59,7 @@ def _as_kernel(folder: Path, image: Image, shelf: Shelf, adapter: str) -> str:
 
 
 def _as_cell(folder: Path, image: Image, shelf: Shelf, adapter: str) -> tuple[str, str]:
-    """The job's end, and what the person's own cell behind ours printed."""
+    """The job's end, and the output of the person's own cell after ours."""
     with server_for(folder / "lab", shelf.folder) as server:
         file = job_file(shelf.model, server.upload(shelf.rows), adapter) | {"backend": "hf"}
         job = server.post("/jobs", file)["id"]
@@ -67,23 +70,25 @@ def _as_cell(folder: Path, image: Image, shelf: Shelf, adapter: str) -> tuple[st
             after=IMPORTS,
             jupyter=image.jupyter,
             variables=image.variables | {"OMP_NUM_THREADS": "2"},
+            patience_s=PATIENCE_S,
         )
         try:
-            said = tab.said
-            done = f"all {STEPS} steps are trained" in said
+            result = tab.said
+            done = f"all {STEPS} steps are complete" in result
             after = tab.said_after
         finally:
             tab.kill()
         state = server.job(job)["state"]
-    return (state if done else said.splitlines()[-1]), after
+    return (state if done else result.splitlines()[-1]), after
 
 
 def _second_backend(folder: Path, image: Image) -> Figure:
-    """Whether unsloth can be imported there; to train it needs a GPU, which `benchmarks.gpu` is for."""
+    """Whether unsloth can be imported there. Training with it needs a GPU, see `benchmarks.gpu`."""
     say(f"{image.name}, unsloth ...")
     place = Path(tempfile.mkdtemp(prefix=f"{image.name}-unsloth-", dir=folder))
     bring = (
-        "import sys; from pathlib import Path; from worker.shared import package_folder, packages; here = Path(sys.argv[1]); "
+        "import sys; from pathlib import Path; from worker.shared import package_folder, packages; "
+        "here = Path(sys.argv[1]); "
         "package_folder.ready(here / 'packages', packages.every_line()); sys.path.insert(0, str(here / 'packages')); "
         "print(packages.unsloth(folder=here / 'unsloth'))"
     )
@@ -92,17 +97,17 @@ def _second_backend(folder: Path, image: Image) -> Figure:
         [image.executable, "-c", bring, str(place)], capture_output=True, text=True, env=environment, check=False
     )
     problem = done.stdout.strip() if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
-    said = f"not used: {problem}" if problem else "can be imported; there is no GPU here to train on"
+    result = f"not used: {problem}" if problem else "can be imported; there is no GPU here to train on"
     return Figure(
         name=f"second backend: {image.name}, unsloth",
-        value=said,
+        value=result,
         bar="imported, or said why not",
         ok=done.returncode == 0,
     )
 
 
 def own_kernel(folder: Path, shelf: Shelf) -> Iterator[Figure]:
-    """What a person's kernel imports behind our cell, against what is on the image."""
+    """What a person's kernel imports after our cell, compared with the image."""
     for name in ("colab-gpu", "colab-gpu-2026-05"):
         image = load(name)
         if image.problem:
@@ -111,6 +116,6 @@ def own_kernel(folder: Path, shelf: Shelf) -> Iterator[Figure]:
         home = Path(tempfile.mkdtemp(prefix=f"kernel-{name}-", dir=folder))
         state, after = _as_cell(home, image, shelf, "lora")
         wanted = {package: image.packages[package] for package in PERSONS}
-        found: Any = json.loads(after.partition("VERSIONS ")[2]) if "VERSIONS " in after else after.splitlines()[-1]
-        ok = found == wanted and state == "succeeded" and not image.problem
-        yield Figure(name=f"own kernel after our cell: {name}", value=found, bar=json.dumps(wanted), ok=ok)
+        versions: Any = json.loads(after.partition("VERSIONS ")[2]) if "VERSIONS " in after else after.splitlines()[-1]
+        ok = versions == wanted and state == "succeeded" and not image.problem
+        yield Figure(name=f"own kernel after our cell: {name}", value=versions, bar=json.dumps(wanted), ok=ok)

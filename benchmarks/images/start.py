@@ -1,11 +1,12 @@
-"""How long a kernel takes from its start to the first step of a real small model, with and without staged packages."""
+"""Seconds from a kernel's start to the first step of a small real model, with and without staged packages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.images.figures import Desk, Figure, Shelf, desk, nothing_built, seconds_to
+from benchmarks.images.figures import Desk, Shelf, desk, nothing_built, seconds_to
+from benchmarks.report import Figure
 from benchmarks.tiny_job import job_file, say
 from orchestrator.entrypoints.demo.model import obtain
 from orchestrator.providers.kaggle.launch import slug_of
@@ -25,7 +26,10 @@ CHANGES = {
 
 
 def to_the_first_step(folder: Path, shelf: Shelf) -> Iterator[Figure]:
-    """A first session brings the packages from a local index; a later one finds them prepared by a kernel of its account."""
+    """The first session installs from a local index.
+
+    A later session uses the packages that a kernel of its account has prepared.
+    """
     image = load("kaggle-gpu")
     if image.problem:
         yield nothing_built()
@@ -35,13 +39,13 @@ def to_the_first_step(folder: Path, shelf: Shelf) -> Iterator[Figure]:
         say("kernel start to the first step, 135M parameters ...")
         yield _figure("packages brought by pip", _measure(there, model, shelf), FIRST_S)
         there.set_account(packages="staged")
-        _measure(there, model, shelf)  # beside it a CPU kernel prepares the packages
-        found = _measure(there, model, shelf) if _staged(there) else None
-        yield _figure("packages staged", found, STAGED_S)
+        _measure(there, model, shelf)  # a CPU kernel prepares the packages in parallel
+        seconds = _measure(there, model, shelf) if _staged(there) else None
+        yield _figure("packages staged", seconds, STAGED_S)
 
 
 def _measure(there: Desk, model: Path, shelf: Shelf) -> float | str:
-    """Seconds, or why the job did not get that far."""
+    """Seconds, or the reason why the job did not reach its first step."""
     job = there.submit(job_file(model, there.server.upload(shelf.rows), "lora") | CHANGES)
     seen: dict[str, float] = {}
 
@@ -66,7 +70,7 @@ def _staged(there: Desk) -> bool:
     return packing[0].status == "COMPLETE"
 
 
-def _figure(how: str, found: float | str | None, bar_s: float) -> Figure:
-    value = round(found, 1) if isinstance(found, float) else found or "nothing was staged"
-    ok = isinstance(found, float) and found <= bar_s
+def _figure(how: str, seconds: float | str | None, bar_s: float) -> Figure:
+    value = round(seconds, 1) if isinstance(seconds, float) else seconds or "nothing was staged"
+    ok = isinstance(seconds, float) and seconds <= bar_s
     return Figure(name=f"kernel start to first step, 135M, {how} (s)", value=value, bar=f"<= {bar_s:.0f}", ok=ok)

@@ -1,4 +1,4 @@
-"""The first schema: members, accounts, jobs, leases, checkpoints, events and what workers report."""
+"""The first schema: members, accounts, jobs, leases, checkpoints, events and reports of workers."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Create every table; kept as it was released, never edited afterwards."""
+    """Create every table. The released version is never edited."""
     op.create_table(
         "datasets",
         sa.Column("sha256", sa.String(length=64), nullable=False),

@@ -1,4 +1,4 @@
-"""Accounts with sealed credentials and their owner's consent; stores other than the local folder."""
+"""Accounts with encrypted credentials and their owner's consent, and stores other than the local folder."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Every addition has a default, so that what is there stays as it is."""
+    """Add columns and tables. Every new column has a default, so existing rows stay valid."""
     op.add_column("accounts", sa.Column("credentials", sa.Text(), server_default="", nullable=False))
     op.add_column("accounts", sa.Column("consented_at", sa.Double(), nullable=True))
     op.add_column("accounts", sa.Column("problem", sa.Text(), server_default="", nullable=False))

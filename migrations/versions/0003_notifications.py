@@ -1,4 +1,4 @@
-"""Where people want to be told of what, and the log of what they were told."""
+"""Notification channels, and the log of sent notifications."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Two new tables; nothing that exists is touched."""
+    """Add two tables. Existing tables do not change."""
     op.create_table(
         "channels",
         sa.Column("id", sa.String(length=64), nullable=False),

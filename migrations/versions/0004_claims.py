@@ -1,4 +1,4 @@
-"""One-time codes with which notebooks claim a job."""
+"""One-time codes that notebooks exchange for a job's lease."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """A code is kept as its hash."""
+    """Add a table. A code is stored as its hash."""
     op.create_table(
         "claims",
         sa.Column("code_hash", sa.String(length=64), nullable=False),

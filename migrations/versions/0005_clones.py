@@ -1,4 +1,4 @@
-"""Jobs that begin with a checkpoint of another job."""
+"""Jobs that start from a checkpoint of another job."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0004"
 
 
 def upgrade() -> None:
-    """What is there began at step 0. A checkpoint's file may now be in use by several jobs."""
+    """Existing jobs start at step 0. From now on several jobs may use one checkpoint file."""
     op.add_column("jobs", sa.Column("first_step", sa.Integer(), server_default="0", nullable=False))
     cloned = sa.text("cloned_from IS NOT NULL")
     op.create_index("jobs_by_origin", "jobs", ["cloned_from", "id"], sqlite_where=cloned, postgresql_where=cloned)

@@ -1,4 +1,4 @@
-"""What a step takes on a GPU and on a CPU, instead of one figure for both."""
+"""Separate step times of a job for a GPU and for a CPU."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ _TIMED = sa.text("gpu_step_s IS NOT NULL OR host_step_s IS NOT NULL")
 
 
 def upgrade() -> None:
-    """Where a step was timed was not kept: the old figure counts for both until one is timed anew."""
+    """The old step time has no device. It is used for both until a step is timed again."""
     op.drop_index("jobs_timed", "jobs")
     op.execute("ALTER TABLE jobs RENAME COLUMN step_s TO host_step_s")
     op.add_column("jobs", sa.Column("gpu_step_s", sa.Double()))

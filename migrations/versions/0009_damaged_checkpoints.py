@@ -1,4 +1,4 @@
-"""Damaged checkpoints are among those whose object is still to be deleted."""
+"""Include damaged checkpoints in the index of checkpoints with an object to delete."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ _UNDELETED = sa.text("state IN ('pruned', 'abandoned', 'corrupt') AND key != ''"
 
 
 def upgrade() -> None:
-    """Their files were kept for ever; the first round after this finds them."""
+    """Earlier versions kept these files forever. The first cleanup after this revision deletes them."""
     op.drop_index("checkpoints_undeleted", "checkpoints")
     op.create_index(
         "checkpoints_undeleted", "checkpoints", ["created_at"], sqlite_where=_UNDELETED, postgresql_where=_UNDELETED

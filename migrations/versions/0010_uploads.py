@@ -1,4 +1,7 @@
-"""Who brought which data file, so that one of two who brought the same can remove it; where its bytes lie."""
+"""The uploaders of each data file and its store.
+
+If two members uploaded the same bytes, each can remove their own upload.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +11,10 @@ down_revision = "0009"
 
 
 def upgrade() -> None:
-    """Of earlier uploads only the first was written down: whoever has a job with the same bytes has brought them, too."""
+    """Earlier versions recorded only the first uploader of a file.
+
+    Owners of jobs with the same bytes are recorded as uploaders, too.
+    """
     op.add_column("datasets", sa.Column("key", sa.String(255), nullable=False, server_default=""))
     op.execute("UPDATE datasets SET key = 'datasets/' || sha256")
     op.create_table(
@@ -44,7 +50,7 @@ def _fill(connection: sa.Connection, uploads: sa.Table) -> None:
             if file is not None:
                 brought.setdefault((file.sha256, member), file)
     rows = [
-        # Sorts before every id that the server makes.
+        # Sorts before every id that the server creates.
         {"id": f"upload-00{n:014d}", "sha256": sha256, "member_id": member, "name": f.name, "created_at": f.created_at}
         for n, ((sha256, member), f) in enumerate(sorted(brought.items(), key=lambda pair: pair[1].created_at))
     ]

@@ -1,4 +1,4 @@
-"""When a member was removed: the row stays, because jobs have it for their owner."""
+"""The time at which a member was removed. The row stays, because it is the owner of jobs."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,5 +8,5 @@ down_revision = "0010"
 
 
 def upgrade() -> None:
-    """Members of earlier versions are all there."""
+    """Members of earlier versions are not removed."""
     op.add_column("members", sa.Column("removed_at", sa.Double()))

@@ -1,1 +1,1 @@
-"""Where things are kept: the database, the vault, the stores."""
+"""Adapters of the ports: database, vault, stores, notifier."""

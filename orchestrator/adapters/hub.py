@@ -1,33 +1,44 @@
-"""The Hugging Face hub, asked by the server alone: with a member's token, or with none, never with the operator's."""
+"""Access to the Hugging Face hub with a member's token or without one, never with the operator's token."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from orchestrator.adapters.hub_errors import REFUSED, Asked, in_words, offline
-from orchestrator.domain.errors import InvalidError, UnavailableError
-from orchestrator.ports.providers import BaseModel, DatasetFile, ModelFile
+from orchestrator.adapters.hub_errors import REFUSED, HubRequest, in_words, offline
+from orchestrator.adapters.model_config import positions
+from orchestrator.adapters.weight_names import MAX_BYTES, modules_of_file, modules_of_index
+from orchestrator.domain.errors import InvalidError, TrainhopError, UnavailableError
+from orchestrator.ports.catalog import BaseModel, DatasetFile, ModelFile
 from worker.shared.memory_estimate import Shape
+from worker.shared.model_support import model_type
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 HUB = "https://huggingface.co"
 TIMEOUT_S = 10.0
+MODULES_S = 5.0
+"""Limit for the names of a model's modules, and for each wait on the way to them."""
 MAX_FILES = 256
 MAX_SMALL_BYTES = 64 << 20
-"""Of a model's small files together, which pass through the server; the hub keeps none above 10 MB that way."""
+"""Total bytes of a model's small files, which pass through the server.
+
+The hub stores no file above 10 MB in this way.
+"""
 MAX_CONFIG_BYTES = 4 << 20
 AT_ONCE = 8
 MAX_REMEMBERED = 1_000
 _INDEX = "model.safetensors.index.json"
+_WEIGHTS = "model.safetensors"
 _WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 _CODE = ("*.py",)
 _DATA = (".jsonl", ".csv", ".parquet", ".json")
@@ -35,43 +46,56 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Hub:
-    """Looks models and datasets up. `endpoint` is the address of an emulator on this computer, for tests.
+    """Looks up models and datasets. `endpoint` is the address of an emulator on this computer, for tests.
 
-    A `token` of None is no token: the client's habit of taking one from the environment or the home folder is off, so that
-    no member reads with the rights of whoever started the server.
+    A `token` of None means no token. The client would otherwise use one from the environment or the home folder, and
+    members would read with the operator's rights.
     """
 
-    def __init__(self, *, is_offline: bool, endpoint: str | None = None, cache: Path | None = None) -> None:
+    def __init__(
+        self, *, is_offline: bool, endpoint: str | None = None, cache: Path | None = None, modules_s: float = MODULES_S
+    ) -> None:
+        self._modules_s = modules_s
         self._is_offline, self._endpoint, self._cache = is_offline, endpoint or HUB, cache
         self._public: set[str] = set()
 
     @property
     def is_offline(self) -> bool:
-        """Whether nobody may be asked."""
+        """Whether the client is set to offline mode."""
         return self._is_offline
 
-    def model(self, name: str, token: str | None, check: Callable[[dict[str, Any]], None]) -> BaseModel:
-        """The model, pinned to a commit; `check` may refuse its configuration. Raises `InvalidError`, `UnavailableError`."""
+    def model(
+        self, name: str, token: str | None, check: Callable[[dict[str, Any]], None], *, with_modules: bool = False
+    ) -> BaseModel:
+        """The model, pinned to a commit. `check` may refuse its configuration.
+
+        `with_modules` reads the names of its modules too, where the hub gives them in time. Raises `InvalidError` or
+        `UnavailableError`.
+        """
         if self._is_offline:
             return BaseModel(name=name)
         repo, _, _ = name.partition("@")
-        with in_words(self._asked(name, token)):
+        with in_words(self._request(name, token)):
             info = self._info(name, token)
             config = json.loads(self._read(repo, info.sha or "", "config.json", token, MAX_CONFIG_BYTES))
             check(config)
-            shape = Shape.of(config)
+            shape, kind, limits = Shape.of(config), model_type(config), positions(config)
         pinned = f"{repo}@{info.sha}"
         self._remember(pinned, info)
         size = info.safetensors.total if info.safetensors else None
-        return BaseModel(name=pinned, parameters=size, shape=shape)
+        modules = self._modules(repo, info, token) if with_modules else frozenset[str]()
+        return BaseModel(name=pinned, parameters=size, shape=shape, kind=kind, modules=modules, **limits)
 
     def files(self, name: str, token: str, *, with_code: bool) -> tuple[ModelFile, ...]:
-        """What a machine needs of a gated or private model, readable without the token; nothing of one for everybody."""
+        """The files that a machine needs of a gated or private model, readable without the token.
+
+        Empty for a public model.
+        """
         if self._is_offline:
             return ()
         repo, _, _ = name.partition("@")
         try:
-            with in_words(self._asked(name, token)):
+            with in_words(self._request(name, token)):
                 info = self._info(name, token, files_metadata=True)
                 self._remember(name, info)
                 if name in self._public:
@@ -81,42 +105,46 @@ class Hub:
                 index = self._read(repo, commit, _INDEX, token, MAX_SMALL_BYTES) if _INDEX in wanted else None
                 used = [wanted[n] for n in _without_spare_weights(wanted, index)]
                 if len(used) > MAX_FILES:
-                    raise InvalidError(f"{name} has more than {MAX_FILES} files: name one in fewer, larger files")
+                    raise InvalidError(f"{name} has more than {MAX_FILES} files. Choose one with fewer, larger files.")
                 small = self._small_files(repo, commit, token, [s for s in used if s.lfs is None])
                 with ThreadPoolExecutor(AT_ONCE) as pool:
                     large = list(pool.map(lambda s: self._large_file(repo, commit, token, s), filter(_is_large, used)))
         except UnavailableError:
-            if name in self._public:  # as it was when it was last asked for
+            if name in self._public:  # it was public when the hub last answered
                 return ()
             raise
         return (*small, *large)
 
     def dataset(self, name: str, split: str, token: str | None) -> DatasetFile:
-        """The one data file of this split, brought here. Raises `InvalidError`, `UnavailableError`."""
-        asked = self._asked(name, token, "/path")
+        """Download the one data file of this split. Raises `InvalidError`, `UnavailableError`."""
+        request = self._request(name, token, "/path")
         if self._is_offline:
-            raise offline(asked)
+            raise offline(request)
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
         repo, _, revision = name.partition("@")
-        with in_words(asked):
+        with in_words(request):
             info = self._api(token).dataset_info(repo, revision=revision or None, timeout=TIMEOUT_S)
             wanted = _one_file(name, split, [s.rfilename for s in info.siblings or ()])
             at: dict[str, Any] = {"repo_type": "dataset", "revision": info.sha, "endpoint": self._endpoint}
-            # Who may not read it is refused here: a download that is refused falls back on what others have brought.
+            # A member without access is refused here. Otherwise a refused download would fall back to the cached file
+            # of another member.
             get_hf_file_metadata(hf_hub_url(repo, wanted, **at), token=token or False, timeout=TIMEOUT_S)
             path = hf_hub_download(repo, wanted, token=token or False, cache_dir=self._cache, **at)
         return DatasetFile(path=Path(path), name=wanted)
 
     def whose(self, token: str) -> str:
-        """The name of the account that the token belongs to; raises `InvalidError` in words for one that is not accepted."""
+        """The name of the account that the token belongs to.
+
+        Raises `InvalidError` with an explanation if the hub does not accept the token.
+        """
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-        asked = Asked(name="the token", page=f"{HUB}/settings/tokens", pointer="/token", signed_in=True)
+        request = HubRequest(name="the token", page=f"{HUB}/settings/tokens", pointer="/token", signed_in=True)
         if self._is_offline:
-            words = "this server is set to stay offline: no token can be tried, and none is needed"
+            words = "This server is set to stay offline, so it cannot check a token and needs none."
             raise InvalidError(words, [("/token", words)])
-        with in_words(asked):
+        with in_words(request):
             answer = get_session().get(
                 f"{self._endpoint}/api/whoami-v2", headers=build_hf_headers(token=token), timeout=TIMEOUT_S
             )
@@ -135,13 +163,16 @@ class Hub:
         repo, _, revision = name.partition("@")
         return self._api(token).model_info(repo, revision=revision or None, timeout=TIMEOUT_S, **more)
 
-    def _asked(self, name: str, token: str | None, pointer: str = "/base_model") -> Asked:
+    def _request(self, name: str, token: str | None, pointer: str = "/base_model") -> HubRequest:
         kind = "datasets/" if pointer == "/path" else ""
         page = f"{HUB}/{kind}{name.partition('@')[0]}"
-        return Asked(name=name, page=page, pointer=pointer, signed_in=token is not None)
+        return HubRequest(name=name, page=page, pointer=pointer, signed_in=token is not None)
 
     def _remember(self, pinned: str, info: ModelInfo) -> None:
-        """So that a hub which is away keeps nobody from a model that anybody may read, and may be on the machine already."""
+        """Remember that a model is public, so that it can be used while the hub is unreachable.
+
+        The machine may already have such a model.
+        """
         if info.gated or info.private:
             self._public.discard(pinned)
             return
@@ -160,26 +191,53 @@ class Hub:
         return found
 
     def _read(self, repo: str, commit: str, file: str, token: str | None, most_bytes: int) -> bytes:
-        """A file's bytes, in memory: nothing of a gated model is left in a folder that others read."""
+        """A file's bytes, read into memory. No file of a gated model stays in a folder that others can read."""
+        data = bytearray()
+        with self._pieces(repo, commit, file, token, TIMEOUT_S) as pieces:
+            for piece in pieces:
+                data += piece
+                if len(data) > most_bytes:
+                    words = f"{file} of {repo} is too large. Choose another model."
+                    raise InvalidError(words, [("/base_model", words)])
+        return bytes(data)
+
+    @contextlib.contextmanager
+    def _pieces(
+        self, repo: str, commit: str, file: str, token: str | None, timeout_s: float, **more_headers: str
+    ) -> Iterator[Iterator[bytes]]:
+        """A file in pieces. The answer and each of them may take `timeout_s` seconds."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
         url = hf_hub_url(repo, file, revision=commit, endpoint=self._endpoint)
-        headers = build_hf_headers(token=token or False)
-        data = bytearray()
-        with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_S) as answer:
+        headers = build_hf_headers(token=token or False) | more_headers
+        with get_session().stream("GET", url, headers=headers, timeout=timeout_s) as answer:
             if answer.is_error:
                 answer.read()
             hf_raise_for_status(answer)
-            for chunk in answer.iter_bytes():
-                data += chunk
-                if len(data) > most_bytes:
-                    words = f"{file} of {repo} is larger than such a file may be; name another model"
-                    raise InvalidError(words, [("/base_model", words)])
-        return bytes(data)
+            yield answer.iter_bytes()
+
+    def _modules(self, repo: str, info: ModelInfo, token: str | None) -> frozenset[str]:
+        """Names of the modules that have parameters, from the index of the weights or the header of the one file.
+
+        Empty if the model has neither, or the hub does not give it in time.
+        """
+        files = {sibling.rfilename for sibling in info.siblings or ()}
+        file = next((name for name in (_INDEX, _WEIGHTS) if name in files), None)
+        if file is None:
+            return frozenset()
+        named = modules_of_index if file == _INDEX else modules_of_file
+        beginning = {"Range": f"bytes=0-{MAX_BYTES - 1}", "Accept-Encoding": "identity"}
+        with (
+            contextlib.suppress(TrainhopError),
+            in_words(self._request(repo, token)),
+            self._pieces(repo, info.sha or "", file, token, self._modules_s, **beginning) as pieces,
+        ):
+            return named(_in_time(pieces, self._modules_s))
+        return frozenset()
 
     def _large_file(self, repo: str, commit: str, token: str, sibling: RepoSibling) -> ModelFile:
-        """Where the hub sends whoever may read the file: an address that needs no sign-in, for a while."""
+        """The URL to which the hub redirects for this file. It needs no sign-in for a limited time."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
         file, known = sibling.rfilename, sibling.lfs
@@ -187,17 +245,27 @@ class Hub:
         url = hf_hub_url(repo, file, revision=commit, endpoint=self._endpoint)
         found = get_hf_file_metadata(url, token=token, timeout=TIMEOUT_S)
         if found.etag != known.sha256 or found.size != known.size:
-            raise UnavailableError(f"the Hugging Face hub says two things of {file} of {repo}: try again later")
+            raise UnavailableError(
+                f"Hugging Face gave contradictory sizes or hashes for {file} of {repo}. Try again later."
+            )
         if not self._is_elsewhere(found.location):
-            raise UnavailableError(f"the Hugging Face hub gives no address for {file} of {repo}: try again later")
+            raise UnavailableError(f"Hugging Face gave no download URL for {file} of {repo}. Try again later.")
         return ModelFile(name=file, sha256=known.sha256, size=known.size, url=found.location)
 
     def _is_elsewhere(self, location: str) -> bool:
-        """Whether a machine may be sent there: a host of the hub's choice, other than the one where a token is asked for."""
+        """Whether a machine may use this URL: it must be on another host than the one that requires the token."""
         there, hub = urlsplit(location), urlsplit(self._endpoint)
         if there.username is not None or there.hostname in (None, hub.hostname):
             return False
         return there.scheme == "https" or (hub.hostname in _LOOPBACK and there.hostname in _LOOPBACK)
+
+
+def _in_time(pieces: Iterator[bytes], seconds: float) -> Iterator[bytes]:
+    until = time.monotonic() + seconds
+    for piece in pieces:
+        if time.monotonic() > until:
+            raise UnavailableError("Hugging Face sends the names of the model's modules too slowly.")
+        yield piece
 
 
 def _is_large(sibling: RepoSibling) -> bool:
@@ -211,16 +279,19 @@ def _is_wanted(name: str, *, with_code: bool) -> bool:
 
 
 def _without_spare_weights(wanted: Mapping[str, RepoSibling], index: bytes | None) -> list[str]:
-    """The files without weights that loading the model would leave aside: it follows the index, or takes the one file."""
+    """The files without the weights that loading the model would ignore.
+
+    Loading follows the index if there is one, otherwise it reads the single file.
+    """
     weights = {name for name in wanted if name.endswith(".safetensors")}
     used = weights
     if index is not None:
         used = {str(name) for name in dict(json.loads(index)["weight_map"]).values()}
         if lacking := sorted(used - weights):
-            words = f"the model's index names {lacking[0][:100]}, which is not there; name another revision"
+            words = f"The model has no file {lacking[0][:100]}, which its index lists. Choose another revision."
             raise InvalidError(words, [("/base_model", words)])
-    elif "model.safetensors" in weights:
-        used = {"model.safetensors"}
+    elif _WEIGHTS in weights:
+        used = {_WEIGHTS}
     return [name for name in wanted if name not in weights or name in used]
 
 
@@ -228,6 +299,6 @@ def _one_file(name: str, split: str, files: list[str]) -> str:
     data = [f for f in files if f.endswith(_DATA)]
     wanted = [f for f in data if split in Path(f).name] or (data if len(data) == 1 else [])
     if len(wanted) != 1:
-        message = f"{name} has {len(wanted)} data files for split '{split}'; download it and upload one file"
+        message = f"{name} has {len(wanted)} data files for split '{split}'. Download them and upload one file."
         raise InvalidError(message, [("/path", message)])
     return wanted[0]

@@ -1,4 +1,4 @@
-"""What the Hugging Face hub's refusals mean, in words: who has to do what."""
+"""Turns refusals of the Hugging Face hub into messages with a cause and a remedy."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from orchestrator.domain.errors import InvalidError, TrainhopError, UnavailableError
 
 REFUSED = (
-    "the Hugging Face hub does not accept your token: make one that may read at https://huggingface.co/settings/tokens and "
-    "set it with `trainhop hub login`"
+    "Hugging Face does not accept your token. Create a read token at https://huggingface.co/settings/tokens and "
+    "set it with `trainhop hub login`."
 )
 MAX_WAIT_S = 3_600.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What the hub was asked for: a repository, by the address of its page, as a job's `pointer` names it."""
+class HubRequest:
+    """The repository of a request: the address of its page, and the job file's `pointer` that names it."""
 
     name: str
     page: str
@@ -28,10 +28,10 @@ class Asked:
 
 
 @contextmanager
-def in_words(asked: Asked) -> Iterator[None]:
-    """Turn what the hub's client raises into an `InvalidError` that a person can act on, or an `UnavailableError`.
+def in_words(request: HubRequest) -> Iterator[None]:
+    """Turn an error of the hub's client into an `InvalidError` with a remedy, or into an `UnavailableError`.
 
-    The client's own texts are left out: they hold addresses, and an address may be a permission.
+    The client's own texts are left out, because they contain addresses, and an address may grant access.
     """
     try:
         yield
@@ -40,76 +40,92 @@ def in_words(asked: Asked) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise _meant(error, asked) from None
+        raise _meant(error, request) from None
 
 
-def _meant(error: Exception, asked: Asked) -> TrainhopError:
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+def _meant(error: Exception, request: HubRequest) -> TrainhopError:
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
+    cause = error.__cause__  # the client says of a refused download that the file is not in its cache either
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(cause, HfHubHTTPError):
+        error = cause
     if isinstance(error, HfHubHTTPError):
-        return _answered(error, asked)
+        return _answered(error, request)
     if isinstance(error, OfflineModeIsEnabled):
-        return offline(asked)
+        return offline(request)
     if isinstance(error, HFValidationError):
-        return _wrong(asked, f"{asked.name} is no id of the hub; check the id and revision")
+        return _wrong(request, f"{request.name} is not a Hugging Face id. Check the id and revision.")
     if isinstance(error, (ValueError, KeyError, TypeError, AttributeError)):
-        return _wrong(asked, f"what {asked.name} holds cannot be read ({type(error).__name__}); name another one")
+        return _wrong(
+            request, f"The files of {request.name} cannot be read ({type(error).__name__}). Choose another one."
+        )
     return UnavailableError(
-        f"the Hugging Face hub does not answer ({type(error).__name__}): try again in a minute, or {_instead(asked)}"
+        f"Could not reach Hugging Face ({type(error).__name__}). Try again in a minute, or {_instead(request)}."
     )
 
 
-def offline(asked: Asked) -> InvalidError:
-    """Nobody may be asked."""
+def offline(request: HubRequest) -> InvalidError:
+    """The error for offline mode."""
     return _wrong(
-        asked,
-        f"{asked.name} cannot be had from the hub: this server is set to stay offline; {_instead(asked)}",
+        request,
+        f"{request.name} cannot be downloaded because this server is set to stay offline. "
+        f"To use it, {_instead(request)}.",
     )
 
 
-def _answered(error: Exception, asked: Asked) -> TrainhopError:
+def _answered(error: Exception, request: HubRequest) -> TrainhopError:
     from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError
 
     answer = error.response  # pyright: ignore[reportAttributeAccessIssue]  an `HfHubHTTPError`
     status = answer.status_code
     if status == 429 or status >= 500:
         return UnavailableError(
-            f"the Hugging Face hub is busy (HTTP {status}): try again later",
-            retry_after_s=_asked_to_wait(answer.headers),
+            f"Hugging Face is busy (HTTP {status}). Try again later.", retry_after_s=_asked_to_wait(answer.headers)
         )
     if isinstance(error, GatedRepoError):
-        return _wrong(asked, _gated(asked))
+        return _wrong(request, _gated(request))
     if isinstance(error, RemoteEntryNotFoundError):
-        return _wrong(asked, f"{asked.name} lacks a file that a job needs; check the id and revision")
-    if status == 401 and asked.signed_in:
-        return _wrong(asked, REFUSED)
+        return _wrong(request, f"{request.name} has no file that a job needs. Check the id and revision.")
+    if status == 401 and request.signed_in:
+        return _wrong(request, REFUSED)
     if status == 403:
         return _wrong(
-            asked, f"the hub does not let you read {asked.name}: see {asked.page}, and what your token may read"
+            request, f"You have no access to {request.name}. Check {request.page} and the permissions of your token."
         )
-    return _wrong(asked, _missing(asked))
+    return _wrong(request, _missing(request))
 
 
-def _gated(asked: Asked) -> str:
-    if asked.signed_in:
+def _gated(request: HubRequest) -> str:
+    if request.signed_in:
         return (
-            f"{asked.name} is gated: accept its terms at {asked.page} and try again; a fine-grained token also needs the right "
-            "to read gated repositories"
+            f"{request.name} is gated. Accept its terms at {request.page} and try again. A fine-grained "
+            "token also needs permission "
+            "to read gated repositories."
         )
-    return f"{asked.name} is gated: accept its terms at {asked.page} and set a token with `trainhop hub login`"
+    return f"{request.name} is gated. Accept its terms at {request.page} and set a token with `trainhop hub login`."
 
 
-def _missing(asked: Asked) -> str:
-    private = "your token may not read it" if asked.signed_in else "it is private and needs `trainhop hub login`"
-    return f"{asked.name} cannot be had from the hub: check the id and revision, or {private}; else {_instead(asked)}"
+def _missing(request: HubRequest) -> str:
+    private = (
+        "check the permissions of your token" if request.signed_in else "run `trainhop hub login` if it is private"
+    )
+    return (
+        f"{request.name} was not found on Hugging Face. Check the id and revision, or {private}. "
+        f"Otherwise, {_instead(request)}."
+    )
 
 
-def _instead(asked: Asked) -> str:
-    return "upload the file instead" if asked.pointer == "/path" else "name an allowed folder that holds it instead"
+def _instead(request: HubRequest) -> str:
+    return "upload the file" if request.pointer == "/path" else "use an allowed folder with its files"
 
 
-def _wrong(asked: Asked, words: str) -> InvalidError:
-    return InvalidError(words, [(asked.pointer, words)])
+def _wrong(request: HubRequest, words: str) -> InvalidError:
+    return InvalidError(words, [(request.pointer, words)])
 
 
 def _asked_to_wait(headers: dict[str, str]) -> float | None:

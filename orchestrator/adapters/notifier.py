@@ -1,4 +1,4 @@
-"""Messages on their way out: over Apprise's services, or as requests signed after the Standard Webhooks specification.
+"""Sends notifications over Apprise's services, or as requests signed by the Standard Webhooks specification.
 
 https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
@@ -19,33 +19,38 @@ import httpx
 
 from orchestrator.adapters import private_networks
 from orchestrator.domain.errors import InvalidError
-from orchestrator.ports.notifications import ChannelKind, Delivery, NotSent
+from orchestrator.domain.notifications import ChannelKind, Delivery
+from orchestrator.ports.notifications import NotSent
 
 TIMEOUT_S = 10.0
 GONE = 410
 _ON_THIS_COMPUTER = {"blink1", "dbus", "gio", "glib", "gnome", "kde", "macosx", "qt", "syslog", "windows"}
-"""Services of Apprise that would show a message on the server's own screen, lamp or log."""
+"""Apprise's services that would show a message on the server's own screen, lamp or log."""
 _A_HOST = re.compile(r"[.:]|^(\d+|0x[0-9a-f]+|localhost)$", re.IGNORECASE)
-INSIDE = "this address leads into the server's own network, where only an admin's messages may go"
+INSIDE = "This address is in the server's own network. Only an admin can add it."
 
 
-class WebCarrier:
-    """Implements `notice_ports.Carrier`. `lookup` finds a host's addresses.
+class WebNotifier:
+    """Implements `ports.notifications.Notifier`. `lookup` resolves a host's addresses.
 
-    A webhook that must stay outside is sent, without a proxy, to the very address that was looked at. Apprise's services
-    find their own: beforehand only the host that is written in an address can be told, and while a message goes out their
-    connections are watched. What a service does once it has the message, or a proxy of the environment that it is handed to,
-    is out of reach.
+    A webhook outside the server's network is sent without a proxy to exactly the address that was checked. Apprise's
+    services resolve addresses on their own. Only a host that appears in the channel's address can be checked before
+    sending, and the connections are checked while they send. What a service or a proxy does with the message afterwards
+    cannot be controlled.
     """
 
-    def __init__(self, lookup: private_networks.Lookup = private_networks.lookup) -> None:
-        self._lookup = lookup
+    def __init__(
+        self,
+        lookup: private_networks.Lookup = private_networks.lookup,
+        inside: private_networks.IsInside = private_networks.is_inside,
+    ) -> None:
+        self._lookup, self._inside = lookup, inside
 
     def check(self, address: str, *, anywhere: bool) -> tuple[ChannelKind, str]:
         parts = _split(address)
         if parts.scheme in ("http", "https"):
             if not parts.hostname:
-                raise _refused("a webhook's address needs a host")
+                raise _refused("The webhook's URL has no host. Add one.")
             port = f":{parts.port}" if parts.port else ""
             kind, label, hosts = ChannelKind.WEBHOOK, f"{parts.scheme}://{parts.hostname}{port}", [parts.hostname]
         else:
@@ -55,9 +60,9 @@ class WebCarrier:
         return kind, label
 
     def _is_inside(self, host: str) -> bool:
-        """A name without an address may get one: that is for the sending to find out."""
+        """A name that does not resolve now counts as outside. It is checked again when the message is sent."""
         try:
-            return any(map(private_networks.is_inside, self._lookup(host)))
+            return any(map(self._inside, self._lookup(host)))
         except OSError:
             return False
 
@@ -65,11 +70,11 @@ class WebCarrier:
         self, kind: ChannelKind, address: str, secret: str, delivery: Delivery, at: float, *, anywhere: bool
     ) -> None:
         if kind is ChannelKind.WEBHOOK:
-            _post(address, secret, delivery, at, None if anywhere else _Outside(self._lookup))
+            _post(address, secret, delivery, at, None if anywhere else _Outside(self._lookup, self._inside))
         elif anywhere:
             _notify(address, delivery)
         else:
-            with private_networks.only_outside() as turned_back:
+            with private_networks.only_outside(self._inside) as turned_back:
                 try:
                     _notify(address, delivery)
                 except NotSent:
@@ -79,11 +84,11 @@ class WebCarrier:
 
 
 class _Outside(httpx.HTTPTransport):
-    """Looks a host up once and connects to what it saw; the request and TLS go on naming the host."""
+    """Resolves a host once and connects to that address. The request and TLS still use the host's name."""
 
-    def __init__(self, lookup: private_networks.Lookup) -> None:
+    def __init__(self, lookup: private_networks.Lookup, inside: private_networks.IsInside) -> None:
         super().__init__()
-        self._lookup = lookup
+        self._lookup, self._inside = lookup, inside
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         url, host = request.url, request.url.raw_host.decode()
@@ -91,7 +96,7 @@ class _Outside(httpx.HTTPTransport):
             found = self._lookup(host)
         except OSError as error:
             raise httpx.ConnectError(str(error)) from None
-        if any(map(private_networks.is_inside, found)):
+        if any(map(self._inside, found)):
             raise NotSent(INSIDE)
         request.extensions = {**request.extensions, "sni_hostname": host}
         failed = httpx.ConnectError("it has no address")
@@ -107,9 +112,10 @@ class _Outside(httpx.HTTPTransport):
 def _split(address: str) -> Any:
     try:
         parts = urlsplit(address.strip())
-        _ = parts.scheme in ("http", "https") and parts.port  # a bot's token has a colon of its own
+        _ = parts.scheme in ("http", "https") and parts.port  # a bot's token contains a colon
+
     except ValueError as error:
-        raise _refused("this is no address") from error
+        raise _refused("This is not a valid URL. Correct it.") from error
     return parts
 
 
@@ -118,19 +124,22 @@ def _refused(words: str) -> InvalidError:
 
 
 def _service(scheme: str, address: str) -> Any:
-    """Apprise's service of an address; raises `InvalidError`."""
+    """Apprise's service for an address. Raises `InvalidError`."""
     if not scheme:
-        raise _refused("an address begins with its service: https://, ntfy://, slack://, mailto:// ...")
+        raise _refused("The URL has no scheme. Start it with https://, ntfy://, slack://, mailto:// or another one.")
     if scheme in _ON_THIS_COMPUTER:
-        raise _refused(f"{scheme}:// would only reach the server's own screen")
+        raise _refused(f"{scheme}:// only shows messages on the server itself. Use another service.")
     service = _apprise().Apprise.instantiate(address.strip())
     if service is None:
-        raise _refused(f"Apprise does not understand this {scheme}:// address; its wiki shows the form")
+        raise _refused(f"Apprise cannot parse this {scheme}:// URL. See the format in its wiki.")
     return service
 
 
 def _hosts(service: Any) -> Iterable[str]:
-    """What a service will connect to, where its address says so; a single word may be a topic or a token as well."""
+    """The hosts that a service will connect to, if its address contains them.
+
+    A single word may be a topic or a token.
+    """
     written = {getattr(service, key, None) for key in ("smtp_host", "xmpp_host")} - {None, ""}
     if not written and "host" in service.template_tokens:
         written = {service.host}
@@ -138,23 +147,24 @@ def _hosts(service: Any) -> Iterable[str]:
 
 
 def _notify(address: str, delivery: Delivery) -> None:
-    carrier: Any = _apprise().Apprise()
-    service = carrier.instantiate(address)
-    if service is None or not carrier.add(service) or not carrier.notify(title=delivery.title, body=delivery.text):
-        raise NotSent("the service did not take the message; is the address still right?")
+    apprise: Any = _apprise().Apprise()
+    service = apprise.instantiate(address)
+    if service is None or not apprise.add(service) or not apprise.notify(title=delivery.title, body=delivery.text):
+        raise NotSent("the service did not accept the message. Check the URL")
 
 
 def _apprise() -> Any:
-    import apprise  # half a second, for those who use it
+    import apprise  # the import takes half a second, so only those who need it pay for it
     from apprise.manager_attachment import AttachmentManager
 
-    logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)  # it would log addresses with their secrets
+    logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)  # its log would contain addresses with their secrets
+
     AttachmentManager().remove("file")  # some addresses may name a file of this computer to send, or a key to sign with
     return apprise
 
 
 def signed(secret: str, message_id: str, at: float, body: bytes) -> dict[str, str]:
-    """The three headers by which a receiver knows who sent this, what, and when."""
+    """The three headers that tell a receiver the sender, the content and the time."""
     key = base64.b64decode(secret.removeprefix("whsec_"))
     text = b".".join((message_id.encode(), str(int(at)).encode(), body))
     signature = base64.b64encode(hmac.new(key, text, hashlib.sha256).digest()).decode()
@@ -167,12 +177,14 @@ def _post(address: str, secret: str, delivery: Delivery, at: float, transport: h
     try:
         with (
             httpx.Client(transport=transport, timeout=TIMEOUT_S, follow_redirects=False) as client,
-            client.stream("POST", address, content=body, headers=headers) as answer,  # what else it says is not read
+            # the rest of the response is not read
+            client.stream("POST", address, content=body, headers=headers) as answer,
         ):
             status = answer.status_code
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise NotSent(f"no answer ({type(error).__name__})") from None  # the error's words may hold the address
+        raise NotSent(f"no answer ({type(error).__name__})") from None  # the error's message may contain the address
+
     if status == GONE:
-        raise NotSent("it answered 410: nobody listens there any more", final=True)
+        raise NotSent("it answered 410: the address no longer exists", final=True)
     if not httpx.codes.is_success(status):
         raise NotSent(f"it answered {status}")

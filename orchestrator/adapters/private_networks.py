@@ -1,4 +1,4 @@
-"""The server's own network, into which nobody but an admin may have it send anything: what lies there, and how it is kept shut."""
+"""Keeps requests of members out of the server's own network. Only an admin may send anything there."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from functools import cache
 from typing import Any
 
 Lookup = Callable[[str], Sequence[str]]
-"""The addresses that a host has now; raises `OSError` if it has none."""
+"""Resolves a host's current addresses. Raises `OSError` if it has none."""
 
 _UNICAST = ipaddress.IPv6Network("2000::/3")
-"""All that is handed out of IPv6 for the world."""
+"""The range of all public IPv6 addresses."""
 _TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def lookup(host: str) -> list[str]:
-    """What the system's resolver says, also of the odd forms that it takes for an address (2130706433, 0x7f.1)."""
+    """The addresses that the system's resolver returns, also for unusual forms such as 2130706433 and 0x7f.1."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except ValueError as error:  # a label that is empty or too long
@@ -31,8 +31,8 @@ def lookup(host: str) -> list[str]:
 def is_inside(address: str) -> bool:
     """Whether an IP address is anything but one host of the public internet.
 
-    A public address of this very server is outside: whoever sends there could do so without it. IPv4 inside IPv6 counts as
-    what it leads to.
+    A public address of this server is outside, because anyone can send there without the server. An IPv4 address inside
+    an IPv6 address counts as that IPv4 address.
     """
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
@@ -45,20 +45,24 @@ def is_inside(address: str) -> bool:
     return not ip.is_global or ip.is_multicast
 
 
-_watch: ContextVar[list[str] | None] = ContextVar("_watch", default=None)
+IsInside = Callable[[str], bool]
+"""Whether only an admin may have the server connect to this address."""
+
+_watch: ContextVar[tuple[list[str], IsInside] | None] = ContextVar("_watch", default=None)
 
 
 @contextlib.contextmanager
-def only_outside() -> Iterator[list[str]]:
-    """Nothing that runs in here connects to an address inside; the list fills with those that were turned back.
+def only_outside(inside: IsInside = is_inside) -> Iterator[list[str]]:
+    """Prevents connections in this block to addresses that are `inside`. The list contains the refused addresses.
 
-    It is looked at what a socket really connects to, so that names, redirects and a resolver that changes its mind make no
-    difference. It holds for Python's sockets in this context, and in threads that were handed a copy of it; a library that
-    connects in a thread of its own, or in C, is not held, and one that sends to a name leaves a moment for the name to change.
+    The check looks at the address that a socket really connects to, so it covers names, redirects and changing DNS
+    answers. It applies to Python's sockets in this context and in threads that got a copy of it. It does not apply to a
+    library that connects in its own thread or in C. A library that sends to a name leaves a short time in which the
+    name can change.
     """
     _install()
     turned_back: list[str] = []
-    token = _watch.set(turned_back)
+    token = _watch.set((turned_back, inside))
     try:
         yield turned_back
     finally:
@@ -67,19 +71,20 @@ def only_outside() -> Iterator[list[str]]:
 
 @cache
 def _install() -> None:
-    """An audit hook stays for good: only once, and only for those who need it."""
+    """Install the audit hook. It cannot be removed, so it is installed only once and only when it is needed."""
     sys.addaudithook(_audit)
 
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:
     if event not in ("socket.connect", "socket.sendto", "socket.sendmsg"):
         return
-    turned_back = _watch.get()
-    if turned_back is None:
+    watched = _watch.get()
+    if watched is None:
         return
+    turned_back, inside = watched
     where, address = args
-    if address is None:  # `sendmsg` over a connection that was let through
+    if address is None:  # `sendmsg` over a connection that was allowed
         return
-    if where.family not in (socket.AF_INET, socket.AF_INET6) or any(map(is_inside, lookup(address[0]))):
+    if where.family not in (socket.AF_INET, socket.AF_INET6) or any(map(inside, lookup(address[0]))):
         turned_back.append(str(address))
-        raise ConnectionRefusedError("this address lies inside the server's own network")
+        raise ConnectionRefusedError("this address is inside the server's own network")

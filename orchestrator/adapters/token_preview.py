@@ -1,6 +1,6 @@
-"""Rows token by token, as the worker's own code sees them, from a process with little time and memory.
+"""Rows token by token as the worker's code encodes them, from a process with limited time and memory.
 
-See `worker.training.token_preview`: a chat template is a program and a tokenizer's files may come from anybody.
+See `worker.training.token_preview`. A chat template is a program, and a tokenizer's files may be untrusted.
 """
 
 from __future__ import annotations
@@ -17,35 +17,40 @@ from typing import Any
 
 import worker
 from orchestrator.domain.errors import InvalidError, UnavailableError
-from orchestrator.ports.providers import ROWS_MEASURED, ROWS_SHOWN, Catalog, Piece, TokenLook, TokenRow
-from worker.shared.messages import FileFormat, RowFormat
+from orchestrator.ports.catalog import ROWS_MEASURED, ROWS_SHOWN, Catalog, Piece, TokenLook, TokenRow
+from worker.shared.data_checks.token_facts import TokenFacts, facts_of
+from worker.shared.job_spec import ENCODING, FileFormat, RowFormat
+from worker.shared.limited_call import LITTLE_MEMORY
 
 CPU_S = 15
-"""Of computing; what has given no answer by then goes round in circles."""
+"""Limit of computing time. A process that has no result by then is in an endless loop."""
 WAIT_S = 60.0
 MEASURE_S = 5.0
+ROWS_COUNTED, COUNT_S, COUNT_CPU_S = 2_000, 20.0, 30
+"""Rows, evenly from a file, whose ends and lengths are counted."""
 AT_ONCE = 2
 FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 MAX_BYTES = 64 << 20
-"""Of tokenizer files fetched from the hub."""
+"""Limit for tokenizer files from the hub."""
 HUB_TIMEOUT_S = 10.0
+BUSY = "the server is busy with other previews. Try again in a moment"
 NOT_HERE = "the model's tokenizer is not on this computer"
 _PASSED_ON = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT", "VIRTUAL_ENV")
 
 
 class TokenLooks:
-    """Looks at a data file with a model's tokenizer and chat template, where these can be had."""
+    """Previews a data file with a model's tokenizer and chat template, if they are available."""
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: Catalog | None,
         *,
         offline: bool,
         cpu_s: int = CPU_S,
         endpoint: str | None = None,
         cache: Path | None = None,
     ) -> None:
-        """`endpoint` and `cache` stand in for the hub's address and the client's own folder, for tests."""
+        """Without a `catalog` only `counts` can be used. `endpoint` and `cache` replace the hub's, for tests."""
         self._catalog, self._offline, self._cpu_s = catalog, offline, cpu_s
         self._endpoint, self._cache = endpoint, cache
         self._room = threading.BoundedSemaphore(AT_ONCE)
@@ -59,65 +64,106 @@ class TokenLooks:
         *,
         sequence_len: int,
         train_on_inputs: bool,
+        encoding: int | None = ENCODING,
+        rendered_at: float | None = None,
         token: str | None = None,
+        local_only: bool = False,
     ) -> TokenLook:
-        """What the job's worker would see, read with this hub token; `away` says in words why there is nothing."""
-        try:
-            folder = self._folder(model, token)
-        except (InvalidError, UnavailableError) as error:
-            return TokenLook(away=str(error))
-        except Exception:  # noqa: BLE001  the hub's client raises a dozen kinds
-            return TokenLook(away=NOT_HERE)
-        if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-            return TokenLook(away=NOT_HERE)
+        """The rows as the job's worker would encode them. Implements `ports.Looks`.
+
+        `away` is the reason why there is no preview.
+        """
         request = {
-            "tokenizer": str(folder),
             "file": str(file),
             "row_format": str(row_format),
             "file_format": str(file_format),
             "sequence_len": sequence_len,
             "train_on_inputs": train_on_inputs,
+            "encoding": encoding,
+            "rendered_at": rendered_at,
             "rows_shown": ROWS_SHOWN,
             "rows_measured": ROWS_MEASURED,
             "seconds": MEASURE_S,
             "cpu_s": self._cpu_s,
         }
-        if not self._room.acquire(timeout=WAIT_S):
-            return TokenLook(away="others are looking at their data; try again in a moment")
+        return _as_look(self._answer("token_preview", model, request, token=token, local_only=local_only))
+
+    def counts(
+        self, model: str, file: Path, row_format: RowFormat, *, sequence_len: int, train_on_inputs: bool
+    ) -> TokenFacts:
+        """What the data checks need of the tokenizer of a model."""
+        request = {
+            "file": str(file),
+            "row_format": str(row_format),
+            "sequence_len": sequence_len,
+            "train_on_inputs": train_on_inputs,
+            "rows": ROWS_COUNTED,
+            "seconds": COUNT_S,
+            "cpu_s": COUNT_CPU_S,
+        }
+        return facts_of(self._answer("token_counts", model, request))
+
+    def _answer(
+        self,
+        program: str,
+        model: str,
+        request: dict[str, Any],
+        *,
+        token: str | None = None,
+        local_only: bool = False,
+    ) -> dict[str, Any]:
+        """What `worker.training.<program>` answers about the model's tokenizer, or `away` with the reason."""
         try:
-            return self._ask(request)
+            name = model if local_only or self._catalog is None else self._catalog.model(model, token).name
+            folder = self._folder(name, token, offline=self._offline or local_only)
+        except (InvalidError, UnavailableError) as error:
+            return {"away": str(error)}
+        except Exception:  # noqa: BLE001  the hub's client raises many types
+            return {"away": NOT_HERE}
+        if not _has_tokenizer(folder):
+            return {"away": NOT_HERE}
+        if not self._room.acquire(timeout=MEASURE_S if local_only else WAIT_S):
+            return {"away": BUSY}
+        try:
+            return self._ask(program, request | {"tokenizer": str(folder)})
         finally:
             self._room.release()
 
-    def _folder(self, model: str, token: str | None) -> Path:
-        name = self._catalog.model(model, token).name
+    def has(self, model: str) -> bool:
+        """Whether the tokenizer of this pinned model is on the server."""
+        try:
+            return _has_tokenizer(self._folder(model, None, offline=True))
+        except Exception:  # noqa: BLE001  the hub's client raises many types
+            return False
+
+    def _folder(self, name: str, token: str | None, *, offline: bool) -> Path:
         if Path(name).is_absolute():
             return Path(name)
         from huggingface_hub import HfApi, snapshot_download
 
         repo, _, revision = name.partition("@")
-        if not self._offline:
+        if not offline:
             api = HfApi(endpoint=self._endpoint, token=token or False)
             info = api.model_info(repo, revision=revision or None, files_metadata=True, timeout=HUB_TIMEOUT_S)
             sizes = [s.size or 0 for s in info.siblings or () if any(fnmatch(s.rfilename, f) for f in FILES)]
             if sum(sizes) > MAX_BYTES:
                 raise InvalidError(
-                    f"the tokenizer of {model} takes {sum(sizes) >> 20} MiB: it is not fetched for a look"
+                    f"the tokenizer of {repo} has {sum(sizes) >> 20} MiB, which is too large for a preview"
                 )
         found = snapshot_download(
             repo,
             revision=revision or None,
             allow_patterns=FILES,
-            local_files_only=self._offline,
-            token=token or False,  # never the operator's own
+            local_files_only=offline,
+            token=token or False,  # never the operator's token
             endpoint=self._endpoint,
             cache_dir=self._cache,
         )
         return Path(found)
 
-    def _ask(self, request: dict[str, Any]) -> TokenLook:
+    def _ask(self, program: str, request: dict[str, Any]) -> dict[str, Any]:
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        environment |= {
+        environment |= LITTLE_MEMORY | {
             "PYTHONPATH": str(Path(worker.__file__).parent.parent),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
@@ -126,7 +172,7 @@ class TokenLooks:
         with tempfile.TemporaryDirectory(prefix="trainhop-look-") as folder:
             try:
                 done = subprocess.run(
-                    [sys.executable, "-m", "worker.training.token_preview"],
+                    [sys.executable, "-m", f"worker.training.{program}"],
                     input=json.dumps(request),
                     capture_output=True,
                     text=True,
@@ -135,12 +181,18 @@ class TokenLooks:
                     timeout=WAIT_S,
                     check=False,
                 )
-                return _as_look(json.loads(done.stdout.splitlines()[-1]))
+                return json.loads(done.stdout.splitlines()[-1])
             except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
-                return TokenLook(away=f"the model's tokenizer and chat template gave no answer in {self._cpu_s} s")
+                limit = request["cpu_s"]
+                return {"away": f"the model's tokenizer and chat template did not finish within {limit} s"}
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
 
 
 def _as_look(answer: dict[str, Any]) -> TokenLook:
     rows: Any = answer.pop("shown", ())
+    counts: Any = answer.pop("counts", None)
     shown = tuple(TokenRow(**row | {"pieces": tuple(Piece(**piece) for piece in row["pieces"])}) for row in rows)
-    return TokenLook(shown=shown, **answer)
+    return TokenLook(shown=shown, counts=facts_of(counts) if counts else None, **answer)

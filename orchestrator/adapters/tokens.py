@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 from pathlib import Path
+
+from worker.shared.files import create_once
 
 
 class KeyedTokens:
@@ -18,7 +19,7 @@ class KeyedTokens:
     @classmethod
     def from_file(cls, path: Path) -> KeyedTokens:
         """Read the key, or make one on the first start."""
-        write_secret_once(path, secrets.token_hex(32))
+        create_once(path, secrets.token_hex(32) + "\n")
         return cls(bytes.fromhex(path.read_text().strip()))
 
     def new(self) -> str:
@@ -29,23 +30,3 @@ class KeyedTokens:
 
     def hash(self, token: str) -> str:
         return hashlib.sha256(token.encode()).hexdigest()
-
-
-def write_secret_once(path: Path, text: str) -> bool:
-    """Create `path` with mode 0600 and this content, whole or not at all; False if it exists, and is left as it is."""
-    if path.exists():
-        return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.unlink(missing_ok=True)
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(aside, path)
-    except FileExistsError:
-        return False
-    finally:
-        aside.unlink()
-    return True

@@ -6,26 +6,27 @@ from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken
 
-from orchestrator.adapters.tokens import write_secret_once
-from orchestrator.ports.providers import VaultError
+from orchestrator.ports.system import VaultError
+from worker.shared.files import create_once
 
 
 class FernetVault:
-    """Implements `ports.Vault`. A database without its key file is of no use to a thief, nor to its owner."""
+    """Implements `ports.Vault`. Without the key file the secrets in a database cannot be read by anyone."""
 
     def __init__(self, key: str) -> None:
-        """`key` is 32 random bytes in URL-safe base64; raises `VaultError` for anything else."""
+        """`key` is 32 random bytes in URL-safe base64. Raises `VaultError` for any other value."""
         try:
             self._fernet = Fernet(key)
         except ValueError as error:
             raise VaultError(
-                "the vault's key (TRAINHOP_VAULT_KEY, or vault.key in the data folder) must be 32 bytes in URL-safe base64"
+                "The vault's key (TRAINHOP_VAULT_KEY, or vault.key in the data folder) is not valid. It "
+                "must be 32 bytes in URL-safe base64."
             ) from error
 
     @classmethod
     def from_file(cls, path: Path) -> FernetVault:
         """Read the key file (0600), or make one on the first start."""
-        write_secret_once(path, Fernet.generate_key().decode())
+        create_once(path, Fernet.generate_key() + b"\n")
         return cls(path.read_text().strip())
 
     def seal(self, secret: str) -> str:
@@ -36,6 +37,6 @@ class FernetVault:
             return self._fernet.decrypt(sealed.encode()).decode()
         except InvalidToken:
             raise VaultError(
-                "a sealed credential cannot be opened: the vault's key is not the one it was sealed with; "
-                "bring back vault.key, or enter the credential again"
+                "a stored credential cannot be decrypted, because the vault's key has changed. "
+                "Restore vault.key, or enter the credential again"
             ) from None

@@ -1,1 +1,1 @@
-"""What a job, a lease and a checkpoint are, and what may happen to them. Standard library only."""
+"""The domain: jobs, leases and checkpoints with their state machines. Standard library only."""

@@ -1,7 +1,8 @@
-"""What a check of a machine is compared with, and what a difference means for the person whose account it is.
+"""Expected results of a machine check, and what a difference means for the account's owner.
 
-An account keeps its checks in `Account.image`: the newest one by machine (`cpu`, `gpu`), the one that is `running`, what a later
-session found to have `changed`, the `problem` of one that could not be made, and the ids of those that were not `cleared`.
+An account keeps its checks in `Account.image`: the newest one by machine (`cpu`, `gpu`), the one that is `running`,
+what a later session found to have `changed`, the `problem` of one that could not be made, and the ids of those
+of which something is `left` at the provider.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ OK, FAILED = "ok", "failed"
 LEAST_SHM_BYTES = 32 << 20
 LATEST_LOG_S = 30.0
 LEAST_KEPT = 0.99
-REPORT = "post the report (--out FILE) as an issue"
+REPORT = "report it as an issue (--out FILE saves a report)"
 Check = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """One measured value: what it is expected to be, and what it means where it is not."""
+    """The expected result of one measured value, and the meaning of any other result."""
 
     key: str
     fits: Callable[[Any], bool]
@@ -31,7 +32,7 @@ class Expectation:
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """One probe: its title for people, what its failure means, and its values where it did not fail."""
+    """One probe: its title for people, what its failure means, and the values it measures when it succeeds."""
 
     title: str
     broken: str
@@ -52,22 +53,22 @@ def _at_least(least: float) -> Callable[[Any], bool]:
 
 EXPECTED: Mapping[str, Expected] = {
     "training": Expected(
-        title="the set trains on this image",
-        broken=f"jobs would end before their first step here, so none is started on a GPU: {REPORT}, and check again",
+        title="training works on this image",
+        broken=f"jobs would fail before their first step, so none is started on a GPU: {REPORT}, and check again",
     ),
     "equal_bytes": Expected(
         title="NF4 twice, equal bytes",
-        broken="a run that is handed on may end in other bytes than an unbroken one; nothing of its state is lost",
+        broken="a run with hand-offs may end in other bytes than an unbroken one, but no state is lost",
         values=(
             Expectation(
                 key="equal",
                 fits=_is_true,
-                meaning="a run that is handed on may end in other bytes than an unbroken one; nothing of its state is lost",
+                meaning="a run with hand-offs may end in other bytes than an unbroken one, but no state is lost",
             ),
         ),
     ),
     "all_reduce": Expected(
-        title="two processes add up",
+        title="two processes communicate",
         broken=f"the two GPUs of a machine cannot train together, and sessions there would not start: {REPORT}",
         values=(
             Expectation(
@@ -78,80 +79,83 @@ EXPECTED: Mapping[str, Expected] = {
         ),
     ),
     "time_limit": Expected(
-        title="the end at a time limit",
-        broken="sessions are not ended at their limit: watch the account's quota, and stop sessions by hand",
+        title="end at the time limit",
+        broken="sessions do not end at their limit: watch the account's quota, and stop sessions by hand",
         values=(
             Expectation(
                 key="files_kept",
                 fits=_is_true,
-                meaning="files are not kept after the time limit: checkpoints must go to Drive (`trainhop store use drive`)",
+                meaning="files are lost at the time limit: store checkpoints in Drive (`trainhop store use drive`)",
             ),
             Expectation(
                 key="log_kept",
                 fits=_is_true,
-                meaning="the log is not kept after the time limit: leave the server running, it keeps what it has read",
+                meaning="the log is lost at the time limit: keep the server running, so that it saves the log",
             ),
         ),
     ),
     "cancel": Expected(
         title="cancel keeps the files",
-        broken="a session can only be stopped by deleting it, which loses its files: checkpoints must go to Drive "
+        broken="a session can only be stopped by deleting it, which loses its files: store checkpoints in Drive "
         "(`trainhop store use drive`)",
         values=(
             Expectation(
                 key="files_kept",
                 fits=_is_true,
-                meaning="files are not kept after a cancel: checkpoints must go to Drive (`trainhop store use drive`)",
+                meaning="files are lost after a cancel: store checkpoints in Drive (`trainhop store use drive`)",
             ),
         ),
     ),
     "log": Expected(
-        title="the log's lag and size",
-        broken="progress cannot be followed while a session runs: its job shows nothing before it has ended",
+        title="lag and size of the log",
+        broken="progress is not visible while a session runs: its job shows no data before the session ends",
         values=(
             Expectation(
                 key="spread_s",
                 fits=_at_most(LATEST_LOG_S),
-                meaning="progress shows up late, and a session that runs may look silent; wait before you stop one",
+                meaning="progress appears late, and a running session may seem stalled: wait before you stop one",
             ),
             Expectation(
                 key="kept_share",
                 fits=_at_least(LEAST_KEPT),
-                meaning="long logs are cut: leave the server running, it keeps what it has read",
+                meaning="long logs are truncated: keep the server running, so that it saves the log",
             ),
         ),
     ),
     "hub": Expected(
-        title="downloads from the hub",
-        broken="models may not arrive: verify the account's phone number for internet access, or try again later; where "
-        "only Xet fails, sessions go on by plain HTTP",
+        title="downloads from Hugging Face",
+        broken="models may not arrive: verify the account's phone number for internet access, or try again later; "
+        "where only Xet fails, sessions use plain HTTP",
     ),
     "drive_upload": Expected(
         title="a Drive upload without sign-in",
-        broken="checkpoints cannot be sent to Google Drive from these machines, and are kept in their output alone; "
-        "sign in again (`trainhop store use drive`)",
+        broken="these machines cannot upload checkpoints to Google Drive, so checkpoints are kept only in their "
+        "output: sign in again (`trainhop store use drive`)",
     ),
     "inputs": Expected(
-        title="files that are brought along",
+        title="staged files",
         broken=f"training data and checkpoints do not reach these machines, and no job can start: {REPORT}",
         values=(
             Expectation(
                 key="layout",
                 fits=lambda value: value in ("nested", "flat"),
-                meaning=f"the files lie in a layout that is not known yet; they are found by name: {REPORT}",
+                meaning=f"the files have an unknown layout and are found by name: {REPORT}",
             ),
         ),
     ),
     "drive_sign_in": Expected(
-        title="Colab's Drive sign-in",
-        broken="notebooks cannot reach the server through Google Drive: sign in as the Drive's owner, or give the server a "
-        "public address (TRAINHOP_PUBLIC_URL)",
+        title="the Drive sign-in of a notebook",
+        broken="notebooks cannot reach the server through Google Drive: sign in as the Drive's owner, or give the "
+        "server a public address (TRAINHOP_PUBLIC_URL)",
     ),
 }
 
 
 def judged(probes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The probes with their titles; one that failed, or whose values are not the expected ones, has failed with a `remedy`."""
+    """The probes with their titles.
+
+    A probe that failed, or measured values other than the expected ones, counts as failed and has a `remedy`.
+    """
     return [_judged(probe) for probe in probes]
 
 
@@ -169,7 +173,7 @@ def _judged(probe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def failures(check: Check) -> list[Mapping[str, Any]]:
-    """Its probes that failed."""
+    """The check's failed probes."""
     return [probe for probe in check["probes"] if probe["status"] == FAILED]
 
 
@@ -180,9 +184,10 @@ def newest(image: Mapping[str, Any]) -> Check | None:
 
 
 def closed(image: Mapping[str, Any], provider: str, smoke: str) -> str:
-    """Why no GPU session may start: the newest check found that the set does not train, and the image is still that one.
+    """Why no GPU session may start: the newest check found that the set does not train, and the image has not changed.
 
-    `smoke` is the cause that says so; packages that only could not be fetched may come the next time.
+    `smoke` is the cause that means this. Packages that could not be fetched do not close the account, because the next
+    download may succeed.
     """
     check = newest(image)
     if check is None or "changed" in image:
@@ -196,7 +201,7 @@ def closed(image: Mapping[str, Any], provider: str, smoke: str) -> str:
 
 
 def noticed(image: Mapping[str, Any], machine: str, seen: str, at: float) -> dict[str, Any] | None:
-    """What an account keeps once a session ran on the image `seen`; None if that is nothing new."""
+    """What an account keeps after a session ran on the image `seen`. None if the account knows this already."""
     known = image.get(machine, {}).get("image", "")
     if not known or not seen or seen == known or image.get("changed", {}).get("image") == seen:
         return None
@@ -204,7 +209,7 @@ def noticed(image: Mapping[str, Any], machine: str, seen: str, at: float) -> dic
 
 
 def changed(image: Mapping[str, Any], provider: str) -> str:
-    """That the image is not the one which was checked, or nothing."""
+    """A sentence if the image is not the one that was checked, or nothing."""
     if "changed" not in image:
         return ""
     since = day(image["changed"]["since"])
@@ -213,21 +218,19 @@ def changed(image: Mapping[str, Any], provider: str) -> str:
 
 
 def summary(image: Mapping[str, Any], provider: str) -> str:
-    """An account's checks in one line; empty where it was never checked."""
-    if words := changed(image, provider):
-        return words
+    """An account's checks in one line. Empty if it was never checked."""
+    if change := changed(image, provider):
+        return change
     check = newest(image)
     if check is None:
         return str(image.get("problem", ""))
-    asked = [probe for probe in check["probes"] if probe["status"] in (OK, FAILED)]
+    made = [probe for probe in check["probes"] if probe["status"] in (OK, FAILED)]
     broken = ", ".join(probe["title"] for probe in failures(check))
-    good = sum(probe["status"] == OK for probe in asked)
-    return f"checked on {day(check['at'])}: {good} of {len(asked)} probes ok" + (
-        f"; failed: {broken}" if broken else ""
-    )
+    good = sum(probe["status"] == OK for probe in made)
+    return f"checked on {day(check['at'])}: {good} of {len(made)} probes ok" + (f"; failed: {broken}" if broken else "")
 
 
 def day(at: float) -> str:
-    """A date as it is written in sentences."""
+    """A date in the form that sentences use."""
     found = datetime.fromtimestamp(at, UTC)
     return f"{found.day} {found:%B %Y}"

@@ -1,12 +1,14 @@
 """Errors by what the caller should do.
 
 TrainhopError
-├── NotFoundError        look elsewhere
-├── ForbiddenError       ask somebody who may
-├── InvalidError         correct the request; `problems` point at the fields
-├── ConflictError        the thing is not in a state that allows this
-│   ├── IllegalMoveError     a state table lacks this step
-│   └── StaleFenceError      a newer lease exists: stop working
+├── NotFoundError        check the name or id
+├── ForbiddenError       ask an admin or the owner
+├── InvalidError         correct the request (`problems` point at the fields)
+│   └── FindingsError        correct the data, or accept what the checks found in it
+├── ConflictError        wait until the state allows this
+│   ├── IllegalMoveError     the state table has no such step
+│   ├── KeyTakenError        another request with this Idempotency-Key was faster: use its answer
+│   └── StaleFenceError      stop working: a newer lease exists
 └── UnavailableError     try again later
 """
 
@@ -16,11 +18,11 @@ from collections.abc import Sequence
 
 
 class TrainhopError(Exception):
-    """Base of everything this project raises on purpose; the message is meant for people."""
+    """Base of all errors that this project raises on purpose. The message is meant for people."""
 
 
 class NotFoundError(TrainhopError):
-    """There is no such thing, or the caller may not know of it."""
+    """It does not exist, or the caller may not know that it exists."""
 
 
 class ForbiddenError(TrainhopError):
@@ -35,20 +37,28 @@ class InvalidError(TrainhopError):
         self.problems = tuple(problems)
 
 
+class FindingsError(InvalidError):
+    """The data checks stop this job."""
+
+
 class ConflictError(TrainhopError):
-    """The request is right but not now."""
+    """The request is valid, but the current state does not allow it."""
 
 
 class IllegalMoveError(ConflictError):
     """The state machine has no such step."""
 
 
+class KeyTakenError(ConflictError):
+    """Another request with the same Idempotency-Key was faster. Its answer is also the answer to this one."""
+
+
 class StaleFenceError(ConflictError):
-    """The lease has ended or a newer one exists; the worker must stop."""
+    """The lease has ended or a newer one exists. The worker must stop."""
 
 
 class UnavailableError(TrainhopError):
-    """Something outside does not answer; nothing was changed. `retry_after_s` is how long it asked to be left alone."""
+    """Something outside does not answer. Nothing was changed. `retry_after_s` is how many seconds to wait."""
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""The state machines: one enum, one table each. `EndReason` says why something ended; it is never a state."""
+"""The state machines: one enum and one table each. `EndReason` says why something ended and is never a state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class JobState(StrEnum):
-    """Where a job stands."""
+    """The state of a job."""
 
     QUEUED = "queued"
     LEASED = "leased"
@@ -17,8 +17,18 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"
 
     @property
+    def word(self) -> str:
+        """The state's name for people and programs: the stored one, except `starting` for `leased`."""
+        return "starting" if self is JobState.LEASED else self.value
+
+    @classmethod
+    def of(cls, word: str) -> JobState:
+        """The state with this shown or stored name. Raises `ValueError`."""
+        return cls.LEASED if word == cls.LEASED.word else cls(word)
+
+    @property
     def is_final(self) -> bool:
-        """Nothing but a person's retry leaves this state."""
+        """Whether only a person's retry leaves this state."""
         return self in {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
 
     @property
@@ -28,7 +38,7 @@ class JobState(StrEnum):
 
 
 class LeaseState(StrEnum):
-    """Where one attempt on one machine stands."""
+    """The state of a lease."""
 
     PROVISIONING = "provisioning"
     ACTIVE = "active"
@@ -43,7 +53,7 @@ class LeaseState(StrEnum):
 
 
 class CheckpointState(StrEnum):
-    """Where one checkpoint file stands."""
+    """The state of a checkpoint."""
 
     OFFERED = "offered"
     COMMITTED = "committed"
@@ -68,14 +78,7 @@ class EndReason(StrEnum):
 JOB_MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.LEASED, JobState.PAUSED, JobState.CANCELLED, JobState.FAILED}),
     JobState.LEASED: frozenset(
-        {
-            JobState.RUNNING,
-            JobState.QUEUED,
-            JobState.PAUSED,
-            JobState.SUCCEEDED,
-            JobState.FAILED,
-            JobState.CANCELLED,
-        }
+        {JobState.RUNNING, JobState.QUEUED, JobState.PAUSED, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
     ),
     JobState.RUNNING: frozenset(
         {JobState.QUEUED, JobState.PAUSED, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}

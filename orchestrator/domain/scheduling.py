@@ -1,4 +1,7 @@
-"""Choosing, explaining, waiting and pruning as pure functions over plain data; the same for the server and for simulations."""
+"""Scheduling policy as pure functions over plain data, the same for the server and for simulations.
+
+It chooses places for jobs, explains why jobs wait, sets retry times and selects checkpoints to prune.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
+from orchestrator.domain.accounts import Account
+from orchestrator.domain.jobs import StepTime
 from orchestrator.domain.lifecycle import EndReason
-from orchestrator.domain.model import StepTime
 
 SAVES_TO_SPARE = 2
-"""A session must have time for its start-up and this many saves, or it is not worth starting."""
+"""A session is started only if it has time for its start-up and this many saves."""
 
 MAX_RETRY_S = 300.0
+
+LAST_SAVE_S = 10.0
+"""Duration of the last save of a session, until one has been measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PendingJob:
     """A queued job as the policy sees it.
 
-    `gpu_bytes` and `host_bytes` are what it needs where it trains on a GPU, or on a CPU (0: not known). `from_folder` says that
-    its base model lies on the server's disk, `needs_gpu` that its backend trains on nothing else.
+    `gpu_bytes` and `host_bytes` are the memory it needs on a GPU and on a CPU (0: not known). `from_folder` says that
+    its base model is on the server's disk, `needs_gpu` that its backend trains only on GPUs. Machines of the accounts
+    `too_small_at` had too little memory for it.
     """
 
     job_id: str
@@ -38,33 +46,51 @@ class PendingJob:
     step_time: StepTime = field(default_factory=StepTime)
     from_folder: bool = False
     needs_gpu: bool = False
+    too_small_at: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """Room on one account: `slots` leases, each of at most `session_s` seconds on a machine with `memory_bytes`.
+class Capacity:
+    """What an account offers: `slots` sessions, each of at most `session_s` seconds on a machine with `memory_bytes`.
 
-    The memory is that of its `gpu`, if it has one. `member_id` is None for a pool. `hours_left` of `hours_total` is what the
-    provider's quota still allows (None: no quota), refreshed at `refresh_at`. `closed_reason` says in words why nothing can start there
-    at all, until `open_at` where that is known. With `any_folder` its machines see the server's disk.
+    The memory is that of its `gpu`, if it has one. `hours_left` of `hours_total` is the rest of the provider's quota
+    (None: no quota) until it is refreshed at `refresh_at`. `closed_reason` says why nothing can start there at all,
+    until `open_at` if that is known. With `any_folder` its machines can read models on the server's disk.
     """
 
-    account_id: str
-    provider: str
-    name: str
-    member_id: str | None
     slots: int
     session_s: float
     memory_bytes: int = 0
     gpu: bool = False
     any_folder: bool = True
     start_up_s: float = 60.0
-    save_s: float = 10.0
     hours_left: float | None = None
     hours_total: float | None = None
     refresh_at: float | None = None
     closed_reason: str = ""
     open_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate(Capacity):
+    """An account as the policy sees it: its capacity and its owner (`member_id` None: a pool)."""
+
+    account_id: str
+    provider: str
+    name: str
+    member_id: str | None
+    save_s: float = LAST_SAVE_S
+
+    @classmethod
+    def of(cls, account: Account, capacity: Capacity) -> Candidate:
+        """The candidate for an account with this capacity."""
+        return cls(
+            account_id=account.id,
+            provider=account.provider,
+            name=account.name,
+            member_id=account.member_id,
+            **vars(capacity),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +112,7 @@ class Placement:
 
 
 def fits(job: PendingJob, place: Candidate) -> Blocker | None:
-    """None where the job may run, else the first thing in the way, in the order a person would ask."""
+    """None if the job may run there, else the first blocker, in the order a person would check."""
     return _not_meant(job, place) or _not_able(job, place) or _not_now(job, place)
 
 
@@ -102,10 +128,10 @@ def _not_meant(job: PendingJob, place: Candidate) -> Blocker | None:
 
 def _not_able(job: PendingJob, place: Candidate) -> Blocker | None:
     if job.from_folder and not place.any_folder:
-        sees_not = f"the base model is a folder of the server's disk, which {place.name} does not see"
-        return Blocker(reason=f"{sees_not}: name it by its id on the Hugging Face hub")
+        sees_not = f"the base model is a folder on the server, which {place.name} cannot read"
+        return Blocker(reason=f"{sees_not}; use its Hugging Face id")
     if job.needs_gpu and not place.gpu:
-        return Blocker(reason=f"the job's backend needs a GPU, {place.name} has none: leave it to `backend: auto`")
+        return Blocker(reason=f"the job's backend needs a GPU, but {place.name} has none; set `backend: auto`")
     need = memory(job, place)
     if place.memory_bytes and need > place.memory_bytes:
         what = "GPU memory" if place.gpu else "memory"
@@ -125,13 +151,25 @@ def _not_now(job: PendingJob, place: Candidate) -> Blocker | None:
     return None
 
 
+def large_enough(job: PendingJob, places: Iterable[Candidate]) -> list[Candidate]:
+    """Those of `places` that were not too small for the job, or all of them if the job can run on no other."""
+    places = list(places)
+    others = [p for p in places if p.account_id not in job.too_small_at]
+    return others if any(_may_ever_run(job, p) for p in others) else places
+
+
+def _may_ever_run(job: PendingJob, place: Candidate) -> bool:
+    is_shut = place.closed_reason and place.open_at is None
+    return not (is_shut or _not_meant(job, place) or _not_able(job, place))
+
+
 def memory(job: PendingJob, place: Candidate) -> int:
-    """Bytes that the job needs at such a place; 0 if that is not known."""
+    """Bytes that the job needs at such a place. 0 if that is not known."""
     return job.gpu_bytes if place.gpu else job.host_bytes
 
 
 def _quota_in_words(job: PendingJob, place: Candidate, least: float) -> str:
-    """For example "alice's Kaggle GPU hours: 0.4 of 30 left, refresh Sat 00:00 UTC; job needs 1.1 h"."""
+    """For example "alice's GPU hours: 0.4 of 30 left, refresh Sat 00:00 UTC; job needs 1.1 h"."""
     left = f"{place.hours_left:.1f}" + (f" of {place.hours_total:g}" if place.hours_total is not None else "")
     when = f", refresh {_weekday(place.refresh_at)}" if place.refresh_at is not None else ""
     whole = replace(place, hours_left=None)
@@ -147,19 +185,18 @@ def _weekday(at: float) -> str:
 
 def finish_s(job: PendingJob, place: Candidate) -> float:
     """Estimated seconds until the job is done if it ran at `place` alone, sessions and start-ups included."""
-    return estimate_sessions(_work_s(job, place), budget(job, place), place)[1]
+    return estimate_sessions(_work_s(job, place), budget(job, place), place.start_up_s + place.save_s)[1]
 
 
 def sessions(job: PendingJob, place: Candidate) -> int:
     """Estimated number of sessions until the job is done if it ran at `place` alone."""
-    return estimate_sessions(_work_s(job, place), budget(job, place), place)[0]
+    return estimate_sessions(_work_s(job, place), budget(job, place), place.start_up_s + place.save_s)[0]
 
 
-def estimate_sessions(work_s: float, session_s: float, place: Candidate) -> tuple[int, float]:
-    """How many sessions of `session_s` the work takes there, and its seconds with what each of them costs besides."""
-    lost = place.start_up_s + place.save_s
-    count = max(1, int(-(-work_s // max(1.0, session_s - lost))))
-    return count, work_s + count * lost
+def estimate_sessions(work_s: float, session_s: float, overhead_s: float) -> tuple[int, float]:
+    """How many sessions of `session_s` the work takes, and its total seconds. Each session also costs `overhead_s`."""
+    count = max(1, int(-(-work_s // max(1.0, session_s - overhead_s))))
+    return count, work_s + count * overhead_s
 
 
 def _work_s(job: PendingJob, place: Candidate) -> float:
@@ -181,8 +218,8 @@ def rank(
 ) -> list[PendingJob]:
     """Jobs in the order they are served: feasible deadlines, priority, fair share among members, age.
 
-    `running` counts live leases by member. A deadline that no place can meet counts as none (it would only delay others); as
-    long as no step has been timed, it can be met.
+    `running` counts live leases by member. A deadline that no place can meet is ignored, because it would only delay
+    others. A deadline counts as feasible until a step has been timed.
     """
 
     def key(job: PendingJob) -> tuple[float, int, int, float, str]:
@@ -198,9 +235,9 @@ def rank(
 def match(
     jobs: Iterable[PendingJob], places: Sequence[Candidate], running: dict[str, int], now: float
 ) -> list[Placement]:
-    """Fill free places: repeatedly the best-ranked job that fits somewhere, at the place where it is done soonest.
+    """Fill free places: repeatedly take the best-ranked job that fits somewhere, and the place that finishes it first.
 
-    Fair share is taken anew after each choice, so that one member's hundred jobs do not go before another's one.
+    Fair share is computed anew after each choice. Otherwise one member's hundred jobs would go before another's one.
     """
     open_places = {p.account_id: p for p in places}
     counts = dict(running)
@@ -214,7 +251,7 @@ def match(
         queues[job.member_id].pop(0)
         if not queues[job.member_id]:
             del queues[job.member_id]
-        fitting = [p for p in open_places.values() if fits(job, p) is None]
+        fitting = [p for p in large_enough(job, open_places.values()) if fits(job, p) is None]
         if not fitting:
             continue
         place = min(fitting, key=lambda p: (finish_s(job, p), p.refresh_at or float("inf"), p.account_id))
@@ -228,13 +265,13 @@ def match(
 
 
 def _taken(place: Candidate, seconds: float) -> Candidate:
-    """The place with one session less, and with what that session may use up of its quota deducted."""
+    """The place with one session less, and with the quota that the session may use deducted."""
     left = None if place.hours_left is None else max(0.0, place.hours_left - seconds / 3600)
     return replace(place, slots=place.slots - 1, hours_left=left)
 
 
 def done_at(job: PendingJob, place: Candidate, now: float) -> float | None:
-    """When the job would be done at `place` alone, one refresh of its quota included; None if it takes more than that."""
+    """When the job would be done at `place` alone, with at most one refresh of its quota. None if it needs more."""
     whole = replace(place, hours_left=None)
     need = finish_s(job, whole)
     left = None if place.hours_left is None else place.hours_left * 3600
@@ -245,30 +282,74 @@ def done_at(job: PendingJob, place: Candidate, now: float) -> float | None:
     return place.refresh_at + need - left
 
 
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """A job is done in `seconds` from now, after `sessions` more sessions besides the running one.
+
+    `waits_until` is when the quota that the job has to wait for is refreshed.
+    """
+
+    seconds: float
+    sessions: int
+    waits_until: float | None = None
+
+
+def forecast(
+    *,
+    steps: int,
+    step_s: float,
+    step_time: StepTime,
+    session_left_s: float | None,
+    places: Sequence[Candidate],
+    now: float,
+) -> Forecast | None:
+    """When `steps` more steps are done. None if no known place could continue them.
+
+    `session_left_s` is the time left in the running session (None: none runs), and `step_s` the time of a step there.
+    `places` are those that the job may use next, at its `step_time`.
+    """
+    here = max(0.0, session_left_s - LAST_SAVE_S) if session_left_s is not None else 0.0
+    if session_left_s is not None and steps * step_s <= here:
+        return Forecast(seconds=steps * step_s, sessions=0)
+    rest = steps - (here / step_s if here else 0.0)
+    forecasts = [_elsewhere(rest * step_time.guess(gpu=p.gpu), here, p, now) for p in places if p.session_s > 0]
+    return min(forecasts, key=lambda f: f.seconds, default=None)
+
+
+def _elsewhere(work_s: float, already_s: float, place: Candidate, now: float) -> Forecast:
+    sessions, spent_s = estimate_sessions(work_s, place.session_s, place.start_up_s + place.save_s)
+    short = place.hours_left is not None and place.hours_left * 3600 - already_s < spent_s
+    if not short or place.refresh_at is None or place.refresh_at <= now:
+        return Forecast(seconds=already_s + spent_s, sessions=sessions)
+    before_s = max(0.0, (place.hours_left or 0.0) * 3600 - already_s)
+    waiting_s = (place.refresh_at - now) + (spent_s - before_s)
+    return Forecast(seconds=max(waiting_s, already_s + spent_s), sessions=sessions, waits_until=place.refresh_at)
+
+
 def explain(job: PendingJob, places: Sequence[Candidate], now: float) -> Blocker | None:
-    """Why a queued job waits: the nearest obstacle over all places its owner may use, or None if it starts at once."""
+    """Why a queued job waits: the nearest blocker over all places its owner may use, or None if it starts at once."""
     if job.not_before > now:
-        return Blocker(reason="waiting before the next try", until=job.not_before)
+        return Blocker(reason="waiting before the next attempt", until=job.not_before)
     if not places:
-        return Blocker(reason="no machine is known; add an account or a pool")
+        return Blocker(reason="there is no account; connect an account or a pool")
     own = [p for p in places if p.member_id in (None, job.member_id)]
     if job.accounts and not any({p.account_id, p.name} & set(job.accounts) for p in own):
-        asked = ", ".join(job.accounts)
-        return Blocker(reason=f"the job asks for {asked}: no account of this member and no pool is called that")
-    obstacles = [fits(job, p) for p in own]
-    if any(o is None for o in obstacles):
+        names = ", ".join(job.accounts)
+        return Blocker(reason=f"the job asks for {names}, but this member has no such account or pool")
+    fits_or_blockers = [fits(job, p) for p in large_enough(job, own)]
+    if any(o is None for o in fits_or_blockers):
         return None
-    found = [o for o in obstacles if o is not None]
-    if not found:
-        return Blocker(reason="no account of this member and no open pool")
-    soonest = min((o.until for o in found if o.until is not None), default=None)
-    return Blocker(reason="; ".join(dict.fromkeys(o.reason for o in found)), until=soonest)
+    blockers = [o for o in fits_or_blockers if o is not None]
+    if not blockers:
+        return Blocker(reason="this member has no account and no open pool")
+    soonest = min((o.until for o in blockers if o.until is not None), default=None)
+    return Blocker(reason="; ".join(dict.fromkeys(o.reason for o in blockers)), until=soonest)
 
 
 def retry_at(end: EndReason, in_a_row: int, now: float) -> float:
-    """When a given-back job may be tried again.
+    """When a released job may be tried again.
 
-    A planned stop and a first loss go on at once; further losses without progress wait 1, 2, 4 ... 300 s.
+    After a planned stop and after a first loss that is at once. Further losses without progress wait 1, 2, 4 ... 300 s.
     """
     if end in {EndReason.HANDED_OFF, EndReason.PAUSED}:
         return now
@@ -278,10 +359,12 @@ def retry_at(end: EndReason, in_a_row: int, now: float) -> float:
     return now + min(MAX_RETRY_S, 2.0 ** (in_a_row - free))
 
 
-def prune(committed: Sequence[tuple[str, int]], head: str | None, keep: int) -> list[str]:
-    """Ids of committed checkpoints that may go: all but the newest `keep` by step, never the head.
+def prune(
+    committed: Sequence[tuple[str, int]], head: str | None, keep: int, needed: Iterable[str | None] = ()
+) -> list[str]:
+    """Ids of committed checkpoints to prune: all but the newest `keep` by step, never the head or a `needed` one.
 
     `committed` holds `(id, step)`.
     """
     newest = sorted(committed, key=lambda c: c[1], reverse=True)
-    return [ident for ident, _ in newest[keep:] if ident != head]
+    return [ident for ident, _ in newest[keep:] if ident not in {head, *needed}]

@@ -1,1 +1,1 @@
-"""The ways in: HTTP for people and workers, the ticker for time, the command line."""
+"""Entry points: HTTP API, dashboard, command line, scheduler, demo."""

@@ -1,1 +1,1 @@
-"""Drivers for kinds of machines. Each is one file that imports `orchestrator.ports.providers` and nothing else of the server."""
+"""Drivers of providers. Of the server, a driver imports only the ports."""

@@ -1,4 +1,4 @@
-"""Why a session failed, in its own words: the one line of its log that tells the cause."""
+"""The reason why a session failed: the one line of its log that contains the cause."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ MAX_WORDS = 300
 _CANNOT_START = re.compile(r"^trainhop: (cannot start: .+)$", re.MULTILINE)
 _PIP = re.compile(r"^(ERROR: .+)$", re.MULTILINE)
 _SEE_LOG = "see the end of the session's log"
-"""With these words the start script leaves it to the log."""
+"""The start script prints this if the log contains the reason."""
 _TRACEBACK = "Traceback (most recent call last):"
 _EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*)(: .*)?$", re.MULTILINE)
 
 
 def last_words(log: Path) -> str:
-    """What the start script gave as the reason, or pip, or the last traceback; empty where none of them said anything."""
+    """The reason that the start script gave, or pip's, or the last traceback. Empty if the log has none of them."""
     said = _tail(log)
     reasons = _CANNOT_START.findall(said)
     if reasons and _SEE_LOG not in reasons[-1]:
@@ -37,7 +37,7 @@ def _of_the_log(said: str) -> str:
 
 
 def shortened(words: str) -> str:
-    """Foreign words for a log or a page: one line, not long."""
+    """External text for a log or a page, as one short line."""
     return " ".join("".join(c if c.isprintable() else " " for c in words).split())[:MAX_WORDS]
 
 

@@ -1,4 +1,4 @@
-"""Worker processes on this computer, each with a wall-clock budget; they outlive the server that started them."""
+"""Runs workers as processes of this computer, each with a wall-clock limit. They survive a restart of the server."""
 
 from __future__ import annotations
 
@@ -11,24 +11,32 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Annotated
 
-from orchestrator.domain.model import Account
+from pydantic import Field
+
 from orchestrator.ports.providers import (
+    Account,
+    AccountSettings,
     Capabilities,
     Capacity,
+    DriverEnv,
     Handle,
     LaunchRejected,
     LaunchRequest,
-    Leftovers,
     Liveness,
     Observation,
+    Provider,
+    ProviderTexts,
+    SessionOutput,
 )
+from orchestrator.providers.session_records import left_messages
 from worker.shared.messages import Ticket
-from worker.shared.process import process_birth
+from worker.shared.process import INSTANCE, process_birth, process_instance
 
 START_UP_S = 20.0
 NVIDIA_SMI_S = 10.0
@@ -36,33 +44,39 @@ LOG_NAME = "output.log"
 TAIL_BYTES = 4096
 MAX_LAST_WORDS = 300
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE")
-"""Variables that the hub's client takes a token from; a pool's own `env` may set them, for all who use the pool."""
+"""Variables with a token for the hub's client. A pool's own `env` may set them for all who use the pool."""
 
 
-class LocalProvider:
-    """Implements `ports.Provider` with one folder per lease under `folder`: ticket, process id, output, spool.
+class LocalAccountSettings(AccountSettings):
+    """Settings of a pool of this computer."""
 
-    The worker's first act is to note its process in `pid.json`, so that a server killed right after the launch finds it again.
-    A session is ENDED when that process is gone; a launch cut short leaves a folder without a note and is judged ENDED after
-    `START_UP_S`. `on_exit` is called whenever a process that this server started has ended. `offline` workers never ask the
-    Hugging Face hub; all others ask it without the operator's own token, since any member's job may run here.
+    memory_bytes: Annotated[int | None, Field(description="Bytes of memory for each session (default: measured).")] = (
+        None
+    )
+
+
+class LocalProvider(Provider):
+    """Implements `ports.Provider`. Each lease has a folder with its ticket, process id, output and spool.
+
+    The worker first writes its process id to `pid.json`, so a server that was killed right after the launch finds the
+    worker again. A session is ENDED when that process has ended. An interrupted launch leaves a folder without
+    `pid.json`, which counts as ENDED after `START_UP_S`. The server is notified when a process that it started has
+    ended. A process with the id of another instance is not of this server, whatever the folder says: the folder may be
+    a copy. Offline workers never call the Hugging Face hub. All others call it without the operator's token, since any
+    member's job may run here.
     """
 
-    capabilities = Capabilities(provider="local", shares_disk=True, local=True)
+    capabilities = Capabilities(provider="local", shares_disk=True, local=True, this_computer=True)
+    texts = ProviderTexts(title="This computer", machines="Processes of this computer, on its GPU if it has one.")
+    account_settings = LocalAccountSettings
+    folder_name = "sessions"
 
-    def __init__(
-        self,
-        folder: Path,
-        on_exit: Callable[[], None] = lambda: None,
-        *,
-        offline: bool = False,
-        hub_endpoint: str | None = None,
-    ) -> None:
-        self._folder, self._on_exit, self._offline, self._hub_endpoint = folder, on_exit, offline, hub_endpoint
+    def __init__(self, env: DriverEnv) -> None:
+        self._env, self._folder = env, env.folder
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
 
-    def room(self, account: Account) -> Capacity:
+    def capacity(self, account: Account) -> Capacity:
         card = _gpu_bytes()
         return Capacity(
             slots=int(account.config.get("slots", 1)),
@@ -93,18 +107,19 @@ class LocalProvider:
 
     def _await(self, child: subprocess.Popen[bytes]) -> None:
         child.wait()
-        self._on_exit()
+        self._env.notify()
 
     def _spawn(self, home: Path, request: LaunchRequest) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "worker", str(home / "ticket.json")]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TRAINHOP_") and k not in HUB_TOKENS}
-        # The hub's client would take the operator's token from the home folder, too.
+        # Otherwise the hub's client would also use the operator's token from the home folder.
         environment |= {"PYTHONUNBUFFERED": "1", "HF_TOKEN_PATH": os.devnull}
-        if self._hub_endpoint:
-            environment["HF_ENDPOINT"] = self._hub_endpoint
-        if self._offline:
+        if self._env.hub_endpoint:
+            environment["HF_ENDPOINT"] = self._env.hub_endpoint
+        if self._env.offline:
             environment["HF_HUB_OFFLINE"] = "1"
         environment |= {k: str(v) for k, v in request.account.config.get("env", {}).items()}
+        environment[INSTANCE] = self._env.instance_id
         with (home / LOG_NAME).open("ab") as log:
             return subprocess.Popen(
                 command,
@@ -130,9 +145,9 @@ class LocalProvider:
             child is None
             and home.is_dir()
             and not (home / "pid.json").exists()
-            and time.time() - home.stat().st_mtime < START_UP_S
+            and abs(time.time() - home.stat().st_mtime) < START_UP_S  # the clock may have been set back
         ):
-            return Observation(lease_id=lease_id, liveness=Liveness.UNKNOWN, detail="is being started")
+            return Observation(lease_id=lease_id, liveness=Liveness.UNKNOWN, detail="is starting")
         failed = code is not None and code > 0
         detail = _cause(code) + (_last_words(home / LOG_NAME) if failed else "")
         return Observation(lease_id=lease_id, liveness=Liveness.ENDED, detail=detail, failed=failed)
@@ -144,13 +159,10 @@ class LocalProvider:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
 
-    def collect(self, handle: Handle) -> Leftovers:
-        outbox = self._home(handle.lease_id) / "outbox.jsonl"
-        if not outbox.is_file():
-            return Leftovers()
-        return Leftovers(messages=outbox.read_text(errors="replace").splitlines())
+    def collect_outputs(self, handle: Handle) -> SessionOutput:
+        return SessionOutput(messages=left_messages(self._home(handle.lease_id) / "outbox.jsonl"))
 
-    def forget(self, handle: Handle) -> None:
+    def clean_up(self, handle: Handle) -> None:
         home = self._home(handle.lease_id)
         child = self._children.pop(handle.lease_id, None)
         if child is not None:
@@ -163,7 +175,7 @@ class LocalProvider:
             elif entry.name not in (LOG_NAME, "pid.json"):
                 entry.unlink(missing_ok=True)
 
-    def erase(self, handle: Handle) -> None:
+    def delete_log(self, handle: Handle) -> None:
         shutil.rmtree(self._home(handle.lease_id), ignore_errors=True)
 
     def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
@@ -178,25 +190,43 @@ class LocalProvider:
         return self._folder / lease_id
 
     def _pid(self, lease_id: str) -> int | None:
-        """The process that the worker itself noted, while that very process lives; a reused number does not count."""
+        """The id that the worker wrote, if that process still runs. A process id that was reused does not count."""
         try:
-            noted = json.loads((self._home(lease_id) / "pid.json").read_text())
+            record = json.loads((self._home(lease_id) / "pid.json").read_text())
         except (FileNotFoundError, ValueError):
             return None
-        return noted["pid"] if process_birth(noted["pid"]) == noted["born"] is not None else None
+        pid = record["pid"]
+        return pid if process_birth(pid) == record["born"] is not None and self._is_ours(pid, lease_id) else None
+
+    def _is_ours(self, pid: int, lease_id: str) -> bool:
+        """Whether this instance started the process.
+
+        Its working folder decides as well, because workers of earlier versions have no instance, and two folders may
+        have one id. The folder of a moved one may be gone.
+        """
+        started_by, works_in = process_instance(pid)
+        if started_by and started_by != self._env.instance_id:
+            return False
+        if works_in is None:
+            return True
+        with contextlib.suppress(OSError):
+            return works_in.samefile(self._home(lease_id))
+        return bool(started_by)
 
 
 def _cause(code: int | None) -> str:
     if code is None or code == 0:
         return ""
     if code < 0:
-        known = next((s.name for s in signal.Signals if s == -code), f"signal {-code}")  # real-time ones have no name
-        return f"the process was ended by {known}"
+        # real-time signals have no name
+        known = next((s.name for s in signal.Signals if s == -code), f"signal {-code}")
+
+        return f"the process was killed by {known}"
     return f"the process ended with exit code {code}"
 
 
 def _last_words(log: Path) -> str:
-    """What a process that failed said last, for people."""
+    """The last output of a failed process, for people."""
     try:
         with log.open("rb") as file:
             file.seek(-min(TAIL_BYTES, log.stat().st_size), os.SEEK_END)
@@ -213,7 +243,7 @@ def _ram_bytes() -> int:
 
 @cache
 def _gpu_bytes() -> int:
-    """Memory of the GPU that a worker started here would train on; 0 if it would train on the CPU."""
+    """Memory of the GPU that a worker on this computer would train on. 0 if it would train on the CPU."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
     try:
         if hidden or version("torch").endswith("+cpu"):

@@ -1,4 +1,4 @@
-"""What a driver keeps of each session in a folder of its own: a note that is written whole, and the session's log."""
+"""A driver's files of each session: a record that is written atomically, and the session's log."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from worker.shared.files import write_atomically
 from worker.shared.messages import LINE_MARK
 
 if TYPE_CHECKING:
@@ -23,39 +24,48 @@ S = TypeVar("S", bound="DataclassInstance")
 MARK = f"{LINE_MARK} ".encode()
 MARK_EVERY = 1 << 16
 START = [(0, 0)]
+MAX_OUTBOX = 64 << 20
+"""Maximum bytes that are read of a session's messages. A session of a day writes less than a tenth of it."""
 WRITING = threading.RLock()
 
 
+def left_messages(outbox: Path) -> tuple[str, ...]:
+    """The lines in the first `MAX_OUTBOX` bytes of an outbox. Empty if there is no such file."""
+    try:
+        with outbox.open("rb") as file:
+            return tuple(file.read(MAX_OUTBOX).decode(errors="replace").splitlines())
+    except FileNotFoundError:
+        return ()
+
+
 class SessionNotes(Generic[S]):
-    """One session's folder: `session.json`, a dataclass `kind` whose every field has a default, and `output.log`."""
+    """One session's folder: `session.json` (a dataclass `kind` with a default for every field) and `output.log`."""
 
     def __init__(self, folder: Path, kind: type[S]) -> None:
         self.folder, self._kind = folder, kind
         self.log = folder / "output.log"
 
     def read(self) -> S:
-        """What was noted; nothing for a session that was not launched from here."""
+        """The stored record. Default values for a session that was not launched by this server."""
         try:
             return self._kind(**json.loads((self.folder / "session.json").read_text()))
         except (FileNotFoundError, ValueError, TypeError):
             return self._kind()
 
     def write(self, **changes: object) -> S:
-        """Note something more, whole or not at all."""
+        """Update fields of the record atomically."""
         with WRITING:
-            noted = replace(self.read(), **changes)  # pyright: ignore[reportArgumentType]
+            record = replace(self.read(), **changes)  # pyright: ignore[reportArgumentType]
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            aside = self.folder / ".session.json"
-            aside.write_text(json.dumps(asdict(noted)))
-            aside.replace(self.folder / "session.json")
-        return noted
+            write_atomically(self.folder / "session.json", json.dumps(asdict(record)))
+        return record
 
     def erase(self) -> None:
-        """Remove the note and the log."""
+        """Remove the record and the log."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def shown(self, offset: int, limit: int) -> bytes:
-        """A part of the log as a person reads it: without the lines that are said to the server."""
+        """A part of the log for people, without the messages to the server."""
         found = bytearray()
         with contextlib.suppress(FileNotFoundError), self.log.open("rb") as log:
             status = os.fstat(log.fileno())
@@ -80,9 +90,10 @@ def _is_shown(line: bytes) -> bool:
 
 @lru_cache(maxsize=16)
 def _marks(path: Path, _inode: int, _size: int, _changed: int) -> list[tuple[int, int]]:
-    """Places in a log, `MARK_EVERY` bytes apart, each with how much is shown before it; kept for as long as it is the same.
+    """Positions in a log, `MARK_EVERY` bytes apart, with the number of visible bytes before each.
 
-    A page asks for dozens of parts to find the end: read from the start each time, a long log kept the server busy.
+    The list is cached while the log stays the same. A page reads dozens of parts to find the end, and reading a long
+    log from the start each time kept the server busy.
     """
     marks, at, place = list(START), 0, 0
     with path.open("rb") as log:

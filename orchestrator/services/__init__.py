@@ -1,1 +1,1 @@
-"""One function per use case. A `with ctx.uow()` block is one transaction; slow calls stand between blocks, never inside."""
+"""One function per use case. A `with ctx.uow()` block is one transaction. Slow calls run between blocks."""

@@ -1,112 +1,29 @@
-"""Members, their tokens and their accounts; pools of machines that belong to the installation."""
+"""Members' accounts at providers, and pools of machines that belong to the installation."""
 
 from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
-
+from orchestrator.domain.accounts import Account, Actor, Member, Role
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError, UnavailableError
-from orchestrator.domain.model import Account, Member, Role
 from orchestrator.ports.providers import (
     Capabilities,
-    Context,
     CredentialsRefused,
+    Provider,
     ProviderError,
     SupportsCheck,
     SupportsIdentity,
 )
-from orchestrator.ports.repository import TokenInfo, Transaction
-from orchestrator.services.ids import new_id
-from orchestrator.services.jobs import Actor
+from orchestrator.ports.repository import Transaction
+from orchestrator.services.access import find_served_member, require_admin
+from orchestrator.services.context import Context, new_id
+from orchestrator.services.options import checked
 
 MAX_CREDENTIALS = 8192
-MAX_SLOTS = 1000
-MAX_SESSION_S = 30 * 86_400.0
 _SECRETIVE = re.compile(r"token|secret|password|api_?key|^key$|credential", re.IGNORECASE)
-
-
-def require_admin(actor: Actor) -> None:
-    """Raise `ForbiddenError` unless the actor is an admin."""
-    if actor.role is not Role.ADMIN:
-        raise ForbiddenError("only an admin may do this")
-
-
-def add_member(ctx: Context, actor: Actor, name: str, role: Role) -> Member:
-    """Let a person in."""
-    require_admin(actor)
-    member = Member(id=new_id("member", ctx.clock.now()), name=name, role=role, created_at=ctx.clock.now())
-    with ctx.uow() as tx:
-        alike = next((m.name for m in tx.members() if _folded(m.name) == _folded(name)), None)
-        if alike is not None:
-            raise ConflictError(f"there is already a member called {alike}")
-        tx.add_member(member)
-    return member
-
-
-def _folded(name: str) -> str:
-    """Equal for names that people would take for the same."""
-    return unicodedata.normalize("NFKC", name).casefold()
-
-
-def add_token(ctx: Context, actor: Actor, *, member: str, name: str, days: float | None) -> tuple[TokenInfo, str]:
-    """A new token for a member (name or id), and its secret, which is shown this once."""
-    now = ctx.clock.now()
-    with ctx.uow() as tx:
-        owner = _served(tx, actor, member, "only an admin may make tokens for others")
-        token = TokenInfo(
-            id=new_id("token", now),
-            member_id=owner.id,
-            role=owner.role,
-            name=name,
-            created_at=now,
-            expires_at=None if days is None else now + days * 86_400,
-        )
-        secret = ctx.tokens.new()
-        tx.add_token(token, ctx.tokens.hash(secret))
-    return token, secret
-
-
-def remove_token(ctx: Context, actor: Actor, token_id: str) -> TokenInfo:
-    """Make a token useless, and return what it was."""
-    with ctx.uow() as tx:
-        found = [t for t in tx.tokens() if t.id == token_id and actor.may_see(t.member_id)]
-        if not found:
-            raise NotFoundError(f"there is no token {token_id}")
-        tx.delete_token(token_id)
-    return found[0]
-
-
-def list_tokens(ctx: Context, actor: Actor) -> list[TokenInfo]:
-    """The actor's tokens; for an admin everybody's."""
-    with ctx.uow() as tx:
-        return tx.tokens(None if actor.role is Role.ADMIN else actor.member_id)
-
-
-def list_members(ctx: Context) -> list[Member]:
-    """Everybody on this installation."""
-    with ctx.uow() as tx:
-        return tx.members()
-
-
-def find_member(tx: Transaction, name_or_id: str) -> Member:
-    """A member by id or name, held in the transaction; raises `NotFoundError`."""
-    member = tx.member(name_or_id) or tx.member_by_name(name_or_id)
-    held = tx.hold_member(member.id) if member is not None else None
-    if held is None:
-        raise NotFoundError(f"there is no member {name_or_id}")
-    return held
-
-
-def _served(tx: Transaction, actor: Actor, name_or_id: str, refusal: str) -> Member:
-    """Whom the actor may do this for: themselves, and an admin anybody. Others are not told who there is."""
-    if actor.role is not Role.ADMIN and name_or_id not in (actor.member_id, actor.name):
-        raise ForbiddenError(refusal)
-    return find_member(tx, name_or_id)
 
 
 def add_account(
@@ -119,15 +36,16 @@ def add_account(
     config: dict[str, Any],
     credentials: str | None = None,
 ) -> Account:
-    """Connect a member's account, or (admins) a pool. One account per person and provider is a rule of the providers.
+    """Connect a member's account, or (admins) a pool. The providers allow one account per person.
 
-    Who enters the credentials of their own account agrees by doing so that their jobs run there; of one that an admin
-    enters, its owner has to agree first.
+    A member who enters the credentials of their own account thereby agrees that their jobs run there. If an admin
+    enters them, the owner has to agree first.
     """
-    capabilities = _capabilities(ctx, provider)
+    driver = _driver(ctx, provider)
+    capabilities = driver.capabilities
     _refuse_secrets(capabilities, config)
-    check_settings(config)
-    sealed = _sealed(ctx, capabilities, credentials)
+    check_settings(driver, config)
+    sealed = _sealed(ctx, driver, credentials)
     now = ctx.clock.now()
     with ctx.uow() as tx:
         member = None
@@ -135,40 +53,64 @@ def add_account(
             require_admin(actor)
             _refuse_owner(provider, owner)
         else:
-            member = _served(tx, actor, owner or actor.member_id, "an account is connected by its owner or an admin")
+            member = find_served_member(
+                tx,
+                actor,
+                owner or actor.member_id,
+                "Only the owner or an admin can connect an account. Ask one of them.",
+            )
         account = Account(
             id=new_id("account", now),
             provider=provider,
             member_id=member.id if member else None,
-            name=name or (f"{member.name}'s {provider.capitalize()}" if member else provider),
+            name=name or (f"{member.name}'s {driver.texts.title or provider.capitalize()}" if member else provider),
             config=config,
             credentials=sealed,
             consented_at=now if member is not None and member.id == actor.member_id else None,
             created_at=now,
         )
     _refuse_shared(ctx, account)
+    account.problem = _problem(ctx, account)
     with ctx.uow() as tx:
         known = _of_notebooks(tx, member, provider) if member is not None and sealed else None
         if known is not None:
             account = replace(account, id=known.id, name=name or known.name, created_at=known.created_at)
-            tx.save_account(account)
+            tx.accounts.save(account)
         else:
-            tx.add_account(account)
+            tx.accounts.add(account)
     ctx.wake()
     return account
 
 
+def _problem(ctx: Context, account: Account) -> str:
+    """Why the provider refuses new credentials, in its words. Empty if it takes them, or does not answer now."""
+    provider = ctx.providers.get(account.provider)
+    if not account.credentials or not isinstance(provider, SupportsCheck):
+        return ""
+    try:
+        provider.check(account)
+    except CredentialsRefused as error:
+        return str(error)
+    except ProviderError:
+        return ""
+    return ""
+
+
 def _of_notebooks(tx: Transaction, member: Member, provider: str) -> Account | None:
-    """Where a member's notebooks are counted, as long as no credentials were given: it becomes the account itself."""
-    theirs = (a for a in tx.accounts() if (a.provider, a.member_id) == (provider, member.id))
+    """The account on which a member's notebooks are counted, as long as it has no credentials.
+
+    The member's own account then takes its place.
+    """
+    theirs = (a for a in tx.accounts.all() if (a.provider, a.member_id) == (provider, member.id))
     return next((a for a in theirs if not a.credentials), None)
 
 
 def _refuse_shared(ctx: Context, account: Account) -> None:
-    """Raise `ConflictError` for what is connected for somebody else, `UnavailableError` where whose it is cannot be told now.
+    """Raise `ConflictError` if the account is connected for another member.
 
-    Nothing runs with credentials that are refused, and new ones pass here again; that a provider takes a refusal back by itself
-    is not noticed, nor are two who connect one account at the same moment.
+    Raises `UnavailableError` if the provider cannot name the owner now. An account with refused credentials passes,
+    because nothing runs with them, and new credentials pass through here again. Two cases are not noticed: a provider
+    that accepts refused credentials again, and two members who connect one account at the same moment.
     """
     provider = ctx.providers.get(account.provider) if account.credentials else None
     if not isinstance(provider, SupportsIdentity):
@@ -178,12 +120,16 @@ def _refuse_shared(ctx: Context, account: Account) -> None:
     except CredentialsRefused:
         return
     except ProviderError as error:
-        raise UnavailableError(f"whose account this is cannot be told now: {error}") from error
+        raise UnavailableError(
+            f"The owner of this account could not be verified ({error}). Try again later."
+        ) from error
     with ctx.uow() as tx:
-        others = [a for a in tx.accounts() if a.provider == account.provider and a.member_id != account.member_id]
+        others = [a for a in tx.accounts.all() if a.provider == account.provider and a.member_id != account.member_id]
     if login and any(_login(provider, other) == login for other in others):
-        words = f"this account at {account.provider} is connected for another member: one account is one person's"
-        raise ConflictError(words)
+        message = (
+            f"This {account.provider} account is already connected for another member. Use an account of your own."
+        )
+        raise ConflictError(message)
 
 
 def _login(provider: SupportsIdentity, account: Account) -> str:
@@ -195,72 +141,61 @@ def _login(provider: SupportsIdentity, account: Account) -> str:
 
 def _refuse_owner(provider: str, owner: str | None) -> None:
     if owner is not None:
-        words = f"machines of {provider} are a pool for everybody and have no owner"
-        raise InvalidError(words, [("/owner", words)])
+        message = f"Machines of {provider} are a shared pool, which has no owner. Leave out the owner."
+        raise InvalidError(message, [("/owner", message)])
 
 
-def _capabilities(ctx: Context, provider: str) -> Capabilities:
+def _driver(ctx: Context, provider: str) -> Provider:
     try:
-        return ctx.providers.get(provider).capabilities
+        return ctx.providers.get(provider)
     except ProviderError as error:
         raise InvalidError(str(error), [("/provider", str(error))]) from error
 
 
 def _refuse_secrets(capabilities: Capabilities, config: dict[str, Any]) -> None:
-    found = next((key for key in config if _SECRETIVE.search(key)), None)
-    if capabilities.personal and found is not None:
+    secret_key = next((key for key in config if _SECRETIVE.search(key)), None)
+    if capabilities.personal and secret_key is not None:
         raise InvalidError(
-            f"{found} looks like a secret, and settings can be read by others",
-            [(f"/config/{found}", "give it as the account's credentials (--token-file)")],
+            f"{secret_key} looks like a secret, but other members can read settings. Pass it as credentials.",
+            [(f"/config/{secret_key}", "pass it as the account's credentials (--token-file)")],
         )
 
 
-class _Settings(BaseModel):
-    """What every driver reads alike; each may read more."""
-
-    slots: Annotated[int, Field(ge=0, le=MAX_SLOTS)] = 0
-    session_s: Annotated[float, Field(gt=0, le=MAX_SESSION_S, allow_inf_nan=False)] = 1.0
-    env: dict[str, str] = Field(default_factory=dict)
+def check_settings(driver: Provider, config: dict[str, Any]) -> None:
+    """Raise `InvalidError` for a setting that the driver does not know or cannot read."""
+    checked(driver.account_settings, config)
 
 
-def check_settings(config: dict[str, Any]) -> None:
-    """Raise `InvalidError` for a setting that a driver could not read."""
-    try:
-        _Settings.model_validate(config)
-    except ValidationError as error:
-        faults = [(f"/config/{'/'.join(map(str, e['loc']))}", e["msg"]) for e in error.errors()]
-        raise InvalidError(f"{faults[0][0][8:]}: {faults[0][1]}", faults) from None
-
-
-def _sealed(ctx: Context, capabilities: Capabilities, credentials: str | None) -> str:
-    """The credentials for the database, or nothing; raises `InvalidError` in words that hold none of them."""
+def _sealed(ctx: Context, driver: Provider, credentials: str | None) -> str:
+    """The credentials in the form for the database, or nothing. Raises `InvalidError`, which holds no part of them."""
+    capabilities = driver.capabilities
     if not capabilities.personal:
         if credentials is not None:
-            words = f"accounts at {capabilities.provider} have no credentials"
-            raise InvalidError(words, [("/credentials", words)])
+            message = f"Accounts at {capabilities.provider} have no credentials. Leave them out."
+            raise InvalidError(message, [("/credentials", message)])
         return ""
     if credentials is None:
         raise InvalidError(
-            f"an account at {capabilities.provider} needs its owner's credentials",
-            [("/credentials", "are missing (--token-file FILE, or - for stdin)")],
+            f"An account at {capabilities.provider} needs its owner's credentials.",
+            [("/credentials", f"are missing (--token-file FILE, or - for stdin). {driver.texts.credentials}".strip())],
         )
     return ctx.vault.seal(_one_line(credentials))
 
 
 def _one_line(credentials: str) -> str:
-    """What was entered, without the file's blanks around it; a JSON object may have had several lines."""
+    """The entered credentials without blanks around them. A JSON object of several lines becomes one line."""
     text = credentials.strip()
     if text.startswith("{") and len(text) <= MAX_CREDENTIALS:
         try:
             text = json.dumps(json.loads(text))
         except (ValueError, RecursionError):
-            raise _unfit("begin like a JSON object but are none") from None
+            raise _unfit("are not valid JSON") from None
     if not text:
         raise _unfit("are empty")
     if len(text) > MAX_CREDENTIALS:
-        raise _unfit(f"are longer than {MAX_CREDENTIALS} characters; is it the right file?")
+        raise _unfit(f"are longer than {MAX_CREDENTIALS} characters (is it the right file?)")
     if not text.isprintable():
-        raise _unfit("hold line breaks or control characters; is it the right file?")
+        raise _unfit("have line breaks or control characters (is it the right file?)")
     return text
 
 
@@ -269,51 +204,53 @@ def _unfit(why: str) -> InvalidError:
 
 
 def consent(ctx: Context, actor: Actor, account_id: str) -> Account:
-    """The owner agrees that their jobs run on their account; nobody can do that for them."""
+    """The owner agrees that their jobs run on their account. Only the owner can do that."""
     with ctx.uow() as tx:
         account = owned(tx, actor, account_id)
         if account.member_id != actor.member_id:
-            raise ForbiddenError(f"only the owner of {account.name} can agree that jobs run there")
+            raise ForbiddenError(f"Only the owner of {account.name} can allow jobs to run on it. Ask the owner.")
         account.consented_at = account.consented_at or ctx.clock.now()
-        tx.save_account(account)
+        tx.accounts.save(account)
     ctx.wake()
     return account
 
 
 def check(ctx: Context, actor: Actor, account_id: str) -> tuple[Account, str]:
-    """Try an account's credentials: the account, and in words who they belong to or what is wrong with them.
+    """Check an account's credentials. Returns the account, and in words its owner or what is wrong with them.
 
-    Raises `UnavailableError` if the provider does not answer, which says nothing about the credentials.
+    Raises `UnavailableError` if the provider does not answer. The credentials may then be right or wrong.
     """
     with ctx.uow() as tx:
         account = owned(tx, actor, account_id)
     problem = ""
     try:
         provider = ctx.providers.get(account.provider)
-        words = provider.check(account) if isinstance(provider, SupportsCheck) else "there is nothing to sign in to"
+        message = provider.check(account) if isinstance(provider, SupportsCheck) else "this account needs no sign-in"
     except CredentialsRefused as error:
-        words = problem = str(error)
+        message = problem = str(error)
     except ProviderError as error:
         raise UnavailableError(str(error)) from error
     with ctx.uow() as tx:
-        current = tx.account(account.id)
+        current = tx.accounts.get(account.id)
         if current is None:
-            raise NotFoundError(f"there is no account {account_id}")
+            raise NotFoundError(f"There is no account {account_id}. List them with `trainhop accounts ls`.")
         if current.credentials == account.credentials:
             current.problem = problem
             current.not_before, current.note = 0.0, ""
-            tx.save_account(current)
+            tx.accounts.save(current)
     ctx.wake()
-    return current, words
+    return current, message
 
 
 def list_accounts(ctx: Context, actor: Actor) -> list[Account]:
-    """Pools, and the actor's own accounts; for an admin everybody's. A pool's environment is for admins alone."""
+    """Pools and the actor's own accounts. Admins get every account, and only they get a pool's environment."""
     with ctx.uow() as tx:
-        found = [a for a in tx.accounts() if a.member_id is None or actor.may_see(a.member_id)]
+        matching = [a for a in tx.accounts.all() if a.member_id is None or actor.may_see(a.member_id)]
     if actor.role is Role.ADMIN:
-        return found
-    return [a if a.member_id else replace(a, config={k: v for k, v in a.config.items() if k != "env"}) for a in found]
+        return matching
+    return [
+        a if a.member_id else replace(a, config={k: v for k, v in a.config.items() if k != "env"}) for a in matching
+    ]
 
 
 def change_account(
@@ -327,48 +264,50 @@ def change_account(
 ) -> Account:
     """Pause or open an account, change its settings, or replace its credentials."""
     with ctx.uow() as tx:
-        found = owned(tx, actor, account_id)
-    sealed = ""
+        known = owned(tx, actor, account_id)
+    sealed = problem = ""
     if config is not None:
-        _refuse_secrets(_capabilities(ctx, found.provider), config)
-        check_settings(config)
+        driver = _driver(ctx, known.provider)
+        _refuse_secrets(driver.capabilities, config)
+        check_settings(driver, config)
     if credentials is not None:
-        sealed = _sealed(ctx, _capabilities(ctx, found.provider), credentials)
+        sealed = _sealed(ctx, _driver(ctx, known.provider), credentials)
     if credentials is not None or config is not None:
-        changed = replace(found, credentials=sealed or found.credentials, config=found.config | (config or {}))
+        changed = replace(known, credentials=sealed or known.credentials, config=known.config | (config or {}))
         _refuse_shared(ctx, changed)
+        problem = _problem(ctx, changed) if credentials is not None else ""
     with ctx.uow() as tx:
         account = owned(tx, actor, account_id)
         if credentials is not None:
-            account.credentials, account.problem = sealed, ""
+            account.credentials, account.problem = sealed, problem
             account.not_before, account.note = 0.0, ""
         if paused is not None:
             account.paused = paused
             account.not_before, account.note = 0.0, ""
         if config is not None:
             account.config = account.config | config
-        tx.save_account(account)
+        tx.accounts.save(account)
     ctx.wake()
     return account
 
 
 def remove_account(ctx: Context, actor: Actor, account_id: str) -> None:
-    """Disconnect an account on which nothing runs."""
+    """Disconnect an account without running sessions."""
     with ctx.uow() as tx:
         account = owned(tx, actor, account_id)
-        _, busy = tx.live_counts()
+        _, busy = tx.leases.live_counts()
         if busy.get(account.id):
             raise ConflictError(
-                f"{account.name} still has sessions that run ({busy[account.id]}): pause it and wait, or cancel them"
+                f"{account.name} has running sessions ({busy[account.id]}). Pause it and wait for them, or cancel them."
             )
-        tx.delete_account(account.id)
+        tx.accounts.delete(account.id)
 
 
 def owned(tx: Transaction, actor: Actor, account_id: str) -> Account:
-    """The account (id or name) if the actor owns it or is an admin; raises `NotFoundError` or `ForbiddenError`."""
-    found = tx.account(account_id) or next((a for a in tx.accounts() if a.name == account_id), None)
-    if found is None or (found.member_id is not None and not actor.may_see(found.member_id)):
-        raise NotFoundError(f"there is no account {account_id}")
-    if found.member_id is None:
+    """The account (id or name) if the actor owns it or is an admin. Raises `NotFoundError` or `ForbiddenError`."""
+    account = tx.accounts.get(account_id) or next((a for a in tx.accounts.all() if a.name == account_id), None)
+    if account is None or (account.member_id is not None and not actor.may_see(account.member_id)):
+        raise NotFoundError(f"There is no account {account_id}. List them with `trainhop accounts ls`.")
+    if account.member_id is None:
         require_admin(actor)
-    return found
+    return account

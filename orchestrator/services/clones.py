@@ -1,27 +1,31 @@
-"""A job made of another one: anew from the start, or from one of its checkpoints.
+"""Create a job from another one: from the start, or from one of its checkpoints.
 
-A clone from a checkpoint is a job of its own that begins with everything the checkpoint holds. With an unchanged file it
-ends in the very bytes of the original. Keys of `worker.shared.lineage.FROM_HERE_ON` and those that no checkpoint depends on (name,
-placement, deadline, eval and sample settings, ...) may change; all others are refused.
+A clone from a checkpoint is a separate job that begins with everything the checkpoint holds. With an unchanged job file
+it ends in exactly the bytes of the original. Keys of `worker.shared.lineage.FROM_HERE_ON` and those that no checkpoint
+depends on (name, placement, deadline, eval and sample settings, ...) may change. All others are refused.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError
+from orchestrator.domain.accounts import Actor
+from orchestrator.domain.errors import ConflictError, InvalidError, KeyTakenError, NotFoundError
+from orchestrator.domain.jobs import Checkpoint, Event, Job
 from orchestrator.domain.lifecycle import CheckpointState
-from orchestrator.domain.model import Checkpoint, Event, Job
-from orchestrator.ports.providers import Context
 from orchestrator.ports.repository import Transaction
-from orchestrator.services.jobs import Actor, owned, prepare, queue
+from orchestrator.services.context import Context
+from orchestrator.services.job_resolution import NEWEST
+from orchestrator.services.jobs import job_of_winner, owned, prepare, queue
+from worker.shared.job_spec import JobSpec
 from worker.shared.lineage import FROM_HERE_ON
-from worker.shared.messages import JobSpec, Recipe
+from worker.shared.manifest import Recipe
 
-_ADAPTER = "the checkpoint's adapter was made with it"
-_ORDER = "it decides which rows come at which step, and the checkpoint's place among them would be another"
-_READING = "it decides what a row is to the model, and the steps up to the checkpoint have read it otherwise"
+_ADAPTER = "the checkpoint's adapter depends on it"
+_ORDER = "it changes the order of rows, so the checkpoint's position would be wrong"
+_READING = "it changes how rows are read, and earlier steps have read them differently"
 _REASONS = {
     "dataset_sha256": _ORDER,
     "train_rows": _ORDER,
@@ -30,7 +34,9 @@ _REASONS = {
     "val_set_size": _ORDER,
     "sequence_len": _READING,
     "train_on_inputs": _READING,
-    "optimizer": "the checkpoint holds the moments of the other one",
+    "encoding": _READING,
+    "val_split": _ORDER,
+    "optimizer": "the checkpoint has the state of the other optimizer",
     "base_model": "the checkpoint's adapter belongs to it",
 }
 _NESTED = frozenset({"checkpoint", "placement"})
@@ -46,7 +52,10 @@ def clone(
     checkpoint: str | None = None,
     key: str | None = None,
 ) -> Job:
-    """Submit the same job with some keys of its file changed: anew, or from a checkpoint of it, named by its sha256."""
+    """Submit the job again with some keys of its file changed.
+
+    The clone begins at the start, or at the checkpoint with this sha256.
+    """
     with ctx.uow() as tx:
         job = owned(tx, actor, job_id)
     if "num_epochs" in changes:
@@ -56,7 +65,10 @@ def clone(
 
 
 def _merged(spec: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Nested mappings key by key; in them null stands for the default, and so it does in their place."""
+    """The spec with the changes. Nested mappings are merged key by key.
+
+    A null restores the default, for a key of a nested mapping and for the whole mapping.
+    """
     merged = spec | changes
     for name in _NESTED & changes.keys():
         if changes[name] is None:
@@ -70,46 +82,73 @@ def _merged(spec: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def submit_clone(
     ctx: Context, actor: Actor, spec: JobSpec, job_id: str, *, checkpoint: str | None = None, key: str | None = None
 ) -> Job:
-    """Queue `spec` as a clone of a job that the actor may see."""
+    """Queue `spec` as a clone of a job that the actor may see.
+
+    Chat templates see the same time as in that job, so that the two differ only in what was changed.
+    """
     with ctx.uow() as tx:
-        owned(tx, actor, job_id)
-    ready = prepare(ctx, actor, spec, key=key, of=f"{job_id} {checkpoint}")
+        original = owned(tx, actor, job_id)
+    if spec.rendered_at is None:
+        spec = spec.model_copy(update={"rendered_at": original.spec.get("rendered_at")})
+    ready = prepare(
+        ctx,
+        actor,
+        spec,
+        key=key,
+        of=f"{job_id} {checkpoint}",
+        given=datasets_of(original),
+        versions=versions_of(original, from_checkpoint=bool(checkpoint)),
+    )
     if isinstance(ready, Job):
         return ready
-    with ctx.uow() as tx:
-        origin = owned(tx, actor, job_id)  # locked: it cannot prune what is about to be counted on
-        begin = kept(tx, origin, checkpoint) if checkpoint else None
-        if begin is not None:
-            check_changes(ready.spec, begin, origin)
-        job = queue(ctx, tx, actor, ready, cloned_from=origin.id, begin=begin)
-        _note(origin, job, actor)
-        tx.save_job(origin)
+    try:
+        with ctx.uow() as tx:
+            origin = owned(tx, actor, job_id)  # locked: it cannot prune the checkpoint that the clone needs
+
+            begin = kept(tx, origin, checkpoint) if checkpoint else None
+            if begin is not None:
+                check_changes(ready.spec, begin, origin)
+            job = queue(ctx, tx, actor, ready, cloned_from=origin.id, begin=begin)
+            _note(origin, job, actor)
+            tx.jobs.save(origin)
+    except KeyTakenError:
+        return job_of_winner(ctx, actor, ready)
     ctx.wake()
     return job
 
 
+def versions_of(origin: Job, *, from_checkpoint: bool) -> Mapping[str, int | None]:
+    """How a clone reads its rows and computes: as the original if it begins with one of its checkpoints."""
+    return {name: origin.spec.get(name) for name in NEWEST} if from_checkpoint else NEWEST
+
+
+def datasets_of(origin: Job) -> frozenset[str]:
+    """What a clone may read even if its owner has no upload of the file: what the original reads."""
+    return frozenset(dataset["sha256"] for dataset in origin.spec["datasets"])
+
+
 def _note(origin: Job, job: Job, actor: Actor) -> None:
-    """In the original's events, but no change of the original."""
+    """Add an event to the original job. The job itself does not change."""
     data = {"job": job.id, "from_step": job.first_step}
     origin.events.append(Event(job_id=origin.id, at=job.created_at, kind="job.cloned", actor=actor.name, data=data))
 
 
 def kept(tx: Transaction, job: Job, sha256: str) -> Checkpoint:
-    """A checkpoint whose file is there; raises `NotFoundError` or `ConflictError` naming those that are."""
-    found = tx.checkpoint(job.id, sha256)
-    if found is None:
-        raise NotFoundError(f"job {job.id} has no checkpoint {sha256[:12]}")
-    if found.state is not CheckpointState.COMMITTED:
-        there = ", ".join(str(c.step) for c in tx.checkpoints(job.id, CheckpointState.COMMITTED))
+    """A checkpoint that is still stored. Raises `NotFoundError`, or `ConflictError` that names those that are."""
+    checkpoint = tx.checkpoints.get(job.id, sha256)
+    if checkpoint is None:
+        raise NotFoundError(f"Job {job.id} has no checkpoint {sha256[:12]}.")
+    if checkpoint.state is not CheckpointState.COMMITTED:
+        kept_steps = ", ".join(str(c.step) for c in tx.checkpoints.of_job(job.id, CheckpointState.COMMITTED))
         raise ConflictError(
-            f"the checkpoint of step {found.step} is {found.state}: its file is not kept; "
-            + (f"those of steps {there} are" if there else "this job has none that is")
+            f"The checkpoint of step {checkpoint.step} is {checkpoint.state} and has no file. "
+            + (f"Available steps: {kept_steps}." if kept_steps else "This job has no checkpoint files.")
         )
-    return found
+    return checkpoint
 
 
 def check_changes(spec: JobSpec, begin: Checkpoint, origin: Job) -> None:
-    """Raise `InvalidError` with a pointer and the reason for every change under which the checkpoint means nothing."""
+    """Raise `InvalidError` with a pointer and the reason for every change with which the checkpoint cannot be used."""
     recipe = Recipe.of(spec)
     faults = [
         (
@@ -124,7 +163,12 @@ def check_changes(spec: JobSpec, begin: Checkpoint, origin: Job) -> None:
         for place, (mine, theirs) in enumerate(zip(spec.datasets, origin.spec["datasets"], strict=False))
         if mine.type != theirs["type"]
     ]
+    before = origin.spec.get("rendered_at")
+    if before is not None and spec.rendered_at != before:
+        faults.append(("/rendered_at", f"{spec.rendered_at!r} here, {before!r} in the original: {_READING}"))
     if recipe.max_steps < begin.step:
-        faults.append(("/max_steps", f"the checkpoint has {begin.step} steps behind it already"))
+        faults.append(("/max_steps", f"must be greater than the checkpoint's step, {begin.step}"))
     if faults:
-        raise InvalidError(f"a clone that is changed so cannot begin with the checkpoint of step {begin.step}", faults)
+        raise InvalidError(
+            f"With these changes, the job cannot start from the checkpoint of step {begin.step}. Undo them.", faults
+        )

@@ -1,4 +1,4 @@
-"""A look into a data file before anything is trained on it: rows as they will be read, faults by line, lengths."""
+"""Preview of a data file before training: rows as they will be read, faults by line, lengths."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.ports.providers import ROWS_MEASURED, ROWS_SHOWN, TokenLook, TokenRow
+from orchestrator.ports.catalog import ROWS_MEASURED, ROWS_SHOWN, TokenLook, TokenRow
 from worker.shared.dataset_files import DatasetError, Row, examine
-from worker.shared.messages import FileFormat, RowFormat
+from worker.shared.job_spec import FileFormat, RowFormat
+from worker.shared.row_keys import UnusedKeys
 
 FAULTS_SHOWN = 20
 MAX_SHOWN = 4_000
@@ -19,7 +20,7 @@ BARS = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """Part of a row: who says it, what, and whether the model learns to say it; `cut` characters are not shown."""
+    """Part of a row: its role, its text, and whether the model is trained on it. `cut` characters are not shown."""
 
     role: str
     text: str
@@ -29,7 +30,7 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """Rows with `low <= tokens < high`; `over` where they are longer than what is trained on."""
+    """Rows with `low <= tokens < high`. `over` says that they are longer than the sequences in training."""
 
     low: int
     high: int
@@ -39,10 +40,12 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """What is in the file. `exact` says whether `measured` rows were counted by the model's own tokenizer or estimated.
+    """Content of a file, with the lengths of its first `measured` rows.
 
-    `by_token` shows the same rows as `shown` where the tokenizer was at hand; otherwise `away` says why it was not.
-    `refusal` is what a session with this model would fail with.
+    `exact` says whether the model's own tokenizer counted them. Otherwise the lengths are estimates. `by_token` shows
+    the same rows as `shown` if the tokenizer was available. Otherwise `away` says why it was not. `refusal` is the
+    error that a session with this model would fail with. `unused` are keys of rows that training does not use.
+    `findings` say what the model will do differently from what the rows teach.
     """
 
     type: str
@@ -60,10 +63,12 @@ class Preview:
     untrained: int = 0
     refusal: str = ""
     away: str = ""
+    unused: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
 
 
 def estimate(text: str) -> int:
-    """Tokens by the rule of thumb of four bytes each."""
+    """Number of tokens by the rule of thumb of four bytes each."""
     return max(1, (len(text.encode()) + 3) // 4)
 
 
@@ -75,22 +80,24 @@ def preview(
     sequence_len: int,
     train_on_inputs: bool,
 ) -> Preview:
-    """Read the whole file once; lengths are those of the first `ROWS_MEASURED` rows."""
+    """Read the whole file once. Lengths are those of the first `ROWS_MEASURED` rows."""
     kind, found = examine(path, row_format, file_format)
     rows, faults, more = 0, list[tuple[int | None, str]](), 0
     shown: list[tuple[Turn, ...]] = []
     seen: set[int] = set()
     lengths: list[int] = []
+    unused = UnusedKeys()
     for item in found:
         if isinstance(item, DatasetError):
             more += len(faults) >= FAULTS_SHOWN
             faults += [(item.line, item.message)] if len(faults) < FAULTS_SHOWN else []
             continue
         rows += 1
+        unused.add(item.unused)
         if len(shown) < ROWS_SHOWN:
             shown.append(turns(item, train_on_inputs=train_on_inputs))
         if rows <= ROWS_MEASURED:
-            text = "\n".join(turn_text for _, turn_text, _ in _parts(item))
+            text = "\n".join(turn_text for _, turn_text, _ in parts(item))
             seen.add(hash(text))
             lengths.append(estimate(text))
     return Preview(
@@ -104,17 +111,18 @@ def preview(
         repeated=len(lengths) - len(seen),
         bars=tuple(_bars(lengths, sequence_len)),
         measured=len(lengths),
+        unused=unused.names,
     )
 
 
-def with_tokens(found: Preview, look: TokenLook, sequence_len: int) -> Preview:
-    """The preview by token, as far as the look went."""
+def with_tokens(shown: Preview, look: TokenLook, sequence_len: int) -> Preview:
+    """The preview with its rows by token, as far as they were tokenized."""
     if look.away or not look.lengths:
-        return replace(found, away=look.away, refusal=look.fault)
+        return replace(shown, away=look.away, refusal=look.fault)
     lengths = list(look.lengths)
     return replace(
-        found,
-        tokens=_all_tokens(lengths, found.rows),
+        shown,
+        tokens=_all_tokens(lengths, shown.rows),
         truncated=sum(length > sequence_len for length in lengths),
         bars=tuple(_bars(lengths, sequence_len)),
         measured=len(lengths),
@@ -122,6 +130,7 @@ def with_tokens(found: Preview, look: TokenLook, sequence_len: int) -> Preview:
         by_token=look.shown,
         untrained=look.untrained,
         refusal=look.fault,
+        findings=tuple(look.findings),
     )
 
 
@@ -129,8 +138,8 @@ def _all_tokens(lengths: list[int], rows: int) -> int:
     return round(sum(lengths) * rows / len(lengths)) if lengths else 0
 
 
-def _parts(row: Row) -> Iterator[tuple[str, str, bool]]:
-    """`(role, text, whether the model learns to say it)`."""
+def parts(row: Row) -> Iterator[tuple[str, str, bool]]:
+    """`(role, text, whether the model is trained on it)` for each part."""
     for place, message in enumerate(row.messages):
         yield message.role, message.content, message.role == "assistant" and place >= row.given
     if row.prompt:
@@ -140,7 +149,7 @@ def _parts(row: Row) -> Iterator[tuple[str, str, bool]]:
 
 
 def turns(row: Row, *, train_on_inputs: bool) -> tuple[Turn, ...]:
-    """A row as a person reads it."""
+    """A row in the form that people read."""
     return tuple(
         Turn(
             role=role,
@@ -148,7 +157,7 @@ def turns(row: Row, *, train_on_inputs: bool) -> tuple[Turn, ...]:
             trained=trained or train_on_inputs,
             cut=max(0, len(text) - MAX_SHOWN),
         )
-        for role, text, trained in _parts(row)
+        for role, text, trained in parts(row)
     )
 
 

@@ -1,22 +1,33 @@
-"""A dataset is checked row by row when it arrives and kept once, by the sha256 of its bytes, for all who brought it."""
+"""Datasets: checked row by row on upload, and kept once by the sha256 of their bytes for all uploaders.
+
+Only a member who uploaded the bytes, or whose job was cloned or retried with them, can read them. For others there is
+no such dataset: its sha256 is printed in model cards and gives no right. Each uploader can remove a dataset for
+themselves. Its bytes are deleted with the last one.
+"""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Collection, Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from orchestrator.domain.errors import InvalidError, NotFoundError
-from orchestrator.ports.providers import Context, StoreError
-from orchestrator.ports.repository import Dataset, Transaction, Upload
-from orchestrator.services.errors import from_store
+from orchestrator.domain.accounts import Actor
+from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError
+from orchestrator.domain.storage import Dataset, Upload
+from orchestrator.ports.repository import Transaction
+from orchestrator.ports.stores import StoreError
+from orchestrator.services.context import Context, new_id
+from orchestrator.services.data_reading import inspect
 from orchestrator.services.hub_tokens import token_of
-from orchestrator.services.ids import new_id
+from orchestrator.services.stores import from_store
 from worker.shared.checkpoint_file import sha256_file
-from worker.shared.dataset_files import DatasetError, inspect
-from worker.shared.messages import DatasetSpec, FileFormat, RowFormat
+from worker.shared.dataset_files import DatasetError, DatasetInfo, examine
+from worker.shared.job_spec import DatasetSpec, FileFormat, JobSpec, RowFormat
+from worker.shared.row_keys import UnusedKeys
 
 _BY_SUFFIX = {
     ".jsonl": FileFormat.JSONL,
@@ -26,35 +37,63 @@ _BY_SUFFIX = {
     ".parquet": FileFormat.PARQUET,
 }
 
+DISCARDED_AT_ONCE = 100
+HEAD_BYTES, HEAD_ROWS = 64 * 2**10, 1_000
+"""The part of a file in which keys are looked for afterwards. An upload names those of all rows."""
+
 
 def file_format(name: str) -> FileFormat:
-    """The container by the file's name; raises `InvalidError` for one that is not known."""
-    found = _BY_SUFFIX.get(Path(name).suffix.lower())
-    if found is None:
-        raise InvalidError(f"{name}: a dataset is a .jsonl, .csv or .parquet file", [("/name", "has another ending")])
-    return found
+    """The container format by the file's name. Raises `InvalidError` for an unknown one."""
+    container = _BY_SUFFIX.get(Path(name).suffix.lower())
+    if container is None:
+        raise InvalidError(
+            f"{name} has an unknown file type. Use a .jsonl, .csv or .parquet file.",
+            [("/name", "has an unknown extension")],
+        )
+    return container
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brought:
+    """A file that was checked and kept, and the keys of its rows that training does not use."""
+
+    dataset: Dataset
+    unused_keys: tuple[str, ...]
 
 
 def add_dataset(ctx: Context, member_id: str, path: Path, name: str, row_format: RowFormat = RowFormat.AUTO) -> Dataset:
-    """Check every row of the file and keep it; the same bytes again are the same dataset.
+    """Like `bring`, where the keys of the rows are shown elsewhere."""
+    return bring(ctx, member_id, path, name, row_format).dataset
 
-    How the first upload has read them stays their default; the answer says how they were read this time.
+
+def bring(
+    ctx: Context, member_id: str, path: Path, name: str, row_format: RowFormat = RowFormat.AUTO, *, parent: str = ""
+) -> Brought:
+    """Check every row of the file and keep it. The same bytes again are the same dataset.
+
+    The row format of the first upload stays the default. The result says how the rows were read this time. `parent` is
+    the sha256 of the file that this one is a clean copy of.
     """
     container = file_format(name)
     try:
         info = inspect(path, row_format, container)
     except DatasetError as error:
         raise InvalidError(f"{name}: {error}", [("/", str(error))]) from error
+    return Brought(dataset=_kept(ctx, member_id, path, name, info, parent), unused_keys=info.unused)
+
+
+def _kept(ctx: Context, member_id: str, path: Path, name: str, info: DatasetInfo, parent: str) -> Dataset:
     sha256, now = sha256_file(path), ctx.clock.now()
     upload = Upload(id=new_id("upload", now), sha256=sha256, member_id=member_id, name=name, created_at=now)
     with ctx.uow() as tx:
-        known = tx.hold_dataset(sha256)
+        known = tx.datasets.get_for_share(sha256)
         if known is not None:
-            tx.add_upload(upload)
+            tx.datasets.add_upload(upload)
     if known is not None:
+        own = replace(known, name=name, member_id=member_id, created_at=now)
         as_read = {"row_format": info.type, "rows": info.rows, "file_format": info.file_format}
-        return known if known.row_format == info.type else replace(known, **as_read)
-    # A name of its own: whoever deletes what was there before, however late, does not mean these bytes.
+        return own if known.row_format == info.type else replace(own, **as_read)
+    # A unique key: a late deletion of an earlier file with the same bytes does not touch this one.
     key = f"datasets/{sha256}.{secrets.token_hex(4)}"
     try:
         stored = ctx.stores.local().put(key, path)
@@ -70,18 +109,24 @@ def add_dataset(ctx: Context, member_id: str, path: Path, name: str, row_format:
         member_id=member_id,
         created_at=now,
         key=key,
+        parent=parent,
     )
     with ctx.uow() as tx:
-        if tx.add_dataset(dataset).key != key:  # somebody brought the same bytes at the same time
-            tx.discard(key)
-        tx.add_upload(upload)
+        if tx.datasets.add(dataset).key != key:  # the same bytes were uploaded at the same time
+            tx.datasets.discard(key)
+        tx.datasets.add_upload(upload)
     return dataset
 
 
-def resolve_dataset(ctx: Context, member_id: str, spec: DatasetSpec, place: int) -> DatasetSpec:
-    """The entry with its bytes pinned: sha256, container, row format and number of rows."""
+def resolve_dataset(
+    ctx: Context, member_id: str, spec: DatasetSpec, place: int, given: Collection[str] = ()
+) -> DatasetSpec:
+    """The entry with its bytes pinned: sha256, container, row format and number of rows.
+
+    `given` are the datasets of a job that the member may clone.
+    """
     try:
-        dataset = _find(ctx, member_id, spec)
+        dataset = _find(ctx, member_id, spec, given)
     except InvalidError as error:
         pointer = f"/datasets/{place}/path"
         raise InvalidError(str(error), [(pointer, m) for _, m in error.problems] or [(pointer, str(error))]) from error
@@ -95,53 +140,150 @@ def resolve_dataset(ctx: Context, member_id: str, spec: DatasetSpec, place: int)
     )
 
 
-def _find(ctx: Context, member_id: str, spec: DatasetSpec) -> Dataset:
+def _find(ctx: Context, member_id: str, spec: DatasetSpec, given: Collection[str]) -> Dataset:
     if spec.path.startswith("sha256:"):
-        return _uploaded(ctx, spec)
-    found = ctx.catalog.dataset(spec.path, spec.split, token_of(ctx, member_id))
-    return add_dataset(ctx, member_id, found.path, found.name, spec.type)
+        return _uploaded(ctx, member_id, spec, given)
+    file = ctx.catalog.dataset(spec.path, spec.split, token_of(ctx, member_id))
+    return add_dataset(ctx, member_id, file.path, file.name, spec.type)
 
 
-def _uploaded(ctx: Context, spec: DatasetSpec) -> Dataset:
+def _uploaded(ctx: Context, member_id: str, spec: DatasetSpec, given: Collection[str]) -> Dataset:
     sha256 = spec.path.removeprefix("sha256:")
     with ctx.uow() as tx:
-        dataset = tx.dataset(sha256)
+        dataset = tx.datasets.get_of(sha256, member_id)
+        if dataset is None and sha256 in given:
+            dataset = tx.datasets.get(sha256)
     if dataset is None:
-        raise InvalidError(f"no dataset {sha256[:12]} was uploaded here; upload the file first")
+        raise InvalidError(f"There is no dataset {sha256[:12]}. Upload the file first.")
     if spec.type in (RowFormat.AUTO, RowFormat(dataset.row_format)):
         return dataset
     return _read_otherwise(ctx, dataset, spec.type)
 
 
 def _read_otherwise(ctx: Context, dataset: Dataset, row_format: RowFormat) -> Dataset:
-    """The same bytes with rows of another format, if every one of them is such a row."""
-    with NamedTemporaryFile() as copy:
+    """The same bytes with another row format, if every row has that format."""
+    with copied(ctx, dataset) as path:
         try:
-            copy.writelines(ctx.stores.local().read(dataset.key))
-        except StoreError as error:
-            raise from_store(error) from error
-        copy.flush()
-        try:
-            info = inspect(Path(copy.name), row_format, FileFormat(dataset.file_format))
+            info = inspect(path, row_format, FileFormat(dataset.file_format))
         except DatasetError as error:
-            raise InvalidError(
-                f"the uploaded rows are {dataset.row_format}, the job says {row_format}: {error}"
-            ) from error
+            raise InvalidError(f"The uploaded rows are {dataset.row_format}, not {row_format}: {error}") from error
     return replace(dataset, row_format=info.type)
 
 
-def dataset_by_id(ctx: Context, sha256: str) -> Dataset:
-    """A dataset that was uploaded; raises `NotFoundError`."""
+@contextmanager
+def copied(ctx: Context, dataset: Dataset, size: int | None = None) -> Generator[Path]:
+    """A copy of a stored data file, or of its first `size` bytes, on this computer."""
+    store = ctx.stores.local()
+    with NamedTemporaryFile() as copy:
+        try:
+            copy.writelines(store.read(dataset.key) if size is None else [store.head(dataset.key, size)])
+        except StoreError as error:
+            raise from_store(error) from error
+        copy.flush()
+        yield Path(copy.name)
+
+
+def dataset_by_id(ctx: Context, actor: Actor, sha256: str) -> Dataset:
+    """A dataset that the actor uploaded. Raises `NotFoundError`, also if only others did."""
     with ctx.uow() as tx:
-        dataset = tx.dataset(sha256)
+        dataset = tx.datasets.get_of(sha256, actor.member_id)
     if dataset is None:
-        raise NotFoundError(f"there is no dataset {sha256}")
+        raise NotFoundError(f"There is no dataset {sha256}. List them with `trainhop datasets ls`.")
     return dataset
 
 
-def hold(tx: Transaction, hashes: Iterable[str]) -> tuple[int, str] | None:
-    """Keep a job's data files from being deleted before it is written down; place and words of the first that is gone."""
+def unused_keys(ctx: Context, spec: JobSpec) -> tuple[str, ...]:
+    """Keys in the first rows of a job's files that training does not use."""
+    unused = UnusedKeys()
+    for entry in spec.datasets:
+        with ctx.uow() as tx:
+            dataset = tx.datasets.get(entry.sha256 or "")
+        if dataset is not None:
+            unused.add(keys_of(ctx, replace(dataset, row_format=entry.type)))
+    return unused.names
+
+
+def keys_of(ctx: Context, dataset: Dataset) -> tuple[str, ...]:
+    """Keys in the first rows of an uploaded file that training does not use."""
+    found, container = UnusedKeys(), FileFormat(dataset.file_format)
+    if container is FileFormat.PARQUET and dataset.size > HEAD_BYTES:  # its columns are named at the end
+        return ()
+    with copied(ctx, dataset, HEAD_BYTES) as head:
+        rows = examine(head, RowFormat(dataset.row_format), container)[1]
+        for row in islice(rows, HEAD_ROWS):  # a packed file has more than its size tells
+            if not isinstance(row, DatasetError):  # the last row may be cut
+                found.add(row.unused)
+    return found.names
+
+
+def hold(tx: Transaction, member_id: str, hashes: Iterable[str], now: float) -> tuple[int, str] | None:
+    """Keep the datasets of a member's job from being deleted until the job is written, and after that for the member.
+
+    Returns the index and the message of the first missing one.
+    """
     for place, sha256 in enumerate(hashes):
-        if tx.hold_dataset(sha256) is None:
-            return place, f"the data file {sha256[:12]} was deleted: upload it again, and it is there for this job too"
+        dataset = tx.datasets.get_for_share(sha256)
+        if dataset is None:
+            return place, f"The data file {sha256[:12]} was deleted. Upload it again."
+        if tx.datasets.get_of(sha256, member_id) is None:
+            given = Upload(
+                id=new_id("upload", now), sha256=sha256, member_id=member_id, name=dataset.name, created_at=now
+            )
+            tx.datasets.add_upload(given)
     return None
+
+
+def delete_dataset(ctx: Context, actor: Actor, sha256: str, member: str | None = None) -> None:
+    """Remove a data file of the actor's or, for admins, of another member's (name or id).
+
+    Its bytes are deleted when the last member who uploaded them has removed them. Ended jobs do not keep them: such
+    jobs cannot be retried or cloned until the same bytes are uploaded again. Raises `ConflictError` while an unfinished
+    job of that member needs them.
+    """
+    with ctx.uow() as tx:
+        owner = _owner(tx, actor, member)
+        dataset = tx.datasets.get_for_update(sha256)
+        brought_by = tx.datasets.uploaders(sha256)
+        if dataset is None or owner not in brought_by:
+            raise NotFoundError(f"There is no dataset {sha256}. List them with `trainhop datasets ls`.")
+        _refuse_while_needed(tx, sha256, owner)
+        tx.datasets.delete_upload(sha256, owner)
+        if brought_by == {owner}:
+            tx.datasets.delete(dataset)
+            tx.audits.empty_units(sha256)  # its labels stay, its texts do not
+    sweep_discarded(ctx)
+
+
+def _owner(tx: Transaction, actor: Actor, member: str | None) -> str:
+    if member is None:
+        return actor.member_id
+    owner = tx.members.get(member) or tx.members.get_by_name(member)
+    if owner is None or not actor.may_see(owner.id):
+        raise NotFoundError(f"There is no member {member}. List them with `trainhop members ls`.")
+    return owner.id
+
+
+def _refuse_while_needed(tx: Transaction, sha256: str, member_id: str) -> None:
+    job = tx.jobs.find_using_dataset(sha256, member_id)
+    if job is not None:
+        raise ConflictError(
+            f"Job {job.name} ({job.id}) is {job.state.word} and uses this file. "
+            "Wait until it has ended, or cancel it first."
+        )
+
+
+def sweep_discarded(ctx: Context) -> None:
+    """Delete the objects of deleted datasets. If a store does not answer, the next round tries again."""
+    with ctx.uow() as tx:
+        discarded = {
+            key: [c.name for c in tx.stores.all() if tx.store_objects.get(c.name, key)]
+            for key in tx.datasets.discarded(DISCARDED_AT_ONCE)
+        }
+    for key, copies in discarded.items():
+        try:
+            for store in (ctx.stores.local(), *map(ctx.stores.get, copies)):  # copies were made for notebooks
+                store.delete(key)
+        except StoreError:
+            continue
+        with ctx.uow() as tx:
+            tx.datasets.delete_discarded(key)

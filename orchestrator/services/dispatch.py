@@ -1,42 +1,45 @@
-"""Giving queued jobs to free machines, and saying why a job still waits."""
+"""Lease queued jobs to free machines, and explain why a job still waits."""
 
 from __future__ import annotations
 
-import shlex
+import errno
 from dataclasses import dataclass, replace
-from functools import partial
 
-from orchestrator.domain import diagnosis
+from orchestrator.domain.accounts import Account
 from orchestrator.domain.errors import ConflictError
+from orchestrator.domain.jobs import Job, Lease
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
-from orchestrator.domain.model import Account, Job, Lease
 from orchestrator.domain.scheduling import Blocker, Candidate, PendingJob, Placement, explain, match
 from orchestrator.ports.providers import (
-    Capacity,
-    Context,
     CredentialsRefused,
     LaunchRejected,
     LaunchRequest,
     ProviderError,
     ProviderUnavailable,
     QuotaExhausted,
-    StoreError,
 )
 from orchestrator.ports.repository import Transaction
-from orchestrator.services.ids import new_id
+from orchestrator.ports.stores import StoreError
+from orchestrator.services.capacity import is_offline, less_live, list_capacity, note_problem
+from orchestrator.services.context import Context, new_id
+from orchestrator.services.failed_starts import Explanation, too_small_at
 from orchestrator.services.leases import release_lease
-from orchestrator.services.offline_sessions import is_offline, offline_bundle
+from orchestrator.services.offline_sessions import offline_bundle
 from worker.shared import causes
 
 QUEUE_DEPTHS = (16, 128, 1024)
-"""Queued jobs of each member that one round looks at: more only while machines stay free, because some jobs fit none."""
+"""Queued jobs of each member that one round considers.
+
+A round goes deeper only while machines stay free, because some jobs fit none.
+"""
 
 LAUNCHES_PER_ROUND = 64
 STORE_REST_S = 60.0
-"""How long an account is left alone after the store could not open uploads for a machine of it."""
+"""How long an account rests after the store could not open uploads for a machine of it."""
+ROOM_REST_S = 5.0
+"""How long an account rests after this server had no room for the files of a session."""
 FULL_REST_S = 300.0
-"""The same after it had no room, where it does not say until when."""
-NO_ROOM = Capacity(slots=0, session_s=0)
+"""How long an account rests after it had no room and did not say until when."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,109 +49,38 @@ class _Claim:
 
 
 def dispatch(ctx: Context) -> int:
-    """One round: claim jobs for free machines in one transaction, then launch outside of it. Returns the number claimed."""
+    """One round: claim jobs for free machines in one transaction, then launch outside of it.
+
+    Returns the number of claimed jobs.
+    """
     with ctx.uow() as tx:
-        accounts = tx.accounts() if tx.has_queued() else []
+        accounts = tx.accounts.all() if tx.jobs.has_queued() else []
     places = list_capacity(ctx, accounts)
     if not any(p.slots and not p.closed_reason for p in places):
         return 0
     with ctx.uow() as tx:
         claims = _claim(ctx, tx, places, {a.id: a for a in accounts})
         ctx.launching.update(c.lease.id for c in claims)
-    for claim in claims:
-        ctx.spawn(lambda claim=claim: _launch(ctx, claim))
+    try:
+        for claim in claims:
+            ctx.spawn(lambda claim=claim: _launch(ctx, claim))
+    except BaseException:
+        # Reconciling repairs only launches that it may touch.
+        ctx.launching.difference_update(c.lease.id for c in claims)
+        raise
     return len(claims)
-
-
-def list_capacity(ctx: Context, accounts: list[Account]) -> list[Candidate]:
-    """What every account offers, our own live leases not yet deducted; a driver that does not answer is shut, not gone.
-
-    Accounts are asked side by side. One that takes its time counts for nothing until its answer is here, which asks for a
-    dispatch.
-    """
-    rooms = {a.id: room for a in accounts if (room := _unasked(ctx, a)) is not None}
-    slow = {_question(a): partial(_room, ctx, a) for a in accounts if a.id not in rooms}
-    said = ctx.rooms.gather(slow, ctx.limits.patience_s, on_late=ctx.wake)
-    silent = replace(NO_ROOM, closed_reason=f"cannot be reached (no answer within {ctx.limits.patience_s:g} s)")
-    rooms |= {a.id: said.get(_question(a), silent) for a in accounts if a.id not in rooms}
-    return [
-        Candidate(account_id=a.id, provider=a.provider, name=a.name, member_id=a.member_id, **vars(rooms[a.id]))
-        for a in accounts
-    ]
-
-
-def _question(account: Account) -> str:
-    """What was asked with other credentials is no answer."""
-    return account.id + account.credentials
-
-
-def _unasked(ctx: Context, account: Account) -> Capacity | None:
-    """What is known of an account without a call to anybody; None if it has to be asked."""
-    if reason := _not_allowed(ctx, account):
-        return replace(NO_ROOM, closed_reason=reason)
-    if account.not_before > ctx.clock.now():
-        return replace(NO_ROOM, closed_reason=account.note or "no room at the moment", open_at=account.not_before)
-    return _room(ctx, account) if _is_at_hand(ctx, account) else None
-
-
-def _is_at_hand(ctx: Context, account: Account) -> bool:
-    try:
-        return ctx.providers.get(account.provider).capabilities.local
-    except ProviderUnavailable:
-        return True  # its driver did not load, and cannot be asked
-
-
-def _room(ctx: Context, account: Account) -> Capacity:
-    try:
-        room = ctx.providers.get(account.provider).room(account)
-    except CredentialsRefused as error:
-        _note_problem(ctx, account, str(error))
-        return replace(NO_ROOM, closed_reason=str(error))
-    except QuotaExhausted as error:
-        return replace(NO_ROOM, closed_reason=str(error), open_at=error.until)
-    except ProviderError as error:
-        return replace(NO_ROOM, closed_reason=f"cannot be reached ({error})")
-    except Exception as error:  # noqa: BLE001  told where people look; one account must not keep all others waiting
-        return replace(NO_ROOM, closed_reason=f"its driver failed ({type(error).__name__}: {error})")
-    closed = diagnosis.closed(account.image, account.provider, causes.SMOKE) if room.gpu else ""
-    return replace(room, closed_reason=room.closed_reason or closed)
-
-
-def _not_allowed(ctx: Context, account: Account) -> str:
-    """What a person has to do before anything may start there."""
-    if account.paused:
-        return "paused"
-    entry = next((e for e in ctx.providers.entries() if e.name == account.provider), None)
-    personal = entry is not None and entry.provider is not None and entry.provider.capabilities.personal
-    if personal and account.consented_at is None:
-        return f"waits for its owner's consent (`trainhop accounts consent {shlex.quote(account.name)}`)"
-    return account.problem
-
-
-def _note_problem(ctx: Context, account: Account, problem: str) -> None:
-    """Nothing is asked in vain again before the owner has entered new credentials or checked these."""
-    with ctx.uow() as tx:
-        current = tx.account(account.id)
-        if current is not None and current.credentials == account.credentials:
-            current.problem = problem
-            tx.save_account(current)
-
-
-def less_live(places: list[Candidate], by_account: dict[str, int]) -> list[Candidate]:
-    """Places with the slots that our live leases take up deducted."""
-    return [replace(p, slots=max(0, p.slots - by_account.get(p.account_id, 0))) for p in places]
 
 
 def _claim(ctx: Context, tx: Transaction, places: list[Candidate], accounts: dict[str, Account]) -> list[_Claim]:
     now = ctx.clock.now()
-    by_member, by_account = tx.live_counts()
+    by_member, by_account = tx.leases.live_counts()
     free = less_live(places, by_account)
     room = min(LAUNCHES_PER_ROUND, sum(p.slots for p in free if not p.closed_reason))
     if room == 0:
         return []
     chosen: list[Placement] = []
     for depth in QUEUE_DEPTHS:
-        waiting = [to_pending(job) for job in tx.queued(max(depth, room), now)]
+        waiting = [to_pending(job, too_small_at(tx, job)) for job in tx.jobs.queued(max(depth, room), now)]
         chosen = match(waiting, free, by_member, now)[:LAUNCHES_PER_ROUND]
         if len(chosen) >= room or len(waiting) < depth:
             break
@@ -159,8 +91,8 @@ def _claim(ctx: Context, tx: Transaction, places: list[Candidate], accounts: dic
 def create_lease(
     ctx: Context, tx: Transaction, chosen: Placement, now: float, *, offline: bool, actor: str = "scheduler"
 ) -> Lease | None:
-    """Write the next lease of a queued job; None if the job is not queued any more."""
-    job = tx.job(chosen.job_id)
+    """Write the next lease of a queued job. None if the job is no longer queued."""
+    job = tx.jobs.get(chosen.job_id)
     if job is None or job.state is not JobState.QUEUED:
         return None
     lease_id = new_id("lease", now)
@@ -182,8 +114,8 @@ def create_lease(
         first_step=job.head_step,
         step=job.head_step,
     )
-    tx.add_lease(lease)
-    tx.save_job(job)
+    tx.leases.add(lease)
+    tx.jobs.save(job)
     return lease
 
 
@@ -191,33 +123,47 @@ def _launch(ctx: Context, claim: _Claim) -> None:
     lease = claim.lease
     try:
         if lease.offline and not _is_live(ctx, lease):
-            return  # cancelled while it waited for its turn; one that can call is told so when it does
+            return  # cancelled while it waited, and its machine could not learn of that
+
         external_id = ctx.providers.get(lease.provider).launch(_request(ctx, claim))
     except CredentialsRefused as error:
-        _note_problem(ctx, claim.account, str(error))
+        note_problem(ctx, claim.account, str(error))
         _launch_failed(ctx, lease.id, str(error), counts=False)
     except ConflictError:
-        return  # its model cannot be had: the lease has ended, and its job says why
+        return  # the model is not available: the lease has ended, and its job says why
+
     except ProviderUnavailable as error:
-        _note_silence(
-            ctx, lease.id, str(error)
-        )  # it may have gone through: reconciling asks the provider and then decides
+        # The launch may have succeeded. Reconciling asks the provider and decides.
+        _note_silence(ctx, lease.id, str(error))
     except StoreError as error:
-        _not_ready(ctx, claim, f"the store takes nothing now ({error})", ctx.clock.now() + STORE_REST_S)
+        _not_ready(ctx, claim, f"the store does not accept files now ({error})", ctx.clock.now() + STORE_REST_S)
     except QuotaExhausted as error:
         _not_ready(ctx, claim, str(error), error.until)
     except (LaunchRejected, ProviderError) as error:
         _launch_failed(ctx, lease.id, str(error), cause=causes.LAUNCH)
+    except Exception as error:
+        _note_own_error(ctx, claim, error)
+        raise
     else:
         with ctx.uow() as tx:
-            tx.note_external_id(lease.id, external_id)
+            tx.leases.set_external_id(lease.id, external_id)
     finally:
         ctx.launching.discard(lease.id)
 
 
+def _note_own_error(ctx: Context, claim: _Claim, error: Exception) -> None:
+    """An error of this server at a launch. The machine may have been started, unless it is this computer."""
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if is_full and ctx.providers.get(claim.lease.provider).capabilities.this_computer:
+        _not_ready(ctx, claim, "this server's disk is full", ctx.clock.now() + ROOM_REST_S)
+        return
+    why = getattr(error, "strerror", None) or "an unexpected error, see the server's log"
+    _note_silence(ctx, claim.lease.id, f"this server could not start it: {why}")
+
+
 def _is_live(ctx: Context, lease: Lease) -> bool:
     with ctx.uow() as tx:
-        current = tx.lease(lease.id)
+        current = tx.leases.get(lease.id)
     return current is not None and current.state.is_live
 
 
@@ -239,31 +185,31 @@ def _request(ctx: Context, claim: _Claim) -> LaunchRequest:
 
 
 def _not_ready(ctx: Context, claim: _Claim, why: str, until: float | None) -> None:
-    """The job has no fault in it, and is none the worse for it; the account rests for a while."""
+    """End the lease without counting it against the job, which has no fault. The account rests for a while."""
     now = ctx.clock.now()
     with ctx.uow() as tx:
-        account = tx.account(claim.account.id)
+        account = tx.accounts.get(claim.account.id)
         if account is not None:
             account.not_before = until if until is not None and until > now else now + FULL_REST_S
             account.note = why
-            tx.save_account(account)
+            tx.accounts.save(account)
     _launch_failed(ctx, claim.lease.id, why, counts=False)
 
 
 def _note_silence(ctx: Context, lease_id: str, why: str) -> None:
-    """Keep the provider's words for those who wonder why nothing starts."""
+    """Keep the provider's message, so that people can read why nothing starts."""
     with ctx.uow() as tx:
-        lease = tx.lease(lease_id)
+        lease = tx.leases.get(lease_id)
         if lease is not None and lease.state is LeaseState.PROVISIONING:
             lease.detail = why
-            tx.save_lease(lease)
+            tx.leases.save(lease)
 
 
 def _launch_failed(ctx: Context, lease_id: str, why: str, *, counts: bool = True, cause: str = "") -> None:
     now = ctx.clock.now()
     with ctx.uow() as tx:
-        lease = tx.lease(lease_id)
-        job = tx.job(lease.job_id) if lease else None
+        lease = tx.leases.get(lease_id)
+        job = tx.jobs.get(lease.job_id) if lease else None
         if lease is None or job is None or not lease.state.is_live:
             return
         lease.collected_at = now
@@ -273,17 +219,16 @@ def _launch_failed(ctx: Context, lease_id: str, why: str, *, counts: bool = True
             job,
             LeaseState.EXPIRED,
             EndReason.LAUNCH_FAILED,
-            detail=why,
+            Explanation(why, cause),
             at=now,
             actor="scheduler",
             counts=counts,
-            cause=cause,
         )
     ctx.wake()
 
 
-def to_pending(job: Job) -> PendingJob:
-    """The job as the policy sees it."""
+def to_pending(job: Job, too_small_at: frozenset[str] = frozenset()) -> PendingJob:
+    """The job as the policy sees it. See `failed_starts.too_small_at`."""
     spec = job.spec
     placement = spec.get("placement", {})
     return PendingJob(
@@ -302,29 +247,31 @@ def to_pending(job: Job) -> PendingJob:
         step_time=job.step_time,
         from_folder=spec.get("base_model", "").startswith("/"),
         needs_gpu=spec.get("backend") == "unsloth",
+        too_small_at=too_small_at,
     )
 
 
-def why_waiting(ctx: Context, job: Job) -> Blocker | None:
-    """What keeps a job from starting, in words; None if it is about to, or at work."""
+def why_waiting(ctx: Context, job_id: str) -> Blocker | None:
+    """Why a job does not start, in words. None if it is about to start, has a lease, or is gone."""
     now = ctx.clock.now()
-    if job.state is not JobState.QUEUED:
-        return _unconfirmed(ctx, job)
     with ctx.uow() as tx:
-        accounts = tx.accounts()
-        _, by_account = tx.live_counts()
-        ended = tx.leases_of(job.id) if job.not_before > now else []
-    found = explain(to_pending(job), less_live(list_capacity(ctx, accounts), by_account), now)
-    if found is None or not ended:
-        return found
+        job = tx.jobs.get(job_id)
+        if job is None or job.state is not JobState.QUEUED:
+            return _unconfirmed(tx, job) if job is not None else None
+        accounts = tx.accounts.all()
+        _, by_account = tx.leases.live_counts()
+        ended = tx.leases.of_job(job.id) if job.not_before > now else []
+        small = too_small_at(tx, job)
+    blocker = explain(to_pending(job, small), less_live(list_capacity(ctx, accounts), by_account), now)
+    if blocker is None or not ended:
+        return blocker
     last = max(ended, key=lambda lease: lease.fence)
-    return replace(found, reason=f"{found.reason}; the last session ended: {last.detail or last.end_reason}")
+    return replace(blocker, reason=f"{blocker.reason}; the last session ended: {last.detail or last.end_reason}")
 
 
-def _unconfirmed(ctx: Context, job: Job) -> Blocker | None:
-    """The words of a provider that did not say whether it starts the job's session."""
-    with ctx.uow() as tx:
-        lease = tx.live_lease(job.id)
+def _unconfirmed(tx: Transaction, job: Job) -> Blocker | None:
+    """The message of a provider that did not confirm the start of the job's session."""
+    lease = tx.leases.live_of_job(job.id)
     if lease is None or lease.state is not LeaseState.PROVISIONING or not lease.detail:
         return None
-    return Blocker(reason=f"it is not known yet whether a session starts: {lease.detail}")
+    return Blocker(reason=f"the provider has not confirmed the session yet: {lease.detail}")

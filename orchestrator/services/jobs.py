@@ -1,51 +1,84 @@
-"""What people do with jobs: submit, pause, resume, cancel, retry, set priority."""
+"""Use cases of jobs: submit, pause, resume, cancel, retry, set priority, delete."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
-from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
-from orchestrator.domain.model import Checkpoint, Job, Role
-from orchestrator.ports.providers import Context
+from orchestrator.domain.accounts import Actor, Role
+from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, KeyTakenError, NotFoundError
+from orchestrator.domain.jobs import Checkpoint, Job, Lease
+from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
+from orchestrator.ports.providers import Handle, ProviderError
 from orchestrator.ports.repository import Transaction
-from orchestrator.services.datasets import hold, resolve_dataset
-from orchestrator.services.dispatch import list_capacity
-from orchestrator.services.hub_tokens import token_of
-from orchestrator.services.ids import new_id
+from orchestrator.ports.stores import StoreError
+from orchestrator.services.checkpoints import sweep
+from orchestrator.services.context import Context, new_id
+from orchestrator.services.data_checking import refuse_findings
+from orchestrator.services.datasets import hold
+from orchestrator.services.failed_starts import Explanation
+from orchestrator.services.job_resolution import NEWEST, resolve
 from orchestrator.services.leases import release_lease
-from worker.shared import memory_estimate
+from orchestrator.services.stores import from_store
+from worker.shared.data_checks.findings import Finding
+from worker.shared.job_spec import JobSpec
 from worker.shared.memory_estimate import Need
-from worker.shared.messages import JobSpec
 
-LAST_DEADLINE = 253_402_300_800.0
-"""The year 10000, which no calendar of ours can say."""
+T = TypeVar("T")
+
+
+class Write(Protocol):
+    """Runs work in a transaction that is committed on return. `order` begins with the id of what it locks."""
+
+    def __call__(self, order: tuple[str, int], piece: Callable[[Transaction], T], /) -> T: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Actor:
-    """Who asks, as the token says."""
+class Submission:
+    """The job of a request. `is_new` is false if an earlier request with the same idempotency key has queued it.
 
-    member_id: str
-    name: str
-    role: Role
+    `notes` are what its author should know.
+    """
 
-    def may_see(self, member_id: str) -> bool:
-        """Members see their own, admins everything."""
-        return self.role is Role.ADMIN or self.member_id == member_id
+    job: Job
+    is_new: bool
+    notes: tuple[str, ...]
 
 
-def submit(ctx: Context, actor: Actor, spec: JobSpec, *, key: str | None = None) -> Job:
-    """Queue a job. With an idempotency `key`, the same request again returns the same job and another one is refused."""
+def submit(
+    ctx: Context, actor: Actor, spec: JobSpec, *, key: str | None = None, write: Write | None = None
+) -> Submission:
+    """Queue a job. With an idempotency `key`, the same request again returns the same job. A different one is refused.
+
+    `write` may share its transaction with other requests. Without it the job gets a transaction of its own.
+    """
     ready = prepare(ctx, actor, spec, key=key)
     if isinstance(ready, Job):
-        return ready
-    with ctx.uow() as tx:
-        job = queue(ctx, tx, actor, ready)
+        return _submitted_before(ctx, ready)
+    try:
+        if write is not None:
+            job = write((actor.member_id, 0), lambda tx: queue(ctx, tx, actor, ready))
+        else:
+            with ctx.uow() as tx:
+                job = queue(ctx, tx, actor, ready)
+    except KeyTakenError:
+        return _submitted_before(ctx, job_of_winner(ctx, actor, ready))
     ctx.wake()
-    return job
+    return Submission(job=job, is_new=True, notes=ready.notes)
+
+
+def _submitted_before(ctx: Context, job: Job) -> Submission:
+    return Submission(job=job, is_new=False, notes=notes_of(ctx, job.id))
+
+
+def notes_of(ctx: Context, job_id: str) -> tuple[str, ...]:
+    """What the author of a job was told when it was submitted."""
+    with ctx.uow() as tx:
+        first = tx.events.after(0, job_id=job_id, limit=1)
+    return tuple(first[0].data.get("notes", ())) if first else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,27 +88,40 @@ class Ready:
     spec: JobSpec
     as_json: dict[str, Any]
     need: Need
+    notes: tuple[str, ...]
+    accepted: tuple[Finding, ...]
     key: str | None
-    asked: str
+    request_hash: str
 
 
-def prepare(ctx: Context, actor: Actor, spec: JobSpec, *, key: str | None = None, of: str = "") -> Ready | Job:
-    """The part of `submit` that looks things up and may take long; the job itself if it was queued before.
+def prepare(
+    ctx: Context,
+    actor: Actor,
+    spec: JobSpec,
+    *,
+    key: str | None = None,
+    of: str = "",
+    given: Collection[str] = (),
+    versions: Mapping[str, int | None] = NEWEST,
+) -> Ready | Job:
+    """The part of `submit` that looks things up and may be slow. Returns the job itself if it was queued before.
 
-    `of` is what else makes two requests different, besides the file.
+    `of` is what else distinguishes two requests, besides the file. `given` and `versions` as in `resolve`.
     """
     if spec.priority > 0:
         _may_go_first(actor)
-    asked = hashlib.sha256((spec.model_dump_json() + of).encode()).hexdigest()
-    if key is not None and (again := _earlier(ctx, actor, key, asked)) is not None:
+    request_hash = hashlib.sha256((spec.model_dump_json() + of).encode()).hexdigest()
+    if key is not None and (again := earlier(ctx, actor, key, request_hash)) is not None:
         return again
-    resolved, need = resolve(ctx, actor, spec)
+    resolved, need, noted = resolve(ctx, actor, spec, given, versions)
     return Ready(
         spec=resolved,
         as_json=resolved.model_dump(mode="json"),
         need=need,
+        notes=noted,
+        accepted=refuse_findings(ctx, resolved),
         key=key,
-        asked=asked,
+        request_hash=request_hash,
     )
 
 
@@ -88,13 +134,15 @@ def queue(
     cloned_from: str | None = None,
     begin: Checkpoint | None = None,
 ) -> Job:
-    """The part of `submit` that writes; `begin` is the checkpoint of `cloned_from` that a clone goes on from."""
+    """The part of `submit` that writes. `begin` is the checkpoint of `cloned_from` from which a clone continues."""
     now, resolved = ctx.clock.now(), ready.spec
-    if tx.hold_member(actor.member_id) is None:
-        raise ForbiddenError("you are no longer a member of this server")
-    gone = hold(tx, (d.sha256 or "" for d in resolved.datasets))  # since they were looked up
+    if tx.members.get_for_share(actor.member_id) is None:
+        raise ForbiddenError("You are no longer a member of this server. Ask an admin.")
+    gone = hold(tx, actor.member_id, (d.sha256 or "" for d in resolved.files), now)  # datasets deleted since the lookup
+
     if gone is not None:
-        raise InvalidError(gone[1], [(f"/datasets/{gone[0]}/path", gone[1])])
+        place = f"/datasets/{gone[0]}" if resolved.evaluation is None else "/prompts"
+        raise InvalidError(gone[1], [(f"{place}/path", gone[1])])
     job = Job(
         id=new_id("job", now),
         member_id=actor.member_id,
@@ -112,85 +160,55 @@ def queue(
         created_at=now,
         updated_at=now,
     )
-    lineage: dict[str, Any] = {"cloned_from": cloned_from, "from_step": job.first_step} if cloned_from else {}
-    job.note("job.submitted", at=now, actor=actor.name, steps=job.total_steps, **lineage)
+    facts: dict[str, Any] = {"cloned_from": cloned_from, "from_step": job.first_step} if cloned_from else {}
+    if ready.notes:
+        facts["notes"] = list(ready.notes)
+    job.note("job.submitted", at=now, actor=actor.name, reason=" ".join(ready.notes), steps=job.total_steps, **facts)
+    if ready.accepted:
+        words = "; ".join(f"{found.check}: {found.words}" for found in ready.accepted)
+        checks = list(dict.fromkeys(found.check for found in ready.accepted))
+        job.note("job.findings_accepted", at=now, actor=actor.name, reason=words, checks=checks)
     if ready.key is not None:
-        tx.remember(actor.member_id, ready.key, ready.asked, {"job": job.id}, now)
-    tx.add_job(job)
+        tx.idempotency.add(actor.member_id, ready.key, ready.request_hash, {"job": job.id}, now)
+    tx.jobs.add(job)
     if begin is not None:
-        tx.add_checkpoint(replace(begin, job_id=job.id, parent=None, created_at=now))  # this job's chain begins here
+        tx.checkpoints.add(replace(begin, job_id=job.id, parent=None, created_at=now))  # this job's chain begins here
+
     return job
 
 
-def _earlier(ctx: Context, actor: Actor, key: str, asked: str) -> Job | None:
+def job_of_winner(ctx: Context, actor: Actor, ready: Ready) -> Job:
+    """The job of the request with the same key that was faster. Raises `ConflictError` if that was another request."""
+    job = earlier(ctx, actor, ready.key or "", ready.request_hash)
+    if job is None:
+        raise ConflictError("A request with this Idempotency-Key is in progress. Try again.")
+    return job
+
+
+def earlier(ctx: Context, actor: Actor, key: str, request_hash: str) -> Job | None:
+    """The job that a request with this key has queued. Raises `ConflictError` if that was another request."""
     with ctx.uow() as tx:
-        earlier = tx.remembered(actor.member_id, key)
-        if earlier is None:
+        used = tx.idempotency.get(actor.member_id, key)
+        if used is None:
             return None
-        if earlier[0] != asked:
-            raise ConflictError("this Idempotency-Key was used for a different request; choose a new one")
-        job = tx.job(earlier[1]["job"])
+        if used[0] != request_hash:
+            raise ConflictError("This Idempotency-Key was used for another request. Choose a new one.")
+        job = tx.jobs.get(used[1]["job"])
         if job is not None and job.deleted_at is not None:
-            raise ConflictError("the job of this Idempotency-Key was deleted; choose a new one")
+            raise ConflictError("The job of this Idempotency-Key was deleted. Choose a new one.")
         return job
 
 
-def resolve(ctx: Context, actor: Actor, spec: JobSpec) -> tuple[JobSpec, Need]:
-    """The spec with everything pinned that may not change later, and the memory it needs."""
-    if spec.deadline is not None and not 0 <= spec.deadline < LAST_DEADLINE:
-        raise InvalidError("the deadline is no date", [("/deadline", "must be a time before the year 10000")])
-    _refuse_the_unknown(ctx, spec)
-    model = ctx.catalog.model(spec.base_model, token_of(ctx, actor.member_id))
-    datasets = tuple(resolve_dataset(ctx, actor.member_id, d, place) for place, d in enumerate(spec.datasets))
-    pinned = spec.model_copy(update={"base_model": model.name, "datasets": datasets})
-    if pinned.train_rows < 1:
-        raise InvalidError("nothing is left to train on", [("/val_set_size", "takes every row of the data")])
-    needed = memory_estimate.need(pinned, model.shape, model.parameters)
-    _refuse_the_too_large(ctx, actor, needed)
-    return pinned.model_copy(update={"max_steps": pinned.total_steps, "num_epochs": None}), needed
-
-
-def _refuse_the_unknown(ctx: Context, spec: JobSpec) -> None:
-    """A job that asks for a provider nobody has heard of would wait for ever."""
-    known = sorted(entry.name for entry in ctx.providers.entries())
-    for place, name in enumerate(spec.placement.providers):
-        if name not in known:
-            words = f"there is no provider {name}: one of {', '.join(known)}"
-            raise InvalidError(words, [(f"/placement/providers/{place}", words)])
-
-
-def _refuse_the_too_large(ctx: Context, actor: Actor, need: Need) -> None:
-    with ctx.uow() as tx:
-        accounts = tx.accounts()
-    places = list_capacity(ctx, [a for a in accounts if a.member_id in (None, actor.member_id)])
-    if not places or any(not p.memory_bytes or need.on(gpu=p.gpu) <= p.memory_bytes for p in places):
-        return
-    largest = max(places, key=lambda place: place.memory_bytes)
-    raise InvalidError(
-        "the base model does not fit on any machine",
-        [
-            (
-                "/base_model",
-                (
-                    f"needs about {need.on(gpu=largest.gpu) / 2**30:.1f} GiB, the largest machine has "
-                    f"{largest.memory_bytes / 2**30:.1f}; "
-                    "choose a smaller model, adapter: qlora, or a shorter sequence_len"
-                ),
-            )
-        ],
-    )
-
-
 def owned(tx: Transaction, actor: Actor, job_id: str) -> Job:
-    """The job if the actor may see it; otherwise it does not exist for them."""
-    job = tx.job(job_id)
+    """The job if the actor may see it. Otherwise raises `NotFoundError`."""
+    job = tx.jobs.get(job_id)
     if job is None or job.deleted_at is not None or not actor.may_see(job.member_id):
-        raise NotFoundError(f"there is no job {job_id}")
+        raise NotFoundError(f"There is no job {job_id}.")
     return job
 
 
 def pause(ctx: Context, actor: Actor, job_id: str) -> Job:
-    """Stop at the next step's end with everything saved; a queued job just leaves the queue."""
+    """Stop at the end of the next step with everything saved. A queued job is just removed from the queue."""
     now = ctx.clock.now()
     with ctx.uow() as tx:
         job = owned(tx, actor, job_id)
@@ -200,13 +218,13 @@ def pause(ctx: Context, actor: Actor, job_id: str) -> Job:
             job.pause_requested_at = now
             job.note("job.pause_requested", at=now, actor=actor.name)
         elif job.state.is_final:
-            raise ConflictError(f"job {job_id} is {job.state}: there is nothing to pause")
-        tx.save_job(job)
+            raise ConflictError(f"Job {job_id} is {job.state.word} and cannot be paused.")
+        tx.jobs.save(job)
         return job
 
 
 def resume(ctx: Context, actor: Actor, job_id: str) -> Job:
-    """Queue a paused job again, or take back a pause that has not happened yet."""
+    """Queue a paused job again, or withdraw a pause that has not happened yet."""
     now = ctx.clock.now()
     with ctx.uow() as tx:
         job = owned(tx, actor, job_id)
@@ -216,30 +234,32 @@ def resume(ctx: Context, actor: Actor, job_id: str) -> Job:
             job.pause_requested_at = None
             job.note("job.pause_withdrawn", at=now, actor=actor.name)
         else:
-            raise ConflictError(f"job {job_id} is {job.state}, not paused")
-        tx.save_job(job)
+            raise ConflictError(f"Job {job_id} is {job.state.word}, not paused.")
+        tx.jobs.save(job)
     ctx.wake()
     return job
 
 
 def hand_over(ctx: Context, actor: Actor, job_id: str) -> Job:
-    """Have the running session save and leave, so that the job goes on at the next free machine."""
+    """Make the running session save and exit, so that the job continues on the next free machine."""
     now = ctx.clock.now()
     with ctx.uow() as tx:
         job = owned(tx, actor, job_id)
-        lease = tx.live_lease(job.id)
+        lease = tx.leases.live_of_job(job.id)
         if lease is None or lease.state is LeaseState.PROVISIONING:
-            raise ConflictError(f"job {job_id} is {job.state}: no machine works on it that could hand it over")
+            raise ConflictError(
+                f"Job {job_id} is {job.state.word}. Only a running job can be moved to another machine."
+            )
         if lease.state is LeaseState.ACTIVE:
             lease.to(LeaseState.DRAINING)
-            tx.save_lease(lease)
+            tx.leases.save(lease)
             job.note("job.handover_requested", at=now, actor=actor.name, lease_id=lease.id)
-            tx.save_job(job)
+            tx.jobs.save(job)
         return job
 
 
 def cancel(ctx: Context, actor: Actor, job_id: str) -> Job:
-    """End the job; a machine that runs it is told to stop and, if it does not listen, ended."""
+    """End the job. The machine that runs it gets a request to stop, and is stopped if it does not obey."""
     now = ctx.clock.now()
     with ctx.uow() as tx:
         job = owned(tx, actor, job_id)
@@ -248,55 +268,128 @@ def cancel(ctx: Context, actor: Actor, job_id: str) -> Job:
         elif job.state.holds_lease:
             _cancel_leased(tx, job, actor, now)
         elif job.state is not JobState.CANCELLED:
-            raise ConflictError(f"job {job_id} is {job.state}: there is nothing to cancel")
-        tx.save_job(job)
+            raise ConflictError(f"Job {job_id} is {job.state.word} and cannot be cancelled.")
+        tx.jobs.save(job)
         return job
 
 
 def _cancel_leased(tx: Transaction, job: Job, actor: Actor, now: float) -> None:
-    """A worker that has started is asked; one that has not cannot hear, so its lease ends here and now."""
-    lease = tx.live_lease(job.id)
+    """Request the worker to stop. If it has not started, it cannot receive the request, and its lease ends at once."""
+    lease = tx.leases.live_of_job(job.id)
     first = job.cancel_requested_at is None
     if first:
         job.cancel_requested_at = now
         job.note("job.cancel_requested", at=now, actor=actor.name)
     if lease is not None and lease.state is LeaseState.PROVISIONING:
-        release_lease(
-            tx, lease, job, LeaseState.EXPIRED, EndReason.CANCELLED, detail="cancelled", at=now, actor=actor.name
-        )
+        end, why = EndReason.CANCELLED, Explanation("cancelled")
+        release_lease(tx, lease, job, LeaseState.EXPIRED, end, why, at=now, actor=actor.name)
 
 
 def retry(ctx: Context, actor: Actor, job_id: str) -> Job:
-    """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
+    """Queue a failed or cancelled job again. It continues from its last checkpoint."""
     with ctx.uow() as tx:
         job = owned(tx, actor, job_id)
         if job.state not in {JobState.FAILED, JobState.CANCELLED}:
-            raise ConflictError(f"job {job_id} is {job.state}: only a failed or cancelled job can be retried")
-        if tx.hold_member(job.member_id) is None:
-            raise ConflictError(f"the owner of job {job_id} is no longer a member of this server: clone it instead")
-        if gone := hold(tx, (d["sha256"] for d in job.spec["datasets"])):
+            raise ConflictError(f"Job {job_id} is {job.state.word}. Only a failed or cancelled job can be retried.")
+        if tx.members.get_for_share(job.member_id) is None:
+            raise ConflictError(
+                f"The owner of job {job_id} is no longer a member of this server. Clone the job instead."
+            )
+        if gone := hold(
+            tx, job.member_id, (d.sha256 or "" for d in JobSpec.model_validate(job.spec).files), ctx.clock.now()
+        ):
             raise ConflictError(gone[1])
         job.queue_again(at=ctx.clock.now(), actor=actor.name, reason="retried on request")
-        tx.save_job(job)
+        tx.jobs.save(job)
     ctx.wake()
     return job
 
 
 def set_priority(ctx: Context, actor: Actor, job_id: str, priority: int) -> Job:
-    """Move a job in the queue. Only an admin may go above 0: priority counts before fair share."""
+    """Move a job in the queue. Only an admin may set more than 0, because priority counts before fair share."""
     if priority > 0:
         _may_go_first(actor)
     with ctx.uow() as tx:
         job = owned(tx, actor, job_id)
         if job.state.is_final:
-            raise ConflictError(f"job {job_id} is {job.state}: its priority no longer matters")
+            raise ConflictError(f"Job {job_id} is {job.state.word}, so its priority cannot change.")
         job.priority = priority
         job.note("job.priority", at=ctx.clock.now(), actor=actor.name, priority=priority)
-        tx.save_job(job)
+        tx.jobs.save(job)
     ctx.wake()
     return job
 
 
 def _may_go_first(actor: Actor) -> None:
     if actor.role is not Role.ADMIN:
-        raise ForbiddenError("a priority above 0 goes before other members' jobs; ask an admin")
+        raise ForbiddenError("A priority above 0 needs an admin. Ask one, or use 0 or less.")
+
+
+def delete(ctx: Context, actor: Actor, job_id: str) -> None:
+    """Delete an ended job, its checkpoints, adapter, curves, samples and logs, for everyone and for good.
+
+    A clone keeps the checkpoint that it began with. The hours of its sessions and the events that say what happened are
+    kept. Raises `ConflictError` while the job, or what one of its machines left, may still be needed, and
+    `UnavailableError` if the store does not answer. Both leave the job as it is.
+    """
+    with ctx.uow() as tx:
+        job = _ended(tx, actor, job_id)
+    _delete_adapter(ctx, job)
+    with ctx.uow() as tx:
+        job = _ended(tx, actor, job_id)
+        leases = tx.leases.of_job(job_id)
+        for checkpoint in tx.checkpoints.of_job(job_id, CheckpointState.COMMITTED):
+            checkpoint.to(CheckpointState.PRUNED)
+            tx.checkpoints.save(checkpoint)
+        job.delete(at=ctx.clock.now(), actor=actor.name)
+        tx.jobs.save(job)
+        tx.jobs.delete_records(job_id)
+    sweep(ctx)
+    for lease in leases:
+        _erase_log(ctx, lease)
+
+
+def _ended(tx: Transaction, actor: Actor, job_id: str) -> Job:
+    job = owned(tx, actor, job_id)
+    if not job.state.is_final:
+        raise ConflictError(f"Job {job_id} is {job.state.word}. Cancel it before you delete it.")
+    if any(lease.collected_at is None for lease in tx.leases.of_job(job_id)):
+        raise ConflictError(f"The last session of job {job_id} is still being cleaned up. Try again in a minute.")
+    _refuse_if_promoted(tx, job)
+    _refuse_if_evidence(tx, job)
+    return job
+
+
+def _refuse_if_promoted(tx: Transaction, job: Job) -> None:
+    if promoting := tx.models.promoting(job.id):
+        names = ", ".join(model.name for model in promoting)
+        raise ConflictError(
+            f"The adapter of job {job.id} is promoted in model {names}. Promote another candidate or roll back first."
+        )
+
+
+def _refuse_if_evidence(tx: Transaction, job: Job) -> None:
+    """A comparison that was lost must stay, because a verdict states how many there were."""
+    evaluation = tx.evaluations.get(job.id)
+    if evaluation is None or evaluation.trained_job == job.id or evaluation.finished_at is None:
+        return
+    trained = tx.jobs.get_many([evaluation.trained_job]).get(evaluation.trained_job)
+    is_compared = any(found.closed_at is not None for found in tx.comparisons.of_evaluation(job.id))
+    if trained is not None and trained.deleted_at is None and (is_compared or tx.models.promoting(trained.id)):
+        raise ConflictError(
+            f"Job {job.id} is part of the evidence about the adapter of job {trained.id}. Delete that job first."
+        )
+
+
+def _delete_adapter(ctx: Context, job: Job) -> None:
+    if job.adapter_key is None or job.adapter_store is None:
+        return
+    try:
+        ctx.stores.get(job.adapter_store).delete(job.adapter_key)
+    except StoreError as error:
+        raise from_store(error) from error
+
+
+def _erase_log(ctx: Context, lease: Lease) -> None:
+    with contextlib.suppress(ProviderError):
+        ctx.providers.get(lease.provider).delete_log(Handle.of(lease, None))

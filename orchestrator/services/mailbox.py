@@ -1,7 +1,8 @@
-"""Notebooks that speak through documents in their owner's account, because neither side can call the other.
+"""Mailboxes: notebooks and the server exchange messages through documents, because neither side can call the other.
 
-The server makes the documents and looks into them; the notebook, signed in as the account's owner, replaces their text. Each
-is written by one side alone, so that nothing can be overwritten, and says again what the other has not heard.
+The documents are stored in the account of the notebook's owner. The server creates and reads them. The notebook, signed
+in as the owner, replaces their text. Only one side writes each document, so nothing can be overwritten. A side repeats
+its messages until the other has read them.
 """
 
 from __future__ import annotations
@@ -15,55 +16,54 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
+from orchestrator.domain.accounts import OneTimeCode
 from orchestrator.domain.errors import ConflictError, TrainhopError, UnavailableError
+from orchestrator.domain.jobs import Lease
 from orchestrator.domain.lifecycle import EndReason, LeaseState
-from orchestrator.domain.model import Lease, OneTimeCode
-from orchestrator.ports.providers import (
-    Context,
-    ObjectMissing,
-    ProviderError,
-    Store,
-    StoreError,
-    SupportsDocuments,
-    SupportsOwner,
-)
+from orchestrator.ports.providers import ProviderError
+from orchestrator.ports.stores import ObjectMissing, Store, StoreError, SupportsDocuments, SupportsOwner
 from orchestrator.services import notebooks, offline_sessions
-from orchestrator.services.errors import from_store
+from orchestrator.services.context import Context
+from orchestrator.services.failed_starts import Explanation
 from orchestrator.services.leases import directive, lease_prefix, release_lease
+from orchestrator.services.stores import from_store
 from orchestrator.services.worker_messages import LogReader
 from worker.shared.messages import Assignment, Grant
 from worker.shared.notebook_messages import Claimed, MailboxReply, MailboxRequest
 from worker.shared.wheel import Wheel
 
 LISTENS_S = 600.0
-"""How long after its lease a notebook still hears that its last words have arrived."""
+"""How long after the end of its lease a notebook still gets acknowledgements of its last messages."""
 
 UP, DOWN, WHEEL = "up.json", "down.json", "worker.whl"
 
 
-class LetterStore(Store, SupportsDocuments, Protocol):
-    """A store whose owner's notebooks can get at its documents."""
+class MailboxStore(Store, SupportsDocuments, Protocol):
+    """A store with documents that the owner's notebooks can read and replace."""
 
 
-def letter_store(ctx: Context) -> LetterStore | None:
-    """The store whose documents a notebook can use, if the current one has any."""
+def mailbox_store(ctx: Context) -> MailboxStore | None:
+    """The current store, if a notebook can use its documents."""
     store = ctx.stores.current()
     return store if isinstance(store, SupportsDocuments) else None
 
 
-def need_letter_store(ctx: Context) -> LetterStore:
-    """The same; raises `ConflictError` if there is none."""
-    store = letter_store(ctx)
+def need_mailbox_store(ctx: Context) -> MailboxStore:
+    """The current store, as `letter_store`. Raises `ConflictError` if a notebook cannot use its documents."""
+    store = mailbox_store(ctx)
     if store is None:
         raise ConflictError(
-            "new files go to a folder of this server, which no notebook can reach: see trainhop store use drive"
+            "The store in use is a folder of this server, which notebooks cannot reach. Run `trainhop store use drive`."
         )
     return store
 
 
 def open_mailbox(ctx: Context, wheel: Wheel) -> tuple[str, dict[str, str], str]:
-    """Make the documents of one notebook. Returns the mailbox's name, the documents' addresses, and whose account it is."""
-    store = need_letter_store(ctx)
+    """Create the documents of one notebook.
+
+    Returns the mailbox's name, the addresses of the documents, and the owner of the account.
+    """
+    store = need_mailbox_store(ctx)
     mailbox = f"notebooks/{secrets.token_hex(8)}"
     keys = {"wheel": WHEEL, "up": UP, "down": DOWN}
     try:
@@ -80,8 +80,8 @@ def open_mailbox(ctx: Context, wheel: Wheel) -> tuple[str, dict[str, str], str]:
 
 
 def publish(ctx: Context, job_id: str, file_name: str, notebook: str) -> tuple[str, str]:
-    """Put a job's notebook into the store's account in place of its earlier one: its link, and whose account that is."""
-    store, key = need_letter_store(ctx), f"jobs/{job_id}/{file_name}"
+    """Replace a job's notebook in the store's account by this one. Returns its link and the owner of the account."""
+    store, key = need_mailbox_store(ctx), f"jobs/{job_id}/{file_name}"
     try:
         store.write_document(key, notebook)
         return store.notebook_link(key), _owner(store)
@@ -94,17 +94,17 @@ def _owner(store: Store) -> str:
 
 
 class MailboxPoller:
-    """Looks into every open mailbox; what he remembers spares work and may be lost."""
+    """Polls every open mailbox. What it remembers only saves work and may be lost."""
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
-        self._ears: dict[str, LogReader] = {}
+        self._readers: dict[str, LogReader] = {}
         self._sent: dict[str, MailboxReply] = {}
 
     def round(self) -> None:
-        """Read what is new, act on it and answer. A store that does not answer is asked again in the next round."""
+        """Read what is new, act on it and reply. If a store does not answer, the next round tries again."""
         with self._ctx.uow() as tx:
-            mailboxes = tx.open_mailboxes()
+            mailboxes = tx.codes.with_mailbox()
         for claim in mailboxes:
             try:
                 self._deliver(claim)
@@ -114,64 +114,73 @@ class MailboxPoller:
                 continue
 
     def _was_not_heard(self, claim: OneTimeCode) -> None:
-        """Silence says nothing of a notebook whose letters we cannot read."""
+        """Extend the lease: silence proves nothing while the notebook's messages cannot be read."""
         with self._ctx.uow() as tx:
-            lease = tx.lease(claim.lease_id) if claim.lease_id else None
+            lease = tx.leases.get(claim.lease_id) if claim.lease_id else None
             if lease is not None and lease.state.is_live:
                 lease.expires_at = max(lease.expires_at, self._ctx.clock.now() + self._ctx.limits.lease_s)
-                tx.save_lease(lease)
+                tx.leases.save(lease)
 
     def _deliver(self, claim: OneTimeCode) -> None:
         store = self._ctx.stores.get(claim.store)
         assert isinstance(store, SupportsDocuments)
         with self._ctx.uow() as tx:
-            lease = tx.lease(claim.lease_id) if claim.lease_id else None
+            lease = tx.leases.get(claim.lease_id) if claim.lease_id else None
         ends = claim.expires_at if lease is None else (lease.ended_at or self._ctx.clock.now()) + LISTENS_S
         if self._ctx.clock.now() > ends:
             self._close(store, claim)
             return
-        letter = _read(store, claim)
-        if letter is not None:
-            self._answer(store, claim, self._reply(store, claim, letter))
+        message = _read(store, claim)
+        if message is not None:
+            self._answer(store, claim, self._reply(store, claim, message))
 
     def _answer(self, store: SupportsDocuments, claim: OneTimeCode, answer: MailboxReply) -> None:
         if self._sent.get(claim.mailbox) != answer:
             store.write_document(f"{claim.mailbox}/{DOWN}", answer.model_dump_json(exclude_defaults=True))
             self._sent[claim.mailbox] = answer
 
-    def _reply(self, store: Store, claim: OneTimeCode, letter: MailboxRequest) -> MailboxReply:
-        if letter.claim is not None and (claim.lease_id is None or not letter.lines):
-            return self._claim(store, claim, letter)
-        if claim.lease_id is None or claim.nonce != letter.nonce:
-            return MailboxReply(nonce=letter.nonce, refused="this notebook runs in another tab: a code works once")
-        return self._listen(letter, claim.lease_id)
+    def _reply(self, store: Store, claim: OneTimeCode, message: MailboxRequest) -> MailboxReply:
+        if message.claim is not None and (claim.lease_id is None or not message.lines):
+            return self._claim(store, claim, message)
+        if claim.lease_id is None or claim.nonce != message.nonce:
+            return MailboxReply(
+                nonce=message.nonce, refused="This notebook is already running in another tab. A code works once."
+            )
+        return self._listen(message, claim.lease_id)
 
-    def _claim(self, store: Store, claim: OneTimeCode, letter: MailboxRequest) -> MailboxReply:
-        asked, sent = letter.claim, self._sent.get(claim.mailbox)
-        assert asked is not None
-        if sent is not None and sent.nonce == letter.nonce:
+    def _claim(self, store: Store, claim: OneTimeCode, message: MailboxRequest) -> MailboxReply:
+        request, sent = message.claim, self._sent.get(claim.mailbox)
+        assert request is not None
+        if sent is not None and sent.nonce == message.nonce:
             return sent
-        if self._ctx.tokens.hash(asked.code) != claim.code_hash:
-            return MailboxReply(nonce=letter.nonce, refused="the code is not the one that this notebook was made with")
+        if self._ctx.tokens.hash(request.code) != claim.code_hash:
+            return MailboxReply(
+                nonce=message.nonce, refused="The code does not belong to this notebook. Create a new one."
+            )
         try:
-            claimed = notebooks.claim(self._ctx, asked, offline=True)
+            claimed = notebooks.claim(self._ctx, request, offline=True)
             assignment = self._kit(store, claimed)
         except TrainhopError as error:
-            return MailboxReply(nonce=letter.nonce, refused=str(error))
+            return MailboxReply(nonce=message.nonce, refused=str(error))
         ticket = claimed.ticket.model_copy(update={"assignment": assignment, "server_url": None})
-        return MailboxReply(nonce=letter.nonce, taken=True, claimed=claimed.model_copy(update={"ticket": ticket}))
+        return MailboxReply(nonce=message.nonce, taken=True, claimed=claimed.model_copy(update={"ticket": ticket}))
 
     def _kit(self, store: Store, claimed: Claimed) -> Assignment:
-        """The assignment with everything that it reads where the notebook can read it; gives the lease back if that fails."""
+        """The assignment, with every file that it reads copied to where the notebook can read it.
+
+        Releases the lease if that fails.
+        """
         with self._ctx.uow() as tx:
-            lease = tx.lease(claimed.ticket.lease)
+            lease = tx.leases.get(claimed.ticket.lease)
         assert lease is not None
         try:
             ready = offline_sessions.offline_bundle(self._ctx, lease)
             brought = {key: _bring(store, _place(lease, key), read) for key, read in ready.inputs.items()}
         except StoreError as error:
-            _give_back(self._ctx, lease, f"the store takes nothing now ({error})")
-            raise ConflictError(f"the store takes nothing now ({error}): make a new notebook later") from error
+            _give_back(self._ctx, lease, f"the store does not accept files now ({error})")
+            raise ConflictError(
+                f"The store does not accept files now ({error}). Create a new notebook later."
+            ) from error
 
         def reachable(grant: Grant) -> Grant:
             return grant.model_copy(update={"url": brought.get(grant.key, grant.url)})
@@ -184,34 +193,34 @@ class MailboxPoller:
         }
         return ready.assignment.model_copy(update=changes)
 
-    def _listen(self, letter: MailboxRequest, lease_id: str) -> MailboxReply:
-        ear = self._ears.setdefault(lease_id, LogReader(ctx=self._ctx, lease_id=lease_id))
-        ear.listen(letter.lines)
+    def _listen(self, message: MailboxRequest, lease_id: str) -> MailboxReply:
+        reader = self._readers.setdefault(lease_id, LogReader(ctx=self._ctx, lease_id=lease_id))
+        reader.read(message.lines)
         with self._ctx.uow() as tx:
-            lease = tx.lease(lease_id)
-            job = tx.job(lease.job_id) if lease is not None else None
+            lease = tx.leases.get(lease_id)
+            job = tx.jobs.get(lease.job_id) if lease is not None else None
         assert lease is not None
         assert job is not None
-        answer = MailboxReply(nonce=letter.nonce, taken=True, heard=ear.seq)
+        answer = MailboxReply(nonce=message.nonce, taken=True, heard=reader.seq)
         if not lease.state.is_live:
             return answer.model_copy(update={"over": lease.detail or str(lease.end_reason)})
         return answer.model_copy(update={"directive": directive(lease, job)})
 
     def _close(self, store: Store, claim: OneTimeCode) -> None:
-        """A notebook that comes later finds nothing, and says what that means."""
+        """Delete the documents. A notebook that comes later does not find them, and tells its user what that means."""
         for name in (WHEEL, UP, DOWN):
             store.delete(f"{claim.mailbox}/{name}")
         self._sent.pop(claim.mailbox, None)
-        self._ears.pop(claim.lease_id or "", None)
+        self._readers.pop(claim.lease_id or "", None)
         with self._ctx.uow() as tx:
-            current = tx.claim(claim.code_hash)
+            current = tx.codes.get(claim.code_hash)
             if current is not None:
                 current.mailbox = ""
-                tx.save_claim(current)
+                tx.codes.save(current)
 
 
 def _read(store: SupportsDocuments, claim: OneTimeCode) -> MailboxRequest | None:
-    """What the notebook wrote; None as long as it has not, or if its text is no letter."""
+    """The notebook's message. None if there is none yet, or if its text is not a valid message."""
     try:
         return MailboxRequest.model_validate_json(store.read_document(f"{claim.mailbox}/{UP}"))
     except (ValidationError, ObjectMissing):
@@ -219,12 +228,15 @@ def _read(store: SupportsDocuments, claim: OneTimeCode) -> MailboxRequest | None
 
 
 def _place(lease: Lease, key: str) -> str:
-    """A model's files are called alike in every job: they lie in their lease's folder and go with it."""
+    """The key of a file in the notebook's store.
+
+    Files of a model have the same names in every job. So they are stored in their lease's folder and deleted with it.
+    """
     return f"{lease_prefix(lease)}{hashlib.sha256(key.encode()).hexdigest()}" if key.startswith("model/") else key
 
 
 def _bring(store: Store, key: str, read: Callable[[], Iterator[bytes]]) -> str:
-    """The object's address in the notebook's store; copied there if it lies elsewhere."""
+    """The object's address in the notebook's store. The object is copied there if it is stored elsewhere."""
     assert isinstance(store, SupportsDocuments)
     try:
         store.stat(key)
@@ -237,11 +249,11 @@ def _bring(store: Store, key: str, read: Callable[[], Iterator[bytes]]) -> str:
     return store.address(key)
 
 
-def _give_back(ctx: Context, lease: Lease, why: str) -> None:
+def _give_back(ctx: Context, lease: Lease, words: str) -> None:
     now = ctx.clock.now()
     with ctx.uow() as tx:
-        current, job = tx.lease(lease.id), tx.job(lease.job_id)
+        current, job = tx.leases.get(lease.id), tx.jobs.get(lease.job_id)
         if current is not None and job is not None and current.state.is_live:
-            end = EndReason.LAUNCH_FAILED
-            release_lease(tx, current, job, LeaseState.EXPIRED, end, detail=why, at=now, actor="server", counts=False)
+            end, why = EndReason.LAUNCH_FAILED, Explanation(words)
+            release_lease(tx, current, job, LeaseState.EXPIRED, end, why, at=now, actor="server", counts=False)
     ctx.wake()

@@ -1,7 +1,7 @@
-"""The files of a gated or private base model, granted one by one: the token that opens them stays on this server.
+"""Grants for the files of a gated or private base model. The token that opens them stays on this server.
 
-Large files are read at an address that the hub gave for a while and that needs no sign-in; small ones lie in the server's own
-store for as long as the lease lasts. A model that anybody may read is fetched by the machine itself.
+Large files are read at a temporary address of the hub that needs no sign-in. Small files are kept in the server's own
+store for as long as the lease lasts. The machine itself fetches a model that is public.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from pathlib import Path
 
 from orchestrator.domain.errors import ConflictError, InvalidError, UnavailableError
+from orchestrator.domain.jobs import Lease
 from orchestrator.domain.lifecycle import EndReason, LeaseState
-from orchestrator.domain.model import Lease
-from orchestrator.ports.providers import Context, ModelFile, Store, StoreError
+from orchestrator.ports.catalog import ModelFile
+from orchestrator.ports.stores import Store, StoreError
+from orchestrator.services.context import Context
 from orchestrator.services.hub_tokens import token_of
-from worker.shared.messages import Grant, GrantKind, JobSpec
+from orchestrator.services.read_grants import bound
+from worker.shared.job_spec import JobSpec
+from worker.shared.messages import Grant, GrantKind
 
 PATIENCE_S = 300.0
-"""How long a machine that can call waits for a hub that does not answer; one that cannot is not started."""
+"""How long a machine that can call waits for a hub that does not answer. One that cannot call is not started."""
 REST_S = 300.0
-"""Until the job is tried again after that."""
+"""Delay of the job's next try after the hub did not answer."""
 
 Inputs = MutableMapping[str, Callable[[], Iterator[bytes]]]
 
@@ -28,8 +32,9 @@ Inputs = MutableMapping[str, Callable[[], Iterator[bytes]]]
 def granted(ctx: Context, lease: Lease, spec: JobSpec) -> tuple[Grant, ...]:
     """Grants for a machine that can call.
 
-    Raises `StoreError`, `UnavailableError` while the hub does not answer, and `ConflictError` once the lease was ended for it, with the
-    reason on its job: what the hub refuses fails the job, its silence brings it no nearer to failing.
+    Raises `StoreError`, `UnavailableError` while the hub does not answer, and `ConflictError` once the lease was ended
+    for it, with the reason on its job. A refusal by the hub fails the job. Silence of the hub does not count against
+    the job.
     """
     try:
         files = _look_up(ctx, lease, spec)
@@ -42,7 +47,10 @@ def granted(ctx: Context, lease: Lease, spec: JobSpec) -> tuple[Grant, ...]:
 
 
 def staged(ctx: Context, lease: Lease, spec: JobSpec, inputs: Inputs) -> tuple[Grant, ...]:
-    """Grants for a machine that cannot call; what it is to be brought is added to `inputs`. Raises `ConflictError` as above."""
+    """Grants for a machine that cannot call. Adds the files that must be copied to the machine to `inputs`.
+
+    Raises `ConflictError` as `granted` does.
+    """
     try:
         files = _look_up(ctx, lease, spec)
     except UnavailableError as error:
@@ -69,7 +77,7 @@ def _plain(file: ModelFile) -> Grant:
 
 
 def _grant(store: Store, lease: Lease, file: ModelFile, *, shares_disk: bool) -> Grant:
-    """An address of the hub's, or a place in the server's own store from which any machine can read."""
+    """A grant at an address of the hub, or at a place in the server's own store from which any machine can read."""
     if file.data is None:
         return _plain(file)
     key = f"{prefix(lease)}{file.sha256}"
@@ -78,16 +86,16 @@ def _grant(store: Store, lease: Lease, file: ModelFile, *, shares_disk: bool) ->
         copy.flush()
         store.put(key, Path(copy.name))
     found = store.grant_download(key, GrantKind.MODEL, sha256=file.sha256, size=file.size, shares_disk=shares_disk)
-    return found.model_copy(update={"key": _key(file)})
+    return bound(found, lease).model_copy(update={"key": _key(file)})
 
 
 def prefix(lease: Lease) -> str:
-    """Where the small files of a lease's model lie, apart from those that its machine may write."""
+    """The folder of the small files of a lease's model. It is separate from the files that its machine may write."""
     return f"jobs/{lease.job_id}/model-f{lease.fence}/"
 
 
 def sweep(ctx: Context, lease: Lease) -> None:
-    """Delete what was laid out for a lease that is over."""
+    """Delete the files that were staged for an ended lease."""
     store = ctx.stores.local()
     try:
         for key in store.keys(prefix(lease)):
@@ -102,19 +110,22 @@ def _not_now(ctx: Context, lease: Lease, error: UnavailableError) -> ConflictErr
 
 
 def _end(ctx: Context, lease: Lease, why: str, *, retry_at: float | None) -> None:
-    """Close the lease with these words; its job fails with them, or waits until `retry_at` and is none the worse for it."""
+    """Close the lease with this reason.
+
+    Its job fails with the reason too, or waits until `retry_at` without counting the lease.
+    """
     now = ctx.clock.now()
     with ctx.uow() as tx:
-        current, job = tx.lease(lease.id), tx.job(lease.job_id)
+        current, job = tx.leases.get(lease.id), tx.jobs.get(lease.job_id)
         if current is None or job is None or not current.state.is_live:
             return
         end = EndReason.FAILED if retry_at is None else EndReason.LAUNCH_FAILED
         if current.started_at is None:
             current.collected_at = now  # nothing was launched
         current.end(LeaseState.EXPIRED, end, at=now, detail=why)
-        tx.save_lease(current)
+        tx.leases.save(current)
         if retry_at is None:
             job.fail(why, at=now, actor="server", lease_id=lease.id)
         else:
             job.release(end, detail=why, at=now, actor="server", lease_id=lease.id, retry_at=retry_at, counts=False)
-        tx.save_job(job)
+        tx.jobs.save(job)

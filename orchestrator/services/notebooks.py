@@ -4,46 +4,48 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
+from orchestrator.domain.accounts import Account, Actor, OneTimeCode
+from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError, UnavailableError
+from orchestrator.domain.jobs import Job, Lease
 from orchestrator.domain.lifecycle import JobState
-from orchestrator.domain.model import Account, Job, Lease, OneTimeCode
 from orchestrator.domain.scheduling import Candidate, Placement, budget, fits
-from orchestrator.ports.providers import Capacity, Context
+from orchestrator.ports.providers import Capacity
 from orchestrator.ports.repository import Transaction
+from orchestrator.services.context import Context, new_id
 from orchestrator.services.dispatch import create_lease, to_pending
-from orchestrator.services.ids import new_id
-from orchestrator.services.jobs import Actor
-from worker.shared.messages import PROTOCOL_VERSION, Ticket
+from worker.shared.messages import Ticket
 from worker.shared.notebook_messages import Claimed, ClaimRequest
-
-PROVIDER = "colab"
-"""The provider of every notebook that a person opens, whoever runs the machine under it."""
+from worker.shared.places import enable_gpu
+from worker.shared.wire import PROTOCOL_VERSION
 
 CODE_LASTS_S = 24 * 3600.0
 REMEMBERED_S = 60 * 86_400.0
-"""An old code is still told why it does not work; then it is forgotten."""
+"""Until then a notebook with an old code gets the reason why it does not work. Then the code is deleted."""
 
 INSTALL_S = 600.0
-"""What a notebook may take from its claim to its worker's first word: packages are installed in between."""
+"""Time from a notebook's claim to its worker's first message. Packages are installed in between."""
 
-_NO_GPU = {
-    "colab": "in the menu choose Runtime > Change runtime type > T4 GPU",
-    "kaggle": "in the side bar choose Session options > Accelerator > GPU T4 x2",
-}
+
+def provider_of_notebooks(ctx: Context) -> str:
+    """The provider on which notebooks are counted. Raises `UnavailableError` if none is installed."""
+    for entry in ctx.providers.entries():
+        if entry.provider is not None and entry.provider.capabilities.notebooks:
+            return entry.name
+    raise UnavailableError("No installed provider supports notebooks. Install one that does.")
 
 
 def check_job(ctx: Context, actor: Actor, job_id: str) -> Job:
-    """The actor's own job, if anything is left to train; raises in words otherwise."""
+    """The actor's own job, if anything is left to train. Otherwise raises an error in words."""
     with ctx.uow() as tx:
         return _own_job(tx, actor, job_id)
 
 
 def _own_job(tx: Transaction, actor: Actor, job_id: str) -> Job:
-    job = tx.job(job_id)
+    job = tx.jobs.get(job_id)
     if job is None or not actor.may_see(job.member_id):
-        raise NotFoundError(f"there is no job {job_id}")
+        raise NotFoundError(f"There is no job {job_id}.")
     if job.member_id != actor.member_id:
-        raise ForbiddenError("a notebook trains its owner's own job: only the job's owner can make one")
+        raise ForbiddenError("Only the job's owner can create a notebook for it. Ask the owner.")
     _refuse_ended(job)
     return job
 
@@ -51,7 +53,7 @@ def _own_job(tx: Transaction, actor: Actor, job_id: str) -> Job:
 def make_code(
     ctx: Context, actor: Actor, job_id: str, *, store: str = "", mailbox: str = ""
 ) -> tuple[str, OneTimeCode]:
-    """A fresh code for the actor's own job; it is shown this once. Raises as `check_job`."""
+    """A new code for the actor's own job. It is shown only once. Raises as `check_job`."""
     now = ctx.clock.now()
     with ctx.uow() as tx:
         job = _own_job(tx, actor, job_id)
@@ -66,99 +68,102 @@ def make_code(
             store=store,
             mailbox=mailbox,
         )
-        tx.forget_claims(now - REMEMBERED_S)
-        tx.add_claim(claim)
+        tx.codes.delete_expired(now - REMEMBERED_S)
+        tx.codes.add(claim)
     return code, claim
 
 
-def claim(ctx: Context, asked: ClaimRequest, *, offline: bool = False) -> Claimed:
-    """Exchange a code for a lease; the same run asking again gets the same answer. `offline`: its machine cannot call.
+def claim(ctx: Context, request: ClaimRequest, *, offline: bool = False) -> Claimed:
+    """Exchange a code for a lease. If the same run repeats the request, it gets the same result.
 
-    Every refusal leaves the job as it is, and all but 'used' and 'expired' leave the code good for another try.
+    `offline`: its machine cannot call. Every refusal leaves the job as it is. After all refusals but 'used' and
+    'expired' the code can be tried again.
     """
-    if asked.protocol != PROTOCOL_VERSION:
-        raise InvalidError("this notebook is older or newer than its server: make a new one")
+    if request.protocol != PROTOCOL_VERSION:
+        raise InvalidError("This notebook belongs to another version of the server. Create a new one.")
     with ctx.uow() as tx:
-        account = _account(ctx, tx, _known(ctx, tx, asked).member_id)
-    # As of an account without credentials: nothing is asked of anybody before a notebook may begin.
-    room = ctx.providers.get(PROVIDER).room(replace(account, credentials=""))
+        account = _account(ctx, tx, _known(ctx, tx, request).member_id)
+    # Without its credentials: no remote call may delay the start of a notebook.
+    room = ctx.providers.get(account.provider).capacity(replace(account, credentials=""))
     with ctx.uow() as tx:
-        known = _known(ctx, tx, asked)
-        job = tx.job(known.job_id)
+        known = _known(ctx, tx, request)
+        job = tx.jobs.get(known.job_id)
         assert job is not None
         if known.lease_id is not None:
-            return _again(ctx, tx, known, job, asked)
-        lease = _lease(ctx, tx, job, account, room, asked, offline=offline)
-        known.used_at, known.lease_id, known.nonce = ctx.clock.now(), lease.id, asked.nonce
-        tx.save_claim(known)
+            return _again(ctx, tx, known, job, request)
+        lease = _lease(ctx, tx, job, account, room, request, offline=offline)
+        known.used_at, known.lease_id, known.nonce = ctx.clock.now(), lease.id, request.nonce
+        tx.codes.save(known)
         return _claimed(ctx, lease, job)
 
 
-def _known(ctx: Context, tx: Transaction, asked: ClaimRequest) -> OneTimeCode:
-    known = tx.claim(ctx.tokens.hash(asked.code))
+def _known(ctx: Context, tx: Transaction, request: ClaimRequest) -> OneTimeCode:
+    known = tx.codes.get(ctx.tokens.hash(request.code))
     if known is None:
-        raise NotFoundError("this server does not know the notebook's code: make a new notebook for the job")
+        raise NotFoundError("The server does not know this notebook's code. Create a new notebook for the job.")
     if known.lease_id is None and known.expires_at <= ctx.clock.now():
         ago, lasts = ctx.clock.now() - known.created_at, CODE_LASTS_S
         raise ConflictError(
-            f"this notebook was made {_duration(ago)} ago and its code worked for {_duration(lasts)}: {_anew(known.job_id)}"
+            f"This notebook's code has expired: it is {_duration(ago)} old and worked for "
+            f"{_duration(lasts)}. {_anew(known.job_id)}"
         )
     return known
 
 
-def _again(ctx: Context, tx: Transaction, known: OneTimeCode, job: Job, asked: ClaimRequest) -> Claimed:
-    lease = tx.lease(known.lease_id or "")
-    if lease is not None and known.nonce == asked.nonce and lease.state.is_live and lease.nonce is None:
+def _again(ctx: Context, tx: Transaction, known: OneTimeCode, job: Job, request: ClaimRequest) -> Claimed:
+    lease = tx.leases.get(known.lease_id or "")
+    if lease is not None and known.nonce == request.nonce and lease.state.is_live and lease.nonce is None:
         return _claimed(ctx, lease, job)
     ago = _duration(ctx.clock.now() - (known.used_at or 0.0))
-    still = " and still trains" if lease is not None and lease.state.is_live else ""
-    raise ConflictError(f"this notebook's code was used {ago} ago{still}; a code works once: {_anew(job.id)}")
+    still = " and its session is still running" if lease is not None and lease.state.is_live else ""
+    raise ConflictError(f"This notebook's code was already used {ago} ago{still}. {_anew(job.id)}")
 
 
 def _anew(job_id: str) -> str:
-    return f"make a new notebook with `trainhop notebook {job_id}`"
+    return f"Create a new notebook with `trainhop notebook {job_id}`."
 
 
 def _refuse_ended(job: Job) -> None:
     if job.state is JobState.SUCCEEDED:
-        raise ConflictError(f"the job is done and nothing is left to train: fetch it with `trainhop adapter {job.id}`")
+        raise ConflictError(f"The job has already succeeded. Download the adapter with `trainhop adapter {job.id}`.")
     if job.state.is_final:
-        raise ConflictError(f"the job has {job.state}: queue it again with `trainhop retry {job.id}` first")
+        raise ConflictError(f"The job is {job.state}. Retry it first with `trainhop retry {job.id}`.")
 
 
 def _lease(
-    ctx: Context, tx: Transaction, job: Job, account: Account, room: Capacity, asked: ClaimRequest, *, offline: bool
+    ctx: Context, tx: Transaction, job: Job, account: Account, room: Capacity, request: ClaimRequest, *, offline: bool
 ) -> Lease:
     _refuse_ended(job)
     if job.state is JobState.PAUSED:
-        raise ConflictError(
-            f"the job is paused: let it go on with `trainhop resume {job.id}`, then run this cell again"
-        )
+        raise ConflictError(f"The job is paused. Resume it with `trainhop resume {job.id}`, then run this cell again.")
     if job.state.holds_lease:
         raise ConflictError(_where_it_runs(ctx, tx, job))
-    place = _place(account, room, asked)
+    place = _place(account, room, request)
     obstacle = fits(to_pending(job), place)
     if obstacle is not None:
         raise InvalidError(
-            f"{obstacle.reason}; the job waits for a machine that fits", [("/hardware", obstacle.reason)]
+            f"{obstacle.reason}. The job stays in the queue. Use a machine that fits it.",
+            [("/hardware", obstacle.reason)],
         )
     now = ctx.clock.now()
-    chosen = Placement(job_id=job.id, account_id=account.id, provider=PROVIDER, budget_s=budget(to_pending(job), place))
+    chosen = Placement(
+        job_id=job.id, account_id=account.id, provider=account.provider, budget_s=budget(to_pending(job), place)
+    )
     lease = create_lease(ctx, tx, chosen, now, offline=offline, actor="notebook")
     assert lease is not None
     lease.expires_at = now + INSTALL_S
-    tx.save_lease(lease)
+    tx.leases.save(lease)
     return lease
 
 
-def _place(account: Account, room: Capacity, asked: ClaimRequest) -> Candidate:
-    """The machine that the notebook has, as the scheduler would see it."""
-    machine = asked.hardware
-    if machine.device == "cpu" and (remedy := _NO_GPU.get(asked.runs_in)):
-        raise InvalidError(f"this runtime has no GPU: {remedy}, then run this cell again", [("/hardware", "no GPU")])
+def _place(account: Account, room: Capacity, request: ClaimRequest) -> Candidate:
+    """The notebook's machine, as the scheduler would see it."""
+    machine = request.hardware
+    if machine.device == "cpu" and (remedy := enable_gpu(request.runs_in)):
+        raise InvalidError(f"This runtime has no GPU: {remedy}, then run this cell again.", [("/hardware", "no GPU")])
     return Candidate(
         account_id=account.id,
-        provider=PROVIDER,
+        provider=account.provider,
         name=account.name,
         member_id=account.member_id,
         slots=1,
@@ -171,15 +176,16 @@ def _place(account: Account, room: Capacity, asked: ClaimRequest) -> Candidate:
 
 
 def _where_it_runs(ctx: Context, tx: Transaction, job: Job) -> str:
-    lease, now = tx.live_lease(job.id), ctx.clock.now()
+    lease, now = tx.leases.live_of_job(job.id), ctx.clock.now()
     if lease is None:
-        return "the job is being moved: try again in a minute"
-    account = tx.account(lease.account_id)
-    machine = str(lease.hardware.get("name") or "a machine that starts up")
+        return "The job is being moved to another machine. Try again in a minute."
+    account = tx.accounts.get(lease.account_id)
+    machine = str(lease.hardware.get("name") or "a machine that is starting")
     where = f"{account.name}, {machine}" if account else machine
     return (
-        f"the job is at work on {where} for {_duration(now - lease.created_at)}, at step {lease.step} of {job.total_steps}; "
-        f"its time there ends in {_duration(max(0.0, lease.deadline_at - now))} at the latest: run this cell again then"
+        f"The job has been running on {where} for {_duration(now - lease.created_at)} (step "
+        f"{lease.step} of {job.total_steps}). "
+        f"This session ends in at most {_duration(max(0.0, lease.deadline_at - now))}. Run this cell again then."
     )
 
 
@@ -207,25 +213,25 @@ def _claimed(ctx: Context, lease: Lease, job: Job) -> Claimed:
 
 
 def _account(ctx: Context, tx: Transaction, member_id: str) -> Account:
-    """Where the member's own notebooks are counted; opening one is consent."""
-    accounts = tx.accounts()
-    found = next((a for a in accounts if a.provider == PROVIDER and a.member_id == member_id), None)
-    if found is not None:
-        return found
-    member, now = tx.hold_member(member_id), ctx.clock.now()
+    """The account on which the member's own notebooks are counted. Opening a notebook is consent."""
+    accounts, provider = tx.accounts.all(), provider_of_notebooks(ctx)
+    account = next((a for a in accounts if a.provider == provider and a.member_id == member_id), None)
+    if account is not None:
+        return account
+    member, now = tx.members.get_for_share(member_id), ctx.clock.now()
     if member is None:
-        raise NotFoundError("whoever made this notebook is no longer a member of this server")
+        raise NotFoundError("The member who created this notebook was removed. Ask an admin.")
     name = f"{member.name[:80]}-notebook"
     while any(a.name == name for a in accounts):
         name += "-2"
     made = Account(
         id=new_id("account", now),
-        provider=PROVIDER,
+        provider=provider,
         member_id=member_id,
         name=name,
         config={},
         consented_at=now,
         created_at=now,
     )
-    tx.add_account(made)
+    tx.accounts.add(made)
     return made

@@ -1,10 +1,14 @@
-"""What would happen to a job if it were submitted: where it fits, in how many sessions, until when."""
+"""Plan of a job before it is submitted: where it fits, in how many sessions, until when."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
 
-from orchestrator.domain.model import Job
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.domain.accounts import Actor
+from orchestrator.domain.jobs import Job
 from orchestrator.domain.scheduling import (
     Blocker,
     Candidate,
@@ -16,19 +20,25 @@ from orchestrator.domain.scheduling import (
     memory,
     sessions,
 )
-from orchestrator.ports.providers import Context
-from orchestrator.services.dispatch import less_live, list_capacity, to_pending
-from orchestrator.services.jobs import Actor, resolve
-from worker.shared.messages import JobSpec
+from orchestrator.services.audits import of_data
+from orchestrator.services.capacity import less_live, list_capacity
+from orchestrator.services.context import Context
+from orchestrator.services.data_checking import PLAN_WAIT_S, reports_for
+from orchestrator.services.datasets import unused_keys
+from orchestrator.services.dispatch import to_pending
+from orchestrator.services.job_resolution import NEWEST, resolve
+from worker.shared.data_checks.checks import Level
+from worker.shared.job_spec import JobSpec
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlannedPlace:
-    """One place in a plan: sessions, seconds and the time of the end if the job ran there alone, or what is in the way.
+class PlannedPlace(BaseModel):
+    """One place in a plan: sessions, seconds and the time of the end if the job ran there alone, or the blocker.
 
-    All three are known once a step, of `step_s` seconds, has been timed on such a machine. Of the quota, where there is one,
-    `hours_left` of `hours_total` are left until `refresh_at`; `hours` is what the job would use of it.
+    All three are known once a step, of `step_s` seconds, has been timed on such a machine. If there is a quota,
+    `hours_left` of `hours_total` are left until `refresh_at`, and `hours` is what the job would use of it.
     """
+
+    model_config = ConfigDict(frozen=True, from_attributes=True, ser_json_inf_nan="null")
 
     account: str
     provider: str
@@ -44,14 +54,54 @@ class PlannedPlace:
     done_at: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
+class FindingSample(BaseModel):
+    """A part of a row's text around a finding, without secrets and personal data."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    line: int
+    text: str
+
+
+class DataFinding(BaseModel):
+    """What one check has found: `count` of `total` rows (or prompts, or tokens), and the first lines.
+
+    `other_lines` are those that the rows are copies of or contradict, one for each of `lines`. `advice` is what to do.
+    """
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    check: str
+    level: Level
+    count: int
+    total: int
+    share: float
+    words: str
+    advice: str
+    lines: tuple[int, ...]
+    other_lines: tuple[int, ...]
+    samples: tuple[FindingSample, ...]
+
+
+class PlannedFinding(DataFinding):
+    """What one check has found in a file of the job, by its place among the datasets.
+
+    `accepted`: the job file names the check in `accept_findings`.
+    """
+
+    dataset: int
+    accepted: bool
+
+
+class Plan(BaseModel):
     """What would happen to a job.
 
     `gpu_bytes` and `host_bytes` are the memory it needs on a GPU and on a CPU (0: not known). `store_bytes` is the
-    space that its checkpoints and adapter take at most, by the size of an earlier job's, in `store`;
-    `done_at` the earliest end over all places, and `step_s` what a step takes at the quickest.
+    space that its checkpoints and adapter take at most in `store`, estimated from an earlier job. `done_at` is the
+    earliest end over all places. `step_s` is the shortest time of a step.
     """
+
+    model_config = ConfigDict(frozen=True, from_attributes=True, ser_json_inf_nan="null")
 
     steps: int
     train_rows: int
@@ -61,22 +111,48 @@ class Plan:
     basis: str
     places: tuple[PlannedPlace, ...]
     waits_for: Blocker | None
-    store: str = ""
-    store_bytes: int | None = None
-    done_at: float | None = None
+    store: str
+    store_bytes: int | None
+    done_at: float | None
+    unused_keys: tuple[str, ...] = ()
+    """Keys in the first rows of its data that training does not use."""
+    audits: tuple[str, ...] = ()
+    """Each data file's name with the result of its audit, or "not audited"."""
     late_s: float | None = None
     """How long after its deadline the job would be done at the best place, where it cannot be done before."""
 
+    findings: tuple[PlannedFinding, ...] = ()
+    """What the data checks have found in its files."""
+    unchecked: tuple[str, ...] = ()
+    """Files that are still being checked, by their path."""
 
-def plan(ctx: Context, actor: Actor, spec: JobSpec, *, first_step: int = 0) -> Plan:
-    """What would run where, in how many sessions, and what stands in the way; nothing is kept but uploaded data."""
-    resolved, need = resolve(ctx, actor, spec)
+    notes: tuple[str, ...] = ()
+    """What the job file's author should know, for example that a key has no effect, or what the model will do
+    differently from what the rows teach.
+    """
+
+
+def plan(
+    ctx: Context,
+    actor: Actor,
+    spec: JobSpec,
+    *,
+    first_step: int = 0,
+    given: Collection[str] = (),
+    versions: Mapping[str, int | None] = NEWEST,
+) -> Plan:
+    """Where the job would run, in how many sessions, and what blocks it. Only uploaded data is kept.
+
+    `given` and `versions` as in `resolve`.
+    """
+    resolved, need, notes = resolve(ctx, actor, spec, given, versions)
+    findings, unchecked = _data(ctx, resolved)
     now = ctx.clock.now()
     with ctx.uow() as tx:
-        accounts = tx.accounts()
-        _, by_account = tx.live_counts()
-        step_time = tx.typical_step_time(resolved.base_model, resolved.global_batch_size * resolved.sequence_len)
-        saved = tx.typical_checkpoint_bytes(resolved.base_model, resolved.lora_r)
+        accounts = tx.accounts.all()
+        _, by_account = tx.leases.live_counts()
+        step_time = tx.jobs.typical_step_time(resolved.base_model, resolved.global_batch_size * resolved.sequence_len)
+        saved = tx.jobs.typical_checkpoint_bytes(resolved.base_model, resolved.lora_r)
     places = list_capacity(ctx, accounts)
     job = Job(
         id="plan",
@@ -104,21 +180,44 @@ def plan(ctx: Context, actor: Actor, spec: JobSpec, *, first_step: int = 0) -> P
         step_s=min((p.step_s for p in mine if p.step_s is not None), default=None),
         basis="steps of earlier jobs of this shape"
         if step_time.is_known
-        else "no such job has run here yet: known after three steps",
+        else "no similar job has run yet, so the time is known after three steps",
         places=tuple(mine),
         waits_for=explain(waiting, less_live(places, by_account), now),
         store=ctx.stores.current().name,
         store_bytes=None if saved is None else saved * (resolved.checkpoint.keep + 1),
         done_at=min((p.done_at for p in mine if p.done_at is not None), default=None),
         late_s=_late(mine, resolved.deadline, now),
+        unused_keys=unused_keys(ctx, resolved),
+        audits=tuple(
+            f"{data.name}: {data.words}"
+            for data in of_data(ctx, actor.member_id, (entry.sha256 or "" for entry in resolved.datasets))
+        ),
+        findings=findings,
+        unchecked=unchecked,
+        notes=notes,
     )
+
+
+def _data(ctx: Context, spec: JobSpec) -> tuple[tuple[PlannedFinding, ...], tuple[str, ...]]:
+    findings: list[PlannedFinding] = []
+    unchecked: list[str] = []
+    for place, report in enumerate(reports_for(ctx, spec, wait_s=PLAN_WAIT_S)):
+        if report is None:
+            unchecked.append(spec.datasets[place].path)
+        else:
+            accepted = frozenset(spec.accept_findings)
+            findings += [
+                PlannedFinding(dataset=place, accepted=finding.check in accepted, **asdict(finding))
+                for finding in report.findings
+            ]
+    return tuple(findings), tuple(unchecked)
 
 
 def _late(places: list[PlannedPlace], deadline: float | None, now: float) -> float | None:
     """How long after the deadline the best place is done.
 
-    Where even one refresh of a quota is not enough, the time that the work alone takes has to do; a place where no step has
-    been timed may be quick enough.
+    If one refresh of a quota is not enough, the time of the work alone is used. A place where no step has been timed
+    may be fast enough.
     """
     if any(p.obstacle is None and p.seconds is None for p in places):
         return None
@@ -145,11 +244,12 @@ def _planned(job: PendingJob, place: Candidate, now: float) -> PlannedPlace:
     if obstacle is not None or step_s is None:
         return known
     seconds = finish_s(job, place)
-    return replace(
-        known,
-        step_s=step_s,
-        sessions=sessions(job, place),
-        seconds=seconds,
-        hours=None if place.hours_left is None else seconds / 3600,
-        done_at=done_at(job, place, now),
+    return known.model_copy(
+        update={
+            "step_s": step_s,
+            "sessions": sessions(job, place),
+            "seconds": seconds,
+            "hours": None if place.hours_left is None else seconds / 3600,
+            "done_at": done_at(job, place, now),
+        }
     )

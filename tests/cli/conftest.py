@@ -95,7 +95,7 @@ def start_server(data_dir: Path, *options: str, **variables: str) -> subprocess.
             preexec_fn=_hear_interrupts,  # noqa: PLW1509  no thread runs yet
         )
     until = time.monotonic() + 60
-    while b"trainhop serves at" not in (data_dir / "log").read_bytes():
+    while b"trainhop is running at" not in (data_dir / "log").read_bytes():
         assert process.poll() is None, (data_dir / "log").read_text()
         assert time.monotonic() < until, (data_dir / "log").read_text()
         time.sleep(0.05)

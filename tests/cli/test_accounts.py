@@ -1,4 +1,5 @@
-"""`trainhop accounts` as people type it, with Kaggle emulated: connecting, checking, agreeing, pausing, taking leave."""
+"""`trainhop accounts` as people type it, with Kaggle emulated: connecting, checking, agreeing, pausing, taking
+leave."""
 
 from __future__ import annotations
 
@@ -40,16 +41,16 @@ def test_an_account_from_its_first_day_to_its_last(shell: Shell, kaggle: KaggleE
     alice = shell("tokens", "add", "alice").stdout.strip()
     add = ("accounts", "add", "kaggle", "--owner", "alice", "--username", "alice1", "--token-file")
     said = shell(*add, "token")
-    assert "nothing runs there before its owner agrees" in said.stderr
+    assert "Its owner must allow jobs first" in said.stderr
     assert f"trainhop accounts consent {shlex.quote(NAME)}" in said.stderr.replace("\n", " ")
     assert SECRET not in said.stdout + said.stderr
-    assert "one account per member and provider" in shell(*add, "token", code=1).stderr
+    assert "Only one account per member and provider is allowed." in shell(*add, "token", code=1).stderr
     (account,) = [a for a in shell.json("accounts", "ls") if a["provider"] == "kaggle"]
     assert (account["name"], account["has_credentials"], account["consented_at"]) == ("alice's Kaggle", True, None)
     assert "needs consent" in shell("accounts", "ls").stdout
-    assert "only the owner" in shell("accounts", "consent", "alice's Kaggle", code=4).stderr
+    assert "Only the owner" in shell("accounts", "consent", "alice's Kaggle", code=4).stderr
     agreed = shell("accounts", "consent", "alice's Kaggle", TRAINHOP_TOKEN=alice)
-    assert "your jobs may run on alice's Kaggle" in agreed.stdout
+    assert "your jobs can now run on alice's Kaggle" in agreed.stdout
     assert "signed in at Kaggle as alice1" in shell("accounts", "check", account["id"]).stdout
     kaggle.world.people["alice1"].revoked = True
     refused = shell("accounts", "check", account["id"], code=1)
@@ -57,10 +58,10 @@ def test_an_account_from_its_first_day_to_its_last(shell: Shell, kaggle: KaggleE
     assert SECRET not in refused.stdout + refused.stderr
     assert "problem" in shell("accounts", "ls").stdout
     kaggle.world.people["alice1"].revoked = False
-    assert "new credentials" in shell("accounts", "token", account["id"], "token").stdout
+    assert "replaced the credentials" in shell("accounts", "token", account["id"], "token").stdout
     assert "open" in shell("accounts", "ls").stdout
     assert "paused" in shell("accounts", "pause", account["id"]).stdout
-    assert "open" in shell("accounts", "resume", account["id"]).stdout
+    assert "resumed" in shell("accounts", "resume", account["id"]).stdout
     shell("accounts", "rm", account["id"])
     assert not [a for a in shell.json("accounts", "ls") if a["provider"] == "kaggle"]
 
@@ -80,7 +81,7 @@ def test_credentials_come_from_a_file_or_stdin_and_are_looked_at(shell: Shell) -
         "missing": "No such file",
         "empty": "are empty",
         "lines": "line breaks",
-        "bytes": "holds no text",
+        "bytes": "is not a text file",
     }.items():
         refused = shell("accounts", "add", "kaggle", "--token-file", file, code=2)
         assert words in refused.stderr
@@ -91,8 +92,6 @@ def test_credentials_come_from_a_file_or_stdin_and_are_looked_at(shell: Shell) -
 def test_a_pools_settings_are_changed_one_by_one(shell: Shell) -> None:
     said = shell("accounts", "change", "this-computer", "--set", "session_s=90")
     assert said.stdout.strip() == 'this-computer: {"slots": 0, "session_s": 90}'
-    assert (
-        "greater than or equal to 0" in shell("accounts", "change", "this-computer", "--set", "slots=-1", code=2).stderr
-    )
+    assert "must be at least 0" in shell("accounts", "change", "this-computer", "--set", "slots=-1", code=2).stderr
     (pool,) = shell.json("accounts", "ls")
     assert pool["config"] == {"slots": 0, "session_s": 90}

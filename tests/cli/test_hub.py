@@ -37,9 +37,9 @@ def shell(hub: HubEmulator, tmp_path: Path) -> Iterator[Shell]:
 
 def test_a_token_from_login_to_logout(shell: Shell, hub: HubEmulator) -> None:
     """Guard: with the server's own HF_TOKEN as a fallback, the unknown model was asked for with it."""
-    assert "no token is kept" in shell("hub", "show").stdout
+    assert "No token is stored" in shell("hub", "show").stdout
     said = shell("hub", "login", "--token-file", "token")
-    assert said.stdout == "the token of admin-on-the-hub is kept, encrypted\n"
+    assert said.stdout == "A token of admin-on-the-hub is stored, encrypted.\n"
     assert TOKEN not in said.stdout + said.stderr
     assert shell.json("hub", "show") == {"stored": True, "account": "admin-on-the-hub"}
     shell("hub", "logout")
@@ -61,5 +61,5 @@ def test_a_token_from_login_to_logout(shell: Shell, hub: HubEmulator) -> None:
     assert shell.json("hub", "show")["account"] == "admin-on-the-hub"
     shell("hub", "logout")
     refused = shell("submit", shell.job_file(base_model="org/nobody"), code=2)
-    assert "check the id and revision" in refused.stderr.replace("\n", " ")
+    assert "Check the id and revision" in refused.stderr.replace("\n", " ")
     assert hub.seen[-1].authorization is None

@@ -31,21 +31,32 @@ def test_an_id_may_be_shortened_and_an_ambiguous_name_is_explained(trainhop: She
 
 
 def test_one_step_is_one_step(trainhop: Shell) -> None:
-    assert "queued tiny: 1 step; follow" in trainhop("submit", trainhop.job_file(max_steps=1)).stderr
-    assert "queued tiny: 2 steps; follow" in trainhop("submit", trainhop.job_file(max_steps=2)).stderr
+    assert "queued tiny: 1 step. Follow" in trainhop("submit", trainhop.job_file(max_steps=1)).stderr
+    assert "queued tiny: 2 steps. Follow" in trainhop("submit", trainhop.job_file(max_steps=2)).stderr
+
+
+def test_what_a_plan_notes_is_said_at_submit(trainhop: Shell) -> None:
+    """Guard: without `_say_notes` only the plan and the job's events told it."""
+    file, twice = trainhop.job_file(), ("--set", "num_epochs=2")
+    words = "num_epochs has no effect, because max_steps is set."
+    assert words in trainhop("plan", file, *twice).stdout
+    sent = trainhop("submit", file, *twice)
+    assert f"note: {words}" in sent.stderr
+    assert f"note: {words}" in trainhop("clone", sent.stdout.strip(), *twice, "--set", "max_steps=6").stderr
 
 
 def test_a_slip_of_the_hand_ends_nobodys_job(trainhop: Shell) -> None:
-    """Guard: without `SHORTEST_PART` the last character alone, or nothing at all, named a job, also to cancel and rm."""
+    """Guard: without `SHORTEST_PART` the last character alone, or nothing at all, named a job, also to cancel and
+    rm."""
     job = trainhop("submit", trainhop.job_file()).stdout.strip()
     for given in (job[-1], job[-3:], "job-", ""):
-        assert "there is no job" in trainhop("cancel", given, code=3).stderr
-        assert "there is no job" in trainhop("rm", "-y", given, code=3).stderr
+        assert "There is no job" in trainhop("cancel", given, code=3).stderr
+        assert "There is no job" in trainhop("rm", "-y", given, code=3).stderr
 
 
 def test_a_name_goes_before_a_part_of_an_id_and_shows_the_whole_job(trainhop: Shell) -> None:
-    """Guards: without names first `show` said that it may be either; without the second `get` a job that was found by its
-    name had no file and nothing that it waits for.
+    """Guards: without names first `show` said that it may be either; without the second `get` a job that was found by
+    its name had no file and nothing that it waits for.
     """
     other = trainhop("submit", trainhop.job_file()).stdout.strip()
     named = trainhop("submit", trainhop.job_file(), "--set", f"name={other[-6:]}").stdout.strip()
@@ -82,11 +93,11 @@ def test_pause_resume_priority_cancel_retry_clone(trainhop: Shell) -> None:
 def test_what_has_ended_is_removed_once_that_is_confirmed(trainhop: Shell) -> None:
     """Guard: without `confirm` the first `rm`, which nobody answered, had deleted the job."""
     job = trainhop("submit", trainhop.job_file()).stdout.strip()
-    assert "cancel it before you delete it" in trainhop("rm", "--yes", job, code=1).stderr
+    assert "Cancel it before you delete it" in trainhop("rm", "--yes", job, code=1).stderr
     trainhop("cancel", job)
-    assert "with all that it has made?" in trainhop("rm", job, code=1).stderr
+    assert "with its checkpoints, adapter, metrics and logs?" in trainhop("rm", job, code=1).stderr
     assert trainhop.json("show", job)["state"] == "cancelled"
-    assert f"{job} is deleted" in trainhop("rm", "-y", job).stderr
+    assert f"deleted {job}" in trainhop("rm", "-y", job).stderr
     trainhop("show", job, code=3)
 
 
@@ -105,15 +116,13 @@ def test_a_plan_queues_nothing(trainhop: Shell) -> None:
 
 def test_what_the_server_refuses_is_one_line_with_the_file_and_the_key(trainhop: Shell) -> None:
     said = trainhop("submit", trainhop.job_file(base_model="/nowhere/model"), code=2).stderr
-    assert "job.yaml: base_model: /nowhere/model is a path on the server's disk" in said
+    assert "job.yaml: base_model: /nowhere/model is a path on the server but not in an allowed folder" in said
 
 
 def test_a_single_fault_is_said_once(trainhop: Shell) -> None:
     """Guard: without the look at the server's summary it was printed before the same words with the key's name."""
     job = trainhop("submit", trainhop.job_file()).stdout.strip()
-    assert trainhop("priority", job, "5000", code=2).stderr == (
-        "priority: Input should be less than or equal to 1000\n"
-    )
+    assert trainhop("priority", job, "5000", code=2).stderr == "priority: must be at most 1000\n"
 
 
 def test_what_json_cannot_say_is_said_in_words(trainhop: Shell) -> None:
@@ -154,7 +163,7 @@ def test_people_and_accounts(trainhop: Shell) -> None:
     trainhop("tokens", "rm", made["id"])
     trainhop("ls", code=4, **hers)
     assert "paused" in trainhop("accounts", "pause", "this-computer").stdout
-    assert "open" in trainhop("accounts", "resume", "this-computer").stdout
+    assert "resumed this-computer" in trainhop("accounts", "resume", "this-computer").stdout
     assert trainhop.json("accounts", "ls")[0]["name"] == "this-computer"
 
 

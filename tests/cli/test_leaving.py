@@ -28,19 +28,19 @@ def test_data_files_are_listed_and_removed(shell: Shell) -> None:
     listed = shell("datasets", "ls").stdout
     assert file["sha256"][:16] in listed
     assert "rows.jsonl" in listed
-    assert "reads this file" in shell("datasets", "rm", file["sha256"][:8], code=1).stderr
+    assert "uses this file" in shell("datasets", "rm", file["sha256"][:8], code=1).stderr
     shell("cancel", job)
     assert "four characters" in shell("datasets", "rm", "xyz", code=2).stderr
     assert "no data file" in shell("datasets", "rm", "0" * 12, code=3).stderr
-    assert "is removed" in shell("datasets", "rm", f"sha256:{file['sha256'][:8]}").stderr
+    assert "removed" in shell("datasets", "rm", f"sha256:{file['sha256'][:8]}").stderr
     assert shell.json("datasets", "ls") == []
-    assert "upload it again" in shell("retry", job, code=1).stderr
+    assert "Upload it again" in shell("retry", job, code=1).stderr
 
 
 def test_a_member_is_removed_by_name(shell: Shell) -> None:
     shell("members", "add", "alice")
     token = shell("tokens", "add", "alice").stdout.strip()
-    assert "ask another admin" in shell("members", "rm", "admin", code=1).stderr
-    assert "alice is removed" in shell("members", "rm", "alice").stderr
+    assert "Ask another admin" in shell("members", "rm", "admin", code=1).stderr
+    assert "removed alice" in shell("members", "rm", "alice").stderr
     assert [m["name"] for m in shell.json("members", "ls")] == ["admin"]
     shell("ls", code=4, TRAINHOP_TOKEN=token)

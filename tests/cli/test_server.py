@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,14 +21,32 @@ from benchmarks.tiny_model import make_tiny_llama
 from orchestrator.bootstrap import build
 from orchestrator.config import Settings
 from orchestrator.entrypoints.background.server import URL_FILE, leave_address
-from tests.cli.conftest import Shell, end, start_server
+from tests.cli.conftest import Shell, end, environment, start_server
 from worker.shared.messages import GrantKind
 
 
 def test_a_second_server_on_the_folder_is_refused_in_words(trainhop: Shell) -> None:
     said = trainhop("up", "--port", "0", code=1).stderr
-    assert "another server already uses" in said
+    assert "Another server already uses" in said
     assert "--data-dir" in said
+
+
+def test_a_terminal_shows_the_login_link_and_a_log_does_not(tmp_path: Path) -> None:
+    """Guard: asked after the log had taken stderr's place, no terminal was one."""
+    terminal, theirs = pty.openpty()
+    command = [sys.executable, "-m", "orchestrator.entrypoints.cli.main", "up", "--port", "0", "--data-dir"]
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "a")], env=environment(), stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    said = b""
+    while b"Ctrl-C stops the server" not in said:
+        said += os.read(terminal, 4096)
+    end(process, tmp_path / "a")
+    os.close(terminal)
+    assert re.search(rb"open +http://127\.0\.0\.1:\d+/login\S+ \(works once", said)
+    end(start_server(tmp_path / "b"), tmp_path / "b")
+    assert b"/login" not in (tmp_path / "b" / "log").read_bytes()
 
 
 def test_a_taken_port_is_refused_in_words(elsewhere: Shell) -> None:
@@ -56,7 +79,7 @@ def test_a_wrong_setting_is_named(elsewhere: Shell) -> None:
         ("PUBLIC_URL", "trainhop.example", 2, "TRAINHOP_PUBLIC_URL: must be an address"),
         ("DATABASE_URL", "mysql://someone@there/db", 2, "TRAINHOP_DATABASE_URL: must begin with postgresql://"),
         ("DATABASE_URL", "postgresql+no", 2, "TRAINHOP_DATABASE_URL: Could not parse"),
-        ("DATABASE_URL", "postgresql://someone@127.0.0.1:1/db", 1, "the database cannot be used: connection"),
+        ("DATABASE_URL", "postgresql://someone@127.0.0.1:1/db", 1, "Could not use the database: connection"),
         ("DATABASE_URL", "sqlite:////proc/none/trainhop.db", 1, "/proc/none: No such file or directory"),
         ("VAULT_KEY", "short", 1, "TRAINHOP_VAULT_KEY"),
     ],
@@ -76,7 +99,7 @@ def test_a_file_that_is_no_database_is_refused_in_words(elsewhere: Shell) -> Non
         "is a text, and long enough to be taken for a database's header\n" * 3
     )
     said = elsewhere("up", "--port", "0", code=1).stderr
-    assert "the database cannot be used: file is not a database" in said
+    assert "Could not use the database: file is not a database" in said
     assert "Traceback" not in said
 
 
@@ -141,7 +164,7 @@ def test_watching_outlasts_a_restart_of_the_server(tmp_path: Path) -> None:
     process.terminate()
     process.wait(60)
     assert "does not answer" in watched[0]
-    assert "the server is back" in watched[0]
+    assert "connected to the server again" in watched[0]
 
 
 @pytest.mark.slow
@@ -165,7 +188,7 @@ def test_a_job_is_trained_watched_and_brought_home(tmp_path: Path) -> None:
         for begin in ("6", head[:12]):
             clone = shell.json("clone", job["id"], "--from", begin, "--set", "max_steps=8")
             assert (clone["cloned_from"], clone["first_step"], clone["total_steps"]) == (job["id"], 6, 8)
-        assert f"{job['id']}, its step 6" in shell("show", clone["id"]).stdout
+        assert f"{job['id']} at step 6" in shell("show", clone["id"]).stdout
         assert (
             "seed: 7 here, 42 in the checkpoint"
             in shell("clone", job["id"], "--from", "6", "--set", "seed=7", code=2).stderr

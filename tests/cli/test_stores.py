@@ -58,16 +58,16 @@ def secrets_of(google: Drive) -> set[str]:
 
 def test_with_a_file(shell: Shell, google: Drive) -> None:
     said = shell("store", "use", "drive", "--authorized-user", "user.json")
-    assert "new files go to drive (somebody@example.com)" in said.stdout
+    assert "new files are stored in drive (somebody@example.com)" in said.stdout
     assert "15.0 GiB free" in said.stdout
     assert [s["current"] for s in shell.json("store", "ls")] == [False, True]
     assert "works" in shell("store", "check").stderr
     assert not any(secret in said.stdout + said.stderr for secret in secrets_of(google))
-    assert "new files go to local" in shell("store", "use", "local").stdout
+    assert "new files are stored in local" in shell("store", "use", "local").stdout
     assert "drive  -          somebody@example.com" in shell("store", "ls").stdout
     assert shell.json("store", "use", "drive")["current"], "the credentials are known"
     assert (
-        "no credentials for Google Drive"
+        "not credentials for Google Drive"
         in shell("store", "use", "drive", "--authorized-user", "browser", code=2).stderr
     )
     assert "No such file" in shell("store", "use", "drive", "--authorized-user", "nowhere.json", code=2).stderr
@@ -78,11 +78,11 @@ def test_a_notebook_goes_into_the_drive(shell: Shell) -> None:
     job = shell("submit", shell.job_file()).stdout.strip()
     done = shell("notebook", job, "--drive")
     assert done.stdout.startswith("https://colab.research.google.com/drive/")
-    assert "open the link and run its cell; good once, until" in done.stderr
-    assert "signed in at Google as somebody@example.com" in done.stderr
+    assert "Open the link and run its cell. It works once, until" in done.stderr
+    assert "Sign in to Google as somebody@example.com" in done.stderr
     assert not list(shell.folder.glob("*.ipynb")), "its only copy is in the Drive"
     assert shell.json("notebook", job, "--drive")["url"] == done.stdout.strip()
-    assert "either --out FILE or --drive" in shell("notebook", job, "--drive", "--out", "a.ipynb", code=2).stderr
+    assert "--out and --drive" in shell("notebook", job, "--drive", "--out", "a.ipynb", code=2).stderr
     shell("cancel", job)
 
 
@@ -96,7 +96,7 @@ def test_with_a_browser_here(shell: Shell, google: Drive) -> None:
         return shell(*command, code=code, BROWSER=browser, TRAINHOP_DRIVE_ENDPOINT=url)
 
     said = sign_in("client.json")
-    assert "new files go to drive" in said.stdout
+    assert "new files are stored in drive" in said.stdout
     assert len(google.tokens.refresh_tokens - before) == 1
     assert not any(secret in said.stdout + said.stderr for secret in secrets_of(google))
     google.tokens.consent = False
@@ -125,8 +125,8 @@ def test_with_a_browser_elsewhere(shell: Shell, google: Drive, tampered: bool) -
         if tampered:
             address = address.replace("state=", "state=x")
         out, err = process.communicate(address + "\n", timeout=60)
-    assert ("new files go to drive" in out) is not tampered, err
-    assert ("not the answer to this sign-in" in err) is tampered
+    assert ("new files are stored in drive" in out) is not tampered, err
+    assert ("belongs to another sign-in" in err) is tampered
 
 
 def test_a_store_that_stops_working_is_explained(shell: Shell, google: Drive) -> None:
@@ -135,3 +135,15 @@ def test_a_store_that_stops_working_is_explained(shell: Shell, google: Drive) ->
     assert "sign in again: trainhop store use drive" in shell("store", "check", code=5).stderr
     assert "sign in again" in shell("store", "ls").stdout
     google.tokens.refresh_tokens.add("emulated-refresh-token")
+
+
+def test_a_drive_that_refuses_workers_is_used_with_a_warning(shell: Shell, google: Drive) -> None:
+    """Guard: without `_say_note` nobody was told that all files go through the server."""
+    for account in shell.json("accounts", "ls"):
+        if account["provider"] != "local":  # of a notebook that another test has made
+            shell("accounts", "rm", account["id"])
+    google.anonymous = False
+    said = shell("store", "use", "drive", "--authorized-user", "user.json")
+    google.anonymous = True
+    assert "new files are stored in drive" in said.stdout
+    assert said.stderr.startswith("warning: its upload addresses do not take a file from a worker")

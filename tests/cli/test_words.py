@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from orchestrator.entrypoints.cli import job_file, main
-from orchestrator.entrypoints.cli.client import CommandError, Exit, ProblemError
+from orchestrator.entrypoints.cli.client import CommandError, Exit, exit_code
 from orchestrator.entrypoints.cli.phrases import chosen_checkpoint
 from tests.cli.conftest import Shell
+from trainhop.errors import Error
 
 
 def checkpoint(step: int, state: str) -> dict[str, Any]:
@@ -20,23 +21,20 @@ def checkpoint(step: int, state: str) -> dict[str, Any]:
 def test_a_checkpoint_that_is_not_kept_is_said_to_have_been_there() -> None:
     """Guard: without `_no_checkpoint` somebody who had seen it in the list was told that there is none."""
     found = [checkpoint(1, "pruned"), checkpoint(2, "committed"), checkpoint(3, "committed")]
-    with pytest.raises(CommandError, match="step 1 was made and is not kept; those of steps 2, 3 are") as caught:
+    with pytest.raises(CommandError, match=r"step 1 was deleted\. Available steps: 2, 3\.") as caught:
         chosen_checkpoint(found, "1", "--from")
-    assert caught.value.code is Exit.NOT_FOUND
-    with pytest.raises(CommandError, match="step 1 was made and is not kept; this job has none that is"):
+    assert exit_code(caught.value) is Exit.NOT_FOUND
+    with pytest.raises(CommandError, match=r"step 1 was deleted\. This job has no checkpoint files\."):
         chosen_checkpoint(found[:1], "1", "--from")
-    with pytest.raises(CommandError, match="this job has no checkpoint 4"):
+    with pytest.raises(CommandError, match="This job has no checkpoint 4"):
         chosen_checkpoint(found, "4", "--from")
 
 
-def test_a_file_that_cannot_be_written_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_file_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Guard: without `OSError` in `main` this was a traceback."""
     (tmp_path / "file").touch()
-    monkeypatch.setattr(main, "app", (tmp_path / "file" / "out").mkdir)
     with pytest.raises(SystemExit) as ended:
-        main.main()
+        main.main((tmp_path / "file" / "out").mkdir)
     assert ended.value.code == 1
     assert capsys.readouterr().err == f"{tmp_path / 'file' / 'out'}: Not a directory\n"
 
@@ -45,7 +43,7 @@ def test_a_file_that_cannot_be_written_is_one_line(
 def test_a_token_that_can_be_none_is_refused_in_words(elsewhere: Shell, token: str) -> None:
     """Guard: without the look in `connect` the first was a traceback, the second a server that does not answer."""
     said = elsewhere("--server", "http://127.0.0.1:9", "ls", code=4, TRAINHOP_TOKEN=token).stderr
-    assert "set TRAINHOP_TOKEN anew" in said
+    assert "Set TRAINHOP_TOKEN to a valid token" in said
 
 
 @pytest.mark.parametrize(
@@ -60,7 +58,7 @@ def test_a_token_that_can_be_none_is_refused_in_words(elsewhere: Shell, token: s
 )
 def test_nothing_is_said_twice(message: str, problems: list[tuple[str, str]], lines: list[str]) -> None:
     """Guard: without the comparison the server's summary stood before the same words."""
-    assert list(ProblemError(Exit.USAGE, message, problems).lines) == lines
+    assert list(Error.refused(422, message, problems).lines) == lines
 
 
 def test_a_job_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
@@ -74,7 +72,7 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     """Guard: without `Strict` the last one won, and the first was as if it had never been written."""
     path = tmp_path / "job.yaml"
     path.write_text("seed: 1\ncheckpoint:\n  keep: 1\n  keep: 2\n")
-    with pytest.raises(CommandError, match=r"job\.yaml:4:3: the key 'keep' is there twice"):
+    with pytest.raises(Error, match=r"job\.yaml:4:3: duplicate key 'keep'"):
         job_file.read(str(path))
     path.write_text("a: &a {keep: 1, x: 2}\nb: &b {<<: *a, keep: 2}\nc: {<<: *b, x: 3}\n")
     assert job_file.read(str(path))["c"] == {"keep": 2, "x": 3}
@@ -84,5 +82,5 @@ def test_a_day_that_no_calendar_has_is_one_line(tmp_path: Path) -> None:
     """Guard: without `ValueError` this was a traceback."""
     path = tmp_path / "job.yaml"
     path.write_text("deadline: 2026-13-45\n")
-    with pytest.raises(CommandError, match="month must be in"):
+    with pytest.raises(Error, match="month must be in"):
         job_file.read(str(path))

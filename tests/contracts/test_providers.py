@@ -1,18 +1,19 @@
-"""The provider contract over the local driver (with a light process for a worker), Kaggle's and Colab's against emulators, the fake."""
+"""The provider contract over the local driver (with a light process for a worker), Kaggle's and Colab's against
+emulators, the fake."""
 
 import subprocess
 import sys
 
 import pytest
 
-from orchestrator.domain.model import Account
-from orchestrator.providers.colab import source as colab_source
+from orchestrator.domain.accounts import Account
 from orchestrator.providers.kaggle import KaggleProvider
 from orchestrator.providers.local import LOG_NAME, LocalProvider
 from orchestrator.testing import FakeProvider, ProviderContract
+from orchestrator.testing.environments import driver_env
 from tests.emulators.colab import Colab
 from tests.emulators.kaggle import KaggleEmulator, Person
-from tests.providers.kernels import OpenVault, colab_account, colab_provider, kaggle_account, light_wheel
+from tests.providers.kernels import colab_account, colab_provider, kaggle_account
 
 WORKER = """
 import json, os, pathlib, sys, time
@@ -45,7 +46,7 @@ def _account(provider):
 
 class TestLocal(ProviderContract):
     def make(self, folder):
-        return _Light(folder / "sessions")
+        return _Light(driver_env(folder / "sessions"))
 
     def account(self):
         return _account("local")
@@ -70,26 +71,26 @@ class TestKaggle(ProviderContract):
 
     def make(self, folder):
         # A worker that is killed before its first message leaves no file to wait for.
-        return KaggleProvider(OpenVault(), folder / "kaggle", self._endpoint, fresh_s=0.0, listed_s=0.0)
+        return KaggleProvider(driver_env(folder / "kaggle", endpoint=self._endpoint), fresh_s=0.0, listed_s=0.0)
 
     def account(self):
         return kaggle_account("alice")
 
 
 class TestColab(ProviderContract):
-    """The real client in its own environment, machines with a real Jupyter server and kernel, a worker of a few lines."""
+    """The real client in its own environment, machines with a real Jupyter server and kernel, a worker of a few
+    lines."""
 
     patience_s = 60.0
 
     @pytest.fixture(autouse=True)
-    def _emulator(self, tmp_path, colab_python, monkeypatch):
-        monkeypatch.setattr(colab_source, "wheel", lambda: light_wheel("print('up', flush=True); time.sleep(120)"))
+    def _emulator(self, tmp_path, colab_python):
         with Colab(tmp_path / "emulator", python=colab_python) as self._colab:
             yield
             assert not self._colab.machines, "nothing is left that costs compute units"
 
     def make(self, folder):
-        return colab_provider(self._colab, folder)
+        return colab_provider(self._colab, folder, code="print('up', flush=True); time.sleep(120)")
 
     def account(self):
         return colab_account(self._colab)

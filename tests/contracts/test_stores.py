@@ -9,17 +9,17 @@ from orchestrator.adapters.stores.google_drive.client import DriveClient
 from orchestrator.adapters.stores.google_drive.login import read_login
 from orchestrator.adapters.stores.google_drive.store import DriveStore
 from orchestrator.adapters.stores.local import LocalStore
-from orchestrator.adapters.stores.signed_links import BlobLinks
-from orchestrator.ports.providers import StoreError
+from orchestrator.ports.stores import StoreError
 from orchestrator.testing import MemoryStore, StoreContract
+from orchestrator.testing.environments import store_env
 from tests.emulators.drive import Chaos, Drive
-from tests.stores.conftest import AT_ONCE, MemoryIds
+from tests.stores.conftest import AT_ONCE
 from worker.shared.resumable_upload import Patience
 
 
 class TestLocal(StoreContract):
     def make(self, folder):
-        return LocalStore(folder / "store", lambda key: f"http://127.0.0.1/blobs/{key}", b"key")
+        return LocalStore(store_env(folder / "store"))
 
     @pytest.mark.parametrize("key", ["../a", "/etc/passwd", "a/../b", "A/b", "", "a//b", "a/.hidden", "a\0b"])
     def test_keys_that_the_server_would_not_make_are_refused(self, tmp_path, key):
@@ -47,7 +47,8 @@ class TestLocal(StoreContract):
                 each.unlink(missing_ok=True)
             return found
 
-        monkeypatch.setattr(Path, "stat", going)
+        monkeypatch.setattr(Path, "stat", going)  # a deletion between two calls of the system is no port of ours
+
         assert store.usage().used == 10
 
     def test_a_broken_write_leaves_nothing(self, tmp_path):
@@ -81,9 +82,8 @@ class TestDrive(StoreContract):
     def make(self, folder):
         login = read_login(json.dumps(self.drive.authorized_user()), self.drive.url)
         client = DriveClient(login, self.drive.url, retries=AT_ONCE)
-        links = BlobLinks(lambda key: f"http://127.0.0.1/blobs/{key}", b"key")
         patience = Patience(attempts=30, sleep=lambda _: None)
-        self.made.append(DriveStore(client, MemoryIds(), links, "Trainhop", patience=patience))
+        self.made.append(DriveStore(store_env(), client=client, patience=patience))
         return self.made[-1]
 
 

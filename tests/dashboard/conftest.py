@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
+from starlette.testclient import TestClient
 
 from benchmarks.browser import MISSING, browser, program
+from orchestrator.entrypoints.http.app import make_app
 from tests.dashboard.receivers import Receiver, receiving
-from tests.helpers.page_server import Stage, stage
+from tests.helpers.page_server import PageServer, page_server
+from tests.helpers.requirements import skip_or_fail
 from tests.http.conftest import api, api1, people  # noqa: F401  fixtures
+from tests.http.http_client import Api
 
 
 @pytest.fixture(scope="session")
 def chromium():
     """The distribution's Chromium; without it these tests are skipped, or fail where everything is required."""
     if program() is None:
-        if os.environ.get("TRAINHOP_REQUIRE_ALL") == "1":
-            pytest.fail(MISSING)
-        pytest.skip(MISSING)
+        skip_or_fail(MISSING)
     with browser() as running:
         yield running
 
 
 @pytest.fixture
-def show(tmp_path) -> Iterator[Stage]:
-    """A server in this process, with machines played by hand."""
-    with stage(tmp_path) as running:
+def site(sqlite_app) -> Iterator[Api]:
+    """A client without a token, as a browser is; redirects are looked at, not followed."""
+    with TestClient(make_app(sqlite_app), base_url="http://127.0.0.1", follow_redirects=False) as client:
+        yield Api(app=sqlite_app, client=client)
+
+
+@pytest.fixture
+def show(tmp_path) -> Iterator[PageServer]:
+    """A server in this process, with machines that tests drive by hand."""
+    with page_server(tmp_path) as running:
         yield running
 
 
 @pytest.fixture
 def visit(chromium):
-    """Opens a logged-in page: `visit(link, scheme="dark", width=360)`; at the end nothing foreign and no error was seen."""
+    """Opens a logged-in page: `visit(link, scheme="dark", width=360)`; at the end nothing foreign and no error was
+    seen."""
     contexts = []
     foreign: list[str] = []
     complaints: list[str] = []

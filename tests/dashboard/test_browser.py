@@ -1,4 +1,4 @@
-"""The pages in a real browser, over machines that are played by hand."""
+"""The pages in a real browser, over machines that tests drive by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import re
 import pytest
 
 from orchestrator.ports.providers import Liveness
-from tests.helpers.page_server import Stage, steps, wait_for
+from tests.helpers.page_server import PageServer, steps
+from tests.helpers.waiting import wait_for
 
 CURVE = "window.trainhop?.curve?.state.series.loss?.length ?? 0"
 MARKS = "trainhop.curve.marks().map((m) => m.step)"
@@ -30,7 +31,7 @@ XSS = [
 ]
 
 
-def journey(show: Stage, tmp_path, *, total: int = 60, **spec):
+def journey(show: PageServer, tmp_path, *, total: int = 60, **spec):
     """A job in its second session: 20 steps, a hand-off, then up to step 30."""
     job = show.api.admin.submit(max_steps=total, **spec)
     first = show.machine()
@@ -44,8 +45,8 @@ def journey(show: Stage, tmp_path, *, total: int = 60, **spec):
 
 
 def test_a_watched_job_moves_on_by_itself_and_the_hand_off_is_marked(show, visit, tmp_path):
-    """Guards: without merging by step a repeated step stood there twice; without `since` reading the later session's first
-    step, the steps that a lost machine had run kept their old values until a reload."""
+    """Guards: without merging by step a repeated step stood there twice; without `since` reading the later session's
+    first step, the steps that a lost machine had run kept their old values until a reload."""
     ident, machine = journey(show, tmp_path)
     page = visit(show.link())
     page.get_by_role("link", name="small").click()
@@ -65,7 +66,7 @@ def test_a_watched_job_moves_on_by_itself_and_the_hand_off_is_marked(show, visit
     page.get_by_text("5 steps").wait_for()
     show.provider.liveness[machine.lease] = Liveness.ENDED
     show.reconcile()
-    page.get_by_text("machine ended without a word").first.wait_for()
+    page.get_by_text("machine ended without a message").first.wait_for()
     third = show.machine()
     rows = [{"step": 36, "values": {"loss": 9.0}}]
     assert third.report(36, metrics=rows).status_code == 200
@@ -87,14 +88,13 @@ def test_a_watched_job_moves_on_by_itself_and_the_hand_off_is_marked(show, visit
 
 
 def test_a_restarted_server_goes_on_without_gaps_or_doubles(show, visit, tmp_path):
-    """Guard: with the cursor left out of the events' ids, the stream began anew and the request below had no id to go on from."""
+    """Guard: with the cursor left out of the events' ids, the stream began anew and the request below had no id to go
+    on from."""
     ident, machine = journey(show, tmp_path)
-    page = visit(
-        show.link(), tolerate=("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE", "ERR_CONNECTION_RESET", "network error")
-    )
+    gone = ("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE", "ERR_CONNECTION_RESET", "network error", "Failed to fetch")
+    page = visit(show.link(), tolerate=gone)
     page.goto(f"{show.url}/jobs/{ident}")
     until(page, f"({CURVE}) === 31")
-    wait_for(lambda: show.app is not None, "the stream")
     asked: list[str | None] = []
     page.on("request", lambda r: asked.append(r.headers.get("last-event-id")) if "/live" in r.url else None)
     steps(machine, 32, 33, total=60)
@@ -131,7 +131,7 @@ def test_what_a_person_asks_is_seen_on_its_way(show, visit, tmp_path):
     page.get_by_role("button", name="Retry").click()
     page.locator("#status .pill.queued").wait_for()
     page.get_by_text("Priority 0").click()
-    page.get_by_label("Higher goes first").fill("7")
+    page.get_by_label("Higher runs first").fill("7")
     show.api.admin.post(f"/jobs/{ident}:pause")
     page.locator("#status .pill.paused").wait_for()
     page.get_by_role("button", name="Set").click()
@@ -151,7 +151,7 @@ def test_text_of_others_is_only_text(show, visit, tmp_path):
     machine = show.machine()
     samples = [{"step": 1, "prompt": p, "text": " ".join(XSS)} for p in XSS[:4]]
     steps(machine, 1, 5, total=60, samples=samples)
-    show.provider.output[machine.lease] = ("\n".join(XSS) + "\n" + "x" * 1_000_000 + "\nend\n").encode()
+    show.provider.logs[machine.lease] = ("\n".join(XSS) + "\n" + "x" * 1_000_000 + "\nend\n").encode()
     show.api.client.post(
         f"/api/v1/leases/{machine.lease}/release",
         json=machine.said("release", step=5, reason="deadline", detail=" ".join(XSS)),
@@ -179,7 +179,7 @@ def test_text_of_others_is_only_text(show, visit, tmp_path):
     assert XSS[0] in page.locator("h1").inner_text()
     assert "\u202e" not in page.locator("body").inner_text()
     page.goto(f"{show.url}/jobs/{ident}/sessions/{machine.lease}")
-    page.get_by_text("more characters, in the raw output").wait_for()
+    page.get_by_text("more characters (see the raw output)").wait_for()
     assert dialogs == []
 
 
@@ -194,7 +194,7 @@ def _axe(page) -> list[str]:
 def test_every_page_is_accessible_and_fits(show, visit, tmp_path, scheme, width):
     ident, machine = journey(show, tmp_path, sample_prompts=["Is there a train?"])
     show.api.admin.submit(name="waits")
-    show.provider.output[machine.lease] = b"step 1\nWarning: x\nTraceback (most recent call last)\n"
+    show.provider.logs[machine.lease] = b"step 1\nWarning: x\nTraceback (most recent call last)\n"
     # axe is injected as a script by the test, which the policy of our pages would refuse
     page = visit(show.link(), scheme=scheme, width=width, bypass_csp=True, tolerate=("404",))
     for path in (
@@ -221,7 +221,7 @@ def test_a_curve_of_any_axis_is_drawn(show, visit, tmp_path):
     page = visit(show.link())
     page.goto(f"{show.url}/jobs/{ident}")
     until(page, f"({CURVE}) === 31")
-    for label in ("clock", "machine time", "log", "learning rate", "step", "smooth"):
+    for label in ("time", "machine time", "log scale", "learning rate", "step", "smoothed"):
         page.locator("#curve-tools").get_by_text(label, exact=True).click()
         drawn = page.evaluate("[...trainhop.curve.chart.data[0]]")
         assert len(drawn) >= 2
@@ -251,10 +251,10 @@ def test_without_a_script_pages_are_read_and_jobs_are_paused(show, visit, tmp_pa
     text = page.locator("main").inner_text()
     for words in (
         "31 / 60",
-        "If this machine vanished now",
+        "At risk:",
         "this-computer",
-        "The curve needs JavaScript",
-        "checkpoint safe",
+        "The chart needs JavaScript",
+        "checkpoint committed",
     ):
         assert words in text
     page.get_by_role("button", name="Pause").click()
@@ -295,14 +295,14 @@ def test_a_job_is_made_from_a_file_that_is_looked_into(show, visit, tmp_path):
     page.locator("#preview").get_by_text("good.jsonl").wait_for()
     page.get_by_text("read as prompt_completion").wait_for()
     assert page.locator("#preview mark").nth(1).inner_text() == "A train."
-    page.get_by_text("1 cut short").wait_for()
-    page.get_by_text("11 repeated").wait_for()
+    page.get_by_text("1 truncated").wait_for()
+    page.get_by_text("11 duplicates").wait_for()
     page.locator("#plan").get_by_text("fits this-computer").wait_for()
-    page.get_by_text("It would start at once").wait_for()
-    page.get_by_label("Epochs").fill("nonsense")
-    page.locator("#plan").get_by_text("is no number").wait_for()
-    page.get_by_label("Epochs").fill("2")
-    page.get_by_text("Every other key, as YAML").click()
+    page.get_by_text("Would start immediately").wait_for()
+    page.get_by_label("Epochs", exact=True).fill("nonsense")
+    page.locator("#plan").get_by_text("is not a number").wait_for()
+    page.get_by_label("Epochs", exact=True).fill("2")
+    page.get_by_text("Other settings (YAML)").click()
     page.locator("textarea[name=more]").fill("eval_stepz: 3")
     page.locator("#plan").get_by_text("did you mean 'eval_steps'").wait_for()
     page.locator("textarea[name=more]").fill("eval_steps: 3")
@@ -315,16 +315,16 @@ def test_a_job_is_made_from_a_file_that_is_looked_into(show, visit, tmp_path):
 def test_members_and_tokens(show, visit):
     page = visit(show.link())
     page.goto(show.url + "/people")
-    page.get_by_label("Name").fill("ann")
-    page.get_by_role("button", name="Add").click()
+    page.get_by_label("Name", exact=True).fill("ann")
+    page.get_by_role("button", name="Invite").click()
     page.get_by_role("button", name="Login link for ann").click()
     link = page.locator("#secret").inner_text()
     hers = visit(link)
-    hers.get_by_role("heading", name="Nothing has run here yet").wait_for()
+    hers.get_by_role("heading", name="No jobs yet").wait_for()
     hers.goto(show.url + "/people")
     hers.get_by_role("heading", name="Your tokens").wait_for()
-    hers.get_by_label("For what").fill("laptop")
-    hers.get_by_role("button", name="Make").click()
+    hers.get_by_label("Token name").fill("laptop")
+    hers.get_by_role("button", name="Create").click()
     token = hers.locator("#secret").inner_text()
     assert show.api.as_(token).get("/me").json()["name"] == "ann"
 
@@ -350,7 +350,7 @@ def test_a_job_that_goes_away_while_it_is_watched_is_said(show, visit, early):
     if not early:
         page.locator("#curve-tools").wait_for()
         vanish()
-    page.get_by_text("This job is gone").wait_for()
+    page.get_by_text("This job was deleted").wait_for()
 
 
 def test_a_stream_that_slept_for_long_loads_the_curve_again(show):

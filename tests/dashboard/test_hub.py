@@ -28,17 +28,17 @@ def test_a_token_is_entered_seen_to_be_there_and_forgotten(site):
     log_in(site)
     page = site.client.get("/accounts", headers=HTML).text
     assert 'action="/hub-token"' in page
-    assert "Forget the token" not in page
+    assert "Remove token" not in page
     refused = site.client.post("/hub-token", data={"token": "hf_made_up"}, headers=ORIGIN | HTML)
     assert refused.status_code == 422
     assert "does not accept your token" in refused.text
     assert site.client.post("/hub-token", data={"token": TOKEN}, headers=ORIGIN).headers["location"] == "/accounts"
     page = site.client.get("/accounts", headers=HTML).text
     assert "&lt;i&gt;ann&lt;/i&gt;" in page
-    assert "Forget the token" in page
+    assert "Remove token" in page
     assert TOKEN not in page
     assert site.client.post("/hub-token/remove", headers=ORIGIN).status_code == 303
-    assert "Forget the token" not in site.client.get("/accounts", headers=HTML).text
+    assert "Remove token" not in site.client.get("/accounts", headers=HTML).text
 
 
 def test_the_form_is_ones_own_and_closed_to_other_sites(site):
@@ -51,7 +51,7 @@ def test_the_form_is_ones_own_and_closed_to_other_sites(site):
     assert site.client.post("/hub-token", data={"token": TOKEN}, headers=ORIGIN).status_code == 303
     assert people.ann.get("/hub-token").json()["stored"] is True
     assert people.bob.get("/hub-token").json()["stored"] is False
-    assert "Forget the token" in site.client.get("/accounts", headers=HTML).text
+    assert "Remove token" in site.client.get("/accounts", headers=HTML).text
 
 
 def test_a_token_sealed_with_another_key_is_said_on_the_page(site):
@@ -59,7 +59,7 @@ def test_a_token_sealed_with_another_key_is_said_on_the_page(site):
     site.client.post("/hub-token", data={"token": TOKEN}, headers=ORIGIN)
     me = site.admin.get("/me").json()["id"]
     with site.app.context.uow() as tx:
-        (member,) = tx.lock_members(me)
+        (member,) = tx.members.get_for_update(me)
         member.hub_token = "sealed with another key"
-        tx.save_member(member)
-    assert "set it again with `trainhop hub login`" in site.client.get("/accounts", headers=HTML).text
+        tx.members.save(member)
+    assert "Set it again with `trainhop hub login`" in site.client.get("/accounts", headers=HTML).text

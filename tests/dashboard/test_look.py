@@ -6,15 +6,18 @@ from tests.dashboard.test_browser import CURVE, _axe, journey, until
 from tests.helpers.page_server import steps
 
 SEEN = """(() => {
-  const {canvas} = trainhop.curve.chart.ctx, data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const {canvas} = trainhop.curve.chart.ctx;
+  const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   const [r, g, b] = [0x1f, 0x5f, 0xd0];
-  for (let i = 0; i < data.length; i += 4) if (data[i] === r && data[i + 1] === g && data[i + 2] === b && data[i + 3] === 255) return true;
+  for (let i = 0; i < data.length; i += 4)
+    if (data[i] === r && data[i + 1] === g && data[i + 2] === b && data[i + 3] === 255) return true;
   return false;
 })()"""
 COVERED = """[...document.querySelectorAll(".copyable")].filter((box) => {
   const button = box.querySelector(".copy").getBoundingClientRect(), text = document.createRange();
   text.selectNodeContents(box.querySelector("pre, .secret"));
-  return button.width && [...text.getClientRects()].some((r) => r.width && r.right > button.left && r.top < button.bottom && r.bottom > button.top);
+  const covers = (r) => r.width && r.right > button.left && r.top < button.bottom && r.bottom > button.top;
+  return button.width && [...text.getClientRects()].some(covers);
 }).length"""
 
 
@@ -29,8 +32,8 @@ def test_the_only_point_of_a_curve_is_seen(show, visit):
 
 
 def test_nothing_lies_over_what_is_read_or_focused(show, visit, tmp_path):
-    """Guards: without `scroll-padding-top` the focus went under the head; without `padding-right` the button to copy covered
-    the end of the first line; without `max-height` an answer of blank lines was higher than the page."""
+    """Guards: without `scroll-padding-top` the focus went under the head; without `padding-right` the button to copy
+    covered the end of the first line; without `max-height` an answer of blank lines was higher than the page."""
     ident, machine = journey(show, tmp_path, sample_prompts=["Is there a train?"], name="long " * 39)
     steps(
         machine,
@@ -55,8 +58,8 @@ def test_nothing_lies_over_what_is_read_or_focused(show, visit, tmp_path):
 
 
 def test_long_names_fit_and_times_are_not_cut_apart(show, visit):
-    """Guards: without `anywhere` a name of 100 letters made the table wider than its card; without `nowrap` times were broken
-    in two; without a colour of its own a placeholder was as pale as the browser has it."""
+    """Guards: without `anywhere` a name of 100 letters made the table wider than its card; without `nowrap` times were
+    broken in two; without a colour of its own a placeholder was as pale as the browser has it."""
     show.api.admin.post("/members", {"name": "w" * 100})
     show.api.admin.post("/tokens", {"member": "w" * 100, "name": "n" * 100})
     page = visit(show.link())
@@ -72,7 +75,8 @@ def test_long_names_fit_and_times_are_not_cut_apart(show, visit):
 
 
 def test_a_tab_says_how_its_job_is(show, visit):
-    """Guard: with one sign for whatever is not known, a tab said of a job in the queue and of a cancelled one: paused."""
+    """Guard: with one sign for whatever is not known, a tab said of a job in the queue and of a cancelled one:
+    paused."""
     job = show.api.admin.submit(name="tabbed")["id"]
     page = visit(show.link())
     page.goto(f"{show.url}/jobs/{job}")

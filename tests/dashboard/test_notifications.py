@@ -11,8 +11,8 @@ from sqlalchemy import text
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from orchestrator.adapters.notifier import signed
-from orchestrator.domain.model import Account
-from orchestrator.ports.notifications import Topic
+from orchestrator.domain.accounts import Account
+from orchestrator.domain.notifications import Topic
 from orchestrator.services import notifications
 from orchestrator.services.notifications import DIGEST_S, RETRY_S, STALLED_S, check_alerts, deliver_due
 from tests.dashboard.receivers import Receiver
@@ -34,8 +34,8 @@ def titles(receiver: Receiver) -> list[str]:
 
 
 def test_a_job_is_told_from_start_to_end_signed(api, people, provider, clock, tmp_path, receiver):
-    """Guards: with the timestamp left out of the signed text the library refused it; without the unique key a second round
-    told everything again; without joining, the second hand-off came as a message of its own."""
+    """Guards: with the timestamp left out of the signed text the library refused it; without the unique key a second
+    round told everything again; without joining, the second hand-off came as a message of its own."""
     _, secret = listen(people.admin, receiver)
     people.admin.submit(name="mine")
     mine = Machine.launched(api, provider)
@@ -44,28 +44,28 @@ def test_a_job_is_told_from_start_to_end_signed(api, people, provider, clock, tm
     Machine.launched(api, provider).start()
     mine.save(4, tmp_path)
     mine.say("release", mine.said("release", step=4, reason="deadline"))
-    office = api.app.office
-    assert deliver_due(office) == 1
-    assert titles(receiver) == ["Training: mine"]
+    context = api.app.notifications
+    assert deliver_due(context) == 1
+    assert titles(receiver) == ["Running: mine"]
     second = Machine.launched(api, provider)
     second.start()
     second.save(6, tmp_path)
     second.say("release", second.said("release", step=6, reason="deadline"))
     third = Machine.launched(api, provider)
     third.start()
-    assert deliver_due(office) == 0
+    assert deliver_due(context) == 0
     third.save(10, tmp_path)
     third.finish(10)
     clock.tick(1)
-    assert deliver_due(office) == 1
-    assert titles(receiver)[1:] == ["Done: mine"]
+    assert deliver_due(context) == 1
+    assert titles(receiver)[1:] == ["Succeeded: mine"]
     clock.tick(DIGEST_S)
-    assert deliver_due(office) == 1
-    assert deliver_due(office) == 0
+    assert deliver_due(context) == 1
+    assert deliver_due(context) == 0
     digest = json.loads(receiver.got[-1][1])["data"]
-    assert (digest["title"], digest["count"]) == ("Handed over: mine", 2)
-    assert "At step 4" in digest["text"]
-    assert "At step 6" in digest["text"]
+    assert (digest["title"], digest["count"]) == ("Handed off: mine", 2)
+    assert "Handed off at step 4" in digest["text"]
+    assert "Handed off at step 6" in digest["text"]
     assert len(receiver.got) == 3
     for headers, body in receiver.got:
         when = datetime.fromtimestamp(int(headers["webhook-timestamp"]), UTC)
@@ -90,14 +90,14 @@ def test_what_does_not_arrive_is_tried_again_and_logged(api, people, provider, c
     people.admin.submit()
     Machine.launched(api, provider).start()
     for tries, pause in enumerate(RETRY_S, 1):
-        assert deliver_due(api.app.office) == 0
-        assert deliver_due(api.app.office) == 0
+        assert deliver_due(api.app.notifications) == 0
+        assert deliver_due(api.app.notifications) == 0
         assert len(receiver.got) == tries
         clock.tick(pause + 1)
     (log,) = people.admin.get(f"/notifications/{channel}/deliveries").json()["items"]
     assert (log["state"], log["attempts"], log["detail"]) == ("pending", len(RETRY_S), "it answered 503")
     receiver.status = 200
-    assert deliver_due(api.app.office) == 1
+    assert deliver_due(api.app.notifications) == 1
     (log,) = people.admin.get(f"/notifications/{channel}/deliveries").json()["items"]
     assert log["state"] == "sent"
     assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
@@ -118,7 +118,7 @@ def test_apprise_carries_messages_too(api, people, receiver):
     receiver.status = 500
     refused = people.admin.post(f"/notifications/{made['channel']['id']}:test").json()
     assert refused["state"] == "failed"
-    assert "did not take" in refused["detail"]
+    assert "did not accept" in refused["detail"]
 
 
 def test_addresses_lie_nowhere_in_clear(api, people, receiver):
@@ -167,18 +167,18 @@ def test_channels_are_their_owners_alone(api, people):
 
 
 def test_what_nobody_announces_is_noticed_once(api, people, provider, clock, receiver):
-    """Guards: without `STALLED_S` counted from the last safe point a fresh session was told of; without the key, each look
-    told it again."""
+    """Guards: without `STALLED_S` counted from the last safe point a fresh session was told of; without the key, each
+    look told it again."""
     listen(people.admin, receiver, topics=["stalled", "quota_low", "needs_person"])
     people.admin.submit(name="slow")
     machine = Machine.launched(api, provider)
     machine.start()
-    check_alerts(api.app.office)
-    assert deliver_due(api.app.office) == 0
+    check_alerts(api.app.notifications)
+    assert deliver_due(api.app.notifications) == 0
     for _ in range(2):
         clock.tick(STALLED_S + 60)
-        check_alerts(api.app.office)
-    assert deliver_due(api.app.office) == 1
+        check_alerts(api.app.notifications)
+    assert deliver_due(api.app.notifications) == 1
     assert titles(receiver) == ["Stalled: slow"]
     me = people.admin.get("/me").json()["id"]
     with api.app.context.uow() as tx:
@@ -186,11 +186,11 @@ def test_what_nobody_announces_is_noticed_once(api, people, provider, clock, rec
             id="account-1", provider="fake", member_id=me, name="admin-fake", config={}, created_at=clock.now()
         )
         account.problem = "the token was revoked"
-        tx.add_account(account)
-    check_alerts(api.app.office)
-    check_alerts(api.app.office)
-    assert deliver_due(api.app.office) == 1
-    assert titles(receiver)[1:] == ["You are needed: admin-fake"]
+        tx.accounts.add(account)
+    check_alerts(api.app.notifications)
+    check_alerts(api.app.notifications)
+    assert deliver_due(api.app.notifications) == 1
+    assert titles(receiver)[1:] == ["Action needed: admin-fake"]
 
 
 def test_every_topic_has_its_words():

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from orchestrator.adapters import private_networks
-from orchestrator.adapters.notifier import INSIDE, WebCarrier
-from orchestrator.domain.model import Role
+from orchestrator.adapters.notifier import INSIDE, WebNotifier
+from orchestrator.domain.accounts import Role
 from tests.dashboard.receivers import receiving
 
 PUBLIC = "93.184.215.14"
@@ -29,26 +29,56 @@ def known(host: str) -> list[str]:
 
 
 @pytest.fixture
-def resolve(api1, people) -> Callable[[private_networks.Lookup], None]:
-    """Names resolve as this function says."""
+def resolve(api1, people) -> Callable[..., None]:
+    """Names resolve as this function says, and `inside` are the addresses of which this other one says so."""
 
-    def use(lookup: private_networks.Lookup) -> None:
-        api1.app.carrier = WebCarrier(lookup)
+    def use(lookup: private_networks.Lookup, inside: private_networks.IsInside = private_networks.is_inside) -> None:
+        api1.app.notifier = WebNotifier(lookup, inside)
 
     return use
 
 
 @pytest.mark.parametrize(
     "address",
-    ["127.0.0.1", "127.8.9.10", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
-     "0.1.2.3", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255", "192.0.2.1", "198.18.0.1", "::1", "::",
-     "fe80::1", "fe80::1%lo", "fc00::1", "fd12:3456::1", "fec0::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
-     "::127.0.0.1", "2002:7f00:1::", "2002:a00:1::", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::1",
-     "2001:db8::1", "2001:0:4136:e378:8000:63bf:3fff:fdd2"],
-)  # fmt: skip
+    [
+        "127.0.0.1",
+        "127.8.9.10",
+        "10.0.0.1",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "0.1.2.3",
+        "224.0.0.1",
+        "239.255.255.250",
+        "240.0.0.1",
+        "255.255.255.255",
+        "192.0.2.1",
+        "198.18.0.1",
+        "::1",
+        "::",
+        "fe80::1",
+        "fe80::1%lo",
+        "fc00::1",
+        "fd12:3456::1",
+        "fec0::1",
+        "ff02::1",
+        "::ffff:127.0.0.1",
+        "::ffff:10.0.0.1",
+        "::127.0.0.1",
+        "2002:7f00:1::",
+        "2002:a00:1::",
+        "64:ff9b::7f00:1",
+        "64:ff9b::a9fe:a9fe",
+        "64:ff9b:1::1",
+        "2001:db8::1",
+        "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+    ],
+)
 def test_what_lies_inside(address):
-    """Guards: without `is_multicast` 224.0.0.1 was outside; without `_UNICAST` fec0::1, ::127.0.0.1 and 64:ff9b:1::1 were;
-    without `_TRANSLATED` an address of NAT64 was refused or let through whatever it led to."""
+    """Guards: without `is_multicast` 224.0.0.1 was outside; without `_UNICAST` fec0::1, ::127.0.0.1 and 64:ff9b:1::1
+    were; without `_TRANSLATED` an address of NAT64 was refused or let through whatever it led to."""
     assert private_networks.is_inside(address)
 
 
@@ -61,12 +91,29 @@ def test_what_lies_outside(address):
 
 @pytest.mark.parametrize(
     "url",
-    ["http://127.0.0.1:9/", "http://localhost:9/", "http://2130706433/", "http://0x7f.1/", "http://0/", "http://10.0.0.5/",
-     "http://169.254.169.254/latest/meta-data", "http://[::1]/", "http://[fd00::1]/", "http://[::ffff:127.0.0.1]/",
-     "http://me:pw@10.0.0.5/", "https://intern.example/hook", "https://both.example/hook", "json://127.0.0.1",
-     "json://localhost", "json://intern.example", "gotify://[::1]/abcdefghijklmno", "ntfy://192.168.1.1/topic",
-     "mailto://me:pw@gmail.com?smtp=10.0.0.1", "rsyslog://intern.example"],
-)  # fmt: skip
+    [
+        "http://127.0.0.1:9/",
+        "http://localhost:9/",
+        "http://2130706433/",
+        "http://0x7f.1/",
+        "http://0/",
+        "http://10.0.0.5/",
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::1]/",
+        "http://[fd00::1]/",
+        "http://[::ffff:127.0.0.1]/",
+        "http://me:pw@10.0.0.5/",
+        "https://intern.example/hook",
+        "https://both.example/hook",
+        "json://127.0.0.1",
+        "json://localhost",
+        "json://intern.example",
+        "gotify://[::1]/abcdefghijklmno",
+        "ntfy://192.168.1.1/topic",
+        "mailto://me:pw@gmail.com?smtp=10.0.0.1",
+        "rsyslog://intern.example",
+    ],
+)
 def test_only_an_admin_adds_an_address_inside(api1, people, resolve, url):
     """Guard: with `anywhere` always true each of these was taken from a member."""
     resolve(known)
@@ -110,11 +157,10 @@ def test_apprise_does_not_follow_it_either(api1, people, resolve, receiver):
     assert sent(people.admin, f"json://localhost:{receiver.port}/")["state"] == "sent"
 
 
-def test_nobody_is_led_inside_by_an_answer(api1, people, resolve, monkeypatch, receiver):
+def test_nobody_is_led_inside_by_an_answer(api1, people, resolve, receiver):
     """Guard: without `only_outside` Apprise carried the message on to the second server."""
     with receiving("127.0.0.2") as within:
-        monkeypatch.setattr(private_networks, "is_inside", lambda address: address == within.host)
-        resolve(private_networks.lookup)
+        resolve(private_networks.lookup, lambda address: address == within.host)
         receiver.status, receiver.location = 307, within.url
         assert sent(people.ann, receiver.url.replace("http:", "json:"))["detail"] == INSIDE
         assert sent(people.ann, receiver.url)["detail"] == "it answered 307"
@@ -137,18 +183,17 @@ def test_the_address_that_was_looked_at_is_the_one_that_is_called(api1, people, 
 
     Guards: without `sni_hostname` the certificate did not fit; with one address tried, nothing was sent.
     """
-    monkeypatch.setattr(private_networks, "is_inside", lambda address: address not in ("127.0.0.1", "127.0.0.9"))
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate(tmp_path, "hook.example")))
     asked: list[str | None] = []
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
     tls.sni_callback = lambda _socket, name, _context: asked.append(name)
-    with receiving(tls=tls) as far:
+    with receiving(tls=tls) as remote:
         answers = iter([["127.0.0.9"], ["127.0.0.9", "127.0.0.1"]])
-        resolve(lambda _: next(answers))
-        assert sent(people.ann, f"https://hook.example:{far.port}/hook")["state"] == "sent"
-        ((headers, body),) = far.got
-    assert headers["host"] == f"hook.example:{far.port}"
+        resolve(lambda _: next(answers), lambda address: address not in ("127.0.0.1", "127.0.0.9"))
+        assert sent(people.ann, f"https://hook.example:{remote.port}/hook")["state"] == "sent"
+        ((headers, body),) = remote.got
+    assert headers["host"] == f"hook.example:{remote.port}"
     assert asked == ["hook.example"]
     assert json.loads(body)["type"] == "trainhop.test"
 
@@ -176,9 +221,12 @@ def certificate(folder: Path, name: str) -> Path:
 
 @pytest.mark.parametrize(
     "url",
-    ["tgram://123456789:abcdefg_hijklmnop/1?template={}", "fcm://project/device?keyfile={}",
-     "workflows://far.example/WORKFLOW/SIGNATURE/?template={}"],
-)  # fmt: skip
+    [
+        "tgram://123456789:abcdefg_hijklmnop/1?template={}",
+        "fcm://project/device?keyfile={}",
+        "workflows://far.example/WORKFLOW/SIGNATURE/?template={}",
+    ],
+)
 def test_no_file_of_the_server_goes_into_a_message(api1, people, resolve, tmp_path, url):
     """Guard: with Apprise's `file` left in place, what a template named was read and sent to whoever had named it."""
     resolve(known)

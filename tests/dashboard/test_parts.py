@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.domain.errors import InvalidError
-from orchestrator.domain.model import StepTime
-from orchestrator.domain.scheduling import Candidate
+from orchestrator.domain.jobs import StepTime
+from orchestrator.domain.scheduling import Blocker, Candidate, forecast
 from orchestrator.entrypoints.dashboard import curve, job_form, logs, timeline
-from orchestrator.ports.providers import TokenLook
+from orchestrator.entrypoints.dashboard.render import fragment
+from orchestrator.ports.catalog import TokenLook
 from orchestrator.services.dataset_preview import preview, with_tokens
-from orchestrator.services.forecast import forecast
+from orchestrator.services.plans import Plan, PlannedFinding, PlannedPlace
 from tests.http.http_client import Machine
-from worker.shared.messages import DatasetSpec, JobSpec, RowFormat
+from worker.shared.job_spec import DatasetSpec, JobSpec, RowFormat
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=3_000), st.integers(10, 500))
@@ -49,13 +50,13 @@ def test_points_after_a_cursor_hold_every_step_that_was_run_again(api, people, p
     server = api.client.app.state.server
 
     def since(cursor):
-        found = curve.since(server, job, server.views.sessions(job_id=job), cursor)
+        found = curve.since(server, job, server.queries.sessions(job_id=job), cursor)
         assert found is not None
         return found
 
     told = since((0, 0))
     assert [r[0] for r in told["loss"]] == [1, 2, 3, 4, 5, 6]
-    cursor = curve.newest(told, (0, 0))
+    cursor = curve.position(server, job, (0, 0))
     assert cursor == (1, 6)
     second = Machine.launched(api, provider)
     second.start()
@@ -64,6 +65,15 @@ def test_points_after_a_cursor_hold_every_step_that_was_run_again(api, people, p
     assert [(r[0], r[1], r[3]) for r in later["loss"] if r[3] == 2] == [(5, 50.0, 2)]
     second.report(6, metrics=[{"step": 6, "values": {"loss": "Infinity"}}])
     assert [r[0] for r in since((2, 5))["loss"]] == [5]
+
+
+def test_a_page_changes_with_every_event_of_its_job(api, people):
+    """Guard: without the newest event, an open page of the original never listed its clones."""
+    queries = api.client.app.state.server.dashboard_queries
+    job = people.ann.submit()["id"]
+    before = queries.pulses([job])
+    assert people.ann.post(f"/jobs/{job}:clone", {}).status_code == 201
+    assert queries.pulses([job]) != before
 
 
 def place(**more) -> Candidate:
@@ -140,8 +150,15 @@ def test_bars_cover_what_happened_and_no_more():
     assert [(b.x, b.width, b.session) for b in steps] == [(0, 40, 1), (40, 50, 2)]
     clock = timeline.by_clock(sessions, 0.0, 100.0)
     assert [(b.kind, b.x, b.width) for b in clock] == [
-        ("queue", 0, 5), ("boot", 5, 5), ("load", 10, 5), ("train", 15, 35), ("queue", 50, 10), ("boot", 60, 10), ("train", 70, 30),
-    ]  # fmt: skip
+        ("queue", 0, 5),
+        ("boot", 5, 5),
+        ("load", 10, 5),
+        ("train", 15, 35),
+        ("queue", 50, 10),
+        ("boot", 60, 10),
+        ("train", 70, 30),
+    ]
+
     assert dict(timeline.totals(sessions, 0.0, 100.0)) == {"queue": 15.0, "boot": 15.0, "load": 5.0, "train": 65.0}
     sessions[0]["ledger"]["boot"] = 9
     assert sum(spent for _, spent in timeline.totals(sessions, 0.0, 100.0)) == pytest.approx(100.0)
@@ -171,11 +188,100 @@ def test_a_preview_shows_what_is_trained_and_every_fault(tmp_path):
     assert "empty" in preview(empty, RowFormat.AUTO, None, sequence_len=8, train_on_inputs=False).faults[0][1]
 
 
+PLACE = {
+    "account": "ann's",
+    "provider": "cloud",
+    "sessions": 3,
+    "seconds": 7_000.0,
+    "obstacle": None,
+    "memory_bytes": 5 << 30,
+    "step_s": 0.7,
+    "hours": 1.9,
+    "hours_left": 2.5,
+    "hours_total": 30.0,
+    "refresh_at": 4_000.0,
+    "done_at": 9_000.0,
+}
+PLAN = {
+    "steps": 11,
+    "train_rows": 22,
+    "gpu_bytes": 3 << 30,
+    "host_bytes": 4 << 30,
+    "step_s": 0.7,
+    "basis": "steps of earlier jobs",
+    "waits_for": Blocker(reason="all are busy"),
+    "store": "drive",
+    "store_bytes": 6 << 20,
+    "done_at": 8_000.0,
+    "unused_keys": ("source",),
+    "late_s": 600.0,
+    "notes": ("<b>Answers end with</b>", "a second note"),
+    "audits": ("rows.jsonl: not audited",),
+    "findings": (
+        PlannedFinding(
+            dataset=0,
+            check="secrets",
+            level="stop",
+            count=1,
+            total=22,
+            share=0.05,
+            words="1 of 22 rows has a key",
+            advice="Remove it.",
+            lines=(),
+            other_lines=(),
+            samples=(),
+            accepted=False,
+        ),
+    ),
+    "unchecked": ("other.jsonl",),
+}
+
+
+def test_the_page_shows_every_field_of_a_plan():
+    """Guard: without them in `plan.html` notes, missed deadline, space, end and quota were in `trainhop plan` alone."""
+
+    def shown(place=PLACE, **changes):
+        plan = Plan(**PLAN | changes, places=(PlannedPlace(**place),))
+        room = Candidate(
+            account_id="a", name="ann's", provider="cloud", member_id=None, slots=1, session_s=9.0, memory_bytes=8 << 30
+        )
+        return fragment("plan.html", plan=plan, places={"ann's": room}, problem="", faults=[], now=1_000.0)
+
+    whole = shown()
+    for text in (
+        "&lt;b&gt;Answers end with&lt;/b&gt;",
+        "a second note",
+        "missed by 10 min",
+        "6.0 MiB",
+        "at most, in drive",
+        "rows.jsonl: not audited",
+        "Stop, <code>secrets</code>: 1 of 22 rows has a key.",
+        "still being checked",
+    ):
+        assert text in whole
+    assert "1.9 h of the quota, 2.5 of 30 h left" in whole
+    other = {str: "x", int: 1, float: 1.0, tuple: (), Blocker: None}
+    for name in PLAN.keys() - {"step_s"}:  # the places tell the times of their steps
+        assert shown(**{name: other[type(PLAN[name])]}) != whole, name
+    for name in PLACE.keys() - {"obstacle"}:
+        assert shown(PLACE | {name: other[type(PLACE[name])]}) != whole, name
+    assert "too small" in shown(PLACE | {"obstacle": Blocker(reason="too small")})
+    assert PLAN.keys() | {"places"} == Plan.model_fields.keys()
+    assert PLACE.keys() == PlannedPlace.model_fields.keys()
+
+
 def test_a_job_file_survives_the_form():
     spec = {
-        "name": "n", "base_model": "org/m", "datasets": [{"path": "sha256:" + "a" * 64, "type": "text"}], "max_steps": 7,
-        "learning_rate": 0.0003, "sample_prompts": ["a", "b"], "placement": {"providers": ["local"]}, "deadline": 2e9,
-    }  # fmt: skip
+        "name": "n",
+        "base_model": "org/m",
+        "datasets": [{"path": "sha256:" + "a" * 64, "type": "text"}],
+        "max_steps": 7,
+        "learning_rate": 0.0003,
+        "sample_prompts": ["a", "b"],
+        "placement": {"providers": ["local"]},
+        "deadline": 2e9,
+    }
+
     again = job_form.from_form(job_form.to_form(spec)).model_dump(mode="json", exclude_defaults=True)
     spec["datasets"][0].pop("type")  # told by the upload itself
     assert again == spec
@@ -205,9 +311,9 @@ jobs = st.builds(
 
 @given(jobs)
 def test_any_job_file_survives_the_form(spec):
-    """Guards: with floats as `:g` a learning rate of 0.00012345678 became 0.000123457; with prompts always joined by line, one
-    of two lines became two; with a name of two lines in its field, a browser made one line of it; with YAML believed as it
-    was written, U+0085 became a blank."""
+    """Guards: with floats as `:g` a learning rate of 0.00012345678 became 0.000123457; with prompts always joined by
+    line, one of two lines became two; with a name of two lines in its field, a browser made one line of it; with YAML
+    believed as it was written, U+0085 became a blank."""
     form = job_form.to_form(spec.model_dump(mode="json", exclude_defaults=True))
     for key, text in form.items():  # what a browser does to text areas, and to fields
         form[key] = (
@@ -217,7 +323,8 @@ def test_any_job_file_survives_the_form(spec):
 
 
 def test_what_a_field_and_the_yaml_say_differently_is_refused():
-    """Guard: without the comparison in `_put`, a job file that was pasted below filled fields was ignored without a word."""
+    """Guard: without the comparison in `_put`, a job file that was pasted below filled fields was ignored without a
+    word."""
     data = "a" * 64
     pasted = f"name: mine\nlearning_rate: 1e-4\nmax_steps: 40\ndatasets: [{{path: 'sha256:{data}', type: text}}]"
     same = {"name": "mine", "learning_rate": "0.0001", "base_model": "m", "data": data, "more": pasted}
@@ -226,7 +333,7 @@ def test_what_a_field_and_the_yaml_say_differently_is_refused():
     with pytest.raises(InvalidError) as refused:
         job_form.from_form({**same, **other, "more": pasted + "\nsample_prompts: [b]"})
     assert [key for key, _ in refused.value.problems] == ["name", "max_steps", "datasets", "sample_prompts"]
-    assert "Name: the field says first-try, the YAML below the fields mine" in str(refused.value)
+    assert "Name: is first-try in the field and mine in the YAML" in str(refused.value)
 
 
 def test_lines_know_their_place_and_kind():

@@ -1,4 +1,5 @@
-"""The whole story in a browser, with real worker processes: bring data, submit, watch a hand-off, take the adapter home."""
+"""The whole story in a browser, with real worker processes: bring data, submit, watch a hand-off, take the adapter
+home."""
 
 from __future__ import annotations
 
@@ -24,12 +25,12 @@ def test_submit_watch_a_hand_off_take_the_adapter(visit, tmp_path):
         server.patch(f"/accounts/{pool}", {"config": {"env": {"OMP_NUM_THREADS": "1"}}})
         page = visit(server.post("/login-links")["url"])
         page.context.set_default_timeout(180_000)
-        page.get_by_role("link", name="submit a job of your own").click()
+        page.get_by_role("link", name="submit your own job").click()
         page.set_input_files("#file", str(rows))
         page.get_by_text("by the model's tokenizer").or_(page.get_by_text("estimated")).wait_for()
         page.get_by_label("Name", exact=True).fill("a whole story")
         page.get_by_label("Base model").fill(str(model))
-        page.get_by_label("or steps").fill("160")
+        page.get_by_label("Steps (instead of epochs)").fill("160")
         page.locator("#plan").get_by_text("fits this-computer").wait_for()
         page.get_by_role("button", name="Submit").click()
         page.get_by_role("heading", name="a whole story").wait_for()
@@ -38,7 +39,7 @@ def test_submit_watch_a_hand_off_take_the_adapter(visit, tmp_path):
         server.wait_for(lambda: page.evaluate(CURVE) >= 10, "ten steps on the curve", 180, 0.2)
         page.on("dialog", lambda dialog: dialog.accept())
         page.get_by_role("button", name="Hand over").click()
-        page.get_by_text("hand-over requested").first.wait_for()
+        page.get_by_text("hand-off requested").first.wait_for()
         server.wait_for(lambda: len(page.evaluate(MARKS)) == 1, "the mark on the curve", 180, 0.2)
         (mark,) = page.evaluate(MARKS)
         page.locator("#status .pill.succeeded").wait_for()

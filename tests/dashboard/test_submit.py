@@ -1,11 +1,13 @@
-"""The submit page in a real browser: which file a job is trained on, whatever is chosen, answered or lost in between."""
+"""The submit page in a real browser: which file a job is trained on, whatever is chosen, answered or lost in
+between."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.dashboard.test_browser import until
-from tests.helpers.page_server import Stage
+from orchestrator.services.running_checks import RunningChecks
+from tests.dashboard.test_browser import _axe, until
+from tests.helpers.page_server import PageServer, page_server
 
 NOTICE = "document.getElementById('notice').innerText"
 
@@ -20,7 +22,7 @@ BAD = file("bad.jsonl", b'{"text": ""}\n')
 
 
 @pytest.fixture
-def page(show: Stage, visit):
+def page(show: PageServer, visit):
     """The form, with a data file brought before."""
     show.api.admin.upload(b'{"text": "old"}\n', name="old.jsonl")
     found = visit(show.link(), tolerate=("422", "ERR_FAILED"))
@@ -38,16 +40,16 @@ def test_a_file_that_cannot_be_trained_on_leaves_none_chosen(page):
     page.locator("#preview").get_by_text("good.jsonl").wait_for()
     assert chosen(page) == "good.jsonl · 2 rows"
     page.set_input_files("#file", BAD)
-    page.get_by_text("bad.jsonl cannot be trained on yet").wait_for()
+    page.get_by_text("bad.jsonl has errors").wait_for()
     assert chosen(page) == "–"
-    page.locator("#plan").get_by_text("bring a data file first").wait_for()
+    page.locator("#plan").get_by_text("choose a data file first").wait_for()
     page.get_by_role("button", name="Submit").click()
-    page.locator("main .callout").get_by_text("bring a data file first").wait_for()
+    page.locator("main .callout").get_by_text("choose a data file first").wait_for()
 
 
 def test_the_last_file_chosen_counts_and_waits_until_it_is_there(page):
-    """Guards: without `abort` the first file, answered last, took the place of the second; without `disabled` a job could be
-    submitted while its file was on the way, which threw the file away."""
+    """Guards: without `abort` the first file, answered last, took the place of the second; without `disabled` a job
+    could be submitted while its file was on the way, which threw the file away."""
     held = []
 
     def hold(route):
@@ -67,12 +69,12 @@ def test_the_last_file_chosen_counts_and_waits_until_it_is_there(page):
 
 
 def test_a_file_chosen_from_the_list_counts_although_another_is_on_its_way(page):
-    """Guards: without `take` in `again`, the file that was still being sent took the place of the one chosen after it; without
-    `signal`, so did an earlier look that was answered late."""
+    """Guards: without `take` in `again`, the file that was still being sent took the place of the one chosen after it;
+    without `signal`, so did an earlier look that was answered late."""
     page.route("**/submit/data?*", lambda route: None)
     page.set_input_files("#file", GOOD)
     with page.expect_event("requestfailed", lambda request: request.method == "POST"):
-        page.locator("#data").select_option(label="old.jsonl · 1 row · text")
+        page.locator("#data").select_option(label="old.jsonl · 1 row · text · not audited")
     page.locator("#preview").get_by_text("old.jsonl").wait_for()
     assert page.get_by_role("button", name="Submit").is_enabled()
     page.route("**/submit/data/*", lambda route: None)
@@ -87,7 +89,7 @@ def test_a_look_that_fails_is_said_and_does_not_stay_grey(page):
     """Guards: without `catch` nothing was said, and without `finally` the preview stayed grey for ever."""
     page.route("**/submit/data/*", lambda route: route.abort())
     page.locator("#data").select_option(index=1)
-    page.get_by_text("the file could not be looked into").wait_for()
+    page.get_by_text("The preview could not be loaded").wait_for()
     assert page.locator("#preview[aria-busy]").count() == 0
     page.unroute_all()
     page.get_by_label("Base model").fill("org/other")
@@ -98,8 +100,8 @@ def test_a_look_that_fails_is_said_and_does_not_stay_grey(page):
 
 @pytest.mark.parametrize("path", ["/", "/fleet"])
 def test_a_server_that_answers_again_is_not_said_to_be_silent(show, visit, path):
-    """Guards: without the look at the next answer, the page said for ever that the server does not answer; without `silent`
-    after a 503, so it did of the database."""
+    """Guards: without the look at the next answer, the page said for ever that the server does not answer; without
+    `silent` after a 503, so it did of the database."""
     show.api.admin.submit()
     page = visit(show.link(), tolerate=("ERR_INTERNET_DISCONNECTED", "Failed to fetch", "503"))
     page.goto(show.url + path)
@@ -112,3 +114,26 @@ def test_a_server_that_answers_again_is_not_said_to_be_silent(show, visit, path)
     until(page, f"{NOTICE} === 'no database'")
     page.unroute_all()
     until(page, f"{NOTICE} === ''")
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_findings_are_shown_and_a_clean_copy_is_used(tmp_path, visit, width):
+    """The page with findings is accessible and fits a phone. Guard: without the button's address of its own, the form
+    was submitted."""
+    key = "hf_" + "aBcDeFgH" * 4 + "Zz"
+    rows = b'{"text": "a fine row"}\n' + f'{{"text": "the key is {key}"}}\n'.encode()
+    with page_server(tmp_path, RunningChecks()) as server:
+        sha256 = server.api.admin.upload(rows).json()["sha256"]
+        server.api.admin.post(f"/datasets/{sha256}:check")
+        page = visit(server.link(), width=width, bypass_csp=True)
+        page.goto(f"{server.url}/submit?data={sha256}")
+        page.fill("[name=base_model]", "org/small")
+        page.locator("#plan").get_by_text("have a key that looks real").wait_for()
+        assert key not in page.locator("#plan").inner_text()
+        assert _axe(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        page.get_by_role("button", name="Make a clean copy and use it").click()
+        page.locator("#preview").get_by_text("rows-clean.jsonl").wait_for()
+        assert chosen(page) == "rows-clean.jsonl · 1 row · text · clean copy · not audited"
+        page.locator("#plan").get_by_text("Would start immediately").wait_for()
+        until(page, "!document.getElementById('plan').innerText.includes('still being checked')")

@@ -1,6 +1,7 @@
-"""The generated pages of the docs: `python -m tests.docs.reference` writes them, `--check` names those that are out of date.
+"""The generated pages of the docs: `python -m tests.docs.reference` writes them.
 
-The job file and the settings come from their pydantic models, the command line from typer, REST from the OpenAPI document.
+`--check` names those that are out of date. The job file and the settings come from their pydantic models, the command
+line from typer, REST from the OpenAPI document.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import ast
 import json
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +22,14 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from orchestrator.bootstrap import build
-from orchestrator.config import Settings
+from orchestrator.config import Settings, variable_prefix
 from orchestrator.entrypoints.cli.main import app as command_line
 from orchestrator.entrypoints.http.app import make_app
 from orchestrator.entrypoints.http.auth import admin
-from orchestrator.services.failed_starts import sentence
+from orchestrator.services.failed_starts import Explanation, sentence
 from tests.docs import meanings
 from worker.shared import causes
-from worker.shared.messages import CheckpointSpec, DatasetSpec, JobSpec, PlacementSpec
+from worker.shared.job_spec import CheckpointSpec, DatasetSpec, JobSpec, PlacementSpec
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
@@ -98,8 +101,8 @@ def _limits(schema: Mapping[str, Any]) -> Iterator[str]:
 
 def _default(field: Any) -> str:
     if field.is_required():
-        return "needed"
-    if field.default is None or field.default == () or isinstance(field.default, BaseModel):
+        return "required"
+    if field.default is None or field.default in ((), {}) or isinstance(field.default, BaseModel):
         return ""
     value = field.default
     return f"`{str(value) if isinstance(value, (str, Path)) else json.dumps(value)}`"
@@ -123,15 +126,17 @@ def job_file() -> str:
 
 {GENERATED}
 
-A job file is YAML or JSON. Its names are those of [axolotl](https://github.com/axolotl-ai-cloud/axolotl) where it has them.
-Unknown keys are refused, and the error names the nearest known one. `global_batch_size` and `max_steps` are part of the job: they
-are fixed at submit, and no machine changes them.
+A job file is YAML or JSON. It uses the key names of [axolotl](https://github.com/axolotl-ai-cloud/axolotl).
+Unknown keys are refused, and the error suggests the nearest known one. `global_batch_size` and `max_steps` are part of
+the job: they are fixed at submission, and no machine changes them.
 
 {_keys(JobSpec, meanings.JOB_KEYS)}
 
 ## Datasets
 
-Files are JSONL, CSV or Parquet.
+Files are JSONL, CSV or Parquet. A key that no format reads is refused if it changes what is taught (a thought, a
+weight, an image, a label). Other such keys are named and not used. Every turn must be found in the model's rendering
+of the row.
 
 {_keys(DatasetSpec, meanings.DATASET_KEYS)}
 
@@ -157,10 +162,18 @@ def settings() -> str:
 
 {GENERATED}
 
-The server reads its settings from environment variables; options of `trainhop up` go before them. Lists are written as JSON,
-durations are seconds, and an empty variable counts as one that is not set. An address of an emulator must be on this computer.
+The server reads its settings from environment variables. Options of `trainhop up` override them. Lists are written as
+JSON, and durations are seconds. An empty variable counts as one that is not set. An address of an emulator must be on
+this computer.
 
 {_variables(ordinary)}
+
+## Providers and stores
+
+A driver reads its own settings from variables that start with its name. This includes drivers of other
+distributions: each key of the driver's schema is a variable `TRAINHOP_NAME_KEY`.
+
+{_driver_variables()}
 
 ## Command line
 
@@ -172,6 +185,32 @@ Tests and the demo change these. A server needs none of them.
 
 {_variables(timing)}
 """
+
+
+def driver_schemas() -> dict[str, type[BaseModel]]:
+    """The settings of every driver and store of this distribution, by its name."""
+    ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    found: dict[str, type[BaseModel]] = {}
+    for group in ("trainhop.providers", "trainhop.stores"):
+        for name, value in sorted(ours[group].items()):
+            schema = getattr(EntryPoint(name=name, value=value, group=group).load(), "settings", None)
+            if schema is not None and schema.model_fields:
+                found[name] = schema
+    return found
+
+
+def _driver_variables() -> str:
+    rows = [
+        (
+            f"`{variable_prefix(name)}{key.upper()}`",
+            _kind(schema.model_json_schema()["properties"][key], {}),
+            _default(field),
+            field.description or "",
+        )
+        for name, schema in driver_schemas().items()
+        for key, field in schema.model_fields.items()
+    ]
+    return _table(("variable", "value", "default", "meaning"), rows)
 
 
 def _variables(names: Iterable[str]) -> str:
@@ -212,7 +251,7 @@ def cli() -> str:
 
 {GENERATED}
 
-`trainhop [OPTIONS] COMMAND`. {root.epilog} `--json` prints JSON for programs.
+`trainhop [OPTIONS] COMMAND`. {root.epilog} `--json` prints JSON.
 
 {_options(root)}
 
@@ -263,12 +302,11 @@ def api() -> str:
 
 {GENERATED}
 
-A running server describes all of it at `/openapi.json`, with every field. Errors are problem documents
-([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)) that point at the wrong field. `Idempotency-Key` makes a submit safe to repeat.
-An event stream goes on after `Last-Event-ID`, and a file after the bytes that you have (`Range`).
+A running server has the full OpenAPI document at `/openapi.json`. Errors are problem documents
+([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)) that point at the invalid field. `Idempotency-Key` makes a
+submission safe to repeat. Event streams resume with `Last-Event-ID`, and downloads with `Range`.
 
-Who may call: an `admin`, any `member` with a token of their own (and then for their own things), a `session` with its lease's
-token, or whoever holds the `grant` of the file.
+Callers: an `admin`, a `member` (for their own data), a `session` with its lease token, or a `grant` for one file.
 
 {sections}
 """
@@ -299,7 +337,7 @@ def _tag(tag: Mapping[str, str], document: Mapping[str, Any], of_admins: set[str
         for method, operation in methods.items()
         if operation["tags"][0] == tag["name"]
     ]
-    table = _table(("method", "path", "what", "who"), rows)
+    table = _table(("method", "path", "what it does", "caller"), rows)
     return f"## {tag['name'].capitalize()}\n\n{tag['description']}\n\n{table}" if rows else ""
 
 
@@ -339,7 +377,7 @@ def code_map() -> str:
 
 {GENERATED}
 
-Every module has one purpose and says it in its first line.
+Each module has one purpose, stated in its first line.
 
 {sections}
 """
@@ -350,20 +388,20 @@ def _package(name: str, modules: Iterable[Path]) -> str:
         (f"`{path.name}`", words) for path in modules if (words := first_line(path)) and path.name != "__init__.py"
     ]
     own = first_line(ROOT / name / "__init__.py") if (ROOT / name / "__init__.py").exists() else ""
-    return "\n\n".join(filter(None, [f"## {name}", own, _table(("module", "what it is"), named) if named else ""]))
+    return "\n\n".join(filter(None, [f"## {name}", own, _table(("module", "purpose"), named) if named else ""]))
 
 
 def architecture() -> str:
     """The page that is written by hand, with the first line of each package in its place."""
-    rows = [(f"`{name}`", words) for name in packages() if (words := first_line(ROOT / name / "__init__.py"))]
-    return _with_part("architecture.md", "packages", _table(("package", "what it is"), rows))
+    rows = [(f"`{name}`", first_line(ROOT / name / "__init__.py")) for name in packages()]
+    return _with_part("architecture.md", "packages", _table(("package", "purpose"), rows))
 
 
 def operations() -> str:
     """The page that is written by hand, with what is said of sessions that do not start in its place."""
     known = [value for name, value in vars(causes).items() if name.isupper()]
-    rows = [(f"`{cause}`", *sentence(cause, "").split(": ", 1)) for cause in known]
-    return _with_part("operations.md", "causes", _table(("cause", "what happened", "what to do"), rows))
+    rows = [(f"`{cause}`", *sentence(Explanation("", cause)).split(": ", 1)) for cause in known]
+    return _with_part("operations.md", "causes", _table(("cause", "what happened", "remedy"), rows))
 
 
 def _with_part(page: str, name: str, part: str) -> str:

@@ -1,4 +1,7 @@
-"""What is written in code blocks of the README and the docs."""
+"""What is written in code blocks of the README and the docs.
+
+A block without a language, or with `bash`, holds commands; `text` is for drawings and for what a program prints.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,37 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+OUTSIDE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md"]
+PAGES = sorted([*OUTSIDE, *(ROOT / "docs").rglob("*.md")])
+COMMANDS = ("", "bash")
+LANGUAGES = (*COMMANDS, "yaml", "python", "text")
+_BLOCK = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`(trainhop [^`\n]+)`")
 _ENDS = ("&&", "||", "|", ";", ">")
 
 
+def all_blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and text of every code block of a page, in order."""
+    return _BLOCK.findall(page.read_text())
+
+
 def blocks(language: str, page: Path) -> list[str]:
-    """Code blocks of a page in one language; those that name none are commands and drawings."""
-    return [text for named, text in _BLOCK.findall(page.read_text()) if named == language]
+    """Code blocks of a page in one language."""
+    return [text for named, text in all_blocks(page) if named == language]
+
+
+def command_lines(text: str) -> list[str]:
+    """The commands of a block, without their comments."""
+    lines = (re.split(r"(?:^|\s+)#\s", line)[0].strip() for line in text.splitlines())
+    return [line for line in lines if line]
 
 
 def commands(page: Path) -> Iterator[list[str]]:
     """The words of every `trainhop` command in a page's code blocks."""
-    for block in blocks("", page) + blocks("bash", page):
-        for line in block.splitlines():
-            yield from _of_line(line)
+    for language, text in all_blocks(page):
+        if language in COMMANDS:
+            for line in command_lines(text):
+                yield from _of_line(line)
 
 
 def mentions(page: Path) -> Iterator[list[str]]:
@@ -34,10 +52,7 @@ def mentions(page: Path) -> Iterator[list[str]]:
 
 
 def _of_line(line: str) -> Iterator[list[str]]:
-    try:
-        words = shlex.split(line, comments=True)
-    except ValueError:  # a drawing
-        return
+    words = shlex.split(line, comments=True)
     while words and re.match(r"[A-Z_]+=", words[0]):
         words.pop(0)
     if words[:1] == ["trainhop"]:

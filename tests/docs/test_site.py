@@ -10,7 +10,6 @@ import pytest
 
 from tests.docs.reference import ROOT
 
-pytest.importorskip("material", reason="mkdocs-material is not installed")
 LOADING = {
     "img": "src",
     "script": "src",

@@ -1,4 +1,4 @@
-"""What README and docs say exists: commands and options, job files, Python, files, and generated pages as the code says."""
+"""What README and docs say exists: commands and options, job files, Python, files, generated pages."""
 
 import ast
 import importlib
@@ -11,10 +11,11 @@ import yaml
 from orchestrator.entrypoints.cli.main import app as command_line
 from tests.docs import reference, snippets
 from worker.doctor.outcome import PROBES
-from worker.shared.messages import JobSpec
+from worker.shared.job_spec import JobSpec
 
 ROOT = reference.ROOT
 LINES_OF_THE_README = 120
+MIN_WORDS = 3
 
 
 def _of_pages(found):
@@ -109,8 +110,18 @@ def test_every_module_that_a_page_runs_is_there():
 
 
 def test_generated_pages_are_what_the_code_says():
-    """Guard: a key, setting, command, operation or module changed without `python -m tests.docs.reference` fails here."""
+    """Guard: a key, setting, command or module changed without `python -m tests.docs.reference` fails here."""
     assert reference.out_of_date(reference.pages()) == []
+
+
+def test_every_package_has_its_line_in_the_architecture():
+    """Guard: a package whose `__init__` says nothing was left out of the table without a word."""
+    table = (reference.DOCS / "architecture.md").read_text().partition("<!-- packages -->")[2]
+    table = table.partition("<!-- end of packages -->")[0]
+    lines = dict(re.findall(r"^\| `([\w/]+)` \| (.+) \|$", table, re.MULTILINE))
+    holding = {name for name, modules in reference.packages().items() if modules}
+    assert len(holding) > 20
+    assert {name for name in holding if len(lines.get(name, "").split()) < MIN_WORDS} == set()
 
 
 def test_the_ten_probes_are_explained():

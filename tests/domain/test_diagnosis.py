@@ -36,12 +36,12 @@ def test_a_probe_that_failed_says_what_to_do() -> None:
     [
         ("equal_bytes", {"equal": False}, "may end in other bytes"),
         ("all_reduce", {"shm_bytes": 1 << 20}, "shared memory is small"),
-        ("time_limit", {"files_kept": False, "log_kept": True}, "files are not kept after the time limit"),
-        ("time_limit", {"files_kept": True, "log_kept": False}, "the log is not kept after the time limit"),
-        ("cancel", {"files_kept": False}, "files are not kept after a cancel"),
-        ("log", {"spread_s": 90.0, "kept_share": 1.0}, "progress shows up late"),
-        ("log", {"spread_s": 1.0, "kept_share": 0.5}, "long logs are cut"),
-        ("inputs", {"layout": "other"}, "a layout that is not known yet"),
+        ("time_limit", {"files_kept": False, "log_kept": True}, "files are lost at the time limit"),
+        ("time_limit", {"files_kept": True, "log_kept": False}, "the log is lost at the time limit"),
+        ("cancel", {"files_kept": False}, "files are lost after a cancel"),
+        ("log", {"spread_s": 90.0, "kept_share": 1.0}, "progress appears late"),
+        ("log", {"spread_s": 1.0, "kept_share": 0.5}, "long logs are truncated"),
+        ("inputs", {"layout": "other"}, "an unknown layout"),
     ],
 )
 def test_a_value_that_differs_fails_its_probe(name, data, meaning) -> None:
@@ -89,6 +89,6 @@ def test_another_image_is_noticed_once() -> None:
 
 def test_a_check_in_one_line() -> None:
     image = {"cpu": check(probe("hub"), probe("log", FAILED), probe("cancel", "not asked"))}
-    assert summary(image, "kaggle") == "checked on 9 October 2025: 1 of 2 probes ok; failed: the log's lag and size"
+    assert summary(image, "kaggle") == "checked on 9 October 2025: 1 of 2 probes ok; failed: lag and size of the log"
     assert summary({}, "kaggle") == ""
     assert summary({"problem": "Kaggle is away"}, "kaggle") == "Kaggle is away"

@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 
 from orchestrator.domain.errors import IllegalMoveError
+from orchestrator.domain.jobs import FAILURES_BEFORE_GIVING_UP, LOSSES_BEFORE_GIVING_UP, Job
 from orchestrator.domain.lifecycle import (
     CHECKPOINT_MOVES,
     JOB_MOVES,
@@ -17,7 +18,6 @@ from orchestrator.domain.lifecycle import (
     JobState,
     LeaseState,
 )
-from orchestrator.domain.model import FAILURES_BEFORE_GIVING_UP, LOSSES_BEFORE_GIVING_UP, Job
 
 TABLES = [(JobState, JOB_MOVES), (LeaseState, LEASE_MOVES), (CheckpointState, CHECKPOINT_MOVES)]
 
@@ -53,7 +53,7 @@ def test_a_job_moves_where_the_table_says_and_nowhere_else(old: JobState, new: J
         job.to(new, reason="because", at=1.0, actor="test")
         assert (job.state, job.events[-1].data) == (new, {"old": old, "new": new})
     else:
-        with pytest.raises(IllegalMoveError, match=f"is {old} and cannot become {new}"):
+        with pytest.raises(IllegalMoveError, match=rf"is {old.word} and cannot become {new.word}\."):
             job.to(new, reason="because", at=1.0, actor="test")
         assert not job.events
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.domain.jobs import CPU_SLOWDOWN, StepTime
 from orchestrator.domain.lifecycle import EndReason
-from orchestrator.domain.model import CPU_SLOWDOWN, StepTime
 from orchestrator.domain.scheduling import (
     Candidate,
     PendingJob,
@@ -36,7 +37,7 @@ def place(ident: str = "place", **facts: Any) -> Candidate:
     return Candidate(**(base | facts))
 
 
-def test_a_deadline_that_can_be_met_goes_first_and_one_that_cannot_does_not() -> None:
+def test_a_deadline_goes_first_only_where_it_can_be_met() -> None:
     """Seen failing without the feasibility check: a hopeless deadline delays everybody."""
     soon = job("soon", steps_left=10, step_time=StepTime(host_s=1.0), deadline=NOW + 1_000)
     hopeless = job("hopeless", steps_left=10, step_time=StepTime(host_s=1.0), deadline=NOW + 5)
@@ -64,6 +65,29 @@ def test_a_gpu_goes_before_a_cpu_until_both_are_timed() -> None:
     assert chosen(host_s=400.0) == "gpu"
     assert chosen(host_s=0.1) == "cpu", "a small job is done before the GPU has even started"
     assert chosen(gpu_s=9.0, host_s=8.0) == "cpu"
+
+
+def test_a_job_is_not_sent_again_to_a_machine_that_was_too_small() -> None:
+    """Removed: `large_enough` in `match`, and in `explain`; the small machine was free, and was tried again."""
+    small, large = place("small"), place("large", slots=0)
+    heavy = job(too_small_at=frozenset({"small"}))
+    assert match([heavy], [small, large], {}, NOW) == []
+    waits = explain(heavy, [small, large], NOW)
+    assert waits is not None
+    assert waits.reason == "all machines of large are busy"
+    assert match([heavy], [small, replace(large, slots=1)], {}, NOW)[0].account_id == "large"
+
+
+def test_a_machine_that_was_too_small_is_better_than_none() -> None:
+    """Its memory may have been in use by others. Guard: without the look at the others the job waited for ever."""
+    heavy = job(too_small_at=frozenset({"small"}), gpu_bytes=10 << 30)
+    others = [
+        place("shut", closed_reason="paused"),
+        place("hers", member_id="bob"),
+        place("smaller", gpu=True, memory_bytes=8 << 30),
+    ]
+    assert match([heavy], [place("small"), *others], {}, NOW)[0].account_id == "small"
+    assert explain(heavy, [place("small"), *others], NOW) is None
 
 
 def test_what_has_not_been_timed_is_told_from_the_other_kind_of_machine() -> None:
@@ -116,13 +140,14 @@ def test_memory_is_that_of_the_gpu_where_there_is_one() -> None:
 
 
 def test_a_model_of_the_servers_disk_is_trained_where_it_is_seen() -> None:
-    """Removed: the look at `any_folder` in `fits`; the job went to a machine that had to give it back, again and again."""
+    """Removed: the look at `any_folder` in `fits`; the job went to a machine that had to give it back, again and
+    again."""
     far, here = place("far", gpu=True, any_folder=False), place("here")
     chosen = match([job(from_folder=True)], [far, here], {}, NOW)
     assert [m.account_id for m in chosen] == ["here"]
     waits = explain(job(from_folder=True), [far], NOW)
     assert waits is not None
-    assert "a folder of the server's disk, which far does not see" in waits.reason
+    assert "a folder on the server, which far cannot read" in waits.reason
     assert match([job()], [far, here], {}, NOW)[0].account_id == "far"
 
 
@@ -131,7 +156,7 @@ def test_a_backend_that_needs_a_gpu_waits_for_one() -> None:
     needy, cpu = job(needs_gpu=True), place("cpu")
     obstacle = fits(needy, cpu)
     assert obstacle is not None
-    assert "needs a GPU, cpu has none" in obstacle.reason
+    assert "needs a GPU, but cpu has none" in obstacle.reason
     assert fits(needy, place("card", gpu=True)) is None
     assert fits(job(), cpu) is None
 
@@ -140,7 +165,7 @@ def test_an_account_that_there_is_none_of_is_said_to_be_none() -> None:
     """Guard: without the look at all names in `explain` a typo read like an account that is busy."""
     waits = explain(job(accounts=("alise",)), [place(name="alice"), place("alise", member_id="bob")], NOW)
     assert waits is not None
-    assert waits.reason == "the job asks for alise: no account of this member and no pool is called that"
+    assert waits.reason == "the job asks for alise, but this member has no such account or pool"
     assert explain(job(accounts=("alice",)), [place(name="alice")], NOW) is None
 
 
@@ -152,7 +177,7 @@ def test_waiting_is_explained_with_a_time() -> None:
     assert "job needs at least 1 min" in found.reason
     assert found.until == NOW + 60
     assert explain(job(), [place()], NOW) is None
-    assert "no machine is known" in str(explain(job(), [], NOW))
+    assert "there is no account" in str(explain(job(), [], NOW))
 
 
 def test_the_first_losses_cost_no_time_and_the_next_ones_more_and_more() -> None:

@@ -1,4 +1,5 @@
-"""A job on paid Colab as the product does it: a server that nobody can call, Colab's official client, a Drive for checkpoints."""
+"""A job on paid Colab as the product does it: a server that nobody can call, Colab's official client, a Drive for
+checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ STEPS = 140
 
 def test_a_job_is_trained_over_two_machines_and_none_is_kept(colab_python: str, tmp_path: Path) -> None:
     """The first machine is taken away in the middle; the second goes on from the checkpoint in the Drive."""
-    model, rows = make_tiny_llama(tmp_path / "shelf" / "model"), write_rows(tmp_path / "shelf" / "rows.jsonl")
+    model, rows = make_tiny_llama(tmp_path / "inputs" / "model"), write_rows(tmp_path / "inputs" / "rows.jsonl")
     with (
         Drive(tmp_path / "drive") as drive,
         Colab(tmp_path / "colab", python=colab_python) as colab,

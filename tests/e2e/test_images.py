@@ -1,4 +1,5 @@
-"""One job through each house's machine as it is published: other versions of nearly everything, and hooks of its own."""
+"""One job through each house's machine as it is published: other versions of nearly everything, and hooks of its
+own."""
 
 from __future__ import annotations
 
@@ -10,8 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.lab import Lab, lab
-from benchmarks.tiny_job import STEPS, finished, job_file, write_rows
-from benchmarks.tiny_model import make_tiny_llama
+from benchmarks.tiny_job import STEPS, finished, job_file
 from tests.emulators.kaggle import KaggleEmulator, Person
 from tests.images import Image
 from tests.notebook.tab import Tab
@@ -27,12 +27,6 @@ from transformers.models.llama import modeling_llama
 assert datasets.Dataset.from_dict({"a": [1]})[0] == {"a": 1}
 print("VERSIONS " + json.dumps({m.__name__: m.__version__ for m in (datasets, pyarrow, torch, transformers)}))
 """
-
-
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("shelf")
-    return make_tiny_llama(folder / "model"), write_rows(folder / "rows.jsonl")
 
 
 @pytest.fixture
@@ -57,7 +51,7 @@ def _versions(server: Lab, job: str, folder: Path) -> dict[str, str]:
 
 
 def test_a_kernel_in_kaggles_image_trains_to_the_end(
-    image: Callable[[str], Image], shelf: tuple[Path, Path], tmp_path: Path, noted: Path
+    image: Callable[[str], Image], model_and_rows: tuple[Path, Path], tmp_path: Path, noted: Path
 ) -> None:
     """The image's peft and torchao cannot be imported together; ours has to train beside them, and leave them alone.
 
@@ -69,11 +63,11 @@ def test_a_kernel_in_kaggles_image_trains_to_the_end(
     people = [Person(name="alice", token="KGAT_alice")]
     with (
         KaggleEmulator(tmp_path / "kaggle", people, python=machine.executable, environment=variables) as kaggle,
-        _server(tmp_path / "lab", shelf[0], kaggle_endpoint=kaggle.endpoint) as server,
+        _server(tmp_path / "lab", model_and_rows[0], kaggle_endpoint=kaggle.endpoint) as server,
     ):
         asked = {"provider": "kaggle", "config": {"username": "alice"}, "credentials": "KGAT_alice"}
         server.post("/accounts", asked)
-        job = server.post("/jobs", job_file(shelf[0], server.upload(shelf[1]), "lora"))["id"]
+        job = server.post("/jobs", job_file(model_and_rows[0], server.upload(model_and_rows[1]), "lora"))["id"]
         server.wait_for(lambda: finished(server, job), "the job's end", PATIENCE_S, 0.2)
         (session,) = server.get(f"/jobs/{job}/sessions")["items"]
         assert (session["outcome"], session["last_step"]) == ("completed", STEPS)
@@ -85,7 +79,7 @@ def test_a_kernel_in_kaggles_image_trains_to_the_end(
 
 
 def test_a_cell_in_colabs_image_trains_and_leaves_the_kernel_as_it_was(
-    image: Callable[[str], Image], shelf: tuple[Path, Path], tmp_path: Path, noted: Path
+    image: Callable[[str], Image], model_and_rows: tuple[Path, Path], tmp_path: Path, noted: Path
 ) -> None:
     """The person has imported some packages before our cell, and imports others after it.
 
@@ -94,8 +88,8 @@ def test_a_cell_in_colabs_image_trains_and_leaves_the_kernel_as_it_was(
     """
     machine = image("colab-gpu")
     variables = machine.variables | {"OMP_NUM_THREADS": "1", "TRAINHOP_TEST_TENSORFLOW_IMPORTS": str(noted)}
-    with _server(tmp_path / "lab", shelf[0]) as server:
-        job = server.post("/jobs", job_file(shelf[0], server.upload(shelf[1]), "lora"))["id"]
+    with _server(tmp_path / "lab", model_and_rows[0]) as server:
+        job = server.post("/jobs", job_file(model_and_rows[0], server.upload(model_and_rows[1]), "lora"))["id"]
         made = server.post(f"/jobs/{job}:notebook")
         tab = Tab(
             tmp_path / "0.ipynb",
@@ -106,7 +100,7 @@ def test_a_cell_in_colabs_image_trains_and_leaves_the_kernel_as_it_was(
             variables=variables,
         )
         try:
-            assert f"Done: all {STEPS} steps are trained" in tab.said, tab.said
+            assert f"Succeeded: all {STEPS} steps are complete" in tab.said, tab.said
             told = tab.said_after
         finally:
             tab.kill()

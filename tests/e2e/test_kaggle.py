@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.exact_resume import train
 from benchmarks.lab import Lab, lab
-from benchmarks.tiny_job import Run, finished, job_file, read_result, write_rows
-from benchmarks.tiny_model import make_tiny_llama
+from benchmarks.tiny_job import Run, finished, job_file, read_result
 from tests.emulators.drive import Drive
 from tests.emulators.kaggle import KaggleEmulator, Kernel, Person
 from worker.shared.messages import LINE_MARK
@@ -22,19 +20,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 CANARY = "KGAT_canary_5eaf00d5"
 PATIENCE_S = 120.0
-
-
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny model and its data, made once."""
-    folder = tmp_path_factory.mktemp("shelf")
-    return make_tiny_llama(folder / "model"), write_rows(folder / "rows.jsonl")
-
-
-@pytest.fixture(scope="module")
-def unbroken(shelf: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The same job on the server's own computer, never cut."""
-    return train(tmp_path_factory.mktemp("whole"), *shelf, 0, "lora", 1)
 
 
 @pytest.fixture
@@ -85,13 +70,14 @@ def _outcomes(server: Lab, job: str) -> list[str]:
     return [s["outcome"] for s in sessions]
 
 
-def test_a_session_cut_off_with_its_files_is_adopted_and_continued_in_the_same_bytes(
-    kaggle: KaggleEmulator, shelf: tuple[Path, Path], unbroken: Run, tmp_path: Path
+def test_a_session_cut_off_with_its_files_goes_on_in_the_same_bytes(
+    kaggle: KaggleEmulator, model_and_rows: tuple[Path, Path], unbroken: Run, tmp_path: Path
 ) -> None:
-    """Nothing takes uploads here: the last resort is what lies in the kernel's output. The server is killed on the way."""
-    with _server(tmp_path / "lab", kaggle, shelf[0]) as server:
+    """Nothing takes uploads here: the last resort is what lies in the kernel's output. The server is killed on the
+    way."""
+    with _server(tmp_path / "lab", kaggle, model_and_rows[0]) as server:
         _connect(server)
-        job = server.post("/jobs", job_file(shelf[0], server.upload(shelf[1]), "lora"))["id"]
+        job = server.post("/jobs", job_file(model_and_rows[0], server.upload(model_and_rows[1]), "lora"))["id"]
         first = _wait("step 20", lambda: _reached(kaggle, 20))
         server.kill()
         kaggle.kill(first.slug, outputs=True)
@@ -113,16 +99,18 @@ def test_a_session_cut_off_with_its_files_is_adopted_and_continued_in_the_same_b
 
 
 def test_checkpoints_in_drive_survive_a_session_that_keeps_nothing(
-    kaggle: KaggleEmulator, shelf: tuple[Path, Path], tmp_path: Path
+    kaggle: KaggleEmulator, model_and_rows: tuple[Path, Path], tmp_path: Path
 ) -> None:
     with (
         Drive(tmp_path / "drive") as drive,
-        _server(tmp_path / "lab", kaggle, shelf[0], drive_endpoint=drive.url) as server,
+        _server(tmp_path / "lab", kaggle, model_and_rows[0], drive_endpoint=drive.url) as server,
     ):
         _connect(server)
         server._checked(server.client.put("/stores/drive", json={"credentials": json.dumps(drive.authorized_user())}))
         changes = {"max_steps": 10_000, "placement": {"max_session_s": 300}}
-        job = server.post("/jobs", job_file(shelf[0], server.upload(shelf[1]), "lora") | changes)["id"]
+        job = server.post("/jobs", job_file(model_and_rows[0], server.upload(model_and_rows[1]), "lora") | changes)[
+            "id"
+        ]
         _wait("a checkpoint in Drive", lambda: server.job(job)["head"])
         first = _wait("the kernel", lambda: _reached(kaggle, 1))
         assert first.internet

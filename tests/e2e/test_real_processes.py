@@ -5,42 +5,35 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
 import zipfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.numpy import load as load_tensors
 
-from benchmarks.exact_resume import cut_at_random, train
+from benchmarks.exact_resume import cut_at_random
 from benchmarks.lab import Lab, lab
-from benchmarks.tiny_job import finished, job_file, write_rows
-from benchmarks.tiny_model import make_tiny_llama
-from orchestrator.services.leases import UPLOADS_IN_ADVANCE
+from benchmarks.tiny_job import finished, job_file
+from orchestrator.services.assignments import UPLOADS_IN_ADVANCE
+from tests.emulators.drive import Drive
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny model and its data, made once."""
-    folder = tmp_path_factory.mktemp("shelf")
-    return make_tiny_llama(folder / "model"), write_rows(folder / "rows.jsonl")
-
-
 @pytest.fixture
-def server(tmp_path: Path, shelf: tuple[Path, Path]) -> Iterator[Lab]:
-    settings = {"allowed_folders": json.dumps([str(shelf[0].parent)]), "offline": True, "report_every_s": 1}
-    with lab(tmp_path / "lab", **settings, reconcile_s=0.5) as running:
+def server(tmp_path: Path, model_and_rows: tuple[Path, Path], drive: Drive) -> Iterator[Lab]:
+    settings = {"allowed_folders": json.dumps([str(model_and_rows[0].parent)]), "offline": True, "report_every_s": 1}
+    with lab(tmp_path / "lab", **settings, reconcile_s=0.5, drive_endpoint=drive.url) as running:
         pool = running.get("/accounts")["items"][0]["id"]
         running.patch(f"/accounts/{pool}", {"config": {"env": {"OMP_NUM_THREADS": "1"}}})
         yield running
 
 
-def submit(server: Lab, shelf: tuple[Path, Path], **changes: Any) -> str:
-    file = job_file(shelf[0], server.upload(shelf[1]), "lora") | changes
+def submit(server: Lab, model_and_rows: tuple[Path, Path], **changes: Any) -> str:
+    file = job_file(model_and_rows[0], server.upload(model_and_rows[1]), "lora") | changes
     return server.post("/jobs", file)["id"]
 
 
@@ -59,21 +52,15 @@ def pause(server: Lab, job: str) -> None:
     server.wait_for(lambda: server.job(job)["state"] == "paused", "the pause", 60)
 
 
-@pytest.mark.parametrize(("adapter", "kills"), [("lora", 4), ("qlora", 2)])
-def test_cuts_change_nothing(adapter: str, kills: int, shelf: tuple[Path, Path], tmp_path: Path) -> None:
-    """Promise 6. Seen failing without the restore of random numbers (dropout) and, for QLoRA, without the fp32 adapter."""
-    unbroken = train(tmp_path / "whole", *shelf, 0, adapter, 1)
-    broken = train(tmp_path / "cut", *shelf, kills, adapter, 1)
-    assert broken == replace(unbroken, kills=kills)
-
-
-def test_the_server_may_be_off_for_a_whole_session(server: Lab, shelf: tuple[Path, Path]) -> None:
+def test_the_server_may_be_off_for_a_whole_session(server: Lab, model_and_rows: tuple[Path, Path]) -> None:
     """Promise 8: what a worker wrote down while nobody listened is adopted when the server returns.
 
-    Seen failing without `reconcile._adopt`: the job went back to the queue and trained its steps again; and, once the uploads
-    granted in advance were used up, without `uploads.SPARE_GRANTS`: the last checkpoint had no place to go to.
+    Seen failing without `reconcile._adopt`: the job went back to the queue and trained its steps again; and, once the
+    uploads granted in advance were used up, without `uploads.SPARE_GRANTS`: the last checkpoint had no place to go to.
     """
-    job = submit(server, shelf, max_steps=100, checkpoint={"max_interval_s": 0.3}, placement={"max_session_s": 60})
+    job = submit(
+        server, model_and_rows, max_steps=100, checkpoint={"max_interval_s": 0.3}, placement={"max_session_s": 60}
+    )
     lease = at_step(server, 5)
     server.wait_for(lambda: len(server.get(f"/jobs/{job}/checkpoints")["items"]) > UPLOADS_IN_ADVANCE, "saves", 30)
     server.kill()
@@ -87,8 +74,8 @@ def test_the_server_may_be_off_for_a_whole_session(server: Lab, shelf: tuple[Pat
     assert load_tensors(archive.read("adapter_model.safetensors"))
 
 
-def test_pause_and_resume_lose_nothing(server: Lab, shelf: tuple[Path, Path]) -> None:
-    job = submit(server, shelf, max_steps=2_000)
+def test_pause_and_resume_lose_nothing(server: Lab, model_and_rows: tuple[Path, Path]) -> None:
+    job = submit(server, model_and_rows, max_steps=2_000)
     at_step(server, 10)
     pause(server, job)
     shown = server.job(job)
@@ -102,8 +89,8 @@ def test_pause_and_resume_lose_nothing(server: Lab, shelf: tuple[Path, Path]) ->
     assert server.job(job)["steps_repeated"] == 0
 
 
-def test_a_budget_that_is_nearly_over_is_a_hand_off(server: Lab, shelf: tuple[Path, Path]) -> None:
-    job = submit(server, shelf, max_steps=100_000, placement={"max_session_s": 20})
+def test_a_budget_that_is_nearly_over_is_a_hand_off(server: Lab, model_and_rows: tuple[Path, Path]) -> None:
+    job = submit(server, model_and_rows, max_steps=100_000, placement={"max_session_s": 20})
     at_step(server, 1)
     server.wait_for(lambda: server.job(job)["handoffs"] >= 1, "the hand-off", 90)
     server.post(f"/jobs/{job}:cancel")
@@ -114,19 +101,25 @@ def test_a_budget_that_is_nearly_over_is_a_hand_off(server: Lab, shelf: tuple[Pa
     assert server.job(job)["head"]["step"] >= session["last_step"] > 0
 
 
-def test_a_worker_that_dies_at_once_every_time_ends_in_words(server: Lab, shelf: tuple[Path, Path]) -> None:
-    """Promise 10, the hard way: a target module that no model has."""
-    job = submit(server, shelf, lora_target_modules=["no_such_layer"])
+def test_a_worker_that_dies_at_once_every_time_ends_in_words(server: Lab, model_and_rows: tuple[Path, Path]) -> None:
+    """Promise 10, the hard way: weights of which only the header is whole, which is all that is read at submit. Seen
+    failing without the look at the file's size: four sessions, and then the library's words."""
+    model = shutil.copytree(model_and_rows[0], model_and_rows[0].parent / "half")
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    job = submit(server, (model, model_and_rows[1]))
     server.wait_for(lambda: server.job(job)["state"] == "failed", "the failure", 90)
-    assert "no_such_layer" in server.job(job)["message"]
+    assert "the weight file model.safetensors is cut off" in server.job(job)["message"]
     (session,) = server.get(f"/jobs/{job}/sessions")["items"]
     log = server.client.get(f"/sessions/{session['id']}/log").text
-    assert "no_such_layer" in log
+    assert "model.safetensors" in log
 
 
-def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(server: Lab, shelf: tuple[Path, Path]) -> None:
+def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(
+    server: Lab, model_and_rows: tuple[Path, Path]
+) -> None:
     """Promise 3. Seen failing without `heads.fall_back`: the job failed four times on the same bytes and gave up."""
-    job = submit(server, shelf)
+    job = submit(server, model_and_rows)
     at_step(server, 20)
     server.wait_for(lambda: len(_committed(server, job)) >= 2, "two checkpoints", 30)
     pause(server, job)
@@ -141,14 +134,16 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(server: Lab, s
     assert states[head["sha256"]] == "corrupt"
 
 
-def test_a_clone_from_a_checkpoint_ends_in_the_bytes_of_the_original(server: Lab, shelf: tuple[Path, Path]) -> None:
+def test_a_clone_from_a_checkpoint_ends_in_the_bytes_of_the_original(
+    server: Lab, model_and_rows: tuple[Path, Path]
+) -> None:
     """The clone starts when the file that it begins with is no longer among the original's. Seen failing without the
     clone's own row (nothing to begin with), and with a schedule or an order of samples begun anew.
     """
-    job = submit(server, shelf, checkpoint={"max_interval_s": 0.3, "keep": 1})
+    job = submit(server, model_and_rows, checkpoint={"max_interval_s": 0.3, "keep": 1})
     at_step(server, 10)
     pause(server, job)
-    (begin,) = _committed(server, job)
+    begin = max(_committed(server, job), key=lambda checkpoint: checkpoint["step"])
     made = server.post(f"/jobs/{job}:clone?from={begin['sha256']}", {"placement": {"max_session_s": 600}})
     assert (made["first_step"], made["head"]["step"]) == (begin["step"], begin["step"])
     server.post(f"/jobs/{job}:resume")
@@ -171,9 +166,31 @@ def _sha(path: Path) -> str:
     return sha256_file(path)
 
 
-def test_random_cuts_leave_no_job_stuck(server: Lab, shelf: tuple[Path, Path]) -> None:
+def test_a_store_that_wants_a_sign_in_gets_its_files_through_the_server(
+    server: Lab, model_and_rows: tuple[Path, Path], drive: Drive
+) -> None:
+    """Seen failing without `Uploads.send`, which counts refusals: the job stayed `running` after its last step."""
+    server.put("/stores/drive", {"credentials": json.dumps(drive.authorized_user())})
+    drive.anonymous = False
+    job = submit(server, model_and_rows, max_steps=10)
+    server.wait_for(lambda: finished(server, job), "the job's end", 120, 0.1)
+    (session,) = server.get(f"/jobs/{job}/sessions")["items"]
+    assert (session["outcome"], session["last_step"], session["detail"]) == ("completed", 10, "")
+    (told,) = [e for e in server.get(f"/jobs/{job}/events")["items"] if e["kind"] == "checkpoint.not_stored"]
+    assert "is not in the store yet: upload of jobs/" in told["reason"]
+    assert told["reason"].endswith("HTTP 401 authError")
+    archive = zipfile.ZipFile(io.BytesIO(server.client.get(f"/jobs/{job}/adapter").content))
+    assert load_tensors(archive.read("adapter_model.safetensors"))
+    assert any(file.title.endswith(".safetensors") for file in drive.files())
+    uploads = {line.partition("upload_id=")[2] for line in drive.requests if "upload_id=" in line}
+    log = (server.data / "sessions" / session["id"] / "output.log").read_text()
+    assert uploads
+    assert not [ident for ident in uploads if ident in log or ident in told["reason"]]
+
+
+def test_random_cuts_leave_no_job_stuck(server: Lab, model_and_rows: tuple[Path, Path]) -> None:
     """Several jobs under random kills of workers and server; every one of them ends."""
-    jobs = [submit(server, shelf, max_steps=60, name=f"n{i}") for i in range(2)]
+    jobs = [submit(server, model_and_rows, max_steps=60, name=f"n{i}") for i in range(2)]
     cut_at_random(server, jobs[0], 3, random.Random(3))
     for job in jobs:
         server.wait_for(lambda job=job: finished(server, job), "the end", 180, 0.1)

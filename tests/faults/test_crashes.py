@@ -1,7 +1,7 @@
 """The server dies between any two steps of the story; reconciling leads to the same end every time (promise 7).
 
-Seen failing without `reconcile` asking providers (a claim that was never launched stays LEASED for ever) and without the
-re-reading of a known offer (a commit whose answer was lost would be refused as a fork).
+Seen failing without `reconcile` asking providers (a claim that was never launched stays LEASED for ever) and without
+the re-reading of a known offer (a commit whose answer was lost would be refused as a fork).
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import pytest
 
 from orchestrator.domain.errors import UnavailableError
 from orchestrator.domain.lifecycle import JobState
-from orchestrator.ports.providers import Limits, StoreUnavailable
-from orchestrator.services import checkpoints
+from orchestrator.ports.stores import StoreUnavailable
+from orchestrator.ports.system import Limits
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
+from orchestrator.services.worker_messages import receive
 from tests.helpers.world import Worker, World
 from worker.shared.messages import Offer
 
@@ -45,10 +46,10 @@ def after_claim(world: World) -> None:
     def die(_: object) -> None:
         raise ServerDied
 
-    world.machines.launch = die  # type: ignore[method-assign, assignment]
+    world.machines.before["launch"] = die
     with pytest.raises(ServerDied):
         dispatch(world.ctx)
-    del world.machines.launch
+    world.machines.before.clear()
 
 
 def after_launch(world: World) -> None:
@@ -79,10 +80,10 @@ def offer_to_a_silent_store(world: World, offer: Offer) -> None:
     def silent(key: str) -> None:
         raise StoreUnavailable(key)
 
-    world.store.stat = silent  # type: ignore[method-assign, assignment]
+    world.store.before["stat"] = silent
     with pytest.raises(UnavailableError):
-        checkpoints.offer(world.ctx, offer)
-    del world.store.stat
+        receive(world.ctx, offer)
+    world.store.before.clear()
 
 
 def after_offer(world: World) -> None:
@@ -90,10 +91,9 @@ def after_offer(world: World) -> None:
     worker = started(world)
     worker.step = 1
     offer = worker.write(worker.manifest())
-
     offer_to_a_silent_store(world, offer)
     world.start_server()
-    assert checkpoints.offer(world.ctx, offer).committed
+    assert receive(world.ctx, offer).committed
     worker.parent = offer.sha256
 
 
@@ -102,9 +102,9 @@ def after_commit(world: World) -> None:
     worker = started(world)
     worker.step = 1
     offer = worker.write(worker.manifest())
-    assert checkpoints.offer(world.ctx, offer).committed
+    assert receive(world.ctx, offer).committed
     world.start_server()
-    assert checkpoints.offer(world.ctx, offer).committed
+    assert receive(world.ctx, offer).committed
     worker.parent = offer.sha256
 
 
@@ -129,9 +129,9 @@ def test_a_crash_between_any_two_steps_is_repaired(
     crash(world)
     world.start_server()
     if machine_dies:
-        world.machines.dead.update(world.machines.launched)
+        world.machines.end(*world.machines.leases)
     for _ in range(4):
-        world.clock.time += 301
+        world.clock.tick(301)
         reconcile(world.ctx)
         dispatch(world.ctx)
         world.new_workers()
@@ -163,11 +163,10 @@ def test_offers_that_nobody_commits_are_cleared_away(world: World) -> None:
     worker = started(world)
     worker.step = 1
     offer = worker.write(worker.manifest())
-
     offer_to_a_silent_store(world, offer)
     assert world.store.path(offer.key).exists()
     worker.fail()
-    world.clock.time += world.ctx.limits.offer_ttl_s + 1
+    world.clock.tick(world.ctx.limits.offer_ttl_s + 1)
     reconcile(world.ctx)
     assert not world.store.path(offer.key).exists()
 
@@ -183,7 +182,7 @@ def test_an_offer_of_a_session_that_lives_waits_for_its_store(world: World) -> N
     offer_to_a_silent_store(world, offer)
     world.ctx = dataclasses.replace(world.ctx, limits=Limits(offer_ttl_s=600.0))
     for _ in range(20):
-        world.clock.time += 50
+        world.clock.tick(50)
         worker.report()
         reconcile(world.ctx)
-    assert checkpoints.offer(world.ctx, offer).committed
+    assert receive(world.ctx, offer).committed

@@ -7,20 +7,18 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from benchmarks import store_faults
 
 ZEROS = {"torn": 0, "lost": 0, "duplicates": 0, "orphans_referenced": 0}
 
 
-def test_nothing_is_torn_lost_or_doubled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_torn_lost_or_doubled(tmp_path: Path) -> None:
     """Then one thing after another is broken by hand; each is found.
 
-    Guard: without the comparison in `worker.agent.transfers._send` a truncated file was offered and refused, which ends the run.
+    Guard: without the comparison in `worker.agent.transfers._send` a truncated file was offered and refused, which ends
+    the run.
     """
-    monkeypatch.setattr(store_faults, "STEPS", 20)
-    done = store_faults.commit(tmp_path, 60)
+    done = store_faults.commit(tmp_path, 60, per_job=20)
     drive, database = tmp_path / store_faults.DRIVE, tmp_path / store_faults.DATABASE
     journal = drive / "journal.jsonl"
     whole = journal.read_text()

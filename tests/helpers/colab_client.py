@@ -1,4 +1,5 @@
-"""An environment for Colab's official client and the emulator's Jupyter servers: Python 3.12 or newer, apart from ours."""
+"""An environment for Colab's official client and the emulator's Jupyter servers: Python 3.12 or newer, apart from
+ours."""
 
 from __future__ import annotations
 

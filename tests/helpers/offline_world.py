@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Engine
 
-from orchestrator.ports.providers import Capabilities, Context, Handle, Leftovers
+from orchestrator.ports.providers import Capabilities, Handle, SessionOutput
+from orchestrator.services.context import Context
 from orchestrator.services.worker_messages import ApplyResult, LogReader
-from tests.helpers.remote_machines import TwoStores
+from orchestrator.testing import FixedStores
 from tests.helpers.world import Machines, Watch, WatchedStore, Worker, World
 from worker.shared import checkpoint_file
+from worker.shared.manifest import Hardware, Manifest
 from worker.shared.messages import (
     Action,
     Assignment,
@@ -26,8 +28,6 @@ from worker.shared.messages import (
     Finish,
     Grant,
     GrantKind,
-    Hardware,
-    Manifest,
     Message,
     MetricRow,
     Offer,
@@ -42,7 +42,7 @@ from worker.shared.messages import (
 
 
 @dataclass
-class Session:
+class OfflineSession:
     """What one machine has printed, written down and kept."""
 
     printed: list[str] = field(default_factory=list[str])
@@ -51,80 +51,78 @@ class Session:
     lost: bool = False
 
 
-def _no_sessions() -> dict[str, Session]:
-    return {}
+class OfflineMachines(Machines):
+    """Implements `ports.SupportsLogs`, too: an output is read from its start every time."""
 
+    def __init__(self, watch: Watch) -> None:
+        super().__init__(watch, Capabilities(provider="sim", shares_disk=False, same_network=False, personal=True))
+        self.sessions: dict[str, OfflineSession] = {}
 
-@dataclass
-class DeafMachines(Machines):
-    """Implements `ports.Followed`, too: an output is read from its start every time."""
-
-    capabilities: Capabilities = field(
-        default_factory=lambda: Capabilities(provider="sim", shares_disk=False, same_network=False, personal=True)
-    )
-    sessions: dict[str, Session] = field(default_factory=_no_sessions)
-
-    def session(self, lease_id: str) -> Session:
-        return self.sessions.setdefault(lease_id, Session())
+    def session(self, lease_id: str) -> OfflineSession:
+        return self.sessions.setdefault(lease_id, OfflineSession())
 
     def follow(self, handle: Handle) -> Iterator[str]:
-        self._contact()
+        self._reach("follow", handle)
         yield from self.session(handle.lease_id).printed
 
-    def collect(self, handle: Handle) -> Leftovers:
-        self._contact()
+    def collect_outputs(self, handle: Handle) -> SessionOutput:
+        self._reach("collect_outputs", handle)
         session = self.session(handle.lease_id)
-        return Leftovers() if session.lost else Leftovers(messages=tuple(session.outbox), files=dict(session.files))
+        return (
+            SessionOutput()
+            if session.lost
+            else SessionOutput(messages=tuple(session.outbox), files=dict(session.files))
+        )
 
 
-class WatchedShelf(WatchedStore):
+class WatchedRemoteStore(WatchedStore):
     """A store that machines can upload to from everywhere; a folder stands in for it."""
 
-    name = "shelf"
+    name = "remote"
 
     def grant_upload(self, key: str, kind: GrantKind, *, shares_disk: bool) -> Grant:
         return super().grant_upload(key, kind, shares_disk=True)
 
 
-class DeafWorld(World):
+class OfflineWorld(World):
     """A world whose server can only listen."""
 
-    machines: DeafMachines
+    machines: OfflineMachines
 
     def __init__(self, engine: Engine, folder: Path) -> None:
-        self.ears: dict[str, LogReader] = {}
+        self.readers: dict[str, LogReader] = {}
         super().__init__(engine, folder)
 
     def make_machines(self) -> Machines:
-        return DeafMachines(self.watch)
+        return OfflineMachines(self.watch)
 
     def make_stores(self, folder: Path, watch: Watch) -> None:
-        self.store = WatchedShelf(folder / "shelf", watch)
-        self.stores = TwoStores(WatchedStore(folder / "store", watch), self.store)
+        self.store = WatchedRemoteStore(folder / "remote", watch)
+        self.stores = FixedStores(WatchedStore(folder / "store", watch), self.store)
 
     def make_worker(self, lease: str) -> Worker:
-        return DeafWorker(self, lease)
+        return OfflineWorker(self, lease)
 
     def start_server(self) -> Context:
-        self.ears = {}
+        self.readers = {}
         return super().start_server()
 
     def listen(self, lease: str, upto: int | None = None) -> ApplyResult:
         """Read a session's output from its start up to a line, as a connection does that breaks there."""
-        ear = self.ears.setdefault(lease, LogReader(ctx=self.ctx, lease_id=lease))
-        return ear.listen(self.machines.session(lease).printed[:upto])
+        reader = self.readers.setdefault(lease, LogReader(ctx=self.ctx, lease_id=lease))
+        return reader.read(self.machines.session(lease).printed[:upto])
 
 
-class DeafWorker(Worker):
+class OfflineWorker(Worker):
     """What `worker.agent.session` does without a server: every call is a line, and nobody answers."""
 
-    world: DeafWorld
+    world: OfflineWorld
 
-    def __init__(self, world: DeafWorld, lease: str) -> None:
+    def __init__(self, world: OfflineWorld, lease: str) -> None:
         super().__init__(world, lease)
         self.holding = False
         self.session = world.machines.session(lease)
-        self.request = world.machines.launched[lease]
+        self.request = next(request for request in world.machines.launched if request.lease_id == lease)
 
     def start(self) -> Assignment:
         if self.assignment is None:
@@ -182,12 +180,12 @@ class DeafWorker(Worker):
 
     def release(self, reason: Any = "deadline") -> None:
         self._say(Release(**self._said(), step=self.step, reason=reason, head=self.parent))
-        self.world.machines.dead.add(self.lease)
+        self.world.machines.end(self.lease)
 
     def fail(self, *, permanent: bool = False) -> None:
         failure = Failure(message="the disk melted", permanent=permanent)
         self._say(Finish(**self._said(), step=self.step, failure=failure, head=self.parent))
-        self.world.machines.dead.add(self.lease)
+        self.world.machines.end(self.lease)
 
     def finish(self) -> None:
         assert self.assignment is not None
@@ -198,4 +196,4 @@ class DeafWorker(Worker):
         digest = hashlib.sha256(content).hexdigest()
         adapter = ExportedAdapter(key=key, sha256=digest, size=len(content), adapter_sha256=digest)
         self._say(Finish(**self._said(), step=self.step, adapter=adapter, head=self.parent))
-        self.world.machines.dead.add(self.lease)
+        self.world.machines.end(self.lease)

@@ -1,4 +1,4 @@
-"""A server on a free port in a thread of this process, with machines that are played by hand over HTTP."""
+"""A server on a free port in a thread of this process, with machines that tests drive by hand over HTTP."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import contextlib
 import math
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,41 +19,21 @@ from orchestrator.config import Settings
 from orchestrator.entrypoints.http.app import make_app
 from orchestrator.providers.registry import Registry
 from orchestrator.services.reconcile import reconcile
+from orchestrator.services.running_checks import RunningChecks
 from orchestrator.testing import FakeProvider
+from tests.helpers.waiting import wait_for
 from tests.http.http_client import Api, Machine
-
-PATIENCE_S = 60.0
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    """The first true answer; never judged by how long it takes."""
-    until = time.monotonic() + PATIENCE_S
-    while time.monotonic() < until:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"waited {PATIENCE_S:.0f} s for {what}")
-
-
-class LoggingProvider(FakeProvider):
-    """A provider whose sessions' output is what a test says it is."""
-
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self.output: dict[str, bytes] = {}
-
-    def log(self, handle, offset, limit):
-        return self.output.get(handle.lease_id, b"")[offset : offset + limit]
 
 
 @dataclass
-class Stage:
+class PageServer:
     """`api` speaks to the running server; `provider` is what is registered as `local`."""
 
     folder: Path
     port: int
-    provider: LoggingProvider
+    provider: FakeProvider
     settings: dict[str, Any] = field(default_factory=dict)
+    checks: RunningChecks | None = None
     app: App = field(init=False)
     api: Api = field(init=False)
 
@@ -63,7 +42,7 @@ class Stage:
         config = Settings(data_dir=self.folder / "data", offline=True, local_slots=4, **self.settings)
         providers = Registry.of({"local": self.provider})
         app = build(config, providers=providers, server_url=lambda: self.url)
-        app.context = replace(app.context, spawn=lambda work: work())
+        app.context = replace(app.context, spawn=lambda work: work(), checks=self.checks)
         self.app = app
         self._server = uvicorn.Server(
             uvicorn.Config(make_app(app), log_level="warning", access_log=False, timeout_graceful_shutdown=1)
@@ -129,9 +108,10 @@ def values(step: int, total: int) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def stage(folder: Path, **settings: Any) -> Iterator[Stage]:
-    """A running stage over a new data folder."""
-    found = Stage(folder=folder, port=0, provider=LoggingProvider("local", slots=4), settings=settings)
+def page_server(folder: Path, checks: RunningChecks | None = None, **settings: Any) -> Iterator[PageServer]:
+    """A running server over a new data folder. It makes data checks only with `checks`."""
+    provider = FakeProvider("local", slots=4, this_computer=True)
+    found = PageServer(folder=folder, port=0, provider=provider, settings=settings, checks=checks)
     found.up()
     try:
         yield found

@@ -6,13 +6,14 @@ import itertools
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import psycopg
+
+from tests.helpers.ports import quiet_port
 
 
 def _programs() -> Path | None:
@@ -42,9 +43,7 @@ class Cluster:
         self._user = pwd.getpwnam("postgres") if os.getuid() == 0 else None
         self._process: subprocess.Popen[Any] | None = None
         self._names = itertools.count()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = quiet_port()
 
     def _as_user(self) -> dict[str, Any]:
         return {"user": self._user.pw_uid, "group": self._user.pw_gid} if self._user else {}

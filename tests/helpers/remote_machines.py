@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from orchestrator.adapters.stores.local import LocalStore
@@ -13,20 +12,18 @@ from orchestrator.ports.providers import (
     Capabilities,
     Handle,
     LaunchRequest,
-    Leftovers,
     Liveness,
     ProviderUnavailable,
-    Store,
+    SessionOutput,
 )
-from orchestrator.ports.repository import StoreConfig
 from orchestrator.providers.local import LOG_NAME, LocalProvider
 from worker.shared.messages import Grant, GrantKind, Ticket
 
 
-class FarMachines(LocalProvider):
-    """Brings a session its files, reads its output, and hands over its keep folder, as a driver of a far provider does."""
+class RemoteMachines(LocalProvider):
+    """Brings a session its files, reads its output, hands over its keep folder, as a remote provider's driver does."""
 
-    capabilities = Capabilities(provider="far", shares_disk=False, same_network=False)
+    capabilities = Capabilities(provider="remote", shares_disk=False, same_network=False)
     reachable = True
     loses_files = False
 
@@ -66,43 +63,21 @@ class FarMachines(LocalProvider):
                 if not lines:
                     time.sleep(0.05)
 
-    def collect(self, handle: Handle) -> Leftovers:
+    def collect_outputs(self, handle: Handle) -> SessionOutput:
         if not self.reachable:
             raise ProviderUnavailable("no route")
         keep = self._home(handle.lease_id) / "keep"
         if self.loses_files or not keep.is_dir():
-            return Leftovers()
+            return SessionOutput()
         files = {p.name.replace("__", "/"): p for p in keep.iterdir() if "__" in p.name}
         outbox = keep / "outbox.jsonl"
-        return Leftovers(messages=outbox.read_text().splitlines() if outbox.exists() else (), files=files)
+        return SessionOutput(messages=outbox.read_text().splitlines() if outbox.exists() else (), files=files)
 
 
-class Shelf(LocalStore):
+class RemoteStore(LocalStore):
     """A store that machines everywhere can upload to, for which a folder stands in."""
 
-    name = "shelf"
+    name = "remote"
 
     def grant_upload(self, key: str, kind: GrantKind, *, shares_disk: bool) -> Grant:
         return super().grant_upload(key, kind, shares_disk=True)
-
-
-class TwoStores:
-    """The server's own folder for datasets, and a shelf where new checkpoints go."""
-
-    def __init__(self, local: Store, shelf: Store) -> None:
-        self._by_name = {local.name: local, shelf.name: shelf}
-        self._local, self._shelf = local, shelf
-
-    def local(self) -> Store:
-        return self._local
-
-    def current(self) -> Store:
-        return self._shelf
-
-    def get(self, name: str) -> Store:
-        return self._by_name[name]
-
-    def trial(self, config: StoreConfig) -> AbstractContextManager[Store]:
-        return nullcontext(self._shelf)
-
-    def refresh(self) -> None: ...

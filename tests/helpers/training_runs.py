@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from worker.shared import checkpoint_file
-from worker.shared.messages import JobSpec
+from worker.shared.job_spec import JobSpec
 from worker.training.interface import Decision, Trained, TrainingJob
 
 
@@ -18,6 +19,7 @@ class Recorder:
     phases: list = field(default_factory=list)
     parts: list = field(default_factory=list)
     restores: list = field(default_factory=list)
+    lowerings: list = field(default_factory=list)
     measures: dict = field(default_factory=dict)
     samples: list = field(default_factory=list)
 
@@ -32,6 +34,9 @@ class Recorder:
 
     def restored(self, step, fidelity, backend):
         self.restores.append((step, fidelity.value, backend))
+
+    def lowered(self, fidelity, why):
+        self.lowerings.append((len(self.steps), fidelity.value, why))
 
     def step_done(self, step, values, seconds):
         self.steps.append((step, dict(values)))
@@ -54,14 +59,14 @@ class Outcome:
     trained: Trained
     steps: list
     tensors: dict
-    manifest: object
+    manifest: Any
     measures: dict
     sessions: list
     checkpoint: Path
 
 
 @dataclass
-class Lab:
+class TrainingRuns:
     base: Path
     dataset: Path
     rows: int
@@ -81,7 +86,8 @@ class Lab:
         }
         return JobSpec(**(plain | changes))
 
-    def session(self, spec, resume=None, decisions=None, name="work", job="job", origin=None):
+    def session(self, spec, resume=None, decisions=None, name="work", job="job", origin=None, **how):
+        """One session; `how` goes to `train`."""
         from worker.training.train import train
 
         hooks = Recorder(decisions or {})
@@ -89,15 +95,15 @@ class Lab:
         work.mkdir(exist_ok=True)
         datasets = (self.dataset,)
         asked = TrainingJob(job=job, fence=1, spec=spec, datasets=datasets, resume=resume, work_dir=work, origin=origin)
-        return train(asked, hooks), hooks
+        return train(asked, hooks, **how), hooks
 
-    def run(self, spec, cuts=()):
-        """The whole job, interrupted after each of `cuts`."""
+    def run(self, spec, cuts=(), **how):
+        """The whole job, interrupted after each of `cuts`; `how` goes to `train`."""
         self.runs += 1
         resume, sessions, result = None, [], None
         for number, cut in enumerate([*cuts, None]):
             decisions = {} if cut is None else {cut: Decision.SAVE_AND_STOP}
-            result, hooks = self.session(spec, resume, decisions, name=f"run{self.runs}")
+            result, hooks = self.session(spec, resume, decisions, name=f"run{self.runs}", **how)
             sessions.append(hooks)
             resume = self.folder / f"run{self.runs}" / f"{number}.safetensors"
             checkpoint_file.write(resume, hooks.snapshots[-1].tensors, hooks.snapshots[-1].manifest)

@@ -1,4 +1,5 @@
-"""A small world to test the promises in: real services, a real database, a real store; machines that die when told to."""
+"""A small world to test the promises in: real services, a real database, a real store; machines that die when told
+to."""
 
 from __future__ import annotations
 
@@ -7,7 +8,6 @@ import hashlib
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +19,36 @@ from orchestrator.adapters.database.unit_of_work import make_unit_of_work
 from orchestrator.adapters.stores.local import LocalStore
 from orchestrator.adapters.tokens import KeyedTokens
 from orchestrator.adapters.vault import FernetVault
-from orchestrator.domain.model import Account, Checkpoint, Job, Lease, Member, Role
-from orchestrator.ports.providers import (
-    BaseModel,
-    Capabilities,
-    Capacity,
-    Context,
-    DatasetFile,
-    Handle,
-    LaunchRejected,
-    LaunchRequest,
-    Leftovers,
-    Limits,
-    Liveness,
-    ModelFile,
-    Observation,
-    ProviderUnavailable,
-    Stores,
-)
-from orchestrator.ports.repository import Dataset, Transaction, UnitOfWork, Upload
+from orchestrator.domain.accounts import Account, Actor, Member, Role
+from orchestrator.domain.errors import InvalidError
+from orchestrator.domain.jobs import Checkpoint, Job, Lease
+from orchestrator.domain.storage import Dataset, Upload
+from orchestrator.ports.catalog import BaseModel, DatasetFile, ModelFile
+from orchestrator.ports.providers import Capabilities, LaunchRejected, LaunchRequest, ProviderUnavailable
+from orchestrator.ports.repository import Transaction, UnitOfWork
+from orchestrator.ports.stores import ObjectInfo, Stores
+from orchestrator.ports.system import Limits
 from orchestrator.providers.registry import Registry
-from orchestrator.services import checkpoints, jobs, leases
-from orchestrator.services.jobs import Actor
-from orchestrator.testing import OneStore
+from orchestrator.services import assignments, jobs
+from orchestrator.services.context import Context
+from orchestrator.services.worker_messages import Start, receive
+from orchestrator.testing import FakeClock, FakeProvider, FixedStores
+from orchestrator.testing.environments import store_env
 from worker.shared import checkpoint_file
+from worker.shared.job_spec import FileFormat, JobSpec
+from worker.shared.manifest import Hardware, Manifest, Recipe
 from worker.shared.messages import (
     Assignment,
     Directive,
     ExportedAdapter,
     Failure,
-    FileFormat,
     Finish,
     Grant,
     GrantKind,
-    Hardware,
-    JobSpec,
-    Manifest,
     MetricRow,
     Offer,
     OfferReply,
     Phase,
-    Recipe,
     Release,
     Report,
     StartRequest,
@@ -68,34 +57,30 @@ from worker.shared.messages import (
 ROWS = 40
 
 
-class Clock:
-    """A clock that stands still unless told."""
-
-    def __init__(self) -> None:
-        self.time = 1_800_000_000.0
-
-    def now(self) -> float:
-        return self.time
-
-
 class OutsideInTransactionError(AssertionError):
     """Promise 7 was broken: something outside was called while a transaction was open."""
 
 
 class Watch:
-    """Wraps a unit of work and knows whether this thread is inside a transaction."""
+    """Wraps a unit of work and knows whether this thread is inside a transaction.
+
+    `between` runs before each transaction and after each commit: it may raise, as if the server died there.
+    """
 
     def __init__(self, uow: UnitOfWork) -> None:
         self._uow, self._local = uow, threading.local()
+        self.between: Callable[[], object] = _do_nothing
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[Transaction]:
+        self.between()
         with self._uow() as tx:
             self._local.inside = True
             try:
                 yield tx
             finally:
                 self._local.inside = False
+        self.between()
 
     def check(self) -> None:
         """Raise if a transaction is open."""
@@ -104,107 +89,101 @@ class Watch:
 
 
 class WatchedStore(LocalStore):
-    """The real local store; every call that touches the disk checks promise 7, and it can be told to be full."""
+    """The real local store; every call that touches the disk checks promise 7.
+
+    `before[call]` runs before a call, with its arguments, `after[call]` after it: each may wait, record or raise.
+    """
 
     def __init__(self, folder: Path, watch: Watch) -> None:
-        super().__init__(folder, lambda key: f"http://127.0.0.1/{key}", b"key")
+        super().__init__(store_env(folder))
         self._watch = watch
+        self.before: dict[str, Callable[..., object]] = {}
+        self.after: dict[str, Callable[..., object]] = {}
 
-    def stat(self, key: str) -> Any:
+    @contextlib.contextmanager
+    def _call(self, name: str, *arguments: object) -> Iterator[None]:
         self._watch.check()
-        return super().stat(key)
+        self.before.get(name, _do_nothing)(*arguments)
+        yield
+        self.after.get(name, _do_nothing)(*arguments)
+
+    def stat(self, key: str) -> ObjectInfo:
+        with self._call("stat", key):
+            return super().stat(key)
+
+    def head(self, key: str, size: int) -> bytes:
+        with self._call("head", key, size):
+            return super().head(key, size)
+
+    def put(self, key: str, source: Path) -> ObjectInfo:
+        with self._call("put", key, source):
+            return super().put(key, source)
 
     def grant_upload(self, key: str, kind: GrantKind, *, shares_disk: bool) -> Grant:
-        self._watch.check()
-        return super().grant_upload(key, kind, shares_disk=shares_disk)
+        with self._call("grant_upload", key, kind):
+            return super().grant_upload(key, kind, shares_disk=shares_disk)
 
     def keys(self, prefix: str) -> list[str]:
-        self._watch.check()
-        return super().keys(prefix)
+        with self._call("keys", prefix):
+            return super().keys(prefix)
 
     def delete(self, key: str) -> None:
-        self._watch.check()
-        super().delete(key)
+        with self._call("delete", key):
+            super().delete(key)
 
 
-@dataclass
-class Machines:
-    """A provider whose sessions live until the test ends them."""
+def _do_nothing(*_: object) -> None: ...
 
-    watch: Watch
-    slots: int = 2
-    capabilities: Capabilities = field(
-        default_factory=lambda: Capabilities(provider="sim", shares_disk=True, personal=True)
-    )
-    launched: dict[str, LaunchRequest] = field(default_factory=dict[str, LaunchRequest])
-    dead: set[str] = field(default_factory=set[str])
-    failed: set[str] = field(default_factory=set[str])
-    reachable: bool = True
-    rejecting: bool = False
-    lose_reply: bool = False
-    any_folder: bool = True
 
-    def _contact(self) -> None:
+class Machines(FakeProvider):
+    """The shipped fake; every call checks promise 7, and a launch can be refused or its reply lost."""
+
+    def __init__(self, watch: Watch, capabilities: Capabilities | None = None) -> None:
+        super().__init__("sim", slots=2)
+        self.capabilities = capabilities or Capabilities(provider="sim", shares_disk=True, personal=True)
+        self.watch = watch
+        self.rejecting = self.lose_reply = False
+
+    def _reach(self, call: str, *arguments: object) -> None:
         self.watch.check()
-        if not self.reachable:
-            raise ProviderUnavailable("no route")
+        super()._reach(call, *arguments)
 
-    def room(self, account: Account) -> Capacity:
-        self._contact()
-        return Capacity(slots=self.slots, session_s=3600.0, start_up_s=1.0, any_folder=self.any_folder)
+    @property
+    def leases(self) -> list[str]:
+        """The leases of all launched sessions, oldest first."""
+        return [request.lease_id for request in self.launched]
+
+    def set_reachable(self, *, reachable: bool) -> None:
+        """Whether calls reach the provider."""
+        self.failure = None if reachable else ProviderUnavailable("no route")
 
     def launch(self, request: LaunchRequest) -> str:
-        self._contact()
+        self._reach("launch", request)
         if self.rejecting:
             raise LaunchRejected("not today")
-        self.launched.setdefault(request.lease_id, request)
+        external_id = super().launch(request)
         if self.lose_reply:
             raise ProviderUnavailable("the answer was lost")
-        return f"ext-{request.lease_id}"
-
-    def observe(self, handles: Sequence[Handle]) -> list[Observation]:
-        self._contact()
-        return [
-            Observation(lease_id=x, liveness=self._liveness(x), failed=x in self.failed)
-            for x in (h.lease_id for h in handles)
-        ]
-
-    def _liveness(self, lease_id: str) -> Liveness:
-        alive = lease_id in self.launched and lease_id not in self.dead
-        return Liveness.RUNNING if alive else Liveness.ENDED
-
-    def stop(self, handle: Handle) -> None:
-        self._contact()
-        self.dead.add(handle.lease_id)
-
-    def collect(self, handle: Handle) -> Leftovers:
-        self._contact()
-        return Leftovers()
-
-    def forget(self, handle: Handle) -> None:
-        self._contact()
-
-    def erase(self, handle: Handle) -> None:
-        self._contact()
-
-    def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
-        return None
+        return external_id
 
 
-class AnyModel:
-    """A catalog that knows every model and no file."""
+class FakeCatalog:
+    """Implements `ports.Catalog`: every model exists, without a file of its own, and no dataset does.
 
-    def model(self, name: str, token: str | None = None) -> BaseModel:
-        return BaseModel(name=name)
+    A model is of the type that its name ends with, after a slash.
+    """
+
+    def model(self, name: str, token: str | None = None, *, with_modules: bool = False) -> BaseModel:
+        return BaseModel(name=name, kind=name.rpartition("/")[2])
 
     def dataset(self, path: str, split: str, token: str | None = None) -> DatasetFile:
-        raise AssertionError(path)
+        raise InvalidError(f"there is no dataset {path}", [("/path", f"there is no dataset {path}")])
 
     def files(self, name: str, token: str) -> Sequence[ModelFile]:
         return ()
 
     def whose(self, token: str) -> str:
-        raise AssertionError
+        raise InvalidError("this token belongs to nobody", [("/token", "this token belongs to nobody")])
 
 
 class World:
@@ -214,7 +193,7 @@ class World:
     stores: Stores
 
     def __init__(self, engine: Engine, folder: Path) -> None:
-        self.clock, self.folder = Clock(), folder
+        self.clock, self.folder = FakeClock(), folder
         self.watch = Watch(make_unit_of_work(engine))
         self.machines = self.make_machines()
         self.make_stores(folder, self.watch)
@@ -230,7 +209,7 @@ class World:
     def make_stores(self, folder: Path, watch: Watch) -> None:
         """Where everything lies."""
         self.store = WatchedStore(folder / "store", watch)
-        self.stores = OneStore(self.store)
+        self.stores = FixedStores(self.store)
 
     def make_worker(self, lease: str) -> Worker:
         """What runs on one of them."""
@@ -243,7 +222,7 @@ class World:
             clock=self.clock,
             providers=Registry.of({"sim": self.machines}),
             stores=self.stores,
-            catalog=AnyModel(),
+            catalog=FakeCatalog(),
             tokens=KeyedTokens(b"k" * 32),
             limits=Limits(patience_s=60.0),
             vault=FernetVault(Fernet.generate_key().decode()),
@@ -258,7 +237,7 @@ class World:
     def _member(self, name: str) -> Actor:
         now = self.clock.now()
         with self.ctx.uow() as tx:
-            tx.add_member(Member(id=name, name=name, role=Role.MEMBER, created_at=now))
+            tx.members.add(Member(id=name, name=name, role=Role.MEMBER, created_at=now))
             account = Account(
                 id=f"{name}-sim",
                 provider="sim",
@@ -269,8 +248,8 @@ class World:
                 consented_at=now,
                 created_at=now,
             )
-            tx.add_account(account)
-            tx.add_dataset(
+            tx.accounts.add(account)
+            tx.datasets.add(
                 Dataset(
                     sha256=self.dataset,
                     size=4,
@@ -284,7 +263,7 @@ class World:
                 )
             )
             upload = Upload(id=f"upload-{name}", sha256=self.dataset, member_id=name, name="rows", created_at=now)
-            tx.add_upload(upload)
+            tx.datasets.add_upload(upload)
         source = self.folder / "rows"
         source.write_bytes(b"rows")
         self.stores.local().put(f"datasets/{self.dataset}", source)
@@ -293,10 +272,10 @@ class World:
     def set_consent(self, who: str, *, agreed: bool) -> None:
         """Whether this member lets jobs run on their account."""
         with self.ctx.uow() as tx:
-            account = tx.account(f"{who}-sim")
+            account = tx.accounts.get(f"{who}-sim")
             assert account is not None
             account.consented_at = self.clock.now() if agreed else None
-            tx.save_account(account)
+            tx.accounts.save(account)
 
     def submit(self, who: str, steps: int = 4, **extra: Any) -> str:
         spec = JobSpec.model_validate(
@@ -307,30 +286,30 @@ class World:
                 **extra,
             }
         )
-        return jobs.submit(self.ctx, self.actors[who], spec).id
+        return jobs.submit(self.ctx, self.actors[who], spec).job.id
 
     def job(self, job_id: str) -> Job:
         with self.ctx.uow() as tx:
-            found = tx.job(job_id)
+            found = tx.jobs.get(job_id)
         assert found is not None
         return found
 
     def head(self, job_id: str) -> Checkpoint:
-        """The checkpoint from which the job goes on."""
+        """The checkpoint that the job resumes from."""
         head = self.job(job_id).head
         with self.ctx.uow() as tx:
-            found = tx.checkpoint(job_id, head or "")
+            found = tx.checkpoints.get(job_id, head or "")
         assert found is not None
         return found
 
     def all_leases(self) -> list[Lease]:
         with self.ctx.uow() as tx:
-            return tx.live_leases() + tx.uncollected_leases()
+            return tx.leases.live() + tx.leases.uncollected()
 
     def new_workers(self) -> list[Worker]:
         """One simulated worker for every launched session that has none yet."""
         known = {w.lease for w in self.workers}
-        fresh = [self.make_worker(lease) for lease in self.machines.launched if lease not in known]
+        fresh = [self.make_worker(lease) for lease in self.machines.leases if lease not in known]
         self.workers += fresh
         return fresh
 
@@ -347,14 +326,18 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        return self.lease not in self.world.machines.dead
+        return not self.world.machines.has_ended(self.lease)
+
+    def send(self, message: Any) -> Any:
+        """Bring a message to the server. Returns its reply."""
+        return receive(self.world.ctx, message)
 
     def start(self) -> Assignment:
         request = StartRequest(protocol=1, nonce=self.lease, hardware=Hardware(name="sim"))
-        self.assignment = leases.start(self.world.ctx, self.lease, request)
-        self.step = self.assignment.resume_step
-        self.parent = self.assignment.resume.sha256 if self.assignment.resume else None
-        return self.assignment
+        assignment: Assignment = self.send(Start(lease=self.lease, request=request))
+        self.assignment, self.step = assignment, assignment.resume_step
+        self.parent = assignment.resume.sha256 if assignment.resume else None
+        return assignment
 
     def _said(self) -> dict[str, Any]:
         assert self.assignment is not None
@@ -364,8 +347,8 @@ class Worker:
     def report(self) -> Directive:
         rows = (MetricRow(step=self.step, values={"loss": 1.0 / (1 + self.step)}),)
         said = Report(**self._said(), step=self.step, phase=Phase.TRAIN, metrics=rows)
-        self.last = lambda: leases.report(self.world.ctx, said)
-        return leases.report(self.world.ctx, said)
+        self.last = lambda: self.send(said)
+        return self.send(said)
 
     def manifest(self, **changes: Any) -> Manifest:
         assert self.assignment is not None
@@ -391,7 +374,7 @@ class Worker:
     def write(self, manifest: Manifest) -> Offer:
         """Write a real checkpoint file where the grant says."""
         assert self.assignment is not None
-        (grant,) = leases.grants(self.world.ctx, self.lease, self.assignment.fence, GrantKind.CHECKPOINT, 1)
+        (grant,) = assignments.grants(self.world.ctx, self.lease, self.assignment.fence, GrantKind.CHECKPOINT, 1)
         target = Path(grant.path or "")
         target.parent.mkdir(parents=True, exist_ok=True)
         weights = np.full(4, manifest.step, dtype=np.float32)
@@ -400,36 +383,36 @@ class Worker:
 
     def save(self) -> OfferReply:
         offer = self.write(self.manifest())
-        self.last = lambda: checkpoints.offer(self.world.ctx, offer)
-        reply = checkpoints.offer(self.world.ctx, offer)
+        self.last = lambda: self.send(offer)
+        reply = self.send(offer)
         if reply.committed:
             self.parent = offer.sha256
         return reply
 
-    def release(self, reason: Any = "deadline", detail: str = "", cause: str = "") -> None:
-        said = Release(**self._said(), step=self.step, reason=reason, detail=detail, cause=cause)
-        self.last = lambda: leases.release(self.world.ctx, said)
-        leases.release(self.world.ctx, said)
-        self.world.machines.dead.add(self.lease)
+    def release(self, reason: Any = "deadline", detail: str = "", cause: str = "", *, has_remedy: bool = False) -> None:
+        said = Release(**self._said(), step=self.step, reason=reason, detail=detail, cause=cause, has_remedy=has_remedy)
+        self.last = lambda: self.send(said)
+        self.send(said)
+        self.world.machines.end(self.lease)
 
     def fail(self, *, permanent: bool = False) -> None:
         failure = Failure(message="the disk melted", permanent=permanent)
         said = Finish(**self._said(), step=self.step, failure=failure)
-        self.last = lambda: leases.finish(self.world.ctx, said)
-        leases.finish(self.world.ctx, said)
-        self.world.machines.dead.add(self.lease)
+        self.last = lambda: self.send(said)
+        self.send(said)
+        self.world.machines.end(self.lease)
 
     def finish(self) -> None:
         assert self.assignment is not None
-        (grant,) = leases.grants(self.world.ctx, self.lease, self.assignment.fence, GrantKind.ADAPTER, 1)
+        (grant,) = assignments.grants(self.world.ctx, self.lease, self.assignment.fence, GrantKind.ADAPTER, 1)
         content = f"adapter of {self.assignment.job}".encode()
         Path(grant.path or "").write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
         adapter = ExportedAdapter(key=grant.key, sha256=digest, size=len(content), adapter_sha256=digest)
         said = Finish(**self._said(), step=self.step, adapter=adapter)
-        self.last = lambda: leases.finish(self.world.ctx, said)
-        leases.finish(self.world.ctx, said)
-        self.world.machines.dead.add(self.lease)
+        self.last = lambda: self.send(said)
+        self.send(said)
+        self.world.machines.end(self.lease)
 
 
 def fresh_folder(base: Path, name: str) -> Path:

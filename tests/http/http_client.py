@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import socket
@@ -19,8 +20,10 @@ from starlette.testclient import TestClient
 from orchestrator.bootstrap import App
 from orchestrator.entrypoints.http.app import make_app
 from orchestrator.services.dispatch import dispatch
+from tests.helpers.loop_watch import LoopWatch
 from worker.shared import checkpoint_file
-from worker.shared.messages import Hardware, JobSpec, Manifest, Recipe
+from worker.shared.job_spec import JobSpec
+from worker.shared.manifest import Hardware, Manifest, Recipe
 
 ROWS = b"".join(b'{"text": "row %d"}\n' % n for n in range(32))
 
@@ -36,16 +39,16 @@ class Api:
     def admin_token(self) -> str:
         return self.app.token_file.read_text().strip()
 
-    def as_(self, token: str) -> Caller:
-        return Caller(self, token)
+    def as_(self, token: str) -> ApiUser:
+        return ApiUser(self, token)
 
     @property
-    def admin(self) -> Caller:
+    def admin(self) -> ApiUser:
         return self.as_(self.admin_token)
 
 
 @dataclass(frozen=True)
-class Caller:
+class ApiUser:
     """Somebody with a token; paths are below /api/v1."""
 
     api: Api
@@ -83,13 +86,13 @@ class Caller:
 class People:
     """An admin and two members who know nothing of each other."""
 
-    admin: Caller
-    ann: Caller
-    bob: Caller
+    admin: ApiUser
+    ann: ApiUser
+    bob: ApiUser
 
     @classmethod
     def of(cls, api: Api) -> People:
-        def member(name: str) -> Caller:
+        def member(name: str) -> ApiUser:
             assert api.admin.post("/members", {"name": name}).status_code == 201
             made = api.admin.post("/tokens", {"member": name, "name": "test"})
             assert made.status_code == 201, made.text
@@ -99,7 +102,7 @@ class People:
 
 
 class Machine:
-    """A worker played by hand: it holds one lease's token and nothing else."""
+    """A worker driven by hand: it holds one lease's token and nothing else."""
 
     def __init__(self, api: Api, lease: str, token: str) -> None:
         self.api, self.lease, self.caller = api, lease, api.as_(token)
@@ -138,7 +141,7 @@ class Machine:
         )
         return self.say("report", body | more)
 
-    def save(self, step: int, folder: Path):
+    def save(self, step: int, folder: Path, base_sha256: str | None = None):
         """Write a checkpoint, upload it through a grant, offer it."""
         grant = next(g for g in self.assignment["uploads"] if g["kind"] == "checkpoint")
         self.assignment["uploads"].remove(grant)
@@ -147,7 +150,9 @@ class Machine:
             fence=self.fence,
             step=step,
             parent=self.head,
-            recipe=Recipe.of(JobSpec.model_validate(self.assignment["spec"])),
+            recipe=Recipe.of(JobSpec.model_validate(self.assignment["spec"])).model_copy(
+                update={"base_sha256": base_sha256}
+            ),
             epoch=0,
             index=step,
             samples_seen=step,
@@ -178,12 +183,12 @@ class Machine:
         path = grant["url"].partition("/api/v1")[2]
         return self.api.client.put(f"/api/v1{path}", content=data, headers=grant["headers"])
 
-    def finish(self, step: int, data: bytes = b"PK the adapter"):
-        """Upload an adapter and say the last word."""
+    def finish(self, step: int, data: bytes = b"PK the adapter", adapter_sha256: str = "a" * 64):
+        """Upload an adapter and say the last word; the hash is that of the weights in it."""
         grant = next(g for g in self.assignment["uploads"] if g["kind"] == "adapter")
         assert self.put(grant, data).is_success
         digest = hashlib.sha256(data).hexdigest()
-        adapter = {"key": grant["key"], "sha256": digest, "size": len(data), "adapter_sha256": "a" * 64}
+        adapter = {"key": grant["key"], "sha256": digest, "size": len(data), "adapter_sha256": adapter_sha256}
         return self.say("finish", self.said("finish", step=step, adapter=adapter))
 
 
@@ -208,8 +213,13 @@ def served(app: App) -> Iterator[Api]:
         listener.bind(("127.0.0.1", 0))
         listener.listen()  # a client may call before the server's thread has come up
         config = uvicorn.Config(make_app(app), log_level="warning", access_log=False, timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        server, watch = uvicorn.Server(config), LoopWatch()
+
+        def serve() -> None:
+            with asyncio.Runner(loop_factory=watch.new_loop) as runner:
+                runner.run(server.serve(sockets=[listener]))
+
+        thread = threading.Thread(target=serve)
         thread.start()
         client = _Client(f"http://127.0.0.1:{listener.getsockname()[1]}")
         try:
@@ -218,3 +228,4 @@ def served(app: App) -> Iterator[Api]:
             client.close()
             server.should_exit = True
             thread.join()
+    watch.check()

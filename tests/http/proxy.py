@@ -29,10 +29,10 @@ class BadLine:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._target))
+                upstream = socket.create_connection(("127.0.0.1", self._target))
                 left = self.cuts.pop(0) if self.cuts else 1 << 60
-                _start(self._relay, near, far, 1 << 60, False)
-                _start(self._relay, far, near, left, True)
+                _start(self._relay, near, upstream, 1 << 60, False)
+                _start(self._relay, upstream, near, left, True)
 
     def _relay(self, source: socket.socket, target: socket.socket, left: int, counts: bool) -> None:
         with contextlib.suppress(OSError):

@@ -12,7 +12,8 @@ from sqlalchemy import text
 
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.ports.providers import ProviderUnavailable
-from orchestrator.services.dispatch import dispatch, list_capacity
+from orchestrator.services.capacity import list_capacity
+from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
 
 CANARY = "KGAT_canary_7f3c0e5b9d"
@@ -21,7 +22,7 @@ CANARY = "KGAT_canary_7f3c0e5b9d"
 def closed_reason(app: Any) -> str:
     """Why nothing starts on the one cloud account."""
     with app.context.uow() as tx:
-        accounts = [a for a in tx.accounts() if a.provider == "cloud"]
+        accounts = [a for a in tx.accounts.all() if a.provider == "cloud"]
     return list_capacity(app.context, accounts)[0].closed_reason
 
 
@@ -52,7 +53,7 @@ def test_nothing_runs_without_the_owners_consent(api, people, cloud) -> None:
     assert dispatch(api.app.context) == 0
     (job,) = people.ann.get("/jobs").json()["items"]
     waiting = people.ann.get(f"/jobs/{job['id']}").json()["waiting"]
-    assert "waits for its owner's consent" in waiting["reason"]
+    assert "waiting for its owner's consent" in waiting["reason"]
     assert "trainhop accounts consent" in waiting["reason"]
     for stranger, status in ((people.admin, 403), (people.bob, 404)):
         assert stranger.post(f"/accounts/{account['id']}:consent").status_code == status
@@ -65,15 +66,15 @@ def test_one_account_per_member_and_provider(api, people) -> None:
     assert people.ann.post("/accounts", asked).status_code == 201
     again = people.ann.post("/accounts", asked | {"name": "second"})
     assert again.status_code == 409
-    assert "one account per member and provider" in again.json()["detail"]
+    assert "Only one account per member and provider is allowed." in again.json()["detail"]
     assert people.bob.post("/accounts", asked).status_code == 201
 
 
 def test_one_account_is_one_persons(api, people) -> None:
     """However its name is written, when it is added and when it is changed; whose it is already, nobody is told.
 
-    Guards: without `_refuse_shared` in `add_account` the second was taken, without it in `change_account` the third; with an
-    account's own owner among the others nobody could change their own.
+    Guards: without `_refuse_shared` in `add_account` the second was taken, without it in `change_account` the third;
+    with an account's own owner among the others nobody could change their own.
     """
 
     def asked(username: str) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def test_one_account_is_one_persons(api, people) -> None:
     anns = people.ann.post("/accounts", asked("One-Person")).json()["id"]
     refused = people.bob.post("/accounts", asked("ONE-person"))
     assert refused.status_code == 409
-    assert "one account is one person's" in refused.json()["detail"]
+    assert "Use an account of your own" in refused.json()["detail"]
     assert not [word for word in ("ann", anns) if word in refused.json()["detail"].split()]
     bobs = people.bob.post("/accounts", asked("another")).json()["id"]
     changed = {"config": {"username": "one-person"}}
@@ -96,8 +97,8 @@ def test_one_account_is_one_persons(api, people) -> None:
 
 
 def test_whose_an_account_is_must_be_known_before_it_is_connected(api1, people, cloud) -> None:
-    """Guards: with silence passed over, both had the account once the provider was back; with a refusal taken for silence,
-    nobody could enter credentials before the provider took them."""
+    """Guards: with silence passed over, both had the account once the provider was back; with a refusal taken for
+    silence, nobody could enter credentials before the provider took them."""
     asked = {"provider": "cloud", "credentials": CANARY, "config": {"username": "person"}}
     assert people.ann.post("/accounts", asked).status_code == 201
     cloud.failure = ProviderUnavailable("no route to the cloud")
@@ -121,9 +122,9 @@ def test_whose_an_account_is_must_be_known_before_it_is_connected(api1, people, 
         ("first\nsecond", "line breaks"),
         ("a\u0007b", "control characters"),
         ("x" * 9000, "longer than 8192"),
-        ("{not json", "begin like a JSON object"),
-        ({"username": "u"}, "string"),
-        (17, "string"),
+        ("{not json", "are not valid JSON"),
+        ({"username": "u"}, "must be text"),
+        (17, "must be text"),
     ],
 )
 def test_credentials_that_cannot_be_any(api1, people, credentials: Any, words: str) -> None:
@@ -216,7 +217,7 @@ def test_a_secret_goes_nowhere(api, people, cloud, tmp_path: Path, caplog, capfd
     cloud.failure = None
     keep(people.ann.post(f"{path}:check"))
     dispatch(api.app.context)
-    assert people.ann.get(f"/jobs/{job['id']}").json()["state"] == JobState.LEASED
+    assert people.ann.get(f"/jobs/{job['id']}").json()["state"] == JobState.LEASED.word
     reconcile(api.app.context)
     for route in ("/accounts", "/jobs", f"/jobs/{job['id']}", f"/jobs/{job['id']}/events", "/sessions", "/me"):
         keep(people.ann.get(route))
@@ -236,7 +237,7 @@ def test_a_secret_goes_nowhere(api, people, cloud, tmp_path: Path, caplog, capfd
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or CANARY.encode() not in file.read_bytes(), file
     with api.app.context.uow() as tx:
-        sealed = next(a.credentials for a in tx.accounts() if a.provider == "cloud")
+        sealed = next(a.credentials for a in tx.accounts.all() if a.provider == "cloud")
     assert api.app.context.vault.open(sealed) == CANARY
 
 
@@ -250,9 +251,9 @@ def test_a_plan_promises_nothing_of_a_machine_that_was_not_timed(api, people, cl
 
     def plan_after(step_s: float, *, gpu: bool) -> tuple[dict, dict]:
         with api.app.context.uow() as tx:
-            done = tx.job(job["id"])
+            done = tx.jobs.get(job["id"])
             done.timed(step_s, gpu=gpu)
-            tx.save_job(done)
+            tx.jobs.save(done)
         due = api.app.context.clock.now() + 600.0
         plan = people.ann.post("/jobs:plan", people.ann.job_file(deadline=due)).json()
         return plan, {place["provider"]: place for place in plan["places"]}
@@ -277,9 +278,9 @@ def test_the_plan_shows_what_it_costs(api, people, cloud) -> None:
     people.ann.post("/accounts", {"provider": "cloud", "credentials": CANARY})
     job = people.ann.submit()
     with api.app.context.uow() as tx:
-        done = tx.job(job["id"])
+        done = tx.jobs.get(job["id"])
         done.timed(360.0, gpu=False)
-        tx.save_job(done)
+        tx.jobs.save(done)
     plan = people.ann.post("/jobs:plan", people.ann.job_file()).json()
     place = next(p for p in plan["places"] if p["provider"] == "cloud")
     assert (place["hours_left"], place["hours_total"]) == (2.0, 30.0)

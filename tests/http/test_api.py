@@ -1,11 +1,12 @@
 """What each noun's routes answer, idempotency and paging."""
 
+import dataclasses
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from orchestrator.adapters.database import queries
+from orchestrator.adapters.database.queries import Queries
 from tests.http.http_client import ROWS, Machine
 
 
@@ -44,7 +45,7 @@ def test_pages_neither_repeat_nor_skip_while_jobs_arrive(api, people, clock):
     assert seen == before == sorted(before, reverse=True)
 
 
-def test_filters(api, people, clock, provider, monkeypatch):
+def test_filters(api, people, clock, provider):
     spec = people.ann.job_file()
     for name in ("Alpha", "beta_1", "betaX1", "100%"):
         clock.tick(1)
@@ -61,7 +62,8 @@ def test_filters(api, people, clock, provider, monkeypatch):
     assert names("name=%25") == ["100%"]
     assert [j["name"] for j in people.admin.get("/jobs?member=ann&state=paused").json()["items"]] == ["Alpha"]
     assert people.admin.get("/jobs?member=nobody").json() == {"items": [], "next": None}
-    monkeypatch.setattr(queries, "SCANNED_PER_PAGE", 2)
+    state = api.client.app.state
+    state.server = dataclasses.replace(state.server, queries=Queries(api.app.engine, scanned_per_page=2))
     page = people.ann.get("/jobs?name=alpha").json()
     assert page["items"] == []
     rest = people.ann.get("/jobs", params={"name": "alpha", "cursor": page["next"]}).json()
@@ -125,6 +127,9 @@ def test_datasets(api, people):
         "rows": 32,
         "type": "text",
         "file_format": "jsonl",
+        "unused_keys": [],
+        "audit": "not audited",
+        "parent": "",
     }
     assert made.json() == expected
     assert people.ann.upload().json() == people.ann.get(f"/datasets/{expected['sha256']}").json() == expected
@@ -136,14 +141,14 @@ def test_datasets(api, people):
 
 
 def test_accounts(api, people, provider):
-    mine = {"provider": "cloud", "credentials": "x", "name": "mine", "config": {"a": 1}}
+    mine = {"provider": "cloud", "credentials": "x", "name": "mine", "config": {"slots": 1}}
     made = people.ann.post("/accounts", mine)
     assert made.status_code == 201
     path = f"/accounts/{made.json()['id']}"
     assert people.ann.post("/accounts", mine | {"name": "second"}).status_code == 409
     assert people.ann.post("/accounts", {"provider": "nope", "name": "x"}).json()["errors"][0]["pointer"] == "/provider"
-    changed = people.ann.call("PATCH", path, json={"paused": True, "config": {"b": 2}}).json()
-    assert (changed["paused"], changed["config"]) == (True, {"a": 1, "b": 2})
+    changed = people.ann.call("PATCH", path, json={"paused": True, "config": {"session_s": 60.0}}).json()
+    assert (changed["paused"], changed["config"]) == (True, {"slots": 1, "session_s": 60.0})
     assert people.ann.call("DELETE", path).status_code == 204
     assert people.ann.call("DELETE", path).status_code == 404
 
@@ -174,13 +179,9 @@ def test_health(api):
     assert "trainhop_reports_total 0.0" in text
 
 
-def test_a_server_that_cannot_write_is_not_ready(sqlite_app, api1, monkeypatch):
-    from orchestrator.ports.providers import StoreFull
-
-    def full(*_):
-        raise StoreFull("no space")
-
-    monkeypatch.setattr(sqlite_app.store, "put_stream", full)
+def test_a_server_that_cannot_write_is_not_ready(sqlite_app, api1):
+    """A file lies where the store's folder would be."""
+    (sqlite_app.store.folder / "probe").touch()
     assert api1.client.get("/healthz").status_code == 200
     assert api1.client.get("/readyz").status_code in (409, 503)
 

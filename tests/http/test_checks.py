@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.domain.model import Account
-from orchestrator.ports.diagnosis import Examined
-from orchestrator.ports.providers import ProviderUnavailable
+from orchestrator.domain.accounts import Account
+from orchestrator.ports.providers import Examined, ProviderUnavailable
 from orchestrator.services import diagnosis
-from orchestrator.services.dispatch import dispatch, list_capacity
+from orchestrator.services.capacity import list_capacity
+from orchestrator.services.dispatch import dispatch
 from orchestrator.testing import FakePersonalProvider
 from tests.http.http_client import Machine
 from worker.doctor.outcome import FAILED, OK, PROBES, Outcome
@@ -29,15 +29,15 @@ class CheckedProvider(FakePersonalProvider):
         self.broken: dict[str, dict[str, Any]] = {}
         self.left: set[str] = set()
         self.orders: list[Any] = []
-        self.deaf = False
+        self.unreachable = False
         self.crash: BaseException | None = None
         self.meanwhile: Any = lambda: None
 
-    def room(self, account: Account) -> Any:
-        return dataclasses.replace(super().room(account), gpu=True)
+    def capacity(self, account: Account) -> Any:
+        return dataclasses.replace(super().capacity(account), gpu=True)
 
     def diagnose(self, account: Account, order: Any, tell: Any) -> Examined:
-        self._reach()
+        self._reach("diagnose", account, order)
         self.orders.append(order)
         self.left.add(order.id)
         words = "broken for ann1 at http://some.host.example/x and ann1@example.com in /home/ann/x"
@@ -54,7 +54,7 @@ class CheckedProvider(FakePersonalProvider):
         return Examined(image=IMAGE, versions={"torch": "2.10.0"}, outcomes=tuple(found))
 
     def clear_check(self, account: Account, check_id: str) -> None:
-        if self.deaf:
+        if self.unreachable:
             raise ProviderUnavailable("no answer")
         self.left.discard(check_id)
 
@@ -77,7 +77,7 @@ def diagnose(who: Any, account: str, **asked: Any) -> Any:
 def closed_reason(app: Any) -> str:
     """Why nothing starts on the one cloud account."""
     with app.context.uow() as tx:
-        return list_capacity(app.context, [a for a in tx.accounts() if a.provider == "cloud"])[0].closed_reason
+        return list_capacity(app.context, [a for a in tx.accounts.all() if a.provider == "cloud"])[0].closed_reason
 
 
 def test_a_check_is_kept_judged_and_cleared(api, people, cloud, account) -> None:
@@ -109,14 +109,14 @@ def test_nothing_runs_for_a_check_without_the_owners_consent(api, people, cloud)
     asked = {"provider": "cloud", "owner": "ann", "credentials": "KGAT_ann"}
     made = people.admin.post("/accounts", asked).json()["id"]
     answer = diagnose(people.admin, made)
-    assert (answer.status_code, "before its owner agrees" in answer.json()["detail"]) == (409, True)
+    assert (answer.status_code, "has not allowed sessions yet" in answer.json()["detail"]) == (409, True)
     assert cloud.orders == []
 
 
 def test_machines_that_have_no_check_say_so(api1, people) -> None:
     pool = people.admin.get("/accounts").json()["items"][0]["id"]
     answer = diagnose(people.admin, pool)
-    assert (answer.status_code, "have no check" in answer.json()["detail"]) == (422, True)
+    assert (answer.status_code, "cannot check machines" in answer.json()["detail"]) == (422, True)
 
 
 def test_what_is_posted_names_nobody(api1, people, cloud, account) -> None:
@@ -139,7 +139,7 @@ def test_one_check_at_a_time(api1, people, cloud, account) -> None:
     cloud.meanwhile = ask_again
     diagnose(people.ann, account)
     ((second, running),) = seen
-    assert (second.status_code, "is under way" in second.json()["detail"]) == (409, True)
+    assert (second.status_code, "is already running" in second.json()["detail"]) == (409, True)
     assert [p["name"] for p in running.json()["running"]["seen"]] == [PROBES[0]]
     assert len(cloud.orders) == 1
 
@@ -193,18 +193,18 @@ def test_a_check_that_cannot_be_made_says_why_and_closes_nothing(api, people, cl
     diagnose(people.ann, account)
     found = people.ann.get(f"/accounts/{account}/diagnosis").json()
     assert (found["running"], found["checks"]) == (None, [])
-    assert found["problem"] == "the check could not be made: Kaggle is away"
+    assert found["problem"] == "The check could not be started: Kaggle is away"
     assert cloud.left == set()
 
 
 def test_what_could_not_be_deleted_is_deleted_later(api, people, cloud, account) -> None:
     """Guard: without `left` in the account the check's kernels stayed for ever."""
-    cloud.deaf = True
+    cloud.unreachable = True
     diagnose(people.ann, account)
     assert len(cloud.left) == 1
     diagnosis.clear_left(api.app.context)
     assert len(cloud.left) == 1
-    cloud.deaf = False
+    cloud.unreachable = False
     diagnosis.clear_left(api.app.context)
     assert cloud.left == set()
 
@@ -213,13 +213,13 @@ def test_what_a_stopped_server_left_is_deleted_when_it_comes_up(api, people, clo
     """Guard: without `running` in `clear_left` the kernels of a check whose server was killed stayed for ever."""
     ctx = dataclasses.replace(api.app.context, spawn=lambda work: None)
     with ctx.uow() as tx:
-        owner = next(m for m in tx.members() if m.name == "ann")
+        owner = next(m for m in tx.members.all() if m.name == "ann")
     actor = diagnosis.Actor(member_id=owner.id, name="ann", role=owner.role)
     started = diagnosis.start(ctx, actor, account, gpu=False)
     cloud.left.add(started.image["running"]["check"])
     clock.tick(60)
     later = dataclasses.replace(ctx, started_at=clock.now())
-    assert "the server was stopped" in diagnosis.read(later, actor, account).image["problem"]
+    assert "The server stopped" in diagnosis.read(later, actor, account).image["problem"]
     diagnosis.clear_left(ctx)  # the server that is at it leaves it alone
     assert len(cloud.left) == 1
     diagnosis.clear_left(later)

@@ -12,7 +12,7 @@ from tests.http.test_stores import use
 
 @pytest.fixture
 def app(make_server, database_url, drive):
-    return make_server(database_url, drive_endpoint=drive.url)
+    return make_server(database_url, drivers={"drive": {"endpoint": drive.url}})
 
 
 def test_a_clone_begins_with_a_checkpoint_in_drive(api, people, provider, drive, tmp_path):
@@ -31,12 +31,13 @@ def test_a_clone_begins_with_a_checkpoint_in_drive(api, people, provider, drive,
     refused = people.ann.post(clone, {"seed": 7, "lora_alpha": 8}, params={"from": sha256})
     assert refused.status_code == 422
     assert {e["pointer"] for e in refused.json()["errors"]} == {"/seed", "/lora_alpha"}
-    assert "cannot begin with the checkpoint of step 4" in refused.json()["detail"]
+    assert "cannot start from the checkpoint of step 4" in refused.json()["detail"]
     assert people.bob.post(clone, {}, params={"from": sha256}).status_code == 404
     assert people.ann.post(clone, {}, params={"from": "0" * 64}).status_code == 404
     assert people.ann.post(clone, {}, params={"from": "head"}).status_code == 422
 
-    original.save(8, tmp_path)
+    for step in (7, 8):
+        original.save(step, tmp_path)
     assert people.ann.post(clone, {}, params={"from": sha256}).status_code == 409
     original.say("release", original.said("release", step=8, reason="deadline"))
     people.ann.post(f"/jobs/{job}:cancel")

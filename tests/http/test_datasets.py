@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 from orchestrator.testing import FakeClock, FakeProvider
-from tests.http.http_client import Api, Caller, Machine, People
+from tests.http.http_client import Api, ApiUser, Machine, People
+from worker.shared.job_spec import ENCODING
 
 BOTH = b'{"text": "t", "prompt": "p", "completion": "c"}\n' * 8
 
 
-def type_of(caller: Caller, sha256: str, **dataset: str) -> str:
+def type_of(caller: ApiUser, sha256: str, **dataset: str) -> str:
     entry = {"path": f"sha256:{sha256}"} | dataset
     answer = caller.post("/jobs", caller.job_file(datasets=[entry]))
     assert answer.status_code == 201, answer.text
@@ -19,8 +20,8 @@ def type_of(caller: Caller, sha256: str, **dataset: str) -> str:
 
 
 def test_the_same_bytes_are_read_as_each_job_says(api: Api, people: People) -> None:
-    """Guards: without `_read_otherwise` Bob's own job was refused; with `row_format` among what the datasets' upsert changes
-    his upload made texts of Ann's next job.
+    """Guards: without `_read_otherwise` Bob's own job was refused; with `row_format` among what the datasets' upsert
+    changes his upload made texts of Ann's next job.
     """
     first = people.ann.upload(BOTH).json()
     again = people.bob.upload(BOTH, type="text").json()
@@ -33,14 +34,28 @@ def test_the_same_bytes_are_read_as_each_job_says(api: Api, people: People) -> N
     assert refused.status_code == 422
     (fault,) = refused.json()["errors"]
     assert fault["pointer"] == "/datasets/0/path"
-    assert "the uploaded rows are prompt_completion, the job says messages: line 1" in fault["detail"]
+    assert "The uploaded rows are prompt_completion, not messages: line 1" in fault["detail"]
+
+
+def test_keys_that_training_does_not_use_are_named(api1: Api, people: People) -> None:
+    """Guard: without `unused` in what the reader tells, an upload and a plan passed over them in silence."""
+    row = {"text": "t", "id": 7, "note\n": "n"}
+    brought = people.ann.upload((json.dumps(row) + "\n").encode() * 9_000).json()
+    assert brought["unused_keys"] == ["id", "note\n"]
+    entry = {"path": f"sha256:{brought['sha256']}"}
+    assert people.ann.get(f"/datasets/{brought['sha256']}").json() == brought
+    planned = people.ann.post("/jobs:plan", people.ann.job_file(datasets=[entry]))
+    assert planned.json()["unused_keys"] == ["id", "note\n"]
+    assert people.ann.submit(datasets=[entry])["spec"]["encoding"] == ENCODING
+    refused = people.ann.upload(b'{"text": "t"}\n{"text": "t", "label": false}\n')
+    assert "line 2: has label False, but every answer is taught as a good one" in refused.json()["detail"]
 
 
 def test_half_a_character_in_a_row_is_the_files_fault(api1: Api, people: People) -> None:
     """Guard: without the look at each row's texts the upload was taken."""
     refused = people.ann.upload(b'{"text": "a"}\n' + json.dumps({"text": "\ud83d"}).encode())
     assert refused.status_code == 422
-    assert "line 2: holds half a character" in refused.json()["detail"]
+    assert "line 2: has an unpaired surrogate" in refused.json()["detail"]
 
 
 def test_a_clone_from_a_checkpoint_goes_on_with_the_rows_as_they_were_read(
@@ -57,13 +72,13 @@ def test_a_clone_from_a_checkpoint_goes_on_with_the_rows_as_they_were_read(
     assert refused.status_code == 422
     (fault,) = refused.json()["errors"]
     assert fault["pointer"] == "/datasets/0/type"
-    assert fault["detail"].startswith("'text' here, 'prompt_completion' in the original: it decides what a row is")
+    assert fault["detail"].startswith("'text' here, 'prompt_completion' in the original: it changes how rows are read")
     assert people.ann.post(path, changes).status_code == 201
 
 
 def test_everybody_lists_and_deletes_what_they_brought(api: Api, people: People, clock: FakeClock) -> None:
-    """Guards: without the member in `listing` Bob saw Ann's file; without `may_see` in `_owner` he could delete it; without
-    `next` the second page was never found.
+    """Guards: without the member in `listing` Bob saw Ann's file; without `may_see` in `_owner` he could delete it;
+    without `next` the second page was never found.
     """
     shas: list[str] = []
     for n in range(3):
@@ -97,4 +112,24 @@ def test_a_file_is_not_deleted_under_a_job(api1: Api, people: People) -> None:
     sha256 = job["spec"]["datasets"][0]["sha256"]
     refused = people.ann.call("DELETE", f"/datasets/{sha256}")
     assert refused.status_code == 409
-    assert f"({job['id']}) is queued and reads this file" in refused.json()["detail"]
+    assert f"({job['id']}) is queued and uses this file" in refused.json()["detail"]
+
+
+def test_a_strangers_file_is_as_if_it_were_not_there(api1: Api, people: People) -> None:
+    """Guard: with the hash as the only right Bob read Ann's rows from the number in her model card."""
+    known, unknown = people.ann.upload(BOTH).json()["sha256"], "0" * 64
+
+    def answers(sha256: str) -> list[tuple[int, str]]:
+        job = people.bob.job_file(datasets=[{"path": f"sha256:{sha256}"}])
+        said = [
+            people.bob.get(f"/datasets/{sha256}"),
+            people.bob.get(f"/datasets/{sha256}/preview"),
+            people.bob.call("DELETE", f"/datasets/{sha256}"),
+            people.bob.post("/jobs", job),
+            people.bob.post("/jobs:plan", job),
+        ]
+        return [(one.status_code, one.json()["detail"].replace(sha256, "S").replace(sha256[:12], "s")) for one in said]
+
+    assert answers(known) == answers(unknown)
+    assert {status for status, _ in answers(known)} == {404, 422}
+    assert people.ann.get(f"/datasets/{known}/preview").status_code == 200

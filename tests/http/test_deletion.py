@@ -21,8 +21,8 @@ def trained(api: Api, people: People, provider, tmp_path) -> tuple[str, Machine]
 
 
 def test_a_deleted_job_is_found_nowhere(api, people, provider, tmp_path):
-    """Guards: without `_is_there` in each of `_job`, `_owner`, `_session`, `_page` and `counts` one of these still told of
-    the job; without `erase` its log stayed.
+    """Guards: without `_is_there` in each of `_job`, `_owner`, `_session`, `_page` and `counts` one of these still told
+    of the job; without `delete_log` its log stayed.
     """
     job, machine = trained(api, people, provider, tmp_path)
     clone = people.ann.post(f"/jobs/{job}:clone", {}).json()["id"]
@@ -53,7 +53,7 @@ def test_a_running_job_is_not_deleted(api1, people, provider):
     Machine.launched(api1, provider).start()
     refused = people.ann.call("DELETE", f"/jobs/{job}")
     assert refused.status_code == 409
-    assert "cancel it before you delete it" in refused.json()["detail"]
+    assert "Cancel it before you delete it" in refused.json()["detail"]
     assert people.ann.get(f"/jobs/{job}").json()["state"] == "running"
 
 
@@ -72,4 +72,4 @@ def test_the_page_of_a_job_that_has_ended_deletes_it(api1, people, provider, tmp
     assert job not in page
     refused = web.post(f"/jobs/{kept}/delete", headers=HTML | ORIGIN)
     assert refused.status_code == 409
-    assert "cancel it" in refused.text
+    assert "Cancel it" in refused.text

@@ -1,4 +1,5 @@
-"""Events over server-sent events, from a real server: what was sent before a break is not sent again, nothing is left out."""
+"""Events over server-sent events, from a real server: what was sent before a break is not sent again, nothing is left
+out."""
 
 import json
 import threading
@@ -72,7 +73,7 @@ def test_a_stream_ends_with_the_token_that_opened_it(live):
 
 
 def test_members_see_their_own_jobs_only(live):
-    """Guard: without the member's condition in `Views.events` Ann's stream began with Bob's job."""
+    """Guard: without the member's condition in `Queries.events` Ann's stream began with Bob's job."""
     people = People.of(live)
 
     def work():

@@ -19,7 +19,7 @@ EXAMPLES = int(os.environ.get("TRAINHOP_FUZZ_EXAMPLES", "12"))
 
 @pytest.fixture(scope="module")
 def fuzzed(tmp_path_factory):
-    providers = Registry.of({"local": FakeProvider("local"), "fake": FakeProvider("fake")})
+    providers = Registry.of({"local": FakeProvider("local", this_computer=True), "fake": FakeProvider("fake")})
     app = build(Settings(data_dir=tmp_path_factory.mktemp("fuzz"), offline=True), providers=providers)
     yield app
     app.close()

@@ -5,7 +5,7 @@ from starlette.testclient import TestClient
 
 from orchestrator.entrypoints.http import middleware
 from orchestrator.entrypoints.http.app import make_app
-from orchestrator.services import accounts
+from orchestrator.entrypoints.http.middleware import MAX_JSON_BYTES
 from tests.http.http_client import Machine
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -50,8 +50,9 @@ def test_our_own_names_are_answered(make_server, sqlite_template, tmp_path, host
     ],
 )
 def test_other_sites_pages_are_refused_on_every_method(api1, method, origin):
-    """Guards: with the check limited to POST and PUT, DELETE and GET came through; with every name of ours that had no port
-    taken for ours, whatever else listens at http://localhost could act here; `http://[` ended in an error of the server."""
+    """Guards: with the check limited to POST and PUT, DELETE and GET came through; with every name of ours that had no
+    port taken for ours, whatever else listens at http://localhost could act here; `http://[` ended in an error of the
+    server."""
     answer = api1.client.request(method, "/healthz", headers={"Origin": origin, "Host": "127.0.0.1:8642"})
     assert answer.status_code == 403
 
@@ -96,8 +97,8 @@ def test_behind_a_proxy_our_pages_are_those_of_the_public_address(make_server, t
         (403, "GET", "/healthz", {"headers": {"Origin": "https://evil.example"}}),
         (404, "GET", "/nowhere", {}),
         (405, "DELETE", "/healthz", {}),
-        (413, "POST", "/api/v1/members", {"content": b"x" * 2000}),
-        (413, "POST", "/api/v1/members", {"content": [b"x" * 600] * 3}),
+        (413, "POST", "/api/v1/members", {"content": bytes(MAX_JSON_BYTES + 1)}),
+        (413, "POST", "/api/v1/members", {"content": [bytes(MAX_JSON_BYTES // 2)] * 3}),
         (421, "GET", "/healthz", {"headers": {"Host": "evil.example"}}),
         (422, "GET", "/api/v1/jobs?limit=0", {}),
         (422, "GET", "/healthz?a=%00", {}),
@@ -105,11 +106,12 @@ def test_behind_a_proxy_our_pages_are_those_of_the_public_address(make_server, t
         (500, "GET", "/people", {}),
     ],
 )
-def test_every_answer_carries_the_security_headers(api1, monkeypatch, status, method, path, more, accept):
+def test_every_answer_carries_the_security_headers(api1, status, method, path, more, accept):
     """Guard: with the gate among the application's middleware a bug was answered outside of it, with none of these."""
-    monkeypatch.setattr(middleware, "MAX_JSON_BYTES", 1000)
-    if status == 500:
-        monkeypatch.setattr(accounts, "list_members", lambda _: 1 / 0)
+    if status == 500:  # a role that no version knows stands for a bug
+        assert api1.admin.post("/members", {"name": "ann"}).status_code == 201
+        with api1.app.engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE members SET role = 'unknown' WHERE name = 'ann'")
     if status == 304:
         more = {"headers": {"If-None-Match": api1.client.get(path).headers["etag"]}}
     headers = {"Accept": accept, "Authorization": f"Bearer {api1.admin_token}"} | more.get("headers", {})
@@ -135,21 +137,21 @@ def test_no_page_loads_scripts_from_elsewhere(api1):
     assert api1.client.get("/openapi.json").status_code == 200
 
 
-def test_a_body_that_is_too_large_is_refused_announced_or_not(api1, monkeypatch):
+def test_a_body_that_is_too_large_is_refused_announced_or_not(api1):
     """Guard: without `_counted` the chunked body was read to its end."""
-    monkeypatch.setattr(middleware, "MAX_JSON_BYTES", 1000)
-    announced = api1.admin.call("POST", "/members", content=b"x" * 2000)
+    announced = api1.admin.call("POST", "/members", content=bytes(MAX_JSON_BYTES + 1))
     chunked = api1.admin.call(
-        "POST", "/members", content=iter([b"x" * 600] * 3), headers={"Content-Type": "application/json"}
+        "POST", "/members", content=iter([bytes(MAX_JSON_BYTES // 2)] * 3), headers={"Content-Type": "application/json"}
     )
     assert [announced.status_code, chunked.status_code] == [413, 413]
-    assert announced.json()["detail"] == chunked.json()["detail"] == "what was sent is larger than 1000 B"
+    assert announced.json()["detail"] == chunked.json()["detail"] == "The body is larger than 1.0 MiB."
 
 
 @pytest.mark.parametrize("path", ["/members", "/claims", "/leases/lease-x/offer"])
 @pytest.mark.parametrize("chunked", [True, False])
 def test_who_sends_much_is_known(api1, path, chunked):
-    """Guard: with `MAX_JSON_BYTES` for all, 14 MiB of JSON from anybody kept the server from everything else for a second."""
+    """Guard: with `MAX_JSON_BYTES` for all, 14 MiB of JSON from anybody kept the server from everything else for a
+    second."""
     for token in ("", "Bearer th_wrong", "Basic YTpi"):
         pieces = [b"[" + b"1," * (middleware.MAX_OF_STRANGERS // 2), b"1]"]
         answer = api1.client.post(
@@ -157,8 +159,11 @@ def test_who_sends_much_is_known(api1, path, chunked):
             content=iter(pieces) if chunked else b"".join(pieces),
             headers={"Authorization": token, "Content-Type": "application/json"},
         )
-        assert answer.status_code == 413
-        assert "with a valid token only" in answer.json()["detail"]
+        if chunked and "leases" in path:  # the token is checked before the body is read
+            assert answer.status_code == 401
+        else:
+            assert answer.status_code == 413
+            assert "need a valid token" in answer.json()["detail"]
 
 
 def test_who_is_known_sends_much(api1, people, provider):

@@ -1,4 +1,5 @@
-"""A member's token for the Hugging Face hub: kept sealed, used by the server alone, and what machines get in its place."""
+"""A member's token for the Hugging Face hub: kept sealed, used by the server alone, and what machines get in its
+place."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.domain.model import Lease
+from orchestrator.domain.jobs import Lease
 from orchestrator.providers.kaggle.kernel import kernel_source
 from orchestrator.services import model_files
 from orchestrator.services.dispatch import dispatch, why_waiting
@@ -47,7 +48,7 @@ def put(who: Any, token: str) -> Any:
 
 def leases_of(api: Any, job: str) -> list[Lease]:
     with api.app.context.uow() as tx:
-        return tx.leases_of(job)
+        return tx.leases.of_job(job)
 
 
 def started(api: Any, people: People, provider: Any, model: str = "org/gated") -> tuple[dict[str, Any], Machine]:
@@ -91,7 +92,7 @@ def test_whoever_is_removed_leaves_no_token_behind(api, people):
     me = people.ann.get("/me").json()["id"]
     assert people.admin.call("DELETE", f"/members/{me}").status_code == 204
     with api.app.context.uow() as tx:
-        gone = tx.member(me)
+        gone = tx.members.get(me)
     assert gone is not None
     assert gone.hub_token == ""
 
@@ -103,7 +104,7 @@ def test_a_gated_model_is_planned_with_its_owners_token_alone(api1, people, hub)
     for path in ("/jobs", "/jobs:plan"):
         refused = people.bob.post(path, people.bob.job_file(base_model="org/gated"))
         assert refused.status_code == 422
-        assert f"accept its terms at {PAGE}" in refused.json()["detail"]
+        assert f"Accept its terms at {PAGE}" in refused.json()["detail"]
         told = people.admin.post(path, people.admin.job_file(base_model="org/gated")).json()["detail"]
         assert "set a token with `trainhop hub login`" in told
         assert people.ann.post(path, people.ann.job_file(base_model="org/gated")).is_success
@@ -112,7 +113,7 @@ def test_a_gated_model_is_planned_with_its_owners_token_alone(api1, people, hub)
     assert people.ann.get(f"/jobs/{job['id']}").json()["spec"]["base_model"] == f"org/gated@{commit}"
 
 
-def test_a_hub_that_is_busy_while_a_job_is_submitted_says_when_to_come_back(api1, people, hub):
+def test_a_busy_hub_says_when_to_submit_again(api1, people, hub):
     hub.rules.add("GET /api/models", status=429, headers={"Retry-After": "120"})
     busy = people.ann.post("/jobs", people.ann.job_file(base_model="org/open"))
     assert (busy.status_code, busy.headers["retry-after"]) == (503, "120")
@@ -127,7 +128,8 @@ def read(api: Any, grant: dict[str, Any]) -> bytes:
 
 
 def test_a_machine_reads_a_gated_model_without_any_token(api, people, provider, hub):
-    """Guards: without `granted` in `assignment` there were no files; without `sweep` they stayed in the store for good."""
+    """Guards: without `granted` in `assignment` there were no files; without `sweep` they stayed in the store for
+    good."""
     put(people.ann, ANN)
     job, machine = started(api, people, provider)
     assert machine.start().status_code == 200
@@ -175,14 +177,12 @@ def test_a_model_for_everybody_is_left_to_the_machine(api1, people, provider, hu
 @pytest.mark.parametrize(
     ("break_it", "words"),
     [
-        (lambda hub: hub.repos["model", "org/gated"].readers.clear(), f"accept its terms at {PAGE} and try again"),
+        (lambda hub: hub.repos["model", "org/gated"].readers.clear(), f"Accept its terms at {PAGE} and try again"),
         (lambda hub: hub.accounts.clear(), "does not accept your token"),
-        (lambda hub: hub.repos.clear(), "check the id and revision"),
+        (lambda hub: hub.repos.clear(), "Check the id and revision"),
     ],
 )
-def test_what_the_hub_refuses_is_said_on_the_job_and_retried_when_put_right(
-    api, people, provider, hub, break_it, words
-):
+def test_a_refusal_of_the_hub_is_on_the_job_and_retried_when_put_right(api, people, provider, hub, break_it, words):
     """Guard: without `_end` the machine left without a word, and four more were started after it."""
     put(people.ann, ANN)
     job, machine = started(api, people, provider)
@@ -204,7 +204,8 @@ def test_what_the_hub_refuses_is_said_on_the_job_and_retried_when_put_right(
 
 
 def test_a_hub_that_is_away_is_waited_for_and_costs_the_job_nothing(api, people, provider, hub, clock):
-    """Guards: with `counts` left at its default the job was a loss nearer to its end; without `PATIENCE_S` a GPU waited on."""
+    """Guards: with `counts` left at its default the job was a loss nearer to its end; without `PATIENCE_S` a GPU waited
+    on."""
     put(people.ann, ANN)
     job, machine = started(api, people, provider)
     hub.rules.add("GET /api/models", times=0, status=503, headers={"Retry-After": "9"})
@@ -222,13 +223,13 @@ def test_a_hub_that_is_away_is_waited_for_and_costs_the_job_nothing(api, people,
     clock.tick(model_files.PATIENCE_S)
     assert machine.start().status_code == 409
     with api.app.context.uow() as tx:
-        found = tx.job(job["id"])
+        found = tx.jobs.get(job["id"])
     assert found is not None
     assert (found.state, found.losses_in_a_row, found.failures_in_a_row) == ("queued", 0, 0)
     assert found.not_before == clock.now() + model_files.REST_S
-    waiting = why_waiting(api.app.context, found)
+    waiting = why_waiting(api.app.context, job["id"])
     assert waiting is not None
-    assert "the Hugging Face hub is busy" in waiting.reason
+    assert "Hugging Face is busy" in waiting.reason
     assert dispatch(api.app.context) == 0
     hub.rules.clear()
     clock.tick(model_files.REST_S)
@@ -242,14 +243,15 @@ def offline(people, cloud) -> Any:
     return cloud
 
 
-def submit_one_way(people: People) -> dict[str, Any]:
+def submit_offline(people: People) -> dict[str, Any]:
     return people.ann.submit(base_model="org/gated", placement={"providers": ["cloud"]})
 
 
 def test_a_machine_that_cannot_call_is_brought_the_small_files(api, people, offline, hub):
-    """Guard: without `staged` in `offline_bundle` it was started with nothing, and would have asked the hub as nobody."""
+    """Guard: without `staged` in `offline_bundle` it was started with nothing, and would have asked the hub as
+    nobody."""
     put(people.ann, ANN)
-    submit_one_way(people)
+    submit_offline(people)
     dispatch(api.app.context)
     (request,) = offline.launched
     grants = {grant.key: grant for grant in request.assignment.model}
@@ -266,18 +268,18 @@ def test_a_machine_that_cannot_call_is_brought_the_small_files(api, people, offl
 def test_a_machine_that_cannot_call_is_not_started_in_vain(api, people, offline, hub, clock):
     """Guard: without `except ConflictError` in `_launch` the round ended there, and nobody settled the lease."""
     put(people.ann, ANN)
-    job = submit_one_way(people)
+    job = submit_offline(people)
     hub.rules.add("HEAD /org/gated", status=502)
     dispatch(api.app.context)
     now = people.ann.get(f"/jobs/{job['id']}").json()
     assert (now["state"], offline.launched) == ("queued", [])
-    assert "the Hugging Face hub is busy" in now["waiting"]["reason"]
+    assert "Hugging Face is busy" in now["waiting"]["reason"]
     clock.tick(model_files.REST_S)
     hub.repos["model", "org/gated"].readers.clear()
     dispatch(api.app.context)
     now = people.ann.get(f"/jobs/{job['id']}").json()
     assert (now["state"], offline.launched) == ("failed", [])
-    assert f"accept its terms at {PAGE} and try again" in now["message"]
+    assert f"Accept its terms at {PAGE} and try again" in now["message"]
     assert all(lease.collected_at for lease in leases_of(api, job["id"]))
 
 
@@ -286,12 +288,12 @@ def test_a_token_that_cannot_be_opened_any_more_is_asked_for_again(api1, people)
     put(people.ann, ANN)
     me = people.ann.get("/me").json()["id"]
     with api1.app.context.uow() as tx:
-        (member,) = tx.lock_members(me)
+        (member,) = tx.members.get_for_update(me)
         member.hub_token = "sealed with another key"
-        tx.save_member(member)
+        tx.members.save(member)
     lost = people.ann.post("/jobs", people.ann.job_file(base_model="org/open"))
     assert lost.status_code == 422
-    assert "set it again with `trainhop hub login`" in lost.json()["detail"]
+    assert "Set it again with `trainhop hub login`" in lost.json()["detail"]
     assert people.ann.get("/hub-token").status_code == 422
     assert put(people.ann, ANN).status_code == 200
     assert people.ann.submit(base_model="org/open")
@@ -307,7 +309,7 @@ def test_the_token_is_nowhere_but_in_the_vault(api1, people, provider, offline, 
     people.ann.submit(base_model="org/gated", placement={"providers": ["local"]})
     machine = Machine.launched(api1, provider)
     answers.append(machine.start().text)
-    submit_one_way(people)
+    submit_offline(people)
     dispatch(api1.app.context)
     (request,) = offline.launched
     answers += [request.assignment.model_dump_json(), kernel_source(request), repr(request)]
@@ -316,7 +318,7 @@ def test_the_token_is_nowhere_but_in_the_vault(api1, people, provider, offline, 
     answers.append(people.admin.get("/members").text)
     answers.append(put(people.bob, ANN + "-wrong").text)
     with api1.app.context.uow() as tx:
-        answers += [repr(member) for member in tx.members()]
+        answers += [repr(member) for member in tx.members.all()]
     answers += [caplog.text, *capfd.readouterr()]
     api1.app.engine.dispose()
     left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]

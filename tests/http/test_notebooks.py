@@ -12,7 +12,7 @@ from orchestrator.services.notebooks import CODE_LASTS_S, INSTALL_S
 from orchestrator.services.reconcile import reconcile
 from tests.http.http_client import Machine
 from worker.shared import wheel as bundle
-from worker.shared.messages import PROTOCOL_VERSION
+from worker.shared.wire import PROTOCOL_VERSION
 
 GIB = 2**30
 T4 = {"device": "cuda", "name": "Tesla T4", "memory_bytes": 15 * GIB, "compute_capability": [7, 5]}
@@ -73,7 +73,7 @@ def test_a_code_becomes_one_lease_on_its_owners_account(api, people, job):
     machine = machine_of(api, first)
     assert (first.json()["job"], first.json()["step"], first.json()["total_steps"]) == (job["id"], 0, 10)
     assert claim(api, code).json() == first.json(), "an answer that was lost on the way is given again"
-    refused(claim(api, code, nonce="second tab"), 409, "used", "still trains", "trainhop notebook")
+    refused(claim(api, code, nonce="second tab"), 409, "used", "its session is still running", "trainhop notebook")
     assert machine.start().status_code == 200
     refused(claim(api, code), 409, "used")
     shown = people.ann.get(f"/jobs/{job['id']}").json()
@@ -84,7 +84,7 @@ def test_a_code_becomes_one_lease_on_its_owners_account(api, people, job):
     assert "ann-notebook" not in {a["name"] for a in people.bob.get("/accounts").json()["items"]}
 
 
-def test_a_lease_of_a_notebook_saves_hands_over_and_finishes_like_any_other(api, people, job, provider, tmp_path):
+def test_a_notebooks_lease_saves_hands_over_and_finishes_like_any(api, people, job, provider, tmp_path):
     machine = machine_of(api, claim(api, code_in(made(people.ann, job)["notebook"])))
     machine.start()
     assert machine.assignment["uploads"][0]["url"].startswith("http")
@@ -101,7 +101,7 @@ def test_a_lease_of_a_notebook_saves_hands_over_and_finishes_like_any_other(api,
     again.save(10, tmp_path)
     assert again.finish(10).status_code == 204
     assert people.ann.get(f"/jobs/{job['id']}").json()["state"] == "succeeded"
-    refused(people.ann.post(f"/jobs/{job['id']}:notebook"), 409, "done", "trainhop adapter")
+    refused(people.ann.post(f"/jobs/{job['id']}:notebook"), 409, "already succeeded", "trainhop adapter")
 
 
 def test_only_the_owner_makes_a_notebook(api, people, job):
@@ -123,7 +123,7 @@ def test_a_notebook_run_a_week_later_is_told_so(api, people, job, clock):
     clock.tick(CODE_LASTS_S - 1)
     refused(claim(api, code, hardware={"device": "cpu"}, runs_in="colab"), 422, "no GPU", "Change runtime type")
     clock.tick(6 * 86_400 + 2)
-    refused(claim(api, code), 409, "7 days ago", "24 hours", f"trainhop notebook {job['id']}")
+    refused(claim(api, code), 409, "7 days old", "24 hours", f"trainhop notebook {job['id']}")
     assert people.ann.get(f"/jobs/{job['id']}").json()["state"] == "queued"
 
 
@@ -140,9 +140,9 @@ def test_a_machine_that_does_not_fit_costs_nothing(api1, people, clock, hardware
     """Guard: without the check the job went to a machine that gave it back minutes later, and the code was gone."""
     job = people.ann.submit()
     with api1.app.context.uow() as tx:
-        stored = tx.job(job["id"])
+        stored = tx.jobs.get(job["id"])
         stored.gpu_bytes = stored.host_bytes = int(28.7 * GIB)
-        tx.save_job(stored)
+        tx.jobs.save(stored)
     code = code_in(made(people.ann, job)["notebook"])
     refused(claim(api1, code, hardware=hardware, runs_in=place), 422, *words)
     assert people.ann.get(f"/jobs/{job['id']}").json()["state"] == "queued"
@@ -161,7 +161,7 @@ def test_a_job_at_work_elsewhere_is_left_alone(api, people, job, provider, clock
     machine.start()
     machine.report(3)
     clock.tick(600)
-    refused(claim(api, code), 409, "this-computer, test cpu", "10 minutes", "step 3 of 10", "run this cell again")
+    refused(claim(api, code), 409, "this-computer, test cpu", "10 minutes", "step 3 of 10", "Run this cell again then.")
     machine.say("release", machine.said("release", step=3, reason="drained"))
     assert claim(api, code).status_code == 200
 
@@ -198,7 +198,7 @@ def test_the_scheduler_never_starts_a_notebook_and_says_who_does(api1, people):
     dispatch(api1.app.context)
     shown = people.ann.get(f"/jobs/{job['id']}").json()
     assert shown["state"] == "queued"
-    assert "opened by its owner: trainhop notebook" in shown["waiting"]["reason"]
+    assert "open a notebook instead: trainhop notebook" in shown["waiting"]["reason"]
 
 
 def test_codes_cannot_be_guessed_at_leisure(api1, people, job):
@@ -207,13 +207,13 @@ def test_codes_cannot_be_guessed_at_leisure(api1, people, job):
     for number in range(10):
         refused(claim(api1, f"thc_{number}"), 404, "does not know")
     answer = claim(api1, code)
-    refused(answer, 429, "too many")
+    refused(answer, 429, "Too many wrong codes", "Try again in")
     assert 0 < int(answer.headers["retry-after"]) <= 60
 
 
 def test_a_notebook_of_another_protocol_is_refused_in_words(api1, people, job):
     code = code_in(made(people.ann, job)["notebook"])
-    refused(claim(api1, code, protocol=PROTOCOL_VERSION + 1), 422, "make a new one")
+    refused(claim(api1, code, protocol=PROTOCOL_VERSION + 1), 422, "Create a new one")
 
 
 def test_the_worker_is_served_to_whoever_knows_its_hash(api1):
@@ -226,10 +226,10 @@ def test_the_worker_is_served_to_whoever_knows_its_hash(api1):
 def test_without_a_drive_there_is_no_notebook_for_one(api, people, job):
     refused(people.ann.post(f"/jobs/{job['id']}:notebook?reach=drive"), 409, "trainhop store use drive")
     with api.app.context.uow() as tx:
-        assert tx.open_mailboxes() == []
+        assert tx.codes.with_mailbox() == []
 
 
-def test_the_account_of_ones_notebooks_takes_credentials_and_still_counts_notebooks(api, people, job):
+def test_an_account_of_notebooks_takes_credentials_and_still_counts_them(api, people, job):
     """Guard: with the account's own room asked for in `claims.claim`, no notebook began where Colab did not answer."""
     code = code_in(made(people.ann, job)["notebook"])
     (before,) = [a for a in people.ann.get("/accounts").json()["items"] if a["provider"] == "colab"]
@@ -245,7 +245,7 @@ def test_the_account_of_ones_notebooks_takes_credentials_and_still_counts_notebo
     machine_of(api, claim(api, code))
 
 
-def test_credentials_that_an_admin_gives_to_the_account_of_notebooks_need_its_owners_consent(api1, people, job):
+def test_credentials_that_an_admin_enters_need_the_owners_consent(api1, people, job):
     """Guard: with the consent of opening a notebook kept, machines were started for Ann whom nobody had asked."""
     made(people.ann, job)
     asked = {"provider": "colab", "owner": "ann", "credentials": "{}", "config": {"mode": "cli"}}

@@ -10,11 +10,13 @@ import secrets
 
 import pytest
 
-from orchestrator.entrypoints.cli.client import Client, CommandError, Exit
-from orchestrator.entrypoints.cli.download import fetch
+from orchestrator.services.read_grants import bound
 from tests.http.http_client import Machine, People
 from tests.http.http_client import served as live
 from tests.http.proxy import BadLine
+from trainhop.connection import Connection
+from trainhop.download import fetch
+from trainhop.errors import Error
 from worker.agent import transfers
 from worker.agent.uplink import ServerAway
 from worker.shared.messages import Grant, GrantKind
@@ -30,7 +32,7 @@ SLACK = 1.05
 
 @pytest.fixture
 def sqlite_app(make_server, tmp_path, drive):
-    return make_server(f"sqlite:///{tmp_path / 'trainhop.db'}", drive_endpoint=drive.url)
+    return make_server(f"sqlite:///{tmp_path / 'trainhop.db'}", drivers={"drive": {"endpoint": drive.url}})
 
 
 @pytest.fixture(params=["local", "drive"])
@@ -46,8 +48,10 @@ def served(sqlite_app, provider, drive, tmp_path, request):
         machine.start()
         machine.save(10, tmp_path)
         assert machine.finish(10, ADAPTER).status_code == 204
+        people.ann.submit()
+        reader = Machine.launched(api, provider)
         with contextlib.closing(BadLine(str(api.client.base_url))) as line:
-            found = Served(people.ann, job, line)
+            found = Served(people.ann, job, reader.lease, line)
             yield found
             found.client._http.close()
 
@@ -55,19 +59,19 @@ def served(sqlite_app, provider, drive, tmp_path, request):
 class Served:
     """Ann at her server; `line` is how machines and her command line reach it."""
 
-    def __init__(self, ann, job: str, line: BadLine) -> None:
-        self.ann, self.job, self.path, self.line = ann, job, f"/jobs/{job}/adapter", line
-        self.client = Client(line.url, ann.token)
+    def __init__(self, ann, job: str, lease: str, line: BadLine) -> None:
+        self.ann, self.job, self.lease, self.path, self.line = ann, job, lease, f"/jobs/{job}/adapter", line
+        self.client = Connection(line.url, ann.token)
 
     def grant(self) -> Grant:
         """What a worker on another computer is given to read the same file."""
         ctx = self.ann.api.app.context
         with ctx.uow() as tx:
-            job = tx.job(self.job)
+            job, lease = tx.jobs.get(self.job), tx.leases.get(self.lease)
         store = ctx.stores.get(job.adapter_store)
         given = store.grant_download(job.adapter_key, GrantKind.ADAPTER, sha256=SHA256, size=SIZE, shares_disk=False)
         url = self.line.url + "/api/v1" + given.url.partition("/api/v1")[2]
-        return given.model_copy(update={"url": url})
+        return bound(given.model_copy(update={"url": url}), lease)
 
 
 def test_any_part_is_given_of_what_lies_in_any_store(served):
@@ -88,7 +92,8 @@ def test_any_part_is_given_of_what_lies_in_any_store(served):
 
 
 def test_what_is_no_single_range_gets_the_whole(served):
-    """Guard: without the look at its order a range that ends before it begins was an answer of fewer bytes than none."""
+    """Guard: without the look at its order a range that ends before it begins was an answer of fewer bytes than
+    none."""
     for asked in ("bytes=0-1,4-5", "bytes=9-5", "bytes=-", "lines=1-2", "bytes=a-b"):
         answer = served.ann.get(served.path, headers={"Range": asked})
         assert (answer.status_code, answer.content == ADAPTER) == (200, True), asked
@@ -100,7 +105,7 @@ def test_a_range_beyond_the_end_is_refused(served):
     for asked in (f"bytes={SIZE}-", "bytes=99999999-", "bytes=-0"):
         answer = served.ann.get(served.path, headers={"Range": asked})
         assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{SIZE}"), asked
-        assert answer.json()["detail"] == f"the file has {SIZE} bytes"
+        assert answer.json()["detail"] == f"The range is not valid. The file has {SIZE} bytes."
 
 
 def test_a_part_of_another_file_is_not_taken_for_one_of_this(served):
@@ -126,7 +131,7 @@ def test_what_there_is_can_be_asked_for_without_fetching_it(served):
         assert (answer.headers["content-length"], answer.headers["accept-ranges"]) == (str(SIZE), "bytes")
     assert served.ann.api.client.request("HEAD", path).status_code == 403
     with ctx.uow() as tx:
-        job = tx.job(served.job)
+        job = tx.jobs.get(served.job)
     ctx.stores.get(job.adapter_store).delete(grant.key)
     assert served.ann.call("HEAD", served.path).status_code == 404
     assert served.ann.api.client.request("HEAD", path, headers=grant.headers).status_code == 404
@@ -167,13 +172,14 @@ def test_the_command_line_goes_on_where_it_was_cut_off(served, tmp_path):
 
 
 def test_a_command_that_gave_up_says_how_to_go_on_and_the_next_one_does(served, tmp_path):
-    """Guards: without the limit a server that is gone was called for ever; without a part that is kept the next began anew."""
+    """Guards: without the limit a server that is gone was called for ever; without a part that is kept the next began
+    anew."""
     served.line.cuts = [6_000_000, 0, 0]
     patience = Patience(attempts=3, sleep=lambda _: None)
-    with pytest.raises(CommandError) as gave_up:
+    with pytest.raises(Error) as gave_up:
         fetch(served.client, served.path, tmp_path / "got.zip", SHA256, patience)
-    assert gave_up.value.code is Exit.UNREACHABLE
-    assert gave_up.value.lines[-1].endswith("are here; the same command goes on")
+    assert gave_up.value.reason == "unreachable"
+    assert gave_up.value.lines[-1].endswith("are downloaded. Run the same command again to resume.")
     assert not (tmp_path / "got.zip").exists()
     fetch(served.client, served.path, tmp_path / "got.zip", SHA256, patience)
     assert (tmp_path / "got.zip").read_bytes() == ADAPTER
@@ -192,7 +198,7 @@ def test_a_download_that_was_cut_off_after_its_last_byte_is_whole(served, tmp_pa
 def test_a_part_that_is_something_else_is_thrown_away(served, tmp_path):
     """Guard: without the hash over the whole a wrong beginning was handed to a person."""
     (tmp_path / f".got.zip.{SHA256[:12]}.part").write_bytes(b"something else")
-    with pytest.raises(CommandError, match="try again"):
+    with pytest.raises(Error, match=r"damaged.*\. Try again\."):
         fetch(served.client, served.path, tmp_path / "got.zip", SHA256)
     assert not list(tmp_path.glob("*got*"))
     fetch(served.client, served.path, tmp_path / "got.zip", SHA256)

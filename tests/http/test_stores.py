@@ -6,11 +6,14 @@ import logging
 import pytest
 from sqlalchemy import text
 
+from orchestrator.adapters.stores.google_drive.settings import DriveSettings
 from orchestrator.config import Settings
+from orchestrator.domain.accounts import Account
 from orchestrator.ports.providers import Liveness
 from orchestrator.services.checkpoints import sweep
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
+from orchestrator.services.stores import use_store
 from tests.emulators.drive import Rule
 from tests.http.http_client import Machine
 
@@ -19,12 +22,12 @@ CANARIES = ("canary-of-the-client-secret", "canary-of-the-refresh-token")
 
 @pytest.fixture
 def app(make_server, database_url, drive):
-    return make_server(database_url, drive_endpoint=drive.url)
+    return make_server(database_url, drivers={"drive": {"endpoint": drive.url}})
 
 
 @pytest.fixture
 def sqlite_app(make_server, tmp_path, drive):
-    return make_server(f"sqlite:///{tmp_path / 'trainhop.db'}", drive_endpoint=drive.url)
+    return make_server(f"sqlite:///{tmp_path / 'trainhop.db'}", drivers={"drive": {"endpoint": drive.url}})
 
 
 def use(people, drive, name="drive"):
@@ -75,9 +78,9 @@ def test_pruned_checkpoints_leave_drive_for_good(api1, people, provider, drive, 
     people.ann.submit(checkpoint={"keep": 1})
     machine = Machine.launched(api1, provider)
     machine.start()
-    machine.save(1, tmp_path)
-    machine.save(2, tmp_path)
-    assert len(drive.files()) == 1
+    for step in (1, 2, 3):
+        machine.save(step, tmp_path)
+    assert len(drive.files()) == 2
     assert not any("/trash" in r for r in drive.requests)
 
 
@@ -107,15 +110,63 @@ def test_a_drive_that_is_away_is_not_asked_about_every_old_file(api1, people, pr
     machine = Machine.launched(api1, provider)
     machine.start()
     rule = drive.rules.add(Rule("DELETE", status=403, reason="dailyLimitExceeded", times=None))
-    for step in (1, 2, 3):
+    more = machine.say("grants", {"fence": machine.fence, "kind": "checkpoint", "count": 2})
+    machine.assignment["uploads"] += more.json()
+    for step in (1, 2, 3, 4):
         machine.save(step, tmp_path)
     before = rule.hits
     sweep(api1.app.context)
     assert rule.hits - before == 1
-    assert len(drive.files()) == 3
+    assert len(drive.files()) == 4
     drive.rules.clear()
     sweep(api1.app.context)
+    assert len(drive.files()) == 2
+
+
+def test_a_drive_is_tried_out_as_a_worker_uses_it(api1, people, drive):
+    """Guard: without the look at `is_offline` such a Drive was accepted, and no checkpoint of the machines that cannot
+    call came into it.
+    """
+    people.ann.post("/accounts", {"provider": "cloud", "credentials": "x", "name": "anns"})
+    drive.anonymous = False
+    answer = use(people, drive)
+    assert answer.status_code == 503
+    assert "a worker, which has no sign-in" in answer.json()["detail"]
+    assert "Machines of anns cannot upload to this server instead. Set TRAINHOP_PUBLIC_URL" in answer.json()["detail"]
+    assert stores(people)["local"]["current"]
+    drive.anonymous = True
+    assert use(people, drive).json()["note"] == ""
+    drive.anonymous = False
+    assert "no sign-in" in people.admin.post("/stores/drive:check").json()["detail"]
+    assert drive.files() == []
+
+
+def test_a_drive_that_refuses_workers_is_used_through_the_server(api1, people, provider, drive, tmp_path):
+    """Guard: without `_through_this_server` a Drive that the only machines could use through the server was refused."""
+    drive.anonymous = False
+    note = use(people, drive).json()["note"]
+    assert "a worker, which has no sign-in" in note
+    assert "Machines upload to this server" in note
+    assert people.admin.post("/stores/drive:check").json()["note"] == note
+    assert (stores(people)["drive"]["current"], drive.files()) == (True, [])
+    people.ann.submit()
+    machine = Machine.launched(api1, provider)
+    machine.start()
+    asked = {"fence": machine.fence, "kind": "checkpoint", "count": 1, "through_server": True}
+    machine.assignment["uploads"] = machine.say("grants", asked).json()
+    assert machine.save(4, tmp_path).json()["committed"]
     assert len(drive.files()) == 1
+
+
+def test_a_public_address_lets_all_machines_upload_through_the_server(make_server, database_url, drive):
+    """Guard: with accounts judged by their driver alone, such a Drive was refused to a server that all can call."""
+    made = make_server(database_url, drivers={"drive": {"endpoint": drive.url}}, public_url="https://trainhop.example")
+    with made.context.uow() as tx:
+        admin = tx.members.all()[0]
+        tx.accounts.add(Account(id="a", provider="cloud", member_id=admin.id, name="cloudy", config={}, created_at=0.0))
+    drive.anonymous = False
+    used = use_store(made.context, "drive", json.dumps(drive.authorized_user()))
+    assert (used.current, "Machines upload to this server" in used.note) == (True, True)
 
 
 def test_a_store_is_tried_out_before_it_is_used(api1, people, drive):
@@ -152,11 +203,11 @@ def test_a_dead_sign_in_is_shown_and_signing_in_again_mends_it(api, people, driv
     assert "sign in again" in people.admin.post("/stores/drive:check").json()["detail"]
     assert "sign in again" in stores(people)["drive"]["problem"]
     with api.app.context.uow() as tx:
-        assert "invalid_grant" in tx.store_configs()[0].problem
+        assert "invalid_grant" in tx.stores.all()[0].problem
     drive.tokens.refresh_tokens.add("another-refresh-token")
     assert use(people, drive).status_code == 200
     with api.app.context.uow() as tx:
-        assert tx.store_configs()[0].problem == ""
+        assert tx.stores.all()[0].problem == ""
     assert people.admin.post("/stores/drive:check").status_code == 200
 
 
@@ -187,7 +238,7 @@ def test_files_in_one_persons_drive_keep_the_store_there(api, people, provider, 
     drive.email = "third@example.com"
     refused = use(people, drive)
     assert refused.status_code == 409
-    assert "sign in as else@example.com" in refused.json()["detail"]
+    assert "Sign in as else@example.com" in refused.json()["detail"]
     assert stores(people)["drive"]["owner"] == "else@example.com"
 
 
@@ -222,17 +273,18 @@ def test_no_secret_leaves_the_vault(api, people, provider, drive, tmp_path, capl
 )
 def test_the_endpoint_is_this_computer_or_googles_own(url):
     with pytest.raises(ValueError, match="on this computer"):
-        Settings(drive_endpoint=url)
+        Settings(drivers={"drive": {"endpoint": url}}).of_driver("drive", DriveSettings)
 
 
 def test_a_notebook_goes_into_the_drive_in_place_of_the_earlier_one(api1, people, drive):
-    """Guard: without `forget` it was made again under the id of a file that was deleted for good, which Drive may refuse."""
+    """Guard: without `forget` it was made again under the id of a file that was deleted for good, which Drive may
+    refuse."""
     job = people.admin.submit()["id"]
     refused = people.admin.post(f"/jobs/{job}:notebook?drive=true")
     assert (refused.status_code, "trainhop store use drive" in refused.json()["detail"]) == (409, True)
     use(people, drive)
     made = people.admin.post(f"/jobs/{job}:notebook?drive=true").json()
-    assert "signed in at Google as somebody@example.com" in made["note"]
+    assert "Sign in to Google as somebody@example.com" in made["note"]
     (file,) = [f for f in drive.files() if f.title.endswith(".ipynb")]
     assert (file.title, file.mime) == (made["file_name"], "application/vnd.google.colaboratory")
     assert made["url"] == f"https://colab.research.google.com/drive/{file.id}"

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.domain.model import StepTime
+from orchestrator.domain.jobs import StepTime
 from orchestrator.ports.providers import Liveness
 from orchestrator.services.reconcile import reconcile
 from tests.http.http_client import Machine, People
@@ -116,7 +116,8 @@ def test_what_a_person_asks_reaches_the_machine(api, people, provider):
 
 
 def test_reports_that_arrive_together_fail_apart(api, people, provider):
-    """Guards: without the single pass in `Clerk._together` good reports failed; without the OverflowError handler, 500."""
+    """Guards: without the single pass in `Clerk._together` good reports failed; without the OverflowError handler,
+    500."""
     machines = []
     for _ in range(3):
         people.ann.submit()
@@ -135,12 +136,13 @@ def test_reports_that_arrive_together_fail_apart(api, people, provider):
 
 
 def test_a_step_is_timed_for_the_kind_of_machine_that_did_it(api, people, provider, clock, tmp_path):
-    """Removed: `on_gpu` in either of `first_step_time` and `_commit`; a CPU was then expected to keep the pace of a GPU."""
+    """Removed: `on_gpu` in either of `first_step_time` and `_commit`; a CPU was then expected to keep the pace of a
+    GPU."""
     job = people.ann.submit()
 
     def step_time() -> StepTime:
         with api.app.context.uow() as tx:
-            return tx.job(job["id"]).step_time
+            return tx.jobs.get(job["id"]).step_time
 
     first = Machine.launched(api, provider)
     first.start(device="cuda")
@@ -172,7 +174,7 @@ def test_a_deadline_that_cannot_be_met_is_said_at_the_first_timed_step(api1, pro
     machine.report(4, seconds_per_step=61.0)
     events = people.ann.get(f"/jobs/{job['id']}/events").json()["items"]
     (warning,) = [event for event in events if event["kind"] == "job.deadline_at_risk"]
-    assert warning["reason"] == "at 60.00 s a step it is done 5 min after its deadline"
+    assert warning["reason"] == "at 60.00 s per step the job ends 5 min after its deadline"
     plan = people.ann.post("/jobs:plan", people.ann.job_file(deadline=due)).json()
     assert [place["step_s"] for place in plan["places"]] == [60.0]
     assert plan["late_s"] > 400.0

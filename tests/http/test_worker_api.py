@@ -2,16 +2,9 @@
 
 import pytest
 
-from orchestrator.services import checkpoints
+from orchestrator.services import worker_messages
 from tests.http.http_client import Machine
-
-
-@pytest.fixture
-def machine(api1, people, provider):
-    people.ann.submit()
-    machine = Machine.launched(api1, provider)
-    machine.start()
-    return machine
+from worker.shared.messages import Release
 
 
 def _path(grant):
@@ -29,25 +22,22 @@ def test_an_upload_is_written_once(machine):
     assert not list(store.folder.glob(".incoming-*"))
 
 
-def test_nothing_is_written_once_the_lease_is_over(machine, people, monkeypatch):
-    """Guards: without `require_open` a file that nobody sweeps any more was taken with 204; without its second call, one
-    that was on its way when the lease ended."""
+def test_nothing_is_written_once_the_lease_is_over(machine, people):
+    """Guards: without `_require_live` a file that nobody sweeps any more was taken; without that in `_alone`,
+    one that was on its way when the lease ended."""
     first, second = machine.assignment["uploads"][:2]
-    held = checkpoints.require_open
-    ending = machine.said("release", step=0, reason="drained")
+    release = Release.model_validate(machine.said("release", step=0, reason="drained"))
 
-    def ends_meanwhile(ctx, key):
-        held(ctx, key)
-        machine.say("release", ending)
+    def ends_meanwhile():
+        worker_messages.receive(machine.api.app.context, release)
+        yield b"late"
 
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "require_open", ends_meanwhile)
-        cut = machine.put(first, b"late")
+    cut = machine.put(first, ends_meanwhile())
     late = machine.put(second, b"late")
     store = machine.api.app.store
     for grant, answer in ((first, cut), (second, late)):
         assert (answer.status_code, answer.json()["type"]) == (409, "urn:trainhop:problem:stale-fence")
-        assert "is over" in answer.json()["detail"]
+        assert "has ended" in answer.json()["detail"]
         assert not store.path(grant["key"]).exists()
 
 

@@ -1,7 +1,7 @@
 """Machines like Kaggle's and Colab's: their published package lists, and environments that hold the same packages.
 
-`lists/` has one file for each published image; `make images` builds the environments into `.images`. Only what our packages
-import, replace or meet at start is built: `LEFT_OUT` names the rest.
+`lists/` has one file for each published image; `make images` builds the environments into `.images`. Only what our
+packages import, replace or meet at start is built: `LEFT_OUT` names the rest.
 """
 
 from __future__ import annotations

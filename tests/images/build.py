@@ -1,7 +1,7 @@
 """`python -m tests.images.build [NAME...]`: build the images' environments, and gather our own set's wheels for them.
 
-Without names the two that CI uses. A finished environment is left as it is while its list and this builder stay the same.
-`TORCH_INDEX` names one more index to take torch from, as in the Makefile.
+Without names the two that CI uses. A finished environment is left as it is while its list and this builder stay the
+same. `TORCH_INDEX` names one more index to take torch from, as in the Makefile.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ HERE = Path(__file__).parent
 
 
 def main() -> int:
-    """Build what is asked for; the exit code is 1 if an image cannot be built for another reason than a missing Python."""
+    """Build what is asked for; the exit code is 1 if an image cannot be built for another reason than a missing
+    Python."""
     names = sys.argv[1:] or IN_CI
     if unknown := set(names).difference(NAMES):
         say(f"there is no image {', '.join(sorted(unknown))}, but {', '.join(NAMES)}")

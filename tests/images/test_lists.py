@@ -75,7 +75,7 @@ def test_an_index_knows_no_builds(version: str, words: str) -> None:
 
 def test_an_environment_that_was_changed_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guard: without the comparison, sessions ran in an image that an earlier one had installed packages into."""
-    monkeypatch.setattr(images, "FOLDER", tmp_path)
+    monkeypatch.setattr(images, "FOLDER", tmp_path)  # the built images themselves must stay as they are
     image = load("kaggle-gpu")
     assert image.problem
     (image.site_packages / "peft-0.19.1.dist-info").mkdir(parents=True)

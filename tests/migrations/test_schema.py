@@ -127,7 +127,8 @@ def test_the_newest_revision_is_the_one_that_is_named():
 
 
 def test_whoever_has_a_job_with_a_file_has_brought_it(engines):
-    """Guard: without the jobs in `_fill` of 0010 the first who brought a file could take it from all who did so later."""
+    """Guard: without the jobs in `_fill` of 0010 the first who brought a file could take it from all who did so
+    later."""
     engine = engines[0]
     _upgrade_to(engine, "0009")
     with engine.begin() as connection:

@@ -17,22 +17,24 @@ from tests.notebook.tab import Tab
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("shelf")
+def model_and_rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("inputs")
     return make_tiny_llama(folder / "model"), write_rows(folder / "rows.jsonl")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, shelf: tuple[Path, Path]) -> Iterator[Lab]:
-    settings = {"allowed_folders": json.dumps([str(shelf[0].parent)]), "offline": True, "report_every_s": 1}
+def server(tmp_path_factory: pytest.TempPathFactory, model_and_rows: tuple[Path, Path]) -> Iterator[Lab]:
+    settings = {"allowed_folders": json.dumps([str(model_and_rows[0].parent)]), "offline": True, "report_every_s": 1}
     with lab(tmp_path_factory.mktemp("lab"), **settings, local_slots=0, lease_s=20, reconcile_s=0.2) as running:
         yield running
 
 
 @pytest.fixture
-def job(server: Lab, shelf: tuple[Path, Path]) -> Any:
+def job(server: Lab, model_and_rows: tuple[Path, Path]) -> Any:
     """Submits the tiny job, changed as asked; gives its id."""
-    return lambda **changes: server.post("/jobs", job_file(shelf[0], server.upload(shelf[1]), "lora") | changes)["id"]
+    return lambda **changes: server.post(
+        "/jobs", job_file(model_and_rows[0], server.upload(model_and_rows[1]), "lora") | changes
+    )["id"]
 
 
 @pytest.fixture

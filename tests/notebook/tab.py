@@ -23,7 +23,8 @@ PATIENCE_S = 180
 class Tab:
     """A notebook in a kernel of its own, which runs from the moment it is opened.
 
-    `variables` are set and `before` is run in front of our cell, `after` in a cell behind it; kernels are looked for in `jupyter` first.
+    `variables` are set and `before` is run in front of our cell, `after` in a cell behind it; kernels are looked for in
+    `jupyter` first.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class Tab:
         after: str = "",
         jupyter: Path | None = None,
         variables: Mapping[str, str] | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
+        self._patience_s = patience_s
         cell = made["notebook"]["cells"][1]
         lines = "".join(f"import os; os.environ[{k!r}] = {v!r}\n" for k, v in (variables or {}).items())
         cells = [cell | {"source": lines + before + cell["source"]}]
@@ -66,7 +69,7 @@ class Tab:
 
     @cached_property
     def _cells(self) -> list[dict[str, Any]]:
-        assert self._client.wait(PATIENCE_S) == 0
+        assert self._client.wait(self._patience_s) == 0
         return json.loads(self._path.read_text())["cells"]
 
     @property

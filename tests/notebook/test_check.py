@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.lab import Lab, lab
 from tests.emulators.drive import Drive
-from tests.emulators.small_hub import SmallHub
+from tests.emulators.hub import HubEmulator
+from tests.emulators.hub import checked as checked_repo
 from tests.notebook.test_through_drive import COLAB
 from worker.doctor import outcome
 
@@ -61,11 +62,11 @@ def judged(server: Lab, line: str) -> dict[str, Any]:
 
 
 def test_the_answer_comes_by_itself_or_by_hand(server: Lab, drive: Drive, tab: Any) -> None:
-    with SmallHub() as hub:
+    with HubEmulator(checked_repo()) as hub:
         url = str(server.client.base_url).partition("/api/")[0]
         made = notebook(server, outcome.HUB, outcome.DRIVE_SIGN_IN, server_url=url, drive=drive.url)
-        said = tab(made, COLAB.format(user=drive.authorized_user()), HF_ENDPOINT=hub.url).said
-    assert "The server has the answer" in said, said
+        said = tab(made, COLAB.format(user=drive.authorized_user()), HF_ENDPOINT=hub.endpoint).said
+    assert "The server has received the result" in said, said
     found = judged(server, answer(said))
     assert {name: p["status"] for name, p in found.items() if p["status"] != "not asked"} == {
         outcome.HUB: "ok",
@@ -73,23 +74,23 @@ def test_the_answer_comes_by_itself_or_by_hand(server: Lab, drive: Drive, tab: A
     }, said
     altered = answer(said).replace('"status":"ok"', '"status":"failed"')
     refused = server.client.post("/checks/colab:answer", json={"line": altered})
-    assert (refused.status_code, "no answer of a check" in refused.json()["detail"]) == (422, True)
+    assert (refused.status_code, "not a check result" in refused.json()["detail"]) == (422, True)
 
 
 def test_a_runtime_that_is_no_colab_and_cannot_reach_the_server(server: Lab, tab: Any) -> None:
     said = tab(notebook(server, outcome.DRIVE_SIGN_IN, server_url="http://127.0.0.1:9"), "").said
-    assert "The server was not reached from here" in said
+    assert "Could not reach the server" in said
     found = judged(server, answer(said))
     assert found[outcome.DRIVE_SIGN_IN]["status"] == "failed"
-    assert "this is no Colab runtime" in found[outcome.DRIVE_SIGN_IN]["words"]
+    assert "this is not a Colab runtime" in found[outcome.DRIVE_SIGN_IN]["words"]
     assert "cannot reach the server through Google Drive" in found[outcome.DRIVE_SIGN_IN]["remedy"]
 
 
 def test_all_that_a_runtime_can_answer(server: Lab, drive: Drive, tab: Any) -> None:
-    with SmallHub() as hub:
+    with HubEmulator(checked_repo()) as hub:
         before = COLAB.format(user=drive.authorized_user())
         opened = tab(
-            notebook(server, *outcome.PROBES, drive=drive.url), before, HF_ENDPOINT=hub.url, OMP_NUM_THREADS="1"
+            notebook(server, *outcome.PROBES, drive=drive.url), before, HF_ENDPOINT=hub.endpoint, OMP_NUM_THREADS="1"
         )
         said = opened.said
     found = judged(server, answer(said))

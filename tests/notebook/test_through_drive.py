@@ -28,7 +28,8 @@ sys.modules["google.colab"] = module = types.ModuleType("google.colab")
 # Once signed in, this is no Colab any more: its rule that a GPU is needed would end the test.
 module.auth = types.SimpleNamespace(authenticate_user=lambda: sys.modules.pop("google.colab"))
 """
-"""Colab's own sign-in, as far as a cell sees it; the tokens are the emulator's and are really asked for and refreshed."""
+"""Colab's own sign-in, as far as a cell sees it; the tokens are the emulator's and are really asked for and
+refreshed."""
 
 
 @pytest.fixture
@@ -38,8 +39,8 @@ def drive(tmp_path: Path) -> Iterator[Drive]:
 
 
 @pytest.fixture
-def server(tmp_path: Path, shelf: tuple[Path, Path], drive: Drive) -> Iterator[Lab]:
-    settings = {"allowed_folders": json.dumps([str(shelf[0].parent)]), "offline": True, "report_every_s": 1}
+def server(tmp_path: Path, model_and_rows: tuple[Path, Path], drive: Drive) -> Iterator[Lab]:
+    settings = {"allowed_folders": json.dumps([str(model_and_rows[0].parent)]), "offline": True, "report_every_s": 1}
     times = {"lease_s": 30, "reconcile_s": 0.2, "letters_s": 0.3}
     with lab(tmp_path / "lab", **settings, **times, local_slots=0, drive_endpoint=drive.url) as running:
         credentials = json.dumps(drive.authorized_user())
@@ -48,8 +49,8 @@ def server(tmp_path: Path, shelf: tuple[Path, Path], drive: Drive) -> Iterator[L
         yield running
 
 
-def submit(server: Lab, shelf: tuple[Path, Path], **changes: Any) -> str:
-    return server.post("/jobs", job_file(shelf[0], server.upload(shelf[1]), "lora") | changes)["id"]
+def submit(server: Lab, model_and_rows: tuple[Path, Path], **changes: Any) -> str:
+    return server.post("/jobs", job_file(model_and_rows[0], server.upload(model_and_rows[1]), "lora") | changes)["id"]
 
 
 def letters(drive: Drive) -> str:
@@ -62,19 +63,20 @@ def colab(drive: Drive) -> str:
 
 
 def test_a_job_goes_through_two_notebooks_and_a_server_that_was_off(
-    server: Lab, shelf: tuple[Path, Path], drive: Drive, tab: Any
+    server: Lab, model_and_rows: tuple[Path, Path], drive: Drive, tab: Any
 ) -> None:
-    """The first is drained by its owner's pause; the second finishes while the server is off, which then adopts it all."""
-    ident = submit(server, shelf, max_steps=250)
+    """The first is drained by its owner's pause; the second finishes while the server is off, which then adopts it
+    all."""
+    ident = submit(server, model_and_rows, max_steps=250)
     made = server.post(f"/jobs/{ident}:notebook")
-    assert "sign in there as somebody@example.com" in made["note"]
+    assert "Sign in to Google as somebody@example.com" in made["note"]
     first = tab(made, colab(drive))
     server.wait_for(lambda: server.job(ident)["step"] >= 2, "the first steps", PATIENCE_S, 0.2)
     assert "another tab" in tab(made, colab(drive)).refused
     server.post(f"/jobs/{ident}:pause")
     server.wait_for(lambda: server.job(ident)["state"] == "paused", "the pause", PATIENCE_S, 0.2)
     head = server.job(ident)["head"]["step"]
-    assert f"Paused at step {head}, everything is saved" in first.said
+    assert f"Paused at step {head}. The checkpoint is saved" in first.said
     server.post(f"/jobs/{ident}:resume")
     second = tab(server.post(f"/jobs/{ident}:notebook"), colab(drive))
     server.wait_for(lambda: server.job(ident)["step"] > head, "steps of the second notebook", PATIENCE_S, 0.2)

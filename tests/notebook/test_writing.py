@@ -6,7 +6,7 @@ import google.oauth2.credentials
 import pytest
 
 from tests.emulators.drive import Drive, Rule
-from worker.notebook.writing import Writing
+from worker.notebook.mailbox_connection import MailboxConnection
 from worker.shared.notebook_messages import MailboxReply, MailboxRequest
 
 
@@ -23,16 +23,18 @@ def signed_in(drive: Drive) -> google.oauth2.credentials.Credentials:
 
 
 @pytest.fixture
-def writing(drive: Drive, signed_in: google.oauth2.credentials.Credentials) -> Writing:
+def writing(drive: Drive, signed_in: google.oauth2.credentials.Credentials) -> MailboxConnection:
     letters = {
         name: drive.contents.insert({"title": f"{name}.json"}, MailboxReply(nonce="1").model_dump_json().encode())
         for name in ("up", "down")
     }
-    return Writing({name: f"{drive.url}/drive/v2/files/{f.id}?alt=media" for name, f in letters.items()}, signed_in)
+    return MailboxConnection(
+        {name: f"{drive.url}/drive/v2/files/{f.id}?alt=media" for name, f in letters.items()}, signed_in
+    )
 
 
-def test_a_token_that_google_accepts_no_more_is_renewed_although_its_time_is_not_over(
-    drive: Drive, writing: Writing, signed_in: google.oauth2.credentials.Credentials
+def test_a_token_that_google_refuses_is_renewed_before_its_time_is_over(
+    drive: Drive, writing: MailboxConnection, signed_in: google.oauth2.credentials.Credentials
 ) -> None:
     """Guard: without the look at 401 in `_ask` the notebook was deaf and mute until the hour was over."""
     assert writing._read() is not None
@@ -44,7 +46,7 @@ def test_a_token_that_google_accepts_no_more_is_renewed_although_its_time_is_not
     assert drive.tokens.refreshed == 3
 
 
-def test_a_sign_in_that_stays_refused_is_renewed_once_per_attempt(drive: Drive, writing: Writing) -> None:
+def test_a_sign_in_that_stays_refused_is_renewed_once_per_attempt(drive: Drive, writing: MailboxConnection) -> None:
     """Guard: with no end to it, one look into the Drive asked for tokens for ever."""
     assert writing._read() is not None
     rule = drive.rules.add(Rule("GET /drive", status=401, reason="authError", times=5))

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from orchestrator.domain import scheduling
-from orchestrator.domain.model import Job, Lease
-from orchestrator.services import checkpoints, dispatch, reconcile
+from orchestrator.domain.jobs import Job, Lease
+from orchestrator.services import capacity, checkpoints, reconcile
 from tests.helpers.world import World
 from tests.properties.test_promises import Promises
 
@@ -31,10 +31,10 @@ class Guard:
     without: Any
 
 
-def _no_refusal(said: Any, lease: Any, job: Any) -> str:
-    if said.manifest.parent != job.head:
+def _no_refusal(offer: Any, lease: Any, job: Any, known: Any) -> str:
+    if offer.manifest.parent != job.head:
         return ""
-    return _real_refusal(said, lease, job)
+    return _real_refusal(offer, lease, job, known)
 
 
 _real_refusal = checkpoints._refusal
@@ -46,23 +46,23 @@ def _fits_anyone(job: Any, place: Any) -> Any:
     return None if obstacle is not None and "another member" in obstacle.reason else obstacle
 
 
-def _stat_inside(ctx: Any, said: Any) -> Any:
+def _stat_inside(ctx: Any, offer: Any) -> Any:
     with ctx.uow():
-        ctx.stores.current().stat(said.key)
-    return _real_offer(ctx, said)
+        ctx.stores.current().stat(offer.key)
+    return _real_check_offer(ctx, offer)
 
 
-_real_offer = checkpoints.offer
+_real_check_offer = checkpoints.check_offer
 
 GUARDS = [
     # Lease and job are guarded each for itself, and either guard alone suffices: both must go before a zombie is heard.
     Guard("2: a stale fence is heard", (Lease, Job), "guard", lambda self, fence=0: None),
-    Guard("3: an unread file becomes the head", checkpoints, "_read_back", lambda store, said: ""),
+    Guard("3: an unread file becomes the head", checkpoints, "_read_back", lambda store, offer: ""),
     Guard("4: the chain forks", checkpoints, "_refusal", _no_refusal),
-    Guard("7: the store is called inside a transaction", checkpoints, "offer", _stat_inside),
-    Guard("10: a lost machine keeps its job", reconcile, "_expire", lambda ctx, lease, why: None),
+    Guard("7: the store is called inside a transaction", checkpoints, "check_offer", _stat_inside),
+    Guard("10: a lost machine keeps its job", reconcile, "_expire", lambda ctx, lease, why, seen=None: None),
     Guard("11: a job runs on somebody else's account", scheduling, "fits", _fits_anyone),
-    Guard("11: a job runs without the owner's consent", dispatch, "_not_allowed", lambda ctx, account: ""),
+    Guard("11: a job runs without the owner's consent", capacity, "_not_allowed", lambda ctx, account: ""),
 ]
 
 
@@ -71,7 +71,7 @@ GUARDS = [
 def test_removing_the_guard_is_noticed(
     guard: Guard, make_database: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one place where this project patches itself: here the missing guard is what is tested."""
+    """A part of the code is replaced on purpose: here the missing guard is what is tested."""
     runs = iter(range(10**6))
 
     def machine() -> Promises:
@@ -80,7 +80,8 @@ def test_removing_the_guard_is_noticed(
         return Promises(World(make_database(), folder))
 
     for owner in guard.owner if isinstance(guard.owner, tuple) else (guard.owner,):
-        monkeypatch.setattr(owner, guard.name, guard.without)
+        monkeypatch.setattr(owner, guard.name, guard.without)  # the missing guard is what is tested
+
     with pytest.raises(BaseException):  # noqa: B017, PT011  any invariant or rule may be the one that notices
         run_state_machine_as_test(
             machine,  # pyright: ignore[reportArgumentType]  any callable that makes one will do

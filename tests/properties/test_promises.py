@@ -16,12 +16,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sqlalchemy import Engine
 
 from orchestrator.domain.errors import ConflictError, StaleFenceError, TrainhopError
-from orchestrator.domain.lifecycle import CheckpointState, JobState
-from orchestrator.ports.providers import ObjectMissing
-from orchestrator.services import clones, job_deletion, jobs
+from orchestrator.services import clones, jobs
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
+from orchestrator.services.worker_messages import receive
 from tests.conftest import DATABASES
+from tests.helpers import promises as helpers
 from tests.helpers.world import Worker, World
 
 WHO = st.sampled_from(["alice", "bob"])
@@ -36,8 +36,7 @@ class Promises(RuleBasedStateMachine):
         super().__init__()
         self.world = world
         self.jobs: list[str] = []
-        self.fences: dict[str, int] = {}
-        self.heads: dict[str, int] = {}
+        self.promises = helpers.Promises(world)
         self.agreed = {"alice"}
         self.world.set_consent("bob", agreed=False)
 
@@ -82,7 +81,7 @@ class Promises(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1.0, 20.0, 100.0, 4000.0]))
     def wait(self, seconds: float) -> None:
-        self.world.clock.time += seconds
+        self.world.clock.tick(seconds)
 
     @rule()
     def restart_server(self) -> None:
@@ -92,7 +91,7 @@ class Promises(RuleBasedStateMachine):
 
     @rule(up=st.booleans())
     def network(self, up: bool) -> None:
-        self.world.machines.reachable = up
+        self.world.machines.set_reachable(reachable=up)
 
     @rule(rejecting=st.booleans(), lose=st.booleans())
     def mood(self, rejecting: bool, lose: bool) -> None:
@@ -102,7 +101,7 @@ class Promises(RuleBasedStateMachine):
     @rule(number=PICK)
     def machine_dies(self, number: int) -> None:
         workers = self.alive()
-        self.world.machines.dead.add(workers[number % len(workers)].lease)
+        self.world.machines.end(workers[number % len(workers)].lease)
 
     # what workers do, zombies among them: a dead machine's worker may still speak
 
@@ -137,7 +136,7 @@ class Promises(RuleBasedStateMachine):
 
     def is_live(self, worker: Worker) -> bool:
         with self.world.ctx.uow() as tx:
-            lease = tx.lease(worker.lease)
+            lease = tx.leases.get(worker.lease)
         return lease is not None and lease.state.is_live
 
     def facts(self, worker: Worker) -> Any:
@@ -163,22 +162,18 @@ class Promises(RuleBasedStateMachine):
 
     def _offer_a_fork(self, worker: Worker) -> None:
         """A checkpoint that does not continue the head must be refused."""
-        from orchestrator.services import checkpoints
-
         job = self.world.job(worker.assignment.job) if worker.assignment else None
         wrong = "0" * 64 if job and job.head != "0" * 64 else None
-        reply = checkpoints.offer(self.world.ctx, worker.write(worker.manifest(parent=wrong)))
+        reply = receive(self.world.ctx, worker.write(worker.manifest(parent=wrong)))
         assert not reply.committed
 
     def _offer_a_torn_file(self, worker: Worker) -> None:
         """A file that lost its tail between hashing and reading back must be refused."""
-        from orchestrator.services import checkpoints
-
         worker.step += 1
         offer = worker.write(worker.manifest())
         path = self.world.store.path(offer.key)
         path.write_bytes(path.read_bytes()[:-3])
-        assert not checkpoints.offer(self.world.ctx, offer).committed
+        assert not receive(self.world.ctx, offer).committed
         worker.step -= 1
 
     @precondition(lambda self: self.world.workers)
@@ -190,60 +185,14 @@ class Promises(RuleBasedStateMachine):
     # the promises
 
     @invariant()
-    def one_live_lease_exactly_where_the_state_says_so(self) -> None:
-        with self.world.ctx.uow() as tx:
-            live = [lease.job_id for lease in tx.live_leases()]
-        for ident in self.jobs:
-            assert live.count(ident) == (1 if self.world.job(ident).state.holds_lease else 0)
-
-    @invariant()
-    def fences_only_grow(self) -> None:
-        for ident in self.jobs:
-            fence = self.world.job(ident).fence
-            assert fence >= self.fences.get(ident, 0)
-            self.fences[ident] = fence
-
-    @invariant()
-    def the_head_is_whole_and_ends_an_unbroken_chain(self) -> None:
-        for ident in self.jobs:
-            job = self.world.job(ident)
-            assert job.head_step >= self.heads.get(ident, 0), "committed work was lost"
-            self.heads[ident] = job.head_step
-            with self.world.ctx.uow() as tx:
-                by_id = {c.sha256: c for c in tx.checkpoints(ident)}
-            if job.head is None:
-                continue
-            head = by_id[job.head]
-            assert head.state is CheckpointState.COMMITTED
-            assert self.world.store.stat(head.key).sha256 == head.sha256
-            committed = [c for c in by_id.values() if c.state in {CheckpointState.COMMITTED, CheckpointState.PRUNED}]
-            steps, cursor = 0, job.head
-            while cursor is not None:
-                cursor, steps = by_id[cursor].parent, steps + 1
-            assert steps == len(committed), "the chain forks"
-
-    @invariant()
-    def everyone_stays_on_their_own_account(self) -> None:
-        for lease in self.world.all_leases():
-            owner = self.world.job(lease.job_id).member_id
-            assert lease.account_id == f"{owner}-sim"
-            assert owner in self.agreed, "a session without its owner's consent"
-
-    @invariant()
-    def success_means_a_stored_adapter(self) -> None:
-        for ident in self.jobs:
-            job = self.world.job(ident)
-            if job.state is JobState.SUCCEEDED:
-                assert job.head_step == job.total_steps
-                try:
-                    assert self.world.store.stat(job.adapter_key or "x").sha256 == job.adapter_zip_sha256
-                except ObjectMissing:
-                    pytest.fail("a finished job lost its adapter")
+    def the_promises_hold(self) -> None:
+        self.promises.check(self.jobs, self.agreed)
 
     def teardown(self) -> None:
         """Promise 10: once faults stop, every job that nobody paused comes to an end."""
         machines = self.world.machines
-        machines.reachable, machines.rejecting, machines.lose_reply = True, False, False
+        machines.set_reachable(reachable=True)
+        machines.rejecting = machines.lose_reply = False
         self.world.start_server()
         self.bob_agrees()
         for ident in self.jobs:
@@ -253,7 +202,7 @@ class Promises(RuleBasedStateMachine):
         for _ in range(60):
             if all(self.world.job(i).state.is_final for i in self.jobs):
                 return
-            self.world.clock.time += 301
+            self.world.clock.tick(301)
             reconcile(self.world.ctx)
             dispatch(self.world.ctx)
             self.world.new_workers()
@@ -276,7 +225,8 @@ class Promises(RuleBasedStateMachine):
 
 
 class PromisesOfClones(Promises):
-    """And jobs that begin with another one's newest checkpoint, and jobs that are deleted. Apart, so that the negative controls are found as quickly."""
+    """And jobs that begin with another one's newest checkpoint, and jobs that are deleted. Apart, so that the negative
+    controls are found as quickly."""
 
     @precondition(lambda self: self.jobs and len(self.jobs) < 6)
     @rule(number=PICK)
@@ -291,7 +241,7 @@ class PromisesOfClones(Promises):
     def delete(self, number: int) -> None:
         job = self.world.job(self.pick(number))
         with contextlib.suppress(ConflictError):
-            job_deletion.delete(self.world.ctx, self.world.actors[job.member_id], job.id)
+            jobs.delete(self.world.ctx, self.world.actors[job.member_id], job.id)
             self.jobs.remove(job.id)
 
 

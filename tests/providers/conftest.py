@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.providers.kaggle import KaggleProvider, kernel
+from orchestrator.providers.kaggle import KaggleProvider
 from orchestrator.testing import FakeClock
+from orchestrator.testing.environments import driver_env
 from tests.emulators.kaggle import KaggleEmulator, Person
-from tests.providers.kernels import OpenVault, light_worker
+from tests.providers.kernels import with_changes, with_worker
 
 
 @pytest.fixture
@@ -24,14 +25,14 @@ def clock():
 
 @pytest.fixture
 def provider(kaggle, tmp_path, clock):
-    return KaggleProvider(OpenVault(), tmp_path / "kaggle", kaggle.endpoint, fresh_s=0.0, now=clock.now)
+    return KaggleProvider(driver_env(tmp_path / "kaggle", endpoint=kaggle.endpoint, clock=clock), fresh_s=0.0)
 
 
 @pytest.fixture
-def works(monkeypatch):
-    """`works(code)`: the kernels carry a worker of a few lines instead of the real one."""
+def works(kaggle):
+    """`works(code, **changes)`: kernels run a worker of a few lines, with changes to what their scripts carry."""
 
-    def carry(code):
-        monkeypatch.setattr(kernel, "worker_zip", lambda: light_worker(code))
+    def carry(code, **changes):
+        kaggle.sessions.edit = lambda source: with_changes(with_worker(source, code), **changes)
 
     return carry

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
 import json
+import re
 import time
 import zipfile
 from collections.abc import Callable
@@ -13,13 +13,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from orchestrator.domain.model import Account
+from orchestrator.domain.accounts import Account
 from orchestrator.ports.providers import Handle, LaunchRequest, Liveness
 from orchestrator.providers.colab import ColabProvider
-from orchestrator.providers.colab.calls import Bridge
+from orchestrator.providers.colab.settings import ColabSettings
+from orchestrator.providers.kaggle.kernel import packed
+from orchestrator.testing.environments import OpenVault, driver_env
 from tests.emulators.colab import Colab
 from worker.agent import boot
-from worker.shared.messages import Assignment, Grant, GrantKind, JobSpec
+from worker.shared.job_spec import JobSpec
+from worker.shared.messages import Assignment, Grant, GrantKind
 
 DATA, CHECKPOINT = b'{"text": "a row of training data"}\n', b"a checkpoint" * 1000
 _NUMBERS = count(1)
@@ -30,16 +33,6 @@ ticket = json.loads(pathlib.Path(sys.argv[1]).read_text())
 given = ticket["assignment"]
 keep = pathlib.Path(given["keep_dir"]) if given else None
 """
-
-
-class OpenVault:
-    """Implements `ports.Vault` without secrecy: what is sealed only looks different."""
-
-    def seal(self, secret: str) -> str:
-        return secret[::-1]
-
-    def open(self, sealed: str) -> str:
-        return sealed[::-1]
 
 
 def kaggle_account(name: str, credentials: str | None = None, **config: Any) -> Account:
@@ -70,16 +63,31 @@ def colab_account(colab: Colab, **config: Any) -> Account:
     )
 
 
-def colab_provider(colab: Colab, folder: Path, python: str | None = None, **more: Any) -> ColabProvider:
-    """A driver that speaks to the emulator through the official client, by default in the emulator's own Python."""
-    bridge = Bridge(python or colab.python, OpenVault(), folder / "colab", colab.endpoint)
-    bridge.ready_s = bridge.ready_s if colab.python else 0.0  # of machines in name only none will ever answer
-    return ColabProvider(bridge, folder / "colab", **{"any_folder": True, "fresh_s": 0.0, "poll_s": 0.1} | more)
+def colab_provider(
+    colab: Colab, folder: Path, python: str | None = None, *, code: str = "", **more: Any
+) -> ColabProvider:
+    """A driver that speaks to the emulator through the official client, by default in the emulator's own Python.
+
+    Its machines are brought a worker that runs `code`.
+    """
+    settings = ColabSettings(python=python or colab.python, endpoint=colab.endpoint)
+    env = driver_env(folder / "colab", **{"settings": settings, "endpoint": colab.endpoint} | more)
+    provider = ColabProvider(env, fresh_s=0.0, poll_s=0.1, worker=lambda: light_wheel(code))
+    if not colab.python:
+        provider.bridge.ready_s = 0.0  # of machines in name only none will ever answer
+
+    return provider
 
 
-def light_worker(code: str) -> str:
-    """The same as text, as Kaggle's driver packs the real one."""
-    return base64.encodebytes(light_wheel(code)).decode()
+def with_worker(source: str, code: str) -> str:
+    """A script for Kaggle with a worker of a few lines in place of the real one."""
+    light = packed(light_wheel(code))
+    return re.sub(r'WORKER = """\n.*?"""', f'WORKER = """\n{light}"""', source, count=1, flags=re.DOTALL)
+
+
+def with_changes(source: str, **changes: Any) -> str:
+    """A script for Kaggle that carries something else."""
+    return source.replace("main(json.loads(CARRIED), WORKER)", f"main(json.loads(CARRIED) | {changes!r}, WORKER)")
 
 
 def light_wheel(code: str) -> bytes:
@@ -101,12 +109,20 @@ def _grant(key: str, kind: GrantKind, data: bytes) -> Grant:
     return Grant(key=key, kind=kind, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 
 
-def request(account: Account, *, resume: bool = False, budget_s: float = 60.0, **fields: Any) -> LaunchRequest:
+def request(
+    account: Account,
+    *,
+    resume: bool = False,
+    budget_s: float = 60.0,
+    data: bytes = DATA,
+    checkpoint: bytes = CHECKPOINT,
+    **fields: Any,
+) -> LaunchRequest:
     """A launch for a machine that cannot call: one file of data, and a checkpoint to go on from if asked."""
     number = next(_NUMBERS)
-    files = {"datasets/" + hashlib.sha256(DATA).hexdigest(): (GrantKind.DATASET, DATA)}
+    files = {"datasets/" + hashlib.sha256(data).hexdigest(): (GrantKind.DATASET, data)}
     if resume:
-        files["jobs/job-1/f1/aa.safetensors"] = (GrantKind.CHECKPOINT, CHECKPOINT)
+        files["jobs/job-1/f1/aa.safetensors"] = (GrantKind.CHECKPOINT, checkpoint)
     grants = [_grant(key, kind, data) for key, (kind, data) in files.items()]
     spec = JobSpec.model_validate({"base_model": "/models/tiny", "datasets": [{"path": "x.jsonl"}], "max_steps": 3})
     assignment = Assignment(

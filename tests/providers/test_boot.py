@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import zipfile
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -19,10 +20,9 @@ import pytest
 
 from orchestrator.providers.colab import source as colab_source
 from orchestrator.providers.kaggle import kernel as kaggle_source
-from tests.providers.kernels import colab_account, kaggle_account, light_wheel, light_worker, request
+from tests.providers.kernels import colab_account, kaggle_account, light_wheel, request, with_changes, with_worker
 from tests.worker.wheels import wheel
 from worker.shared import causes, package_folder
-from worker.shared import wheel as bundle
 from worker.shared.messages import Release, signed_message
 
 TOKEN = "a-lease-token"
@@ -77,26 +77,10 @@ def machine(tmp_path):
     return Machine(tmp_path)
 
 
-@pytest.fixture
-def needs(monkeypatch):
-    """`needs(*lines)`: what the worker needs; `works(code)`: what it does."""
-
-    def require(*lines):
-        monkeypatch.setattr(bundle, "requirements", lambda extra="": [] if extra else list(lines))
-
-    require()
-    return require
-
-
-def kernel(code: str = SPEAKS, launched=None, **changes) -> str:
-    """The pushed script, with a worker of a few lines."""
-    real = kaggle_source.worker_zip
-    kaggle_source.worker_zip = lambda: light_worker(code)
-    try:
-        text = kaggle_source.kernel_source(launched or request(kaggle_account("alice")))
-    finally:
-        kaggle_source.worker_zip = real
-    return text.replace("main(json.loads(CARRIED), WORKER)", f"main(json.loads(CARRIED) | {changes!r}, WORKER)")
+def kernel(code: str = SPEAKS, launched=None, needs: Sequence[str] = (), **changes) -> str:
+    """The pushed script, with a worker of a few lines that needs these packages."""
+    text = kaggle_source.kernel_source(launched or request(kaggle_account("alice")))
+    return with_changes(with_worker(text, code), requirements=list(needs), **changes)
 
 
 def released(lines: list[str]) -> Release:
@@ -108,7 +92,7 @@ def released(lines: list[str]) -> Release:
 def refused(lines: list[str], cause: str) -> str:
     """What was said to the server and, in the same words, to people."""
     said = released(lines)
-    assert (said.reason, said.cause, said.fence, said.step) == ("unfit", cause, 2, 0)
+    assert (said.reason, said.cause, said.fence, said.step, said.has_remedy) == ("unfit", cause, 2, 0, True)
     assert f"trainhop: cannot start: {said.detail}" in lines
     return said.detail
 
@@ -116,37 +100,35 @@ def refused(lines: list[str], cause: str) -> str:
 # --- what it says where it cannot start ---
 
 
-def test_a_conflict_of_packages_reaches_the_server_in_words(machine, needs):
+def test_a_conflict_of_packages_reaches_the_server_in_words(machine):
     """Guard: without the signed line the server only knew that the kernel had ended with an error."""
     wheel(machine.shop, "left", "1.0", "shared==1.0")
     wheel(machine.shop, "right", "1.0", "shared==2.0")
     wheel(machine.shop, "shared", "1.0")
     wheel(machine.shop, "shared", "2.0")
-    needs("left==1.0", "right==1.0")
     launched = request(kaggle_account("alice"))
     machine.bring(launched)
-    code, lines = machine.run(kernel(launched=launched))
+    code, lines = machine.run(kernel(launched=launched, needs=["left==1.0", "right==1.0"]))
     assert code == 2
     said = refused(lines, causes.INSTALL)
     assert "Cannot install left==1.0 and right==1.0" in said
     assert "left 1.0 depends on shared==1.0; right 1.0 depends on shared==2.0" in said
 
 
-def test_an_index_that_is_away_is_said_with_the_remedy(machine, needs):
-    needs("a-thing==1.0")
+def test_an_index_that_is_away_is_said_with_the_remedy(machine):
     machine.environment |= {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "1"}
     del machine.environment["PIP_FIND_LINKS"]
     launched = request(kaggle_account("alice"))
     machine.bring(launched)
-    _, lines = machine.run(kernel(launched=launched))
-    assert "cannot be reached from this machine" in refused(lines, causes.INSTALL)
+    _, lines = machine.run(kernel(launched=launched, needs=["a-thing==1.0"]))
+    assert "pip's index cannot be reached from this machine" in refused(lines, causes.INSTALL)
     assert "internet access" in refused(lines, causes.INSTALL)
 
 
-def test_a_file_that_did_not_come_along_is_named(machine, needs):
+def test_a_file_that_did_not_come_along_is_named(machine):
     launched = request(kaggle_account("alice"))
     _, lines = machine.run(kernel(launched=launched))
-    assert f"Kaggle did not bring {kaggle_source.file_name(next(iter(launched.inputs)))}" in refused(
+    assert f"Kaggle did not provide {kaggle_source.file_name(next(iter(launched.inputs)))}" in refused(
         lines, causes.INPUT
     )
 
@@ -155,26 +137,25 @@ def _small_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 
 
-def test_a_full_disk_is_called_one(machine, needs):
+def test_a_full_disk_is_called_one(machine):
     wheel(machine.shop, "large", "1.0", more={"large/data.bin": os.urandom(1_000_000)})
-    needs("large==1.0")
     launched = request(kaggle_account("alice"))
     machine.bring(launched)
-    _, lines = machine.run(kernel(launched=launched), preexec_fn=_small_files)
+    _, lines = machine.run(kernel(launched=launched, needs=["large==1.0"]), preexec_fn=_small_files)
     assert "the disk of this machine is full" in refused(lines, causes.DISK)
 
 
-def test_a_worker_that_dies_before_its_first_word_is_spoken_for(machine, needs):
+def test_a_worker_that_dies_before_its_first_word_is_spoken_for(machine):
     """Guard: an import that fails on one image alone was an unexplained end of a kernel."""
     launched = request(kaggle_account("alice"))
     machine.bring(launched)
     code, lines = machine.run(kernel("raise ImportError('no such library')", launched))
     assert code == 2
     assert "ImportError: no such library" in lines
-    assert "exit code 1 before its first word" in refused(lines, causes.START)
+    assert "exit code 1 before its first message" in refused(lines, causes.START)
 
 
-def test_a_worker_that_has_spoken_is_left_its_own_last_word(machine, needs):
+def test_a_worker_that_has_spoken_is_left_its_own_last_word(machine):
     launched = request(kaggle_account("alice"))
     machine.bring(launched)
     code, lines = machine.run(kernel(SPEAKS + "sys.exit(1)", launched))
@@ -183,7 +164,7 @@ def test_a_worker_that_has_spoken_is_left_its_own_last_word(machine, needs):
     assert not any(signed_message(TOKEN, line) for line in lines)
 
 
-def test_a_machine_that_can_call_tells_the_server_itself(machine, needs):
+def test_a_machine_that_can_call_tells_the_server_itself(machine):
     """Its ticket holds no assignment; the fence comes with it."""
     heard = []
 
@@ -199,11 +180,10 @@ def test_a_machine_that_can_call_tells_the_server_itself(machine, needs):
 
     with HTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        needs("no-such-thing==1.0")
         url = f"http://127.0.0.1:{server.server_port}"
         launched = request(kaggle_account("alice"), assignment=None, inputs={}, server_url=url, fence=5)
         machine.environment["http_proxy"] = "http://127.0.0.1:9"
-        _, lines = machine.run(kernel(launched=launched))
+        _, lines = machine.run(kernel(launched=launched, needs=["no-such-thing==1.0"]))
         server.shutdown()
     ((path, bearer, body),) = heard
     assert (path, bearer) == (f"/api/v1/leases/{launched.lease_id}/release", f"Bearer {TOKEN}")
@@ -219,8 +199,10 @@ def silent():
         yield f"http://127.0.0.1:{server.getsockname()[1]}/simple"
 
 
-def _waiting_for(machine, needs, silent):
-    needs("a-thing==1.0")
+WAITED_FOR = ["a-thing==1.0"]
+
+
+def _waiting_for(machine, silent):
     machine.environment |= {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": silent, "PIP_DEFAULT_TIMEOUT": "600"}
     del machine.environment["PIP_FIND_LINKS"]
     launched = request(kaggle_account("alice"))
@@ -228,19 +210,19 @@ def _waiting_for(machine, needs, silent):
     return launched
 
 
-def test_an_index_that_never_answers_ends_with_the_sessions_time(machine, needs, silent):
+def test_an_index_that_never_answers_ends_with_the_sessions_time(machine, silent):
     """Guard: pip's own limit alone, a session of two seconds waited for a quarter of an hour."""
-    launched = _waiting_for(machine, needs, silent)
+    launched = _waiting_for(machine, silent)
     began = time.monotonic()
-    _, lines = machine.run(kernel(launched=launched, stop_after_s=2.0))
+    _, lines = machine.run(kernel(launched=launched, needs=WAITED_FOR, stop_after_s=2.0))
     assert "pip was stopped because it took longer than" in refused(lines, causes.INSTALL)
     assert time.monotonic() - began < 60
 
 
-def test_a_script_that_is_asked_to_end_ends_pip_too(machine, needs, silent):
+def test_a_script_that_is_asked_to_end_ends_pip_too(machine, silent):
     """Guard: without the handler the script died without a word, and pip went on."""
-    launched = _waiting_for(machine, needs, silent)
-    process = machine.start(kernel(launched=launched))
+    launched = _waiting_for(machine, silent)
+    process = machine.start(kernel(launched=launched, needs=WAITED_FOR))
     assert process.stdout is not None
     assert process.stdout.readline() == "trainhop: bringing a-thing==1.0\n"
     process.send_signal(signal.SIGTERM)
@@ -261,7 +243,7 @@ print(json.dumps([given["datasets"][0].get("path"), sys.path[:4]]), flush=True)
 
 
 @pytest.mark.parametrize("place", ["input/data", "input/datasets/alice/data", "elsewhere"])
-def test_files_are_found_nested_flat_and_through_links(machine, needs, place):
+def test_files_are_found_nested_flat_and_through_links(machine, place):
     """Guard: without following links a mount that is one held nothing; without the guard a loop never ended."""
     launched = request(kaggle_account("alice"))
     machine.bring(launched, place)
@@ -274,14 +256,19 @@ def test_files_are_found_nested_flat_and_through_links(machine, needs, place):
     assert (code, path.name, path.is_file()) == (0, kaggle_source.file_name(next(iter(launched.inputs))), True)
 
 
-def test_what_lacks_goes_into_a_folder_that_only_the_worker_sees(machine, needs):
+def test_what_lacks_goes_into_a_folder_that_only_the_worker_sees(machine):
     """The environment stays as it is: Kaggle's own programs run in it when the script is over."""
     wheel(machine.shop, "light_thing", "1.0")
-    needs("light_thing==1.0", "packaging")
     machine.environment["PYTHONPATH"] = ":/opt/facets:"
     launched = request(kaggle_account("alice"))
     machine.bring(launched)
-    code, lines = machine.run(kernel("import light_thing; print(light_thing.__file__, flush=True)\n" + TELLS, launched))
+    code, lines = machine.run(
+        kernel(
+            "import light_thing; print(light_thing.__file__, flush=True)\n" + TELLS,
+            launched,
+            needs=["light_thing==1.0", "packaging"],
+        )
+    )
     assert code == 0, lines
     assert lines[0] == "trainhop: bringing light_thing==1.0"
     path = json.loads(lines[3])[1]
@@ -292,32 +279,28 @@ def test_what_lacks_goes_into_a_folder_that_only_the_worker_sees(machine, needs)
     assert done.returncode == 1
 
 
-def test_a_staged_set_among_the_inputs_needs_no_index(machine, needs, tmp_path):
+def test_a_staged_set_among_the_inputs_needs_no_index(machine, tmp_path):
     wheel(machine.shop, "light_thing", "1.0")
     lines = ["light_thing==1.0"]
     package_folder.ready(tmp_path / "first", lines, wheels=machine.shop)
     there = machine.root / "input/notebooks/alice/trainhop-packages-x"
     there.mkdir(parents=True)
     package_folder.pack(tmp_path / "first", there / package_folder.STAGED)
-    needs(*lines)
     machine.environment |= {"PIP_FIND_LINKS": str(tmp_path / "nothing")}
     launched = request(kaggle_account("alice"))
     machine.bring(launched)
-    code, said = machine.run(kernel("import light_thing\n" + SPEAKS, launched))
+    code, said = machine.run(kernel("import light_thing\n" + SPEAKS, launched, needs=lines))
     assert code == 0, said
     assert said[1].startswith("trainhop: packages staged after ")
 
 
 @pytest.mark.slow
-def test_a_kernel_leaves_the_set_for_later_sessions_once_it_has_trained_with_it(machine, monkeypatch):
+def test_a_kernel_leaves_its_packages_once_it_has_trained_with_them(machine):
     """The whole worker, whose smoke step runs in this very environment."""
     wheel(machine.shop, "light_thing", "1.0")
-    monkeypatch.setattr(bundle, "requirements", lambda extra="": [] if extra else ["light_thing==1.0"])
     machine.environment["OMP_NUM_THREADS"] = "1"
     launched = request(kaggle_account("alice"))
-    text = kaggle_source.kernel_source(launched).replace(
-        "json.loads(CARRIED)", "{**json.loads(CARRIED), 'task': 'packages'}"
-    )
+    text = with_changes(kaggle_source.kernel_source(launched), task="packages", requirements=["light_thing==1.0"])
     code, said = machine.run(text)
     assert code == 0, said
     with zipfile.ZipFile(machine.root / "working" / package_folder.STAGED) as archive:
@@ -326,7 +309,7 @@ def test_a_kernel_leaves_the_set_for_later_sessions_once_it_has_trained_with_it(
     assert list((machine.root / "working").iterdir()) == [machine.root / "working" / package_folder.STAGED]
 
 
-def test_the_sessions_number_is_its_first_word_and_never_the_token(machine, needs):
+def test_the_sessions_number_is_its_first_word_and_never_the_token(machine):
     """Guard: with the whole variable printed its secret part would be in the log."""
     launched = request(kaggle_account("alice"))
     machine.bring(launched)
@@ -343,18 +326,21 @@ def test_the_sessions_number_is_its_first_word_and_never_the_token(machine, need
 
 
 @pytest.fixture
-def colab_machine(tmp_path, monkeypatch, needs):
+def colab_machine(tmp_path):
     """A folder as a Colab machine unpacks it; returns what starts it and gives how it ended and its log's lines."""
 
     class Person:
         def authorized_user(self):
             return {}
 
-    def start(code: str, change=lambda folder: None) -> tuple[dict, list[str]]:
-        monkeypatch.setattr(colab_source, "wheel", lambda: light_wheel(code))
-        colab_source.pack(request(colab_account(Person())), tmp_path / "bundle.zip")  # pyright: ignore[reportArgumentType]
+    def start(code: str, change=lambda folder: None, needs: Sequence[str] = ()) -> tuple[dict, list[str]]:
+        launched = request(colab_account(Person()))  # pyright: ignore[reportArgumentType]
+
+        colab_source.pack(launched, tmp_path / "bundle.zip", lambda: light_wheel(code))
         folder = tmp_path / "colab"
         zipfile.ZipFile(tmp_path / "bundle.zip").extractall(folder)
+        plan = json.loads((folder / "plan.json").read_text())
+        (folder / "plan.json").write_text(json.dumps(plan | {"requirements": list(needs)}))
         change(folder)
         environment = {
             "PATH": os.environ["PATH"],
@@ -370,9 +356,8 @@ def colab_machine(tmp_path, monkeypatch, needs):
     return start
 
 
-def test_a_colab_machine_says_the_same(colab_machine, needs):
-    needs("no-such-thing==1.0")
-    how, lines = colab_machine(SPEAKS)
+def test_a_colab_machine_says_the_same(colab_machine):
+    how, lines = colab_machine(SPEAKS, needs=["no-such-thing==1.0"])
     said = refused(lines, causes.INSTALL)
     assert "no-such-thing==1.0" in said
     assert how == {"code": 2, "problem": said}
@@ -381,7 +366,7 @@ def test_a_colab_machine_says_the_same(colab_machine, needs):
 def test_a_file_that_colab_lost_is_named(colab_machine):
     how, lines = colab_machine(SPEAKS, lambda folder: (folder / "input.0").unlink())
     assert how["problem"] == refused(lines, causes.INPUT)
-    assert "Colab did not bring input.0" in how["problem"]
+    assert "Colab did not provide input.0" in how["problem"]
 
 
 def test_a_colab_worker_finds_its_files_and_its_words_are_kept(colab_machine):

@@ -1,4 +1,5 @@
-"""Colab through its official client: what it refuses, in words; what a session leaves; and that no machine is ever kept."""
+"""Colab through its official client: what it refuses, in words; what a session leaves; and that no machine is ever
+kept."""
 
 import contextlib
 import dataclasses
@@ -10,34 +11,26 @@ import threading
 
 import psutil
 import pytest
-from pydantic import ValidationError
 
 from orchestrator.config import Settings
 from orchestrator.ports.providers import (
     CredentialsRefused,
     Handle,
     LaunchRejected,
-    Leftovers,
     Liveness,
     ProviderUnavailable,
     QuotaExhausted,
+    SessionOutput,
 )
-from orchestrator.providers.colab import source
 from orchestrator.providers.colab.calls import BRIDGE
-from orchestrator.providers.colab.records import Notes
+from orchestrator.providers.colab.records import RuntimeNotes
+from orchestrator.providers.colab.settings import ColabSettings
 from orchestrator.testing import FakeClock
+from orchestrator.testing.environments import OpenVault
 from tests.emulators.colab import Colab, Rule
+from tests.emulators.colab.machine import LATE_S
 from tests.providers import kernels
-from tests.providers.kernels import (
-    OpenVault,
-    colab_account,
-    colab_provider,
-    ended,
-    handle_of,
-    light_wheel,
-    request,
-    until,
-)
+from tests.providers.kernels import colab_account, colab_provider, ended, handle_of, request, until
 from worker.shared.messages import Grant, GrantKind
 
 NOW = FakeClock().now()
@@ -53,7 +46,7 @@ def colab(tmp_path):
 
 @pytest.fixture
 def provider(colab, colab_python, tmp_path):
-    return colab_provider(colab, tmp_path, colab_python, now=FakeClock().now)
+    return colab_provider(colab, tmp_path, colab_python, clock=FakeClock())
 
 
 @pytest.fixture
@@ -62,12 +55,6 @@ def real(tmp_path, colab_python):
     with Colab(tmp_path / "emulator", python=colab_python) as colab:
         yield colab
         assert not colab.machines, "what is left costs compute units"
-
-
-@pytest.fixture
-def works(monkeypatch):
-    """`works(code)`: machines are brought a worker of a few lines instead of the real one."""
-    return lambda code: monkeypatch.setattr(source, "wheel", lambda: light_wheel(code))
 
 
 def asked(account, **more):
@@ -89,10 +76,10 @@ def test_compute_units_are_told_and_without_any_nothing_starts(provider, colab):
     assert (
         provider.check(account) == "signed in at Colab: 100.00 compute units left, 0.00 used per hour now (0 machines)"
     )
-    assert (provider.room(account).slots, provider.room(account).memory_bytes) == (1, 15_800_000_000)
+    assert (provider.capacity(account).slots, provider.capacity(account).memory_bytes) == (1, 15_800_000_000)
     colab.balance = 0.0
     assert "no Colab compute units left" in provider.check(account)
-    room = provider.room(account)
+    room = provider.capacity(account)
     assert room.slots == 0
     assert "trainhop notebook" in room.closed_reason
     with pytest.raises(QuotaExhausted, match="no Colab compute units left") as refused:
@@ -104,14 +91,14 @@ def test_compute_units_are_told_and_without_any_nothing_starts(provider, colab):
 @pytest.mark.parametrize(
     ("fault", "error", "words", "after_s"),
     [
-        (412, QuotaExhausted, "no further machine now", 1800),
+        (412, QuotaExhausted, "no more machines now", 1800),
         (503, QuotaExhausted, "no T4 machine free", 600),
         ("outcome 1", QuotaExhausted, "quota does not cover a T4 machine", 3600),
-        ("outcome 2", QuotaExhausted, "used up its time", 6 * 3600),
-        ("outcome 9", QuotaExhausted, "no reason that is known", 3600),
+        ("outcome 2", QuotaExhausted, "has used its time", 6 * 3600),
+        ("outcome 9", QuotaExhausted, "for an unknown reason", 3600),
         ("outcome 5", CredentialsRefused, "blocked this account", None),
-        ("entitled", CredentialsRefused, "does not give this account a T4 machine: set another accelerator", None),
-        ("revoked", CredentialsRefused, "does not accept the stored sign-in any more", None),
+        ("entitled", CredentialsRefused, "does not give this account a T4 machine. Set another accelerator", None),
+        ("revoked", CredentialsRefused, "no longer accepts the stored sign-in", None),
     ],
 )
 def test_what_colab_refuses_is_said_with_a_time_or_a_remedy(provider, colab, fault, error, words, after_s):
@@ -144,23 +131,34 @@ def test_an_access_token_that_has_run_out_is_asked_for_anew(provider, colab):
     [(503, '{"error": "internal_failure"}'), (503, "<html>Sorry"), (502, ""), (404, "<html>a proxy")],
 )
 def test_a_token_service_that_is_away_is_no_refused_sign_in(provider, colab, status, body):
-    """Guard: without `_is_refused` an hour of Google's trouble blocked the account until its owner had done something; with
-    `retryable` alone, pages still did.
+    """Guard: without `_is_refused` an hour of Google's trouble blocked the account until its owner had done something;
+    with `retryable` alone, pages still did.
     """
     colab.rules.add(Rule("POST /token", status=status, reason=body, times=None))
     account = colab_account(colab)
-    with pytest.raises(ProviderUnavailable, match=r"cannot be asked now \(fault\)"):
+    with pytest.raises(ProviderUnavailable, match="could not reach Colab: Google's sign-in"):
         provider.check(account)
     colab.rules.clear()
     assert "100.00 compute units" in provider.check(account)
 
 
-def test_an_organisation_that_wants_its_people_to_sign_in_again_is_their_business(provider, colab):
-    """The library says so in a sentence of its own. Guard: taken for a page, it was called a fault and tried for ever."""
+def test_an_organisations_demand_to_sign_in_again_is_told_to_its_owner(provider, colab):
+    """The library says so in a sentence of its own. Guard: taken for a page, it was called a fault and tried for
+    ever."""
     wanted = '{"error": "invalid_grant", "error_subtype": "invalid_rapt"}'
     colab.rules.add(Rule("POST /token", status=400, reason=wanted))
     with pytest.raises(CredentialsRefused, match="Reauthentication is needed"):
         provider.check(colab_account(colab))
+
+
+def test_an_answer_that_repeats_credentials_is_told_without_them(provider, colab):
+    """Guard: without the replacement in `main` Google's words were stored, logged and shown as they came."""
+    hidden = (colab.tokens.client_secret, *colab.tokens.refresh_tokens)
+    said = json.dumps({"error": "invalid_grant", "error_description": "x" * 260 + " ".join(hidden)})
+    colab.rules.add(Rule("POST /token", status=400, reason=said))
+    with pytest.raises(CredentialsRefused, match=r"\*\*\*") as refused:
+        provider.check(colab_account(colab))
+    assert not any(secret[:8] in str(refused.value) for secret in hidden)
 
 
 def test_a_machine_that_does_not_answer_is_given_back_however_it_was_taken(provider, colab):
@@ -170,7 +168,7 @@ def test_a_machine_that_does_not_answer_is_given_back_however_it_was_taken(provi
     """
     colab.rules.add(Rule("POST /tun/m/assign", status=503, done=True))
     launched = asked(colab_account(colab))
-    with pytest.raises(ProviderUnavailable, match="cannot be asked now"):
+    with pytest.raises(ProviderUnavailable, match="could not reach Colab"):
         provider.launch(launched)
     assert (len(colab.taken), len(colab.machines)) == (1, 0)
     seen = provider.observe([handle_of(launched)])[0]
@@ -188,10 +186,9 @@ def test_a_machine_that_cannot_be_given_back_at_once_is_given_back_later(provide
     assert not colab.machines
 
 
-def test_a_client_that_is_killed_leaves_neither_a_machine_nor_a_file_and_was_told_no_secret_aloud(
-    provider, colab, tmp_path
-):
-    """Guard: with HOME not removed in `finally`, or with a notebook's number that cannot be made again, either was left."""
+def test_a_killed_client_leaves_no_machine_no_file_and_no_secret(provider, colab, tmp_path):
+    """Guard: with HOME not removed in `finally`, or with a notebook's number that cannot be made again, either was
+    left."""
     colab.rules.add(Rule("POST /tun/m/assign", delay_s=3600))
     aloud = []
 
@@ -218,8 +215,8 @@ def test_a_client_that_is_killed_leaves_neither_a_machine_nor_a_file_and_was_tol
 
 
 def test_a_client_that_gives_no_answer_is_not_waited_for(provider, colab, tmp_path):
-    provider._bridge.limits_s["usage"] = 0.01
-    with pytest.raises(ProviderUnavailable, match="no answer in 0 s"):
+    provider.bridge.limits_s["usage"] = 0.01
+    with pytest.raises(ProviderUnavailable, match="did not answer within 0 s"):
         provider.check(colab_account(colab))
     assert list((tmp_path / "colab" / "homes").iterdir()) == []
 
@@ -236,7 +233,8 @@ def test_what_a_killed_server_left_of_the_client_goes_at_the_next_start(colab, c
 
 
 def test_an_environment_that_is_missing_or_wrong_is_said_with_its_remedy(colab, tmp_path):
-    """No environment of Colab's client is needed to be told so. This project's own is one in which it is not installed."""
+    """No environment of Colab's client is needed to be told so. This project's own is one in which it is not
+    installed."""
     account = colab_account(colab)
     for python, words in (
         (None, "TRAINHOP_COLAB_PYTHON"),
@@ -272,16 +270,16 @@ def test_one_sign_in_is_one_login_however_its_file_is_written(colab, tmp_path):
 
 
 def test_settings_are_looked_at_before_colab_is_asked(colab, tmp_path):
-    provider = colab_provider(colab, tmp_path, "python", can_work=lambda: False)
+    provider = colab_provider(colab, tmp_path, "python", can_deliver=lambda: False)
     wrong = colab_account(colab, accelerator="T5")
-    assert "no Colab accelerator T5: one of T4" in provider.room(wrong).closed_reason
+    assert "no Colab accelerator T5. Choose one of T4" in provider.capacity(wrong).closed_reason
     with pytest.raises(CredentialsRefused, match="T5"):
         provider.check(wrong)
-    assert "TRAINHOP_PUBLIC_URL" in provider.room(colab_account(colab)).closed_reason
+    assert "TRAINHOP_PUBLIC_URL" in provider.capacity(colab_account(colab)).closed_reason
     by_hand = colab_account(colab, mode="claim")
-    assert "opened by its owner" in provider.room(by_hand).closed_reason
-    assert "opened by its owner" in provider.check(by_hand)
-    with pytest.raises(LaunchRejected, match="opened by its owner"):
+    assert "open a notebook instead" in provider.capacity(by_hand).closed_reason
+    assert "open a notebook instead" in provider.check(by_hand)
+    with pytest.raises(LaunchRejected, match="open a notebook instead"):
         provider.launch(request(by_hand))
     with pytest.raises(QuotaExhausted, match="trainhop store use drive"):
         provider.launch(request(colab_account(colab)))
@@ -289,15 +287,16 @@ def test_settings_are_looked_at_before_colab_is_asked(colab, tmp_path):
 
 
 def test_only_the_emulators_machines_see_the_servers_disk(provider, colab, colab_python, tmp_path):
-    real = colab_provider(colab, tmp_path, colab_python, any_folder=False)
-    assert not real.room(colab_account(colab)).any_folder
-    assert provider.room(colab_account(colab)).any_folder
+    real = colab_provider(colab, tmp_path, colab_python, endpoint=None)
+    real.bridge = provider.bridge
+    assert not real.capacity(colab_account(colab)).any_folder
+    assert provider.capacity(colab_account(colab)).any_folder
 
 
 @pytest.mark.parametrize("address", ["https://colab.research.google.com", "http://example.com", "http://10.0.0.1:80"])
 def test_only_this_computer_may_stand_in_for_colab(address):
-    with pytest.raises(ValidationError, match="on this computer"):
-        Settings(colab_endpoint=address)
+    with pytest.raises(ValueError, match=r"^TRAINHOP_COLAB_ENDPOINT: must be .* on this computer"):
+        Settings(drivers={"colab": {"endpoint": address}}).of_driver("colab", ColabSettings)
 
 
 # --- a session --------------------------------------------------------------------------------------------
@@ -318,18 +317,18 @@ sys.exit(7)
 """
 
 
-def test_a_session_is_brought_its_files_and_heard_to_its_end(real, works, tmp_path, monkeypatch):
-    """A checkpoint of several parts, a log of several segments, an end that is found by its file; then the machine goes.
+def test_a_session_is_brought_its_files_and_heard_to_its_end(real, tmp_path):
+    """A checkpoint of several parts, a log of several segments, an end that is found by its file; then the machine
+    goes.
 
     Guard: without `failed` in the session's note, what had been followed to its end had ended by nobody's error.
     """
-    monkeypatch.setattr(kernels, "CHECKPOINT", secrets.token_bytes(9 << 20))
-    works(TALKS)
-    provider, account = colab_provider(real, tmp_path), colab_account(real)
-    launched = asked(account, resume=True)
+    checkpoint = secrets.token_bytes(9 << 20)
+    provider, account = colab_provider(real, tmp_path, code=TALKS), colab_account(real)
+    launched = asked(account, resume=True, checkpoint=checkpoint)
     handle = handle_of(launched, provider.launch(launched))
     lines = list(provider.follow(handle))
-    wanted = sorted(hashlib.sha256(data).hexdigest() for data in (kernels.DATA, kernels.CHECKPOINT))
+    wanted = sorted(hashlib.sha256(data).hexdigest() for data in (kernels.DATA, checkpoint))
     assert lines[0].split() == wanted
     assert lines[1:3001] == [f"line {n} {'x' * 50}" for n in range(3000)]
     seen = ended(provider, handle)
@@ -337,49 +336,61 @@ def test_a_session_is_brought_its_files_and_heard_to_its_end(real, works, tmp_pa
     assert seen.detail == (
         "the worker ended with exit code 7: ModuleNotFoundError: No module named 'nothing_of_that_name'"
     )
-    assert provider.collect(handle) == provider.collect(handle) == Leftovers(messages=['{"seq": 1}'])
+    assert (
+        provider.collect_outputs(handle) == provider.collect_outputs(handle) == SessionOutput(messages=('{"seq": 1}',))
+    )
     assert real.machines, "until everything is collected"
-    provider.forget(handle)
+    provider.clean_up(handle)
     assert not real.machines
     assert list(provider.follow(handle)) == lines
     assert b"line 2999" in (provider.log(handle, 0, 1 << 20) or b"")
 
 
-def test_a_machine_that_vanishes_has_ended(real, works, tmp_path):
-    works("print('up', flush=True); time.sleep(120)")
-    provider = colab_provider(real, tmp_path)
+def test_a_machine_that_vanishes_has_ended(real, tmp_path):
+    provider = colab_provider(real, tmp_path, code="print('up', flush=True); time.sleep(120)")
     launched = asked(colab_account(real))
     handle = handle_of(launched, provider.launch(launched))
-    until(lambda: provider.collect(handle) == Leftovers() and b"up" in (provider.log(handle, 0, 100) or b""))
+    until(
+        lambda: provider.collect_outputs(handle) == SessionOutput() and b"up" in (provider.log(handle, 0, 100) or b"")
+    )
     real.vanish(handle.external_id)
     seen = provider.observe([handle])[0]
     assert (seen.liveness, seen.detail) == (Liveness.ENDED, "Colab has taken the machine away")
     assert list(provider.follow(handle)) == ["up"]
-    provider.forget(handle)
+    provider.clean_up(handle)
 
 
-def test_a_server_killed_in_the_middle_of_a_launch_gives_the_machine_back(real, works, tmp_path):
-    """As its notes are then. Guard: with such a session taken for a notebook's, its machine ran until Colab ended it."""
-    works("time.sleep(120)")
-    provider, launched = colab_provider(real, tmp_path), asked(colab_account(real))
+def test_a_kernel_that_starts_slowly_is_waited_for(tmp_path, colab_python):
+    """Guard: without REQUEST_TIMEOUT the client used the connection after ten seconds, and the launch failed."""
+    with Colab(tmp_path / "emulator", python=colab_python, environment={LATE_S: "12"}) as slow:
+        provider, launched = colab_provider(slow, tmp_path, code="time.sleep(120)"), asked(colab_account(slow))
+        handle = handle_of(launched, provider.launch(launched))
+        assert provider.observe([handle])[0].liveness is Liveness.RUNNING
+        provider.stop(handle)
+        assert not slow.machines
+
+
+def test_a_server_killed_in_the_middle_of_a_launch_gives_the_machine_back(real, tmp_path):
+    """As its notes are then. Guard: with such a session taken for a notebook's, its machine ran until Colab ended
+    it."""
+    provider, launched = colab_provider(real, tmp_path, code="time.sleep(120)"), asked(colab_account(real))
     provider.launch(launched)
-    Notes(tmp_path / "colab" / launched.lease_id).write(machine="")
+    RuntimeNotes(tmp_path / "colab" / launched.lease_id).write(machine="")
     seen = colab_provider(real, tmp_path).observe([handle_of(launched)])[0]
-    assert (seen.liveness, seen.detail) == (Liveness.ENDED, "its launch was cut short")
+    assert (seen.liveness, seen.detail) == (Liveness.ENDED, "its launch was interrupted")
     assert not real.machines
 
 
-def test_a_machine_that_falls_silent_is_found_and_stopped_even_where_all_notes_are_lost(real, works, tmp_path):
+def test_a_silent_machine_is_stopped_even_where_all_notes_are_lost(real, tmp_path):
     """What the database knows is enough. Guard: with `gone` said of a silent machine, it was never given back."""
-    works("time.sleep(120)")
     launched = asked(colab_account(real))
-    machine = colab_provider(real, tmp_path).launch(launched)
+    machine = colab_provider(real, tmp_path, code="time.sleep(120)").launch(launched)
     elsewhere = colab_provider(real, tmp_path / "elsewhere")
     handle = Handle(lease_id=launched.lease_id, account=launched.account, external_id=machine)
     real.machines[machine].end()
     seen = elsewhere.observe([handle])[0]
     assert (seen.liveness, seen.detail) == (Liveness.RUNNING, "its Jupyter server does not answer")
-    assert elsewhere.collect(handle) == Leftovers()
+    assert elsewhere.collect_outputs(handle) == SessionOutput()
     elsewhere.stop(handle)
     assert elsewhere.observe([handle])[0].liveness is Liveness.ENDED
 
@@ -390,5 +401,5 @@ def test_colabs_silence_is_believed_for_a_while(provider, colab):
     colab.rules.add(Rule("GET /tun/m/ccu-info", status=500, times=None))
     for _ in range(2):
         with pytest.raises(ProviderUnavailable):
-            provider.room(colab_account(colab))
+            provider.capacity(colab_account(colab))
     assert len([r for r in colab.requests if "ccu-info" in r]) == 1

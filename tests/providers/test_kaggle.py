@@ -11,21 +11,15 @@ import pytest
 from kagglesdk.datasets.types import dataset_api_service as datasets
 from kagglesdk.kernels.types import kernels_api_service as kernels
 
-from orchestrator.ports.providers import LaunchRejected, Leftovers, Liveness, ProviderUnavailable
-from orchestrator.providers.kaggle import KaggleProvider, http, launch, staging
+from orchestrator.ports.providers import LaunchRejected, Liveness, ProviderUnavailable, SessionOutput
+from orchestrator.providers.kaggle import KaggleProvider, http, launch
 from orchestrator.providers.kaggle import kernel as source
-from tests.providers.kernels import (
-    CHECKPOINT,
-    DATA,
-    OpenVault,
-    ended,
-    handle_of,
-    kaggle_account,
-    light_worker,
-    request,
-    slug,
-    until,
-)
+from orchestrator.providers.kaggle.staging import Patience
+from orchestrator.providers.session_records import MAX_OUTBOX
+from orchestrator.testing.environments import driver_env
+from tests.providers.kernels import CHECKPOINT, DATA, ended, handle_of, kaggle_account, request, slug, until
+from worker.shared import wheel
+from worker.shared.messages import Grant, GrantKind
 
 WAIT = "print('up', flush=True); time.sleep(120)"
 KEEP_ALL = """
@@ -77,7 +71,7 @@ for grant in (given["datasets"][0], given["resume"]):
 
 def test_a_t4_offers_what_it_shows(provider):
     """14.56 GiB: jobs that were planned for 14.71 did not fit."""
-    room = provider.room(kaggle_account("alice"))
+    room = provider.capacity(kaggle_account("alice"))
     assert (room.gpu, round(room.memory_bytes / 2**30, 2)) == (True, 14.56)
 
 
@@ -93,7 +87,7 @@ def test_a_machine_without_accelerator_needs_no_quota(provider, kaggle, works):
     works(WAIT)
     kaggle.world.people["alice"].gpu_hours = 0.0
     account = kaggle_account("alice", accelerator="none")
-    assert provider.room(account).hours_left is None
+    assert provider.capacity(account).hours_left is None
     _, handle = _launch(provider, account)
     assert not kaggle.kernel(slug(handle)).gpu
     assert kaggle.world.reserved_s(kaggle.world.people["alice"]) == 0
@@ -112,7 +106,7 @@ def test_data_are_staged_once_and_an_old_checkpoint_goes_with_its_session(provid
     for _ in range(2):
         _, handle = _launch(provider, kaggle_account("alice"), resume=True)
         ended(provider, handle)
-        provider.forget(handle)
+        provider.clean_up(handle)
     assert [slug for _, slug in kaggle.world.datasets] == [f"trainhop-data-{hashlib.sha256(DATA).hexdigest()[:24]}"]
     assert not kaggle.world.kernels
     assert len(kaggle.seen("StartBlobUpload")) == 3  # the data once, a checkpoint for each session
@@ -127,23 +121,22 @@ def test_a_launch_waits_until_kaggle_has_processed_its_files(provider, kaggle, w
     assert "trainhop-data" in list(provider.follow(handle))[1]
 
 
-def test_files_that_take_too_long_are_found_by_the_next_try(provider, kaggle, works, monkeypatch):
+def test_files_that_take_too_long_are_found_by_the_next_try(provider, kaggle, works):
     works(WAIT)
     kaggle.datasets.processing_polls = 2
-    monkeypatch.setattr(staging, "READY_WITHIN_S", 0.0)
+    provider.patience = Patience(ready_within_s=0.0)
     launched = request(kaggle_account("alice"), resume=True)
-    with pytest.raises(ProviderUnavailable, match="still processes"):
+    with pytest.raises(ProviderUnavailable, match="is still processing"):
         provider.launch(launched)
-    monkeypatch.setattr(staging, "READY_WITHIN_S", 60.0)
+    provider.patience = Patience(ready_within_s=60.0)
     assert provider.launch(launched)
     assert len(kaggle.seen("StartBlobUpload")) == 2
 
 
-def test_an_upload_goes_on_where_the_connection_broke(provider, kaggle, works, monkeypatch):
+def test_an_upload_goes_on_where_the_connection_broke(provider, kaggle, works):
     works(WAIT)
-    monkeypatch.setattr("tests.providers.kernels.DATA", DATA * 100_000)
     rule = kaggle.rules.add("PUT /upload", cut_after=1_000_000)
-    _, handle = _launch(provider, kaggle_account("alice"))
+    _, handle = _launch(provider, kaggle_account("alice"), data=DATA * 100_000)
     assert rule.seen == 1
     (dataset,) = kaggle.world.datasets.values()
     (file,) = dataset.folder.iterdir()
@@ -155,12 +148,11 @@ BUSY = {"status": 503, "body": "<html>busy</html>"}
 
 
 @pytest.mark.parametrize("faults", [[{"cut_after": 1_000_000}, {"cut": True}, BUSY], [BUSY], [BUSY | {"done": True}]])
-def test_an_upload_outlasts_breaks_and_a_busy_server(provider, kaggle, works, monkeypatch, faults):
+def test_an_upload_outlasts_breaks_and_a_busy_server(provider, kaggle, works, faults):
     """Guard: a break while asking what had arrived, or one answer of 503, gave up an upload of gigabytes."""
     works(WAIT)
-    monkeypatch.setattr("tests.providers.kernels.DATA", DATA * 100_000)
     rules = [kaggle.rules.add("PUT /upload", **fault) for fault in faults]
-    _, handle = _launch(provider, kaggle_account("alice"))
+    _, handle = _launch(provider, kaggle_account("alice"), data=DATA * 100_000)
     assert all(rule.seen == 1 for rule in rules)
     assert len(kaggle.seen("StartBlobUpload")) == 1
     (dataset,) = kaggle.world.datasets.values()
@@ -169,9 +161,9 @@ def test_an_upload_outlasts_breaks_and_a_busy_server(provider, kaggle, works, mo
     provider.stop(handle)
 
 
-def test_an_upload_that_never_arrives_is_given_up(provider, kaggle, works, monkeypatch):
+def test_an_upload_that_never_arrives_is_given_up(provider, kaggle, works):
     works(WAIT)
-    monkeypatch.setattr(http, "BREAK_S", 0.0)
+    provider.patience = Patience(sleep=lambda _: None)
     rule = kaggle.rules.add("PUT /upload", **BUSY, times=0)
     with pytest.raises(ProviderUnavailable):
         provider.launch(request(kaggle_account("alice")))
@@ -201,8 +193,8 @@ def test_a_push_that_did_not_arrive_is_unknown_for_a_while_and_then_over(provide
     clock.tick(3600)
     seen = provider.observe([handle])[0]
     assert seen.liveness is Liveness.ENDED
-    assert seen.detail.startswith("it was not started: Kaggle cannot be reached to start a session")
-    provider.forget(handle)
+    assert seen.detail.startswith("it was not started: could not reach Kaggle to start a session")
+    provider.clean_up(handle)
 
 
 def test_a_push_that_shows_up_late_is_found_by_its_lease(provider, kaggle, works):
@@ -219,7 +211,7 @@ def test_a_push_that_shows_up_late_is_found_by_its_lease(provider, kaggle, works
 def test_a_push_after_slow_staging_is_waited_for_as_long_as_any_other(provider, kaggle, works, clock):
     """Guard: counted from before the staging its time was over at once, and a kernel that showed up late ran unseen.
 
-    Without the wait in `forget` a delete that came too early for it left it running, too.
+    Without the wait in `clean_up` a delete that came too early for it left it running, too.
     """
     works(WAIT)
     launched = request(kaggle_account("alice"))
@@ -237,17 +229,22 @@ def test_a_push_after_slow_staging_is_waited_for_as_long_as_any_other(provider, 
     assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN
     kaggle.rules.add("DeleteKernel", status=404, reason="Not found", times=0)
     with pytest.raises(ProviderUnavailable, match="may still appear"):
-        provider.forget(handle)
+        provider.clean_up(handle)
     kaggle.rules.clear()
     assert provider.observe([handle])[0].liveness is Liveness.RUNNING
     provider.stop(handle)
 
 
-def test_a_script_that_would_be_too_long_is_refused_with_its_size(provider, works, monkeypatch):
+def test_a_script_that_would_be_too_long_is_refused_with_its_size(provider, works):
     works(WAIT)
-    monkeypatch.setattr(source, "MAX_SOURCE", 1000)
-    with pytest.raises(LaunchRejected, match="1,000 at most"):
-        provider.launch(request(kaggle_account("alice")))
+    launched = request(kaggle_account("alice"))
+    grant = Grant(
+        key="jobs/job-1/f2/aa.safetensors", kind=GrantKind.CHECKPOINT, url="https://store.example/" + "x" * 400
+    )
+    assert launched.assignment is not None
+    many = launched.assignment.model_copy(update={"uploads": (grant,) * 2000})
+    with pytest.raises(LaunchRejected, match="at most 900,000"):
+        provider.launch(dataclasses.replace(launched, assignment=many))
 
 
 def test_the_real_worker_fits(works):
@@ -255,12 +252,12 @@ def test_the_real_worker_fits(works):
     assert len(source.kernel_source(request(kaggle_account("alice")))) < source.MAX_SOURCE / 3
 
 
-def test_only_the_emulators_kernels_see_the_servers_disk(provider, tmp_path, monkeypatch):
+def test_only_the_emulators_kernels_see_the_servers_disk(provider, tmp_path):
     """Removed: `any_folder` in `_room`; a job with a model of this computer was sent to Kaggle until it failed."""
-    real = KaggleProvider(OpenVault(), tmp_path)
-    monkeypatch.setattr(real, "_access", provider._access)
-    assert not real.room(kaggle_account("alice")).any_folder
-    assert provider.room(kaggle_account("alice")).any_folder
+    real = KaggleProvider(driver_env(tmp_path))
+    real._access = provider._access
+    assert not real.capacity(kaggle_account("alice")).any_folder
+    assert provider.capacity(kaggle_account("alice")).any_folder
 
 
 # --- life and end -----------------------------------------------------------------------------------------
@@ -281,12 +278,12 @@ def test_what_a_session_kept_is_collected_by_its_key_and_nothing_else(provider, 
     works(KEEP_ALL)
     _, handle = _launch(provider, kaggle_account("alice"))
     ended(provider, handle)
-    left = provider.collect(handle)
+    left = provider.collect_outputs(handle)
     assert [json.loads(m)["kind"] for m in left.messages] == ["report", "offer"]
     assert {key: path.read_bytes() for key, path in left.files.items()} == {"jobs/job-1/f2/bb.safetensors": b"kept"}
-    assert provider.collect(handle) == left
-    provider.forget(handle)
-    assert provider.collect(handle) == Leftovers()
+    assert provider.collect_outputs(handle) == left
+    provider.clean_up(handle)
+    assert provider.collect_outputs(handle) == SessionOutput()
 
 
 def test_every_page_of_outputs_is_read(provider, works):
@@ -298,7 +295,23 @@ for n in range(450):
 """)
     _, handle = _launch(provider, kaggle_account("alice"))
     ended(provider, handle)
-    assert list(provider.collect(handle).files) == ["jobs/job-1/f2/zz.safetensors"]
+    assert list(provider.collect_outputs(handle).files) == ["jobs/job-1/f2/zz.safetensors"]
+
+
+def test_of_a_huge_outbox_only_the_front_is_taken(provider, works, tmp_path):
+    """Seen failing without the maximum of a download, and with that of reading alone: a kernel filled the server's disk
+    or memory."""
+    works(f"""
+with (keep / "outbox.jsonl").open("wb") as outbox:
+    outbox.write(b"first\\n")
+    outbox.truncate({MAX_OUTBOX + (8 << 20)})
+""")
+    launched, handle = _launch(provider, kaggle_account("alice"))
+    ended(provider, handle)
+    messages = provider.collect_outputs(handle).messages
+    assert messages[0] == "first"
+    assert sum(map(len, messages)) < MAX_OUTBOX
+    assert (tmp_path / "kaggle" / launched.lease_id / "files" / "outbox.jsonl").stat().st_size == MAX_OUTBOX
 
 
 def test_an_error_page_is_not_taken_for_a_file(provider, kaggle, works):
@@ -309,8 +322,8 @@ def test_an_error_page_is_not_taken_for_a_file(provider, kaggle, works):
     kaggle.rules.add("GET /signed", status=500, body="<html>oops</html>")
     for _ in range(2):
         with pytest.raises(ProviderUnavailable):
-            provider.collect(handle)
-    assert len(provider.collect(handle).messages) == 2
+            provider.collect_outputs(handle)
+    assert len(provider.collect_outputs(handle).messages) == 2
 
 
 @pytest.mark.parametrize(
@@ -324,7 +337,7 @@ def test_names_that_lead_elsewhere_are_not_fetched(provider, kaggle, works, cloc
     files = [{"fileName": name, "url": kaggle.endpoint + "/signed/x/y"}]
     kaggle.rules.add("ListKernelSessionOutput", status=200, body={"files": files, "log": "[]"}, times=0)
     clock.tick(3600)
-    assert provider.collect(handle) == Leftovers()
+    assert provider.collect_outputs(handle) == SessionOutput()
 
 
 def test_a_signed_address_elsewhere_is_not_visited(provider, kaggle, works):
@@ -334,8 +347,8 @@ def test_a_signed_address_elsewhere_is_not_visited(provider, kaggle, works):
     ended(provider, handle)
     files = [{"fileName": "outbox.jsonl", "url": "http://169.254.169.254/latest"}]
     kaggle.rules.add("ListKernelSessionOutput", status=200, body={"files": files, "log": ""})
-    with pytest.raises(ProviderUnavailable, match="not its own"):
-        provider.collect(handle)
+    with pytest.raises(ProviderUnavailable, match="on a foreign host"):
+        provider.collect_outputs(handle)
 
 
 @pytest.mark.parametrize("end", ["complete", "error", "killed"])
@@ -349,8 +362,8 @@ def test_files_that_are_not_listed_yet_are_waited_for(provider, kaggle, works, c
     ended(provider, handle)
     kaggle.rules.add("ListKernelSessionOutput", status=200, body={"files": [], "log": ""}, times=1)
     with pytest.raises(ProviderUnavailable, match="yet"):
-        provider.collect(handle)
-    assert len(provider.collect(handle).files) == 1
+        provider.collect_outputs(handle)
+    assert len(provider.collect_outputs(handle).files) == 1
 
 
 def test_files_that_are_never_listed_are_given_up(provider, kaggle, works, clock):
@@ -359,9 +372,9 @@ def test_files_that_are_never_listed_are_given_up(provider, kaggle, works, clock
     ended(provider, handle)
     kaggle.rules.add("ListKernelSessionOutput", status=200, body={"files": [], "log": ""}, times=2)
     with pytest.raises(ProviderUnavailable, match="yet"):
-        provider.collect(handle)
+        provider.collect_outputs(handle)
     clock.tick(3600)
-    assert provider.collect(handle) == Leftovers()
+    assert provider.collect_outputs(handle) == SessionOutput()
 
 
 def test_a_clock_that_was_set_back_waits_for_no_file(provider, kaggle, works, clock):
@@ -370,7 +383,7 @@ def test_a_clock_that_was_set_back_waits_for_no_file(provider, kaggle, works, cl
     _, handle = _launch(provider, kaggle_account("alice"))
     ended(provider, handle)
     clock.tick(-3 * 86_400)
-    assert not provider.collect(handle).files
+    assert not provider.collect_outputs(handle).files
 
 
 def test_a_files_address_that_leads_nowhere_costs_that_file_one_more_try(provider, kaggle, works, clock):
@@ -380,10 +393,10 @@ def test_a_files_address_that_leads_nowhere_costs_that_file_one_more_try(provide
     ended(provider, handle)
     rule = kaggle.rules.add("GET /signed/.*safetensors", status=404, reason="Not found", times=2)
     with pytest.raises(ProviderUnavailable, match="yet"):
-        provider.collect(handle)
+        provider.collect_outputs(handle)
     clock.tick(3600)
     assert rule.seen == 1
-    assert len(provider.collect(handle).messages) == 2  # one that leads nowhere for good keeps no other back
+    assert len(provider.collect_outputs(handle).messages) == 2  # one that leads nowhere for good keeps no other back
 
 
 def test_a_look_into_a_running_session_does_not_end_its_collection(provider, kaggle, works):
@@ -391,10 +404,10 @@ def test_a_look_into_a_running_session_does_not_end_its_collection(provider, kag
     works("print('up', flush=True)\nwhile not (keep / 'go').exists(): time.sleep(0.02)\n" + KEEP_ALL)
     _, handle = _launch(provider, kaggle_account("alice"))
     until(lambda: kaggle.kernel(slug(handle)).events)
-    assert provider.collect(handle) == Leftovers()
+    assert provider.collect_outputs(handle) == SessionOutput()
     (kaggle.kernel(slug(handle)).root / "working" / "go").touch()
     ended(provider, handle)
-    assert len(provider.collect(handle).files) == 1
+    assert len(provider.collect_outputs(handle).files) == 1
 
 
 def test_words_of_a_kernel_that_is_gone_are_those_that_were_kept(provider, kaggle, works, tmp_path):
@@ -404,7 +417,7 @@ def test_words_of_a_kernel_that_is_gone_are_those_that_were_kept(provider, kaggl
     before = list(provider.follow(handle))
     kaggle.sessions.delete(kaggle.world.kernels.pop(("alice", slug(handle))))
     assert list(provider.follow(handle)) == before
-    stranger = KaggleProvider(OpenVault(), tmp_path / "lost-notes", kaggle.endpoint, fresh_s=0.0)
+    stranger = KaggleProvider(driver_env(tmp_path / "lost-notes", endpoint=kaggle.endpoint), fresh_s=0.0)
     assert list(stranger.follow(handle)) == []
 
 
@@ -416,28 +429,26 @@ def test_a_run_that_was_cut_at_its_limit_is_over_with_or_without_files(provider,
     kaggle.kill(slug(handle), outputs=outputs)
     assert "time limit" in ended(provider, handle).detail
     clock.tick(3600)
-    assert len(provider.collect(handle).files) == outputs
+    assert len(provider.collect_outputs(handle).files) == outputs
     assert "up" in list(provider.follow(handle))
 
 
-def test_kaggles_own_limit_ends_what_does_not_end_itself(provider, kaggle, works, monkeypatch):
+def test_kaggles_own_limit_ends_what_does_not_end_itself(provider, kaggle, works):
     works(WAIT)
-    monkeypatch.setattr(launch, "TIMEOUT_OVER_S", 0)
-    kaggle.sessions.time_factor = 0.01
+    kaggle.sessions.time_factor = 0.6 / (60.0 + launch.TIMEOUT_OVER_S)
     _, handle = _launch(provider, kaggle_account("alice"))
     assert "time limit" in ended(provider, handle).detail
 
 
-def test_the_script_ends_a_worker_that_overstays(provider, kaggle, works, monkeypatch):
+def test_the_script_ends_a_worker_that_overstays(provider, kaggle, works):
     """Guard: without its own clock the script would leave the end to Kaggle, which may keep no files."""
-    works(KEEP_ALL + WAIT)
-    monkeypatch.setattr(source, "RUN_OVER_S", 0.0)
-    _, handle = _launch(provider, kaggle_account("alice"), budget_s=1.0)
+    works(KEEP_ALL + WAIT, stop_after_s=1.0)
+    _, handle = _launch(provider, kaggle_account("alice"))
     seen = ended(provider, handle)
     assert seen.failed
     assert seen.detail.startswith("the kernel ended with an error")
-    assert len(provider.collect(handle).files) == 1
-    assert "time is over" in provider.log(handle, 0, 10_000).decode()
+    assert len(provider.collect_outputs(handle).files) == 1
+    assert "time limit is reached" in provider.log(handle, 0, 10_000).decode()
 
 
 def test_a_kernel_that_its_owner_deleted_is_over(provider, kaggle, works, clock):
@@ -448,15 +459,15 @@ def test_a_kernel_that_its_owner_deleted_is_over(provider, kaggle, works, clock)
     seen = provider.observe([handle])[0]
     assert seen.liveness is Liveness.ENDED
     assert "deleted" in seen.detail
-    assert provider.collect(handle) == Leftovers()
+    assert provider.collect_outputs(handle) == SessionOutput()
 
 
 def test_another_server_process_finds_everything_again(provider, kaggle, works, tmp_path):
     works(KEEP_ALL)
     _, handle = _launch(provider, kaggle_account("alice"))
-    again = KaggleProvider(OpenVault(), tmp_path / "kaggle", kaggle.endpoint, fresh_s=0.0)
+    again = KaggleProvider(driver_env(tmp_path / "kaggle", endpoint=kaggle.endpoint), fresh_s=0.0)
     ended(again, handle)
-    assert len(again.collect(handle).files) == 1
+    assert len(again.collect_outputs(handle).files) == 1
 
 
 def test_a_removed_account_holds_nothing_up(provider, works):
@@ -466,14 +477,14 @@ def test_a_removed_account_holds_nothing_up(provider, works):
     removed = handle_of(request(kaggle_account("alice")))
     removed.account.credentials = ""
     assert provider.observe([removed])[0].liveness is Liveness.ENDED
-    assert provider.collect(removed) == Leftovers()
-    provider.forget(removed)
+    assert provider.collect_outputs(removed) == SessionOutput()
+    provider.clean_up(removed)
 
 
 # --- its words --------------------------------------------------------------------------------------------
 
 
-def test_lines_are_read_while_the_session_runs_and_from_the_start_after_a_break(provider, kaggle, works):
+def test_lines_are_read_live_and_from_the_start_after_a_break(provider, kaggle, works):
     works("""
 for n in range(6):
     print(f"line {n}", flush=True)
@@ -489,7 +500,7 @@ time.sleep(120)
         for line in stream:
             heard.append(line)  # noqa: PERF402  what came before the break counts
 
-    with pytest.raises(ProviderUnavailable, match="broke off"):
+    with pytest.raises(ProviderUnavailable, match="was lost"):
         apply_text(provider.follow(handle))
     said = [f"trainhop: kaggle session {kaggle.kernel(slug(handle)).session}", *(f"line {n}" for n in range(6))]
     assert heard == said[: len(heard)]
@@ -502,7 +513,7 @@ time.sleep(120)
     text = provider.log(handle, 0, 10_000).decode()
     assert text.count("line 0") == 1  # read three times, kept once
     assert "not for the server" in text
-    provider.forget(handle)
+    provider.clean_up(handle)
     assert provider.log(handle, 0, 10_000).decode() == text
 
 
@@ -553,7 +564,7 @@ def test_the_emulator_speaks_the_client_librarys_fields(kaggle, provider, works)
     works(KEEP_ALL)
     _, handle = _launch(provider, kaggle_account("alice"), resume=True)
     ended(provider, handle)
-    provider.collect(handle)
+    provider.collect_outputs(handle)
     alice, name = kaggle.world.people["alice"], {"userName": "alice", "kernelSlug": slug(handle)}
     services = kaggle._desk.services
     told = {
@@ -580,11 +591,11 @@ def test_the_emulator_speaks_the_client_librarys_fields(kaggle, provider, works)
 def test_the_packed_worker_is_the_installed_one():
     import base64
     import io
+    import lzma
     import zipfile
 
-    names = zipfile.ZipFile(io.BytesIO(base64.b64decode(source.worker_zip()))).namelist()
+    names = zipfile.ZipFile(io.BytesIO(lzma.decompress(base64.b64decode(source.packed(wheel.build().data))))).namelist()
     assert {"worker/__main__.py", "worker/shared/messages.py", "worker/training/trainer.py"} <= set(names)
-    assert light_worker("") != source.worker_zip()
     assert CHECKPOINT
 
 
@@ -600,17 +611,17 @@ def test_the_packed_worker_is_the_installed_one():
         ("print('nothing of use')", ""),
     ],
 )
-def test_a_kernel_that_failed_is_told_in_its_own_words(provider, kaggle, monkeypatch, code, words):
+def test_a_kernel_that_failed_is_told_in_its_own_words(provider, kaggle, code, words):
     """Guard: without its log's words a person read that the kernel ended with an error, whatever the cause."""
-    monkeypatch.setattr(launch, "kernel_source", lambda request: f"{code}\nraise SystemExit(1)")
+    kaggle.sessions.edit = lambda _: f"{code}\nraise SystemExit(1)"
     _, handle = _launch(provider, kaggle_account("alice"))
     said = f"the kernel ended with an error{': ' if words else ''}{words}"
     for seen in (ended(provider, handle), provider.observe([handle])[0]):
         assert (seen.detail, seen.failed) == (said, True)
 
 
-def test_kaggles_own_words_of_a_failure_are_told_too(provider, kaggle, monkeypatch):
-    monkeypatch.setattr(launch, "kernel_source", lambda request: "raise SystemExit(1)")
+def test_kaggles_own_words_of_a_failure_are_told_too(provider, kaggle):
+    kaggle.sessions.edit = lambda _: "raise SystemExit(1)"
     _, handle = _launch(provider, kaggle_account("alice"))
     kaggle.kernel(slug(handle)).failure = "Your notebook tried to allocate more memory than is available."
     assert ended(provider, handle).detail == (

@@ -1,4 +1,5 @@
-"""The check of a Kaggle account over an emulated Kaggle: what it finds where all is well, and each fault by its name."""
+"""The check of a Kaggle account over an emulated Kaggle: what it finds where all is well, and each fault by its
+name."""
 
 from __future__ import annotations
 
@@ -13,18 +14,17 @@ import pytest
 from orchestrator.adapters.stores.google_drive.client import DriveClient
 from orchestrator.adapters.stores.google_drive.login import read_login
 from orchestrator.adapters.stores.google_drive.store import DriveStore
-from orchestrator.adapters.stores.signed_links import BlobLinks
 from orchestrator.domain.diagnosis import judged
-from orchestrator.ports.diagnosis import CheckOrder, SupportsDiagnosis
-from orchestrator.ports.providers import CredentialsRefused, ProviderUnavailable
+from orchestrator.ports.providers import CheckOrder, CredentialsRefused, ProviderUnavailable, SupportsDiagnosis
 from orchestrator.providers.kaggle import KaggleProvider
 from orchestrator.providers.kaggle.client import Push
 from orchestrator.providers.kaggle.diagnosis import Check, Limits, names
 from orchestrator.services.diagnosis import upload_addresses
+from orchestrator.testing.environments import driver_env, store_env
+from tests.emulators.hub import HubEmulator
+from tests.emulators.hub import checked as checked_repo
 from tests.emulators.kaggle import KaggleEmulator, Person
-from tests.emulators.small_hub import CONTENT, SmallHub
-from tests.providers.kernels import OpenVault, kaggle_account
-from tests.stores.conftest import MemoryIds
+from tests.providers.kernels import kaggle_account
 from worker.doctor import outcome
 from worker.shared import causes
 from worker.shared.messages import sign_line
@@ -56,7 +56,7 @@ def make(tmp_path):
         emulator = KaggleEmulator(tmp_path / "emulator", people, environment=found, **more)
         emulator.sessions.warning_s = warning_s
         built.append(emulator)
-        provider = KaggleProvider(OpenVault(), tmp_path / "kaggle", emulator.endpoint, fresh_s=0.0)
+        provider = KaggleProvider(driver_env(tmp_path / "kaggle", endpoint=emulator.endpoint), fresh_s=0.0)
         provider.limits = FAST
         return emulator, provider
 
@@ -99,7 +99,7 @@ def test_all_is_well_with_what_is_known_from_outside(make) -> None:
     assert 0 < ending["signal_before_end_s"] < 4
     assert found[outcome.LOG]["data"]["kept_share"] == 1.0
     assert found[outcome.INPUTS]["data"]["layout"] == "nested"
-    assert "not asked here" in found[outcome.DRIVE_SIGN_IN]["words"]
+    assert "only of a check in a notebook" in found[outcome.DRIVE_SIGN_IN]["words"]
     assert not kaggle.world.kernels
     assert not kaggle.world.datasets
     assert not any(s.said.get("machineShape") for s in kaggle.seen("SaveKernel"))  # no GPU quota is touched
@@ -114,7 +114,7 @@ def test_all_is_well_with_the_training_set(make) -> None:
     found = checked(provider, *wanted)
     assert asked(found) == dict.fromkeys(wanted, "ok"), found
     assert len(found[outcome.TRAINING]["data"]["losses"]) == 4
-    assert "the nearest that a CPU can do" in found[outcome.EQUAL_BYTES]["words"]
+    assert "the closest that a CPU supports" in found[outcome.EQUAL_BYTES]["words"]
     assert "gloo" in found[outcome.ALL_REDUCE]["words"]
 
 
@@ -153,7 +153,7 @@ def test_a_machine_on_which_two_runs_differ(make, tmp_path) -> None:
     provider.limits = replace(FAST, answer_s=500.0, probe_s=400.0)
     found = checked(provider, outcome.EQUAL_BYTES)
     assert asked(found) == {outcome.EQUAL_BYTES: "failed"}
-    assert "two runs of the same steps ended in different bytes" in found[outcome.EQUAL_BYTES]["words"]
+    assert "two runs of the same steps gave different bytes" in found[outcome.EQUAL_BYTES]["words"]
     assert "may end in other bytes than an unbroken one" in found[outcome.EQUAL_BYTES]["remedy"]
 
 
@@ -169,10 +169,8 @@ def test_files_that_are_not_kept_after_the_time_limit(make) -> None:
     _, provider = make(outputs_after_kill=False)
     found = checked(provider, outcome.TIME_LIMIT)
     assert asked(found) == {outcome.TIME_LIMIT: "failed"}
-    assert "its files cannot be had afterwards" in found[outcome.TIME_LIMIT]["words"]
-    assert (
-        "files are not kept after the time limit: checkpoints must go to Drive" in found[outcome.TIME_LIMIT]["remedy"]
-    )
+    assert "its files cannot be downloaded afterwards" in found[outcome.TIME_LIMIT]["words"]
+    assert "files are lost at the time limit: store checkpoints in Drive" in found[outcome.TIME_LIMIT]["remedy"]
 
 
 def test_a_time_limit_that_is_not_obeyed(make) -> None:
@@ -180,7 +178,7 @@ def test_a_time_limit_that_is_not_obeyed(make) -> None:
     provider.limits = replace(FAST, limit_s=1.0, over_s=2.0)
     found = checked(provider, outcome.TIME_LIMIT)
     assert asked(found) == {outcome.TIME_LIMIT: "failed"}
-    assert "a session with a limit of 1 s still ran" in found[outcome.TIME_LIMIT]["words"]
+    assert "a session with a limit of 1 s was still running" in found[outcome.TIME_LIMIT]["words"]
 
 
 def test_a_cancel_that_is_refused(make) -> None:
@@ -195,7 +193,7 @@ def test_a_cancel_that_is_refused(make) -> None:
 def test_a_session_that_does_not_know_its_id(make) -> None:
     _, provider = make({"KAGGLE_CONTAINER_NAME": "another-scheme"})
     found = checked(provider, outcome.CANCEL)
-    assert "does not know its session's id" in found[outcome.CANCEL]["words"]
+    assert "has no session id" in found[outcome.CANCEL]["words"]
 
 
 def test_files_that_are_not_kept_after_a_cancel(make) -> None:
@@ -203,7 +201,7 @@ def test_files_that_are_not_kept_after_a_cancel(make) -> None:
     kaggle.sessions.outputs_after_cancel = False
     found = checked(provider, outcome.CANCEL)
     assert asked(found) == {outcome.CANCEL: "failed"}
-    assert "files are not kept after a cancel" in found[outcome.CANCEL]["remedy"]
+    assert "files are lost after a cancel" in found[outcome.CANCEL]["remedy"]
 
 
 def test_a_log_that_is_cut(make) -> None:
@@ -211,7 +209,7 @@ def test_a_log_that_is_cut(make) -> None:
     kaggle.world.kept_events = 40
     found = checked(provider, outcome.LOG)
     assert asked(found) == {outcome.LOG: "failed"}
-    assert "long logs are cut" in found[outcome.LOG]["remedy"]
+    assert "long logs are truncated" in found[outcome.LOG]["remedy"]
     assert found[outcome.LOG]["data"]["kept_share"] < 0.9
 
 
@@ -225,18 +223,18 @@ def test_a_log_that_comes_at_the_end(make) -> None:
 
 
 def test_a_hub_whose_xet_hangs(make) -> None:
-    with SmallHub(xet_hangs=True) as hub:
-        _, provider = make({"HF_ENDPOINT": hub.url})
+    with HubEmulator(checked_repo(xet=True)) as hub:
+        _, provider = make({"HF_ENDPOINT": hub.endpoint})
         provider.limits = replace(FAST, hub_s=8.0)
         found = checked(provider, outcome.HUB)
     assert asked(found) == {outcome.HUB: "failed"}
-    assert found[outcome.HUB]["words"] == "by Xet: nothing came within 8 s"
-    assert found[outcome.HUB]["data"]["http"]["bytes"] == len(CONTENT)
+    assert found[outcome.HUB]["words"] == "by Xet: no data within 8 s"
+    assert found[outcome.HUB]["data"]["http"]["bytes"] == 7000
 
 
 def test_a_hub_that_gives_a_file_both_ways(make) -> None:
-    with SmallHub() as hub:
-        _, provider = make({"HF_ENDPOINT": hub.url})
+    with HubEmulator(checked_repo()) as hub:
+        _, provider = make({"HF_ENDPOINT": hub.endpoint})
         found = checked(provider, outcome.HUB)
     assert asked(found) == {outcome.HUB: "ok"}, found
 
@@ -252,7 +250,7 @@ def test_a_machine_without_internet(make) -> None:
 def test_uploads_that_need_or_do_not_need_a_sign_in(make, drive, anonymous: bool) -> None:
     _, provider = make()
     client = DriveClient(read_login(json.dumps(drive.authorized_user()), drive.url), drive.url, on_trouble=print)
-    store = DriveStore(client, MemoryIds(), BlobLinks(str, b"key"), "Trainhop 1")
+    store = DriveStore(store_env(), client=client)
     with contextlib.closing(store):
         addresses = upload_addresses(store, ["checks/1", "checks/2"])
     drive.anonymous = anonymous
@@ -313,7 +311,7 @@ def test_a_kernel_that_dies_is_told_with_its_last_words(make) -> None:
 def test_an_account_that_cannot_start_anything_says_so(make) -> None:
     kaggle, provider = make()
     kaggle.world.people["alice"].phone_verified = False
-    with pytest.raises(CredentialsRefused, match="verify its phone number"):
+    with pytest.raises(CredentialsRefused, match="Verify its phone number"):
         checked(provider, outcome.INPUTS)
     order = CheckOrder(id="check-1", token="a-check-token", gpu=False)
     provider.clear_check(ALICE, order.id)

@@ -1,16 +1,21 @@
-"""The packages of a Kaggle account's sessions: made once by a CPU kernel, attached where it is complete, never in the way."""
+"""The packages of a Kaggle account's sessions: made once by a CPU kernel, attached where it is complete, never in the
+way."""
 
 import re
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from structlog.testing import capture_logs
 
-from orchestrator.providers.kaggle import KaggleProvider, package_set
-from orchestrator.providers.kaggle.launch import UNSURE_S
-from orchestrator.providers.kaggle.package_set import AGAIN_AFTER_S, MAX_S, set_slug
-from tests.providers.kernels import OpenVault, ended, handle_of, kaggle_account, request, slug, until
+from orchestrator.providers.kaggle import KaggleProvider, driver, package_set
+from orchestrator.providers.kaggle.launch import UNSURE_S, KernelPlace
+from orchestrator.providers.kaggle.package_set import AGAIN_AFTER_S, MAX_S, PackageSet, set_slug
+from orchestrator.providers.kaggle.records import AccountNotes
+from orchestrator.testing.environments import driver_env
+from tests.providers.kernels import ended, handle_of, kaggle_account, request, slug, until
 
 MAKES = "open('trainhop-packages.bin', 'wb').write(b'packages')"
 WAITS = "import time; time.sleep(120)"
@@ -26,7 +31,7 @@ def packs(monkeypatch):
     """`packs(code)`: the kernel that prepares the packages is these lines."""
 
     def carry(code):
-        monkeypatch.setattr(package_set, "packages_source", lambda: code)
+        monkeypatch.setattr(package_set, "packages_source", lambda: code)  # the real kernel installs for minutes
 
     carry(MAKES)
     return carry
@@ -75,20 +80,20 @@ def test_it_takes_no_gpu_session_and_no_gpu_hours(provider, kaggle, works, packs
         _launch(provider)
     alice = kaggle.world.people["alice"]
     assert (len(kaggle.world.live(alice, gpu=True)), len(kaggle.world.live(alice, gpu=False))) == (2, 1)
-    assert provider.room(kaggle_account("alice")).slots == 2
+    assert provider.capacity(kaggle_account("alice")).slots == 2
 
 
 def test_it_takes_one_of_the_cpu_sessions_while_it_runs(provider, kaggle, works, packs):
     """Guard: without `_prepares` in `_room` the fifth session was refused at its push."""
     works("print('done', flush=True)")
     packs(WAITS)
-    assert provider.room(kaggle_account("alice", accelerator="none")).slots == 5
+    assert provider.capacity(kaggle_account("alice", accelerator="none")).slots == 5
     _launch(provider, accelerator="none")
-    assert provider.room(kaggle_account("alice", accelerator="none")).slots == 4
+    assert provider.capacity(kaggle_account("alice", accelerator="none")).slots == 4
     kaggle.kill(set_slug())
     _made(kaggle)
     _launch(provider, accelerator="none")
-    assert provider.room(kaggle_account("alice", accelerator="none")).slots == 5
+    assert provider.capacity(kaggle_account("alice", accelerator="none")).slots == 5
 
 
 REFUSALS = [
@@ -135,7 +140,7 @@ def test_two_launches_at_once_start_it_once(provider, kaggle, works, packs):
     assert len(_pushes(kaggle)) == 1
 
 
-def test_one_that_failed_is_told_with_its_words_and_started_anew_on_another_day(provider, kaggle, works, packs, clock):
+def test_one_that_failed_is_told_and_started_anew_on_another_day(provider, kaggle, works, packs, clock):
     """Guard: without the wait every launch started it again."""
     works("print('done', flush=True)")
     packs("print('trainhop: cannot start: the index does not answer', flush=True); raise SystemExit(1)")
@@ -168,7 +173,7 @@ def test_one_that_hangs_is_replaced_on_another_day(provider, kaggle, works, pack
 def test_another_servers_kernel_at_work_is_left_alone(provider, kaggle, works, packs, tmp_path):
     works("print('done', flush=True)")
     packs(WAITS)
-    other = KaggleProvider(OpenVault(), tmp_path / "other", kaggle.endpoint, fresh_s=0.0)
+    other = KaggleProvider(driver_env(tmp_path / "other", endpoint=kaggle.endpoint), fresh_s=0.0)
     _done(other)
     _done(provider)
     assert len(_pushes(kaggle)) == 1
@@ -179,8 +184,11 @@ def test_an_old_set_is_deleted_once_the_new_one_is_complete(provider, kaggle, wo
     works(FINDS)
     _done(provider)
     old = _made(kaggle)
-    monkeypatch.setattr(package_set, "set_slug", lambda: "trainhop-packages-0123456789ab")
-    monkeypatch.setattr("orchestrator.providers.kaggle.driver.set_slug", package_set.set_slug)
+    name = "trainhop-packages-0123456789ab"
+    monkeypatch.setattr(package_set, "set_slug", lambda: name)  # only another release has another set
+
+    monkeypatch.setattr(driver, "set_slug", lambda: name)  # the same name, where the driver has imported it
+
     _done(provider)
     new = kaggle.kernel("trainhop-packages-0123456789ab")
     until(lambda: not new.is_live)
@@ -223,3 +231,33 @@ def test_an_account_may_have_every_session_install_its_packages(provider, kaggle
     works(FINDS)
     assert _done(provider, packages="each") == [""]
     assert not _pushes(kaggle)
+
+
+class _Slow(AccountNotes):
+    """Notes that let somebody else in between reading and writing, if the lock lets them."""
+
+    def __init__(self, folder, on_read):
+        super().__init__(folder)
+        self._on_read = [on_read]
+
+    def read(self):
+        noted = super().read()
+        if self._on_read:
+            self._on_read.pop()()
+        return noted
+
+
+def test_of_two_that_look_at_once_one_is_told_to_start_it(tmp_path):
+    """Guard: without the lock in `_is_due` both had read before either had written, and the kernel was started
+    twice."""
+    place = cast("KernelPlace", SimpleNamespace(slug="a-set"))
+    with ThreadPoolExecutor(1) as pool:
+        others = []
+
+        def let_in():
+            others.append(pool.submit(looks._is_due, None))
+            wait(others, 0.3)  # with the lock it cannot be done yet
+
+        looks = PackageSet(place=place, notes=_Slow(tmp_path, let_in), now=1_000_000.0)
+        assert looks._is_due(None) is True
+        assert others[0].result() is False

@@ -1,38 +1,38 @@
-"""What Kaggle refuses, and the nonsense that comes in an answer's place: words for a person, the right retry, no secret."""
+"""What Kaggle refuses, and the nonsense that comes in an answer's place: words for a person, the right retry, no
+secret."""
 
 import dataclasses
 import json
-import time
 from datetime import UTC, datetime
-from types import SimpleNamespace
 
 import pytest
-from pydantic import ValidationError
 
 from orchestrator.config import Settings
 from orchestrator.ports.providers import (
     CredentialsRefused,
     LaunchRejected,
-    Leftovers,
     Liveness,
     ProviderUnavailable,
     QuotaExhausted,
+    SessionOutput,
 )
 from orchestrator.providers.kaggle import KaggleProvider, staging
 from orchestrator.providers.kaggle.driver import MARGIN_S
+from orchestrator.providers.kaggle.settings import KaggleSettings
+from orchestrator.providers.kaggle.staging import Patience
+from orchestrator.testing.environments import OpenVault, driver_env
 from tests.emulators.kaggle import KaggleEmulator, Person
-from tests.providers.kernels import OpenVault, handle_of, kaggle_account, request, slug, until
+from tests.providers.kernels import handle_of, kaggle_account, request, slug, until
 
 WAIT = "print('up', flush=True); time.sleep(120)"
 CANARY = "KGAT_canary_f00dfeed"
-
 
 # --- no room ----------------------------------------------------------------------------------------------
 
 
 def test_room_tells_hours_and_when_they_start_anew(provider, kaggle):
     kaggle.world.people["alice"].used_s = 3600.0
-    room = provider.room(kaggle_account("alice"))
+    room = provider.capacity(kaggle_account("alice"))
     assert room.slots == 2
     assert room.hours_left == pytest.approx(29.0 - MARGIN_S / 3600)
     assert room.hours_total == 30.0
@@ -46,12 +46,12 @@ def test_a_session_with_all_that_is_left_ends_within_it(provider, kaggle, works)
     works(WAIT)
     kaggle.world.people["alice"].gpu_hours = 1.0
     account = kaggle_account("alice")
-    launched = request(account, budget_s=provider.room(account).hours_left * 3600)
+    launched = request(account, budget_s=provider.capacity(account).hours_left * 3600)
     handle = handle_of(launched, provider.launch(launched))
     assert kaggle.kernel(slug(handle)).timeout_s < 3600.0
     provider.stop(handle)
     kaggle.world.people["alice"].used_s = 3600.0 - 60.0
-    assert provider.room(account).hours_left == 0
+    assert provider.capacity(account).hours_left == 0
 
 
 def test_no_session_asks_for_more_than_is_left(provider, kaggle, works):
@@ -68,26 +68,26 @@ def test_no_session_asks_for_more_than_is_left(provider, kaggle, works):
 def test_a_quota_of_nothing_is_left_out_of_kaggles_answer(provider, kaggle, said):
     """Guard: without a 0 for what is left out no room was known, not even that of machines without GPU."""
     kaggle.rules.add("QuotaStatistics", status=200, body=said, times=0)
-    room = provider.room(kaggle_account("alice"))
+    room = provider.capacity(kaggle_account("alice"))
     assert (room.hours_left, room.hours_total) == (0.0, 0.0)
-    assert provider.room(kaggle_account("bob", accelerator="none")).slots == 5
+    assert provider.capacity(kaggle_account("bob", accelerator="none")).slots == 5
 
 
 def test_hours_set_aside_for_running_sessions_are_not_offered_twice(provider, works):
     works(WAIT)
     account = kaggle_account("alice")
-    before = provider.room(account).hours_left
+    before = provider.capacity(account).hours_left
     provider.launch(request(account, budget_s=3600.0))
-    room = provider.room(account)
+    room = provider.capacity(account)
     assert room.slots == 2  # our own lease is not deducted here
     assert room.hours_left < before - 0.9
 
 
 def test_a_session_that_the_owner_runs_by_hand_takes_up_room(provider, kaggle, works, tmp_path):
     works(WAIT)
-    by_hand = KaggleProvider(OpenVault(), tmp_path / "by-hand", kaggle.endpoint)
+    by_hand = KaggleProvider(driver_env(tmp_path / "by-hand", endpoint=kaggle.endpoint))
     by_hand.launch(request(kaggle_account("alice")))
-    assert provider.room(kaggle_account("alice")).slots == 1
+    assert provider.capacity(kaggle_account("alice")).slots == 1
 
 
 def test_the_third_session_waits_for_the_first_two(provider, kaggle, works, clock):
@@ -105,7 +105,7 @@ def test_used_up_hours_close_the_account_until_they_start_anew(provider, kaggle,
     works(WAIT)
     account = kaggle_account("alice")
     kaggle.world.people["alice"].used_s = 30 * 3600.0
-    room = provider.room(account)
+    room = provider.capacity(account)
     assert room.hours_left == 0
     with pytest.raises(QuotaExhausted, match=r"30\.00 hours") as refused:
         provider.launch(request(account))
@@ -155,7 +155,7 @@ def test_an_upload_that_kaggle_has_forgotten_is_sent_again(provider, kaggle, wor
 def test_an_unverified_phone_is_said_with_its_remedy(provider, kaggle, works):
     works(WAIT)
     kaggle.world.people["alice"].phone_verified = False
-    with pytest.raises(CredentialsRefused, match="verify its phone number"):
+    with pytest.raises(CredentialsRefused, match="Verify its phone number"):
         provider.launch(request(kaggle_account("alice")))
 
 
@@ -166,8 +166,8 @@ def test_a_revoked_token_shuts_the_account_in_words(provider, kaggle, works):
     handle = handle_of(launched, provider.launch(launched))
     kaggle.world.people["alice"].revoked = True
     with pytest.raises(CredentialsRefused, match="does not accept the stored token"):
-        provider.room(account)
-    with pytest.raises(CredentialsRefused, match="make a new one"):
+        provider.capacity(account)
+    with pytest.raises(CredentialsRefused, match="Create a new one"):
         provider.launch(request(account))
     assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN  # it may well be running
     with pytest.raises(CredentialsRefused):
@@ -193,7 +193,7 @@ def test_a_token_and_an_older_key_are_one_login(provider, kaggle):
     kaggle.world.people["bob"].name = "Bob"
     assert provider.login(dataclasses.replace(by_token, id="entered-anew")) == "bob"
     kaggle.world.people["bob"].revoked = True
-    with pytest.raises(CredentialsRefused, match="make a new one"):
+    with pytest.raises(CredentialsRefused, match="Create a new one"):
         provider.login(dataclasses.replace(by_token, id="entered-again"))
 
 
@@ -225,7 +225,7 @@ def test_an_account_without_a_token_is_shut(provider):
     account = kaggle_account("alice")
     account.credentials = ""
     with pytest.raises(CredentialsRefused, match="no Kaggle token"):
-        provider.room(account)
+        provider.capacity(account)
 
 
 # --- later, or never ----------------------------------------------------------------------------------------
@@ -238,15 +238,15 @@ def test_a_pause_that_kaggle_asks_for_is_kept(provider, kaggle, works, clock):
     rule = kaggle.rules.add(
         "QuotaStatistics", status=429, reason="Too many requests", headers={"Retry-After": "77"}, times=0
     )
-    room = provider.room(account)
-    assert "asks for a pause" in room.closed_reason
+    room = provider.capacity(account)
+    assert "rate limit is reached" in room.closed_reason
     assert room.open_at == clock.now() + 77
-    provider.room(account)
+    provider.capacity(account)
     assert rule.seen == 1
     kaggle.rules.add(
         "SaveKernel", status=429, body={"error": {"code": 429, "message": "slow"}}, headers={"Retry-After": "5"}
     )
-    with pytest.raises(QuotaExhausted, match="pause") as refused:
+    with pytest.raises(QuotaExhausted, match=r"rate limit is reached \(slow\)") as refused:
         provider.launch(request(account))
     assert refused.value.until == clock.now() + 5
 
@@ -267,14 +267,14 @@ def test_a_pause_may_be_told_as_a_date_and_has_an_end(provider, kaggle, clock, s
     """Guard: a date was not understood, and "inf" closed the account for as long as the server ran."""
     headers = {"Retry-After": said, "Date": "Wed, 25 Nov 2026 12:00:00 GMT"}
     kaggle.rules.add("QuotaStatistics", status=429, reason="Too many requests", headers=headers)
-    assert provider.room(kaggle_account("alice")).open_at == clock.now() + asked_s
+    assert provider.capacity(kaggle_account("alice")).open_at == clock.now() + asked_s
 
 
-def test_a_pause_while_files_are_processed_throws_none_of_them_away(provider, kaggle, works, monkeypatch):
+def test_a_pause_while_files_are_processed_throws_none_of_them_away(provider, kaggle, works):
     """Guard: taken for a refused launch it deleted the checkpoint that had just been sent."""
     works(WAIT)
     slept: list[float] = []
-    monkeypatch.setattr(staging, "time", SimpleNamespace(monotonic=time.monotonic, sleep=slept.append))
+    provider.patience = Patience(sleep=slept.append)
     headers = {"Retry-After": "7"}
     rule = kaggle.rules.add("GetDatasetStatus", status=429, reason="Too many requests", headers=headers, skip=3)
     assert provider.launch(request(kaggle_account("alice"), resume=True))
@@ -313,6 +313,45 @@ def test_a_dataset_that_kaggle_cannot_process_is_sent_again(provider, kaggle, wo
     assert len(kaggle.seen("CreateDataset")) == 2
 
 
+def test_a_dataset_that_is_never_ready_is_made_anew_under_another_name(provider, kaggle, works):
+    """Guard: without `spoil`, every launch waited for the same dataset again, for ever."""
+    works(WAIT)
+    provider.patience = Patience(ready_within_s=0.0, sleep=lambda _: None)
+    kaggle.rules.add("GetDatasetStatus", status=200, body={"status": "BLOBS_RECEIVED"}, skip=1, times=3)
+    for _ in range(2):
+        with pytest.raises(ProviderUnavailable, match="still processing"):
+            provider.launch(request(kaggle_account("alice")))
+    provider.patience = Patience(sleep=lambda _: None)
+    assert provider.launch(request(kaggle_account("alice")))
+    (slug,) = (slug for _, slug in kaggle.world.datasets)
+    assert slug.endswith("-2")
+    (kernel,) = kaggle.world.kernels.values()
+    assert kernel.datasets == [f"alice/{slug}"]
+
+
+def test_a_name_that_a_deleted_dataset_keeps_is_given_up(provider, kaggle, works):
+    """Guard: without `_TAKEN` it was refused at every launch."""
+    works(WAIT)
+    taken = {"error": 'The requested title "x" is already in use by a dataset. Please choose another title.'}
+    kaggle.rules.add("CreateDataset", status=200, body=taken)
+    with pytest.raises(LaunchRejected, match="already in use"):
+        provider.launch(request(kaggle_account("alice")))
+    assert provider.launch(request(kaggle_account("alice")))
+    assert len(kaggle.seen("StartBlobUpload")) == 1
+    assert all(slug.endswith("-2") for _, slug in kaggle.world.datasets)
+
+
+def test_a_refusal_that_mentions_tokens_costs_no_upload_each_time(provider, kaggle, works):
+    """Guard: with every token forgotten that a refusal mentions, the file was sent at each try."""
+    works(WAIT)
+    full = {"error": "Too many blob tokens in use on this account"}
+    kaggle.rules.add("CreateDataset", status=200, body=full, times=6)
+    for _ in range(6):
+        with pytest.raises(LaunchRejected, match="blob tokens"):
+            provider.launch(request(kaggle_account("alice")))
+    assert len(kaggle.seen("StartBlobUpload")) <= 3
+
+
 NONSENSE = [
     {"status": 503, "body": "<html>Service Unavailable</html>"},
     {"status": 200, "body": "<html>Sign in to your network</html>"},
@@ -332,7 +371,7 @@ def test_nonsense_is_no_death_and_no_crash(provider, kaggle, works, fault):
     handle = handle_of(launched, provider.launch(launched))
     kaggle.rules.add("QuotaStatistics|SessionStatus", **fault, times=0)
     with pytest.raises(ProviderUnavailable) as said:
-        provider.room(account)
+        provider.capacity(account)
     assert "KGAT" not in str(said.value)
     assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN
     with pytest.raises(ProviderUnavailable):
@@ -349,7 +388,8 @@ def _denied(kaggle, permission):
 
 
 def test_a_kernel_that_kaggle_denies_access_to_is_not_there(provider, kaggle, works):
-    """Guard: without `absent` in `_look`, `collect`, `follow` and `_delete` its lease was never over, nor forgotten."""
+    """Guard: without `absent` in `_look`, `collect_outputs`, `follow` and `_delete` its lease was never over, nor
+    forgotten."""
     works("print('up', flush=True)")
     launched = request(kaggle_account("alice"), resume=True)
     handle = handle_of(launched, provider.launch(launched))
@@ -360,10 +400,10 @@ def test_a_kernel_that_kaggle_denies_access_to_is_not_there(provider, kaggle, wo
     assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN  # it was pushed a moment ago
     provider._notebook.write(launched.lease_id, unsure_until=0.0)
     assert "deleted" in provider.observe([handle])[0].detail
-    assert provider.collect(handle) == Leftovers()
+    assert provider.collect_outputs(handle) == SessionOutput()
     kaggle.rules.clear()
     _denied(kaggle, "datasets.delete")
-    provider.forget(handle)
+    provider.clean_up(handle)
 
 
 def seen_running(provider, works):
@@ -382,7 +422,7 @@ def test_another_denial_says_nothing_of_a_kernel(provider, kaggle, works, permis
     _denied(kaggle, permission)
     assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN
     with pytest.raises(ProviderUnavailable):
-        provider.forget(handle)
+        provider.clean_up(handle)
 
 
 def test_a_token_of_somebody_else_sees_no_kernel_and_ends_none(provider, kaggle, works):
@@ -391,7 +431,7 @@ def test_a_token_of_somebody_else_sees_no_kernel_and_ends_none(provider, kaggle,
     launched.account.credentials = OpenVault().seal("KGAT_bob")
     assert provider.observe([handle])[0].liveness is Liveness.UNKNOWN
     with pytest.raises(ProviderUnavailable):
-        provider.forget(handle)
+        provider.clean_up(handle)
 
 
 def test_a_state_that_is_not_known_is_not_death(provider, kaggle, works):
@@ -401,20 +441,17 @@ def test_a_state_that_is_not_known_is_not_death(provider, kaggle, works):
     handle = handle_of(launched, provider.launch(launched))
     kaggle.rules.add("SessionStatus", status=200, body={"status": "HIBERNATING"})
     seen = provider.observe([handle])[0]
-    assert (seen.liveness, seen.detail) == (
-        Liveness.UNKNOWN,
-        "Kaggle says HIBERNATING, which this version does not know",
-    )
+    assert (seen.liveness, seen.detail) == (Liveness.UNKNOWN, "Kaggle reports the unknown state HIBERNATING")
 
 
 def test_silence_is_asked_about_once_and_not_in_every_round(kaggle, works, tmp_path):
     works(WAIT)
-    provider = KaggleProvider(OpenVault(), tmp_path / "kaggle", kaggle.endpoint, fresh_s=3600.0)
+    provider = KaggleProvider(driver_env(tmp_path / "kaggle", endpoint=kaggle.endpoint), fresh_s=3600.0)
     account = kaggle_account("alice")
     rule = kaggle.rules.add("QuotaStatistics", cut=True, times=0)
     for _ in range(3):
         with pytest.raises(ProviderUnavailable):
-            provider.room(account)
+            provider.capacity(account)
     assert rule.seen == 1
 
 
@@ -445,7 +482,7 @@ def test_two_accounts_work_in_one_process_whatever_its_environment_says(provider
     for account in (alice, bob):
         launched = request(account)
         handle = handle_of(launched, provider.launch(launched))
-        assert provider.room(account).slots
+        assert provider.capacity(account).slots
         assert kaggle.kernel(slug(handle)).owner == account.config["username"]
         provider.stop(handle)
     assert {s.account for s in kaggle._desk.seen if s.request != "IntrospectToken"} == {"alice", "bob"}
@@ -455,12 +492,12 @@ def test_a_credential_is_nowhere_but_in_the_header(tmp_path, works, clock):
     """Kernel source, datasets, logs, outputs, notes: none of them may hold the account's token."""
     works("import os; print(dict(os.environ), flush=True); (keep / 'outbox.jsonl').write_text(json.dumps(ticket))")
     with KaggleEmulator(tmp_path / "emulator", [Person(name="alice", token=CANARY)]) as kaggle:
-        provider = KaggleProvider(OpenVault(), tmp_path / "kaggle", kaggle.endpoint, fresh_s=0.0, now=clock.now)
+        provider = KaggleProvider(driver_env(tmp_path / "kaggle", endpoint=kaggle.endpoint, clock=clock), fresh_s=0.0)
         launched = request(kaggle_account("alice", CANARY), resume=True)
         handle = handle_of(launched, provider.launch(launched))
         until(lambda: provider.observe([handle])[0].liveness is Liveness.ENDED)
         assert CANARY not in kaggle.kernel(slug(handle)).source
-        assert provider.collect(handle).messages
+        assert provider.collect_outputs(handle).messages
         asked = [s.said for s in kaggle._desk.seen if s.request != "IntrospectToken"]  # which asks whose it is
         told = "\n".join(provider.follow(handle)) + json.dumps(asked)
         files = [p for p in tmp_path.rglob("*") if p.is_file()]
@@ -484,5 +521,5 @@ def test_kaggles_words_are_cleaned_of_secrets_and_control_characters(provider, k
     "url", ["https://www.kaggle.com", "http://10.0.0.1:80", "http://127.0.0.1.evil.org", "ftp://127.0.0.1"]
 )
 def test_the_endpoint_is_of_this_computer_or_refused(url):
-    with pytest.raises(ValidationError, match="on this computer"):
-        Settings(kaggle_endpoint=url)
+    with pytest.raises(ValueError, match=r"^TRAINHOP_KAGGLE_ENDPOINT: must be .* on this computer"):
+        Settings(drivers={"kaggle": {"endpoint": url}}).of_driver("kaggle", KaggleSettings)

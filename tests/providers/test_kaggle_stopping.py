@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from orchestrator.ports.providers import Leftovers, Liveness, ProviderUnavailable
+from orchestrator.ports.providers import Liveness, ProviderUnavailable, SessionOutput
 from orchestrator.providers.kaggle.stopping import CANCELLED, OBEYED_WITHIN_S, SAVING_S, session_id
 from tests.providers.kernels import ended, handle_of, kaggle_account, request, slug, until
 
@@ -40,9 +40,9 @@ def test_a_session_that_is_stopped_keeps_its_files_until_it_is_forgotten(provide
     provider.stop(handle)
     assert ended(provider, handle).detail == CANCELLED
     assert (kernel.status, kernel.deleted) == ("CANCEL_ACKNOWLEDGED", False)
-    assert [path.read_bytes() for path in provider.collect(handle).files.values()] == [b"kept"]
+    assert [path.read_bytes() for path in provider.collect_outputs(handle).files.values()] == [b"kept"]
     assert _reserved_s(kaggle) == 0
-    provider.forget(handle)
+    provider.clean_up(handle)
     assert kernel.deleted
     assert [s.said for s in kaggle.seen("CancelKernelSession")] == [{"kernelSessionId": kernel.session}]
 
@@ -56,14 +56,14 @@ def test_one_that_hangs_in_running_is_cancelled_and_its_files_collected(provider
     assert _reserved_s(kaggle) > 0
     provider.stop(handle)
     ended(provider, handle)
-    assert len(provider.collect(handle).files) == 1
+    assert len(provider.collect_outputs(handle).files) == 1
     assert _reserved_s(kaggle) == 0
 
 
 def test_one_that_obeys_no_cancel_is_deleted_after_its_words_are_kept(provider, kaggle, running, clock):
     """Guard: without a limit for the cancel it would go on taking up a session and GPU hours."""
     handle, kernel = running()
-    kernel.deaf = True
+    kernel.ignores_cancel = True
     for wait_s in (0.0, OBEYED_WITHIN_S - 1.0):
         clock.tick(wait_s)
         provider.stop(handle)
@@ -74,7 +74,7 @@ def test_one_that_obeys_no_cancel_is_deleted_after_its_words_are_kept(provider, 
     seen = provider.observe([handle])[0]
     assert (seen.liveness, seen.detail) == (
         Liveness.ENDED,
-        "stopped by deleting its kernel (Kaggle did not obey a cancel within 5 minutes)",
+        "stopped by deleting its kernel (Kaggle did not cancel it within 5 minutes)",
     )
     assert kernel.deleted
     assert "up" in list(provider.follow(handle))
@@ -99,7 +99,7 @@ def test_a_cancelled_session_is_given_time_to_save(provider, kaggle, running, cl
 def test_a_clock_that_was_set_back_waits_for_no_cancel(provider, running, clock):
     """Guard: without the look at the start of the wait a clock set back by three days made it wait for three days."""
     handle, kernel = running()
-    kernel.deaf = True
+    kernel.ignores_cancel = True
     provider.stop(handle)
     clock.tick(-3 * 86_400)
     provider.stop(handle)
@@ -113,22 +113,22 @@ def test_a_session_in_the_queue_is_deleted(provider, kaggle, works):
     handle = handle_of(launched, provider.launch(launched))
     kernel = kaggle.kernel(slug(handle))
     provider.stop(handle)
-    assert provider.observe([handle])[0].detail == "stopped by deleting its kernel (it had not begun)"
+    assert provider.observe([handle])[0].detail == "stopped by deleting its kernel (it had not started)"
     assert kernel.deleted
     assert not kaggle.seen("CancelKernelSession")
 
 
 @pytest.mark.parametrize("said", ["", "trainhop: kaggle session 1", "trainhop: kaggle session 123456789012345678901\n"])
-def test_a_session_whose_number_cannot_be_learnt_is_deleted(provider, kaggle, works, monkeypatch, said):
+def test_a_session_whose_number_cannot_be_learnt_is_deleted(provider, kaggle, works, said):
     """Without its line, with one that broke off, and with one that no number of Kaggle's is as long as."""
     works(f"sys.stdout.write({said!r}); sys.stdout.flush(); time.sleep(120)")
-    monkeypatch.setattr(kaggle.sessions, "_extra", {"KAGGLE_CONTAINER_NAME": "a-container"})
+    kaggle.sessions.environment["KAGGLE_CONTAINER_NAME"] = "a-container"
     launched = request(kaggle_account("alice"))
     handle = handle_of(launched, provider.launch(launched))
     kernel = kaggle.kernel(slug(handle))
     until(lambda: kernel.status == "RUNNING")
     provider.stop(handle)
-    assert "does not tell its number" in provider.observe([handle])[0].detail
+    assert "has no session number" in provider.observe([handle])[0].detail
     assert kernel.deleted
 
 
@@ -162,7 +162,8 @@ def test_a_refused_cancel_is_said_and_the_kernel_deleted(provider, kaggle, runni
     kaggle.rules.add("CancelKernelSession", **fault)
     provider.stop(handle)
     assert provider.observe([handle])[0].detail == (
-        "stopped by deleting its kernel (Kaggle refused to cancel its session: Permission 'kernelSessions.cancel' was denied)"
+        "stopped by deleting its kernel "
+        "(Kaggle refused to cancel its session: Permission 'kernelSessions.cancel' was denied)"
     )
     assert kernel.deleted
 
@@ -174,7 +175,7 @@ def test_a_cancel_refused_because_the_run_is_over_deletes_nothing(provider, kagg
     kaggle.rules.add("GetKernelSessionStatus", status=200, body={"status": "RUNNING"})
     provider.stop(handle)
     assert not kernel.deleted
-    assert len(provider.collect(handle).files) == 1
+    assert len(provider.collect_outputs(handle).files) == 1
 
 
 @pytest.mark.parametrize("fault", [{"cut": True}, {"status": 503}, {"status": 429, "reason": "Too many requests"}])
@@ -216,7 +217,7 @@ def test_a_session_that_was_stopped_twice_is_over_once(provider, kaggle, running
     provider.stop(handle)
     ended(provider, handle)
     provider.stop(handle)
-    provider.forget(handle)
+    provider.clean_up(handle)
     provider.stop(handle)
-    assert provider.collect(handle) == Leftovers()
+    assert provider.collect_outputs(handle) == SessionOutput()
     assert len(kaggle.seen("CancelKernelSession")) == 1

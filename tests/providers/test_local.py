@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from orchestrator.bootstrap import App, build
 from orchestrator.config import Settings
-from orchestrator.domain.model import Account
+from orchestrator.domain.accounts import Account
 from orchestrator.ports.providers import Handle, LaunchRequest, Liveness, Provider
 
 POOL = Account(id="account-1", provider="local", member_id=None, name="pool", config={}, created_at=0.0)
@@ -40,17 +41,26 @@ def ended(app: App, local: Provider, handle: Handle, number: int) -> str:
     return seen.detail
 
 
+def environment_of(handle: Handle) -> list[str]:
+    """`NAME=VALUE` of a worker. It is empty for a moment while the process turns into the worker."""
+    file, pause = Path(f"/proc/{handle.external_id}/environ"), threading.Event()
+    for _ in range(600):
+        if entries := [entry for entry in file.read_text().split("\0") if "=" in entry]:
+            return entries
+        pause.wait(0.05)
+    raise AssertionError("the worker has no environment")
+
+
 @pytest.mark.parametrize("offline", [True, False])
 def test_an_offline_servers_workers_are_offline_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
 ) -> None:
-    """Guard: without `offline` in `_make_provider` workers of a server that was set to stay offline asked the hub."""
+    """Guard: without `offline` in what the driver is handed, workers of an offline server asked the hub."""
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     app = build(Settings(data_dir=tmp_path, offline=offline))
     local, handle = launched(app)
-    given = Path(f"/proc/{handle.external_id}/environ").read_bytes().split(b"\0")
-    assert (b"HF_HUB_OFFLINE=1" in given) is offline
-    assert ended(app, local, handle, signal.SIGKILL) == "the process was ended by SIGKILL"
+    assert ("HF_HUB_OFFLINE=1" in environment_of(handle)) is offline
+    assert ended(app, local, handle, signal.SIGKILL) == "the process was killed by SIGKILL"
     app.close()
 
 
@@ -58,14 +68,14 @@ def test_a_signal_without_a_name_ends_a_process_like_any_other(tmp_path: Path) -
     """Guard: named by `Signals` alone it was an error, and all sessions of this computer seemed to live on for ever."""
     app = build(Settings(data_dir=tmp_path))
     local, handle = launched(app)
-    assert ended(app, local, handle, signal.SIGRTMIN + 1) == f"the process was ended by signal {signal.SIGRTMIN + 1}"
+    assert ended(app, local, handle, signal.SIGRTMIN + 1) == f"the process was killed by signal {signal.SIGRTMIN + 1}"
     app.close()
 
 
 @pytest.mark.parametrize(("number", "failed"), [(signal.SIGKILL, False), (signal.SIGTERM, False), (None, True)])
 def test_an_error_of_its_own_is_no_kill(tmp_path: Path, number: int | None, failed: bool) -> None:
-    """Guards: with every exit code a failure, a worker that was killed at random stopped its job at the third time; without the
-    output's last line nobody saw which error it was.
+    """Guards: with every exit code a failure, a worker that was killed at random stopped its job at the third time;
+    without the output's last line nobody saw which error it was.
     """
     app = build(Settings(data_dir=tmp_path))
     broken = tmp_path / "broken/worker/__init__.py"
@@ -84,7 +94,8 @@ def test_an_error_of_its_own_is_no_kill(tmp_path: Path, number: int | None, fail
 
 
 def test_workers_do_not_ask_the_hub_with_the_operators_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any member's job may run here. Guard: with the environment passed on as it is, every one of them had the token."""
+    """Any member's job may run here. Guard: with the environment passed on as it is, every one of them had the
+    token."""
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_operator")
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_of_the_operator")
     (tmp_path / "home" / ".cache" / "huggingface").mkdir(parents=True)
@@ -93,11 +104,7 @@ def test_workers_do_not_ask_the_hub_with_the_operators_token(tmp_path: Path, mon
     monkeypatch.delenv("HF_HOME", raising=False)
     app = build(Settings(data_dir=tmp_path / "data", hub_endpoint="http://127.0.0.1:9"))
     local, handle = launched(app)
-    given = dict(
-        entry.split("=", 1)
-        for entry in Path(f"/proc/{handle.external_id}/environ").read_text().split("\0")
-        if "=" in entry
-    )
+    given = dict(entry.split("=", 1) for entry in environment_of(handle))
     assert ended(app, local, handle, signal.SIGKILL)
     app.close()
     assert "hf_of_the_operator" not in given.values()

@@ -1,4 +1,5 @@
-"""The small files of a gated model, brought to machines that cannot call; its large ones are read where the hub says."""
+"""The small files of a gated model, brought to machines that cannot call; its large ones are read where the hub
+says."""
 
 from __future__ import annotations
 
@@ -7,8 +8,6 @@ import hashlib
 import json
 import zipfile
 from pathlib import Path
-
-import pytest
 
 from orchestrator.ports.providers import LaunchRequest
 from orchestrator.providers.colab import source
@@ -41,13 +40,14 @@ def with_model(launched: LaunchRequest) -> LaunchRequest:
 
 
 def test_kaggle_brings_each_file_under_its_own_name(provider, kaggle, works):
-    """Guards: without `model` in `stage` the launch failed; without it in `place_inputs`, or with one slug for equal bytes, a
-    file was not found."""
+    """Guards: without `model` in `stage` the launch failed; without it in `place_inputs`, or with one slug for equal
+    bytes, a file was not found."""
     works("""
 import hashlib
 for grant in given["model"]:
     path = grant["path"] and pathlib.Path(grant["path"])
-    print(grant["key"], path and hashlib.sha256(path.read_bytes()).hexdigest() == grant["sha256"], grant["url"], flush=True)
+    is_equal = path and hashlib.sha256(path.read_bytes()).hexdigest() == grant["sha256"]
+    print(grant["key"], is_equal, grant["url"], flush=True)
 """)
     for _ in range(2):
         launched = with_model(request(kaggle_account("alice")))
@@ -60,11 +60,11 @@ for grant in given["model"]:
     assert all(dataset.private for dataset in kaggle.world.datasets.values())
 
 
-def test_colab_packs_them_with_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Guards: without `model` in `pack` it failed; without it in `place_inputs` the worker was not told where they lie."""
-    monkeypatch.setattr(source, "wheel", lambda: b"")
+def test_colab_packs_them_with_the_rest(tmp_path: Path):
+    """Guards: without `model` in `pack` it failed; without it in `place_inputs` the worker was not told where they
+    lie."""
     launched = with_model(request(kaggle_account("alice")))
-    source.pack(launched, tmp_path / "packed.zip")
+    source.pack(launched, tmp_path / "packed.zip", lambda: b"")
     there = tmp_path / "there"
     zipfile.ZipFile(tmp_path / "packed.zip").extractall(there)
     plan = json.loads((there / "plan.json").read_text())

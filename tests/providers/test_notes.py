@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.entrypoints.dashboard import logs
 from orchestrator.providers import session_records
-from orchestrator.providers.session_records import MARK, MARK_EVERY, SessionNotes
+from orchestrator.providers.session_records import MARK, MARK_EVERY, MAX_OUTBOX, SessionNotes, left_messages
 
 LINES = 10_000
 
@@ -33,7 +33,8 @@ def whole(kept: SessionNotes[Nothing]) -> bytes:
 
 
 def test_any_part_of_a_log_is_that_of_the_whole(kept: SessionNotes[Nothing]) -> None:
-    """Seen failing with places counted without the lines that are hidden, and with marks kept for a log that was written anew."""
+    """Seen failing with places counted without the lines that are hidden, and with marks kept for a log that was
+    written anew."""
     text = whole(kept)
     assert len(text) > 5 * MARK_EVERY
     for offset in (0, 1, MARK_EVERY, MARK_EVERY + 1, 3 * MARK_EVERY - 7, len(text) - 5, len(text), 9 * len(text)):
@@ -46,14 +47,21 @@ def test_any_part_of_a_log_is_that_of_the_whole(kept: SessionNotes[Nothing]) -> 
     assert kept.shown(2 * MARK_EVERY, 50) == b"z" * 50
 
 
-def test_the_end_of_a_long_log_is_found_in_about_one_reading(
-    kept: SessionNotes[Nothing], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_end_of_a_long_log_is_found_in_about_one_reading(kept: SessionNotes[Nothing]) -> None:
     """Guard: without `_marks` each of the dozens of questions read the log from its start."""
-    looked_at: list[bytes] = []
-    is_shown = session_records._is_shown
-    monkeypatch.setattr(session_records, "_is_shown", lambda line: looked_at.append(line) or is_shown(line))
-    monkeypatch.setattr(logs, "session_output", lambda server, session, at, most: (kept.shown(at, most).decode(), 0))
-    most = 10_000
-    assert logs._tail_offset(None, {}, most) == len(whole(kept)) - most  # type: ignore[arg-type]
-    assert len(looked_at) < 3 * LINES
+    most, before = 10_000, session_records._marks.cache_info()
+    found = logs.tail_offset(lambda at, limit: kept.shown(at, limit).decode(), most)
+    assert found == len(whole(kept)) - most
+    after = session_records._marks.cache_info()
+    assert (after.misses - before.misses, after.hits > before.hits) == (1, True)
+
+
+def test_of_a_huge_outbox_only_the_front_is_read(tmp_path: Path) -> None:
+    """Seen failing without the maximum."""
+    outbox = tmp_path / "outbox.jsonl"
+    assert left_messages(outbox) == ()
+    with outbox.open("wb") as file:
+        file.write(b"first\n")
+        file.truncate(MAX_OUTBOX + 1)
+    first, rest = left_messages(outbox)
+    assert (first, len(rest)) == ("first", MAX_OUTBOX - len("first\n"))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from orchestrator.adapters.database.compiled_sql import Statement
+from orchestrator.domain.jobs import Checkpoint
 from orchestrator.domain.lifecycle import CheckpointState
-from orchestrator.domain.model import Checkpoint
-from orchestrator.ports.providers import StoreUnavailable
-from orchestrator.services import checkpoints, clones, jobs, leases
+from orchestrator.ports.stores import StoreUnavailable
+from orchestrator.services import clones, jobs
 from orchestrator.services.checkpoints import HEADER_BYTES
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
+from orchestrator.services.worker_messages import receive
 from tests.helpers.world import Worker, World
 from worker.shared.checkpoint_file import MAX_HEADER_BYTES, sha256_file
 from worker.shared.messages import Failure, Finish
@@ -29,14 +27,14 @@ def running(world: World) -> Worker:
 
 def known(world: World, job: str) -> list[Checkpoint]:
     with world.ctx.uow() as tx:
-        return tx.checkpoints(job)
+        return tx.checkpoints.of_job(job)
 
 
 def end(world: World, worker: Worker) -> None:
     """The machine vanishes, and whatever there is to clear away is cleared away."""
-    world.machines.dead.add(worker.lease)
+    world.machines.end(worker.lease)
     for _ in range(3):
-        world.clock.time += 301
+        world.clock.tick(301)
         reconcile(world.ctx)
 
 
@@ -44,39 +42,39 @@ def say_damaged(world: World, worker: Worker, sha256: str) -> None:
     """The worker's last word: what it was to go on from does not load."""
     failure = Failure(message="damaged", permanent=False, bad_checkpoint=sha256)
     said = Finish(lease=worker.lease, fence=worker.assignment.fence, seq=9, step=worker.step, failure=failure)  # type: ignore[union-attr]
-    leases.finish(world.ctx, said)
-    world.machines.dead.add(worker.lease)
+
+    receive(world.ctx, said)
+    world.machines.end(worker.lease)
 
 
-def test_an_offer_that_overtakes_itself_is_still_accepted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guard: without PRUNED among what the second look accepts, the slow one said that the checkpoint continues the wrong
-    head, and abandoned it."""
+def test_an_offer_that_overtakes_itself_is_still_accepted(world: World) -> None:
+    """Guard: without PRUNED among what the second look accepts, the slow one said that the checkpoint continues the
+    wrong head, and abandoned it."""
     job = world.submit("alice", checkpoint={"keep": 1})
     worker = running(world)
     worker.step = 1
     first = worker.write(worker.manifest())
-    read_back = checkpoints._read_back
     again: list[bool] = []
 
-    def slow(store, said):
-        found = read_back(store, said)
+    def overtake(*_: object) -> None:
         if not again:
             again.append(True)
-            again.append(checkpoints.offer(world.ctx, first).committed)
-            worker.step, worker.parent = 2, first.sha256
-            again.append(worker.save().committed)
-        return found
+            again.append(receive(world.ctx, first).committed)
+            worker.parent = first.sha256
+            for worker.step in (2, 3):
+                again.append(worker.save().committed)
 
-    monkeypatch.setattr(checkpoints, "_read_back", slow)
-    reply = checkpoints.offer(world.ctx, first)
-    assert (reply.committed, reply.refusal, again) == (True, "", [True, True, True])
+    world.store.after["head"] = overtake
+    reply = receive(world.ctx, first)
+    assert (reply.committed, reply.refusal, again) == (True, "", [True, True, True, True])
     assert [(c.step, c.state) for c in known(world, job)] == [
         (1, CheckpointState.PRUNED),
         (2, CheckpointState.COMMITTED),
+        (3, CheckpointState.COMMITTED),
     ]
 
 
-def test_a_header_larger_than_any_is_not_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_header_larger_than_any_is_not_read(world: World) -> None:
     """Guard: without the limit the whole file was read into the server's memory."""
     world.submit("alice")
     worker = running(world)
@@ -87,37 +85,30 @@ def test_a_header_larger_than_any_is_not_read(world: World, monkeypatch: pytest.
         file.write((size - 8).to_bytes(8, "little"))
         file.truncate(size)
     read: list[int] = []
-    head = world.store.head
-
-    def counted(key: str, most: int) -> bytes:
-        read.append(most)
-        return head(key, most)
-
-    monkeypatch.setattr(world.store, "head", counted)
-    reply = checkpoints.offer(world.ctx, offer.model_copy(update={"sha256": sha256_file(path), "size": size}))
+    world.store.before["head"] = lambda _, most: read.append(most)
+    reply = receive(world.ctx, offer.model_copy(update={"sha256": sha256_file(path), "size": size}))
     assert read == [HEADER_BYTES]
     assert not reply.committed
     assert "not a checkpoint" in reply.refusal
 
 
-def test_what_others_write_while_an_object_is_deleted_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_others_write_while_an_object_is_deleted_stays(world: World) -> None:
     """Guard: with the row as it was read before the deletion written back, the checkpoint was PRUNED again."""
     job = world.submit("alice", checkpoint={"keep": 1})
     worker = running(world)
-    delete = world.store.delete
 
-    def meanwhile(key: str) -> None:
-        delete(key)
+    def meanwhile(_: str) -> None:
         with world.ctx.uow() as tx:
-            (pruned,) = tx.checkpoints(job, CheckpointState.PRUNED)
+            (pruned,) = tx.checkpoints.of_job(job, CheckpointState.PRUNED)
             pruned.to(CheckpointState.ABANDONED)
-            tx.save_checkpoint(pruned)
+            tx.checkpoints.save(pruned)
 
-    monkeypatch.setattr(world.store, "delete", meanwhile)
-    for worker.step in (1, 2):
+    world.store.after["delete"] = meanwhile
+    for worker.step in (1, 2, 3):
         worker.save()
     assert [(c.state, c.key == "") for c in known(world, job)] == [
         (CheckpointState.ABANDONED, True),
+        (CheckpointState.COMMITTED, False),
         (CheckpointState.COMMITTED, False),
     ]
 
@@ -139,17 +130,17 @@ def test_what_was_uploaded_and_never_offered_goes_with_its_lease(world: World) -
 
 
 def test_what_counts_is_no_stray(world: World) -> None:
-    """Guard: without `adapter_key` in `sweep_strays` a finished job's adapter went with its lease; without `is_in_use`, the
-    checkpoint that a clone had begun with."""
-    job = world.submit("alice", 2, checkpoint={"keep": 1})
+    """Guard: without `adapter_key` in `sweep_strays` a finished job's adapter went with its lease; without `is_in_use`,
+    the checkpoint that a clone had begun with."""
+    job = world.submit("alice", 3, checkpoint={"keep": 1})
     worker = running(world)
     worker.step = 1
     worker.save()
     first = world.head(job)
     clone = clones.clone(world.ctx, world.actors["alice"], job, {}, checkpoint=first.sha256).id
     jobs.pause(world.ctx, world.actors["alice"], clone)
-    worker.step = 2
-    worker.save()
+    for worker.step in (2, 3):
+        worker.save()
     assert known(world, job)[0].key == "", "the origin does not speak of it any more"
     worker.finish()
     end(world, worker)
@@ -157,14 +148,14 @@ def test_what_counts_is_no_stray(world: World) -> None:
     assert world.store.path(world.job(job).adapter_key or "").exists()
 
 
-def test_a_silent_store_keeps_no_lease_from_being_settled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_store_keeps_no_lease_from_being_settled(world: World) -> None:
     world.submit("alice")
     worker = running(world)
 
-    def away(prefix: str) -> list[str]:
+    def away(prefix: str) -> None:
         raise StoreUnavailable(prefix)
 
-    monkeypatch.setattr(world.store, "keys", away)
+    world.store.before["keys"] = away
     end(world, worker)
     assert worker.lease not in {lease.id for lease in world.all_leases()}
 
@@ -189,8 +180,8 @@ def test_a_damaged_file_goes(world: World) -> None:
 
 
 def test_a_damaged_file_that_a_clone_counts_on_stays(world: World) -> None:
-    """Guard: without `is_in_use` in `sweep` the clone lost the file before it had looked at it itself; without the look at
-    heads, the clone, retried, asked for the key ''."""
+    """Guard: without `is_in_use` in `sweep` the clone lost the file before it had looked at it itself; without the look
+    at heads, the clone, retried, asked for the key ''."""
     job = world.submit("alice")
     worker = running(world)
     worker.step = 1
@@ -213,14 +204,30 @@ def test_a_damaged_file_that_a_clone_counts_on_stays(world: World) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # PostgreSQL plans by how much is there
-def test_looking_for_what_is_to_be_deleted_reads_no_other_row(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_looking_for_what_is_to_be_deleted_reads_no_other_row(world: World) -> None:
     """Guard: with the states bound instead of spelled like the index's condition, SQLite read every checkpoint."""
-    said: list[tuple[str, Any]] = []
-    execute = Statement._execute
-    monkeypatch.setattr(Statement, "_execute", lambda _, *call: said.append(call[1:]) or execute(*call))
+    world.submit("alice", steps=20)
+    worker = running(world)
+    worker.step = 1
+    worker.save()
+    few = _instructions(world)
+    for worker.step in range(2, 20):
+        worker.save()
+    assert _instructions(world) == few
+
+
+def _instructions(world: World) -> int:
+    """What SQLite's virtual machine does to find the checkpoints to delete."""
+    count = 0
+
+    def one_more() -> None:
+        nonlocal count
+        count += 1
+
     with world.ctx.uow() as tx:
-        connection = tx.connection  # type: ignore[attr-defined]
-        tx.undeleted_checkpoints()
-        sql, parameters = said[-1]
-        plan = str(connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", tuple(parameters)).all())
-    assert "checkpoints_undeleted" in plan
+        driver = tx.connection.connection.driver_connection  # type: ignore[attr-defined]
+
+        driver.set_progress_handler(one_more, 1)
+        tx.checkpoints.undeleted()
+        driver.set_progress_handler(None, 1)
+    return count

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
 
 from orchestrator.adapters.stores.local import LocalStore
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError
-from orchestrator.ports.providers import ObjectInfo, StoreUnavailable
-from orchestrator.ports.repository import Dataset, StoreConfig
+from orchestrator.domain.storage import Dataset, StoreConfig
+from orchestrator.ports.stores import StoreUnavailable
 from orchestrator.services import clones, jobs
-from orchestrator.services.dataset_deletion import delete_dataset
-from orchestrator.services.datasets import add_dataset
+from orchestrator.services.datasets import add_dataset, dataset_by_id, delete_dataset
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
+from orchestrator.testing import FixedStores
+from orchestrator.testing.environments import store_env
 from tests.helpers.world import World
 from tests.services.test_deletion import finish
-from worker.shared.messages import JobSpec
+from worker.shared.job_spec import JobSpec
 
 ROWS = b'{"text": "a"}\n' * 40
 
@@ -60,7 +61,7 @@ def test_a_file_that_nobody_needs_is_gone_with_its_bytes(world: World) -> None:
     assert files(world) == 0
     with pytest.raises(NotFoundError):
         delete(world)
-    with pytest.raises(InvalidError, match="upload the file first"):
+    with pytest.raises(InvalidError, match="Upload the file first"):
         world.submit("alice")
 
 
@@ -87,7 +88,7 @@ def test_a_job_that_has_not_ended_keeps_its_file(world: World) -> None:
     job, alice = world.submit("alice"), world.actors["alice"]
 
     def refused(state: str) -> None:
-        with pytest.raises(ConflictError, match=rf"{job}\) is {state} and reads this file"):
+        with pytest.raises(ConflictError, match=rf"{job}\) is {state} and uses this file"):
             delete(world)
 
     refused("queued")
@@ -95,7 +96,7 @@ def test_a_job_that_has_not_ended_keeps_its_file(world: World) -> None:
     refused("paused")
     jobs.resume(world.ctx, alice, job)
     dispatch(world.ctx)
-    refused("leased")
+    refused("starting")
     (worker,) = world.new_workers()
     worker.start()
     refused("running")
@@ -105,18 +106,60 @@ def test_a_job_that_has_not_ended_keeps_its_file(world: World) -> None:
     assert files(world) == 0
 
 
-def test_the_last_who_brought_it_cannot_take_it_from_anothers_job(world: World) -> None:
-    """Guards: with the owner's own jobs alone asked for, Bob's job lost its file; without `may_see` he was told its name."""
+def test_a_hash_gives_no_right_to_the_rows(world: World) -> None:
+    """Every model card prints it. Guards: with `get` instead of `get_of` in `_uploaded` Bob trained on Alice's rows, in
+    `dataset_by_id` he read them, and his queued job kept her from deleting them."""
     bring(world)
-    job = world.submit("bob")
-    with pytest.raises(ConflictError, match="a job of another member reads this file") as refused:
-        delete(world)
-    assert job not in str(refused.value)
-    bring(world, "bob")
+    with pytest.raises(InvalidError) as refused:
+        world.submit("bob")
+    with pytest.raises(NotFoundError) as unseen:
+        dataset_by_id(world.ctx, world.actors["bob"], world.dataset)
     delete(world)
-    with pytest.raises(ConflictError, match="is queued and reads"):
+    with pytest.raises(InvalidError) as gone:
+        world.submit("bob")
+    with pytest.raises(NotFoundError) as nothing:
+        dataset_by_id(world.ctx, world.actors["bob"], world.dataset)
+    assert (str(refused.value), refused.value.problems) == (str(gone.value), gone.value.problems)
+    assert str(unseen.value) == str(nothing.value)
+
+
+def test_bytes_of_ones_own_give_the_right_and_ones_own_name(world: World) -> None:
+    """Guard: with the first upload's name in the answer Bob learnt what Alice calls her file."""
+    bring(world, "alice")
+    assert bring(world, "bob").name == "bob.jsonl"
+    mine = dataset_by_id(world.ctx, world.actors["bob"], world.dataset)
+    assert (mine.name, mine.member_id) == ("bob.jsonl", "bob")
+    job = world.submit("bob")
+    delete(world, "alice")
+    with pytest.raises(ConflictError, match=rf"{job}\) is queued and uses"):
         delete(world, "bob")
     assert files(world) == 1
+
+
+def test_a_job_queued_by_a_stranger_does_not_keep_the_file(world: World, engine: Engine) -> None:
+    """Such a job may be left from before. Guard: with any job asked for the owner waited for it."""
+    bring(world, "alice")
+    bring(world, "bob")
+    world.submit("bob")
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM uploads WHERE member_id = 'bob'"))
+    delete(world, "alice")
+    assert files(world) == 0
+
+
+@pytest.mark.parametrize("again", [clones.clone, jobs.retry])
+def test_ones_own_job_goes_on_with_its_rows_while_others_have_them(world: World, again: Callable[..., object]) -> None:
+    """Guard: without `given` the clone was refused; without the upload in `hold` the file was deleted under it."""
+    bring(world, "alice")
+    bring(world, "bob")
+    job, alice = world.submit("alice"), world.actors["alice"]
+    jobs.cancel(world.ctx, alice, job)
+    delete(world, "alice")
+    again(world.ctx, alice, job, *([{}] if again is clones.clone else []))
+    delete(world, "bob")
+    assert files(world) == 1
+    with pytest.raises(ConflictError, match="is queued and uses"):
+        delete(world, "alice")
 
 
 def test_a_job_that_has_ended_goes_on_once_its_file_is_brought_again(world: World) -> None:
@@ -125,9 +168,9 @@ def test_a_job_that_has_ended_goes_on_once_its_file_is_brought_again(world: Worl
     job, alice = world.submit("alice"), world.actors["alice"]
     jobs.cancel(world.ctx, alice, job)
     delete(world)
-    with pytest.raises(ConflictError, match="was deleted: upload it again"):
+    with pytest.raises(ConflictError, match=r"was deleted\. Upload it again"):
         jobs.retry(world.ctx, alice, job)
-    with pytest.raises(InvalidError, match="upload the file first"):
+    with pytest.raises(InvalidError, match="Upload the file first"):
         clones.clone(world.ctx, alice, job, {})
     bring(world)
     jobs.retry(world.ctx, alice, job)
@@ -158,7 +201,8 @@ def meanwhile(engine: Engine, work: Callable[[], None]) -> threading.Thread:
 
 
 def test_a_deletion_waits_for_the_submit_that_is_under_way(world: World, engine: Engine) -> None:
-    """Guard: with a plain read in `hold_dataset` the deletion saw no job on PostgreSQL, and the job had no data."""
+    """Guard: with a plain read in `datasets.get_for_share` the deletion saw no job on PostgreSQL, and the job had no
+    data."""
     bring(world)
     said: list[str] = []
 
@@ -174,39 +218,33 @@ def test_a_deletion_waits_for_the_submit_that_is_under_way(world: World, engine:
         thread = meanwhile(engine, deleting)
     thread.join()
     assert said
-    assert "is queued and reads this file" in said[0]
+    assert "is queued and uses this file" in said[0]
     assert files(world) == 1
 
 
-def test_bytes_that_are_brought_again_while_they_are_deleted_stay(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bytes_that_are_brought_again_while_they_are_deleted_stay(world: World) -> None:
     """Guard: with one key for the same bytes the deletion, late, took the file that had just been brought."""
     bring(world)
-    deleting = world.store.delete
 
-    def late(key: str) -> None:
-        monkeypatch.undo()
+    def late(_: str) -> None:
+        world.store.before.clear()
         bring(world)
-        deleting(key)
 
-    monkeypatch.setattr(world.store, "delete", late)
+    world.store.before["delete"] = late
     delete(world)
     assert files(world) == 1
     world.submit("alice")
     finish(world)
 
 
-def test_the_same_bytes_at_the_same_time_are_kept_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_bytes_at_the_same_time_are_kept_once(world: World) -> None:
     """Guard: without `discard` in `add_dataset` the second copy lay in the store for ever."""
-    putting = world.store.put
 
-    def slow(key: str, path: Path) -> ObjectInfo:
-        monkeypatch.undo()
+    def slow(*_: object) -> None:
+        world.store.before.clear()
         bring(world, "bob")
-        return putting(key, path)
 
-    monkeypatch.setattr(world.store, "put", slow)
+    world.store.before["put"] = slow
     bring(world, "alice")
     assert files(world) == 2
     reconcile(world.ctx)
@@ -216,30 +254,30 @@ def test_the_same_bytes_at_the_same_time_are_kept_once(world: World, monkeypatch
     assert files(world) == 0
 
 
-def test_what_a_deletion_left_undone_is_done_by_the_next_round(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_deletion_left_undone_is_done_by_the_next_round(world: World) -> None:
     """Guard: without `sweep_discarded` in `reconcile` the file stayed for ever."""
     bring(world)
 
     def away(key: str) -> None:
         raise StoreUnavailable(f"no answer for {key}")
 
-    with monkeypatch.context() as outage:
-        outage.setattr(world.store, "delete", away)
-        delete(world)
+    world.store.before["delete"] = away
+    delete(world)
+    world.store.before.clear()
     assert files(world) == 1
     reconcile(world.ctx)
     assert files(world) == 0
 
 
-def test_a_copy_that_a_notebook_was_given_goes_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_a_notebook_was_given_goes_too(world: World) -> None:
     """Guard: without `copies` in `sweep_discarded` the rows lay in somebody's Drive for ever."""
     key = bring(world).key
-    drive = LocalStore(world.folder / "drive", str, b"key")
+    drive = LocalStore(store_env(world.folder / "drive"))
+    drive.name = "drive"
     drive.put(key, world.store.path(key))
     with world.ctx.uow() as tx:
-        tx.put_store_config(StoreConfig(name="drive", config={}, created_at=0.0))
-        tx.claim_store_object("drive", key, "id")
-    here = world.stores.get
-    monkeypatch.setattr(world.stores, "get", lambda name: drive if name == "drive" else here(name))
+        tx.stores.put(StoreConfig(name="drive", config={}, created_at=0.0))
+        tx.store_objects.get_or_add("drive", key, "id")
+    world.ctx = dataclasses.replace(world.ctx, stores=FixedStores(world.store, drive))
     delete(world)
     assert not drive.path(key).exists()

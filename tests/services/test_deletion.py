@@ -6,12 +6,12 @@ import pytest
 from sqlalchemy import Engine, text
 
 from orchestrator.domain.errors import ConflictError, NotFoundError, UnavailableError
-from orchestrator.ports.providers import StoreUnavailable
-from orchestrator.services import clones, job_deletion, jobs
+from orchestrator.ports.stores import StoreUnavailable
+from orchestrator.services import clones, jobs
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
 from tests.helpers.world import Worker, World
-from worker.shared.messages import JobSpec
+from worker.shared.job_spec import JobSpec
 
 
 def trained(world: World, steps: int = 4) -> str:
@@ -38,7 +38,7 @@ def files(world: World) -> int:
 
 
 def delete(world: World, job: str, who: str = "alice") -> None:
-    job_deletion.delete(world.ctx, world.actors[who], job)
+    jobs.delete(world.ctx, world.actors[who], job)
 
 
 def rows(engine: Engine, table: str, job: str) -> int:
@@ -48,8 +48,8 @@ def rows(engine: Engine, table: str, job: str) -> int:
 
 
 def test_files_curves_and_the_job_itself_are_gone_and_its_hours_stay(world: World, engine: Engine) -> None:
-    """Guards: without `sweep` the checkpoint stayed, without `_delete_adapter` the adapter, without `forget_records` the
-    metrics, without the condition in `owned` the job could still be cloned.
+    """Guards: without `sweep` the checkpoint stayed, without `_delete_adapter` the adapter, without
+    `jobs.delete_records` the metrics, without the condition in `owned` the job could still be cloned.
     """
     job = trained(world)
     assert files(world) == 2
@@ -63,7 +63,7 @@ def test_files_curves_and_the_job_itself_are_gone_and_its_hours_stay(world: Worl
     with pytest.raises(NotFoundError):
         clones.clone(world.ctx, world.actors["alice"], job, {})
     with world.ctx.uow() as tx:
-        assert tx.kept_in_store(world.store.name) == 0
+        assert tx.stores.count_kept(world.store.name) == 0
 
 
 def test_a_clone_keeps_the_checkpoint_it_began_with(world: World) -> None:
@@ -81,19 +81,19 @@ def test_a_clone_keeps_the_checkpoint_it_began_with(world: World) -> None:
 
 
 def test_a_job_that_may_still_be_needed_is_kept(world: World) -> None:
-    """Guards: without `is_final` a running job lost its checkpoints; without the look at `collected_at` what its machine
-    left was cleared up for a job that nobody has.
+    """Guards: without `is_final` a running job lost its checkpoints; without the look at `collected_at` what its
+    machine left was cleared up for a job that nobody has.
     """
     job = world.submit("alice", 4)
-    with pytest.raises(ConflictError, match="cancel it"):
+    with pytest.raises(ConflictError, match="Cancel it"):
         delete(world, job)
     dispatch(world.ctx)
     (worker,) = world.new_workers()
     worker.start()
-    with pytest.raises(ConflictError, match="cancel it"):
+    with pytest.raises(ConflictError, match="Cancel it"):
         delete(world, job)
     worker.fail(permanent=True)
-    with pytest.raises(ConflictError, match="cleared up"):
+    with pytest.raises(ConflictError, match="cleaned up"):
         delete(world, job)
     reconcile(world.ctx)
     with pytest.raises(NotFoundError):
@@ -101,17 +101,17 @@ def test_a_job_that_may_still_be_needed_is_kept(world: World) -> None:
     delete(world, job)
 
 
-def test_a_store_that_does_not_answer_leaves_the_job_as_it_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_answer_leaves_the_job_as_it_is(world: World) -> None:
     """Guard: marked before its adapter was deleted, the job was gone and the adapter lay in the store for ever."""
     job = trained(world)
 
     def away(key: str) -> None:
         raise StoreUnavailable(f"no answer for {key}")
 
-    with monkeypatch.context() as outage:
-        outage.setattr(world.store, "delete", away)
-        with pytest.raises(UnavailableError):
-            delete(world, job)
+    world.store.before["delete"] = away
+    with pytest.raises(UnavailableError):
+        delete(world, job)
+    world.store.before.clear()
     assert world.job(job).adapter_key is not None
     delete(world, job)
     assert files(world) == 0
@@ -125,7 +125,7 @@ def test_the_same_request_again_is_told_that_its_job_was_deleted(world: World) -
         "max_steps": 4,
     }
     asked = JobSpec.model_validate(spec)
-    job = jobs.submit(world.ctx, world.actors["alice"], asked, key="once")
+    job = jobs.submit(world.ctx, world.actors["alice"], asked, key="once").job
     jobs.cancel(world.ctx, world.actors["alice"], job.id)
     delete(world, job.id)
     with pytest.raises(ConflictError, match="was deleted"):

@@ -1,21 +1,27 @@
-"""The Hugging Face hub, asked by its real client: what is looked up, what a machine is let read, what a refusal means."""
+"""The Hugging Face hub, asked by its real client: what is looked up, what a machine is let read, what a refusal
+means."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from orchestrator.adapters import hub as hub_module
 from orchestrator.adapters.catalog import FolderAndHubCatalog
 from orchestrator.adapters.hub import Hub
+from orchestrator.adapters.hub_errors import HubRequest, in_words
 from orchestrator.adapters.token_preview import TokenLooks
+from orchestrator.adapters.weight_names import MAX_BYTES
 from orchestrator.domain.errors import InvalidError, TrainhopError, UnavailableError
+from orchestrator.services.job_checks import refuse_what_the_model_lacks
 from tests.emulators.hub import HubEmulator, Repo
-from worker.shared.messages import FileFormat, RowFormat
+from worker.shared.job_spec import DatasetSpec, FileFormat, JobSpec, RowFormat
 
 ANN, BOB = "hf_anns_token", "hf_bobs_token"
 CONFIG = {
@@ -78,7 +84,8 @@ def test_a_public_model_is_pinned_and_needs_no_token(catalog, hub):
 
 @pytest.mark.parametrize("name", ["org/gated", "org/private"])
 def test_with_its_readers_token_a_closed_model_can_be_planned(catalog, hub, name):
-    """Guard: without `token` in `Hub.model` both were refused. What is sent is the member's token, never the operator's."""
+    """Guard: without `token` in `Hub.model` both were refused. What is sent is the member's token, never the
+    operator's."""
     assert catalog.model(name, ANN).name == f"{name}@{hub.repos['model', name].commit}"
     assert {seen.authorization for seen in hub.seen} == {f"Bearer {ANN}"}
 
@@ -86,16 +93,16 @@ def test_with_its_readers_token_a_closed_model_can_be_planned(catalog, hub, name
 def test_every_refusal_says_who_has_to_do_what(catalog, hub):
     page = "https://huggingface.co/org/gated"
     no_token = refusal(InvalidError, catalog.model, "org/gated")
-    assert f"accept its terms at {page} and set a token with `trainhop hub login`" in no_token
-    assert f"accept its terms at {page} and try again" in refusal(InvalidError, catalog.model, "org/gated", BOB)
+    assert f"Accept its terms at {page} and set a token with `trainhop hub login`" in no_token
+    assert f"Accept its terms at {page} and try again" in refusal(InvalidError, catalog.model, "org/gated", BOB)
     assert "does not accept your token" in refusal(InvalidError, catalog.model, "org/gated", "hf_made_up")
     assert "does not accept your token" in refusal(InvalidError, catalog.model, "org/open", "hf_made_up")
     private = refusal(InvalidError, catalog.model, "org/private")
-    assert "check the id and revision, or it is private and needs `trainhop hub login`" in private
+    assert "Check the id and revision, or run `trainhop hub login` if it is private" in private
     assert private.replace("org/private", "org/nobody") == refusal(InvalidError, catalog.model, "org/nobody")
-    assert "your token may not read it" in refusal(InvalidError, catalog.model, "org/private", BOB)
-    assert "check the id and revision" in refusal(InvalidError, catalog.model, "org/open@" + "0" * 40)
-    assert "is no id of the hub" in refusal(InvalidError, catalog.model, "org/-not-")
+    assert "check the permissions of your token" in refusal(InvalidError, catalog.model, "org/private", BOB)
+    assert "Check the id and revision" in refusal(InvalidError, catalog.model, "org/open@" + "0" * 40)
+    assert "is not a Hugging Face id" in refusal(InvalidError, catalog.model, "org/-not-")
     page = "https://huggingface.co/datasets/org/rows"
     assert page in refusal(InvalidError, catalog.dataset, "org/rows", "train")
     assert "/path" in {pointer for pointer, _ in _problems(catalog.dataset, "org/rows", "train", BOB)}
@@ -120,9 +127,101 @@ def test_a_hub_that_is_busy_or_away_is_tried_later(catalog, hub):
     hub.rules.add("GET /org/open/resolve", status=503)
     assert "503" in refusal(UnavailableError, catalog.model, "org/open")
     hub.rules.add("GET /api/models", cut=True)
-    assert "name an allowed folder" in refusal(UnavailableError, catalog.model, "org/open")
+    assert "use an allowed folder" in refusal(UnavailableError, catalog.model, "org/open")
     hub.rules.add("HEAD /datasets", cut=True)
-    assert "upload the file instead" in refusal(UnavailableError, catalog.dataset, "org/rows", "train", ANN)
+    assert "upload the file" in refusal(UnavailableError, catalog.dataset, "org/rows", "train", ANN)
+
+
+NAMES = ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight")
+IN_SHARDS = {"model.safetensors.index.json": json.dumps({"weight_map": dict.fromkeys(NAMES, "1.safetensors")}).encode()}
+
+
+def in_one_file(*names: str) -> bytes:
+    """A file of safetensors with two rows of two for each name."""
+    tensors = {name: {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]} for name in names}
+    header = json.dumps({"__metadata__": {"format": "pt"}} | tensors).encode()
+    return len(header).to_bytes(8, "little") + header
+
+
+IN_ONE_FILE = {"model.safetensors": in_one_file(*NAMES) + bytes(1 << 20)}
+
+
+def with_targets(*targets: str) -> JobSpec:
+    return JobSpec(base_model="org/named", datasets=(DatasetSpec(path="x"),), max_steps=1, lora_target_modules=targets)
+
+
+@pytest.mark.parametrize("weights", [IN_SHARDS, IN_ONE_FILE], ids=["index", "header"])
+def test_modules_that_a_hub_model_lacks_are_refused_at_submit(catalog, hub, weights):
+    """Guards: without `_modules` the first session failed, after its download; with more than the header read, this
+    hub, which sends no more, let the submit wait.
+    """
+    hub.add(Repo(id="org/named", files={"config.json": json.dumps(CONFIG).encode(), **weights}))
+    hub.stall("GET /signed/model.safetensors", after=len(in_one_file(*NAMES)))
+    model = catalog.model("org/named", with_modules=True)
+    assert model.modules == {name.removesuffix(".weight") for name in NAMES}
+    refuse_what_the_model_lacks(with_targets("q_proj", "mlp.up_proj", "lm_head"), model)
+    with pytest.raises(InvalidError, match="no module 'qproj'; did you mean 'q_proj'") as refused:
+        refuse_what_the_model_lacks(with_targets("up_proj", "qproj"), model)
+    assert [pointer for pointer, _ in refused.value.problems] == ["/lora_target_modules/1"]
+    refuse_what_the_model_lacks(with_targets("qproj"), replace(model, kind="hrm_text"))
+    asked = len(hub.seen)
+    assert catalog.model("org/named").modules == frozenset()
+    assert not [seen for seen in hub.seen[asked:] if "safetensors" in seen.request], "nobody has asked for names"
+
+
+def test_a_hub_that_does_not_tell_the_modules_stops_no_submit(catalog, hub):
+    """Guards: without the limits of time and size the submit waited, or the header was read for its whole length."""
+    config = json.dumps(CONFIG).encode()
+    bad = {
+        "model.safetensors": [b"", b"x" * 7, (1 << 40).to_bytes(8, "little") + b"{" * 99, in_one_file(*NAMES)[:-9]],
+        "model.safetensors.index.json": [b"{", b"[]", b"{}", b'{"weight_map": "x.y"}', b'{"weight_map": ["x.y"]}'],
+        "pytorch_model.bin": [b"pickled"],
+    }
+    bad["model.safetensors.index.json"].append(*(text + b" " * MAX_BYTES for text in IN_SHARDS.values()))
+    for name, contents in bad.items():
+        for content in contents:
+            hub.add(Repo(id="org/named", files={"config.json": config, name: content}))
+            assert catalog.model("org/named", with_modules=True).modules == frozenset(), content[:40]
+    hub.add(Repo(id="org/named", files={"config.json": config, **IN_ONE_FILE}))
+    hub.rules.add("GET /org/named/resolve/[0-9a-f]+/model.safetensors", status=503)
+    found = catalog.model("org/named", with_modules=True)
+    assert (found.kind, found.modules) == ("llama", frozenset())
+    assert catalog.model("org/named", with_modules=True).modules, "the hub is asked again"
+    hub.stall("GET /signed/", after=9)
+    hasty = Hub(is_offline=False, endpoint=hub.endpoint, modules_s=0.2)
+    assert hasty.model("org/named", None, lambda _: None, with_modules=True).modules == frozenset()
+    with pytest.raises(UnavailableError, match="too slowly"):  # piece by piece, each of them in time
+        next(hub_module._in_time(iter([b"a"]), -1.0))
+
+
+def test_submit_asks_for_modules_only_if_the_job_names_some(world, catalog, hub):
+    """Guard: without `with_modules` in `resolve` the job was queued, and its first session failed it."""
+    hub.add(Repo(id="org/named", files={"config.json": json.dumps(CONFIG).encode(), **IN_SHARDS}))
+    world.ctx = replace(world.ctx, catalog=catalog)
+    with pytest.raises(InvalidError, match="the base model has no module 'wq'"):
+        world.submit("alice", base_model="org/named", lora_target_modules=["wq"])
+    asked = len(hub.seen)
+    world.submit("alice", base_model="org/named")
+    assert not [seen for seen in hub.seen[asked:] if "safetensors" in seen.request]
+    hub.add(Repo(id="org/states", files={"config.json": json.dumps(CONFIG | {"model_type": "mamba"}).encode()}))
+    with pytest.raises(InvalidError, match=r"set lora_target_modules to \[in_proj, x_proj\]"):
+        world.submit("alice", base_model="org/states")
+
+
+@pytest.mark.parametrize(("status", "kind"), [(429, UnavailableError), (503, UnavailableError), (403, InvalidError)])
+def test_a_refused_download_is_not_called_a_missing_connection(status, kind):
+    """The client says that the file is not in its cache either, and names the refusal as the cause.
+
+    Guard: without the look at the cause, each was "could not reach Hugging Face".
+    """
+    answer = httpx.Response(
+        status, headers={"Retry-After": "7"}, request=httpx.Request("GET", "https://huggingface.co")
+    )
+    request = HubRequest(name="org/data", page="https://huggingface.co/org/data", pointer="/path", signed_in=False)
+    with pytest.raises(kind) as raised, in_words(request):
+        raise LocalEntryNotFoundError("not in the cache") from HfHubHTTPError("refused", response=answer)
+    assert "reach" not in str(raised.value)
+    assert getattr(raised.value, "retry_after_s", None) == (7.0 if kind is UnavailableError else None)
 
 
 def test_a_server_that_stays_offline_asks_nobody(hub):
@@ -135,7 +234,8 @@ def test_a_server_that_stays_offline_asks_nobody(hub):
 
 
 def test_a_gated_dataset_is_not_had_through_the_cache_of_another(catalog, hub):
-    """Guard: without the look at the file itself, Bob was given what Ann had brought: the client falls back on its folder."""
+    """Guard: without the look at the file itself, Bob was given what Ann had brought: the client falls back on its
+    folder."""
     found = catalog.dataset("org/rows", "train", ANN)
     assert found.path.read_bytes() == b'{"text": "a"}\n'
     for token in (BOB, None):
@@ -157,8 +257,8 @@ def pinned(hub: HubEmulator, name: str) -> str:
 def test_a_machine_reads_a_closed_models_files_without_the_token(catalog, hub, name):
     """What is granted is what loading needs, with its hashes, and the addresses work for whoever has them.
 
-    Guards: with all weights wanted, the spare ones came along; with `small` read through the signed address, it told the
-    other host the token.
+    Guards: with all weights wanted, the spare ones came along; with `small` read through the signed address, it told
+    the other host the token.
     """
     found = {file.name: file for file in catalog.files(pinned(hub, name), ANN)}
     needed = {"config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja", "merges.txt", *SHARDS}
@@ -184,7 +284,7 @@ def test_a_model_for_everybody_is_left_to_the_machine(catalog, hub):
     refusal(UnavailableError, catalog.files, pinned(hub, "org/gated"), ANN)
 
 
-def test_one_file_of_weights_is_enough_and_code_comes_only_where_it_may_run(hub, tmp_path):
+def test_one_file_of_weights_is_enough_and_code_comes_only_where_trusted(hub, tmp_path):
     files = {"config.json": b"{}", "model.safetensors": b"all", "model.fp16.safetensors": b"again", "own.py": b"1"}
     hub.add(Repo(id="org/one", files=files, private=True, readers={"ann"}))
     for trusted, more in ((frozenset[str](), set[str]()), (frozenset({"org/one"}), {"own.py"})):
@@ -201,15 +301,17 @@ def test_an_index_that_names_what_is_not_there_is_refused(catalog, hub):
     assert "cannot be read" in refusal(InvalidError, catalog.files, pinned(hub, "org/odd"), ANN)
 
 
-def test_a_model_of_too_many_or_too_large_files_is_refused(catalog, hub, monkeypatch):
+def test_a_model_of_too_many_or_too_large_files_is_refused(catalog, hub):
     """Guards: without either limit the server read on."""
-    monkeypatch.setattr(hub_module, "MAX_FILES", 3)
-    assert "more than 3 files" in refusal(InvalidError, catalog.files, pinned(hub, "org/gated"), ANN)
-    monkeypatch.setattr(hub_module, "MAX_FILES", 30)
-    monkeypatch.setattr(hub_module, "MAX_SMALL_BYTES", 40)
-    assert "larger than such a file may be" in refusal(InvalidError, catalog.files, pinned(hub, "org/private"), ANN)
-    monkeypatch.setattr(hub_module, "MAX_CONFIG_BYTES", 40)
-    assert "larger than such a file may be" in refusal(InvalidError, catalog.model, "org/open")
+    closed = {"private": True, "readers": {"ann"}}
+    many = {f"{number}.json": b"{}" for number in range(hub_module.MAX_FILES + 1)}
+    hub.add(Repo(id="org/many", files=FILES | many, **closed))
+    assert "more than 256 files" in refusal(InvalidError, catalog.files, pinned(hub, "org/many"), ANN)
+    hub.add(Repo(id="org/large", files=FILES | {"vocab.txt": bytes(hub_module.MAX_SMALL_BYTES + 1)}, **closed))
+    assert "is too large" in refusal(InvalidError, catalog.files, pinned(hub, "org/large"), ANN)
+    config = json.dumps(CONFIG).encode() + b" " * hub_module.MAX_CONFIG_BYTES
+    hub.add(Repo(id="org/wordy", files=FILES | {"config.json": config}))
+    assert "is too large" in refusal(InvalidError, catalog.model, "org/wordy")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +328,7 @@ def test_a_model_of_too_many_or_too_large_files_is_refused(catalog, hub, monkeyp
         ("/relative", None, False),
     ],
 )
-def test_machines_are_sent_over_https_alone_and_never_where_a_token_is_asked_for(location, hub_at, good):
+def test_machines_are_sent_to_https_alone_and_never_where_a_token_is_asked(location, hub_at, good):
     """Guard: with every address good, a machine would have been sent to plain http, or to the hub without a token."""
     assert Hub(is_offline=False, endpoint=hub_at)._is_elsewhere(location) is good
 
@@ -244,4 +346,4 @@ def test_a_look_by_token_needs_the_members_own_right(catalog, hub, tmp_path):
     away(ANN)
     assert (tmp_path / "cache" / "models--org--gated").is_dir()
     for token in (BOB, None):
-        assert "is gated: accept its terms" in away(token)
+        assert "is gated. Accept its terms" in away(token)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.domain.lifecycle import EndReason, JobState
-from orchestrator.ports.providers import Handle, Liveness, Observation
+from orchestrator.ports.providers import Liveness
 from orchestrator.services import jobs
-from orchestrator.services import reconcile as passes
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import Watch, reconcile
 from tests.helpers.world import Worker, World
@@ -21,8 +20,8 @@ def watch(world: World) -> Watch:
     return Watch(world.ctx, longest_rest_s=world.ctx.limits.report_every_s)
 
 
-def at_work(world: World) -> tuple[str, Worker]:
-    job = world.submit("alice", steps=8)
+def at_work(world: World, who: str = "alice") -> tuple[str, Worker]:
+    job = world.submit(who, steps=8)
     dispatch(world.ctx)
     (worker,) = world.new_workers()
     worker.start()
@@ -41,9 +40,9 @@ def leaves(worker: Worker) -> None:
 def test_a_session_whose_time_ran_out_in_its_sleep_saves_before_it_goes(world: World, watch: Watch) -> None:
     """Guard: without `_ask_to_leave` it was killed as soon as the lid was opened, and trained steps were lost."""
     job, worker = at_work(world)
-    world.clock.time += NIGHT_S
+    world.clock.tick(NIGHT_S)
     for _ in range(3):
-        world.clock.time += 5.0
+        world.clock.tick(5.0)
         watch.round()
     assert worker.is_alive
     leaves(worker)
@@ -54,9 +53,9 @@ def test_a_session_whose_time_ran_out_in_its_sleep_saves_before_it_goes(world: W
 def test_a_session_that_does_not_leave_when_asked_is_ended(world: World, watch: Watch) -> None:
     """Guard: without the second look at the state in `_ask_to_leave` one that hangs was asked for ever."""
     job, worker = at_work(world)
-    world.clock.time += NIGHT_S
+    world.clock.tick(NIGHT_S)
     watch.round()
-    world.clock.time += world.ctx.limits.stop_grace_s + 1
+    world.clock.tick(world.ctx.limits.stop_grace_s + 1)
     watch.round()
     assert not worker.is_alive
     watch.round()
@@ -64,35 +63,31 @@ def test_a_session_that_does_not_leave_when_asked_is_ended(world: World, watch: 
     assert (lease.end_reason, world.job(job).state) == (EndReason.LOST, JobState.QUEUED)
 
 
-def test_a_notebook_that_nobody_could_hear_is_waited_for(
-    world: World, watch: Watch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Guards: without `Watch` its lease was over before it could say a word, and what it had trained was refused; with a rest
-    that is counted from a pass that failed, nothing was given up any more."""
-
-    def unseen(handles: list[Handle]) -> list[Observation]:
-        return [Observation(lease_id=h.lease_id, liveness=Liveness.UNSEEN) for h in handles]
-
-    monkeypatch.setattr(world.machines, "observe", unseen)
+def test_a_notebook_that_nobody_could_hear_is_waited_for(world: World, watch: Watch) -> None:
+    """Guards: without `Watch` its lease was over before it could say a word, and what it had trained was refused; with
+    a rest that is counted from a pass that failed, nothing was given up any more."""
     job, worker = at_work(world)
-    world.clock.time += 600.0
+    world.machines.liveness[worker.lease] = Liveness.UNSEEN
+    world.clock.tick(600.0)
     watch.round()
     assert worker.report().action is Action.CONTINUE
     assert worker.save().committed
-    monkeypatch.setattr(passes, "abandon_stale", lambda _: 1 / 0)
+    _, other = at_work(world, "bob")
+    other.fail(permanent=True)
+    world.machines.before["clean_up"] = lambda _: 1 / 0
     for _ in range(30):
-        world.clock.time += 5.0
-        with pytest.raises(ZeroDivisionError):
+        world.clock.tick(5.0)
+        with pytest.raises(ExceptionGroup):
             watch.round()
     assert world.job(job).state is JobState.QUEUED
 
 
 def test_a_pause_is_heard_before_its_machine_is_ended(world: World) -> None:
-    """Guard: counted from when it was asked for, and not from the server's start, the first look at a machine that trained on
-    while the server was away ended it, before it had heard of the pause."""
+    """Guard: counted from when it was asked for, and not from the server's start, the first look at a machine that
+    trained on while the server was away ended it, before it had heard of the pause."""
     job, worker = at_work(world)
     jobs.pause(world.ctx, world.actors["alice"], job)
-    world.clock.time += 600.0
+    world.clock.tick(600.0)
     reconcile(world.start_server())
     assert worker.is_alive
     leaves(worker)
@@ -102,10 +97,10 @@ def test_a_pause_is_heard_before_its_machine_is_ended(world: World) -> None:
 def test_one_that_stays_silent_after_a_pause_is_ended(world: World) -> None:
     job, worker = at_work(world)
     jobs.pause(world.ctx, world.actors["alice"], job)
-    world.clock.time += 600.0
+    world.clock.tick(600.0)
     ctx = world.start_server()
     reconcile(ctx)
-    world.clock.time += ctx.limits.stop_grace_s + 1
+    world.clock.tick(ctx.limits.stop_grace_s + 1)
     reconcile(ctx)
     assert not worker.is_alive
     reconcile(ctx)

@@ -1,4 +1,5 @@
-"""An account whose provider takes its time costs nobody else any; on both databases, and with the real Kaggle driver."""
+"""An account whose provider takes its time costs nobody else any; on both databases, and with the real Kaggle
+driver."""
 
 from __future__ import annotations
 
@@ -10,17 +11,19 @@ from typing import Any
 
 import pytest
 
+from orchestrator.domain.accounts import Account
 from orchestrator.domain.lifecycle import JobState
-from orchestrator.domain.model import Account
-from orchestrator.ports.providers import Capabilities, Capacity, Handle, Observation
-from orchestrator.ports.single_flight import SingleFlight
+from orchestrator.ports.providers import Capabilities, Handle, ProviderUnavailable
 from orchestrator.providers.kaggle import KaggleProvider
 from orchestrator.providers.registry import Registry
-from orchestrator.services.dispatch import dispatch, list_capacity, why_waiting
+from orchestrator.services.capacity import list_capacity
+from orchestrator.services.dispatch import dispatch, why_waiting
 from orchestrator.services.reconcile import reconcile
+from orchestrator.services.single_flight import SingleFlight
+from orchestrator.testing.environments import driver_env
 from tests.emulators.kaggle import KaggleEmulator, Person
 from tests.helpers.world import World
-from tests.providers.kernels import OpenVault, kaggle_account, until
+from tests.providers.kernels import kaggle_account, until
 
 LONG_S = 10.0
 """Longer than any of this takes: what waits for it waited for something that did not happen."""
@@ -49,48 +52,42 @@ def slow(world: World, woken: threading.Event) -> World:
     return world
 
 
-def _hold_bob(world: World, held: threading.Event, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def _hold_bob(world: World, held: threading.Event) -> list[str]:
     """Bob's room is told only once `held` is set; returns the accounts that were asked."""
-    room, asked = world.machines.room, list[str]()
+    asked = list[str]()
 
-    def slowly(account: Account) -> Capacity:
+    def slowly(account: Account) -> None:
         asked.append(account.id)
         if account.member_id == "bob":
             assert held.wait(LONG_S)
-        return room(account)
 
-    monkeypatch.setattr(world.machines, "room", slowly)
+    world.machines.before["capacity"] = slowly
     return asked
 
 
-def test_accounts_are_asked_side_by_side(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accounts_are_asked_side_by_side(world: World) -> None:
     """Guard: asked one after another, the first waited in vain for the second to be asked too."""
-    both, room = threading.Barrier(2), world.machines.room
-
-    def together(account: Account) -> Capacity:
-        both.wait(LONG_S)
-        return room(account)
-
+    both = threading.Barrier(2)
     world.submit("alice")
     world.submit("bob")
-    monkeypatch.setattr(world.machines, "room", together)
+    world.machines.before["capacity"] = lambda _: both.wait(LONG_S)
     assert dispatch(world.ctx) == 2
 
 
 def test_a_slow_account_keeps_no_other_waiting_and_is_used_once_it_answers(
-    slow: World, held: threading.Event, woken: threading.Event, monkeypatch: pytest.MonkeyPatch
+    slow: World, held: threading.Event, woken: threading.Event
 ) -> None:
-    """Guards: with accounts asked one after another the round ended only with bob's answer; without `on_late` nothing asked
-    for a dispatch when it came; without `_calls` he was asked again in every round meanwhile.
+    """Guards: with accounts asked one after another the round ended only with bob's answer; without `on_late` nothing
+    asked for a dispatch when it came; without `_calls` he was asked again in every round meanwhile.
     """
-    asked = _hold_bob(slow, held, monkeypatch)
+    asked = _hold_bob(slow, held)
     his, hers = slow.submit("bob"), slow.submit("alice")
     woken.clear()
     assert dispatch(slow.ctx) == 1
     assert slow.job(hers).state is JobState.LEASED
-    waits = why_waiting(slow.ctx, slow.job(his))
+    waits = why_waiting(slow.ctx, his)
     assert waits is not None
-    assert "bob's: cannot be reached (no answer within 0.2 s)" in waits.reason
+    assert "bob's: not reachable (no answer within 0.2 s)" in waits.reason
     assert asked.count("bob-sim") == 1
     held.set()
     assert woken.wait(LONG_S)
@@ -99,52 +96,62 @@ def test_a_slow_account_keeps_no_other_waiting_and_is_used_once_it_answers(
     assert asked.count("bob-sim") == 1
 
 
-def test_other_credentials_are_another_question(
-    slow: World, held: threading.Event, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_credentials_are_another_question(slow: World, held: threading.Event) -> None:
     """Guard: without credentials in the key the new token's account was given the old one's answer."""
-    asked = _hold_bob(slow, held, monkeypatch)
+    asked = _hold_bob(slow, held)
     with slow.ctx.uow() as tx:
-        account = tx.account("bob-sim")
+        account = tx.accounts.get("bob-sim")
     assert account is not None
     list_capacity(slow.ctx, [account])
     list_capacity(slow.ctx, [dataclasses.replace(account, credentials="sealed anew")])
     assert asked == ["bob-sim", "bob-sim"]
 
 
-def test_what_is_at_hand_is_told_without_a_thread(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guard: without `_is_at_hand` the pool of this computer, asked for every launch, cost a change of threads each time."""
+def test_an_account_that_is_closed_says_so_while_it_is_asked_again(slow: World, held: threading.Event) -> None:
+    """Guard: without `last`, the reason on a job's page changed to "no answer" and back every few seconds."""
+    with slow.ctx.uow() as tx:
+        account = tx.accounts.get("bob-sim")
+    assert account is not None
+    slow.machines.failure = ProviderUnavailable("no machine is free")
+    slow.ctx = dataclasses.replace(slow.ctx, limits=dataclasses.replace(slow.ctx.limits, patience_s=LONG_S))
+    (before,) = list_capacity(slow.ctx, [account])
+    slow.machines.failure = None
+    _hold_bob(slow, held)
+    slow.ctx = dataclasses.replace(slow.ctx, limits=dataclasses.replace(slow.ctx.limits, patience_s=0.01))
+    (meanwhile,) = list_capacity(slow.ctx, [account])
+    assert "no machine is free" in before.closed_reason
+    assert (meanwhile.closed_reason, meanwhile.slots) == (before.closed_reason, 0)
+
+
+def test_what_is_at_hand_is_told_without_a_thread(world: World) -> None:
+    """Guard: without `_is_at_hand` the pool of this computer, asked for every launch, cost a change of threads each
+    time."""
     world.machines.capabilities = Capabilities(provider="sim", shares_disk=True, local=True)
-    room, threads = world.machines.room, set[threading.Thread]()
-
-    def seen(account: Account) -> Capacity:
-        threads.add(threading.current_thread())
-        return room(account)
-
-    monkeypatch.setattr(world.machines, "room", seen)
+    threads = set[threading.Thread]()
+    world.machines.before["capacity"] = lambda _: threads.add(threading.current_thread())
     world.submit("alice")
     assert dispatch(world.ctx) == 1
     assert threads == {threading.current_thread()}
 
 
 def test_sessions_of_a_slow_account_keep_no_others_unsettled(
-    slow: World, held: threading.Event, woken: threading.Event, monkeypatch: pytest.MonkeyPatch
+    slow: World, held: threading.Event, woken: threading.Event
 ) -> None:
-    """Guards: with one look at all sessions of a provider alice's job waited for bob's answer; without `_calls` a second
-    thread settled his sessions while the first was at it; without `on_late` nothing dispatched what that had set free.
+    """Guards: with one look at all sessions of a provider alice's job waited for bob's answer; without `_calls` a
+    second thread settled his sessions while the first was at it; without `on_late` nothing dispatched what that had set
+    free.
     """
     his, hers = slow.submit("bob"), slow.submit("alice")
     assert dispatch(slow.ctx) == 2
-    slow.machines.dead |= set(slow.machines.launched)
-    observe, asked = slow.machines.observe, list[str]()
+    slow.machines.end(*slow.machines.leases)
+    asked = list[str]()
 
-    def slowly(handles: Sequence[Handle]) -> list[Observation]:
+    def slowly(handles: Sequence[Handle]) -> None:
         asked.extend(handle.account.id for handle in handles)
         if any(handle.account.id == "bob-sim" for handle in handles):
             assert held.wait(LONG_S)
-        return observe(handles)
 
-    monkeypatch.setattr(slow.machines, "observe", slowly)
+    slow.machines.before["observe"] = slowly
     reconcile(slow.ctx)
     reconcile(slow.ctx)
     assert (slow.job(hers).state, slow.job(his).state) == (JobState.QUEUED, JobState.LEASED)
@@ -155,8 +162,9 @@ def test_sessions_of_a_slow_account_keep_no_others_unsettled(
     assert slow.job(his).state is JobState.QUEUED
 
 
-def test_what_a_call_raises_is_raised_where_it_is_asked_for_also_when_it_came_late(held: threading.Event) -> None:
-    """Guard: without `set_exception` a call that failed was waited for as long as patience lasts, and then ever after."""
+def test_what_a_late_call_raises_is_raised_where_it_is_asked_for(held: threading.Event) -> None:
+    """Guard: without `set_exception` a call that failed was waited for as long as patience lasts, and then ever
+    after."""
     aside, late = SingleFlight[int](), threading.Event()
 
     def fail() -> int:
@@ -171,12 +179,9 @@ def test_what_a_call_raises_is_raised_where_it_is_asked_for_also_when_it_came_la
     assert aside.gather({"slow": lambda: 1}, LONG_S, late.set) == {"slow": 1}
 
 
-def test_an_old_answer_that_nobody_asked_for_is_asked_anew(
-    held: threading.Event, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Guard: without `BELIEVED_S` a server with an idle queue believed in the room of hours ago."""
-    aside, late = SingleFlight[bool](), threading.Event()
-    monkeypatch.setattr("orchestrator.ports.single_flight.BELIEVED_S", -1.0)
+def test_an_old_answer_that_nobody_asked_for_is_asked_anew(held: threading.Event) -> None:
+    """Guard: without `believed_s` a server with an idle queue believed in the room of hours ago."""
+    aside, late = SingleFlight[bool](believed_s=-1.0), threading.Event()
     assert aside.gather({"a": lambda: held.wait(LONG_S)}, 0.0, late.set) == {}
     held.set()
     assert late.wait(LONG_S)
@@ -200,7 +205,7 @@ NAMES = ("alice", "bob", "carol", "dave", "erin", "frank")
 @pytest.fixture
 def at_kaggle(slow: World, kaggle: KaggleEmulator) -> Callable[[float], list[Any]]:
     """Surveys everybody's account with this patience in seconds, through Kaggle's own client library."""
-    driver = KaggleProvider(OpenVault(), slow.folder / "kaggle", kaggle.endpoint, fresh_s=0.0)
+    driver = KaggleProvider(driver_env(slow.folder / "kaggle", endpoint=kaggle.endpoint), fresh_s=0.0)
     slow.ctx = dataclasses.replace(slow.ctx, providers=Registry.of({"kaggle": driver}))
     accounts = [kaggle_account(name) for name in NAMES]
 
@@ -211,7 +216,7 @@ def at_kaggle(slow: World, kaggle: KaggleEmulator) -> Callable[[float], list[Any
     return look
 
 
-def test_kaggle_is_asked_for_many_accounts_at_once_and_each_is_told_its_own(
+def test_kaggle_is_asked_for_many_accounts_at_once(
     kaggle: KaggleEmulator, at_kaggle: Callable[[float], list[Any]]
 ) -> None:
     """Guard: with accounts asked one after another only the first request arrived while it was held."""
@@ -236,7 +241,7 @@ def test_kaggles_silence_towards_one_account_is_that_accounts(
     kaggle.rules.add("QuotaStatistics", account="bob", hold=threading.Event(), times=0)
     at_kaggle(1.0)
     found = {place.name.partition("-")[0]: place for place in at_kaggle(1.0)}
-    assert found.pop("bob").closed_reason == "cannot be reached (no answer within 1 s)"
+    assert found.pop("bob").closed_reason == "not reachable (no answer within 1 s)"
     assert all(place.slots == 2 and not place.closed_reason for place in found.values())
     woken.clear()
     kaggle.rules.clear()

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.adapters.instance import ID_FILE
 from orchestrator.bootstrap import App, build
 from orchestrator.config import Settings
+from orchestrator.providers.registry import Registry
+from orchestrator.testing import FakeProvider
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def start(tmp_path: Path) -> Iterator[object]:
 def token_of(app: App) -> str | None:
     """The id of the token in the admin's file, if it opens anything."""
     with app.context.uow() as tx:
-        found = tx.token(app.context.tokens.hash(app.token_file.read_text().strip()))
+        found = tx.tokens.get_by_hash(app.context.tokens.hash(app.token_file.read_text().strip()))
     return found.id if found else None
 
 
@@ -41,7 +44,7 @@ def test_a_revoked_admin_token_stays_revoked(start) -> None:
     assert revoked is not None
     assert token_of(start(None)) == revoked
     with app.context.uow() as tx:
-        tx.delete_token(revoked)
+        tx.tokens.delete(revoked)
     app = start(None)
     assert (token_of(app), app.token_file.read_text()) == (None, secret)
     app.token_file.unlink()
@@ -52,7 +55,9 @@ def test_a_revoked_admin_token_stays_revoked(start) -> None:
 
 def test_a_new_database_takes_the_token_that_is_there(empty_database, start) -> None:
     """Guard: without the look for an admin, whoever began anew with a new database was locked out."""
-    secret = start(empty_database("sqlite")).token_file.read_text()
+    first = start(empty_database("sqlite"))
+    secret = first.token_file.read_text()
+    (first.settings.folder / ID_FILE).unlink()  # with it an empty database is refused
     app = start(empty_database("sqlite"))
     assert token_of(app) is not None
     assert app.token_file.read_text() == secret
@@ -65,15 +70,15 @@ def test_nobody_else_reads_what_lies_in_a_folder_that_was_there_before(start, tm
     (data / "store").mkdir(mode=0o755)
     app = start(None)
     with app.context.uow() as tx:
-        assert tx.members()
+        assert tx.members.all()
     modes = {path.name: path.stat().st_mode & 0o777 for path in data.iterdir()}
     assert {"trainhop.db", "trainhop.db-wal", "trainhop.db-shm", "store", "sessions", "secret.key"} <= set(modes)
     assert {name: oct(mode) for name, mode in modes.items() if mode & 0o077} == {}
 
 
 def test_what_a_killed_server_was_writing_goes(start, tmp_path: Path) -> None:
-    """Guard: without the look at the start it lay there for ever. A local worker goes on while the server is away: with the
-    shorter pattern `.incoming-*` its copy went, too."""
+    """Guard: without the look at the start it lay there for ever. A local worker goes on while the server is away: with
+    the shorter pattern `.incoming-*` its copy went, too."""
     data = tmp_path / "data"
     (data / "store/jobs/job-1/f1").mkdir(parents=True)
     (data / "store/datasets").mkdir()
@@ -85,3 +90,26 @@ def test_what_a_killed_server_was_writing_goes(start, tmp_path: Path) -> None:
     start(None)
     assert [path for path in left if path.exists()] == []
     assert kept.exists()
+
+
+def pools_after_a_start(folder: Path, providers: dict[str, FakeProvider]) -> list[tuple[str, str]]:
+    """Provider and name of each pool after a server with these drivers was built over `folder`."""
+    app = build(Settings(data_dir=folder, offline=True, local_slots=2), providers=Registry.of(providers))
+    try:
+        with app.context.uow() as tx:
+            pools = tx.accounts.all()
+    finally:
+        app.close()
+    assert all(pool.config["slots"] == 2 for pool in pools)
+    return [(pool.provider, pool.name) for pool in pools]
+
+
+def test_any_driver_for_this_computer_gets_the_first_pool(tmp_path: Path) -> None:
+    """Guards: with a fixed name in `_add_pool` the driver got none; without the look at all such drivers a second one
+    stopped the server at its start."""
+    boxes, workshop = FakeProvider("boxes"), FakeProvider("workshop", this_computer=True)
+    assert pools_after_a_start(tmp_path, {"boxes": boxes}) == []
+    first = [("workshop", "this-computer")]
+    assert pools_after_a_start(tmp_path, {"boxes": boxes, "workshop": workshop}) == first
+    other = FakeProvider("other", this_computer=True)
+    assert pools_after_a_start(tmp_path, {"other": other, "workshop": workshop}) == first

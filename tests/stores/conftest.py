@@ -10,31 +10,11 @@ import pytest
 from orchestrator.adapters.stores.google_drive.client import DriveClient, Retries
 from orchestrator.adapters.stores.google_drive.login import read_login
 from orchestrator.adapters.stores.google_drive.store import DriveStore
-from orchestrator.adapters.stores.signed_links import BlobLinks
+from orchestrator.testing.environments import MemoryIds, store_env
 from tests.emulators.drive import Drive
 from worker.shared.resumable_upload import Patience
 
 AT_ONCE = Retries(attempts=20, first_s=0.0, longest_s=0.0, jitter_s=0.0)
-
-
-class MemoryIds:
-    """Implements `drive.Ids`."""
-
-    def __init__(self) -> None:
-        self.known: dict[str, str] = {}
-
-    def get(self, key: str) -> str | None:
-        return self.known.get(key)
-
-    def claim(self, key: str, ident: str) -> str:
-        return self.known.setdefault(key, ident)
-
-    def forget(self, key: str, ident: str) -> None:
-        if self.known.get(key) == ident:
-            del self.known[key]
-
-    def keys(self, prefix: str) -> list[str]:
-        return [key for key in self.known if key.startswith(prefix)]
 
 
 @pytest.fixture
@@ -50,9 +30,9 @@ def make_store(drive: Drive, troubles: list[str]) -> Iterator[Callable[..., Driv
     def make(title: str = "Trainhop 1", ids: MemoryIds | None = None, retries: Retries = AT_ONCE) -> DriveStore:
         login = read_login(json.dumps(drive.authorized_user()), drive.url)
         client = DriveClient(login, drive.url, on_trouble=troubles.append, retries=retries)
-        links = BlobLinks(lambda key: f"http://127.0.0.1/blobs/{key}", b"key")
+        env = store_env(ids=MemoryIds() if ids is None else ids, config={"folder": title})
         patience = Patience(attempts=30, sleep=lambda _: None)
-        made.append(DriveStore(client, MemoryIds() if ids is None else ids, links, title, patience=patience))
+        made.append(DriveStore(env, client=client, patience=patience))
         return made[-1]
 
     yield make

@@ -15,14 +15,17 @@ import stamina
 from orchestrator.adapters.stores.google_drive.client import Retries
 from orchestrator.adapters.stores.google_drive.login import read_login
 from orchestrator.domain.errors import InvalidError
-from orchestrator.ports.providers import ObjectMissing, StoreError, StoreFull, StoreUnavailable
+from orchestrator.ports.stores import ObjectMissing, StoreError, StoreFull, StoreUnavailable
+from orchestrator.testing.environments import MemoryIds
 from tests.emulators.drive import Chaos, Drive, Rule
-from tests.stores.conftest import MemoryIds
 from worker.agent import transfers
 from worker.agent.uplink import ServerAway
+from worker.shared import resumable_upload
 from worker.shared.messages import Grant, GrantKind
+from worker.shared.resumable_upload import Patience
 
 KEY = "jobs/job-1/f1/0123456789abcdef.safetensors"
+AT_ONCE = Patience(sleep=lambda _: None)
 FEW = Retries(attempts=3, first_s=0.0, longest_s=0.0, jitter_s=0.0)
 
 
@@ -38,7 +41,7 @@ def content(drive: Drive) -> list[bytes]:
 
 
 def upload(store, source: Path, key: str = KEY) -> None:
-    transfers.upload(store.grant_upload(key, GrantKind.CHECKPOINT, shares_disk=False), source)
+    transfers.upload(store.grant_upload(key, GrantKind.CHECKPOINT, shares_disk=False), source, AT_ONCE)
 
 
 # --- creating once ---
@@ -106,7 +109,7 @@ def test_a_damaged_download_is_noticed(drive, store, source):
     """Guard: without the sum in `read` the flipped bit went through."""
     store.put(KEY, source)
     drive.rules.add(Rule("alt=media", flip=300_000))
-    with pytest.raises(StoreUnavailable, match="damaged on its way"):
+    with pytest.raises(StoreUnavailable, match="was damaged"):
         list(store.read(KEY))
     assert b"".join(store.read(KEY)) == source.read_bytes()
 
@@ -141,27 +144,19 @@ def test_the_checksum_is_drives_own_and_computed_where_it_gives_none(drive, stor
     ],
     ids=["cut", "5xx", "slow-down", "html", "answer-lost"],
 )
-def test_an_upload_survives(drive, store, source, rules, monkeypatch):
-    monkeypatch.setattr("worker.shared.resumable_upload.Patience.pause", lambda *_: None)
+def test_an_upload_survives(drive, store, source, rules):
     drive.rules.add(*rules)
     upload(store, source)
     assert content(drive) == [source.read_bytes()]
     assert store.stat(KEY).size == 700_000
 
 
-def test_a_broken_upload_goes_on_where_it_stood(drive, store, source, monkeypatch):
+def test_a_broken_upload_goes_on_where_it_stood(drive, store, source):
     """Guard: with `ask` never set, everything was sent again from the first byte."""
-    from worker.shared import resumable_upload
-
-    monkeypatch.setattr("worker.shared.resumable_upload.Patience.pause", lambda *_: None)
     grant = store.grant_upload(KEY, GrantKind.CHECKPOINT, shares_disk=False)
     drive.rules.add(Rule("PUT /upload", after=1, cut=0))
-    sent: list[str] = []
-    real = resumable_upload._chunk
-    monkeypatch.setattr(
-        "worker.shared.resumable_upload._chunk", lambda *given: (found := real(*given), sent.append(found[1]))[0]
-    )
-    resumable_upload.send(grant.url or "", source, chunk_bytes=resumable_upload.GRANULE_BYTES)
+    resumable_upload.send(grant.url or "", source, patience=AT_ONCE, chunk_bytes=resumable_upload.GRANULE_BYTES)
+    sent = [span.removeprefix("bytes ") for span in drive.ranges if not span.startswith("bytes *")]
     assert sent == ["0-262143/700000", "262144-524287/700000", "262144-524287/700000", "524288-699999/700000"]
     assert content(drive) == [source.read_bytes()]
 
@@ -177,7 +172,7 @@ def test_a_session_that_is_gone_is_followed_by_another(drive, store, source, sta
 
 def test_sessions_that_are_always_gone_are_said_to_be(drive, store, source):
     rule = drive.rules.add(Rule("PUT /upload", status=404, reason="notFound", times=None))
-    with pytest.raises(StoreUnavailable, match="session is of no use any more: HTTP 404"):
+    with pytest.raises(StoreUnavailable, match="session has expired: HTTP 404"):
         store.put(KEY, source)
     assert rule.hits == 3
 
@@ -206,7 +201,7 @@ def test_where_sessions_need_a_credential_the_probe_says_so(drive, store, source
 
 def test_a_damaged_upload_makes_the_grant_unusable(drive, store, source):
     drive.rules.add(Rule("PUT /upload", flip=100))
-    with pytest.raises(transfers.UnusableGrant, match="other bytes arrived"):
+    with pytest.raises(transfers.UnusableGrant, match="the stored bytes differ"):
         upload(store, source)
     drive.rules.add(Rule("PUT /upload", truncate=1))
     with pytest.raises(transfers.UnusableGrant, match="699999 of 700000"):
@@ -236,8 +231,8 @@ def readable(store, source):
     ("status", "reason"), [(403, "userRateLimitExceeded"), (403, "rateLimitExceeded"), (401, "authError"), (503, "x")]
 )
 def test_a_download_that_has_to_wait_is_not_called_damage(drive, readable, source, tmp_path, status, reason):
-    """Guard: without a look at the reason the head was taken for damaged and the job went back to an older one; with the
-    library's own words the address, which may be a permission, was in the message.
+    """Guard: without a look at the reason the head was taken for damaged and the job went back to an older one; with
+    the library's own words the address, which may be a permission, was in the message.
     """
     drive.rules.add(Rule("alt=media", status=status, reason=reason))
     with pytest.raises(ServerAway, match=f"HTTP {status}") as away:
@@ -380,7 +375,7 @@ def test_an_unreachable_drive_is_unavailable(drive, make_store, source):
     store = make_store(retries=FEW)
     store.put(KEY, source)
     drive.close()
-    with pytest.raises(StoreUnavailable, match="cannot be reached"):
+    with pytest.raises(StoreUnavailable, match="could not reach Google Drive"):
         store.stat(KEY)
 
 
@@ -388,7 +383,8 @@ def test_an_unreachable_drive_is_unavailable(drive, make_store, source):
 
 
 def test_a_deleted_file_is_missing_in_words_and_may_be_written_again(drive, store, source):
-    """Guard: without `forget` in `put` the id of the deleted file, which Drive takes no second time, was kept for ever."""
+    """Guard: without `forget` in `put` the id of the deleted file, which Drive takes no second time, was kept for
+    ever."""
     store.put(KEY, source)
     drive.contents.delete(drive.files()[0].id)
     with pytest.raises(ObjectMissing, match="deleted"):
@@ -398,17 +394,23 @@ def test_a_deleted_file_is_missing_in_words_and_may_be_written_again(drive, stor
 
 
 @pytest.mark.parametrize("heal", ["put", "delete"])
-def test_a_server_killed_while_it_deletes_leaves_a_key_that_can_be_used_again(
-    drive, make_store, source, monkeypatch, heal
-):
+def test_a_server_killed_while_it_deletes_leaves_a_usable_key(drive, make_store, source, heal):
     """The file is gone, its id is still known. Guard: without `forget` in `put` the key was of no use any more."""
-    ids = MemoryIds()
+
+    class KilledIds(MemoryIds):
+        killed = False
+
+        def forget(self, key: str, ident: str) -> None:
+            if not self.killed:
+                self.killed = True
+                raise KeyboardInterrupt
+            super().forget(key, ident)
+
+    ids = KilledIds()
     store = make_store(ids=ids)
     store.put(KEY, source)
-    with monkeypatch.context() as killed:
-        killed.setattr(ids, "forget", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            store.delete(KEY)
+    with pytest.raises(KeyboardInterrupt):
+        store.delete(KEY)
     assert (content(drive), KEY in ids.known) == ([], True)
     if heal == "delete":
         store.delete(KEY)
@@ -417,18 +419,11 @@ def test_a_server_killed_while_it_deletes_leaves_a_key_that_can_be_used_again(
     assert content(drive) == [source.read_bytes()]
 
 
-def test_an_id_that_another_call_is_writing_under_is_not_given_up(drive, make_store, source, monkeypatch):
+def test_an_id_that_another_call_is_writing_under_is_not_given_up(drive, make_store, source):
     """Nothing lies there yet. Guard: with the id forgotten whenever nothing was found, two files lay under one key."""
     ids = MemoryIds()
     one, two = make_store(ids=ids), make_store(ids=ids)
-    real = one._send
-
-    def slowly(*given):
-        monkeypatch.setattr(one, "_send", real)
-        two.put(KEY, source)
-        return real(*given)
-
-    monkeypatch.setattr(one, "_send", slowly)
+    drive.rules.add(Rule("POST /upload", meanwhile=lambda: two.put(KEY, source)))
     assert one.put(KEY, source).size == 700_000
     assert content(drive) == [source.read_bytes()]
 
@@ -450,6 +445,16 @@ def test_what_is_needed_is_taken_out_of_the_trash(drive, store, source):
     drive.contents.mark(next(f.id for f in drive.contents.files.values() if f.title == "Trainhop 1"), trashed=True)
     assert store.stat(KEY).size == 700_000
     assert not any(f.trashed for f in drive.contents.files.values())
+
+
+@pytest.mark.parametrize("status", [400, 403, 500])
+def test_an_answer_that_repeats_credentials_is_told_without_them(drive, make_store, source, status):
+    """Guard: without the replacement in `_translated` the reason stood in the message, and in the server's log."""
+    words = f"{drive.tokens.client_secret} {min(drive.tokens.refresh_tokens)}"
+    drive.rules.add(Rule(pattern="/drive/", times=None, status=status, reason=words))
+    with pytest.raises(StoreError, match=r"\*\*\*") as caught:
+        make_store().put(KEY, source)
+    assert not any(word in str(caught.value) for word in words.split())
 
 
 def test_ids_outlive_the_process(drive, make_store, source):
@@ -490,11 +495,11 @@ def test_under_a_third_of_errors_everything_arrives(drive, store, tmp_path):
         ('{"client_id": "a", "client_secret": "SECRET", "refresh_token": ""}', "refresh_token is missing"),
         (
             '{"client_id": "a", "client_secret": "SECRET", "refresh_token": "SECRET", "token_uri": "https://evil.example/"}',
-            "elsewhere",
+            "token_uri is not an address of Google",
         ),
         (
             '{"client_id": "a", "client_secret": "SECRET", "refresh_token": "SECRET", "token_uri": "http://oauth2.googleapis.com/token"}',
-            "elsewhere",
+            "token_uri is not an address of Google",
         ),
     ],
 )

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from worker.agent.limits import Limits
-from worker.agent.session import run
+from worker.agent.run import run
 from worker.shared.messages import Ticket
 
 

@@ -36,7 +36,19 @@ def dataset(tmp_path_factory):
 
 
 @pytest.fixture
-def lab(base, dataset, tmp_path):
-    from tests.helpers.training_runs import Lab
+def training(base, dataset, tmp_path):
+    from tests.helpers.training_runs import TrainingRuns
 
-    return Lab(base=base, dataset=dataset, rows=ROWS, folder=Path(tmp_path))
+    return TrainingRuns(base=base, dataset=dataset, rows=ROWS, folder=Path(tmp_path))
+
+
+@pytest.fixture
+def desk(tmp_path):
+    """Outbox and saver of a session, and a server that answers."""
+    from tests.helpers.session_desk import PATIENCE_S, Desk, Server
+
+    made = Desk(Server(tmp_path), tmp_path)
+    yield made
+    made.saver.stop()
+    made.server.mood = lambda: None
+    made.outbox.close(PATIENCE_S)

@@ -1,17 +1,17 @@
 """The checkpoint file: exact, whole or absent, and refused whenever anything about it is off."""
 
-import errno
 import hashlib
 import json
 import random
+import resource
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from worker.shared import checkpoint_file
 from worker.shared.checkpoint_file import CheckpointError, check_recipe, load, read_manifest, sha256_file, write
-from worker.shared.messages import Hardware, Manifest, Recipe
+from worker.shared.files import UNFINISHED
+from worker.shared.manifest import Hardware, Manifest, Recipe
 
 RECIPE = Recipe(
     base_model="org/model@abc",
@@ -34,10 +34,15 @@ RECIPE = Recipe(
     val_set_size=0.1,
     dataset_sha256=("a" * 64,),
     train_rows=90,
+    encoding=2,
+    numerics=2,
+    val_split=2,
+    untrained_rows=1,
     base_sha256="b" * 64,
     tokenizer_sha256="c" * 64,
     parameters_sha256="d" * 64,
     trainable_dtype="float32",
+    rows_sha256="e" * 64,
 )
 MANIFEST = Manifest(
     job="j",
@@ -81,7 +86,7 @@ def test_round_trip(tmp_path, file):
     for name, array in TENSORS.items():
         assert tensors[name].dtype == array.dtype
         np.testing.assert_array_equal(tensors[name], array)
-    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == []
+    assert list(tmp_path.glob(UNFINISHED)) == []
 
 
 def test_it_is_a_safetensors_file(file):
@@ -117,7 +122,7 @@ def test_every_flipped_byte_is_refused(file):
     digest = hashlib.sha256(data).hexdigest()
     for place in range(len(data)):
         file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-        with pytest.raises(CheckpointError, match="was promised; fetch it again"):
+        with pytest.raises(CheckpointError, match=f"has sha256 [0-9a-f]+, expected {digest}; download it again"):
             load(file, digest)
 
 
@@ -129,16 +134,20 @@ def _file(header):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"\x00" * 8, "no plausible header size"),
-        (b"\xff" * 16, "no plausible header size"),
+        (b"\x00" * 8, "not a valid header size"),
+        (b"\xff" * 16, "not a valid header size"),
         (_file(b"nonsense"), "header is not JSON"),
         (_file(b"[" * 50_000), "header is not JSON"),
         (_file([1]), "not a JSON object"),
-        (_file({}), "holds no manifest"),
-        (_file({"__metadata__": {"format": "pt"}}), "holds no manifest"),
+        (_file({}), "has no manifest"),
+        (_file({"\ud800": 1}), "header is not JSON"),
+        (_file({"__metadata__": {"trainhop": '{"job": "\\ud800"}'}}), "manifest is not JSON"),
+        (_file(b'{"a": 1, "a": 1}'), "names a twice"),
+        (_file(b'{"__metadata__": {"a": 1, "a": 1}}'), "a key appears twice"),
+        (_file({"__metadata__": {"format": "pt"}}), "has no manifest"),
         (_file({"__metadata__": {"trainhop": "{"}}), "manifest is not JSON"),
         (_file({"__metadata__": {"trainhop": "{}"}}), "manifest is not valid at job"),
-        (_file({"__metadata__": {"trainhop": '{"protocol": 99}'}}), "speaks protocol 99, this program 1; update"),
+        (_file({"__metadata__": {"trainhop": '{"protocol": 99}'}}), "has protocol 99, this program 1; update"),
     ],
 )
 def test_what_is_no_checkpoint_is_called_so(data, words):
@@ -165,15 +174,15 @@ def test_a_lying_header_is_refused(tmp_path, entry):
         load(path)
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
-    """Fails when the partial file is not removed."""
-
-    def full(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(checkpoint_file.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write(tmp_path / "c", TENSORS, MANIFEST)
+def test_a_full_disk_leaves_nothing(tmp_path):
+    """A limit on the size of files stands for a disk that is full. Fails when the partial file is not removed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write(tmp_path / "c", TENSORS, MANIFEST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -190,7 +199,8 @@ def test_ten_thousand_mutated_recipes_are_refused():
     """Fails when any field is left out of the comparison. What the server does not know yet does not count."""
     rng = random.Random(0)
     check_recipe(RECIPE, RECIPE)
-    hashes = ("base_sha256", "tokenizer_sha256", "parameters_sha256", "trainable_dtype")
+    hashes = ("base_sha256", "tokenizer_sha256", "parameters_sha256", "trainable_dtype", "rows_sha256")
+    hashes += ("untrained_rows",)
     check_recipe(RECIPE.model_copy(update=dict.fromkeys(hashes)), RECIPE)
     names = list(Recipe.model_fields)
     for number in range(10_000):

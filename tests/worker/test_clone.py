@@ -1,4 +1,5 @@
-"""A clone begins with another job's checkpoint: the same file gives the same bytes, and what may change acts from there on."""
+"""A clone begins with another job's checkpoint: the same file gives the same bytes, and what may change acts from there
+on."""
 
 import pytest
 
@@ -12,26 +13,26 @@ from worker.training.interface import Decision
 SPEC = {"lora_dropout": 0.1, "lr_scheduler": "cosine", "warmup_ratio": 0.2}
 
 
-def saved(lab, hooks, name):
-    path = lab.folder / f"{name}.safetensors"
+def saved(training, hooks, name):
+    path = training.folder / f"{name}.safetensors"
     checkpoint_file.write(path, hooks.snapshots[-1].tensors, hooks.snapshots[-1].manifest)
     return path
 
 
 @pytest.fixture
-def half(lab):
+def half(training):
     """What job `job` had saved after its fourth step."""
-    _, hooks = lab.session(lab.spec(**SPEC), decisions={4: Decision.SAVE_AND_STOP})
-    return saved(lab, hooks, "half")
+    _, hooks = training.session(training.spec(**SPEC), decisions={4: Decision.SAVE_AND_STOP})
+    return saved(training, hooks, "half")
 
 
 ORIGIN = Origin(job="job", fence=1, step=4)
 
 
-def test_a_clone_with_the_same_file_ends_in_the_bytes_of_the_original(lab, half):
+def test_a_clone_with_the_same_file_ends_in_the_bytes_of_the_original(training, half):
     """The promise. Guard: with a fresh optimiser, schedule or sampler in the clone every assertion fails."""
-    whole = lab.run(lab.spec(**SPEC))
-    result, hooks = lab.session(lab.spec(**SPEC), resume=half, name="clone", job="clone", origin=ORIGIN)
+    whole = training.run(training.spec(**SPEC))
+    result, hooks = training.session(training.spec(**SPEC), resume=half, name="clone", job="clone", origin=ORIGIN)
     assert hooks.restores == [(4, "exact", "hf")]
     assert hooks.steps == whole.steps[4:]
     assert result.adapter_sha256 == whole.trained.adapter_sha256
@@ -41,55 +42,57 @@ def test_a_clone_with_the_same_file_ends_in_the_bytes_of_the_original(lab, half)
     assert hooks.snapshots[-1].manifest.job == "clone"
 
 
-def test_what_a_clone_changes_acts_from_its_first_step_on(lab, half):
-    """Guard: without `reschedule` the clone went on with the original's rate; cut once more it must not change again."""
+def test_what_a_clone_changes_acts_from_its_first_step_on(training, half):
+    """Guard: without `reschedule` the clone went on with the original's rate; cut once more it must not change
+    again."""
     changes = {"learning_rate": 3e-3, "max_steps": 12, "lr_scheduler": "linear", "weight_decay": 0.1}
-    spec = lab.spec(**(SPEC | changes))
-    result, hooks = lab.session(spec, resume=half, name="clone", job="clone", origin=ORIGIN)
-    fresh = lab.run(spec)
+    spec = training.spec(**(SPEC | changes))
+    result, hooks = training.session(spec, resume=half, name="clone", job="clone", origin=ORIGIN)
+    fresh = training.run(spec)
     assert [step for step, _ in hooks.steps] == list(range(5, 13))
     rates = [values["learning_rate"] for _, values in fresh.steps]
     assert [values["learning_rate"] for _, values in hooks.steps] == rates[4:]
     assert [values["batch_crc32"] for _, values in hooks.steps] == [v["batch_crc32"] for _, v in fresh.steps[4:]]
     assert hooks.snapshots[-1].manifest.state["groups"][0]["weight_decay"] == 0.1
 
-    _, first = lab.session(
+    _, first = training.session(
         spec, resume=half, decisions={7: Decision.SAVE_AND_STOP}, name="cut", job="clone", origin=ORIGIN
     )
-    again, second = lab.session(spec, resume=saved(lab, first, "own"), name="cut", job="clone")
+    again, second = training.session(spec, resume=saved(training, first, "own"), name="cut", job="clone")
     assert first.steps + second.steps == hooks.steps
     assert again.adapter_sha256 == result.adapter_sha256
 
 
-def test_a_checkpoint_that_the_assignment_does_not_name_is_refused(lab, half):
+def test_a_checkpoint_that_the_assignment_does_not_name_is_refused(training, half):
     """Guard: without `check_owner` in `_read_checkpoint` each of these trained on."""
-    spec = lab.spec(**SPEC)
+    spec = training.spec(**SPEC)
     with pytest.raises(CheckpointError, match="belongs to job job, not to clone"):
-        lab.session(spec, resume=half, job="clone")
+        training.session(spec, resume=half, job="clone")
     for changes in ({"job": "another"}, {"fence": 2}, {"step": 5}):
-        with pytest.raises(CheckpointError, match=r"is that of job job, fence 1, step 4, but this job begins with"):
-            lab.session(spec, resume=half, job="clone", origin=ORIGIN.model_copy(update=changes))
+        with pytest.raises(CheckpointError, match=r"is that of job job, fence 1, step 4, but this job starts from"):
+            training.session(spec, resume=half, job="clone", origin=ORIGIN.model_copy(update=changes))
 
 
-def test_a_clone_may_not_change_what_the_state_depends_on(lab, half):
+def test_a_clone_may_not_change_what_the_state_depends_on(training, half):
     """The server refuses these with a pointer; the worker does not rely on it."""
     for changes in ({"lora_r": 8}, {"seed": 1}, {"optimizer": "adamw_8bit"}, {"global_batch_size": 8}):
         with pytest.raises(CheckpointError, match=f"belongs to another run: .*{next(iter(changes))}"):
-            lab.session(lab.spec(**(SPEC | changes)), resume=half, job="clone", origin=ORIGIN)
+            training.session(training.spec(**(SPEC | changes)), resume=half, job="clone", origin=ORIGIN)
 
 
-def test_every_process_of_a_session_knows_the_whole_job(lab, tmp_path):
-    """Guard: without the folder of the base model in `job_json` every further process downloaded it for itself, unwatched."""
+def test_every_process_of_a_session_knows_the_whole_job(training, tmp_path):
+    """Guard: without the folder of the base model in `job_json` every further process downloaded it for itself,
+    unwatched."""
     from worker.training.interface import TrainingJob
 
     job = TrainingJob(
         job="clone",
         fence=1,
-        spec=lab.spec(),
-        datasets=(lab.dataset,),
+        spec=training.spec(),
+        datasets=(training.dataset,),
         resume=None,
         work_dir=tmp_path,
         origin=ORIGIN,
-        base_folder=lab.base,
+        base_folder=training.base,
     )
     assert job_of(job_json(job), tmp_path) == job

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from worker.shared import dataset_files
+from worker.shared import dataset_containers
 from worker.shared.dataset_files import DatasetError, DatasetInfo, Message, Row, inspect, read_rows
-from worker.shared.messages import FileFormat, RowFormat
+from worker.shared.job_spec import FileFormat, RowFormat
 
 CHAT = Row(messages=(Message("user", "q"), Message("assistant", "a")))
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -83,7 +83,7 @@ GOOD = json.dumps({"messages": TURNS}) + "\n"
         ('[{"text": "a"}', 1, "is not valid JSON"),
         (GOOD + json.dumps({"messages": TURNS[:1]}), 2, "has no assistant turn"),
         (GOOD + json.dumps({"other": 1}), 2, "column 'messages' is missing"),
-        (GOOD + json.dumps({"text": "x"}), 2, "is a 'text' row in a 'messages' dataset"),
+        (GOOD + json.dumps({"text": "x"}), 2, "is a text row in a messages dataset"),
         (json.dumps({"foo": 1, "bar": 2}), 1, r"unknown row format with keys \['bar', 'foo'\]; accepted are: messages"),
         (json.dumps({"messages": "hi"}), 1, "'messages' must be a list"),
         (json.dumps({"messages": [{"role": "bot", "content": "x"}]}), 1, "unknown role 'bot'"),
@@ -91,7 +91,7 @@ GOOD = json.dumps({"messages": TURNS}) + "\n"
         (json.dumps({"conversations": [{"from": "bot", "value": "x"}]}), 1, "unknown from 'bot'"),
         (json.dumps({"messages": [*TURNS, CALL, *TURNS]}), 1, "a turn in 'messages' calls a tool"),
         (json.dumps({"messages": [*TURNS, CALL | {"content": None}]}), 1, "a turn in 'messages' calls a tool"),
-        (json.dumps({"messages": TURNS, "tools": [{"name": "f"}]}), 1, "has 'tools', which no session shows"),
+        (json.dumps({"messages": TURNS, "tools": [{"name": "f"}]}), 1, "has 'tools', which are not supported"),
         (json.dumps({"messages": [TURNS[0], TURNS[1] | {"weight": 0}, *TURNS]}), 1, "has weight 0, but all assistant"),
         (
             json.dumps({"system": "s", "messages": [SYSTEM, *TURNS]}),
@@ -117,7 +117,8 @@ GOOD = json.dumps({"messages": TURNS}) + "\n"
     ],
 )
 def test_faults_name_line_and_remedy(tmp_path, content, line, words):
-    """Guard: without `refuse_unheeded` and `with_columns` calls, tools, weights and a second system were lost unsaid."""
+    """Guard: without `refuse_unheeded` and `with_columns` calls, tools, weights and a second system were lost
+    unsaid."""
     path = tmp_path / "upload"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(DatasetError, match=words) as caught:
@@ -126,14 +127,13 @@ def test_faults_name_line_and_remedy(tmp_path, content, line, words):
     assert "\n" not in str(caught.value)
 
 
-def test_wrong_encoding_and_endless_lines(tmp_path, monkeypatch):
+def test_wrong_encoding_and_endless_lines(tmp_path):
     path = tmp_path / "upload"
     path.write_bytes(GOOD.encode() + '{"text": "é"}'.encode("latin-1"))
     with pytest.raises(DatasetError, match="line 2: is not UTF-8"):
         inspect(path)
-    monkeypatch.setattr(dataset_files, "MAX_LINE_BYTES", 2**20)
-    path.write_bytes(b'{"text": "' + b"x" * 2**21)
-    with pytest.raises(DatasetError, match="line 1: is longer than 1 MiB"):
+    path.write_bytes(b'{"text": "' + b"x" * dataset_containers.MAX_LINE_BYTES)
+    with pytest.raises(DatasetError, match="line 1: is longer than 16 MiB"):
         inspect(path)
     path.write_bytes(b"PAR1 not really")
     with pytest.raises(DatasetError, match="is not a readable Parquet file"):
@@ -201,10 +201,11 @@ HALF = "\ud83d"
     ],
 )
 def test_half_a_character_is_a_fault_of_its_line(tmp_path, record):
-    """Guard: without the look at each row's texts the file passed, and every session of its job failed in the tokenizer."""
+    """Guard: without the look at each row's texts the file passed, and every session of its job failed in the
+    tokenizer."""
     path = tmp_path / "upload"
     path.write_text("\n" + json.dumps(record), encoding="utf-8")
-    with pytest.raises(DatasetError, match="line 2: holds half a character"):
+    with pytest.raises(DatasetError, match="line 2: has an unpaired surrogate"):
         inspect(path)
     path.write_text(json.dumps({"text": "a whole one: \U0001f600"}), encoding="utf-8")
     assert inspect(path).rows == 1

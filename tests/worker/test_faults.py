@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from worker.shared.messages import JobSpec
+from worker.shared.job_spec import JobSpec
 from worker.shared.spec_errors import explain
 
 RIGHT: dict[str, Any] = {"base_model": "org/name", "datasets": [{"path": "org/data"}], "max_steps": 1}
@@ -67,12 +67,13 @@ def test_no_module_at_all_is_refused() -> None:
 def test_a_deadline_is_a_moment(deadline: object) -> None:
     """Guard: without the look for `date` a day in YAML was said to be no number."""
     assert faults(deadline=deadline) == [
-        ("/deadline", "a deadline needs a time and its zone, for example 2026-12-01T18:00:00+01:00")
+        ("/deadline", "must be a time with its zone, for example 2026-12-01T18:00:00+01:00")
     ]
 
 
 @pytest.mark.parametrize("value", [math.inf, 1e300])
 def test_a_session_has_an_end(value: float) -> None:
-    """Guard: without the bound, and `allow_inf_nan` for other numbers, the command line ended in a traceback: JSON has no infinity."""
+    """Guard: without the bound, and `allow_inf_nan` for other numbers, the command line ended in a traceback: JSON has
+    no infinity."""
     ((where, _),) = faults(placement={"max_session_s": value})
     assert where == "/placement/max_session_s"

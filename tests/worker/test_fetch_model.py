@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.hub import COMMIT, Answer, Hub, hub_of
-from worker.shared.process import process_birth
+from tests.emulators.hub import HubEmulator, Repo
+from tests.helpers.processes import assert_gone
 
 SHARDS = {f"model-0000{n}-of-00002.safetensors": bytes([n]) * 40_000 for n in (1, 2)}
 INDEX = {"weight_map": {f"w{n}": name for n, name in enumerate(SHARDS)}}
@@ -31,12 +30,17 @@ NEEDED = {"config.json", "tokenizer.json", "model.safetensors.index.json", *SHAR
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    with hub_of(dict(FILES)) as running:
+def repo() -> Repo:
+    return Repo(id="org/model", files=FILES)
+
+
+@pytest.fixture
+def hub(repo: Repo) -> Iterator[HubEmulator]:
+    with HubEmulator(repo) as running:
         yield running
 
 
-def fetched(hub: Hub, home: Path, name: str = "org/model", **changes: str) -> list[str]:
+def fetched(hub: HubEmulator, home: Path, name: str = "org/model", **changes: str) -> list[str]:
     """What a machine with small limits says of a model, line by line: its waits, then the folder or the error."""
     code = f"""
 from worker.agent.limits import Limits
@@ -58,87 +62,82 @@ def names_in(line: str) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_only_what_is_needed_is_downloaded_and_only_once(hub: Hub, tmp_path: Path) -> None:
-    """Guard: without `OTHERS` and the index every model came with the same weights once or twice more. Without `cached` a
-    process was started, and the hub asked, for a model that lay there.
+def test_only_what_is_needed_is_downloaded_and_only_once(hub: HubEmulator, repo: Repo, tmp_path: Path) -> None:
+    """Guard: without `OTHERS` and the index every model came with the same weights once or twice more. Without `cached`
+    a process was started, and the hub asked, for a model that lay there.
     """
     (first,) = fetched(hub, tmp_path)
     assert names_in(first) == NEEDED
-    hub.asked.clear()
-    assert fetched(hub, tmp_path, f"org/model@{COMMIT}") == [first]
+    hub.seen.clear()
+    assert fetched(hub, tmp_path, f"org/model@{repo.commit}") == [first]
     assert fetched(hub, tmp_path, HF_HUB_OFFLINE="1") == [first]
-    assert not hub.asked
+    assert not hub.seen
 
 
-def test_a_model_that_lies_there_in_part_is_completed(hub: Hub, tmp_path: Path) -> None:
+def test_a_model_that_lies_there_in_part_is_completed(hub: HubEmulator, repo: Repo, tmp_path: Path) -> None:
     """Guard: without `_is_whole` an older client's word counted, which knows nothing of what is missing."""
     (first,) = fetched(hub, tmp_path)
     folder = Path(first.removeprefix("folder "))
     shard = next(iter(SHARDS))
     (folder / shard).resolve().unlink()
     (folder / shard).unlink()
-    assert fetched(hub, tmp_path, f"org/model@{COMMIT}") == [first]
+    assert fetched(hub, tmp_path, f"org/model@{repo.commit}") == [first]
     assert (folder / shard).read_bytes() == SHARDS[shard]
 
 
-def test_a_download_that_stalls_by_xet_is_begun_anew_by_plain_http(hub: Hub, tmp_path: Path) -> None:
-    """Guard: without the end after `stall_s` it lasted as long as the session; without `HF_HUB_DISABLE_XET` the second try
-    stalled like the first.
+def test_a_download_that_stalls_by_xet_is_begun_anew_by_plain_http(
+    hub: HubEmulator, repo: Repo, tmp_path: Path
+) -> None:
+    """Guard: without the end after `stall_s` it lasted as long as the session; without `HF_HUB_DISABLE_XET` the second
+    try stalled like the first.
     """
-    hub.by_xet = True
+    repo.xet = True
     said, folder = fetched(hub, tmp_path)
-    assert said == "says the download of org/model failed (no byte arrived for 8 s); it is tried again by plain HTTP"
+    assert said == "says the download of org/model failed (no byte arrived for 8 s); retrying by plain HTTP"
     assert names_in(folder) == NEEDED
 
 
-def test_a_download_that_stalls_either_way_is_this_machines_trouble(hub: Hub, tmp_path: Path) -> None:
+def test_a_download_that_stalls_either_way_is_this_machines_trouble(hub: HubEmulator, tmp_path: Path) -> None:
     """A file that stops in its middle: the client's own time-out begins it anew for ever so long."""
-    hub.half = set(SHARDS)
+    hub.stall("GET /signed/", after=5_000)
     *_, last = fetched(hub, tmp_path)
     assert last.startswith(
-        "UnfitMachineError model the download of org/model stalled: no byte arrived for 8 s, by plain"
+        "UnfitMachineError model the download of org/model stalled: no byte arrived for 8 s, not by plain"
     )
 
 
-def test_too_many_requests_are_waited_out(hub: Hub, tmp_path: Path) -> None:
-    """Guard: without the hook in `_say_so_when_limited` the client itself slept for as long as the hub said, and was ended as
-    stalled; while a 429 counted as the hub's absence, the machine was called unfit.
+def test_too_many_requests_are_waited_out(hub: HubEmulator, tmp_path: Path) -> None:
+    """Guard: without the hook in `_say_so_when_limited` the client itself slept for as long as the hub said, and was
+    ended as stalled; while a 429 counted as the hub's absence, the machine was called unfit.
     """
-    refusals = iter([{"Retry-After": "1"}, {}])
-
-    def limited(path: str) -> Answer | None:
-        if path.endswith("model-00002-of-00002.safetensors") and (headers := next(refusals, None)) is not None:
-            return 429, headers, b"We had to rate limit your IP"
-        return None
-
-    hub.mood = limited
+    for headers in ({"Retry-After": "1"}, {}):
+        hub.rules.add("/model-00002-of-00002.safetensors$", status=429, headers=headers)
     *said, folder = fetched(hub, tmp_path)
-    words = "says the hub limits requests from this address; the download of org/model goes on in"
+    words = "says Hugging Face limits requests from this address; the download of org/model resumes in"
     assert said == [f"{words} 1 s", f"{words} 0 s"]
     assert names_in(folder) == NEEDED
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_gated_model_names_the_remedy(hub: Hub, tmp_path: Path, status: int) -> None:
+def test_a_gated_model_names_the_remedy(hub: HubEmulator, tmp_path: Path, status: int) -> None:
     """Guard: as one error among others it was tried on machine after machine."""
-    hub.mood = lambda path: (status, {"X-Error-Code": "GatedRepo"}, b"") if "/resolve/" in path else None
+    hub.rules.add("/resolve/", times=0, status=status, headers={"X-Error-Code": "GatedRepo"})
     (said,) = fetched(hub, tmp_path)
     assert said.startswith("PermanentError  base model org/model is gated or private")
     assert "accept its terms on https://huggingface.co/org/model and store a token" in said
     assert "`trainhop hub login`" in said
 
 
-def test_a_download_ends_with_whoever_asked_for_it(hub: Hub, tmp_path: Path) -> None:
+def test_a_download_ends_with_whoever_asked_for_it(hub: HubEmulator, tmp_path: Path) -> None:
     """Guard: without `end_with_the_parent` it went on alone on a machine that its session had left."""
-    hub.half = set(SHARDS)
+    hub.stall("GET /signed/", after=5_000)
     code = """
 import os
-from worker.shared.process import process_birth
 from worker.agent import limits
 real = limits.subprocess.Popen
 def noted(*args, **kwargs):
     child = real(*args, **kwargs)
-    print(child.pid, process_birth(child.pid), flush=True)
+    print(child.pid, flush=True)
     return child
 limits.subprocess.Popen = noted
 from worker.training.base_model import resolve
@@ -147,12 +146,7 @@ resolve("org/model")
     there = os.environ | hub.environment(tmp_path)
     with subprocess.Popen([sys.executable, "-c", code], env=there, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        pid, birth = parent.stdout.readline().split()
+        pid = int(parent.stdout.readline())
         assert hub.stalled.wait(60)
-        descriptor = os.pidfd_open(int(pid))
         parent.kill()
-    try:
-        assert select.select([descriptor], [], [], 30)[0], "it is still there"
-        assert process_birth(int(pid)) != birth
-    finally:
-        os.close(descriptor)
+    assert_gone(pid)

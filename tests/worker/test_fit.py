@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.gpu.models import LORA_PARAMETERS, MISTRAL_7B, MISTRAL_7B_PARAMETERS
 from worker.shared import memory_estimate
+from worker.shared.job_spec import JobSpec
 from worker.shared.memory_estimate import Shape
-from worker.shared.messages import JobSpec
 
 MEASURED = json.loads((Path(__file__).parents[2] / "benchmarks/results/gpu.json").read_text())["items"]
 _MISTRAL = Shape.of(MISTRAL_7B)
@@ -76,16 +76,18 @@ def test_the_least_that_a_job_needs_depends_on_the_machine():
 
 
 def test_what_cannot_fit_is_refused_before_it_is_loaded():
-    from worker.shared.messages import Hardware
+    from worker.shared import causes
+    from worker.shared.manifest import Hardware
     from worker.training import train
     from worker.training.interface import UnfitMachineError
 
     card = Hardware(device="cuda", name="Tesla T4", memory_bytes=T4)
-    train.check_room(paper(), card, MISTRAL, "hf", T4)
+    train.check_memory(paper(), card, MISTRAL, "hf", T4)
     with pytest.raises(
         UnfitMachineError, match=r"needs about 15\.\d GiB on Tesla T4, which has 8\.0 GiB free; use a larger"
-    ):
-        train.check_room(paper(adapter="lora"), card, MISTRAL, "hf", 8 * 2**30)
+    ) as refused:
+        train.check_memory(paper(adapter="lora"), card, MISTRAL, "hf", 8 * 2**30)
+    assert refused.value.cause == causes.MEMORY
 
 
 @pytest.mark.parametrize("config", [{}, {"hidden_size": 8}, {"hidden_size": "x", "num_attention_heads": 0}])

@@ -9,11 +9,13 @@ import types
 import pytest
 
 from worker.agent import hardware
-from worker.shared.messages import Hardware, StartRequest
+from worker.shared.manifest import Hardware
+from worker.shared.messages import StartRequest
 
 
 def test_a_look_while_torch_is_still_being_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guard: the first report of a slow machine came while torch was half imported, and was the last one of its session."""
+    """Guard: the first report of a slow machine came while torch was half imported, and was the last one of its
+    session."""
     monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
     assert hardware.reading().gpu_memory_bytes is None
 

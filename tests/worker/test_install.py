@@ -8,13 +8,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from tests.worker.wheels import wheel
+from tests.helpers.processes import assert_gone
+from tests.worker.wheels import list_package, wheel
 from worker.shared import bounded_process, causes, package_folder
 from worker.shared import packages as install
 from worker.shared.bounded_process import Limits, OutOfTimeError
@@ -65,16 +65,20 @@ def test_a_set_has_one_name_wherever_it_is_computed():
     assert len(install.set_key()) == 12
 
 
-def test_what_is_here_is_not_installed_again(monkeypatch, capsys):
-    monkeypatch.setattr(install, "installed", lambda name, *_: install.TRAIN.get(name, "9999"))
-    monkeypatch.setattr(install, "run", lambda *_, **__: 1 / 0)
+def test_what_is_here_is_not_installed_again(monkeypatch, capsys, tmp_path):
+    """Guard: whatever is asked of pip fails, because no index answers."""
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    for name, version in {**install.TRAIN, "gguf": "9999.0", "hf-xet": "9999.0"}.items():
+        list_package(tmp_path, name, version)
+    monkeypatch.syspath_prepend(tmp_path)
     install.main([])
     assert json.loads(capsys.readouterr().out)["installed"] == {}
     assert install.missing(gpu=True) == install.UNSLOTH
 
 
 def test_a_folder_of_its_own_holds_just_what_lacks(shop, own):
-    """pip's `--target` would bring everything once more. Guard: without the resolution before it, packaging came along."""
+    """pip's `--target` would bring everything once more. Guard: without the resolution before it, packaging came
+    along."""
     wheel(shop, "needs_much", "1.0", "packaging", "other_thing>=2")
     wheel(shop, "other_thing", "2.5")
     wheel(shop, "packaging", "9999.0")
@@ -108,14 +112,14 @@ def test_a_conflict_is_said_with_who_wants_what(shop, own):
     assert (
         "Cannot install left==1.0 and right==1.0 because these package versions have conflicting dependencies" in said
     )
-    assert "The conflict is caused by: left 1.0 depends on shared==1.0; right 1.0 depends on shared==2.0" in said
+    assert "(left 1.0 depends on shared==1.0; right 1.0 depends on shared==2.0)" in said
     assert "http" not in said
 
 
 def test_an_index_that_is_away_is_said_as_such(own, monkeypatch):
     """Guard: pip's own words blame the package: no matching distribution."""
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    with pytest.raises(InstallError, match=r"index cannot be reached from this machine \(Connection refused\)"):
+    with pytest.raises(InstallError, match=r"pip's index cannot be reached from this machine \(Connection refused\)"):
         bring(["a-thing==1.0"], own)
     assert not own.exists()
 
@@ -157,28 +161,29 @@ def test_an_index_that_never_answers_is_not_waited_for(own, monkeypatch, silent_
     """Guard: without either limit pip waited as long as the session lasted."""
     monkeypatch.setenv("PIP_INDEX_URL", silent_index)
     monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "600")
-    with pytest.raises(InstallError, match=f"pip was stopped because {words}: see that"):
+    with pytest.raises(InstallError, match=f"pip was stopped because {words}: check the machine's internet access"):
         bring(["a-thing==1.0"], own, limits=limits)
     assert _lies_in(own.parent) == set()
 
 
 def test_whatever_ends_the_caller_ends_the_program(tmp_path):
-    """Guard: without the `finally` pip went on after a SIGTERM to whoever had started it."""
+    """Guard: without the `finally` what pip had started went on after a SIGTERM to whoever had started pip."""
     note = tmp_path / "pid"
-    program = f"import os, pathlib, time; pathlib.Path({str(note)!r}).write_text(str(os.getpid())); time.sleep(600)"
+    os.mkfifo(note)
+    program = (
+        "import os, pathlib, time; "
+        f"os.fork() or pathlib.Path({str(note)!r}).write_text(str(os.getpid())); time.sleep(600)"
+    )
     code = (
         "import signal, sys; from worker.shared.bounded_process import Limits, run\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))\n"
         f"run([sys.executable, '-c', {program!r}], Limits(look_every_s=0.05))"
     )
     caller = subprocess.Popen([sys.executable, "-c", code])
-    until = time.monotonic() + 60
-    while not (note.exists() and note.read_text()) and time.monotonic() < until:
-        time.sleep(0.02)
+    pid = int(note.read_text())
     caller.send_signal(signal.SIGTERM)
     assert caller.wait(60) == 3
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(note.read_text()), 0)
+    assert_gone(pid)
 
 
 def test_a_program_that_writes_is_left_alone(tmp_path):
@@ -207,22 +212,23 @@ def test_a_full_disk_is_called_one(shop, own):
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, preexec_fn=_with_small_files
     )
-    assert done.stdout.startswith(f"{causes.DISK} the disk of this machine is full: free some of it")
+    assert done.stdout.startswith(f"{causes.DISK} the disk of this machine is full; free some space")
     assert not own.exists()
 
 
-def test_a_backend_that_cannot_be_imported_is_taken_away_again(shop, own, monkeypatch):
+def test_a_backend_that_cannot_be_imported_is_taken_away_again(shop, own, tmp_path):
     """Guard: left in place, every later look would find it and choose it."""
-    monkeypatch.setattr(install, "UNSLOTH", {"unsloth": "1.0", "torchao": "0.18.0"})
+    versions = {"unsloth": "1.0", "torchao": "0.18.0"}
     wheel(shop, "torchao", "0.18.0")
     wheel(shop, "unsloth", "1.0", code="raise ImportError('it wants another torch')")
-    assert install.unsloth(shop, own) == "ImportError: it wants another torch"
+    assert install.unsloth(shop, own, versions=versions) == "ImportError: it wants another torch"
     assert _lies_in(own.parent) == set()
     wheel(shop, "unsloth", "1.0", "no-such-thing", code="import torchao")
-    assert install.unsloth(shop, own) == ""
+    assert install.unsloth(shop, own, versions=versions) == ""
     assert "unsloth" in _lies_in(own)
-    monkeypatch.setattr(install, "bring", lambda lines, *_, **__: 1 / 0 if lines else None)
-    assert install.unsloth(shop, own) == "", "a second session finds it there"
+    nothing = tmp_path / "no wheels"
+    nothing.mkdir()
+    assert install.unsloth(nothing, own, versions=versions) == "", "a second session finds it there"
 
 
 # --- the folder ---
@@ -234,21 +240,22 @@ def wanted(shop):
     return ["light_thing==1.0"]
 
 
-def test_a_second_session_of_a_machine_installs_nothing(shop, own, wanted, monkeypatch):
+def test_a_second_session_of_a_machine_installs_nothing(shop, own, wanted, monkeypatch, tmp_path):
     """Guard: without the mark each session of one runtime downloaded the same 117 MB."""
     assert package_folder.ready(own, wanted, wheels=shop) == "installed"
-    monkeypatch.setattr(package_folder, "bring", lambda *_, **__: 1 / 0)
-    assert package_folder.ready(own, wanted, wheels=shop) == "kept"
-    monkeypatch.setattr(package_folder, "kept", lambda: {"torch": "9.9"})
-    with pytest.raises(ZeroDivisionError):
-        package_folder.ready(own, wanted, wheels=shop)
+    nothing = tmp_path / "no wheels"
+    nothing.mkdir()
+    assert package_folder.ready(own, wanted, wheels=nothing) == "kept"
+    list_package(tmp_path / "image", "torch", "9.9")
+    monkeypatch.syspath_prepend(tmp_path / "image")
+    with pytest.raises(InstallError, match="Could not find a version that satisfies the requirement light"):
+        package_folder.ready(own, wanted, wheels=nothing)
 
 
-def test_kernels_of_one_machine_do_not_share_a_folder_that_fits_only_one(monkeypatch):
+def test_kernels_of_one_machine_do_not_share_a_folder_that_fits_only_one():
     """Guard: a kernel of Python 3.11 found pyarrow for 3.12 in the one folder of that set."""
-    here = package_folder.home(["x"])
-    monkeypatch.setattr(package_folder, "about", lambda lines: {"key": "0", "python": "3.99", "kept": {}})
-    assert package_folder.home(["x"]) != here
+    another = package_folder.about(["x"]) | {"python": "3.99"}
+    assert package_folder.home(["x"], another) != package_folder.home(["x"])
 
 
 def test_nothing_is_brought_where_nothing_lacks(own):
@@ -289,10 +296,12 @@ def test_a_staged_set_is_as_good_as_an_installed_one(own, wanted, staged):
 
 
 @pytest.mark.parametrize("change", [{"key": "0" * 12}, {"python": "2.7"}, {"kept": {"torch": "1.0"}}], ids=str)
-def test_a_staged_set_of_another_machine_is_not_used(own, shop, wanted, staged, change, monkeypatch):
+def test_a_staged_set_of_another_machine_is_not_used(own, shop, wanted, staged, change, tmp_path):
     """Guard: a set for another Python or torch fails at its first import, or worse, later."""
-    here = package_folder.about(wanted) | change
-    monkeypatch.setattr(package_folder, "about", lambda lines: here)
+    first = tmp_path / "first"
+    about = json.loads((first / "about.json").read_text())
+    (first / "about.json").write_text(json.dumps(about | change))
+    package_folder.pack(first, staged)
     assert not package_folder.unpack(staged, own, wanted)
     assert _lies_in(own.parent) == set()
     assert package_folder.ready(own, wanted, staged=staged, wheels=shop) == "installed"
@@ -303,13 +312,14 @@ def test_what_says_nothing_of_itself_does_not_fit(said):
     assert not package_folder.fits(said, ["x"])
 
 
-def test_a_machine_without_a_gpu_may_stage_for_one_with_one(monkeypatch):
+def test_a_machine_without_a_gpu_may_stage_for_one_with_one():
     """Its torch is the same but for its build, and it has no triton."""
-    monkeypatch.setattr(package_folder, "kept", lambda: {"torch": "2.10.0+cu128", "triton": "3.6.0", "numpy": "2.0.2"})
-    found = package_folder.about(["x"]) | {"kept": {"torch": "2.10.0+cpu", "numpy": "2.0.2"}}
-    assert package_folder.fits(found, ["x"])
-    assert not package_folder.fits(found | {"kept": {"torch": "2.11.0+cpu", "numpy": "2.0.2"}}, ["x"])
-    assert not package_folder.fits(found | {"kept": {"numpy": "2.0.2"}}, ["x"])
+    about = package_folder.about(["x"])
+    here = about | {"kept": {"torch": "2.10.0+cu128", "triton": "3.6.0", "numpy": "2.0.2"}}
+    found = about | {"kept": {"torch": "2.10.0+cpu", "numpy": "2.0.2"}}
+    assert package_folder.fits(found, ["x"], here)
+    assert not package_folder.fits(found | {"kept": {"torch": "2.11.0+cpu", "numpy": "2.0.2"}}, ["x"], here)
+    assert not package_folder.fits(found | {"kept": {"numpy": "2.0.2"}}, ["x"], here)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no zip at all"])
@@ -318,10 +328,10 @@ def test_a_damaged_staged_set_is_as_none(own, shop, wanted, staged, damage):
     assert package_folder.ready(own, wanted, staged=staged, wheels=shop) == "installed"
 
 
-def test_a_staged_set_that_would_fill_the_disk_is_not_unpacked(own, wanted, staged, monkeypatch):
+def test_a_staged_set_that_would_fill_the_disk_is_not_unpacked(own, wanted, staged):
     """Every size has a maximum."""
-    monkeypatch.setattr(package_folder, "MAX_BYTES", 10)
-    assert not package_folder.unpack(staged, own, wanted)
+    assert not package_folder.unpack(staged, own, wanted, max_bytes=10)
+    assert package_folder.unpack(staged, own, wanted)
 
 
 def test_an_empty_place_in_the_path_is_not_the_current_folder():

@@ -11,11 +11,12 @@ from pyarrow import parquet
 
 from orchestrator.adapters.catalog import FolderAndHubCatalog
 from orchestrator.adapters.token_preview import NOT_HERE, TokenLooks
+from orchestrator.ports.catalog import TokenLook
 from orchestrator.services.dataset_preview import preview, with_tokens
 from tests.worker.test_data import CHAT, MARKED, THINKING, UNSTABLE
-from worker.shared.messages import DatasetSpec, FileFormat, JobSpec, RowFormat
+from worker.shared.job_spec import DatasetSpec, FileFormat, JobSpec, RowFormat
 from worker.training.encoding import FALLBACK_TEMPLATE
-from worker.training.token_preview import Request, look
+from worker.training.token_preview import Request, preview_tokens
 
 TURNS = [{"role": m.role, "content": m.content} for m in CHAT]
 SHAREGPT = {"system": "system", "user": "human", "assistant": "gpt"}
@@ -90,7 +91,7 @@ def test_the_masks_are_those_of_the_worker(base, tmp_path, kind, container, rows
     """Guard: with the first token counted as trained, or without the cut, these differ."""
     file = write(tmp_path / "rows", container, rows)
     labels = real_labels(base, file, kind, container, len(rows), length, everything)
-    found = look(asked(base, file, kind, container, sequence_len=length, train_on_inputs=everything))
+    found = preview_tokens(asked(base, file, kind, container, sequence_len=length, train_on_inputs=everything))
     assert [shown_mask(row) for row in found["shown"]] == [[label != -100 for label in row] for row in labels]
     assert [min(n, length) for n in found["lengths"]] == [len(row) for row in labels]
     assert [row["trained"] for row in found["shown"]] == [sum(x != -100 for x in row) for row in labels]
@@ -104,7 +105,7 @@ def test_the_models_own_template_is_used(base, tmp_path, template):
     (model / "chat_template.jinja").write_text(template)
     file = write(tmp_path / "rows", FileFormat.JSONL, ROWS[RowFormat.MESSAGES])
     labels = real_labels(model, file, RowFormat.MESSAGES, FileFormat.JSONL, 2, 512, False)
-    found = look(asked(model, file, RowFormat.MESSAGES, FileFormat.JSONL))
+    found = preview_tokens(asked(model, file, RowFormat.MESSAGES, FileFormat.JSONL))
     assert [shown_mask(row) for row in found["shown"]] == [[label != -100 for label in row] for row in labels]
     text = "".join(piece["text"] for piece in found["shown"][0]["pieces"])
     assert ("### User:" in text) == (template is FALLBACK_TEMPLATE)
@@ -115,7 +116,7 @@ def test_a_long_row_is_shown_where_it_begins_and_where_it_is_cut(base, tmp_path)
     """However the row is folded, its pieces count every token once, and a character is never torn."""
     file = write(tmp_path / "rows", FileFormat.JSONL, [{"text": "é" * 3_000}])
     for length in (100, 380, 500, 2_000, 9_000):
-        (row,) = look(asked(base, file, RowFormat.TEXT, FileFormat.JSONL, sequence_len=length))["shown"]
+        (row,) = preview_tokens(asked(base, file, RowFormat.TEXT, FileFormat.JSONL, sequence_len=length))["shown"]
         assert sum(piece["tokens"] for piece in row["pieces"]) == row["tokens"] == 6_001
         assert row["cut"] == max(0, 6_001 - length)
         assert any(piece["cut"] for piece in row["pieces"]) == (length < 6_001)
@@ -127,8 +128,25 @@ def test_what_a_session_would_fail_with_is_said(base, tmp_path):
     model = shutil.copytree(base, tmp_path / "model")
     (model / "chat_template.jinja").write_text(UNSTABLE)
     file = write(tmp_path / "rows", FileFormat.JSONL, ROWS[RowFormat.MESSAGES])
-    found = look(asked(model, file, RowFormat.MESSAGES, FileFormat.JSONL))
+    found = preview_tokens(asked(model, file, RowFormat.MESSAGES, FileFormat.JSONL))
     assert found["fault"].startswith("row 1: the chat template renders an earlier turn differently")
+
+
+def test_findings_and_unused_keys_are_shown(base, tmp_path):
+    """Guard: without `findings` in the reply, only the log of a session said what the rows teach besides answers."""
+    model = shutil.copytree(base, tmp_path / "model")
+    (model / "chat_template.jinja").write_text(THINKING)
+    rows = [row | {"source": "web"} for row in ROWS[RowFormat.MESSAGES]]
+    file = write(tmp_path / "rows", FileFormat.JSONL, rows)
+    reply = preview_tokens(asked(model, file, RowFormat.MESSAGES, FileFormat.JSONL))
+    found = preview(file, RowFormat.AUTO, None, sequence_len=64, train_on_inputs=False)
+    shown = with_tokens(found, TokenLook(lengths=reply["lengths"], findings=reply["findings"]), 64)
+    assert shown.unused == ("source",)
+    assert ["begins the last answer" in finding for finding in shown.findings] == [True]
+    write(file, FileFormat.JSONL, [rows[0], rows[1] | {"label": False}])
+    assert preview_tokens(asked(model, file, RowFormat.MESSAGES, FileFormat.JSONL))["fault"].startswith(
+        "line 2: has label False"
+    )
 
 
 def test_the_process_around_it(base, tmp_path):
@@ -145,7 +163,7 @@ def test_the_process_around_it(base, tmp_path):
         return through.of(model, file, RowFormat.MESSAGES, FileFormat.JSONL, **how)
 
     found = seen(str(base))
-    plain = look(asked(base, file, RowFormat.MESSAGES, FileFormat.JSONL, sequence_len=30))
+    plain = preview_tokens(asked(base, file, RowFormat.MESSAGES, FileFormat.JSONL, sequence_len=30))
     assert [p.text for p in found.shown[0].pieces] == [p["text"] for p in plain["shown"][0]["pieces"]]
     shown = with_tokens(preview(file, RowFormat.AUTO, None, **how), found, 30)
     assert (shown.exact, shown.truncated, shown.measured) == (True, 1, 2)
@@ -155,7 +173,7 @@ def test_the_process_around_it(base, tmp_path):
     model = shutil.copytree(base, tmp_path / "model")
     template = model / "chat_template.jinja"
     for hostile, words in [
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "gave no answer in 4 s"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "did not finish within 4 s"),
         ("{{ 'x' * 9999999999 }}", "refuses a row of the dataset: MemoryError"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "refuses a row of the dataset"),
     ]:

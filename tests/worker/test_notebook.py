@@ -41,7 +41,7 @@ def test_progress_is_a_bar_with_loss_and_time_left(progress: Progress) -> None:
     assert "width:75.0%" in shown
     assert "<img" not in shown
     assert "<polyline" in shown
-    assert "step 30 of 40 · loss 1.2500 · 10 min to the last step · this session ends by" in repr(progress)
+    assert "step 30 of 40 · loss 1.2500 · 10 min left · this session ends by" in repr(progress)
 
 
 def test_what_is_read_again_tomorrow_is_still_true(progress: Progress) -> None:
@@ -68,13 +68,13 @@ def test_durations_are_short() -> None:
     assert [duration(s) for s in (0, 59, 61, 3599, 3700)] == ["0 s", "59 s", "1 min", "59 min", "1 h 01 min"]
 
 
-def test_the_wheel_holds_the_worker_alone_and_its_pinned_requirements() -> None:
+def test_the_wheel_holds_worker_and_python_side_and_pinned_requirements() -> None:
     wheel = bundle.build()
     assert bundle.build.__wrapped__().sha256 == wheel.sha256, "the same sources give the same bytes"
     with zipfile.ZipFile(io.BytesIO(wheel.data)) as archive:
         names = archive.namelist()
         described = archive.read(f"trainhop_worker-{wheel.name.split('-')[1]}.dist-info/METADATA").decode()
-    assert {name.split("/")[0] for name in names} == {"worker", names[-1].split("/")[0]}
+    assert {name.split("/")[0] for name in names} == {"trainhop", "worker", names[-1].split("/")[0]}
     assert "worker/training/train.py" in names
     assert "Requires-Dist: pydantic" in described
     assert 'Requires-Dist: trl==1.15.0; extra == "train"' in described
@@ -86,7 +86,7 @@ def test_a_worker_runs_out_of_its_wheel(tmp_path) -> None:
     (tmp_path / wheel.name).write_bytes(wheel.data)
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / wheel.name)!r})\n"
-        "import worker.agent.session, worker.shared.wheel, worker.notebook.session\n"
+        "import worker.agent.run, worker.shared.wheel, worker.notebook.session\n"
         "print(worker.__file__, worker.shared.wheel.requirements('train'))"
     )
     said = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True).stdout
@@ -116,13 +116,13 @@ def image(tmp_path, monkeypatch):
 
 def test_the_worker_has_its_packages_and_the_kernel_its_own(image, monkeypatch) -> None:
     """Guard: installed into the kernel's environment, the owner's next cell could not import datasets any more."""
-    monkeypatch.setattr(own, "every_line", lambda: ["shared_thing==2.0"])
+    wanted = ["shared_thing==2.0"]
     monkeypatch.setenv("PYTHONPATH", str(image / "image"))
     before = [*sys.path]
-    assert own.needed() == ["shared_thing"]
-    folder = own.worker_folder()
-    assert own.needed() == []
-    assert own.worker_folder() == folder
+    assert own.needed(wanted) == ["shared_thing"]
+    folder = own.worker_folder(wanted)
+    assert own.needed(wanted) == []
+    assert own.worker_folder(wanted) == folder
     assert folder.is_relative_to(image / "cache" / "trainhop" / "packages")
     code = "import shared_thing; print(shared_thing.__version__)"
     given = session._environment(folder)
@@ -133,12 +133,10 @@ def test_the_worker_has_its_packages_and_the_kernel_its_own(image, monkeypatch) 
     assert sys.path == before
 
 
-def test_what_the_cell_itself_lacks_is_borrowed_for_as_long_as_it_runs(image, monkeypatch) -> None:
+def test_what_the_cell_itself_lacks_is_borrowed_for_as_long_as_it_runs(image) -> None:
     """Guard: in front of the path it would have taken the place of the person's own packages."""
-    monkeypatch.setattr(own, "CELL", ("light_thing", "shared_thing"))
-    monkeypatch.setattr(own, "requirements", lambda: ["light_thing>=1", "shared_thing>=1"])
     before = [*sys.path]
-    with own.borrowed():
+    with own.borrowed(["light_thing>=1", "shared_thing>=1"]):
         assert importlib.import_module("light_thing").__version__ == "1.0"
         assert sys.path[:-1] == before
         code = "import light_thing"
@@ -147,21 +145,18 @@ def test_what_the_cell_itself_lacks_is_borrowed_for_as_long_as_it_runs(image, mo
     assert "PYTHONPATH" not in os.environ
 
 
-def test_a_kernel_with_too_old_a_package_is_told_what_to_do(image, monkeypatch) -> None:
+def test_a_kernel_with_too_old_a_package_is_told_what_to_do(image) -> None:
     """It is the person's to change."""
-    monkeypatch.setattr(own, "CELL", ("shared_thing",))
-    monkeypatch.setattr(own, "requirements", lambda: ["shared_thing>=2"])
     with (
-        pytest.raises(NotebookError, match=r"shared_thing 1\.0 is too old: run `pip install -U shared_thing`"),
-        own.borrowed(),
+        pytest.raises(NotebookError, match=r"shared_thing 1\.0 is too old. Run `pip install -U shared_thing`"),
+        own.borrowed(["shared_thing>=2"]),
     ):
         pass
 
 
-def test_what_cannot_be_brought_is_one_sentence(image, monkeypatch) -> None:
-    monkeypatch.setattr(own, "every_line", lambda: ["no-such-thing==1.0"])
-    with pytest.raises(NotebookError, match=r"^What the worker needs could not be brought here: pip says: "):
-        own.worker_folder()
+def test_what_cannot_be_brought_is_one_sentence(image) -> None:
+    with pytest.raises(NotebookError, match=r"^The worker's packages could not be installed: pip says: "):
+        own.worker_folder(["no-such-thing==1.0"])
 
 
 def test_the_cell_itself_needs_no_more_than_an_image_has() -> None:
@@ -169,6 +164,6 @@ def test_the_cell_itself_needs_no_more_than_an_image_has() -> None:
     code = (
         "import sys\n"
         "for name in ('stamina', 'tenacity', 'safetensors', 'numpy', 'torch'): sys.modules[name] = None\n"
-        "import worker.notebook.session, worker.notebook.calling, worker.notebook.writing"
+        "import worker.notebook.session, worker.notebook.http_connection, worker.notebook.mailbox_connection"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.worker.wheels import have
 from worker.shared import causes
-from worker.shared.messages import Hardware
+from worker.shared.manifest import Hardware
 from worker.training import smoke, unusable
 from worker.training.interface import UnfitMachineError
 
@@ -97,62 +99,81 @@ def test_the_smoke_step_passes_in_an_image_with_an_old_torchao(tmp_path):
 
 def test_what_is_new_enough_is_shown_again(tmp_path, monkeypatch):
     """Unsloth brings a newer torchao than the image's. Guard: once hidden it stayed hidden."""
-    monkeypatch.setattr(unusable, "TABLE", (unusable.Refused(package="oldish", lowest="2", library="x", function="y"),))
+    table = (unusable.Refused(package="oldish", lowest="2", library="x", function="y"),)
     have(tmp_path / "image", "oldish", "1.0")
     have(tmp_path / "own", "oldish", "2.1")
     monkeypatch.syspath_prepend(tmp_path / "image")
-    assert unusable.hide() == ["oldish"]
+    assert unusable.hide(table) == ["oldish"]
     assert find_spec("oldish") is None
     monkeypatch.syspath_prepend(tmp_path / "own")
-    assert unusable.hide() == []
+    assert unusable.hide(table) == []
     assert find_spec("oldish").origin == str(tmp_path / "own" / "oldish" / "__init__.py")  # pyright: ignore[reportOptionalMemberAccess]
 
 
 # --- the smoke step ---
 
 
-def test_a_machine_that_trains_passes_and_says_what_it_took(lab):
-    took = smoke.check(lab.spec())
+def test_a_machine_that_trains_passes_and_says_what_it_took(training):
+    took = smoke.check(training.spec())
     assert {"LoRA", "4-bit product", "import of peft"} <= took.keys()
 
 
+@contextlib.contextmanager
+def after_each_forward_pass(work):
+    """`work(module, inputs, output)` runs after every forward pass of any module, and may give another output."""
+    from torch.nn.modules.module import register_module_forward_hook
+
+    hook = register_module_forward_hook(work)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 @pytest.mark.parametrize(
-    ("part", "error", "words"),
+    ("layer", "error", "words"),
     [
-        ("lora_step", ImportError("Found an incompatible version of it"), "LoRA: ImportError: Found an incompatible"),
-        (
-            "four_bit_product",
-            RuntimeError("no kernel\nfor this card"),
-            "4-bit product: RuntimeError: no kernel for this",
-        ),
-        ("_bring_in", AttributeError("torch has no such thing"), "backend: AttributeError: torch has no such thing"),
+        ("Linear", ImportError("Found an incompatible version of it"), "LoRA: ImportError: Found an incompatible"),
+        ("Linear4bit", RuntimeError("no kernel\nfor this card"), "4-bit product: RuntimeError: no kernel for this"),
     ],
 )
-def test_what_goes_wrong_is_the_machines_in_the_librarys_own_words(monkeypatch, part, error, words):
+def test_what_goes_wrong_is_the_machines_in_the_librarys_own_words(layer, error, words):
     """Guard: as an ordinary failure it counted against the job, four times, and the job was failed."""
 
-    def fail(*_):
-        raise error
+    def fail(module, *_):
+        if type(module).__name__ == layer:
+            raise error
 
-    monkeypatch.setattr(smoke, part, fail)
-    with pytest.raises(UnfitMachineError, match=words) as unfit:
+    with after_each_forward_pass(fail), pytest.raises(UnfitMachineError, match=words) as unfit:
         smoke.try_all(Hardware(), "hf", 1)
     assert unfit.value.cause == causes.SMOKE
     assert "trainhop doctor" in str(unfit.value)
 
 
-def test_a_job_that_wants_what_this_machine_has_not_is_told_so_and_not_of_a_doctor(monkeypatch):
+def test_a_backend_that_fails_to_look_is_the_machines_fault():
+    with pytest.raises(UnfitMachineError, match=r"backend: AttributeError: .* has no attribute 'trouble'") as unfit:
+        smoke.try_all(SimpleNamespace(device="cpu"), "hf", 1)  # pyright: ignore[reportArgumentType]
+
+    assert unfit.value.cause == causes.SMOKE
+    assert "trainhop doctor" in str(unfit.value)
+
+
+def test_a_job_that_wants_what_the_machine_lacks_is_told_of_no_doctor():
     with pytest.raises(UnfitMachineError, match="backend unsloth cannot run here") as unfit:
         smoke.try_all(Hardware(), "unsloth", 1)
     assert unfit.value.cause == causes.GPU
 
 
-def test_an_adapter_without_a_gradient_is_noticed(monkeypatch):
+def test_an_adapter_without_a_gradient_is_noticed():
     """A backward pass that runs and gives nothing is worse than one that fails."""
-    from torch import nn
 
-    monkeypatch.setattr(nn.Linear, "forward", lambda self, given: given.detach() * self.weight.detach().sum())
-    with pytest.raises(UnfitMachineError, match="LoRA: RuntimeError"):
+    def cut(module, inputs, output):
+        return output.detach().requires_grad_()
+
+    with (
+        after_each_forward_pass(cut),
+        pytest.raises(UnfitMachineError, match="LoRA: RuntimeError: the adapter has no gradient"),
+    ):
         smoke.try_all(Hardware(), "hf", 1)
 
 
@@ -164,7 +185,10 @@ def test_two_processes_find_each_other():
 
 
 def test_processes_that_do_not_find_each_other_are_not_waited_for():
-    with smoke.several(2, "cpu", patience_s=0.0) as wait, pytest.raises(TimeoutError, match="did not find each other"):
+    with (
+        smoke.several(2, "cpu", patience_s=0.0) as wait,
+        pytest.raises(TimeoutError, match="could not connect to each other"),
+    ):
         wait()
 
 

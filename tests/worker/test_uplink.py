@@ -69,7 +69,7 @@ def test_the_servers_own_word_counts(status: int, meaning: type[Exception]) -> N
 def test_success_has_one_form() -> None:
     with answering(200, GO_ON.model_dump_json()) as uplink:
         assert uplink.report(REPORT) == GO_ON
-        with pytest.raises(ServerAway, match="not an answer"):
+        with pytest.raises(ServerAway, match="the answer is not from the server"):
             uplink.finish(FINISH)
     with answering(204, "") as uplink:
         uplink.finish(FINISH)

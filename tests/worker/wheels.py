@@ -32,5 +32,12 @@ def have(folder: Path, name: str, version: str, code: str = "") -> None:
         archive.extractall(folder)
 
 
+def list_package(folder: Path, name: str, version: str) -> None:
+    """Have a folder of the path say that it holds a package, without any code of it."""
+    info = folder / f"{name}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
 def _digest(data: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()

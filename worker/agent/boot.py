@@ -1,7 +1,7 @@
-"""Starting a worker on a machine of which nothing is known: find its files, bring its packages, end it in time.
+"""Starts a worker on an unknown machine: finds its files, installs its packages, ends it in time.
 
-Standard library only. What the scripts that Kaggle and Colab run have in common; where the worker cannot begin, this says
-why, to the server and in the session's log.
+Standard library only. The start scripts of all providers share this code. If the worker cannot start, the reason is
+sent to the server and written to the session's log.
 """
 
 from __future__ import annotations
@@ -23,34 +23,38 @@ from worker.shared import causes, package_folder
 from worker.shared.bounded_process import Limits, OutOfTimeError, run
 from worker.shared.packages import InstallError, lacking
 from worker.shared.pip_words import why
+from worker.shared.places import FOREIGN_SECRETS
+from worker.shared.process import last_line, postponed
 
 KILL_AFTER_S = 30.0
-"""From being asked to stop to being ended."""
-FOREIGN_SECRETS = ("KAGGLE_USER_SECRETS_TOKEN", "KAGGLE_API_V1_TOKEN", "KAGGLE_DATA_PROXY_TOKEN")
-"""What Kaggle itself puts into a kernel's environment; training has no use for it."""
+"""Seconds between the request to stop and the kill."""
 PIP = Limits()
 MAX_SMOKE = Limits(whole_s=300.0)
 ENDED_WELL = (0, 3)
 
 
 class CannotStartError(Exception):
-    """The worker cannot begin; the message is one sentence, `cause` one of `worker.shared.causes`."""
+    """The worker cannot start. The message is one sentence that says what to do.
+
+    `cause` is one of `worker.shared.causes`.
+    """
 
     def __init__(self, message: str, cause: str) -> None:
         super().__init__(message)
         self.cause = cause
 
 
-class _AskedToEnd(Exception):
-    """Somebody wants this session to end before its worker has begun."""
+class _StopRequested(Exception):
+    """The session received a stop request before its worker started."""
 
 
 @dataclass(kw_only=True)
 class Start:
-    """One lease to work off in the folder `home`, out of the unpacked worker in `lib`.
+    """One lease to run in the folder `home`, with the unpacked worker in `lib`.
 
-    `began` is a monotonic time, `stop_after_s` counts from it. `write` takes a line of the session's log; with `relay` the
-    worker's own output goes there too, line by line, instead of to this process's.
+    `began` is a monotonic time, and `stop_after_s` counts from it. `write` takes one line of the session's log. If
+    `relay` is set, it receives the worker's own output line by line. Otherwise that output goes to the output of this
+    process.
     """
 
     ticket: dict[str, Any]
@@ -66,78 +70,90 @@ class Start:
 
     @property
     def left_s(self) -> float:
-        """Seconds until the worker is asked to stop."""
+        """Seconds until the worker gets the stop request, at least 1."""
         return max(1.0, self.stop_after_s - (time.monotonic() - self.began))
 
     def say(self, text: str) -> None:
-        """A line for people."""
+        """Write a line for people to the session's log."""
         self.write(f"trainhop: {text}")
 
 
 def find_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Where files of these names lie, however deep, through links too; each folder is looked into once."""
-    wanted, found, seen = set(names), dict[str, Path](), set[str]()
+    """Find files with these names below `folder`, at any depth and through links. Each folder is visited once."""
+    wanted, paths, seen = set(names), dict[str, Path](), set[str]()
     for here, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
-        for name in wanted.intersection(files) - found.keys():
-            found[name] = Path(here, name)
-    return found
+        for name in wanted.intersection(files) - paths.keys():
+            paths[name] = Path(here, name)
+    return paths
 
 
-def place_inputs(assignment: dict[str, Any], names: dict[str, str], found: dict[str, Path]) -> list[str]:
-    """Fill in where the files lie that came along, by grant key; returns the names of those that did not."""
-    lost = []
+def place_inputs(assignment: dict[str, Any], names: dict[str, str], paths: dict[str, Path]) -> list[str]:
+    """Set the path of each staged input in the assignment.
+
+    `names` maps a grant's key to the name of its staged file, and `paths` maps that name to its path. Returns the names
+    of the files that are missing.
+    """
+    missing = []
     resume = [assignment["resume"]] if assignment.get("resume") else []
     for grant in [*assignment["datasets"], *resume, *assignment.get("model", ())]:
         if (name := names.get(grant["key"])) is None:
             continue
-        if name in found:
-            grant["path"] = str(found[name])
+        if name in paths:
+            grant["path"] = str(paths[name])
         else:
-            lost.append(name)
-    return lost
+            missing.append(name)
+    return missing
 
 
-def work(start: Start, lost: list[str], place: str) -> tuple[int, str]:
-    """Work off the lease; returns the worker's exit code and, where it could not begin, why.
+def work(start: Start, missing: list[str], place: str) -> tuple[int, str]:
+    """Run the lease. Returns the worker's exit code, and the reason if it could not start.
 
-    `lost` names files that `place` should have brought. What keeps the worker from beginning is said aloud here.
+    `missing` names files that `place` should have provided. A reason not to start is written to the log and sent to the
+    server.
     """
-    ending = _Ending()
-    signal.signal(signal.SIGTERM, ending)
+    stop_handler = _StopHandler()
+    signal.signal(signal.SIGTERM, stop_handler)
     try:
-        if lost:
-            raise CannotStartError(f"{place} did not bring {', '.join(lost)}: start the job again", causes.INPUT)
-        folder = _bring_packages(start)
-        code = _run_worker(start, _write_ticket(start), folder, ending)
-        if code not in ENDED_WELL and not ending.asked and not _has_spoken(start):
+        if missing:
             raise CannotStartError(
-                f"the worker ended with exit code {code} before its first word: see the end of the session's log",
+                f"{place} did not provide {', '.join(missing)}, which was staged for this session; "
+                "retry the job later, or run it on another account",
+                causes.INPUT,
+            )
+        folder = _bring_packages(start)
+        code = _run_worker(start, _write_ticket(start), folder, stop_handler)
+        if code not in ENDED_WELL and not stop_handler.stop_requested and not _has_messages(start):
+            raise CannotStartError(
+                f"the worker ended with exit code {code} before its first message; see the end of the session's log",
                 causes.START,
             )
-    except _AskedToEnd:
-        return _say_why(start, "it was asked to end before its worker had begun", "", "drained")
+    except _StopRequested:
+        return _report_failure(start, "it was stopped before its worker had started", "", reason="drained")
     except CannotStartError as error:
-        return _say_why(start, str(error), error.cause)
-    except Exception as error:  # noqa: BLE001  whatever it is, the server and the owner are told
-        return _say_why(start, *_own_error(error))
+        return _report_failure(start, str(error), error.cause, has_remedy=True)
+    except Exception as error:  # noqa: BLE001  any error is reported to the server and the owner
+        problem, cause = _describe_error(error)
+        return _report_failure(start, problem, cause, has_remedy=cause == causes.DISK)
     return code, ""
 
 
-def _say_why(start: Start, words: str, cause: str, reason: str = "unfit") -> tuple[int, str]:
-    start.say(f"cannot start: {words}")
-    said = early_release.release(start.ticket, words, cause=cause, reason=reason)
-    early_release.say(start.ticket, said, start.write)
-    return 2, words
+def _report_failure(
+    start: Start, problem: str, cause: str, *, reason: str = "unfit", has_remedy: bool = False
+) -> tuple[int, str]:
+    start.say(f"cannot start: {problem}")
+    message = early_release.release(start.ticket, problem, cause=cause, reason=reason, has_remedy=has_remedy)
+    early_release.send(start.ticket, message, start.write)
+    return 2, problem
 
 
-def _own_error(error: Exception) -> tuple[str, str]:
-    words, cause = why(str(error))
-    return (words, cause) if cause == causes.DISK else (f"{type(error).__name__}: {error}", causes.START)
+def _describe_error(error: Exception) -> tuple[str, str]:
+    problem, cause = why(str(error))
+    return (problem, cause) if cause == causes.DISK else (f"{type(error).__name__}: {error}", causes.START)
 
 
 def _bring_packages(start: Start) -> Path:
@@ -160,11 +176,11 @@ def _bring_packages(start: Start) -> Path:
 
 
 def _write_ticket(start: Start) -> Path:
-    """The ticket, less the time that getting here took."""
+    """Write the ticket with the time spent so far deducted from its budget."""
     ticket, spent = start.ticket, time.monotonic() - start.began
     ticket["budget_s"] -= spent
-    if given := ticket.get("assignment"):
-        given["seconds_left"] -= spent
+    if assignment := ticket.get("assignment"):
+        assignment["seconds_left"] -= spent
     path = start.home / "ticket.json"
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(ticket, file)
@@ -172,94 +188,101 @@ def _write_ticket(start: Start) -> Path:
 
 
 def environment(lib: Path, folder: Path) -> dict[str, str]:
-    """What a worker finds in its environment."""
-    ours = {
+    """The environment variables of the worker process."""
+    variables = {
         "PYTHONPATH": package_folder.search_path([lib, folder], os.environ.get("PYTHONPATH", "")),
         "PYTHONUNBUFFERED": "1",
         "WORKER_MAY_INSTALL": "1",
         package_folder.FOLDER: str(folder),
     }
-    return {name: value for name, value in os.environ.items() if name not in FOREIGN_SECRETS} | ours
+    return {name: value for name, value in os.environ.items() if name not in FOREIGN_SECRETS} | variables
 
 
-class _Ending:
-    """What a signal to end does: to the worker, or to what prepares its beginning."""
+class _StopHandler:
+    """Signal handler: stops the worker, or the preparation if the worker has not started yet."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.stop_requested = False
         self._begun: subprocess.Popen[bytes] | None = None
 
     def __call__(self, *_: Any) -> None:
-        self.asked = True
+        self.stop_requested = True
         if self._begun is None:
-            raise _AskedToEnd
+            raise _StopRequested
         self._begun.terminate()
 
-    def begun(self, worker: subprocess.Popen[bytes]) -> None:
+    def attach(self, worker: subprocess.Popen[bytes]) -> None:
         self._begun = worker
 
 
-def _run_worker(start: Start, ticket: Path, folder: Path, ending: _Ending) -> int:
-    """The worker's exit code; it is asked to stop, and then made to, when the session's time is over."""
+def _run_worker(start: Start, ticket: Path, folder: Path, stop_handler: _StopHandler) -> int:
+    """The worker's exit code.
+
+    When the session's time is over, the worker is terminated, and killed if it does not stop.
+    """
     pipe, merged = (subprocess.PIPE, subprocess.STDOUT) if start.relay else (None, None)
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "worker", str(ticket)],
-        cwd=start.home,
-        env=environment(start.lib, folder),
-        stdin=subprocess.DEVNULL,
-        stdout=pipe,
-        stderr=merged,
-    )
-    ending.begun(worker)
-    keeping = threading.Thread(target=_keep, args=(worker, start.relay), daemon=True)
-    keeping.start()
+    with postponed(signal.SIGTERM):
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "worker", str(ticket)],
+            cwd=start.home,
+            env=environment(start.lib, folder),
+            stdin=subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=merged,
+        )
+        stop_handler.attach(worker)
+    copying = threading.Thread(target=_copy_output, args=(worker, start.relay), daemon=True)
+    copying.start()
     for patience_s, then in ((start.left_s, worker.terminate), (KILL_AFTER_S, worker.kill)):
         try:
             worker.wait(patience_s)
             break
         except subprocess.TimeoutExpired:
-            start.say("the session's time is over: stopping the worker")
-            ending.asked = True
+            start.say("the session's time limit is reached: stopping the worker")
+            stop_handler.stop_requested = True
             then()
     code = worker.wait()
-    keeping.join(KILL_AFTER_S)
+    copying.join(KILL_AFTER_S)
     return code
 
 
-def _keep(worker: subprocess.Popen[bytes], relay: Callable[[bytes], None] | None) -> None:
+def _copy_output(worker: subprocess.Popen[bytes], relay: Callable[[bytes], None] | None) -> None:
     if relay is not None:
         for line in worker.stdout or ():
             relay(line)
 
 
-def _has_spoken(start: Start) -> bool:
+def _has_messages(start: Start) -> bool:
     return any(path.is_file() and path.stat().st_size for path in outboxes(start))
 
 
 def outboxes(start: Start) -> list[Path]:
-    """Where the worker may have written its messages down."""
-    given = start.ticket.get("assignment") or {}
-    kept_in = [Path(given["keep_dir"], "outbox.jsonl")] if given.get("keep_dir") else []
+    """The files in which the worker may have stored its messages."""
+    assignment = start.ticket.get("assignment") or {}
+    kept_in = [Path(assignment["keep_dir"], "outbox.jsonl")] if assignment.get("keep_dir") else []
     return [*kept_in, start.home / "outbox.jsonl"]
 
 
 def stage(requirements: list[str], lib: Path, home: Path, target: Path, say: Callable[[str], None]) -> int:
-    """Make a packed set of packages for later sessions; the exit code is 0 if it trains on this machine's image."""
+    """Install the packages, run the smoke step and pack them for later sessions.
+
+    Returns exit code 0 if the packages train on this machine's image, else 2.
+    """
     folder = home / "packages"
     try:
         say(f"packages {package_folder.ready(folder, requirements)}")
-        given = environment(lib, folder) | {"PYTHONDONTWRITEBYTECODE": ""}  # it is packed, too
-        run([sys.executable, "-m", "worker.training.smoke"], MAX_SMOKE, environment=given)
+        variables = environment(lib, folder) | {"PYTHONDONTWRITEBYTECODE": ""}  # it is packed, too
+
+        run([sys.executable, "-m", "worker.training.smoke"], MAX_SMOKE, environment=variables)
         package_folder.pack(folder, target)
     except InstallError as error:
         say(f"cannot start: {error}")
     except OutOfTimeError as error:
-        say(f"cannot start: the training libraries were tried and stopped because {error}")
+        say(f"cannot start: the test of the training libraries was stopped because {error}")
     except subprocess.CalledProcessError as error:
-        last = ((error.output or "").strip().splitlines() or ["no reason was given"])[-1]
-        say(f"cannot start: {last}")
+        say(f"cannot start: {last_line(error.output or '')}")
     except OSError as error:
-        say(f"cannot start: {_own_error(error)[0]}")
+        say(f"cannot start: {_describe_error(error)[0]}")
     else:
         say(f"packed {target.stat().st_size:,} bytes")
         return 0

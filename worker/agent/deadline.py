@@ -1,4 +1,4 @@
-"""When to stop and when to save: a session's wall-clock budget on a monotonic clock, and the Young/Daly cadence."""
+"""When to stop and when to save: a session's time budget on a monotonic clock, and the Young/Daly interval."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 MAX_MARGIN_S = 30.0
 FIRST_GUESS_S = 0.01
-"""Stall assumed for a save before one has been timed."""
+"""Stall in seconds that is assumed for a save until one was measured."""
 
 MAX_STALL = 0.003
 """Share of training time that saving may take."""
@@ -19,12 +19,17 @@ BACKGROUND_SHARE = 0.1
 """Share of the time in which a save may be written and sent in the background."""
 
 MAX_GAP = 0.03
-"""The interval that these two shares may ask for, as a share of the mean time between losses: half of it is trained again
-with each machine that vanishes, so that saving cheaply costs one and a half per cent at most."""
+"""Upper limit of the interval that the two shares above may ask for, as a share of the mean time between losses.
+
+A lost machine costs half an interval of repeated training on average, so this costs at most 1.5 %.
+"""
 
 
 class Budget:
-    """Seconds this session may still use, counted from when the server said so; no wall clock of any machine is trusted."""
+    """Seconds that this session may still use, counted from the server's message.
+
+    No machine's wall clock is trusted.
+    """
 
     def __init__(self, seconds_left: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -35,20 +40,20 @@ class Budget:
 
     @property
     def left(self) -> float:
-        """Seconds left; negative once it is over."""
+        """Seconds left. Negative once the budget is used up."""
         return self._end - self._clock()
 
-    def stepped(self, seconds: float) -> None:
-        """A step took this long, with everything between it and the one before."""
+    def record_step(self, seconds: float) -> None:
+        """Record the seconds of a step, including everything since the step before."""
         self._worst_step = max(self._worst_step, seconds)
 
-    def saved(self, write_s: float, send_s: float) -> None:
-        """A save took this long to write and to bring to the store."""
+    def record_save(self, write_s: float, send_s: float) -> None:
+        """Record the seconds that a save took to write and to upload."""
         self._save, self._send = max(self._save, write_s), max(self._send, send_s)
 
     @property
     def needed(self) -> float:
-        """Seconds that one more step and a last save may take."""
+        """Seconds that one more step and a final save may take."""
         return 1.5 * self._worst_step + 2.0 * (self._save + self._send) + self.margin
 
     @property
@@ -58,7 +63,10 @@ class Budget:
 
 
 class Cadence:
-    """When the next save is due: the Young/Daly interval for the measured stall, by time and never by step count."""
+    """Decides when the next save is due: after the Young/Daly interval for the measured stall.
+
+    The interval is measured in seconds and not in steps.
+    """
 
     def __init__(
         self,
@@ -76,9 +84,10 @@ class Cadence:
 
     @property
     def interval_s(self) -> float:
-        """sqrt(2 c M), longer where saving would cost too much, never longer than the job's own limit.
+        """Seconds between two saves: sqrt(2 c M), with the measured stall c and the mean time between losses M.
 
-        Unless grants are counted: then as long as it takes to be left with enough of them for the whole session.
+        The interval is longer where saving would cost too much, and never longer than the job's own limit. If the
+        number of grants is fixed, the interval is long enough for them to last the whole session.
         """
         stall = statistics.median(self._stalls) if self._stalls else FIRST_GUESS_S
         best = math.sqrt(2.0 * stall * self._mtbf_s)
@@ -91,14 +100,14 @@ class Cadence:
         """Whether the interval has passed since the last save began."""
         return self._clock() - self._last >= self.interval_s
 
-    def begun(self) -> None:
-        """A save begins now."""
+    def record_save_start(self) -> None:
+        """Record that a save starts now."""
         self._last = self._clock()
 
-    def stalled(self, seconds: float) -> None:
-        """Training waited this long for a save."""
+    def record_stall(self, seconds: float) -> None:
+        """Record the seconds that training waited for a save."""
         self._stalls.append(seconds)
 
-    def wrote(self, seconds: float) -> None:
-        """The background part of a save took this long."""
+    def record_write(self, seconds: float) -> None:
+        """Record the seconds that the background part of a save took."""
         self._background_s = seconds

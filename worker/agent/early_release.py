@@ -1,6 +1,7 @@
-"""The last words of a session whose worker never began, in the same form as a worker's own.
+"""The release message of a session whose worker never started, in the same form as a worker's own.
 
-Standard library only. Where the server can be called it is; otherwise the words are a signed line of the session's output.
+Standard library only. The message is posted to the server if the server can be called. Otherwise it becomes a signed
+line of the session's output.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ MAX_DETAIL = 2_000
 TIMEOUT_S = 30.0
 
 
-def release(ticket: dict[str, Any], detail: str, *, cause: str, reason: str = "unfit") -> dict[str, Any] | None:
-    """A `worker.shared.messages.Release`; None for a ticket of an older server, which does not say its fence."""
-    given = ticket.get("assignment") or {}
-    fence = given.get("fence", ticket.get("fence"))
+def release(
+    ticket: dict[str, Any], detail: str, *, cause: str, reason: str = "unfit", has_remedy: bool = False
+) -> dict[str, Any] | None:
+    """A `worker.shared.messages.Release` as a dict. None for a ticket of an older server, which has no fence."""
+    assignment = ticket.get("assignment") or {}
+    fence = assignment.get("fence", ticket.get("fence"))
     if fence is None:
         return None
     return {
@@ -30,18 +33,22 @@ def release(ticket: dict[str, Any], detail: str, *, cause: str, reason: str = "u
         "lease": ticket["lease"],
         "fence": fence,
         "seq": 1,
-        "step": given.get("resume_step", 0),
+        "step": assignment.get("resume_step", 0),
         "reason": reason,
         "detail": detail[:MAX_DETAIL],
         "cause": cause,
+        "has_remedy": has_remedy,
     }
 
 
-def say(ticket: dict[str, Any], said: dict[str, Any] | None, write: Callable[[str], None]) -> None:
-    """Tell the server; one that does not hear it finds the words with what the session leaves, or the session ended."""
-    if said is None:
+def send(ticket: dict[str, Any], release_message: dict[str, Any] | None, write: Callable[[str], None]) -> None:
+    """Send the message to the server, or write it to the output and the outbox if the server cannot be called.
+
+    Errors are ignored: without the message the server finds out that the session ended.
+    """
+    if release_message is None:
         return
-    message = json.dumps(said)
+    message = json.dumps(release_message)
     if ticket.get("server_url"):
         with contextlib.suppress(OSError, ValueError):
             _post(ticket, message)

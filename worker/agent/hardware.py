@@ -1,4 +1,4 @@
-"""What machine this is and how busy it is. Needs neither torch nor psutil; with torch it also probes the GPU."""
+"""Describes this machine and its load. Needs neither torch nor psutil. With torch it also probes the GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from worker.shared.messages import Hardware, Reading
+from worker.shared.imports import without_garbage_collection
+from worker.shared.manifest import Hardware
+from worker.shared.messages import Reading
+from worker.shared.places import image_release
 
 PACKAGES = (
     "torch",
@@ -27,16 +30,18 @@ PACKAGES = (
     "datasets",
     "unsloth",
 )
-"""Distributions whose version can change a training result."""
+"""Distributions that can change a training result by their version."""
+_VECTORS = ("amx", "asimd", "avx", "bf16", "f16c", "fma", "i8mm", "sve")
 MAX_IMAGE = 64
-"""Characters of an image's name."""
+"""Maximum length of an image's name, in characters."""
 
 
 def probe() -> Hardware:
-    """The machine at hand. A GPU counts only once a kernel has run on it: a driver may offer cards torch cannot use."""
+    """The hardware of this machine. A GPU counts only after it ran a kernel, since torch may not support every card."""
     shared = {"cpu_count": cpu_count(), "ram_bytes": _meminfo().get("MemTotal", 0), "hostname": socket.gethostname()}
     try:
-        import torch
+        with without_garbage_collection():
+            import torch
     except ImportError:
         return Hardware(device="cpu", name=cpu_name(), **shared)
     if not torch.cuda.is_available():
@@ -57,13 +62,19 @@ def probe() -> Hardware:
 
 
 def memory_cap() -> int | None:
-    """Bytes of GPU memory this process may use, where its owner set a limit (`WORKER_GPU_MEMORY_BYTES`) to share a card."""
+    """Bytes of GPU memory that this process may use, from `WORKER_GPU_MEMORY_BYTES`. None without a limit."""
     limit = os.environ.get("WORKER_GPU_MEMORY_BYTES", "")
     return int(limit) if limit.isdigit() and int(limit) else None
 
 
+def only_gpu(number: int) -> dict[str, str]:
+    """Environment variables for a process that should see only this GPU of the visible ones, counted from 0."""
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return {"CUDA_VISIBLE_DEVICES": visible[number] if len(visible) > number else str(number)}
+
+
 def _trouble(torch: Any, why: str) -> str:
-    """Why the GPU did not run a kernel: mostly that this torch has none for a card of that age."""
+    """Why the GPU ran no kernel. Usually torch has none for a card of that age."""
     try:
         card = torch.cuda.get_device_properties(0)
         what = f"{card.name} (compute capability {card.major}.{card.minor})"
@@ -71,33 +82,33 @@ def _trouble(torch: Any, why: str) -> str:
         what = "the GPU of this machine"
     first = (why.splitlines() or [""])[0]
     return (
-        f"{what} ran no kernel of torch {torch.__version__}: {first}; use a T4 or a newer card, or hide the GPU "
-        "(CUDA_VISIBLE_DEVICES=) to train on the CPU on purpose"
+        f"{what} cannot run torch {torch.__version__}: {first}; use a T4 or a newer card, or hide the GPU "
+        "(CUDA_VISIBLE_DEVICES=) to train on the CPU"
     )
 
 
 def versions() -> dict[str, str]:
-    """Installed version of each of `PACKAGES` that is there, and of Python; imports none of them."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of each installed package in `PACKAGES`. Imports none of them."""
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def image(commit: Path = Path("/etc/git_commit")) -> str:
-    """Which image this machine runs, in at most 64 characters: Kaggle's commit, Colab's release, or else Python and torch."""
-    said = _text(commit).strip() or os.environ.get("COLAB_RELEASE_TAG", "").strip()
-    if not said:
-        found = versions()
-        said = f"python {found['python'].rpartition('.')[0]} torch {found.get('torch', 'none')}"
-    return said[:MAX_IMAGE]
+    """Which image this machine runs, in at most 64 characters: its commit, its release, or else Python and torch."""
+    name = _text(commit).strip() or image_release()
+    if not name:
+        installed = versions()
+        name = f"python {installed['python'].rpartition('.')[0]} torch {installed.get('torch', 'none')}"
+    return name[:MAX_IMAGE]
 
 
 def cpu_count() -> int:
-    """CPUs this process may run on."""
+    """Number of CPUs that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:
@@ -106,20 +117,30 @@ def cpu_count() -> int:
 
 @cache
 def cpu_name() -> str:
-    """The processor's marketing name, or its architecture where the system does not tell."""
+    """The processor's model name, or the architecture if the system does not provide a name."""
     for line in _text(Path("/proc/cpuinfo")).splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
 
 
+@cache
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's vector instructions, which choose the kernels of torch, oneDNN and MKL. Empty if unknown."""
+    for line in _text(cpuinfo).splitlines():
+        name, _, flags = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return " ".join(sorted(flag for flag in flags.split() if flag.startswith(_VECTORS)))
+    return ""
+
+
 def available_ram() -> int | None:
-    """Bytes a process may still take before swapping or being killed; `None` where the system does not tell."""
+    """Bytes that a process can still allocate without swapping or being killed. None if unknown."""
     free = _meminfo().get("MemAvailable")
     limit, used = (_text(Path("/sys/fs/cgroup", name)).strip() for name in ("memory.max", "memory.current"))
     if limit.isdigit() and used.isdigit():
-        room = max(0, int(limit) - int(used))
-        return room if free is None else min(free, room)
+        free_in_cgroup = max(0, int(limit) - int(used))
+        return free_in_cgroup if free is None else min(free, free_in_cgroup)
     return free
 
 
@@ -127,7 +148,10 @@ _cpu_before: tuple[float, float] | None = None
 
 
 def reading(directory: Path = Path()) -> Reading:
-    """A look at CPU (percent of one core since the last call), memory, the disk of `directory`, and the GPU if in use."""
+    """Current use of CPU, memory, the disk of `directory`, and the GPU if it is in use.
+
+    CPU use is in percent of one core since the last call. Sizes are in bytes.
+    """
     memory = _meminfo()
     used = memory["MemTotal"] - memory["MemAvailable"] if {"MemTotal", "MemAvailable"} <= memory.keys() else None
     gpu_memory, gpu_percent = _gpu()
@@ -162,14 +186,17 @@ def _rss() -> int | None:
 def _gpu() -> tuple[int | None, float | None]:
     import sys
 
-    # A process that has not loaded torch is not training; loading it for a reading would cost seconds.
+    # A process without torch is not training, and importing torch for a reading would take seconds.
     torch = sys.modules.get("torch")
     try:
         if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
             return None, None
     except AttributeError:  # another thread is still importing it
         return None, None
-    free, total = torch.cuda.mem_get_info(0)
+    try:
+        free, total = torch.cuda.mem_get_info(0)
+    except RuntimeError:  # a card that has failed ends training, not the report of it
+        return None, None
     try:
         return total - free, float(torch.cuda.utilization(0))
     except (ImportError, RuntimeError):

@@ -1,7 +1,7 @@
-"""Bringing what a session works on to its machine: data and checkpoint through grants, the base model from the hub or the server.
+"""Fetches the inputs of a session: data and checkpoint through grants, the base model from the hub or the server.
 
-The watch of `worker.agent.limits` ends the process meanwhile when it is asked to leave or when time is up, so nothing here looks
-for that.
+The watch of `worker.agent.limits` ends the process if the session must stop or its time is up. Nothing here
+checks for that.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from worker.training import base_model
 from worker.training.interface import PermanentError, TrainingJob, UnfitMachineError
 
 
-def everything(
+def fetch_inputs(
     assignment: Assignment, home: Path, limits: Limits, *, begins: Callable[[Part], None], say: Callable[[str], None]
 ) -> TrainingJob:
-    """The job with all its files in the folder `home`; `begins` hears what is fetched, `say` why it takes so long.
+    """The job with all its files in the folder `home`.
 
-    Raises what `granted` and `base_model.resolve` raise.
+    `begins` is called with each part that is fetched, `say` with the reason for a delay. Raises the errors of `granted`
+    and `base_model.resolve`.
     """
     begins(Part.DATA)
     datasets = tuple(
@@ -35,13 +36,13 @@ def everything(
     resumed = granted(resume, home / "resume.safetensors", limits) if resume else None
     begins(Part.MODEL)
     if assignment.model:
-        base_folder = granted_model(assignment.model, home / "model", limits)
+        base_folder = fetch_granted_model(assignment.model, home / "model", limits)
     else:
         base_folder = base_model.resolve(assignment.spec.base_model, limits, say)
     return TrainingJob(
         job=assignment.job,
         fence=assignment.fence,
-        spec=assignment.spec,
+        spec=assignment.whole_spec,
         datasets=datasets,
         resume=resumed,
         base_folder=base_folder,
@@ -52,9 +53,10 @@ def everything(
 
 
 def granted(grant: Grant, target: Path, limits: Limits) -> Path:
-    """The granted file on this machine, `target` or where the store has it, however often the store goes away meanwhile.
+    """Download a granted file. Returns its path, which is `target` or the file in a local store.
 
-    Raises `UnfitMachineError` once it has given nothing for `limits.data_s`, and what `grants.download` raises.
+    Retries while the store is unreachable. Raises `UnfitMachineError` after `limits.data_s` seconds without progress,
+    and the errors of `transfers.download`.
     """
     while True:
         before = transfers.arrived(target)
@@ -65,27 +67,28 @@ def granted(grant: Grant, target: Path, limits: Limits) -> Path:
         except ServerAway as error:
             if transfers.arrived(target) <= before:
                 raise UnfitMachineError(
-                    f"the store gave nothing of {grant.key} for {limits.data_s:.0f} s ({error}); the job is tried again later",
+                    f"the store sent no data of {grant.key} for {limits.data_s:.0f} s ({error})",
                     causes.DATA,
+                    has_remedy=False,
                 ) from error
 
 
-def granted_model(files: Sequence[Grant], folder: Path, limits: Limits) -> Path:
-    """The folder with a base model whose files the server hands out one by one, because a token is needed for them."""
+def fetch_granted_model(files: Sequence[Grant], folder: Path, limits: Limits) -> Path:
+    """Fetch a gated base model file by file through grants of the server. Returns its folder."""
     folder.mkdir(exist_ok=True)
     for grant in files:
         target = folder / _file_name(grant)
-        if (found := granted(grant, target, limits)) != target:
+        if (path := granted(grant, target, limits)) != target:
             target.unlink(missing_ok=True)
-            target.symlink_to(found)
+            target.symlink_to(path)
     return folder
 
 
 def _file_name(grant: Grant) -> str:
-    """The last part of its key, after `model/`."""
+    """The last part of the grant's key, after `model/`. Raises `PermanentError` if it is not a plain file name."""
     _, mark, name = f"/{grant.key}".rpartition("/model/")
     if not mark or "/" in name or "\\" in name or name in ("", ".", ".."):
         raise PermanentError(
-            f"the server names a file of the base model {grant.key!r}; update the server and this worker"
+            f"the server sent the invalid model file name {grant.key!r}; update the server and this worker"
         )
     return name

@@ -1,7 +1,8 @@
-"""What bounds a session until its first step: a limit for each part of its beginning, and an end for what moves no byte.
+"""Limits of a session until its first step: a time limit for each part, and an end for a stalled download.
 
-Until then nothing can be lost, and much may hang where Python cannot interrupt it: a library's import, a download in compiled
-code, the meeting of several GPUs. So a thread of its own leaves, whatever the main thread is doing.
+Until then no progress can be lost, and several parts can hang where Python cannot interrupt them: the import of a
+library, a download in compiled code, the connection of several GPUs. So a separate thread ends the process, whatever
+the main thread does.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
+import logging
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -20,17 +21,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from multiprocessing.connection import wait
+from typing import TypeVar
 
 from worker.agent.deadline import Budget
 from worker.shared import causes
+from worker.shared.process import tied
 
+T = TypeVar("T")
 MAX_WAIT_S = 3_600.0
+ROOM_S, ROOM_EVERY_S = 600.0, 2.0
+"""How long, and how often, the last files of a session wait for room on a full disk."""
 MAX_GOODBYE_S = 360.0
-"""More than any last word takes."""
+"""Longer than any last message takes."""
 
 
 class Part(Enum):
-    """What a session does before its first step: in words, and the cause that it names if it ends there."""
+    """A part of a session before its first step: its description, and the cause if the session ends there."""
 
     DATA = ("downloading the training data", causes.DATA)
     MODEL = ("downloading the base model", causes.MODEL)
@@ -38,6 +45,7 @@ class Part(Enum):
     IMPORTS = ("importing the training libraries", causes.IMPORTS)
     GROUP = ("starting a process for each GPU", causes.GPUS)
     LOAD = ("loading the base model", causes.IMPORTS)
+    ROWS = ("checking the rows of the data", causes.DATA)
     FIRST_STEP = ("making the first step", causes.NO_STEP)
 
     def __init__(self, words: str, cause: str) -> None:
@@ -48,10 +56,10 @@ class Part(Enum):
 class Limits:
     """Seconds on a monotonic clock.
 
-    A download may go `stall_s` without a byte before it is begun anew, and the store of the training data `data_s` before the
-    session leaves. `pause_s` is waited after a hub's first "too many requests" that names no time, twice as long after each
-    further one. `last_resort_s` after a limit a process ends whose interpreter is held by what hangs, so that no thread of it
-    can say anything.
+    A download is restarted after `stall_s` without a byte. The session ends if the store of the training data is
+    unreachable for `data_s`. `pause_s` is the wait after a hub's first "too many requests" without a time, and doubles
+    each time. If a library blocks the interpreter, no thread can report, and the process ends `last_resort_s` after its
+    limit.
     """
 
     stall_s: float = 120.0
@@ -65,7 +73,7 @@ class Limits:
     last_resort_s: float = 60.0
 
     def of(self, part: Part) -> float | None:
-        """How long a part may take; None for one that is bounded by what arrives, or only by the session's time."""
+        """The limit of a part. None for a part that is limited by its data rate or by the session's time."""
         limits = {
             Part.INSTALL: self.install_s,
             Part.IMPORTS: self.imports_s,
@@ -77,18 +85,19 @@ class Limits:
 
 @dataclass(frozen=True)
 class Ending:
-    """What is said of a session that leaves, in the fields of `Release`."""
+    """The end of a session, in the fields of `Release`."""
 
     reason: str
     detail: str = ""
     cause: str = ""
+    has_remedy: bool = False
 
 
 class Watch:
-    """Ends the process when a part takes too long, when time is up, or when asked; until the first step is done.
+    """Ends the process if a part takes too long, if time is up, or on request, until the first step is done.
 
-    `leave(ending)` says the last word and returns the exit code; `signalled()` hears of SIGTERM and SIGINT even while the
-    main thread cannot. Both are called on the thread of the watch.
+    `leave(ending)` sends the last message and returns the exit code. `signalled()` is called for SIGTERM and SIGINT,
+    even if the main thread is blocked. Both are called on the thread of the watch.
     """
 
     def __init__(
@@ -100,21 +109,21 @@ class Watch:
         self._part, self._until = Part.DATA, float("inf")
         self._asked: Ending | None = None
         self._is_past = self._is_leaving = False
-        # Both ends stay open: signals go on ringing when nobody watches any more.
+        # Both ends stay open, because signals are still written after the watch has ended.
         self._ear: socket.socket | None = None
         self._bell: socket.socket | None = None
 
     def start(self) -> None:
-        """Begin to watch; on the main thread, after the handlers of the signals are set."""
+        """Start to watch. Call it on the main thread, after the signal handlers are set."""
         self._ear, self._bell = socket.socketpair()
         self._bell.setblocking(False)
         signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
-        # A forked child that is ended by SIGTERM must not ring here.
+        # SIGTERM in a forked child must not write here.
         os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
         threading.Thread(target=self._run, args=(self._ear,), name="watch", daemon=True).start()
 
     def begins(self, part: Part) -> None:
-        """The session begins another part; its limit counts from now."""
+        """The session begins another part. Its limit counts from now."""
         limit = self._limits.of(part)
         with self._lock:
             if self._is_past:
@@ -127,13 +136,19 @@ class Watch:
         self._ring()
 
     def ask(self, ending: Ending) -> bool:
-        """Leave now, with these words; False if the first step is done. Takes no lock, so a signal's handler may call it."""
+        """End the process now with this ending. False if the first step is done.
+
+        Takes no lock, so a signal handler may call it.
+        """
         self._asked = self._asked or ending
         self._ring()
         return not self._is_past
 
     def passed(self) -> None:
-        """The first step is done, or the main thread leaves by itself; it waits here for the end if the watch is leaving."""
+        """The first step is done, or the main thread ends by itself.
+
+        If the watch is ending the process, the call waits here.
+        """
         with self._lock:
             self._is_past = not self._is_leaving
         if self._is_leaving:
@@ -144,13 +159,13 @@ class Watch:
 
     def _ring(self) -> None:
         if self._bell is not None:
-            with contextlib.suppress(BlockingIOError):  # it has been rung often enough
+            with contextlib.suppress(BlockingIOError):  # the socket has enough unread bytes
                 self._bell.send(b"\0")
 
     def _run(self, ear: socket.socket) -> None:
         while True:
-            rung, _, _ = select.select([ear], [], [], self._patience_s())
-            if rung and any(ear.recv(256)):  # a byte that is not ours is the number of a signal
+            # Any byte other than our own is the number of a signal.
+            if wait([ear], self._patience_s()) and any(ear.recv(256)):
                 self._signalled()
             with self._lock:
                 if self._is_past:
@@ -172,17 +187,20 @@ class Watch:
     def _overdue(self) -> Ending | None:
         part = self._part
         if self._budget.left <= self._budget.margin:
-            words = f"this session's time was over while it was {part.words}; give the job longer sessions"
+            words = f"this session reached its time limit while it was {part.words}; allow longer sessions"
             return Ending("deadline", words, part.cause)
         if time.monotonic() >= self._until:
-            words = f"{part.words} took longer than {self._limits.of(part):.0f} s; the job is tried on another machine"
+            words = f"{part.words} took longer than {self._limits.of(part):.0f} s"
             return Ending("unfit", words, part.cause)
         return None
 
 
 @contextlib.contextmanager
 def ended_after(seconds: float) -> Iterator[None]:
-    """End this process, with where each thread stands in its log, if the block takes longer; whatever holds the interpreter."""
+    """End this process if the block takes longer, and log the stack of each thread.
+
+    That works even if a library blocks the interpreter.
+    """
     faulthandler.dump_traceback_later(seconds, exit=True)
     try:
         yield
@@ -198,12 +216,12 @@ def bounded(
     stall_s: float,
     look_every_s: float = 1.0,
 ) -> str | None:
-    """What a child process prints; None if it was ended because `moved()` gave the same number for `stall_s` seconds.
+    """The output of a child process. None if it was ended because `moved()` did not change for `stall_s` seconds.
 
-    Its standard input ends when this process does.
+    Its standard input closes when this process ends.
     """
     with tempfile.TemporaryFile("w+") as printed:
-        child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=printed)
+        child = subprocess.Popen(tied(command), env=environment, stdin=subprocess.PIPE, stdout=printed)
         try:
             seen, since = moved(), time.monotonic()
             while not _ends_within(child, look_every_s):
@@ -229,13 +247,36 @@ def _ends_within(child: subprocess.Popen[bytes], seconds: float) -> bool:
     return True
 
 
+def when_there_is_room(
+    work: Callable[[], T],
+    *,
+    patience_s: float = ROOM_S,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> T:
+    """Do work that can be repeated, and repeat it while the disk is full. Raises its error after `patience_s`."""
+    until = clock() + patience_s
+    while True:
+        try:
+            return work()
+        except Exception as error:
+            words = full_disk(error)
+            if not words or clock() >= until:
+                raise
+            logging.getLogger(__name__).warning("%s; trying again", words)
+        sleep(ROOM_EVERY_S)
+
+
 def full_disk(error: BaseException) -> str:
-    """What to say if this error means that the disk is full, or nothing; libraries in compiled code say it in words only."""
+    """The message if this error means that the disk is full, else "".
+
+    Libraries in compiled code only report it as text.
+    """
     for each in _chain(error):
         if getattr(each, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(each):
             name = getattr(each, "filename", None)
             where = f"no space is left for {name}" if name else "no space is left"
-            return f"the disk of this machine is full: {where}; free some, or use a machine with a larger disk"
+            return f"the disk of this machine is full: {where}; free some space, or use a machine with a larger disk"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""What a session does differently on a machine that cannot call the server."""
+"""What an offline session does differently."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from pathlib import Path
 
 from worker.agent import hardware, transfers
 from worker.agent.saver import Kept
-from worker.shared.messages import PROTOCOL_VERSION, Assignment, Grant, GrantKind, StartRequest, Ticket
+from worker.shared.messages import Assignment, Grant, GrantKind, StartRequest, Ticket
+from worker.shared.wire import PROTOCOL_VERSION
 
 SPARE_GRANTS = 2
-"""Grants that the cadence leaves for the last save and for one that went wrong."""
+"""Grants reserved for the last save and for one failed upload."""
 
 
 class KeepFolder:
-    """The folder that the provider hands over when the session ends: the outbox, and files that no upload took.
+    """The folder that the provider hands over when the session ends: the outbox, and files that could not be uploaded.
 
-    Files lie there under the key that they will have in the store, with `__` for each `/`.
+    A file's name is its key in the store, with `__` in place of each `/`.
     """
 
     def __init__(self, folder: Path, assignment: Assignment) -> None:
@@ -28,11 +29,11 @@ class KeepFolder:
 
     @property
     def outbox(self) -> Path:
-        """Where every message of the session is written down."""
+        """The file that records every message of the session."""
         return self._folder / "outbox.jsonl"
 
     def take(self, source: Path) -> Kept:
-        """Move a file here; raises `OSError`."""
+        """Move a file into this folder. Raises `OSError`."""
         key = f"{self._prefix}{secrets.token_hex(8)}{source.suffix}"
         path = self._folder / key.replace("/", "__")
         shutil.move(source, path)
@@ -40,7 +41,7 @@ class KeepFolder:
 
 
 def start_request() -> StartRequest:
-    """Who we are, once per process."""
+    """The start request of this process, with a new nonce."""
     return StartRequest(
         protocol=PROTOCOL_VERSION,
         nonce=secrets.token_hex(16),
@@ -51,19 +52,22 @@ def start_request() -> StartRequest:
 
 
 def assignment_of(ticket: Ticket, began: float) -> Assignment | None:
-    """What a ticket brings along for a machine that cannot call, less the time since `began`; None if it can."""
+    """The assignment in an offline session's ticket. None for an online session.
+
+    The time since the monotonic time `began` is deducted from its seconds.
+    """
     if ticket.server_url is not None or ticket.assignment is None:
         return None
     left = ticket.assignment.seconds_left - (time.monotonic() - began)
     return ticket.assignment.model_copy(update={"seconds_left": left})
 
 
-def uploads_work(uploads: Sequence[Grant]) -> bool:
-    """Whether the grants that came along can be used from here; asked once, of the first."""
+def can_upload(uploads: Sequence[Grant]) -> bool:
+    """Whether this machine can use the upload grants in the ticket. Probes the first one."""
     return bool(uploads) and transfers.probe(uploads[0])
 
 
-def least_interval_s(seconds_left: float, uploads: Sequence[Grant]) -> float:
-    """Seconds between saves that make the counted grants last for the whole session."""
+def min_interval_s(seconds_left: float, uploads: Sequence[Grant]) -> float:
+    """Minimum seconds between saves, so that the fixed number of grants lasts for the whole session."""
     count = sum(grant.kind is GrantKind.CHECKPOINT for grant in uploads)
     return seconds_left / max(1, count - SPARE_GRANTS) if count else 0.0

@@ -1,6 +1,7 @@
-"""Messages to the server: written down first, then delivered in order, for as long as it takes.
+"""Messages to the server: stored on disk first, then delivered in order and retried without limit.
 
-The file `outbox.jsonl` outlives the process, so that a server which was away finds there whatever was never delivered.
+The file `outbox.jsonl` outlives the process. A server that was unreachable finds the undelivered messages there.
+While the disk is full, messages wait in memory for room in the file, and are delivered all the same.
 """
 
 from __future__ import annotations
@@ -11,21 +12,23 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO
 
 from worker.agent.uplink import Refused, ServerAway, Stale, Uplink
 from worker.shared.messages import Directive, Finish, Message, Offer, OfferReply, Release, Report, Started, merged
 
 MAX_PAUSE_S = 15.0
 MAX_TOGETHER = 1 << 18
-"""Characters of reports that go as one: the server takes no message of any size, nor a longer line of an output."""
+"""Maximum characters of reports that are merged into one.
+
+The server limits the size of a message and the length of an output line.
+"""
 
 
 class Outbox:
-    """Numbers, keeps and delivers messages on a thread of its own.
+    """Numbers, stores and delivers messages on a thread of its own.
 
-    `beat()` makes the report that is sent when nothing else was said for `every_s`; `on_directive`, `on_offer` and
-    `on_stale` hear the answers, on the delivering thread.
+    `beat()` makes the report that is sent if there was no other message for `every_s` seconds. `on_directive`,
+    `on_offer` and `on_stale` receive the server's replies on the delivery thread.
     """
 
     def __init__(
@@ -38,12 +41,13 @@ class Outbox:
         on_directive: Callable[[Directive], None],
         on_offer: Callable[[Offer, OfferReply], None],
         on_stale: Callable[[str], None],
-        complain: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
         self._uplink, self._every_s = uplink, every_s
-        self._beat, self._complain = beat, complain
+        self._beat, self._warn = beat, warn
         self._on_directive, self._on_offer, self._on_stale = on_directive, on_offer, on_stale
-        self._file: IO[str] = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = bytearray()
         self._changed = threading.Condition()
         self._waiting: deque[Message] = deque()
         self._seq = 0
@@ -51,16 +55,19 @@ class Outbox:
         self._thread = threading.Thread(target=self._deliver, name="outbox", daemon=True)
 
     def open(self) -> None:
-        """Begin to deliver."""
+        """Start the delivery thread."""
         self._thread.start()
 
     def hold(self) -> None:
-        """From now on write down only, except reports: a goodbye must not overtake a checkpoint that is still here."""
+        """Stop sending all messages but reports, and only store them.
+
+        A release must not be applied before a checkpoint that is still on this machine.
+        """
         with self._changed:
             self._holding = True
 
-    def say(self, make: Callable[[int], Message], *, urgent: bool = False) -> Message:
-        """Write a message down under the next number; `urgent` ones are delivered at once."""
+    def add(self, make: Callable[[int], Message], *, urgent: bool = False) -> Message:
+        """Store a message under the next number. An `urgent` message is delivered at once."""
         with self._changed:
             self._seq += 1
             message = make(self._seq)
@@ -73,11 +80,22 @@ class Outbox:
             return message
 
     def _write(self, line: str) -> None:
-        self._file.write(line + "\n")
-        self._file.flush()
+        was_full = bool(self._unwritten)
+        self._unwritten += line.encode() + b"\n"
+        if (error := self._flush()) is not None and not was_full:
+            self._warn(f"messages could not be stored on this machine ({error.strerror}); training continues")
+
+    def _flush(self) -> OSError | None:
+        """Write what is not in the file yet. A part of a line that was written is not written twice."""
+        try:
+            while self._unwritten:
+                del self._unwritten[: self._file.write(self._unwritten)]
+        except OSError as error:
+            return error
+        return None
 
     def withdraw(self, offer: Offer) -> None:
-        """Take back an offer that has not been delivered, and say so to whoever reads the file."""
+        """Withdraw an offer that was not delivered, and record that in the file."""
         with self._changed:
             if offer in self._waiting:
                 self._waiting.remove(offer)
@@ -86,13 +104,15 @@ class Outbox:
             self._write(json.dumps({"withdrawn": offer.seq}))
 
     def close(self, timeout_s: float) -> bool:
-        """Deliver what is left; False if the server stayed away for `timeout_s`."""
+        """Deliver the remaining messages. False if the server stayed unreachable for `timeout_s` seconds."""
         with self._changed:
             self._closing = self._urgent = True
             self._changed.notify_all()
         self._thread.join(max(0.0, timeout_s))
-        if not self._thread.is_alive():
-            self._file.close()
+        with self._changed:
+            self._flush()
+            if not self._thread.is_alive():
+                self._file.close()
         return not self._waiting
 
     def _deliver(self) -> None:
@@ -106,25 +126,33 @@ class Outbox:
                 self._urgent = False
                 if self._closing and not self._waiting:
                     return
-            if not self._waiting:
-                self._beat()
-            pause = self._empty(pause)
+                self._flush()
+            try:
+                if not self._waiting:
+                    self._beat()
+                pause = self._deliver_all(pause)
+            except Exception as error:  # noqa: BLE001  without this thread, the server would count the session as lost
+                self._warn(f"a message could not be sent now ({type(error).__name__}: {error}); training continues")
+                pause = self._longer(pause)
 
-    def _empty(self, pause: float) -> float:
-        """Deliver everything that waits; returns how long to rest before the next try."""
+    def _longer(self, pause: float) -> float:
+        return min(MAX_PAUSE_S, self._every_s, max(0.5, 2 * pause))
+
+    def _deliver_all(self, pause: float) -> float:
+        """Deliver all waiting messages. Returns the seconds to wait before the next attempt."""
         for messages in self._batches():
             try:
                 self._send(messages)
             except ServerAway as error:
                 if not pause:
-                    self._complain(f"the server does not answer ({error}); working on")
-                return min(MAX_PAUSE_S, self._every_s, max(0.5, 2 * pause))
+                    self._warn(f"the server does not answer ({error}); training continues")
+                return self._longer(pause)
             except Stale as error:
                 self._over = True
                 self._on_stale(str(error))
                 return 0.0
             except Refused as error:
-                self._complain(f"the server refused a {messages[-1].kind}: {error}")
+                self._warn(f"the server refused a {messages[-1].kind}: {error}")
                 if not isinstance(messages[-1], Report):
                     self._over = True
                     self._on_stale(str(error))
@@ -136,7 +164,7 @@ class Outbox:
         return 0.0
 
     def _batches(self) -> Iterator[list[Message]]:
-        """What waits, oldest first; neighbouring reports go as one, up to `MAX_TOGETHER`."""
+        """Waiting messages, oldest first. Consecutive reports form one batch of at most `MAX_TOGETHER` characters."""
         while True:
             with self._changed:
                 if not self._waiting:

@@ -1,4 +1,4 @@
-"""How far a session has come, and how fast it goes."""
+"""The step that a session has reached, and its seconds per step."""
 
 from __future__ import annotations
 
@@ -8,42 +8,53 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from worker.shared.messages import Fidelity
+from worker.shared.manifest import Fidelity
 
 STEPS_TO_SKIP = 2
-"""The first steps of a session warm things up and would spoil its seconds per step."""
+"""The first steps of a session include warm-up and are left out of its seconds per step."""
 
 
 class Progress:
-    """`step` is the last one that is done, `made` the number of those that this session did."""
+    """`step` is the last finished step, `steps_done` is the number of steps that this session has done."""
 
     def __init__(self, step: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.step, self.made = step, 0
+        self.step, self.steps_done = step, 0
         self._clock = clock
         self._times: deque[float] = deque(maxlen=50)
         self._last_step_at: float | None = None
         self._fidelity: Fidelity | None = None
         self._backend: str | None = None
+        self.problem = ""
 
-    def restored(self, step: int, fidelity: Fidelity, backend: str) -> None:
-        """The state is in place."""
+    def record_restore(self, step: int, fidelity: Fidelity, backend: str) -> None:
+        """Record that the training state is loaded."""
         self.step, self._fidelity, self._backend = step, fidelity, backend
 
-    def stepped(self, step: int, seconds: float) -> float:
-        """A step took so long; returns the seconds since the one before it was done."""
+    def record_fidelity(self, fidelity: Fidelity) -> None:
+        """Record that the session is less exact than it was at its restore."""
+        self._fidelity = fidelity
+
+    def record_problem(self, why: str) -> bool:
+        """Record why the newest file is not in the store, or "" if it is. Returns whether that is new."""
+        before, self.problem = self.problem, why
+        return why != before
+
+    def record_step(self, step: int, seconds: float) -> float:
+        """Record the seconds of a step. Returns the seconds since the end of the step before."""
         now = self._clock()
         since = seconds if self._last_step_at is None else now - self._last_step_at
         self._last_step_at, self.step = now, step
-        self.made += 1
-        if self.made > STEPS_TO_SKIP:
+        self.steps_done += 1
+        if self.steps_done > STEPS_TO_SKIP:
             self._times.append(seconds)
         return since
 
-    def told(self) -> dict[str, Any]:
-        """The fields of a report."""
+    def report_fields(self) -> dict[str, Any]:
+        """The progress fields of a report."""
         return {
             "step": self.step,
             "seconds_per_step": statistics.median(self._times) if self._times else None,
             "fidelity": self._fidelity,
             "backend": self._backend,
+            "problem": self.problem,
         }

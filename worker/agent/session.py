@@ -1,4 +1,4 @@
-"""One session: claim the lease, fetch, train, report, save, and leave in time."""
+"""One session: fetch the inputs, train, report, save, and leave in time."""
 
 from __future__ import annotations
 
@@ -8,35 +8,31 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import stamina
-
-from worker.agent import hardware, inputs, offline
+from worker.agent import hardware, inputs, offline, work
 from worker.agent.deadline import Budget, Cadence
 from worker.agent.endings import ending_of
-from worker.agent.limits import Ending, Limits, Part, Watch, ended_after
+from worker.agent.limits import Ending, Limits, Part, Watch
 from worker.agent.offline import KeepFolder
 from worker.agent.outbox import Outbox
 from worker.agent.progress import Progress
-from worker.agent.saver import Kept, Saver, bring_home
+from worker.agent.saver import Kept, Saver, upload_with_retry
 from worker.agent.time_ledger import Ledger
-from worker.agent.uplink import HttpUplink, Refused, ServerAway, StdoutUplink, Uplink, UplinkError
+from worker.agent.uplink import Refused, Uplink, UplinkError
 from worker.agent.upload_grants import Uploads
 from worker.shared import causes
-from worker.shared.checkpoint_file import sha256_file
+from worker.shared.manifest import Fidelity, Manifest
 from worker.shared.messages import (
     Action,
     Assignment,
     Directive,
-    ExportedAdapter,
     Failure,
-    Fidelity,
     Finish,
     Grant,
     GrantKind,
-    Manifest,
     MetricRow,
     Offer,
     Phase,
@@ -44,52 +40,26 @@ from worker.shared.messages import (
     Report,
     Sample,
     Started,
-    Ticket,
 )
 from worker.shared.process import UNDELIVERED
 from worker.training.interface import Decision, Snapshot, Trained
 
 GOODBYE_S = 10.0
-"""Kept for the last messages, and given to them even when the budget is over."""
+"""Seconds reserved for the last messages, even after the budget is used up."""
 EARLY_GOODBYE_S = 300.0
-"""For the last word of a session that did nothing, while the server is away."""
+"""Seconds to wait for an unreachable server with the last message of a session that did no step."""
 
 
-def run(ticket: Ticket, home: Path, *, began: float, limits: Limits | None = None) -> int:
-    """Work off one lease in the folder `home`; returns the process's exit code. `began` is a monotonic time."""
-    ledger = Ledger(began=began)
-    if (assignment := offline.assignment_of(ticket, began)) is not None:
-        keep = KeepFolder(Path(assignment.keep_dir or home / "keep"), assignment)
-        return Session(assignment, StdoutUplink(ticket), home, ledger, keep, limits).work()
-    uplink = HttpUplink(ticket)
-    try:
-        assignment = _start(uplink, ticket, limits or Limits())
-    except UplinkError as error:
-        _log(f"cannot start: {error}")
-        return 1
-    return Session(assignment, uplink, home, ledger, limits=limits).work()
-
-
-def _start(uplink: HttpUplink, ticket: Ticket, limits: Limits) -> Assignment:
-    with ended_after(
-        limits.imports_s
-    ):  # a look at the machine imports torch, and nothing can be said under a lease yet
-        request = offline.start_request()
-    for attempt in stamina.retry_context(on=ServerAway, attempts=None, timeout=ticket.budget_s, wait_max=15.0):
-        with attempt:
-            return uplink.start(request)
-    raise ServerAway("the server did not answer while this session lasted")
-
-
-def _log(text: str) -> None:
+def log(text: str) -> None:
+    """Write a line with the time to the session's log."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 class Session:
-    """The hooks of the trainer and the counter of the saver, around one assignment.
+    """Implements the trainer's hooks and the saver's `Counter` for one assignment.
 
-    `keep` is given where the server cannot be called. Once a file had to be kept there, `_holding` says that nothing but
-    reports is said aloud any more: what was kept counts only when it has been handed over.
+    `keep` is set in an offline session. `_holding` is true once a file had to be kept there. From then on only reports
+    are sent, because a kept checkpoint counts only after the provider has handed it over.
     """
 
     def __init__(
@@ -105,19 +75,23 @@ class Session:
         self._keep, self._holding = keep, False
         self._budget, self._limits = Budget(assignment.seconds_left), limits or Limits()
         self._watch = Watch(
-            self._limits, self._budget, leave=self._leave_early, signalled=lambda: self._depart("drained")
+            self._limits, self._budget, leave=self._leave_early, signalled=lambda: self._request_stop("drained")
         )
         self._cadence = Cadence(
             assignment.mtbf_s,
             assignment.spec.checkpoint.max_interval_s,
-            min_interval_s=offline.least_interval_s(assignment.seconds_left, assignment.uploads) if keep else 0.0,
+            min_interval_s=offline.min_interval_s(assignment.seconds_left, assignment.uploads) if keep else 0.0,
         )
-        self._uploads = Uploads(assignment.uploads, lambda kind, count: uplink.grants(assignment.fence, kind, count))
+        self._uploads = Uploads(
+            assignment.uploads,
+            lambda kind, count: uplink.grants(assignment.fence, kind, count),
+            None if keep else lambda kind: uplink.grants(assignment.fence, kind, 1, through_server=True)[0],
+        )
         self._leave: str = ""
         self._over = threading.Event()
         self._why_over = ""
         self._progress = Progress(assignment.resume_step)
-        self._last_complaint = ""
+        self._last_warning = ""
         self._saver = Saver(
             home / "spool", assignment.resume.sha256 if assignment.resume else None, self._budget, self._cadence, self
         )
@@ -126,19 +100,22 @@ class Session:
             keep.outbox if keep else home / "outbox.jsonl",
             assignment.report_every_s,
             beat=self._beat,
-            on_directive=self._obey,
-            on_offer=self._saver.answered,
+            on_directive=self._on_directive,
+            on_offer=self._saver.on_reply,
             on_stale=self._end,
-            complain=self.complain,
+            warn=self.warn,
         )
 
-    # --- the course of a session ---
+    # --- the session from start to end ---
 
     def work(self) -> int:
-        """Do as much of the job as fits; returns the exit code: 0 said goodbye or finished, 1 failed, 3 lease over, 4 unheard."""
+        """Do as much of the job as fits into the budget. Returns the exit code.
+
+        0: released or finished. 1: failed. 3: the lease is over. 4: the last messages were not delivered.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._depart("drained"))
-        _log(
+            signal.signal(number, lambda *_: self._request_stop("drained"))
+        log(
             f"job {self._assignment.job} lease {self._assignment.lease} fence {self._assignment.fence}: "
             f"from step {self._progress.step}, {self._budget.left:.0f} s"
         )
@@ -146,131 +123,133 @@ class Session:
         self._watch.start()
         try:
             if self._keep is not None:
-                self._begin_alone()
+                self._start_offline()
             return self._train()
-        except Exception as error:  # noqa: BLE001  whatever it is, the server and the owner are told
+        except Exception as error:  # noqa: BLE001  any error is reported to the server and the owner
             ending = ending_of(error, self._assignment.resume)
-        return self._last_word(self._release(ending), 0) if isinstance(ending, Ending) else self._fail(ending)
+        return self._send_last(self._release(ending), 0) if isinstance(ending, Ending) else self._fail(ending)
 
-    def _begin_alone(self) -> None:
+    def _start_offline(self) -> None:
         self.begins(Part.IMPORTS)
         request = offline.start_request()
         self.begins(Part.DATA)
         lease, fence = self._assignment.lease, self._assignment.fence
-        self._outbox.say(lambda seq: Started(lease=lease, fence=fence, seq=seq, request=request), urgent=True)
-        if not offline.uploads_work(self._assignment.uploads):
+        self._outbox.add(lambda seq: Started(lease=lease, fence=fence, seq=seq, request=request), urgent=True)
+        if not offline.can_upload(self._assignment.uploads):
             self._hold("nothing can be uploaded from this machine")
 
     def _hold(self, why: str) -> None:
         if not self._holding:
-            _log(f"{why}: checkpoints stay here until the provider hands them over")
+            words = f"{why}: checkpoints stay on this machine until the server collects them"
+            log(words)
+            if self._assignment.uploads:  # a store that takes no uploads is no problem
+                self._progress.record_problem(words)
         self._holding = True
         self._outbox.hold()
 
     def _train(self) -> int:
-        from worker.training import smoke  # seconds of imports: the server already knows that we are at work
+        from worker.training import smoke  # takes seconds, so it comes after the first message
 
         self.begins(Part.IMPORTS)
-        _log(f"the training libraries work here: {smoke.check(self._assignment.spec)}")
+        log(f"the training libraries work on this machine: {smoke.check(self._assignment.spec)}")
         self.phase(Phase.DOWNLOAD)
-        job = inputs.everything(self._assignment, self._home, self._limits, begins=self.begins, say=self.complain)
+        job = inputs.fetch_inputs(self._assignment, self._home, self._limits, begins=self.begins, say=self.warn)
         self._beat(urgent=True)
         self.phase(Phase.LOAD)
         self.begins(Part.IMPORTS)
-        from worker.training import train
-
-        trained = train.train(job, self)
+        trained = work.do(job, self)
         self._watch.passed()
         if self._over.is_set():
-            _log(f"stopping: {self._why_over}")
+            log(f"stopping: {self._why_over}")
             return 3
         self.phase(Phase.WAIT)
         if trained.complete:
             return self._deliver(trained)
-        self._saver.settle(max(GOODBYE_S, self._budget.left - GOODBYE_S))
-        return self._goodbye(self._leave or "deadline", self._saver.problem)
+        saved = self._saver.wait_until_saved(max(GOODBYE_S, self._budget.left - GOODBYE_S))
+        detail = self._saver.problem or ("" if saved else self._progress.problem)
+        return self._release_and_exit(self._leave or "deadline", detail)
 
     def _deliver(self, trained: Trained) -> int:
-        """The last step is done: bring checkpoint and adapter home, then finish.
+        """After the last step: upload the checkpoint and the adapter or the answers, then finish.
 
-        A server that stays away finds the offer and the finish in the outbox, in this order.
+        If the server is unreachable, the outbox holds the offer and the finish in this order.
         """
-        if not self._saver.settle(max(GOODBYE_S, self._budget.left - GOODBYE_S)) and self._saver.problem:
+        if not self._saver.wait_until_saved(max(GOODBYE_S, self._budget.left - GOODBYE_S)) and self._saver.problem:
             return self._fail(Failure(message=self._saver.problem, permanent=False))
-        assert trained.adapter_zip is not None
-        assert trained.adapter_sha256 is not None
-        sha256, size = sha256_file(trained.adapter_zip), trained.adapter_zip.stat().st_size
-        key = self._adapter_home(trained.adapter_zip)
-        adapter = ExportedAdapter(key=key, sha256=sha256, size=size, adapter_sha256=trained.adapter_sha256)
-        finish = self._said(Finish, step=trained.step, adapter=adapter, head=self._saver.head)
-        return self._last_word(finish, 0)
+        result = work.stored(trained, self._home_of)
+        finish = self._message_factory(Finish, step=trained.step, head=self._saver.head, **result)
+        return self._send_last(finish, 0)
 
-    def _adapter_home(self, path: Path) -> str:
-        """Bring the adapter where it belongs; returns its key."""
+    def _home_of(self, path: Path, kind: GrantKind) -> str:
+        """Upload the result of the job, or keep it for the provider. Returns its key."""
         try:
             patience_s = max(GOODBYE_S, self._budget.left - GOODBYE_S)
-            return bring_home(path, lambda: self._upload_grant(GrantKind.ADAPTER), patience_s)
+            take = partial(self._upload_grant, kind)
+            return upload_with_retry(path, take, self.send, self.unsaved, patience_s)
         except (UplinkError, OSError) as error:
             kept = self.keep(path, str(error))
             if kept is None:
                 raise
             return kept.key
 
-    def _goodbye(self, reason: str, detail: str = "", cause: str = "") -> int:
-        return self._last_word(self._release(Ending(reason, detail, cause)), 0)
+    def _release_and_exit(self, reason: str, detail: str = "", cause: str = "") -> int:
+        return self._send_last(self._release(Ending(reason, detail, cause)), 0)
 
     def _release(self, ending: Ending) -> Callable[[int], Any]:
-        _log(f"goodbye at step {self._progress.step}: {ending.reason} {ending.detail}")
-        return self._said(
+        log(f"released at step {self._progress.step}: {ending.reason} {ending.detail}")
+        return self._message_factory(
             Release,
             step=self._progress.step,
             reason=ending.reason,
             detail=ending.detail,
             cause=ending.cause,
+            has_remedy=ending.has_remedy,
             head=self._saver.head,
         )
 
     def _fail(self, failure: Failure) -> int:
         if self._over.is_set():
-            _log(f"stopping: {self._why_over}")
+            log(f"stopping: {self._why_over}")
             return 3
-        _log(f"failed: {failure.message}\n{failure.detail}".rstrip())
-        return self._last_word(self._said(Finish, step=self._progress.step, failure=failure, head=self._saver.head), 1)
+        log(f"failed: {failure.message}\n{failure.detail}".rstrip())
+        return self._send_last(
+            self._message_factory(Finish, step=self._progress.step, failure=failure, head=self._saver.head), 1
+        )
 
     def _leave_early(self, ending: Ending) -> int:
-        """Say goodbye on the watch's thread, before the first step; returns the exit code."""
+        """Release the lease before the first step, on the watch's thread. Returns the exit code."""
         if self._over.is_set():
-            _log(f"stopping: {self._why_over}")
+            log(f"stopping: {self._why_over}")
             return 3
-        return self._deliver_word(self._release(ending), 0, EARLY_GOODBYE_S if ending.cause else GOODBYE_S)
+        return self._send_and_close(self._release(ending), 0, EARLY_GOODBYE_S if ending.cause else GOODBYE_S)
 
-    def _last_word(self, make: Callable[[int], Any], code: int) -> int:
+    def _send_last(self, make: Callable[[int], Any], code: int) -> int:
         self._watch.passed()
-        return self._deliver_word(make, code, self._budget.left if self._progress.made else EARLY_GOODBYE_S)
+        return self._send_and_close(make, code, self._budget.left if self._progress.steps_done else EARLY_GOODBYE_S)
 
-    def _deliver_word(self, make: Callable[[int], Any], code: int, patience_s: float) -> int:
-        self._outbox.say(make, urgent=True)
+    def _send_and_close(self, make: Callable[[int], Any], code: int, patience_s: float) -> int:
+        self._outbox.add(make, urgent=True)
         if not self._outbox.close(max(GOODBYE_S, min(patience_s, self._budget.left))):
-            _log("the server is still away; it will find the last messages here")
+            log("the server still does not answer; it will collect the last messages from this machine")
             code = code or UNDELIVERED
         self._saver.stop()
         return 3 if self._over.is_set() else code
 
-    def _said(self, kind: Any, **fields: Any) -> Callable[[int], Any]:
+    def _message_factory(self, kind: Any, **fields: Any) -> Callable[[int], Any]:
         ledger = self._ledger.seconds()
         return lambda seq: kind(
             lease=self._assignment.lease, fence=self._assignment.fence, seq=seq, ledger=ledger, **fields
         )
 
-    # --- what the server says ---
+    # --- replies of the server ---
 
-    def _obey(self, directive: Directive) -> None:
+    def _on_directive(self, directive: Directive) -> None:
         if directive.action is Action.DRAIN:
-            self._depart("paused" if directive.reason == "paused" else "drained")
+            self._request_stop("paused" if directive.reason == "paused" else "drained")
         elif directive.action is Action.ABORT:
-            self._depart("cancelled")
+            self._request_stop("cancelled")
 
-    def _depart(self, reason: str) -> None:
+    def _request_stop(self, reason: str) -> None:
         self._leave = self._leave or reason
         self._watch.ask(Ending(self._leave))
 
@@ -280,7 +259,7 @@ class Session:
         self._saver.stop()
         self._watch.ask(Ending("cancelled", why))
 
-    # --- what the saver asks ---
+    # --- SaverContext ---
 
     def grant(self) -> Grant:
         return self._upload_grant(GrantKind.CHECKPOINT)
@@ -292,12 +271,21 @@ class Session:
 
     def offer(self, *, key: str, sha256: str, size: int, manifest: Manifest) -> Offer:
         lease, fence = self._assignment.lease, self._assignment.fence
-        said = self._outbox.say(
+        offer = self._outbox.add(
             lambda seq: Offer(lease=lease, fence=fence, seq=seq, key=key, sha256=sha256, size=size, manifest=manifest),
             urgent=True,
         )
-        assert isinstance(said, Offer)
-        return said
+        assert isinstance(offer, Offer)
+        return offer
+
+    def send(self, grant: Grant, path: Path) -> None:
+        self._uploads.send(grant, path)
+
+    def unsaved(self, why: str) -> None:
+        if why:
+            self.warn(why)
+        if self._progress.record_problem(why):
+            self._beat(urgent=True)
 
     def keep(self, path: Path, why: str) -> Kept | None:
         if self._keep is None:
@@ -311,40 +299,46 @@ class Session:
     def refused(self, why: str) -> None:
         self._end(why)
 
-    def complain(self, text: str) -> None:
-        if text != self._last_complaint:
-            _log(text)
-        self._last_complaint = text
+    def warn(self, text: str) -> None:
+        if text != self._last_warning:
+            log(text)
+        self._last_warning = text
 
-    # --- what the trainer tells ---
+    # --- Hooks ---
 
     def phase(self, phase: Phase) -> None:
         before = self._ledger.phase
         took = self._ledger.enter(phase)
         if before is Phase.SAVE:
-            self._cadence.stalled(took)
+            self._cadence.record_stall(took)
 
     def begins(self, part: Part) -> None:
         self._watch.begins(part)
 
     def lost(self, words: str) -> None:
         if not self._watch.ask(Ending("unfit", words, causes.GPUS)):
-            _log(words)
-            os._exit(1)  # to the server that is a lost session, and the job goes on from its last checkpoint
+            log(words)
+            os._exit(1)  # the server counts the session as lost and resumes from the last checkpoint
 
     def restored(self, step: int, fidelity: Fidelity, backend: str) -> None:
         self.begins(Part.FIRST_STEP)
-        self._progress.restored(step, fidelity, backend)
-        _log(f"ready at step {step} ({backend}, {fidelity})")
+        self._progress.record_restore(step, fidelity, backend)
+        log(f"ready at step {step} ({backend}, {fidelity})")
+        self._beat(urgent=True)
+
+    def lowered(self, fidelity: Fidelity, why: str) -> None:
+        self._progress.record_fidelity(fidelity)
+        log(f"the run is now {fidelity}: {why}")
         self._beat(urgent=True)
 
     def step_done(self, step: int, values: Mapping[str, float], seconds: float) -> Decision:
-        if not self._progress.made:
+        if not self._progress.steps_done:
             self._watch.passed()
-        self._budget.stepped(self._progress.stepped(step, seconds))
+        self._budget.record_step(self._progress.record_step(step, seconds))
         rate = values.get("tokens", 0.0) / seconds if seconds else 0.0
         self._report((MetricRow(step=step, values={**values, "tokens_per_s": rate, "step_seconds": seconds}),))
-        print(f"step {step} loss {values.get('loss', float('nan')):.4f} {seconds:.2f} s", flush=True)
+        loss = f" loss {values['loss']:.4f}" if "loss" in values else ""
+        print(f"step {step}{loss} {seconds:.2f} s", flush=True)
         return self._decide()
 
     def _decide(self) -> Decision:
@@ -353,7 +347,7 @@ class Session:
         if self._leave or self._budget.is_nearly_over:
             return Decision.SAVE_AND_STOP
         if self._cadence.is_due and not self._saver.is_busy:
-            self._cadence.begun()
+            self._cadence.record_save_start()
             return Decision.SAVE
         return Decision.CONTINUE
 
@@ -361,7 +355,7 @@ class Session:
         self._report((MetricRow(step=step, values=dict(values)),))
 
     def sampled(self, samples: tuple[Sample, ...]) -> None:
-        for sample in samples:  # each on its own: the outbox sends as many together as fit
+        for sample in samples:  # one report each, because the outbox merges as many as fit
             self._report((), (sample,))
 
     def save(self, snapshot: Snapshot) -> None:
@@ -378,14 +372,14 @@ class Session:
         reading: bool = False,
         urgent: bool = False,
     ) -> None:
-        look = hardware.reading() if reading else None
-        fields = self._said(
+        load = hardware.reading() if reading else None
+        fields = self._message_factory(
             Report,
-            **self._progress.told(),
+            **self._progress.report_fields(),
             phase=self._ledger.phase,
             metrics=metrics,
             samples=samples,
-            reading=look,
+            reading=load,
             seconds_left=self._budget.left,
         )
-        self._outbox.say(fields, urgent=urgent)
+        self._outbox.add(fields, urgent=urgent)

@@ -1,4 +1,4 @@
-"""Where a session's wall-clock time went; the phases add up to all of it."""
+"""Records where a session's wall-clock time went. The phases add up to all of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from worker.shared.messages import Phase
 
 
 class Ledger:
-    """Counts seconds per phase; exactly one phase runs at any time."""
+    """Counts seconds per phase. Exactly one phase is active at any time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, *, began: float | None = None) -> None:
         self._clock, self._lock = clock, threading.Lock()
@@ -19,11 +19,11 @@ class Ledger:
 
     @property
     def phase(self) -> Phase:
-        """What the session is doing now."""
+        """The active phase."""
         return self._phase
 
     def enter(self, phase: Phase) -> float:
-        """Begin a phase; returns the seconds the one before took."""
+        """Begin a phase. Returns the seconds of the phase before."""
         with self._lock:
             now = self._clock()
             took = now - self._since

@@ -1,4 +1,4 @@
-"""Reading and writing the one file that a grant allows: by path on the server's own computer, by URL elsewhere."""
+"""Reads and writes the file that a grant allows: by path on the server's own machine, by URL elsewhere."""
 
 from __future__ import annotations
 
@@ -12,114 +12,136 @@ from pathlib import Path
 
 import httpx
 
-from worker.agent.uplink import Refused, ServerAway, Stale
+from worker.agent.uplink import Refused, ServerAway, Stale, UplinkError, detail_of, is_ours
 from worker.shared import resumable_upload
-from worker.shared.messages import Grant
+from worker.shared.files import move_into_place
+from worker.shared.messages import GRANT_HEADER, Grant
 from worker.shared.ranged_download import fetch
 
 TIMEOUT_S = 300.0
 CONNECT_S = 30.0
 STALL_S = 120.0
-"""Without a byte, until a download is taken for cut off."""
+"""Seconds without a byte after which a download counts as interrupted."""
 CHUNK_BYTES = 1 << 20
 _GONE = frozenset({401, 403, 404, 409, 410})
 _LOST = _GONE - {401}
 _TAKEN = 409
-"""Of an upload: it arrived although nobody heard so, and now it is another file's turn."""
+"""Status of a repeated upload: an earlier attempt arrived, and the address now belongs to another file."""
 
 
 class DamagedError(Exception):
-    """What was read is not what was promised; `sha256` is the promise."""
+    """The bytes do not match the grant. `sha256` is the expected hash."""
 
     def __init__(self, message: str, sha256: str) -> None:
         super().__init__(message)
         self.sha256 = sha256
 
 
-class UnusableGrant(ServerAway):
-    """This grant will never take the file: try another one."""
+class NotTaken(ServerAway):
+    """The file was sent, and the store did not take it. Sending it again costs as much."""
+
+
+class UnusableGrant(NotTaken):
+    """This grant will never accept the file. Another grant may."""
+
+
+class AddressRefused(UnusableGrant):
+    """The store refuses the grant's address, for example because it wants a sign-in, which no worker has."""
 
 
 def probe(grant: Grant) -> bool:
-    """Whether an upload through this grant can be expected to work from this machine."""
+    """Whether an upload through this grant should work from this machine."""
     return (
         resumable_upload.probe(grant.url or "") if grant.resumable else grant.path is not None or grant.url is not None
     )
 
 
-def upload(grant: Grant, source: Path, patience: resumable_upload.Patience | None = None) -> None:
-    """Bring a finished file to its place, whole or not at all; raises `OSError` or an `UplinkError`."""
+def upload(
+    grant: Grant, source: Path, patience: resumable_upload.Patience | None = None, *, timeout_s: float = TIMEOUT_S
+) -> None:
+    """Bring a finished file to its place, whole or not at all.
+
+    A store that takes files in one piece may be silent for `timeout_s`. Raises `OSError` or an `UplinkError`.
+    """
     if grant.path is not None:
         _place(source, Path(grant.path))
     elif grant.resumable:
         _send(grant, source, patience)
     else:
-        _put(grant, source)
+        _put(grant, source, timeout_s)
 
 
 def _send(grant: Grant, source: Path, patience: resumable_upload.Patience | None) -> None:
-    """Through a resumable session; what it says of the finished file is compared with the file."""
+    """Upload through a resumable session, and compare the store's size and hash with the file."""
     try:
         stored = resumable_upload.send(grant.url or "", source, patience=patience)
-    except resumable_upload.SessionGone as error:
+    except resumable_upload.SessionFull as error:
         raise UnusableGrant(f"upload of {grant.key}: {error}") from error
+    except resumable_upload.SessionGone as error:
+        raise AddressRefused(f"upload of {grant.key}: {error}") from error
     except resumable_upload.SessionAway as error:
-        raise ServerAway(f"upload of {grant.key}: {error}") from error
+        raise NotTaken(f"upload of {grant.key}: {error}") from error
     size = source.stat().st_size
     if int(stored.get("fileSize", size)) != size:
         raise UnusableGrant(f"upload of {grant.key}: {stored['fileSize']} of {size} bytes arrived")
     if "sha256Checksum" in stored:
         with source.open("rb") as file:
-            mine = hashlib.file_digest(file, "sha256").hexdigest()
-        if stored["sha256Checksum"] != mine:
-            raise UnusableGrant(f"upload of {grant.key}: other bytes arrived than were sent")
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if stored["sha256Checksum"] != digest:
+            raise UnusableGrant(f"upload of {grant.key}: the stored bytes differ from the sent ones")
 
 
-def _put(grant: Grant, source: Path) -> None:
+def _put(grant: Grant, source: Path, timeout_s: float) -> None:
     try:
         with source.open("rb") as file:
-            answer = httpx.put(grant.url or "", content=file, headers=grant.headers, timeout=TIMEOUT_S, trust_env=False)
+            response = httpx.put(
+                grant.url or "", content=file, headers=grant.headers, timeout=timeout_s, trust_env=False
+            )
     except httpx.HTTPError as error:
-        raise ServerAway(_unanswered("upload", grant, error)) from None
-    if answer.status_code == _TAKEN:
-        raise UnusableGrant(f"upload of {grant.key}: an earlier file lies there")
-    if not answer.is_success:
-        kind = Stale if answer.status_code in _GONE else Refused if answer.status_code < 500 else ServerAway
-        raise kind(f"upload of {grant.key}: HTTP {answer.status_code} {answer.text[:200]}")
+        raise ServerAway(_connection_error("upload", grant, error)) from None
+    if response.status_code == _TAKEN:
+        raise UnusableGrant(f"upload of {grant.key}: the file already exists")
+    if not response.is_success:
+        raise _refusal(grant, response)
+
+
+def _refusal(grant: Grant, response: httpx.Response) -> UplinkError:
+    """The server's own words. Another store's page is not quoted, because it may repeat the address."""
+    status, ours = response.status_code, is_ours(response)
+    words = f"upload of {grant.key}: {detail_of(response) if ours else f'HTTP {status}'}"
+    if status in resumable_upload.RETRY or status >= 500:
+        return NotTaken(words)
+    if not ours:
+        return AddressRefused(words)
+    return Stale(words) if status in _GONE else Refused(words)
 
 
 def _place(source: Path, target: Path) -> None:
-    """Link on the same disk (nothing is copied), else copy aside, flush and rename."""
+    """Hard-link the file into place. On another disk, copy to a temporary name, flush and rename."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = _aside(target)
-    aside.unlink(missing_ok=True)
+    partial = _partial_path(target)
+    partial.unlink(missing_ok=True)
     try:
-        os.link(source, aside)
+        os.link(source, partial)
     except OSError:
-        shutil.copyfile(source, aside)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-    aside.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        shutil.copyfile(source, partial)
+    move_into_place(partial, target)
 
 
 def download(grant: Grant, target: Path, stall_s: float = STALL_S) -> Path:
-    """The granted file on this machine, checked against its sha256; raises `DamagedError`, `OSError` or an `UplinkError`.
+    """The granted file on this machine, checked against its sha256.
 
-    It is given up for now, as a `ServerAway`, after `stall_s` seconds without a byte; the next call goes on from there.
+    Raises `DamagedError`, `OSError` or an `UplinkError`. After `stall_s` seconds without a byte it raises `ServerAway`,
+    and the next call resumes the download.
     """
-    found, in_parts = (Path(grant.path), False) if grant.path is not None else (target, _fetch(grant, target, stall_s))
+    path, in_parts = (Path(grant.path), False) if grant.path is not None else (target, _fetch(grant, target, stall_s))
     digest = hashlib.sha256()
     try:
-        with found.open("rb") as file:
+        with path.open("rb") as file:
             while chunk := file.read(CHUNK_BYTES):
                 digest.update(chunk)
     except FileNotFoundError as error:
-        raise DamagedError(f"{grant.kind} {grant.key} is not in the store any more", grant.sha256 or "") from error
+        raise DamagedError(f"{grant.kind} {grant.key} is no longer in the store", grant.sha256 or "") from error
     if grant.sha256 is not None and digest.hexdigest() != grant.sha256:
         if in_parts:
             raise ServerAway(f"download of {grant.key}: its parts do not fit together")
@@ -127,49 +149,54 @@ def download(grant: Grant, target: Path, stall_s: float = STALL_S) -> Path:
             f"{grant.kind} {grant.key} is damaged: sha256 {digest.hexdigest()[:12]}, expected {grant.sha256[:12]}",
             grant.sha256,
         )
-    return found
+    return path
 
 
 def arrived(target: Path) -> int:
-    """Bytes that have come of an unfinished download to `target`."""
-    aside = _aside(target)
-    return aside.stat().st_size if aside.is_file() else 0
+    """Bytes of an unfinished download to `target` that have arrived."""
+    partial = _partial_path(target)
+    return partial.stat().st_size if partial.is_file() else 0
 
 
-def _aside(target: Path) -> Path:
+def _partial_path(target: Path) -> Path:
     return target.with_name(f".incoming-{target.name}")
 
 
 def _fetch(grant: Grant, target: Path, stall_s: float) -> bool:
-    """Bring the file to `target`, going on where an earlier try was cut off; True if it came in parts."""
-    aside = _aside(target)
+    """Download to `target`, resuming an earlier attempt. True if the file came in several parts."""
+    partial = _partial_path(target)
     try:
-        in_parts = fetch(lambda headers: _reading(grant, headers, stall_s), aside)
+        in_parts = fetch(lambda headers: _reading(grant, headers, stall_s), partial)
     except httpx.HTTPError as error:
-        raise ServerAway(_unanswered("download", grant, error)) from None
-    aside.replace(target)
+        raise ServerAway(_connection_error("download", grant, error)) from None
+    move_into_place(partial, target, durable=False)
     return in_parts
 
 
 @contextlib.contextmanager
 def _reading(grant: Grant, headers: Mapping[str, str], stall_s: float) -> Iterator[httpx.Response]:
-    asked = {**grant.headers, **headers}
+    all_headers = {**grant.headers, **headers}
     timeout = httpx.Timeout(stall_s, connect=min(CONNECT_S, stall_s))
-    with httpx.stream("GET", grant.url or "", headers=asked, timeout=timeout, trust_env=False) as answer:
-        if not answer.is_success and answer.status_code != REQUESTED_RANGE_NOT_SATISFIABLE:
-            answer.read()
-            raise _not_given(grant, answer)
-        yield answer
+    with httpx.stream("GET", grant.url or "", headers=all_headers, timeout=timeout, trust_env=False) as response:
+        if not response.is_success and response.status_code != REQUESTED_RANGE_NOT_SATISFIABLE:
+            response.read()
+            raise _download_error(grant, response)
+        yield response
 
 
-def _unanswered(what: str, grant: Grant, error: httpx.HTTPError) -> str:
-    """Without the error's own text and cause: either may hold the address, which is a permission."""
+def _connection_error(what: str, grant: Grant, error: httpx.HTTPError) -> str:
+    """An error text without the original message and cause: either may contain the URL, which is a permission."""
     return f"{what} of {grant.key}: {type(error).__name__}"
 
 
-def _not_given(grant: Grant, answer: httpx.Response) -> Exception:
-    """Damage is only what no later try will give: a sign-in and a rate limit say nothing about the file."""
-    status, reason = answer.status_code, resumable_upload.reason_of(answer)
-    if status not in _LOST or (status == 403 and reason in resumable_upload.SLOW_DOWN):
-        return ServerAway(f"download of {grant.key}: HTTP {status} {reason}".rstrip())
+def _download_error(grant: Grant, response: httpx.Response) -> Exception:
+    """`DamagedError` only if no later attempt can succeed.
+
+    A sign-in page, a rate limit, or the page of a proxy in front of the server does not mean that.
+    """
+    status, reason, ours = response.status_code, resumable_upload.reason_of(response), is_ours(response)
+    is_of_a_proxy = GRANT_HEADER in grant.headers and not ours
+    if status not in _LOST or is_of_a_proxy or (status == 403 and reason in resumable_upload.SLOW_DOWN):
+        words = detail_of(response) if ours else f"HTTP {status} {reason}".rstrip()
+        return ServerAway(f"download of {grant.key}: {words}")
     return DamagedError(f"{grant.kind} {grant.key} cannot be read (HTTP {status})", grant.sha256 or "")

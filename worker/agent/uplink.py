@@ -1,9 +1,9 @@
-"""How a worker talks to the server: over HTTP, or by lines on its output where it cannot call and nobody answers.
+"""How a worker sends messages to the server: over HTTP, or as lines of its output in an offline session.
 
 UplinkError
-├── ServerAway    no answer, or one that means 'later': keep working, try again
+├── ServerAway    no reply, or a temporary error: keep working and retry
 ├── Stale         the lease is over: stop at once
-└── Refused       the server understood and said no; the message is its own
+└── Refused       the server rejected the request, and the message is its reason
 """
 
 from __future__ import annotations
@@ -36,44 +36,44 @@ TIMEOUT_S = 30.0
 _ASSIGNMENT, _DIRECTIVE, _REPLY = TypeAdapter(Assignment), TypeAdapter(Directive), TypeAdapter(OfferReply)
 _GRANTS: TypeAdapter[list[Grant]] = TypeAdapter(list[Grant])
 _OURS = "urn:trainhop:problem:"
-"""What the `type` of every refusal of the server begins with."""
+"""Prefix of the `type` field in every error reply of the server."""
 T = TypeVar("T")
 _LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
 _OVER = frozenset({401, 403, 404, 409, 410})
 
 
 class UplinkError(Exception):
-    """The server did not do what was asked."""
+    """The request to the server did not succeed."""
 
 
 class ServerAway(UplinkError):
-    """No usable answer; nothing is known about what the server did."""
+    """There was no usable reply. It is unknown whether the server did anything."""
 
 
 class Stale(UplinkError):
-    """This lease counts no more."""
+    """This lease is no longer valid."""
 
 
 class Refused(UplinkError):
-    """The request was wrong."""
+    """The server rejected the request."""
 
 
 class Uplink(Protocol):
-    """The server as a worker sees it; every call may raise any `UplinkError`."""
+    """The server as a worker sees it. Every call may raise any `UplinkError`."""
 
-    def started(self, said: Started) -> None: ...
-    def report(self, said: Report) -> Directive: ...
-    def offer(self, said: Offer) -> OfferReply: ...
-    def release(self, said: Release) -> None: ...
-    def finish(self, said: Finish) -> None: ...
-    def grants(self, fence: int, kind: GrantKind, count: int) -> list[Grant]: ...
+    def started(self, message: Started) -> None: ...
+    def report(self, message: Report) -> Directive: ...
+    def offer(self, message: Offer) -> OfferReply: ...
+    def release(self, message: Release) -> None: ...
+    def finish(self, message: Finish) -> None: ...
+    def grants(self, fence: int, kind: GrantKind, count: int, *, through_server: bool = False) -> list[Grant]: ...
 
 
 class HttpUplink:
-    """Implements `Uplink` over the worker API of a server that can be reached.
+    """Implements `Uplink` over the worker API of a reachable server.
 
-    Only the server's own words count: a proxy, a tunnel or a stranger who has taken its port while it is away may answer
-    anything, and none of it ends a session.
+    Only replies in the server's own format count. A proxy, a tunnel or another program on the same port may reply
+    anything while the server is down, and none of that ends a session.
     """
 
     def __init__(self, ticket: Ticket) -> None:
@@ -83,101 +83,114 @@ class HttpUplink:
         )
 
     def start(self, request: StartRequest) -> Assignment:
-        """Ask for the job."""
-        return self._ask("start", request.model_dump_json(), _ASSIGNMENT)
+        """Request the assignment."""
+        return self._request("start", request.model_dump_json(), _ASSIGNMENT)
 
-    def started(self, said: Started) -> None:
-        self.start(said.request)
+    def started(self, message: Started) -> None:
+        self.start(message.request)
 
-    def report(self, said: Report) -> Directive:
-        return self._ask("report", said.model_dump_json(exclude_defaults=True), _DIRECTIVE)
+    def report(self, message: Report) -> Directive:
+        return self._request("report", message.model_dump_json(exclude_defaults=True), _DIRECTIVE)
 
-    def offer(self, said: Offer) -> OfferReply:
-        return self._ask("offer", said.model_dump_json(), _REPLY)
+    def offer(self, message: Offer) -> OfferReply:
+        return self._request("offer", message.model_dump_json(), _REPLY)
 
-    def release(self, said: Release) -> None:
-        self._say("release", said.model_dump_json())
+    def release(self, message: Release) -> None:
+        self._send("release", message.model_dump_json())
 
-    def finish(self, said: Finish) -> None:
-        self._say("finish", said.model_dump_json())
+    def finish(self, message: Finish) -> None:
+        self._send("finish", message.model_dump_json())
 
-    def grants(self, fence: int, kind: GrantKind, count: int) -> list[Grant]:
-        body = TypeAdapter(dict[str, Any]).dump_json({"fence": fence, "kind": kind, "count": count})
-        return self._ask("grants", body.decode(), _GRANTS)
+    def grants(self, fence: int, kind: GrantKind, count: int, *, through_server: bool = False) -> list[Grant]:
+        asked = {"fence": fence, "kind": kind, "count": count, "through_server": through_server}
+        body = TypeAdapter(dict[str, Any]).dump_json(asked)
+        return self._request("grants", body.decode(), _GRANTS)
 
-    def _ask(self, path: str, body: str, expected: TypeAdapter[T]) -> T:
-        answer = self._post(path, body)
+    def _request(self, path: str, body: str, expected: TypeAdapter[T]) -> T:
+        response = self._post(path, body)
         try:
-            return expected.validate_json(answer.content)
+            return expected.validate_json(response.content)
         except ValidationError as error:
-            raise ServerAway(f"{answer.status_code}: not an answer of the server") from error
+            raise ServerAway(f"{response.status_code}: the answer is not from the server") from error
 
-    def _say(self, path: str, body: str) -> None:
+    def _send(self, path: str, body: str) -> None:
         if (status := self._post(path, body).status_code) != NO_CONTENT:
-            raise ServerAway(f"{status}: not an answer of the server")
+            raise ServerAway(f"{status}: the answer is not from the server")
 
     def _post(self, path: str, body: str) -> httpx.Response:
         try:
-            answer = self._client.post(
+            response = self._client.post(
                 f"{self._base}/{path}", content=body.encode(), headers={"Content-Type": "application/json"}
             )
         except httpx.HTTPError as error:
             raise ServerAway(f"{type(error).__name__}: {error}") from error
-        if answer.is_success:
-            return answer
-        detail = _detail(answer)
-        if answer.status_code in _LATER or not _is_ours(answer):
+        if response.is_success:
+            return response
+        detail = detail_of(response)
+        if response.status_code in _LATER or not is_ours(response):
             raise ServerAway(detail)
-        raise (Stale if answer.status_code in _OVER else Refused)(detail)
+        raise (Stale if response.status_code in _OVER else Refused)(detail)
 
 
 class StdoutUplink:
-    """Implements `Uplink` for a machine that can be listened to but cannot call: one signed line per message.
+    """Implements `Uplink` for an offline session: one signed line of output per message.
 
-    Whoever follows the output applies the lines in their order. An offer is made only of a file that lies in the store
-    under its announced hash, so it counts as committed as soon as it is said.
+    The reader of the output applies the lines in order. An offer is made only for a file that is in the store under its
+    hash, so it counts as committed at once.
     """
 
     def __init__(self, ticket: Ticket, out: IO[str] | None = None) -> None:
-        self._token, self._out = ticket.token, out or sys.stdout
+        self._token, self._out, self._is_torn = ticket.token, out or sys.stdout, False
 
-    def started(self, said: Started) -> None:
-        self._say(said.as_line())
+    def started(self, message: Started) -> None:
+        self._send(message.as_line())
 
-    def report(self, said: Report) -> Directive:
-        self._say(said.as_line())
+    def report(self, message: Report) -> Directive:
+        self._send(message.as_line())
         return Directive(action=Action.CONTINUE)
 
-    def offer(self, said: Offer) -> OfferReply:
-        self._say(said.as_line())
+    def offer(self, message: Offer) -> OfferReply:
+        self._send(message.as_line())
         return OfferReply(committed=True)
 
-    def release(self, said: Release) -> None:
-        self._say(said.as_line())
+    def release(self, message: Release) -> None:
+        self._send(message.as_line())
 
-    def finish(self, said: Finish) -> None:
-        self._say(said.as_line())
+    def finish(self, message: Finish) -> None:
+        self._send(message.as_line())
 
-    def grants(self, fence: int, kind: GrantKind, count: int) -> list[Grant]:
-        raise Refused(f"no {kind} grant is left, and nobody can be asked for another")
+    def grants(self, fence: int, kind: GrantKind, count: int, *, through_server: bool = False) -> list[Grant]:
+        raise Refused(f"no {kind} grant is left, and the server cannot be reached for another")
 
-    def _say(self, message: str) -> None:
-        """One write, so that nothing of another thread's gets into the line."""
-        self._out.write(sign_line(self._token, message) + "\n")
-        self._out.flush()
+    def _send(self, message: str) -> None:
+        """Write the line in a single call, so that no other thread's output is mixed into it.
+
+        A line that was cut by a full disk is ended, and then sent again. Readers skip lines that are not whole.
+        """
+        before, self._is_torn = "\n" if self._is_torn else "", True
+        try:
+            self._out.write(f"{before}{sign_line(self._token, message)}\n")
+            self._out.flush()
+        except OSError as error:
+            raise ServerAway(f"the output cannot be written: {error.strerror or error}") from error
+        self._is_torn = False
 
 
-def _is_ours(answer: httpx.Response) -> bool:
+def is_ours(response: httpx.Response) -> bool:
+    """Whether the reply is in the server's own format for errors."""
     try:
-        return str(answer.json()["type"]).startswith(_OURS)
+        return str(response.json()["type"]).startswith(_OURS)
     except (ValueError, TypeError, KeyError):
         return False
 
 
-def _detail(answer: httpx.Response) -> str:
+def detail_of(response: httpx.Response) -> str:
+    """Status and explanation of an error reply."""
     try:
-        said = answer.json()
-        faults = "; ".join(f"{e.get('pointer')}: {e.get('detail')}" for e in said.get("errors") or ())
-        return f"{answer.status_code}: {said.get('detail') or said.get('title')}{' (' + faults + ')' if faults else ''}"
+        body = response.json()
+        faults = "; ".join(f"{e.get('pointer')}: {e.get('detail')}" for e in body.get("errors") or ())
+        return (
+            f"{response.status_code}: {body.get('detail') or body.get('title')}{' (' + faults + ')' if faults else ''}"
+        )
     except (ValueError, AttributeError):
-        return f"{answer.status_code}: {answer.text[:200]}"
+        return f"{response.status_code}: {response.text[:200]}"

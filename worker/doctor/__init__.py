@@ -1,5 +1,6 @@
-"""A check of a machine of theirs before the first job: ten probes, each with one sentence, and one signed line that holds them all.
+"""Checks a provider's machine before its first job: ten probes with one sentence each, sent as one signed line.
 
-`outcome` is how a probe ends, `kernel` what a Kaggle kernel runs, `cell` what a Colab cell runs; the other modules are probes.
-Only `tiny` and `reduce` import torch, each in a process of its own; everything else needs nothing but Python.
+`outcome` is the result of a probe. `kernel` runs in the kernels of a check, `cell` in a notebook's cell. The other
+modules are probes. Only `tiny` and `reduce` import torch, each in its own process. All others are standard library
+only.
 """

@@ -1,7 +1,8 @@
-"""What the kernels of a check run, by their `role`: `main` holds the probes, `limit` waits to be ended, `cancel` to be cancelled.
+"""The program of a check's kernels, by `role`: `main` runs the probes, `limit` and `cancel` wait for their end.
 
-Every word of theirs is a signed line with a `kind`: `began`, `stamp` (one a second), `signal`, `outcome` (a probe has ended) and
-`answer`, which holds everything. What comes after the answer only fills the log.
+`limit` waits for the time limit, `cancel` to be cancelled. All output is signed lines with a `kind`: `began`, `stamp`
+(one a second), `signal`, `outcome` (a probe has ended) and `answer` with the whole result. Output after the answer only
+fills the log.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from worker.agent import boot
 from worker.doctor import outcome
 from worker.doctor.hub import hub
 from worker.doctor.outcome import Outcome, ProbeError, attempt, not_asked, say
-from worker.doctor.places import image, inputs, session_id, versions
+from worker.doctor.places import image, inputs, versions
 from worker.doctor.reduce import all_reduce
 from worker.doctor.training import equal_bytes, training
 from worker.doctor.uploads import uploads
 from worker.shared import package_folder
 from worker.shared.packages import InstallError
+from worker.shared.places import session_number
 
 KEPT_FILE = "trainhop-check.txt"
 LIVES_OVER_S = 300.0
-"""For so long beyond its limit a kernel waits to be ended; then the limit was not obeyed."""
+"""How long a kernel waits beyond its time limit. After that the provider has not enforced the limit."""
 LEAST_STAMPS = 5
 FLOOD_LINE = "trainhop: this line only fills the log "
 _SIGNALS = (
@@ -42,14 +44,14 @@ _SIGNALS = (
     signal.SIGXCPU,
 )
 _ELSEWHERE = (outcome.TIME_LIMIT, outcome.CANCEL, outcome.LOG)
-"""Probes that the server makes, with this and other kernels."""
+"""Probes that the server makes, with this kernel and others."""
 Probe = Callable[[], tuple[str, dict[str, Any]]]
 
 
 def run(carried: Mapping[str, Any], working: Path, home: Path) -> int:
-    """Play the role that the pushed script carries; the exit code. This package was unpacked into `home / "lib"`."""
+    """Run the role of the pushed script. Returns the exit code. This package was unpacked into `home / "lib"`."""
     token, order = carried["token"], carried["order"]
-    say(token, "began", at=time.time(), session=session_id(), versions=versions())
+    say(token, "began", at=time.time(), session=session_number(), versions=versions())
     if carried["role"] != "main":
         return _wait_for_the_end(token, order, working)
     over = threading.Event()
@@ -82,11 +84,11 @@ def _flood(size: int) -> None:
     sys.stdout.flush()
 
 
-# --- the kernels that wait for their end ---
+# --- the kernels `limit` and `cancel` ---
 
 
 def _wait_for_the_end(token: str, order: Mapping[str, Any], working: Path) -> int:
-    """Write a file and go on until this process is ended; what arrives before the end is said."""
+    """Write a file and run until this process is ended. Signals that arrive before the end are reported."""
     began = time.monotonic()
     heard: list[str] = []
     for each in _SIGNALS:
@@ -104,11 +106,11 @@ def _wait_for_the_end(token: str, order: Mapping[str, Any], working: Path) -> in
     return 0
 
 
-# --- the kernel of the probes ---
+# --- the kernel `main` ---
 
 
 def _probe(carried: Mapping[str, Any], working: Path, home: Path) -> list[Outcome]:
-    """All probes of this machine; those that need the packages wait for their installation, the others do not."""
+    """Run all probes of this machine. Only those that need the packages wait for the installation."""
     order, token = carried["order"], carried["token"]
     wanted = set(order["probes"])
 
@@ -129,9 +131,9 @@ def _probe(carried: Mapping[str, Any], working: Path, home: Path) -> list[Outcom
             plain += [pool.submit(ask, name, _nothing) for name in PACKAGED]
         found = {each.name: each for each in _results(plain)}
     if not order["uploads"]:
-        found[outcome.DRIVE_UPLOAD] = not_asked(outcome.DRIVE_UPLOAD, "no Google Drive is in use as a store")
+        found[outcome.DRIVE_UPLOAD] = not_asked(outcome.DRIVE_UPLOAD, "the store in use is not Google Drive")
     found[outcome.DRIVE_SIGN_IN] = not_asked(
-        outcome.DRIVE_SIGN_IN, "not asked here: only Colab signs in to Google Drive"
+        outcome.DRIVE_SIGN_IN, "not part of this check, only of a check in a notebook"
     )
     return [found[name] for name in outcome.PROBES if name not in _ELSEWHERE]
 
@@ -151,7 +153,7 @@ def _plain(order: Mapping[str, Any], working: Path) -> dict[str, Probe]:
 
 
 PACKAGED = frozenset({outcome.TRAINING, outcome.EQUAL_BYTES, outcome.ALL_REDUCE, outcome.HUB})
-"""Probes that need the training set."""
+"""Probes that need the packages for training."""
 
 
 def _nothing() -> tuple[str, dict[str, Any]]:
@@ -161,7 +163,7 @@ def _nothing() -> tuple[str, dict[str, Any]]:
 def packaged(
     order: Mapping[str, Any], environment: dict[str, str], requirements: list[str], folder: Path
 ) -> dict[str, Probe]:
-    """Bring the set into a folder of its own, as a session does, and return the probes that need it, ready to run."""
+    """Install the packages into their own folder, as a session does. Returns the probes that need them."""
     limit_s, source = float(order["probe_s"]), order["hub"]
     try:
         package_folder.ready(folder, requirements)

@@ -1,4 +1,4 @@
-"""How a probe ends, and the signed lines that carry it. Standard library only."""
+"""The result of a probe, and the signed lines that contain it. Standard library only."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ PROBES = (TRAINING, EQUAL_BYTES, ALL_REDUCE, TIME_LIMIT, CANCEL, LOG, HUB, DRIVE
 OK, FAILED, NOT_ASKED = "ok", "failed", "not asked"
 MAX_WORDS = 400
 MAX_DATA = 4_000
-"""Characters of one probe's data as JSON."""
+"""Maximum characters of one probe's data as JSON."""
 _SPEAKING = threading.Lock()
 
 
 class ProbeError(Exception):
-    """A probe found something wrong: one sentence for a person, and what was measured."""
+    """A probe found an error: one sentence for a person, and the measured values."""
 
     def __init__(self, words: str, **data: Any) -> None:
         super().__init__(words)
@@ -41,7 +41,10 @@ class ProbeError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One probe: `status` is `OK`, `FAILED` or `NOT_ASKED`, `words` one sentence, `data` what was measured (JSON)."""
+    """The result of a probe: `status` is `OK`, `FAILED` or `NOT_ASKED`.
+
+    `words` is one sentence. `data` has the measured values (JSON).
+    """
 
     name: str
     status: str
@@ -51,7 +54,10 @@ class Outcome:
 
     @classmethod
     def read(cls, said: object) -> Outcome | None:
-        """From a machine's JSON; None for anything that is no outcome of a known probe. Words and data are cut to their sizes."""
+        """Read a machine's JSON. None if it is not the result of a known probe.
+
+        Long words and data are truncated.
+        """
         if (
             not isinstance(said, dict)
             or said.get("name") not in PROBES
@@ -69,18 +75,18 @@ class Outcome:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The way back."""
+        """The inverse of `read`."""
         return asdict(self)
 
 
 def one_line(text: object) -> str:
-    """Foreign words as one line that is not long."""
+    """External text as one short line."""
     plain = "".join(c if c.isprintable() else " " for c in str(text))
     return " ".join(plain.split())[:MAX_WORDS]
 
 
 def attempt(name: str, probe: Callable[[], tuple[str, dict[str, Any]]]) -> Outcome:
-    """Run a probe, which returns its words and data; whatever it raises is its finding and stops no other."""
+    """Run a probe, which returns its words and data. Any exception becomes its result and stops no other probe."""
     began = time.monotonic()
 
     def ended(status: str, words: str, data: dict[str, Any]) -> Outcome:
@@ -91,18 +97,18 @@ def attempt(name: str, probe: Callable[[], tuple[str, dict[str, Any]]]) -> Outco
         words, data = probe()
     except ProbeError as error:
         return ended(FAILED, str(error), error.data)
-    except Exception as error:  # noqa: BLE001  a probe looks at what may break in ways that nobody has met
+    except Exception as error:  # noqa: BLE001  a probe can fail in unknown ways
         return ended(FAILED, f"{type(error).__name__}: {error}", {})
     return ended(OK, words, data)
 
 
 def not_asked(name: str, why: str) -> Outcome:
-    """A probe that this check leaves out."""
+    """The result of a probe that this check leaves out."""
     return Outcome(name=name, status=NOT_ASKED, words=why)
 
 
 def say(token: str, kind: str, **more: Any) -> None:
-    """Print one signed line, whole: several threads speak."""
+    """Print one whole signed line. Several threads print."""
     with _SPEAKING:
         sys.stdout.write(signed(token, json.dumps({"kind": kind, **more}, separators=(",", ":"))) + "\n")
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Probes of what a machine is and what lies on it: its image, its shared memory, the files that were brought."""
+"""Probes of a machine's image, shared memory and staged files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import platform
-import re
 import subprocess
 import sys
 from importlib import metadata
@@ -15,6 +14,7 @@ from typing import Any
 
 from worker.agent.boot import find_files
 from worker.doctor.outcome import ProbeError
+from worker.shared.process import tied
 
 VERSIONS = (
     "torch",
@@ -30,12 +30,11 @@ VERSIONS = (
     "huggingface_hub",
     "hf-xet",
 )
-"""What is named in a report of an image."""
-_SESSION = re.compile(r"-(\d+)-\w+$")
+"""The packages in a report of an image."""
 
 
 def versions() -> dict[str, str]:
-    """Python, and the packages that the image brought before anything was installed."""
+    """The versions of Python and of the packages that the image contained before the installation."""
     found = {"python": platform.python_version()}
     for name in VERSIONS:
         try:
@@ -46,22 +45,16 @@ def versions() -> dict[str, str]:
 
 
 def image(environment: dict[str, str]) -> str:
-    """Which image this machine runs, in the words of a session; empty if a session could not tell it either."""
+    """The machine's image, named as in a session. Empty if a session could not name it either."""
     command = [sys.executable, "-c", "from worker.agent.hardware import image; print(image())"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(tied(command), env=environment, capture_output=True, text=True, timeout=60, check=True)
         return done.stdout.strip()
     return ""
 
 
-def session_id() -> int | None:
-    """The number of this Kaggle session by which it can be cancelled, from the name of its container."""
-    found = _SESSION.search(os.environ.get("KAGGLE_CONTAINER_NAME", ""))
-    return int(found[1]) if found else None
-
-
-def shared_memory_bytes(folder: str = "/dev/shm") -> int:  # noqa: S108  its size is asked for
-    """How large `/dev/shm` is; 0 where there is none."""
+def shared_memory_bytes(folder: str = "/dev/shm") -> int:  # noqa: S108  only its size is read
+    """The size of `/dev/shm`. 0 if there is none."""
     try:
         found = os.statvfs(folder)
     except OSError:
@@ -70,11 +63,11 @@ def shared_memory_bytes(folder: str = "/dev/shm") -> int:  # noqa: S108  its siz
 
 
 def inputs(folder: Path, name: str, sha256: str) -> tuple[str, dict[str, Any]]:
-    """Find the staged file `name` below `folder` as a session does; tells how it lies there without anybody's name."""
+    """Find the staged file `name` in `folder` as a session does. The reported layout contains no person's name."""
     path = find_files(folder, [name]).get(name)
     if path is not None:
         return _described(folder, path, sha256)
-    raise ProbeError("the file that was brought as a private dataset is not on the machine", found=False)
+    raise ProbeError("the file that was staged as a private dataset is missing on the machine", found=False)
 
 
 def _described(folder: Path, path: Path, sha256: str) -> tuple[str, dict[str, Any]]:
@@ -83,6 +76,6 @@ def _described(folder: Path, path: Path, sha256: str) -> tuple[str, dict[str, An
     steps = [folder.joinpath(*parts[: n + 1]) for n in range(len(parts))]
     data: dict[str, Any] = {"found": True, "layout": layout, "link": any(step.is_symlink() for step in steps)}
     if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise ProbeError("the file that was brought as a private dataset has other bytes on the machine", **data)
+        raise ProbeError("the file that was staged as a private dataset has different bytes on the machine", **data)
     through = ", reached through a link" if data["link"] else ""
-    return f"the staged file is there, in the {layout} layout{through}", data
+    return f"the staged file was found in the {layout} layout{through}", data

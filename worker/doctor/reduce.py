@@ -1,9 +1,11 @@
-"""Do two processes of this machine find each other? `python -m worker.doctor.reduce RANK ADDRESS DEVICE` is one of them."""
+"""Checks whether two processes of this machine can connect to each other.
+
+`python -m worker.doctor.reduce RANK ADDRESS DEVICE` is one of the processes.
+"""
 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,36 +14,38 @@ from typing import Any
 
 from worker.doctor.outcome import ProbeError
 from worker.doctor.places import shared_memory_bytes
+from worker.shared.process import free_address, last_line, leave, tied
 
 TOTAL = "the sum is 3"
 
 
 def all_reduce(device: str, limit_s: float, environment: dict[str, str]) -> tuple[str, dict[str, Any]]:
-    """Two processes add a number up, over NCCL with a GPU each (`cuda`) or over gloo (`cpu`)."""
+    """Two processes sum a number, over NCCL with a GPU each (`cuda`) or over gloo (`cpu`)."""
     how = "NCCL on two GPUs" if device == "cuda" else "gloo on the CPU"
     data: dict[str, Any] = {"how": how, "shm_bytes": shared_memory_bytes()}
-    address = _free_address()
+    address = free_address()
     processes = [_start(rank, address, device, limit_s, environment) for rank in (0, 1)]
     until = time.monotonic() + limit_s
     try:
         said = [process.communicate(timeout=max(0.1, until - time.monotonic())) for process in processes]
     except subprocess.TimeoutExpired:
-        raise ProbeError(f"two processes did not add a number up over {how} within {limit_s:.0f} s", **data) from None
+        raise ProbeError(
+            f"two processes did not complete an all-reduce over {how} within {limit_s:.0f} s", **data
+        ) from None
     finally:
         for process in processes:
             process.kill()
             process.wait()
     for process, (out, error) in zip(processes, said, strict=True):
         if process.returncode or TOTAL not in out:
-            last = (error.strip().splitlines() or ["no reason was given"])[-1]
-            raise ProbeError(f"two processes could not add a number up over {how}: {last}", **data)
-    return f"two processes add a number up over {how}; /dev/shm holds {data['shm_bytes'] / 2**20:.0f} MiB", data
+            raise ProbeError(f"an all-reduce of two processes over {how} failed: {last_line(error)}", **data)
+    return f"two processes completed an all-reduce over {how}, /dev/shm has {data['shm_bytes'] / 2**20:.0f} MiB", data
 
 
 def _start(rank: int, address: str, device: str, limit_s: float, environment: dict[str, str]) -> subprocess.Popen[str]:
     visible = {"CUDA_VISIBLE_DEVICES": str(rank)} if device == "cuda" else {}
     return subprocess.Popen(
-        [sys.executable, "-m", "worker.doctor.reduce", str(rank), address, device, str(limit_s)],
+        tied([sys.executable, "-m", "worker.doctor.reduce", str(rank), address, device, str(limit_s)]),
         env=environment | visible,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -50,14 +54,8 @@ def _start(rank: int, address: str, device: str, limit_s: float, environment: di
     )
 
 
-def _free_address() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return "{}:{}".format(*found.getsockname())
-
-
 def main() -> None:
-    """Join the other process and add up; the sum of both ranks, counted from 1, is 3."""
+    """Join the other process and sum the ranks counted from 1. The sum is 3."""
     import torch
     import torch.distributed as dist
 
@@ -78,3 +76,4 @@ def main() -> None:
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()
+    leave()

@@ -1,6 +1,7 @@
-"""A few real steps on a model made on the spot: `python -m worker.doctor.tiny ADAPTER FOLDER` prints a line of JSON.
+"""Trains a few real steps of a model made on the spot.
 
-The trainer, the adapter, the precision and the number of processes are those of a session; only the sizes are not.
+`python -m worker.doctor.tiny ADAPTER FOLDER` prints a line of JSON. The trainer, the adapter, the precision and the
+number of processes are those of a session. Only the sizes differ.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Idle OpenMP threads that spin starve whoever shares the processor.
+# Idle OpenMP threads spin and would slow down other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 STEPS, ROWS = 4, 16
@@ -22,45 +23,48 @@ _SPECIAL = ("<|pad|>", "<|end|>")
 
 
 class Listener:
-    """Implements the trainer's hooks: hears every step, and lets it run to the end."""
+    """Implements the trainer's hooks: records every step and never stops the run."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.backend = ""
 
     def phase(self, phase: Any) -> None:
-        """Nobody waits for it."""
+        """Does nothing. No server waits for it."""
 
     def begins(self, part: Any) -> None:
-        """The check itself has a limit."""
+        """Does nothing, because the check itself has a limit."""
 
     def lost(self, words: str) -> None:
-        """One process trains alone."""
+        """Does nothing, because one process trains alone."""
 
     def restored(self, step: int, fidelity: Any, backend: str) -> None:
-        """Training begins."""
+        """Record the backend."""
         self.backend = backend
 
+    def lowered(self, fidelity: Any, why: str) -> None:
+        """Does nothing. Nothing is compared with this run."""
+
     def step_done(self, step: int, values: Mapping[str, float], seconds: float) -> Any:
-        """One more step."""
+        """Record one more step."""
         from worker.training.interface import Decision
 
         self.losses.append(values["loss"])
         return Decision.CONTINUE
 
     def measured(self, step: int, values: Mapping[str, float]) -> None:
-        """Nothing is evaluated."""
+        """Does nothing. There is no evaluation."""
 
     def sampled(self, samples: Any) -> None:
-        """Nothing is sampled."""
+        """Does nothing. There are no samples."""
 
     def save(self, snapshot: Any) -> None:
-        """The last step's state, which the adapter shows as well."""
+        """Wait for the copy. It is not stored, because the adapter contains the last step's state."""
         snapshot.ready()
 
 
 def make_model(folder: Path) -> Path:
-    """A random Llama of some 40,000 parameters with a byte-level tokenizer, written as any model is; returns `folder`."""
+    """Write a random Llama with about 40,000 parameters and a byte-level tokenizer. Returns `folder`."""
     import torch
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -92,9 +96,12 @@ def make_model(folder: Path) -> Path:
 
 
 def train(adapter: str, folder: Path) -> dict[str, Any]:
-    """`STEPS` steps, after the smoke step of a LoRA, in `folder`; the adapter's sha256, the losses, and what it ran on."""
+    """Train `STEPS` steps in `folder`, after the smoke step of a LoRA.
+
+    Returns the adapter's sha256, the losses and the device.
+    """
     from worker.agent.hardware import probe
-    from worker.shared.messages import JobSpec
+    from worker.shared.job_spec import JobSpec
     from worker.training import smoke, unusable
     from worker.training import train as sft
     from worker.training.interface import TrainingJob
@@ -114,7 +121,7 @@ def train(adapter: str, folder: Path) -> dict[str, Any]:
             "sequence_len": 64,
         }
     )
-    if adapter == "lora":  # it tries 4-bit products, too, and one process of a check is enough
+    if adapter == "lora":  # the smoke step also tests 4-bit products, and one process of a check is enough
         smoke.check(spec)
     unusable.hide()
     make_model(model)
@@ -138,3 +145,6 @@ def train(adapter: str, folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     print(json.dumps(train(sys.argv[1], Path(sys.argv[2]))), flush=True)
+    from worker.shared.process import leave
+
+    leave()

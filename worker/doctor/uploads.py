@@ -1,4 +1,4 @@
-"""Does an upload session take bytes from somebody who knows its address and nothing else? Standard library only."""
+"""Checks whether an upload session accepts bytes from a client that has only its URL. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from worker.doctor.outcome import ProbeError
 
 CHUNK = 256 << 10
 SIZES = (1, CHUNK + 1)
-"""Bytes of the two files: one goes in a single request, the other in a whole chunk and the end."""
+"""Bytes of the two files. One is sent in a single request, the other as a whole chunk and a last one."""
 _TIMEOUT_S = 30.0
 _DONE = (200, 201)
 
 
 def uploads(addresses: Sequence[str], timeout_s: float = _TIMEOUT_S) -> tuple[str, dict[str, Any]]:
-    """Send a file of each of `SIZES` to the session at its address, without signing in."""
+    """Send a file of each of `SIZES` to the session at its URL, without signing in."""
     single, chunked = addresses
     data: dict[str, Any] = {}
     data["one_byte"] = _put(single, b"1", 0, 1, timeout_s)
@@ -28,12 +28,12 @@ def uploads(addresses: Sequence[str], timeout_s: float = _TIMEOUT_S) -> tuple[st
     wanted = {"one_byte": _DONE, "chunk": (308,), "end": _DONE}
     wrong = [f"{name.replace('_', ' ')}: HTTP {data[name]}" for name, fine in wanted.items() if data[name] not in fine]
     if wrong:
-        raise ProbeError(f"the upload session does not take bytes without signing in ({'; '.join(wrong)})", **data)
-    return "an upload session takes a byte, a chunk of 256 KiB and the end without signing in", data
+        raise ProbeError(f"the upload session does not accept data without a sign-in ({'; '.join(wrong)})", **data)
+    return "an upload session accepts a byte, a chunk of 256 KiB and the last chunk without a sign-in", data
 
 
 def _put(address: str, body: bytes, start: int, size: int, timeout_s: float) -> int:
-    """The status that Drive answers with."""
+    """The status of Drive's response."""
     parts = urlsplit(address)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.netloc, timeout=timeout_s)
@@ -44,6 +44,6 @@ def _put(address: str, body: bytes, start: int, size: int, timeout_s: float) -> 
         answer.read(1 << 16)
         return answer.status
     except (OSError, http.client.HTTPException) as error:
-        raise ProbeError(f"Google Drive could not be reached from the machine ({type(error).__name__})") from error
+        raise ProbeError(f"the machine could not reach Google Drive ({type(error).__name__})") from error
     finally:
         connection.close()

@@ -1,7 +1,6 @@
-"""A worker inside a notebook that its owner runs: in Colab, in an interactive Kaggle session, in plain Jupyter.
+"""A worker in a notebook that its owner runs.
 
-from worker.notebook import run
-run("CODE", server="https://trainhop.example")
+Notebooks call it as `trainhop.notebook.run`. Notebooks of earlier versions use `from worker.notebook import run`.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ __all__ = ["NotebookError", "run"]
 
 
 def run(code: str, *, server: str | None = None, drive: dict[str, str] | None = None, credentials: Any = None) -> None:
-    """Claim the code's job, train while this session lasts, show progress, save, and hand the job back.
+    """Claim the job, train while this session lasts, show progress, save, and release the job.
 
-    The server is called at its address; one that cannot be called is reached by the documents at the addresses in `drive`,
-    with google-auth's `credentials` of the person who runs the notebook. Interrupting the cell saves and hands back at once.
-    Raises `NotebookError`, one sentence, where the job was not claimed.
+    `server` is the server's URL. For a server that cannot be called, `drive` holds the addresses of the mailbox
+    documents, and `credentials` are the google-auth credentials of the person who runs the notebook. Interrupting the
+    cell saves and releases the job at once. Raises `NotebookError` with one sentence if the job was not claimed.
     """
     with borrowed():
-        from worker.notebook.calling import Calling  # these import what may have been lacking a moment ago
+        from worker.notebook.http_connection import HttpConnection  # needs the packages of the block
+        from worker.notebook.mailbox_connection import MailboxConnection
         from worker.notebook.session import work
-        from worker.notebook.writing import Writing
 
         if (server is None) == (drive is None):
-            raise NotebookError("either server= or drive= says where the job comes from")
-        work(code, Calling(server) if server is not None else Writing(drive or {}, credentials))
+            raise NotebookError("The call needs either server= or drive=. Pass one of them.")
+        work(code, HttpConnection(server) if server is not None else MailboxConnection(drive or {}, credentials))

@@ -1,4 +1,4 @@
-"""`python -m worker.notebook.attended TICKET`: a worker that saves and leaves as soon as its notebook is gone."""
+"""`python -m worker.notebook.attended TICKET`: a worker that saves and leaves when its notebook ends."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from worker.__main__ import main
 
 
 def _leave_with_the_notebook() -> None:
-    """The kernel holds the other end of stdin; however it ends, the end of the stream is seen here."""
-    while os.read(sys.stdin.fileno(), 4096):  # not through `sys.stdin`, whose lock a finishing interpreter wants
+    """Wait for the end of stdin, which the kernel holds open, and then request a graceful stop."""
+    while os.read(sys.stdin.fileno(), 4096):  # reading `sys.stdin` would hold its lock at shutdown
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -22,5 +22,5 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Everything is said and written; torch's own threads sometimes abort an interpreter that tears itself down.
+    # All messages are written. A normal exit is not safe: torch's threads sometimes abort the interpreter.
     os._exit(code)

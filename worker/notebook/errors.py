@@ -1,10 +1,10 @@
-"""What a notebook says when it cannot go on."""
+"""The error that a notebook shows to its user."""
 
 from __future__ import annotations
 
 
 class NotebookError(Exception):
-    """One sentence for the person at the notebook; IPython shows it without a traceback."""
+    """One sentence for the person at the notebook. IPython shows it without a traceback."""
 
     def __str__(self) -> str:
         text = super().__str__()

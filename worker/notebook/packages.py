@@ -1,4 +1,7 @@
-"""What a cell needs and its kernel lacks, from folders of our own: nothing in the person's environment is changed."""
+"""Packages that the cell or the worker needs and the kernel lacks, in our own folders.
+
+The person's environment is not changed.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from worker.notebook.errors import NotebookError
@@ -16,29 +19,32 @@ from worker.shared.packages import InstallError, every_line, installed, lacking
 from worker.shared.wheel import requirements
 
 CELL = ("httpx", "pydantic")
-"""What the cell itself imports. The worker, in a process of its own, needs more."""
+"""What the cell itself imports. The worker process needs more."""
 
 
 @contextlib.contextmanager
-def borrowed() -> Iterator[None]:
-    """Inside the block the cell finds what it imports; where that is the kernel's own, nothing happens.
+def borrowed(wanted: Sequence[str] | None = None) -> Iterator[None]:
+    """Inside the block the cell can import what it needs. Nothing happens for packages that the kernel has.
 
-    What the kernel lacks comes last on its path, so that nothing of the person's is ever replaced.
-    Raises `NotebookError`.
+    `wanted` are requirements in pip's syntax, by default those of `CELL`. Added packages come last on the kernel's
+    path, so that they never replace the person's own. Raises `NotebookError`.
     """
-    lines = lacking(line for line in requirements() if _name(line) in CELL)
+    ours = (line for line in requirements() if _name(line) in CELL)
+    lines = lacking(ours if wanted is None else wanted)
     if old := [line for line in lines if installed(_name(line))]:
         named = ", ".join(f"{_name(line)} {installed(_name(line))}" for line in old)
         raise NotebookError(
-            f"this kernel's {named} is too old: run `pip install -U {' '.join(map(_name, old))}`, restart the kernel, and "
-            "run this cell again"
+            f"This kernel's {named} is too old. Run `pip install -U {' '.join(map(_name, old))}`, "
+            "restart the kernel, and "
+            "run this cell again."
         )
     if not lines:
         yield
         return
     folder, inherited = str(_folder(lines)), os.environ.get("PYTHONPATH")
     sys.path.append(folder)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [inherited, folder]))  # for the processes of the cell
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [inherited, folder]))  # for child processes of the cell
+
     importlib.invalidate_caches()
     try:
         yield
@@ -47,15 +53,21 @@ def borrowed() -> Iterator[None]:
         os.environ.pop("PYTHONPATH") if inherited is None else os.environ.update(PYTHONPATH=inherited)
 
 
-def needed() -> list[str]:
-    """Names of the packages that the worker lacks on this machine, and that no session before has brought here."""
-    lines = every_line()
+def needed(wanted: list[str] | None = None) -> list[str]:
+    """Names of the packages that the worker lacks on this machine, and that no earlier session has installed.
+
+    `wanted` are requirements in pip's syntax, by default the worker's.
+    """
+    lines = every_line() if wanted is None else wanted
     return [_name(line) for line in lacking(lines, home(lines))]
 
 
-def worker_folder() -> Path:
-    """Where the worker's packages lie once they are there; they stay for the next session. Raises `NotebookError`."""
-    return _folder(every_line())
+def worker_folder(wanted: list[str] | None = None) -> Path:
+    """The folder of the worker's packages after they are installed. They stay for the next session.
+
+    `wanted` are requirements in pip's syntax, by default the worker's. Raises `NotebookError`.
+    """
+    return _folder(every_line() if wanted is None else wanted)
 
 
 def _folder(lines: list[str]) -> Path:
@@ -63,7 +75,7 @@ def _folder(lines: list[str]) -> Path:
     try:
         ready(folder, lines)
     except InstallError as error:
-        raise NotebookError(f"what the worker needs could not be brought here: {error}") from error
+        raise NotebookError(f"The worker's packages could not be installed: {error}") from error
     return folder
 
 

@@ -1,4 +1,4 @@
-"""What a person sees while the cell runs: a bar, the loss, the time left; as HTML, or as lines of text."""
+"""Shows progress while the cell runs: a bar, the loss and the time left, as HTML or as lines of text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PHASES = {
     Phase.SAVE: "saving",
     Phase.EVAL: "evaluating",
     Phase.EXPORT: "writing the adapter",
-    Phase.WAIT: "bringing the last files home",
+    Phase.WAIT: "uploading the last files",
 }
 _BAR = (
     '<div style="background:#8884;border-radius:3px;height:10px;max-width:32em">'
@@ -31,7 +31,7 @@ _LINES_EVERY_S = 15.0
 
 @dataclass(kw_only=True)
 class Progress:
-    """One session as it stands; made of the worker's own messages. Times of day are this machine's, in UTC."""
+    """The state of one session, built from the worker's messages. Times of day are this machine's, in UTC."""
 
     name: str
     job: str
@@ -49,7 +49,7 @@ class Progress:
 
     @classmethod
     def of(cls, claimed: Claimed, machine: str) -> Progress:
-        """Before the first word of the worker."""
+        """The state before the worker's first message."""
         return cls(
             name=claimed.name,
             job=claimed.job,
@@ -61,7 +61,7 @@ class Progress:
         )
 
     def take(self, message: Message) -> None:
-        """The worker said something."""
+        """Apply a message of the worker."""
         self.as_of = time.time()
         match message:
             case Report():
@@ -79,22 +79,22 @@ class Progress:
 
     @property
     def facts(self) -> list[str]:
-        """What is known, in a person's words."""
-        found = [f"step {self.step} of {self.total}"]
+        """The known facts, as short texts for the person."""
+        texts = [f"step {self.step} of {self.total}"]
         if self.losses:
-            found.append(f"loss {self.losses[-1]:.4f}")
+            texts.append(f"loss {self.losses[-1]:.4f}")
         if self.step_s:
             left = (self.total - self.step) * self.step_s
-            found.append(f"{duration(left)} to the last step" if self.step < self.total else "last step done")
+            texts.append(f"{duration(left)} left" if self.step < self.total else "all steps completed")
         if self.session_ends is not None and not self.last_word:
-            found.append(f"this session ends by {_clock(self.session_ends)}")
+            texts.append(f"this session ends by {_clock(self.session_ends)}")
         if self.saved is not None:
-            found.append(f"saved up to step {self.saved}")
-        return found
+            texts.append(f"saved up to step {self.saved}")
+        return texts
 
     @property
     def state(self) -> str:
-        """One line that is still true when it is read again tomorrow."""
+        """One line that is still correct when the notebook is opened later."""
         return self.last_word or f"{self.doing}, as of {_clock(self.as_of)} on {self.machine}"
 
     def __repr__(self) -> str:
@@ -114,7 +114,7 @@ class Progress:
 
 
 def _sparkline(values: list[float]) -> str:
-    """The course of the loss in this session; at most 80 points."""
+    """The loss curve of this session, at most 80 points."""
     kept = [v for v in values if v == v and abs(v) != float("inf")][:: max(1, len(values) // 80)]  # noqa: PLR0124
     if len(kept) < 2:
         return ""
@@ -124,7 +124,7 @@ def _sparkline(values: list[float]) -> str:
 
 
 class Panel:
-    """Shows a `Progress` in place where outputs can be updated, else as a line now and then."""
+    """Displays a `Progress`, updated in place where possible, else as a line every 15 seconds."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -132,7 +132,7 @@ class Panel:
         self._handle: Any = _display(progress)
 
     def show(self, *, last: bool = False) -> None:
-        """Bring what is seen up to date."""
+        """Update the display."""
         text = repr(self._progress)
         if text == self._shown:
             return
@@ -156,10 +156,10 @@ def _display(progress: Progress) -> Any:
 
 def duration(seconds: float) -> str:
     """`40 s`, `12 min`, `2 h 05 min`."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60} min" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    total_s = max(0, round(seconds))
+    if total_s < 60:
+        return f"{total_s} s"
+    return f"{total_s // 60} min" if total_s < 3600 else f"{total_s // 3600} h {total_s % 3600 // 60:02d} min"
 
 
 def _clock(at: float) -> str:

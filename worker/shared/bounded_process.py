@@ -1,6 +1,6 @@
-"""A program that runs under limits: it is ended when it writes nothing, when its time is over, and with whoever runs it.
+"""Runs a program under limits: it is killed if it stops writing, runs too long, or its caller ends.
 
-Standard library only: pip is run this way before anything is installed.
+Standard library only: pip runs this way before anything is installed.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from worker.shared.process import postponed, tied
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """`stall_s`: seconds in which not one byte is written; `whole_s`: seconds altogether."""
+    """`stall_s`: maximum seconds without new bytes. `whole_s`: maximum seconds in total."""
 
     stall_s: float = 120.0
     whole_s: float = 900.0
@@ -25,34 +27,35 @@ class Limits:
 
 
 class OutOfTimeError(Exception):
-    """The program was ended; the message says after what."""
+    """The program was killed. The message names the limit."""
 
 
 def run(
     command: Sequence[str], limits: Limits, *, watched: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> str:
-    """Run a program and return what it printed on both of its outputs.
+    """Run a program and return the text of stdout and stderr.
 
-    `watched` is the folder that it writes to; without one only `whole_s` counts. Whatever ends this call ends the program
-    and all that it has started. Raises `OutOfTimeError`, or `subprocess.CalledProcessError` with what was printed in `output`.
+    `watched` is the folder that the program writes to. Without it only `whole_s` applies. If this call ends, so do the
+    program and all processes that it started. Raises `OutOfTimeError`, or `subprocess.CalledProcessError` with the text
+    in `output`.
     """
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        said = _watch(process, limits, watched)
-    finally:
-        _end(process)
+    with contextlib.ExitStack() as at_the_end:
+        with postponed(signal.SIGTERM):
+            process = subprocess.Popen(
+                tied(command),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+            at_the_end.callback(_end, process)
+        output = _watch(process, limits, watched)
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, said)
-    return said
+        raise subprocess.CalledProcessError(process.returncode, command, output)
+    return output
 
 
 def _watch(process: subprocess.Popen[str], limits: Limits, watched: Path | None) -> str:
@@ -61,9 +64,9 @@ def _watch(process: subprocess.Popen[str], limits: Limits, watched: Path | None)
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.communicate(timeout=limits.look_every_s)[0]
-        now, found = time.monotonic(), size_of(watched) if watched else 0
-        if found != size:
-            size, moved = found, now
+        now, current_size = time.monotonic(), size_of(watched) if watched else 0
+        if current_size != size:
+            size, moved = current_size, now
         if watched and now - moved > limits.stall_s:
             raise OutOfTimeError(f"it wrote nothing for {limits.stall_s:.0f} s")
         if now - began > limits.whole_s:
@@ -80,7 +83,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder; those that vanish meanwhile count nothing."""
+    """Bytes of all files below a folder. Files that disappear during the count are ignored."""
     total = 0
     for here, _, names in os.walk(folder):
         for name in names:

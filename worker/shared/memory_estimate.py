@@ -1,7 +1,7 @@
-"""What a job takes on a machine, estimated from the model's published shape. Plain arithmetic: needs neither torch nor a GPU.
+"""Estimates the memory that a job needs from the model's published shape. Needs neither torch nor a GPU.
 
-The constants are measured (benchmarks/results/gpu.json: the items `peaks-*`, and `peak_reserved_gib` of `orchestrated-*`). The
-estimate is that of the allocator's peak, to be compared with `torch.cuda.max_memory_reserved`.
+The constants are measured (benchmarks/results/gpu.json: the items `peaks-*`, and `peak_reserved_gib` of
+`orchestrated-*`). The estimate is the allocator's peak, comparable with `torch.cuda.max_memory_reserved`.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from worker.shared.messages import JobSpec
+    from worker.shared.job_spec import JobSpec
 
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""A 4-bit code; an 8-bit scale for each block of 64; a 32-bit one for each 256 of those."""
+"""Bytes per weight: a 4-bit code, an 8-bit scale per block of 64, and a 32-bit scale per 256 of those."""
 _OPTIMISER_BYTES = {"adamw_torch": 8.0, "adamw_8bit": 2.0 + 2 * 4 / 256, "paged_adamw_8bit": 0.0}
-"""Per trainable parameter and on the GPU; pages live in host memory."""
+"""Bytes on the GPU per trainable parameter. Paged state is in host memory."""
 _SLICE_BYTES = 2**25 * (4 + 4 + 2)
 """A slice of logits, its exponentials and its 16-bit gradient (`training.loss`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Activations:
-    """Bytes per token while one layer is computed anew for its backward pass, by what they scale with."""
+    """Bytes per token while one layer is recomputed for its backward pass, by the dimension they scale with."""
 
     per_hidden: float
     per_intermediate: float
     kept_per_layer: float
-    """Of a layer's input, held until the backward pass: 1 on the GPU, 0 where it waits in host memory."""
+    """Share of each layer's input on the GPU until the backward pass: 1, or 0 if it is kept in host memory."""
 
     fixed: float
-    """Bytes that the backend's own buffers take whatever the micro-batch."""
+    """Bytes of the backend's own buffers, independent of the micro-batch."""
 
 
 _BACKENDS = {
@@ -43,7 +43,7 @@ _BACKENDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A decoder model's dimensions, as its config.json gives them."""
+    """A decoder model's dimensions, from its config.json."""
 
     hidden: int
     intermediate: int
@@ -56,12 +56,12 @@ class Shape:
 
     @classmethod
     def read(cls, path: Path) -> Shape | None:
-        """Of a config file; None if it does not describe such a model."""
+        """The shape in a config file. None if the file does not describe such a model."""
         return cls.of(json.loads(path.read_text(encoding="utf-8")))
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Shape | None:
-        """Of a config; None if it does not describe such a model."""
+        """The shape in a config. None if the config does not describe such a model."""
         config = config.get("text_config", config)
         try:
             heads = int(config["num_attention_heads"])
@@ -76,29 +76,29 @@ class Shape:
                 head_dim=int(config.get("head_dim") or hidden // heads),
                 tied=bool(config.get("tie_word_embeddings", True)),
             )
-        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        except (KeyError, TypeError, ValueError, ArithmeticError):
             return None
 
     @property
     def linears(self) -> list[tuple[int, int]]:
-        """(in, out) of every linear module of one layer."""
+        """(in, out) of every linear module in one layer."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = [(self.hidden, queries), (self.hidden, keys), (self.hidden, keys), (queries, self.hidden)]
         return [*attention, *[(self.hidden, self.intermediate)] * 2, (self.intermediate, self.hidden)]
 
     @property
     def linear_parameters(self) -> int:
-        """Of all layers."""
+        """Parameters of the linear modules in all layers."""
         return self.layers * sum(i * o for i, o in self.linears)
 
     @property
     def embedding_parameters(self) -> int:
-        """Embeddings, and the head where it is not the same matrix."""
+        """Parameters of the embedding, and of the head if it is a separate matrix."""
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     @property
     def parameters(self) -> int:
-        """All of them, norms included."""
+        """All parameters, including norms."""
         return self.linear_parameters + self.embedding_parameters + self.hidden * (2 * self.layers + 1)
 
     def lora_parameters(self, rank: int) -> int:
@@ -107,7 +107,7 @@ class Shape:
 
 
 def gpu_bytes(spec: JobSpec, shape: Shape, *, backend: str = "hf", micro_batch: int = 1) -> int:
-    """Peak of the allocator on one GPU: base model, adapter, optimiser and activations."""
+    """Peak bytes of the allocator on one GPU: base model, adapter, optimiser and activations."""
     weights = _NF4_BYTES if spec.adapter == "qlora" else 2.0
     base = shape.linear_parameters * weights + shape.embedding_parameters * 2.0
     adapter = shape.lora_parameters(spec.lora_r) * (4.0 + 4.0 + _OPTIMISER_BYTES[spec.optimizer])
@@ -120,18 +120,18 @@ def gpu_bytes(spec: JobSpec, shape: Shape, *, backend: str = "hf", micro_batch: 
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """Bytes that one session of a job takes where it trains on a GPU, and on a CPU (0: not known)."""
+    """Bytes that one session of a job needs on a GPU and on a CPU (0: unknown)."""
 
     gpu_bytes: int = 0
     host_bytes: int = 0
 
     def on(self, *, gpu: bool) -> int:
-        """On one of the two."""
+        """Bytes needed on a GPU or on a CPU."""
         return self.gpu_bytes if gpu else self.host_bytes
 
 
 def need(spec: JobSpec, shape: Shape | None, parameters: int | None) -> Need:
-    """The least that a job gets by with: one row at a time, with the backend that every GPU has unless the job names one."""
+    """The minimum that a job needs: one row at a time, with the backend that the job names or else `hf`."""
     count = parameters or (shape.parameters if shape else None)
     if count is None:
         return Need()
@@ -141,22 +141,25 @@ def need(spec: JobSpec, shape: Shape | None, parameters: int | None) -> Need:
 
 
 def host_bytes(spec: JobSpec, parameters: int) -> int:
-    """What a worker that trains on a CPU takes, libraries included.
+    """Bytes that a worker needs to train on a CPU, libraries included.
 
-    A rule of thumb (weights in fp32, or NF4 with its constants): meant to refuse the hopeless, not to squeeze the last byte.
+    This is a rule of thumb (weights in fp32, or NF4 with its constants). It is meant to reject impossible jobs and is
+    not exact.
     """
     weights = parameters * (0.7 if spec.adapter == "qlora" else 4.0)
     activations = (spec.micro_batch_size or 1) * spec.sequence_len * parameters**0.5 * 40
     return int(weights + activations + 0.7 * 2**30)
 
 
-def micro_batch(spec: JobSpec, shape: Shape, room: int, *, backend: str, rows: int, most_tokens: int) -> int | None:
-    """The largest divisor of a process's `rows` per step that fits `room` bytes; None if not even a single row does."""
+def micro_batch(
+    spec: JobSpec, shape: Shape, free_bytes: int, *, backend: str, rows: int, most_tokens: int
+) -> int | None:
+    """The largest divisor of a process's `rows` per step that fits into `free_bytes`. None if no row fits."""
     fitting = [
         size
         for size in range(1, rows + 1)
         if rows % size == 0
         and (size == 1 or size * spec.sequence_len <= most_tokens)
-        and gpu_bytes(spec, shape, backend=backend, micro_batch=size) <= room
+        and gpu_bytes(spec, shape, backend=backend, micro_batch=size) <= free_bytes
     ]
     return max(fitting, default=None)

@@ -1,289 +1,76 @@
-"""The wire between server and worker: what is asked, reported, offered and granted.
+"""The messages between server and worker: requests, reports, offers and grants.
 
-Every model here is JSON on the wire. Readers ignore fields they do not know, new fields are optional,
-and a different major version is refused in words, so that a worker of last month still talks to a server of today.
-Sizes are bytes, durations are seconds, times are seconds since the Unix epoch in UTC, hashes are lower-case hex.
+Every model here is JSON on the wire. Readers ignore unknown fields, new fields are optional, and a different major
+version is rejected with a message. So an older worker works with a newer server. Sizes are bytes, durations are
+seconds, times are seconds since the Unix epoch in UTC, hashes are lower-case hex. Every field has a maximum: measured
+numbers, texts and lists of a machine are cut to it, so that an honest message is never refused for its length.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import math
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, FailFast, Field
 
+from worker.shared.job_spec import JobSpec
+from worker.shared.manifest import Fidelity, Hardware, Manifest
 from worker.shared.signed_lines import LINE_MARK, signed
+from worker.shared.wire import (
+    PROTOCOL_VERSION,
+    Bytes,
+    Count,
+    Id,
+    Line,
+    MaybeNumber,
+    MaybeSeconds,
+    MaybeSize,
+    Seconds,
+    Sha256,
+    StepSeconds,
+    Text,
+    Versions,
+    Wire,
+    first_entries,
+    last_entries,
+)
 
-PROTOCOL_VERSION = 1
-"""Raised when an old worker could misread a new server; compared in `start` and in every manifest."""
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be empty")
-    if any("\ud800" <= sign <= "\udfff" for sign in text):  # neither a database nor a tokenizer takes it
-        raise ValueError("holds half a character")
-    return text.strip()
-
-
-NonBlank = Annotated[str, AfterValidator(_not_blank)]
-
-Text = Annotated[str, AfterValidator(lambda text: text.replace("\x00", "\ufffd"))]
-"""What a machine says in words: a NUL, which not every database keeps, becomes a replacement character."""
-
-Count = Annotated[int, Field(ge=0, lt=2**31)]
-Bytes = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-class Wire(BaseModel):
-    """Base of everything sent between server and worker: immutable, unknown fields ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
-
-
-class _Written(BaseModel):
-    """Base of everything a person writes: unknown keys are refused (`worker.shared.spec_errors` names the nearest known one)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-# --- the job file -----------------------------------------------------------------------------------------
-
-
-class RowFormat(StrEnum):
-    """How one row of a dataset is read; `auto` decides from the first row's keys."""
-
-    AUTO = "auto"
-    MESSAGES = "messages"
-    PROMPT_COMPLETION = "prompt_completion"
-    TEXT = "text"
-    ALPACA = "alpaca"
-    SHAREGPT = "sharegpt"
-
-
-class FileFormat(StrEnum):
-    """The container a dataset file comes in."""
-
-    JSONL = "jsonl"
-    CSV = "csv"
-    PARQUET = "parquet"
-
-
-class DatasetSpec(_Written):
-    """One dataset of a job. `path` is `sha256:HEX` (an upload), a hub id `org/name[@revision]`, or an allowed folder's file.
-
-    `sha256`, `file_format` and `rows` are filled in by the server at submit and never change afterwards.
-    """
-
-    path: NonBlank
-    type: RowFormat = RowFormat.AUTO
-    split: NonBlank = "train"
-    sha256: Sha256 | None = None
-    file_format: FileFormat | None = None
-    rows: Annotated[int, Field(ge=1)] | None = None
-
-
-class CheckpointSpec(_Written):
-    """How often to save and how many checkpoints to keep."""
-
-    max_interval_s: Annotated[float, Field(gt=0, le=86_400)] = 600.0
-    keep: Annotated[int, Field(ge=1, le=100)] = 2
-
-
-class PlacementSpec(_Written):
-    """Where the job may run; empty lists mean anywhere its owner may run."""
-
-    providers: tuple[NonBlank, ...] = ()
-    accounts: tuple[NonBlank, ...] = ()
-    max_session_s: Annotated[float, Field(ge=1, le=1e9)] | None = None
-
-
-class JobSpec(_Written):
-    """A fine-tuning job, with axolotl's names where it has them.
-
-    `global_batch_size` and `max_steps` are part of the job: a machine may choose its micro-batch, never their product.
-    """
-
-    name: Annotated[str, Field(max_length=200), AfterValidator(_not_blank)] = "untitled"
-    base_model: NonBlank
-    datasets: Annotated[tuple[DatasetSpec, ...], Field(min_length=1, max_length=16)]
-    backend: Literal["auto", "hf", "unsloth"] = "auto"
-
-    adapter: Literal["lora", "qlora"] = "lora"
-    lora_r: Annotated[int, Field(ge=1, le=1024)] = 16
-    lora_alpha: Annotated[float, Field(gt=0, le=4096)] = 32
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    lora_target_modules: Annotated[tuple[NonBlank, ...], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
-
-    sequence_len: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
-    global_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 8
-    micro_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    num_epochs: Annotated[float, Field(gt=0, le=10_000)] | None = None
-    max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-4
-    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    optimizer: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
-    max_grad_norm: Annotated[float, Field(ge=0, le=1e6)] = 1.0
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
-    val_set_size: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    train_on_inputs: bool = False
-    eval_steps: Annotated[int, Field(ge=1)] | None = None
-    sample_prompts: Annotated[tuple[NonBlank, ...], Field(max_length=16)] = ()
-    sample_max_tokens: Annotated[int, Field(ge=1, le=1024)] = 48
-
-    checkpoint: CheckpointSpec = CheckpointSpec()
-    placement: PlacementSpec = PlacementSpec()
-    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
-    deadline: float | None = None
-
-    @field_validator("deadline", mode="before")
-    @classmethod
-    def _deadline_in_epoch_seconds(cls, value: Any) -> Any:
-        """An ISO 8601 time with a zone (or a YAML timestamp) becomes epoch seconds."""
-        from datetime import date, datetime  # only a job with a deadline needs it
-
-        if isinstance(value, str):
-            value = datetime.fromisoformat(value)
-        if isinstance(value, datetime) and value.tzinfo is not None:
-            return value.timestamp()
-        if isinstance(value, date):  # a day alone could mean its beginning as well as its end
-            words = "a deadline needs a time and its zone, for example 2026-12-01T18:00:00+01:00"
-            raise ValueError(words)  # noqa: TRY004  pydantic passes only this one on
-        return value
-
-    @model_validator(mode="after")
-    def _one_length(self) -> JobSpec:
-        if self.num_epochs is None and self.max_steps is None:
-            raise ValueError("one of num_epochs and max_steps is needed")
-        if self.micro_batch_size is not None and self.global_batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"micro_batch_size {self.micro_batch_size} does not divide global_batch_size {self.global_batch_size}"
-            )
-        return self
-
-    @property
-    def rows(self) -> int:
-        """Rows of all datasets together; known once the server has resolved them."""
-        return sum(d.rows or 0 for d in self.datasets)
-
-    @property
-    def eval_rows(self) -> int:
-        """Rows held out for the eval loss, taken off by `seed` before anything else."""
-        return min(self.rows - 1, math.ceil(self.rows * self.val_set_size)) if self.val_set_size else 0
-
-    @property
-    def train_rows(self) -> int:
-        """Rows of one epoch."""
-        return self.rows - self.eval_rows
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps of the whole job; `max_steps` where both it and `num_epochs` are given."""
-        if self.max_steps is not None:
-            return self.max_steps
-        return max(1, math.ceil(self.train_rows * (self.num_epochs or 0) / self.global_batch_size))
-
-    @property
-    def eval_every(self) -> int:
-        """Steps between two evaluations; a fixed function of the job so that a cut does not move them."""
-        return self.eval_steps or max(1, self.total_steps // 5)
-
-
-# --- what must be equal for a run to go on ---------------------------------------------------------------
-
-
-class Recipe(Wire):
-    """Everything about a run that may not differ between two of its sessions.
-
-    The server fills what the job file says; the worker adds what only loading the model tells (`None` on the server).
-    """
-
-    base_model: str
-    adapter: str
-    lora_r: int
-    lora_alpha: float
-    lora_dropout: float
-    lora_target_modules: tuple[str, ...] | str
-    sequence_len: int
-    global_batch_size: int
-    max_steps: int
-    learning_rate: float
-    lr_scheduler: str
-    warmup_ratio: float
-    optimizer: str
-    max_grad_norm: float
-    weight_decay: float
-    seed: int
-    train_on_inputs: bool
-    val_set_size: float
-    dataset_sha256: tuple[str, ...]
-    train_rows: int
-
-    base_sha256: str | None = None
-    tokenizer_sha256: str | None = None
-    parameters_sha256: str | None = None
-    trainable_dtype: str | None = None
-
-    @classmethod
-    def of(cls, spec: JobSpec) -> Recipe:
-        """The recipe as the resolved job file states it."""
-        facts: dict[str, Any] = {name: getattr(spec, name) for name in cls.model_fields if name in JobSpec.model_fields}
-        facts["max_steps"] = spec.total_steps
-        facts["train_rows"] = spec.train_rows
-        facts["dataset_sha256"] = tuple(d.sha256 or "" for d in spec.datasets)
-        return cls(**facts)
-
-    def differences(self, other: Recipe) -> list[tuple[str, Any, Any]]:
-        """`(field, mine, theirs)` for each field both sides know and disagree on."""
-        pairs = ((name, getattr(self, name), getattr(other, name)) for name in type(self).model_fields)
-        return [(n, a, b) for n, a, b in pairs if a is not None and b is not None and a != b]
-
-
-# --- machines --------------------------------------------------------------------------------------------
-
-
-class Hardware(Wire):
-    """The machine a worker really got, probed rather than believed."""
-
-    device: Literal["cpu", "cuda"] = "cpu"
-    name: str = ""
-    count: int = 1
-    memory_bytes: int = 0
-    compute_capability: tuple[int, int] | None = None
-    cpu_count: int = 1
-    ram_bytes: int = 0
-    hostname: str = ""
-    trouble: str = ""
-    """Why a GPU that is there cannot be used; empty where there is none or it works."""
+MAX_ROWS = 4_000
+"""Metric rows of one report. A worker merges at most 256 KiB of reports, which are fewer."""
+MAX_NAMES = 64
+"""Values of one metric row."""
+MAX_POINTS = 20_000
+"""Values of one report."""
+MAX_SAMPLES = 64
 
 
 class Reading(Wire):
-    """One look at the machine while it works."""
+    """One hardware reading of the machine."""
 
-    cpu_percent: float | None = None
-    rss_bytes: int | None = None
-    ram_used_bytes: int | None = None
-    disk_free_bytes: int | None = None
-    gpu_memory_bytes: int | None = None
-    gpu_percent: float | None = None
+    cpu_percent: MaybeNumber = None
+    rss_bytes: MaybeSize = None
+    ram_used_bytes: MaybeSize = None
+    disk_free_bytes: MaybeSize = None
+    gpu_memory_bytes: MaybeSize = None
+    gpu_percent: MaybeNumber = None
 
 
 # --- grants ----------------------------------------------------------------------------------------------
 
 
+GRANT_HEADER = "X-Grant"
+"""The header of a request to the server that has the signature of a grant."""
+
+
 class GrantKind(StrEnum):
-    """What the granted file is for."""
+    """The purpose of a granted file."""
 
     CHECKPOINT = "checkpoint"
     ADAPTER = "adapter"
+    ANSWERS = "answers"
     DATASET = "dataset"
     MODEL = "model"
 
@@ -291,7 +78,7 @@ class GrantKind(StrEnum):
 class Grant(Wire):
     """Permission to read or write exactly one file, by path (same machine) or by URL with headers.
 
-    A `resumable` URL is an upload session (see `worker.shared.resumable_upload`), any other takes one plain request.
+    A `resumable` URL is an upload session (see `worker.shared.resumable_upload`). Other URLs take one plain request.
     """
 
     key: str
@@ -304,54 +91,13 @@ class Grant(Wire):
     size: int | None = None
 
 
-# --- the checkpoint's manifest ---------------------------------------------------------------------------
-
-
-class Fidelity(StrEnum):
-    """How close a resumed run is to the unbroken one; nothing less than these is ever continued."""
-
-    EXACT = "exact"
-    STATE_EXACT = "state-exact"
-
-
-class Probe(Wire):
-    """Loss of a fixed little batch at the saved step; recomputed after every restore."""
-
-    tokens_sha256: Sha256
-    loss: float
-
-
-class Manifest(Wire):
-    """What a checkpoint says of itself; kept as JSON in the `.safetensors` header."""
-
-    protocol: int = PROTOCOL_VERSION
-    job: Text
-    fence: Count
-    step: Count
-    parent: Sha256 | None = None
-    recipe: Recipe
-    epoch: int
-    index: int
-    samples_seen: int
-    wall_seconds: float
-    backend: str
-    precision: str
-    micro_batch_size: int
-    world_size: int = 1
-    hardware: Hardware
-    versions: dict[str, str]
-    probe: Probe | None = None
-    state: dict[str, Any]
-
-
 # --- start -----------------------------------------------------------------------------------------------
 
 
 class Ticket(Wire):
-    """What a launched process is handed: where to call, for which lease, with which token.
+    """The input of a launched worker: server address, lease and token.
 
-    `budget_s` is the session's wall-clock time. `assignment` is set where the machine cannot reach the server and has to
-    begin without asking.
+    `budget_s` is the session's wall-clock time. `assignment` is set for offline sessions.
     """
 
     lease: str
@@ -363,18 +109,18 @@ class Ticket(Wire):
 
 
 class StartRequest(Wire):
-    """First call of a worker. `nonce` is made once per process, so that a repeated call is answered alike."""
+    """The first call of a worker. `nonce` is created once per process, so that a repeated call gets the same answer."""
 
-    protocol: int
+    protocol: Count
     nonce: Annotated[Text, Field(min_length=1, max_length=64)]
     hardware: Hardware
-    versions: dict[str, str] = {}
+    versions: Versions = {}
     image: Annotated[Text, Field(max_length=64)] = ""
-    """Which image the machine runs: packages that come with it change when this does."""
+    """Name of the machine's image. Preinstalled packages change with it."""
 
 
 class Origin(Wire):
-    """Whose checkpoint it is that a clone begins with."""
+    """The job and checkpoint that a clone starts from."""
 
     job: str
     fence: int
@@ -382,9 +128,9 @@ class Origin(Wire):
 
 
 class Assignment(Wire):
-    """Everything a worker needs to go on with a job; `origin` where what it resumes is another job's checkpoint.
+    """Everything that a worker needs to run a job. `origin` is set if it resumes from another job's checkpoint.
 
-    `keep_dir` is a folder whose files the provider hands over when the session ends, for machines that cannot call.
+    `keep_dir` is a folder with files that the provider keeps after the session, for offline sessions.
     """
 
     protocol: int = PROTOCOL_VERSION
@@ -403,14 +149,21 @@ class Assignment(Wire):
     trust_remote_code: bool = False
     keep_dir: str | None = None
     model: tuple[Grant, ...] = ()
-    """The files of a gated or private base model; empty where the machine fetches the model itself."""
+    """The files of a gated or private base model. Empty if the machine downloads the model itself."""
+    rendered_at: float | None = None
+    """`JobSpec.rendered_at`. It is not in `spec`, because older workers train old jobs and refuse unknown keys."""
+
+    @property
+    def whole_spec(self) -> JobSpec:
+        """The job as the server resolved it."""
+        return self.spec.model_copy(update={"rendered_at": self.rendered_at})
 
 
-# --- what a worker says ----------------------------------------------------------------------------------
+# --- messages of a worker --------------------------------------------------------------------------------
 
 
 class Phase(StrEnum):
-    """What a session spends its time on; also the rows of the goodput ledger."""
+    """The activities of a session, which are also the rows of its time ledger."""
 
     BOOT = "boot"
     DOWNLOAD = "download"
@@ -427,19 +180,34 @@ class MetricRow(Wire):
     """Named values at one optimiser step (the state after `step` updates)."""
 
     step: Count
-    values: dict[Annotated[Text, Field(max_length=64)], float]
+    values: Annotated[dict[Annotated[Text, Field(max_length=64)], float], first_entries(MAX_NAMES)]
+
+
+def _newest_points(rows: tuple[MetricRow, ...]) -> tuple[MetricRow, ...]:
+    points = kept = 0
+    for row in reversed(rows):
+        points += len(row.values)
+        if points > MAX_POINTS:
+            break
+        kept += 1
+    return rows[len(rows) - kept :]
 
 
 class Sample(Wire):
-    """What the model answers to one of the job's `sample_prompts` at a step."""
+    """The model's answer to one of the job's `sample_prompts` at a step."""
 
     step: Count
     prompt: Text
     text: Text
 
 
-class _Said(Wire):
-    lease: str
+Metrics = Annotated[tuple[MetricRow, ...], FailFast(), last_entries(MAX_ROWS), AfterValidator(_newest_points)]
+Samples = Annotated[tuple[Sample, ...], FailFast(), last_entries(MAX_SAMPLES)]
+Ledger = Annotated[dict[Phase, Seconds], first_entries(16)]
+
+
+class _SessionMessage(Wire):
+    lease: Id
     fence: Count
     seq: Count
 
@@ -448,35 +216,39 @@ class _Said(Wire):
         return self.model_dump_json()
 
 
-class Started(_Said):
-    """First word of a worker that cannot call: what `StartRequest` says, over a wire that only goes one way."""
+class Started(_SessionMessage):
+    """First message of an offline session. Contains the `StartRequest`, since there is no reply."""
 
     kind: Literal["started"] = "started"
     request: StartRequest
 
 
-class Report(_Said):
-    """Progress, sent every `report_every_s`; extends the lease."""
+class Report(_SessionMessage):
+    """Progress, sent every `report_every_s`. It extends the lease.
+
+    `problem` is why the newest file is not in the store yet. Empty once it is, and if nothing is wrong.
+    """
 
     kind: Literal["report"] = "report"
     step: Count
     phase: Phase
-    metrics: tuple[MetricRow, ...] = ()
-    samples: tuple[Sample, ...] = ()
+    metrics: Metrics = ()
+    samples: Samples = ()
     reading: Reading | None = None
-    ledger: dict[Phase, float] = {}
-    seconds_per_step: float | None = None
-    seconds_left: float | None = None
+    ledger: Ledger = {}
+    seconds_per_step: StepSeconds = None
+    seconds_left: MaybeSeconds = None
     fidelity: Fidelity | None = None
     backend: Annotated[Text, Field(max_length=32)] | None = None
+    problem: Line = ""
 
     def as_line(self) -> str:
-        """Without what has its default value: these come by the thousand."""
+        """One line of JSON without default values, because there are thousands of reports."""
         return '{"kind":"report",' + self.model_dump_json(exclude_defaults=True).removeprefix("{")
 
 
 def merged(reports: Sequence[Report]) -> Report:
-    """Several reports as one: the newest state with everybody's metrics and samples."""
+    """Several reports as one: the state of the newest, with the metrics and samples of all."""
     newest = reports[-1]
     return newest.model_copy(
         update={
@@ -486,8 +258,8 @@ def merged(reports: Sequence[Report]) -> Report:
     )
 
 
-class Offer(_Said):
-    """A written checkpoint: 'it lies under this grant and hashes to this; make it the head'."""
+class Offer(_SessionMessage):
+    """An uploaded checkpoint, with its grant and hash, that is to become the head."""
 
     kind: Literal["offer"] = "offer"
     key: Annotated[Text, Field(max_length=255)]
@@ -497,36 +269,42 @@ class Offer(_Said):
 
 
 Cause = Annotated[Text, Field(max_length=32)]
-"""What kept a session from its first step, as one word (`worker.shared.causes`); empty for any other end."""
+"""The cause that kept a session from its first step (`worker.shared.causes`). Empty for any other end."""
 
 
-class Release(_Said):
-    """A goodbye before the job is done; frees the job at once. `head` is the newest checkpoint that was offered."""
+class Release(_SessionMessage):
+    """The end of a session before the job is complete. The job is queued. `head` is the last offered checkpoint.
+
+    `has_remedy`: `detail` says what to do, so that the server adds no remedy of its own.
+    """
 
     kind: Literal["release"] = "release"
     step: Count
     reason: Literal["deadline", "drained", "paused", "cancelled", "unfit"]
     detail: Text = ""
     cause: Cause = ""
+    has_remedy: bool = False
     head: Sha256 | None = None
-    ledger: dict[Phase, float] = {}
+    ledger: Ledger = {}
 
 
 class Failure(Wire):
-    """Why a session could not go on. `permanent` means another machine would fail alike.
+    """Why a session failed. `permanent` means that another machine would fail too.
 
-    `bad_checkpoint` names the checkpoint that did not load; the server reads it back itself before it believes that.
+    `has_remedy`: `message` says what to do, so that the server adds no remedy of its own. `bad_checkpoint` is the
+    checkpoint that did not load. The server verifies it by reading it back.
     """
 
     message: Text
     permanent: bool
     detail: Text = ""
     cause: Cause = ""
+    has_remedy: bool = False
     bad_checkpoint: Sha256 | None = None
 
 
 class ExportedAdapter(Wire):
-    """The PEFT folder as one zip under a grant; `adapter_sha256` is that of its `adapter_model.safetensors`."""
+    """The PEFT folder as a zip file under a grant. `adapter_sha256` is the hash of its `adapter_model.safetensors`."""
 
     key: Annotated[Text, Field(max_length=255)]
     sha256: Sha256
@@ -534,29 +312,41 @@ class ExportedAdapter(Wire):
     adapter_sha256: Sha256
 
 
-class Finish(_Said):
-    """The job's last word from this session: done with an adapter, or failed with a reason. `head` as in `Release`."""
+class StoredAnswers(Wire):
+    """The answers file of an evaluation (`worker.shared.answers_file`) under a grant."""
+
+    key: Annotated[Text, Field(max_length=255)]
+    sha256: Sha256
+    size: Bytes
+
+
+class Finish(_SessionMessage):
+    """The final message of a session. `head` as in `Release`.
+
+    Succeeded with an adapter, or with the answers of an evaluation, or failed with a reason.
+    """
 
     kind: Literal["finish"] = "finish"
     step: Count
     adapter: ExportedAdapter | None = None
+    answers: StoredAnswers | None = None
     failure: Failure | None = None
     head: Sha256 | None = None
-    ledger: dict[Phase, float] = {}
+    ledger: Ledger = {}
 
 
 Message = Annotated[Started | Report | Offer | Release | Finish, Field(discriminator="kind")]
 
 
 def sign_line(token: str, message: str) -> str:
-    """A message as one line of a session's output; see `worker.shared.signed_lines`."""
+    """A message as one line of a session's output. See `worker.shared.signed_lines`."""
     return signed(token, message)
 
 
 def signed_message(token: str, line: str) -> str | None:
-    """The JSON of a line that whoever holds this lease's token wrote whole; None for all other output.
+    """The JSON of a line that was signed with this lease's token. None for all other output.
 
-    What another writer left on the same line before the mark does not matter.
+    Output of another writer before the mark on the same line is ignored.
     """
     _, mark, rest = line.strip().partition(LINE_MARK + " ")
     signature, _, message = rest.partition(" ")
@@ -566,11 +356,11 @@ def signed_message(token: str, line: str) -> str | None:
     return message if hmac.compare_digest(wanted.encode(), signature.encode()) else None
 
 
-# --- what the server answers -----------------------------------------------------------------------------
+# --- replies of the server -------------------------------------------------------------------------------
 
 
 class Action(StrEnum):
-    """What a worker does next: go on, hand off at the next step's end, or stop where it stands."""
+    """The next action of a worker: continue, hand off after the current step, or stop at once."""
 
     CONTINUE = "continue"
     DRAIN = "drain"
@@ -578,14 +368,14 @@ class Action(StrEnum):
 
 
 class Directive(Wire):
-    """The answer to every report."""
+    """The reply to every report."""
 
     action: Action
     reason: str = ""
 
 
 class OfferReply(Wire):
-    """Whether the offered checkpoint became the job's head; `refusal` says why not."""
+    """Whether the offered checkpoint became the job's head. `refusal` is the reason if not."""
 
     committed: bool
     refusal: str = ""

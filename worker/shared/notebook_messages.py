@@ -1,28 +1,34 @@
-"""What a notebook and the server say to each other before there is a lease, and by documents where neither can call."""
+"""Messages between a notebook and the server before there is a lease, and through the mailbox."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import FailFast, Field
 
-from worker.shared.messages import Action, Directive, Hardware, Ticket, Wire
+from worker.shared.manifest import Hardware
+from worker.shared.messages import Action, Directive, Ticket
+from worker.shared.places import PlaceName
+from worker.shared.wire import Count, Text, Wire, first_lines
 
-Nonce = Annotated[str, Field(max_length=64)]
+MAX_LINES = 20_000
+"""Lines that the server reads at once. They are acknowledged, so the others follow."""
+
+Nonce = Annotated[Text, Field(max_length=64)]
 
 
 class ClaimRequest(Wire):
-    """A notebook asks for its job with the code it was made with. `nonce` is made once per run: asking twice is harmless."""
+    """A notebook claims its job with its code. `nonce` is created once per run, so a repeated claim is safe."""
 
-    protocol: int
-    code: Annotated[str, Field(max_length=100)]
+    protocol: Count
+    code: Annotated[Text, Field(max_length=100)]
     nonce: Nonce
     hardware: Hardware
-    runs_in: Literal["colab", "kaggle", "jupyter"] = "jupyter"
+    runs_in: PlaceName = "jupyter"
 
 
 class Claimed(Wire):
-    """The job is this notebook's: what its worker process is handed, and what a person is shown."""
+    """The claimed job: the input of its worker process, and data to show."""
 
     ticket: Ticket
     fence: int
@@ -33,18 +39,18 @@ class Claimed(Wire):
 
 
 class MailboxRequest(Wire):
-    """What a notebook has to say, in a document that only it writes: its claim, or signed lines that were not heard yet."""
+    """A document that only the notebook writes: its claim, or signed lines that are not acknowledged yet."""
 
     nonce: Nonce
     claim: ClaimRequest | None = None
-    lines: tuple[str, ...] = ()
+    lines: Annotated[tuple[str, ...], FailFast(), first_lines(MAX_LINES)] = ()
 
 
 class MailboxReply(Wire):
-    """What the server says to the run with this `nonce`, in a document that only it writes.
+    """A document that only the server writes, for the run with this `nonce`.
 
-    `taken` is true from the claim on; `heard` is the number of the newest line it has dealt with; `over` says why the lease
-    counts no more.
+    `taken` is true after the claim. `heard` is the number of the last applied line. `over` is the reason why the lease
+    ended.
     """
 
     nonce: Nonce

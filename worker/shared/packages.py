@@ -1,13 +1,14 @@
-"""The one set of packages that every worker trains with, whatever machine it is on, and getting it there.
+"""The package set that every worker trains with, and its installation.
 
-Standard library only, so that it runs before anything is installed: a Kaggle kernel's script and a notebook call it, people
-run `python -m worker.install [--wheels FOLDER] [--gpu]`.
-`pyproject.toml` names the same versions in its extra `train`; a test compares the two.
+Standard library only, because it runs before anything is installed. Start scripts and notebooks call it. People run
+`python -m worker.install [--wheels FOLDER] [--gpu]`. `pyproject.toml` lists the same versions in its extra `train`. A
+test compares the two.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -15,15 +16,16 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from worker.shared import causes, wheel
 from worker.shared.bounded_process import Limits, OutOfTimeError, run
+from worker.shared.files import move_into_place, temporary_folder
 from worker.shared.pip_words import why
+from worker.shared.process import last_line
 
 TRAIN = {
     "accelerate": "1.15.0",
@@ -33,10 +35,10 @@ TRAIN = {
     "transformers": "5.17.0",
     "trl": "1.15.0",
 }
-"""What both backends need. torch is not among them: an image ships its own CUDA build, which must never be replaced."""
+"""What both backends need. torch is not included: an image has its own CUDA build, which must not be replaced."""
 
 ALSO = ("gguf>=0.17", "hf-xet>=1.5.2")
-"""What they need besides, in no version of its own. Older hf-xet can sleep for hours after one failed request."""
+"""Further requirements without an exact version. Older hf-xet can sleep for hours after one failed request."""
 
 UNSLOTH = {
     "unsloth": "2026.10.9",
@@ -49,48 +51,51 @@ UNSLOTH = {
     "shtab": "1.13.0",
     "typeguard": "4.6.1",
 }
-"""What the `unsloth` backend needs besides, without resolving: its own requirements cannot all be met at once.
+"""Further packages of the `unsloth` backend, installed without dependency resolution.
 
-xformers is left out on purpose (see `worker.training.backends.unsloth`).
+Their requirements cannot all be met at once. xformers is left out on purpose (see `worker.training.backends.unsloth`).
 """
 
 KEPT = ("torch", "torchvision", "torchaudio", "triton", "numpy", "protobuf")
-"""What an image ships stays as it is, unless it is named itself."""
+"""Packages of the image that are not replaced unless they are requested by name."""
 
 _TRY_UNSLOTH = "from worker.training.unusable import hide; hide(); import unsloth"
 _TRIAL = Limits(whole_s=300.0)
 
 
 class InstallError(Exception):
-    """The packages could not be brought; the message is one sentence, `cause` one of `worker.shared.causes`."""
+    """The packages could not be installed. The message is one sentence that says what to do.
+
+    `cause` is one of `worker.shared.causes`.
+    """
 
     def __init__(self, message: str, cause: str = causes.INSTALL) -> None:
         super().__init__(message)
         self.cause = cause
 
 
-# --- what is needed, and what is here ---
+# --- required and installed packages ---
 
 
 def every_line() -> list[str]:
-    """Requirements of a worker that trains, in pip's words."""
+    """Requirements of a worker that trains, in pip's syntax."""
     return [*wheel.requirements(), *wheel.requirements("train")]
 
 
 def set_key(lines: Iterable[str] | None = None) -> str:
-    """12 hexadecimal characters that name the set of these requirements, by default of a worker that trains."""
+    """12 hexadecimal characters that identify these requirements, by default those of a worker that trains."""
     wanted = "\n".join(sorted(every_line() if lines is None else lines))
     return hashlib.sha256(wanted.encode()).hexdigest()[:12]
 
 
 def missing(gpu: bool) -> dict[str, str]:
-    """Name and version of each package with a version of its own that is not here in just that version."""
+    """Name and version of each pinned package that is not installed in exactly that version."""
     wanted = TRAIN | UNSLOTH if gpu else TRAIN
     return {name: version for name, version in wanted.items() if installed(name) != version}
 
 
 def installed(name: str, folder: Path | None = None) -> str | None:
-    """The version that is here, or in a folder of packages if there is one of it there, without importing it."""
+    """The installed version, from `folder` if the package is there, else from this environment. Imports nothing."""
     places = [{"path": [str(folder)]}] if folder is not None else []
     for place in [*places, {}]:
         for found in metadata.distributions(name=name, **place):
@@ -99,19 +104,19 @@ def installed(name: str, folder: Path | None = None) -> str | None:
 
 
 def kept() -> dict[str, str]:
-    """Name and version of each of `KEPT` that is here."""
+    """Name and version of each installed package in `KEPT`."""
     return {name: version for name in KEPT if (version := installed(name))}
 
 
 def lacking(requirements: Iterable[str], folder: Path | None = None) -> list[str]:
-    """Those of these requirements, in pip's words, that are not met here, nor in a folder of packages."""
+    """The requirements, in pip's syntax, that neither this environment nor the folder meets."""
     return [line for line in requirements if not _is_met(line, folder)]
 
 
 def _is_met(line: str, folder: Path | None) -> bool:
     try:
         from packaging.requirements import Requirement
-    except ImportError:  # pip is always there, and brings its own
+    except ImportError:  # pip is always installed and contains a copy
         from pip._vendor.packaging.requirements import Requirement
 
     wanted = Requirement(line)
@@ -119,7 +124,7 @@ def _is_met(line: str, folder: Path | None) -> bool:
     return found is not None and wanted.specifier.contains(found, prereleases=True)
 
 
-# --- getting it ---
+# --- installation ---
 
 
 def bring(
@@ -130,10 +135,10 @@ def bring(
     resolve: bool = True,
     limits: Limits | None = None,
 ) -> None:
-    """Install these requirements, and what they need, into a new folder; without one, into this very environment.
+    """Install these requirements and their dependencies into a new folder, or into this environment without one.
 
-    What is here already stays and is counted on; nothing takes the place of what is `KEPT`. `wheels` is a folder of staged
-    wheels, and nothing is fetched then. Raises `InstallError`; nothing is left in the folder's place then.
+    Installed packages are kept and count as present, and `KEPT` packages are not replaced. `wheels` is a folder of
+    staged wheels, and nothing is downloaded then. Raises `InstallError` and leaves no folder in that case.
     """
     if not lines:
         return
@@ -141,10 +146,12 @@ def bring(
     if beside is not None:
         beside.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(prefix=".packages-", dir=beside) as aside:
-            _bring(lines, folder, Path(aside), wheels, resolve, limits or Limits())
+        with temporary_folder(".packages-", beside) as aside:
+            _bring(lines, folder, aside, wheels, resolve, limits or Limits())
     except OutOfTimeError as error:
-        raise InstallError(f"pip was stopped because {error}: see that this machine's internet access works") from error
+        raise InstallError(
+            f"pip was stopped because {error}: check the machine's internet access, then retry the job"
+        ) from error
     except subprocess.CalledProcessError as error:
         raise InstallError(*why(error.output or "")) from error
     except OSError as error:
@@ -160,17 +167,17 @@ def _bring(
         return
     left = Limits(stall_s=limits.stall_s, whole_s=until - time.monotonic(), look_every_s=limits.look_every_s)
     target = ["--target", str(aside / "new")] if folder is not None else []
-    # Compiling all of it takes longer than compiling what is imported.
+    # Compiling every module takes longer than compiling the imported ones on demand.
     _pip(["--no-deps", "--no-compile", *target, *exact], aside, wheels, left)
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
-        (aside / "new").replace(folder)
+        move_into_place(aside / "new", folder, durable=False)
 
 
 def _resolved(lines: Sequence[str], aside: Path, wheels: Path | None, limits: Limits) -> list[str]:
-    """Each package that has to be installed, in its exact version.
+    """Each package that has to be installed, with its exact version.
 
-    pip's `--target` counts on nothing that is here, so what is here has to be counted on before.
+    pip's `--target` ignores installed packages, so they are taken into account before.
     """
     named = {re.split(r"[^\w.-]", line)[0].lower() for line in lines}
     constraints, report = aside / "constraints.txt", aside / "report.json"
@@ -185,13 +192,13 @@ def _pip(words: Sequence[str], aside: Path, wheels: Path | None, limits: Limits)
     call = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar=off"]
     if wheels is not None:
         call += ["--no-index", "--find-links", str(wheels)]
-    # Where it unpacks is where it is watched, and on the disk where the packages go.
+    # pip unpacks in the watched folder, on the disk where the packages are installed.
     ours = {"TMPDIR": str(aside / "tmp"), "PIP_USER": "0", "PYTHONUNBUFFERED": "1"}
     run([*call, *words], limits, watched=aside, environment=os.environ | ours)
 
 
 def bring_in(wheels: Path | None, *, gpu: bool) -> dict[str, str]:
-    """Install what is missing of the set into this environment and return it. Raises `InstallError`."""
+    """Install the missing packages into this environment and return them. Raises `InstallError`."""
     lacks = missing(gpu)
     exact = {part: [f"{n}=={v}" for n, v in lacks.items() if n in names] for part, names in _PARTS.items()}
     bring([*exact["train"], *lacking(ALSO)], wheels=wheels)
@@ -202,14 +209,14 @@ def bring_in(wheels: Path | None, *, gpu: bool) -> dict[str, str]:
 _PARTS = {"train": TRAIN, "unsloth": UNSLOTH}
 
 
-def unsloth(wheels: Path | None = None, folder: Path | None = None) -> str:
-    """Bring in the second backend, and take it away again if it cannot be imported here; returns why, or nothing.
+def unsloth(wheels: Path | None = None, folder: Path | None = None, *, versions: Mapping[str, str] = UNSLOTH) -> str:
+    """Install the second backend in these `versions`. Returns the reason why it cannot be imported here, or "".
 
-    It goes into a folder of its own, or else into this environment.
+    In that case it is removed again. It is installed into its own folder, or else into this environment.
     """
-    is_there = folder is not None and all(installed(name, folder) == version for name, version in UNSLOTH.items())
-    lacks = {} if is_there else missing(gpu=True)
-    lines = [f"{name}=={version}" for name, version in lacks.items() if name in UNSLOTH]
+    is_there = folder is not None and all(installed(name, folder) == version for name, version in versions.items())
+    lacks = {} if is_there else {n: version for n, version in versions.items() if installed(n) != version}
+    lines = [f"{name}=={version}" for name, version in lacks.items()]
     path = os.pathsep.join(filter(None, [str(folder or ""), *sys.path]))
     try:
         bring(lines, folder, wheels=wheels, resolve=False)
@@ -217,29 +224,30 @@ def unsloth(wheels: Path | None = None, folder: Path | None = None) -> str:
     except (InstallError, OutOfTimeError) as error:
         problem = str(error)
     except subprocess.CalledProcessError as error:
-        problem = ((error.output or "").strip().splitlines() or ["no reason was given"])[-1]
+        problem = last_line(error.output or "")
     else:
         return ""
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
     else:
         remove = ["uninstall", "--quiet", "--disable-pip-version-check", "--yes", "unsloth"]
-        subprocess.run([sys.executable, "-m", "pip", *remove], check=False, capture_output=True)
+        with contextlib.suppress(OutOfTimeError, subprocess.CalledProcessError):
+            run([sys.executable, "-m", "pip", *remove], _TRIAL)
     return problem
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Bring in what is missing and print it with the seconds it took, as one line of JSON."""
+    """Install the missing packages. Prints them and the seconds it took as one line of JSON."""
     parser = argparse.ArgumentParser(description="Install what a Trainhop worker trains with.")
-    parser.add_argument("--wheels", type=Path, help="a folder of staged wheels; nothing is fetched then")
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels to install from, without downloads")
     parser.add_argument("--gpu", action="store_true", help="with the unsloth backend")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     began = time.monotonic()
     try:
-        brought = bring_in(asked.wheels, gpu=asked.gpu)
+        packages = bring_in(options.wheels, gpu=options.gpu)
     except InstallError as error:
         raise SystemExit(f"cannot install: {error}") from error
-    print(json.dumps({"installed": brought, "seconds": round(time.monotonic() - began, 1)}), flush=True)
+    print(json.dumps({"installed": packages, "seconds": round(time.monotonic() - began, 1)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What pip says when it fails, as one sentence with a remedy.
+"""Turns pip's output after a failure into one sentence with a remedy.
 
-Its last line is the least of it: of a conflict it names a web page, of an index that is away a package.
+pip's last line is not useful: for a conflict it names a web page, for an unreachable index a package.
 """
 
 from __future__ import annotations
@@ -10,37 +10,40 @@ import re
 from worker.shared import causes
 
 LONGEST = 800
-"""Characters of a sentence."""
+"""Maximum characters of a sentence."""
+FULL_DISK = "the disk of this machine is full; free some space, or use a machine with a larger disk"
 _FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 _CONFLICT = "The conflict is caused by:"
 
 
-def why(said: str) -> tuple[str, str]:
-    """The sentence, and which of `worker.shared.causes` it is."""
-    if any(words in said for words in _FULL):
-        return "the disk of this machine is full: free some of it, or use a machine with a larger one", causes.DISK
-    errors = [line.removeprefix("ERROR:").strip() for line in said.splitlines() if line.startswith("ERROR:")]
-    if "connection broken by" in said and "from versions: none" in said:
-        return f"pip's index cannot be reached from this machine ({_break(said)}): see that it has internet access", (
-            causes.INSTALL
-        )
-    first = (errors or [line for line in said.strip().splitlines() if line.strip()][-1:] or ["no reason was given"])[0]
-    if conflict := _conflict(said):
-        first = f"{first} {_CONFLICT} {'; '.join(conflict)}"
-    return f"pip says: {first[:LONGEST]}", causes.INSTALL
+def why(output: str) -> tuple[str, str]:
+    """The sentence, and its cause from `worker.shared.causes`."""
+    if any(words in output for words in _FULL):
+        return FULL_DISK, causes.DISK
+    errors = [line.removeprefix("ERROR:").strip() for line in output.splitlines() if line.startswith("ERROR:")]
+    if "connection broken by" in output and "from versions: none" in output:
+        away = f"pip's index cannot be reached from this machine ({_break(output)})"
+        return f"{away}; check that it has internet access, then retry the job", causes.INSTALL
+    first = (errors or [line for line in output.strip().splitlines() if line.strip()][-1:] or ["no reason was given"])[
+        0
+    ]
+    first = first.rstrip(".")
+    if conflict := _conflict(output):
+        first = f"{first} ({'; '.join(conflict)})"
+    return f"pip says: {first[:LONGEST]}: update trainhop, then retry the job", causes.INSTALL
 
 
-def _conflict(said: str) -> list[str]:
-    """The lines that say who wants what."""
+def _conflict(output: str) -> list[str]:
+    """The lines that name the conflicting requirements."""
     found: list[str] = []
-    for line in said.partition(_CONFLICT)[2].lstrip("\n").splitlines():
+    for line in output.partition(_CONFLICT)[2].lstrip("\n").splitlines():
         if not line.strip():
             break
         found.append(line.strip())
     return found
 
 
-def _break(said: str) -> str:
-    """The system's own words for what broke the connection."""
-    words = re.search(r"\[Errno -?\d+\] ([\w ]+)|(timed out)", said)
+def _break(output: str) -> str:
+    """The system's message for the broken connection."""
+    words = re.search(r"\[Errno -?\d+\] ([\w ]+)|(timed out)", output)
     return next(filter(None, words.groups()), "no answer") if words else "no answer"

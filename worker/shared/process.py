@@ -1,20 +1,50 @@
-"""Telling one process from another that later got the same number."""
+"""Helpers for the processes of one machine."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
+import sys
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
+
+from worker.shared.files import write_atomically
 
 UNDELIVERED = 4
-"""Exit code of a worker whose last messages the server has not heard."""
+"""Exit code of a worker whose last messages did not reach the server."""
+INSTANCE = "TRAINHOP_INSTANCE"
+"""The variable with the id of the server that started a worker."""
+_PR_SET_PDEATHSIG = 1
+_BECOME = f"""\
+import ctypes, os, signal, sys
+parent, *command = sys.argv[1:]
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, signal.SIGKILL)
+    if os.getppid() != int(parent):  # it ended before the call
+        sys.exit(1)
+os.execv(command[0], command)
+"""
+
+
+def leave(code: int | None = None) -> NoReturn:
+    """End this process without clearing up the interpreter, where threads of native libraries can abort it.
+
+    Only daemon threads may still run.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
 
 
 def process_birth(pid: int) -> str | None:
-    """When a live process began, in the kernel's own words; None if it is gone or only waits to be reaped."""
+    """The kernel's start time of a running process. None if it ended or is a zombie."""
     stat = Path(f"/proc/{pid}/stat")
     if Path("/proc/self/stat").exists():
         try:
@@ -26,7 +56,7 @@ def process_birth(pid: int) -> str | None:
 
 
 def _birth_by_ps(pid: int) -> str | None:
-    """MacOS and the BSDs have no /proc."""
+    """The same from `ps`. MacOS and the BSDs have no /proc."""
     ps = shutil.which("ps")
     if ps is None:
         return None
@@ -37,19 +67,70 @@ def _birth_by_ps(pid: int) -> str | None:
     return birth.strip() or None if state and not state.startswith("Z") else None
 
 
+def process_instance(pid: int) -> tuple[str, Path | None]:
+    """The id of the instance that started a process, empty if unknown, and its working folder, None if unknown."""
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        folder = Path(f"/proc/{pid}/cwd").readlink()
+    except OSError:
+        return "", None
+    prefix = f"{INSTANCE}=".encode()
+    return next((v[len(prefix) :].decode(errors="replace") for v in variables if v.startswith(prefix)), ""), folder
+
+
 def note_process(folder: Path) -> None:
-    """Write this process's number and birth to `pid.json`, whole or not at all."""
-    aside = folder / f".pid.{os.getpid()}"
-    aside.write_text(json.dumps({"pid": os.getpid(), "born": process_birth(os.getpid())}))
-    aside.replace(folder / "pid.json")
+    """Write this process's id and start time to `pid.json`, completely or not at all."""
+    note = {"pid": os.getpid(), "born": process_birth(os.getpid())}
+    write_atomically(folder / "pid.json", json.dumps(note))
+
+
+def last_line(printed: str) -> str:
+    """The last line of a process's output, where Python prints the error."""
+    return (printed.strip().splitlines() or ["no reason was given"])[-1]
+
+
+def free_address() -> str:
+    """HOST:PORT on this machine for processes to connect. No process uses the port now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return "{}:{}".format(*found.getsockname())
+
+
+def tied(command: Sequence[str]) -> list[str]:
+    """A command to start instead of `command`, so that Linux kills it when this process ends.
+
+    The first word of `command` is a path. It works from the command's first moment, wherever the command hangs. The
+    kernel acts when the thread that started the command ends, so only a thread that waits for the command may start it.
+    On other systems the command continues to run.
+    """
+    return [sys.executable, "-IS", "-c", _BECOME, str(os.getpid()), *command]
+
+
+@contextmanager
+def postponed(number: signal.Signals) -> Iterator[None]:
+    """Let the handler of a signal run after the block and not in it.
+
+    A handler that raises while `Popen` starts a process leaves that process behind, because nobody knows it yet.
+    """
+    if threading.current_thread() is not threading.main_thread():  # handlers run in the main thread only
+        yield
+        return
+    came: list[int] = []
+    handler = signal.signal(number, lambda *_: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(number, handler)
+        if came:
+            signal.raise_signal(number)
 
 
 def end_with_the_parent() -> None:
-    """Have this process end when the one that holds the other end of its standard input does, however that happens."""
+    """End this process when its parent, which holds the other end of standard input, ends in any way."""
     threading.Thread(target=_wait_for_the_end, daemon=True).start()
 
 
 def _wait_for_the_end() -> None:
-    while os.read(0, 4096):  # sys.stdin would be locked by this thread when the interpreter shuts down, which aborts it
+    while os.read(0, 4096):  # reading sys.stdin would hold its lock at shutdown, which aborts the interpreter
         pass
     os._exit(1)

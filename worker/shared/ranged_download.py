@@ -1,4 +1,4 @@
-"""A download that goes on where it was cut off."""
+"""A download that resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from pathlib import Path
 
 import httpx
 
-Ask = Callable[[Mapping[str, str]], AbstractContextManager[httpx.Response]]
-"""Sends the request with these headers; raises for every refusal but 416."""
+Request = Callable[[Mapping[str, str]], AbstractContextManager[httpx.Response]]
+"""Sends the request with these headers. Raises for every error status but 416."""
 
 
-def fetch(ask: Ask, aside: Path) -> bool:
-    """Add to `aside` what it lacks of the file; True if it held a part before, which only the file's hash can vouch for.
+def fetch(request: Request, partial: Path) -> bool:
+    """Append the missing bytes of the file to `partial`. True if a part was there before.
 
-    What has arrived stays there, whatever is raised: `OSError`, `httpx.HTTPError`, and what `ask` raises.
+    The file's hash has to be checked then. The bytes in `partial` are kept after an error. Raises `OSError`,
+    `httpx.HTTPError`, and the errors of `ask`.
     """
-    have = aside.stat().st_size if aside.is_file() else 0
-    wanted = {"Range": f"bytes={have}-"} if have else {}
-    with ask({"Accept-Encoding": "identity", **wanted}) as answer:
-        if answer.status_code == REQUESTED_RANGE_NOT_SATISFIABLE:
-            return True  # it was cut off after the last byte
-        with aside.open("ab" if answer.status_code == PARTIAL_CONTENT else "wb") as file:
-            for chunk in answer.iter_bytes():
+    offset = partial.stat().st_size if partial.is_file() else 0
+    range_header = {"Range": f"bytes={offset}-"} if offset else {}
+    with request({"Accept-Encoding": "identity", **range_header}) as response:
+        if response.status_code == REQUESTED_RANGE_NOT_SATISFIABLE:
+            return True  # the last byte had arrived before the interruption
+        with partial.open("ab" if response.status_code == PARTIAL_CONTENT else "wb") as file:
+            for chunk in response.iter_bytes():
                 file.write(chunk)
-    return have > 0
+    return offset > 0

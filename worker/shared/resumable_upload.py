@@ -1,12 +1,12 @@
-"""One file through a resumable upload session: a URL that takes byte ranges and remembers how far it got.
+"""Uploads one file through a resumable session: a URL that accepts byte ranges and remembers its progress.
 
-The wire is Google Drive's: `PUT` with `Content-Range: bytes a-b/N` answers 308 and a `Range` until the last chunk, then the
-finished file's resource; `bytes */N` asks how far it got. Worker and server both send with this.
+The protocol is Google Drive's. `PUT` with `Content-Range: bytes a-b/N` returns 308 and a `Range` until the last chunk,
+then the finished file's resource. `bytes */N` asks for the progress. Worker and server both use this module.
 
 SessionError
-├── SessionAway    no usable answer, or one that means 'later': the session goes on from where it stands
-└── SessionGone    the session takes no more bytes; another one may
-    └── SessionFull    no space is left where it leads
+├── SessionAway    no reply, or a temporary error: the session can be resumed
+└── SessionGone    the session accepts no more bytes, another one may
+    └── SessionFull    the store has no space left
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import httpx
 
 GRANULE_BYTES = 256 << 10
-"""Every chunk but the last is a multiple of this."""
+"""Every chunk but the last is a multiple of this size."""
 
 CHUNK_BYTES = 64 * GRANULE_BYTES
 TIMEOUT_S = 120.0
@@ -37,24 +37,24 @@ FULL = frozenset({"storageQuotaExceeded", "quotaExceeded", "teamDriveFileLimitEx
 
 
 class SessionError(Exception):
-    """The file did not arrive."""
+    """The file was not uploaded."""
 
 
 class SessionAway(SessionError):
-    """Nothing usable came back for as long as patience lasted."""
+    """There was no usable reply within the allowed attempts."""
 
 
 class SessionGone(SessionError):
-    """The session is over, unknown, or not for us."""
+    """The session has ended, is unknown, or access is denied."""
 
 
 class SessionFull(SessionGone):
-    """There is no space for the file."""
+    """The store has no space for the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """`attempts` in a row without progress, with pauses that double from `first_s` to `longest_s`, jittered."""
+    """`attempts` in a row without progress, with jittered pauses that double from `first_s` to `longest_s`."""
 
     attempts: int = 12
     first_s: float = 0.5
@@ -62,7 +62,7 @@ class Patience:
     sleep: Callable[[float], None] = time.sleep
 
     def pause(self, failures: int, asked_s: float = 0.0) -> None:
-        """Wait before the next attempt; longer if the other side asked for that."""
+        """Wait before the next attempt. The server may ask for a longer pause."""
         usual = min(self.longest_s, self.first_s * 2 ** (failures - 1))
         self.sleep(max(usual * random.uniform(0.5, 1.0), min(asked_s, MAX_RETRY_AFTER_S)))  # noqa: S311
 
@@ -78,9 +78,10 @@ def send(
     patience: Patience | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> dict[str, Any]:
-    """Send the file and return the store's own description of it; sending a finished one again does the same.
+    """Upload the file and return the store's description of it. Sending a finished file again returns the same.
 
-    `headers` is asked for every request, because a credential may run out on the way. Raises a `SessionError` or `OSError`.
+    `headers` is called for every request, because a credential may expire during the upload. Raises a `SessionError` or
+    `OSError`.
     """
     patience = patience or Patience()
     failures, at = 0, 0
@@ -91,27 +92,27 @@ def send(
             wait, problem = 0.0, "no progress"
             try:
                 body, span = (b"", f"*/{size}") if ask else _chunk(file, at, size, chunk_bytes)
-                answer = client.put(url, content=body, headers={**headers(), "Content-Range": f"bytes {span}"})
-                if (finished := _resource(answer)) is not None:
+                response = client.put(url, content=body, headers={**headers(), "Content-Range": f"bytes {span}"})
+                if (finished := _resource(response)) is not None:
                     return finished
-                if answer.status_code == 308:
-                    before, at, asked, ask = at, _received(answer), ask, False
+                if response.status_code == 308:
+                    before, at, was_query, ask = at, _received(response), ask, False
                     failures = 0 if at > before else failures
-                    if at > before or asked:
+                    if at > before or was_query:
                         continue
                 else:
-                    wait, problem = _later(answer)
+                    wait, problem = _later(response)
             except httpx.HTTPError as error:
                 problem = type(error).__name__
             failures += 1
             if failures >= patience.attempts:
-                raise SessionAway(f"the upload stands at {at} of {size} bytes: {problem}")
+                raise SessionAway(f"the upload stopped at {at} of {size} bytes: {problem}")
             patience.pause(failures, wait)
             ask = True
 
 
 def probe(url: str, patience: Patience | None = None) -> bool:
-    """Whether the session takes bytes from somebody who has nothing but its URL."""
+    """Whether the session accepts bytes from a client that has only its URL."""
     patience = patience or Patience(attempts=4)
     with _client(url) as client:
         for failures in range(1, patience.attempts + 1):
@@ -130,7 +131,7 @@ def _client(url: str) -> httpx.Client:
 
 @functools.cache
 def _certificates() -> ssl.SSLContext:
-    """Read once: that takes as long as a small upload."""
+    """Cached, because loading takes as long as a small upload."""
     return httpx.create_ssl_context()
 
 
@@ -140,36 +141,37 @@ def _chunk(file: BinaryIO, at: int, size: int, chunk_bytes: int) -> tuple[bytes,
     return body, f"{at}-{at + len(body) - 1}/{size}" if body else f"*/{size}"
 
 
-def _received(answer: httpx.Response) -> int:
-    found = re.fullmatch(r"(?:bytes=)?0-(\d+)", answer.headers.get("range", ""))
+def _received(response: httpx.Response) -> int:
+    found = re.fullmatch(r"(?:bytes=)?0-(\d+)", response.headers.get("range", ""))
     return int(found[1]) + 1 if found else 0
 
 
-def _resource(answer: httpx.Response) -> dict[str, Any] | None:
-    """The finished file, or None if this is not the answer of a finished session."""
-    if not answer.is_success:
+def _resource(response: httpx.Response) -> dict[str, Any] | None:
+    """The finished file's description. None if the session has not finished."""
+    if not response.is_success:
         return None
     with contextlib.suppress(ValueError):
-        found = answer.json()
+        found = response.json()
         if isinstance(found, dict) and "id" in found:
             return found
     return None
 
 
-def _later(answer: httpx.Response) -> tuple[float, str]:
-    """How long to wait and why, if this answer means 'later'; raises `SessionGone` if it means 'never'."""
-    reason = reason_of(answer)
-    words = f"HTTP {answer.status_code} {reason}".rstrip()
-    if answer.status_code == 403 and reason in FULL:
+def _later(response: httpx.Response) -> tuple[float, str]:
+    """Seconds to wait, and the reason, after a temporary error. Raises `SessionGone` after a permanent one."""
+    reason = reason_of(response)
+    problem = f"HTTP {response.status_code} {reason}".rstrip()
+    if response.status_code == 403 and reason in FULL:
         raise SessionFull(f"no space is left in the store ({reason})")
-    if answer.is_success or answer.status_code in RETRY or (answer.status_code == 403 and reason in SLOW_DOWN):
-        asked = answer.headers.get("retry-after", "")
-        return (float(asked) if asked.isdecimal() else 0.0), words
-    raise SessionGone(f"the upload session is of no use any more: {words}")
+    if response.is_success or response.status_code in RETRY or (response.status_code == 403 and reason in SLOW_DOWN):
+        retry_after = response.headers.get("retry-after", "")
+        return (float(retry_after) if retry_after.isdecimal() else 0.0), problem
+    raise SessionGone(f"the upload session has expired: {problem}")
 
 
-def reason_of(answer: httpx.Response) -> str:
-    """Why Google says that it refuses, or "" if that is not what this is."""
+def reason_of(response: httpx.Response) -> str:
+    """Google's reason in an error reply, which is one word, or "" if there is none."""
     with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
-        return str(answer.json()["error"]["errors"][0]["reason"])
+        reason = str(response.json()["error"]["errors"][0]["reason"])
+        return reason if re.fullmatch(r"[A-Za-z]{1,64}", reason) else ""
     return ""

@@ -1,6 +1,6 @@
-"""Messages as lines of a session's output, signed so that nobody else can write one.
+"""Messages as signed lines of a session's output, so that no other program can write one.
 
-Standard library only: the script that starts a worker speaks this way before anything is installed.
+Standard library only: the script that starts a worker uses this before anything is installed.
 """
 
 from __future__ import annotations

@@ -1,15 +1,23 @@
-"""What is wrong with a job file: where, and in words for the person who wrote it."""
+"""Explains the errors in a job file: where they are, and one sentence for the person who wrote it."""
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from worker.shared.messages import CheckpointSpec, DatasetSpec, JobSpec, PlacementSpec
+from worker.shared.job_spec import CheckpointSpec, DatasetSpec, JobSpec, PlacementSpec
+from worker.shared.plain_errors import MAX_KEY, in_words, nearest
+from worker.shared.wire import excerpt
+
+MAX_ERRORS = 50
+"""Errors that are explained. The others are counted."""
+MAX_SUGGESTIONS = 10
+"""Unknown keys that are compared with the known ones, which costs more than everything else here."""
+MAX_POINTER = 255
 
 _INSIDE: dict[str, type[BaseModel]] = {
     "datasets": DatasetSpec,
@@ -21,45 +29,64 @@ _WORDS = {
     "too_short": "must have at least one entry",
     "model_type": "must be keys with values",
     "finite_number": "must be a finite number",
-    "string_unicode": "holds half a character",
+    "string_unicode": "has an unpaired surrogate character",
 }
 
 
 def pointer(parts: Sequence[int | str]) -> str:
     """A JSON pointer (RFC 6901)."""
-    return "/" + "/".join(str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+    text = "/" + "/".join(str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+    return excerpt(text, MAX_POINTER)
+
+
+def limited(errors: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The first errors, and how many there are more."""
+    return [*errors[:MAX_ERRORS], *_more(len(errors) - MAX_ERRORS)]
+
+
+def _more(count: int) -> list[tuple[str, str]]:
+    return [("", f"and {count} more error{'' if count == 1 else 's'}")] if count > 0 else []
 
 
 def explain(error: ValidationError) -> list[tuple[str, str]]:
-    """`(JSON pointer, sentence)` for each fault of a job file, naming the nearest known key for an unknown one."""
+    """`(JSON pointer, sentence)` for each error in a job file. Suggests the nearest known key for an unknown one.
+
+    The first `MAX_ERRORS` are explained. The work grows with the number of errors, and not faster.
+    """
     faults = [(_place(f["loc"]), f) for f in error.errors(include_url=False, include_context=False)]
-    found: dict[str, list[str]] = {}
+    # An error inside a list also makes pydantic report the list itself. Only the inner error is useful.
+    lists = {place[:depth] for place, _ in faults for depth in range(len(place))}
+    by_place: dict[tuple[int | str, ...], list[Mapping[str, Any]]] = {}
     for place, fault in faults:
-        # A list is called too short, or not the word that may stand in its place, because of what is wrong in it.
-        deeper = any(len(other) > len(place) and other[: len(place)] == place for other, _ in faults)
-        if not deeper:
-            found.setdefault(pointer(place), []).append(_sentence(place, fault))
-    return [(where, _either(sentences)) for where, sentences in found.items()]
+        if place not in lists:
+            by_place.setdefault(place, []).append(fault)
+    unknown = [place for place, found in by_place.items() if found[0]["type"] == "extra_forbidden"]
+    compared = set(unknown[:MAX_SUGGESTIONS])
+    explained = [
+        (pointer(place), _either([_sentence(place, fault, suggests=place in compared) for fault in found]))
+        for place, found in islice(by_place.items(), MAX_ERRORS)
+    ]
+    return explained + _more(len(by_place) - MAX_ERRORS)
 
 
 def _place(location: Sequence[int | str]) -> tuple[int | str, ...]:
-    """Without the names of a union's branches, which are no keys of the file."""
+    """The location without the names of a union's branches, which are not keys of the file."""
     if not location or location[0] in _INSIDE:
         return tuple(location)
     return (location[0], *(part for part in location[1:] if isinstance(part, int)))
 
 
-def _sentence(place: Sequence[int | str], fault: Mapping[str, Any]) -> str:
+def _sentence(place: Sequence[int | str], fault: Mapping[str, Any], *, suggests: bool) -> str:
     if fault["type"] == "extra_forbidden":
         known = _INSIDE[str(place[0])] if len(place) > 1 else JobSpec
-        near = difflib.get_close_matches(str(place[-1]), known.model_fields, n=1, cutoff=0.5)
-        return f"unknown key '{place[-1]}'" + (f"; did you mean '{near[0]}'?" if near else "")
+        key = str(place[-1])
+        return f"unknown key '{excerpt(key, MAX_KEY)}'" + (nearest(key, known.model_fields) if suggests else "")
     if isinstance(fault["input"], float) and math.isnan(fault["input"]):
         return "must be a number"
-    return _WORDS.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
+    return _WORDS.get(fault["type"]) or in_words(fault)
 
 
 def _either(sentences: Sequence[str]) -> str:
-    """One sentence for the branches of a union, of which the value fits none."""
+    """One sentence for a value that fits no branch of a union."""
     first, *others = dict.fromkeys(sentences)
-    return ", or be ".join([first, *(other.removeprefix("Input should be ") for other in others)])
+    return ", or be ".join([first, *(other.removeprefix("must be ") for other in others)])

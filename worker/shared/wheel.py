@@ -1,6 +1,6 @@
-"""The worker as one wheel, made on the spot: small enough to be sent to a machine that has no trainhop.
+"""Builds the packages `worker` and `trainhop` as one wheel, small enough to send to a machine that has neither.
 
-It is importable where it lies (`sys.path`), and pip can install it. The same sources give the same bytes.
+It can be imported directly (`sys.path`) or installed with pip. The same sources give the same bytes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from pathlib import Path
 import worker
 
 DISTRIBUTION = "trainhop-worker"
+PACKAGES = ("trainhop", "worker")
 NEEDED = ("httpx", "numpy", "pydantic", "safetensors", "stamina")
-"""What a worker imports besides its training libraries; the distribution's other dependencies are the command line's."""
+"""What a worker imports besides its training libraries. The other dependencies belong to the command line."""
 
+_SUFFIXES = (".py", ".jsonl")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -34,9 +36,9 @@ class Wheel:
 
 
 def requirements(extra: str = "") -> list[str]:
-    """What a worker needs, as pip writes it: the light ones, or with `extra="train"` the pinned training libraries.
+    """What a worker needs, in pip's syntax: the light packages, or the pinned training libraries with `extra="train"`.
 
-    Asks whichever of the two distributions is there; only where neither is does it find nothing.
+    Reads the metadata of whichever of the two distributions is installed. Empty if neither is.
     """
     for name in (DISTRIBUTION, "trainhop"):
         try:
@@ -50,17 +52,19 @@ def requirements(extra: str = "") -> list[str]:
 
 
 def _extra(marker: str) -> str:
-    found = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", marker)
-    return found[1] if found else ""
+    match = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", marker)
+    return match[1] if match else ""
 
 
 @cache
 def build() -> Wheel:
-    """The wheel of the worker that is installed here; needs its sources as files."""
+    """The wheel of the installed version. Needs its sources as files."""
     version = metadata.version("trainhop")
     stem = f"{DISTRIBUTION.replace('-', '_')}-{version}"
-    root = Path(worker.__file__).parent
-    files = {f"worker/{path.relative_to(root).as_posix()}": path.read_bytes() for path in sorted(root.rglob("*.py"))}
+    root = Path(worker.__file__).parent.parent
+    found = [path for package in PACKAGES for path in sorted((root / package).rglob("*"))]
+    sources = [path for path in found if path.suffix in _SUFFIXES]
+    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in sources}
     info = f"{stem}.dist-info"
     files[f"{info}/METADATA"] = _metadata(version).encode()
     files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: trainhop\nRoot-Is-Purelib: true\nTag: py3-none-any\n"

@@ -1,1 +1,1 @@
-"""What trains: model backends, data, sampler, exact state. Needs torch; nothing outside `worker` imports it."""
+"""Training: model backends, data, sampler, exact state. It needs torch, and only `worker` imports it."""

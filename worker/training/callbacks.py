@@ -1,7 +1,8 @@
-"""What happens at the start and at each step's end of a session: restore, report, save, evaluate, stop."""
+"""The trainer callback of a session: restores at the start, then reports, saves, evaluates or stops after each step."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from typing import Any
@@ -10,33 +11,32 @@ import torch
 from transformers import TrainerCallback
 
 from worker.agent.hardware import versions
-from worker.shared.checkpoint_file import CheckpointError
-from worker.shared.messages import Fidelity, Hardware, Manifest, Phase, Probe, Recipe
+from worker.agent.limits import when_there_is_room
+from worker.shared.manifest import Fidelity, Hardware, Manifest, Probe, Recipe
+from worker.shared.messages import Phase
 from worker.training import evaluation, state
 from worker.training.backends.base import Backend, Loaded
-from worker.training.data import Rows
+from worker.training.data import Rows, next_tokens_sha256
 from worker.training.determinism import is_deterministic
 from worker.training.encoding import Encoder
 from worker.training.export import export_adapter
 from worker.training.hostcopy import HostCopy
-from worker.training.interface import (
-    Decision,
-    Hooks,
-    PermanentError,
-    Resume,
-    Snapshot,
-    Trained,
-    TrainingJob,
-    UnfitMachineError,
-)
+from worker.training.interface import Decision, Hooks, PermanentError, Resume, Snapshot, Trained, TrainingJob
+from worker.training.machine_setup import card_of, machine_setup
+from worker.training.module_state import Fresh
 from worker.training.sampler import position
 from worker.training.trainer import StepTrainer
 
+_log = logging.getLogger(__name__)
 
-class Session(TrainerCallback):
-    """Stands between the trainer's loop and the hooks: restores at its start, reports and saves at each step's end."""
+
+class SessionCallback(TrainerCallback):
+    """Connects the trainer's loop to the hooks: restores at the start, reports and saves at the end of each step."""
 
     trainer: StepTrainer
+    _fresh: Fresh
+    _setup: dict[str, str]
+    _fidelity: Fidelity
 
     def __init__(
         self,
@@ -68,22 +68,25 @@ class Session(TrainerCallback):
         return self._resume.manifest.step if self._resume else 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Optimiser and schedule exist now and no batch has been drawn: the place to put everything back."""
+        """Restore the state. The optimiser and schedule exist now, and no batch has been drawn."""
         state.global_step = self.start_step
-        fidelity = self._restore() if self._resume else self._start_fresh()
-        self._hooks.restored(self.start_step, fidelity, self._backend.name)
-        # A session that stopped right at an evaluation step has left it to this one.
+        self.trainer.lower = self._lower
+        self._fresh = evaluation.first_pass(self._loaded.model, self.trainer.summed, *self._probe_of())
+        self._setup = machine_setup(self.trainer.group.texts(card_of(self._hardware)))
+        self._fidelity = self._restore() if self._resume else self._start_fresh()
+        self._hooks.restored(self.start_step, self._fidelity, self._backend.name)
+        # A session that stops at an evaluation step leaves the evaluation to the next one.
         if self.start_step == 0 or self._due(self.start_step):
-            self._look(self.start_step)
+            self._evaluate(self.start_step)
         self._hooks.phase(Phase.TRAIN)
         self._step_began = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """An update is done: report it, then save, evaluate or stop as told."""
+        """After an update: report it, then save, evaluate or stop as decided."""
         step, values = state.global_step, self.trainer.take_step()
-        self._refuse_nonsense(step, values)
-        wish = self._hooks.step_done(step, values, time.monotonic() - self._step_began)
-        decision = self.trainer.group.decided(wish)
+        self._check_finite(step, values)
+        own_decision = self._hooks.step_done(step, values, time.monotonic() - self._step_began)
+        decision = self.trainer.group.decided(own_decision)
         last = step >= self._spec.total_steps
         if decision is Decision.STOP:
             self._stopped = True
@@ -93,12 +96,12 @@ class Session(TrainerCallback):
         if self._stopped:
             control.should_training_stop = True
         elif self._due(step):
-            self._look(step)
+            self._evaluate(step)
             self._hooks.phase(Phase.TRAIN)
         self._step_began = time.monotonic()
 
-    def _refuse_nonsense(self, step: int, values: dict[str, float]) -> None:
-        """Stop before weights that are lost are saved. With a loss scaler an infinite norm only means a skipped step."""
+    def _check_finite(self, step: int, values: dict[str, float]) -> None:
+        """Stop before corrupt weights are saved. With a loss scaler an infinite norm only means a skipped step."""
         scaled = self.trainer.accelerator.scaler is not None
         for name, what in (("loss", "loss"), ("grad_norm", "gradient norm")):
             if not math.isfinite(values[name]) and not (scaled and name == "grad_norm"):
@@ -107,15 +110,22 @@ class Session(TrainerCallback):
                 )
 
     def finish(self) -> Trained:
-        """Export the adapter if the last step is done; says where the session stopped."""
+        """Export the adapter if the last step is done. Returns where the session stopped."""
         step = self.trainer.state.global_step
         if self._stopped:
             return Trained(step=step, complete=False)
-        if not self._leads:
+        # The only step of an old job has a learning rate of 0, as it had when the job began.
+        if not state.has_learnt(self._loaded.model) and (self._spec.numerics is not None or step > 1):
+            raise PermanentError(
+                f"the adapter is still zero after {step} steps, so nothing was learnt; set a higher learning_rate or "
+                "more steps"
+            )
+        if not self._is_first_rank:
             return Trained(step=step, complete=True)
         self._hooks.phase(Phase.EXPORT)
-        archive, digest = export_adapter(
-            self._loaded.model, self._loaded.tokenizer, self._spec, self._recipe, self._job.work_dir
+        model, tokenizer = self._loaded.model, self._loaded.tokenizer
+        archive, digest = when_there_is_room(
+            lambda: export_adapter(model, tokenizer, self._spec, self._recipe, self._job.work_dir)
         )
         return Trained(step=step, complete=True, adapter_zip=archive, adapter_sha256=digest)
 
@@ -129,30 +139,32 @@ class Session(TrainerCallback):
         manifest, run = self._resume.manifest, self.trainer.run_state()
         planned = state.schedule(run)
         state.restore(run, self._resume.arrays, manifest.state)
-        if self._recipe != manifest.recipe:  # a clone that changes what the steps to come are made with
+        if self._recipe != manifest.recipe:  # a clone with another schedule for the following steps
             state.reschedule(run, planned)
-        try:
-            return evaluation.check_probe(manifest, self._manifest(manifest.step, {}))
-        except CheckpointError as error:
-            if manifest.precision == "bf16" and self._loaded.precision == "fp16":
-                raise UnfitMachineError(
-                    f"this run was trained in bf16 and does not hold in the range of fp16, which is what "
-                    f"{self._hardware.name} computes in ({error}); use a card of compute capability 8.0 or newer"
-                ) from error
-            raise
+        why = evaluation.check_probe(manifest, self._manifest(manifest.step, {}))
+        if why:
+            _log.warning("this session is %s: %s", Fidelity.STATE_EXACT, "; ".join(why)[:2_000])
+        # Each process has a device of its own, and all of them take part in every update.
+        return Fidelity.EXACT if self.trainer.group.all(not why) else Fidelity.STATE_EXACT
+
+    def _lower(self, why: str) -> None:
+        """The run stops being exact in the middle of the session, for example because memory ran out."""
+        if self._fidelity is Fidelity.EXACT:
+            self._fidelity = Fidelity.STATE_EXACT
+            self._hooks.lowered(self._fidelity, why)
 
     @property
-    def _leads(self) -> bool:
-        """Whether this process saves, evaluates and exports; its followers hold the same state."""
+    def _is_first_rank(self) -> bool:
+        """Whether this process saves, evaluates and exports. The other processes have the same state."""
         return self.trainer.group.rank == 0
 
     def _due(self, step: int) -> bool:
         return step > 0 and (step % self._spec.eval_every == 0 or step >= self._spec.total_steps)
 
-    def _look(self, step: int) -> None:
-        """Evaluate: held-out loss (not before the first step) and sample answers."""
+    def _evaluate(self, step: int) -> None:
+        """Evaluate: validation loss (not before the first step) and sample answers."""
         spec = self._spec
-        if not self._leads:
+        if not self._is_first_rank:
             return
         if len(self._held_out) and step:
             self._hooks.phase(Phase.EVAL)
@@ -167,20 +179,26 @@ class Session(TrainerCallback):
             model, tokenizer = self._loaded.model, self._loaded.tokenizer
             length = spec.sample_max_tokens
             self._hooks.sampled(
-                evaluation.answer(model, tokenizer, self._encoder, spec.sample_prompts, step, length, self._chat)
+                evaluation.sample_answers(
+                    model, tokenizer, self._encoder, spec.sample_prompts, step, length, self._chat
+                )
             )
 
     def _save(self, step: int) -> None:
-        if not self._leads:
+        changed = self._fresh.changes(self._loaded.model)
+        group = self.trainer.group
+        if group.world > 1 and len(set(group.gather([changed.crc]))) > 1:
+            changed.lost.append("(different in the processes of this session)")
+        if not self._is_first_rank:
             return
         self._hooks.phase(Phase.SAVE)
-        arrays, held, ready = state.snapshot(self.trainer.run_state(), self._copier)
-        self._hooks.save(Snapshot(tensors=arrays, manifest=self._manifest(step, held), ready=ready))
+        arrays, state_json, ready = state.snapshot(self.trainer.run_state(), self._copier, changed)
+        self._hooks.save(Snapshot(tensors=arrays, manifest=self._manifest(step, state_json), ready=ready))
         self._hooks.phase(Phase.TRAIN)
 
-    def _manifest(self, step: int, held: dict[str, Any]) -> Manifest:
-        """What is to be said of the run as it stands after `step` updates."""
-        epoch, index = position(step, self._spec.global_batch_size, self._spec.train_rows)
+    def _manifest(self, step: int, state_json: dict[str, Any]) -> Manifest:
+        """The manifest of the run after `step` updates."""
+        epoch, index = position(step, self._spec.global_batch_size, self._recipe.epoch_rows)
         return Manifest(
             job=self._job.job,
             fence=self._job.fence,
@@ -197,9 +215,21 @@ class Session(TrainerCallback):
             hardware=self._hardware,
             versions=self._versions,
             probe=self._probe(),
-            state=held | {"threads": torch.get_num_threads(), "deterministic": is_deterministic()},
+            next_tokens_sha256=self._next_tokens(step),
+            state=state_json
+            | {"threads": torch.get_num_threads(), "deterministic": is_deterministic(), "setup": self._setup},
         )
 
+    def _next_tokens(self, step: int) -> str | None:
+        """Not for rows that differ from day to day."""
+        return next_tokens_sha256(self.trainer.rows, step, self._spec) if self._recipe.rows_sha256 else None
+
     def _probe(self) -> Probe:
+        return evaluation.probe(
+            self._loaded.model, self.trainer.summed, *self._probe_of(), is_strict=is_deterministic()
+        )
+
+    def _probe_of(self) -> tuple[int, int, int]:
+        """The probe's seed, vocabulary and padding."""
         vocabulary = min(len(self._loaded.tokenizer), self._loaded.model.config.get_text_config().vocab_size)
-        return evaluation.probe(self._loaded.model, self.trainer.summed_loss, self._spec.seed, vocabulary)
+        return self._spec.seed, vocabulary, self.trainer.pad_id

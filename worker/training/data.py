@@ -1,7 +1,8 @@
-"""The rows of a job as examples and batches."""
+"""The rows of a job as tokenised examples and batches."""
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from array import array
 from collections.abc import Sequence
@@ -11,40 +12,52 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from worker.shared.checkpoint_file import ROWS_DIFFER, OtherRunError
 from worker.shared.dataset_files import DatasetError, Row, read_rows
 from worker.training.encoding import IGNORE, Encoder, Example
 from worker.training.interface import PermanentError
-from worker.training.model_limits import Room
+from worker.training.model_limits import ModelLimits
+from worker.training.row_faults import NOTHING_TRAINED, checked, named
+from worker.training.sampler import step_samples
 
 if TYPE_CHECKING:
-    from worker.shared.messages import JobSpec
+    from worker.shared.job_spec import JobSpec
+    from worker.shared.manifest import Manifest
+
+REPEATED = 16
+"""Rows that are encoded twice before the first step, to find a tokenizer that draws its tokens."""
+COMPARED = 64
+"""Maximum rows of the next update whose tokens are compared after a restore."""
 
 
 def load_rows(paths: Sequence[Path], spec: JobSpec) -> list[Row]:
-    """All rows of the job's datasets in order. Raises `PermanentError` if one is faulty or the count is not the spec's."""
+    """All rows of the job's datasets in order.
+
+    Raises `PermanentError` if a dataset is invalid or the number of rows differs from the spec.
+    """
     rows: list[Row] = []
     for path, dataset in zip(paths, spec.datasets, strict=True):
         try:
-            rows.extend(read_rows(path, dataset.type, dataset.file_format))
+            rows.extend(read_rows(path, dataset.type, dataset.file_format, all_keys=spec.encoding is not None))
         except DatasetError as error:
             raise PermanentError(f"dataset {dataset.path}: {error}") from error
     if len(rows) != spec.rows:
-        raise PermanentError(
-            f"the datasets have {len(rows)} rows but the job was made for {spec.rows}; submit it again"
-        )
+        raise PermanentError(f"the datasets have {len(rows)} rows, but the job expects {spec.rows}; submit it again")
     return rows
 
 
 class Rows(torch.utils.data.Dataset[Example]):
-    """Map-style view of some rows, tokenised when asked for and remembered for a while."""
+    """Map-style view of selected rows, tokenised on demand and cached."""
 
-    def __init__(self, rows: Sequence[Row], chosen: Sequence[int], encoder: Encoder, room: Room | None = None) -> None:
+    def __init__(
+        self, rows: Sequence[Row], chosen: Sequence[int], encoder: Encoder, limits: ModelLimits | None = None
+    ) -> None:
         self._rows, self._chosen = rows, chosen
 
         def encode(number: int) -> Example:
             example = encoder.encode(rows[number])
-            if room:
-                room.check(example.input_ids, f"row {number + 1} of the dataset")
+            if limits:
+                limits.check(example.input_ids, f"row {number + 1} of the dataset")
             return example
 
         self._encode = lru_cache(maxsize=4096)(encode)
@@ -57,22 +70,72 @@ class Rows(torch.utils.data.Dataset[Example]):
 
 
 def trained_tokens(examples: Sequence[Example]) -> int:
-    """Labels of `examples` that are trained on; the first of a row never is, since nothing predicts it."""
+    """Number of labels that are trained on. The first token of a row is not, since no token predicts it."""
     return sum(label != IGNORE for example in examples for label in example.labels[1:])
 
 
-def check_rows(rows: Sequence[Row], trained: Rows, encoder: Encoder, sequence_len: int) -> None:
-    """Raise `PermanentError` before the first step for a row that no step could use, or if there is nothing to learn."""
+def rendered_sha256(rows: Sequence[Row], encoder: Encoder) -> str | None:
+    """Hash of all rows as rendered, in order. None if they depend on the time of day.
+
+    Raises `PermanentError` for a row that cannot be rendered.
+    """
+    if rows[0].messages and not encoder.is_repeatable:
+        return None
+    digest = hashlib.sha256()
+    if rows[0].messages and encoder.training_template is not None:
+        digest.update(encoder.training_template.encode())  # its marks decide what is trained, and are no text
     for number, row in enumerate(rows, 1):
+        with named(number):
+            text = encoder.rendered(row).encode()
+        digest.update(f"{len(row.messages)} {row.given} {len(row.prompt)} {len(text)}\n".encode())
+        digest.update(text)
+    return digest.hexdigest()
+
+
+def check_rows(
+    rows: Sequence[Row], training: Sequence[int], encoder: Encoder, limits: ModelLimits, sequence_len: int
+) -> None:
+    """Encode every row, so that no fault of the data is found at a later step.
+
+    `training` are the numbers of the rows that are trained on. Raises `PermanentError` for the first row that cannot be
+    used, or if no row has a token to train on.
+    """
+    if rows[0].messages:
+        encoder.refuse_chance()
+    to_train, trained = set(training), False
+    for number, row in enumerate(rows):
+        example = encoder.cut(checked(encoder, limits, row, number + 1))
+        if number < REPEATED and example != encoder.encode(row):
+            raise PermanentError(
+                f"row {number + 1} gives other tokens each time it is tokenised, so no two sessions would train on the "
+                "same rows; use a tokenizer without chance"
+            )
+        trained = trained or (number in to_train and trained_tokens([example]) > 0)
+    if not trained:
+        raise PermanentError(NOTHING_TRAINED.format(sequence_len))
+
+
+def next_tokens_sha256(trained: Rows, step: int, spec: JobSpec) -> str | None:
+    """Hash of the tokens and labels of the first rows of the update after `step` updates.
+
+    None if one of them cannot be encoded, which a job of an older version finds out only when it comes to the row.
+    """
+    digest = hashlib.sha256()
+    for place in step_samples(step, spec.global_batch_size, len(trained), spec.seed)[:COMPARED]:
         try:
-            encoder.render(row)
-        except PermanentError as error:
-            raise PermanentError(f"row {number}: {error}") from error
-    if not any(trained_tokens([trained[number]]) for number in range(len(trained))):
-        raise PermanentError(
-            f"no row has anything to learn within its first {sequence_len} tokens; set a larger sequence_len or shorten "
-            "what comes before the answers"
-        )
+            example = trained[place]
+        except PermanentError:
+            return None
+        for part in (example.input_ids, example.labels):
+            digest.update(array("q", [len(part), *part]).tobytes())
+    return digest.hexdigest()
+
+
+def check_next_tokens(trained: Rows, manifest: Manifest, spec: JobSpec) -> None:
+    """Raise `OtherRunError` if the next update would train on other tokens than when the checkpoint was saved."""
+    saved = manifest.next_tokens_sha256
+    if saved is not None and (here := next_tokens_sha256(trained, manifest.step, spec)) != saved:
+        raise OtherRunError(f"{ROWS_DIFFER} (tokens of the next update: {here!r} here, {saved!r} in the checkpoint)")
 
 
 def row_crc(example: Example) -> int:
@@ -81,12 +144,15 @@ def row_crc(example: Example) -> int:
 
 
 def checksum(rows: Sequence[int]) -> int:
-    """One number for the rows of an update in their order, however they were cut into processes and micro-batches."""
+    """Checksum of the rows of an update in order, independent of processes and micro-batches."""
     return zlib.crc32(array("Q", rows).tobytes())
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> dict[str, torch.Tensor]:
-    """Right-pad to the longest example: `input_ids`, `attention_mask`, `labels`, each int64 of shape (batch, length)."""
+    """Right-pad to the longest example.
+
+    Returns `input_ids`, `attention_mask` and `labels`, each int64 of shape (batch, length).
+    """
     longest = max(len(example.input_ids) for example in examples)
     ids = torch.full((len(examples), longest), pad_id, dtype=torch.int64)
     labels = torch.full_like(ids, IGNORE)

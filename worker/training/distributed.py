@@ -1,11 +1,13 @@
-"""The processes of one session on a machine with several GPUs: this one leads, one more for each further GPU follows."""
+"""The processes of one session on a machine with several GPUs.
+
+This process leads. One follower runs for each further GPU.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -16,32 +18,35 @@ from typing import Any
 
 import torch
 
-from worker.agent.hardware import probe
+from worker.agent.hardware import only_gpu, probe
 from worker.agent.limits import Part
 from worker.shared import causes
-from worker.shared.messages import JobSpec, Origin
+from worker.shared.job_spec import JobSpec
+from worker.shared.messages import Origin
+from worker.shared.process import free_address, tied
 from worker.training.interface import Hooks, TrainingJob, UnfitMachineError
 from worker.training.ranks import Group, Team, world_size
 
 GOODBYE_S = 30.0
 OWN_WORDS_S = 5.0
-"""For this process to say itself what is wrong: what ends one of several usually ends all of them."""
+"""Time for this process to report an error itself. An error of one process usually ends all of them."""
 
 
 @contextlib.contextmanager
-def group_for(job: TrainingJob, hooks: Hooks) -> Iterator[Group]:
-    """The group that this session trains in, with its other processes running inside the block.
+def group_for(job: TrainingJob, hooks: Hooks, processes: int | None = None) -> Iterator[Group]:
+    """The group that this session trains in. Its other processes run inside the block.
 
-    A follower that dies takes the session with it: the others would wait for its gradients for ever. Raises
-    `UnfitMachineError` where that is noticed by the one that waits.
+    It has as many `processes` as given, else as the machine's GPUs allow. If a follower ends unexpectedly, the session
+    ends too, because the others would wait forever for its gradients. Raises `UnfitMachineError` if the waiting process
+    notices that.
     """
     hardware = probe()
-    world = world_size(job.spec, hardware)
+    world = processes or world_size(job.spec, hardware)
     if world == 1:
         yield Group()
         return
     hooks.begins(Part.GROUP)
-    address = _free_address()
+    address = free_address()
     followers = [_follow(job, rank, world, address) for rank in range(1, world)]
     done = threading.Event()
     for follower in followers:
@@ -53,7 +58,7 @@ def group_for(job: TrainingJob, hooks: Hooks) -> Iterator[Group]:
         raise
     except RuntimeError as error:
         if gone := next((follower for follower in followers if follower.process.poll()), None):
-            raise UnfitMachineError(gone.last_words, causes.GPUS) from error
+            raise UnfitMachineError(gone.last_words, causes.GPUS, has_remedy=False) from error
         raise
     finally:
         done.set()
@@ -63,7 +68,7 @@ def group_for(job: TrainingJob, hooks: Hooks) -> Iterator[Group]:
 
 @contextlib.contextmanager
 def team(rank: int, world: int, address: str, seed: int, device: str) -> Iterator[Group]:
-    """This process as one of several; each sees its own GPU as the first."""
+    """This process as one of several. Each sees its own GPU as the first."""
     group = Team(rank, world, address, seed, torch.device(device, 0) if device == "cuda" else torch.device("cpu"))
     try:
         yield group
@@ -72,7 +77,7 @@ def team(rank: int, world: int, address: str, seed: int, device: str) -> Iterato
 
 
 def job_json(job: TrainingJob) -> dict[str, Any]:
-    """What a follower has to know."""
+    """The data that a follower needs."""
     return {
         "job": job.job,
         "fence": job.fence,
@@ -86,7 +91,7 @@ def job_json(job: TrainingJob) -> dict[str, Any]:
 
 
 def job_of(told: dict[str, Any], work_dir: Path) -> TrainingJob:
-    """The way back."""
+    """The inverse of `job_json`."""
     return TrainingJob(
         job=told["job"],
         fence=told["fence"],
@@ -102,7 +107,7 @@ def job_of(told: dict[str, Any], work_dir: Path) -> TrainingJob:
 
 @dataclass(frozen=True)
 class Follower:
-    """The process for another GPU, and the file that it prints to."""
+    """The process for another GPU, and the file with its output."""
 
     process: subprocess.Popen[bytes]
     output: Path
@@ -110,7 +115,7 @@ class Follower:
     @property
     def last_words(self) -> str:
         """How it ended, in one sentence."""
-        lines = self.output.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it printed nothing"]
+        lines = self.output.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
         return (
             f"the process for another GPU of this machine ended with code {self.process.returncode}: {lines[-1][:500]}"
         )
@@ -120,13 +125,12 @@ def _follow(job: TrainingJob, rank: int, world: int, address: str) -> Follower:
     home = job.work_dir / f"rank-{rank}"
     home.mkdir(exist_ok=True)
     (home / "job.json").write_text(json.dumps(job_json(job)))
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": visible[rank] if len(visible) > rank else str(rank)}
     command = [sys.executable, "-m", "worker.training.gpu_follower", str(home), str(rank), str(world), address]
     output = home / "output.log"
     with output.open("ab") as log:
-        # Its standard input ends when this process does, however that happens.
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            tied(command), env=os.environ | only_gpu(rank), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
     return Follower(process, output)
 
 
@@ -136,16 +140,8 @@ def _watch(follower: Follower, done: threading.Event, hooks: Hooks) -> None:
 
 
 def _part_with(follower: subprocess.Popen[bytes]) -> None:
-    assert follower.stdin is not None
     try:
         follower.wait(GOODBYE_S)
     except subprocess.TimeoutExpired:
         follower.kill()
-    follower.stdin.close()
-    follower.wait()
-
-
-def _free_address() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return "{}:{}".format(*found.getsockname())
+        follower.wait()

@@ -1,4 +1,4 @@
-"""The finished adapter as a plain PEFT folder in one zip, the same bytes for the same adapter."""
+"""Exports the adapter as a plain PEFT folder in one zip. The same adapter gives the same bytes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worker.shared.checkpoint_file import sha256_file
+from worker.shared.model_card import model_card
 
 if TYPE_CHECKING:
-    from worker.shared.messages import JobSpec, Recipe
+    from worker.shared.job_spec import JobSpec
+    from worker.shared.manifest import Recipe
 
 ADAPTER_FILE = "adapter_model.safetensors"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The earliest time a zip can name; a real one would change the archive's hash."""
+"""The earliest time in a zip file. The real time would change the archive's hash."""
 
 
 def export_adapter(model: Any, tokenizer: Any, spec: JobSpec, recipe: Recipe, work_dir: Path) -> tuple[Path, str]:
-    """Write `work_dir/adapter.zip`; returns its path and the sha256 of the adapter's weights inside.
+    """Write `work_dir/adapter.zip`. Returns its path and the sha256 of the adapter's weights in it.
 
     Raises `OSError` on a full disk.
     """
@@ -31,7 +33,7 @@ def export_adapter(model: Any, tokenizer: Any, spec: JobSpec, recipe: Recipe, wo
     config = json.dumps(_config(model, spec), indent=2, sort_keys=True)
     (folder / "adapter_config.json").write_text(config + "\n", encoding="utf-8")
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(_card(spec, recipe), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(spec, recipe), encoding="utf-8")
     archive = work_dir / "adapter.zip"
     _pack(folder, archive)
     return archive, sha256_file(folder / ADAPTER_FILE)
@@ -54,22 +56,8 @@ def _config(model: Any, spec: JobSpec) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
-    # Sets come in an order that changes from process to process.
+    # The order of a set differs between processes.
     return sorted(value) if isinstance(value, set | frozenset) else value
-
-
-def _card(spec: JobSpec, recipe: Recipe) -> str:
-    name = spec.base_model.partition("@")[0]
-    rows = "\n".join(f"| {key} | `{value}` |" for key, value in recipe.model_dump().items() if value is not None)
-    return (
-        f"---\nbase_model: {json.dumps(name)}\nlibrary_name: peft\npipeline_tag: text-generation\n"
-        f"tags: [lora, sft, trainhop]\n---\n\n"
-        f"# {spec.name}\n\nA LoRA adapter for `{spec.base_model}`, trained with Trainhop on "
-        f"{recipe.train_rows} rows for {recipe.max_steps} steps.\n\n"
-        f"```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
-        f'model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")\n```\n\n'
-        f"| recipe | |\n|---|---|\n{rows}\n"
-    )
 
 
 def _pack(folder: Path, archive: Path) -> None:

@@ -1,6 +1,7 @@
-"""`python -m worker.training.fetch_model NAME`: brings a base model from the hub and prints what came of it, one line of JSON.
+"""`python -m worker.training.fetch_model NAME`: download a base model from the hub.
 
-A process of its own, because the hub's client can hang in compiled code, and can then only be killed.
+Prints the result as one line of JSON. It is a separate process, because the hub's client can hang in compiled code and
+can then only be killed.
 """
 
 from __future__ import annotations
@@ -15,21 +16,22 @@ from pathlib import Path
 from typing import Literal
 
 from worker.agent.limits import full_disk
+from worker.shared.model_support import weights_of
 from worker.shared.process import end_with_the_parent
 
 SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
-"""What stands beside the weights. It comes first, so that a folder with whole weights is whole."""
+"""Files beside the weights. They come first, so that a folder with complete weights is complete."""
 OTHERS = ["original/*", "*/*.safetensors", "consolidated*"]
-"""The same weights in forms that transformers does not load."""
+"""The same weights in formats that transformers does not load."""
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What came of a download: a folder, or why there is none.
+class DownloadResult:
+    """The result of a download: a folder, or the reason why there is none.
 
-    `limited` is "too many requests", with the seconds that the hub asks for in `wait_s` (0: it names none). `stalled` is said by
-    whoever had to end the download.
+    `limited` means "too many requests", and `wait_s` is the hub's retry time in seconds (0: none given). `stalled` is
+    set by the process that killed the download.
     """
 
     kind: Literal["folder", "missing", "gated", "limited", "full", "away", "stalled"]
@@ -38,7 +40,7 @@ class Answer:
 
 
 class _TooManyRequests(Exception):
-    """The hub wants fewer requests from this address; the client itself would wait where nobody sees it."""
+    """The hub limits requests from this address. The client would otherwise wait without a message."""
 
     def __init__(self, wait_s: float) -> None:
         super().__init__("too many requests")
@@ -46,7 +48,10 @@ class _TooManyRequests(Exception):
 
 
 def cached(name: str) -> Path | None:
-    """The folder of a model that lies whole in the hub's cache: one named by its commit, or any while the hub is switched off."""
+    """The folder of a model that is complete in the hub's cache, or None.
+
+    Without network access any revision is used, otherwise only one that is named by its commit.
+    """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -54,37 +59,23 @@ def cached(name: str) -> Path | None:
     if not constants.HF_HUB_OFFLINE and not _COMMIT.fullmatch(revision):
         return None
     with contextlib.suppress(HFValidationError, LocalEntryNotFoundError):
-        found = snapshot_download(
+        snapshot = snapshot_download(
             repository, revision=revision or None, allow_patterns=SMALL, ignore_patterns=OTHERS, local_files_only=True
         )
-        folder = Path(found)
+        folder = Path(snapshot)
         if constants.HF_HUB_OFFLINE or _is_whole(folder):
             return folder
     return None
 
 
-def weights_of(directory: Path) -> list[Path]:
-    """The weight files that transformers loads from a folder, whether or not they are there; empty if it names none.
-
-    Others may lie beside them: the same weights in one piece, or in the form of those who made them.
-    """
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.is_file() or not index.is_file():
-        return [single] if single.is_file() else []
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return [directory / Path(name).name for name in sorted(shards)]
-    return []
-
-
 def _is_whole(directory: Path) -> bool:
     weights = weights_of(directory)
-    told = (directory / "config.json").is_file() and any(directory.glob("*token*"))
-    return told and bool(weights) and all(path.is_file() for path in weights)
+    has_config = (directory / "config.json").is_file() and any(directory.glob("*token*"))
+    return has_config and bool(weights) and all(path.is_file() for path in weights)
 
 
-def attempt(name: str) -> Answer:
-    """Bring what is needed of a model, and no more, into the hub's cache; never raises."""
+def attempt(name: str) -> DownloadResult:
+    """Download the needed files of a model into the hub's cache. Never raises."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -93,24 +84,24 @@ def attempt(name: str) -> Answer:
     )
 
     try:
-        return Answer(kind="folder", words=str(_bring(name)))
+        return DownloadResult(kind="folder", words=str(_bring(name)))
     except _TooManyRequests as error:
-        return Answer(kind="limited", words=str(error), wait_s=error.wait_s)
+        return DownloadResult(kind="limited", words=str(error), wait_s=error.wait_s)
     except GatedRepoError as error:
-        return Answer(kind="gated", words=_first_line(error))
+        return DownloadResult(kind="gated", words=_first_line(error))
     except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        return Answer(kind="missing", words=_first_line(error))
-    except Exception as error:  # noqa: BLE001  the client raises a dozen kinds for a hub, or a network, that does not do its work
+        return DownloadResult(kind="missing", words=_first_line(error))
+    except Exception as error:  # noqa: BLE001  the client raises many types of hub and network errors
         if full := full_disk(error):
-            return Answer(kind="full", words=full)
+            return DownloadResult(kind="full", words=full)
         kind = "gated" if _status(error) in (401, 403) else "away"
-        return Answer(kind=kind, words=_first_line(error))
+        return DownloadResult(kind=kind, words=_first_line(error))
 
 
 def _bring(name: str) -> Path:
     repository, _, revision = name.partition("@")
     folder = _snapshot(repository, revision or None, SMALL)
-    # From here on by its commit, so that nothing of another version comes in.
+    # By commit, so that all files have the same version.
     _snapshot(repository, folder.name, ["model.safetensors"])
     if not (folder / "model.safetensors").exists():
         shards = [path.name for path in weights_of(folder)]
@@ -132,24 +123,24 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _say_so_when_limited() -> None:
+def _raise_when_limited() -> None:
     import httpx
     from huggingface_hub import set_client_factory
 
-    def look(response: httpx.Response) -> None:
+    def raise_when_limited(response: httpx.Response) -> None:
         if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
-            asked = response.headers.get("retry-after", "")
-            raise _TooManyRequests(float(asked) if asked.isdecimal() else 0.0)
+            retry_after = response.headers.get("retry-after", "")
+            raise _TooManyRequests(float(retry_after) if retry_after.isdecimal() else 0.0)
 
     set_client_factory(
-        lambda: httpx.Client(event_hooks={"response": [look]}, follow_redirects=True, timeout=None)  # noqa: S113  watched
+        lambda: httpx.Client(event_hooks={"response": [raise_when_limited]}, follow_redirects=True, timeout=None)  # noqa: S113  the parent process has a timeout
     )
 
 
 def main() -> None:
-    """Download and say what came of it."""
+    """Download the model and print the result."""
     end_with_the_parent()
-    _say_so_when_limited()
+    _raise_when_limited()
     print(json.dumps(asdict(attempt(sys.argv[1]))), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""`python -m worker.training.gpu_follower FOLDER RANK WORLD ADDRESS`: trains along with the process that started it."""
+"""`python -m worker.training.gpu_follower FOLDER RANK WORLD ADDRESS`: trains with the process that started it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pathlib import Path
 
 from worker.agent.hardware import probe
 from worker.agent.limits import Part
-from worker.shared.messages import Fidelity, Phase, Sample
-from worker.shared.process import end_with_the_parent
+from worker.shared.manifest import Fidelity
+from worker.shared.messages import Phase, Sample
+from worker.shared.process import leave
 from worker.training.distributed import job_of, team
 from worker.training.interface import Decision, Snapshot
 from worker.training.train import train
 
 
 class Silent:
-    """Hooks of a process whose leader does the talking; what it decides is overruled by the leader."""
+    """Hooks of a follower. They report nothing, and the leader overrules their decisions."""
 
     def phase(self, phase: Phase) -> None:
         pass
@@ -29,6 +30,9 @@ class Silent:
         pass
 
     def restored(self, step: int, fidelity: Fidelity, backend: str) -> None:
+        pass
+
+    def lowered(self, fidelity: Fidelity, why: str) -> None:
         pass
 
     def step_done(self, step: int, values: Mapping[str, float], seconds: float) -> Decision:
@@ -45,9 +49,8 @@ class Silent:
 
 
 def main() -> None:
-    """Train until the leader says stop."""
+    """Train until the leader stops."""
     home, rank, world, address = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    end_with_the_parent()
     job = job_of(json.loads((home / "job.json").read_text()), home)
     with team(rank, world, address, job.spec.seed, probe().device) as group:
         train(job, Silent(), group)
@@ -55,3 +58,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

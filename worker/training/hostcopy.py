@@ -1,4 +1,4 @@
-"""Copies of tensors in host memory, made so that training hardly waits for them."""
+"""Copies tensors to host memory with little delay for training."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 Ready = Callable[[], None]
-"""Waits until the arrays hold what was copied; until then they must not be read."""
+"""Waits until the arrays are filled. They must not be read before."""
 
 
 class HostCopy:
-    """Takes copies one after another; a copy stays what it is until the second one after it is taken.
+    """Takes copies one after another. A copy stays valid until the second copy after it.
 
-    From a GPU, tensors are packed into one block there, which a stream of its own brings into pinned memory while training
-    goes on. Two such buffers are kept: one may be being written to a file while the next is filled.
+    GPU tensors are packed into one block on the GPU. A separate stream copies the block to pinned memory while training
+    continues. There are two pinned buffers, so that one can be written to a file while the next is filled.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class HostCopy:
         self._turn = 0
 
     def take(self, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, np.ndarray], Ready]:
-        """Arrays by name, and what to wait for before reading them. Tensors elsewhere than on a GPU are copied at once."""
+        """Arrays by name, and a function that waits until they are filled. CPU tensors are copied at once."""
         arrays = {
             name: tensor.detach().to("cpu", copy=True).contiguous().numpy()
             for name, tensor in tensors.items()
@@ -40,10 +40,10 @@ class HostCopy:
 
 
 class _Layout:
-    """Where each of some thousand tensors lies in one block of bytes; they are the same ones at every save."""
+    """The offsets of the tensors in one block of bytes. They are the same at every save."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
-        # Larger items first keeps every tensor aligned.
+        # Larger items first, which keeps every tensor aligned.
         order = sorted(tensors, key=lambda name: -tensors[name].element_size())
         self._addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
         self._pieces = [tensors[name].detach().view(-1).view(torch.uint8) for name in order]
@@ -53,7 +53,7 @@ class _Layout:
         self._stream = torch.cuda.Stream()
 
     def is_of(self, tensors: dict[str, torch.Tensor]) -> bool:
-        """Whether these are the very tensors it was made for."""
+        """Whether this layout was made for these tensors."""
         return {name: tensor.data_ptr() for name, tensor in tensors.items()} == self._addresses
 
     def bring(self, turn: int) -> tuple[dict[str, np.ndarray], torch.cuda.Event]:

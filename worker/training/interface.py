@@ -1,4 +1,4 @@
-"""The seam between the runner (leases, deadlines, saving) and the trainer (models, tensors, steps)."""
+"""The interface between the agent (leases, deadlines, saving) and the trainer (models, tensors, steps)."""
 
 from __future__ import annotations
 
@@ -12,23 +12,35 @@ if TYPE_CHECKING:
     import numpy as np
 
     from worker.agent.limits import Part
-    from worker.shared.messages import Fidelity, JobSpec, Manifest, Origin, Phase, Sample
+    from worker.shared.job_spec import JobSpec
+    from worker.shared.manifest import Fidelity, Manifest
+    from worker.shared.messages import Origin, Phase, Sample
 
 
 class PermanentError(Exception):
-    """The job itself cannot run (bad data, no such module, wrong checkpoint): no other machine would fare better."""
+    """The job itself cannot run (bad data, no such module, wrong checkpoint). It would fail on any machine.
+
+    The message says what to change.
+    """
+
+
+class UnsoundStateError(Exception):
+    """The state of the run has NaN or infinite values, so it must not be saved. Another session may not get there."""
 
 
 class UnfitMachineError(Exception):
-    """This machine cannot run the job (memory, missing GPU); another one may. `cause` is one of `worker.shared.causes`."""
+    """This machine cannot run the job (memory, missing GPU), but another one may.
 
-    def __init__(self, message: str, cause: str = "") -> None:
+    `cause` is one of `worker.shared.causes`. `has_remedy`: the message says what to do.
+    """
+
+    def __init__(self, message: str, cause: str = "", *, has_remedy: bool = True) -> None:
         super().__init__(message)
-        self.cause = cause
+        self.cause, self.has_remedy = cause, has_remedy
 
 
 class Decision(Enum):
-    """What the runner wants after a step."""
+    """What to do after a step."""
 
     CONTINUE = "continue"
     SAVE = "save"
@@ -38,9 +50,10 @@ class Decision(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """Everything the trainer needs, already on this machine; `origin` where `resume` is another job's checkpoint.
+    """Everything that the trainer needs, already on this machine.
 
-    `base_folder` holds the base model; None to have it found by the job's own name for it.
+    `origin` is set if `resume` is a checkpoint of another job. `base_folder` contains the base model. None means that
+    the trainer resolves the job's `base_model`.
     """
 
     job: str
@@ -56,10 +69,10 @@ class TrainingJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A run at the end of one step, copied to host memory: nothing in it changes once `ready` has returned.
+    """The state of a run at the end of one step, copied to host memory. It is final after `ready` has returned.
 
-    `tensors` maps names to C-contiguous arrays; `manifest.parent` is left for the runner to fill in. Waiting for `ready`
-    is the business of whoever reads them: the copy may still be under way while training goes on.
+    `tensors` maps names to C-contiguous arrays. `manifest.parent` is set by the saver. Readers must call `ready` first,
+    because the copy may still be running while training continues.
     """
 
     tensors: Mapping[str, np.ndarray]
@@ -69,7 +82,7 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """A verified checkpoint of this very run, or of the one that it goes on from."""
+    """A verified checkpoint of this run, or of the run that it was cloned from."""
 
     arrays: Mapping[str, np.ndarray]
     manifest: Manifest
@@ -77,38 +90,42 @@ class Resume:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """Where `train` stopped. `adapter_zip` and `adapter_sha256` are set when the job's last step is done."""
+    """Where a session stopped. After the last step, `adapter_zip` and `adapter_sha256` are set, or `answers`."""
 
     step: int
     complete: bool
     adapter_zip: Path | None = None
     adapter_sha256: str | None = None
+    answers: Path | None = None
 
 
 class Hooks(Protocol):
-    """What the trainer calls; every call returns quickly and never raises."""
+    """Callbacks of the trainer. Each call returns quickly and never raises."""
 
     def phase(self, phase: Phase) -> None:
-        """The trainer begins to spend its time on `phase`."""
+        """The trainer enters `phase`."""
 
     def begins(self, part: Part) -> None:
-        """The trainer begins another part of what comes before the first step; its limit counts from now."""
+        """The trainer starts another part of the work before the first step. The part's time limit starts now."""
 
     def lost(self, words: str) -> None:
-        """Another process of this session died and the session cannot go on; may end this process."""
+        """Another process of this session has failed, and the session cannot continue. May end this process."""
 
     def restored(self, step: int, fidelity: Fidelity, backend: str) -> None:
-        """The state is in place and `step` updates are done (0 for a fresh start)."""
+        """The state is loaded and `step` updates are done (0 for a new run)."""
+
+    def lowered(self, fidelity: Fidelity, why: str) -> None:
+        """The session is no longer as exact as `restored` said."""
 
     def step_done(self, step: int, values: Mapping[str, float], seconds: float) -> Decision:
-        """Update number `step` is done; `values` holds loss, grad_norm, learning_rate, tokens."""
+        """Update number `step` is done. `values` contains loss, grad_norm, learning_rate and tokens."""
         ...
 
     def measured(self, step: int, values: Mapping[str, float]) -> None:
-        """More values of an earlier reported step, such as `eval_loss`."""
+        """Further values of a step that was reported before, such as `eval_loss`."""
 
     def sampled(self, samples: tuple[Sample, ...]) -> None:
         """Answers to the job's sample prompts."""
 
     def save(self, snapshot: Snapshot) -> None:
-        """Take over a snapshot; the trainer goes on at once."""
+        """Save a snapshot in the background. Training continues at once."""

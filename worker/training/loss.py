@@ -1,7 +1,7 @@
-"""Cross-entropy straight from hidden states, in slices, so that the logits of a whole micro-batch never exist at once.
+"""Cross-entropy from hidden states in slices, so that the logits of a whole micro-batch never exist at once.
 
-At 2,048 tokens and a vocabulary of 32,768 the logits of two rows take half a gigabyte in fp32, and their gradient as much
-again; a slice takes 128 MiB whatever the batch.
+At 2,048 tokens and a vocabulary of 32,768, the logits of two rows take half a gigabyte in fp32, and so does their
+gradient. A slice takes 128 MiB for any batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy, linear
 from worker.training.encoding import IGNORE
 
 SLICE_ELEMENTS = 2**25
-"""Logits computed at once: a constant, because the order of summation must be the same on every machine."""
+"""Logits computed at once. A constant, because the order of summation must be the same on every machine."""
 
 _CHANGES_LOGITS = (
     "final_logit_softcapping",
@@ -30,10 +30,10 @@ _CHANGES_LOGITS = (
     "output_logit_soft_cap",
     "logits_mup_width_multiplier",
 )
-"""Settings of models that do more between the last hidden state and the logits than one matrix product."""
+"""Settings of models that compute more than one matrix product from the last hidden state to the logits."""
 
 Hidden = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
-"""`(causal model, input_ids, attention_mask)` to the states that its head would be given: (batch, length, width)."""
+"""`(causal model, input_ids, attention_mask)` to the input of its head: (batch, length, width)."""
 
 
 def backbone_states(causal: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -44,9 +44,9 @@ def backbone_states(causal: Any, input_ids: torch.Tensor, attention_mask: torch.
 
 
 def add_summed_loss(causal: Any, hidden: Hidden) -> None:
-    """Give a causal model's `forward` the argument `summed_labels`: with it the result is the loss, summed over tokens.
+    """Add the argument `summed_labels` to a causal model's `forward`, which then returns the summed loss.
 
-    It goes through `forward` so that whatever wraps the model (PEFT, autocast) stays in force.
+    It is part of `forward`, so that wrappers of the model (PEFT, autocast) still apply.
     """
     original = causal.forward
     direct = _reaches_its_head_directly(causal)
@@ -64,13 +64,16 @@ def add_summed_loss(causal: Any, hidden: Hidden) -> None:
     causal.forward = types.MethodType(forward, causal)
 
 
-def summed_loss(states: torch.Tensor, head: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Sum of the cross-entropies of each state with the label after it; `states` (batch, length, width), fp32 scalar out.
+def summed_loss(
+    states: torch.Tensor, head: Any, labels: torch.Tensor, *, slice_elements: int = SLICE_ELEMENTS
+) -> torch.Tensor:
+    """Sum of the cross-entropies of each state with the label after it, as an fp32 scalar.
 
-    Labels of `IGNORE` count nothing. The head is frozen: only the states get a gradient.
+    `states` is (batch, length, width). Labels of `IGNORE` do not count. The head is frozen, so only the states get a
+    gradient. At most `slice_elements` logits exist at once.
     """
     return _SummedCrossEntropy.apply(  # pyright: ignore[reportReturnType]
-        states[:, :-1].flatten(0, 1), head.weight, head.bias, labels[:, 1:].flatten()
+        states[:, :-1].flatten(0, 1), head.weight, head.bias, labels[:, 1:].flatten(), slice_elements
     )
 
 
@@ -81,20 +84,25 @@ def _has_plain_head(causal: Any) -> bool:
 
 
 def _reaches_its_head_directly(causal: Any) -> bool:
-    """Whether no weights lie between the backbone and the head, as a dense layer and a norm do in BERT's kin."""
+    """Whether there are no weights between backbone and head. BERT-like models have a dense layer and a norm there."""
     known = {id(p) for part in (causal.base_model, causal.get_output_embeddings()) if part for p in part.parameters()}
     return all(id(parameter) in known for parameter in causal.parameters())
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """The gradient is made in the forward pass, slice by slice, while the slice's logits are there anyway."""
+    """Computes the gradient in the forward pass, slice by slice, while the slice's logits exist."""
 
     @staticmethod
     def forward(
-        ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
+        ctx: Any,
+        states: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        labels: torch.Tensor,
+        slice_elements: int,
     ) -> torch.Tensor:
         states = states.to(weight.dtype)
-        rows = max(1, SLICE_ELEMENTS // weight.shape[0])
+        rows = max(1, slice_elements // weight.shape[0])
         total = torch.zeros((), dtype=torch.float32, device=states.device)
         gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         for begin in range(0, len(labels), rows):
@@ -114,5 +122,5 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (gradient,) = ctx.saved_tensors
-        # In fp32, since a loss scale times a small gradient may leave the range of fp16 on the way.
-        return (gradient.float() * grad_outputs[0]).to(gradient.dtype), None, None, None
+        # In fp32, since the product of loss scale and a small gradient may exceed the range of fp16.
+        return (gradient.float() * grad_outputs[0]).to(gradient.dtype), None, None, None, None

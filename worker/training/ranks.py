@@ -1,7 +1,7 @@
-"""Several processes that train one job together, one per GPU: each takes its rows of every global batch.
+"""Several processes that train one job together, one per GPU. Each takes its share of every global batch.
 
-There is no wrapper around the model: after its own backward passes every process adds up the gradients of all. The
-optimisers then take the same step everywhere, so that any one of them holds the whole state.
+The model is not wrapped. After its own backward passes each process sums the gradients of all. The optimisers then take
+the same step everywhere, so that each process has the whole state.
 """
 
 from __future__ import annotations
@@ -15,47 +15,57 @@ import torch
 import torch.distributed as dist
 
 from worker.training.interface import Decision
-from worker.training.state import seed_all
+from worker.training.state import seed_all, trainable
 
 if TYPE_CHECKING:
-    from worker.shared.messages import Hardware, JobSpec
+    from worker.shared.job_spec import JobSpec
+    from worker.shared.manifest import Hardware
 
 PATIENCE = timedelta(minutes=30)
-"""The others wait while the first process evaluates."""
+"""Time limit of a collective operation. The other processes wait while the first one evaluates."""
+
+MAX_TEXT = 96
 
 _DECISIONS = list(Decision)
 
 
 def world_size(spec: JobSpec, hardware: Hardware) -> int:
-    """Processes for this job on this machine: one per GPU as far as they divide the global batch; one on a CPU."""
+    """Number of processes for this job on this machine: 1 on a CPU.
+
+    On GPUs it is the largest number of GPUs that divides the global batch.
+    """
     if hardware.device != "cuda" or spec.backend == "unsloth":
         return 1
     return max(n for n in range(1, hardware.count + 1) if spec.global_batch_size % n == 0)
 
 
 class Group:
-    """A process that trains alone: every sum is its own value."""
+    """A process that trains alone. Every sum is its own value."""
 
     rank = 0
     world = 1
 
     def begin_step(self, step: int) -> None:
-        """Update `step` (0-based) begins."""
+        """Called at the start of update `step` (0-based)."""
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each value summed over all processes."""
         return [float(value) for value in values]
 
     def all(self, here: bool) -> bool:
-        """Whether it is so in every process."""
+        """Whether `here` is true in every process."""
         return here
 
     def gather(self, values: Sequence[int]) -> list[int]:
-        """The values of all processes, in their order."""
+        """The values of all processes, in order of rank."""
         return list(values)
 
+    def texts(self, text: str) -> list[str]:
+        """The texts of all processes, in order of rank: ASCII, at most `MAX_TEXT` characters each."""
+        return [text[:MAX_TEXT]]
+
     def sum_gradients(self, model: torch.nn.Module) -> None:
-        """Add up every process's gradients, in place."""
+        """Sum the gradients of all processes, in place. A parameter without one in any process stays without."""
 
     def decided(self, decision: Decision) -> Decision:
         """The first process's decision."""
@@ -63,7 +73,7 @@ class Group:
 
 
 class Team(Group):
-    """One process of several; `address` is `host:port` of the first one."""
+    """One process of several. `address` is `host:port` of the first one."""
 
     def __init__(self, rank: int, world: int, address: str, seed: int, device: torch.device) -> None:
         self.rank, self.world, self._seed, self._device = rank, world, seed, device
@@ -74,14 +84,14 @@ class Team(Group):
             world_size=world,
             timeout=PATIENCE,
         )
-        # The processes only meet when they first add something up: now, while it has a limit of its own.
+        # The processes connect at their first collective operation. Do it now, while it has its own time limit.
         if self.sum([1.0]) != [float(world)]:
-            raise RuntimeError(f"the {world} processes of this session do not add up")
+            raise RuntimeError(f"the all-reduce of the {world} processes of this session is wrong")
 
     def begin_step(self, step: int) -> None:
-        """Seed anew, from the job's seed, the step and the rank.
+        """Seed the random generators from the job's seed, the step and the rank.
 
-        Generators of several processes drift apart, and a checkpoint carries those of one.
+        The generators of several processes diverge, and a checkpoint contains those of one.
         """
         seed_all(zlib.crc32(f"{self._seed} {step} {self.rank}".encode()))
 
@@ -92,20 +102,32 @@ class Team(Group):
         return self._reduced([float(here)], dist.ReduceOp.MIN)[0] > 0
 
     def gather(self, values: Sequence[int]) -> list[int]:
-        # Integers below 2**53 stay what they are as fp64.
-        held = [0.0] * (len(values) * self.world)
-        held[self.rank * len(values) : (self.rank + 1) * len(values)] = map(float, values)
-        return [int(value) for value in self.sum(held)]
+        # Integers below 2**53 are exact in fp64.
+        buffer = [0.0] * (len(values) * self.world)
+        buffer[self.rank * len(values) : (self.rank + 1) * len(values)] = map(float, values)
+        return [int(value) for value in self.sum(buffer)]
+
+    def texts(self, text: str) -> list[str]:
+        codes = self.gather(text.encode("ascii", "replace")[:MAX_TEXT].ljust(MAX_TEXT))
+        return [bytes(codes[at : at + MAX_TEXT]).decode().rstrip() for at in range(0, len(codes), MAX_TEXT)]
 
     def leave(self) -> None:
-        """Part from the others; nothing can be summed after that."""
+        """Leave the process group. No collective operation is possible afterwards."""
         dist.destroy_process_group()
 
     def sum_gradients(self, model: torch.nn.Module) -> None:
-        held = [p.grad for p in model.parameters() if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in held])
+        # A process may lack a gradient that others have, because the model drops layers or experts at random.
+        trained = list(trainable(model).values())
+        have = self._reduced([float(parameter.grad is not None) for parameter in trained], dist.ReduceOp.MAX)
+        for parameter, somewhere in zip(trained, have, strict=True):
+            if somewhere and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+        if not gradients:
+            return
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
-        for gradient, part in zip(held, flat.split([g.numel() for g in held]), strict=True):
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
     def decided(self, decision: Decision) -> Decision:
@@ -114,6 +136,6 @@ class Team(Group):
         return _DECISIONS[int(code)]
 
     def _reduced(self, values: Sequence[float], operation: Any) -> list[float]:
-        held = torch.tensor(values, dtype=torch.float64, device=self._device)
-        dist.all_reduce(held, operation)
-        return held.tolist()
+        buffer = torch.tensor(values, dtype=torch.float64, device=self._device)
+        dist.all_reduce(buffer, operation)
+        return buffer.tolist()

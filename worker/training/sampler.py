@@ -1,8 +1,8 @@
-"""Which row is trained on when: a pure function of (seed, epoch, index).
+"""Determines which rows each step trains on: a pure function of (seed, epoch, index).
 
 The rows of a job form one endless stream, `permutation(seed, 0) ++ permutation(seed, 1) ++ ...`. Update `s` (0-based)
-takes the positions `[s * E, (s + 1) * E)` of it, `E` being the global batch. The state is two integers, (epoch, index);
-micro-batch, accumulation and world size only cut a step's `E` positions into pieces and never change which they are.
+takes the positions `[s * E, (s + 1) * E)` of it, where `E` is the global batch. The state is two integers, (epoch,
+index). Micro-batch, accumulation and world size only divide the `E` positions of a step and never change them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from functools import lru_cache
 import numpy as np
 
 _EPOCH, _SPLIT = 0, 1
-"""First word of every entropy list, so that an epoch's order and the eval split never share a random stream."""
+"""First word of each entropy list, so that an epoch's order and the eval split use different random streams."""
 
 
 def _shuffled(n: int, *entropy: int) -> np.ndarray:
     """A permutation of `range(n)`, int64 of shape (n,).
 
-    Sorts raw 64-bit words of Philox: NumPy freezes the streams of its bit generators and of SeedSequence for ever,
+    Sorts raw 64-bit words of Philox. NumPy guarantees the streams of its bit generators and of SeedSequence forever,
     but not those of `Generator.permutation`.
     """
-    words = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(n)
-    return np.argsort(words, kind="stable")
+    random_words = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(n)
+    return np.argsort(random_words, kind="stable")
 
 
 @lru_cache(maxsize=2)
@@ -41,8 +41,30 @@ def split(rows: int, eval_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]
     return np.sort(order[eval_rows:]), np.sort(order[:eval_rows])
 
 
+def split_groups(groups: np.ndarray, eval_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Like `split`, but all rows of a group are on one side. `groups` has a number for each row.
+
+    Without groups of several rows it is `split`. Where whole groups do not add up to `eval_rows`, there are fewer rows
+    to evaluate, and as many rows of one group that stays in training are in neither part. If no group is small enough,
+    the groups are separated.
+    """
+    order = _shuffled(len(groups), _SPLIT, seed)
+    members: dict[int, list[int]] = {}
+    for row in order.tolist():
+        members.setdefault(int(groups[row]), []).append(row)
+    held_out: list[int] = []
+    trained: list[int] = []
+    for rows in members.values():
+        (held_out if len(rows) <= eval_rows - len(held_out) else trained).extend(rows)
+    if eval_rows and not held_out:
+        return split(len(groups), eval_rows, seed)
+    # Every group in `trained` is larger than what is missing, so one row of the first group is left.
+    missing = eval_rows - len(held_out)
+    return np.sort(np.array(trained[missing:], np.int64)), np.sort(np.array(held_out, np.int64))
+
+
 def position(step: int, global_batch: int, rows: int) -> tuple[int, int]:
-    """`(epoch, index)` of the first sample that is still to be trained on after `step` updates."""
+    """`(epoch, index)` of the next sample after `step` updates."""
     return divmod(step * global_batch, rows)
 
 
@@ -51,8 +73,8 @@ def step_samples(step: int, global_batch: int, rows: int, seed: int) -> list[int
     samples: list[int] = []
     epoch, index = position(step, global_batch, rows)
     while len(samples) < global_batch:
-        taken = permutation(rows, seed, epoch)[index : index + global_batch - len(samples)]
-        samples.extend(taken.tolist())
+        indices = permutation(rows, seed, epoch)[index : index + global_batch - len(samples)]
+        samples.extend(indices.tolist())
         epoch, index = epoch + 1, 0
     return samples
 
@@ -84,7 +106,7 @@ class MicroBatches:
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of one process that make one update."""
+        """Micro-batches per process and update."""
         return self.global_batch // (self.micro_batch * self.world)
 
     def __iter__(self) -> Iterator[list[int]]:

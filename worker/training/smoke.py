@@ -1,6 +1,6 @@
-"""Whether what was installed trains on this machine at all, found out in seconds and before a model is fetched.
+"""The smoke step: tests within seconds, before a model is downloaded, whether the packages train on this machine.
 
-`python -m worker.training.smoke` tries the machine at hand; with RANK WORLD ADDRESS it is one of several processes.
+`python -m worker.training.smoke` tests this machine. With RANK WORLD ADDRESS it is one of several processes.
 """
 
 from __future__ import annotations
@@ -17,25 +17,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worker.agent.hardware import probe
+from worker.agent.hardware import only_gpu, probe
 from worker.shared import causes
+from worker.shared.imports import without_garbage_collection
+from worker.shared.process import free_address, last_line, leave, tied
 from worker.training import unusable
 from worker.training.interface import UnfitMachineError
 
 if TYPE_CHECKING:
-    from worker.shared.messages import Hardware, JobSpec
+    from worker.shared.job_spec import JobSpec
+    from worker.shared.manifest import Hardware
 
 LIBRARIES = ("datasets", "transformers", "accelerate", "peft", "trl", "bitsandbytes")
 PATIENCE_S = 180.0
-"""For the processes of several GPUs."""
+"""Maximum seconds for the processes of several GPUs."""
 SIDE = 4
-"""Rows and columns of the layer that takes a LoRA adapter."""
+"""Rows and columns of the layer with a LoRA adapter."""
 WIDE = 64
-"""Those of the 4-bit layer: one block of its quantisation."""
+"""Rows and columns of the 4-bit layer: one block of its quantisation."""
 
 
 def check(spec: JobSpec) -> dict[str, float]:
-    """Try what the job's training needs on this machine; see `try_all`."""
+    """Test what the job's training needs on this machine. See `try_all`."""
     from worker.training.ranks import world_size
 
     hardware = probe()
@@ -43,19 +46,21 @@ def check(spec: JobSpec) -> dict[str, float]:
 
 
 def try_all(hardware: Hardware, backend: str, world: int) -> dict[str, float]:
-    """Try everything that training needs, with almost nothing; returns the seconds that each part took.
+    """Test everything that training needs, with tiny tensors. Returns the seconds of each part.
 
-    `world` is the number of GPUs that train together. What is imported here is there for the training afterwards.
-    Raises `UnfitMachineError` with the library's own words.
+    `world` is the number of GPUs that train together. The imported libraries stay loaded for training. Raises
+    `UnfitMachineError` with the library's own message.
     """
-    from worker.training.determinism import insist_on_determinism
+    from worker.training.determinism import require_deterministic_kernels
     from worker.training.precision import precision_of
 
     took = _Clock()
-    insist_on_determinism()  # before the first product: cuBLAS reads once how it is to work
+    require_deterministic_kernels()  # before the first product: cuBLAS reads once how it is to work
+
     unusable.hide()
-    with several(world, hardware.device) if world > 1 else contextlib.nullcontext() as wait:
-        took("backend", lambda: _bring_in(hardware, backend, world))
+    together = several(world, hardware.device) if world > 1 else contextlib.nullcontext()
+    with without_garbage_collection(), together as wait:
+        took("backend", lambda: _load_backend(hardware, backend, world))
         for name in LIBRARIES:
             took(f"import of {name}", lambda name=name: importlib.import_module(name))
         took("import of the trainer", lambda: importlib.import_module("worker.training.trainer"))
@@ -68,7 +73,7 @@ def try_all(hardware: Hardware, backend: str, world: int) -> dict[str, float]:
 
 
 class _Clock:
-    """Runs one part after the other, and says which of them went wrong."""
+    """Times the parts one after another, and names the part that failed."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -80,21 +85,22 @@ class _Clock:
         except UnfitMachineError:
             raise
         except Exception as error:
-            words = " ".join(str(error).split())[:600] or "no reason was given"
+            reason = " ".join(str(error).split())[:600] or "no reason was given"
             raise UnfitMachineError(
-                f"the training libraries do not work on this machine's image ({part}: {type(error).__name__}: {words}); "
-                "run trainhop doctor to see what differs, and report this sentence",
+                f"the training libraries do not work on this machine's image "
+                f"({part}: {type(error).__name__}: {reason}); "
+                "find the cause with trainhop doctor, and report this message",
                 cause=causes.SMOKE,
             ) from error
         self.seconds[part] = round(time.monotonic() - began, 2)
 
 
-def _bring_in(hardware: Hardware, wanted: str, world: int) -> None:
-    """The backend comes before the libraries, because it may patch them as they are imported."""
+def _load_backend(hardware: Hardware, wanted: str, world: int) -> None:
+    """Load the backend before the libraries, because it may patch them at import."""
     from worker.training.backends import base
 
     base.install_unsloth(wanted, hardware, world)
-    base.select(wanted, hardware, world).bring_in(hardware)
+    base.select(wanted, hardware, world).import_libraries(hardware)
 
 
 def lora_step(device: str) -> None:
@@ -107,11 +113,11 @@ def lora_step(device: str) -> None:
         model: Any = get_peft_model(layers, LoraConfig(r=2, target_modules=["0"]))  # pyright: ignore[reportArgumentType]
         model(torch.ones(2, SIDE, device=device)).sum().backward()
     if not any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters()):
-        raise RuntimeError("no gradient came back through the adapter")
+        raise RuntimeError("the adapter has no gradient")
 
 
 def four_bit_product(device: str, precision: str) -> None:
-    """One product with an NF4 layer in the precision of training, and the gradient that flows through it."""
+    """One forward and backward pass through an NF4 layer in the training precision."""
     import torch
     from bitsandbytes.nn import Linear4bit
 
@@ -122,26 +128,28 @@ def four_bit_product(device: str, precision: str) -> None:
     with torch.random.fork_rng(devices=_used(device)):
         layer = Linear4bit(WIDE, WIDE, bias=False, compute_dtype=dtype, quant_type="nf4").to(device)
         keep_trainable_layout(layer)
-        given = torch.ones(2, WIDE, device=device, dtype=dtype, requires_grad=True)
-        layer(given).float().sum().backward()
-    if given.grad is None or not bool(torch.isfinite(given.grad).all()) or not bool(given.grad.abs().sum() > 0):
-        raise RuntimeError("no gradient came back through the 4-bit layer")
+        inputs = torch.ones(2, WIDE, device=device, dtype=dtype, requires_grad=True)
+        layer(inputs).float().sum().backward()
+    if inputs.grad is None or not bool(torch.isfinite(inputs.grad).all()) or not bool(inputs.grad.abs().sum() > 0):
+        raise RuntimeError("the 4-bit layer has no gradient")
 
 
 def _used(device: str) -> list[int]:
-    """The GPU whose random numbers are put back afterwards; asking for those of others would take memory there."""
+    """The GPU of the random state that is restored afterwards.
+
+    Reading that of other GPUs would allocate memory there.
+    """
     return [0] if device == "cuda" else []
 
 
 @contextlib.contextmanager
 def several(world: int, device: str, patience_s: float = PATIENCE_S) -> Iterator[Callable[[], None]]:
-    """A short-lived process per GPU, so that no memory stays taken: each tries a 4-bit product, and a sum over all.
+    """Start a short-lived process per GPU, each of which tests a 4-bit product and a sum over all.
 
-    They run beside whatever is done inside the block; the function that it is given waits for them.
+    Processes are used so that no GPU memory stays allocated. They run in parallel with the block. The yielded function
+    waits for them.
     """
-    from worker.training.distributed import _free_address
-
-    address, until = _free_address(), time.monotonic() + patience_s
+    address, until = free_address(), time.monotonic() + patience_s
     with tempfile.TemporaryDirectory(prefix="trainhop-") as folder:
         outputs = [Path(folder, f"{rank}.log") for rank in range(world)]
         members = [_member(rank, world, address, device, output) for rank, output in enumerate(outputs)]
@@ -154,30 +162,28 @@ def several(world: int, device: str, patience_s: float = PATIENCE_S) -> Iterator
 
 
 def _member(rank: int, world: int, address: str, device: str, output: Path) -> subprocess.Popen[bytes]:
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    ours = {
-        "CUDA_VISIBLE_DEVICES": visible[rank] if len(visible) > rank else str(rank),
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
+    variables = only_gpu(rank) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "worker.training.smoke", str(rank), str(world), address, device]
     with output.open("wb") as log:
-        return subprocess.Popen(command, env=os.environ | ours, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        return subprocess.Popen(
+            tied(command), env=os.environ | variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
 
 
 def _wait(members: list[subprocess.Popen[bytes]], outputs: list[Path], until: float) -> None:
-    """Until all have ended well; the first that does not speaks for all, because the others wait for it."""
+    """Wait until all have succeeded. The first failure is reported, because the others wait for it."""
     while any(member.poll() is None for member in members):
         if time.monotonic() > until or any(member.poll() for member in members):
             break
         time.sleep(0.05)
     for member, output in zip(members, outputs, strict=True):
         if member.poll():
-            raise RuntimeError((output.read_text(errors="replace").strip().splitlines() or ["no reason was given"])[-1])
+            raise RuntimeError(last_line(output.read_text(errors="replace")))
     if any(member.poll() is None for member in members):
-        raise TimeoutError("the processes of several GPUs did not find each other in time")
+        raise TimeoutError("the processes of the GPUs could not connect to each other in time")
 
 
-def _be_member(rank: int, world: int, address: str, device: str) -> None:
+def _run_member(rank: int, world: int, address: str, device: str) -> None:
     import torch
 
     from worker.training.distributed import team
@@ -188,15 +194,15 @@ def _be_member(rank: int, world: int, address: str, device: str) -> None:
     torch.manual_seed(0)
     with team(rank, world, address, 0, device) as group:
         four_bit_product(device, precision_of(hardware))
-        if (found := group.sum([1.0])) != [float(world)]:
-            raise RuntimeError(f"{world} processes summed 1 to {found[0]}")
+        if (total := group.sum([1.0])) != [float(world)]:
+            raise RuntimeError(f"{world} processes summed 1 to {total[0]}")
 
 
 def main(arguments: list[str]) -> int:
-    """Try the machine, or be one of several processes; the exit code is 0 if it trains."""
+    """Test the machine, or be one of several processes. Exit code 0 if it trains."""
     if arguments:
         rank, world, address, device = arguments
-        _be_member(int(rank), int(world), address, device)
+        _run_member(int(rank), int(world), address, device)
         return 0
     hardware = probe()
     try:
@@ -209,4 +215,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -1,8 +1,8 @@
-"""A look at a data file as a session would train on it, token by token: `python -m worker.training.token_preview`.
+"""Shows a data file as a session would train on it, token by token: `python -m worker.training.token_preview`.
 
-One request as JSON on standard input, one answer as JSON on standard output. The masks are those of `Encoder`, which trains.
-A program of its own, because a chat template is code and a tokenizer's file may come from anybody: it limits its own time
-and memory, and the library runs the template in a sandbox. Nothing in it needs torch.
+Reads one request as JSON from standard input and writes one reply as JSON to standard output. The masks are those of
+`Encoder`. It is a separate program, because a chat template is code and a tokenizer's file may be untrusted. It limits
+its own time and memory, and the library runs the template in a sandbox. It does not need torch.
 """
 
 from __future__ import annotations
@@ -11,28 +11,35 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from worker.shared.dataset_files import DatasetError, Row, examine
-from worker.shared.messages import FileFormat, RowFormat
+from worker.shared.dataset_files import DatasetError, Row, numbered_rows
+from worker.shared.job_spec import ENCODING, FileFormat, RowFormat
 from worker.training.encoding import IGNORE, Encoder, Example, load_tokenizer
+from worker.training.encoding_findings import ROWS_COMPARED, findings
+from worker.training.end_counts import EndCounts
 from worker.training.interface import PermanentError
+from worker.training.model_limits import ModelLimits
+from worker.training.row_faults import NOTHING_TRAINED, checked
 
 MEMORY_BYTES = 1 << 30
 TOKENS_OF_A_PIECE = 8
-"""Tokens that are shown as one, where each of them holds only a part of a character."""
+"""Maximum tokens that are shown as one, if each of them is only a part of a character."""
 MAX_PIECE = 100
-"""Characters; a token of an honest vocabulary is shorter."""
+"""Maximum characters of a piece. A token of a normal vocabulary is shorter."""
 TOKENS_SHOWN = 400
 TOKENS_AROUND_THE_CUT = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """`tokenizer` is a folder; after `seconds` of measuring what was measured so far will do; `cpu_s` ends the process."""
+    """`tokenizer` is a folder. Measuring stops after `seconds`. `cpu_s` is the limit of CPU seconds.
+
+    `encoding` is that of the job. `rendered_at` is the time that a chat template sees, in epoch seconds.
+    """
 
     tokenizer: str
     file: str
@@ -44,38 +51,81 @@ class Request:
     rows_measured: int
     seconds: float
     cpu_s: int
+    encoding: int | None = ENCODING
+    rendered_at: float | None = None
 
 
-def look(asked: Request) -> dict[str, Any]:
-    """`shown`: rows in pieces; `lengths` in tokens; `untrained`: rows of which nothing is left to train on; `fault`."""
-    tokenizer = load_tokenizer(Path(asked.tokenizer), trust_remote_code=False)
-    encoder = Encoder(tokenizer, asked.sequence_len, asked.train_on_inputs)
+def preview_tokens(request: Request) -> dict[str, Any]:
+    """The reply to a request.
+
+    `shown`: rows in pieces. `lengths`: tokens per row. `untrained`: rows without a token to train on. `fault`: the
+    first error. `untaught`: the error if no row of the whole file has a token to train on. `findings`: what the model
+    will do differently from what the rows teach. `counts`: the `TokenFacts` of the data checks.
+    """
+    folder = Path(request.tokenizer)
+    tokenizer = load_tokenizer(folder, trust_remote_code=False)
+    encoder = Encoder(
+        tokenizer,
+        request.sequence_len,
+        request.train_on_inputs,
+        encoding=request.encoding,
+        rendered_at=request.rendered_at,
+    )
+    limits = ModelLimits(tokens=_tokens_of(folder))
     shown: list[dict[str, Any]] = []
     lengths: list[int] = []
-    untrained, fault, until = 0, "", time.monotonic() + asked.seconds
-    for number, row in enumerate(_rows(asked), 1):
-        if number > asked.rows_measured or (number > asked.rows_shown and time.monotonic() > until):
-            break
-        try:
-            whole = encoder.whole(row)
-        except PermanentError as error:
-            fault = f"row {number}: {error}"
-            break
-        lengths.append(len(whole.input_ids))
-        untrained += all(label == IGNORE for label in whole.labels[: asked.sequence_len])
-        if len(shown) < asked.rows_shown:
-            shown.append(_shown(tokenizer, whole, asked.sequence_len))
-    return {"shown": shown, "lengths": lengths, "untrained": untrained, "fault": fault}
+    compared: list[Row] = []
+    counts = EndCounts(tokenizer, request.sequence_len)
+    untrained, is_whole, fault, until = 0, False, "", time.monotonic() + request.seconds
+    try:
+        for number, (line, row) in enumerate(_valid_rows(request), 1):
+            if number == 1 and row.messages:
+                encoder.refuse_chance()
+            if number > request.rows_measured or (number > request.rows_shown and time.monotonic() > until):
+                break
+            example = checked(encoder, limits, row, number)
+            compared += [row] if number <= ROWS_COMPARED else []
+            lengths.append(len(example.input_ids))
+            counts.add(line, row, example.labels)
+            untrained += all(label == IGNORE for label in example.labels[: request.sequence_len])
+            if len(shown) < request.rows_shown:
+                shown.append(_shown(tokenizer, example, request.sequence_len))
+        else:
+            is_whole = True
+    except PermanentError as error:
+        fault = str(error)
+    return {
+        "shown": shown,
+        "lengths": lengths,
+        "untrained": untrained,
+        "fault": fault,
+        "untaught": NOTHING_TRAINED.format(request.sequence_len) if is_whole and untrained == len(lengths) > 0 else "",
+        "findings": findings(encoder, tokenizer, compared),
+        "counts": asdict(counts.facts()),
+    }
 
 
-def _rows(asked: Request) -> Iterator[Row]:
-    container = FileFormat(asked.file_format) if asked.file_format else None
-    _, found = examine(Path(asked.file), RowFormat(asked.row_format), container)
-    return (row for row in found if not isinstance(row, DatasetError))
+def _tokens_of(folder: Path) -> int:
+    """Rows of the model's embedding by its configuration, or more than any token if that is not known."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        own = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+        size = own.get("vocab_size", config.get("vocab_size"))
+    except (OSError, ValueError, AttributeError):
+        size = None
+    return size if isinstance(size, int) and size > 0 else sys.maxsize
 
 
-def _shown(tokenizer: Any, whole: Example, length: int) -> dict[str, Any]:
-    trained = [label != IGNORE for label in whole.labels]
+def _valid_rows(request: Request) -> Iterator[tuple[int, Row]]:
+    container = FileFormat(request.file_format) if request.file_format else None
+    try:
+        yield from numbered_rows(Path(request.file), RowFormat(request.row_format), container)
+    except DatasetError as error:  # the rules may have changed since the file was uploaded
+        raise PermanentError(str(error)) from error
+
+
+def _shown(tokenizer: Any, example: Example, length: int) -> dict[str, Any]:
+    trained = [label != IGNORE for label in example.labels]
     parts: list[dict[str, Any]] = []
     at = 0
 
@@ -85,7 +135,7 @@ def _shown(tokenizer: Any, whole: Example, length: int) -> dict[str, Any]:
 
     for begin, end in _windows(len(trained), length):
         pass_over(begin - at)
-        parts += pieces(tokenizer, whole.input_ids, trained, length, begin, end)
+        parts += pieces(tokenizer, example.input_ids, trained, length, begin, end)
         at = end
     pass_over(len(trained) - at)
     return {
@@ -98,7 +148,7 @@ def _shown(tokenizer: Any, whole: Example, length: int) -> dict[str, Any]:
 
 
 def _windows(total: int, length: int) -> list[tuple[int, int]]:
-    """Of a long row the beginning, and where it is cut."""
+    """For a long row its beginning and the part around the truncation."""
     if total <= TOKENS_SHOWN:
         return [(0, total)]
     begin, end = length - TOKENS_AROUND_THE_CUT, min(total, length + TOKENS_AROUND_THE_CUT)
@@ -110,7 +160,7 @@ def _windows(total: int, length: int) -> list[tuple[int, int]]:
 def pieces(
     tokenizer: Any, ids: Sequence[int], trained: Sequence[bool], length: int, begin: int, end: int
 ) -> Iterator[dict[str, Any]]:
-    """Tokens `begin` to `end` as text; those that are one character together are one piece, where all fare alike."""
+    """Tokens `begin` to `end` as text. Tokens that form one character are one piece if they are treated alike."""
 
     def text(first: int, last: int) -> str:
         return tokenizer.decode(list(ids[first:last]), clean_up_tokenization_spaces=False)
@@ -118,7 +168,7 @@ def pieces(
     end = min(end, len(ids))
     context = start = begin
     for at in range(begin, end):
-        # What a token looks like depends on the one before it: some decoders drop a space at the beginning.
+        # A token's text depends on the token before: some decoders drop a space at the beginning.
         before, now = text(context, start), text(context, at + 1)
         alike = at + 1 < end and trained[at + 1] == trained[at] and (at + 1 < length) == (at < length)
         if now.endswith("\ufffd") and alike and at + 1 - start < TOKENS_OF_A_PIECE:
@@ -133,7 +183,8 @@ def pieces(
         context, start = start, at + 1
 
 
-def _limit(cpu_s: int) -> None:
+def limit_process(cpu_s: int) -> None:
+    """Limit the computing time and the memory of this process, where the system can."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -142,23 +193,28 @@ def _limit(cpu_s: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
 
 
-def main() -> None:
-    """Answer one request; what cannot be looked at is a `fault`, or `away` where the library or the tokenizer is missing."""
-    asked = Request(**json.load(sys.stdin))
-    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]  the library asks for it and is quicker without
-    _limit(asked.cpu_s)
+def how_to_install(error: ImportError) -> str:
+    """The command that installs the missing library. TRL is only needed for the models that it has templates for."""
+    is_trl = (error.name or "").partition(".")[0] == "trl"
+    return f"pip install 'trainhop[{'train' if is_trl else 'preview'}]'"
+
+
+def answer(reply: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Answer one request within its `cpu_s`. A missing library and what cannot be read give `away`."""
+    request = json.load(sys.stdin)
+    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]  transformers starts faster without torch
+
+    limit_process(request["cpu_s"])
     try:
-        answer = look(asked)
+        found = reply(request)
     except ImportError as error:
-        answer = {
-            "away": f"{error.name or 'a library'} is not installed on the server (pip install 'trainhop[preview]')"
-        }
-    except PermanentError as error:
-        answer = {"away": str(error)}
+        found = {"away": f"{error.name or 'a library'} is not installed where Trainhop runs ({how_to_install(error)})"}
+    except (PermanentError, DatasetError) as error:
+        found = {"away": str(error)}
     except (MemoryError, RecursionError) as error:
-        answer = {"away": f"it took more than its share ({type(error).__name__})"}
-    sys.stdout.write("\n" + json.dumps(answer))
+        found = {"away": f"it exceeded its limits ({type(error).__name__})"}
+    sys.stdout.write("\n" + json.dumps(found))
 
 
 if __name__ == "__main__":
-    main()
+    answer(lambda asked: preview_tokens(Request(**asked)))

@@ -1,8 +1,8 @@
-"""TRL's SFTTrainer with our order of samples and without its own files, logs and progress bars."""
+"""TRL's SFTTrainer with our sample order and without its own files, logs and progress bars."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,25 +13,27 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from worker.training.data import Rows, checksum, collate, row_crc, trained_tokens
-from worker.training.determinism import allow_other_kernels
+from worker.training.determinism import allow_nondeterministic_kernels, lacks_deterministic_kernel
 from worker.training.encoding import Example
 from worker.training.evaluation import pad_id_of
 from worker.training.interface import PermanentError
 from worker.training.loss import add_summed_loss
+from worker.training.module_state import ModuleState
 from worker.training.sampler import MicroBatches
 from worker.training.state import Run, capture_rng, restore_rng, trainable
 
 if TYPE_CHECKING:
-    from worker.shared.messages import Hardware, JobSpec
+    from worker.shared.job_spec import JobSpec
+    from worker.shared.manifest import Hardware
     from worker.training.backends.base import Loaded
     from worker.training.ranks import Group
 
 
 class StepTrainer(SFTTrainer):
-    """Trains on `batches`, each the whole of an update, and remembers what the update was made of.
+    """Trains on `batches`, each of which is a whole update, and records what the update consisted of.
 
-    To the library's loop an update is one step without accumulation: cutting it into micro-batches, summing the gradients
-    of several processes and trying again with smaller pieces after an out-of-memory is all done in `training_step`.
+    For the library's loop an update is one step without accumulation. `training_step` divides it into micro-batches,
+    sums the gradients of several processes, and retries with smaller micro-batches when memory runs out.
     """
 
     rows: Rows
@@ -46,20 +48,28 @@ class StepTrainer(SFTTrainer):
     step_checksum: int = 0
     step_grad_norm: float = 0.0
     step_learning_rate: float = 0.0
-    _kernels_changed: bool = False
+    numerics: int | None = None
+    """The job's `numerics`."""
+    _before: ModuleState | None = None
+    lower: Callable[[str], None] | None = None
+    """Called with the reason when the run stops being exact."""
 
     def get_train_dataloader(self) -> Any:
-        """Our batches. The loader has a generator of its own, as each pass would else draw a seed from the global one."""
+        """A loader of our batches, with its own generator.
+
+        Each pass would otherwise draw a seed from the global generator.
+        """
         return torch.utils.data.DataLoader(
             self.rows, batch_sampler=self.batches, collate_fn=list, generator=torch.Generator()
         )
 
     def training_step(self, model: Any, inputs: list[Example], num_items_in_batch: Any = None) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Gradients of one update: the loss is the mean over all trained tokens of the global batch.
+        """Gradients of one update. The loss is the mean over all trained tokens of the global batch.
 
-        Out of memory, the update begins anew with half the micro-batch and the same random numbers, and the rest of the
-        session stays with that. Where an operation has no deterministic kernel, it begins anew with those that there are.
-        Raises `torch.OutOfMemoryError` if a single row does not fit.
+        When memory runs out, the update restarts with half the micro-batch and the same random numbers, and the session
+        keeps that size. If an operation has no deterministic kernel, the update restarts with non-deterministic ones
+        allowed. Both happen in all processes if they happen in one. Raises `torch.OutOfMemoryError` if a single row
+        does not fit.
         """
         model.train()
         self.group.begin_step(self.state.global_step)
@@ -67,42 +77,57 @@ class StepTrainer(SFTTrainer):
         self.step_tokens = int(counted[1])
         self.step_checksum = checksum(self.group.gather([row_crc(example) for example in inputs]))
         self.step_learning_rate = float(self.optimizer.param_groups[0]["lr"])
-        rng = capture_rng()
+        rng, before = capture_rng(), ModuleState(model, self._before)
+        self._before = before
         while (loss := self._gradients(model, inputs, max(1.0, counted[0]))) is None:
-            self._give_way(model)
+            model.zero_grad(set_to_none=True)
+            before.put_back()
             restore_rng(*rng)
         self.group.sum_gradients(model)
         self.step_loss = self.group.sum([float(loss)])[0]
         return loss
 
     def _gradients(self, model: Any, examples: list[Example], tokens: float) -> torch.Tensor | None:
-        """Backward passes of all micro-batches and the loss; None if any process of the group could not do them."""
+        """Backward passes of all micro-batches, and the loss. None if any process of the group has to try again."""
         loss: torch.Tensor | None = torch.zeros((), device=self.args.device)
+        full, kernel = False, ""
         try:
             for begin in range(0, len(examples), self.micro_batch):
                 part = self._summed(model, examples[begin : begin + self.micro_batch]) / tokens
-                self.accelerator.backward(part)
+                # A model that drops layers at random may drop all that have an adapter.
+                if part.requires_grad:
+                    self.accelerator.backward(part)
                 loss += part.detach()
         except torch.OutOfMemoryError:
-            # Out of this block the exception, and with it every tensor of the failed pass, is gone.
-            loss = None
+            # After this block the exception is freed, and with it every tensor of the failed pass.
+            full = True
         except RuntimeError as error:
-            if "deterministic implementation" not in str(error):
+            if not lacks_deterministic_kernel(error):
                 raise
-            allow_other_kernels(str(error))
-            self._kernels_changed, loss = True, None
-        return loss if self.group.all(loss is not None) else None
+            kernel = str(error) or "an operation"
+        failures = self.group.gather([full, bool(kernel)])
+        full, strict = any(failures[::2]), not any(failures[1::2])
+        if not strict:
+            self._allow_kernels(kernel or "an operation in another process of this session")
+        if full:
+            self._halve_micro_batch()
+        return loss if strict and not full else None
 
-    def _give_way(self, model: Any) -> None:
-        model.zero_grad(set_to_none=True)
-        if self._kernels_changed:
-            self._kernels_changed = False
-            return
+    def _allow_kernels(self, why: str) -> None:
+        allow_nondeterministic_kernels(why)
+        self._tell("an operation of this model has no deterministic kernel on this machine")
+
+    def _halve_micro_batch(self) -> None:
         if self.micro_batch == 1:
             raise torch.OutOfMemoryError("a micro-batch of one row does not fit")
         self.micro_batch = max(n for n in range(1, self.micro_batch) if self.micro_batch % n == 0)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        self._tell(f"memory ran out, and the micro-batch is now {self.micro_batch}")
+
+    def _tell(self, why: str) -> None:
+        if self.lower is not None:
+            self.lower(why)
 
     def _summed(self, model: Any, examples: Sequence[Example]) -> torch.Tensor:
         return self.summed(model, collate(examples, self.pad_id))
@@ -115,8 +140,17 @@ class StepTrainer(SFTTrainer):
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], summed_labels=batch["labels"]
             )
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The job's curve. In new jobs the warm-up begins with the first step's share."""
+        curve: Any = super().create_scheduler(num_training_steps, optimizer)
+        if self.numerics is not None and self.args.lr_scheduler_type != "constant":
+            steps = self.args.get_warmup_steps(num_training_steps)
+            shares = [partial(warm_up_share, factor, steps) for factor in curve.lr_lambdas]
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(curve.optimizer, shares)
+        return self.lr_scheduler
+
     def floating_point_ops(self, inputs: Any) -> int:
-        """Never read; the library would walk through all modules to count them."""
+        """Not used. The library would visit all modules to count them."""
         return 0
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -125,9 +159,9 @@ class StepTrainer(SFTTrainer):
         return norm
 
     def take_step(self) -> dict[str, float]:
-        """Loss, gradient norm before clipping, learning rate, tokens and a checksum of what the update just done was made of.
+        """Values of the last update: loss, gradient norm before clipping, learning rate, tokens and checksum.
 
-        The checksum proves the order of samples: two runs with equal checksums at every step saw the same tokens.
+        The checksum proves the order of samples. Two runs with equal checksums at every step saw the same tokens.
         """
         values = {
             "loss": self.step_loss,
@@ -138,23 +172,28 @@ class StepTrainer(SFTTrainer):
         }
         if torch.cuda.is_initialized():
             values["gpu_peak_bytes"] = float(torch.cuda.max_memory_reserved())
-        # TRL keeps two numbers per micro-batch for logs that are never written.
+        # TRL stores two numbers per micro-batch for logs that are never written.
         self._metrics["train"].clear()
         self._metrics["eval"].clear()
         return values
 
     def summed_loss(self, batch: dict[str, torch.Tensor]) -> float:
-        """The same as a number, for looking at the model without training it."""
+        """The same as a number, for evaluation."""
         return float(self.summed(self.model, batch))
 
     def run_state(self) -> Run:
-        """The live objects to save or restore, once training has begun."""
+        """The live objects to save or restore, after training has begun."""
         return Run(
             model=self.accelerator.unwrap_model(self.model),
             optimizer=getattr(self.optimizer, "optimizer", self.optimizer),
             scheduler=self.lr_scheduler,
             scaler=self.accelerator.scaler,
         )
+
+
+def warm_up_share(factor: Callable[[int], float], warm_up: int, step: int) -> float:
+    """The part of the full learning rate in 0-based `step`. `factor` is the library's curve, which begins with 0."""
+    return (step + 1) / warm_up if step < warm_up else factor(step)
 
 
 def build_trainer(
@@ -166,19 +205,20 @@ def build_trainer(
     group: Group,
     hardware: Hardware,
     work_dir: Path,
+    kind: type[StepTrainer] = StepTrainer,
 ) -> StepTrainer:
-    """A trainer whose trainable parameters are fp32 and hold the values they had before."""
+    """A trainer of this `kind` whose trainable parameters are fp32 and hold the values they had before."""
     pad_id = pad_id_of(loaded.model, loaded.tokenizer)
     fresh = {name: parameter.data for name, parameter in trainable(loaded.model).items()}
-    trainer = StepTrainer(
+    trainer = kind(
         model=loaded.model,
         args=_settings(spec, loaded, hardware, work_dir),
-        train_dataset=_stand_in(rows),
+        train_dataset=_dummy_dataset(rows),
         processing_class=loaded.tokenizer,
         data_collator=partial(collate, pad_id=pad_id),
     )
-    # SFTTrainer has rounded the adapter of a quantised model to bf16: the loss scaler cannot unscale that, and a
-    # resumed session would go on in fp32.
+    # SFTTrainer rounds the adapter of a quantised model to bf16. The loss scaler cannot unscale that, and a
+    # resumed session would continue in fp32.
     for name, parameter in trainable(loaded.model).items():
         parameter.data = fresh[name]
         if parameter.dtype != torch.float32:
@@ -186,12 +226,12 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     add_summed_loss(loaded.model.get_base_model(), loaded.hidden)
     trainer.rows, trainer.batches, trainer.micro_batch, trainer.group = rows, batches, micro_batch, group
-    trainer.pad_id = pad_id
+    trainer.pad_id, trainer.numerics = pad_id, spec.numerics
     return trainer
 
 
-def _stand_in(rows: Rows) -> Dataset:
-    """One row for TRL to look at; the batches come from the trainer's own loader."""
+def _dummy_dataset(rows: Rows) -> Dataset:
+    """One row for TRL to inspect. The batches come from the trainer's own loader."""
     example = rows[0]
     return Dataset.from_dict({"input_ids": [example.input_ids], "labels": [example.labels]})
 

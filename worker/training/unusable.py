@@ -1,12 +1,13 @@
-"""Packages that the training libraries refuse instead of ignoring, and hiding those that are too old here.
+"""Packages that the training libraries reject instead of ignoring, and how outdated ones are hidden.
 
-An image ships what nobody asked for. Where such a package is too old for them, some of the libraries raise as soon as they
-only ask whether it is there, though the session would never use it.
+An image contains packages that the session never uses. If such a package is too old, some libraries raise an error as
+soon as they check for it.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -15,7 +16,7 @@ from packaging.version import InvalidVersion, Version
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """`function` of `library` raises for a `package` below the version `lowest`, or where `needs` is missing or too old."""
+    """`function` of `library` raises if `package` is older than `lowest`, or `needs` is missing or too old."""
 
     package: str
     lowest: str
@@ -34,16 +35,16 @@ TABLE = (
         needs=("optimum", "1.24.0"),
     ),
 )
-"""A test holds it against the source of the libraries."""
+"""A test compares it with the source of the libraries."""
 
 
-def hide() -> list[str]:
-    """Make Python say of each package that is too old here that it is absent; returns which.
+def hide(table: Sequence[Refused] = TABLE) -> list[str]:
+    """Make each outdated package in `table` look absent to Python. Returns their names.
 
-    To be called before a training library is imported, and again after a newer version has been brought in.
+    Call it before a training library is imported, and again after a newer version was installed.
     """
-    hidden = [entry.package for entry in TABLE if _is_refused(entry)]
-    for entry in TABLE:
+    hidden = [entry.package for entry in table if _is_refused(entry)]
+    for entry in table:
         if entry.package in hidden:
             sys.modules[entry.package] = None  # pyright: ignore[reportArgumentType] - Python's own way to say "absent"
         elif entry.package in sys.modules and sys.modules[entry.package] is None:
@@ -55,7 +56,7 @@ def _is_refused(entry: Refused) -> bool:
     if _version(entry.package) is None:
         return False
     wanted = [(entry.package, entry.lowest), *([entry.needs] if entry.needs else [])]
-    return any((found := _version(name)) is None or found < Version(lowest) for name, lowest in wanted)
+    return any((version := _version(name)) is None or version < Version(lowest) for name, lowest in wanted)
 
 
 def _version(package: str) -> Version | None:

@@ -1,0 +1,1 @@
+"""Jobs, leases, checkpoints and accounts in SQLite or PostgreSQL: tables, transactions, queries."""

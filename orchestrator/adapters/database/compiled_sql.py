@@ -1,6 +1,7 @@
 """Statements compiled once for each database and run on the driver's own cursor.
 
-SQLAlchemy still writes the SQL and converts the values; its way of running a statement costs more than the statement.
+SQLAlchemy still writes the SQL and converts the values. Executing through SQLAlchemy would cost more than the statement
+does.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Values = Mapping[str, Any]
 
 
 class _Compiled:
-    """One statement in one database's words."""
+    """One statement in the SQL of one database."""
 
     def __init__(self, statement: ClauseElement, dialect: Dialect) -> None:
         compiled: Any = statement.compile(dialect=dialect)
@@ -33,7 +34,7 @@ class _Compiled:
             {
                 place: column.type.dialect_impl(dialect).result_processor(dialect, None)
                 for place, column in enumerate(columns)
-                if isinstance(column.type, (JSON, Boolean))  # all others come as they are from both drivers
+                if isinstance(column.type, (JSON, Boolean))  # both drivers return all other types unchanged
             }
         )
 
@@ -59,7 +60,7 @@ def _present(found: dict[Any, Convert | None]) -> dict[Any, Convert]:
 
 
 class Statement:
-    """A statement whose parameters are all named; errors are SQLAlchemy's."""
+    """A statement with named parameters only. It raises SQLAlchemy's errors."""
 
     def __init__(self, statement: Executable) -> None:
         assert isinstance(statement, ClauseElement)
@@ -67,13 +68,13 @@ class Statement:
         self._compiled: dict[str, _Compiled] = {}
 
     def rows(self, connection: Connection, values: Values | None = None) -> list[Sequence[Any]]:
-        """All rows that it finds."""
+        """All rows of the result."""
         compiled = self._for(connection)
         cursor = self._execute(connection, compiled.sql, compiled.parameters(values or {}))
         return [compiled.row(raw) for raw in cursor.fetchall()]
 
     def first(self, connection: Connection, values: Values) -> Sequence[Any] | None:
-        """The first row that it finds."""
+        """The first row of the result, or None."""
         rows = self.rows(connection, values)
         return rows[0] if rows else None
 
@@ -101,17 +102,18 @@ class Statement:
         return cursor
 
 
-_INSERTS: dict[str, Callable[..., Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+INSERTS: dict[str, Callable[..., Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+"""The insert of each database, which can skip a row that exists."""
 
 
 class Upsert:
-    """An insert of whole rows that changes only the columns `changing` of a row that is there, for each database.
+    """An insert of whole rows for each database. For an existing row it only updates the columns in `changing`.
 
-    Without any, rows that break a promise of uniqueness are left out.
+    Without `changing`, rows that violate a unique index are skipped.
     """
 
     def __init__(self, table: Table, changing: tuple[str, ...] = ()) -> None:
-        self._by_dialect = {dialect: _upsert(insert(table), table, changing) for dialect, insert in _INSERTS.items()}
+        self._by_dialect = {dialect: _upsert(insert(table), table, changing) for dialect, insert in INSERTS.items()}
 
     def run(self, connection: Connection, *values: Values) -> None:
         """Insert these rows."""

@@ -1,4 +1,4 @@
-"""The read side of the dashboard: what pages and live streams ask besides `views`. Each answer comes from an index."""
+"""The read side of the dashboard: what pages and live streams read besides `queries`. An index answers each query."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sqlalchemy import Engine, bindparam, func, select
 
 from orchestrator.adapters.database import tables
 from orchestrator.adapters.database.compiled_sql import Statement
-from orchestrator.adapters.database.mapper import IS_LIVE
+from orchestrator.adapters.database.leases import IS_LIVE
 from orchestrator.domain.lifecycle import JobState
 
 Row = dict[str, Any]
 Point = tuple[int, float, float, int]
-"""`(step, value, at, fence)` of one metric; `at` in epoch seconds is when its report arrived."""
+"""`(step, value, at, fence)` of one metric. `at` is the time in epoch seconds at which its report arrived."""
 
 MAX_SESSIONS_OF_A_DAY = 5_000
 _jobs, _leases, _metrics, _events = tables.jobs, tables.leases, tables.metrics, tables.events
@@ -31,10 +31,14 @@ _curve_from = Statement(
     .limit(bindparam("most"))
 )
 _newest_value = Statement(
-    select(_metrics.c.value, _metrics.c.step).where(_of_job, _named).order_by(_metrics.c.step.desc()).limit(1)
+    select(_metrics.c.value, _metrics.c.step, _metrics.c.fence)
+    .where(_of_job, _named)
+    .order_by(_metrics.c.step.desc())
+    .limit(1)
 )
 _changing = ("updated_at", "state", "head", "cancel_requested_at", "pause_requested_at", "priority")
-_pulse = select(_jobs.c.id, *(_jobs.c[n] for n in _changing)).where(
+_newest_event = select(func.max(_events.c.id)).where(_events.c.job_id == _jobs.c.id).scalar_subquery()
+_pulse = select(_jobs.c.id, *(_jobs.c[n] for n in _changing), _newest_event).where(
     _jobs.c.id.in_(bindparam("jobs", expanding=True)), _jobs.c.deleted_at.is_(None)
 )
 _changing_there = ("fence", "last_seq", "state", "phase", "last_seen_at", "step")
@@ -44,7 +48,7 @@ _pulse_there = select(_leases.c.job_id, *(_leases.c[n] for n in _changing_there)
 
 @dataclass(frozen=True, kw_only=True)
 class Day:
-    """What the sessions of the last 24 hours did; `hours` counts every machine's time once."""
+    """The sessions of the last 24 hours. `hours` counts each machine's time once."""
 
     hours: float
     handoffs: int
@@ -52,8 +56,8 @@ class Day:
     steps: int
 
 
-class PageViews:
-    """Questions of pages to the database; rows are dicts, times are epoch seconds."""
+class DashboardQueries:
+    """The queries of the dashboard pages. Rows are dicts, times are epoch seconds."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -65,14 +69,14 @@ class PageViews:
     # one job
 
     def pulses(self, job_ids: Sequence[str]) -> dict[str, tuple[Any, ...] | None]:
-        """For each job a value that differs whenever something on its page does; None for one that is gone."""
+        """A value for each job that changes when something on its page changes. None for a deleted job."""
         with self._engine.connect() as connection:
             jobs = {row[0]: tuple(row) for row in connection.execute(_pulse, {"jobs": job_ids})}
             live = {row[0]: tuple(row) for row in connection.execute(_pulse_there, {"jobs": job_ids})}
         return {j: (*jobs[j], *live.get(j, ())) if j in jobs else None for j in job_ids}
 
     def curve(self, job_id: str, name: str) -> list[Point]:
-        """A metric's values by step; those that are no finite number are left out."""
+        """The finite values of a metric, by step."""
         with self._engine.connect() as connection:
             return [
                 (s, v, a, f) for s, v, a, f in _curve.rows(connection, {"job": job_id, "name": name}) if _is_number(v)
@@ -81,11 +85,17 @@ class PageViews:
     def curves_from(
         self, job_id: str, names: Sequence[str], *, step: int, fence: int, most: int
     ) -> dict[str, list[Point]]:
-        """Values from this step on that this session or a later one reported; at most `most` of each."""
+        """Values from this step on that this session or a later one reported, at most `most` for each metric."""
         with self._engine.connect() as connection:
             asked = {"job": job_id, "step": step, "fence": fence, "most": most}
             found = {n: _curve_from.rows(connection, asked | {"name": n}) for n in names}
         return {n: [(s, v, a, f) for s, v, a, f in rows if _is_number(v)] for n, rows in found.items() if rows}
+
+    def position(self, job_id: str, name: str) -> tuple[int, int] | None:
+        """The fence and the step of a metric's value at its last step. None without a value."""
+        with self._engine.connect() as connection:
+            found = _newest_value.first(connection, {"job": job_id, "name": name})
+        return (found[2], found[1]) if found else None
 
     def newest(self, job_id: str, name: str) -> float | None:
         """A metric's value at its last step."""
@@ -102,13 +112,13 @@ class PageViews:
         return {row["step"]: row["value"] for row in rows if _is_number(row["value"])}
 
     def newest_events(self, job_id: str, limit: int) -> list[Row]:
-        """What happened to a job last, newest first."""
+        """The newest events of a job, newest first."""
         return self._all(select(_events).where(_events.c.job_id == job_id).order_by(_events.c.id.desc()).limit(limit))
 
     # all jobs
 
     def queue(self, member_id: str | None, limit: int) -> list[Row]:
-        """Ids, names and owners of queued jobs, oldest first; with a member only theirs."""
+        """Ids, names and owners of queued jobs, oldest first. With a member, only their jobs."""
         columns = (
             _jobs.c.id,
             _jobs.c.name,
@@ -123,11 +133,11 @@ class PageViews:
         return self._all(asked.order_by(_jobs.c.id).limit(limit))
 
     def running(self, member_id: str | None, limit: int) -> list[Row]:
-        """Live sessions with their job's name, progress and newest checkpoint; with a member only theirs."""
+        """Live sessions with their job's name, progress and newest checkpoint. With a member, only their sessions."""
         columns = ("id", "job_id", "account_id", "provider", "state", "phase", "step", "created_at", "started_at")
         columns += ("budget_s", "last_seen_at", "expires_at", "hardware", "seconds_per_step")
         mine = [_leases.c.member_id == member_id] if member_id is not None else []
-        # Limited on its own, because a planner that is free to would begin with every job there is.
+        # Limited in a subquery, because the planner could otherwise start with all jobs.
         some = select(*(_leases.c[n] for n in columns)).where(IS_LIVE, *mine).order_by(_leases.c.id.desc()).limit(limit)
         live = some.subquery()
         head = (tables.checkpoints.c.job_id == _jobs.c.id) & (tables.checkpoints.c.sha256 == _jobs.c.head)
@@ -150,7 +160,7 @@ class PageViews:
         return self._all(asked.order_by(live.c.id.desc()))
 
     def day(self, member_id: str | None, *, first_id: str, now: float) -> Day:
-        """What sessions begun with `first_id` or later did; with a member only theirs."""
+        """Totals of the sessions with ids from `first_id` on. With a member, only their sessions."""
         columns = (_leases.c.started_at, _leases.c.ended_at, _leases.c.end_reason, _leases.c.step, _leases.c.first_step)
         asked = select(*columns).where(_leases.c.id >= first_id, _leases.c.started_at.is_not(None))
         if member_id is not None:

@@ -1,4 +1,4 @@
-"""Dataclasses to rows and back. What is asked often is compiled once; see `statements`."""
+"""Maps dataclasses to rows and back. The statements by primary key are compiled once (see `compiled_sql`)."""
 
 from __future__ import annotations
 
@@ -7,23 +7,18 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Table, bindparam, insert, literal_column, select, update
+from sqlalchemy import ColumnElement, Connection, Table, bindparam, insert, select, update
 
-from orchestrator.adapters.database import tables
 from orchestrator.adapters.database.compiled_sql import Statement
-from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
-from orchestrator.domain.model import Account, Checkpoint, Event, Job, Lease, Member, OneTimeCode, Role
-from orchestrator.ports.repository import Dataset, StoreConfig, TokenInfo, Upload
 
 T = TypeVar("T")
 
-IS_LIVE = tables.leases.c.state.in_([literal_column(f"'{s}'") for s in LeaseState if s.is_live])
-"""Spelled like the partial index's own condition: with parameters in place of words SQLite would not use that index."""
-IS_UNENDED = tables.jobs.c.state.in_([state.value for state in JobState if not state.is_final])
-
 
 class Mapper(Generic[T]):
-    """Maps one dataclass to one table; `enums` names the columns that hold enum members, `frozen` those never updated."""
+    """Maps one dataclass to one table.
+
+    `enums` names the columns that contain enum members. `frozen` names those that are never updated.
+    """
 
     def __init__(
         self,
@@ -63,12 +58,12 @@ class Mapper(Generic[T]):
         return {n: getattr(item, n) for n in self._names}
 
     def get(self, connection: Connection, *, lock: bool = False, **key: Any) -> T | None:
-        """The row with this primary key, or None; with `lock`, held until the transaction ends."""
+        """The row with this primary key, or None. With `lock`, the row is locked until the transaction ends."""
         row = (self._by_key_locked if lock else self._by_key).first(connection, key)
         return None if row is None else self.load(row)
 
     def where(self, connection: Connection, *conditions: ColumnElement[bool], order: Any = None) -> list[T]:
-        """All rows under these conditions."""
+        """All rows that match these conditions."""
         statement = self.select.where(*conditions)
         if order is not None:
             statement = statement.order_by(order)
@@ -82,31 +77,3 @@ class Mapper(Generic[T]):
         """Write every column that may change."""
         values = {n: getattr(item, n) for n in self._changing}
         self._update.run(connection, values | {f"_{k}": getattr(item, k) for k in self._keys})
-
-
-MEMBERS = Mapper(Member, tables.members, enums={"role": Role})
-ACCOUNTS = Mapper(Account, tables.accounts)
-TOKENS = Mapper(TokenInfo, tables.tokens, enums={"role": Role})
-DATASETS = Mapper(Dataset, tables.datasets)
-UPLOADS = Mapper(Upload, tables.uploads)
-JOBS = Mapper(
-    Job,
-    tables.jobs,
-    enums={"state": JobState, "end_reason": EndReason},
-    frozen=("spec", "member_id", "name", "created_at", "cloned_from", "first_step"),
-)
-LEASES = Mapper(
-    Lease,
-    tables.leases,
-    enums={"state": LeaseState, "end_reason": EndReason},
-    frozen=(
-        *("job_id", "member_id", "account_id", "provider", "fence"),
-        *("token_hash", "created_at", "budget_s", "offline", "store"),
-    ),
-)
-CLAIMS = Mapper(OneTimeCode, tables.claims, frozen=("job_id", "member_id", "created_at", "expires_at", "store"))
-STORES = Mapper(StoreConfig, tables.stores)
-CHECKPOINTS = Mapper(
-    Checkpoint, tables.checkpoints, enums={"state": CheckpointState}, frozen=("manifest", "lease_id", "created_at")
-)
-EVENTS = Mapper(Event, tables.events)

@@ -1,67 +1,67 @@
-"""The part of a transaction that keeps members."""
+"""The repository of members."""
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, bindparam, delete, select
+from sqlalchemy import bindparam, delete, select
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator.adapters.database import tables
+from orchestrator.adapters.database.comparisons import revoke_raters
 from orchestrator.adapters.database.compiled_sql import Statement
-from orchestrator.adapters.database.mapper import IS_UNENDED, JOBS, MEMBERS
+from orchestrator.adapters.database.mapper import Mapper
+from orchestrator.adapters.database.repository import SqlRepository
+from orchestrator.domain.accounts import Member, Role
 from orchestrator.domain.errors import ConflictError
-from orchestrator.domain.model import Job, Member
 
-_table = tables.members.c
-_is_there = _table.removed_at.is_(None)
-_held = Statement(
-    MEMBERS.select.where(_table.id == bindparam("id"), _is_there).with_for_update(read=True, key_share=True)
+MEMBERS = Mapper(Member, tables.members, enums={"role": Role})
+_members = tables.members.c
+_is_there = _members.removed_at.is_(None)
+_get_for_share = Statement(
+    MEMBERS.select.where(_members.id == bindparam("id"), _is_there).with_for_update(read=True, key_share=True)
 )
 
 
-class MemberRows:
-    """See `persistence.Transaction`."""
+class SqlMemberRepository(SqlRepository):
+    """Implements `ports.repository.accounts.MemberRepository`."""
 
-    connection: Connection
+    def get(self, member_id: str) -> Member | None:
+        return MEMBERS.get(self._connection, id=member_id)
 
-    def member(self, member_id: str) -> Member | None:
-        return MEMBERS.get(self.connection, id=member_id)
-
-    def member_by_name(self, name: str) -> Member | None:
-        found = MEMBERS.where(self.connection, _table.name == name)
+    def get_by_name(self, name: str) -> Member | None:
+        found = MEMBERS.where(self._connection, _members.name == name)
         return found[0] if found else None
 
-    def members(self) -> list[Member]:
-        return MEMBERS.where(self.connection, _is_there, order=_table.created_at)
-
-    def hold_member(self, member_id: str) -> Member | None:
-        row = _held.first(self.connection, {"id": member_id})
+    def get_for_share(self, member_id: str) -> Member | None:
+        row = _get_for_share.first(self._connection, {"id": member_id})
         return None if row is None else MEMBERS.load(row)
 
-    def lock_members(self, *member_ids: str) -> list[Member]:
-        those = MEMBERS.select.where(_table.id.in_(member_ids), _is_there)
-        # In one order: two admins who remove each other do not wait for each other for ever.
-        return [MEMBERS.load(row) for row in self.connection.execute(those.order_by(_table.id).with_for_update())]
+    def get_for_update(self, *member_ids: str) -> list[Member]:
+        statement = MEMBERS.select.where(_members.id.in_(member_ids), _is_there)
+        # Lock in one order, so that two admins who remove each other cannot deadlock.
+        rows = self._connection.execute(statement.order_by(_members.id).with_for_update())
+        return [MEMBERS.load(row) for row in rows]
 
-    def add_member(self, member: Member) -> None:
+    def all(self) -> list[Member]:
+        return MEMBERS.where(self._connection, _is_there, order=_members.created_at)
+
+    def add(self, member: Member) -> None:
         try:
-            MEMBERS.add(self.connection, member)
+            MEMBERS.add(self._connection, member)
         except IntegrityError as error:
-            raise ConflictError(f"there is already a member called {member.name}") from error
+            raise ConflictError(f"There is already a member named {member.name}. Choose another name.") from error
 
-    def save_member(self, member: Member) -> None:
-        MEMBERS.save(self.connection, member)
+    def save(self, member: Member) -> None:
+        MEMBERS.save(self._connection, member)
 
-    def remove_member(self, member: Member) -> None:
-        MEMBERS.save(self.connection, member)
+    def remove(self, member: Member) -> None:
+        self.save(member)
         channels = tables.channels
         theirs = select(channels.c.id).where(channels.c.member_id == member.id)
-        for gone in (
+        for statement in (
             delete(tables.tokens).where(tables.tokens.c.member_id == member.id),
             delete(tables.accounts).where(tables.accounts.c.member_id == member.id),
             delete(tables.deliveries).where(tables.deliveries.c.channel_id.in_(theirs)),
             delete(channels).where(channels.c.member_id == member.id),
         ):
-            self.connection.execute(gone)
-
-    def unended_jobs(self, member_id: str) -> list[Job]:
-        return JOBS.where(self.connection, tables.jobs.c.member_id == member_id, IS_UNENDED, order=tables.jobs.c.id)
+            self._connection.execute(statement)
+        revoke_raters(self._connection, member.id, member.removed_at)

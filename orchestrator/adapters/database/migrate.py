@@ -1,4 +1,4 @@
-"""Bringing a database to this version, and refusing one from a newer version."""
+"""Migrates a database to this version. Refuses a database of a newer version."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def scripts() -> Path:
 
 
 def upgrade(engine: Engine) -> None:
-    """Run what is missing; raises `ConflictError` for a database that only a newer version understands."""
+    """Run the missing migrations. Raises `ConflictError` for a database of a newer version."""
     with engine.connect() as connection:
         if _version(connection) == HEAD:
-            return  # importing alembic takes seconds; a database at head needs none of it
+            return  # importing alembic takes seconds, and a database at head does not need it
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory
@@ -33,8 +33,9 @@ def upgrade(engine: Engine) -> None:
         found = _version(connection)
         if found is not None and found not in known:
             raise ConflictError(
-                f"the database is at revision {found}, which this version ({HEAD}) does not know: it was made by a newer "
-                "trainhop; upgrade trainhop or use another data folder"
+                f"The database has revision {found}, which this version ({HEAD}) does not know. It was "
+                "created by a newer "
+                "trainhop. Upgrade trainhop, or use another data folder."
             )
         connection.rollback()
         config.attributes["connection"] = connection
@@ -49,5 +50,5 @@ def _version(connection) -> str | None:  # noqa: ANN001  a SQLAlchemy connection
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
-HEAD = "0012"
-"""The newest revision under `migrations/versions`; a test compares the two."""
+HEAD = "0017"
+"""The newest revision under `migrations/versions`. A test compares the two."""

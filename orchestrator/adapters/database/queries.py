@@ -1,6 +1,6 @@
-"""The read side: what pages, charts and clients look at. Plain selects on read connections; the writer is never asked.
+"""The queries of pages, charts and clients: plain selects on read connections, never on the writer's.
 
-Every page costs a fixed number of statements, each answered from an index, however many jobs there are.
+Every page costs a fixed number of statements. An index answers each of them, for any number of jobs.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from sqlalchemy import Engine, Select, and_, bindparam, exists, func, select
+from sqlalchemy import Engine, Select, and_, bindparam, case, exists, func, select
 
 from orchestrator.adapters.database import tables
-from orchestrator.adapters.database.mapper import IS_LIVE
+from orchestrator.adapters.database.leases import IS_LIVE
+from orchestrator.domain.accounts import Role
+from orchestrator.domain.jobs import Job
 from orchestrator.domain.lifecycle import JobState
-from orchestrator.domain.model import Job, Role
 
 Row = dict[str, Any]
-SCANNED_PER_PAGE = 10_000
-"""Rows that one page looks through for filters without an index; the cursor goes on where it stopped."""
+
+EXCERPT = 500
+"""Characters of a job's or a session's message in a list. The whole text is on the single job or session."""
+SAMPLES_TEXT = 4_000_000
+"""Characters of the samples of one answer."""
 
 _jobs, _leases, _checkpoints, _metrics = tables.jobs, tables.leases, tables.checkpoints, tables.metrics
 _events, _samples, _readings, _tokens = tables.events, tables.samples, tables.readings, tables.tokens
@@ -33,12 +37,18 @@ def _loss(*, newest: bool) -> Any:
     return select(_metrics.c.value).where(of_job).order_by(step).limit(1).correlate(_jobs).scalar_subquery()
 
 
+def _shortened(column: Any) -> Any:
+    """The start of a text column, under the same name. Lists show no more of it."""
+    longer = func.substr(column, 1, EXCERPT - 1).concat("…")
+    return case((func.length(column) > EXCERPT, longer), else_=column).label(column.name)
+
+
 _hidden = ("spec", "adapter_key", "adapter_store", "deleted_at")
 _is_there = _jobs.c.deleted_at.is_(None)
 _head = and_(_checkpoints.c.job_id == _jobs.c.id, _checkpoints.c.sha256 == _jobs.c.head)
 _job = (
     select(
-        *(c for c in _jobs.c if c.name not in _hidden),
+        *(c for c in _jobs.c if c.name not in (*_hidden, "message")),
         tables.members.c.name.label("member"),
         _checkpoints.c.size.label("head_size"),
         _checkpoints.c.created_at.label("head_at"),
@@ -49,14 +59,18 @@ _job = (
     .outerjoin(_checkpoints, _head)
     .where(_is_there)
 )
-_job_by_id = _job.add_columns(_jobs.c.spec, _jobs.c.adapter_key, _jobs.c.adapter_store).where(
+_job_by_id = _job.add_columns(_jobs.c.message, _jobs.c.spec, _jobs.c.adapter_key, _jobs.c.adapter_store).where(
     _jobs.c.id == bindparam("id")
 )
-_jobs_by_id = _job.where(_jobs.c.id.in_(bindparam("ids", expanding=True))).order_by(_jobs.c.id.desc())
+_jobs_by_id = (
+    _job.add_columns(_shortened(_jobs.c.message))
+    .where(_jobs.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(_jobs.c.id.desc())
+)
 _owner = select(_jobs.c.member_id).where(_jobs.c.id == bindparam("id"), _is_there)
-_session = (
+_any_session = (
     select(
-        *(c for c in _leases.c if c.name not in ("token_hash", "nonce")),
+        *(c for c in _leases.c if c.name not in ("token_hash", "nonce", "detail")),
         tables.accounts.c.name.label("account"),
         _jobs.c.member_id,
     )
@@ -67,12 +81,14 @@ _session = (
     )
     .where(_is_there)
 )
-_session_by_id = _session.where(_leases.c.id == bindparam("id"))
+_session_by_id = _any_session.add_columns(_leases.c.detail).where(_leases.c.id == bindparam("id"))
+_session = _any_session.add_columns(_shortened(_leases.c.detail))
 _of_jobs = _leases.c.job_id.in_(bindparam("jobs", expanding=True))
 _sessions_of = _session.where(_of_jobs).order_by(_leases.c.job_id, _leases.c.fence)
 _runs_of = (
     select(
         *(c for c in _leases.c if c.name not in ("token_hash", "nonce", "hardware", "ledger", "detail")),
+        _shortened(_leases.c.detail),
         tables.accounts.c.name.label("account"),
     )
     .outerjoin(tables.accounts, tables.accounts.c.id == _leases.c.account_id)
@@ -89,7 +105,7 @@ _checkpoint = select(_checkpoints).where(_checkpoints.c.job_id == bindparam("job
 
 @dataclass(frozen=True, kw_only=True)
 class TokenOwner:
-    """Who a token belongs to; `expires_at` in epoch seconds, None for never."""
+    """The owner of a token. `expires_at` is in epoch seconds, None for never."""
 
     member_id: str
     name: str
@@ -99,16 +115,20 @@ class TokenOwner:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """Rows of one page; `next` is the cursor of the following one. A page may be short and still have a next."""
+    """Rows of one page. `next` is the cursor of the next page. A page may be short and still have a next one."""
 
     items: list[Row]
     next: str | None
 
 
-class Views:
-    """Questions to the database; rows are dicts in the words of the API, times in epoch seconds."""
+class Queries:
+    """The queries of the API. Rows are dicts with the API's field names, times are epoch seconds.
 
-    def __init__(self, engine: Engine) -> None:
+    For filters without an index, a page reads at most `scanned_per_page` rows. The next page starts at its cursor.
+    """
+
+    def __init__(self, engine: Engine, *, scanned_per_page: int = 10_000) -> None:
+        self._scanned_per_page = scanned_per_page
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def _all(self, statement: Select[*tuple[Any, ...]], parameters: Mapping[str, Any] | None = None) -> list[Row]:
@@ -117,8 +137,8 @@ class Views:
 
     def _one(self, statement: Select[*tuple[Any, ...]], parameters: Mapping[str, Any] | None = None) -> Row | None:
         with self._engine.connect() as connection:
-            found = connection.execute(statement, parameters or {}).mappings().first()
-            return None if found is None else dict(found)
+            row = connection.execute(statement, parameters or {}).mappings().first()
+            return None if row is None else dict(row)
 
     # jobs
 
@@ -132,7 +152,7 @@ class Views:
         state: JobState | None,
         name: str | None,
     ) -> Page:
-        """Newest first. `name` finds jobs whose name contains it, whatever the case."""
+        """Newest first. `name` finds jobs with that text in their name, ignoring case."""
         indexed = [_is_there] + ([_jobs.c.id < before] if before else [])
         rest = []
         if member_id is not None:
@@ -149,14 +169,14 @@ class Views:
     def _page(self, indexed: Sequence[Any], rest: Sequence[Any], limit: int) -> tuple[list[str], str | None]:
         near = select(_jobs.c.id).where(*indexed).order_by(_jobs.c.id.desc())
         if rest:
-            window = near.add_columns(and_(*rest).label("wanted")).limit(SCANNED_PER_PAGE).subquery()
+            window = near.add_columns(and_(*rest).label("wanted")).limit(self._scanned_per_page).subquery()
             ids = [r["id"] for r in self._all(select(window.c.id).where(window.c.wanted).limit(limit + 1))]
             ids.sort(reverse=True)
         else:
             ids = [r["id"] for r in self._all(near.limit(limit + 1))]
         if len(ids) > limit:
             return ids[:limit], ids[limit - 1]
-        end = self._one(near.offset(SCANNED_PER_PAGE - 1)) if rest else None
+        end = self._one(near.offset(self._scanned_per_page - 1)) if rest else None
         return ids, end["id"] if end else None
 
     def job(self, job_id: str, now: float) -> Row | None:
@@ -171,9 +191,9 @@ class Views:
         return _as_job({**vars(job), **nothing, "member": member}, [], now)
 
     def owner(self, job_id: str) -> str | None:
-        """The member a job belongs to."""
-        found = self._one(_owner, {"id": job_id})
-        return found["member_id"] if found else None
+        """The member who owns a job."""
+        row = self._one(_owner, {"id": job_id})
+        return row["member_id"] if row else None
 
     def clones(self, job_id: str, limit: int) -> list[Row]:
         """The newest jobs that were cloned from this one."""
@@ -195,21 +215,21 @@ class Views:
         return [_as_session(row) for row in self._all(_sessions_of, {"jobs": [job_id]})]
 
     def live_sessions(self, member_id: str | None) -> list[Row]:
-        """Sessions that run now; with a member only theirs."""
+        """Sessions that run now. With a member, only their sessions."""
         mine = [_jobs.c.member_id == member_id] if member_id else []
         return [_as_session(row) for row in self._all(_session.where(IS_LIVE, *mine).order_by(_leases.c.id.desc()))]
 
     def recent_sessions(self, member_id: str | None, *, limit: int, before: str | None) -> Page:
-        """Sessions, newest first; with a member only theirs."""
-        asked = _session.where(*([_leases.c.id < before] if before else []))
+        """Sessions, newest first. With a member, only their sessions."""
+        query = _session.where(*([_leases.c.id < before] if before else []))
         if member_id:
-            asked = asked.where(_jobs.c.member_id == member_id)
-        rows = self._all(asked.order_by(_leases.c.id.desc()).limit(limit + 1))
+            query = query.where(_jobs.c.member_id == member_id)
+        rows = self._all(query.order_by(_leases.c.id.desc()).limit(limit + 1))
         more = rows[limit - 1]["id"] if len(rows) > limit else None
         return Page(items=[_as_session(row) for row in rows[:limit]], next=more)
 
     def session(self, lease_id: str) -> Row | None:
-        """One session; `member_id` is its job's owner, `account_id` and `external_id` say where it ran."""
+        """One session. `member_id` is its job's owner. `account_id` and `external_id` tell where it ran."""
         row = self._one(_session_by_id, {"id": lease_id})
         return None if row is None else _as_session(row)
 
@@ -218,7 +238,7 @@ class Views:
         newest = select(_readings.c.at, _readings.c.step, _readings.c.reading).where(_readings.c.lease_id == lease_id)
         return self._all(newest.order_by(_readings.c.at.desc()).limit(limit))[::-1]
 
-    # what a job has produced
+    # the results of a job
 
     def checkpoints(self, job_id: str) -> list[Row]:
         """All checkpoints of a job by step, without their manifests."""
@@ -235,84 +255,95 @@ class Views:
     def metrics(
         self, job_id: str, *, name: str | None, from_step: int, limit: int
     ) -> list[tuple[str, int, float | None]]:
-        """`(name, step, value)` by name and step; a value that JSON cannot say is None."""
+        """`(name, step, value)` by name and step. The value is None if JSON cannot represent it."""
         columns = (_metrics.c.name, _metrics.c.step, _metrics.c.value)
-        asked = select(*columns).where(_metrics.c.job_id == job_id, _metrics.c.step >= from_step)
+        query = select(*columns).where(_metrics.c.job_id == job_id, _metrics.c.step >= from_step)
         if name is not None:
-            asked = asked.where(_metrics.c.name == name)
-        asked = asked.order_by(_metrics.c.name, _metrics.c.step).limit(limit)
+            query = query.where(_metrics.c.name == name)
+        query = query.order_by(_metrics.c.name, _metrics.c.step).limit(limit)
         with self._engine.connect() as connection:
-            return [(n, s, v if math.isfinite(v) else None) for n, s, v in connection.execute(asked)]
+            return [(n, s, v if math.isfinite(v) else None) for n, s, v in connection.execute(query)]
 
     def samples(self, job_id: str, limit: int) -> list[Row]:
-        """What the model answered, by step."""
+        """Sampled model output, by step, up to `SAMPLES_TEXT` characters."""
         columns = (_samples.c.step, _samples.c.prompt, _samples.c.text, _samples.c.at)
-        return self._all(select(*columns).where(_samples.c.job_id == job_id).order_by(_samples.c.step).limit(limit))
+        by_prompt = (_samples.c.step, _samples.c.prompt_sha256)
+        characters = func.length(_samples.c.prompt) + func.length(_samples.c.text)
+        so_far = func.sum(characters).over(order_by=by_prompt, rows=(None, 0)).label("so_far")
+        query = select(*columns, by_prompt[1], so_far).where(_samples.c.job_id == job_id)
+        numbered = query.order_by(*by_prompt).limit(limit).subquery()
+        shown = select(*(numbered.c[column.name] for column in columns)).where(numbered.c.so_far <= SAMPLES_TEXT)
+        in_order = shown.order_by(numbered.c.step, numbered.c.prompt_sha256)
+        with self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(in_order).mappings()]
 
     # data files
 
     def datasets(self, *, member_id: str | None, limit: int, before: str | None) -> Page:
-        """Data files by who brought them, newest first; with a member only theirs."""
+        """Data files with their uploaders, newest first. With a member, only their uploads."""
         up, data = tables.uploads.c, tables.datasets.c
-        asked = (
+        query = (
             select(
                 *tables.uploads.c,
                 data.size,
                 data.rows,
                 data.row_format,
                 data.file_format,
+                data.parent,
                 _members.c.name.label("member"),
             )
             .join(tables.datasets, data.sha256 == up.sha256)
             .join(_members, _members.c.id == up.member_id)
             .where(*([up.id < before] if before else []), *([up.member_id == member_id] if member_id else []))
         )
-        rows = self._all(asked.order_by(up.id.desc()).limit(limit + 1))
+        rows = self._all(query.order_by(up.id.desc()).limit(limit + 1))
         return Page(items=rows[:limit], next=rows[limit - 1]["id"] if len(rows) > limit else None)
 
     # events
 
     def events(self, *, after: int, job_id: str | None, member_id: str | None, limit: int) -> list[Row]:
-        """Events with a larger id, oldest first; of one job, of one member's jobs, or all."""
-        asked = select(_events).where(_events.c.id > after)
+        """Events with a larger id, oldest first: those of one job, of one member's jobs, or all."""
+        columns = (c for c in _events.c if c.name != "reason")
+        query = select(*columns, _shortened(_events.c.reason)).where(_events.c.id > after)
         if job_id is not None:
-            asked = asked.where(_events.c.job_id == job_id)
+            query = query.where(_events.c.job_id == job_id)
         elif member_id is not None:
-            asked = asked.where(exists().where(_jobs.c.id == _events.c.job_id, _jobs.c.member_id == member_id))
-        return self._all(asked.order_by(_events.c.id).limit(limit))
+            query = query.where(exists().where(_jobs.c.id == _events.c.job_id, _jobs.c.member_id == member_id))
+        return self._all(query.order_by(_events.c.id).limit(limit))
 
     def last_event(self) -> int:
         """The newest event's id, 0 if there is none."""
-        found = self._one(select(func.max(_events.c.id).label("id")))
-        return found["id"] or 0 if found else 0
+        row = self._one(select(func.max(_events.c.id).label("id")))
+        return row["id"] or 0 if row else 0
 
-    # people and numbers
+    # members and numbers
 
     def token(self, token_hash: str) -> TokenOwner | None:
-        """Who holds the token with this hash."""
-        found = self._one(_token, {"hash": token_hash})
-        if found is None:
+        """The owner of the token with this hash."""
+        row = self._one(_token, {"hash": token_hash})
+        if row is None:
             return None
         return TokenOwner(
-            member_id=found["member_id"], name=found["name"], role=Role(found["role"]), expires_at=found["expires_at"]
+            member_id=row["member_id"], name=row["name"], role=Role(row["role"]), expires_at=row["expires_at"]
         )
 
     def member_id(self, name_or_id: str) -> str | None:
         """The id of a member by name or id."""
         known = tables.members.c
-        found = self._one(select(known.id).where((known.id == name_or_id) | (known.name == name_or_id)))
-        return found["id"] if found else None
+        row = self._one(select(known.id).where((known.id == name_or_id) | (known.name == name_or_id)))
+        return row["id"] if row else None
 
     def counts(self) -> dict[str, list[tuple[str, int]]]:
-        """Jobs by state, live sessions by provider, and the steps that those have done so far by provider."""
+        """Jobs by state, live sessions by provider, and the steps that these sessions have done so far by provider."""
         jobs = select(_jobs.c.state, func.count()).where(_is_there).group_by(_jobs.c.state)
         live = select(_leases.c.provider, func.count()).where(IS_LIVE).group_by(_leases.c.provider)
         done = func.coalesce(func.sum(_leases.c.step - _leases.c.first_step), 0)
         steps = select(_leases.c.provider, done).where(IS_LIVE).group_by(_leases.c.provider)
         with self._engine.connect() as connection:
-            asked: dict[str, Select[Any, Any]] = {"jobs": jobs, "sessions": live, "steps": steps}
+            queries: dict[str, Select[Any, Any]] = {"jobs": jobs, "sessions": live, "steps": steps}
             return {
-                name: [(str(key), int(n)) for key, n in map(tuple, connection.execute(s))] for name, s in asked.items()
+                name: [(str(key), int(n)) for key, n in map(tuple, connection.execute(s))]
+                for name, s in queries.items()
             }
 
 
@@ -344,7 +375,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _brief(live: Row, now: float) -> Row:
-    names = ("id", "provider", "phase", "step", "last_seen_at", "state")
+    names = ("id", "provider", "phase", "step", "last_seen_at", "state", "detail")
     account = live["account"] or live["account_id"]
     begin = live["started_at"] if live["one_way"] and live["started_at"] else live["created_at"]
     left = max(0.0, begin + live["budget_s"] - now)

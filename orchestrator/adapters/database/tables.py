@@ -1,7 +1,7 @@
-"""The schema, for SQLite and PostgreSQL alike. Times are epoch seconds; the partial indexes carry the promises.
+"""The schema for SQLite and PostgreSQL. Times are epoch seconds. The partial indexes enforce the promises.
 
-`leases_one_live_per_job` is promise 1: the database itself refuses a second live lease. `jobs_to_claim` is what the claim
-query walks: without it a claim at a million rows is three orders of magnitude slower.
+`leases_one_live_per_job` enforces promise 1: the database refuses a second live lease. The claim query scans
+`jobs_to_claim`. Without it a claim at a million rows is three orders of magnitude slower.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
-    MetaData,
     PrimaryKeyConstraint,
     String,
     Table,
@@ -24,17 +23,12 @@ from sqlalchemy import (
     text,
 )
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(column_0_label)s",
-        "uq": "uq_%(table_name)s_%(column_0_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
+from orchestrator.adapters.database import dataset_tables
+from orchestrator.adapters.database.metadata import metadata
+from orchestrator.adapters.database.metadata import short_id as _id
 
 _LIVE = text("state IN ('provisioning', 'active', 'draining')")
-"""Literal, not bound: a planner must be able to prove that a partial index covers the query."""
+"""Literals, not bound parameters, because the planner must prove that a partial index covers the query."""
 _QUEUED = text("state = 'queued'")
 IS_TIMED = text("gpu_step_s IS NOT NULL OR host_step_s IS NOT NULL")
 _IN_USE = text("state IN ('offered', 'committed')")
@@ -42,9 +36,10 @@ _UNDELETED = text("state IN ('pruned', 'abandoned', 'corrupt') AND key != ''")
 _SERIAL = BigInteger().with_variant(Integer, "sqlite")
 
 
-def _id(length: int = 64) -> String:
-    return String(length)
+datasets, uploads = dataset_tables.datasets, dataset_tables.uploads
+discarded, data_reports = dataset_tables.discarded, dataset_tables.data_reports
 
+instance = Table("instance", metadata, Column("id", _id(), primary_key=True))
 
 members = Table(
     "members",
@@ -316,34 +311,6 @@ readings = Table(
     PrimaryKeyConstraint("lease_id", "at"),
     sqlite_with_rowid=False,
 )
-
-datasets = Table(
-    "datasets",
-    metadata,
-    Column("sha256", _id(), primary_key=True),
-    Column("size", BigInteger, nullable=False),
-    Column("file_format", String(16), nullable=False),
-    Column("row_format", String(32), nullable=False),
-    Column("rows", Integer, nullable=False),
-    Column("name", String(255), nullable=False),
-    Column("member_id", _id(), nullable=False),
-    Column("created_at", Double, nullable=False),
-    Column("key", String(255), nullable=False, server_default=""),
-)
-
-uploads = Table(
-    "uploads",
-    metadata,
-    Column("id", _id(), primary_key=True),
-    Column("sha256", ForeignKey("datasets.sha256"), nullable=False),
-    Column("member_id", ForeignKey("members.id"), nullable=False),
-    Column("name", String(255), nullable=False),
-    Column("created_at", Double, nullable=False),
-    Index("uploads_once", "sha256", "member_id", unique=True),
-    Index("uploads_by_member", "member_id", "id"),
-)
-
-discarded = Table("discarded", metadata, Column("key", String(255), primary_key=True))
 
 remembered = Table(
     "remembered_requests",

@@ -1,1 +1,1 @@
-"""Where checkpoints, datasets and adapters lie."""
+"""Stores of checkpoints, datasets and adapters."""

@@ -1,33 +1,39 @@
-"""The stores of an installation: the local folder always, others as the database says at this moment."""
+"""The stores of an installation: always the local folder, and those in the database."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import Engine
 
 from orchestrator.adapters.database import tables
-from orchestrator.adapters.database.mapper import STORES
-from orchestrator.domain.errors import NotFoundError, TrainhopError
-from orchestrator.ports.providers import ObjectInfo, Store, StoreError, StoreUnavailable, Usage, VaultError
-from orchestrator.ports.repository import StoreConfig
+from orchestrator.adapters.database.stores import STORES
+from orchestrator.adapters.stores.registry import StoreRegistry
+from orchestrator.domain.errors import TrainhopError
+from orchestrator.domain.storage import StoreConfig
+from orchestrator.ports.stores import ObjectInfo, Store, StoreEnv, StoreError, StoreKind, StoreUnavailable, Usage
+from orchestrator.ports.system import VaultError
 from worker.shared.messages import Grant, GrantKind
 
 BELIEVED_S = 1.0
-"""How long a look at the database is believed; a change made elsewhere is noticed no later."""
+"""How long the configurations are cached. A change by another process is visible after this time."""
 
-Maker = Callable[[StoreConfig], Store]
+EnvMaker = Callable[[StoreKind, StoreConfig], StoreEnv]
 
 
 class ConfiguredStores:
-    """Implements `ports.Stores`. Safe to call within a transaction: reading happens on a connection of its own."""
+    """Implements `ports.Stores`. Safe to call in a transaction, because it reads on its own connection.
 
-    def __init__(self, local: Store, engine: Engine, makers: Mapping[str, Maker]) -> None:
-        self._local, self._engine, self._makers = local, engine, makers
+    `make_env` returns the environment that a store of this kind and configuration is created with.
+    """
+
+    def __init__(self, local: Store, engine: Engine, registry: StoreRegistry, make_env: EnvMaker) -> None:
+        self._local, self._engine, self._registry, self._make_env = local, engine, registry, make_env
+        self.names, self.kind = registry.names, registry.kind
         self._lock, self._reading = threading.Lock(), threading.Lock()
         self._read_at = float("-inf")
         self._configs: dict[str, StoreConfig] | None = None
@@ -45,7 +51,7 @@ class ConfiguredStores:
             return self._local
         config = self._now().get(name)
         if config is None:
-            return Unusable(name, f"the store {name} is not set up here: trainhop store use {name}")
+            return Unusable(name, f"the store {name} is not set up. Run `trainhop store use {name}`")
         made_from = (config.config, config.credentials)
         with self._lock:
             known = self._made.get(name)
@@ -70,20 +76,17 @@ class ConfiguredStores:
             _close(store)
 
     def _make(self, config: StoreConfig) -> Store:
-        maker = self._makers.get(config.name)
-        if maker is None:
-            known = ", ".join([self._local.name, *self._makers])
-            raise NotFoundError(f"there is no kind of store called {config.name}; known are {known}")
+        kind = self._registry.kind(config.name)
         try:
-            return maker(config)
-        except VaultError as error:
+            return kind.make(self._make_env(kind, config))
+        except (VaultError, ValueError) as error:
             raise StoreUnavailable(str(error)) from error
 
     def refresh(self) -> None:
         self._read_at = float("-inf")
 
     def close(self) -> None:
-        """Let go of every store's connections."""
+        """Close the connections of every store."""
         with self._lock:
             going = [store for _, store in self._made.values()]
             self._made.clear()
@@ -91,7 +94,7 @@ class ConfiguredStores:
             _close(store)
 
     def _now(self) -> dict[str, StoreConfig]:
-        """The configurations; while one thread reads, the others go by what was read before."""
+        """The configurations. While one thread reads them, the others use the previous ones."""
         known, is_old = self._configs, time.monotonic() - self._read_at > BELIEVED_S
         if known is not None and not (is_old and self._reading.acquire(blocking=False)):
             return known
@@ -114,7 +117,7 @@ def _close(store: Store) -> None:
 
 
 class Unusable:
-    """Implements `ports.Store` for one that cannot be had: whoever needs it is told why."""
+    """Implements `ports.Store` for a store that is not available. Every call raises an error with the reason."""
 
     def __init__(self, name: str, why: str) -> None:
         self.name, self._why = name, why

@@ -1,10 +1,10 @@
-"""What a key may look like in every store."""
+"""The format of keys in every store."""
 
 from __future__ import annotations
 
 import re
 
-from orchestrator.ports.providers import StoreError
+from orchestrator.ports.stores import StoreError
 
 _KEY = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*")
 
@@ -15,7 +15,7 @@ def is_key(key: str) -> bool:
 
 
 def checked(key: str) -> str:
-    """The key; raises `StoreError` for one that the server would not have made."""
+    """The key. Raises `StoreError` if the server would not have made it."""
     if not is_key(key):
-        raise StoreError(f"{key!r} is no key of this store")
+        raise StoreError(f"{key!r} is not a valid key")
     return key

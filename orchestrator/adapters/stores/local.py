@@ -1,43 +1,49 @@
-"""A store in a folder of the server's own disk."""
+"""A store in a folder on the server's disk."""
 
 from __future__ import annotations
 
 import errno
 import filecmp
 import hashlib
-import os
 import shutil
 import stat
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from orchestrator.adapters.stores.keys import checked, is_key
-from orchestrator.adapters.stores.signed_links import BlobLinks
-from orchestrator.ports.providers import ObjectInfo, ObjectMissing, StoreError, StoreFull, Usage
-from worker.shared.messages import Grant, GrantKind
+from orchestrator.ports.stores import (
+    Grant,
+    GrantKind,
+    ObjectInfo,
+    ObjectMissing,
+    StoreEnv,
+    StoreError,
+    StoreFull,
+    StoreTexts,
+    Usage,
+)
+from worker.shared.files import atomic_file, link_once
 
 CHUNK_BYTES = 1 << 20
-ASIDE = ".incoming-"
-BROKEN_OFF = f"{ASIDE}????????"
-"""What `tempfile` makes of `ASIDE`: a write of this server. Names that workers write aside are longer."""
 
 
 class LocalStore:
     """Implements `ports.Store` under one folder.
 
-    A worker on this computer is granted a path; any other worker a URL of this server (`blob_url`) with a keyed header that
-    is good for that one key and direction.
+    A worker on this computer is granted a path. Any other worker is granted a URL of this server, with a keyed header
+    that is valid for that one key and direction.
     """
 
     name = "local"
+    texts = StoreTexts(title="This computer")
 
-    def __init__(self, folder: Path, blob_url: Callable[[str], str], key: bytes) -> None:
-        self.folder, self.links = folder, BlobLinks(blob_url, key)
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, env: StoreEnv) -> None:
+        self.folder, self.links = env.folder, env.links
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, key: str) -> Path:
-        """Where an object lies; raises `StoreError` for a key the server would not have made."""
+        """The path of an object. Raises `StoreError` for a key that the server would not have made."""
         return self.folder / checked(key)
 
     def grant_upload(self, key: str, kind: GrantKind, *, shares_disk: bool) -> Grant:
@@ -53,7 +59,7 @@ class LocalStore:
         return self.links.download(key, kind, self.name, sha256=sha256, size=size)
 
     def signature(self, direction: str, key: str) -> str:
-        """What the `X-Grant` header must hold for this key and direction (`get` or `put`)."""
+        """The value of the `X-Grant` header for this key and direction (`get` or `put`)."""
         return self.links.signature(direction, key, self.name)
 
     def stat(self, key: str) -> ObjectInfo:
@@ -68,48 +74,36 @@ class LocalStore:
             with self.path(key).open("rb") as file:
                 return file.read(size)
         except FileNotFoundError as error:
-            raise ObjectMissing(f"{key} is not in the store") from error
+            raise ObjectMissing(f"The file {key} is not in the store.") from error
 
     def put(self, key: str, source: Path) -> ObjectInfo:
         with source.open("rb") as file:
             return self.put_stream(key, iter(lambda: file.read(CHUNK_BYTES), b""))
 
     def put_stream(self, key: str, chunks: Iterator[bytes]) -> ObjectInfo:
-        """Write aside, flush to disk, rename: a reader sees the whole object or none."""
+        """Write an object. A reader sees the whole object or none."""
         path = self.path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=ASIDE, delete=False) as file:
-                aside = Path(file.name)
-                try:
-                    info = _copy(key, chunks, file)
-                    aside.replace(path)
-                    _sync_folder(path.parent)
-                except BaseException:
-                    aside.unlink(missing_ok=True)
-                    raise
+            with atomic_file(path, mode=0o600) as file:
+                info = _copy(key, chunks, file)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StoreFull(f"no space left in {self.folder}; free some and the job goes on") from error
+                raise StoreFull(f"no space left in {self.folder}. Free some, then the job resumes") from error
             raise StoreError(f"cannot write to {self.folder}: {error.strerror}") from error
         return info
 
     def adopt(self, key: str, source: Path) -> bool:
-        """Give a file that lies in `folder` the name `key`; False, and nothing happens, if other bytes have that name."""
+        """Store a file of `folder` under `key`. Returns False and changes nothing if `key` has other bytes."""
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source, path)
-        except FileExistsError:
-            return filecmp.cmp(source, path, shallow=False)
-        _sync_folder(path.parent)
-        return True
+        return link_once(source, path) or filecmp.cmp(source, path, shallow=False)
 
     def read(self, key: str, start: int = 0) -> Iterator[bytes]:
         try:
             file = self.path(key).open("rb")
         except FileNotFoundError as error:
-            raise ObjectMissing(f"{key} is not in the store") from error
+            raise ObjectMissing(f"The file {key} is not in the store.") from error
         with file:
             file.seek(start)
             while chunk := file.read(CHUNK_BYTES):
@@ -138,21 +132,10 @@ def _size(path: Path) -> int:
     return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
-def _sync_folder(folder: Path) -> None:
-    """Without this a power failure may take back a name that the database already counts on."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _copy(key: str, chunks: Iterator[bytes], file) -> ObjectInfo:  # noqa: ANN001  any binary file
+def _copy(key: str, chunks: Iterator[bytes], file: BinaryIO) -> ObjectInfo:
     digest, size = hashlib.sha256(), 0
     for chunk in chunks:
         file.write(chunk)
         digest.update(chunk)
         size += len(chunk)
-    file.flush()
-    os.fsync(file.fileno())
     return ObjectInfo(key=key, size=size, sha256=digest.hexdigest())

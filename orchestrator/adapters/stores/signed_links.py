@@ -1,4 +1,4 @@
-"""Links to this server's own blob endpoint: a URL and a keyed header, good for one key of one store in one direction."""
+"""Links to this server's blob endpoint: a URL, and a keyed header for one key, store and direction."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from worker.shared.messages import Grant, GrantKind
+from worker.shared.messages import GRANT_HEADER, Grant, GrantKind
 
 
 @dataclass(frozen=True)
 class BlobLinks:
-    """`url` makes a key's address on this server; `secret` signs."""
+    """`url` returns the address of a key on this server. `secret` signs."""
 
     url: Callable[[str], str]
     secret: bytes = field(repr=False)
 
     def signature(self, direction: str, key: str, store: str) -> str:
-        """What the `X-Grant` header must hold for this direction (`get` or `put`), key and store."""
+        """The value of the `X-Grant` header for this direction (`get` or `put`), key and store."""
         return hmac.new(self.secret, f"{direction} {store} {key}".encode(), hashlib.sha256).hexdigest()
 
     def upload(self, key: str, kind: GrantKind, store: str) -> Grant:
         """Permission to write the key once."""
         return Grant(
-            key=key, kind=kind, url=self._address(key, store), headers={"X-Grant": self.signature("put", key, store)}
+            key=key, kind=kind, url=self._address(key, store), headers={GRANT_HEADER: self.signature("put", key, store)}
         )
 
     def download(self, key: str, kind: GrantKind, store: str, *, sha256: str, size: int) -> Grant:
         """Permission to read the key."""
-        headers = {"X-Grant": self.signature("get", key, store)}
+        headers = {GRANT_HEADER: self.signature("get", key, store)}
         return Grant(key=key, kind=kind, url=self._address(key, store), headers=headers, sha256=sha256, size=size)
 
     def _address(self, key: str, store: str) -> str:

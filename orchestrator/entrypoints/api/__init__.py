@@ -1,0 +1,1 @@
+"""The REST API: routes for people and for workers, with their requests and responses."""

@@ -1,4 +1,4 @@
-"""What the API answers about checks of machines."""
+"""API responses for checks of machines."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from pydantic import Field
 
 from orchestrator.entrypoints.api.requests import RequestModel
 from orchestrator.entrypoints.api.responses import ResponseModel, Time
-from orchestrator.services.colab_checks import MAX_LINE
+from orchestrator.services.cell_checks import MAX_LINE
 
 
-class CheckAsked(RequestModel):
-    """A check to make. With `gpu` it takes some minutes of the account's GPU quota."""
+class CheckCreate(RequestModel):
+    """A check to start. With `gpu` it uses a few minutes of the account's GPU quota."""
 
     gpu: bool = False
 
 
-class AnswerAsked(RequestModel):
-    """What a cell has printed: one signed line."""
+class CheckOutputCreate(RequestModel):
+    """The output of a check's cell: one signed line."""
 
     line: Annotated[str, Field(max_length=MAX_LINE)]
 
 
 class Cell(ResponseModel):
-    """Python for a notebook's cell; `reaches` says whether its answer comes to this server by itself."""
+    """Python code for a notebook cell. `reaches` is true if the cell can send its result to this server."""
 
     cell: str
     reaches: bool
 
 
-class Probe(ResponseModel):
-    """One probe: `words` say what was found, `remedy` what to do about it, `data` what was measured."""
+class CheckProbe(ResponseModel):
+    """One probe: `words` is the result as text, `remedy` is what to do, `data` has the measured values."""
 
     name: str
     title: str
@@ -43,29 +43,29 @@ class Probe(ResponseModel):
 
 
 class Check(ResponseModel):
-    """What a check found. It holds no names, tokens or addresses, and may be posted."""
+    """The result of a check. It has no names, tokens or addresses, so it can be posted."""
 
     machine: Literal["cpu", "gpu"]
     at: Time
     image: str
     versions: dict[str, str]
-    probes: list[Probe]
+    probes: list[CheckProbe]
 
 
 class RunningCheck(ResponseModel):
-    """A check under way, and the probes that have ended."""
+    """A running check with its completed probes."""
 
     at: Time
     gpu: bool
-    seen: list[Probe]
+    seen: list[CheckProbe]
 
 
 class Diagnosis(ResponseModel):
-    """An account's checks; `problem` says why the last one could not be made, `changed` that the image is another one now."""
+    """An account's checks. `problem` is the last check's error. `changed` is true if the image has changed since."""
 
     account: str
     running: RunningCheck | None
     checks: list[Check]
     problem: str
     changed: str
-    summary: str = Field(description="All of it in one line.")
+    summary: str = Field(description="A one-line summary.")

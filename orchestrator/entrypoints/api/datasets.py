@@ -1,4 +1,4 @@
-"""Datasets over HTTP: the raw file is the request's body."""
+"""HTTP endpoints for datasets. The raw file is the request body."""
 
 from __future__ import annotations
 
@@ -7,13 +7,25 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 
+from orchestrator.domain.storage import Dataset
 from orchestrator.entrypoints.api import responses
-from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, MemberName, OwnerFilter, ServerDep, Sha256
+from orchestrator.entrypoints.api.data_reports import DataReport
+from orchestrator.entrypoints.http.dependencies import (
+    PROBLEMS,
+    CurrentUser,
+    MemberName,
+    OwnerFilter,
+    Server,
+    ServerDep,
+    Sha256,
+)
+from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute
 from orchestrator.entrypoints.http.uploads import spooled
-from orchestrator.services import dataset_deletion, datasets
-from worker.shared.messages import RowFormat
+from orchestrator.services import audits, data_checking, datasets
+from worker.shared.job_spec import RowFormat
 
-router = APIRouter(tags=["datasets"], responses=PROBLEMS)
+router = APIRouter(prefix=PREFIX, tags=["datasets"], route_class=ApiRoute, responses=PROBLEMS)
+AsRead = Annotated[RowFormat, Query(alias="type", description="How the rows are read. The default is as uploaded.")]
 RAW_BODY = {
     "requestBody": {
         "required": True,
@@ -28,12 +40,14 @@ def listing(
     member_id: OwnerFilter,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[
-        str | None, Query(max_length=64, pattern=r"^upload-[0-9a-z]+$", description="`next` of the page before.")
+        str | None, Query(max_length=64, pattern=r"^upload-[0-9a-z]+$", description="`next` of the previous page.")
     ] = None,
 ) -> responses.Page[responses.Upload]:
-    """Those that you brought; for an admin everybody's. There is more as long as `next` is set."""
-    page = server.views.datasets(member_id=member_id, limit=limit, before=cursor)
-    return responses.Page[responses.Upload].model_validate(page)
+    """Your own uploads, or all members' uploads for an admin. There are more pages while `next` is set."""
+    page = server.queries.datasets(member_id=member_id, limit=limit, before=cursor)
+    words = audits.words_of(server.ctx, {row["sha256"] for row in page.items})
+    items = [responses.Upload.model_validate(row | {"audit": words[row["sha256"]]}) for row in page.items]
+    return responses.Page[responses.Upload](items=items, next=page.next)
 
 
 @router.post(
@@ -43,29 +57,61 @@ async def upload(
     server: ServerDep,
     me: CurrentUser,
     request: Request,
-    name: Annotated[str, Query(min_length=1, max_length=255, description="The file's name; its ending counts.")],
+    name: Annotated[str, Query(min_length=1, max_length=255, description="The file's name with its extension.")],
     row_format: Annotated[RowFormat, Query(alias="type")] = RowFormat.AUTO,
-) -> responses.Dataset:
-    """Every row is checked. The same bytes again are the same dataset.
+) -> responses.CheckedDataset:
+    """Every row is validated. The same bytes again are the same dataset.
 
-    A job's own `type` says how it reads them; without one they are read as at their first upload.
+    A job's `type` sets the row format. Without it, the format of the first upload is used.
     """
     datasets.file_format(name)
     async with spooled(request, server.app.settings.folder) as path:
-        found = await run_in_threadpool(datasets.add_dataset, server.ctx, me.member_id, path, name, row_format)
-    return responses.Dataset.model_validate(found)
+        found = await run_in_threadpool(datasets.bring, server.ctx, me.member_id, path, name, row_format)
+    await run_in_threadpool(data_checking.begin, server.ctx, found.dataset)
+    return await run_in_threadpool(_described, server, found.dataset, found.unused_keys)
 
 
-@router.get("/datasets/{sha256}", operation_id="get_dataset", summary="An uploaded file")
-def one(server: ServerDep, _: CurrentUser, sha256: Sha256) -> responses.Dataset:
-    """Known to whoever knows its hash, and so has had the file."""
-    return responses.Dataset.model_validate(datasets.dataset_by_id(server.ctx, sha256))
+def _described(server: Server, dataset: Dataset, unused_keys: tuple[str, ...]) -> responses.CheckedDataset:
+    plain = responses.Dataset.model_validate(dataset)
+    audit = audits.words_of(server.ctx, [dataset.sha256])[dataset.sha256]
+    return responses.CheckedDataset(**plain.model_dump(), unused_keys=list(unused_keys), audit=audit)
+
+
+@router.get("/datasets/{sha256}", operation_id="get_dataset", summary="Get an uploaded file")
+def one(server: ServerDep, me: CurrentUser, sha256: Sha256) -> responses.CheckedDataset:
+    """Your own upload. No other member can see it, even with its hash."""
+    found = datasets.dataset_by_id(server.ctx, me, sha256)
+    return _described(server, found, datasets.keys_of(server.ctx, found))
+
+
+@router.get("/datasets/{sha256}/checks", operation_id="get_data_checks", summary="Get the data checks of a file")
+def checks(server: ServerDep, me: CurrentUser, sha256: Sha256, row_format: AsRead = RowFormat.AUTO) -> DataReport:
+    """What the data checks have found in your own upload. 503 with `Retry-After` while the file is being checked.
+
+    The checks that need a tokenizer are part of a job's plan.
+    """
+    return DataReport.model_validate(data_checking.stored_report(server.ctx, me, sha256, row_format))
+
+
+@router.post("/datasets/{sha256}:check", operation_id="check_dataset", summary="Check a file")
+def check(server: ServerDep, me: CurrentUser, sha256: Sha256, row_format: AsRead = RowFormat.AUTO) -> DataReport:
+    """The same, but the answer waits for up to 30 seconds. A file that was checked before is not checked again."""
+    wait_s = server.ctx.checks.submit_wait_s if server.ctx.checks else 0.0
+    return DataReport.model_validate(data_checking.stored_report(server.ctx, me, sha256, row_format, wait_s=wait_s))
+
+
+@router.post(
+    "/datasets/{sha256}:clean", status_code=201, operation_id="clean_dataset", summary="Make a clean copy of a file"
+)
+def clean(server: ServerDep, me: CurrentUser, sha256: Sha256) -> responses.CheckedDataset:
+    """A new upload of yours without the rows that the data checks have found. `parent` is the original."""
+    return _described(server, data_checking.clean_copy(server.ctx, me, sha256), ())
 
 
 @router.delete("/datasets/{sha256}", status_code=204, operation_id="delete_dataset", summary="Delete a data file")
 def delete(server: ServerDep, me: CurrentUser, sha256: Sha256, member: MemberName = None) -> None:
-    """Yours, or for an admin that of `member`. Refused while a job that has not ended needs it.
+    """Your own file, or for an admin that of `member`. Refused while an unfinished job needs it.
 
-    Others who brought the same bytes keep them. A job that has ended can be retried or cloned once they are brought again.
+    Other members' uploads of the same bytes stay. To retry or clone a job that used it, upload the file again.
     """
-    dataset_deletion.delete_dataset(server.ctx, me, sha256, member)
+    datasets.delete_dataset(server.ctx, me, sha256, member)

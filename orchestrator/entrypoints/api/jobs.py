@@ -1,9 +1,9 @@
-"""Jobs over HTTP: submit, look, and everything a person may do to one."""
+"""HTTP endpoints for jobs: submit, list, show, and the actions on a job."""
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from pydantic import ValidationError
@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.entrypoints.api import requests, responses
 from orchestrator.entrypoints.http.auth import bearer_token
@@ -20,15 +21,14 @@ from orchestrator.entrypoints.http.dependencies import (
     JobId,
     MyJob,
     OwnerFilter,
-    PlainTextRoute,
     Server,
     ServerDep,
-    holds_nul,
 )
-from orchestrator.services import clones, dispatch, job_deletion, jobs, plans
-from worker.shared.messages import JobSpec
+from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute, aside, check_json
+from orchestrator.services import clones, dispatch, jobs, plans
+from worker.shared.job_spec import JobSpec
 
-router = APIRouter(tags=["jobs"], route_class=PlainTextRoute, responses=PROBLEMS)
+router = APIRouter(prefix=PREFIX, tags=["jobs"], route_class=ApiRoute, responses=PROBLEMS)
 
 MAX_KEY = 255
 Key = Annotated[
@@ -37,7 +37,7 @@ Key = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=MAX_KEY,
-        description="The same request with the same key is carried out once; the answer is repeated.",
+        description="A repeated request with the same key is executed once and gets the same answer.",
     ),
 ]
 JOB_FILE: dict[str, Any] = {
@@ -53,17 +53,15 @@ JobFile = Annotated[JobSpec, Depends(_job_file)]
 
 
 def _in_full(server: Server, job_id: str) -> dict[str, Any]:
-    row = server.views.job(job_id, server.ctx.clock.now())
+    row = server.queries.job(job_id, server.ctx.clock.now())
     assert row is not None
     if row["state"] in (JobState.QUEUED, JobState.LEASED):
-        with server.ctx.uow() as tx:
-            job = tx.job(job_id)
-        row["waiting"] = dispatch.why_waiting(server.ctx, job) if job else None
+        row["waiting"] = dispatch.why_waiting(server.ctx, job_id)
     return row
 
 
 def _briefly(server: Server, job_id: str) -> dict[str, Any]:
-    row = server.views.job(job_id, server.ctx.clock.now())
+    row = server.queries.job(job_id, server.ctx.clock.now())
     assert row is not None
     return row
 
@@ -72,28 +70,26 @@ def _briefly(server: Server, job_id: str) -> dict[str, Any]:
     "/jobs",
     status_code=201,
     operation_id="submit_job",
-    summary="Queue a job",
+    summary="Submit a job",
     openapi_extra=JOB_FILE,
-    response_model=responses.JobInFull,
+    response_model=responses.SubmittedJob,
 )
 async def submit(server: ServerDep, me: CurrentUser, spec: JobFile, key: Key = None) -> Response:
-    """Check the job file, pin what it names, and queue it."""
-    ready = await run_in_threadpool(jobs.prepare, server.ctx, me, spec, key=key)
-    if isinstance(ready, jobs.Job):
-        job, row = ready, await run_in_threadpool(_briefly, server, ready.id)
+    """Validate the job file, pin the versions of model and data, and queue the job."""
+    write = server.write_batcher.write_from_thread
+    submission = await run_in_threadpool(jobs.submit, server.ctx, me, spec, key=key, write=write)
+    job = submission.job
+    if submission.is_new:
+        row = server.queries.fresh(job, me.name, server.ctx.clock.now())
     else:
-        job = await server.clerk.write((me.member_id, 0), lambda tx: jobs.queue(server.ctx, tx, me, ready))
-        server.ctx.wake()
-        row = server.views.fresh(job, me.name, server.ctx.clock.now())
-    # Written here: FastAPI would check an answer again that its own model has just made.
-    answer = responses.JobInFull.model_validate(row).model_dump_json()
-    return Response(answer, 201, {"Location": f"/api/v1/jobs/{job.id}"}, media_type="application/json")
+        row = await run_in_threadpool(_briefly, server, job.id)
+    return _created(job.id, row, submission.notes)
 
 
 class _Quick:
-    """`submit` for a request with nothing wrong, past FastAPI: its help costs as much as the work.
+    """A fast path of `submit` without FastAPI, which costs as much as the work itself.
 
-    Whatever is not plain goes the long way and is explained there.
+    Requests that are not valid and plain use the regular route, which explains errors.
     """
 
     def __init__(self, long_way: ASGIApp) -> None:
@@ -105,7 +101,8 @@ class _Quick:
         token, key = bearer_token(request), request.headers.get("idempotency-key")
         server: Server = request.app.state.server
         me = await server.auth.actor(token) if token else None
-        spec = _plain(request, body) if me and (key is None or 0 < len(key) <= MAX_KEY) else None
+        plain = me and (key is None or 0 < len(key) <= MAX_KEY)
+        spec = await aside(body, lambda: _plain(request, body)) if plain else None
         if me and spec:
             await (await submit(server, me, spec, key))(scope, receive, send)
         else:
@@ -113,11 +110,11 @@ class _Quick:
 
 
 def _plain(request: Request, body: bytes) -> JobSpec | None:
-    if request.headers.get("content-type") != "application/json" or holds_nul(body):
+    if request.headers.get("content-type") != "application/json":
         return None
     try:
-        return JobSpec.model_validate(json.loads(body))
-    except (ValidationError, ValueError, RecursionError):
+        return JobSpec.model_validate(check_json(body))
+    except (InvalidError, ValidationError, ValueError, RecursionError):
         return None
 
 
@@ -134,16 +131,16 @@ def _once_more(body: bytes, receive: Receive) -> Receive:
     return receiving
 
 
-def quick_route(prefix: str) -> Route:
-    """The way in for jobs that come by the thousand; FastAPI still documents it."""
+def quick_route() -> Route:
+    """The fast route for bulk submissions. FastAPI still documents it."""
     long_way = next(route for route in router.routes if getattr(route, "endpoint", None) is submit)
     assert isinstance(long_way, Route)
-    return Route(f"{prefix}/jobs", _Quick(long_way.app), methods=["POST"], include_in_schema=False)
+    return Route(f"{PREFIX}/jobs", _Quick(long_way.app), methods=["POST"], include_in_schema=False)
 
 
-@router.post("/jobs:plan", operation_id="plan_job", summary="What a job would do", openapi_extra=JOB_FILE)
+@router.post("/jobs:plan", operation_id="plan_job", summary="Plan a job", openapi_extra=JOB_FILE)
 def plan(server: ServerDep, me: CurrentUser, spec: JobFile) -> responses.Plan:
-    """Where the job would run, in how many sessions and how long, without queueing it."""
+    """Where the job would run, in how many sessions and for how long. The job is not queued."""
     return responses.Plan.model_validate(plans.plan(server.ctx, me, spec))
 
 
@@ -151,91 +148,108 @@ def plan(server: ServerDep, me: CurrentUser, spec: JobFile) -> responses.Plan:
 def listing(
     server: ServerDep,
     member_id: OwnerFilter,
-    state: JobState | None = None,
+    state: Annotated[
+        responses.StateWord | Literal["leased"] | None, Query(description="`leased` is the old word for `starting`.")
+    ] = None,
     name: Annotated[str | None, Query(max_length=200, description="Part of the job's name.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[
-        str | None, Query(max_length=64, pattern=r"^job-[0-9a-z]+$", description="`next` of the page before.")
+        str | None, Query(max_length=64, pattern=r"^job-[0-9a-z]+$", description="`next` of the previous page.")
     ] = None,
 ) -> responses.Page[responses.Job]:
-    """A page may hold fewer than `limit` jobs; there is more as long as `next` is set."""
-    page = server.views.jobs(
-        now=server.ctx.clock.now(), limit=limit, before=cursor, member_id=member_id, state=state, name=name
+    """A page can have fewer than `limit` jobs. There are more pages while `next` is set."""
+    stored = JobState.of(state) if state is not None else None
+    page = server.queries.jobs(
+        now=server.ctx.clock.now(), limit=limit, before=cursor, member_id=member_id, state=stored, name=name
     )
     return responses.Page[responses.Job].model_validate(page)
 
 
-@router.get("/jobs/{job_id}", operation_id="get_job", summary="One job")
+@router.get("/jobs/{job_id}", operation_id="get_job", summary="Get a job")
 def one(server: ServerDep, job_id: MyJob) -> responses.JobInFull:
-    """The job with its file and, while it is queued, what it waits for."""
+    """The job with its job file and, while it is queued, the reason why it waits."""
     return responses.JobInFull.model_validate(_in_full(server, job_id))
 
 
-@router.delete("/jobs/{job_id}", status_code=204, operation_id="delete_job", summary="Delete a job that has ended")
+@router.delete("/jobs/{job_id}", status_code=204, operation_id="delete_job", summary="Delete an ended job")
 def delete(server: ServerDep, me: CurrentUser, job_id: JobId) -> None:
-    """For good, with its checkpoints, adapter, curves, samples and logs. A clone keeps the checkpoint it began with."""
-    job_deletion.delete(server.ctx, me, job_id)
+    """Deletes its checkpoints, adapter, metrics, samples and logs. A clone keeps the checkpoint it started from."""
+    jobs.delete(server.ctx, me, job_id)
 
 
 @router.post("/jobs/{job_id}:pause", operation_id="pause_job", summary="Pause a job")
 def pause(server: ServerDep, me: CurrentUser, job_id: JobId) -> responses.JobInFull:
-    """Everything is saved at the next step's end; a queued job just leaves the queue."""
+    """A running job saves a checkpoint after the current step. A queued job leaves the queue."""
     return responses.JobInFull.model_validate(_briefly(server, jobs.pause(server.ctx, me, job_id).id))
 
 
-@router.post("/jobs/{job_id}:resume", operation_id="resume_job", summary="Go on with a paused job")
+@router.post("/jobs/{job_id}:resume", operation_id="resume_job", summary="Resume a paused job")
 def resume(server: ServerDep, me: CurrentUser, job_id: JobId) -> responses.JobInFull:
-    """The job is queued again and goes on where it was."""
+    """The job is queued and resumes from its last checkpoint."""
     return responses.JobInFull.model_validate(_briefly(server, jobs.resume(server.ctx, me, job_id).id))
 
 
-@router.post("/jobs/{job_id}:handover", operation_id="hand_over_job", summary="Move a running job on")
+@router.post("/jobs/{job_id}:handover", operation_id="hand_over_job", summary="Move a running job to another machine")
 def hand_over(server: ServerDep, me: CurrentUser, job_id: JobId) -> responses.JobInFull:
-    """The running session saves and leaves; the job goes on at the next free machine."""
+    """The session saves a checkpoint and ends. The job resumes on the next free machine."""
     return responses.JobInFull.model_validate(_briefly(server, jobs.hand_over(server.ctx, me, job_id).id))
 
 
 @router.post("/jobs/{job_id}:cancel", operation_id="cancel_job", summary="Cancel a job")
 def cancel(server: ServerDep, me: CurrentUser, job_id: JobId) -> responses.JobInFull:
-    """The job ends; its last checkpoint stays."""
+    """The job ends. Its last checkpoint is kept."""
     return responses.JobInFull.model_validate(_briefly(server, jobs.cancel(server.ctx, me, job_id).id))
 
 
 @router.post("/jobs/{job_id}:retry", operation_id="retry_job", summary="Retry a failed or cancelled job")
 def retry(server: ServerDep, me: CurrentUser, job_id: JobId) -> responses.JobInFull:
-    """The job is queued again and goes on from its last checkpoint."""
+    """The job is queued and resumes from its last checkpoint."""
     return responses.JobInFull.model_validate(_briefly(server, jobs.retry(server.ctx, me, job_id).id))
 
 
-@router.post("/jobs/{job_id}:priority", operation_id="set_priority", summary="Move a job in the queue")
+@router.post("/jobs/{job_id}:priority", operation_id="set_priority", summary="Set a job's priority")
 def priority(server: ServerDep, me: CurrentUser, job_id: JobId, asked: requests.Priority) -> responses.JobInFull:
-    """Higher goes first; only an admin may go above 0."""
+    """Higher runs first. Values above 0 need an admin."""
     job = jobs.set_priority(server.ctx, me, job_id, asked.priority)
     return responses.JobInFull.model_validate(_briefly(server, job.id))
 
 
-@router.post("/jobs/{job_id}:clone", status_code=201, operation_id="clone_job", summary="Submit a job anew, changed")
+@router.post(
+    "/jobs/{job_id}:clone",
+    status_code=201,
+    operation_id="clone_job",
+    summary="Clone a job",
+    response_model=responses.SubmittedJob,
+)
 def clone(
     server: ServerDep,
     me: CurrentUser,
     job_id: JobId,
-    changes: Annotated[dict[str, Any], Body(description="The keys of the job file that differ.")],
-    response: Response,
+    changes: Annotated[dict[str, Any], Body(description="The keys of the job file to change.")],
     checkpoint: Annotated[
         str | None,
-        Query(
-            alias="from", pattern=r"^[0-9a-f]{64}$", description="The sha256 of a checkpoint of the job to begin with."
-        ),
+        Query(alias="from", pattern=r"^[0-9a-f]{64}$", description="The sha256 of the checkpoint to start from."),
     ] = None,
     key: Key = None,
-) -> responses.JobInFull:
-    """The same job with some keys of its file changed: from the start, or from a checkpoint.
+) -> Response:
+    """Submit a copy of the job with changed keys, from the start or from a checkpoint.
 
-    `checkpoint` and `placement` change key by key; null puts a key in them back to its default. Other values are replaced.
-    A clone from a checkpoint begins with everything it holds, and with an unchanged file ends in the bytes of the original.
-    It may change max_steps, learning_rate, lr_scheduler, warmup_ratio, weight_decay and max_grad_norm, which act on the
-    steps to come, and all that no checkpoint depends on; other changes are refused, each with a pointer and the reason.
+    `checkpoint` and `placement` are merged key by key. In them, null resets a key to its default. Other values are
+    replaced. A clone from a checkpoint restores its full state. With an unchanged file it ends in the same bytes as the
+    original job. It can change max_steps, learning_rate, lr_scheduler, warmup_ratio, weight_decay and max_grad_norm,
+    which apply to the remaining steps, and keys that no checkpoint depends on. Other changes are refused with a pointer
+    and a reason.
     """
     job = clones.clone(server.ctx, me, job_id, changes, checkpoint=checkpoint, key=key)
-    response.headers["Location"] = f"/api/v1/jobs/{job.id}"
-    return responses.JobInFull.model_validate(_briefly(server, job.id))
+    return created(server, job.id, jobs.notes_of(server.ctx, job.id))
+
+
+def created(server: Server, job_id: str, notes: Sequence[str]) -> Response:
+    """The answer to a request that has queued a job."""
+    return _created(job_id, _briefly(server, job_id), notes)
+
+
+def _created(job_id: str, row: dict[str, Any], notes: Sequence[str]) -> Response:
+    # Written here: FastAPI would validate the model's own output a second time.
+    answer = responses.SubmittedJob.model_validate(row | {"notes": notes}).model_dump_json()
+    return Response(answer, 201, {"Location": f"{PREFIX}/jobs/{job_id}"}, media_type="application/json")

@@ -1,4 +1,4 @@
-"""The cell that checks a Colab runtime: the worker itself, its order, and a few lines that start it."""
+"""The cell that checks a notebook's machine: the worker, its order, and the code that starts it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ home = pathlib.Path(tempfile.mkdtemp(prefix="trainhop-"))
 zipfile.ZipFile(io.BytesIO(base64.b64decode("""
 {worker}"""))).extractall(home / "lib")
 sys.path.insert(0, str(home / "lib"))
-from worker.doctor.cell import run
-run(ORDER, home)
+import trainhop
+sys.path.append(sys.path.pop(0))  # your own files come first again, also a file worker.py
+trainhop.notebook.check(ORDER, home)
 '''
 
 
 def source(order: Mapping[str, Any]) -> str:
-    """Python for one cell."""
+    """The Python code of the cell."""
     return _CELL.format(order=json.dumps(order), worker=base64.encodebytes(wheel.build().data).decode())

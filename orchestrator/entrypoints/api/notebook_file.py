@@ -1,4 +1,4 @@
-"""The notebook itself: one line of explanation and one cell, as nbformat 4.5 says it. It holds a one-time code and no credential."""
+"""The notebook file (nbformat 4.5): an explanation and one cell. It has a one-time code and no credential."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from worker.shared.places import SIGN_IN_CODE, notebook_metadata
 from worker.shared.wheel import Wheel
 
 _EXPLANATION = """\
-**{name}**: run the cell below (Shift+Enter) to train this job here until it is done or this session ends. \
-Stop it at any time with the stop button: everything is saved first and the job goes on elsewhere. \
+**{name}**: run the cell below (Shift+Enter) to train this job until it is finished or this session ends. \
+Stop it at any time with the stop button: it saves a checkpoint and the job resumes on another machine. \
 The code in the cell works once, within {hours:.0f} hours.{more}"""
 
-_SIGNING_IN = " You are asked to sign in: choose **{owner}**, whose Drive holds the job's files."
+_SIGNING_IN = " Sign in as **{owner}**. The job's files are in the Drive of this account."
 
 _CALLING = """\
 #@title Train {name}
@@ -26,9 +27,9 @@ try:
     wheel = urllib.request.urlopen(f"{{SERVER}}/api/v1/worker/{{SHA256}}/{{WHEEL}}", timeout=60).read()
 except OSError as error:
     gone = getattr(error, "code", None) == 404
-    print("This notebook is from another version of its server: make a new one." if gone else
-          f"The server at {{SERVER}} cannot be reached from here ({{error}}). Nothing has happened: see that this runtime "
-          "has internet access and the server is up, then run this cell again.")
+    print("This notebook belongs to another version of the server. Create a new one." if gone else
+          f"Could not reach the server at {{SERVER}} ({{error}}). Nothing was changed. Check that this runtime "
+          "has internet access and that the server is running, then run this cell again.")
 else:
 """
 
@@ -40,46 +41,42 @@ import google.auth, google.auth.transport.requests
 CODE = {code}
 DRIVE = {drive}
 WHEEL, SHA256 = {wheel}, {sha256}
-try:
-    from google.colab import auth
-    auth.authenticate_user()
-except ImportError:
-    pass  # elsewhere: gcloud auth application-default login --scopes=https://www.googleapis.com/auth/drive
-try:
+{sign_in}try:
     credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/drive"])
     credentials.refresh(google.auth.transport.requests.Request())
     request = urllib.request.Request(DRIVE["wheel"], headers={{"Authorization": f"Bearer {{credentials.token}}"}})
     wheel = urllib.request.urlopen(request, timeout=60).read()
 except (OSError, google.auth.exceptions.GoogleAuthError) as error:
     gone = getattr(error, "code", None) in (403, 404)
-    print("This notebook's files are not in the Drive that you are signed in to: sign in as {owner}, and if you have, "
-          "the notebook is too old or was run before: make a new one." if gone else
-          f"Google Drive cannot be reached from here ({{error}}). Nothing has happened: see that this runtime has internet "
-          "access and that you are signed in, then run this cell again.")
+    print("This notebook's files are not in the Drive that you are signed in to. Sign in as {owner}. "
+          "If you have, the notebook has expired or was run before. Create a new one." if gone else
+          f"Could not reach Google Drive ({{error}}). Nothing was changed. Check that this runtime has internet access "
+          "and that you are signed in, then run this cell again.")
 else:
 """
 
 _TRAINING = """\
     if hashlib.sha256(wheel).hexdigest() != SHA256:
-        raise SystemExit("What arrived is not what this notebook was made for: make a new one.")
+        raise SystemExit("The downloaded worker does not match this notebook. Create a new notebook.")
     path = pathlib.Path(tempfile.mkdtemp(), WHEEL)
     path.write_bytes(wheel)
     sys.path.insert(0, str(path))
-    from worker.notebook import run
-    run(CODE, {reach})
+    import trainhop
+    sys.path.append(sys.path.pop(0))  # your own files come first again, also a file worker.py
+    trainhop.notebook.run(CODE, {reach})
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mailbox:
-    """Addresses of the documents by which the notebook speaks, and the account that they lie in."""
+    """The URLs of the documents that the notebook exchanges, and the account that owns them."""
 
     addresses: dict[str, str]
     owner: str
 
 
 def document(*, name: str, code: str, reach: str | Mailbox, wheel: Wheel, hours: float) -> dict[str, Any]:
-    """A notebook for Colab (with a GPU), Kaggle and Jupyter; JSON-able. `reach` is the server's address, or a mailbox."""
+    """A notebook as JSON that requests a GPU from hosted editors. `reach` is the server's address, or a mailbox."""
     title = " ".join(re.sub(r"[^\w .,:()+-]", " ", name).split()) or "the job"
     values = {
         "name": title,
@@ -89,7 +86,9 @@ def document(*, name: str, code: str, reach: str | Mailbox, wheel: Wheel, hours:
     }
     if isinstance(reach, Mailbox):
         owner = re.sub(r"[^\w.@+-]", "", reach.owner) or "its owner"
-        source = _WRITING.format(**values, drive=json.dumps(reach.addresses, indent=4), owner=owner)
+        source = _WRITING.format(
+            **values, drive=json.dumps(reach.addresses, indent=4), owner=owner, sign_in=SIGN_IN_CODE
+        )
         source += _TRAINING.format(reach="drive=DRIVE, credentials=credentials")
         more = _SIGNING_IN.format(owner=owner)
     else:
@@ -102,8 +101,7 @@ def document(*, name: str, code: str, reach: str | Mailbox, wheel: Wheel, hours:
         "nbformat_minor": 5,
         "metadata": {
             "accelerator": "GPU",
-            "colab": {"gpuType": "T4", "provenance": []},
-            "kaggle": {"accelerator": "nvidiaTeslaT4", "isGpuEnabled": True, "isInternetEnabled": True},
+            **notebook_metadata(),
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"},
         },
@@ -115,5 +113,5 @@ def document(*, name: str, code: str, reach: str | Mailbox, wheel: Wheel, hours:
 
 
 def file_name(job_name: str) -> str:
-    """A file name that every system takes."""
+    """A file name that is valid on every system."""
     return (re.sub(r"[^a-z0-9]+", "-", job_name.lower()).strip("-")[:60] or "job") + ".ipynb"

@@ -1,4 +1,4 @@
-"""Channels over HTTP: where you want to be told of what, and what you were told."""
+"""HTTP endpoints for notification channels and their deliveries."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 from pydantic import Field
 
+from orchestrator.domain.notifications import ChannelKind, DeliveryState, Topic
 from orchestrator.entrypoints.api import requests, responses
-from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, PlainTextRoute, ServerDep
-from orchestrator.ports.notifications import ChannelKind, DeliveryState, Topic
+from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, ServerDep
+from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute
 from orchestrator.services import notifications
 
-router = APIRouter(prefix="/notifications", tags=["notifications"], route_class=PlainTextRoute, responses=PROBLEMS)
+router = APIRouter(prefix=f"{PREFIX}/notifications", tags=["notifications"], route_class=ApiRoute, responses=PROBLEMS)
 ChannelId = Annotated[str, Path(max_length=64)]
 DELIVERIES_SHOWN = 100
 
 
 class ChannelCreate(requests.RequestModel):
-    """Where to, about what: an Apprise address, or an http(s) address for signed webhooks; of one job, or of all of yours."""
+    """A channel to add: an Apprise URL, or an http(s) URL for a signed webhook, for one job or all your jobs."""
 
     url: Annotated[str, Field(min_length=3, max_length=2_000)]
-    topics: Annotated[tuple[Topic, ...], Field(min_length=1)] = tuple(Topic)
+    topics: Annotated[tuple[Topic, ...], Field(min_length=1, max_length=len(Topic))] = tuple(Topic)
     job: Annotated[str, Field(max_length=64)] | None = None
 
 
@@ -38,14 +39,14 @@ class Channel(responses.ResponseModel):
 
 
 class NewChannel(responses.ResponseModel):
-    """A fresh channel; `secret` checks a webhook's signatures and is shown this once."""
+    """A new channel. `secret` verifies a webhook's signatures and is returned only once."""
 
     channel: Channel
     secret: str | None
 
 
 class Delivery(responses.ResponseModel):
-    """One message and how it went."""
+    """One message and the result of its delivery."""
 
     id: str
     topic: str
@@ -59,36 +60,36 @@ class Delivery(responses.ResponseModel):
     body: dict[str, Any]
 
 
-@router.get("", operation_id="list_channels", summary="Where you are told of what")
+@router.get("", operation_id="list_channels", summary="List notification channels")
 def list_channels(server: ServerDep, me: CurrentUser) -> responses.Items[Channel]:
     """Your own channels."""
-    found = notifications.channels(server.app.office, me)
+    found = notifications.channels(server.app.notifications, me)
     return responses.Items[Channel].model_validate({"items": found})
 
 
-@router.post("", status_code=201, operation_id="add_channel", summary="Be told of something")
+@router.post("", status_code=201, operation_id="add_channel", summary="Add a notification channel")
 def add_channel(server: ServerDep, me: CurrentUser, asked: ChannelCreate) -> NewChannel:
-    """From now on; addresses are kept sealed and never shown again."""
+    """Addresses are stored encrypted and never returned."""
     made, secret = notifications.add_channel(
-        server.app.office, me, url=asked.url, topics=list(asked.topics), job_id=asked.job
+        server.app.notifications, me, url=asked.url, topics=list(asked.topics), job_id=asked.job
     )
     return NewChannel(channel=Channel.model_validate(made), secret=secret)
 
 
-@router.delete("/{channel_id}", status_code=204, operation_id="remove_channel", summary="Be told no more")
+@router.delete("/{channel_id}", status_code=204, operation_id="remove_channel", summary="Remove a notification channel")
 def remove_channel(server: ServerDep, me: CurrentUser, channel_id: ChannelId) -> None:
-    """The address and the log are forgotten."""
-    notifications.remove_channel(server.app.office, me, channel_id)
+    """Deletes the address and the log."""
+    notifications.remove_channel(server.app.notifications, me, channel_id)
 
 
-@router.post("/{channel_id}:test", operation_id="test_channel", summary="Send a test message now")
+@router.post("/{channel_id}:test", operation_id="test_channel", summary="Send a test message")
 def test_channel(server: ServerDep, me: CurrentUser, channel_id: ChannelId) -> Delivery:
-    """How it went is in the answer and in the log."""
-    return Delivery.model_validate(notifications.send_test(server.app.office, me, channel_id))
+    """The result is in the answer and in the log."""
+    return Delivery.model_validate(notifications.send_test(server.app.notifications, me, channel_id))
 
 
-@router.get("/{channel_id}/deliveries", operation_id="list_deliveries", summary="What a channel was told")
+@router.get("/{channel_id}/deliveries", operation_id="list_deliveries", summary="List a channel's messages")
 def list_deliveries(server: ServerDep, me: CurrentUser, channel_id: ChannelId) -> responses.Items[Delivery]:
     """Newest first."""
-    found = notifications.channel(server.app.office, me, channel_id)
-    return responses.Items[Delivery].model_validate({"items": server.app.book.deliveries(found.id, DELIVERIES_SHOWN)})
+    shown = notifications.deliveries(server.app.notifications, me, channel_id, DELIVERIES_SHOWN)
+    return responses.Items[Delivery].model_validate({"items": shown})

@@ -1,17 +1,28 @@
-"""What people and machines send, where the worker's protocol does not say it."""
+"""Request bodies that are not part of the worker protocol."""
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
-from orchestrator.domain.model import Role
+from orchestrator.domain.accounts import Role
+from orchestrator.domain.audits import StrataKind
+from orchestrator.domain.comparisons import PlanName
+from orchestrator.domain.trust.audit_estimate import Label
+from orchestrator.services.audit_rating import MAX_NOTE, MAX_SOURCE
+from orchestrator.services.audits import MAX_SEED
+from orchestrator.services.comparisons import MAX_QUESTION, QUESTION
+from worker.shared.job_spec import EvaluationSpec
+from worker.shared.wire import Count, Sha256
+
+MAX_CONFIG = 16_384
 
 
 class RequestModel(BaseModel):
-    """Base of request bodies: unknown keys are refused."""
+    """Base class of request bodies. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -21,7 +32,7 @@ _UNSEEN = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}
 
 def _readable(text: str) -> str:
     if any(unicodedata.category(sign) in _UNSEEN for sign in text):
-        raise ValueError("must not hold control characters or signs that nobody sees")
+        raise ValueError("must not contain control or invisible characters")
     return text.strip()
 
 
@@ -32,21 +43,33 @@ Name = Annotated[
 ]
 
 
+def _at_most_config(config: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(config)) > MAX_CONFIG:
+        raise ValueError(f"must have at most {MAX_CONFIG} characters as JSON")
+    return config
+
+
+Secret = Annotated[SecretStr, Field(max_length=10_000)]
+Config = Annotated[
+    dict[Annotated[str, Field(max_length=100)], Any], Field(max_length=64), AfterValidator(_at_most_config)
+]
+
+
 class Priority(RequestModel):
-    """A place in the queue; above 0 only admins."""
+    """A priority in the queue. Values above 0 need an admin."""
 
     priority: Annotated[int, Field(ge=-1000, le=1000)]
 
 
 class MemberCreate(RequestModel):
-    """Somebody new."""
+    """A member to add."""
 
     name: Name
     role: Role = Role.MEMBER
 
 
 class TokenCreate(RequestModel):
-    """A token for a member (id or name; you, if left out) that works for `days`, one at least, or for ever."""
+    """A token for a member (id or name, default: you). It expires after `days`, at least 1, or never."""
 
     member: Name | None = None
     name: Name = "cli"
@@ -54,32 +77,135 @@ class TokenCreate(RequestModel):
 
 
 class AccountCreate(RequestModel):
-    """An account to connect; `config` is the driver's own. `credentials` are sealed at once and never shown again."""
+    """An account to connect. `config` depends on the provider. `credentials` are encrypted and never returned."""
 
     provider: Annotated[str, Field(min_length=1, max_length=32)]
     name: Name | None = None
     owner: Name | None = None
-    config: dict[str, Any] = {}
-    credentials: SecretStr | None = None
+    config: Config = {}
+    credentials: Secret | None = None
 
 
 class AccountUpdate(RequestModel):
-    """What to change; keys of `config` that are not named stay."""
+    """Changes to an account. Keys of `config` that are not given stay."""
 
     paused: bool | None = None
-    config: dict[str, Any] | None = None
-    credentials: SecretStr | None = None
+    config: Config | None = None
+    credentials: Secret | None = None
 
 
 class StoreUpdate(RequestModel):
-    """The store to use; `credentials` may be left out where it was set up before. They are sealed and never shown."""
+    """The store to use. Settings that are not given keep their values.
 
-    credentials: SecretStr | None = Field(default=None, max_length=10_000)
+    `credentials` are encrypted and never returned.
+    """
+
+    credentials: Secret | None = None
+    config: Config = {}
+
+
+class EvaluationCreate(EvaluationSpec):
+    """An evaluation to start. `checkpoint` is the sha256 of one of the job's checkpoints (default: the newest).
+
+    `temperature` 0 takes the most probable token. `prompts` is an uploaded file with rows as for training, without
+    their answers (default: the job's validation rows).
+    """
+
+    checkpoint: Sha256 | None = None
+
+
+class AuditCreate(RequestModel):
+    """An audit to start. Rows are drawn by a hash of `seed` and row (default: a random one, which is kept).
+
+    The sample has the same share of each stratum as the dataset. `max_wrong` is the largest share of wrong rows that
+    passes.
+    """
+
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    strata: StrataKind = StrataKind.LENGTH
+    max_wrong: Annotated[float, Field(ge=0.001, le=0.9)] | None = None
+
+
+class AuditLabel(RequestModel):
+    """A label of a row, with the address of a source and a note. `unit` is that of the row that you saw."""
+
+    unit: Annotated[str, Field(max_length=40)]
+    label: Label
+    source: Annotated[str, Field(max_length=MAX_SOURCE)] = ""
+    note: Annotated[str, Field(max_length=MAX_NOTE)] = ""
+
+
+Question = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_QUESTION, pattern=r"^[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*$"),
+    AfterValidator(_readable),
+]
+Margin = Annotated[
+    float, Field(ge=0.01, le=0.3, description="The largest loss of the mean score that is not worse, from 0 to 1.")
+]
+
+
+class ComparisonCreate(RequestModel):
+    """A blind comparison to start. Raters see the `question`.
+
+    The `standard` plan looks after 20, 40, 80 and 160 decisive prompts, the `small` one after 16, 32 and 64. With a
+    `margin`, the comparison also tests whether the trained model is not worse by more than it.
+    """
+
+    question: Question = QUESTION
+    plan: PlanName = PlanName.STANDARD
+    margin: Margin | None = None
+
+
+class ComparisonUpdate(RequestModel):
+    """Changes to a comparison without votes. Settings that are not given stay."""
+
+    question: Question | None = None
+    plan: PlanName | None = None
+    margin: Margin | None = None
+
+
+class RaterCreate(RequestModel):
+    """A rater to add. They need no account."""
+
+    name: Name
+
+
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,99}$"
+"""Names of models, which are part of addresses. A browser reads it too, and wants the dash escaped."""
+JOB_ID = r"^[0-9a-z-]{1,64}$"
+JobName = Annotated[str, Field(pattern=JOB_ID, description="The job's id.")]
+After = Annotated[
+    int | None, Field(ge=0, lt=2**31, description="The number of moves that you have seen. Others come first.")
+]
+
+
+class CandidateCreate(RequestModel):
+    """A finished job. Its adapter becomes a candidate."""
+
+    job: JobName
+
+
+class Promotion(RequestModel):
+    """A job to promote. `force` promotes it against the verdict and needs an admin."""
+
+    job: JobName
+    force: bool = False
+    after: After = None
+
+
+class Rollback(RequestModel):
+    """A rollback to the candidate that was promoted before."""
+
+    after: After = None
 
 
 class GrantsCreate(BaseModel):
-    """More grants for a lease."""
+    """A request for more grants of a lease."""
 
-    fence: int
-    kind: Literal["checkpoint", "adapter"]
+    fence: Count
+    kind: Literal["checkpoint", "adapter", "answers"]
     count: Annotated[int, Field(ge=1, le=16)] = 1
+    through_server: Annotated[
+        bool, Field(description="Upload to this server, because the store refuses the addresses of its grants.")
+    ] = False

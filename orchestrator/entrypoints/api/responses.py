@@ -1,4 +1,4 @@
-"""What the API answers. Times are RFC 3339 in UTC, durations seconds, sizes bytes, hashes lower-case hex."""
+"""API responses. Times are RFC 3339 in UTC, durations are seconds, sizes are bytes, hashes are lower-case hex."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
+from orchestrator.domain.accounts import Role
 from orchestrator.domain.diagnosis import summary
 from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
-from orchestrator.domain.model import Role
+from orchestrator.services import plans
 
 LAST_MOMENT = 253_402_300_799.0
-"""The end of the year 9999, beyond which there is no RFC 3339."""
+"""The end of the year 9999, the last time that RFC 3339 can represent."""
 
 
 def _utc(value: Any) -> Any:
@@ -25,7 +26,7 @@ Time = Annotated[datetime, BeforeValidator(_utc)]
 
 
 class ResponseModel(BaseModel):
-    """Base of every answer; reads dataclasses as well as rows."""
+    """Base class of responses. It reads dataclasses and rows."""
 
     model_config = ConfigDict(from_attributes=True, extra="ignore", ser_json_inf_nan="null")
 
@@ -34,20 +35,20 @@ T = TypeVar("T")
 
 
 class Page(ResponseModel, Generic[T]):
-    """One page. As long as `next` is set there may be more: ask again with `cursor` set to it."""
+    """One page. While `next` is set there may be more: repeat the request with `cursor` set to it."""
 
     items: list[T]
     next: str | None = None
 
 
 class Items(ResponseModel, Generic[T]):
-    """A list that comes whole."""
+    """A complete list."""
 
     items: list[T]
 
 
 class Problem(BaseModel):
-    """An RFC 9457 problem document; `errors` point into the request."""
+    """An RFC 9457 problem document. `errors` point into the request."""
 
     type: str
     title: str
@@ -57,7 +58,7 @@ class Problem(BaseModel):
 
 
 class Head(ResponseModel):
-    """The checkpoint from which the job goes on."""
+    """The checkpoint that the job resumes from."""
 
     sha256: str
     step: int
@@ -66,21 +67,21 @@ class Head(ResponseModel):
 
 
 class Loss(ResponseModel):
-    """Training loss at the first and the newest reported step."""
+    """Training loss at the first and the newest step."""
 
     first: float | None
     last: float | None
 
 
-class Waiting(ResponseModel):
-    """Why a queued job does not start, and until when if that is known."""
+class WaitingReason(ResponseModel):
+    """Why a queued job waits, and until when if that is known."""
 
     reason: str
     until: Time | None
 
 
 class LiveSession(ResponseModel):
-    """The session that a job is on now."""
+    """The current session of a job."""
 
     id: str
     provider: str
@@ -90,21 +91,29 @@ class LiveSession(ResponseModel):
     seconds_left: float
     last_seen_at: Time | None
     state: LeaseState
+    detail: str = Field(description="Why it has not started, or why it cannot save. Empty if nothing is wrong.")
 
 
 class Requests(ResponseModel):
-    """What was asked of a running job and has not happened yet."""
+    """Pending requests to a running job."""
 
     cancel: bool
     pause: bool
 
 
 class Adapter(ResponseModel):
-    """The finished adapter: hash of its weights, hash and size of the zip."""
+    """The finished adapter: hash of its weights, hash and size of the zip file."""
 
     sha256: str
     zip_sha256: str
     bytes: int
+
+
+StateWord = Literal["queued", "starting", "running", "paused", "succeeded", "failed", "cancelled"]
+
+
+def _word(state: Any) -> Any:
+    return state.word if isinstance(state, JobState) else "starting" if state == JobState.LEASED.value else state
 
 
 class Job(ResponseModel):
@@ -113,7 +122,7 @@ class Job(ResponseModel):
     id: str
     name: str
     member: str
-    state: JobState
+    state: Annotated[StateWord, BeforeValidator(_word)]
     end_reason: EndReason | None
     message: str
     priority: int
@@ -132,14 +141,20 @@ class Job(ResponseModel):
     requests: Requests
     adapter: Adapter | None
     cloned_from: str | None
-    first_step: int = Field(description="0, or the step of the checkpoint of `cloned_from` that the job began with.")
+    first_step: int = Field(description="0, or the step of the checkpoint that a clone started from.")
 
 
 class JobInFull(Job):
-    """A job with its file and, until a session of it starts, what it waits for."""
+    """A job with its job file and, while it is queued, the reason why it waits."""
 
     spec: dict[str, Any]
-    waiting: Waiting | None = None
+    waiting: WaitingReason | None = None
+
+
+class SubmittedJob(JobInFull):
+    """A job that was just queued. `notes` are what its author should know, as in its plan."""
+
+    notes: list[str] = []
 
 
 class Session(ResponseModel):
@@ -153,7 +168,7 @@ class Session(ResponseModel):
     outcome: EndReason | None
     detail: str
     cause: str = Field(
-        description="What kept it from its first step, as one word; empty if nothing did, or nobody knows."
+        description="The cause that prevented its first step. Empty if it has made one or the cause is unknown."
     )
     image: str
     first_step: int
@@ -169,7 +184,10 @@ class Session(ResponseModel):
 
 
 class Store(ResponseModel):
-    """Where checkpoints lie; `problem` says what a person must put right. No `free` is no limit, or not known."""
+    """A store of checkpoints. `problem` is an error to fix. `free` is null if it is unlimited or unknown.
+
+    `note` says after a check, or after the store was chosen, what works in another way than usual.
+    """
 
     name: str
     current: bool
@@ -177,10 +195,11 @@ class Store(ResponseModel):
     used: int | None
     free: int | None
     problem: str
+    note: str = ""
 
 
-class Reading(ResponseModel):
-    """One look at a session's machine."""
+class SessionReading(ResponseModel):
+    """One hardware reading of a session's machine."""
 
     at: Time
     step: int
@@ -188,7 +207,7 @@ class Reading(ResponseModel):
 
 
 class Checkpoint(ResponseModel):
-    """One checkpoint; `session` wrote it, `parent` is the head it continues."""
+    """One checkpoint. `session` wrote it. `parent` is the checkpoint it continues."""
 
     sha256: str
     step: int
@@ -201,21 +220,21 @@ class Checkpoint(ResponseModel):
 
 
 class CheckpointInFull(Checkpoint):
-    """A checkpoint with what it says of itself."""
+    """A checkpoint with its manifest."""
 
     manifest: dict[str, Any]
 
 
 class Metric(ResponseModel):
-    """One value at one optimiser step; null where it is not a finite number."""
+    """One value at one optimiser step. It is null if it is not a finite number."""
 
     name: str
     step: int
     value: float | None
 
 
-class Sample(ResponseModel):
-    """What the model answered to a prompt at a step."""
+class StoredSample(ResponseModel):
+    """The model's answer to a prompt at a step."""
 
     step: int
     prompt: str
@@ -224,7 +243,7 @@ class Sample(ResponseModel):
 
 
 class Event(ResponseModel):
-    """One thing that happened to a job. Ids only grow."""
+    """One event of a job. Ids increase over time."""
 
     id: int
     job: str = Field(validation_alias=AliasChoices("job", "job_id"))
@@ -236,69 +255,70 @@ class Event(ResponseModel):
     data: dict[str, Any]
 
 
-class PlannedPlace(ResponseModel):
-    """Sessions, seconds and the end at one account, or what stands in the way; `hours` count against its quota.
+class PlannedPlace(plans.PlannedPlace):
+    """The forecast for one account: sessions, seconds and end, or the reason why the job cannot run there.
 
-    They are told from `step_s`, the seconds that a step of such a job took on such a machine.
+    `hours` count against the account's quota. `step_s` is the measured step time that the forecast uses.
     """
 
-    account: str
-    provider: str
-    sessions: int | None
-    seconds: float | None
-    obstacle: Waiting | None
-    memory_bytes: int = 0
-    step_s: float | None = None
-    hours: float | None = None
-    hours_left: float | None = None
-    hours_total: float | None = None
-    refresh_at: Time | None = None
-    done_at: Time | None = None
+    obstacle: WaitingReason | None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    refresh_at: Time | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    done_at: Time | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
-class Plan(ResponseModel):
-    """What would happen to a job.
+class Plan(plans.Plan):
+    """The plan for a job.
 
-    `store_bytes` is the space its checkpoints take at most, `done_at` the earliest end, `step_s` what a step takes at the
-    quickest place.
+    `store_bytes` is the maximum space of its checkpoints, `done_at` the earliest end, `step_s` the step time at the
+    fastest account.
     """
 
-    steps: int
-    train_rows: int
-    gpu_bytes: int
-    host_bytes: int
-    step_s: float | None
-    basis: str
-    places: list[PlannedPlace]
-    waits_for: Waiting | None
-    store: str
-    store_bytes: int | None
-    done_at: Time | None
-    late_s: float | None = None
+    places: list[PlannedPlace]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    waits_for: WaitingReason | None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    done_at: Time | None  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class Dataset(ResponseModel):
-    """An uploaded file; name it in a job as `sha256:HEX`."""
+    """An uploaded file. Use it in a job as `sha256:HEX`. A clean copy has the sha256 of its original as `parent`."""
 
     sha256: str
     size: int
     rows: int
     type: str = Field(validation_alias=AliasChoices("row_format", "type"))
     file_format: str
+    parent: str = ""
+
+
+class CheckedDataset(Dataset):
+    """An uploaded file. `unused_keys` are keys of its rows that training does not use, at most 20.
+
+    `audit` is the result of its audit in a few words, or "not audited".
+    """
+
+    unused_keys: list[str] = []
+    audit: str
 
 
 class Upload(Dataset):
-    """An uploaded file and who brought it; those who brought the same bytes each have it under a name of their own."""
+    """An uploaded file and its owner. Members who uploaded the same bytes each have an entry with their own name.
+
+    `audit` is the result of its audit in a few words, or "not audited".
+    """
 
     name: str
     member: str
     created_at: Time
+    audit: str
 
 
 class Notebook(ResponseModel):
-    """A notebook for the job's owner to run; `note` says where it cannot run. Its code works once, until `expires_at`.
+    """A notebook for the job's owner to run. `note` tells where it cannot run. Its code works until `expires_at`.
 
-    `url` opens it in Colab, where it was put into a Google Drive.
+    The code works once. `url` opens the notebook in the editor of the Google Drive that has it.
     """
 
     job: str
@@ -310,7 +330,7 @@ class Notebook(ResponseModel):
 
 
 class Member(ResponseModel):
-    """A person."""
+    """A member."""
 
     id: str
     name: str
@@ -319,7 +339,7 @@ class Member(ResponseModel):
 
 
 class Me(ResponseModel):
-    """Who the token belongs to."""
+    """The member that the token belongs to."""
 
     id: str = Field(validation_alias=AliasChoices("member_id", "id"))
     name: str
@@ -339,7 +359,7 @@ class Token(ResponseModel):
 
 
 class NewToken(Token):
-    """A fresh token; `secret` is shown this once."""
+    """A new token. `secret` is returned only once."""
 
     secret: str
 
@@ -349,7 +369,7 @@ def _in_one_line(image: Any, found: ValidationInfo) -> str:
 
 
 class Account(ResponseModel):
-    """An account, or (without a member) a pool of machines."""
+    """An account, or a shared pool if `member` is null."""
 
     id: str
     provider: str
@@ -366,12 +386,12 @@ class Account(ResponseModel):
     problem: str
     created_at: Time
     diagnosis: Annotated[str, BeforeValidator(_in_one_line)] = Field(
-        validation_alias=AliasChoices("image", "diagnosis"), description="What checks of its machines found."
+        validation_alias=AliasChoices("image", "diagnosis"), description="A summary of the checks of its machines."
     )
 
 
 class CheckedAccount(ResponseModel):
-    """An account whose credentials were tried; `words` say who they belong to, or what is wrong."""
+    """The result of a credentials check. `words` names their owner or the error."""
 
     account: Account
     ok: bool

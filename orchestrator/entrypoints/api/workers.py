@@ -1,25 +1,30 @@
-"""What machines call: one lease's life, and the files it was granted. A lease's token is good for that lease alone."""
+"""HTTP endpoints for workers: the calls of a lease and its granted files. They need the lease's token."""
 
 from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request
 from fastapi.responses import FileResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError
+from orchestrator.domain.errors import InvalidError, NotFoundError
 from orchestrator.entrypoints.api import requests
 from orchestrator.entrypoints.http.auth import lease_holder
 from orchestrator.entrypoints.http.dependencies import PROBLEMS, Server, ServerDep
-from orchestrator.entrypoints.http.files import BINARY, OCTETS, stored
+from orchestrator.entrypoints.http.files import BINARY, OCTETS, has_current, stored
+from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute, aside
 from orchestrator.entrypoints.http.uploads import spooled
-from orchestrator.services import checkpoints, leases
+from orchestrator.services import assignments, read_grants, received_files, worker_messages
+from orchestrator.services.worker_messages import Start, WorkerMessage
 from worker.shared.messages import (
+    GRANT_HEADER,
     Assignment,
     Directive,
     Finish,
@@ -30,62 +35,70 @@ from worker.shared.messages import (
     Release,
     Report,
     StartRequest,
-    Wire,
 )
+from worker.shared.wire import Wire
 
-router = APIRouter(tags=["worker"], responses=PROBLEMS)
+router = APIRouter(prefix=PREFIX, tags=["worker"], route_class=ApiRoute, responses=PROBLEMS)
 LeaseId = Annotated[str, Depends(lease_holder)]
 
 
 @router.post("/leases/{lease_id}/report", operation_id="report", summary="Progress")
-async def report(server: ServerDep, lease_id: LeaseId, said: Report) -> Directive:
-    """Keeps the lease alive. A report seen before changes nothing."""
-    _same(lease_id, said.lease)
-    answer = await server.clerk.write((lease_id, said.seq), lambda tx: leases.reported(server.ctx, tx, said))
-    server.tally.reports.inc()
-    return answer
+async def report(server: ServerDep, lease_id: LeaseId, message: Report) -> Directive:
+    """Extends the lease. A repeated report has no effect."""
+    _require_same(lease_id, message.lease)
+    directive = await _receive(server, message, message.seq)
+    server.metrics.reports.inc()
+    return directive
 
 
-def _same(path: str, body: str) -> None:
+def _require_same(path: str, body: str) -> None:
     if path != body:
-        raise InvalidError("the message speaks of another lease", [("/lease", f"is {body}, the address says {path}")])
+        raise InvalidError("The message belongs to another lease.", [("/lease", f"is {body}, the URL has {path}")])
 
 
-@router.post("/leases/{lease_id}/start", operation_id="start_lease", summary="A worker is up")
-async def start(server: ServerDep, lease_id: LeaseId, asked: StartRequest) -> Assignment:
-    """Hands out the job. The same `nonce` again gets the same answer, another process 409."""
-    begun = await server.clerk.write((lease_id, 0), lambda tx: leases.begin(server.ctx, tx, lease_id, asked))
-    return await run_in_threadpool(leases.assignment, server.ctx, begun)
+async def _receive(server: Server, message: WorkerMessage, seq: int) -> Any:
+    """`worker_messages.receive`, with one transaction for messages that arrive together.
+
+    Stores are called in a thread.
+    """
+    ctx = server.ctx
+    if worker_messages.asks_store_before(message):
+        checked = await run_in_threadpool(worker_messages.check, ctx, message)
+    else:
+        checked = worker_messages.check(ctx, message)
+    applied = await server.write_batcher.write((message.lease, seq), lambda tx: worker_messages.apply(ctx, tx, checked))
+    if worker_messages.asks_store_after(message, applied):
+        return await run_in_threadpool(worker_messages.conclude, ctx, message, applied)
+    return worker_messages.conclude(ctx, message, applied)
 
 
-@router.post("/leases/{lease_id}/offer", operation_id="offer_checkpoint", summary="Make a checkpoint the head")
-def offer(server: ServerDep, lease_id: LeaseId, said: Offer) -> OfferReply:
-    """The stored file is read back first. A refusal says why and changes nothing."""
-    _same(lease_id, said.lease)
-    reply = checkpoints.offer(server.ctx, said)
-    server.tally.offers.labels(str(reply.committed).lower()).inc()
+@router.post("/leases/{lease_id}/start", operation_id="start_lease", summary="Start a lease")
+async def start(server: ServerDep, lease_id: LeaseId, request: StartRequest) -> Assignment:
+    """Returns the job. The same `nonce` again gets the same answer, another process gets 409."""
+    return await _receive(server, Start(lease=lease_id, request=request), 0)
+
+
+@router.post("/leases/{lease_id}/offer", operation_id="offer_checkpoint", summary="Offer a checkpoint")
+async def offer(server: ServerDep, lease_id: LeaseId, message: Offer) -> OfferReply:
+    """The stored file is read back and verified, and becomes the head. A refusal has a reason and changes nothing."""
+    _require_same(lease_id, message.lease)
+    reply = await _receive(server, message, message.seq)
+    server.metrics.offers.labels(str(reply.committed).lower()).inc()
     return reply
 
 
-@router.post(
-    "/leases/{lease_id}/release", status_code=204, operation_id="release_lease", summary="Goodbye before the end"
-)
-def release(server: ServerDep, lease_id: LeaseId, said: Release) -> None:
-    """The job is free for another machine at once."""
-    _same(lease_id, said.lease)
-    leases.release(server.ctx, said)
+@router.post("/leases/{lease_id}/release", status_code=204, operation_id="release_lease", summary="Release a lease")
+async def release(server: ServerDep, lease_id: LeaseId, message: Release) -> None:
+    """Another machine can run the job at once."""
+    _require_same(lease_id, message.lease)
+    await _receive(server, message, message.seq)
 
 
-@router.post("/leases/{lease_id}/finish", status_code=204, operation_id="finish_lease", summary="The last word")
-async def finish(server: ServerDep, lease_id: LeaseId, said: Finish) -> None:
-    """The job is done with an adapter, or cannot go on there."""
-    _same(lease_id, said.lease)
-    failure = said.failure
-    if failure is None or failure.bad_checkpoint is not None:
-        await run_in_threadpool(leases.finish, server.ctx, said)
-        return
-    await server.clerk.write((lease_id, said.seq), lambda tx: leases.failed(server.ctx, tx, said, failure))
-    server.ctx.wake()
+@router.post("/leases/{lease_id}/finish", status_code=204, operation_id="finish_lease", summary="Finish a lease")
+async def finish(server: ServerDep, lease_id: LeaseId, message: Finish) -> None:
+    """The job has succeeded with an adapter, or it failed on this machine."""
+    _require_same(lease_id, message.lease)
+    await _receive(server, message, message.seq)
 
 
 def _quick(kind: type[Wire], work: Callable[[Server, str, Any], Awaitable[Wire | None]]) -> Any:
@@ -93,7 +106,9 @@ def _quick(kind: type[Wire], work: Callable[[Server, str, Any], Awaitable[Wire |
         server, lease_id = request.app.state.server, request.path_params["lease_id"]
         await lease_holder(request, lease_id, None)
         request.scope["trainhop.reads"] = kind.__name__
-        answer = await work(server, lease_id, kind.model_validate_json(await request.body()))
+        body = await request.body()
+        message = await aside(body, lambda: kind.model_validate_json(body))
+        answer = await work(server, lease_id, message)
         if answer is None:
             return Response(status_code=204)
         return Response(answer.model_dump_json(), media_type="application/json")
@@ -101,67 +116,81 @@ def _quick(kind: type[Wire], work: Callable[[Server, str, Any], Awaitable[Wire |
     return endpoint
 
 
-def quick_routes(prefix: str) -> list[Route]:
-    """The calls that come by the thousand, past FastAPI: its help costs thrice the work. It still documents them."""
-    quick = {"report": _quick(Report, report), "start": _quick(StartRequest, start), "finish": _quick(Finish, finish)}
+def quick_routes() -> list[Route]:
+    """Fast routes for messages, without FastAPI's overhead of three times the work. FastAPI documents them."""
+    quick = {
+        "start": _quick(StartRequest, start),
+        "report": _quick(Report, report),
+        "offer": _quick(Offer, offer),
+        "release": _quick(Release, release),
+        "finish": _quick(Finish, finish),
+    }
     return [
-        Route(f"{prefix}/leases/{{lease_id}}/{name}", endpoint, methods=["POST"], include_in_schema=False)
+        Route(f"{PREFIX}/leases/{{lease_id}}/{name}", endpoint, methods=["POST"], include_in_schema=False)
         for name, endpoint in quick.items()
     ]
 
 
-@router.post("/leases/{lease_id}/grants", operation_id="more_grants", summary="More places to upload to")
-def grants(server: ServerDep, lease_id: LeaseId, asked: Annotated[requests.GrantsCreate, Body()]) -> list[Grant]:
-    """For a worker that has used up what it was given."""
-    return leases.grants(server.ctx, lease_id, asked.fence, GrantKind(asked.kind), asked.count)
+@router.post("/leases/{lease_id}/grants", operation_id="more_grants", summary="Request more upload grants")
+def grants(server: ServerDep, lease_id: LeaseId, request: Annotated[requests.GrantsCreate, Body()]) -> list[Grant]:
+    """For a worker that has used its upload grants."""
+    through = server.app.store.links if request.through_server else None
+    return assignments.grants(
+        server.ctx, lease_id, request.fence, GrantKind(request.kind), request.count, through=through
+    )
 
 
 # --- granted files ---------------------------------------------------------------------------------------
 
-Key = Annotated[str, Path(max_length=255, description="Chosen by the server, as in the grant.")]
-Signature = Annotated[str, Header(alias="X-Grant", max_length=128, description="As in the grant.")]
+Key = Annotated[str, Path(max_length=255, description="The key from the grant.")]
+Signature = Annotated[str, Header(alias=GRANT_HEADER, max_length=128, description="The signature from the grant.")]
+
+StoreName = Annotated[str, Query(alias="store", max_length=32, description="The store from the grant.")]
 
 
-StoreName = Annotated[str, Query(alias="store", max_length=32, description="As in the grant.")]
+def _may_write(server: ServerDep, key: Key, grant: Signature = "", store: StoreName = "local") -> str:
+    wanted = server.app.store.links.signature("put", key, store)
+    if not hmac.compare_digest(wanted.encode(), grant.encode()):
+        raise HTTPException(403, "This grant is not valid for this file.")
+    return key
 
 
-def _may(direction: str) -> Any:
-    async def check(server: ServerDep, key: Key, grant: Signature = "", store: StoreName = "local") -> str:
-        wanted = server.app.store.links.signature(direction, key, store)
-        if not hmac.compare_digest(wanted.encode(), grant.encode()):
-            raise HTTPException(403, "this grant is not for this file")
-        return key
-
-    return Depends(check)
+def _may_read(server: ServerDep, key: Key, grant: Signature = "", store: StoreName = "local") -> str:
+    if not read_grants.is_valid(server.app.store.links.signature("get", key, store), grant):
+        raise HTTPException(403, "This grant is not valid for this file.")
+    read_grants.require_live(server.ctx, grant)
+    return key
 
 
 @router.head("/blobs/{key:path}", include_in_schema=False)
 @router.get(
     "/blobs/{key:path}",
     operation_id="read_blob",
-    summary="Read a granted file",
+    summary="Download a granted file",
     response_class=FileResponse,
     responses=BINARY,
 )
 def read_blob(
-    server: ServerDep, request: Request, key: Annotated[str, _may("get")], store: StoreName = "local"
+    server: ServerDep, request: Request, key: Annotated[str, Depends(_may_read)], store: StoreName = "local"
 ) -> Response:
-    """The bytes, or the range of them that is asked for."""
+    """The file or the requested range, while the lease is live."""
     if store != server.app.store.name:
         elsewhere = server.ctx.stores.get(store)
         found = elsewhere.stat(key)
         return stored(request, elsewhere, key, size=found.size, sha256=found.sha256, media_type=OCTETS)
     path = server.app.store.path(key)
     if not path.is_file():
-        raise NotFoundError(f"{key} is not in the store")
-    return FileResponse(path, media_type=OCTETS)
+        raise NotFoundError(f"The file {key} is not in the store.")
+    file = FileResponse(path, media_type=OCTETS, stat_result=path.stat())
+    etag = file.headers["etag"]
+    return Response(status_code=304, headers={"ETag": etag}) if has_current(request, etag) else file
 
 
 @router.put(
     "/blobs/{key:path}",
     status_code=204,
     operation_id="write_blob",
-    summary="Write a granted file",
+    summary="Upload a granted file",
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -169,10 +198,15 @@ def read_blob(
         }
     },
 )
-async def write_blob(server: ServerDep, request: Request, key: Annotated[str, _may("put")]) -> None:
-    """Creates the file whole or not at all, while the lease lasts. The same bytes again are no error, others are refused."""
-    await run_in_threadpool(checkpoints.require_open, server.ctx, key)
-    async with spooled(request, server.app.store.folder) as path:
-        await run_in_threadpool(checkpoints.require_open, server.ctx, key)  # bytes take their time
-        if not await run_in_threadpool(server.app.store.adopt, key, path):
-            raise ConflictError(f"{key} was written before, with different bytes")
+async def write_blob(
+    server: ServerDep, request: Request, key: Annotated[str, Depends(_may_write)], store: StoreName = "local"
+) -> None:
+    """Creates the file atomically while the lease is live. The same bytes again succeed. Others are refused."""
+    await run_in_threadpool(received_files.may_upload, server.ctx, key)
+    local = server.app.store
+    async with spooled(request, local.folder) as path:
+        if store == local.name:
+            put, limiter = partial(local.adopt, key, path), None
+        else:
+            put, limiter = partial(received_files.put_once, server.ctx, store, key, path), server.store_limiter
+        await to_thread.run_sync(received_files.store_once, server.ctx, key, put, limiter=limiter)

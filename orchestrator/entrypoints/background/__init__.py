@@ -1,0 +1,1 @@
+"""What runs beside HTTP: the scheduler, the log followers, and the process that runs them."""

@@ -1,108 +1,98 @@
-"""What time drives. Services announce what they know by events; APScheduler announces what nobody does."""
+"""The scheduler. Services trigger rounds by events. APScheduler triggers the periodic ones."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 import structlog
-from apscheduler.schedulers.background import BackgroundScheduler
 
 from orchestrator.bootstrap import App
 from orchestrator.entrypoints.background.log_followers import Follower
+from orchestrator.entrypoints.background.loops import Loop, Periodic, guarded
+from orchestrator.services import clock_jumps
 from orchestrator.services.diagnosis import clear_left
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.mailbox import MailboxPoller
-from orchestrator.services.notifications import NotificationContext, check_alerts, deliver_due
+from orchestrator.services.notifications import check_alerts, deliver_due
 from orchestrator.services.reconcile import Watch
-from orchestrator.services.retention import tidy
+from orchestrator.services.retention import DAY_S, tidy
+from orchestrator.services.rounds import LATE_S
 
 log = structlog.get_logger()
 
 TELL_EVERY_S = 2.0
 LOOK_AROUND_EVERY_S = 60.0
 TIDY_EVERY_S = 600.0
+WATCH_EVERY_S = 1.0
+WATCHDOG = "watchdog"
 
 
 class Ticker:
-    """Threads that dispatch, reconcile and read letters, so that a slow provider or store never delays a launch.
+    """Threads for dispatch, reconcile and mailboxes, so that a slow provider or store never delays a launch.
 
-    Each waits for its event. Setting an event that is set already costs nothing and loses nothing.
+    Another thread watches over them by monotonic time.
     """
 
-    def __init__(self, app: App) -> None:
-        self._app = app
+    def __init__(self, app: App, *, tidy_every_s: float = TIDY_EVERY_S, watch_every_s: float = WATCH_EVERY_S) -> None:
+        self._app, self._watch_every_s = app, watch_every_s
         self._stopping = threading.Event()
         self._follower = Follower(app.context, app.news.set)
-        rest_s = max(app.settings.report_every_s, 3 * app.settings.reconcile_s)
+        settings, rounds = app.settings, app.rounds
+        rest_s = max(settings.report_every_s, 3 * settings.reconcile_s)
         self._watch = Watch(app.context, longest_rest_s=rest_s)
-        self._post, self._postman = threading.Event(), MailboxPoller(app.context)
-        self._threads = [
-            threading.Thread(target=self._run, args=(app.wake, self._dispatch), name="dispatch", daemon=True),
-            threading.Thread(target=self._run, args=(app.news, self._reconcile), name="reconcile", daemon=True),
-            threading.Thread(target=self._run, args=(self._post, self._postman.round), name="letters", daemon=True),
+        mailbox_wake, mailbox_poller = threading.Event(), MailboxPoller(app.context)
+        self._loops = [
+            Loop("dispatch", app.wake, lambda: dispatch(app.context), rounds, every_s=settings.tick_s),
+            Loop("reconcile", app.news, self._reconcile, rounds, every_s=settings.reconcile_s),
+            Loop("mailbox", mailbox_wake, mailbox_poller.round, rounds, every_s=settings.letters_s),
         ]
-        self._scheduler = BackgroundScheduler(job_defaults={"max_instances": 1, "coalesce": True}, timezone="UTC")
-        self._scheduler.add_job(app.wake.set, "interval", seconds=app.settings.tick_s)
-        self._scheduler.add_job(app.news.set, "interval", seconds=app.settings.reconcile_s)
-        self._scheduler.add_job(self._post.set, "interval", seconds=app.settings.letters_s)
-        self._scheduler.add_job(self._tell, "interval", seconds=TELL_EVERY_S)
-        self._scheduler.add_job(self._look_around, "interval", seconds=LOOK_AROUND_EVERY_S)
-        self._scheduler.add_job(self._tidy, "interval", seconds=TIDY_EVERY_S)
+        self._watchdog = threading.Thread(target=self._watch_over, name=WATCHDOG, daemon=True)
+        self._periodic = Periodic(rounds)
+        self._periodic.every(settings.tick_s, "tick", app.wake.set)
+        self._periodic.every(settings.reconcile_s, "look", app.news.set)
+        self._periodic.every(settings.letters_s, "letters", mailbox_wake.set)
+        self._periodic.every(TELL_EVERY_S, "notifications", lambda: deliver_due(app.notifications))
+        self._periodic.every(LOOK_AROUND_EVERY_S, "alerts", lambda: check_alerts(app.notifications))
+        self._periodic.every(tidy_every_s, "tidying", self._tidy)
 
     def start(self) -> None:
-        """Begin with a look at what was left behind."""
+        """Start, with a first round of each thread."""
         self._app.news.set()
         self._app.context.spawn(lambda: clear_left(self._app.context))
-        for thread in self._threads:
-            thread.start()
-        self._scheduler.start()
+        for loop in self._loops:
+            loop.start()
+        self._periodic.start()
+        self._app.rounds.expect(WATCHDOG, self._watch_every_s + LATE_S)
+        self._watchdog.start()
 
     def stop(self) -> None:
-        """Finish the round under way and end."""
-        self._scheduler.shutdown(wait=False)
+        """Finish the current round and stop."""
         self._stopping.set()
+        self._periodic.stop()
         self._follower.stop()
-        self._app.wake.set()
-        self._app.news.set()
-        self._post.set()
-        for thread in self._threads:
-            thread.join(timeout=10)
+        for loop in self._loops:
+            loop.stop()
+        for loop in self._loops:
+            loop.join(timeout_s=10)
 
-    def _run(self, event: threading.Event, work: Callable[[], None]) -> None:
-        while not self._stopping.is_set():
-            event.wait()
-            event.clear()
-            if self._stopping.is_set():
-                return
-            try:
-                work()
-            except Exception:
-                log.exception("a round failed; the next one tries again", round=threading.current_thread().name)
+    def _watch_over(self) -> None:
+        while not self._stopping.wait(self._watch_every_s):
+            guarded(self._app.rounds, WATCHDOG, self._revive)
 
-    def _dispatch(self) -> None:
-        dispatch(self._app.context)
+    def _revive(self) -> None:
+        for loop in self._loops:
+            if loop.revive():
+                log.warning("a loop has ended and was started again")
+        if not self._stopping.is_set():
+            self._periodic.revive()
 
     def _reconcile(self) -> None:
+        clock_jumps.follow(self._app.context, self._app.clock)
         self._follower.look()
         self._watch.round()
 
-    def _tell(self) -> None:
-        self._guarded(deliver_due)
-
-    def _look_around(self) -> None:
-        self._guarded(check_alerts)
-
     def _tidy(self) -> None:
-        try:
+        """What a jump of the clock has made old is not old."""
+        if self._app.clock.calm_s > DAY_S:
             tidy(self._app.context)
-            clear_left(self._app.context)
-        except Exception:
-            log.exception("what is too old could not be forgotten; the next round tries again")
-
-    def _guarded(self, work: Callable[[NotificationContext], object]) -> None:
-        """Notifications may fail, but only for themselves."""
-        try:
-            work(self._app.office)
-        except Exception:
-            log.exception("notifications could not be made; the next round tries again")
+        clear_left(self._app.context)

@@ -1,0 +1,1 @@
+"""The command line `trainhop`, a client of the REST API."""

@@ -1,4 +1,4 @@
-"""Commands that read what a job has left: logs, metrics, events, checkpoints."""
+"""Commands that read a job's records: logs, metrics, events, checkpoints."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.entrypoints.cli.client import Client, CommandError, Exit, connect, find_job, segment
-from orchestrator.entrypoints.cli.download import fetch
+from orchestrator.entrypoints.cli.client import Client, CommandError, Exit, connect
 from orchestrator.entrypoints.cli.output import (
     JsonFlag,
     clean,
@@ -23,24 +22,24 @@ from orchestrator.entrypoints.cli.output import (
     table,
 )
 from orchestrator.entrypoints.cli.phrases import JobArgument, chosen_checkpoint, listed
-from orchestrator.entrypoints.cli.watch import FINAL, PERIOD_S
+from trainhop.connection import find_job, segment
+from trainhop.download import fetch
+from trainhop.polling import FINAL, PERIOD_S
 
 app = typer.Typer()
 
 CHUNK_BYTES = 1 << 18
-FollowFlag = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")]
+FollowFlag = Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")]
 
 
 @app.command(rich_help_panel="Records")
 def logs(
     context: typer.Context,
-    of: Annotated[
-        str, typer.Argument(metavar="JOB|SESSION", help="A job's sessions one after another, or one of them.")
-    ],
+    of: Annotated[str, typer.Argument(metavar="JOB|SESSION", help="A job (all its sessions) or one session.")],
     follow: FollowFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Print what the workers have written."""
+    """Print the output of a job's sessions."""
     client = connect(context)
     for session, text in _log_texts(client, of, follow):
         if as_json:
@@ -50,7 +49,7 @@ def logs(
 
 
 def _log_texts(client: Client, of: str, follow: bool) -> Iterator[tuple[str, str]]:
-    """Whole lines with the session that wrote them; with `follow`, until the job has ended and everything is read."""
+    """Whole lines with the id of their session. With `follow`, until the job ends and all output is read."""
     if of.startswith("lease-"):
         yield from ((of, text) for text in _Log(client, of).lines(end=True))
         return
@@ -70,14 +69,14 @@ def _log_texts(client: Client, of: str, follow: bool) -> Iterator[tuple[str, str
 
 
 class _Log:
-    """One session's log, read up to where it ends now; a line is passed on when it is whole."""
+    """The log of one session. Each call reads up to its current end and returns whole lines only."""
 
     def __init__(self, client: Client, session: str) -> None:
         self._client, self._path = client, f"/sessions/{segment(session)}/log"
         self._offset, self._rest = 0, b""
 
     def lines(self, *, end: bool) -> Iterator[str]:
-        """What is new. At the `end`, also a last line without a line break."""
+        """New lines. With `end`, also a last line without a line break."""
         while True:
             data, headers = self._client.text(self._path, offset=self._offset, limit=CHUNK_BYTES)
             self._offset = int(headers.get("x-next-offset", self._offset + len(data)))
@@ -95,12 +94,12 @@ class _Log:
 def metrics(
     context: typer.Context,
     job: JobArgument,
-    name: Annotated[str | None, typer.Option(help="Only this one, for example loss.")] = None,
-    from_step: Annotated[int, typer.Option(min=0, help="From this step on.")] = 0,
+    name: Annotated[str | None, typer.Option(help="Only this metric, for example loss.")] = None,
+    from_step: Annotated[int, typer.Option(min=0, help="First step to print.")] = 0,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Print the values that training has reported."""
+    """Print a job's metrics."""
     client = connect(context)
     path = f"/jobs/{find_job(client, job)['id']}/metrics"
     if as_csv:
@@ -120,7 +119,7 @@ def _number(value: float | None) -> str | None:
 
 @app.command(rich_help_panel="Records")
 def events(context: typer.Context, job: JobArgument, follow: FollowFlag = False, as_json: JsonFlag = False) -> None:
-    """Print what happened to a job, oldest first."""
+    """Print a job's events, oldest first."""
     client = connect(context)
     job_id = find_job(client, job)["id"]
     after = 0
@@ -149,30 +148,30 @@ def checkpoints(
     context: typer.Context,
     job: JobArgument,
     download: Annotated[
-        str | None, typer.Option(metavar="CHECKPOINT", help="Fetch this one: its step, or the beginning of its sha256.")
+        str | None, typer.Option(metavar="CHECKPOINT", help="Download this one, by step or sha256 prefix.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to put it.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to save it.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """List a job's checkpoints, or fetch one."""
+    """List a job's checkpoints, or download one."""
     client = connect(context)
     job_id = find_job(client, job)["id"]
-    found = listed(client.get(f"/jobs/{job_id}/checkpoints"))
+    checkpoints = listed(client.get(f"/jobs/{job_id}/checkpoints"))
     if download is not None:
-        chosen = chosen_checkpoint(found, download, "--download")
+        chosen = chosen_checkpoint(checkpoints, download, "--download")
         target = out or Path(f"{job_id}-step-{chosen['step']}.safetensors")
         if target.exists():
-            raise CommandError(Exit.USAGE, f"{target} exists; name another file with --out")
+            raise CommandError(Exit.USAGE, f"{target} already exists. Choose another file with --out.")
         fetch(client, f"/jobs/{job_id}/checkpoints/{chosen['sha256']}/file", target, chosen["sha256"])
         if as_json:
             put_json({"file": str(target), **chosen})
         else:
             put(str(target))
     elif as_json:
-        put_json(found)
+        put_json(checkpoints)
     else:
         rows = [
             (c["step"], c["sha256"][:16], size(c["size"]), c["state"], c["session"], moment(c["created_at"]))
-            for c in found
+            for c in checkpoints
         ]
-        table(("STEP", "SHA256", "SIZE", "STATE", "SESSION", "MADE"), rows)
+        table(("STEP", "SHA256", "SIZE", "STATE", "SESSION", "CREATED"), rows)

@@ -1,4 +1,4 @@
-"""`trainhop doctor`: what is missing on this computer, or on machines of others, and what to do about it."""
+"""`trainhop doctor`: checks of this computer, the server and the providers, with remedies."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -13,13 +14,16 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from orchestrator.entrypoints.cli import checks
-from orchestrator.entrypoints.cli.client import CommandError, Exit, connect, data_folder
+from orchestrator.entrypoints.cli.client import CommandError, Exit, connect
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, put, put_json, size
+from trainhop.connection import data_folder
+from trainhop.errors import Error
 
 app = typer.Typer()
 
@@ -34,7 +38,7 @@ _PROBE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing looked at; `remedy` says what to do unless it is ok."""
+    """The result of one check. `remedy` is set unless the status is ok."""
 
     name: str
     status: Literal["ok", "warn", "fail"]
@@ -42,47 +46,51 @@ class Finding:
     remedy: str = ""
 
 
-@app.command(rich_help_panel="Server")
+class DoctorCommand(TyperCommand):
+    """Takes `--NAME` for `--check NAME`, for every installed provider."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See typer."""
+        names = {f"--{point.name}": point.name for point in importlib.metadata.entry_points(group="trainhop.providers")}
+        spelled = [part for arg in args for part in (("--check", names[arg]) if arg in names else (arg,))]
+        return super().parse_args(ctx, spelled)
+
+
+@app.command(cls=DoctorCommand, rich_help_panel="Server")
 def doctor(
     context: typer.Context,
-    data_dir: Annotated[Path | None, typer.Option(help="The data folder to look at.")] = None,
-    kaggle: Annotated[
-        bool, typer.Option("--kaggle", help="Try your Kaggle account out, on a machine of its own.")
-    ] = False,
-    gpu: Annotated[bool, typer.Option("--gpu", help="With --kaggle: on two T4, which takes GPU quota.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Agree that quota is taken.")] = False,
-    account: Annotated[str | None, typer.Option(help="With --kaggle: which account; yours, if left out.")] = None,
-    colab: Annotated[bool, typer.Option("--colab", help="Print a cell that tries a Colab runtime out.")] = False,
-    answer: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="With --colab: what that cell printed; - for stdin.")
+    data_dir: Annotated[Path | None, typer.Option(help="The data folder to check.")] = None,
+    check: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PROVIDER",
+            help="Check the provider's machines, on your account or by a cell that you run. Short form: --PROVIDER.",
+        ),
     ] = None,
-    drive: Annotated[
-        bool, typer.Option("--drive", help="Try an upload to your Google Drive without a sign-in.")
-    ] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="With --check: check a GPU, which uses GPU quota.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Confirm the use of quota.")] = False,
+    account: Annotated[str | None, typer.Option(help="With --check: the account to check (default: yours).")] = None,
+    answer: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --check: a file with the cell's output, or - for stdin.")
+    ] = None,
+    drive: Annotated[bool, typer.Option("--drive", help="Check uploads to Google Drive without a sign-in.")] = False,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a report that names nobody, to post in an issue.")
+        Path | None, typer.Option(metavar="FILE", help="Save a report without personal data, to attach to an issue.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check this computer and the server, or machines of others; exits with 1 if something is broken."""
-    if kaggle + colab + drive > 1:
-        raise CommandError(Exit.USAGE, "one of --kaggle, --colab and --drive at a time")
-    if (gpu or account) and not kaggle:
-        raise CommandError(Exit.USAGE, "--gpu and --account go with --kaggle")
-    if answer is not None and not colab:
-        raise CommandError(Exit.USAGE, "--answer goes with --colab")
-    if out is not None and not kaggle and answer is None:
-        raise CommandError(Exit.USAGE, "--out goes with --kaggle, or with --colab --answer")
-    if kaggle:
-        raise typer.Exit(checks.kaggle(connect(context), account=account, gpu=gpu, sure=yes, out=out, as_json=as_json))
-    if colab and answer is not None:
-        raise typer.Exit(checks.colab_answer(connect(context), answer, out=out, as_json=as_json))
-    if colab:
-        checks.colab_cell(connect(context))
-    elif drive:
+    """Check this computer and the server, or a provider. The exit code is 1 if a check fails."""
+    chosen = check or []
+    if len(chosen) + drive > 1:
+        raise CommandError(Exit.USAGE, "Only one check can run at a time. Use one --check PROVIDER or --drive.")
+    if not chosen and (gpu or account or answer is not None or out is not None):
+        raise CommandError(Exit.USAGE, "--gpu, --account, --answer and --out need --check PROVIDER.")
+    if chosen:
+        order = checks.Order(provider=chosen[0], account=account, gpu=gpu, sure=yes, answer=answer, out=out)
+        raise typer.Exit(checks.provider(connect(context), order, as_json=as_json))
+    if drive:
         raise typer.Exit(checks.drive(connect(context), as_json=as_json))
-    else:
-        _this_computer(context, data_dir, as_json=as_json)
+    _this_computer(context, data_dir, as_json=as_json)
 
 
 def _this_computer(context: typer.Context, data_dir: Path | None, *, as_json: bool) -> None:
@@ -118,7 +126,7 @@ def _python() -> Finding:
 
 
 def _stack() -> Finding:
-    """The training stack against the set this distribution pins."""
+    """Compare the installed training packages with the pinned versions."""
     try:
         requires = importlib.metadata.requires("trainhop") or []
     except importlib.metadata.PackageNotFoundError:
@@ -130,7 +138,7 @@ def _stack() -> Finding:
         f"{name} {have or 'missing'} (needs {need})" for name, need in wanted if (have := _installed(name)) != need
     ]
     if wrong:
-        remedy = "pip install 'trainhop[train]' where jobs are to run"
+        remedy = "pip install 'trainhop[train]' on the machine that trains"
         return Finding(name="training", status="warn", detail=", ".join(wrong), remedy=remedy)
     return Finding(name="training", status="ok", detail=", ".join(f"{name} {need}" for name, need in wanted))
 
@@ -143,12 +151,12 @@ def _installed(name: str) -> str | None:
 
 
 def _torch() -> Iterator[Finding]:
-    """Imported in a process of its own: a broken build may crash, and this one stays light."""
+    """Import torch in a child process: a broken build may crash, and the import is slow."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=TORCH_TIMEOUT_S, check=True
         )
-        found = json.loads(done.stdout.splitlines()[-1])
+        facts = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
         yield Finding(
             name="torch", status="warn", detail=f"no answer within {TORCH_TIMEOUT_S:.0f} s", remedy="try again"
@@ -156,29 +164,31 @@ def _torch() -> Iterator[Finding]:
         return
     except (subprocess.CalledProcessError, ValueError, IndexError) as error:
         words = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-        remedy = "install torch as pytorch.org says for this machine; only machines that train need it"
-        yield Finding(name="torch", status="warn", detail=words[-1] if words else "does not start", remedy=remedy)
+        remedy = "to train on this machine, install torch from pytorch.org"
+        yield Finding(
+            name="torch", status="warn", detail=words[-1] if words else "could not be imported", remedy=remedy
+        )
         return
-    yield Finding(name="torch", status="ok", detail=found["version"])
-    for name, major, minor, memory in found["gpus"]:
+    yield Finding(name="torch", status="ok", detail=facts["version"])
+    for name, major, minor, memory in facts["gpus"]:
         yield Finding(name="gpu", status="ok", detail=f"{name}, compute {major}.{minor}, {size(memory)}")
-    if not found["gpus"]:
-        yield Finding(name="gpu", status="ok", detail="none that torch can use; jobs of this computer run on its CPU")
+    if not facts["gpus"]:
+        yield Finding(name="gpu", status="ok", detail="torch finds none, so local jobs run on the CPU")
 
 
 def _folder(folder: Path) -> Finding:
     probe = next(p for p in (folder, *folder.parents) if p.exists())
     if not os.access(probe, os.W_OK | os.X_OK):
-        remedy = "choose another with --data-dir or TRAINHOP_DATA_DIR, or change its owner"
-        return Finding(name="data folder", status="fail", detail=f"{probe} cannot be written to", remedy=remedy)
-    state = "" if folder.exists() else " (made on the first start)"
+        remedy = "choose another folder with --data-dir or TRAINHOP_DATA_DIR, or change its owner"
+        return Finding(name="data folder", status="fail", detail=f"{probe} is not writable", remedy=remedy)
+    state = "" if folder.exists() else " (created on the first start)"
     return Finding(name="data folder", status="ok", detail=f"{folder}{state}")
 
 
 def _disk(folder: Path) -> Finding:
     free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
     if free < LEAST_FREE_BYTES:
-        remedy = "free some space: a 7B model takes 15 GB, a checkpoint of it up to 0.5 GB"
+        remedy = "free some space: a 7B model needs 15 GB, and each of its checkpoints up to 0.5 GB"
         return Finding(name="disk", status="warn", detail=f"{size(free)} free", remedy=remedy)
     return Finding(name="disk", status="ok", detail=f"{size(free)} free")
 
@@ -186,7 +196,7 @@ def _disk(folder: Path) -> Finding:
 def _database(folder: Path) -> Finding:
     url = os.environ.get("TRAINHOP_DATABASE_URL")
     if url is None and not (folder / "trainhop.db").exists():
-        return Finding(name="database", status="ok", detail="none yet; made on the first start")
+        return Finding(name="database", status="ok", detail="created on the first start")
     try:
         from sqlalchemy import create_engine, text
 
@@ -194,39 +204,41 @@ def _database(folder: Path) -> Finding:
 
         engine = create_engine(url or f"sqlite:///{folder / 'trainhop.db'}")
         with engine.connect() as connection:
-            found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+            revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
         engine.dispose()
     except ImportError as error:
-        remedy = "pip install 'trainhop[server]' where the server is to run"
+        remedy = "pip install 'trainhop[server]' on the machine that runs the server"
         return Finding(name="database", status="warn", detail=f"{error.name} is not installed", remedy=remedy)
     except Exception as error:  # noqa: BLE001  every database driver has its own errors
-        remedy = "check TRAINHOP_DATABASE_URL and that the database runs; a new one is filled by `trainhop up`"
+        remedy = "check TRAINHOP_DATABASE_URL and that the database is running. `trainhop up` creates the tables"
         return Finding(name="database", status="fail", detail=str(error).splitlines()[0], remedy=remedy)
-    if found == HEAD:
-        return Finding(name="database", status="ok", detail=f"revision {found}")
-    remedy = "`trainhop up` brings an older one up to date; a newer one needs a newer trainhop"
-    return Finding(name="database", status="warn", detail=f"revision {found}, this version has {HEAD}", remedy=remedy)
+    if revision == HEAD:
+        return Finding(name="database", status="ok", detail=f"revision {revision}")
+    remedy = "`trainhop up` migrates an older database. A newer one needs a newer trainhop"
+    return Finding(
+        name="database", status="warn", detail=f"revision {revision}, this version needs {HEAD}", remedy=remedy
+    )
 
 
 def _server(context: typer.Context, folder: Path) -> Finding:
     try:
         client = connect(context)
         me = client.get("/me")
-    except CommandError as error:
-        if error.code is Exit.UNREACHABLE:
+    except Error as error:
+        if error.reason == "unreachable":
             return _port(folder, error.lines[0])
         return Finding(name="server", status="fail", detail=error.lines[0], remedy="check TRAINHOP_TOKEN")
     return Finding(name="server", status="ok", detail=f"{client.url}, as {me.get('name') or me.get('member')}")
 
 
 def _port(folder: Path, why: str) -> Finding:
-    """No server answers: would one be able to start?"""
+    """Without a running server: check whether one can start."""
     port = int(os.environ.get("TRAINHOP_PORT") or 8642)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            remedy = f"start it with another one: `trainhop up --data-dir {folder} --port 0`"
+            remedy = f"start it on another port: `trainhop up --data-dir {shlex.quote(str(folder))} --port 0`"
             return Finding(name="server", status="warn", detail=f"{why}; port {port} is taken", remedy=remedy)
     return Finding(name="server", status="warn", detail=f"{why}; port {port} is free", remedy="`trainhop up`")

@@ -1,4 +1,4 @@
-"""Commands about your token for the Hugging Face hub."""
+"""Commands for your Hugging Face token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.entrypoints.cli.client import connect
 from orchestrator.entrypoints.cli.members import read_secret
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, put, put_json, say
 
-app = typer.Typer(no_args_is_help=True, help="Your token for gated and private models of the Hugging Face hub.")
+app = typer.Typer(no_args_is_help=True, help="Your Hugging Face token for gated and private models.")
 
 
 @app.command("login")
@@ -19,11 +19,11 @@ def login(
     context: typer.Context,
     token_file: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="A file with the token, or - for stdin; you are asked, if left out."),
+        typer.Option(metavar="FILE", help="A file with the token, or - for stdin (default: prompt)."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Keep a token that may read (huggingface.co/settings/tokens); it is tried, sealed, and never leaves the server."""
+    """Store a read token (huggingface.co/settings/tokens). It is checked and encrypted, and never leaves the server."""
     client = connect(context)
     if token_file is not None:
         token = read_secret(token_file)
@@ -37,19 +37,19 @@ def login(
 
 @app.command("logout")
 def logout(context: typer.Context) -> None:
-    """Forget your token; sessions that have begun go on."""
+    """Remove your token. Running sessions continue."""
     connect(context).delete("/hub-token")
-    say("no token is kept any more")
+    say("removed your token")
 
 
 @app.command("show")
 def show(context: typer.Context, as_json: JsonFlag = False) -> None:
-    """Say whether your token is kept, and whose it is; the token itself is shown to nobody."""
+    """Show whether a token is stored, and for which Hugging Face account. The token is never shown."""
     kept = connect(context).get("/hub-token")
     put_json(kept) if as_json else put(_words(kept))
 
 
 def _words(kept: dict[str, Any]) -> str:
     if not kept["stored"]:
-        return "no token is kept: gated and private models need one (trainhop hub login)"
-    return f"the token of {clean(kept['account'])} is kept, encrypted"
+        return "No token is stored. Gated and private models need one (trainhop hub login)."
+    return f"A token of {clean(kept['account'])} is stored, encrypted."

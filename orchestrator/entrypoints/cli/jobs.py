@@ -1,14 +1,17 @@
-"""Commands about jobs: submit, plan, ls, show, and what a person may ask of one."""
+"""Commands for jobs: submit, plan, list, show, and the actions on a job."""
 
 from __future__ import annotations
 
 import uuid
+from http import HTTPStatus
 from typing import Annotated, Any
 
 import typer
 
 from orchestrator.entrypoints.cli import job_file
-from orchestrator.entrypoints.cli.client import Client, connect, find_job
+from orchestrator.entrypoints.cli.client import Client, connect
+from orchestrator.entrypoints.cli.evaluations import evaluations_of, show_evaluations
+from orchestrator.entrypoints.cli.findings import show_finding
 from orchestrator.entrypoints.cli.output import (
     JsonFlag,
     clean,
@@ -30,13 +33,26 @@ from orchestrator.entrypoints.cli.phrases import (
     note,
     obstacle,
     safe_age,
+    state_word,
+    stored_state,
 )
+from trainhop.connection import find_job
+from trainhop.errors import Error
+from trainhop.job_file import check
+from trainhop.polling import FINAL, Timing
 
 app = typer.Typer()
 
-FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="A job file, YAML or JSON; - for stdin.")]
+CLEANUP_S = 120.0
+"""How long `rm` waits until the last machine of an ended job is cleaned up."""
+
+FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="A job file (YAML or JSON), or - for stdin.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key; dots lead into nested ones.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key. Use dots for nested keys.")
+]
+
+SendOption = Annotated[
+    bool, typer.Option("--yes", "-y", help="Send data files outside the job file's folder without asking.")
 ]
 
 
@@ -46,14 +62,16 @@ def submit(
     file: FileArgument,
     changes: SetOption = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the job until it ends.")] = False,
+    yes: SendOption = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Queue a job; data files of this computer are sent along."""
-    spec = job_file.check(file, job_file.read(file, changes or []))
+    """Submit a job. Local data files are uploaded."""
+    spec = check(file, job_file.read(file, changes or []))
     client = connect(context)
-    body = job_file.send_data(client, file, spec)
+    body = job_file.send_data(client, file, spec, changes or (), yes=yes)
     with job_file.named(file):
         job = client.post("/jobs", body, key=str(uuid.uuid4()))
+    _say_notes(job)
     if watch:
         from orchestrator.entrypoints.cli.watch import follow
 
@@ -64,15 +82,26 @@ def submit(
     else:
         put(job["id"])
         steps = "1 step" if job["total_steps"] == 1 else f"{job['total_steps']} steps"
-        say(f"queued {clean(job['name'])}: {steps}; follow it with `trainhop watch {job['id']}`")
+        say(f"queued {clean(job['name'])}: {steps}. Follow it with `trainhop watch {job['id']}`")
+
+
+def _say_notes(job: dict[str, Any]) -> None:
+    for text in job.get("notes", ()):  # an older server sends none
+        say(f"note: {clean(text)}")
 
 
 @app.command(rich_help_panel="Jobs")
-def plan(context: typer.Context, file: FileArgument, changes: SetOption = None, as_json: JsonFlag = False) -> None:
-    """Say where a job would run and for how long, without queueing it."""
-    spec = job_file.check(file, job_file.read(file, changes or []))
+def plan(
+    context: typer.Context,
+    file: FileArgument,
+    changes: SetOption = None,
+    yes: SendOption = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show where a job would run and how long it would take, without queueing it."""
+    spec = check(file, job_file.read(file, changes or []))
     client = connect(context)
-    body = job_file.send_data(client, file, spec)
+    body = job_file.send_data(client, file, spec, changes or (), yes=yes)
     with job_file.named(file):
         planned = client.post("/jobs:plan", body)
     if as_json:
@@ -87,10 +116,16 @@ def plan(context: typer.Context, file: FileArgument, changes: SetOption = None, 
             ("space", _space(planned)),
             ("done at", moment(planned["done_at"]) if planned["done_at"] else None),
             ("waits for", obstacle(planned["waits_for"])),
+            *(("data", words) for words in planned.get("audits", ())),
+            ("not used", clean(", ".join(planned.get("unused_keys") or ())) or None),
             ("deadline", f"missed by {seconds(planned['late_s'])}" if planned.get("late_s") else None),
+            *(("note", words) for words in planned.get("notes", ())),
+            *(("data", f"{clean(path)} is still being checked") for path in planned.get("unchecked", ())),
         ]
     )
     put()
+    for finding in planned.get("findings", ()):
+        show_finding(finding)
     rows = [
         (
             p["account"],
@@ -108,17 +143,17 @@ def plan(context: typer.Context, file: FileArgument, changes: SetOption = None, 
 
 def _memory(planned: dict[str, Any]) -> str:
     if not planned["gpu_bytes"]:
-        return "not known"
+        return "unknown"
     return f"{size(planned['gpu_bytes'])} on a GPU, {size(planned['host_bytes'])} on a CPU"
 
 
 def _space(planned: dict[str, Any]) -> str:
     needed = planned["store_bytes"]
-    return f"{size(needed)} in {planned['store']}" if needed else "known after the first checkpoint of such a job"
+    return f"{size(needed)} in {planned['store']}" if needed else "unknown until such a job has a checkpoint"
 
 
 def _quota(place: dict[str, Any]) -> str:
-    """What the job would use of the account's hours, and what is left of them."""
+    """Quota hours that the job would use, and the hours left."""
     if place["hours_left"] is None:
         return ""
     left = f"{place['hours_left']:.1f}" + (f" of {place['hours_total']:g}" if place["hours_total"] else "") + " h left"
@@ -129,19 +164,22 @@ def _quota(place: dict[str, Any]) -> str:
 def list_jobs(
     context: typer.Context,
     state: Annotated[str | None, typer.Option(help="Only jobs in this state, for example running.")] = None,
-    name: Annotated[str | None, typer.Option(help="Only jobs with this in their name.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only jobs with this text in the name.")] = None,
     member: Annotated[str | None, typer.Option(help="Only jobs of this member, by name or id.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="How many to show.")] = 50,
     as_json: JsonFlag = False,
 ) -> None:
     """List jobs, newest first."""
-    found = connect(context).pages("/jobs", limit, state=state, name=name, member=member)
+    items = connect(context).pages("/jobs", limit, state=stored_state(state), name=name, member=member)
     if as_json:
-        put_json(found)
+        put_json(items)
         return
     table(
         ("ID", "NAME", "STATE", "STEP", "LOSS", "LEFT", "MACHINE", "NOTE"),
-        [(j["id"], j["name"], j["state"], _steps(j), _loss(j), _left(j), machine(j), note(j)) for j in found],
+        [
+            (j["id"], j["name"], state_word(j["state"]), _steps(j), _loss(j), _left(j), machine(j), note(j))
+            for j in items
+        ],
     )
 
 
@@ -159,14 +197,16 @@ def _left(job: dict[str, Any]) -> str:
 
 @app.command(rich_help_panel="Jobs")
 def show(context: typer.Context, job: JobArgument, as_json: JsonFlag = False) -> None:
-    """Show one job and the sessions it has had."""
+    """Show a job and its sessions."""
     client = connect(context)
-    found = find_job(client, job)
-    sessions = listed(client.get(f"/jobs/{found['id']}/sessions"))
+    record = find_job(client, job)
+    sessions = listed(client.get(f"/jobs/{record['id']}/sessions"))
+    evaluations = evaluations_of(client, record["id"])
     if as_json:
-        put_json({**found, "sessions": sessions})
+        put_json({**record, "sessions": sessions, "evaluations": evaluations})
         return
-    facts(_described(found))
+    facts(_described(record))
+    show_evaluations(record, evaluations)
     if sessions:
         put()
         session_table(sessions)
@@ -179,7 +219,7 @@ def _described(job: dict[str, Any]) -> list[tuple[str, Any]]:
         ("job", job["id"]),
         ("name", job["name"]),
         ("member", job["member"]),
-        ("state", job["state"]),
+        ("state", state_word(job["state"])),
         ("note", note(job)),
         ("base model", (job.get("spec") or {}).get("base_model")),
         ("step", f"{job['step']} of {job['total_steps']}"),
@@ -187,24 +227,27 @@ def _described(job: dict[str, Any]) -> list[tuple[str, Any]]:
         ("step time", f"{job['seconds_per_step']:.2f} s" if job.get("seconds_per_step") else None),
         ("time left", _left(job)),
         ("machine", f"{machine(job)}, {session['phase']}, {session['id']}" if session else None),
-        ("safe point", f"step {head['step']}, {safe_age(head)} ago, {head['sha256'][:12]}" if head else "none yet"),
+        (
+            "last checkpoint",
+            f"step {head['step']}, {safe_age(head)} ago, {head['sha256'][:12]}" if head else "none yet",
+        ),
         ("hand-offs", job.get("handoffs")),
         ("steps repeated", job.get("steps_repeated")),
         ("priority", job["priority"]),
         ("deadline", moment(job["deadline"]) if job.get("deadline") else None),
         ("submitted", moment(job["created_at"])),
-        ("cloned from", _origin(job)),
+        ("evaluates" if (job.get("spec") or {}).get("evaluation") else "cloned from", _origin(job)),
         ("adapter", f"{adapter['sha256']} ({size(adapter['bytes'])})" if adapter else None),
     ]
 
 
 def _origin(job: dict[str, Any]) -> str | None:
-    begin = f", its step {job['first_step']}" if job.get("first_step") else ""
+    begin = f" at step {job['first_step']}" if job.get("first_step") else ""
     return f"{job['cloned_from']}{begin}" if job.get("cloned_from") else None
 
 
 def session_table(sessions: list[dict[str, Any]]) -> None:
-    """Who trained which steps."""
+    """A table of sessions and the steps they trained."""
     rows = [
         (
             s["id"],
@@ -227,36 +270,36 @@ def _ask(context: typer.Context, job: str, verb: str, as_json: bool, body: Any =
     if as_json:
         put_json(answer)
         return
-    say(f"{answer['id']} is {answer['state']}" + (f": {clean(note(answer))}" if note(answer) else ""))
+    say(f"{answer['id']} is {state_word(answer['state'])}" + (f": {clean(note(answer))}" if note(answer) else ""))
 
 
 @app.command(rich_help_panel="Jobs")
 def pause(context: typer.Context, job: JobArgument, as_json: JsonFlag = False) -> None:
-    """Stop a job at its next step's end, with everything saved."""
+    """Pause a job. It saves a checkpoint after the current step."""
     _ask(context, job, "pause", as_json)
 
 
 @app.command(rich_help_panel="Jobs")
 def handover(context: typer.Context, job: JobArgument, as_json: JsonFlag = False) -> None:
-    """Move a running job on to the next free machine; it saves first."""
+    """Move a running job to another machine. It saves a checkpoint first."""
     _ask(context, job, "handover", as_json)
 
 
 @app.command(rich_help_panel="Jobs")
 def resume(context: typer.Context, job: JobArgument, as_json: JsonFlag = False) -> None:
-    """Queue a paused job again."""
+    """Resume a paused job."""
     _ask(context, job, "resume", as_json)
 
 
 @app.command(rich_help_panel="Jobs")
 def cancel(context: typer.Context, job: JobArgument, as_json: JsonFlag = False) -> None:
-    """End a job."""
+    """Cancel a job."""
     _ask(context, job, "cancel", as_json)
 
 
 @app.command(rich_help_panel="Jobs")
 def retry(context: typer.Context, job: JobArgument, as_json: JsonFlag = False) -> None:
-    """Queue a failed or cancelled job again, from its last checkpoint."""
+    """Retry a failed or cancelled job from its last checkpoint."""
     _ask(context, job, "retry", as_json)
 
 
@@ -264,24 +307,39 @@ def retry(context: typer.Context, job: JobArgument, as_json: JsonFlag = False) -
 def remove(
     context: typer.Context,
     jobs: JobsArgument,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
 ) -> None:
-    """Delete jobs that have ended: checkpoints, adapter, curves and logs, for good."""
+    """Delete ended jobs with their checkpoints, adapters, metrics and logs."""
     client = connect(context)
     for job in [find_job(client, given) for given in jobs]:
-        if yes or typer.confirm(f"Delete {job['id']} ({clean(job['name'])}) with all that it has made?", err=True):
-            client.delete(f"/jobs/{job['id']}")
-            say(f"{job['id']} is deleted")
+        if yes or typer.confirm(
+            f"Delete {job['id']} ({clean(job['name'])}) with its checkpoints, adapter, metrics and logs?", err=True
+        ):
+            delete_ended(client, job)
+            say(f"deleted {job['id']}")
 
 
-@app.command(rich_help_panel="Jobs", context_settings={"ignore_unknown_options": True})  # -3 is no option
+def delete_ended(client: Client, job: dict[str, Any], timing: Timing | None = None) -> None:
+    """Delete a job. If it has just ended, wait up to `CLEANUP_S` until its last machine is cleaned up."""
+    timing = timing or Timing()
+    until = timing.clock() + CLEANUP_S
+    while True:
+        try:
+            return client.delete(f"/jobs/{job['id']}")
+        except Error as error:
+            if error.status != HTTPStatus.CONFLICT or job["state"] not in FINAL or timing.clock() > until:
+                raise
+        timing.sleep(timing.period_s)
+
+
+@app.command(rich_help_panel="Jobs", context_settings={"ignore_unknown_options": True})  # -3 is not an option
 def priority(
     context: typer.Context,
     job: JobArgument,
-    value: Annotated[int, typer.Argument(metavar="N", help="Higher goes first; above 0 only for admins.")],
+    value: Annotated[int, typer.Argument(metavar="N", help="Higher runs first. Above 0 needs an admin.")],
     as_json: JsonFlag = False,
 ) -> None:
-    """Move a job in the queue."""
+    """Change a job's priority in the queue."""
     _ask(context, job, "priority", as_json, {"priority": value})
 
 
@@ -292,20 +350,21 @@ def clone(
     changes: SetOption = None,
     begin: Annotated[
         str | None,
-        typer.Option("--from", metavar="CHECKPOINT", help="Begin with this one: its step, or its sha256's beginning."),
+        typer.Option("--from", metavar="CHECKPOINT", help="Start from this checkpoint, by step or sha256 prefix."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Queue the same job anew, from the start or from a checkpoint, with some keys changed."""
+    """Submit a copy of a job with changed keys, from the start or from a checkpoint."""
     client = connect(context)
-    found = find_job(client, job)
-    body = job_file.changed(found["spec"], changes or [])
-    path = f"/jobs/{found['id']}"
+    record = find_job(client, job)
+    body = job_file.changed(record["spec"], changes or [])
+    path = f"/jobs/{record['id']}"
     query = {}
     if begin is not None:
         query["from"] = chosen_checkpoint(listed(client.get(f"{path}/checkpoints")), begin, "--from")["sha256"]
     with job_file.named("--set"):
         made = client.post(f"{path}:clone", body, key=str(uuid.uuid4()), **query)
+    _say_notes(made)
     if as_json:
         put_json(made)
     else:

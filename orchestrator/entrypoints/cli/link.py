@@ -15,12 +15,10 @@ app = typer.Typer()
 @app.command("open", rich_help_panel="Server")
 def open_(
     context: typer.Context,
-    browser: Annotated[
-        bool, typer.Option("--browser/--no-browser", help="Also open it in this computer's browser.")
-    ] = False,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Also open the link in a browser.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Print a link that opens the dashboard once, within an hour."""
+    """Print a link that logs you in to the dashboard. It works once, within an hour."""
     url = connect(context).post("/login-links")["url"]
     if as_json:
         put_json({"url": url})
@@ -30,4 +28,4 @@ def open_(
         import webbrowser
 
         if not webbrowser.open(url):
-            say("no browser was found here; open the link yourself")
+            say("Could not open a browser. Open the link yourself.")

@@ -1,8 +1,9 @@
-"""The command line. `trainhop --help` imports typer alone; each command imports what it needs when it runs."""
+"""The command line. `trainhop --help` imports only typer. Each command imports what it needs when it runs."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,21 +11,26 @@ import typer
 
 from orchestrator.entrypoints.cli import (
     artifacts,
+    audits,
+    comparisons,
     datasets,
     doctor,
     download,
+    evaluations,
     hub,
     jobs,
     link,
     members,
+    models,
     notebook,
     notifications,
     serve,
     stores,
     watch,
 )
-from orchestrator.entrypoints.cli.client import CommandError, Exit
+from orchestrator.entrypoints.cli.client import CommandError, Exit, exit_code
 from orchestrator.entrypoints.cli.output import clean, say
+from trainhop.errors import Error
 
 INTERRUPTED = 130
 
@@ -33,15 +39,28 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 the job failed or the server refused, 2 wrong use, 3 not found, 4 not allowed, "
-    "5 no server.",
+    epilog="Exit codes: 0 success, 1 the job failed or the server refused, 2 usage error, 3 not found, "
+    "4 not allowed, 5 no connection to the server.",
 )
-for part in (serve.app, link.app, jobs.app, notebook.app, watch.app, artifacts.app, download.app, doctor.app):
+for part in (
+    serve.app,
+    link.app,
+    jobs.app,
+    evaluations.app,
+    notebook.app,
+    watch.app,
+    artifacts.app,
+    download.app,
+    doctor.app,
+):
     app.add_typer(part)
 app.add_typer(members.accounts, name="accounts", rich_help_panel="Server")
+app.add_typer(comparisons.app, name="compare", rich_help_panel="Server")
+datasets.app.add_typer(audits.app, name="audit")
 app.add_typer(datasets.app, name="datasets", rich_help_panel="Server")
 app.add_typer(hub.app, name="hub", rich_help_panel="Server")
 app.add_typer(members.members, name="members", rich_help_panel="Server")
+app.add_typer(models.app, name="models", rich_help_panel="Server")
 app.add_typer(notifications.app, name="notifications", rich_help_panel="Server")
 app.add_typer(members.tokens, name="tokens", rich_help_panel="Server")
 app.add_typer(stores.app, name="store", rich_help_panel="Server")
@@ -58,47 +77,55 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def root(
     server: Annotated[
-        str | None, typer.Option(metavar="URL", envvar="TRAINHOP_SERVER_URL", help="The server to talk to.")
+        str | None, typer.Option(metavar="URL", envvar="TRAINHOP_SERVER_URL", help="The server's address.")
     ] = None,
     data_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", envvar="TRAINHOP_DATA_DIR", help="The data folder of a server on this computer."),
+        Path | None, typer.Option(metavar="DIR", envvar="TRAINHOP_DATA_DIR", help="The data folder of a local server.")
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Fine-tune language models on machines that vanish; the run goes on exactly where it was."""
+    """Fine-tune language models on free GPUs that time out. Jobs resume exactly where they stopped."""
 
 
 @app.command(rich_help_panel="Server")
 def demo(
-    folder: Annotated[Path, typer.Option("--dir", help="Where the demo works and leaves its results.")] = Path(
+    folder: Annotated[Path, typer.Option("--dir", help="A folder for the demo's files and results.")] = Path(
         "trainhop-demo"
     ),
     sandbox: Annotated[
-        bool, typer.Option("--sandbox", help="Over Kaggle and Google Drive, emulated on this computer.")
+        bool, typer.Option("--sandbox", help="Use emulators of a provider and of Google Drive.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document on stdout.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Check faulty data, evaluate an adapter, and simulate a blind comparison.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document at the end.")] = False,
 ) -> None:
-    """Fine-tune a small model here, with one worker killed and one handed over on the way."""
+    """Fine-tune a small model on this computer, with one killed worker and one hand-off."""
+    if trust and sandbox:
+        raise CommandError(Exit.USAGE, "--trust and --sandbox are two demos. Choose one of them.")
+    if trust:
+        from orchestrator.entrypoints.demo.trust import run_trust_demo
+
+        raise typer.Exit(run_trust_demo(folder, as_json=as_json))
     from orchestrator.entrypoints.demo.command import run_demo
 
     raise typer.Exit(run_demo(folder, as_json=as_json, sandbox=sandbox))
 
 
-def main() -> None:
+def main(command: Callable[[], object] = app) -> None:
     """Run one command and exit with its code."""
     try:
-        app()
-    except CommandError as error:
+        command()
+    except Error as error:
         for line in error.lines:
             say(clean(line))
-        sys.exit(int(error.code))
+        sys.exit(int(exit_code(error)))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # The reader (`| head`) has left; Python would complain once more while it flushes at exit.
+        # The reader (`| head`) has closed the pipe. Without this, Python reports it again when it flushes at exit.
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:

@@ -1,23 +1,25 @@
-"""Commands about who and where: accounts, members, tokens."""
+"""Commands for accounts, members and tokens."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from orchestrator.entrypoints.cli.client import CommandError, Exit, connect, segment
+from orchestrator.entrypoints.cli import schemas
+from orchestrator.entrypoints.cli.client import CommandError, Exit, connect
 from orchestrator.entrypoints.cli.job_file import assignments
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, moment, put, put_json, say, table
 from orchestrator.entrypoints.cli.phrases import listed
+from trainhop.connection import segment
+from worker.shared.files import expanded
 
-accounts = typer.Typer(no_args_is_help=True, help="Accounts at providers (Kaggle, paid Colab), and pools of machines.")
-members = typer.Typer(no_args_is_help=True, help="The people who use this server.")
-tokens = typer.Typer(no_args_is_help=True, help="What lets a person or a program in.")
+accounts = typer.Typer(no_args_is_help=True, help="Accounts at providers, and pools of machines.")
+members = typer.Typer(no_args_is_help=True, help="Members of this server.")
+tokens = typer.Typer(no_args_is_help=True, help="Access tokens.")
 
 MAX_SECRET = 65_536
 
@@ -33,10 +35,10 @@ def _answer(made: dict[str, Any], as_json: bool, text: str) -> None:
 
 @accounts.command("ls")
 def list_accounts(context: typer.Context, as_json: JsonFlag = False) -> None:
-    """List the accounts and pools you may use."""
-    found = listed(connect(context).get("/accounts"))
+    """List the accounts and pools that you can use."""
+    items = listed(connect(context).get("/accounts"))
     if as_json:
-        put_json(found)
+        put_json(items)
         return
     rows = [
         (
@@ -48,37 +50,61 @@ def list_accounts(context: typer.Context, as_json: JsonFlag = False) -> None:
             json.dumps(a.get("config") or {}),
             a.get("problem") or a.get("note") or a.get("diagnosis"),
         )
-        for a in found
+        for a in items
     ]
     table(("ID", "NAME", "PROVIDER", "OWNER", "STATE", "CONFIG", "NOTE"), rows)
+
+
+@accounts.command("providers")
+def list_providers(context: typer.Context, as_json: JsonFlag = False) -> None:
+    """List the installed providers with their requirements and terms."""
+    items = listed(connect(context).get("/providers"))
+    if as_json:
+        put_json(items)
+        return
+    for each in items:
+        put(f"{each['name']}: {each['machines'] or each['title']}")
+        for label in ("problem", "credentials", "connect", "terms"):
+            if each[label]:
+                put(f"  {label}: {clean(each[label])}")
+        for key, default, words in schemas.rows(each["settings"]):
+            put(f"  --set {key}={default}  {words}")
 
 
 @accounts.command("add")
 def add_account(
     context: typer.Context,
-    provider: Annotated[str, typer.Argument(help="local, or another installed driver.")],
-    name: Annotated[str | None, typer.Argument(help="What to call it; named after its owner, if left out.")] = None,
-    owner: Annotated[str | None, typer.Option(help="Member it belongs to; you, if left out.")] = None,
-    username: Annotated[str | None, typer.Option(help="The owner's name at the provider.")] = None,
+    provider: Annotated[str, typer.Argument(help="The provider's name (see `trainhop accounts providers`).")],
+    name: Annotated[str | None, typer.Argument(help="A name for the account (default: the owner's name).")] = None,
+    owner: Annotated[str | None, typer.Option(help="The member who owns it (default: you).")] = None,
+    username: Annotated[str | None, typer.Option(help="The owner's username at the provider.")] = None,
     token_file: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The owner's credentials there; - for stdin.")
+        str | None, typer.Option(metavar="FILE", help="A file with the credentials, or - for stdin.")
     ] = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of it.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as slots=2.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Connect an account, or (admins) a pool of machines. Connecting your own is your consent that your jobs run there.
 
-    Colab notebooks need no account. Machines of paid Colab are started for you if you ask for it with `--set mode=cli`; the token
-    file is then the token.json that Colab's own client keeps, and `--set accelerator=` names a T4 (the default), L4, G4, A100 or
-    H100.
+    `trainhop accounts providers` lists the providers, and for each its credentials and its settings for `--set`.
     """
     config = assignments(changes or []) | ({"username": username} if username else {})
     secret = None if token_file is None else read_secret(token_file)
     body = {"provider": provider, "name": name, "owner": owner, "config": config, "credentials": secret}
     made = connect(context).post("/accounts", {k: v for k, v in body.items() if v is not None})
     _answer(made, as_json, made["id"])
+    _say_problem(made)
     if made["has_credentials"] and not made["consented_at"]:
-        say(f"nothing runs there before its owner agrees: trainhop accounts consent {shlex.quote(clean(made['name']))}")
+        say(f"Its owner must allow jobs first: trainhop accounts consent {shlex.quote(clean(made['name']))}")
+
+
+def _say_problem(account: dict[str, Any]) -> None:
+    if account["problem"]:
+        name = shlex.quote(clean(account["name"]))
+        say(f"The credentials were refused: {clean(account['problem'])}")
+        say(f"Replace them: trainhop accounts token {name} FILE")
 
 
 def _state(account: dict[str, Any]) -> str:
@@ -90,16 +116,16 @@ def _state(account: dict[str, Any]) -> str:
 
 
 def read_secret(file: str) -> str:
-    """What a file or stdin holds; never an argument, which every user of a computer can read."""
+    """Read a secret from a file or stdin. An argument would be visible to all users of the computer."""
     try:
         if file == "-":
             return sys.stdin.read(MAX_SECRET)
-        with Path(file).expanduser().open(encoding="utf-8") as source:
+        with expanded(file).open(encoding="utf-8") as source:
             return source.read(MAX_SECRET)
     except OSError as error:
         raise CommandError(Exit.USAGE, f"{file}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise CommandError(Exit.USAGE, f"{file}: holds no text; is it the right file?") from None
+        raise CommandError(Exit.USAGE, f"{file} is not a text file. Check the path.") from None
 
 
 @accounts.command("change")
@@ -109,14 +135,14 @@ def change_account(
     changes: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as slots=2.")],
     as_json: JsonFlag = False,
 ) -> None:
-    """Change settings of an account or a pool; the others stay, and what runs goes on."""
+    """Change settings of an account or a pool. Running sessions continue."""
     changed = connect(context).patch(f"/accounts/{segment(account)}", {"config": assignments(changes)})
     _answer(changed, as_json, f"{clean(changed['name'])}: {clean(json.dumps(changed['config']))}")
 
 
 @accounts.command("check")
 def check_account(context: typer.Context, account: AccountArgument, as_json: JsonFlag = False) -> None:
-    """Try an account's credentials."""
+    """Check an account's credentials."""
     answer = connect(context).post(f"/accounts/{segment(account)}:check")
     _answer(answer, as_json, clean(answer["words"]))
     if not answer["ok"]:
@@ -127,61 +153,62 @@ def check_account(context: typer.Context, account: AccountArgument, as_json: Jso
 def replace_token(
     context: typer.Context,
     account: AccountArgument,
-    token_file: Annotated[str, typer.Argument(metavar="FILE", help="The new credentials; - for stdin.")],
+    token_file: Annotated[str, typer.Argument(metavar="FILE", help="A file with the new credentials, or - for stdin.")],
     as_json: JsonFlag = False,
 ) -> None:
     """Replace an account's credentials."""
     changed = connect(context).patch(f"/accounts/{segment(account)}", {"credentials": read_secret(token_file)})
-    _answer(changed, as_json, f"{clean(changed['name'])} has new credentials")
+    _answer(changed, as_json, f"replaced the credentials of {clean(changed['name'])}")
+    _say_problem(changed)
 
 
 @accounts.command("consent")
 def consent(context: typer.Context, account: AccountArgument, as_json: JsonFlag = False) -> None:
-    """Agree that your jobs run on your account; needed where somebody else has entered it."""
+    """Allow your jobs to run on your account. Needed if an admin connected it."""
     changed = connect(context).post(f"/accounts/{segment(account)}:consent")
-    _answer(changed, as_json, f"your jobs may run on {clean(changed['name'])}")
+    _answer(changed, as_json, f"your jobs can now run on {clean(changed['name'])}")
 
 
 @accounts.command("pause")
 def pause_account(context: typer.Context, account: AccountArgument, as_json: JsonFlag = False) -> None:
-    """Start nothing more there; what runs goes on."""
+    """Start no new sessions on an account. Running sessions continue."""
     changed = connect(context).patch(f"/accounts/{segment(account)}", {"paused": True})
-    _answer(changed, as_json, f"{clean(changed['name'])} is paused")
+    _answer(changed, as_json, f"paused {clean(changed['name'])}")
 
 
 @accounts.command("resume")
 def resume_account(context: typer.Context, account: AccountArgument, as_json: JsonFlag = False) -> None:
-    """Open an account again."""
+    """Resume a paused account."""
     changed = connect(context).patch(f"/accounts/{segment(account)}", {"paused": False})
-    _answer(changed, as_json, f"{clean(changed['name'])} is open")
+    _answer(changed, as_json, f"resumed {clean(changed['name'])}")
 
 
 @accounts.command("rm")
 def remove_account(context: typer.Context, account: AccountArgument) -> None:
-    """Disconnect an account on which nothing runs."""
+    """Disconnect an account without running sessions."""
     connect(context).delete(f"/accounts/{segment(account)}")
-    say(f"{clean(account)} is removed")
+    say(f"removed {clean(account)}")
 
 
 @members.command("ls")
 def list_members(context: typer.Context, as_json: JsonFlag = False) -> None:
-    """List the people who use this server."""
-    found = listed(connect(context).get("/members"))
+    """List members."""
+    items = listed(connect(context).get("/members"))
     if as_json:
-        put_json(found)
+        put_json(items)
         return
-    rows = [(m["id"], m["name"], m["role"], moment(m.get("created_at"))) for m in found]
+    rows = [(m["id"], m["name"], m["role"], moment(m.get("created_at"))) for m in items]
     table(("ID", "NAME", "ROLE", "SINCE"), rows)
 
 
 @members.command("add")
 def add_member(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="What to call the person.")],
+    name: Annotated[str, typer.Argument(help="The member's name.")],
     role: Annotated[str, typer.Option(help="member or admin.")] = "member",
     as_json: JsonFlag = False,
 ) -> None:
-    """Let a person in; give them a token next."""
+    """Add a member. Then create a token for them."""
     made = connect(context).post("/members", {"name": name, "role": role})
     _answer(made, as_json, made["id"])
 
@@ -190,49 +217,42 @@ def add_member(
 def remove_member(
     context: typer.Context, member: Annotated[str, typer.Argument(metavar="MEMBER", help="Id or name.")]
 ) -> None:
-    """Remove a person whose jobs have ended; tokens and accounts are gone at once, jobs and data files stay."""
+    """Remove a member without unfinished jobs. Tokens and accounts are deleted, jobs and data files stay."""
     connect(context).delete(f"/members/{segment(member)}")
-    say(f"{clean(member)} is removed")
+    say(f"removed {clean(member)}")
 
 
 @tokens.command("ls")
 def list_tokens(context: typer.Context, as_json: JsonFlag = False) -> None:
-    """List tokens; the secrets themselves are kept nowhere."""
-    found = listed(connect(context).get("/tokens"))
+    """List tokens. Secrets are not stored."""
+    items = listed(connect(context).get("/tokens"))
     if as_json:
-        put_json(found)
+        put_json(items)
         return
     rows = [
-        (
-            t["id"],
-            t["name"],
-            t["member"],
-            t.get("role"),
-            moment(t.get("created_at")),
-            moment(t.get("expires_at")),
-        )
-        for t in found
+        (t["id"], t["name"], t["member"], t.get("role"), moment(t.get("created_at")), moment(t.get("expires_at")))
+        for t in items
     ]
-    table(("ID", "NAME", "MEMBER", "ROLE", "MADE", "EXPIRES"), rows)
+    table(("ID", "NAME", "MEMBER", "ROLE", "CREATED", "EXPIRES"), rows)
 
 
 @tokens.command("add")
 def add_token(
     context: typer.Context,
-    member: Annotated[str, typer.Argument(help="Id or name of a member.")],
-    name: Annotated[str, typer.Option(help="What it is for.")] = "cli",
-    days: Annotated[float | None, typer.Option(min=1, help="How long it works; for ever, if left out.")] = None,
+    member: Annotated[str, typer.Argument(help="A member's id or name.")],
+    name: Annotated[str, typer.Option(help="A name for the token.")] = "cli",
+    days: Annotated[float | None, typer.Option(min=1, help="Days until it expires (default: never).")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a token; it is shown this once."""
+    """Create a token. It is shown only once."""
     body = {"member": member, "name": name, "days": days}
     made = connect(context).post("/tokens", {k: v for k, v in body.items() if v is not None})
     _answer(made, as_json, made.get("secret") or made.get("token") or made["id"])
-    say("keep it: it is not shown again")
+    say("Save it now. It is not shown again.")
 
 
 @tokens.command("rm")
-def remove_token(context: typer.Context, token: Annotated[str, typer.Argument(help="Id of the token.")]) -> None:
-    """Make a token useless."""
+def remove_token(context: typer.Context, token: Annotated[str, typer.Argument(help="The token's id.")]) -> None:
+    """Revoke a token."""
     connect(context).delete(f"/tokens/{segment(token)}")
-    say(f"{clean(token)} is removed")
+    say(f"revoked {clean(token)}")

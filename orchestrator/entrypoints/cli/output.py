@@ -1,4 +1,4 @@
-"""What people and programs read: tables and JSON on stdout, notes on stderr, nothing that could drive a terminal."""
+"""Output of commands: tables and JSON on stdout, notes on stderr, without terminal control sequences."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Annotated, Any
 
 import typer
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _ESCAPES = re.compile(r"\x1b(?:\][^\x07\x1b]*(?:\x07|\x1b\\)?|\[[0-?]*[ -/]*[@-~]?|[@-Z\\-_])|\x9b[0-?]*[ -/]*[@-~]?")
 _BARS = "▁▂▃▄▅▆▇█"
 _PIPE_WIDTH = 4000
-"""A table in a pipe is never folded: its reader is a program."""
+"""Width of a table in a pipe. It is never wrapped, because a program reads it."""
 
 
 def clean(text: Any, *, one_line: bool = True) -> str:
-    """Text of users, models and logs without escape sequences, control characters and direction overrides."""
+    """Untrusted text without escape sequences, control characters and direction overrides."""
     plain = _ESCAPES.sub("", str(text)).replace("\r\n", "\n").replace("\r", "\n")
     if one_line:
         plain = " ".join(plain.split())
@@ -30,27 +30,27 @@ def clean(text: Any, *, one_line: bool = True) -> str:
 
 
 def say(text: str = "") -> None:
-    """A note for people, on stderr."""
+    """Print a note on stderr."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def put(text: str = "") -> None:
-    """Data, on stdout."""
+    """Print data on stdout."""
     print(text, flush=True)  # noqa: T201
 
 
 def put_json(data: Any) -> None:
-    """One JSON document on stdout."""
+    """Print a JSON document on stdout."""
     put(json.dumps(data, indent=2))
 
 
 def put_json_line(data: Any) -> None:
-    """One JSON document on one line of stdout."""
+    """Print a JSON document as one line on stdout."""
     put(json.dumps(data, separators=(",", ":")))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], write: Callable[[str], None] = put) -> None:
-    """A table on stdout, or wherever `write` puts it; cells are cleaned, None is a dash."""
+    """Print a table on stdout, or with `write`. Cells are cleaned. None becomes a dash."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -68,7 +68,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], write: Callable
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> None:
-    """Names and values on stdout, one pair a line; pairs without a value are left out."""
+    """Print names and values on stdout, one pair per line. Pairs without a value are skipped."""
     shown = [(name, clean(value)) for name, value in pairs if value is not None and value != ""]
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
@@ -101,17 +101,17 @@ def size(value: float | None) -> str:
 
 
 def moment(at: str | None) -> str:
-    """A time of the server's (RFC 3339) in this computer's zone."""
+    """A time of the server (RFC 3339) in the local time zone."""
     return f"{datetime.fromisoformat(at).astimezone():%Y-%m-%d %H:%M:%S}" if at else "-"
 
 
 def age(at: str | None) -> float | None:
-    """Seconds since a time of the server's."""
+    """Seconds since a time of the server (RFC 3339)."""
     return (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds() if at else None
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """The course of `values` in at most `width` signs, newest at the right."""
+    """A sparkline of `values` with at most `width` characters, newest at the right."""
     kept = [v for v in values if v == v and abs(v) != float("inf")]  # noqa: PLR0124  only NaN differs from itself
     if not kept:
         return ""

@@ -1,4 +1,4 @@
-"""What several commands take and say of a job in the same words."""
+"""Arguments and phrases that several commands share."""
 
 from __future__ import annotations
 
@@ -10,32 +10,45 @@ import typer
 from orchestrator.entrypoints.cli.client import CommandError, Exit
 from orchestrator.entrypoints.cli.output import age, moment, seconds
 
-_NAMED = "Id, four characters or more of its beginning or end, or a name."
+_NAMED = "Job id, name, or the first or last four or more characters of the id."
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help=_NAMED)]
 JobsArgument = Annotated[list[str], typer.Argument(metavar="JOB...", help=_NAMED)]
 
 
+_STATE_WORDS = {"leased": "starting"}
+
+
+def state_word(state: str) -> str:
+    """The word for a job's state: queued, starting, running, paused, succeeded, failed or cancelled."""
+    return _STATE_WORDS.get(state, state)
+
+
+def stored_state(word: str | None) -> str | None:
+    """The state that the API has for a word, for example `leased` for starting."""
+    return next((state for state, shown in _STATE_WORDS.items() if shown == word), word)
+
+
 def machine(job: dict[str, Any]) -> str:
-    """Where the job runs now."""
+    """Provider and account of the job's session."""
     session = job.get("session")
     return f"{session['provider']}/{session['account']}" if session else ""
 
 
 def note(job: dict[str, Any]) -> str:
-    """Why it waits, what was asked of it, or why it ended."""
-    asked = [word for word, wanted in (job.get("requests") or {}).items() if wanted]
-    if asked:
-        return f"{' and '.join(asked)} requested"
-    return obstacle(job.get("waiting")) or job.get("message") or ""
+    """Why the job waits or cannot save, which request is pending, or why it ended."""
+    requested = [word for word, wanted in (job.get("requests") or {}).items() if wanted]
+    if requested:
+        return f"{' and '.join(requested)} requested"
+    return obstacle(job.get("waiting")) or (job.get("session") or {}).get("detail") or job.get("message") or ""
 
 
 def safe_age(head: dict[str, Any]) -> str:
-    """How long ago the newest checkpoint was committed."""
+    """Time since the last checkpoint was committed."""
     return seconds(age(head["committed_at"]))
 
 
 def obstacle(waiting: dict[str, Any] | None) -> str:
-    """What a job waits for, and until when."""
+    """Why a job waits, and until when."""
     if not waiting:
         return ""
     until = f" (until {moment(waiting['until'])})" if waiting.get("until") else ""
@@ -47,24 +60,28 @@ def listed(answer: Any) -> list[dict[str, Any]]:
     return answer["items"] if isinstance(answer, dict) else answer
 
 
-def chosen_checkpoint(found: list[dict[str, Any]], named: str, option: str) -> dict[str, Any]:
-    """The checkpoint of a job that a person means: its step if its file is kept, or the beginning of its sha256."""
+def chosen_checkpoint(checkpoints: list[dict[str, Any]], named: str, option: str) -> dict[str, Any]:
+    """The checkpoint with this step or sha256 prefix. Its file must exist."""
     beginning = named.lower()
     if not re.fullmatch(r"[0-9]+|[0-9a-f]{4,64}", beginning):
-        raise CommandError(Exit.USAGE, f"{option} takes a step, or at least four characters of a checkpoint's sha256")
-    at_step = [c for c in found if str(c["step"]) == beginning and c["state"] == "committed"]
-    by_hash = [c for c in found if len(beginning) >= 4 and c["sha256"].startswith(beginning)]
+        raise CommandError(
+            Exit.USAGE, f"{option} needs a step or the first four or more characters of a checkpoint's sha256"
+        )
+    at_step = [c for c in checkpoints if str(c["step"]) == beginning and c["state"] == "committed"]
+    by_hash = [c for c in checkpoints if len(beginning) >= 4 and c["sha256"].startswith(beginning)]
     matching = list({c["sha256"]: c for c in at_step + by_hash}.values())
     if not matching:
-        raise CommandError(Exit.NOT_FOUND, _no_checkpoint(found, named))
+        raise CommandError(Exit.NOT_FOUND, _no_checkpoint(checkpoints, named))
     if len(matching) > 1:
-        raise CommandError(Exit.USAGE, f"{named} may be any of {', '.join(c['sha256'][:16] for c in matching)}")
+        raise CommandError(
+            Exit.USAGE, f"{named} matches several checkpoints: {', '.join(c['sha256'][:16] for c in matching)}"
+        )
     return matching[0]
 
 
-def _no_checkpoint(found: list[dict[str, Any]], named: str) -> str:
-    if all(str(c["step"]) != named for c in found):
-        return f"this job has no checkpoint {named}"
-    kept = ", ".join(str(c["step"]) for c in found if c["state"] == "committed")
-    there = f"those of steps {kept} are" if kept else "this job has none that is"
-    return f"the checkpoint of step {named} was made and is not kept; {there}"
+def _no_checkpoint(checkpoints: list[dict[str, Any]], named: str) -> str:
+    kept = ", ".join(str(c["step"]) for c in checkpoints if c["state"] == "committed")
+    there = f"Available steps: {kept}." if kept else "This job has no checkpoint files."
+    if all(str(c["step"]) != named for c in checkpoints):
+        return f"This job has no checkpoint {named}. {there}"
+    return f"The checkpoint of step {named} was deleted. {there}"

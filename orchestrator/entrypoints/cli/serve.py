@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 
 from orchestrator.entrypoints.cli.client import CommandError, Exit
 from orchestrator.entrypoints.cli.output import put, say
+from worker.shared.files import expanded
 
 if TYPE_CHECKING:
     from orchestrator.config import Settings
@@ -22,83 +24,103 @@ app = typer.Typer()
 def up(
     context: typer.Context,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65_535, help="8642 unless given; 0 takes any free one.")
+        int | None, typer.Option(min=0, max=65_535, help="Port to listen on (default: 8642). 0 selects a free port.")
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless given.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Database, checkpoints and tokens.")] = None,
-    slots: Annotated[int | None, typer.Option(min=0, help="Jobs at once on this computer (first start only).")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (default: 127.0.0.1).")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder for the database, checkpoints and tokens.")] = None,
+    slots: Annotated[
+        int | None, typer.Option(min=0, help="Concurrent jobs on this computer (first start only).")
+    ] = None,
     session: Annotated[
-        float | None, typer.Option(min=1, metavar="SECONDS", help="Longest session here (first start only).")
+        float | None, typer.Option(min=1, metavar="SECONDS", help="Session limit on this computer (first start only).")
     ] = None,
     allow_folder: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="Jobs may name models and data in it; repeat for more.")
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="A folder with models and data that jobs can use. Can be repeated."),
     ] = None,
+    moved: Annotated[
+        bool, typer.Option("--moved", help="The data folder was copied, and the original is no longer used.")
+    ] = False,
+    as_copy: Annotated[
+        bool,
+        typer.Option(
+            "--as-copy",
+            help="The data folder was copied: make it a server of its own. It leaves the original's sessions alone "
+            "and pauses its unfinished jobs.",
+        ),
+    ] = False,
 ) -> None:
-    """Serve until stopped: HTTP, and the clock that moves jobs on."""
+    """Start the server and scheduler."""
+    if moved and as_copy:
+        raise CommandError(Exit.USAGE, "--moved and --as-copy exclude each other. Choose one.")
     given = {
         "port": port,
         "host": host,
         "data_dir": data_dir or context.find_root().params.get("data_dir"),
         "local_slots": slots,
         "local_session_s": session,
-        "allowed_folders": tuple(f.expanduser().resolve() for f in allow_folder) if allow_folder else None,
+        "allowed_folders": tuple(expanded(f).resolve() for f in allow_folder) if allow_folder else None,
     }
-    serve(load_settings({k: v for k, v in given.items() if v is not None}))
+    origin = "copy" if as_copy else "moved" if moved else None
+    serve(load_settings({k: v for k, v in given.items() if v is not None}), origin)
 
 
 def load_settings(given: dict[str, Any]) -> Settings:
-    """Options over `TRAINHOP_*` variables; raises `CommandError` naming the one that is wrong."""
+    """Settings from options, then `TRAINHOP_*` variables. Raises `CommandError` with the invalid one."""
     try:
         from pydantic import ValidationError
         from pydantic_settings import SettingsError
 
         from orchestrator.config import Settings
+        from worker.shared.plain_errors import in_words
     except ImportError as error:
         raise CommandError(
-            Exit.USAGE, f"the server needs {error.name}, which is not installed: pip install 'trainhop[server]'"
+            Exit.USAGE, f"The server needs {error.name}. Install it with: pip install 'trainhop[server]'"
         ) from error
     try:
         return Settings(**given)
     except ValidationError as error:
-        names = [
-            f"{_variable(str(f['loc'][0]), given)}: {f['msg'].removeprefix('Value error, ')}"
-            for f in error.errors()
-            if f["loc"]
-        ]
+        names = [f"{_variable(str(f['loc'][0]), given)}: {in_words(f)}" for f in error.errors() if f["loc"]]
         raise CommandError(Exit.USAGE, *(names or [str(error)])) from error
     except SettingsError as error:
-        raise CommandError(Exit.USAGE, f"{error}; lists are written as JSON, for example '[\"/data\"]'") from error
+        raise CommandError(Exit.USAGE, f"{error}. Write lists as JSON, for example '[\"/data\"]'.") from error
 
 
 def _variable(field: str, given: dict[str, Any]) -> str:
     return f"--{field.replace('_', '-')}" if field in given else f"TRAINHOP_{field.upper()}"
 
 
-def serve(settings: Settings) -> None:
-    """Run the server in this process until a signal stops it."""
+def serve(settings: Settings, origin: str | None = None) -> None:
+    """Run the server in this process until a signal stops it. `origin` is a value of `Origin`."""
     from orchestrator.domain.errors import ConflictError
-    from orchestrator.ports.providers import VaultError
+    from orchestrator.ports.system import VaultError
 
     try:
         from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
+        from orchestrator.adapters.instance import Origin
         from orchestrator.entrypoints.background.server import Ready, run
     except ImportError as error:
         raise CommandError(
-            Exit.USAGE, f"the server needs {error.name}, which is not installed: pip install 'trainhop[server]'"
+            Exit.USAGE, f"The server needs {error.name}. Install it with: pip install 'trainhop[server]'"
         ) from error
 
-    def announce(ready: Ready) -> None:
-        put(f"trainhop serves at {ready.url}")
-        say(f"open     {ready.link} (works once; `trainhop open` makes another)")
-        say(f"data     {settings.folder}")
-        say(f"token    {ready.token_file} (commands on this computer find it by themselves)")
-        say(f"process  {os.getpid()}; Ctrl-C stops the server, running workers go on and are found again")
+    is_terminal = sys.stderr.isatty()  # `run` puts a stream of its own there
 
-    # uvicorn ends by raising the signal that stopped it once more; as an exception it lets everything be closed first.
+    def announce(ready: Ready) -> None:
+        put(f"trainhop is running at {ready.url}")
+        if is_terminal:
+            say(f"open     {ready.link} (works once; `trainhop open` creates another)")
+        else:  # a log, which others may read
+            say("open     run `trainhop open` on this computer for a login link")
+        say(f"data     {settings.folder}")
+        say(f"token    {ready.token_file} (commands on this computer use it automatically)")
+        say(f"process  {os.getpid()}; Ctrl-C stops the server, running workers continue")
+
+    # uvicorn raises the signal that stopped it again. As an exception it lets everything close first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run(settings, on_ready=announce)
+        run(settings, on_ready=announce, origin=Origin(origin) if origin else None)
     except KeyboardInterrupt:
         say("stopped")
     except (ConflictError, VaultError) as error:
@@ -106,8 +128,10 @@ def serve(settings: Settings) -> None:
     except ArgumentError as error:
         raise CommandError(Exit.USAGE, f"TRAINHOP_DATABASE_URL: {error}") from error
     except DatabaseError as error:
-        if type(error) not in (DatabaseError, OperationalError):  # its other kinds are faults of ours
+        if type(error) not in (DatabaseError, OperationalError):  # the other kinds are bugs
             raise
-        raise CommandError(Exit.FAILED, f"the database cannot be used: {str(error.orig).strip()}") from error
+        raise CommandError(
+            Exit.FAILED, f"Could not use the database: {str(error.orig).strip()}. Check TRAINHOP_DATABASE_URL."
+        ) from error
     except OSError as error:
         raise CommandError(Exit.FAILED, f"{error.filename or settings.folder}: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""Commands about where checkpoints and adapters lie."""
+"""Commands for stores, where checkpoints and adapters are stored."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.entrypoints.cli.client import CommandError, Exit, connect, segment
+from orchestrator.entrypoints.cli import schemas
+from orchestrator.entrypoints.cli.client import CommandError, Exit, connect
+from orchestrator.entrypoints.cli.job_file import assignments
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, put, put_json, say, size, table
 from orchestrator.entrypoints.cli.phrases import listed
+from trainhop.connection import segment
 
-app = typer.Typer(no_args_is_help=True, help="Where checkpoints and adapters lie.")
+app = typer.Typer(no_args_is_help=True, help="Where checkpoints and adapters are stored.")
 
-StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="local, or drive (Google Drive).")]
+StoreArgument = Annotated[
+    str, typer.Argument(metavar="STORE", help="local, drive (Google Drive), or another installed store.")
+]
 
 
 @app.command("ls")
 def list_stores(context: typer.Context, as_json: JsonFlag = False) -> None:
-    """List the stores, which of them is used, and the space in them."""
-    found = listed(connect(context).get("/stores"))
+    """List stores with their used and free space."""
+    items = listed(connect(context).get("/stores"))
     if as_json:
-        put_json(found)
+        put_json(items)
         return
-    table(("NAME", "NEW FILES", "OWNER", "USED", "FREE", "NOTE"), [_row(store) for store in found])
+    table(("NAME", "NEW FILES", "OWNER", "USED", "FREE", "NOTE"), [_row(store) for store in items])
 
 
 def _row(store: dict[str, Any]) -> tuple[Any, ...]:
@@ -39,23 +44,32 @@ def use_store(
     context: typer.Context,
     store: StoreArgument,
     client_secrets: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Your OAuth client (type: Desktop app); you then sign in.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Your OAuth client (type: Desktop app), for an interactive sign-in."),
     ] = None,
-    authorized_user: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="An authorized_user file, or - for stdin; nobody is asked.")
+    credentials: Annotated[
+        Path | None,
+        typer.Option(
+            "--credentials", "--authorized-user", metavar="FILE", help="A file with the credentials, or - for stdin."
+        ),
+    ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the store.")
     ] = None,
     browser: Annotated[
-        bool, typer.Option("--browser/--no-browser", help="Sign in with a browser on this computer, or on another.")
+        bool, typer.Option("--browser/--no-browser", help="Sign in with a browser on this computer, or on another one.")
     ] = True,
     as_json: JsonFlag = False,
 ) -> None:
-    """Keep new files there; it is tried out first. What lies elsewhere stays and is still used."""
-    if client_secrets is not None and authorized_user is not None:
-        raise CommandError(Exit.USAGE, "give --client-secrets or --authorized-user, not both")
+    """Store new files there. The store is checked first. Files in other stores stay and remain in use."""
+    if client_secrets is not None and credentials is not None:
+        raise CommandError(Exit.USAGE, "--client-secrets and --credentials exclude each other. Use only one of them.")
     client = connect(context)
-    body: dict[str, str] = {}
-    if authorized_user is not None:
-        body["credentials"] = _read(authorized_user)
+    needs = client.get(f"/stores/{segment(store)}/kind")
+    chosen = assignments(changes or [])
+    body: dict[str, Any] = {"config": chosen if needs["set_up"] else schemas.ask_missing(needs["settings"], chosen)}
+    if credentials is not None:
+        body["credentials"] = _read(credentials)
     elif client_secrets is not None:
         from orchestrator.entrypoints.cli.sign_in import read_client, sign_in
 
@@ -64,9 +78,15 @@ def use_store(
     if as_json:
         put_json(used)
         return
-    put(f"new files go to {clean(used['name'])}{_whose(used)}")
+    put(f"new files are stored in {clean(used['name'])}{_whose(used)}")
     if used["used"] is not None:
         put(f"{size(used['used'])} used, {'no limit' if used['free'] is None else size(used['free']) + ' free'}")
+    _say_note(used)
+
+
+def _say_note(store: dict[str, Any]) -> None:
+    if note := store.get("note"):  # an older server has none
+        say(f"warning: {clean(note)}")
 
 
 def _whose(store: dict[str, Any]) -> str:
@@ -79,21 +99,24 @@ def _read(file: Path) -> str:
     try:
         return file.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "is not text"
+        why = error.strerror if isinstance(error, OSError) else "not a text file"
         raise CommandError(Exit.USAGE, f"{file}: {why}") from error
 
 
 @app.command("check")
 def check_store(
     context: typer.Context,
-    store: Annotated[str | None, typer.Argument(metavar="[STORE]", help="The one in use, if left out.")] = None,
+    store: Annotated[
+        str | None, typer.Argument(metavar="[STORE]", help="The store to check (default: the one in use).")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write, read back and delete a small file."""
+    """Check a store: write, read and delete a small file."""
     client = connect(context)
     name = store or next(s["name"] for s in listed(client.get("/stores")) if s["current"])
     checked = client.post(f"/stores/{segment(name)}:check")
     if as_json:
         put_json(checked)
         return
-    say(f"{clean(checked['name'])}{_whose(checked)} works: a file was written, read back and deleted")
+    say(f"{clean(checked['name'])}{_whose(checked)} works: wrote, read and deleted a file")
+    _say_note(checked)

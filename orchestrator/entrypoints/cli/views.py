@@ -1,4 +1,4 @@
-"""Three ways to show a job that goes on: a live panel on a terminal, plain lines, JSON lines."""
+"""Three views of a running job: a live panel in a terminal, plain lines, JSON lines."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from orchestrator.entrypoints.cli.output import clean, put_json_line, say, seconds, sparkline
-from orchestrator.entrypoints.cli.phrases import machine, note, safe_age
+from orchestrator.entrypoints.cli.phrases import machine, note, safe_age, state_word
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 LINE_PERIOD_S = 10.0
-"""Between two plain lines if nothing but the step has changed."""
+"""Interval between two plain lines when only the step has changed."""
 
 
 class View(Protocol):
-    """Shows a job; `losses` is the loss by step so far."""
+    """Shows a job. `losses` is the loss by step."""
 
     def __enter__(self) -> Self: ...
 
@@ -28,16 +28,16 @@ class View(Protocol):
     ) -> None: ...
 
     def show(self, job: dict[str, Any], losses: Mapping[int, float]) -> None:
-        """The job as it is now."""
+        """Show the current job."""
         ...
 
     def note(self, text: str) -> None:
-        """Something that a person should read, in order with the rest."""
+        """Show a note."""
         ...
 
 
 def make_view(*, as_json: bool) -> View:
-    """JSON lines where asked for; else live where stderr is a terminal."""
+    """JSON lines with `as_json`. Otherwise a live panel if stderr is a terminal, else plain lines."""
     if as_json:
         return JsonView()
     return LiveView() if sys.stderr.isatty() else PlainView()
@@ -57,7 +57,7 @@ class _Quiet:
 
 
 class JsonView(_Quiet):
-    """The job on one line of stdout whenever it has changed."""
+    """One JSON line on stdout for each change of the job."""
 
     def __init__(self) -> None:
         self._last: Any = None
@@ -70,7 +70,7 @@ class JsonView(_Quiet):
 
 
 class PlainView(_Quiet):
-    """A line on stderr for each change of state or machine, and every few seconds while steps are done."""
+    """A line on stderr for each change of state or machine, and every few seconds during training."""
 
     def __init__(self) -> None:
         self._last: Any = None
@@ -90,13 +90,13 @@ class PlainView(_Quiet):
 def _parts(job: dict[str, Any], losses: Mapping[int, float]) -> list[str]:
     session = job.get("session")
     return [
-        f"{job['state']:<9}",
+        f"{state_word(job['state']):<9}",
         f"step {job['step']}/{job['total_steps']}",
         f"loss {losses[max(losses)]:.4f}" if losses else "",
         f"{job['seconds_per_step']:.1f} s/step" if job.get("seconds_per_step") else "",
-        f"left {seconds(job['eta_seconds'])}" if job.get("eta_seconds") else "",
+        f"{seconds(job['eta_seconds'])} left" if job.get("eta_seconds") else "",
         f"on {clean(machine(job))} ({session['phase']}, {session['id']})" if session else "",
-        f"safe at step {job['head']['step']} ({safe_age(job['head'])} ago)" if job.get("head") else "",
+        f"checkpoint at step {job['head']['step']} ({safe_age(job['head'])} ago)" if job.get("head") else "",
         clean(note(job)),
     ]
 
@@ -137,7 +137,7 @@ def _panel(job: dict[str, Any], losses: Mapping[int, float]) -> Table:
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim")
     grid.add_column()
-    state = Text(job["state"], style=f"bold {_COLOURS.get(job['state'], 'cyan')}")
+    state = Text(state_word(job["state"]), style=f"bold {_COLOURS.get(job['state'], 'cyan')}")
     grid.add_row(Text("job"), Text.assemble((clean(job["name"]), "bold"), "  ", job["id"], "  ", state))
     bar = Table.grid(padding=(0, 2, 0, 0))
     bar.add_row(ProgressBar(total=job["total_steps"], completed=job["step"], width=40), Text(_pace(job)))
@@ -155,16 +155,16 @@ def _pace(job: dict[str, Any]) -> str:
 
 def _details(job: dict[str, Any], losses: Mapping[int, float]) -> list[tuple[str, str]]:
     session, head = job.get("session"), job.get("head")
-    found: list[tuple[str, str]] = []
+    rows: list[tuple[str, str]] = []
     if losses:
         values = list(losses.values())
-        found.append(("loss", f"{sparkline(values)}  {values[0]:.3f} -> {values[-1]:.3f}"))
+        rows.append(("loss", f"{sparkline(values)}  {values[0]:.3f} -> {values[-1]:.3f}"))
     if session:
-        left = f", {seconds(session['seconds_left'])} until it must hand over" if session.get("seconds_left") else ""
-        found.append(("machine", f"{clean(machine(job))}, {session['phase']}{left}"))
-    found.append(("safe", f"step {head['step']}, {safe_age(head)} ago" if head else "nothing yet"))
+        left = f", {seconds(session['seconds_left'])} left in this session" if session.get("seconds_left") else ""
+        rows.append(("machine", f"{clean(machine(job))}, {session['phase']}{left}"))
+    rows.append(("checkpoint", f"step {head['step']}, {safe_age(head)} ago" if head else "none yet"))
     if job.get("handoffs"):
-        found.append(("hand-offs", f"{job['handoffs']}, {job['steps_repeated']} steps repeated"))
+        rows.append(("hand-offs", f"{job['handoffs']}, {job['steps_repeated']} steps repeated"))
     if note(job):
-        found.append(("note", clean(note(job))))
-    return found
+        rows.append(("note", clean(note(job))))
+    return rows

@@ -1,1 +1,1 @@
-"""The pages: rendered by the server, kept current by htmx and one stream of events, readable without any script."""
+"""The dashboard: pages rendered by the server and updated by htmx and an event stream. They work without JavaScript."""

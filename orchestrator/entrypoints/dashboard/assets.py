@@ -1,4 +1,4 @@
-"""Files of the pages, read and compressed once; an address with the file's hash may be kept for ever."""
+"""Static files, read and compressed once. A URL with the file's hash can be cached forever."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from orchestrator.entrypoints.http.files import has_current
+
 FOLDER = Path(__file__).parent.parent / "static"
 SMALLEST_TO_COMPRESS = 512
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -20,7 +22,7 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass(frozen=True, kw_only=True)
 class Asset:
-    """One file: its type, its bytes as they are and compressed, the first digits of its hash."""
+    """One file: media type, raw and compressed bytes, and a prefix of its hash."""
 
     media_type: str
     plain: bytes
@@ -30,7 +32,7 @@ class Asset:
 
 @cache
 def assets() -> dict[str, Asset]:
-    """Every file that may be asked for, by its name below `static/`."""
+    """All files that are served, by their name below `static/`."""
     files = (p for p in sorted(FOLDER.rglob("*")) if p.suffix in _TYPES)
     return {str(p.relative_to(FOLDER)): _asset(p) for p in files}
 
@@ -46,28 +48,28 @@ def _asset(path: Path) -> Asset:
 
 
 def address(name: str) -> str:
-    """Where a page finds this file."""
+    """The URL of a static file."""
     return f"/static/{name}?v={assets()[name].tag}"
 
 
 def accepts_gzip(request: Request) -> bool:
-    """Whether the browser reads compressed answers."""
+    """Whether the browser accepts gzip."""
     return "gzip" in request.headers.get("accept-encoding", "")
 
 
 @router.get("/static/{name:path}")
-async def static(request: Request, name: str) -> Response:
-    """A file of the pages."""
+def static(request: Request, name: str) -> Response:
+    """Serve a static file."""
     found = assets().get(name)
     if found is None:
-        raise HTTPException(404, f"there is no file {name}")
+        raise HTTPException(404, f"There is no file {name}.")
     current = request.query_params.get("v") == found.tag
     headers = {
         "Cache-Control": "public, max-age=31536000, immutable" if current else "no-cache",
         "ETag": f'"{found.tag}"',
         "Vary": "Accept-Encoding",
     }
-    if request.headers.get("if-none-match") == headers["ETag"]:
+    if has_current(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     if accepts_gzip(request):
         return Response(found.compressed, media_type=found.media_type, headers=headers | {"Content-Encoding": "gzip"})
@@ -76,9 +78,11 @@ async def static(request: Request, name: str) -> Response:
 
 @router.get("/favicon.ico")
 @router.get("/favicon.svg")
-async def favicon(state: str = "idle", percent: float = 0.0) -> Response:
-    """A ring that fills with the job's progress; without a job the sign of the house."""
-    colour = {"running": "#2f6fde", "failed": "#c93a3a", "done": "#1d8a52", "paused": "#a86a00"}.get(state, "#5b6b82")
+def favicon(state: str = "idle", percent: float = 0.0) -> Response:
+    """A ring with the job's progress, or the logo without a job."""
+    colour = {"running": "#2f6fde", "failed": "#c93a3a", "succeeded": "#1d8a52", "paused": "#a86a00"}.get(
+        state, "#5b6b82"
+    )
     share = min(max(percent, 0.0), 100.0)
     ring = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><circle cx="16" cy="16" r="12" fill="none" '

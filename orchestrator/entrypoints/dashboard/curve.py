@@ -1,4 +1,4 @@
-"""A job's curves as compact JSON: at most some thousand points of each, whatever the job has reported."""
+"""A job's metrics as compact JSON, downsampled to a few thousand points per metric."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ router = APIRouter(include_in_schema=False)
 CURVES = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_s")
 MAX_POINTS = 5_000
 MAX_AT_ONCE = 4_000
-"""New points beyond which a stream says 'load the curve again' instead of sending them."""
+"""Maximum number of new points in a stream event. With more, the page reloads the data."""
 
 Cursor = tuple[int, int]
-"""`(fence, step)` of the newest point that a reader has."""
+"""`(fence, step)` of the newest point that a client has."""
 
 
 def my_job(server: ServerDep, me: Viewer, job_id: Annotated[str, Path(max_length=64)]) -> str:
-    """The id of a job that the viewer may see; to others it does not exist."""
-    owner = server.views.owner(job_id)
+    """The id of a job that the viewer can see. Raises `NotFoundError` for other jobs."""
+    owner = server.queries.owner(job_id)
     if owner is None or not me.may_see(owner):
-        raise NotFoundError(f"there is no job {job_id}")
+        raise NotFoundError(f"There is no job {job_id}.")
     return job_id
 
 
@@ -45,15 +45,16 @@ def curve(
     names: Annotated[str, Query(max_length=200)] = "loss,eval_loss",
     points: Annotated[int, Query(ge=10, le=MAX_POINTS)] = 1_500,
 ) -> Response:
-    """Columns step, value, seconds since the job was submitted and fence for each name, and who ran when."""
-    owner = server.views.job(job_id, server.ctx.clock.now())
+    """Columns step, value, seconds since submission and fence for each metric, and the sessions."""
+    owner = server.queries.job(job_id, server.ctx.clock.now())
     assert owner is not None
-    sessions = server.views.sessions(job_id=job_id)
+    sessions = server.queries.sessions(job_id=job_id)
     wanted = [n for n in names.split(",") if n in CURVES]
     began = owner["created_at"]
-    found = {name: server.pages.curve(job_id, name) for name in wanted}
+    known = position(server, job_id, (0, 0))
+    found = {name: server.dashboard_queries.curve(job_id, name) for name in wanted}
     body: dict[str, Any] = {
-        "cursor": cursor_text(newest(found, (0, 0))),
+        "cursor": cursor_text(known),
         "began": began,
         "total": owner["total_steps"],
         "sessions": describe(sessions),
@@ -64,7 +65,7 @@ def curve(
 
 
 def decimate(rows: Sequence[Point], most: int) -> Sequence[Point]:
-    """At most `most` of the rows by step: of each bucket its first, lowest, highest and last, so that no spike is lost."""
+    """At most `most` rows by step. Each bucket keeps its first, lowest, highest and last row to show spikes."""
     if len(rows) <= most:
         return rows
     values = np.fromiter((row[1] for row in rows), dtype=np.float64, count=len(rows))
@@ -77,7 +78,7 @@ def decimate(rows: Sequence[Point], most: int) -> Sequence[Point]:
 
 
 def columns(rows: Sequence[Point], began: float) -> list[list[float]]:
-    """Rows turned on their side: steps, values, seconds since `began`, fences."""
+    """Rows as columns: steps, values, seconds since `began`, fences."""
     return [
         [r[0] for r in rows],
         [float(f"{r[1]:.6g}") for r in rows],
@@ -87,7 +88,7 @@ def columns(rows: Sequence[Point], began: float) -> list[list[float]]:
 
 
 def describe(sessions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a chart has to know of each session; GPU time is counted from the sessions before it."""
+    """The data of each session that the chart needs. `spent` is the GPU time of earlier sessions, in seconds."""
     spent = 0.0
     told: list[dict[str, Any]] = []
     for number, session in enumerate(sessions, 1):
@@ -108,18 +109,22 @@ def describe(sessions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return told
 
 
-def newest(found: dict[str, list[Point]], cursor: Cursor) -> Cursor:
-    """The newest of these points and of `cursor`."""
-    return max([cursor, *((row[3], row[0]) for rows in found.values() for row in rows[-1:])])
+def position(server: Server, job_id: str, cursor: Cursor) -> Cursor:
+    """Fence and step of the newest loss, or `cursor` if that is later.
+
+    Read it before the points. Each metric is read on its own, so a report may arrive between two of them. Its points
+    are then sent again, and not skipped.
+    """
+    return max(cursor, server.dashboard_queries.position(job_id, "loss") or cursor)
 
 
 def cursor_text(cursor: Cursor) -> str:
-    """A cursor as an event's id."""
+    """Format a cursor as an event id."""
     return f"{cursor[0]}.{cursor[1]}"
 
 
 def cursor_of(text: str | None) -> Cursor:
-    """An event's id as a cursor; whatever is none counts as the beginning."""
+    """Parse an event id as a cursor. An invalid id means the beginning."""
     fence, _, step = (text or "").partition(".")
     return (int(fence[:12]), int(step[:12])) if fence.isdecimal() and step.isdecimal() else (0, 0)
 
@@ -127,13 +132,15 @@ def cursor_of(text: str | None) -> Cursor:
 def since(
     server: Server, job_id: str, sessions: Sequence[dict[str, Any]], cursor: Cursor
 ) -> dict[str, list[Point]] | None:
-    """Points that are new after `cursor`, its own step once more; None if they are too many to send one by one.
+    """New points after `cursor`, including its own step. None if there are too many to stream.
 
-    A session repeats steps of the one before it: its points begin at its own first step, and replace what was there.
+    A session may repeat steps of an earlier one. Its points start at its first step and replace the earlier ones.
     """
     fence, step = cursor
     later = [s["first_step"] for s in sessions if s["fence"] > fence]
-    found = server.pages.curves_from(job_id, CURVES, step=min([step, *later]), fence=fence, most=MAX_AT_ONCE + 1)
+    found = server.dashboard_queries.curves_from(
+        job_id, CURVES, step=min([step, *later]), fence=fence, most=MAX_AT_ONCE + 1
+    )
     if any(len(rows) > MAX_AT_ONCE for rows in found.values()):
         return None
     fresh = {n: [r for r in rows if r[3] > fence or r[0] >= step] for n, rows in found.items()}

@@ -1,4 +1,4 @@
-"""From empty to a running job in one click: the demo's model is made ready, its data stored, its job queued, on this server."""
+"""The demo job, started with one click: download the model, store the data and queue the job on this server."""
 
 from __future__ import annotations
 
@@ -15,33 +15,36 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel
 
+from orchestrator.domain.accounts import Actor
 from orchestrator.domain.errors import ConflictError, TrainhopError
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.entrypoints.cli import job_file
-from orchestrator.entrypoints.cli.client import CommandError
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, piece
 from orchestrator.entrypoints.demo.command import examples
 from orchestrator.entrypoints.demo.model import MODEL, obtain
 from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, Server
+from orchestrator.entrypoints.http.routes import PREFIX
 from orchestrator.services import datasets, jobs
-from orchestrator.services.jobs import Actor
-from worker.shared.messages import JobSpec
+from orchestrator.services.setup import providers_here
+from trainhop.errors import Error
+from worker.shared.files import move_into_place
+from worker.shared.job_spec import JobSpec
 
 HAND_OVER_AT = 0.4
-"""Share of the demo's steps after which its session hands the job over, so that everybody sees it happen."""
+"""Share of the demo's steps after which its session hands the job over."""
 
 LOOK_EVERY_S = 1.0
 NAME = MODEL.rpartition("/")[2]
 PATIENCE_S = 3_600.0
 
 router = APIRouter(include_in_schema=False)
-api = APIRouter(tags=["jobs"], responses=PROBLEMS)
+api = APIRouter(prefix=PREFIX, tags=["jobs"], responses=PROBLEMS)
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """How far it is: `idle`, `working`, `failed` or `queued`, in words, with the job once there is one."""
+    """The stage (`idle`, `working`, `failed` or `queued`), a message, and the job id once it is queued."""
 
     stage: str = "idle"
     words: str = ""
@@ -50,7 +53,7 @@ class State:
 
 
 class Demo:
-    """Makes one demo job at a time; asking while it is being made changes nothing."""
+    """Creates one demo job at a time. A second request while it is being created has no effect."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -58,14 +61,14 @@ class Demo:
         self._lock = threading.Lock()
 
     def state(self) -> State:
-        """How far it is."""
+        """The current state."""
         return self._state
 
     def start(self, me: Actor) -> State:
-        """Begin, unless it is being made already."""
+        """Start, unless it is already in progress."""
         with self._lock:
             if self._state.stage != "working":
-                self._state = State(stage="working", words="getting ready")
+                self._state = State(stage="working", words="preparing")
                 threading.Thread(target=self._run, args=(me,), name="demo", daemon=True).start()
         return self._state
 
@@ -75,13 +78,13 @@ class Demo:
     def _run(self, me: Actor) -> None:
         try:
             job = self._make(me)
-        except (CommandError, TrainhopError) as error:
-            problem = " ".join(error.lines) if isinstance(error, CommandError) else str(error)
+        except (Error, TrainhopError) as error:
+            problem = " ".join(error.lines) if isinstance(error, Error) else str(error)
             self._state = State(stage="failed", problem=problem)
-        except Exception as error:  # noqa: BLE001  shown on the page, and in the log
-            _log.exception("the demo could not be made")
+        except Exception as error:  # noqa: BLE001  shown on the page and in the log
+            _log.exception("could not create the demo job")
             self._state = State(
-                stage="failed", problem=f"something went wrong ({type(error).__name__}); the log says what"
+                stage="failed", problem=f"The demo could not be started ({type(error).__name__}). See the server's log."
             )
         else:
             self._state = State(stage="queued", job=job)
@@ -91,16 +94,19 @@ class Demo:
         missing = [name for name in ("torch", "transformers", "trl", "peft") if not find_spec(name)]
         if missing:
             raise TrainhopError(
-                f"training on this computer needs {', '.join(missing)}: install torch as pytorch.org says, "
+                f"Training on this computer needs {', '.join(missing)}. Install torch from pytorch.org, "
                 "then pip install 'trainhop[server,train]'"
             )
+        here = providers_here(self._server.ctx)
+        if not here:
+            raise TrainhopError("No driver runs jobs on this computer. `trainhop accounts providers` shows the cause.")
         settings = self._server.app.settings
         if settings.offline and not (settings.models / NAME / "config.json").is_file():
             raise TrainhopError(
-                f"this server is set to stay offline; put {MODEL} into {settings.models / NAME}, or start it without "
-                "TRAINHOP_OFFLINE"
+                f"This server is set to stay offline. Copy {MODEL} to {settings.models / NAME}, or start it without "
+                "TRAINHOP_OFFLINE."
             )
-        self._say("fetching the model, once (270 MB)")
+        self._say("downloading the model (270 MB, once)")
         model = _kept(obtain(settings.models), settings.models)
         self._say("storing the data")
         file = examples() / "demo.yaml"
@@ -110,15 +116,15 @@ class Demo:
             stored = datasets.add_dataset(self._server.ctx, me.member_id, data, data.name)
             entry["path"] = f"sha256:{stored.sha256}"
         self._say("queueing the job")
-        spec |= {"base_model": str(model), "placement": {"providers": ["local"]}}
-        return jobs.submit(self._server.ctx, me, JobSpec.model_validate(spec)).id
+        spec |= {"base_model": str(model), "placement": {"providers": here}}
+        return jobs.submit(self._server.ctx, me, JobSpec.model_validate(spec)).job.id
 
     def _hand_over(self, me: Actor, job_id: str) -> None:
-        """Ask for one hand-over on the way, as a person could."""
+        """Request one hand-off during the run, like the button does."""
         ctx, until = self._server.ctx, time.monotonic() + PATIENCE_S
         while time.monotonic() < until:
             time.sleep(LOOK_EVERY_S)
-            row = self._server.views.job(job_id, ctx.clock.now())
+            row = self._server.queries.job(job_id, ctx.clock.now())
             if row is None or JobState(row["state"]).is_final or row["handoffs"]:
                 return
             if row["step"] >= HAND_OVER_AT * row["total_steps"] and row["session"] is not None:
@@ -128,19 +134,19 @@ class Demo:
 
 
 def _kept(found: Path, models: Path) -> Path:
-    """The model's folder among the server's own, where jobs may name it."""
+    """The model's folder among the server's models, which jobs can use."""
     if found.is_relative_to(models):
         return found
     target = models / NAME
     aside = models / ".copying"
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(found, aside)
-    aside.rename(target)
+    move_into_place(aside, target)
     return target
 
 
 class DemoState(BaseModel):
-    """How far the demo's job is; `job` is set once it is queued."""
+    """The state of the demo. `job` is set once it is queued."""
 
     stage: str
     words: str
@@ -148,13 +154,13 @@ class DemoState(BaseModel):
     job: str | None
 
 
-@api.post("/demo", status_code=202, operation_id="start_demo", summary="Queue the demo's job")
+@api.post("/demo", status_code=202, operation_id="start_demo", summary="Start the demo")
 def start_demo(request: Request, me: CurrentUser) -> DemoState:
-    """Fetches a small model if need be and queues a job that trains it on this computer."""
+    """Downloads a small model if needed and queues a job that trains it on this computer."""
     return DemoState(**vars(request.app.state.demo.start(me)))
 
 
-@api.get("/demo", operation_id="get_demo", summary="How far the demo is")
+@api.get("/demo", operation_id="get_demo", summary="Get the state of the demo")
 def get_demo(request: Request, _: CurrentUser) -> DemoState:
     """`stage` is `idle`, `working`, `failed` or `queued`."""
     return DemoState(**vars(request.app.state.demo.state()))
@@ -162,13 +168,13 @@ def get_demo(request: Request, _: CurrentUser) -> DemoState:
 
 @router.post("/demo")
 def start(request: Request, me: Viewer) -> Response:
-    """The button of the first page."""
+    """Start the demo from the first page."""
     return _shown(request, request.app.state.demo.start(me))
 
 
 @router.get("/demo")
 def state(request: Request, _: Viewer) -> Response:
-    """The same place a moment later."""
+    """The state of the demo as a page fragment."""
     return _shown(request, request.app.state.demo.state())
 
 

@@ -1,4 +1,4 @@
-"""Machines: what runs now, what waits and for what, what the day brought, and the accounts that machines come from."""
+"""The pages of the fleet (running sessions, waiting jobs, last 24 hours) and of accounts."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
 
+from orchestrator.domain.accounts import Account, Actor, Role
 from orchestrator.domain.diagnosis import summary
 from orchestrator.domain.errors import InvalidError
-from orchestrator.domain.model import Account, Role
 from orchestrator.domain.scheduling import Candidate, explain
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, page, piece
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep
-from orchestrator.ports.providers import StoreError
-from orchestrator.services import accounts, dispatch, hub_tokens
-from orchestrator.services.ids import first_id
-from orchestrator.services.jobs import Actor
+from orchestrator.ports.stores import StoreError
+from orchestrator.services import accounts, capacity, dispatch, hub_tokens, providers
+from orchestrator.services.context import first_id
 
 router = APIRouter(include_in_schema=False)
 SHOWN_RUNNING = 200
@@ -27,7 +26,7 @@ Row = dict[str, Any]
 
 @router.get("/fleet")
 def fleet(request: Request, server: ServerDep, me: Viewer) -> Response:
-    """The machines of now."""
+    """The fleet page."""
     values = _fleet(request, server, me)
     if by_script(request):
         return piece("fleet_now.html", **values)
@@ -37,43 +36,43 @@ def fleet(request: Request, server: ServerDep, me: Viewer) -> Response:
 def _fleet(request: Request, server: Server, me: Actor) -> Row:
     now = server.ctx.clock.now()
     member_id = None if me.role is Role.ADMIN else me.member_id
-    running = server.pages.running(member_id, SHOWN_RUNNING)
+    running = server.dashboard_queries.running(member_id, SHOWN_RUNNING)
     return {
         "me": me,
         "now": now,
         "running": running,
         "lease_s": server.ctx.limits.lease_s,
         "waiting": _waiting(request, server, member_id, now),
-        "day": server.pages.day(member_id, first_id=first_id("lease", now - DAY_S), now=now),
+        "day": server.dashboard_queries.day(member_id, first_id=first_id("lease", now - DAY_S), now=now),
     }
 
 
 def _waiting(request: Request, server: Server, member_id: str | None, now: float) -> list[Row]:
-    rows = server.pages.queue(member_id, SHOWN_WAITING)
+    rows = server.dashboard_queries.queue(member_id, SHOWN_WAITING)
     if not rows:
         return []
     with server.ctx.uow() as tx:
-        queued = [tx.job(row["id"]) for row in rows]
-        _, by_account = tx.live_counts()
-    free = dispatch.less_live(request.app.state.live.machines.places(), by_account)
+        queued = [tx.jobs.get(row["id"]) for row in rows]
+        _, by_account = tx.leases.live_counts()
+    free = capacity.less_live(request.app.state.live.machines.places(), by_account)
     reasons = {job.id: explain(dispatch.to_pending(job), free, now) for job in queued if job is not None}
     return [row | {"reason": reasons.get(row["id"])} for row in rows]
 
 
 @router.get("/accounts")
 def account_list(request: Request, server: ServerDep, me: Viewer) -> Response:
-    """Accounts and pools, with what each has left."""
+    """The accounts page: accounts and pools with their remaining quota."""
     return _accounts(request, server, me)
 
 
 def _accounts(request: Request, server: Server, me: Actor, said: str = "") -> Response:
     mine = accounts.list_accounts(server.ctx, me)
     with server.ctx.uow() as tx:
-        _, busy = tx.live_counts()
-        names = {m.id: m.name for m in tx.members()}
-    places = {place.account_id: place for place in dispatch.list_capacity(server.ctx, mine)}
+        _, busy = tx.leases.live_counts()
+        names = {m.id: m.name for m in tx.members.all()}
+    places = {place.account_id: place for place in capacity.list_capacity(server.ctx, mine)}
     shown = [_shown(account, places[account.id], busy, names, me) for account in mine]
-    values: Row = {"accounts": shown, "store": _store(server), "providers": list(server.ctx.providers.entries())}
+    values: Row = {"accounts": shown, "store": _store(server), "providers": providers.list_providers(server.ctx)}
     values |= {"said": said, "hub": _hub(server, me)}
     if by_script(request):
         return piece("accounts_now.html", me=me, now=server.ctx.clock.now(), **values)
@@ -109,14 +108,14 @@ def _store(server: Server) -> Row:
 
 @router.post("/accounts/{account_id}/check")
 def check(request: Request, server: ServerDep, me: Viewer, account_id: str) -> Response:
-    """Ask the provider about this account now."""
+    """Check this account with its provider."""
     account, words = accounts.check(server.ctx, me, account_id)
     return _accounts(request, server, me, "" if account.problem else f"{account.name}: {words}")
 
 
 @router.post("/accounts/{account_id}/consent")
 def consent(request: Request, server: ServerDep, me: Viewer, account_id: str) -> Response:
-    """Its owner agrees that jobs may run there."""
+    """The owner allows jobs to run on the account."""
     accounts.consent(server.ctx, me, account_id)
     return _again(request, server, me)
 
@@ -129,6 +128,6 @@ def _again(request: Request, server: Server, me: Actor) -> Response:
 def change(
     request: Request, server: ServerDep, me: Viewer, account_id: str, paused: Annotated[bool, Form()]
 ) -> Response:
-    """Pause an account, or open it again."""
+    """Pause or resume an account."""
     accounts.change_account(server.ctx, me, account_id, paused=paused, config=None)
     return _again(request, server, me)

@@ -1,4 +1,4 @@
-"""The form for a member's own Hugging Face token, on the page of accounts."""
+"""The form for a member's Hugging Face token, on the accounts page."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ router = APIRouter(include_in_schema=False)
 def keep(
     server: ServerDep, me: Viewer, token: Annotated[str, Form(min_length=1, max_length=hub_tokens.MAX_TOKEN)]
 ) -> Response:
-    """Try the token, and keep it."""
+    """Check the token and store it."""
     hub_tokens.set_token(server.ctx, me.member_id, token)
     return RedirectResponse("/accounts", 303)
 
 
 @router.post("/hub-token/remove")
 def remove(server: ServerDep, me: Viewer) -> Response:
-    """Forget it."""
+    """Remove the token."""
     hub_tokens.forget_token(server.ctx, me.member_id)
     return RedirectResponse("/accounts", 303)

@@ -1,4 +1,4 @@
-"""A job file as a form and back: the keys that most people set are fields, all others are YAML below them."""
+"""Convert between a job file and the form. Common keys are fields, all others are YAML below them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ import yaml
 from pydantic import ValidationError
 
 from orchestrator.domain.errors import InvalidError
-from worker.shared.messages import JobSpec
+from orchestrator.entrypoints.http.routes import MAX_DEPTH, MAX_VALUES
+from worker.shared.job_spec import JobSpec
 from worker.shared.spec_errors import explain
+from worker.shared.wire import is_larger_than
 
 MAX_SHOWN = 80
+MAX_YAML = 65_536
+"""Characters. Reading YAML takes about ten seconds for a million."""
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """One field: its key in the job file, its words, the kind of its value, and what may be chosen."""
+    """One field: key in the job file, label, type of the value, and choices."""
 
     key: str
     words: str
@@ -30,23 +34,23 @@ class Field:
 
 FIELDS = (
     Field(key="name", words="Name"),
-    Field(key="base_model", words="Base model", hint="a hub id (org/name@revision) or an allowed folder"),
+    Field(key="base_model", words="Base model", hint="Hugging Face id (org/name@revision) or an allowed folder"),
     Field(key="adapter", words="Adapter", choices=("lora", "qlora")),
     Field(key="num_epochs", words="Epochs", kind=float),
-    Field(key="max_steps", words="or steps", kind=int),
-    Field(key="global_batch_size", words="Global batch", kind=int),
-    Field(key="sequence_len", words="Longest row in tokens", kind=int),
+    Field(key="max_steps", words="Steps (instead of epochs)", kind=int),
+    Field(key="global_batch_size", words="Global batch size", kind=int),
+    Field(key="sequence_len", words="Maximum sequence length (tokens)", kind=int),
     Field(key="learning_rate", words="Learning rate", kind=float),
     Field(key="lora_r", words="LoRA rank", kind=int),
-    Field(key="val_set_size", words="Held out for eval", kind=float, hint="a share, 0.05 for 5 %"),
+    Field(key="val_set_size", words="Validation split", kind=float, hint="0.05 = 5 %"),
 )
 FIXED = frozenset({"base_model", "adapter", "global_batch_size", "sequence_len", "lora_r", "val_set_size"})
-"""Fields that a clone from a checkpoint keeps."""
+"""Fields that are fixed for a clone from a checkpoint."""
 
 PRESETS: dict[str, tuple[str, str, Row]] = {
     "try": (
         "Try it here",
-        "a small chat model, minutes on a CPU",
+        "small chat model, minutes on a CPU",
         {
             "name": "first-try",
             "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -75,7 +79,7 @@ PRESETS: dict[str, tuple[str, str, Row]] = {
     ),
     "instruct": (
         "Instruction, LoRA",
-        "prompt and answer, a small model",
+        "prompts and answers, small model",
         {
             "name": "instruct",
             "base_model": "Qwen/Qwen2.5-0.5B-Instruct",
@@ -90,7 +94,7 @@ PRESETS: dict[str, tuple[str, str, Row]] = {
     ),
     "domain": (
         "Domain text",
-        "plain text, one pass",
+        "plain text, one epoch",
         {
             "name": "domain",
             "base_model": "Qwen/Qwen2.5-0.5B",
@@ -106,9 +110,9 @@ PRESETS: dict[str, tuple[str, str, Row]] = {
 
 
 def to_form(spec: Mapping[str, Any]) -> Row:
-    """Field values, the dataset's hash if there is one uploaded dataset, sample prompts by line, and the rest as YAML.
+    """Field values, the hash of the uploaded dataset, sample prompts by line, and the other keys as YAML.
 
-    What a field cannot hold without changing it is left in the YAML.
+    A value that does not fit its field unchanged stays in the YAML.
     """
     values: Row = {field.key: _text(spec.get(field.key)) for field in FIELDS}
     values |= {key: "" for key, text in values.items() if len(text.splitlines()) > 1}
@@ -130,12 +134,12 @@ def to_form(spec: Mapping[str, Any]) -> Row:
 
 def _dumped(rest: Row) -> str:
     text = yaml.safe_dump(rest, sort_keys=False, allow_unicode=True)
-    # Rare line breaks of Unicode are written as they are and read back as "\n".
+    # YAML writes rare Unicode line breaks unchanged and reads them back as "\n".
     return text if yaml.safe_load(text) == rest else yaml.safe_dump(rest, sort_keys=False)
 
 
 def _text(value: Any) -> str:
-    """Of a float every digit counts."""
+    """Format a value. A float keeps all digits."""
     return "" if value is None else repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
@@ -144,7 +148,7 @@ def _lines(text: str) -> list[str]:
 
 
 def from_form(form: Mapping[str, Any]) -> JobSpec:
-    """The job file that a filled-in form stands for; raises `InvalidError` naming each field that is wrong."""
+    """Convert a submitted form to a job file. Raises `InvalidError` with each invalid field."""
     spec = _yaml(str(form.get("more") or ""))
     faults: list[tuple[str, str]] = []
     for field in FIELDS:
@@ -170,7 +174,7 @@ def _put(spec: Row, faults: list[tuple[str, str]], field: Field, text: str) -> N
     try:
         value = field.kind(text)
     except ValueError:
-        faults.append((field.key, f"{text!r} is no number"))
+        faults.append((field.key, f"{text!r} is not a number"))
         return
     below = spec.get(field.key)
     if below is not None and not _same(field, below, value):
@@ -188,7 +192,7 @@ def _same(field: Field, below: Any, value: object) -> bool:
 
 
 def _put_data(spec: Row, faults: list[tuple[str, str]], path: str) -> None:
-    """A pasted job file may say more about the same file."""
+    """Merge the options of the same dataset from a pasted job file."""
     below = spec.get("datasets")
     if below is None:
         spec["datasets"] = [{"path": path}]
@@ -197,8 +201,8 @@ def _put_data(spec: Row, faults: list[tuple[str, str]], path: str) -> None:
 
 
 def _twice(above: object, below: object) -> str:
-    """Neither is taken silently: somebody meant both."""
-    return f"the field says {_shown(above)}, the YAML below the fields {_shown(below)}; leave one of them out"
+    """The error for a key that is set both in a field and in the YAML."""
+    return f"is {_shown(above)} in the field and {_shown(below)} in the YAML. Remove one of them"
 
 
 def _shown(value: object) -> str:
@@ -207,17 +211,25 @@ def _shown(value: object) -> str:
 
 
 def _words(pointer: str, words: str) -> str:
-    if pointer == "/datasets" and "required" in words:
-        return "bring a data file first"
+    if (pointer, words) == ("/datasets", "is missing"):
+        return "choose a data file first"
     return words
 
 
 def _yaml(text: str) -> Row:
+    if len(text) > MAX_YAML:
+        raise InvalidError(f"Other settings must have at most {MAX_YAML} characters.", [("more", "is too long")])
     try:
         found = yaml.safe_load(text) or {}
+    except RecursionError:
+        raise InvalidError("Other settings are nested too deeply.", [("more", "is nested too deeply")]) from None
     except yaml.YAMLError as error:
         words = " ".join(str(error).split())
-        raise InvalidError(f"the YAML below the fields: {words}", [("more", words)]) from error
+        raise InvalidError(f"Other settings: {words}", [("more", words)]) from error
+    except ValueError as error:  # a 13th month, thousands of digits
+        raise InvalidError("Other settings have a value that cannot be read.", [("more", "cannot be read")]) from error
+    if is_larger_than(found, values=MAX_VALUES, depth=MAX_DEPTH):  # an alias can repeat a part without end
+        raise InvalidError("Other settings have too many values. Remove some.", [("more", "has too many values")])
     if not isinstance(found, dict):
-        raise InvalidError("the YAML below the fields must be keys with values", [("more", "must be keys with values")])
+        raise InvalidError("Other settings must be keys with values, as YAML.", [("more", "must be keys with values")])
     return found

@@ -1,4 +1,4 @@
-"""Everything that the page of a job shows, looked up once for all who watch it, cut into the sections that change."""
+"""The data of a job's page. It is read once for all viewers and rendered in sections."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.domain.jobs import StepTime
 from orchestrator.domain.lifecycle import JobState
-from orchestrator.domain.model import StepTime
-from orchestrator.domain.scheduling import Candidate
+from orchestrator.domain.scheduling import Candidate, Forecast, forecast
 from orchestrator.entrypoints.dashboard import timeline
 from orchestrator.entrypoints.dashboard.render import fragment
 from orchestrator.entrypoints.http.dependencies import Server
-from orchestrator.services import dispatch
-from orchestrator.services.forecast import Forecast, forecast
+from orchestrator.services import capacity, dispatch, evaluations
+from orchestrator.services.verdicts import Judged, judge
 
-SECTIONS = ("status", "sessions", "checkpoints", "samples", "machine", "events")
+SECTIONS = ("status", "evaluation", "sessions", "checkpoints", "samples", "machine", "events")
 EVENTS_SHOWN = 40
 SAMPLES_READ = 400
 READINGS_SHOWN = 240
@@ -27,25 +27,25 @@ Row = dict[str, Any]
 
 
 class Machines:
-    """What every account offers, asked no more often than every few seconds however many look."""
+    """The capacity of all accounts, cached for a few seconds for all viewers."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._until, self._places = 0.0, list[Candidate]()
 
     def places(self) -> list[Candidate]:
-        """All places, live sessions not deducted."""
+        """The capacity of all accounts, without subtracting live sessions."""
         if time.monotonic() >= self._until:
             with self._server.ctx.uow() as tx:
-                accounts = tx.accounts()
-            self._places = dispatch.list_capacity(self._server.ctx, accounts)
+                accounts = tx.accounts.all()
+            self._places = capacity.list_capacity(self._server.ctx, accounts)
             self._until = time.monotonic() + SURVEY_LIVES_S
         return self._places
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """One look at a job: `values` are what the sections' templates are rendered with."""
+    """A snapshot of a job. `values` are the variables of the section templates."""
 
     row: Row
     values: Row
@@ -60,14 +60,14 @@ class Look:
 
 
 def look(server: Server, machines: Machines, job_id: str) -> Look | None:
-    """The job as it is now, or None if it is gone."""
+    """The current snapshot of a job, or None if it was deleted."""
     now = server.ctx.clock.now()
-    row = server.views.job(job_id, now)
+    row = server.queries.job(job_id, now)
     if row is None:
         return None
-    sessions = server.views.sessions(job_id=job_id)
+    sessions = server.queries.sessions(job_id=job_id)
     live = next((s for s in reversed(sessions) if s["ended_at"] is None), None)
-    events = server.pages.newest_events(job_id, EVENTS_SHOWN)
+    events = server.dashboard_queries.newest_events(job_id, EVENTS_SHOWN)
     ended = row["updated_at"] if JobState(row["state"]).is_final else now
     return Look(
         row=row,
@@ -78,7 +78,8 @@ def look(server: Server, machines: Machines, job_id: str) -> Look | None:
             "live": live,
             "events": events,
             "pace": row["seconds_per_step"],
-            "tokens_per_s": server.pages.newest(job_id, "tokens_per_s"),
+            "tokens_per_s": server.dashboard_queries.newest(job_id, "tokens_per_s"),
+            "judged": _judged(server, row),
             "waiting": _waiting(server, row),
             "forecast": _forecast(row, machines, now),
             "problem": "",
@@ -88,18 +89,26 @@ def look(server: Server, machines: Machines, job_id: str) -> Look | None:
             "totals": timeline.totals(sessions, row["created_at"], ended),
             "checkpoints": _checkpoints(server, row, sessions),
             "samples": _samples(server, job_id),
+            "evaluations": evaluations.listed(server.ctx, job_id),
             "readings": _readings(server, sessions),
             "last_words": _last_words(server, row, sessions),
         },
     )
 
 
+def _judged(server: Server, row: Row) -> Judged | None:
+    """The verdict on the job's adapter, or None without an adapter."""
+    if row["state"] != JobState.SUCCEEDED or not row["adapter"]:
+        return None
+    with server.ctx.uow() as tx:
+        job = tx.jobs.get_many([row["id"]]).get(row["id"])
+        return judge(tx, job) if job is not None else None
+
+
 def _waiting(server: Server, row: Row) -> Any:
     if row["state"] not in (JobState.QUEUED, JobState.LEASED):
         return None
-    with server.ctx.uow() as tx:
-        job = tx.job(row["id"])
-    return dispatch.why_waiting(server.ctx, job) if job else None
+    return dispatch.why_waiting(server.ctx, row["id"])
 
 
 def _forecast(row: Row, machines: Machines, now: float) -> Forecast | None:
@@ -129,33 +138,37 @@ def _forecast(row: Row, machines: Machines, now: float) -> Forecast | None:
 _REQUESTS = {
     "job.pause_requested": ("pause requested", "job.paused"),
     "job.cancel_requested": ("cancel requested", "job.cancelled"),
-    "job.handover_requested": ("hand-over requested", "job.queued"),
+    "job.handover_requested": ("hand-off requested", "job.queued"),
 }
 REMEMBERED_S = 60.0
-"""How long a request that was carried out stays in view."""
+"""How long a completed request stays visible."""
 
 
 def progress_of_request(live: Row | None, events: list[Row], now: float) -> list[tuple[str, float | None]] | None:
-    """What a person asked last, on its way: `(what happened, when)`, None as long as it has not."""
-    asked = next((e for e in events if e["kind"] in _REQUESTS), None)
-    if asked is None:
+    """The stages of the last request as `(stage, time)`. The time is None for a stage that is not reached."""
+    request = next((e for e in events if e["kind"] in _REQUESTS), None)
+    if request is None:
         return None
-    words, outcome = _REQUESTS[asked["kind"]]
-    later = [e for e in events if e["id"] > asked["id"]]
+    words, outcome = _REQUESTS[request["kind"]]
+    later = [e for e in events if e["id"] > request["id"]]
     done = min((e["at"] for e in later if e["kind"] == outcome), default=None)
     overtaken = any(e["kind"] in ("job.pause_withdrawn", "job.succeeded", "job.failed") for e in later)
     if (done is None and overtaken) or (done is not None and now - done > REMEMBERED_S):
         return None
-    told = done
-    if (live is not None and live["id"] == asked["lease_id"]) or (live is not None and asked["lease_id"] is None):
+    acknowledged_at = done
+    if (live is not None and live["id"] == request["lease_id"]) or (live is not None and request["lease_id"] is None):
         seen = live["last_seen_at"]
-        told = seen if seen is not None and seen > asked["at"] else done
-    return [(words, asked["at"]), ("the worker knows", told), ("done", done)]
+        acknowledged_at = seen if seen is not None and seen > request["at"] else done
+    return [(words, request["at"]), ("acknowledged", acknowledged_at), ("done", done)]
 
 
 def _checkpoints(server: Server, row: Row, sessions: list[Row]) -> list[Row]:
-    found = server.views.checkpoints(row["id"])[-50:]
-    losses = server.pages.values_at(row["id"], "eval_loss", [c["step"] for c in found]) if found else {}
+    checkpoints = server.queries.checkpoints(row["id"])[-50:]
+    losses = (
+        server.dashboard_queries.values_at(row["id"], "eval_loss", [c["step"] for c in checkpoints])
+        if checkpoints
+        else {}
+    )
     numbers = {s["id"]: n for n, s in enumerate(sessions, 1)}
     return [
         c
@@ -164,28 +177,28 @@ def _checkpoints(server: Server, row: Row, sessions: list[Row]) -> list[Row]:
             "number": numbers.get(c["lease_id"]),
             "head": c["sha256"] == row["head"]["sha256"] if row["head"] else False,
         }
-        for c in reversed(found)
+        for c in reversed(checkpoints)
     ]
 
 
 def _samples(server: Server, job_id: str) -> list[tuple[str, list[Row]]]:
     """Each prompt with its answers, newest first."""
-    found: dict[str, list[Row]] = {}
-    for sample in server.views.samples(job_id, SAMPLES_READ):
-        found.setdefault(sample["prompt"], []).insert(0, sample)
-    return list(found.items())
+    answers: dict[str, list[Row]] = {}
+    for sample in server.queries.samples(job_id, SAMPLES_READ):
+        answers.setdefault(sample["prompt"], []).insert(0, sample)
+    return list(answers.items())
 
 
 def _readings(server: Server, sessions: list[Row]) -> tuple[int, list[Row]] | None:
-    """The newest session that has told of its machine: its number and what it told."""
+    """Number and readings of the newest session with hardware data."""
     for number in range(len(sessions), 0, -1):
-        if found := server.views.readings(sessions[number - 1]["id"], READINGS_SHOWN):
-            return number, found
+        if readings := server.queries.readings(sessions[number - 1]["id"], READINGS_SHOWN):
+            return number, readings
     return None
 
 
 def _last_words(server: Server, row: Row, sessions: list[Row]) -> str:
-    """The end of the last session's output, where the job failed."""
+    """The end of the last session's output if the job failed, else an empty string."""
     if row["state"] != JobState.FAILED or not sessions:
         return ""
     from orchestrator.entrypoints.dashboard.logs import tail

@@ -1,4 +1,4 @@
-"""The list of jobs, the page of one, and what a person may do to it."""
+"""The pages of the job list and of one job, and the actions on a job."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import ValidationError
 
+from orchestrator.domain.accounts import Actor, Role
 from orchestrator.domain.errors import TrainhopError
 from orchestrator.domain.lifecycle import JobState
-from orchestrator.domain.model import Role
 from orchestrator.entrypoints.api import notebooks
 from orchestrator.entrypoints.dashboard.curve import ViewedJob
 from orchestrator.entrypoints.dashboard.job_view import SECTIONS, look
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, page, piece
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep
-from orchestrator.services import job_deletion, jobs, mailbox
-from orchestrator.services.jobs import Actor
-from worker.shared.messages import JobSpec
+from orchestrator.services import audits, evaluations, jobs, mailbox
+from worker.shared.job_spec import EvaluationSpec, JobSpec
 
 router = APIRouter(include_in_schema=False)
 
@@ -42,16 +41,18 @@ def listing(
     name: Annotated[str, Query(max_length=200)] = "",
     cursor: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Response:
-    """Jobs, newest first; somebody without any is shown how to get one."""
+    """The list of jobs, newest first. A user without jobs sees the welcome page."""
     now = server.ctx.clock.now()
     member_id = None if me.role is Role.ADMIN else me.member_id
-    found = server.views.jobs(
+    found = server.queries.jobs(
         now=now, limit=JOBS_PER_PAGE, before=cursor, member_id=member_id, state=state, name=name or None
     )
     if not found.items and not (cursor or state or name) and found.next is None:
         return page(request, "first.html", me, demo=request.app.state.demo.state())
     values: Row = {"jobs": found.items, "next": found.next, "state": state, "name": name, "states": list(JobState)}
-    values["counts"] = {s: server.pages.count(s, COUNTED_MOST) for s in JobState} if me.role is Role.ADMIN else {}
+    values["counts"] = (
+        {s: server.dashboard_queries.count(s, COUNTED_MOST) for s in JobState} if me.role is Role.ADMIN else {}
+    )
     if by_script(request):
         return piece("jobs_table.html", me=me, now=now, **values)
     asked = {"state": state, "name": name, "cursor": cursor}
@@ -61,10 +62,11 @@ def listing(
 
 @router.get("/jobs/{job_id}")
 def one(request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob) -> Response:
-    """The page of a job: everything is in it, the script only keeps it current."""
+    """The page of a job. It is complete without the script, which only updates it."""
     found = look(server, request.app.state.live.machines, job_id)
     assert found is not None
     url = (server.app.settings.public_url or server.ctx.server_url()).rstrip("/")
+    evaluated = {job.id for _, job in found.values["evaluations"]}  # these are listed apart
     return page(
         request,
         "job.html",
@@ -73,13 +75,33 @@ def one(request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob) -> R
         sections=SECTIONS,
         forms=as_forms(found.row, url),
         differs=_differences(server, me, found.row),
-        has_drive=mailbox.letter_store(server.ctx) is not None,
-        clones=[c for c in server.views.clones(job_id, CLONES_SHOWN) if me.may_see(c["member_id"])],
+        notebook_editor=_editor(server),
+        data=_data(server, me, found.row),
+        clones=[
+            c
+            for c in server.queries.clones(job_id, CLONES_SHOWN)
+            if me.may_see(c["member_id"]) and c["id"] not in evaluated
+        ],
     )
 
 
+def _data(server: Server, me: Actor, row: Row) -> list[tuple[audits.AuditedData, bool]]:
+    """The job's data files, and whether the viewer can open their audits."""
+    hashes = [entry.get("sha256") or "" for entry in row["spec"].get("datasets", ())]
+    mine = row["member_id"] == me.member_id
+    return [(data, mine) for data in audits.of_data(server.ctx, row["member_id"], filter(None, hashes))]
+
+
+def _editor(server: Server) -> str:
+    """The editor that opens notebooks of the store in use. Empty if there is none."""
+    store = mailbox.mailbox_store(server.ctx)
+    return store.notebook_editor if store is not None else ""
+
+
 def as_forms(row: Row, url: str) -> list[tuple[str, str]]:
-    """The same job as a file, as a command and as a request; each can be pasted as it stands."""
+    """The job as YAML file, CLI command and HTTP request, each ready to paste."""
+    if row["spec"].get("evaluation"):
+        return [("CLI", f"trainhop evaluate {row['cloned_from']}\n")]
     spec = submittable(row["spec"])
     text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
     body = json.dumps(spec, ensure_ascii=False)
@@ -101,11 +123,14 @@ def _as_curl(url: str, body: str) -> str:
 
 
 def submittable(spec: Row) -> Row:
-    """A stored job file without what says nothing and without what the server fills in itself."""
+    """A stored job file without defaults and without values that the server fills in."""
     try:
         plain = JobSpec.model_validate(spec).model_dump(mode="json", exclude_defaults=True)
     except ValidationError:
-        return spec  # of another version: shown as it was kept
+        return spec  # written by another version: shown unchanged
+
+    for filled in ("rendered_at", "encoding", "numerics", "val_split"):
+        plain.pop(filled, None)
     for dataset in plain.get("datasets", ()):
         if dataset.get("sha256"):
             dataset["path"] = f"sha256:{dataset.pop('sha256')}"
@@ -115,8 +140,8 @@ def submittable(spec: Row) -> Row:
 
 
 def _differences(server: Server, me: Actor, row: Row) -> list[tuple[str, Any, Any]]:
-    """What this job's file has changed against that of the job it was cloned from."""
-    parent = server.views.job(row["cloned_from"], server.ctx.clock.now()) if row["cloned_from"] else None
+    """The differences between this job's file and that of the job it was cloned from."""
+    parent = server.queries.job(row["cloned_from"], server.ctx.clock.now()) if row["cloned_from"] else None
     if parent is None or not me.may_see(parent["member_id"]):
         return []
     mine, theirs = row["spec"], parent["spec"]
@@ -134,7 +159,7 @@ _ACTIONS: dict[str, Act] = {
 
 
 def _answer(request: Request, server: Server, job_id: str, problem: str = "") -> Response:
-    """After an action: the status section for the script, the whole page for everybody else."""
+    """The answer to an action: the status section for htmx, else a redirect to the page."""
     if not by_script(request):
         return RedirectResponse(f"/jobs/{job_id}", 303)
     found = look(server, request.app.state.live.machines, job_id)
@@ -150,7 +175,7 @@ def priority(
     job_id: ViewedJob,
     priority: Annotated[int, Form(ge=-1000, le=1000)],
 ) -> Response:
-    """Move the job in the queue."""
+    """Change the job's priority."""
     return _act(request, server, job_id, lambda: jobs.set_priority(server.ctx, me, job_id, priority))
 
 
@@ -158,18 +183,25 @@ def priority(
 def notebook(
     request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob, drive: Annotated[bool, Form()] = False
 ) -> Response:
-    """A notebook that trains the job: as a file, or in the Drive with the link that opens it in Colab."""
+    """A notebook that trains the job: as a file, or in the Drive with the link that opens it there."""
     made = notebooks.make(server, me, job_id, drive=drive)
     if made.url is not None:
-        return page(request, "notebook.html", me, made=made)
+        return page(request, "notebook.html", me, made=made, notebook_editor=_editor(server))
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(made.file_name)}"}
     return Response(json.dumps(made.notebook), media_type="application/x-ipynb+json", headers=headers)
 
 
+@router.post("/jobs/{job_id}/evaluate")
+def evaluate(server: ServerDep, me: Viewer, job_id: ViewedJob, settings: Annotated[EvaluationSpec, Form()]) -> Response:
+    """Start an evaluation of the newest checkpoint, and go to its page."""
+    made = evaluations.evaluate(server.ctx, me, job_id, settings)
+    return RedirectResponse(f"/jobs/{made.job.id}", 303)
+
+
 @router.post("/jobs/{job_id}/delete")
 def delete(server: ServerDep, me: Viewer, job_id: ViewedJob) -> Response:
-    """Remove the job for good; nothing of it is left to show."""
-    job_deletion.delete(server.ctx, me, job_id)
+    """Delete the job and go to the list of jobs."""
+    jobs.delete(server.ctx, me, job_id)
     return RedirectResponse("/", 303)
 
 

@@ -1,7 +1,7 @@
-"""One stream for each open page of a job: sections as HTML, points as JSON. Whoever watches the same job shares the work.
+"""The event stream of a job's page: sections as HTML, points as JSON. All viewers of a job share one rendering.
 
-An event's id is the cursor of the newest point, so that a browser which comes back goes on where it was. Sections are sent
-when they differ from what this stream has sent before.
+An event's id is the cursor of the newest point, so a browser that reconnects resumes there. A section is sent when it
+differs from the last one that this stream has sent.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Annotated, Any
 import structlog
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.entrypoints.dashboard import curve
 from orchestrator.entrypoints.dashboard.curve import Cursor, ViewedJob
 from orchestrator.entrypoints.dashboard.job_view import Machines, look
 from orchestrator.entrypoints.http.auth import is_still_known
 from orchestrator.entrypoints.http.dependencies import Server
+from orchestrator.services.rounds import LATE_S
 
 LOOK_EVERY_S = 0.5
 KNOWN_EVERY_S = 15.0
-"""How often an open stream asks whether its login still counts."""
+"""How often an open stream checks that its login is still valid."""
 
 router = APIRouter(include_in_schema=False)
 _log = structlog.get_logger(__name__)
@@ -34,7 +34,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass
 class _Watched:
-    """A job that somebody watches: its newest sections, and the points asked for since then."""
+    """A watched job: its newest sections, and the points read since then."""
 
     version: Any = None
     turn: int = 0
@@ -48,9 +48,9 @@ class _Watched:
 
 
 class Hub:
-    """Looks at all watched jobs twice a second, renders each once when it has changed, and tells everybody.
+    """Polls all watched jobs twice a second, renders each changed job once, and notifies its viewers.
 
-    All of it happens in one thread: however many watch, a machine's report waits for one rendering at most.
+    One thread does this, so a worker's report waits for at most one rendering, regardless of the number of viewers.
     """
 
     def __init__(self, server: Server) -> None:
@@ -59,9 +59,16 @@ class Hub:
         self._watched: dict[str, _Watched] = {}
         self._looking: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="live")
+        self._is_closed = False
+
+    def close(self) -> None:
+        """End all streams: the server stops. Browsers connect again. Call it on the event loop."""
+        self._is_closed = True
+        for job in self._watched.values():
+            job.changed.set()
 
     async def follow(self, job_id: str, cursor: Cursor) -> AsyncIterator[ServerSentEvent]:
-        """What is new for one viewer, for as long as it listens."""
+        """Yield updates for one viewer until it disconnects."""
         job = self._watched.setdefault(job_id, _Watched())
         job.viewers += 1
         if self._looking is None or self._looking.done():
@@ -69,7 +76,7 @@ class Hub:
         sent: dict[str, str] = {}
         seen = 0
         try:
-            while True:
+            while not self._is_closed:
                 if job.turn == seen:
                     await job.changed.wait()
                     continue
@@ -79,12 +86,12 @@ class Hub:
                     return
                 fresh = {n: text for n, text in job.sections.items() if sent.get(n) != text}
                 sent |= fresh
-                found = await self._points(job_id, job, cursor)
-                cursor = curve.cursor_of(found["cursor"])
-                if found["series"] is None:
-                    yield ServerSentEvent(raw_data="again", event="reload", id=found["cursor"])
-                elif found["series"]:
-                    yield ServerSentEvent(raw_data=found["text"], event="points", id=found["cursor"])
+                points = await self._points(job_id, job, cursor)
+                cursor = curve.cursor_of(points["cursor"])
+                if points["series"] is None:
+                    yield ServerSentEvent(raw_data="again", event="reload", id=points["cursor"])
+                elif points["series"]:
+                    yield ServerSentEvent(raw_data=points["text"], event="points", id=points["cursor"])
                 if fresh:
                     yield ServerSentEvent(raw_data=_partials(fresh), id=curve.cursor_text(cursor))
         finally:
@@ -96,50 +103,57 @@ class Hub:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     async def _look(self) -> None:
-        while self._watched:
-            jobs = dict(self._watched)
-            try:
-                versions = await self._aside(self._server.pages.pulses, list(jobs))
-            except SQLAlchemyError as error:
-                _log.warning("watched jobs could not be read", error=type(error).__name__)
-                versions = {}
-            for job_id, job in jobs.items():
-                if job_id in versions and (versions[job_id] is None or versions[job_id] != job.version):
-                    await self._refresh(job_id, job, versions[job_id])
-            await asyncio.sleep(LOOK_EVERY_S)
+        rounds = self._server.app.rounds
+        rounds.expect("live", LOOK_EVERY_S + LATE_S)
+        try:
+            while self._watched:
+                try:
+                    await self._look_once()
+                except Exception as error:  # noqa: BLE001  open pages would wait for ever
+                    _log.warning("could not read the watched jobs", error=type(error).__name__)
+                rounds.ended("live")
+                await asyncio.sleep(LOOK_EVERY_S)
+        finally:
+            rounds.forget("live")
+
+    async def _look_once(self) -> None:
+        jobs = dict(self._watched)
+        versions = await self._aside(self._server.dashboard_queries.pulses, list(jobs))
+        for job_id, job in jobs.items():
+            if job_id in versions and (versions[job_id] is None or versions[job_id] != job.version):
+                await self._refresh(job_id, job, versions[job_id])
 
     async def _refresh(self, job_id: str, job: _Watched, version: Any) -> None:
         try:
-            found = await self._aside(self._shown, job_id) if version is not None else None
-        except Exception:  # noqa: BLE001  logged; a page that cannot be shown must not end the others
-            _log.exception("a watched job could not be shown", job=job_id)
+            shown = await self._aside(self._shown, job_id) if version is not None else None
+        except Exception:  # noqa: BLE001  logged, because a page that fails must not end the others
+            _log.exception("could not render a watched job", job=job_id)
             return
-        if found is None:
+        if shown is None:
             job.gone = True
         else:
-            job.sections, job.sessions, job.began = found
+            job.sections, job.sessions, job.began = shown
             job.points, job.version = {}, version
         job.turn += 1
         job.changed.set()
         job.changed = asyncio.Event()
 
     def _shown(self, job_id: str) -> tuple[dict[str, str], list[dict[str, Any]], float] | None:
-        found = look(self._server, self.machines, job_id)
-        return None if found is None else (found.sections(), found.values["sessions"], found.row["created_at"])
+        view = look(self._server, self.machines, job_id)
+        return None if view is None else (view.sections(), view.values["sessions"], view.row["created_at"])
 
     async def _points(self, job_id: str, job: _Watched, cursor: Cursor) -> dict[str, Any]:
-        """New points in the words of the page; the same question is answered once for everybody who asks it."""
+        """New points as JSON. The result is cached for viewers with the same cursor."""
         if cursor not in job.points:
             job.points[cursor] = await self._aside(self._read_points, job_id, job, cursor)
         return job.points[cursor]
 
     def _read_points(self, job_id: str, job: _Watched, cursor: Cursor) -> dict[str, Any]:
-        found = curve.since(self._server, job_id, job.sessions, cursor)
-        if found is None:
-            last = job.sessions[-1]
-            return {"series": None, "cursor": curve.cursor_text((last["fence"], last["last_step"]))}
-        known = curve.newest(found, cursor)
-        series = {name: curve.columns(rows, job.began) for name, rows in found.items()}
+        known = curve.position(self._server, job_id, cursor)
+        values = curve.since(self._server, job_id, job.sessions, cursor)
+        if values is None:
+            return {"series": None, "cursor": curve.cursor_text(known)}
+        series = {name: curve.columns(rows, job.began) for name, rows in values.items()}
         body = {"cursor": curve.cursor_text(known), "sessions": curve.describe(job.sessions), "series": series}
         return body | {"text": json.dumps(body, separators=(",", ":"))}
 
@@ -157,7 +171,7 @@ async def live(
     at: Annotated[str, Query(alias="from", max_length=40)] = "",
     last: Annotated[str | None, Header(alias="Last-Event-ID", max_length=40)] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """The job as it changes, from the point after `Last-Event-ID` or `from`."""
+    """Stream the job's changes after `Last-Event-ID` or `from`."""
     loop = asyncio.get_running_loop()
     known_until = loop.time() + KNOWN_EVERY_S
     async for event in request.app.state.live.follow(job_id, curve.cursor_of(last or at)):

@@ -1,4 +1,4 @@
-"""Into the dashboard and out of it: one-time links, the cookie, and the page for those without one."""
+"""Login and logout of the dashboard: one-time links, the cookie, and the login page."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from orchestrator.entrypoints.dashboard.render import page
 from orchestrator.entrypoints.http.auth import cookie_name, cookie_token
 from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, ServerDep
 from orchestrator.entrypoints.http.logins import SESSION_DAYS
+from orchestrator.entrypoints.http.routes import PREFIX
 
 router = APIRouter(include_in_schema=False)
-api = APIRouter(tags=["people"], responses=PROBLEMS)
+api = APIRouter(prefix=PREFIX, tags=["people"], responses=PROBLEMS)
 
 
 class LoginLink(BaseModel):
-    """A link that opens the dashboard once, within an hour."""
+    """A link that logs in once, within an hour."""
 
     url: str
 
 
 def browser(agent: str) -> str:
-    """What a browser calls itself, as the name of its token: "browser, Firefox on Linux"."""
+    """A token name from the User-Agent header, for example "browser, Firefox on Linux"."""
     kinds = (("Edg", "Edge"), ("OPR", "Opera"), ("Firefox", "Firefox"), ("Chrome", "Chrome"), ("Safari", "Safari"))
     systems = ("Android", "iPhone", "iPad", "Windows", "Mac OS X", "CrOS", "Linux")
     kind = next((name for mark, name in kinds if f"{mark}/" in agent), "")
@@ -31,11 +32,9 @@ def browser(agent: str) -> str:
     return f"browser, {known}" if known else "browser"
 
 
-@api.post(
-    "/login-links", status_code=201, operation_id="add_login_link", summary="Make a one-time link to the dashboard"
-)
+@api.post("/login-links", status_code=201, operation_id="add_login_link", summary="Create a login link")
 def add_login_link(server: ServerDep, me: CurrentUser) -> LoginLink:
-    """The link logs one browser in as you; it works once, and for an hour."""
+    """The link logs one browser in to the dashboard as you. It works once, within an hour."""
     return LoginLink(
         url=(server.app.settings.public_url or server.ctx.server_url()).rstrip("/") + server.logins.link(me)
     )
@@ -43,9 +42,9 @@ def add_login_link(server: ServerDep, me: CurrentUser) -> LoginLink:
 
 @router.get("/login/{code}")
 def login(request: Request, server: ServerDep, code: str) -> Response:
-    """Trade the code for a cookie.
+    """Exchange the code for a cookie.
 
-    Not a redirect: a browser that follows a link from another site sends no strict cookie along its redirects.
+    This is not a redirect: a browser that follows a link from another site sends no strict cookie with redirects.
     """
     secret = server.logins.use(code, browser(request.headers.get("user-agent", "")))
     if secret is None:
@@ -64,13 +63,13 @@ def login(request: Request, server: ServerDep, code: str) -> Response:
 
 @router.post("/logout")
 def logout(request: Request, server: ServerDep) -> Response:
-    """Make the cookie useless here, and take it away there."""
+    """Revoke the token and delete the cookie."""
     secret = cookie_token(request)
     if secret:
         with server.ctx.uow() as tx:
-            token = tx.token(server.ctx.tokens.hash(secret))
+            token = tx.tokens.get_by_hash(server.ctx.tokens.hash(secret))
             if token is not None:
-                tx.delete_token(token.id)
+                tx.tokens.delete(token.id)
         server.auth.forget()
     answer = RedirectResponse("/", 303)
     answer.delete_cookie(cookie_name(request), httponly=True, samesite="strict")

@@ -1,9 +1,9 @@
-"""One session: its output with search and level, the course of its machine, and why it ended."""
+"""The page of a session: its output with search and level, hardware readings, and why it ended."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ router = APIRouter(include_in_schema=False)
 
 SHOWN_BYTES = 1 << 18
 MAX_LINE = 4_000
-"""Characters of a line that are shown; the raw output has them all."""
+"""Maximum characters shown per line. The raw output is complete."""
 
 Level = Literal["all", "warning", "error"]
 _ERROR = re.compile(r"(error|exception)\b|\b(traceback|fatal|killed|critical)\b|^\s+File \"", re.IGNORECASE)
@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of output; `number` counts from 1 within what is shown, `at` is its first byte in the whole output."""
+    """One line of output. `number` counts from 1 on this page, `at` is the byte offset in the output."""
 
     at: int
     text: str
@@ -49,18 +49,25 @@ def tail(server: Server, session: Row, most: int) -> str:
 
 
 def _tail_offset(server: Server, session: Row, most: int) -> int:
-    """Where the last `most` bytes begin: doubled and halved until the end is found, since drivers only read forward."""
+    return tail_offset(lambda at, limit: session_output(server, session, at, limit)[0], most)
+
+
+def tail_offset(read: Callable[[int, int], str], most: int) -> int:
+    """The offset of the last `most` bytes. Drivers only read forward, so the end is found by doubling and bisection.
+
+    `read(at, limit)` returns the output from byte `at`.
+    """
     low, high = 0, most
-    while session_output(server, session, high, 8)[0]:
+    while read(high, 8):
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if session_output(server, session, middle, 8)[0] else (low, middle)
+        low, high = (middle, high) if read(middle, 8) else (low, middle)
     return max(0, high - most)
 
 
 def lines(text: str, offset: int, *, search: str = "", level: Level = "all") -> list[Line]:
-    """The lines of a piece of output that match, each with the byte at which it begins."""
+    """The matching lines of a piece of output, each with its byte offset."""
     found: list[Line] = []
     at = offset
     for raw in text.split("\n"):
@@ -78,11 +85,11 @@ def lines(text: str, offset: int, *, search: str = "", level: Level = "all") -> 
 
 
 def _session(server: Server, job_id: str, session_id: str) -> tuple[int, Row, list[Row]]:
-    sessions = server.views.sessions(job_id=job_id)
+    sessions = server.queries.sessions(job_id=job_id)
     for number, session in enumerate(sessions, 1):
         if session["id"] == session_id:
             return number, session, sessions
-    raise NotFoundError(f"job {job_id} has no session {session_id}")
+    raise NotFoundError(f"Job {job_id} has no session {session_id}.")
 
 
 Offset = Annotated[int, Query(ge=0, le=2**40)]
@@ -100,9 +107,9 @@ def session_page(
     level: Level = "all",
     at: Annotated[int | None, Query(ge=0, le=2**40)] = None,
 ) -> Response:
-    """The session's page; without `at` it begins so that the end of the output is seen."""
+    """The session's page. Without `at` it shows the end of the output."""
     number, session, sessions = _session(server, job_id, session_id)
-    owner = server.views.job(job_id, server.ctx.clock.now())
+    owner = server.queries.job(job_id, server.ctx.clock.now())
     start = at if at is not None else _start(server, session)
     shown, following, problem = _output(server, session, start)
     return page(
@@ -113,7 +120,7 @@ def session_page(
         session=session,
         number=number,
         sessions=sessions,
-        readings=(number, server.views.readings(session_id, 1_000)),
+        readings=(number, server.queries.readings(session_id, 1_000)),
         lines=lines(shown, start, search=search, level=level),
         start=start,
         following=following,
@@ -141,7 +148,7 @@ def _output(server: Server, session: Row, start: int) -> tuple[str, int, str]:
 def more(
     server: ServerDep, job_id: ViewedJob, session_id: str, at: Offset, search: Search = "", level: Level = "all"
 ) -> Response:
-    """What the session has written since byte `at`, as lines to add, and the place from which to ask next."""
+    """New lines since byte `at`, and the offset of the next request."""
     _, session, _ = _session(server, job_id, session_id)
     shown, following, _ = _output(server, session, at)
     whole, broken, rest = shown.rpartition("\n")

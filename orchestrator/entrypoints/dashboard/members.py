@@ -1,4 +1,4 @@
-"""Members and tokens: an admin's everybody, a member's own."""
+"""The page of members and tokens. Admins see all of them, members only their own tokens."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import ValidationError
 
+from orchestrator.domain.accounts import Actor, Role
 from orchestrator.domain.errors import InvalidError
-from orchestrator.domain.model import Role
 from orchestrator.entrypoints.api.requests import MemberCreate, Name, TokenCreate
 from orchestrator.entrypoints.dashboard.render import Viewer, page
 from orchestrator.entrypoints.http.auth import bearer_token, cookie_token
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep, revoke
-from orchestrator.services import accounts, member_removal
-from orchestrator.services.jobs import Actor
+from orchestrator.services import access, members
+from worker.shared.plain_errors import in_words
 
 router = APIRouter(include_in_schema=False)
 
 
 @router.get("/people")
 def people(request: Request, server: ServerDep, me: Viewer) -> Response:
-    """Who is here, and which tokens there are."""
+    """The page of members and tokens."""
     return _page(request, server, me)
 
 
 def _page(request: Request, server: Server, me: Actor, **more: Any) -> Response:
-    tokens = accounts.list_tokens(server.ctx, me)
-    members = accounts.list_members(server.ctx)
-    shown = members if me.role is Role.ADMIN else [m for m in members if m.id == me.member_id]
+    tokens = members.list_tokens(server.ctx, me)
+    everybody = members.list_members(server.ctx)
+    shown = everybody if me.role is Role.ADMIN else [m for m in everybody if m.id == me.member_id]
     secret = bearer_token(request) or cookie_token(request)
     with server.ctx.uow() as tx:
-        mine = tx.token(server.ctx.tokens.hash(secret)) if secret else None
+        mine = tx.tokens.get_by_hash(server.ctx.tokens.hash(secret)) if secret else None
     values = {"current": mine.id if mine else "", "secret": None, "link": None, "who": "", "roles": list(Role)} | more
     return page(request, "people.html", me, tokens=tokens[::-1], members=shown, **values)
 
 
 @router.get("/tokens")
 def tokens() -> Response:
-    """The address that stays in a browser after a token was made."""
+    """The same page, for a browser that reloads the form's address."""
     return RedirectResponse("/people", 303)
 
 
@@ -47,18 +47,18 @@ def tokens() -> Response:
 def add_member(
     server: ServerDep, me: Viewer, name: Annotated[Name, Form()], role: Annotated[Role, Form()] = Role.MEMBER
 ) -> Response:
-    """Let a person in."""
+    """Add a member."""
     asked = MemberCreate(name=name, role=role)
-    accounts.add_member(server.ctx, me, asked.name, asked.role)
+    members.add_member(server.ctx, me, asked.name, asked.role)
     return RedirectResponse("/people", 303)
 
 
 @router.post("/people/{member_id}/link")
 def add_link(request: Request, server: ServerDep, me: Viewer, member_id: str) -> Response:
-    """A one-time link that logs this person in."""
-    accounts.require_admin(me)
+    """Create a login link for this member."""
+    access.require_admin(me)
     with server.ctx.uow() as tx:
-        member = accounts.find_member(tx, member_id)
+        member = access.find_member(tx, member_id)
     link = server.logins.link(Actor(member_id=member.id, name=member.name, role=member.role))
     url = (server.app.settings.public_url or server.ctx.server_url()).rstrip("/")
     return _page(request, server, me, link=url + link, who=member.name)
@@ -66,8 +66,8 @@ def add_link(request: Request, server: ServerDep, me: Viewer, member_id: str) ->
 
 @router.post("/people/{member_id}/remove")
 def remove_member(server: ServerDep, me: Viewer, member_id: str) -> Response:
-    """Let a person in no more."""
-    member_removal.remove_member(server.ctx, me, member_id)
+    """Remove a member."""
+    members.remove_member(server.ctx, me, member_id)
     server.auth.forget()
     return RedirectResponse("/people", 303)
 
@@ -81,13 +81,13 @@ def add_token(
     member: Annotated[str, Form(max_length=100)] = "",
     days: Annotated[str, Form(max_length=12)] = "",
 ) -> Response:
-    """Make a token; its secret is on the page that comes back, and nowhere else."""
+    """Create a token. Its secret is shown only on this page."""
     try:
         asked = TokenCreate.model_validate({"member": member or me.member_id, "name": name, "days": days or None})
     except ValidationError as error:
-        faults = [(str(f["loc"][0]), f["msg"]) for f in error.errors()]
+        faults = [(str(f["loc"][0]), in_words(f)) for f in error.errors()]
         raise InvalidError("; ".join(f"{where}: {what}" for where, what in faults), faults) from error
-    token, secret = accounts.add_token(
+    token, secret = members.add_token(
         server.ctx, me, member=asked.member or me.member_id, name=asked.name, days=asked.days
     )
     return _page(request, server, me, secret=secret, who=token.name)
@@ -95,6 +95,6 @@ def add_token(
 
 @router.post("/tokens/{token_id}/revoke")
 def remove_token(server: ServerDep, me: Viewer, token_id: str) -> Response:
-    """Make a token useless."""
+    """Revoke a token."""
     revoke(server, me, token_id)
     return RedirectResponse("/people", 303)

@@ -1,4 +1,4 @@
-"""The page of notifications: channels, the log of each, and a test."""
+"""The notifications page: channels with their logs and a test."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
+from orchestrator.domain.accounts import Actor
 from orchestrator.domain.errors import InvalidError
+from orchestrator.domain.notifications import Topic
 from orchestrator.entrypoints.dashboard.render import Viewer, page
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep
-from orchestrator.ports.notifications import Topic
 from orchestrator.services import notifications
-from orchestrator.services.jobs import Actor
 
 router = APIRouter(include_in_schema=False)
 DELIVERIES_SHOWN = 20
@@ -22,13 +22,14 @@ DELIVERIES_SHOWN = 20
 def listing(
     request: Request, server: ServerDep, me: Viewer, job: Annotated[str, Query(max_length=64)] = ""
 ) -> Response:
-    """Where the viewer is told of what."""
+    """The viewer's channels."""
     return _page(request, server, me, job=job)
 
 
 def _page(request: Request, server: Server, me: Actor, *, status: int = 200, **more: Any) -> Response:
-    book = server.app.book
-    shown = [(c, book.deliveries(c.id, DELIVERIES_SHOWN)) for c in notifications.channels(server.app.office, me)]
+    context = server.app.notifications
+    channels = notifications.channels(context, me)
+    shown = [(c, notifications.deliveries(context, me, c.id, DELIVERIES_SHOWN)) for c in channels]
     values = {"job": "", "secret": None, "problem": "", "url": "", "chosen": list(Topic)} | more
     return page(request, "notifications.html", me, status=status, channels=shown, topics=list(Topic), **values)
 
@@ -42,12 +43,12 @@ def add(
     topics: Annotated[list[Topic] | None, Form()] = None,
     job: Annotated[str, Form(max_length=64)] = "",
 ) -> Response:
-    """A new channel; the secret of a webhook is on the page that comes back, and nowhere else."""
+    """Add a channel. A webhook's secret is shown only on this page."""
     chosen = topics or []
     try:
         if not chosen:
-            raise InvalidError("choose at least one thing to be told of")
-        _, secret = notifications.add_channel(server.app.office, me, url=url, topics=chosen, job_id=job or None)
+            raise InvalidError("No topic is selected. Choose at least one.")
+        _, secret = notifications.add_channel(server.app.notifications, me, url=url, topics=chosen, job_id=job or None)
     except InvalidError as error:
         return _page(request, server, me, status=422, problem=str(error), job=job, url=url, chosen=chosen)
     return _page(request, server, me, secret=secret)
@@ -55,13 +56,13 @@ def add(
 
 @router.post("/notifications/{channel_id}/test")
 def send_test(server: ServerDep, me: Viewer, channel_id: str) -> Response:
-    """Send a message now; the log says how that went."""
-    notifications.send_test(server.app.office, me, channel_id)
+    """Send a test message. The result is in the channel's log."""
+    notifications.send_test(server.app.notifications, me, channel_id)
     return RedirectResponse("/notifications", 303)
 
 
 @router.post("/notifications/{channel_id}/remove")
 def remove(server: ServerDep, me: Viewer, channel_id: str) -> Response:
-    """Be told no more."""
-    notifications.remove_channel(server.app.office, me, channel_id)
+    """Remove a channel."""
+    notifications.remove_channel(server.app.notifications, me, channel_id)
     return RedirectResponse("/notifications", 303)

@@ -1,4 +1,4 @@
-"""Templates to answers: escaping always on, words for times and sizes, compression, and who is looking."""
+"""Render templates to responses: escaping, time and size formats, compression, and the current viewer."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.exceptions import HTTPException
 
+from orchestrator.domain.accounts import Actor
 from orchestrator.entrypoints.cli.output import clean, seconds, size
 from orchestrator.entrypoints.dashboard.assets import SMALLEST_TO_COMPRESS, accepts_gzip, address
 from orchestrator.entrypoints.http.auth import bearer_token, cookie_token
-from orchestrator.services.jobs import Actor
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 
 
 class LoginNeeded(HTTPException):
-    """Nobody we know is looking."""
+    """The request has no valid login."""
 
     def __init__(self) -> None:
-        super().__init__(401, "log in first")
+        super().__init__(401, "You are not logged in. Log in first.")
 
 
 @cache
@@ -54,7 +54,7 @@ def _environment() -> Environment:
 
 
 def ago(at: float | None, now: float) -> Markup:
-    """An age that the page itself keeps counting."""
+    """An age that the page keeps updating."""
     if at is None:
         return Markup("–")
     words = seconds(now - at)
@@ -62,7 +62,7 @@ def ago(at: float | None, now: float) -> Markup:
 
 
 def left(until: float | None, now: float) -> Markup:
-    """A remaining time that the page itself keeps counting down."""
+    """A remaining time that the page keeps counting down."""
     if until is None:
         return Markup("–")
     words = seconds(max(0.0, until - now))
@@ -70,12 +70,12 @@ def left(until: float | None, now: float) -> Markup:
 
 
 def moment(at: float | None) -> str:
-    """A time in UTC, as it says."""
+    """A time in UTC, or a dash."""
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC" if at is not None else "–"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure with as many digits as a person reads: 0.7912, 4.1 k, 2e-05."""
+    """A number with few digits: 0.7912, 4.1 k, 2e-05."""
     if value is None or not math.isfinite(value):
         return "–"
     if abs(value) >= 1e6:
@@ -86,18 +86,18 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def many(count: int, word: str) -> str:
-    """So many of something: 1 row, 2 rows."""
+    """A count with its noun: 1 row, 2 rows."""
     return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 @cache
 def icon(name: str) -> Markup:
-    """A drawing from the sheet, for the eye only."""
+    """An icon, hidden from screen readers."""
     return Markup('<svg class="icon" aria-hidden="true"><use href="{}#{}"/></svg>').format(address("icons.svg"), name)
 
 
 async def viewer(request: Request) -> Actor:
-    """Who looks at a page."""
+    """The viewer of a page."""
     token = bearer_token(request) or cookie_token(request)
     found = await request.app.state.server.auth.actor(token) if token else None
     if found is None:
@@ -109,7 +109,7 @@ Viewer = Annotated[Actor, Depends(viewer)]
 
 
 def fragment(template: str, **values: Any) -> str:
-    """A piece of a page."""
+    """Render a page fragment."""
     return _environment().get_template(template).render(**values)
 
 
@@ -122,21 +122,21 @@ def page(
     headers: dict[str, str] | None = None,
     **values: Any,
 ) -> Response:
-    """A whole page for somebody."""
+    """A full page as a response."""
     now = request.app.state.server.ctx.clock.now()
     text = fragment(template, me=me, now=now, here=request.url.path, **values)
     return compressed(request, text.encode(), "text/html; charset=utf-8", status=status, headers=headers)
 
 
 def piece(template: str, *, status: int = 200, headers: dict[str, str] | None = None, **values: Any) -> Response:
-    """A piece of a page as an answer."""
+    """A page fragment as a response."""
     return HTMLResponse(fragment(template, **values), status, headers={"Cache-Control": "no-store", **(headers or {})})
 
 
 def compressed(
     request: Request, data: bytes, media_type: str, *, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
-    """An answer that belongs to one person and is sent small."""
+    """A private, compressed response."""
     mine = {"Cache-Control": "private, no-store", "Vary": "Accept-Encoding, Cookie"} | (headers or {})
     if len(data) >= SMALLEST_TO_COMPRESS and accepts_gzip(request):
         mine["Content-Encoding"] = "gzip"
@@ -145,5 +145,5 @@ def compressed(
 
 
 def by_script(request: Request) -> bool:
-    """Whether htmx asks, and so wants a piece instead of a page."""
+    """Whether htmx sent the request and expects a fragment."""
     return request.headers.get("hx-request") == "true"

@@ -1,16 +1,19 @@
-"""All pages together, and what their errors look like to people."""
+"""All routers of the dashboard, and its error pages."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from fastapi.responses import Response
 
+from orchestrator.domain.accounts import Actor
 from orchestrator.entrypoints.dashboard import (
     assets,
+    audits,
+    comparisons,
     curve,
     demo,
     fleet,
@@ -20,24 +23,38 @@ from orchestrator.entrypoints.dashboard import (
     login,
     logs,
     members,
+    models,
     notifications,
+    rating,
     submit,
 )
 from orchestrator.entrypoints.dashboard.render import by_script, page, piece, viewer
 from orchestrator.entrypoints.http import problems
-from orchestrator.services.jobs import Actor
 
-PAGES = (assets, login, jobs, curve, live, logs, fleet, hub, submit, demo, members, notifications)
+PAGES = (
+    assets,
+    login,
+    jobs,
+    curve,
+    live,
+    logs,
+    fleet,
+    hub,
+    submit,
+    audits,
+    comparisons,
+    rating,
+    models,
+    demo,
+    members,
+    notifications,
+)
 
 
 def install(api: FastAPI) -> None:
-    """Add the pages; outside `/api`, errors become pages for whoever asked with a browser."""
-    below = APIRouter(prefix="/api/v1")
-    for part in (login.api, demo.api, submit.api):
-        below.include_router(part)
-    api.include_router(below)
-    for module in PAGES:
-        api.include_router(module.router)
+    """Add the dashboard. Outside `/api`, errors become pages for browsers."""
+    for router in (login.api, demo.api, submit.api, *(module.router for module in PAGES)):
+        api.router.routes.extend(router.routes)
     api.state.live = live.Hub(api.state.server)
     api.state.demo = demo.Demo(api.state.server)
     for kind, as_document in list(api.exception_handlers.items()):
@@ -46,7 +63,7 @@ def install(api: FastAPI) -> None:
 
 
 async def refused(request: Request, status: int, detail: str) -> Response:
-    """What the gate does not let in, in words for whoever asked."""
+    """The response to a request that the middleware refuses."""
     document = problems.problem(status, detail)
     return await _as_page(request, document) if _wants_page(request) else document
 
@@ -57,7 +74,9 @@ def _as_page_or(as_document: Any) -> Any:
         if not _wants_page(request):
             return document
         form = isinstance(error, RequestValidationError)
-        return await _as_page(request, document, "something in this form is not right" if form else "")
+        return await _as_page(
+            request, document, "The form has invalid values. Correct them and try again." if form else ""
+        )
 
     return handle
 
@@ -67,7 +86,7 @@ def _wants_page(request: Request) -> bool:
 
 
 async def _as_page(request: Request, document: Response, detail: str = "") -> Response:
-    """The problem document in words; its headers, but for those that tell of its body, stay."""
+    """A problem document as a page. Headers are kept, except those that describe the body."""
     found = json.loads(bytes(document.body))
     headers = {k: v for k, v in document.headers.items() if not k.startswith("content-")}
     status, detail = document.status_code, detail or found["detail"]
@@ -83,8 +102,8 @@ async def _as_page(request: Request, document: Response, detail: str = "") -> Re
 
 
 async def _known(request: Request) -> Actor | None:
-    """Who is looking, if that can be told: a page of errors is shown whatever else is broken."""
+    """The viewer, or None. An error page must render even when the database fails."""
     try:
         return await viewer(request)
-    except Exception:  # noqa: BLE001  without a login, or the very trouble that this page tells of
+    except Exception:  # noqa: BLE001  no login, or the error that this page reports
         return None

@@ -1,4 +1,4 @@
-"""A new job: the data is looked into, the plan follows every change, and the form does what the job file does."""
+"""The page for a new job: data preview, plan, and the form."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from orchestrator.adapters.token_preview import TokenLooks
-from orchestrator.domain.errors import InvalidError, NotFoundError, TrainhopError
-from orchestrator.domain.model import Checkpoint, Job
+from orchestrator.domain.accounts import Actor
+from orchestrator.domain.errors import FindingsError, InvalidError, NotFoundError, TrainhopError
+from orchestrator.domain.jobs import Checkpoint, Job
+from orchestrator.domain.storage import Dataset
 from orchestrator.entrypoints.dashboard import job_form
 from orchestrator.entrypoints.dashboard.jobs import submittable
 from orchestrator.entrypoints.dashboard.render import Viewer, page, piece
 from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, Server, ServerDep, Sha256
+from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute
 from orchestrator.entrypoints.http.uploads import spooled
-from orchestrator.ports.providers import StoreError
-from orchestrator.ports.repository import Dataset
-from orchestrator.services import clones, datasets, hub_tokens, jobs, plans
-from orchestrator.services.dataset_preview import Preview, preview, with_tokens
-from orchestrator.services.errors import from_store
-from orchestrator.services.jobs import Actor
-from worker.shared.messages import FileFormat, RowFormat
+from orchestrator.services import audits, clones, data_checking, datasets, hub_tokens, jobs, plans
+from orchestrator.services.context import Context
+from orchestrator.services.data_reading import preview
+from orchestrator.services.dataset_preview import Preview, with_tokens
+from worker.shared.job_spec import FileFormat, RowFormat
 
 router = APIRouter(include_in_schema=False)
-api = APIRouter(tags=["datasets"], responses=PROBLEMS)
+api = APIRouter(prefix=PREFIX, tags=["datasets"], route_class=ApiRoute, responses=PROBLEMS)
 
 DATASETS_OFFERED = 12
 DEFAULT_LENGTH = 1024
@@ -39,7 +39,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Measure:
-    """What lengths are measured with, and what is trained on."""
+    """The settings that a preview depends on."""
 
     base_model: Annotated[str, Query(max_length=300)] = ""
     sequence_len: Annotated[int, Query(ge=8, le=1_048_576)] = DEFAULT_LENGTH
@@ -47,17 +47,6 @@ class Measure:
 
 
 How = Annotated[Measure, Depends(Measure)]
-
-
-def looks(request: Request) -> TokenLooks:
-    """What looks at rows by token; made when first asked for."""
-    state = request.app.state
-    if not hasattr(state, "token_looks"):
-        server: Server = state.server
-        settings = server.app.settings
-        hub = {"endpoint": settings.hub_endpoint, "cache": settings.hub_cache}
-        state.token_looks = TokenLooks(server.ctx.catalog, offline=settings.offline, **hub)
-    return state.token_looks
 
 
 @router.get("/submit")
@@ -70,11 +59,11 @@ def form(
     begin: Annotated[str, Query(alias="from", pattern=r"^([0-9a-f]{64})?$")] = "",
     data: Annotated[str, Query(pattern=r"^([0-9a-f]{64})?$")] = "",
 ) -> Response:
-    """The form: empty, from a preset, or with another job's file; `from` names its checkpoint to begin with."""
+    """The form: empty, from a preset, or cloned from a job. `from` is the checkpoint to start from."""
     if clone:
-        row = server.views.job(clone, server.ctx.clock.now())
+        row = server.queries.job(clone, server.ctx.clock.now())
         if row is None or not me.may_see(row["member_id"]):
-            raise NotFoundError(f"there is no job {clone}")
+            raise NotFoundError(f"There is no job {clone}.")
         values = job_form.to_form(submittable(row["spec"])) | {"from": begin}
     else:
         chosen = preset if preset in job_form.PRESETS else "try"
@@ -85,11 +74,11 @@ def form(
 def _form(
     request: Request, server: Server, me: Actor, values: Row, *, status: int = 200, error: InvalidError | None = None
 ) -> Response:
-    known = server.views.datasets(member_id=me.member_id, limit=DATASETS_OFFERED, before=None).items
+    known = server.queries.datasets(member_id=me.member_id, limit=DATASETS_OFFERED, before=None).items
     chosen = values.get("data")
     begin = _beginning(server, me, values)
     if chosen and chosen not in {d["sha256"] for d in known}:
-        known = [*_maybe(server, chosen), *known]
+        known = [*_maybe(server, me, chosen), *known]
     return page(
         request,
         "submit.html",
@@ -101,49 +90,86 @@ def _form(
         begin=begin,
         fixed=job_form.FIXED if begin else frozenset(),
         datasets=known,
+        words=audits.words_of(server.ctx, {d["sha256"] for d in known}),
         problem=str(error) if error else "",
         faults=list(error.problems) if error else [],
+        has_findings=isinstance(error, FindingsError),
         wrong={where.strip("/").partition("/")[0] for where, _ in error.problems} if error else set[str](),
     )
 
 
 def _beginning(server: Server, me: Actor, values: Row) -> Checkpoint | None:
-    """The checkpoint that the form's clone is to begin with."""
+    """The checkpoint that the clone starts from."""
     if not (values.get("clone") and values.get("from")):
         return None
     with server.ctx.uow() as tx:
         return clones.kept(tx, jobs.owned(tx, me, values["clone"]), values["from"])
 
 
+def _plan(server: Server, me: Actor, values: Row) -> plans.Plan:
+    spec, begin = job_form.from_form(values), _beginning(server, me, values)
+    if not values.get("clone"):
+        return plans.plan(server.ctx, me, spec)
+    with server.ctx.uow() as tx:
+        original = jobs.owned(tx, me, values["clone"])
+    return plans.plan(
+        server.ctx,
+        me,
+        spec,
+        first_step=begin.step if begin else 0,
+        given=clones.datasets_of(original),
+        versions=clones.versions_of(original, from_checkpoint=begin is not None),
+    )
+
+
 def _queue(server: Server, me: Actor, values: Row) -> Job:
     spec, key = job_form.from_form(values), values.get("key") or None
     if origin := values.get("clone"):
         return clones.submit_clone(server.ctx, me, spec, origin, checkpoint=values.get("from") or None, key=key)
-    return jobs.submit(server.ctx, me, spec, key=key)
+    return jobs.submit(server.ctx, me, spec, key=key, write=server.write_batcher.write_from_thread).job
 
 
-def _maybe(server: Server, sha256: str) -> list[Row]:
+def _maybe(server: Server, me: Actor, sha256: str) -> list[Row]:
     try:
-        return [vars(datasets.dataset_by_id(server.ctx, sha256))]
+        return [vars(datasets.dataset_by_id(server.ctx, me, sha256))]
     except NotFoundError:
         return []
 
 
 @router.post("/submit")
 async def submit(request: Request, server: ServerDep, me: Viewer) -> Response:
-    """Queue the job; without a script the data file comes along."""
-    async with request.form(max_files=1, max_part_size=1 << 20) as sent:
-        values: Row = {k: v for k, v in sent.items() if isinstance(v, str)}
-        file = sent.get("file")
-        try:
-            if isinstance(file, UploadFile) and file.filename:
-                stored = await run_in_threadpool(_store_upload, server, me, file)
-                values["data"] = stored.sha256
-            job = await run_in_threadpool(_queue, server, me, values)
-        except InvalidError as error:
-            shown = {f.key: "" for f in job_form.FIELDS} | {"data": "", "prompts": "", "more": ""} | values
-            return await run_in_threadpool(_form, request, server, me, shown, status=422, error=error)
+    """Queue the job. Without JavaScript the form includes the data file."""
+    values: Row = {}
+    try:
+        await _sent(request, server, me, values)
+        job = await run_in_threadpool(_queue, server, me, values)
+    except InvalidError as error:
+        return await run_in_threadpool(_form, request, server, me, _EMPTY | values, status=422, error=error)
     return RedirectResponse(f"/jobs/{job.id}", 303)
+
+
+@router.post("/submit/clean")
+async def use_clean_copy(request: Request, server: ServerDep, me: Viewer) -> Response:
+    """Make a clean copy of the form's data, and show the form with it."""
+    values: Row = {}
+    try:
+        await _sent(request, server, me, values)
+        made = await run_in_threadpool(data_checking.clean_copy, server.ctx, me, values.get("data", ""))
+    except InvalidError as error:
+        return await run_in_threadpool(_form, request, server, me, _EMPTY | values, status=422, error=error)
+    return await run_in_threadpool(_form, request, server, me, _EMPTY | values | {"data": made.sha256})
+
+
+_EMPTY: Row = {f.key: "" for f in job_form.FIELDS} | {"data": "", "prompts": "", "more": ""}
+
+
+async def _sent(request: Request, server: Server, me: Actor, values: Row) -> None:
+    """Read the fields of the form into `values`. A data file in it is stored."""
+    async with request.form(max_files=1, max_part_size=1 << 20) as sent:
+        values |= {k: v for k, v in sent.items() if isinstance(v, str)}
+        file = sent.get("file")
+        if isinstance(file, UploadFile) and file.filename:
+            values["data"] = (await run_in_threadpool(_store_upload, server, me, file)).sha256
 
 
 def _store_upload(server: Server, me: Actor, file: UploadFile) -> Dataset:
@@ -156,79 +182,81 @@ def _store_upload(server: Server, me: Actor, file: UploadFile) -> Dataset:
 
 @router.post("/submit/plan")
 async def plan(request: Request, server: ServerDep, me: Viewer) -> Response:
-    """What would run where, for the form as it is."""
+    """The plan for the current form."""
     async with request.form(max_files=0) as sent:
         values = {k: v for k, v in sent.items() if isinstance(v, str)}
     try:
-        spec = job_form.from_form(values)
-        begin = await run_in_threadpool(_beginning, server, me, values)
-        found = await run_in_threadpool(plans.plan, server.ctx, me, spec, first_step=begin.step if begin else 0)
+        planned = await run_in_threadpool(_plan, server, me, values)
     except TrainhopError as error:
         faults = list(error.problems) if isinstance(error, InvalidError) else []
         return piece("plan.html", plan=None, problem=str(error), faults=faults, now=server.ctx.clock.now())
     machines = request.app.state.live.machines
     places = {p.name: p for p in await run_in_threadpool(machines.places)}
-    return piece("plan.html", plan=found, places=places, problem="", faults=[], now=server.ctx.clock.now())
+    return piece("plan.html", plan=planned, places=places, problem="", faults=[], now=server.ctx.clock.now())
 
 
 @router.post("/submit/data")
 async def bring(
     request: Request, server: ServerDep, me: Viewer, name: Annotated[str, Query(min_length=1, max_length=255)], how: How
 ) -> Response:
-    """Keep a data file if all of its rows are right, and show what is in it either way."""
+    """Store a data file if all rows are valid, and show its preview in any case."""
     container = datasets.file_format(name)
     async with spooled(request, server.app.settings.folder) as path:
         look = await run_in_threadpool(_preview, request, me, path, RowFormat.AUTO, container, how)
         stored = None
         if not look.faults:
             stored = await run_in_threadpool(datasets.add_dataset, server.ctx, me.member_id, path, name)
-    return piece("preview.html", preview=look, name=name, sha256=stored.sha256 if stored else "")
+            await run_in_threadpool(data_checking.begin, server.ctx, stored)
+    sha256 = stored.sha256 if stored else ""
+    return await run_in_threadpool(_shown, server, look, name, sha256)
 
 
 @router.get("/submit/data/{sha256}")
 def look_again(request: Request, server: ServerDep, me: Viewer, sha256: Sha256, how: How) -> Response:
-    """What is in a data file that was brought before."""
+    """The preview of an earlier upload."""
     dataset, look = _stored_preview(request, server, me, sha256, how)
-    return piece("preview.html", preview=look, name=dataset.name, sha256=sha256)
+    return _shown(server, look, dataset.name, sha256)
+
+
+def _shown(server: Server, look: Preview, name: str, sha256: str) -> Response:
+    audit = audits.words_of(server.ctx, [sha256])[sha256] if sha256 else ""
+    return piece("preview.html", preview=look, name=name, sha256=sha256, audit=audit)
 
 
 def _stored_preview(request: Request, server: Server, me: Actor, sha256: str, how: Measure) -> tuple[Dataset, Preview]:
-    dataset = datasets.dataset_by_id(server.ctx, sha256)
-    with tempfile.NamedTemporaryFile(dir=server.app.settings.folder, prefix=".look-") as copy:
-        try:
-            for chunk in server.ctx.stores.local().read(dataset.key):
-                copy.write(chunk)
-        except StoreError as error:
-            raise from_store(error) from error
-        copy.flush()
-        kinds = RowFormat(dataset.row_format), FileFormat(dataset.file_format)
-        found = _preview(request, me, Path(copy.name), *kinds, how)
-    return dataset, found
+    dataset = datasets.dataset_by_id(server.ctx, me, sha256)
+    with datasets.copied(server.ctx, dataset) as path:
+        shown = _preview(request, me, path, RowFormat(dataset.row_format), FileFormat(dataset.file_format), how)
+    return dataset, shown
 
 
 def _preview(
     request: Request, me: Actor, path: Path, row_format: RowFormat, container: FileFormat, how: Measure
 ) -> Preview:
-    asked = {"sequence_len": how.sequence_len, "train_on_inputs": how.train_on_inputs}
-    found = preview(path, row_format, container, **asked)
-    if not (found.rows and how.base_model):
-        return found
-    kind = RowFormat(found.type)
-    token = hub_tokens.token_of(request.app.state.server.ctx, me.member_id)
-    look = looks(request).of(how.base_model, path, kind, container, token=token, **asked)
-    return with_tokens(found, look, how.sequence_len)
+    options = {"sequence_len": how.sequence_len, "train_on_inputs": how.train_on_inputs}
+    result = preview(path, row_format, container, **options)
+    if not (result.rows and how.base_model):
+        return result
+    ctx: Context = request.app.state.server.ctx
+    if ctx.looks is None:
+        return result
+    kind, now = RowFormat(result.type), ctx.clock.now()
+    token = hub_tokens.token_of(ctx, me.member_id)
+    look = ctx.looks.of(how.base_model, path, kind, container, rendered_at=now, token=token, **options)
+    return with_tokens(result, look, how.sequence_len)
 
 
 _PLAIN = (
-    *("type", "rows", "tokens", "truncated", "repeated"),
-    *("untrained", "measured", "exact", "refusal", "away"),
+    *("type", "rows", "tokens", "truncated", "repeated", "untrained", "measured", "exact", "refusal", "away"),
+    *("unused", "findings"),
 )
 
 
 class DatasetLook(BaseModel):
-    """What is in a data file; lengths in tokens, counted by the model's tokenizer if `exact`, and then `by_token`.
+    """The preview of a data file. Lengths are in tokens, counted with the model's tokenizer if `exact`.
 
-    `refusal` is what a session with this model would fail with; `away` says why nothing is there by token.
+    `refusal` is the error of a session with this model. `away` is the reason why `by_token` is empty. `unused` are keys
+    of rows that training does not use. `findings` say what the model will do differently from what the rows teach.
     """
 
     type: str
@@ -241,24 +269,20 @@ class DatasetLook(BaseModel):
     exact: bool
     refusal: str
     away: str
+    unused: list[str] = []
+    findings: list[str] = []
     shown: list[list[dict[str, Any]]]
     by_token: list[dict[str, Any]]
     histogram: list[dict[str, Any]]
 
 
-@api.get("/datasets/{sha256}/preview", operation_id="preview_dataset", summary="A look into an uploaded file")
-def preview_dataset(
-    request: Request,
-    server: ServerDep,
-    me: CurrentUser,
-    sha256: Sha256,
-    how: How,
-) -> DatasetLook:
-    """The first rows as they will be read, which parts are trained on, and how long rows are."""
-    found = _stored_preview(request, server, me, sha256, how)[1]
+@api.get("/datasets/{sha256}/preview", operation_id="preview_dataset", summary="Preview an uploaded file")
+def preview_dataset(request: Request, server: ServerDep, me: CurrentUser, sha256: Sha256, how: How) -> DatasetLook:
+    """The first rows as they are read, the parts that are trained on, and a histogram of row lengths."""
+    shown = _stored_preview(request, server, me, sha256, how)[1]
     return DatasetLook(
-        **{k: getattr(found, k) for k in _PLAIN},
-        shown=[[vars(turn) for turn in row] for row in found.shown],
-        by_token=[asdict(row) for row in found.by_token],
-        histogram=[vars(bar) for bar in found.bars],
+        **{k: getattr(shown, k) for k in _PLAIN},
+        shown=[[vars(turn) for turn in row] for row in shown.shown],
+        by_token=[asdict(row) for row in shown.by_token],
+        histogram=[vars(bar) for bar in shown.bars],
     )

@@ -1,4 +1,4 @@
-"""Where a job's time went and who ran which steps, as bars in percent of the whole width."""
+"""A job's time by activity and its steps by session, as bars in percent of the width."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 PHASES = ("boot", "download", "load", "restore", "train", "eval", "save", "export", "wait")
 NARROWEST = 0.25
-"""Percent below which nobody would see a bar."""
+"""Minimum width of a bar in percent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """From `x`, `width` wide, both in percent; `kind` is its colour, `session` counts from 1 (0: nobody's)."""
+    """A bar at `x` with `width`, both in percent. `kind` is its colour. `session` counts from 1, 0 is the queue."""
 
     x: float
     width: float
@@ -23,7 +23,7 @@ class Bar:
 
 
 def by_step(sessions: Sequence[dict[str, Any]], total: int) -> list[Bar]:
-    """Which session's steps count: the last one that ran a step."""
+    """Bars by step. Each step belongs to the last session that ran it."""
     bars: list[Bar] = []
     begun = [(n, s) for n, s in enumerate(sessions, 1) if s["started_at"] is not None]
     for place, (number, session) in enumerate(begun):
@@ -36,7 +36,7 @@ def by_step(sessions: Sequence[dict[str, Any]], total: int) -> list[Bar]:
 
 
 def by_clock(sessions: Sequence[dict[str, Any]], began: float, until: float) -> list[Bar]:
-    """Queue, then each session's phases in the order in which they usually come."""
+    """Bars by time: the queue, then the phases of each session in their usual order."""
     bars: list[Bar] = []
     whole = max(until - began, 1.0)
     free_since = began
@@ -68,7 +68,7 @@ def _phases(session: dict[str, Any], start: float, end: float) -> Iterator[tuple
 
 
 def totals(sessions: Sequence[dict[str, Any]], began: float, until: float) -> list[tuple[str, float]]:
-    """Seconds in the queue and in each phase over all sessions, as the bars by clock show them."""
+    """Seconds in the queue and in each phase, summed over all sessions."""
     found: dict[str, float] = {"queue": 0.0}
     free_since = began
     for session in sessions:

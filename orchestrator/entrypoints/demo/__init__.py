@@ -1,0 +1,1 @@
+"""`trainhop demo`: a server, a small model, and workers that are killed during training."""

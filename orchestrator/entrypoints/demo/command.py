@@ -1,7 +1,8 @@
-"""`trainhop demo`: one real fine-tuning run through three machines, of which the first dies and the second's time is up."""
+"""`trainhop demo`: one real fine-tuning run in three sessions. The first is killed, the second hits its time limit."""
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from contextlib import ExitStack
@@ -12,7 +13,6 @@ from typing import Any
 import orchestrator
 from orchestrator.entrypoints.cli import job_file
 from orchestrator.entrypoints.cli.client import Client, CommandError, Exit
-from orchestrator.entrypoints.cli.download import save_adapter
 from orchestrator.entrypoints.cli.output import put_json, say, seconds
 from orchestrator.entrypoints.cli.phrases import listed
 from orchestrator.entrypoints.cli.views import make_view
@@ -22,11 +22,15 @@ from orchestrator.entrypoints.demo.director import Director
 from orchestrator.entrypoints.demo.model import obtain
 from orchestrator.entrypoints.demo.sandbox import BOBS_STEPS, Sandbox, SandboxDirector
 from orchestrator.entrypoints.demo.server import PrivateServer
+from trainhop.download import save_adapter
+from trainhop.job_file import check
+
+EXAMPLE = "demo.yaml"
 
 
 def run_demo(folder: Path, *, as_json: bool, sandbox: bool = False) -> int:
-    """Run the demo in `folder`; returns the exit code. Stops everything it has started, however it ends."""
-    _check_stack()
+    """Run the demo in `folder` and return the exit code. All processes it started are stopped in any case."""
+    check_stack()
     began = time.monotonic()
     folder = folder.resolve()
     with ExitStack() as open_until_the_end:
@@ -38,7 +42,7 @@ def run_demo(folder: Path, *, as_json: bool, sandbox: bool = False) -> int:
         job, losses = _train(server, model, emulated)
         if job["state"] != "succeeded":
             raise CommandError(
-                Exit.FAILED, f"the job {job['state']}: {job['message']}", f"logs: {server.folder}/sessions"
+                Exit.FAILED, f"The job {job['state']}: {job['message']}", f"Logs: {server.folder}/sessions"
             )
         result = _gather(server.client, job, folder)
         samples = listed(server.client.get(f"/jobs/{job['id']}/samples"))
@@ -49,28 +53,29 @@ def run_demo(folder: Path, *, as_json: bool, sandbox: bool = False) -> int:
     picture = report.draw(folder / "loss.png", losses.by_session, sessions)
     report.tell(job, sessions, samples, to_stderr=as_json)
     say(f"adapter     {result['adapter']['path']} (PEFT folder, sha256 {result['adapter']['sha256'][:16]}...)")
-    say(f"loss curve  {picture}" if picture else "loss curve  not drawn: pip install matplotlib")
-    say(f"records     trainhop up --data-dir {server.folder} --port 0 serves them again")
+    say(f"loss curve  {picture}" if picture else "loss curve  needs matplotlib: pip install matplotlib")
+    say(f"records     trainhop up --data-dir {shlex.quote(str(server.folder))} --port 0 shows them in the dashboard")
     say(f"took        {seconds(time.monotonic() - began)}")
     if as_json:
         put_json(result)
     return Exit.OK
 
 
-def _check_stack() -> None:
+def check_stack() -> None:
+    """Raise `CommandError` if a package is missing that the demos need."""
     missing = [
         name for name in ("torch", "transformers", "trl", "peft", "fastapi", "sqlalchemy") if not find_spec(name)
     ]
     if missing:
         raise CommandError(
             Exit.USAGE,
-            f"the demo trains for real and needs {', '.join(missing)}, which this environment lacks",
-            "install torch as pytorch.org says for this machine, then pip install 'trainhop[server,train,demo]'",
+            f"The demo needs {', '.join(missing)}, which this environment does not have.",
+            "Install torch from pytorch.org, then: pip install 'trainhop[server,train,demo]'",
         )
 
 
 def examples() -> Path:
-    """The example files: inside the wheel, or beside the package in a checkout."""
+    """The folder of example files: in the wheel, or beside the package in a checkout."""
     package = Path(orchestrator.__file__).parent
     inside = package / "examples"
     return inside if inside.is_dir() else package.parent / "examples"
@@ -78,9 +83,7 @@ def examples() -> Path:
 
 def _train(server: PrivateServer, model: Path, emulated: Sandbox | None) -> tuple[dict[str, Any], Losses]:
     client = server.client
-    account = listed(client.get("/accounts"))[0]["id"]
-    # The model lies on the disk: a worker that still asked the hub would wait for its timeout without a network.
-    client.patch(f"/accounts/{account}", {"config": {"env": {"HF_HUB_OFFLINE": "1"}}})
+    account = work_offline(client)
     losses = Losses()
     with make_view(as_json=False) as view:
         if emulated is None:
@@ -95,25 +98,37 @@ def _train(server: PrivateServer, model: Path, emulated: Sandbox | None) -> tupl
         return ended, losses
 
 
+def work_offline(client: Client) -> str:
+    """Tell workers of this computer that the model is on disk. Returns the account's id.
+
+    Without a network, a worker that asks Hugging Face would wait for a timeout.
+    """
+    account = listed(client.get("/accounts"))[0]["id"]
+    client.patch(f"/accounts/{account}", {"config": {"env": {"HF_HUB_OFFLINE": "1"}}})
+    return account
+
+
 def _submit(client: Client, model: Path) -> str:
     job = client.post("/jobs", _job_file(client, model), key="demo")
-    say(
-        f"{job['id']}: {job['total_steps']} steps of {job['name']} on this computer's CPU or GPU, a minute or so to warm up"
-    )
+    say(f"{job['id']}: {job['total_steps']} steps of {job['name']} on this computer, training starts in about a minute")
     return job["id"]
 
 
 def _job_file(client: Client, model: Path) -> dict[str, Any]:
-    """The example as a request, with its data sent along."""
-    file = str(examples() / "demo.yaml")
-    data: dict[str, Any] = job_file.read(file) | {"base_model": str(model)}
+    """The example job with its uploaded data."""
+    file, data = str(examples() / EXAMPLE), example_job(model)
     for dataset in data["datasets"]:
         dataset["path"] = str(examples() / Path(dataset["path"]).name)
-    return job_file.send_data(client, file, job_file.check(file, data))
+    return job_file.send_data(client, file, check(file, data), yes=True)
+
+
+def example_job(model: Path) -> dict[str, Any]:
+    """The example's job file with the model in this folder."""
+    return job_file.read(str(examples() / EXAMPLE)) | {"base_model": str(model)}
 
 
 def _gather(client: Client, job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The adapter in `folder`, and what `--json` prints."""
+    """Download the adapter to `folder` and return the result for `--json`."""
     target = folder / "adapter"
     if (target / "adapter_config.json").is_file():
         shutil.rmtree(target)

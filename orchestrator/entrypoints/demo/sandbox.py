@@ -1,7 +1,7 @@
-"""`trainhop demo --sandbox`: the same run over Kaggle and Google Drive, both emulated on this computer, by two members.
+"""`trainhop demo --sandbox`: the same run with local emulators of Kaggle and Google Drive, by two members.
 
-The first machine is a Kaggle kernel that dies without a trace, the second this computer, whose time is up, and the third a
-kernel again. Nobody's credentials are needed, and nothing leaves this computer; what is driven is the real clients.
+The first session is a Kaggle kernel that is killed, the second runs on this computer until its time limit, the third is
+a kernel again. It needs no credentials and no network. The real client libraries are used.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from orchestrator.entrypoints.cli.client import Client, CommandError, Exit
 from orchestrator.entrypoints.cli.output import say, seconds
 from orchestrator.entrypoints.cli.phrases import listed
 from orchestrator.entrypoints.cli.views import View
-from orchestrator.entrypoints.cli.watch import FINAL, until_final
+from orchestrator.entrypoints.cli.watch import until_final
 from orchestrator.entrypoints.demo.director import LONG_S, Director
 from orchestrator.entrypoints.demo.server import PrivateServer
+from trainhop.polling import FINAL
 
 KAGGLE_SESSION_S = 1200.0
-"""Short enough that the uploads opened in advance allow a save every 20 s."""
+"""Session limit, short enough that the upload grants allow a save every 20 s."""
 
 BOBS_STEPS = 4
 
 
 class Sandbox:
-    """Emulated Kaggle and Drive in threads of this process, and the members who have accounts there."""
+    """Emulators of Kaggle and Drive in threads of this process, and the members with accounts there."""
 
     def __init__(self, folder: Path) -> None:
         kaggle, drive, images = _emulators()
@@ -59,14 +60,14 @@ class Sandbox:
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """What points a server at the emulators."""
+        """The settings that point a server at the emulators."""
         return {"TRAINHOP_KAGGLE_ENDPOINT": self.kaggle.endpoint, "TRAINHOP_DRIVE_ENDPOINT": self.drive.url}
 
     def move_in(self, server: PrivateServer) -> None:
-        """Use Drive from now on, let two members in, and let each connect their own Kaggle account."""
+        """Use the Drive store, add two members, and connect a Kaggle account for each."""
         admin = server.client
         used = admin.put("/stores/drive", {"credentials": json.dumps(self.drive.authorized_user())})
-        say(f"new files go to Google Drive ({used['owner']}), emulated")
+        say(f"new files are stored in Google Drive ({used['owner']}), emulated")
         for person in self.people:
             admin.post("/members", {"name": person.name})
             secret = admin.post("/tokens", {"member": person.name, "name": "demo"})["secret"]
@@ -78,11 +79,11 @@ class Sandbox:
             say(f"{person.name} connects {made['name']}: {words}")
 
     def pause(self, who: str, *, paused: bool) -> None:
-        """Keep new sessions away from a member's Kaggle account, or let them in again."""
+        """Pause or resume a member's Kaggle account."""
         self.clients[who].patch(f"/accounts/{self.accounts[who]}", {"paused": paused})
 
     def kill(self, session: str) -> bool:
-        """End a session's kernel as Kaggle's limit would, and lose its files; whether it ran."""
+        """Kill a session's kernel and delete its files. Returns whether it ran."""
         slug_of = import_module("orchestrator.providers.kaggle.launch").slug_of
         kernel = next((k for k in self.kaggle.world.kernels.values() if k.slug == slug_of(session)), None)
         if kernel is None or kernel.status != "RUNNING":
@@ -91,7 +92,7 @@ class Sandbox:
         return True
 
     def tell(self) -> list[dict[str, Any]]:
-        """What became of every member's jobs, for people and for programs."""
+        """The results of all members' jobs, printed and as data."""
         told = []
         for person in self.people:
             for job in listed(self.clients[person.name].get("/jobs")):
@@ -109,7 +110,7 @@ class Sandbox:
 
 
 class SandboxDirector(Director):
-    """The first kernel dies, this computer goes on until its time is up, and a kernel finishes; bob joins in then."""
+    """Kills the first kernel, runs on this computer until its time limit, then finishes in a kernel. Then bob joins."""
 
     def __init__(
         self, server: PrivateServer, pool: str, view: View, sandbox: Sandbox, bobs_job: dict[str, Any]
@@ -131,7 +132,7 @@ class SandboxDirector(Director):
         return True
 
     def second_is_up(self) -> None:
-        """The pool closes behind the second session, and the third finds Kaggle open."""
+        """Pause the pool after the second session and resume Kaggle for the third."""
         self._set_budget(LONG_S)
         self._open_pool(opened=False)
         self._sandbox.pause("alice", paused=False)
@@ -139,7 +140,7 @@ class SandboxDirector(Director):
         self._view.note(f">>> bob submits {self.bobs}, which runs on his own account")
 
     def wait_for_bob(self) -> None:
-        """His job was submitted late and may still run."""
+        """Wait for bob's job, which was submitted late."""
         client = self._sandbox.clients["bob"]
         if self.bobs is not None and client.get(f"/jobs/{self.bobs}")["state"] not in FINAL:
             until_final(client, self.bobs, self._view)
@@ -150,15 +151,15 @@ def _emulators() -> tuple[Any, Any, Any]:
     if not (root / "tests" / "emulators" / "kaggle").is_dir():
         raise CommandError(
             Exit.USAGE,
-            "the sandbox's Kaggle and Drive are part of the tests, which an installed package does not contain",
-            "run it from a checkout: git clone, then pip install -e '.[server,train,kaggle,drive,demo]'",
+            "The emulators are part of the tests, which the installed package does not contain.",
+            "Run it from a checkout: git clone, then pip install -e '.[server,train,kaggle,drive,demo]'",
         )
     missing = [name for name in ("kagglesdk", "pydrive2") if not find_spec(name)]
     if missing:
         raise CommandError(
             Exit.USAGE,
-            f"the sandbox drives the real clients and needs {', '.join(missing)}, which this environment lacks",
-            "pip install 'trainhop[kaggle,drive]'",
+            f"The sandbox needs {', '.join(missing)}, which this environment does not have.",
+            "Install them with: pip install 'trainhop[kaggle,drive]'",
         )
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))

@@ -1,4 +1,4 @@
-"""The demo's private server: its own process, data folder and port, and nothing of it left running afterwards."""
+"""The demo's private server, with its own process, data folder and port. It stops with the demo."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator.entrypoints.cli.client import Client, CommandError, Exit
-from worker.shared.process import process_birth
+from trainhop.errors import Error
+from worker.shared.process import process_birth, tied
 
 START_S = 90.0
 STOP_S = 15.0
 
 
 class PrivateServer:
-    """A server over a fresh folder in `parent`; jobs may name models under `models`. `settings` are further variables."""
+    """A server with a new folder in `parent`. Jobs can use models under `models`. `settings` are more variables."""
 
     def __init__(self, parent: Path, models: Path, settings: Mapping[str, str]) -> None:
         parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +43,7 @@ class PrivateServer:
         environment |= {"TRAINHOP_REPORT_EVERY_S": "1", **self._settings}
         with (self.folder / "server.log").open("wb") as log:
             self._process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                tied(command), env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         try:
             self.client = self._wait()
@@ -57,14 +58,16 @@ class PrivateServer:
         while time.monotonic() < until:
             if self._process.poll() is not None:
                 break
-            with contextlib.suppress(OSError, CommandError):
+            with contextlib.suppress(OSError, Error):
                 url = (self.folder / "server.url").read_text().strip()
                 client = Client(url, (self.folder / "admin.token").read_text().strip())
                 client.get("/me")
                 return client
             time.sleep(0.2)
         last = (self.folder / "server.log").read_text(errors="replace").splitlines()[-5:]
-        raise CommandError(Exit.FAILED, f"the demo's server did not start; {self.folder / 'server.log'} says:", *last)
+        raise CommandError(
+            Exit.FAILED, f"The demo's server did not start. The end of {self.folder / 'server.log'}:", *last
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -72,7 +75,7 @@ class PrivateServer:
         self.close()
 
     def close(self) -> None:
-        """Stop the server, then the workers, which would otherwise outlive it."""
+        """Stop the server, then its workers, which would otherwise keep running."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -84,7 +87,7 @@ class PrivateServer:
             self.kill(session.name)
 
     def kill(self, session: str) -> bool:
-        """End a session's worker with SIGKILL, as a machine that vanishes would; whether there was one."""
+        """Kill a session's worker with SIGKILL. Returns whether there was one."""
         try:
             noted = json.loads((self.folder / "sessions" / session / "pid.json").read_text())
             if process_birth(noted["pid"]) != noted["born"]:
@@ -96,7 +99,7 @@ class PrivateServer:
 
 
 def _remove_earlier(parent: Path) -> None:
-    """Folders of earlier demos, except one whose server still runs."""
+    """Delete folders of earlier demos, except those with a running server."""
     for folder in parent.glob("run-*"):
         if not _in_use(folder / "server.lock"):
             shutil.rmtree(folder, ignore_errors=True)

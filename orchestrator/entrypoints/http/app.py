@@ -1,112 +1,123 @@
-"""The web application: routers, middleware and problem documents around one wired server."""
+"""The web application: routers, middleware and problem documents of one server."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import FastAPI
-from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp
 
-from orchestrator.adapters.database.dashboard_queries import PageViews
-from orchestrator.adapters.database.queries import Views
+from orchestrator.adapters.database.dashboard_queries import DashboardQueries
+from orchestrator.adapters.database.queries import Queries
 from orchestrator.bootstrap import App
 from orchestrator.config import Settings
 from orchestrator.entrypoints.api import (
+    audits,
     checks,
+    comparisons,
     datasets,
+    evaluations,
     hub_token,
     jobs,
     members,
+    models,
     notebooks,
     notifications,
+    providers,
     sessions,
     stores,
     workers,
 )
 from orchestrator.entrypoints.dashboard import site
-from orchestrator.entrypoints.http import health, problems
+from orchestrator.entrypoints.http import health, openapi, problems
 from orchestrator.entrypoints.http.auth import Authenticator, is_known
 from orchestrator.entrypoints.http.dependencies import Server
 from orchestrator.entrypoints.http.event_stream import EventNotifier
 from orchestrator.entrypoints.http.logins import Logins
+from orchestrator.entrypoints.http.methods import HeadRequests
 from orchestrator.entrypoints.http.metrics import Metrics
 from orchestrator.entrypoints.http.middleware import Gate, hosts
 from orchestrator.entrypoints.http.rate_limit import RateLimit
 from orchestrator.entrypoints.http.write_batcher import WriteBatcher
-from worker.shared.messages import JobSpec
 
-PREFIX = "/api/v1"
 _TAGS = [
     {"name": "jobs", "description": "Fine-tuning runs."},
-    {"name": "records", "description": "What a job leaves behind: sessions, checkpoints, metrics, samples."},
-    {"name": "events", "description": "What happened, and what happens."},
-    {"name": "datasets", "description": "Data files, kept once by their hash."},
-    {"name": "accounts", "description": "Where machines come from."},
-    {"name": "stores", "description": "Where checkpoints and adapters lie."},
+    {"name": "records", "description": "Records of jobs: sessions, checkpoints, metrics, samples."},
+    {"name": "models", "description": "Candidates under a name, and which of them is promoted."},
+    {"name": "events", "description": "Events of jobs, as lists and streams."},
+    {"name": "datasets", "description": "Data files, stored by hash."},
+    {"name": "comparisons", "description": "Blind comparisons of two models' answers by people."},
+    {"name": "accounts", "description": "Accounts at providers and shared pools."},
+    {"name": "stores", "description": "Where checkpoints and adapters are stored."},
     {"name": "people", "description": "Members and their tokens."},
-    {"name": "notifications", "description": "Where people are told of what."},
-    {"name": "worker", "description": "What machines call with their lease's token."},
-    {"name": "health", "description": "Is it alive, can it work, how much does it do?"},
+    {"name": "notifications", "description": "Notification channels."},
+    {"name": "worker", "description": "Calls of workers, with a lease token."},
+    {"name": "health", "description": "Liveness, readiness and metrics of the server."},
 ]
 
 
 def make_app(app: App) -> FastAPI:
-    """A FastAPI application over a wired server. Pages of a CDN are off: the content policy allows no foreign script."""
+    """A FastAPI application for one server. Its CDN pages are off: the content policy allows no foreign script."""
     api = FastAPI(
         title="Trainhop",
         version=version("trainhop"),
-        description="Fine-tunes language models on machines that vanish, and hands the run over exactly.",
+        description="Fine-tunes language models on free GPUs that time out, and resumes exactly.",
+        openapi_url=None,  # `openapi.install` serves it
         docs_url=None,
         redoc_url=None,
         openapi_tags=_TAGS,
-        # Looked for anew on every request otherwise, which costs a tenth of a report.
+        # Otherwise it is looked up on each request, which costs a tenth of a report.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    views = Views(app.engine)
+    queries = Queries(app.engine)
     api.state.server = Server(
         app=app,
         ctx=app.context,
-        views=views,
-        pages=PageViews(app.engine),
+        queries=queries,
+        dashboard_queries=DashboardQueries(app.engine),
         logins=Logins(app.context),
-        auth=Authenticator(app.context, views),
-        clerk=WriteBatcher(app.context),
-        guesses=RateLimit(),
-        pulse=EventNotifier(views.last_event),
-        tally=Metrics(views),
+        auth=Authenticator(app.context, queries),
+        write_batcher=WriteBatcher(app.context),
+        rate_limit=RateLimit(),
+        event_notifier=EventNotifier(queries.last_event),
+        metrics=Metrics(queries, app.rounds),
     )
     problems.install(api)
-    # First, because routes are tried in order.
-    api.router.routes.extend([*workers.quick_routes(PREFIX), jobs.quick_route(PREFIX)])
+    # The quick routes are first, because routes are tried in order. `include_router` would build each route again, for
+    # each server.
+    api.router.routes.extend([*workers.quick_routes(), jobs.quick_route()])
     people = (
         jobs,
+        evaluations,
         notebooks,
         sessions,
+        models,
+        audits,
+        comparisons,
         datasets,
         members,
+        providers,
         hub_token,
         checks,
         notifications,
         stores,
     )
     for part in (workers, *people):
-        api.include_router(part.router, prefix=PREFIX)
-    api.include_router(health.router)
+        api.router.routes.extend(part.router.routes)
+    health.install(api, api.state.server)
     site.install(api)
+    openapi.install(api)
     _shut(api, app.settings)
-    _describe(api)
     return api
 
 
 def _shut(api: FastAPI, settings: Settings) -> None:
-    """Put the gate around everything: what `add_middleware` adds, the answer to a bug does not pass."""
+    """Wrap the whole application in the middleware. `add_middleware` does not cover responses to unexpected errors."""
     build = api.build_middleware_stack
 
     def behind_the_gate() -> ASGIApp:
         return Gate(
-            build(),
+            HeadRequests(build(), api.routes),
             allowed=hosts(settings),
             upload_bytes=settings.max_upload_bytes,
             refuse=site.refused,
@@ -115,18 +126,3 @@ def _shut(api: FastAPI, settings: Settings) -> None:
         )
 
     api.build_middleware_stack = behind_the_gate
-
-
-def _describe(api: FastAPI) -> None:
-    """Add to the OpenAPI document what FastAPI cannot see: the job file, which is read by hand."""
-    generate = api.openapi
-
-    def openapi() -> dict[str, Any]:
-        if api.openapi_schema is None:
-            document = generate()
-            _, extra = models_json_schema([(JobSpec, "validation")], ref_template="#/components/schemas/{model}")
-            document["components"]["schemas"] |= extra["$defs"]
-            api.openapi_schema = document
-        return api.openapi_schema
-
-    api.openapi = openapi

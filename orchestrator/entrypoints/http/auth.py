@@ -1,6 +1,6 @@
-"""Who is asking: people by their API token, in a header or in their browser's cookie, machines by their lease's token.
+"""Authentication: members by API token in a header or cookie, workers by lease token.
 
-All are compared as hashes.
+Tokens are compared as hashes.
 """
 
 from __future__ import annotations
@@ -16,28 +16,26 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
-from orchestrator.adapters.database.queries import Views
+from orchestrator.adapters.database.queries import Queries
+from orchestrator.domain.accounts import Actor, Role
 from orchestrator.domain.errors import ForbiddenError
-from orchestrator.domain.model import Role
-from orchestrator.ports.providers import Context
-from orchestrator.services.jobs import Actor
-
-REMEMBERED_S = 1.0
-"""How long a token is believed without asking the database; one revoked elsewhere lives on for no longer."""
+from orchestrator.entrypoints.http.routes import PREFIX
+from orchestrator.services.context import Context
 
 REMEMBERED_MOST = 4096
-_OF_A_LEASE = re.compile(r"/api/v1/leases/([^/]+)/")
+_OF_A_LEASE = re.compile(rf"{PREFIX}/leases/([^/]+)/")
 _bearer = HTTPBearer(auto_error=False, description="An API token: `trainhop tokens add`, or the file `admin.token`.")
-_lease_bearer = HTTPBearer(
-    auto_error=False, scheme_name="LeaseToken", description="The token a machine was started with."
-)
+_lease_bearer = HTTPBearer(auto_error=False, scheme_name="LeaseToken", description="The lease token of a worker.")
 
 
 class Authenticator:
-    """Token lookups with a short memory; safe to share between threads."""
+    """Token lookups with a short cache. Safe to share between threads.
 
-    def __init__(self, ctx: Context, views: Views) -> None:
-        self._ctx, self._views = ctx, views
+    A token is cached for `remembered_s` seconds. A token that another process revokes stays valid for that time.
+    """
+
+    def __init__(self, ctx: Context, queries: Queries, *, remembered_s: float = 1.0) -> None:
+        self._ctx, self._queries, self._remembered_s = ctx, queries, remembered_s
         self._actors: dict[str, tuple[float, Actor]] = {}
 
     async def actor(self, token: str) -> Actor | None:
@@ -49,21 +47,21 @@ class Authenticator:
         return await asyncio.to_thread(self._look_up, hashed)
 
     def _look_up(self, hashed: str) -> Actor | None:
-        owner = self._views.token(hashed)
+        owner = self._queries.token(hashed)
         if owner is None or (owner.expires_at is not None and owner.expires_at <= self._ctx.clock.now()):
             return None
         if len(self._actors) >= REMEMBERED_MOST:
             self._actors.clear()
         actor = Actor(member_id=owner.member_id, name=owner.name, role=owner.role)
-        self._actors[hashed] = (time.monotonic() + REMEMBERED_S, actor)
+        self._actors[hashed] = (time.monotonic() + self._remembered_s, actor)
         return actor
 
     def forget(self) -> None:
-        """A token was revoked: believe nothing from memory."""
+        """Clear the cache after a token was revoked."""
         self._actors.clear()
 
     def holds(self, token: str, lease_id: str) -> bool:
-        """Whether this is the token of this very lease, live or ended."""
+        """Whether this is the token of this lease, live or ended."""
         return hmac.compare_digest(self._ctx.tokens.for_lease(lease_id).encode(), token.encode())
 
 
@@ -74,14 +72,14 @@ def bearer_token(request: Request) -> str | None:
 
 
 def cookie_name(request: Request) -> str:
-    """Browsers share cookies among all ports of a host: two servers on one computer must not log each other out."""
+    """The cookie's name. Browsers share cookies between ports, so two servers on one host need different names."""
     return f"trainhop-{request.url.port or 'web'}"
 
 
 def cookie_token(request: Request) -> str | None:
-    """The token of a browser that was logged in.
+    """The token in the browser's cookie.
 
-    For everything but reading, the request must also name the page it comes from, which the gate has compared.
+    A request that is not a read must also have an Origin header, which the middleware has checked.
     """
     if request.method not in {"GET", "HEAD"} and "origin" not in request.headers:
         return None
@@ -89,19 +87,19 @@ def cookie_token(request: Request) -> str | None:
 
 
 async def is_still_known(request: Request) -> bool:
-    """Whether the token that opened a stream still counts."""
+    """Whether the token that opened a stream is still valid."""
     token = bearer_token(request) or cookie_token(request)
     return token is not None and await request.app.state.server.auth.actor(token) is not None
 
 
 def _unknown() -> HTTPException:
-    return HTTPException(401, "a valid token is needed", {"WWW-Authenticate": "Bearer"})
+    return HTTPException(401, "The token is missing or not valid.", {"WWW-Authenticate": "Bearer"})
 
 
 async def actor(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Actor:
-    """The caller; 401 without a token that counts."""
+    """The calling member. Raises 401 without a valid token."""
     token = credentials.credentials if credentials else cookie_token(request)
     found = await request.app.state.server.auth.actor(token) if token else None
     if found is None:
@@ -110,7 +108,7 @@ async def actor(
 
 
 async def is_known(request: Request) -> bool:
-    """Whether the caller holds a token that counts, a person's or that of the lease in the path."""
+    """Whether the request has a valid token: an API token, or that of the lease in the path."""
     auth: Authenticator = request.app.state.server.auth
     token = bearer_token(request) or cookie_token(request)
     if not token:
@@ -121,20 +119,20 @@ async def is_known(request: Request) -> bool:
     try:
         return await auth.actor(token) is not None
     except SQLAlchemyError:
-        return True  # that the database is away is for the endpoint to say
+        return True  # the endpoint reports that the database does not answer
 
 
 async def admin(me: Annotated[Actor, Depends(actor)]) -> Actor:
-    """The caller, who must be an admin; 403 for others."""
+    """The calling admin. Raises 403 for other members."""
     if me.role is not Role.ADMIN:
-        raise ForbiddenError("only an admin may do this")
+        raise ForbiddenError("Only an admin can do this. Ask an admin.")
     return me
 
 
 async def lease_holder(
     request: Request, lease_id: str, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_lease_bearer)]
 ) -> str:
-    """The lease in the path, if the caller holds its token; 401 otherwise."""
+    """The lease in the path. Raises 401 without its token."""
     token = bearer_token(request)
     if token is None or not request.app.state.server.auth.holds(token, lease_id):
         raise _unknown()

@@ -1,21 +1,18 @@
-"""What endpoints are given: the server's parts, the caller, and the caller's job."""
+"""Dependencies of endpoints: the server, the current member, and the job in the path."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Path, Query, Request
-from fastapi.routing import APIRoute
-from starlette.responses import Response
 
-from orchestrator.adapters.database.dashboard_queries import PageViews
-from orchestrator.adapters.database.queries import Views
+from orchestrator.adapters.database.dashboard_queries import DashboardQueries
+from orchestrator.adapters.database.queries import Queries
 from orchestrator.bootstrap import App
-from orchestrator.domain.errors import InvalidError, NotFoundError
-from orchestrator.domain.model import Role
+from orchestrator.domain.accounts import Actor, Role
+from orchestrator.domain.errors import NotFoundError
 from orchestrator.entrypoints.api import responses
 from orchestrator.entrypoints.http.auth import Authenticator, actor, admin
 from orchestrator.entrypoints.http.event_stream import EventNotifier
@@ -23,27 +20,31 @@ from orchestrator.entrypoints.http.logins import Logins
 from orchestrator.entrypoints.http.metrics import Metrics
 from orchestrator.entrypoints.http.rate_limit import RateLimit
 from orchestrator.entrypoints.http.write_batcher import WriteBatcher
-from orchestrator.ports.providers import Context
-from orchestrator.services import accounts
-from orchestrator.services.jobs import Actor
+from orchestrator.services import members
+from orchestrator.services.context import Context
 
-_ESCAPED = re.compile(rb"(?<!\\)(\\++)u0000")
+STORED_AT_ONCE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """Everything an endpoint may need; one per FastAPI application, at `app.state.server`."""
+    """The server's parts for endpoints, one per FastAPI application at `app.state.server`.
+
+    `store_limiter` limits how many received files are put into other stores at once, so that other requests still find
+    a thread.
+    """
 
     app: App
     ctx: Context
-    views: Views
-    pages: PageViews
+    queries: Queries
+    dashboard_queries: DashboardQueries
     logins: Logins
     auth: Authenticator
-    clerk: WriteBatcher
-    guesses: RateLimit
-    pulse: EventNotifier
-    tally: Metrics
+    write_batcher: WriteBatcher
+    rate_limit: RateLimit
+    event_notifier: EventNotifier
+    metrics: Metrics
+    store_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(STORED_AT_ONCE))
 
 
 async def _server(request: Request) -> Server:
@@ -58,10 +59,10 @@ Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 
 
 def my_job(server: ServerDep, me: CurrentUser, job_id: JobId) -> str:
-    """The id of a job that the caller may see; to others it does not exist."""
-    owner = server.views.owner(job_id)
+    """The id of a job that the member can see. Raises `NotFoundError` for other jobs."""
+    owner = server.queries.owner(job_id)
     if owner is None or not me.may_see(owner):
-        raise NotFoundError(f"there is no job {job_id}")
+        raise NotFoundError(f"There is no job {job_id}.")
     return job_id
 
 
@@ -70,10 +71,10 @@ MemberName = Annotated[str | None, Query(max_length=100, description="A member's
 
 
 def whose(server: ServerDep, me: CurrentUser, member: MemberName = None) -> str | None:
-    """Id of the member whose things are asked for, or None for everybody's; one that nobody has where the caller sees none."""
+    """The member id to filter by. None means all members. An unknown id means an empty result."""
     if member is None:
         return None if me.role is Role.ADMIN else me.member_id
-    asked = server.views.member_id(member)
+    asked = server.queries.member_id(member)
     return asked if asked is not None and me.may_see(asked) else "nobody"
 
 
@@ -81,8 +82,8 @@ OwnerFilter = Annotated[str | None, Depends(whose)]
 
 
 def revoke(server: Server, me: Actor, token_id: str) -> None:
-    """Make a token useless at once, and what may have been made with it and not been used yet: links that log in."""
-    gone = accounts.remove_token(server.ctx, me, token_id)
+    """Revoke a token at once, and the unused login links that may have been created with it."""
+    gone = members.remove_token(server.ctx, me, token_id)
     server.auth.forget()
     server.logins.forget(gone.member_id)
 
@@ -90,33 +91,12 @@ def revoke(server: Server, me: Actor, token_id: str) -> None:
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": responses.Problem, "description": words}
     for status, words in {
-        401: "No valid token.",
-        403: "Not for this role.",
-        404: "There is no such thing, or not for you.",
-        409: "Not in this state.",
+        401: "The token is missing or not valid.",
+        403: "The member's role does not allow this.",
+        404: "Not found, or not visible to you.",
+        409: "Not possible in the current state.",
         413: "Too large.",
-        422: "The request is wrong; `errors` say where.",
-        503: "Something this needs does not answer; try again.",
+        422: "The request is not valid. See `errors`.",
+        503: "A required service does not answer. Try again.",
     }.items()
 }
-
-
-def holds_nul(body: bytes) -> bool:
-    """Whether JSON holds a NUL character, also an escaped one; an even number of backslashes escapes nothing but itself."""
-    if b"\0" in body:
-        return True
-    return b"\\u0000" in body and any(len(found[1]) % 2 for found in _ESCAPED.finditer(body))
-
-
-class PlainTextRoute(APIRoute):
-    """A route whose JSON body may not hold NUL characters, which not every database keeps."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        inner = super().get_route_handler()
-
-        async def checked(request: Request) -> Response:
-            if self.body_field is not None and holds_nul(await request.body()):
-                raise InvalidError("the body holds a NUL character", [("", "NUL characters are not allowed")])
-            return await inner(request)
-
-        return checked

@@ -1,4 +1,4 @@
-"""One-time links that open the dashboard. A code lives in memory, for an hour, until it is used."""
+"""One-time login links for the dashboard. A code stays in memory for an hour or until it is used."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import secrets
 import threading
 from dataclasses import dataclass
 
-from orchestrator.domain.model import Role
-from orchestrator.ports.providers import Context
-from orchestrator.ports.repository import TokenInfo
-from orchestrator.services.ids import new_id
-from orchestrator.services.jobs import Actor
+from orchestrator.domain.accounts import Actor, Role, Token
+from orchestrator.services.context import Context, new_id
 
 CODE_LIVES_S = 3_600.0
 SESSION_DAYS = 30.0
 MAX_CODES = 20
-"""Of one member, open at once; a newer one takes the oldest one's place, and nobody else's."""
+"""Maximum unused links per member. A new link replaces the member's oldest one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +22,7 @@ class _Code:
 
 
 class Logins:
-    """Codes for members, each good for one browser; safe to share between threads."""
+    """Login codes of members. Each works for one browser. Thread-safe."""
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
@@ -44,25 +41,25 @@ class Logins:
         return f"/login/{code}"
 
     def link_for_admin(self) -> str:
-        """A path that logs the first admin in once: whoever starts the server reads it."""
+        """A path that logs the first admin in once. It is printed when the server starts."""
         with self._ctx.uow() as tx:
-            admin = next(m for m in tx.members() if m.role is Role.ADMIN)
+            admin = next(m for m in tx.members.all() if m.role is Role.ADMIN)
         return self.link(Actor(member_id=admin.id, name=admin.name, role=admin.role))
 
     def forget(self, member_id: str) -> None:
-        """Make this member's open links useless."""
+        """Revoke this member's unused links."""
         with self._lock:
             self._codes = {h: c for h, c in self._codes.items() if c.member.member_id != member_id}
 
     def use(self, code: str, name: str = "browser") -> str | None:
-        """A token for the browser that came with `code`, or None if it was used before or is too old."""
+        """A token for the browser with this `code`, or None if the code was used or has expired."""
         now = self._ctx.clock.now()
         with self._lock:
             found = self._codes.pop(self._ctx.tokens.hash(code), None)
         if found is None or found.until <= now:
             return None
         secret = self._ctx.tokens.new()
-        token = TokenInfo(
+        token = Token(
             id=new_id("token", now),
             member_id=found.member.member_id,
             role=found.member.role,
@@ -71,7 +68,7 @@ class Logins:
             expires_at=now + SESSION_DAYS * 86_400,
         )
         with self._ctx.uow() as tx:
-            if tx.hold_member(token.member_id) is None:  # removed since the link was made
+            if tx.members.get_for_share(token.member_id) is None:  # removed after the link was created
                 return None
-            tx.add_token(token, self._ctx.tokens.hash(secret))
+            tx.tokens.add(token, self._ctx.tokens.hash(secret))
         return secret

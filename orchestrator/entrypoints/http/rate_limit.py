@@ -1,4 +1,4 @@
-"""How often one address may guess a code wrongly."""
+"""Rate limit for wrong codes per client address."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from orchestrator.domain.errors import NotFoundError
 
 WRONG_PER_MINUTE = 10
 MAX_ADDRESSES = 4096
-"""A flood from many addresses costs memory no longer than a minute, and never more than this."""
+"""Maximum number of client addresses in memory. Entries expire after a minute."""
 
 
 class RateLimit:
-    """Counts what was not found, by address; safe to share between threads."""
+    """Counts wrong codes by client address. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
@@ -26,13 +26,13 @@ class RateLimit:
 
     @contextmanager
     def counted(self, address: str) -> Iterator[None]:
-        """A guess; raises 429 if this address has been wrong too often, and counts a `NotFoundError` as wrong."""
+        """Guard one attempt. Raises 429 after too many wrong codes. A `NotFoundError` inside counts as a wrong code."""
         with self._lock:
             recent = self._recent(address)
         if len(recent) >= WRONG_PER_MINUTE:
             wait = max(1, round(recent[0] + 60.0 - self._clock()))
             raise HTTPException(
-                429, f"too many wrong codes from here: try again in {wait} seconds", {"Retry-After": str(wait)}
+                429, f"Too many wrong codes from this address. Try again in {wait} seconds.", {"Retry-After": str(wait)}
             )
         try:
             yield

@@ -7,17 +7,18 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
+
+from worker.shared.files import flush_to_disk
 
 PIECE_BYTES = 1 << 20
 
 
 @asynccontextmanager
 async def spooled(request: Request, folder: Path) -> AsyncIterator[Path]:
-    """The body as a file in `folder`, gone afterwards. Its size is limited by the gate that every request passes."""
+    """The body as a temporary file in `folder`, deleted afterwards. The middleware limits its size."""
     descriptor, name = tempfile.mkstemp(dir=folder, prefix=".incoming-")
     path = Path(name)
     try:
@@ -29,12 +30,7 @@ async def spooled(request: Request, folder: Path) -> AsyncIterator[Path]:
                     await run_in_threadpool(file.write, piece)
                     piece = bytearray()
             await run_in_threadpool(file.write, piece)
-            await run_in_threadpool(_to_disk, file)
+            await run_in_threadpool(flush_to_disk, file)
         yield path
     finally:
         path.unlink(missing_ok=True)  # noqa: ASYNC240  one system call
-
-
-def _to_disk(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

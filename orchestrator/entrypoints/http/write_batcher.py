@@ -1,4 +1,4 @@
-"""Small writes that arrive together are made together: one transaction and one trip to a thread for all of them."""
+"""Batches concurrent small writes into one transaction and one thread call."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from orchestrator.domain.errors import TrainhopError
-from orchestrator.ports.providers import Context
+import anyio.from_thread
+
+from orchestrator.domain.errors import TrainhopError, UnavailableError
 from orchestrator.ports.repository import Transaction
+from orchestrator.services.context import Context
 
 MAX_BATCH = 128
 T = TypeVar("T")
@@ -29,10 +31,10 @@ class _Refused:
 
 
 class WriteBatcher:
-    """Collects what comes in while the previous batch is written. Nobody is answered before the commit.
+    """Collects writes while the previous batch is committed. A caller gets its answer after the commit.
 
-    A piece of work may be done twice (once more alone, if a neighbour broke the transaction) and refuses with a
-    `TrainhopError` only before it writes.
+    A write can run twice (again alone, if another one broke the transaction). It raises a `TrainhopError` only before
+    it writes.
     """
 
     def __init__(self, ctx: Context) -> None:
@@ -41,19 +43,29 @@ class WriteBatcher:
         self._writer: asyncio.Task[None] | None = None
 
     async def write(self, order: tuple[str, int], piece: Piece[T]) -> T:
-        """Do this piece and return its answer once that is on disk; `order` begins with the id of what it locks."""
+        """Run this write and return its answer after the commit. `order` starts with the id of the row it locks."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(order, piece, future))
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write())
         return await future
 
+    def write_from_thread(self, order: tuple[str, int], piece: Piece[T]) -> T:
+        """The same for work in a thread of Starlette's pool, which waits."""
+        return anyio.from_thread.run(self.write, order, piece)
+
     async def _write(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-            # By id, so that two servers' batches never wait for each other in a circle.
+            # Sorted by id, so that batches of two servers cannot deadlock.
             batch.sort(key=lambda one: one.order)
-            answers = await asyncio.to_thread(self._together, [one.piece for one in batch])
+            try:
+                answers = await asyncio.to_thread(self._together, [one.piece for one in batch])
+            except Exception as error:  # noqa: BLE001  no thread could be started, and every caller must hear of it
+                answers = [_Refused(error)] * len(batch)
+            if isinstance(answers, _Refused):
+                batch, self._waiting = batch + self._waiting, []
+                answers = [answers] * len(batch)
             for one, answer in zip(batch, answers, strict=True):
                 if one.future.cancelled():
                     continue
@@ -62,11 +74,14 @@ class WriteBatcher:
                 else:
                     one.future.set_result(answer)
 
-    def _together(self, pieces: list[Piece[Any]]) -> list[Any]:
+    def _together(self, pieces: list[Piece[Any]]) -> list[Any] | _Refused:
+        """The answers, or one refusal for all that wait: each alone would wait for the database as long again."""
         try:
             with self._ctx.uow() as tx:
                 return [_answer(tx, piece) for piece in pieces]
-        except Exception:  # noqa: BLE001  one that cannot be stored must not fail its neighbours: each alone
+        except UnavailableError as error:
+            return _Refused(error)
+        except Exception:  # noqa: BLE001  one bad write must not fail the others, so each is retried alone
             return [self._alone(piece) for piece in pieces]
 
     def _alone(self, piece: Piece[Any]) -> Any:

@@ -1,4 +1,4 @@
-// What every page does: ages that count, copying, the title's progress, and plain words when the server is not there.
+// For every page: running ages, copy buttons, progress in the title, and a message when the server does not answer.
 "use strict";
 (() => {
   const ahead = Number(document.querySelector('meta[name="now"]').content) * 1000 - Date.now();
@@ -22,15 +22,15 @@
   setInterval(tick, 1000);
   document.addEventListener("visibilitychange", tick);
 
-  // the tab shows how far the job is
+  // The tab title shows the job's progress.
   const heading = () => {
     const facts = document.getElementById("facts");
     if (!facts) return;
     const {title, percent, state} = facts.dataset;
     const whole = Math.floor(Number(percent));
-    const signs = {running: `${whole} % · `, done: "✓ ", failed: "✗ ", paused: "⏸ ", cancelled: "⏹ ", queued: "… "};
+    const signs = {running: `${whole} % · `, succeeded: "✓ ", failed: "✗ ", paused: "⏸ ", cancelled: "⏹ ", queued: "… "};
     document.title = signs[state] + title;
-    const href = `/favicon.svg?state=${state}&percent=${state === "done" ? 100 : whole}`;
+    const href = `/favicon.svg?state=${state}&percent=${state === "succeeded" ? 100 : whole}`;
     const icon = document.getElementById("favicon");
     if (icon.getAttribute("href") !== href) icon.setAttribute("href", href);
   };
@@ -39,7 +39,7 @@
   document.addEventListener("htmx:after:swap", arrived);
   document.addEventListener("htmx:sse:after:message", arrived);
 
-  // copying
+  // Copy buttons
   const reveal = () => document.querySelectorAll(".copy[hidden]").forEach((button) => { button.hidden = false; });
   reveal();
   document.addEventListener("click", async (event) => {
@@ -52,7 +52,7 @@
     setTimeout(() => { button.lastChild.textContent = " copy"; }, 2000);
   });
 
-  // what cannot be taken back is asked first
+  // Actions that cannot be undone need a confirmation.
   document.addEventListener("submit", (event) => {
     const question = event.target.dataset?.confirm;
     if (question && !confirm(question)) {
@@ -61,7 +61,7 @@
     }
   }, true);
 
-  // plain words
+  // Messages above the page
   const notice = document.getElementById("notice");
   let silent = false;
   const say = (text, kind = "", link = "") => {
@@ -80,14 +80,14 @@
     box.append(p);
     notice.append(box);
   };
-  const expired = () => say("Your login has expired or was taken back.", "bad", location.href);
-  const gone = () => say("This job is gone.", "bad");
+  const expired = () => say("Your login has expired or was revoked. Log in again.", "bad", location.href);
+  const gone = () => say("This job was deleted.", "bad");
   const unanswered = () => {
-    say("The server does not answer; this page tries again.", "bad");
+    say("The server does not answer. Retrying.", "bad");
     silent = true;
   };
   window.trainhop.say = say;
-  // after the server's own words, which are swapped in at the same place
+  // This runs after the server's message is swapped in at the same place.
   document.addEventListener("htmx:finally:request", (event) => {
     const status = event.detail?.ctx?.response?.status;
     if (status === 401) expired();
@@ -96,7 +96,8 @@
   document.addEventListener("htmx:error", (event) => {
     if (event.detail?.ctx?.request) unanswered();
   });
-  // before the answer is swapped in, which may be words at the same place; those of a look that failed end with the next one
+  // This runs before the answer is swapped in, which may put a message at the same place. The message of a failed poll
+  // disappears with the next poll.
   document.addEventListener("htmx:after:request", (event) => {
     if (silent) say("");
     const {request, response} = event.detail.ctx;

@@ -1,4 +1,4 @@
-// The curve of a job: one line over all sessions, each in its colour, with a mark at every hand-off.
+// The loss chart of a job: one line over all sessions, a colour per session, a mark at each hand-off.
 "use strict";
 (() => {
   const root = document.getElementById("job"), box = document.getElementById("curve");
@@ -10,7 +10,7 @@
 
   const on = (name) => tools.querySelector(`[name=${name}]`).checked;
 
-  // colours as the style sheet has them, in the scheme of the moment
+  // Colours come from the style sheet, for the current colour scheme.
   const probe = document.createElement("span");
   probe.hidden = true;
   document.body.append(probe);
@@ -19,7 +19,7 @@
   const faint = (name) => colour(name).replace("rgb(", "rgba(").replace(")", ", .33)");
   const sessionColour = (session) => `s${(session.number - 1) % COLOURS}`;
 
-  // rows: a sorted list of [step, value, seconds since submit, fence]; what is told again replaces what was there
+  // rows: a sorted list of [step, value, seconds since submit, fence]. A repeated step replaces the earlier row.
   const merge = (name, columns) => {
     const [steps, values, times, fences] = columns;
     const rows = state.series[name] ??= [];
@@ -31,7 +31,7 @@
     });
   };
 
-  // a report brings several steps at once: by the clock they lie between it and the one before
+  // A report has several steps. By time they are spread between this report and the one before.
   const spread = (rows) => {
     for (let i = 0; i < rows.length;) {
       let end = i + 1;
@@ -51,7 +51,7 @@
     const session = sessionOf(fence);
     return session?.began ? (session.spent + state.began + time - session.began) / 3600 : time / 3600;
   };
-  // a point is lost when an earlier step was run by a later session
+  // A point is lost when a later session ran an earlier step.
   const split = (rows) => {
     const kept = [], lost = [];
     let newest = 0;
@@ -70,7 +70,7 @@
     });
   };
 
-  // curves of their own x each, as one table; the last of two values at the same x counts
+  // Curves with different x values, as one table. The last of two values at the same x counts.
   const join = (curves) => {
     if (curves.length === 1) {
       const [{xs, columns}] = curves, found = new Map(columns);
@@ -117,7 +117,7 @@
     return join(curves.filter((c) => c.xs.length));
   };
 
-  // one stroke for all sessions: a gradient with hard edges where they change
+  // One stroke for all sessions: a gradient with hard edges where the session changes
   const stroke = (thin) => (u) => {
     const ends = [u.scales.x.min, u.scales.x.max], pick = thin ? faint : colour;
     const cuts = marks(), begun = state.sessions.filter((s) => s.began);
@@ -155,7 +155,7 @@
       ctx.lineTo(mark.at, bbox.top + bbox.height);
       ctx.stroke();
       const room = (spots[i + 1]?.at ?? bbox.left + bbox.width) - mark.at;
-      const why = {handed_off: "handed over", lost: "machine lost", paused: "paused"}[mark.why] || mark.why;
+      const why = {handed_off: "handed off", lost: "machine lost", paused: "paused"}[mark.why] || mark.why;
       const short = `${mark.from} → ${mark.to}`;
       const label = [`${short}  ${why}`, short].find((words) => ctx.measureText(words).width + 8 * ratio < room);
       if (label) ctx.fillText(label, mark.at + 5 * ratio, bbox.top + 4 * ratio);
@@ -169,7 +169,7 @@
     box.replaceChildren();
     const axis = {stroke: colour("muted"), grid: {stroke: colour("line"), width: 1}, ticks: {stroke: colour("line"), width: 1}, font: "12px system-ui, sans-serif"};
     const clock = state.x === "clock";
-    // a line of one point would not be seen
+    // A line of one point would be invisible.
     const lone = {show: (u, i) => u.data[i].filter((v) => v != null).length === 1, size: 9, fill: colour("s0"), stroke: colour("s0")};
     chart = new uPlot({
       width: box.clientWidth, height: box.clientHeight - legend(),
@@ -188,8 +188,8 @@
       series: [
         {label: state.x === "step" ? "step" : state.x === "gpu" ? "hours" : "time", value: clock ? undefined : (u, v) => short(v)},
         {label: "loss", stroke: stroke(on("ema")), width: on("ema") ? 1 : 1.6, points: lone, value: (u, v) => short(v)},
-        {label: "smooth", stroke: stroke(false), width: 2.2, show: on("ema"), points: {show: false}, value: (u, v) => short(v)},
-        {label: "lost, run again", stroke: colour("muted"), dash: [3, 4], width: 1.2, points: {show: false}, value: (u, v) => short(v)},
+        {label: "smoothed", stroke: stroke(false), width: 2.2, show: on("ema"), points: {show: false}, value: (u, v) => short(v)},
+        {label: "repeated", stroke: colour("muted"), dash: [3, 4], width: 1.2, points: {show: false}, value: (u, v) => short(v)},
         {label: "eval", stroke: colour("ink"), width: 0, show: on("eval_loss"), points: {show: true, size: 9, fill: colour("card"), width: 2, stroke: colour("ink")}, value: (u, v) => short(v), spanGaps: true},
         {label: "learning rate", scale: "lr", stroke: colour("s3"), width: 1.2, show: on("learning_rate"), points: {show: false}, spanGaps: true, value: (u, v) => short(v)},
       ],
@@ -205,8 +205,8 @@
     const cuts = marks().map((m) => m.step);
     box.setAttribute("aria-label", rows.length
       ? `Training loss over ${rows[rows.length - 1][0]} steps: from ${short(rows[0][1])} to ${short(rows[rows.length - 1][1])}` +
-        (cuts.length ? `; hand-offs after step ${cuts.join(", ")}` : "; no hand-off yet")
-      : "Training loss: nothing was reported yet");
+        (cuts.length ? `; hand-offs after step ${cuts.join(", ")}` : "; no hand-offs yet")
+      : "Training loss: no data yet");
   };
   const redraw = () => {
     if (frame) return;
@@ -221,7 +221,7 @@
 
   const load = async () => {
     const answer = await fetch(`/jobs/${job}/curve.json?names=loss,eval_loss,learning_rate`, {credentials: "same-origin"});
-    if (!answer.ok) throw new Error(`the curve could not be loaded (${answer.status})`);
+    if (!answer.ok) throw new Error(`The loss data could not be loaded (HTTP ${answer.status}).`);
     const found = await answer.json();
     Object.assign(state, {series: {}, sessions: found.sessions, began: found.began, total: found.total, cursor: found.cursor});
     for (const [name, columns] of Object.entries(found.series)) {
@@ -260,13 +260,13 @@
     listen();
     setInterval(listen, LISTEN_AGAIN_MS);
   };
-  // htmx takes up a stream that breaks, but not one that could not be begun
+  // htmx reconnects a stream that breaks, but not one that never connected.
   const stream = {open: false, trying: false, over: false};
   const listen = async () => {
     if (stream.open || stream.trying || stream.over || document.hidden) return;
     stream.trying = true;
     try {
-      // only now is it known from which point the stream has to go on
+      // The position to resume from is known only now.
       const address = `/jobs/${job}/live?from=${state.cursor}`;
       root.setAttribute("hx-sse:connect", address);
       await htmx.ajax("GET", address, {source: root, target: root, swap: "none"});

@@ -1,4 +1,4 @@
-// Output that grows: the newest line stays in view as long as the reader wants that.
+// Growing output: follow the newest line while the checkbox is on.
 "use strict";
 (() => {
   const log = document.getElementById("log"), follow = document.getElementById("follow");

@@ -1,4 +1,4 @@
-// The form: a file is sent as soon as it is there, and every change asks for a new plan.
+// The form: a chosen file is uploaded at once, and each change requests a new plan.
 "use strict";
 (() => {
   const form = document.getElementById("job-form"), file = document.getElementById("file");
@@ -23,7 +23,7 @@
     if (Number.isInteger(length) && length >= 8) asked.set("sequence_len", length);
     return asked;
   };
-  // Whatever is asked for last counts: an earlier answer that comes later would put another file in place.
+  // Only the last request counts. A late answer to an earlier request would show another file.
   let request = null;
   const take = (next) => {
     request?.abort();
@@ -62,7 +62,7 @@
       then();
     };
     sent.addEventListener("load", ended(() => show(sent.responseText)));
-    sent.addEventListener("error", ended(() => window.trainhop.say("The file could not be sent; try again.", "bad")));
+    sent.addEventListener("error", ended(() => window.trainhop.say("The upload failed. Try again.", "bad")));
     sent.send(chosen);
   };
   file.addEventListener("change", () => send(file.files[0]));
@@ -83,13 +83,13 @@
     } catch {
       if (look.signal.aborted) return;
       shown.replaceChildren();
-      window.trainhop.say("The server does not answer; the file could not be looked into.", "bad");
+      window.trainhop.say("The server does not answer. The preview could not be loaded.", "bad");
     } finally {
       if (!look.signal.aborted) shown.removeAttribute("aria-busy");
     }
   };
-  // Everything that what is seen of a row depends on.
+  // The preview depends on these fields.
   for (const name of ["data", "base_model", "sequence_len", "more"]) form.elements[name].addEventListener("change", again);
-  // A quick hand, or a browser that restores a form, has chosen a file before this script was there.
+  // The user, or a browser that restores the form, may have chosen a file before this script was loaded.
   if (file.files.length) send(file.files[0]); else again();
 })();

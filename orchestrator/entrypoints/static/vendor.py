@@ -1,7 +1,7 @@
 """Third-party files of the pages: `python -m orchestrator.entrypoints.static.vendor [--refresh]`.
 
-Without `--refresh` the committed files are compared with `vendor.lock.json`; with it they are fetched again by `npm pack`,
-and the tarball must have the integrity that the lock names (an entry without one takes the tarball's own).
+Without `--refresh` the committed files are compared with `vendor.lock.json`. With it they are downloaded again by `npm
+pack`, and the tarball must match the integrity in the lock. An entry without an integrity gets the tarball's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FILES = HERE / "vendor"
 
 
 def faults() -> list[str]:
-    """One sentence for each committed file that is not what the lock says, or that the lock does not know."""
+    """One sentence for each committed file that differs from the lock or is not listed in it."""
     wanted = {name: digest for entry in json.loads(LOCK.read_text()) for name, digest in entry["sha256"].items()}
     found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in FILES.iterdir()}
     missing = [f"{name} is missing" for name in wanted.keys() - found.keys()]
@@ -31,7 +31,7 @@ def faults() -> list[str]:
 
 
 def refresh() -> None:
-    """Fetch every package of the lock, check it, put its files in place and write their hashes down."""
+    """Fetch each package of the lock, check it, replace its files and record their hashes."""
     entries: list[dict[str, Any]] = json.loads(LOCK.read_text())
     FILES.mkdir(exist_ok=True)
     for entry in entries:
@@ -39,7 +39,7 @@ def refresh() -> None:
             tarball = _pack(entry, Path(folder))
             digest = base64.b64encode(hashlib.sha512(tarball.read_bytes()).digest()).decode()
             if entry.setdefault("integrity", f"sha512-{digest}") != f"sha512-{digest}":
-                raise SystemExit(f"{entry['npm']}@{entry['version']} is not the package that the lock names")
+                raise SystemExit(f"{entry['npm']}@{entry['version']} differs from the lock")
             with tarfile.open(tarball) as archive:
                 entry["sha256"] = {name: _take(archive, source, name) for name, source in entry["files"].items()}
     LOCK.write_text(json.dumps(entries, indent=2) + "\n")
@@ -54,14 +54,14 @@ def _pack(entry: dict[str, Any], folder: Path) -> Path:
 def _take(archive: tarfile.TarFile, source: str, name: str) -> str:
     file = archive.extractfile(f"package/{source}")
     if file is None:
-        raise SystemExit(f"the package holds no {source}")
+        raise SystemExit(f"the package has no {source}")
     data = file.read()
     (FILES / name).write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
 
 def main() -> int:
-    """Refresh if asked to, then check; exit code 1 where something differs."""
+    """Refresh with `--refresh`, then check. The exit code is 1 when a file differs."""
     if "--refresh" in sys.argv[1:]:
         refresh()
     problems = faults()

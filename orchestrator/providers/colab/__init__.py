@@ -1,7 +1,7 @@
-"""Colab: notebooks that people open themselves and, where an account's owner wants it, paid machines through the official client.
+"""The Colab driver: notebooks that members run, and paid machines through Colab's official client.
 
-`driver` holds the provider, `calls` runs `bridge` in the client's own environment, `source` and `boot` are what a machine is
-brought, `notes` what is kept here, `refusals` what Colab's words mean.
+`driver` is the provider. `calls` runs `bridge` in the client's own environment. `source` and `boot` are sent to a
+machine. `records` stores the sessions on this server. `errors` translates Colab's refusals.
 """
 
 from orchestrator.providers.colab.driver import ColabProvider

@@ -1,7 +1,7 @@
-"""What a Colab machine runs beside its kernel: unpack the worker, start it, write its output down in pieces, end in time.
+"""The start script on a Colab machine: unpacks the worker, starts it, stores its output and enforces its time limit.
 
-Needs nothing but Python. It lies in a folder with `plan.json` and the files that the plan names, and says in `ended.json` how the
-worker ended. Its output is written to `log.00000` and so on, each of a size that one request can fetch.
+Standard library only. Its folder contains `plan.json` and the files that the plan names. The script writes the worker's
+end to `ended.json` and its output to `log.00000` and so on. One request can fetch a whole log segment.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SEGMENT_BYTES = 64 << 10
 
 
 class Log:
-    """The session's output, in segments that only grow and are finished before the next one begins."""
+    """The session's output in segments. A segment only grows, and it is complete before the next one begins."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -27,7 +27,7 @@ class Log:
         return Path(f"log.{self._number:05d}").open("ab", buffering=0)
 
     def write(self, line: bytes) -> None:
-        """One more line."""
+        """Write one line."""
         if self._file.tell() >= SEGMENT_BYTES:
             self._file.close()
             self._number += 1
@@ -36,7 +36,7 @@ class Log:
 
 
 def work(log: Log, began: float) -> tuple[int, str]:
-    """Work off one lease; returns the worker's exit code and, where it could not begin, why."""
+    """Run one lease. Returns the worker's exit code, and the reason if it could not start."""
     plan, home = json.loads(Path("plan.json").read_text()), Path.cwd()
     zipfile.ZipFile("worker.whl").extractall("lib")
     sys.path.insert(0, str(home / "lib"))
@@ -69,7 +69,7 @@ def work(log: Log, began: float) -> tuple[int, str]:
 
 
 def main() -> None:
-    """Say how it ended, whatever happened."""
+    """Run the lease and write `ended.json`, even after an error."""
     began, log = time.monotonic(), Log()
     code, problem = 2, "the worker could not be started"
     try:

@@ -1,4 +1,4 @@
-"""The provider: notebooks, which only people start, and machines of accounts whose owner has chosen `mode: cli`."""
+"""The provider: notebooks that people start, and machines of accounts with the setting `mode: cli`."""
 
 from __future__ import annotations
 
@@ -8,103 +8,102 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from orchestrator.domain.model import Account
 from orchestrator.ports.providers import (
+    Account,
     Capabilities,
     Capacity,
     CredentialsRefused,
+    DriverEnv,
     Handle,
     LaunchRejected,
     LaunchRequest,
-    Leftovers,
     Liveness,
     Observation,
+    Provider,
     ProviderError,
     ProviderUnavailable,
     QuotaExhausted,
+    SessionOutput,
 )
-from orchestrator.providers.colab.calls import SET_UP, Bridge, ColabSaid
+from orchestrator.providers.colab.calls import Bridge, ColabError
 from orchestrator.providers.colab.errors import NOTHING_TAKEN, SPENT, as_error
-from orchestrator.providers.colab.records import Notes, Session
-from orchestrator.providers.colab.source import MARK, cell, pack
+from orchestrator.providers.colab.records import RuntimeNotes, RuntimeRecord
+from orchestrator.providers.colab.settings import MEMORY, SESSION_S, TEXTS, ColabAccountSettings, ColabSettings
+from orchestrator.providers.colab.source import MARK, cell, pack, wheel
+from orchestrator.providers.session_records import left_messages
 
-SESSION_S = 11 * 3600.0
-"""A runtime lasts 12 hours at most unless the plan says otherwise; nothing is promised."""
+FRESH_S, POLL_S, EMULATED_S = 30.0, 20.0, 1.0
+"""How long Colab's replies are cached, and the interval at which a machine's log is read.
+
+Every read starts a process.
+"""
 START_UP_S = 240.0
-"""Taking a machine, installing the pinned libraries, loading the model."""
-MEMORY = {
-    "T4": 15_800_000_000,
-    "L4": 23_600_000_000,
-    "A100": 42_000_000_000,
-    "H100": 84_000_000_000,
-    "G4": 100_000_000_000,
-    "none": 12 << 30,
-}
-"""Bytes that a session may plan with on each kind of machine. What it really gets, its worker reports."""
+"""Time to get a machine, install the pinned libraries and load the model."""
 
-BY_HAND = "a notebook is opened by its owner: trainhop notebook JOB"
+BY_HAND = "open a notebook instead: trainhop notebook JOB"
 OUT_OF_REACH = (
-    "a Colab machine cannot call this server, and its checkpoints need a place that it can write to: set TRAINHOP_PUBLIC_URL, "
+    "a Colab machine cannot reach this server, so its checkpoints need another store. Set TRAINHOP_PUBLIC_URL, "
     "or use a Google Drive (trainhop store use drive)"
 )
 TAKEN_AWAY = "Colab has taken the machine away"
 LEASE_OVER = 3
-"""Exit code of a worker whose lease had ended: no error of its own."""
+"""Exit code of a worker that has lost its lease. It is not an error."""
 
 
 def drives(account: Account) -> bool:
-    """Whether machines are started there by this server; otherwise people open notebooks."""
+    """Whether this server starts machines for the account. Otherwise people open notebooks."""
     return account.config.get("mode") == "cli" and bool(account.credentials)
 
 
-class ColabProvider:
-    """Implements `ports.Provider`, `SupportsLogs`, `SupportsCheck` and `SupportsIdentity`. `folder` keeps notes and logs; nothing secret is written there.
+class ColabProvider(Provider):
+    """Implements `ports.Provider`, `SupportsLogs`, `SupportsCheck` and `SupportsIdentity`.
 
-    Of a notebook only its own reports tell that it lives. Of a machine, Colab's list of assignments and a file on it. What was
-    seen is believed for `fresh_s`, a log is read every `poll_s`. `can_work` tells whether a machine could deliver what it makes;
-    `any_folder` allows base models of this computer, which the emulator's machines see. Account settings: `mode` ("cli"),
-    `accelerator` (see `MEMORY`), `slots`, `session_s`.
+    Its folder has notes and logs, but no secrets. A notebook is alive if it reports. A machine is alive while Colab
+    lists it and a file on it says so. Results are cached for `fresh_s`. A log is read every `poll_s`. `worker` creates
+    the worker's wheel. Machines of an emulator can read base models of this computer.
     """
 
-    capabilities = Capabilities(provider="colab", shares_disk=False, same_network=False, personal=True)
+    capabilities = Capabilities(provider="colab", shares_disk=False, same_network=False, personal=True, notebooks=True)
+    texts = TEXTS
+    settings = ColabSettings
+    account_settings = ColabAccountSettings
+    folder_name = "colab"
 
     def __init__(
         self,
-        bridge: Bridge | None = None,
-        folder: Path = Path(),
+        env: DriverEnv,
         *,
-        can_work: Callable[[], bool] = lambda: True,
-        any_folder: bool = False,
-        fresh_s: float = 30.0,
-        poll_s: float = 20.0,
-        now: Callable[[], float] = time.time,
+        fresh_s: float | None = None,
+        poll_s: float | None = None,
+        worker: Callable[[], bytes] = wheel,
     ) -> None:
-        self._bridge, self._folder, self._can_work, self._any_folder = bridge, folder, can_work, any_folder
-        self._fresh_s, self._poll_s, self._now = fresh_s, poll_s, now
+        emulated = env.endpoint is not None
+        self._worker = worker
+        self.bridge = Bridge(env.read(ColabSettings).python, env.vault, env.folder, env.endpoint)
+        self._env, self._folder, self._any_folder, self._now = env, env.folder, emulated, env.clock.now
+        self._fresh_s = fresh_s if fresh_s is not None else EMULATED_S if emulated else FRESH_S
+        self._poll_s = poll_s if poll_s is not None else EMULATED_S if emulated else POLL_S
         self._rooms: dict[str, tuple[float, Capacity | ProviderUnavailable]] = {}
         self._seen: dict[str, tuple[float, Observation]] = {}
         self._reading: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def _ask(self, account: Account, ask: str, **more: Any) -> dict[str, Any]:
-        if self._bridge is None:
-            raise ProviderUnavailable(SET_UP)
-        return self._bridge.ask(account, ask, **more)
+        return self.bridge.ask(account, ask, **more)
 
-    def _of(self, lease_id: str) -> Notes:
-        return Notes(self._folder / lease_id)
+    def _of(self, lease_id: str) -> RuntimeNotes:
+        return RuntimeNotes(self._folder / lease_id)
 
-    # --- room ---
+    # --- capacity ---
 
-    def room(self, account: Account) -> Capacity:
+    def capacity(self, account: Account) -> Capacity:
         closed_reason = Capacity(slots=0, session_s=float(account.config.get("session_s", SESSION_S)), start_up_s=120.0)
         if not drives(account):
             return replace(closed_reason, closed_reason=BY_HAND)
         if wrong := _wrong(account):
             return replace(closed_reason, closed_reason=wrong)
-        if not self._can_work():
+        if not self._env.can_deliver():
             return replace(closed_reason, closed_reason=OUT_OF_REACH)
         until, known = self._rooms.get(account.id + account.credentials, (0.0, None))
         if known is None or time.monotonic() > until:
@@ -115,7 +114,10 @@ class ColabProvider:
         return known
 
     def _room(self, account: Account, closed_reason: Capacity) -> Capacity | ProviderUnavailable:
-        """Colab's silence is believed for a while too: its own jobs would wait for a time-out in every round."""
+        """A failure to reach Colab is cached for a while too.
+
+        Otherwise its own jobs would wait for a time-out in every round.
+        """
         try:
             if self._usage(account)["balance"] <= 0:
                 return replace(closed_reason, closed_reason=SPENT)
@@ -136,12 +138,12 @@ class ColabProvider:
     def _usage(self, account: Account) -> dict[str, Any]:
         try:
             return self._ask(account, "usage")
-        except ColabSaid as said:
-            raise as_error(said, _accelerator(account), self._now()) from None
+        except ColabError as refusal:
+            raise as_error(refusal, _accelerator(account), self._now()) from None
 
     def check(self, account: Account) -> str:
         if not drives(account):
-            return f"nothing is started there by this server: {BY_HAND}"
+            return f"this server starts no sessions on this account; {BY_HAND}"
         if wrong := _wrong(account):
             raise CredentialsRefused(wrong)
         money = self._usage(account)
@@ -149,12 +151,15 @@ class ColabProvider:
             f"signed in at Colab: {money['balance']:.2f} compute units left, {money['hourly']:.2f} used per hour now "
             f"({money['machines']} machines)"
         )
-        obstacle = SPENT if money["balance"] <= 0 else "" if self._can_work() else OUT_OF_REACH
+        obstacle = SPENT if money["balance"] <= 0 else "" if self._env.can_deliver() else OUT_OF_REACH
         return f"{words}; {obstacle}" if obstacle else words
 
     def login(self, account: Account) -> str:
-        """The sign-in itself: Colab's client is told no name, so that a second sign-in of one person seems another's."""
-        return self._bridge.sign_in(account) if self._bridge is not None else ""
+        """An identity made from the sign-in, because Colab's client returns no name.
+
+        A second sign-in of one person looks like another person.
+        """
+        return self.bridge.sign_in(account)
 
     # --- launch ---
 
@@ -162,16 +167,16 @@ class ColabProvider:
         account, notes = request.account, self._of(request.lease_id)
         if not drives(account):
             raise LaunchRejected(BY_HAND)
-        noted = notes.read()
-        if noted.machine:
-            return noted.machine
+        record = notes.read()
+        if record.machine:
+            return record.machine
         self._refuse(request)
         accelerator = _accelerator(account)
         notes.write(launched=True, accelerator=accelerator)
         bundle = notes.folder / "bundle.zip"
         handle = Handle(lease_id=request.lease_id, account=account, external_id=None)
         try:
-            pack(request, bundle)
+            pack(request, bundle, self._worker)
             name = _name(request.lease_id)
             made = self._ask(account, "launch", **self._which(handle), bundle=str(bundle), code=cell(name), mark=MARK)
         except ProviderUnavailable as error:
@@ -190,13 +195,13 @@ class ColabProvider:
             raise QuotaExhausted(OUT_OF_REACH)
 
     def _failed(self, handle: Handle, error: ProviderUnavailable) -> ProviderError:
-        """What a failed launch is to the scheduler. A machine that may have been taken is given back before anything else."""
-        said = error if isinstance(error, ColabSaid) else None
-        if said is None or said.kind not in NOTHING_TAKEN:
+        """The scheduler's error for a failed launch. A machine that may have been assigned is released first."""
+        refusal = error if isinstance(error, ColabError) else None
+        if refusal is None or refusal.kind not in NOTHING_TAKEN:
             self._release(handle, str(error))
         else:
             self._of(handle.lease_id).write(ended=True, released=True, detail=str(error))
-        return as_error(said, _accelerator(handle.account), self._now()) if said is not None else error
+        return as_error(refusal, _accelerator(handle.account), self._now()) if refusal is not None else error
 
     # --- a session's life ---
 
@@ -209,26 +214,27 @@ class ColabProvider:
         for theirs in unknown.values():
             fresh = self._look(theirs)
             seen.update(fresh)
-            self._seen.update({lease: (time.monotonic(), found) for lease, found in fresh.items()})
-        return [found for found in seen.values() if found is not None]
+            self._seen.update({lease: (time.monotonic(), observation) for lease, observation in fresh.items()})
+        return [observation for observation in seen.values() if observation is not None]
 
     def _known(self, handle: Handle) -> Observation | None:
-        """What can be said without asking Colab."""
-        lease, noted = handle.lease_id, self._of(handle.lease_id).read()
-        if not noted.launched and handle.external_id is None:
-            return Observation(lease_id=lease, liveness=Liveness.UNSEEN)  # a notebook
-        if noted.ended:
-            return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=noted.detail, failed=noted.failed)
+        """The state as far as it is known without a request to Colab."""
+        lease, record = handle.lease_id, self._of(handle.lease_id).read()
+        if not record.launched and handle.external_id is None:
+            return Observation(lease_id=lease, liveness=Liveness.UNSEEN)  # this session is a notebook
+
+        if record.ended:
+            return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=record.detail, failed=record.failed)
         if not handle.account.credentials:
             return Observation(lease_id=lease, liveness=Liveness.ENDED, detail="its Colab account was removed")
         at, known = self._seen.get(lease, (0.0, None))
         if known is not None and time.monotonic() < at + self._fresh_s:
             return known
-        return None if _machine(handle, noted) else self._cut_short(handle)
+        return None if _machine(handle, record) else self._cut_short(handle)
 
     def _cut_short(self, handle: Handle) -> Observation:
-        """A server that ended in the middle of a launch: whatever it took is given back."""
-        detail = "its launch was cut short"
+        """A launch that was interrupted by the end of the server. Its machine is released."""
+        detail = "its launch was interrupted"
         try:
             self._release(handle, detail)
         except ProviderUnavailable as error:
@@ -238,53 +244,54 @@ class ColabProvider:
         return Observation(lease_id=handle.lease_id, liveness=Liveness.ENDED, detail=detail)
 
     def _look(self, handles: list[Handle]) -> dict[str, Observation]:
-        """Sessions of one account, in one call."""
-        asked = [self._which(handle) for handle in handles]
+        """The sessions of one account, in one call."""
+        sessions = [self._which(handle) for handle in handles]
         try:
-            found = self._ask(handles[0].account, "look", sessions=asked)
+            states = self._ask(handles[0].account, "look", sessions=sessions)
         except ProviderUnavailable as error:
             return {
                 h.lease_id: Observation(lease_id=h.lease_id, liveness=Liveness.UNKNOWN, detail=str(error))
                 for h in handles
             }
-        return {h.lease_id: self._judge(h, found[_name(h.lease_id)]) for h in handles}
+        return {h.lease_id: self._judge(h, states[_name(h.lease_id)]) for h in handles}
 
-    def _judge(self, handle: Handle, found: Any) -> Observation:
+    def _judge(self, handle: Handle, state: Any) -> Observation:
         lease, notes = handle.lease_id, self._of(handle.lease_id)
-        if found in ("runs", "silent"):
+        if state in ("runs", "silent"):
             machine = _machine(handle, notes.read())
-            detail = "" if found == "runs" else "its Jupyter server does not answer"
+            detail = "" if state == "runs" else "its Jupyter server does not answer"
             return Observation(lease_id=lease, liveness=Liveness.RUNNING, detail=detail, external_id=machine)
-        if found == "gone":
-            noted = notes.write(launched=True, ended=True, complete=True, released=True, detail=TAKEN_AWAY)
+        if state == "gone":
+            record = notes.write(launched=True, ended=True, complete=True, released=True, detail=TAKEN_AWAY)
         else:
             with contextlib.suppress(ProviderUnavailable):
-                self._save(handle)  # its log tells more of an error than its exit code
-            noted = notes.read()
-            if not noted.ended:
-                noted = notes.write(launched=True, ended=True, detail=_ending(found), failed=_has_failed(found))
-        return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=noted.detail, failed=noted.failed)
+                self._save(handle)  # the log says more about an error than the exit code
+
+            record = notes.read()
+            if not record.ended:
+                record = notes.write(launched=True, ended=True, detail=_ending(state), failed=_has_failed(state))
+        return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=record.detail, failed=record.failed)
 
     def stop(self, handle: Handle) -> None:
         if self._is_over(handle):
             return
         with contextlib.suppress(ProviderUnavailable):
             self._save(handle)
-        self._release(handle, "stopped by giving its machine back")
+        self._release(handle, "stopped by releasing its machine")
 
-    def collect(self, handle: Handle) -> Leftovers:
+    def collect_outputs(self, handle: Handle) -> SessionOutput:
         if not self._is_over(handle):
             try:
                 self._save(handle)
             except ProviderUnavailable:
                 if self._of(handle.lease_id).read().ended:
                     raise
-                # What runs may have to be stopped all the same: a machine that does not answer costs compute units, too.
-        outbox = self._of(handle.lease_id).outbox
-        return Leftovers(messages=outbox.read_text(errors="replace").splitlines() if outbox.is_file() else ())
+                # Not an error for a session that has not ended: it must be stopped even if its machine does not
+                # respond, because the machine costs compute units.
+        return SessionOutput(messages=left_messages(self._of(handle.lease_id).outbox))
 
-    def forget(self, handle: Handle) -> None:
-        """Give the machine back. Compute units run until then."""
+    def clean_up(self, handle: Handle) -> None:
+        """Release the machine, which uses compute units until then."""
         if not self._is_over(handle):
             with contextlib.suppress(ProviderUnavailable):
                 self._save(handle)
@@ -294,66 +301,66 @@ class ColabProvider:
         self._reading.pop(handle.lease_id, None)
 
     def _is_over(self, handle: Handle) -> bool:
-        """Whether nothing of this session can be left at Colab, or be reached there."""
-        noted = self._of(handle.lease_id).read()
-        return noted.released or not (noted.launched or handle.external_id) or not handle.account.credentials
+        """Whether nothing of this session is left at Colab or can be reached there."""
+        record = self._of(handle.lease_id).read()
+        return record.released or not (record.launched or handle.external_id) or not handle.account.credentials
 
     def _release(self, handle: Handle, detail: str) -> None:
         try:
             self._ask(handle.account, "release", **self._which(handle))
-        except ColabSaid as said:
-            raise ProviderUnavailable(f"the machine could not be given back yet: {said}") from None
+        except ColabError as refusal:
+            raise ProviderUnavailable(f"the machine could not be released yet: {refusal}") from None
         notes = self._of(handle.lease_id)
         notes.write(launched=True, ended=True, complete=True, released=True, detail=notes.read().detail or detail)
         self._seen.pop(handle.lease_id, None)
         self._rooms.pop(handle.account.id + handle.account.credentials, None)
 
     def _which(self, handle: Handle) -> dict[str, Any]:
-        noted = self._of(handle.lease_id).read()
-        accelerator = noted.accelerator or _accelerator(handle.account)
+        record = self._of(handle.lease_id).read()
+        accelerator = record.accelerator or _accelerator(handle.account)
         return {
             "name": _name(handle.lease_id),
-            "machine": _machine(handle, noted) or None,
+            "machine": _machine(handle, record) or None,
             "accelerator": accelerator.upper(),
         }
 
-    # --- its words ---
+    # --- logs ---
 
     def follow(self, handle: Handle) -> Iterator[str]:
         notes, at, rest = self._of(handle.lease_id), 0, ""
         while True:
-            noted = notes.read()
-            if not noted.complete and not self._is_over(handle):
-                noted = self._save(handle)
+            record = notes.read()
+            if not record.complete and not self._is_over(handle):
+                record = self._save(handle)
             with contextlib.suppress(FileNotFoundError), notes.log.open("rb") as log:
                 log.seek(at)
                 data = log.read()
                 at += len(data)
                 *lines, rest = (rest + data.decode(errors="replace")).split("\n")
                 yield from lines
-            if noted.complete or self._is_over(handle):
+            if record.complete or self._is_over(handle):
                 return
             time.sleep(self._poll_s)
 
-    def _save(self, handle: Handle) -> Session:
-        """Keep what is new of the log; once the session has ended, all of it and its outbox."""
+    def _save(self, handle: Handle) -> RuntimeRecord:
+        """Store the new part of the log. Once the session has ended, store the complete log and the outbox."""
         notes = self._of(handle.lease_id)
         with self._reading[handle.lease_id]:
-            noted = notes.read()
-            if noted.complete:
-                return noted
+            record = notes.read()
+            if record.complete:
+                return record
             try:
-                found = self._ask(
-                    handle.account, "read", **self._which(handle), segment=noted.segment, offset=noted.offset
+                output = self._ask(
+                    handle.account, "read", **self._which(handle), segment=record.segment, offset=record.offset
                 )
-            except ColabSaid as said:
-                if said.kind != "gone":
+            except ColabError as refusal:
+                if refusal.kind != "gone":
                     raise
                 return notes.write(launched=True, ended=True, complete=True, released=True, detail=TAKEN_AWAY)
-            how = found["ended"]
-            return notes.keep(found, _ending(how) if how else "", failed=how is not None and _has_failed(how))
+            how = output["ended"]
+            return notes.keep(output, _ending(how) if how else "", failed=how is not None and _has_failed(how))
 
-    def erase(self, handle: Handle) -> None:
+    def delete_log(self, handle: Handle) -> None:
         self._of(handle.lease_id).erase()
 
     def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
@@ -365,8 +372,8 @@ def _name(lease_id: str) -> str:
     return f"trainhop-{lease_id}"
 
 
-def _machine(handle: Handle, noted: Session) -> str:
-    return noted.machine or handle.external_id or ""
+def _machine(handle: Handle, record: RuntimeRecord) -> str:
+    return record.machine or handle.external_id or ""
 
 
 def _accelerator(account: Account) -> str:
@@ -375,15 +382,15 @@ def _accelerator(account: Account) -> str:
 
 def _wrong(account: Account) -> str:
     wanted = _accelerator(account)
-    return "" if wanted in MEMORY else f"there is no Colab accelerator {wanted}: one of {', '.join(MEMORY)}"
+    return "" if wanted in MEMORY else f"there is no Colab accelerator {wanted}. Choose one of {', '.join(MEMORY)}"
 
 
-def _has_failed(found: dict[str, Any]) -> bool:
-    """Whether it ended by an error of its own; a negative code is a signal's."""
-    return found["code"] > 0 and found["code"] != LEASE_OVER
+def _has_failed(ended: dict[str, Any]) -> bool:
+    """Whether an error of the worker ended the session. A negative code means a signal."""
+    return ended["code"] > 0 and ended["code"] != LEASE_OVER
 
 
-def _ending(found: dict[str, Any]) -> str:
-    if found["problem"]:
-        return str(found["problem"])
-    return "" if found["code"] in (0, LEASE_OVER) else f"the worker ended with exit code {found['code']}"
+def _ending(ended: dict[str, Any]) -> str:
+    if ended["problem"]:
+        return str(ended["problem"])
+    return "" if ended["code"] in (0, LEASE_OVER) else f"the worker ended with exit code {ended['code']}"

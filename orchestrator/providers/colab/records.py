@@ -1,4 +1,4 @@
-"""What this server keeps of each session in a folder of its own: its machine, how far its log was read, and the log."""
+"""The files of each session on this server: its machine, its log, and how far the log was read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from orchestrator.providers.session_records import WRITING, SessionNotes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Session:
-    """A launch as it was noted. `launched` says that it was attempted, `machine` that its worker was started there.
+class RuntimeRecord:
+    """The record of a launch. `launched` is set before the launch, `machine` once the worker was started there.
 
-    `segment` and `offset` are where reading its log goes on; `ended` with `detail` is how it ended, `complete` that its log lies
-    here as far as it can be had, `released` that nothing of it is left at Colab; `failed` that its own error ended it.
+    Reading the log resumes at `segment` and `offset`. `ended` and `detail` tell how the session ended. `complete` is
+    set once the log is here as far as it can be read. `released` is set once nothing is left at Colab. `failed` is set
+    if the worker's own error ended the session.
     """
 
     launched: bool = False
@@ -31,15 +32,18 @@ class Session:
     released: bool = False
 
 
-class Notes(SessionNotes[Session]):
+class RuntimeNotes(SessionNotes[RuntimeRecord]):
     """One session's folder: `session.json`, `output.log` and, once it has ended, `outbox.jsonl`."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, Session)
+        super().__init__(folder, RuntimeRecord)
         self.outbox = folder / "outbox.jsonl"
 
-    def keep(self, found: dict[str, Any], detail: str, *, failed: bool) -> Session:
-        """Keep what the bridge has read of the log, and note where reading goes on; `detail` and `failed` say how it ended."""
+    def keep(self, found: dict[str, Any], detail: str, *, failed: bool) -> RuntimeRecord:
+        """Store the log that the bridge has read, and the position at which reading resumes.
+
+        `detail` and `failed` tell how the session ended.
+        """
         ended = found["ended"] is not None
         with WRITING:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -53,5 +57,5 @@ class Notes(SessionNotes[Session]):
             return self.write(launched=True, segment=found["segment"], offset=found["offset"], **changes)
 
     def drop(self, name: str) -> None:
-        """Remove a file that is not needed any more."""
+        """Remove a file that is no longer needed."""
         (self.folder / name).unlink(missing_ok=True)

@@ -1,19 +1,24 @@
-"""What a machine is brought for one lease: a zip with the worker, its ticket and the files it reads, and the cell that starts it."""
+"""The bundle for one lease and the cell that starts it.
+
+The bundle is a zip file with the worker, its ticket and its input files.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.ports.providers import LaunchRequest, ProviderUnavailable, StoreError
+from orchestrator.ports.providers import LaunchRequest, ProviderUnavailable
+from orchestrator.ports.stores import StoreError
 from worker.shared import wheel as bundle
 from worker.shared.messages import Ticket
 
 MARK = "trainhop: the worker is started"
 RUN_OVER_S = 60.0
-"""What a worker may take beyond its budget before the script around it ends it."""
+"""Seconds that a worker may exceed its budget before the start script ends it."""
 _CELL = """\
 import pathlib, subprocess, sys, zipfile
 name = {name!r}
@@ -37,12 +42,15 @@ def cell(name: str) -> str:
 
 
 def wheel() -> bytes:
-    """The worker as it is installed here."""
+    """The wheel of the installed worker."""
     return bundle.build().data
 
 
-def pack(request: LaunchRequest, target: Path) -> None:
-    """Write the zip; raises `ProviderUnavailable` where an input cannot be read or is damaged."""
+def pack(request: LaunchRequest, target: Path, worker: Callable[[], bytes] = wheel) -> None:
+    """Write the zip file. `worker` returns the worker's wheel.
+
+    Raises `ProviderUnavailable` if an input cannot be read or is damaged.
+    """
     ticket = Ticket(
         lease=request.lease_id,
         token=request.token,
@@ -63,7 +71,7 @@ def pack(request: LaunchRequest, target: Path) -> None:
     with zipfile.ZipFile(target, "w") as whole:
         whole.writestr("boot.py", Path(__file__).with_name("boot.py").read_text())
         whole.writestr("plan.json", json.dumps(plan))
-        whole.writestr("worker.whl", wheel())
+        whole.writestr("worker.whl", worker())
         for key, name in names.items():
             _add(whole, name, request, key)
 
@@ -80,6 +88,6 @@ def _add(whole: zipfile.ZipFile, name: str, request: LaunchRequest, key: str) ->
                 digest.update(chunk)
                 file.write(chunk)
     except StoreError as error:
-        raise ProviderUnavailable(f"{key} cannot be read to bring it to Colab: {error}") from error
+        raise ProviderUnavailable(f"{key} cannot be read for Colab: {error}") from error
     if grant.sha256 is not None and digest.hexdigest() != grant.sha256:
-        raise ProviderUnavailable(f"{key} came out of the store damaged (sha256 {digest.hexdigest()[:12]})")
+        raise ProviderUnavailable(f"{key} is damaged in the store (sha256 {digest.hexdigest()[:12]})")

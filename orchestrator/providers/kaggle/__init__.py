@@ -1,8 +1,8 @@
-"""Kaggle kernels as machines: script kernels that carry the worker, on their owner's account.
+"""The Kaggle driver. A session is a script kernel with the worker, in the account of its owner.
 
-`driver` holds the provider, `access` signs in, `client` and `wire` hold the calls, `source` and `boot` the script that is
-pushed, `staging` the files and `package_set` the packages that it reads, `stream` its log, `stopping` its end, `notes` what is kept here, `refusals` what
-Kaggle's words mean.
+`driver` is the provider. `access` signs in. `client` and `http` make the calls. `kernel` and `boot` are the pushed
+script. `staging` provides its files and `package_set` its packages. `stream` reads its log, `outputs` its files, and
+`stopping` ends it. `records` stores the sessions on this server. `errors` translates Kaggle's refusals.
 """
 
 try:

@@ -1,4 +1,4 @@
-"""Who speaks to Kaggle: an account's credentials, its name there, and for how long Kaggle's silence is believed."""
+"""Connections to Kaggle: an account's credentials, its name at Kaggle, and how long a failure is cached."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from orchestrator.domain.model import Account
-from orchestrator.ports.providers import CredentialsRefused, Handle, ProviderUnavailable, Vault, VaultError
+from orchestrator.ports.providers import Account, CredentialsRefused, Handle, ProviderUnavailable, Vault, VaultError
 from orchestrator.providers.kaggle import errors
 from orchestrator.providers.kaggle.client import Connection
 from orchestrator.providers.kaggle.http import Credentials, KaggleError
@@ -15,7 +14,10 @@ from orchestrator.providers.kaggle.launch import KernelPlace, slug_of
 
 
 class Access:
-    """Connections of accounts. `endpoint` (loopback) stands in for Kaggle's own host; silence is believed for `fresh_s`."""
+    """Connections for accounts. `endpoint` (loopback) replaces Kaggle's own host.
+
+    A failure to reach Kaggle is cached for `fresh_s`.
+    """
 
     def __init__(self, vault: Vault, endpoint: str | None, fresh_s: float) -> None:
         self._vault, self._endpoint, self._fresh_s = vault, endpoint, fresh_s
@@ -23,7 +25,7 @@ class Access:
         self._silent: dict[str, tuple[float, str]] = {}
 
     def connect(self, account: Account) -> Connection:
-        """Opens the vault for the moment of a call; raises `CredentialsRefused`."""
+        """Decrypts the credentials for one call. Raises `CredentialsRefused`."""
         try:
             if not account.credentials:
                 raise CredentialsRefused(f"no Kaggle token is stored for {account.name}")
@@ -33,9 +35,9 @@ class Access:
             raise CredentialsRefused(str(error)) from None
 
     def name(self, account: Account) -> str:
-        """Whom the credentials sign in, as Kaggle spells it: in other letters its owner's own address is a stranger's there.
+        """The account's name as Kaggle spells it. In another spelling Kaggle treats the owner as a stranger.
 
-        Raises `CredentialsRefused` if that is nobody, or somebody else.
+        Raises `CredentialsRefused` if the credentials belong to another account or to none.
         """
         try:
             name, wanted = self.connect(account).username(), account.config.get("username")
@@ -48,14 +50,14 @@ class Access:
         return name
 
     def owner(self, account: Account) -> str:
-        """The same, asked of Kaggle once."""
+        """The same name, requested from Kaggle once."""
         known = account.id + account.credentials
         if known not in self._names:
             self._names[known] = self.name(account)
         return self._names[known]
 
     def place(self, handle: Handle) -> KernelPlace:
-        """Where a session is."""
+        """The kernel of a session."""
         owner, _, slug = (handle.external_id or "").partition("/")
         if not slug:
             owner, slug = self.owner(handle.account), slug_of(handle.lease_id)
@@ -63,7 +65,7 @@ class Access:
 
     @contextlib.contextmanager
     def answering(self, account: Account) -> Iterator[None]:
-        """Kaggle's silence is believed for a while too: its own sessions would wait for one time-out after another."""
+        """A failure to reach Kaggle is cached for a while. Otherwise each of its sessions would wait for a time-out."""
         until, words = self._silent.get(account.id, (0.0, ""))
         if time.monotonic() < until:
             raise ProviderUnavailable(words)

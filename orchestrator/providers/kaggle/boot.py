@@ -1,14 +1,15 @@
-"""What a Kaggle kernel runs: unpack the worker, find its files, and do what the script was pushed for.
+"""The start script in a Kaggle kernel: unpacks the worker, finds its files and runs the requested task.
 
-This text is the body of every pushed script (`source.py` puts the values in front), so it needs nothing but Python. A script
-kernel starts in `/kaggle/working`, beside `input/`; data sets lie below that, nested in newer images and flat in older ones.
+`kernel.py` puts the values in front of this text to make a pushed script. Standard library only. A script kernel starts
+in `/kaggle/working`, beside `input/`. Datasets are in `input/`, nested in newer images and flat in older ones.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import json  # noqa: F401  what `source.py` puts behind this text reads with it
+import json  # noqa: F401  `kernel.py` appends code that uses it
+import lzma
 import os
 import re
 import shutil
@@ -22,29 +23,29 @@ BEGAN = time.monotonic()
 
 
 def write(line: str) -> None:
-    """One line of the session's log."""
+    """Write one line of the session's log."""
     print(line, flush=True)
 
 
 def say(text: str) -> None:
-    """The same, for people."""
+    """Write one line for people."""
     write(f"trainhop: {text}")
 
 
 def name_session() -> None:
-    """The number by which Kaggle can be asked to end this session; the rest of the variable is a secret."""
+    """Print the session's number, which is needed to cancel it. The rest of the variable is a secret."""
     if found := re.search(r"-(\d+)-\w+$", os.environ.get("KAGGLE_CONTAINER_NAME", "")):
         say(f"kaggle session {found[1]}")
 
 
 def working_folder() -> Path:
-    """Where Kaggle keeps what a kernel leaves."""
+    """The folder from which Kaggle keeps a kernel's files."""
     here = Path.cwd()
     return here if (here.parent / "input").is_dir() else Path("/kaggle/working")
 
 
 def session(carried: dict, home: Path) -> int:
-    """Work off one lease; 0 when the worker said its last word, so that Kaggle keeps what it left."""
+    """Run one lease. Returns 0 if the worker has reported its end, so that Kaggle keeps its files."""
     from worker.agent import boot
     from worker.shared import package_folder
 
@@ -75,7 +76,7 @@ def session(carried: dict, home: Path) -> int:
 
 
 def packages(carried: dict, home: Path) -> int:
-    """Leave the worker's packages as one file for later sessions."""
+    """Store the worker's packages as one file for later sessions."""
     from worker.agent import boot
     from worker.shared import package_folder
 
@@ -83,7 +84,7 @@ def packages(carried: dict, home: Path) -> int:
 
 
 def doctor(carried: dict, home: Path) -> int:
-    """Answer the probes of a check."""
+    """Run the probes of a check."""
     from worker.doctor.kernel import run
 
     return run(carried, working_folder(), home)
@@ -92,10 +93,10 @@ def doctor(carried: dict, home: Path) -> int:
 TASKS = {"session": session, "packages": packages, "doctor": doctor}
 
 
-def main(carried: dict, worker_zip: str) -> int:
-    """Do what the script was pushed for; returns the kernel's exit code."""
+def main(carried: dict, packed_worker: str) -> int:
+    """Run the script's task. Returns the kernel's exit code."""
     name_session()
     home = Path(tempfile.mkdtemp(prefix="trainhop-"))
-    zipfile.ZipFile(io.BytesIO(base64.b64decode(worker_zip))).extractall(home / "lib")
+    zipfile.ZipFile(io.BytesIO(lzma.decompress(base64.b64decode(packed_worker)))).extractall(home / "lib")
     sys.path.insert(0, str(home / "lib"))
     return TASKS[carried.get("task", "session")](carried, home)

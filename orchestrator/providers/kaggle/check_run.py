@@ -1,12 +1,10 @@
-"""What makes the driver one that can be checked: see `orchestrator.ports.diagnosis`."""
+"""The part of the driver that runs checks. See `SupportsDiagnosis`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from orchestrator.domain.model import Account
-from orchestrator.ports.diagnosis import CheckOrder, Examined
-from orchestrator.ports.providers import CredentialsRefused, ProviderUnavailable
+from orchestrator.ports.providers import Account, CheckOrder, CredentialsRefused, Examined, ProviderUnavailable
 from orchestrator.providers.kaggle import errors
 from orchestrator.providers.kaggle.access import Access
 from orchestrator.providers.kaggle.diagnosis import Check, Limits, clear
@@ -17,7 +15,7 @@ from worker.doctor.outcome import Outcome
 class Diagnosing:
     """Implements `SupportsDiagnosis`."""
 
-    limits = Limits()
+    limits: Limits
     _access: Access
 
     def diagnose(self, account: Account, order: CheckOrder, tell: Callable[[Outcome], None]) -> Examined:

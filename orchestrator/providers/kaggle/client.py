@@ -1,9 +1,10 @@
-"""What one account can ask of Kaggle, through the official `kagglesdk`; answers are checked before they are believed."""
+"""One account's requests to Kaggle through the official `kagglesdk`. Every response is validated."""
 
 from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, timedelta
@@ -34,15 +35,15 @@ from kagglesdk.security.types.oauth_service import IntrospectTokenRequest
 from orchestrator.providers.kaggle.http import CONNECT_S, KaggleError, Wire
 
 LOG_SILENCE_S = 120.0
-"""A live log that says nothing for so long is taken for a broken connection and opened again."""
+"""A live log without data for so long counts as a broken connection and is opened again."""
 PAGE = 200
 _ABSENT = re.compile(r"permission '(kernels|kernelsessions|datasets)\.(get|delete)'", re.IGNORECASE)
-"""Of an object that nobody has, Kaggle often says that access to it was denied."""
+"""For an object that does not exist, Kaggle often reports that access was denied."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quota:
-    """GPU seconds of this week, and when they start anew (epoch seconds)."""
+    """GPU seconds of this week, and the time of the next reset (epoch seconds)."""
 
     used_s: float
     reserved_s: float
@@ -51,15 +52,15 @@ class Quota:
 
     @property
     def left_s(self) -> float:
-        """What new sessions may take."""
+        """Seconds that new sessions may use."""
         return max(0.0, self.total_s - self.used_s - self.reserved_s)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Push:
-    """A script to run. `machine_shape` is empty for a machine without accelerator.
+    """A script to run. `machine_shape` is empty for a machine without an accelerator.
 
-    `datasets`, and `kernels` whose output it gets, are `owner/slug`.
+    `datasets` and `kernels` are `owner/slug`. The output of the kernels is an input of the script.
     """
 
     slug: str
@@ -72,19 +73,19 @@ class Push:
 
 
 class UnknownKernelError(KaggleError):
-    """Kaggle does not know a kernel whose output was asked for."""
+    """Kaggle does not know a kernel that should be an input."""
 
 
 class Connection(Wire):
-    """What one account can ask of Kaggle."""
+    """One account's requests to Kaggle."""
 
-    # --- who and how much ---
+    # --- account and quota ---
 
     def username(self) -> str:
-        """The account's user name, asked of Kaggle for a token."""
+        """The account's user name. For a token it is requested from Kaggle."""
         known = self._credentials
         if known.token is None:
-            self.quota()  # the older keys cannot be introspected: the first call tells
+            self.quota()  # older keys cannot be introspected, so the first call shows whether they are valid
             assert known.username is not None
             return known.username
         token = known.token
@@ -95,19 +96,22 @@ class Connection(Wire):
             answer = sdk.security.oauth_client.introspect_token(request)
             return bool(answer.active), _text(answer.username)
 
-        active, name = self._call("tell whose token this is", ask)
+        active, name = self._call("identify the token's owner", ask)
         if not active or not name:
             raise KaggleError(401, "the token is not valid (revoked, expired or mistyped)")
         return name
 
     def absent(self, refusal: KaggleError, owner: str) -> bool:
-        """Whether this refusal means that an object of `owner` is not there; to somebody else's token it only seems so."""
+        """Whether this refusal means that an object of `owner` does not exist.
+
+        With another account's token, an existing object gets the same refusal.
+        """
         if refusal.status == 403 and _ABSENT.search(refusal.words):
             return self.username().lower() == owner.lower()
         return refusal.status == 404
 
     def quota(self) -> Quota:
-        """GPU time of this account. What Kaggle leaves out is 0: default values are omitted from its answers."""
+        """GPU time of this account. A missing value is 0, because Kaggle omits default values."""
 
         def ask(sdk: KaggleClient) -> Quota:
             answer: Any = sdk.kernels.kernels_api_client.get_accelerator_quota_statistics(
@@ -121,14 +125,14 @@ class Connection(Wire):
                 refresh_at=fresh.replace(tzinfo=UTC).timestamp() if fresh is not None else None,
             )
 
-        return self._call("tell the GPU quota", ask)
+        return self._call("return the GPU quota", ask)
 
     # --- kernels ---
 
     def push(self, owner: str, push: Push) -> None:
-        """Save and run a script kernel; a refusal in any of its forms is `KaggleError`.
+        """Save and run a script kernel. Every form of refusal raises `KaggleError`.
 
-        Raises `UnknownKernelError` for one of its `kernels` that is not there (any more).
+        Raises `UnknownKernelError` if one of its `kernels` does not exist (any more).
         """
         request = ApiSaveKernelRequest()
         request.slug, request.new_title = f"{owner}/{push.slug}", push.slug
@@ -160,21 +164,24 @@ class Connection(Wire):
         return ""
 
     def state(self, owner: str, slug: str) -> tuple[str, str]:
-        """The newest run's state by its name at Kaggle, and why it failed; a state we do not know is passed on as it is."""
+        """The name of the newest run's state, and the reason of a failure.
+
+        An unknown state is returned unchanged.
+        """
 
         def ask(sdk: KaggleClient) -> tuple[str, str]:
             request = ApiGetKernelSessionStatusRequest()
             request.user_name, request.kernel_slug = owner, slug
             try:
                 answer = sdk.kernels.kernels_api_client.get_kernel_session_status(request)
-            except KeyError as error:  # the SDK's way to say that it has no such state
+            except KeyError as error:  # the SDK's error for a state that it does not know
                 return self.clean(str(error.args[0])), ""
             return _name(answer.status), self.clean(_text(answer.failure_message or ""))
 
-        return self._call("tell a session's state", ask)
+        return self._call("return a session's state", ask)
 
     def outputs(self, owner: str, slug: str) -> tuple[list[tuple[str, str]], str]:
-        """`(name, signed URL)` of every file that an ended run left, and its stored log as JSON."""
+        """`(name, signed URL)` of every file of an ended run, and its stored log as JSON."""
 
         def ask(sdk: KaggleClient) -> tuple[list[tuple[str, str]], str]:
             files: list[tuple[str, str]] = []
@@ -195,7 +202,7 @@ class Connection(Wire):
         return self._call("list a session's files", ask)
 
     def delete_kernel(self, owner: str, slug: str) -> None:
-        """Remove a kernel, ending its run; nothing happens if it is not there."""
+        """Delete a kernel and end its run. No error if it does not exist."""
         request = ApiDeleteKernelRequest()
         request.user_name, request.kernel_slug = owner, slug
         self._delete(
@@ -205,7 +212,10 @@ class Connection(Wire):
         )
 
     def cancel(self, session_id: int) -> None:
-        """End a session by its own number, not its kernel's; what it has written is saved. Any refusal is `KaggleError`."""
+        """Cancel a session by its own number, not its kernel's. Kaggle keeps its files.
+
+        Every refusal raises `KaggleError`.
+        """
         request = ApiCancelKernelSessionRequest()
         request.kernel_session_id = session_id
         answer = self._call(
@@ -216,9 +226,9 @@ class Connection(Wire):
 
     @contextlib.contextmanager
     def log(self, owner: str, slug: str, silence_s: float = LOG_SILENCE_S) -> Iterator[requests.Response]:
-        """The log from its first line: live as server-sent events, as a JSON array once the run has ended."""
+        """The whole log: live as server-sent events, and as a JSON array once the run has ended."""
         with (
-            self._speaking("give a session's log"),
+            self._speaking("return a session's log"),
             self._signed_in() as session,
             session.get(
                 f"{self._base}/v1/kernels/logs/stream/{owner}/{slug}",
@@ -228,14 +238,14 @@ class Connection(Wire):
             ) as answer,
         ):
             if not answer.ok:
-                _ = answer.content  # a refusal's words, which can be read only while the stream is open
+                _ = answer.content  # the message of a refusal can only be read while the stream is open
             answer.raise_for_status()
             yield answer
 
     # --- datasets ---
 
     def dataset_state(self, owner: str, slug: str) -> str | None:
-        """The newest version's state by its name at Kaggle, None if there is no such dataset."""
+        """The name of the newest version's state. None if the dataset does not exist."""
 
         def ask(sdk: KaggleClient) -> str:
             request = ApiGetDatasetStatusRequest()
@@ -246,14 +256,14 @@ class Connection(Wire):
                 return self.clean(str(error.args[0]))
 
         try:
-            return self._call("tell a dataset's state", ask)
+            return self._call("return a dataset's state", ask)
         except KaggleError as refusal:
-            if refusal.status in (403, 404):  # 403 is also what a name that nobody has is answered with
+            if refusal.status in (403, 404):  # Kaggle also returns 403 for a name that does not exist
                 return None
             raise
 
     def create_dataset(self, owner: str, slug: str, token: str) -> None:
-        """A private dataset of one uploaded file."""
+        """Create a private dataset from one uploaded file."""
         request, file = ApiCreateDatasetRequest(), ApiDatasetNewFile()
         file.token = token
         request.owner_slug, request.slug, request.title = owner, slug, slug
@@ -263,15 +273,15 @@ class Connection(Wire):
             raise KaggleError(200, self.clean(str(answer.error)))
 
     def delete_dataset(self, owner: str, slug: str) -> None:
-        """Remove a dataset; nothing happens if it is not there."""
+        """Delete a dataset. No error if it does not exist."""
         request = ApiDeleteDatasetRequest()
         request.owner_slug, request.dataset_slug = owner, slug
         self._delete(
             "delete a dataset", owner, lambda sdk: sdk.datasets.dataset_api_client.delete_dataset(request).error
         )
 
-    def upload(self, source: Path, name: str) -> str:
-        """Bring a file to Kaggle, going on where a broken connection stopped; the token that stands for it."""
+    def upload(self, source: Path, name: str, *, sleep: Callable[[float], None] = time.sleep) -> str:
+        """Upload a file to Kaggle and return its token. A broken upload is resumed."""
         size = source.stat().st_size
         request = ApiStartBlobUploadRequest()
         request.type, request.name, request.content_length = ApiBlobType.DATASET, name, size
@@ -282,7 +292,7 @@ class Connection(Wire):
             return _text(answer.token), _text(answer.create_url)
 
         token, url = self._call("open an upload", ask)
-        self.send_file(url, source)
+        self.send_file(url, source, sleep=sleep)
         return token
 
     def _delete(self, what: str, owner: str, ask: Callable[[KaggleClient], Any]) -> None:

@@ -1,31 +1,32 @@
-"""The provider: what an account has room for, and the life of one session from push to delete."""
+"""The provider: an account's capacity, and a session from its push to its deletion."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from orchestrator.domain.model import Account
 from orchestrator.ports.providers import (
+    Account,
     Capabilities,
     Capacity,
     CredentialsRefused,
+    DriverEnv,
     Handle,
     LaunchRequest,
-    Leftovers,
     Liveness,
     Observation,
+    Provider,
     ProviderError,
     ProviderUnavailable,
-    Vault,
+    SessionOutput,
 )
 from orchestrator.providers.kaggle import errors
 from orchestrator.providers.kaggle.access import Access
 from orchestrator.providers.kaggle.check_run import Diagnosing
 from orchestrator.providers.kaggle.client import Connection
+from orchestrator.providers.kaggle.diagnosis import EMULATED_LIMITS, Limits
 from orchestrator.providers.kaggle.http import KaggleError
 from orchestrator.providers.kaggle.launch import (
     MAX_SESSION_S,
@@ -40,64 +41,68 @@ from orchestrator.providers.kaggle.launch import (
     wants_gpu,
 )
 from orchestrator.providers.kaggle.outputs import gather, kept, save_log
-from orchestrator.providers.kaggle.package_set import PackageSet, set_slug
-from orchestrator.providers.kaggle.records import Notes, RecordStore, Session
-from orchestrator.providers.kaggle.staging import Desk
+from orchestrator.providers.kaggle.package_set import MAX_S, PackageSet, set_slug
+from orchestrator.providers.kaggle.records import KernelNotes, KernelRecord, RecordStore
+from orchestrator.providers.kaggle.settings import TEXTS, KaggleAccountSettings, KaggleSettings
+from orchestrator.providers.kaggle.staging import Desk, Patience
 from orchestrator.providers.kaggle.stopping import CANCELLED, SAVING_S, Wish, cancel, delete
 from orchestrator.providers.kaggle.stream import lines, pieces
 from orchestrator.providers.last_words import last_words
 
 MARGIN_S = 900.0
-"""Kaggle ends a session at its limit without warning, and saving what it left takes minutes per gigabyte."""
+"""Kaggle ends a session at its limit without warning. Storing its files takes minutes per gigabyte."""
 GPU_SESSIONS, CPU_SESSIONS = 2, 5
 T4_BYTES = int(14.56 * 2**30)
-"""What one of the two cards offers to a process; every process trains with a card of its own."""
+"""Memory of one of the two cards. Each process trains on its own card."""
 RAM_BYTES = 29 << 30
 START_UP_S = 300.0
-"""Queue, image, installing the pinned libraries, loading the model."""
+"""Time to queue, load the image, install the pinned libraries and load the model."""
 ENDED = {
     "COMPLETE": "",
     "ERROR": "the kernel ended with an error",
     "CANCEL_ACKNOWLEDGED": "Kaggle ended the session (time limit, or stopped by its owner)",
 }
-ABSENT = "there is no such kernel at Kaggle (never started, or deleted)"
+ABSENT = "its kernel was deleted at Kaggle"
+UNSTARTED = "its kernel was not started at Kaggle"
 ALIVE = frozenset({"QUEUED", "RUNNING", "CANCEL_REQUESTED", "NEW_SCRIPT"})
+FRESH_S, EMULATED_FRESH_S = 10.0, 1.0
+"""How long Kaggle's replies are cached. Dispatch and reconcile need them in every round."""
+EMULATED_LISTED_S = 5.0
+"""An emulator lists all files of a session when it ends, so a session without files needs a shorter wait."""
 
 
-class KaggleProvider(Diagnosing):
-    """Implements `ports.Provider`, `SupportsLogs`, `SupportsCheck` and `SupportsIdentity`. `folder` keeps notes and logs; nothing secret is written there.
+class KaggleProvider(Diagnosing, Provider):
+    """Implements `ports.Provider`, `SupportsLogs`, `SupportsCheck`, `SupportsIdentity` and `SupportsDiagnosis`.
 
-    `endpoint` (loopback) stands in for Kaggle's own host. What Kaggle said of an account or a session is believed for
-    `fresh_s` seconds, and the files of an ended session are waited for `listed_s`. Account settings: `username`, `accelerator` ("none" for machines without GPU, which need no quota),
-    `slots` (sessions at once, 2 at most, 5 without GPU), `session_s`, `packages` ("staged", so that a CPU kernel prepares them once
-    and sessions start sooner, or "each", so that every session installs them).
+    Its folder has notes and logs, but no secrets. Kaggle's replies about an account or a session are cached for
+    `fresh_s` seconds. `listed_s` is the maximum wait for the files of an ended session.
     """
 
     capabilities = Capabilities(
         provider="kaggle", shares_disk=False, same_network=False, personal=True, saving_s=TIMEOUT_OVER_S + SAVING_S
     )
 
-    def __init__(
-        self,
-        vault: Vault,
-        folder: Path,
-        endpoint: str | None = None,
-        *,
-        fresh_s: float = 10.0,
-        listed_s: float = UNSURE_S,
-        now: Callable[[], float] = time.time,
-    ) -> None:
-        self._emulated, self._fresh_s, self._now = endpoint is not None, fresh_s, now
-        self._access = Access(vault, endpoint, fresh_s)
-        self._listed_s = listed_s
-        self._notebook = RecordStore(folder)
+    patience = Patience()
+
+    texts = TEXTS
+    settings = KaggleSettings
+    account_settings = KaggleAccountSettings
+    folder_name = "kaggle"
+
+    def __init__(self, env: DriverEnv, *, fresh_s: float | None = None, listed_s: float | None = None) -> None:
+        self._emulated, self._now = env.endpoint is not None, env.clock.now
+        self._fresh_s = _chosen(fresh_s, EMULATED_FRESH_S if self._emulated else FRESH_S)
+        self._listed_s = _chosen(listed_s, EMULATED_LISTED_S if self._emulated else UNSURE_S)
+        self.limits = EMULATED_LIMITS if self._emulated else Limits()
+        self._access = Access(env.vault, env.endpoint, self._fresh_s)
+        self._notebook = RecordStore(env.folder)
         self._rooms: dict[str, tuple[float, Capacity]] = {}
         self._seen: dict[str, tuple[float, Observation]] = {}
         self._logged: dict[str, float] = {}
 
-    # --- room ---
+    # --- capacity ---
 
-    def room(self, account: Account) -> Capacity:
+    def capacity(self, account: Account) -> Capacity:
         known = self._rooms.get(account.id + account.credentials)
         if known is not None and time.monotonic() < known[0]:
             return known[1]
@@ -121,7 +126,8 @@ class KaggleProvider(Diagnosing):
             open_at = self._now() + (refusal.retry_after or errors.PAUSE_S) if refusal.status == 429 else None
             return Capacity(slots=0, session_s=session_s, closed_reason=errors.in_words(refusal), open_at=open_at)
         if gpu and quota.reserved_s > 0 and self._notebook.running(account.id) == 0:
-            slots = max(0, slots - 1)  # its owner uses a session by hand
+            slots = max(0, slots - 1)  # the owner uses a session outside of this server
+
         return Capacity(
             slots=slots,
             session_s=session_s,
@@ -129,7 +135,8 @@ class KaggleProvider(Diagnosing):
             gpu=gpu,
             any_folder=self._emulated,
             start_up_s=START_UP_S,
-            # Kaggle counts from the machine's start, and saving what it left: a budget of all that is left would be cut off.
+            # Kaggle counts from the machine's start until the files are stored. It would cut off a session that plans
+            # with all remaining time.
             hours_left=max(0.0, quota.left_s - MARGIN_S) / 3600 if gpu else None,
             hours_total=quota.total_s / 3600 if gpu else None,
             refresh_at=quota.refresh_at if gpu else None,
@@ -139,7 +146,7 @@ class KaggleProvider(Diagnosing):
         return f"signed in at Kaggle as {self._access.name(account)}"
 
     def login(self, account: Account) -> str:
-        """Kaggle tells nobody's name apart from another by its capitals."""
+        """Kaggle ignores capitals in names."""
         return self._access.owner(account).lower()
 
     # --- launch ---
@@ -149,9 +156,9 @@ class KaggleProvider(Diagnosing):
         slug = slug_of(request.lease_id)
         try:
             place = KernelPlace(connection=connection, owner=self._access.owner(request.account), slug=slug)
-            noted = self._note(request)
-            if not noted.pushed and not exists(place):
-                self._start(place, request, noted)
+            record = self._note(request)
+            if not record.pushed and not exists(place):
+                self._start(place, request, record)
         except KaggleError as refusal:
             error = errors.as_launch_error(refusal, now=self._now(), refresh_at=self._refresh_at(connection, refusal))
             self._note_trouble(request, error)
@@ -163,7 +170,7 @@ class KaggleProvider(Diagnosing):
         self._forget_room(request.account)
         return f"{place.owner}/{slug}"
 
-    def _start(self, place: KernelPlace, request: LaunchRequest, noted: Session) -> None:
+    def _start(self, place: KernelPlace, request: LaunchRequest, record: KernelRecord) -> None:
         notes, now = self._notebook.of_account(request.account.id), self._now()
         packages = PackageSet(place=replace(place, slug=set_slug()), notes=notes, now=now)
         staged = request.account.config.get("packages", "each" if self._emulated else "staged") == "staged"
@@ -171,8 +178,15 @@ class KaggleProvider(Diagnosing):
         start(
             place,
             request,
-            Desk(connection=place.connection, owner=place.owner, folder=folder, notes=notes, now=now),
-            noted,
+            Desk(
+                connection=place.connection,
+                owner=place.owner,
+                folder=folder,
+                notes=notes,
+                now=now,
+                patience=self.patience,
+            ),
+            record,
             kernels=packages.found() if staged else (),
             about_to_push=lambda: self._may_appear(request.lease_id),
         )
@@ -180,10 +194,10 @@ class KaggleProvider(Diagnosing):
             packages.prepare()
 
     def _prepares(self, account: Account) -> bool:
-        """Whether a CPU session of it prepares the packages."""
-        return self._now() < self._notebook.of_account(account.id).read().set_busy_until
+        """Whether a CPU session of the account prepares the packages."""
+        return 0 < self._notebook.of_account(account.id).read().set_busy_until - self._now() <= MAX_S
 
-    def _note(self, request: LaunchRequest) -> Session:
+    def _note(self, request: LaunchRequest) -> KernelRecord:
         given = request.assignment
         checkpoint = f"trainhop-resume-{plain(request.lease_id.removeprefix('lease-'))}"
         return self._notebook.write(
@@ -194,12 +208,16 @@ class KaggleProvider(Diagnosing):
         )
 
     def _note_trouble(self, request: LaunchRequest, error: ProviderError) -> None:
-        """A session that never appears is told with these words, not as one that is not there."""
+        """Store the error, so that a session that never appears is reported with it."""
         self._notebook.write(request.lease_id, account=request.account.id, trouble=f"it was not started: {error}")
 
     def _may_appear(self, lease_id: str) -> None:
-        """Counted from the push: bringing its files may have taken longer than a push is waited for."""
+        """Counted from the push, because staging the files may take longer than the wait for a push."""
         self._notebook.write(lease_id, unsure_until=self._now() + UNSURE_S)
+
+    def _is_unsure(self, record: KernelRecord) -> bool:
+        """Whether a push may still appear. If the clock was set back, that is long ago."""
+        return 0 < record.unsure_until - self._now() <= UNSURE_S
 
     def _refresh_at(self, connection: Connection, refusal: KaggleError) -> float | None:
         if not errors.used_up(refusal):
@@ -221,19 +239,19 @@ class KaggleProvider(Diagnosing):
 
     def _observe(self, handle: Handle) -> Observation:
         lease = handle.lease_id
-        noted = self._notebook.of(lease).read()
-        if noted.state:
-            return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=noted.detail, failed=noted.failed)
+        record = self._notebook.of(lease).read()
+        if record.state:
+            return Observation(lease_id=lease, liveness=Liveness.ENDED, detail=record.detail, failed=record.failed)
         if not handle.account.credentials:
             return Observation(lease_id=lease, liveness=Liveness.ENDED, detail="its Kaggle account was removed")
         at, known = self._seen.get(lease, (0.0, None))
         if known is None or time.monotonic() > at + self._fresh_s:
             with self._access.answering(handle.account):
-                known = self._look(handle, noted)
+                known = self._look(handle, record)
             self._seen[lease] = (time.monotonic(), known)
         return known
 
-    def _look(self, handle: Handle, noted: Session) -> Observation:
+    def _look(self, handle: Handle, record: KernelRecord) -> Observation:
         lease, place = handle.lease_id, self._access.place(handle)
         external = f"{place.owner}/{place.slug}"
         try:
@@ -241,22 +259,22 @@ class KaggleProvider(Diagnosing):
         except KaggleError as refusal:
             if not place.connection.absent(refusal, place.owner):
                 raise
-            if self._now() < noted.unsure_until:
-                return Observation(lease_id=lease, liveness=Liveness.UNKNOWN, detail="may be about to start")
-            return self._ended(handle, "DELETED", noted.trouble or ABSENT)
+            if self._is_unsure(record):
+                return Observation(lease_id=lease, liveness=Liveness.UNKNOWN, detail="may be starting")
+            return self._ended(handle, "DELETED", record.trouble or (ABSENT if record.pushed else UNSTARTED))
         if state == "ERROR":
             return self._ended(handle, state, self._words(handle, place, failure))
         if state in ENDED:
-            wished = noted.stop_since and state == "CANCEL_ACKNOWLEDGED"
+            wished = record.stop_since and state == "CANCEL_ACKNOWLEDGED"
             return self._ended(handle, state, CANCELLED if wished else failure or ENDED[state])
-        if noted.account and not noted.pushed:
+        if record.account and not record.pushed:
             self._notebook.write(lease, pushed=True, trouble="")
         liveness = Liveness.RUNNING if state in ALIVE else Liveness.UNKNOWN
-        detail = state.lower() if state in ALIVE else f"Kaggle says {state}, which this version does not know"
+        detail = state.lower() if state in ALIVE else f"Kaggle reports the unknown state {state}"
         return Observation(lease_id=lease, liveness=liveness, detail=detail, external_id=external)
 
     def _words(self, handle: Handle, place: KernelPlace, failure: str) -> str:
-        """What a kernel's log and Kaggle itself (`failure`) say of its error."""
+        """The error of a session from the kernel's log and from Kaggle (`failure`)."""
         notes = self._notebook.of(handle.lease_id)
         with contextlib.suppress(ProviderUnavailable):
             save_log(place.connection, place.owner, place.slug, notes)
@@ -264,14 +282,14 @@ class KaggleProvider(Diagnosing):
         return ": ".join([ENDED["ERROR"], *(["; ".join(said)] if said else [])])
 
     def _ended(self, handle: Handle, state: str, detail: str) -> Observation:
-        """Note an end, which nothing takes back."""
+        """Store the end. It is final."""
         self._forget_room(handle.account)
         if self._notebook.of(handle.lease_id).read().account:
             self._notebook.write(handle.lease_id, state=state, detail=detail, ended_at=self._now())
         return Observation(lease_id=handle.lease_id, liveness=Liveness.ENDED, detail=detail, failed=state == "ERROR")
 
     def stop(self, handle: Handle) -> None:
-        """Cancel the session, whose end and files later rounds find; delete its kernel where it cannot be cancelled."""
+        """Cancel the session. Later rounds find its end and its files. If it cannot be cancelled, delete its kernel."""
         lease = handle.lease_id
         self._seen.pop(lease, None)
         seen = self._observe(handle)
@@ -286,36 +304,36 @@ class KaggleProvider(Diagnosing):
         self._notebook.write(lease, account=handle.account.id, collected=True)
         self._ended(handle, "DELETED", detail)
 
-    def collect(self, handle: Handle) -> Leftovers:
+    def collect_outputs(self, handle: Handle) -> SessionOutput:
         notes = self._notebook.of(handle.lease_id)
-        noted = notes.read()
-        if not noted.collected and handle.account.credentials:
+        record = notes.read()
+        if not record.collected and handle.account.credentials:
             place = self._access.place(handle)
             complete = gather(place.connection, place.owner, place.slug, notes)
-            # A clock that was set back since the end says nothing of how long it is ago.
-            fresh = noted.ended_at <= self._now() < noted.ended_at + self._listed_s
-            if not complete and fresh and noted.state in ENDED:
+            # If the clock was set back, the time since the end is unknown.
+            fresh = record.ended_at <= self._now() < record.ended_at + self._listed_s
+            if not complete and fresh and record.state in ENDED:
                 raise ProviderUnavailable("Kaggle does not list the files of this session yet")
-            if noted.state:  # a session that runs may still leave more
+            if record.state:  # a running session may still write more
                 self._notebook.write(handle.lease_id, collected=True)
         return kept(notes)
 
-    def forget(self, handle: Handle) -> None:
+    def clean_up(self, handle: Handle) -> None:
         notes = self._notebook.of(handle.lease_id)
-        noted = notes.read()
-        if handle.account.credentials and not noted.forgotten:
-            if not noted.pushed and self._now() < noted.unsure_until:
-                raise ProviderUnavailable("a kernel whose push was not answered may still appear at Kaggle")
+        record = notes.read()
+        if handle.account.credentials and not record.forgotten:
+            if not record.pushed and self._is_unsure(record):
+                raise ProviderUnavailable("a kernel with an unanswered push may still appear at Kaggle")
             place = self._access.place(handle)
             with contextlib.suppress(ProviderUnavailable):
                 save_log(place.connection, place.owner, place.slug, notes)
-            remove(place, noted)
+            remove(place, record)
         notes.clear()
-        if noted.account:
+        if record.account:
             self._notebook.write(handle.lease_id, forgotten=True)
         self._seen.pop(handle.lease_id, None)
 
-    # --- its words ---
+    # --- logs ---
 
     def follow(self, handle: Handle) -> Iterator[str]:
         notes = self._notebook.of(handle.lease_id)
@@ -329,20 +347,18 @@ class KaggleProvider(Diagnosing):
                     self._logged[handle.lease_id] = time.monotonic()
                     yield line
         except KaggleError as refusal:
-            if not place.connection.absent(refusal, place.owner) or exists(
-                place
-            ):  # a session that waits has no log yet
+            if not place.connection.absent(refusal, place.owner) or exists(place):  # a queued session has no log yet
                 raise
             yield from _kept_lines(notes)
 
-    def erase(self, handle: Handle) -> None:
+    def delete_log(self, handle: Handle) -> None:
         self._notebook.of(handle.lease_id).erase()
 
     def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
         notes = self._notebook.of(handle.lease_id)
-        noted = notes.read()
+        record = notes.read()
         stale = time.monotonic() > self._logged.get(handle.lease_id, 0.0) + self._fresh_s
-        if stale and noted.is_live and handle.account.credentials:
+        if stale and record.is_live and handle.account.credentials:
             self._logged[handle.lease_id] = time.monotonic()
             with contextlib.suppress(ProviderUnavailable):
                 place = self._access.place(handle)
@@ -353,7 +369,11 @@ class KaggleProvider(Diagnosing):
         self._rooms.pop(account.id + account.credentials, None)
 
 
-def _kept_lines(notes: Notes) -> Iterator[str]:
-    """What was kept of the words of a kernel that is gone."""
+def _chosen(given: float | None, usual: float) -> float:
+    return usual if given is None else given
+
+
+def _kept_lines(notes: KernelNotes) -> Iterator[str]:
+    """The stored lines of a kernel that was deleted."""
     with contextlib.suppress(FileNotFoundError), notes.log.open(encoding="utf-8", errors="replace") as log:
         yield from (line.rstrip("\n") for line in log)

@@ -1,6 +1,7 @@
-"""How this server talks to Kaggle: sign-in, time-outs, refusals in words, signed URLs.
+"""HTTP requests to Kaggle: sign-in, time-outs, error messages and signed URLs.
 
-Whatever Kaggle answers is checked: a refusal becomes `KaggleError`, nonsense and silence `ProviderUnavailable`.
+Every response is validated. A refusal becomes `KaggleError`. An invalid or missing response becomes
+`ProviderUnavailable`.
 """
 
 from __future__ import annotations
@@ -23,16 +24,18 @@ from requests.adapters import HTTPAdapter
 
 from orchestrator.ports.providers import ProviderUnavailable
 from orchestrator.providers.last_words import shortened
+from worker.shared.files import atomic_file
 
 CONNECT_S, READ_S, UPLOAD_S = 10.0, 60.0, 300.0
 CHUNK_BYTES = 1 << 20
 MAX_BREAKS, BREAK_S = 5, 0.05
+Sleep = Callable[[float], None]
 MAX_PAUSE_S = 3600.0
 T = TypeVar("T")
 
 
 class KaggleError(ProviderUnavailable):
-    """Kaggle refused, with an HTTP status (200 where the refusal came inside a good answer) and its own words."""
+    """Kaggle refused: an HTTP status (200 if the refusal is in a success response) and its own message."""
 
     def __init__(self, status: int, words: str, retry_after: float | None = None) -> None:
         super().__init__(f"Kaggle refused (HTTP {status}): {words}" if status != 200 else f"Kaggle refused: {words}")
@@ -41,7 +44,7 @@ class KaggleError(ProviderUnavailable):
 
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
-    """How an account signs in: an API token, or the older user name and key."""
+    """An account's sign-in: an API token, or the older user name and key."""
 
     username: str | None
     token: str | None = field(default=None, repr=False)
@@ -49,21 +52,25 @@ class Credentials:
 
     @classmethod
     def read(cls, text: str, username: str | None) -> Credentials:
-        """From a bare token, or from the JSON of a `kaggle.json`; raises `ValueError` in words."""
+        """Read a bare token or the JSON of a `kaggle.json`. Raises `ValueError` with a message for people."""
         text = text.strip()
         if not text.startswith("{"):
             if not text or any(c.isspace() for c in text):
-                raise ValueError("the Kaggle token is not one line of text; make a new one at kaggle.com/settings/api")
+                raise ValueError(
+                    "The Kaggle token is not one line of text. Create a new one at kaggle.com/settings/api."
+                )
             return cls(username=username, token=text)
         try:
-            said = json.loads(text)
-            return cls(username=username or str(said["username"]), key=str(said["key"]))
+            content = json.loads(text)
+            return cls(username=username or str(content["username"]), key=str(content["key"]))
         except (ValueError, KeyError, TypeError):
-            raise ValueError("a kaggle.json holds an object with username and key; this one does not") from None
+            raise ValueError(
+                "The kaggle.json has no username or key. Download a new one from kaggle.com/settings/api."
+            ) from None
 
 
 class _Patient(HTTPAdapter):
-    """Gives every request a time-out: the SDK sets none."""
+    """Sets a time-out for every request, because the SDK sets none."""
 
     def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
         kwargs["timeout"] = kwargs.get("timeout") or (CONNECT_S, READ_S)
@@ -71,18 +78,21 @@ class _Patient(HTTPAdapter):
 
 
 class _Careful(_Patient):
-    """The SDK takes a list, or a string, for an object without fields: a session then seems queued, a quota used up."""
+    """Refuses a response that is not an object.
+
+    The SDK reads a list or a string as an object without fields. A session would then look queued, and a quota used up.
+    """
 
     def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
         answer = super().send(request, *args, **kwargs)
-        said: Any = answer.json() if answer.ok else {}
-        if not isinstance(said, dict) or not isinstance(said.get("gpuQuota") or {}, dict):
+        body: Any = answer.json() if answer.ok else {}
+        if not isinstance(body, dict) or not isinstance(body.get("gpuQuota") or {}, dict):
             raise TypeError("not an object")
         return answer
 
 
 class Wire:
-    """Requests on behalf of one account. `endpoint` (loopback) stands in for Kaggle's own host."""
+    """Requests for one account. `endpoint` (loopback) replaces Kaggle's own host."""
 
     def __init__(self, credentials: Credentials, endpoint: str | None) -> None:
         self._credentials, self._endpoint = credentials, endpoint
@@ -93,9 +103,10 @@ class Wire:
 
     @contextlib.contextmanager
     def _sdk(self) -> Iterator[KaggleClient]:
-        """The official client over a session of ours.
+        """The official client with our own HTTP session.
 
-        Left to make its own, it would prefer a token that it finds in the environment or at home, and work for somebody else.
+        With its own session it would prefer a token from the environment or the home folder, and act for another
+        account.
         """
         sdk: Any = KaggleClient(env=KaggleEnv.LOCAL if self._endpoint else KaggleEnv.PROD)
         http = sdk.http_client()
@@ -104,7 +115,7 @@ class Wire:
             yield sdk
 
     def _signed_in(self, adapter: HTTPAdapter | None = None) -> requests.Session:
-        """A session with this account's credentials and time-outs; it knows neither proxies nor `.netrc`."""
+        """A session with this account's credentials and time-outs. It ignores proxies and `.netrc`."""
         known, session = self._credentials, requests.Session()
         session.trust_env = False
         session.auth = (
@@ -121,17 +132,17 @@ class Wire:
 
     @contextlib.contextmanager
     def _plain(self) -> Iterator[requests.Session]:
-        """For signed URLs, which are shown no credentials."""
+        """A session without credentials, for signed URLs."""
         with requests.Session() as session:
             session.trust_env = False
             yield session
 
     def _vet(self, url: str) -> None:
-        """Signed URLs lead to Google's storage over TLS, or to the emulator; nothing else may send us anywhere."""
+        """Refuse a URL that is neither Google's storage over TLS nor the emulator."""
         if self._endpoint and urlsplit(url).netloc == urlsplit(self._endpoint).netloc:
             return
         if self._endpoint or urlsplit(url).scheme != "https":
-            raise ProviderUnavailable("Kaggle named an address for a file that is not its own")
+            raise ProviderUnavailable("Kaggle returned a file URL on a foreign host")
 
     @contextlib.contextmanager
     def _speaking(self, what: str) -> Iterator[None]:
@@ -140,10 +151,10 @@ class Wire:
         except requests.HTTPError as error:
             raise self._refusal(error, what) from None
         except requests.RequestException as error:
-            raise ProviderUnavailable(f"Kaggle cannot be reached to {what} ({type(error).__name__})") from None
+            raise ProviderUnavailable(f"could not reach Kaggle to {what} ({type(error).__name__})") from None
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ProviderUnavailable(
-                f"Kaggle's answer, when asked to {what}, makes no sense ({type(error).__name__})"
+                f"Kaggle's answer to the request to {what} is not valid ({type(error).__name__})"
             ) from None
 
     def _refusal(self, error: requests.HTTPError, what: str) -> ProviderUnavailable:
@@ -152,42 +163,45 @@ class Wire:
             return ProviderUnavailable(f"Kaggle refused to {what}")
         status, words = _refused(answer)
         if status >= 500 or status == 408:
-            return ProviderUnavailable(f"Kaggle is not able to {what} now (HTTP {status})")
+            return ProviderUnavailable(f"Kaggle could not {what} (HTTP {status})")
         return KaggleError(status, self.clean(words or f"it did not {what}"), _retry_after(answer))
 
     def clean(self, words: str) -> str:
-        """Foreign words for a log or a page: one line, not long, without this account's secret."""
+        """External text for a log or a page: one short line without this account's secret."""
         for secret in (self._credentials.token, self._credentials.key):
             if secret:
                 words = words.replace(secret, "***")
         return shortened(words)
 
-    def send_file(self, url: str, source: Path) -> None:
-        """Bring a file to a signed URL, going on where a broken connection stopped."""
+    def send_file(self, url: str, source: Path, *, sleep: Sleep = time.sleep) -> None:
+        """Upload a file to a signed URL. A broken upload is resumed."""
         self._vet(url)
-        with self._speaking("take an upload"), self._plain() as session:
-            _send_file(session, url, source, source.stat().st_size)
+        with self._speaking("accept an upload"), self._plain() as session:
+            _send_file(session, url, source, source.stat().st_size, sleep)
 
-    def download(self, url: str, target: Path) -> None:
-        """A file by its signed URL, whole or not at all; an error page is not taken for it."""
+    def download(self, url: str, target: Path, max_bytes: int) -> None:
+        """Download a file by its signed URL, at most `max_bytes` of it, or store nothing. An error page is not stored.
+
+        What is cut off does not have the size and the hash that its message names, so it is not used.
+        """
         self._vet(url)
-        aside = target.with_name(f".incoming-{target.name}")
         with (
-            self._speaking("give a file"),
+            self._speaking("return a file"),
             self._plain() as session,
             session.get(url, stream=True, timeout=(CONNECT_S, READ_S)) as answer,
         ):
             answer.raise_for_status()
             if answer.headers.get("Content-Type", "").startswith("text/html"):
-                raise ProviderUnavailable("Kaggle sent a web page in place of a session's file")
-            with aside.open("wb") as file:
+                raise ProviderUnavailable("Kaggle returned a web page instead of a session's file")
+            with atomic_file(target) as file:
                 for chunk in answer.iter_content(CHUNK_BYTES):
-                    file.write(chunk)
-        aside.replace(target)
+                    file.write(chunk[: max_bytes - file.tell()])
+                    if file.tell() == max_bytes:
+                        return
 
 
-def _send_file(session: requests.Session, url: str, source: Path, size: int) -> None:
-    """PUT with Google's resumable protocol: after a break, ask what arrived and send the rest."""
+def _send_file(session: requests.Session, url: str, source: Path, size: int, sleep: Sleep) -> None:
+    """PUT with Google's resumable protocol. After a break, ask for the progress and send the rest."""
     start: int | None = 0
     breaks = 0
     while True:
@@ -204,8 +218,8 @@ def _send_file(session: requests.Session, url: str, source: Path, size: int) -> 
             continue
         breaks += 1
         if breaks > MAX_BREAKS:
-            raise requests.ConnectionError("the upload broke again and again")
-        time.sleep(BREAK_S * 2**breaks)
+            raise requests.ConnectionError("the upload kept failing")
+        sleep(BREAK_S * 2**breaks)
 
 
 def _send_rest(session: requests.Session, url: str, source: Path, start: int, size: int) -> requests.Response:
@@ -226,10 +240,10 @@ def _arrived(answer: requests.Response) -> int:
 
 
 def _refused(answer: requests.Response) -> tuple[int, str]:
-    """Status and words of a refusal; Kaggle's JSON comes in two shapes, and sometimes it is a web page."""
+    """Status and message of a refusal. Kaggle returns JSON in two shapes, and sometimes a web page."""
     try:
-        said = answer.json()
-        inner = said.get("error") if isinstance(said.get("error"), dict) else said
+        body = answer.json()
+        inner = body.get("error") if isinstance(body.get("error"), dict) else body
         code = inner.get("code")
         return code if isinstance(code, int) else answer.status_code, str(inner.get("message") or "")
     except (ValueError, AttributeError):
@@ -237,14 +251,17 @@ def _refused(answer: requests.Response) -> tuple[int, str]:
 
 
 def _retry_after(answer: requests.Response) -> float | None:
-    """Seconds, which may be told as a date; never so many that the account would be forgotten over them."""
-    said = answer.headers.get("Retry-After", "")
+    """The pause in seconds, also if it is given as a date.
+
+    It has a maximum, so that an account is always tried again.
+    """
+    header = answer.headers.get("Retry-After", "")
     try:
         try:
-            seconds = float(said)
+            seconds = float(header)
         except ValueError:
             here = answer.headers.get("Date") or formatdate()
-            seconds = (parsedate_to_datetime(said) - parsedate_to_datetime(here)).total_seconds()
+            seconds = (parsedate_to_datetime(header) - parsedate_to_datetime(here)).total_seconds()
     except (ValueError, TypeError):
         return None
-    return min(max(0.0, seconds), MAX_PAUSE_S)  # in this order "nan" is no pause
+    return min(max(0.0, seconds), MAX_PAUSE_S)  # in this order "nan" means no pause

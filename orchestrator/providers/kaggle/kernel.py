@@ -1,9 +1,12 @@
-"""The script that is pushed: the worker itself, its ticket, and the code that starts it, in one text."""
+"""The pushed script. One text contains the worker, its ticket, and the code that starts it."""
 
 from __future__ import annotations
 
 import base64
+import io
 import json
+import lzma
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,18 +16,18 @@ from worker.shared import packages, wheel
 from worker.shared.messages import Ticket
 
 MAX_SOURCE = 900_000
-"""Characters. Kaggle is known to refuse sources of about a megabyte."""
+"""Characters. Kaggle refuses sources of about a megabyte."""
 RUN_OVER_S = 60.0
-"""What a worker may take beyond its budget before the kernel's own script ends it."""
+"""Seconds that a worker may exceed its budget before the start script ends it."""
 
 
 def file_name(key: str) -> str:
-    """The name under which a granted file travels; keys hold `/`, names may not."""
+    """The file name for a granted key. Keys contain `/`, file names may not."""
     return key.replace("/", "__") + ".bin"
 
 
 def kernel_source(request: LaunchRequest) -> str:
-    """The whole script for one lease; raises `LaunchRejected` if it would be too long."""
+    """The whole script for one lease. Raises `LaunchRejected` if it is too long."""
     ticket = Ticket(
         lease=request.lease_id,
         token=request.token,
@@ -40,32 +43,30 @@ def kernel_source(request: LaunchRequest) -> str:
         "stop_after_s": request.budget_s + RUN_OVER_S,
     }
     source = script(
-        f"session {request.lease_id} of job {request.job_id}. Made by a machine, of use for one session.", carried
+        f"session {request.lease_id} of job {request.job_id}. Created automatically for one session.", carried
     )
     if len(source) > MAX_SOURCE:
         raise LaunchRejected(
-            f"the script for this session would hold {len(source):,} characters, Kaggle takes {MAX_SOURCE:,} at most: "
-            "shorten the job's sample prompts"
+            f"the script for this session has {len(source):,} characters, Kaggle accepts at most {MAX_SOURCE:,}. "
+            "Shorten the job's sample prompts"
         )
     return source
 
 
 def packages_source() -> str:
-    """The whole script that leaves the packages as one file, which sessions then need not install."""
+    """The whole script that stores the packages as one file, so that sessions need not install them."""
     carried = {"task": "packages", "requirements": packages.every_line()}
-    return script(
-        "prepares the packages that sessions train with. Made by a machine, kept for later sessions.", carried
-    )
+    return script("prepares the packages for training. Created automatically, kept for later sessions.", carried)
 
 
 def script(about: str, carried: Mapping[str, Any]) -> str:
-    """The text that is pushed: a comment, the code that starts the worker, the worker, and what is carried along."""
+    """The pushed text: a comment, the code that starts the worker, the worker, and the values that it needs."""
     return "\n".join(
         [
-            f"# Trainhop: {about}",  # a __future__ import must come first, and a comment may stand before it
+            f"# Trainhop: {about}",  # a __future__ import must come first, and only a comment may precede it
             (Path(__file__).with_name("boot.py")).read_text(),
             "",
-            f'WORKER = """\n{worker_zip()}"""',
+            f'WORKER = """\n{packed(wheel.build().data)}"""',
             f"CARRIED = {json.dumps(carried)!r}",
             'if __name__ == "__main__":',
             "    sys.exit(main(json.loads(CARRIED), WORKER))",
@@ -74,6 +75,13 @@ def script(about: str, carried: Mapping[str, Any]) -> str:
     )
 
 
-def worker_zip() -> str:
-    """The worker's wheel as base64: it is a zip, and Python runs out of it once it is unpacked."""
-    return base64.encodebytes(wheel.build().data).decode()
+def packed(worker: bytes) -> str:
+    """The files of a wheel as base64 of an LZMA-compressed zip file.
+
+    The zip file itself is not compressed: all files together compress to two thirds of what each alone does.
+    """
+    plain = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(worker)) as built, zipfile.ZipFile(plain, "w") as files:
+        for entry in built.infolist():
+            files.writestr(zipfile.ZipInfo(entry.filename, entry.date_time), built.read(entry))
+    return base64.encodebytes(lzma.compress(plain.getvalue())).decode()

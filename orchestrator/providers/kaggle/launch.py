@@ -1,4 +1,7 @@
-"""Starting one session: bring its files, push its script, and find out whether a push whose answer was lost went through."""
+"""Starts a session: stages its files and pushes its script.
+
+If the response to a push was lost, it finds out whether the push succeeded.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +10,36 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from orchestrator.domain.model import Account
-from orchestrator.ports.providers import LaunchRejected, LaunchRequest, ProviderUnavailable
+from orchestrator.ports.providers import Account, LaunchRejected, LaunchRequest, ProviderUnavailable
 from orchestrator.providers.kaggle.client import Connection, Push, UnknownKernelError
 from orchestrator.providers.kaggle.http import KaggleError
 from orchestrator.providers.kaggle.kernel import kernel_source
-from orchestrator.providers.kaggle.records import Session
+from orchestrator.providers.kaggle.records import KernelRecord
 from orchestrator.providers.kaggle.staging import Desk, stage
 
 MAX_SESSION_S = 12 * 3600
 TIMEOUT_OVER_S = 300
-"""Kaggle's own limit is set this much above the worker's budget: a second pair of eyes, not the first."""
+"""Kaggle's own limit exceeds the worker's budget by this much. It only counts if the worker's limit fails."""
 UNSURE_S = 180.0
-"""For so long a pushed kernel may not show up yet, and the files of an ended one may not be listed yet."""
+"""How long a pushed kernel may be missing, and the files of an ended one may be missing from the list."""
 GPU_SHAPE = "NvidiaTeslaT4"
-"""Two T4 cards; named outright, because Kaggle's default has changed before."""
+"""Two T4 cards. Set explicitly, because Kaggle has changed its default before."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelPlace:
-    """Where a session is at Kaggle, and with whom to speak about it."""
+    """A session's kernel at Kaggle, and the connection to it."""
 
     connection: Connection
     owner: str
     slug: str
 
     def state(self) -> str | None:
-        """The kernel's state by its name at Kaggle, None if there is no such kernel."""
+        """The name of the kernel's state. None if the kernel does not exist."""
         try:
             return self.connection.state(self.owner, self.slug)[0]
         except KaggleError as refusal:
-            if refusal.status in (403, 404):  # 403 is also what a name that nobody has is answered with
+            if refusal.status in (403, 404):  # Kaggle also returns 403 for a name that does not exist
                 return None
             raise
 
@@ -48,12 +50,12 @@ def wants_gpu(account: Account) -> bool:
 
 
 def plain(text: str) -> str:
-    """Letters, digits and hyphens, as in Kaggle's addresses."""
+    """The text with only letters, digits and hyphens, as in Kaggle's addresses."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def slug_of(lease_id: str) -> str:
-    """The name of a lease's kernel: fresh for every lease, and found again by the lease alone."""
+    """The kernel's name. Every lease has its own, and it can be derived from the lease."""
     return f"trainhop-{plain(lease_id)}"[:50]
 
 
@@ -66,30 +68,30 @@ def start(
     place: KernelPlace,
     request: LaunchRequest,
     desk: Desk,
-    noted: Session,
+    record: KernelRecord,
     *,
     kernels: tuple[str, ...],
     about_to_push: Callable[[], None],
 ) -> None:
-    """Stage and push; a refused launch leaves nothing behind at Kaggle.
+    """Stage the files and push the script. A refused launch leaves nothing behind at Kaggle.
 
-    `kernels` are `owner/slug` of those whose output the session gets, if it is still there.
+    `kernels` are `owner/slug`. The session gets the output of those that still exist.
     """
     try:
-        datasets = stage(desk, request, checkpoint=noted.checkpoint)
+        datasets = stage(desk, request, checkpoint=record.checkpoint)
         about_to_push()
         _push(place, request, datasets, kernels)
     except (KaggleError, LaunchRejected):
         with contextlib.suppress(ProviderUnavailable):
-            remove(place, noted)
+            remove(place, record)
         raise
 
 
-def remove(place: KernelPlace, noted: Session) -> None:
-    """Delete what is there for this session alone."""
+def remove(place: KernelPlace, record: KernelRecord) -> None:
+    """Delete what exists for this session only."""
     place.connection.delete_kernel(place.owner, place.slug)
-    if noted.checkpoint:
-        place.connection.delete_dataset(place.owner, noted.checkpoint)
+    if record.checkpoint:
+        place.connection.delete_dataset(place.owner, record.checkpoint)
 
 
 def _push(place: KernelPlace, request: LaunchRequest, datasets: tuple[str, ...], kernels: tuple[str, ...]) -> None:
@@ -106,27 +108,29 @@ def _push(place: KernelPlace, request: LaunchRequest, datasets: tuple[str, ...],
         try:
             place.connection.push(place.owner, push)
         except UnknownKernelError:
-            if not exists(place):  # one that was started runs without it: a second push would run beside the first
+            # a kernel that was started runs without it, and a second push would run beside the first
+            if not exists(place):
                 place.connection.push(place.owner, replace(push, kernels=()))
     except KaggleError:
         raise
     except ProviderUnavailable:
         if not exists(place):
-            raise  # it may still appear
+            raise  # the kernel may still appear
 
 
 def _timeout_s(connection: Connection, request: LaunchRequest) -> int:
-    """No more than is left of the week's GPU hours: what a session may take is set aside when it starts."""
+    """The time limit, at most what is left of the week's GPU hours. Kaggle reserves the whole limit at the start."""
     longest = min(request.budget_s + TIMEOUT_OVER_S, MAX_SESSION_S)
     if wants_gpu(request.account):
         with contextlib.suppress(ProviderUnavailable):
             left_s = connection.quota().left_s
-            longest = min(longest, left_s) if left_s >= 1 else longest  # where nothing is left Kaggle says so itself
+            # with nothing left, Kaggle returns its own refusal
+            longest = min(longest, left_s) if left_s >= 1 else longest
     return int(longest)
 
 
 def _needs_internet(request: LaunchRequest) -> bool:
-    """For a server to call, grants with an address, or a base model on the hub."""
+    """Whether the worker calls the server, has grants with a URL, or needs a base model from the hub."""
     given = request.assignment
     if given is None or request.server_url is not None:
         return True

@@ -1,4 +1,4 @@
-"""What a session left at Kaggle, brought into its folder here and told apart from what is not ours."""
+"""Downloads a session's files from Kaggle. Skips files that do not belong to the session."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ import re
 import time
 from pathlib import Path
 
-from orchestrator.ports.providers import Leftovers
+from orchestrator.ports.providers import SessionOutput
 from orchestrator.providers.kaggle.client import Connection
 from orchestrator.providers.kaggle.http import KaggleError
-from orchestrator.providers.kaggle.records import Notes
+from orchestrator.providers.kaggle.records import KernelNotes
 from orchestrator.providers.kaggle.stream import pieces, stored
+from orchestrator.providers.session_records import MAX_OUTBOX, left_messages
 
 OUTBOX = "outbox.jsonl"
 QUICK_SILENCE_S, QUICK_S = 1.5, 10.0
+MAX_FILE = 20 << 30
+"""Maximum bytes of one file: as many as Kaggle keeps of a session."""
 _KEPT = re.compile(r"[a-z0-9_.-]+")
 
 
-def gather(connection: Connection, owner: str, slug: str, notes: Notes) -> bool:
-    """Fetch what the session kept for us, and its log; False if something seems to be missing that may yet come.
+def gather(connection: Connection, owner: str, slug: str, notes: KernelNotes) -> bool:
+    """Download the session's files and its log. False if something seems to be missing that may still appear.
 
-    Names are Kaggle's word and the kernel's choice: only plain ones are fetched, and only those that belong to this lease.
+    The kernel chooses the names of its files. Only plain names that belong to this lease are downloaded.
     """
     prefix, complete = notes.read().prefix, True
     try:
@@ -34,16 +37,20 @@ def gather(connection: Connection, owner: str, slug: str, notes: Notes) -> bool:
     for name, url in files:
         if name != OUTBOX and _key(name, prefix) is None:
             continue
-        if name == OUTBOX or not (notes.files / name).is_file():  # a file under a key never changes, the outbox grows
+        # a file under a key never changes, but the outbox grows
+        if name == OUTBOX or not (notes.files / name).is_file():
             notes.files.mkdir(mode=0o700, parents=True, exist_ok=True)
-            complete &= _fetched(connection, url, notes.files / name)
+            complete &= _fetched(connection, url, notes.files / name, MAX_OUTBOX if name == OUTBOX else MAX_FILE)
     return complete and (notes.files / OUTBOX).is_file()
 
 
-def _fetched(connection: Connection, url: str, target: Path) -> bool:
-    """An address that leads nowhere says nothing of the other files, and the next listing has another one."""
+def _fetched(connection: Connection, url: str, target: Path, max_bytes: int) -> bool:
+    """Download one file, at most `max_bytes` of it.
+
+    An invalid URL does not affect the other files, and the next listing has a new URL.
+    """
     try:
-        connection.download(url, target)
+        connection.download(url, target, max_bytes)
     except KaggleError as refusal:
         if refusal.status == 404:
             return False
@@ -51,25 +58,24 @@ def _fetched(connection: Connection, url: str, target: Path) -> bool:
     return True
 
 
-def kept(notes: Notes) -> Leftovers:
-    """Messages and files by grant key, as far as they were fetched."""
-    outbox, prefix = notes.files / OUTBOX, notes.read().prefix
-    messages = tuple(outbox.read_text(errors="replace").splitlines()) if outbox.is_file() else ()
+def kept(notes: KernelNotes) -> SessionOutput:
+    """Messages, and the downloaded files by grant key."""
+    prefix = notes.read().prefix
     found = sorted(notes.files.iterdir()) if notes.files.is_dir() else []
     files = {key: path for path in found if (key := _key(path.name, prefix)) is not None}
-    return Leftovers(messages=messages, files=files)
+    return SessionOutput(messages=left_messages(notes.files / OUTBOX), files=files)
 
 
 def _key(name: str, prefix: str) -> str | None:
-    """The grant key that a kept file's name stands for, if it is one of this lease's."""
+    """The grant key of a stored file, if it belongs to this lease."""
     if not prefix or not _KEPT.fullmatch(name) or name.startswith("."):
         return None
     key = name.replace("__", "/")
     return key if key.startswith(prefix) and all(part.strip(".") for part in key.split("/")) else None
 
 
-def save_log(connection: Connection, owner: str, slug: str, notes: Notes) -> None:
-    """Keep the log as far as it is written now; a live one is read until it falls silent."""
+def save_log(connection: Connection, owner: str, slug: str, notes: KernelNotes) -> None:
+    """Store the log as it is now. A live log is read until no more data arrives."""
     until = time.monotonic() + QUICK_S
     with connection.log(owner, slug, QUICK_SILENCE_S) as answer:
         for _ in notes.keep(pieces(answer)):

@@ -1,7 +1,7 @@
-"""The packages that sessions train with, prepared once per account: a CPU kernel leaves them as its output.
+"""The packages of the sessions, prepared once per account. A CPU kernel stores them as its output.
 
-A CPU kernel takes nothing of the week's GPU hours. A session that finds no prepared set installs by itself, so that nothing
-that goes wrong here makes a launch fail.
+A CPU kernel uses no GPU hours. A session without prepared packages installs them, so an error here never fails a
+launch.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from orchestrator.providers.kaggle.client import Push
 from orchestrator.providers.kaggle.kernel import packages_source
 from orchestrator.providers.kaggle.launch import UNSURE_S, KernelPlace
 from orchestrator.providers.kaggle.outputs import save_log
-from orchestrator.providers.kaggle.records import AccountNotes, Notes
+from orchestrator.providers.kaggle.records import AccountNotes, KernelNotes
 from orchestrator.providers.last_words import last_words
 from orchestrator.providers.session_records import WRITING
 from worker.shared import packages
 
 MAX_S = 900
-"""For so long the kernel may install and pack."""
+"""Maximum seconds for the kernel to install and pack."""
 AGAIN_AFTER_S = 86_400.0
-"""A kernel that failed, or hangs, is not started again on the same day."""
+"""A kernel that failed or hangs is not started again on the same day."""
 FAILED = frozenset({"ERROR", "CANCEL_ACKNOWLEDGED"})
 log = structlog.get_logger()
 
 
 def set_slug() -> str:
-    """The name of the kernel that prepares just the packages that this version's sessions need."""
+    """The name of the kernel that prepares exactly the packages of this version's sessions."""
     return f"trainhop-packages-{packages.set_key()}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackageSet:
-    """The set of one account, whose kernel is at `place`, as it is found at `now` (epoch seconds)."""
+    """The set of one account. Its kernel is at `place`. `now` is in epoch seconds."""
 
     place: KernelPlace
     notes: AccountNotes
     now: float
 
     def found(self) -> tuple[str, ...]:
-        """`owner/slug` of the kernel whose output holds the set; nothing while there is none."""
+        """`owner/slug` of the kernel that has the set as its output. Empty if there is none."""
         try:
             if self._state() != "COMPLETE":
                 return ()
@@ -52,7 +52,7 @@ class PackageSet:
         return (f"{self.place.owner}/{self.place.slug}",)
 
     def prepare(self) -> None:
-        """Start its kernel unless there is one; whatever goes wrong is left to a later launch."""
+        """Start its kernel unless there is one. After an error a later launch tries again."""
         try:
             self._prepare()
         except ProviderError as error:
@@ -64,7 +64,7 @@ class PackageSet:
             self._say_why()
         if state == "COMPLETE" or not self._is_due(state):
             return
-        if state not in (None, *FAILED):  # it hangs
+        if state not in (None, *FAILED):  # the kernel hangs
             self.place.connection.delete_kernel(self.place.owner, self.place.slug)
         source = packages_source()
         push = Push(slug=self.place.slug, source=source, machine_shape="", internet=True, timeout_s=MAX_S)
@@ -72,40 +72,40 @@ class PackageSet:
         self.notes.write(set_busy_until=self.now + MAX_S)
 
     def _is_due(self, state: str | None) -> bool:
-        """Whether it is to be started now; of several launches at once one is told so."""
+        """Whether to start the kernel now. Of several concurrent launches only one gets True."""
         with WRITING:
-            noted, slug = self.notes.read(), self.place.slug
-            ours = noted.set_slug == slug
+            record, slug = self.notes.read(), self.place.slug
+            ours = record.set_slug == slug
             wait_s = UNSURE_S if state is None else AGAIN_AFTER_S
-            if ours and 0 <= self.now - noted.set_pushed_at < wait_s:
+            if ours and 0 <= self.now - record.set_pushed_at < wait_s:
                 return False
             if state not in (None, *FAILED) and not ours:
-                return False  # another server's, at work
-            old = [s for s in (*noted.old_sets, noted.set_slug) if s not in ("", slug)]
+                return False  # another server is preparing the set
+            old = [s for s in (*record.old_sets, record.set_slug) if s not in ("", slug)]
             self.notes.write(set_slug=slug, set_pushed_at=self.now, old_sets=old, set_trouble="")
             return True
 
     def _state(self) -> str | None:
-        """Its kernel's state by its name at Kaggle, None if there is no such kernel."""
+        """The name of its kernel's state. None if the kernel does not exist."""
         state = self.place.state()
         if state == "COMPLETE" or state in FAILED:
             self.notes.write(set_busy_until=0.0)
         return state
 
     def _say_why(self) -> None:
-        """Once for each kernel that failed."""
+        """Report the reason once for each kernel that failed."""
         if self.notes.read().set_trouble:
             return
-        notes = Notes(self.notes.folder / self.place.slug)
+        notes = KernelNotes(self.notes.folder / self.place.slug)
         save_log(self.place.connection, self.place.owner, self.place.slug, notes)
-        why = self.place.connection.clean(last_words(notes.log)) or "it did not say why"
+        why = self.place.connection.clean(last_words(notes.log)) or "no reason given"
         self.notes.write(set_trouble=why)
         log.warning("the packages could not be prepared; sessions install them", account=self.place.owner, why=why)
 
     def _clear_old(self) -> None:
-        """Delete the kernels of sets that this server had prepared before and does not need any more."""
-        noted = self.notes.read()
-        old = [s for s in (*noted.old_sets, noted.set_slug) if s not in ("", self.place.slug)]
+        """Delete the kernels of older sets of this server that are no longer needed."""
+        record = self.notes.read()
+        old = [s for s in (*record.old_sets, record.set_slug) if s not in ("", self.place.slug)]
         if not old:
             return
         try:

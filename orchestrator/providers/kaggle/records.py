@@ -1,4 +1,4 @@
-"""What this server keeps of each session in a folder of its own: where it runs, what it left, and its log."""
+"""The files of each session on this server: its record, its files from Kaggle, and its log."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from orchestrator.providers.kaggle.stream import Piece
 from orchestrator.providers.session_records import WRITING, SessionNotes
 
 MAX_LOG = 64 << 20
-"""Bytes kept of what a kernel prints."""
+"""Maximum bytes that are kept of a kernel's output."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Session:
-    """A launch as it was noted. `prefix` is the only folder of the store that its files may go to.
+class KernelRecord:
+    """The record of a launch. `prefix` is the only folder of the store for the session's files.
 
-    `state` and `detail` are Kaggle's last word once the run has ended, at `ended_at`; until `unsure_until` a push whose answer
-    was lost may still appear; `trouble` is what went wrong with it. Its end was first wished at `stop_since`, and Kaggle has accepted to cancel it where `cancelled`.
+    `state` and `detail` are Kaggle's final ones, once the run has ended at `ended_at`. Until `unsure_until` a push may
+    still appear if its response was lost. `trouble` is the error of the push. `stop_since` is the time of the first
+    stop request. `cancelled` is set once Kaggle has accepted to cancel the session.
     """
 
     account: str = ""
@@ -38,24 +39,24 @@ class Session:
 
     @property
     def failed(self) -> bool:
-        """It has ended with an error of its own."""
+        """Whether an error of the session ended it."""
         return self.state == "ERROR"
 
     @property
     def is_live(self) -> bool:
-        """Started, and not known to have ended."""
+        """Whether it was started and is not known to have ended."""
         return self.pushed and not self.state and not self.forgotten
 
 
-class Notes(SessionNotes[Session]):
+class KernelNotes(SessionNotes[KernelRecord]):
     """One session's folder: `session.json`, `output.log` and `files/`."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, Session)
+        super().__init__(folder, KernelRecord)
         self.files = folder / "files"
 
     def keep(self, found: Iterable[Piece]) -> Iterator[Piece]:
-        """Pass a log on that was read from its beginning, and keep what is new of it."""
+        """Pass on the pieces of a log that was read from its start, and store the new ones."""
         at = 0
         for piece in found:
             at = self._append(at, piece.text.encode())
@@ -71,7 +72,7 @@ class Notes(SessionNotes[Session]):
         return at + len(data)
 
     def clear(self) -> None:
-        """Remove everything but the note and the log."""
+        """Remove everything except the record and the log."""
         for entry in self.folder.iterdir() if self.folder.is_dir() else ():
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
@@ -81,13 +82,18 @@ class Notes(SessionNotes[Session]):
 
 @dataclass(frozen=True, kw_only=True)
 class Upkeep:
-    """What is kept of an account: `uploads` by file, each the time and the token that Kaggle gave for it (see `staging`).
+    """The record of an account. `uploads` has the time and Kaggle's token of each uploaded file (see `staging`).
 
-    The kernel `set_slug` was last started at `set_pushed_at` to prepare the packages; it may run until `set_busy_until`, and
-    failed for `set_trouble`. `old_sets` are to be deleted once it is complete (see `package_set`).
+    `spoiled` counts the names of a dataset that are not used any more. `late` are datasets that Kaggle did not process
+    in time (see `staging`).
+
+    The kernel `set_slug` prepares the packages. It was last started at `set_pushed_at`, may run until `set_busy_until`,
+    and failed because of `set_trouble`. `old_sets` are deleted once it is complete (see `package_set`).
     """
 
     uploads: dict[str, tuple[float, str]] = field(default_factory=dict[str, tuple[float, str]])
+    spoiled: dict[str, int] = field(default_factory=dict[str, int])
+    late: list[str] = field(default_factory=list[str])
     set_slug: str = ""
     set_pushed_at: float = 0.0
     set_busy_until: float = 0.0
@@ -103,30 +109,30 @@ class AccountNotes(SessionNotes[Upkeep]):
 
 
 class RecordStore:
-    """The notes of all sessions and accounts, and how many sessions run per account."""
+    """The records of all sessions and accounts, and the number of running sessions per account."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._live = {p.name: s.account for p in folder.iterdir() if (s := Notes(p).read()).is_live}
+        self._live = {p.name: s.account for p in folder.iterdir() if (s := KernelNotes(p).read()).is_live}
 
-    def of(self, lease_id: str) -> Notes:
+    def of(self, lease_id: str) -> KernelNotes:
         """The folder of one session."""
-        return Notes(self._folder / lease_id)
+        return KernelNotes(self._folder / lease_id)
 
     def of_account(self, account_id: str) -> AccountNotes:
         """The folder of one account."""
         return AccountNotes(self._folder / ".accounts" / account_id)
 
-    def write(self, lease_id: str, **changes: object) -> Session:
-        """Note something of a session."""
-        noted = self.of(lease_id).write(**changes)
-        if noted.is_live:
-            self._live[lease_id] = noted.account
+    def write(self, lease_id: str, **changes: object) -> KernelRecord:
+        """Update fields of a session's record."""
+        record = self.of(lease_id).write(**changes)
+        if record.is_live:
+            self._live[lease_id] = record.account
         else:
             self._live.pop(lease_id, None)
-        return noted
+        return record
 
     def running(self, account: str) -> int:
-        """Sessions of ours that run on this account."""
+        """The number of our running sessions on this account."""
         return sum(a == account for a in list(self._live.values()))

@@ -1,11 +1,12 @@
-"""Bringing files to a machine that cannot fetch them: private datasets of the same account.
+"""Sends files to a machine that cannot download them, as private datasets of the same account.
 
-Training data and a gated model's small files keep one dataset per file, whatever the job or the session; a checkpoint to go on from gets one for its session
-and is deleted with it.
+Training data and a gated model's small files have one dataset per file for all jobs and sessions. The checkpoint that a
+session resumes from has its own dataset, which is deleted with the session.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import tempfile
@@ -14,40 +15,75 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.ports.providers import LaunchRequest, ProviderUnavailable, StoreError
+from orchestrator.ports.providers import LaunchRequest, ProviderUnavailable
+from orchestrator.ports.stores import StoreError
 from orchestrator.providers.kaggle.client import Connection
 from orchestrator.providers.kaggle.http import KaggleError
 from orchestrator.providers.kaggle.kernel import file_name
 from orchestrator.providers.kaggle.records import AccountNotes
 from worker.shared.messages import Grant, GrantKind
 
-READY_WITHIN_S = 900.0
 MAX_PAUSE_S = 5.0
+MAX_SPOILED = 1_000
+"""Maximum number of datasets for which another name is remembered."""
 SENT_FOR_S = 3600.0
-"""For so long what was sent is not sent again, though Kaggle refuses to make a dataset of it."""
+"""How long an upload is not repeated, even if Kaggle refuses to create a dataset from it."""
+_FIXED = ("trainhop-data-", "trainhop-model-")
+_TAKEN = re.compile(r"\balready (in use|exists|taken)\b", re.IGNORECASE)
 _TOKEN = re.compile(r"\b(blob|token)s?\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Patience:
+    """Time limits. `ready_within_s` is the maximum wait for a dataset.
+
+    `sleep` is called to wait, also between attempts of an upload.
+    """
+
+    ready_within_s: float = 900.0
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True, kw_only=True)
 class Desk:
-    """From where files are sent: `folder` takes them on their way, `notes` what was sent, at `now` (epoch seconds)."""
+    """The state of staging. `folder` has the files to send, `notes` the completed uploads.
+
+    `now` is in epoch seconds.
+    """
 
     connection: Connection
     owner: str
     folder: Path
     notes: AccountNotes
     now: float
+    patience: Patience
 
     def sent(self, grant: Grant) -> str:
-        """The token of a file that Kaggle has and has made no dataset of, or nothing."""
+        """The token of an uploaded file without a dataset. Empty if there is none."""
         at, token = self.notes.read().uploads.get(_label(grant), (0.0, ""))
         return token if 0 <= self.now - at < SENT_FOR_S else ""
 
     def note_sent(self, grant: Grant, token: str) -> None:
-        """Keep a file's token; without one it is forgotten, and what is too old for use as well."""
+        """Store a file's token, or remove it if the token is empty. Expired tokens are removed too."""
         kept = self.notes.read().uploads.items()
         fresh = {k: v for k, v in kept if 0 <= self.now - v[0] < SENT_FOR_S and k != _label(grant)}
         self.notes.write(uploads=fresh | ({_label(grant): (self.now, token)} if token and grant.sha256 else {}))
+
+    def name(self, slug: str) -> str:
+        """The name in use for a dataset: `slug`, or another one if that went bad."""
+        number = self.notes.read().spoiled.get(slug, 0)
+        return f"{slug}-{number + 1}" if number else slug
+
+    def spoil(self, slug: str) -> None:
+        """Use another name for this dataset from now on. Kaggle does not make the object of the old one usable.
+
+        The checkpoint of a session has a name of its own anyway.
+        """
+        if not slug.startswith(_FIXED):
+            return
+        spoiled = self.notes.read().spoiled
+        newest = list(spoiled.items())[-MAX_SPOILED:]
+        self.notes.write(spoiled=dict(newest) | {slug: spoiled.get(slug, 0) + 1})
 
 
 def _label(grant: Grant) -> str:
@@ -55,10 +91,10 @@ def _label(grant: Grant) -> str:
 
 
 def stage(desk: Desk, request: LaunchRequest, *, checkpoint: str) -> tuple[str, ...]:
-    """Have every input lie ready as `owner/slug`; what is there already is not sent again.
+    """Provide every input as a dataset and return the `owner/slug` of each. Existing datasets are not sent again.
 
-    `checkpoint` is the slug for the file that the session goes on from. Raises `ProviderUnavailable` if a dataset is not ready
-    in time: a later try finds it.
+    `checkpoint` is the slug for the checkpoint that the session resumes from. Raises `ProviderUnavailable` if a dataset
+    is not ready in time. A later attempt finds it.
     """
     if request.assignment is None:
         return ()
@@ -72,36 +108,48 @@ def stage(desk: Desk, request: LaunchRequest, *, checkpoint: str) -> tuple[str, 
         _bring(desk, slug, grant, read)
         slugs.append(slug)
     for slug in slugs:
-        _await_ready(desk.connection, desk.owner, slug)
-    return tuple(f"{desk.owner}/{slug}" for slug in slugs)
+        _await_ready(desk, slug)
+    return tuple(f"{desk.owner}/{desk.name(slug)}" for slug in slugs)
 
 
 def _slug(grant: Grant) -> str:
-    """One dataset for each file; those of a model are found by their names, and two of them may hold the same bytes."""
+    """The dataset's slug for a file. A model's files are found by name, and two of them may have the same bytes."""
     if grant.kind is GrantKind.MODEL:
         return f"trainhop-model-{hashlib.sha256(f'{grant.key} {grant.sha256}'.encode()).hexdigest()[:24]}"
     return f"trainhop-data-{(grant.sha256 or '')[:24]}"
 
 
 def _bring(desk: Desk, slug: str, grant: Grant, read: Callable[[], Iterator[bytes]]) -> None:
-    connection, owner = desk.connection, desk.owner
-    state = connection.dataset_state(owner, slug)
+    connection, owner, name = desk.connection, desk.owner, desk.name(slug)
+    state = connection.dataset_state(owner, name)
     if state == "FAILED":
-        connection.delete_dataset(owner, slug)
+        _make_anew(desk, slug)
+        name = desk.name(slug)
     elif state not in (None, "DELETED"):
         return
-    token = desk.sent(grant) or _send(desk, grant, read)
+    known = desk.sent(grant)
+    token = known or _send(desk, grant, read)
     try:
-        connection.create_dataset(owner, slug, token)
+        connection.create_dataset(owner, name, token)
     except KaggleError as refusal:
-        if _TOKEN.search(refusal.words):
+        # A new token cannot be one that Kaggle has forgotten, whatever words its refusal has.
+        if known and _TOKEN.search(refusal.words):
             desk.note_sent(grant, "")
-        if (
-            connection.dataset_state(owner, slug) is None
-        ):  # else another launch was faster, or our own first try went through
+        # a dataset exists if another launch was faster, or if our own first attempt succeeded
+        if connection.dataset_state(owner, name) in (None, "DELETED"):
+            if _TAKEN.search(refusal.words):
+                desk.spoil(slug)
             raise refusal from None
     else:
         desk.note_sent(grant, "")
+
+
+def _make_anew(desk: Desk, slug: str) -> None:
+    """Delete a dataset that went bad, and use another name if that is refused. A deleted name may stay taken."""
+    try:
+        desk.connection.delete_dataset(desk.owner, desk.name(slug))
+    except ProviderUnavailable:
+        desk.spoil(slug)
 
 
 def _send(desk: Desk, grant: Grant, read: Callable[[], Iterator[bytes]]) -> str:
@@ -109,7 +157,7 @@ def _send(desk: Desk, grant: Grant, read: Callable[[], Iterator[bytes]]) -> str:
     with tempfile.TemporaryDirectory(prefix="upload-", dir=desk.folder) as aside:
         source = Path(aside) / file_name(grant.key)
         _copy(grant, read, source)
-        token = desk.connection.upload(source, source.name)
+        token = desk.connection.upload(source, source.name, sleep=desk.patience.sleep)
     desk.note_sent(grant, token)
     return token
 
@@ -122,26 +170,44 @@ def _copy(grant: Grant, read: Callable[[], Iterator[bytes]], target: Path) -> No
                 digest.update(chunk)
                 file.write(chunk)
     except StoreError as error:
-        raise ProviderUnavailable(f"{grant.key} cannot be read to bring it to Kaggle: {error}") from error
+        raise ProviderUnavailable(f"{grant.key} cannot be read for Kaggle: {error}") from error
     if grant.sha256 is not None and digest.hexdigest() != grant.sha256:
-        raise ProviderUnavailable(f"{grant.key} came out of the store damaged (sha256 {digest.hexdigest()[:12]})")
+        raise ProviderUnavailable(f"{grant.key} is damaged in the store (sha256 {digest.hexdigest()[:12]})")
 
 
-def _await_ready(connection: Connection, owner: str, slug: str) -> None:
-    until, pause = time.monotonic() + READY_WITHIN_S, 0.1
-    state, asked_s = _progress(connection, owner, slug)
+def _await_ready(desk: Desk, slug: str) -> None:
+    until, pause, name = time.monotonic() + desk.patience.ready_within_s, 0.1, desk.name(slug)
+    state, asked_s = _progress(desk.connection, desk.owner, name)
     while state != "READY":
         if state in (None, "FAILED", "DELETED"):
-            raise ProviderUnavailable(f"Kaggle could not take in {slug} ({state or 'gone'}); it is sent again")
+            raise ProviderUnavailable(f"Kaggle could not process {name} ({state or 'gone'}), sending it again")
         if time.monotonic() + asked_s > until:
-            raise ProviderUnavailable(f"Kaggle still processes {slug} after {READY_WITHIN_S / 60:.0f} minutes")
-        time.sleep(max(pause, asked_s))
+            _note_late(desk, slug)
+            raise ProviderUnavailable(
+                f"Kaggle is still processing {name} after {desk.patience.ready_within_s / 60:.0f} minutes"
+            )
+        desk.patience.sleep(max(pause, asked_s))
         pause = min(MAX_PAUSE_S, 1.6 * pause)
-        state, asked_s = _progress(connection, owner, slug)
+        state, asked_s = _progress(desk.connection, desk.owner, name)
+
+
+def _note_late(desk: Desk, slug: str) -> None:
+    """After the second time in a row, the next launch sends the file again under another name."""
+    late = desk.notes.read().late
+    if slug not in late:
+        desk.notes.write(late=[*late[-MAX_SPOILED:], slug])
+        return
+    desk.notes.write(late=[other for other in late if other != slug])
+    with contextlib.suppress(ProviderUnavailable):
+        desk.connection.delete_dataset(desk.owner, desk.name(slug))
+    desk.spoil(slug)
 
 
 def _progress(connection: Connection, owner: str, slug: str) -> tuple[str | None, float]:
-    """A dataset's state, and a pause in seconds that Kaggle asks for: to give up then would throw away what was sent."""
+    """A dataset's state, and a pause in seconds that Kaggle asks for.
+
+    Giving up during a pause would waste the upload.
+    """
     try:
         return connection.dataset_state(owner, slug), 0.0
     except KaggleError as refusal:

@@ -1,7 +1,7 @@
-"""Ending a session without losing what it made: cancel it, and delete its kernel only where that does not help.
+"""Ends a session without losing its files. It is cancelled, and its kernel is deleted only if that fails.
 
-Kaggle names a session's number to nobody but the session itself, which prints it as its first line. A kernel that is deleted
-takes its files with it; one that is cancelled is saved like any that ends.
+Only the session itself knows its number, and prints it as its first line. Deleting a kernel deletes its files.
+Cancelling it keeps them, like any other end.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from orchestrator.providers.kaggle.client import Quota
 from orchestrator.providers.kaggle.http import KaggleError
 from orchestrator.providers.kaggle.launch import KernelPlace
 from orchestrator.providers.kaggle.outputs import gather, save_log
-from orchestrator.providers.kaggle.records import Notes
+from orchestrator.providers.kaggle.records import KernelNotes
 
 OBEYED_WITHIN_S = 300.0
-"""A session that runs on for so long after its cancel is deaf to it."""
+"""A session that still runs after this time ignores its cancellation."""
 SAVING_S = 900.0
-"""Until Kaggle has saved what a session left, it is not over and shows no file: about two minutes per gigabyte."""
+"""A session ends and lists its files only after Kaggle has stored them: about two minutes per gigabyte."""
 CANCELLED = "stopped by cancelling its session"
 _SESSION = re.compile(rb"^trainhop: kaggle session ([0-9]{1,20})\r?\n", re.MULTILINE)
 _HEAD_BYTES = 64 << 10
@@ -28,16 +28,16 @@ _HEAD_BYTES = 64 << 10
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """That a session should end: wished at `now` (epoch seconds) in Kaggle's `state` of it, by name and in small letters."""
+    """A request to stop a session at `now` (epoch seconds). `state` is Kaggle's state in lower case."""
 
     place: KernelPlace
-    notes: Notes
+    notes: KernelNotes
     state: str
     now: float
 
 
-def session_id(notes: Notes) -> int | None:
-    """The number that a session's log gives as its own; the first one counts, for what comes later may be anybody's text."""
+def session_id(notes: KernelNotes) -> int | None:
+    """The session's number from its log. Only the first one is valid, because later text may come from any program."""
     with contextlib.suppress(FileNotFoundError), notes.log.open("rb") as log:
         if found := _SESSION.search(log.read(_HEAD_BYTES)):
             return int(found[1])
@@ -45,23 +45,23 @@ def session_id(notes: Notes) -> int | None:
 
 
 def cancel(wish: Wish) -> str:
-    """Have a session cancelled; empty while that is under way, otherwise why its kernel must be deleted.
+    """Cancel a session. Returns "" while that is in progress, otherwise the reason why its kernel must be deleted.
 
-    Raises `ProviderUnavailable` if Kaggle does not answer: the wish may be repeated.
+    Raises `ProviderUnavailable` if Kaggle does not respond. The caller may try again.
     """
     if wish.state == "queued":
-        return "it had not begun"
+        return "it had not started"
     number = _learnt(wish)
     if number is None:
-        return "its log does not tell its number, without which Kaggle cancels nothing"
-    noted = wish.notes.read()
-    if not noted.stop_since:
-        noted = wish.notes.write(stop_since=wish.now)
+        return "its log has no session number, which Kaggle needs to cancel it"
+    record = wish.notes.read()
+    if not record.stop_since:
+        record = wish.notes.write(stop_since=wish.now)
     heard = wish.state == "cancel_requested"
-    waited_s, patience_s = wish.now - noted.stop_since, SAVING_S if heard else OBEYED_WITHIN_S
-    if not 0 <= waited_s < patience_s:  # a clock that was set back says nothing of how long it has been
-        return f"Kaggle did not obey a cancel within {patience_s / 60:.0f} minutes"
-    if heard or noted.cancelled:
+    waited_s, patience_s = wish.now - record.stop_since, SAVING_S if heard else OBEYED_WITHIN_S
+    if not 0 <= waited_s < patience_s:  # the time is unknown if the clock was set back
+        return f"Kaggle did not cancel it within {patience_s / 60:.0f} minutes"
+    if heard or record.cancelled:
         return ""
     return _ask(wish, number)
 
@@ -86,10 +86,10 @@ def _ask(wish: Wish, number: int) -> str:
 
 
 def delete(wish: Wish, why: str, *, alone: bool) -> str:
-    """Take what can be had, then delete the kernel, which ends its run; returns that in words.
+    """Save the log and the files, then delete the kernel, which ends its run. Returns a description.
 
-    `alone` says that no other session of this account runs: Kaggle reserves GPU hours exactly while one does, and so they tell
-    whether the delete was obeyed.
+    `alone` means that no other session of this account runs. Kaggle reserves GPU hours only while a session runs, so
+    they show whether the deletion had an effect.
     """
     place = wish.place
     with contextlib.suppress(ProviderUnavailable):
@@ -102,5 +102,5 @@ def delete(wish: Wish, why: str, *, alone: bool) -> str:
     with contextlib.suppress(ProviderUnavailable):
         quota = place.connection.quota()
     if quota is not None and quota.reserved_s > 0 and alone:
-        return f"{said}; Kaggle still reserves {quota.reserved_s / 3600:.1f} GPU hours for it"
+        return f"{said}, Kaggle still reserves {quota.reserved_s / 3600:.1f} GPU hours for it"
     return said

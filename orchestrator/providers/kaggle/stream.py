@@ -1,4 +1,4 @@
-"""A kernel's log as it comes over the wire, live or stored, turned into pieces of text and then into lines."""
+"""Reads a kernel's log, live or stored, as pieces of text and then as lines."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from orchestrator.ports.providers import ProviderUnavailable
 
 END_MARK = "END_OF_LOG"
 MAX_EVENT = 64 << 20
-"""Bytes of one event; what is longer is no log of a worker and is passed over."""
+"""Maximum bytes of one event. A longer one is not from a worker and is skipped."""
 MAX_LINE = 4 << 20
 CHUNK = 1 << 16
 
 
 class Piece(NamedTuple):
-    """Some output of a kernel: which stream, and the text as it was written (not whole lines)."""
+    """Some output of a kernel: the stream, and the text as it was written (not whole lines)."""
 
     stream: str
     text: str
 
 
 def pieces(answer: requests.Response) -> Iterator[Piece]:
-    """Everything from the beginning; raises `ProviderUnavailable` if the stream breaks off before its end."""
+    """The whole log. Raises `ProviderUnavailable` if the stream breaks off before its end."""
     kind = answer.headers.get("Content-Type", "").lower()
     if kind.startswith("text/event-stream"):
         yield from _live(answer)
     elif "html" in kind:
-        raise ProviderUnavailable("Kaggle sent a web page in place of a session's log")
+        raise ProviderUnavailable("Kaggle returned a web page instead of a session's log")
     else:
         utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         yield from stored(utf8.decode(chunk) for chunk in _arriving(answer))
@@ -50,11 +50,14 @@ def _live(answer: requests.Response) -> Iterator[Piece]:
             yield _piece(json.loads(said))
         except ValueError:
             yield Piece("stdout", said + "\n")
-    raise ProviderUnavailable("Kaggle's live log broke off")
+    raise ProviderUnavailable("the connection to Kaggle's live log was lost")
 
 
 def _arriving(answer: requests.Response) -> Iterator[bytes]:
-    """Bytes as they come; `iter_content` holds back what does not fill a chunk, a whole epoch of reports perhaps."""
+    """Bytes as they arrive.
+
+    `iter_content` would wait until a chunk is full, which may take a whole epoch of reports.
+    """
     try:
         while data := answer.raw.read1(CHUNK, decode_content=True):
             yield data
@@ -63,7 +66,7 @@ def _arriving(answer: requests.Response) -> Iterator[bytes]:
 
 
 def _split(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines of bytes, without their ends; one that is too long is dropped rather than kept in memory."""
+    """Lines of bytes without their ends. A line that is too long is skipped and not kept in memory."""
     waiting, dropping = bytearray(), False
     for chunk in chunks:
         waiting += chunk
@@ -76,7 +79,7 @@ def _split(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def stored(chunks: Iterable[str]) -> Iterator[Piece]:
-    """Pieces of a stored log, a JSON array of events, one by one as the text arrives."""
+    """Pieces of a stored log, which is a JSON array of events. Each is returned as soon as it arrives."""
     decoder, text, opened, wanted = json.JSONDecoder(), "", False, 1
     for chunk in itertools.chain(chunks, (None,)):
         text += chunk or ""
@@ -97,11 +100,11 @@ def stored(chunks: Iterable[str]) -> Iterator[Piece]:
                 break
             yield _piece(event)
         text = text[place:]
-        wanted = 2 * len(text)  # a long event is not tried anew with every few bytes of it
+        wanted = 2 * len(text)  # a long event is not parsed again after every few bytes
         if len(text) > MAX_EVENT:
             raise ProviderUnavailable("Kaggle's stored log cannot be read")
     if opened:
-        raise ProviderUnavailable("Kaggle's stored log is cut off")
+        raise ProviderUnavailable("Kaggle's stored log is truncated")
 
 
 def _next(text: str, place: int) -> int:
@@ -118,7 +121,7 @@ def _piece(event: object) -> Piece:
 
 
 def lines(found: Iterable[Piece]) -> Iterator[str]:
-    """Whole lines of standard output; a line in several pieces, with errors between them, is put together again."""
+    """Whole lines of standard output. A line can come in several pieces with errors between them."""
     waiting = ""
     for piece in found:
         if piece.stream != "stdout":

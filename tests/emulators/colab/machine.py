@@ -16,7 +16,14 @@ from pathlib import Path
 import psutil
 
 START_S = 60.0
-KERNEL = "import os; os.chdir('content'); from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
+LATE_S = "TEST_KERNEL_STARTS_AFTER_S"
+KERNEL = f"""
+import os, time
+time.sleep(float(os.environ.get({LATE_S!r}, 0)))
+os.chdir('content')
+from ipykernel.kernelapp import launch_new_instance
+launch_new_instance()
+"""
 CONFIG = """
 from jupyter_server.auth import IdentityProvider
 

@@ -23,7 +23,8 @@ VARIANTS = {"DEFAULT": 0, "GPU": 1, "TPU": 2}
 
 
 class Colab:
-    """One person's Colab on `endpoint`. `outcome`, while set, is the denial of every assignment; `entitled` what it may have.
+    """One person's Colab on `endpoint`. `outcome`, while set, is the denial of every assignment; `entitled` what it may
+    have.
 
     `python` runs the machines' servers, `kernel` their kernels, which also find the variables in `environment`.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -12,10 +13,11 @@ from dataclasses import dataclass, field
 class Rule:
     """One kind of fault for requests whose `METHOD /path?query` the pattern is found in.
 
-    `after` requests pass first, then `times` are hit (None: for ever). `status` answers an error with a Google-shaped body
-    (`reason`), or with a page if `html`; `done` carries the request out all the same, which is what makes an error ambiguous.
-    `cut` closes the connection after so many bytes of the body, sent or received. `truncate` (bytes missing at the end) and
-    `flip` (offset of a byte with one bit turned) damage what is stored or served.
+    `after` requests pass first, then `times` are hit (None: for ever). `status` answers an error with a Google-shaped
+    body (`reason`), or with a page if `html`; `done` carries the request out all the same, which is what makes an error
+    ambiguous. `cut` closes the connection after so many bytes of the body, sent or received. `truncate` (bytes missing
+    at the end) and `flip` (offset of a byte with one bit turned) damage what is stored or served. `meanwhile` runs
+    before the request is carried out.
     """
 
     pattern: str = ""
@@ -30,6 +32,7 @@ class Rule:
     cut: int | None = None
     truncate: int = 0
     flip: int | None = None
+    meanwhile: Callable[[], object] | None = field(default=None, compare=False)
     hits: int = field(default=0, compare=False)
 
     def applies(self, request: str) -> bool:
@@ -49,8 +52,8 @@ class Rule:
 class Chaos:
     """Probabilities per request; the published observation is 100 inserts, 31 errors, 4 of these in truth done.
 
-    `lag` is how many searches by name a new file may stay invisible for, `twins` how often a file of the same name appears
-    beside a new one.
+    `lag` is how many searches by name a new file may stay invisible for, `twins` how often a file of the same name
+    appears beside a new one.
     """
 
     seed: int = 0

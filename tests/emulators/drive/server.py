@@ -28,6 +28,8 @@ class Drive:
         self.contents = Contents(Path(self._temporary.name) if self._temporary else folder or Path())
         self.rules, self.tokens = Rules(), Tokens()
         self.requests: collections.deque[str] = collections.deque(maxlen=REMEMBERED)
+        self.ranges: collections.deque[str] = collections.deque(maxlen=REMEMBERED)
+        """The `Content-Range` of every request that had one."""
         self.email = "somebody@example.com"
         self._files = FilesApi(self.contents, lambda: self.email)
         self._uploads = UploadsApi(self.contents, self.tokens)
@@ -80,11 +82,15 @@ class Drive:
 
     def _answer(self, request: Request) -> Reply:
         self.requests.append(request.line)
+        if span := request.headers.get("content-range"):
+            self.ranges.append(span)
         if request.path.startswith("/_"):
             return self._control(request)
         rule = self.rules.pick(request.line)
         if rule.delay_s:
             time.sleep(rule.delay_s)
+        if rule.meanwhile is not None:
+            rule.meanwhile()
         if rule.status is not None:
             if rule.done:
                 self._perform(request, rule)

@@ -48,7 +48,7 @@ class File:
 
 
 @dataclass
-class Session:
+class UploadSession:
     id: str
     metadata: dict[str, Any]
     size: int | None
@@ -66,7 +66,7 @@ class Contents:
         (folder / "sessions").mkdir(exist_ok=True)
         self.lock = threading.RLock()
         self.files: dict[str, File] = {}
-        self.sessions: dict[str, Session] = {}
+        self.sessions: dict[str, UploadSession] = {}
         self.reserved: set[str] = set()
         self.dead: set[str] = set()
         self.children: dict[str, set[str]] = {}
@@ -92,7 +92,7 @@ class Contents:
             if "file" in entry:
                 self._index(File(**entry["file"]))
             elif "session" in entry:
-                session = Session(**entry["session"])
+                session = UploadSession(**entry["session"])
                 self.sessions[session.id] = session
             else:
                 self._unindex(entry["gone"])
@@ -263,7 +263,7 @@ class Contents:
 
     # sessions
 
-    def open_session(self, metadata: dict[str, Any], size: int | None, updates: str | None = None) -> Session:
+    def open_session(self, metadata: dict[str, Any], size: int | None, updates: str | None = None) -> UploadSession:
         with self.lock:
             if updates is None:
                 if "id" in metadata:
@@ -273,27 +273,27 @@ class Contents:
             else:
                 self.get(updates)
             self.require_space(size or 0)
-            session = Session(secrets.token_urlsafe(30), metadata, size, updates)
+            session = UploadSession(secrets.token_urlsafe(30), metadata, size, updates)
             self.sessions[session.id] = session
             self._write(session=asdict(session))
             return session
 
-    def session(self, ident: str) -> Session:
+    def session(self, ident: str) -> UploadSession:
         with self.lock:
             found = self.sessions.get(ident)
             if found is None:
                 raise Problem(404, "notFound", "Upload session not found")
             return found
 
-    def spool(self, session: Session) -> Path:
+    def spool(self, session: UploadSession) -> Path:
         return self.folder / "sessions" / session.id
 
-    def received(self, session: Session, count: int) -> None:
+    def received(self, session: UploadSession, count: int) -> None:
         with self.lock:
             session.received = count
             self._write(session=asdict(session))
 
-    def finish(self, session: Session) -> File:
+    def finish(self, session: UploadSession) -> File:
         """All bytes are here: the file appears, whole, at once."""
         with self.lock:
             spool = self.spool(session)

@@ -57,6 +57,11 @@ class Tokens:
             }
         }
 
+    @property
+    def issued(self) -> list[str]:
+        """The access tokens that were given out, the expired ones too."""
+        return list(self._access)
+
     def revoke(self) -> None:
         self.refresh_tokens.clear()
         self.expire()

@@ -8,7 +8,7 @@ import json
 import re
 
 from tests.emulators.drive.faults import Rule
-from tests.emulators.drive.state import GRANULE, Contents, File, Problem, Session
+from tests.emulators.drive.state import GRANULE, Contents, File, Problem, UploadSession
 from tests.emulators.drive.tokens import Tokens
 from tests.emulators.drive.wire import Cut, Reply, Request, flipped
 
@@ -57,7 +57,7 @@ class UploadsApi:
         self.newest = file
         return Reply.of(self._contents.resource(file))
 
-    def _chunk(self, request: Request, session: Session, rule: Rule) -> Reply:
+    def _chunk(self, request: Request, session: UploadSession, rule: Rule) -> Reply:
         if session.result is not None:
             request.drain()
             return Reply.of(self._contents.resource(self._contents.get(session.result)))
@@ -79,7 +79,7 @@ class UploadsApi:
         self._store(request, session, rule)
         return self._finished(session, rule) if session.received == total else _go_on(session)
 
-    def _store(self, request: Request, session: Session, rule: Rule) -> None:
+    def _store(self, request: Request, session: UploadSession, rule: Rule) -> None:
         whole = session.received + request.left
         with self._contents.spool(session).open("ab") as file:
             for piece in request.pieces(rule.cut):
@@ -91,7 +91,7 @@ class UploadsApi:
                 raise Cut
         self._contents.received(session, whole)
 
-    def _finished(self, session: Session, rule: Rule) -> Reply:
+    def _finished(self, session: UploadSession, rule: Rule) -> Reply:
         spool = self._contents.spool(session)
         if rule.truncate and spool.exists():
             with spool.open("r+b") as file:
@@ -99,7 +99,7 @@ class UploadsApi:
         return self._made(self._contents.finish(session))
 
 
-def _go_on(session: Session) -> Reply:
+def _go_on(session: UploadSession) -> Reply:
     return Reply(308, b"", {"Range": f"bytes=0-{session.received - 1}"} if session.received else {})
 
 

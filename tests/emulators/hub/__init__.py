@@ -4,14 +4,15 @@
         hub.accounts["hf_ann"] = "ann"
         hub.add(Repo(id="org/gated", gated=True, readers={"ann"}, files={"config.json": b"{}", ...}))
         hub.rules.add("GET /api/models", status=429, headers={"Retry-After": "7"})
+        hub.stall("GET /signed/model.safetensors", after=1000)
         Settings(hub_endpoint=hub.endpoint, ...)
 
-What is there: whoami, info and listing of models and datasets, `resolve` (small files by way of the hub's own cache address,
-large ones by a redirect to another host with a signed address that needs no sign-in), gated and private repositories. What is
-not there: uploads, Xet, pages of long listings.
+What is there: whoami, info and listing of models and datasets, `resolve` (small files by way of the hub's own cache
+address, large ones by a redirect to another host with a signed address that needs no sign-in), gated and private
+repositories. What is not there: uploads, bytes by Xet, pages of long listings.
 """
 
 from tests.emulators.hub.server import HubEmulator, Seen
-from tests.emulators.hub.state import Repo
+from tests.emulators.hub.state import Repo, checked
 
-__all__ = ["HubEmulator", "Repo", "Seen"]
+__all__ = ["HubEmulator", "Repo", "Seen", "checked"]

@@ -9,12 +9,13 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.emulators.hub.state import RefusedError, Repo, missing
-from tests.emulators.kaggle.faults import Rules
+from tests.emulators.kaggle.faults import Rule, Rules
 
 _NAME = r"([\w.-]+(?:/[\w.-]+)?)"
 _INFO = re.compile(rf"^/api/(model|dataset)s/{_NAME}(?:/revision/([^/]+))?$")
@@ -34,13 +35,20 @@ class Seen:
 
 
 class HubEmulator:
-    """A server in a thread of this process. `accounts` are names by token; `seen` is every request so far."""
+    """A server in a thread of this process. `accounts` are names by token; `seen` is every request so far.
 
-    def __init__(self, port: int = 0) -> None:
+    Of its rules' fields it knows `status` with what belongs to it, `cut` and `hold`; with `hold` and `cut_after`
+    nothing of a file after so many bytes is sent, and the request waits. `stalled` is set once one does.
+    """
+
+    def __init__(self, *repos: Repo, port: int = 0) -> None:
         self.accounts: dict[str, str] = {}
         self.repos: dict[tuple[str, str], Repo] = {}
         self.rules, self.seen = Rules(), list[Seen]()
         self.signed: dict[str, bytes] = {}
+        self.stalled, self.over = threading.Event(), threading.Event()
+        for repo in repos:
+            self.add(repo)
         self._server = _Server(port, self)
         number = self._server.server_address[1]
         self.endpoint, self.elsewhere = f"http://127.0.0.1:{number}", f"http://localhost:{number}"
@@ -51,10 +59,20 @@ class HubEmulator:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.over.set()
         self.rules.clear()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """Variables of a machine whose hub this is, with its cache in `home`."""
+        return {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+
+    def stall(self, match: str, after: int = 0) -> Rule:
+        """Requests whose `METHOD path` matches get nothing of a file after so many bytes, and wait until this hub
+        ends."""
+        return self.rules.add(match, times=0, cut_after=after, hold=threading.Event())
 
     def add(self, repo: Repo) -> Repo:
         """Put a repository there."""
@@ -105,6 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
     disable_nagle_algorithm = True
     server: _Server
+    _rule: Rule | None = None
+    _start = 0
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Say nothing."""
@@ -121,7 +141,8 @@ class _Handler(BaseHTTPRequestHandler):
         request = f"{self.command} {parts.path}"
         address = f"http://{self.headers.get('Host')}{self.path}"
         hub.seen.append(Seen(request=request, authorization=authorization, address=address))
-        rule = hub.rules.strike(request, None)
+        self._start = 0
+        self._rule = rule = hub.rules.strike(request, None)
         try:
             if rule is not None and rule.cut:
                 self.close_connection = True
@@ -154,6 +175,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._resolve(hub.repo("dataset" if found[1] else "model", found[2], account), found[3], found[4], account)
         elif found := _CACHED.match(path):
             self._small(hub.repo(found[1], found[2], account), found[4], account)
+        elif "/xet-read-token/" in path:
+            hub.over.wait()
         else:
             raise RefusedError(404, "Not found")
 
@@ -164,11 +187,18 @@ class _Handler(BaseHTTPRequestHandler):
             raise RefusedError(404, "Entry not found", "EntryNotFound")
         headers = {"X-Repo-Commit": repo.commit, "X-Linked-Etag": f'"{repo.etag(name)}"'}
         headers["X-Linked-Size"] = str(len(repo.files[name]))
+        headers |= self._by_xet(repo, name)
         if repo.is_large(name):
             self._send(302, b"", headers | {"Location": self.server.hub.sign(repo.files[name], name)})
         else:
             where = f"/api/resolve-cache/{repo.kind}s/{repo.id}/{repo.commit}/{name}"
             self._send(307, b"", headers | {"Location": where})
+
+    def _by_xet(self, repo: Repo, name: str) -> dict[str, str]:
+        if not (repo.xet and repo.is_large(name)):
+            return {}
+        route = f"{self.server.hub.endpoint}/api/{repo.kind}s/{repo.id}/xet-read-token/{repo.commit}"
+        return {"X-Xet-Hash": repo.etag(name), "Link": f'<{route}>; rel="xet-auth"'}
 
     def _small(self, repo: Repo, name: str, account: str | None) -> None:
         repo.read(account)
@@ -186,6 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
         if start >= len(data):
             self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
             return
+        self._start = start
         self._send(206, data[start : end + 1], {"Content-Range": f"bytes {start}-{end}/{len(data)}"})
 
     def _json(self, answer: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
@@ -197,4 +228,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
+            self._send_body(body)
+
+    def _send_body(self, body: bytes) -> None:
+        if self._rule is None or self._rule.hold is None:
             self.wfile.write(body)
+            return
+        if self._rule.cut_after is not None:
+            self.wfile.write(body[: max(0, self._rule.cut_after - self._start)])
+        self.wfile.flush()
+        self.server.hub.stalled.set()
+        self._rule.hold.wait()
+        self.close_connection = True

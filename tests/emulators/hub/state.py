@@ -20,7 +20,8 @@ class RefusedError(Exception):
 class Repo:
     """A repository of one commit. `readers` are the accounts that may read it where it is gated or private.
 
-    `large` names the files that are kept apart and reached by a redirect: weights always are.
+    `large` names the files that are kept apart and reached by a redirect: weights always are. With `xet` those have a
+    Xet address, too, behind which nobody answers.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Repo:
     private: bool = False
     readers: set[str] = field(default_factory=set[str])
     large: frozenset[str] = frozenset()
+    xet: bool = False
     parameters: int | None = None
 
     @property
@@ -98,6 +100,11 @@ class Repo:
                 entry["lfs"] = {"size": len(data), "oid": self.etag(name), "pointerSize": 134}
             found.append(entry)
         return found
+
+
+def checked(*, xet: bool = False) -> Repo:
+    """The public repository that a check of a machine asks for."""
+    return Repo(id="hf-internal-testing/tiny-random-gpt2", files={"model.safetensors": b"weights" * 1000}, xet=xet)
 
 
 def missing(account: str | None) -> RefusedError:

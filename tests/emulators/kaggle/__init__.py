@@ -1,4 +1,5 @@
-"""Kaggle as its real client libraries see it: accounts, kernels that really run, datasets, quota, and faults by rule."""
+"""Kaggle as its real client libraries see it: accounts, kernels that really run, datasets, quota, and faults by
+rule."""
 
 from __future__ import annotations
 

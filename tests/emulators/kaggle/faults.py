@@ -13,10 +13,11 @@ from typing import Any
 class Rule:
     """Requests whose `METHOD path` contains a match of `match` are answered by this instead of the service.
 
-    `times` 0 means always; the first `skip` requests pass. `status` None leaves the answer as the service gave it. `body` may
-    be text (sent as HTML) or JSON-able data. With `done` the request is carried out first, so that it failed only for its
-    caller. `cut` breaks the connection instead of an answer; `cut_after` breaks a stream after so many events or an upload
-    after so many bytes. While `hold` is set and not fired, requests wait. `seen` counts the requests that it struck.
+    `times` 0 means always; the first `skip` requests pass. `status` None leaves the answer as the service gave it.
+    `body` may be text (sent as HTML) or JSON-able data. With `done` the request is carried out first, so that it failed
+    only for its caller. `cut` breaks the connection instead of an answer; `cut_after` breaks a stream after so many
+    events or an upload after so many bytes. While `hold` is set and not fired, requests wait. `seen` counts the
+    requests that it struck.
     """
 
     match: str

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -21,14 +21,14 @@ from tests.emulators.kaggle.state import TERMINAL, Kernel, World
 class Sessions:
     """Starts, times and ends kernels.
 
-    A kernel's `src`, `working` and `input` lie in one private folder and the script starts in `working`, as the real one
-    starts in `/kaggle/working`. `time_factor` scales every limit. With `outputs_after_kill` false a run that was cut at its
-    limit shows no files, as has been reported of the real service. Scripts run in `python`, this process's own unless another
-    is named; `environment` is added to what a kernel finds. While `open_gate` is clear, kernels stay QUEUED; while `save_gate`
-    is, a script that is over stays RUNNING, and shows no file. With `warning_s` a SIGTERM comes that long before the end at a
-    limit. Without `outputs_after_cancel` a cancelled run shows no file. `layout` is how inputs lie: "nested"
-    (`input/datasets/OWNER/SLUG`), "flat" (`input/SLUG`), either with " links", where such a folder is a symbolic link, "linked"
-    (nested, each file a symbolic link), or "lost".
+    A kernel's `src`, `working` and `input` lie in one private folder and the script starts in `working`, as the real
+    one starts in `/kaggle/working`. `time_factor` scales every limit. With `outputs_after_kill` false a run that was
+    cut at its limit shows no files, as has been reported of the real service. Scripts run in `python`, this process's
+    own unless another is named; `environment` is added to what a kernel finds. While `open_gate` is clear, kernels stay
+    QUEUED; while `save_gate` is, a script that is over stays RUNNING, and shows no file. With `warning_s` a SIGTERM
+    comes that long before the end at a limit. Without `outputs_after_cancel` a cancelled run shows no file. `layout` is
+    how inputs lie: "nested" (`input/datasets/OWNER/SLUG`), "flat" (`input/SLUG`), either with " links", where such a
+    folder is a symbolic link, "linked" (nested, each file a symbolic link), or "lost".
     """
 
     def __init__(
@@ -40,13 +40,15 @@ class Sessions:
         python: str = sys.executable,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._world, self._python, self._extra = world, python, environment or {}
+        self._world, self._python, self.environment = world, python, dict(environment or {})
         self.time_factor, self.outputs_after_kill = time_factor, outputs_after_kill
         self.open_gate = threading.Event()
         self.open_gate.set()
         self.save_gate = threading.Event()
         self.save_gate.set()
         self.layout, self.warning_s, self.outputs_after_cancel = "nested", 0.0, True
+        self.edit: Callable[[str], str] = lambda source: source
+        """What becomes of a pushed script before it runs."""
         self._threads: list[threading.Thread] = []
 
     def start(self, kernel: Kernel) -> None:
@@ -61,8 +63,8 @@ class Sessions:
         self._end(kernel, "CANCEL_ACKNOWLEDGED")
 
     def cancel(self, kernel: Kernel) -> None:
-        """End a run as its owner's cancel does: what it wrote is served, once it is saved. One that is deaf goes on."""
-        if kernel.deaf:
+        """End a run as its owner's cancel does: once saved, what it wrote is served. One that ignores it goes on."""
+        if kernel.ignores_cancel:
             return
         kernel.keeps_outputs &= self.outputs_after_cancel
         with self._world.lock:
@@ -167,7 +169,7 @@ class Sessions:
     def _lay_out(self, kernel: Kernel) -> None:
         for name in ("src", "working", "tmp", "home", "input"):
             (kernel.root / name).mkdir(parents=True)
-        (kernel.root / "src" / "script.py").write_text(kernel.source)
+        (kernel.root / "src" / "script.py").write_text(self.edit(kernel.source))
         for source in kernel.datasets:
             owner, slug = source.split("/")
             dataset = self._world.datasets.get((owner, slug))
@@ -201,7 +203,7 @@ class Sessions:
             "TMPDIR": str(kernel.root / "tmp"),
             "KAGGLE_KERNEL_RUN_TYPE": "Batch",
             "KAGGLE_CONTAINER_NAME": f"kaggle_{secrets.token_urlsafe(32)}-{kernel.session}-webtier",
-        } | dict(self._extra)
+        } | self.environment
 
 
 def _warn(kernel: Kernel) -> None:

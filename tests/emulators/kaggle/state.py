@@ -65,7 +65,8 @@ class Dataset:
 class Kernel:
     """A script and its only run. `events` are `{stream_name, time, data}`; `changed` is notified with every one.
 
-    `session` is the number of the run, which no answer tells. One that is `stuck` never ends by itself, one that is `deaf`
+    `session` is the number of the run, which no answer tells. One that is `stuck` never ends by itself; one with
+    `ignores_cancel`
     obeys no cancel.
     """
 
@@ -88,7 +89,7 @@ class Kernel:
     ending: str = ""
     failure: str = ""
     stuck: bool = False
-    deaf: bool = False
+    ignores_cancel: bool = False
     keeps_outputs: bool = True
     pid: int | None = None
     deleted: bool = False

@@ -1,4 +1,4 @@
-"""Loading a base model and putting the adapter on it: what every backend shares, and which one a machine gets."""
+"""Loads a base model with its adapter: what all backends share, and which backend a machine gets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -31,16 +31,17 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-    from worker.shared.messages import Hardware, JobSpec
+    from worker.shared.job_spec import JobSpec
+    from worker.shared.manifest import Hardware
 
 _NOT_INSTALLED = "it is not installed"
 OLDEST = (7, 0)
-"""Compute capability below which neither triton nor today's builds of torch and bitsandbytes have kernels."""
+"""Minimum compute capability. Triton and current builds of torch and bitsandbytes have no kernels below it."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A base model with a fresh fp32 adapter on it, its tokenizer, and the hashes that identify both."""
+    """A base model with a new fp32 adapter, its tokenizer, and the hashes that identify both."""
 
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -49,16 +50,16 @@ class Loaded:
     tokenizer_sha256: str
     hidden: Hidden
     own_checkpointing: bool = False
-    """Whether the model does its own gradient checkpointing, so that the trainer must not switch on another."""
+    """Whether the model does its own gradient checkpointing, so that the trainer must not enable another."""
 
 
 class Backend(Protocol):
-    """Loads models for one job. `name` goes into every manifest."""
+    """Loads models for one job. `name` is part of every manifest."""
 
     name: str
 
-    def bring_in(self, hardware: Hardware) -> None:
-        """Import what has to come before transformers and TRL."""
+    def import_libraries(self, hardware: Hardware) -> None:
+        """Import what has to be imported before transformers and TRL."""
         ...
 
     def base(self, spec: JobSpec, directory: Path, hardware: Hardware, precision: str, trust: bool) -> Any:
@@ -66,30 +67,30 @@ class Backend(Protocol):
         ...
 
     def adapted(self, model: Any, spec: JobSpec, targets: list[str] | str) -> PeftModel:
-        """The base model with a LoRA adapter on the modules named `targets`, or whose whole name the pattern `targets` matches."""
+        """The base model with a LoRA adapter.
+
+        `targets` is a list of module names, or a pattern for full module names.
+        """
         ...
 
     def hidden(self, hardware: Hardware) -> Hidden:
-        """How to get the last hidden states of its models."""
+        """The function that computes the last hidden states of its models."""
         ...
 
     own_checkpointing: bool
 
 
 def load(
-    backend: Backend,
-    spec: JobSpec,
-    directory: Path,
-    hardware: Hardware,
-    trust_remote_code: bool,
-    resumed: bool = False,
+    backend: Backend, spec: JobSpec, directory: Path, hardware: Hardware, trust_remote_code: bool, resumed: bool = False
 ) -> Loaded:
-    """Base model, tokenizer and adapter, from the base model's folder. Raises `PermanentError` or `UnfitMachineError` in one sentence.
+    """Base model, tokenizer and adapter from the base model's folder.
 
-    The adapter's first values are a function of the job's seed alone, whatever backend and device make it.
+    The adapter's first values depend on the job's seed only, and not on backend or device. Raises `PermanentError` or
+    `UnfitMachineError` with one sentence.
     """
     precision = precision_of(hardware)
     base_model.check_code(spec.base_model, directory, trust_remote_code)
+    base_model.check_adapter(spec, directory)
     base_model.check_quantisation(spec.base_model, directory, spec.adapter == "qlora")
     needed = base_model.load_bytes(spec.base_model, directory, spec.adapter == "qlora", precision)
     check_fit(spec.base_model, needed, hardware)
@@ -98,10 +99,12 @@ def load(
         tokenizer = load_tokenizer(directory, trust_remote_code)
         model = backend.base(spec, directory, hardware, precision, trust_remote_code)
         keep_trainable_layout(model)
+        if not resumed:
+            check_quantised(model, spec)
         adapted = add_adapter(backend, model, spec, resumed)
         base_sha256 = digest.result()
     if hardware.device == "cuda":
-        # Loading quantises in pieces, whose memory is of no size that training asks for.
+        # Loading quantises in blocks of sizes that training never requests, so free them.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     return Loaded(
@@ -116,9 +119,9 @@ def load(
 
 
 def add_adapter(backend: Backend, model: Any, spec: JobSpec, resumed: bool = False) -> PeftModel:
-    """Put a fresh LoRA adapter on `model`, in fp32. Raises `PermanentError` if a target of its matches no module.
+    """Add a new fp32 LoRA adapter to `model`. Raises `PermanentError` if a target matches no module.
 
-    A job that began under a version which let a misspelt target pass is `resumed` as it began.
+    The check is skipped if `resumed`, because earlier versions accepted jobs with misspelt targets.
     """
     scope = _language_model(model)
     linear = {name for name, module in model.named_modules() if _is_linear(module) and name.startswith(scope)}
@@ -132,18 +135,18 @@ def add_adapter(backend: Backend, model: Any, spec: JobSpec, resumed: bool = Fal
     pattern = rf"{re.escape(scope)}(.*\.)?({'|'.join(re.escape(target) for target in targets)})"
     try:
         adapted = backend.adapted(model, spec, pattern if scope else targets)
-    except ValueError as error:
-        reason = " ".join(str(error).split())[:400]
-        raise PermanentError(f"no adapter can be put on {targets} of {spec.base_model}: {reason}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
+        raise PermanentError(f"an adapter cannot be added to {targets} of {spec.base_model}: {reason}") from error
     make_fp32(adapted)
     start_adapter(adapted, spec.seed)
     return adapted
 
 
 def _language_model(model: Any) -> str:
-    """Where in a model with further towers its language model begins, as `model.language_model.`; else nothing.
+    """Prefix of the language model in a multimodal model, such as `model.language_model.`, else "".
 
-    Images and sounds are never trained on, so an adapter on what reads them would learn nothing.
+    Images and sounds are never trained on, so an adapter on their towers would learn nothing.
     """
     if model.config.get_text_config() is model.config:
         return ""
@@ -152,7 +155,7 @@ def _language_model(model: Any) -> str:
 
 
 def _check_targets(model: Any, wanted: Sequence[str], scope: str, linear: set[str], base_model: str) -> None:
-    """Raise `PermanentError` for a target that is in no module's name, or that is the head."""
+    """Raise `PermanentError` for a target that matches no module or matches the head."""
 
     def match(name: str, target: str) -> bool:
         return name == target or name.endswith(f".{target}")
@@ -162,7 +165,7 @@ def _check_targets(model: Any, wanted: Sequence[str], scope: str, linear: set[st
     head = model.get_output_embeddings()
     if at_head := [t for t in wanted if any(match(n, t) for n, module in model.named_modules() if module is head)]:
         raise PermanentError(
-            f"lora_target_modules {at_head} is the head of {base_model}, which is not trained; leave it out"
+            f"lora_target_modules {at_head} is the head of {base_model}, which cannot be trained; leave it out"
         )
     if nowhere:
         names = ", ".join(sorted({n.rpartition(".")[2] for n in linear if model.get_submodule(n) is not head})[:12])
@@ -173,9 +176,9 @@ def _check_targets(model: Any, wanted: Sequence[str], scope: str, linear: set[st
 
 @torch.no_grad()
 def start_adapter(model: torch.nn.Module, seed: int) -> None:
-    """Draw the adapter's first values as PEFT does, on the CPU, each from seed and name alone.
+    """Draw the adapter's first values as PEFT does, on the CPU, each from seed and name only.
 
-    Of a matrix A is uniform and B zero; of an embedding A is zero and B normal.
+    For a matrix A is uniform and B zero. For an embedding A is zero and B normal.
     """
     for name, parameter in model.named_parameters():
         if "lora_B" in name or "lora_embedding_A" in name:
@@ -193,8 +196,8 @@ def start_adapter(model: torch.nn.Module, seed: int) -> None:
 def make_fp32(model: torch.nn.Module) -> None:
     """Cast every trainable parameter to fp32.
 
-    Needed in every session: SFTTrainer makes the adapter of a quantised model bf16, which the fp16 loss scaler cannot
-    handle and which a resumed session would not repeat.
+    Needed in every session. SFTTrainer casts the adapter of a quantised model to bf16, which the fp16 loss scaler does
+    not support and a resumed session would not repeat.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -204,16 +207,24 @@ def make_fp32(model: torch.nn.Module) -> None:
 def keep_trainable_layout(model: torch.nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit weights for inference.
 
-    On CPUs with AVX512-BF16 the first evaluation would repack them for a kernel without a backward pass, and every
-    later training step would silently lose the gradient that flows through the base model.
+    On CPUs with AVX512-BF16 the first evaluation would repack them for a kernel without a backward pass. Every later
+    training step would then silently lose the gradient through the base model.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType] - a plain attribute
 
 
+def check_quantised(model: torch.nn.Module, spec: JobSpec) -> None:
+    """Raise `PermanentError` if the job asks for 4 bits and no weight has them."""
+    if spec.adapter == "qlora" and not any(type(module).__name__ == "Linear4bit" for module in model.modules()):
+        raise PermanentError(
+            f"{spec.base_model} has no layer that can be quantised to 4 bits; set adapter to lora or use another model"
+        )
+
+
 def check_fit(name: str, needed: int, hardware: Hardware) -> None:
-    """Raise `UnfitMachineError` if a base model of `needed` bytes leaves no room on this machine."""
+    """Raise `UnfitMachineError` if a base model of `needed` bytes does not fit into this machine's memory."""
     if hardware.device == "cuda":
         free, place = torch.cuda.mem_get_info(0)[0], f"GPU memory of {hardware.name}"
     else:
@@ -221,19 +232,20 @@ def check_fit(name: str, needed: int, hardware: Hardware) -> None:
     if free is not None and needed > free:
         raise UnfitMachineError(
             f"base model {name} needs about {needed / 2**30:.1f} GiB but the {place} is {free / 2**30:.1f} GiB; "
-            "use a larger machine, a smaller model, or adapter: qlora"
+            "use a larger machine, a smaller model, or adapter: qlora",
+            causes.MEMORY,
         )
 
 
 def _is_linear(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's, which is one transposed
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's transposed linear layer
 
 
 def select(wanted: str, hardware: Hardware, world: int = 1) -> Backend:
-    """The backend of a job's `backend` key: for `auto` unsloth where it can run, else hf, which runs everywhere.
+    """The backend for a job's `backend` key. `auto` is unsloth if it can run here, else hf.
 
-    `world` is the number of GPUs that train together.
-    Raises `UnfitMachineError` in words if this machine's GPU cannot be used or lacks what the job asks for.
+    `world` is the number of GPUs that train together. Raises `UnfitMachineError` if this machine's GPU cannot be used
+    or lacks what the job needs.
     """
     from worker.training.backends.hf import HfBackend
     from worker.training.backends.unsloth import UnslothBackend
@@ -247,24 +259,31 @@ def select(wanted: str, hardware: Hardware, world: int = 1) -> Backend:
     return HfBackend() if wanted == "hf" or obstacle else UnslothBackend()
 
 
-def install_unsloth(wanted: str, hardware: Hardware, world: int = 1) -> str:
-    """Install unsloth if that is all it lacks and the machine is this session's own; returns why it could not be, or nothing.
+def install_unsloth(
+    wanted: str,
+    hardware: Hardware,
+    world: int = 1,
+    *,
+    bring: Callable[[Path | None, Path | None], str] = install.unsloth,
+) -> str:
+    """Install unsloth if it is the only thing missing. Returns the reason if that failed, or "".
 
-    A driver says so with `WORKER_MAY_INSTALL` (a folder of staged wheels, or `1` for pip's index): nothing is ever put into
-    an environment of a person's own unasked. Where the session has a folder of packages it goes beside that one.
+    Only done if the driver sets `WORKER_MAY_INSTALL` (a folder of staged wheels, or `1` for pip's index), because
+    nothing is installed into a person's environment without consent. If the session has a folder of packages, unsloth
+    gets a folder beside it.
     """
     check_card(hardware)
     source = os.environ.get("WORKER_MAY_INSTALL", "")
     if not source or wanted == "hf" or unsloth_obstacle(hardware, world) != _NOT_INSTALLED:
         return ""
-    return _install_unsloth(source, os.environ.get(package_folder.FOLDER, ""))
+    return _install_unsloth(bring, source, os.environ.get(package_folder.FOLDER, ""))
 
 
 @cache
-def _install_unsloth(source: str, folder: str) -> str:
-    """Once per session: what could not be imported before cannot be imported now."""
+def _install_unsloth(bring: Callable[[Path | None, Path | None], str], source: str, folder: str) -> str:
+    """Cached: a failed import cannot succeed later in the same session."""
     own = Path(f"{folder}-unsloth") if folder else None
-    problem = install.unsloth(None if source == "1" else Path(source), own)
+    problem = bring(None if source == "1" else Path(source), own)
     if own is not None and not problem:
         sys.path.insert(0, str(own))
     importlib.invalidate_caches()
@@ -272,7 +291,7 @@ def _install_unsloth(source: str, folder: str) -> str:
 
 
 def check_card(hardware: Hardware) -> None:
-    """Raise `UnfitMachineError` for a GPU that is there but of no use: nobody wants a CPU to take its place unnoticed."""
+    """Raise `UnfitMachineError` for an unusable GPU, so that the job does not silently train on the CPU."""
     if hardware.trouble:
         raise UnfitMachineError(hardware.trouble, cause=causes.GPU)
     if hardware.device == "cuda" and (hardware.compute_capability or OLDEST) < OLDEST:
@@ -285,7 +304,7 @@ def check_card(hardware: Hardware) -> None:
 
 
 def unsloth_obstacle(hardware: Hardware, world: int) -> str:
-    """Why unsloth cannot run on this machine, or nothing."""
+    """Why unsloth cannot run on this machine, or ""."""
     if hardware.device != "cuda":
         return "this machine has no GPU"
     if world > 1:

@@ -1,4 +1,4 @@
-"""The `hf` backend: transformers, PEFT, and bitsandbytes' NF4 for `qlora`; on a GPU or a CPU."""
+"""The `hf` backend: transformers, PEFT, and bitsandbytes' NF4 for `qlora`, on a GPU or a CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-    from worker.shared.messages import Hardware, JobSpec
+    from worker.shared.job_spec import JobSpec
+    from worker.shared.manifest import Hardware
 
 
 class HfBackend:
@@ -23,7 +24,7 @@ class HfBackend:
     name = "hf"
     own_checkpointing = False
 
-    def bring_in(self, hardware: Hardware) -> None:
+    def import_libraries(self, hardware: Hardware) -> None:
         pass
 
     def base(self, spec: JobSpec, directory: Path, hardware: Hardware, precision: str, trust: bool) -> Any:
@@ -38,6 +39,8 @@ class HfBackend:
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=dtype,
             )
+        if attention := base_model.attention(spec, directory):
+            options["attn_implementation"] = attention
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 directory,
@@ -60,7 +63,7 @@ class HfBackend:
 
         config = LoraConfig(
             r=spec.lora_r,
-            lora_alpha=whole(spec.lora_alpha),  # pyright: ignore[reportArgumentType] - it is divided
+            lora_alpha=int_if_integral(spec.lora_alpha),  # pyright: ignore[reportArgumentType] - only used in a division
             lora_dropout=spec.lora_dropout,
             target_modules=targets,
             task_type="CAUSAL_LM",
@@ -72,7 +75,10 @@ class HfBackend:
 
 
 def _compute_in(model: Any, dtype: torch.dtype) -> None:
-    """Have every 4-bit module compute in `dtype`: stored ones name the format of who stored them, bf16 say, which a T4 lacks."""
+    """Make every 4-bit module compute in `dtype`. Stored ones may name a dtype that this GPU lacks.
+
+    For example, a T4 has no bf16.
+    """
     from bitsandbytes.nn import Linear4bit
 
     for module in model.modules():
@@ -82,6 +88,6 @@ def _compute_in(model: Any, dtype: torch.dtype) -> None:
                 state.dtype = dtype
 
 
-def whole(number: float) -> int | float:
-    """`number` as an int where it is one: that is how an adapter's config is usually written."""
+def int_if_integral(number: float) -> int | float:
+    """`number` as an int if it is integral, which is the usual form in an adapter's config."""
     return int(number) if float(number).is_integer() else number

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from worker.training import unusable
-from worker.training.backends.hf import whole
+from worker.training.backends.hf import int_if_integral
 from worker.training.interface import PermanentError
 from worker.training.loss import Hidden, backbone_states
 from worker.training.precision import DTYPES
@@ -18,31 +18,32 @@ from worker.training.precision import DTYPES
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from worker.shared.messages import Hardware, JobSpec
+    from worker.shared.job_spec import JobSpec
+    from worker.shared.manifest import Hardware
 
 _STATES = "UNSLOTH_RETURN_HIDDEN_STATES"
 
 
 class UnslothBackend:
-    """See `Backend`. Only model and adapter are unsloth's; loss, trainer and optimiser are those of every backend.
+    """See `Backend`. Only model and adapter are unsloth's. Loss, trainer and optimiser are shared by all backends.
 
-    Its own fused loss takes slices as large as the free memory happens to allow, so that no two sessions would sum alike.
+    Unsloth's fused loss is not used. Its slices depend on the free memory, so two sessions would sum differently.
     """
 
     name = "unsloth"
     own_checkpointing = True
 
-    def bring_in(self, hardware: Hardware) -> None:
-        """Import unsloth, which patches transformers and PEFT as they are imported."""
+    def import_libraries(self, hardware: Hardware) -> None:
+        """Import unsloth, which patches transformers and PEFT at import."""
         if hardware.device == "cuda":
             os.environ.setdefault("UNSLOTH_DISABLE_CPU_FALLBACK", "1")
         os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-        # Compiling every block took 41 s of each session's first step on an H100 and made no later one faster.
+        # Compiling every block added 41 s to a session's first step on an H100 and made no later step faster.
         os.environ.setdefault("UNSLOTH_BLOCK_COMPILE", "0")
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache / "trainhop" / "unsloth_compiled_cache"))
-        # Its backward pass adds in no fixed order; without it unsloth takes PyTorch's attention, which can.
-        unusable.hide()  # it may have come with a newer torchao
+        unusable.hide()  # again, since unsloth may have been installed with a newer torchao
+        # The backward pass of xformers is not deterministic. Without it unsloth uses PyTorch's attention, which is.
         sys.modules.setdefault("xformers", None)  # pyright: ignore[reportArgumentType] - Python's own way to say "absent"
         import unsloth  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
 
@@ -77,7 +78,7 @@ class UnslothBackend:
         return FastLanguageModel.get_peft_model(
             model,
             r=spec.lora_r,
-            lora_alpha=whole(spec.lora_alpha),
+            lora_alpha=int_if_integral(spec.lora_alpha),
             lora_dropout=spec.lora_dropout,
             target_modules=targets,
             bias="none",
@@ -86,22 +87,22 @@ class UnslothBackend:
         )
 
     def hidden(self, hardware: Hardware) -> Hidden:
-        # Without a GPU its models are plain transformers models.
+        # Without a GPU unsloth's models are plain transformers models.
         return _states if hardware.device == "cuda" else backbone_states
 
 
 def _states(causal: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Unsloth's forward pass takes its mask and its fast paths from the causal model, so that is what has to be called."""
+    """Hidden states from the causal model's `forward`, which sets unsloth's mask and fast paths."""
     os.environ[_STATES] = "1"
     try:
-        # With labels it knows that it trains; they are not looked at.
-        found = (
+        # The presence of labels selects training mode. Their values are not used.
+        states = (
             type(causal)
             .forward(causal, input_ids=input_ids, attention_mask=attention_mask, labels=input_ids, use_cache=False)
             .logits
         )
     finally:
         os.environ.pop(_STATES)
-    if found.shape[-1] != causal.config.get_text_config().hidden_size:
+    if states.shape[-1] != causal.config.get_text_config().hidden_size:
         raise PermanentError(f"unsloth gives no hidden states for {type(causal).__name__}; set backend to hf")
-    return found
+    return states

@@ -1,7 +1,7 @@
-"""Google Drive's API v2 as the store needs it: few calls, every one may be repeated, every error is in `drive_errors`.
+"""The calls to Google Drive's API v2 that the store needs. All can be repeated. See `errors` for their errors.
 
-PyDrive2 signs in and refreshes; requests are built from the discovery document that its client library carries, so that
-nothing is fetched before the first call. v2 because compare-and-swap exists in no later version.
+PyDrive2 signs in and refreshes the token. Requests are built from the discovery document in its client library, so no
+document is downloaded before the first call. The client uses v2 because no later version has compare-and-swap.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ from orchestrator.adapters.stores.google_drive.errors import (
     refused_refresh,
 )
 from orchestrator.adapters.stores.google_drive.login import SCOPE, DriveLogin
+from orchestrator.adapters.stores.google_drive.settings import NOTEBOOK
 
 FOLDER = "application/vnd.google-apps.folder"
-NOTEBOOK = "application/vnd.google.colaboratory"
-"""What Drive opens in Colab."""
 HTTP_TIMEOUT_S = 30.0
 IDS_AT_ONCE = 100
 PROPERTY = "trainhop"
@@ -46,9 +45,9 @@ _ABOUT = "user/emailAddress,quotaBytesTotal,quotaBytesUsed,quotaBytesUsedAggrega
 
 @dataclass(frozen=True, kw_only=True)
 class Retries:
-    """How often a call is repeated and how long that may take in all: a worker or a person waits for the answer.
+    """How often a call is repeated, and how long that may take in total. A worker or a person waits for the result.
 
-    For `silent_s` after a call that came to nothing, or for as long as Drive has asked for, others are tried only once.
+    After a failed call, others are tried only once for `silent_s`, or for the time that Drive asked for.
     """
 
     attempts: int = 8
@@ -61,7 +60,7 @@ class Retries:
 
 @dataclass(frozen=True, kw_only=True)
 class DriveFile:
-    """A file's metadata; `sha256` is what Drive computed, None where it does not say."""
+    """A file's metadata. `sha256` is the checksum that Drive computed, None if Drive has none."""
 
     id: str
     size: int
@@ -71,7 +70,10 @@ class DriveFile:
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """Whose Drive it is, and the bytes of all that shares its space (mail and photos, too); no `total` is no limit."""
+    """A Drive's owner, and the bytes used by everything in its space, including mail and photos.
+
+    `total` is None if there is no limit.
+    """
 
     owner: str
     used: int
@@ -79,7 +81,10 @@ class About:
 
 
 class DriveClient:
-    """One person's Drive. Safe to share between threads; `on_trouble` hears in words what a person must put right, or ""."""
+    """One person's Drive. Safe to share between threads.
+
+    `on_trouble` receives a message about what a person must fix, or "" once it works again.
+    """
 
     def __init__(
         self,
@@ -101,7 +106,8 @@ class DriveClient:
         self._auth.credentials = self._credentials
         self._root = f"{endpoint or 'https://www.googleapis.com'}/"
         service = discovery.build_from_document(_document(self._root), http=httplib2.Http())
-        self._files, self._about = service.files(), service.about()  # making either costs more than a request
+        self._files, self._about = service.files(), service.about()  # creating either of them costs more than a request
+
         self._retries, self._on_trouble = retries or Retries(), on_trouble
         self._in_trouble = in_trouble
         self._connections: collections.deque[httplib2.Http] = collections.deque()
@@ -109,7 +115,7 @@ class DriveClient:
         self._closed, self._silent_until = False, float("-inf")
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._closed = True
         while self._connections:
             self._connections.pop().close()
@@ -117,7 +123,7 @@ class DriveClient:
     # --- calls ---
 
     def new_id(self) -> str:
-        """An id to create something with: what is created twice under one id exists once."""
+        """An id for a new file. Creating a file twice under one id creates it once."""
         with contextlib.suppress(IndexError):
             return self._ids.popleft()
         made = self._run(self._files.generateIds(maxResults=IDS_AT_ONCE, space="drive"))["ids"]
@@ -125,68 +131,65 @@ class DriveClient:
         return made[0]
 
     def make_folder(self, ident: str, title: str, parent: str) -> None:
-        """Make it, unless it is there; raises `GoneError` if the parent is not."""
+        """Create the folder if it is missing. Raises `GoneError` if the parent is missing."""
         body = {"id": ident, "title": title, "mimeType": FOLDER, "parents": [{"id": parent}]}
         with contextlib.suppress(AlreadyThereError):
             self._run(self._files.insert(body=body, fields="id"))
 
     def open_session(self, ident: str, title: str, parent: str, key: str) -> str:
-        """The URL of a resumable upload; raises `AlreadyThereError` or, for the parent, `GoneError`."""
+        """The URL of a resumable upload. Raises `AlreadyThereError`, or `GoneError` if the parent is missing."""
         body: dict[str, Any] = {"id": ident, "title": title, "parents": [{"id": parent}]}
         if len(PROPERTY + key) <= _MAX_PROPERTY:
             body["properties"] = [{"key": PROPERTY, "value": key, "visibility": "PRIVATE"}]
-        headers = {
-            "Content-Type": "application/json; charset=UTF-8",
-            "X-Upload-Content-Type": _kind(key),
-        }
+        headers = {"Content-Type": "application/json; charset=UTF-8", "X-Upload-Content-Type": _kind(key)}
 
         def ask(connection: httplib2.Http) -> str:
             url = f"{self._root}upload/drive/v2/files?uploadType=resumable&supportsAllDrives=true"
             answer, content = connection.request(url, "POST", body=json.dumps(body), headers=headers)
             if answer.status != 200:
-                raise meaning(answer.status, content, answer.get("retry-after", ""))
+                raise HttpError(answer, content)
             if "location" not in answer:
-                raise AgainError("Google Drive opened no upload session (is that really Drive?)")
+                raise AgainError("Google Drive opened no upload session (is this address Google Drive?)")
             return answer["location"]
 
         return self._repeat(ask)
 
     def info(self, ident: str) -> DriveFile:
-        """Metadata as of now; raises `GoneError`."""
-        found = self._run(self._files.get(fileId=ident, fields=_FILE, supportsAllDrives=True))
-        return _as_file(found)
+        """Current metadata. Raises `GoneError`."""
+        resource = self._run(self._files.get(fileId=ident, fields=_FILE, supportsAllDrives=True))
+        return _as_file(resource)
 
     def content(self, ident: str, start: int, end: int) -> bytes:
-        """Bytes `start` to `end` (excluded), all of them; raises `GoneError`."""
+        """Bytes `start` to `end` (excluded), complete. Raises `GoneError`."""
         request = self._files.get_media(fileId=ident, supportsAllDrives=True)
         request.headers["range"] = f"bytes={start}-{end - 1}"
 
         def ask(connection: httplib2.Http) -> bytes:
-            found = request.execute(http=connection, num_retries=0)
-            if len(found) != end - start:
-                raise AgainError(f"Google Drive gave {len(found)} of {end - start} bytes")
-            return found
+            data = request.execute(http=connection, num_retries=0)
+            if len(data) != end - start:
+                raise AgainError(f"Google Drive returned {len(data)} of {end - start} bytes")
+            return data
 
         return self._repeat(ask)
 
     def replace(self, ident: str, key: str, content: bytes) -> None:
-        """Other bytes for a small file that is there; raises `GoneError`."""
+        """Replace the content of a small existing file. Raises `GoneError`."""
         headers = {"Content-Type": _kind(key)}
 
         def ask(connection: httplib2.Http) -> None:
             url = f"{self._root}upload/drive/v2/files/{ident}?uploadType=media&supportsAllDrives=true"
-            answer, said = connection.request(url, "PUT", body=content, headers=headers)
+            answer, text = connection.request(url, "PUT", body=content, headers=headers)
             if answer.status != 200:
-                raise meaning(answer.status, said, answer.get("retry-after", ""))
+                raise HttpError(answer, text)
 
         self._repeat(ask)
 
     def address(self, ident: str) -> str:
-        """Where the file's metadata lie; what its content is read from and replaced at is made of it."""
+        """The URL of the file's metadata. The URLs that read and replace its content are derived from it."""
         return f"{self._root}drive/v2/files/{ident}"
 
     def delete(self, ident: str) -> None:
-        """For ever: what lies in the trash still takes space."""
+        """Delete permanently, because files in the trash still use space."""
         with contextlib.suppress(GoneError):
             self._run(self._files.delete(fileId=ident, supportsAllDrives=True))
 
@@ -196,31 +199,31 @@ class DriveClient:
             self._run(self._files.untrash(fileId=ident, fields="id"))
 
     def about(self) -> About:
-        """Whose Drive it is and how full."""
-        found = self._run(self._about.get(fields=_ABOUT))
-        unlimited = found.get("quotaType") == "UNLIMITED" or "quotaBytesTotal" not in found
+        """The Drive's owner and its used space."""
+        about = self._run(self._about.get(fields=_ABOUT))
+        unlimited = about.get("quotaType") == "UNLIMITED" or "quotaBytesTotal" not in about
         return About(
-            owner=found.get("user", {}).get("emailAddress", ""),
-            used=int(found.get("quotaBytesUsedAggregate") or found["quotaBytesUsed"]),
-            total=None if unlimited else int(found["quotaBytesTotal"]),
+            owner=about.get("user", {}).get("emailAddress", ""),
+            used=int(about.get("quotaBytesUsedAggregate") or about["quotaBytesUsed"]),
+            total=None if unlimited else int(about["quotaBytesTotal"]),
         )
 
     def bearer(self) -> dict[str, str]:
-        """An `Authorization` header that counts now."""
+        """A valid `Authorization` header."""
 
         def ask(connection: httplib2.Http) -> dict[str, str]:
             return {"Authorization": f"Bearer {self._credentials.get_access_token(connection).access_token}"}
 
         return self._repeat(ask)
 
-    # --- how they are made ---
+    # --- requests ---
 
     def _run(self, request: HttpRequest) -> Any:
         def ask(connection: httplib2.Http) -> Any:
-            found = request.execute(http=connection, num_retries=0)
-            if found and not isinstance(found, dict):
-                raise ValueError(found)
-            return found
+            result = request.execute(http=connection, num_retries=0)
+            if result and not isinstance(result, dict):
+                raise ValueError(result)
+            return result
 
         return self._repeat(ask)
 
@@ -242,7 +245,7 @@ class DriveClient:
             self._on_trouble(str(error))
             raise
         except AgainError as error:
-            if not is_silent:  # one of a few attempts failing says little
+            if not is_silent:  # a single failure among the attempts is not significant
                 self._silent_until = time.monotonic() + max(self._retries.silent_s, error.after_s)
             raise
         self._silent_until = float("-inf")
@@ -252,7 +255,7 @@ class DriveClient:
         return answer
 
     def _once(self, ask: Callable[[httplib2.Http], Any]) -> Any:
-        with self._connection() as connection, _translated():
+        with self._connection() as connection, _translated(self._credentials):
             return ask(connection)
 
     @contextlib.contextmanager
@@ -264,7 +267,8 @@ class DriveClient:
         try:
             yield connection
         except BaseException:
-            connection.close()  # what is left on it is not ours to read
+            connection.close()  # this session must not read the rest of the response
+
             raise
         if self._closed:
             connection.close()
@@ -302,15 +306,21 @@ def _wait(error: Exception) -> bool | float:
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Errors of four libraries as ours; an upload's address is a permission and must not end up in a message."""
+def _translated(credentials: OAuth2Credentials) -> Iterator[None]:
+    """Translate errors of four libraries into ours.
+
+    An upload's URL grants access and must not appear in a message. Nor must credentials that an answer repeats.
+    """
     try:
         yield
     except HttpError as error:
-        raise meaning(error.resp.status, error.content, error.resp.get("retry-after", "")) from None
+        content = error.content
+        for secret in (credentials.client_secret, credentials.refresh_token, credentials.access_token):
+            content = content.replace(secret.encode(), b"***") if secret else content
+        raise meaning(error.resp.status, content, error.resp.get("retry-after", "")) from None
     except HttpAccessTokenRefreshError as error:
         raise refused_refresh(int(error.status or 400), str(error)) from None
     except (OSError, httplib2.HttpLib2Error, http.client.HTTPException) as error:
-        raise AgainError(f"Google Drive cannot be reached ({type(error).__name__})") from None
+        raise AgainError(f"could not reach Google Drive ({type(error).__name__})") from None
     except (ValueError, KeyError):
-        raise AgainError("what answers in Google Drive's place is not Google Drive (a proxy's page?)") from None
+        raise AgainError("the answer is not from Google Drive (is there a proxy?)") from None

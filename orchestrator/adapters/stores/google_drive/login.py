@@ -1,4 +1,4 @@
-"""The credential of a Drive store: the person's own OAuth client and a refresh token, as google-auth writes them down."""
+"""The credential of a Drive store: the owner's OAuth client and a refresh token, in google-auth's format."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator.domain.errors import InvalidError
+from orchestrator.ports.stores import InvalidError
 
 SCOPE = "https://www.googleapis.com/auth/drive.file"
-"""Files that this client itself has made, and no others."""
+"""Access to the files that this client has made, and to no others."""
 
 TOKEN_URI = "https://oauth2.googleapis.com/token"  # noqa: S105  an address
+
 _GOOGLE = frozenset({"oauth2.googleapis.com", "accounts.google.com", "www.googleapis.com"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriveLogin:
-    """What is needed to ask for access tokens."""
+    """The values that are needed to request access tokens."""
 
     client_id: str
     client_secret: str = field(repr=False)
@@ -27,9 +28,9 @@ class DriveLogin:
 
 
 def read_login(text: str, endpoint: str | None) -> DriveLogin:
-    """Read an `authorized_user` JSON; raises `InvalidError` in words, which never quote the file.
+    """Read an `authorized_user` JSON. Raises `InvalidError` with a message that never quotes the file.
 
-    Tokens are only ever asked of Google, or of `endpoint` where that is set.
+    Tokens are only requested from Google, or from `endpoint` if it is set.
     """
     found = _object(text)
     missing = [name for name in ("client_id", "client_secret", "refresh_token") if not _is_text(found.get(name))]
@@ -39,7 +40,7 @@ def read_login(text: str, endpoint: str | None) -> DriveLogin:
     if endpoint is not None:
         uri = f"{endpoint}/token"
     elif urlsplit(uri).scheme != "https" or urlsplit(uri).hostname not in _GOOGLE:
-        raise _invalid("token_uri leads elsewhere than to Google")
+        raise _invalid("token_uri is not an address of Google")
     return DriveLogin(
         client_id=found["client_id"],
         client_secret=found["client_secret"],
@@ -64,11 +65,11 @@ def _is_text(value: Any) -> bool:
 
 def _guess(found: dict[str, Any]) -> str:
     if found.get("type") == "service_account":
-        return "this is a service account, which has no space in a personal Drive; sign in as yourself instead"
+        return "this is a service account, which has no personal Drive. Sign in with your own account"
     if "installed" in found or "web" in found:
-        return "this is an OAuth client; give it with --client-secrets and sign in"
-    return "an authorized_user file of google-auth is needed"
+        return "this is an OAuth client. Pass it with --client-secrets and sign in"
+    return "pass an authorized_user file of google-auth"
 
 
 def _invalid(why: str) -> InvalidError:
-    return InvalidError(f"these are no credentials for Google Drive: {why}", [("/credentials", why)])
+    return InvalidError(f"These are not credentials for Google Drive: {why}", [("/credentials", why)])

@@ -1,8 +1,9 @@
 """Checkpoints in a person's Google Drive.
 
-Names mean nothing there (they are neither unique nor found at once), so every key is tied to an id before anything is
-created under it: creating twice is creating once, and whatever a lost answer hid is found under its id. A file appears
-whole or not at all, and what counts is the checksum that Drive itself computed.
+File names in Drive are not unique, and a new file is not found by its name at once. So every key is tied to an id
+before the file is created under that id. Creating a file twice has the same effect as creating it once. If a response
+was lost, the file is found by its id. A file appears complete or not at all, and its checksum is the one that Drive
+computed.
 """
 
 from __future__ import annotations
@@ -13,74 +14,72 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from orchestrator.adapters.stores.google_drive.client import DriveClient, DriveFile
+try:
+    from orchestrator.adapters.stores.google_drive.client import DriveClient, DriveFile
+except ModuleNotFoundError as missing:
+    raise ImportError(f"Google Drive needs `pip install 'trainhop[drive]'` ({missing})") from missing
 from orchestrator.adapters.stores.google_drive.errors import AlreadyThereError, GoneError
+from orchestrator.adapters.stores.google_drive.login import read_login
+from orchestrator.adapters.stores.google_drive.settings import EDITOR_ADDRESS, NOTEBOOK_EDITOR, TEXTS, DriveSettings
 from orchestrator.adapters.stores.keys import checked
-from orchestrator.adapters.stores.signed_links import BlobLinks
-from orchestrator.ports.providers import ObjectInfo, ObjectMissing, StoreError, StoreFull, StoreUnavailable, Usage
+from orchestrator.ports.stores import (
+    Grant,
+    GrantKind,
+    ObjectInfo,
+    ObjectMissing,
+    StoreEnv,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    Usage,
+)
 from worker.shared import resumable_upload
-from worker.shared.messages import Grant, GrantKind
 
 READ_BYTES = 8 << 20
 TRIES = 3
 ROOT = "/"
-COLAB = "https://colab.research.google.com/drive/"
 T = TypeVar("T")
 
 
-class Ids(Protocol):
-    """Which id a key has; folders have keys that end in a slash."""
-
-    def get(self, key: str) -> str | None: ...
-    def claim(self, key: str, ident: str) -> str:
-        """Tie the id to the key for good; returns the one that came first."""
-        ...
-
-    def forget(self, key: str, ident: str) -> None:
-        """Untie them, if they still belong together."""
-        ...
-
-    def keys(self, prefix: str) -> list[str]:
-        """Keys in this folder that have an id."""
-        ...
-
-
 class DriveStore:
-    """Implements `ports.Store` in one folder of a Drive. `title` names that folder, which no other installation uses."""
+    """Implements `ports.Store` in one folder of a Drive, which no other installation uses."""
 
     name = "drive"
+    settings = DriveSettings
+    texts = TEXTS
+    notebook_editor = NOTEBOOK_EDITOR
 
     def __init__(
-        self,
-        client: DriveClient,
-        ids: Ids,
-        links: BlobLinks,
-        title: str,
-        *,
-        patience: resumable_upload.Patience | None = None,
+        self, env: StoreEnv, *, client: DriveClient | None = None, patience: resumable_upload.Patience | None = None
     ) -> None:
-        self._client, self._ids, self._links, self._title = client, ids, links, title
+        self._client = client or DriveClient(
+            read_login(env.credentials, env.endpoint),
+            env.endpoint,
+            on_trouble=env.report_problem,
+            in_trouble=env.has_problem,
+        )
+        self._ids, self._links, self._title = env.ids, env.links, str(env.config["folder"])
         self._patience, self._making = patience, threading.RLock()
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._client.close()
 
     def owner(self) -> str:
-        """The address of the person whose Drive it is."""
+        """The email address of the Drive's owner."""
         return self._client.about().owner
 
     # --- grants ---
 
     def grant_upload(self, key: str, kind: GrantKind, *, shares_disk: bool) -> Grant:
-        """An upload session: it leads to this one file and is all that a machine gets."""
+        """An upload session for this one file. A machine gets no other access."""
         ident = self._ids.get(checked(key)) or self._ids.claim(key, self._client.new_id())
         return Grant(key=key, kind=kind, url=self._session(key, ident), resumable=True)
 
     def grant_download(self, key: str, kind: GrantKind, *, sha256: str, size: int, shares_disk: bool) -> Grant:
-        """Drive gives nothing without a credential, so this server reads it out."""
+        """Drive needs a credential for every download, so workers download through this server."""
         return self._links.download(checked(key), kind, self.name, sha256=sha256, size=size)
 
     def _session(self, key: str, ident: str) -> str:
@@ -90,17 +89,17 @@ class DriveStore:
     # --- folders ---
 
     def _within(self, folder: str, act: Callable[[str], T]) -> T:
-        """Do something in a folder, which is made again if somebody has deleted it."""
+        """Call an operation in a folder. The folder is created again if a person has deleted it."""
         for _ in range(TRIES):
             ident = self._folder(folder)
             try:
                 return act(ident)
             except GoneError:
                 self._ids.forget(folder, ident)
-        raise StoreUnavailable(f"the folder {folder} in Google Drive vanishes again and again")
+        raise StoreUnavailable(f"the folder {folder} in Google Drive keeps disappearing")
 
     def _folder(self, folder: str) -> str:
-        with self._making:  # an id is known before its folder is there, and nobody may find that missing
+        with self._making:  # the id is registered before its folder exists, and other threads must find the folder
             known = self._ids.get(folder)
             if known is not None:
                 return known
@@ -117,7 +116,7 @@ class DriveStore:
     def _ident(self, key: str) -> str:
         ident = self._ids.get(checked(key))
         if ident is None:
-            raise ObjectMissing(f"{key} is not in the store")
+            raise ObjectMissing(f"The file {key} is not in the store.")
         return ident
 
     @contextlib.contextmanager
@@ -126,11 +125,11 @@ class DriveStore:
             yield
         except GoneError as error:
             raise ObjectMissing(
-                f"{key} is not in Google Drive: it was never written whole, or somebody has deleted it there"
+                f"{key} is not in Google Drive: its upload never finished, or it was deleted there"
             ) from error
 
     def _found(self, key: str) -> DriveFile:
-        """Metadata by id. What a job still needs is taken out of the trash, wherever a person has put it."""
+        """Metadata by id. A file that a job still needs is restored from the trash, even if a person has moved it."""
         ident = self._ident(key)
         with self._named(key):
             found = self._client.info(ident)
@@ -159,9 +158,9 @@ class DriveStore:
             return self._client.content(found.id, 0, min(size, found.size)) if size and found.size else b""
 
     def read(self, key: str, start: int = 0) -> Iterator[bytes]:
-        """In ranges, each repeated until it has come whole; raises `StoreUnavailable` at the end if the sum is another.
+        """Read in ranges and repeat each range until it is complete.
 
-        A part of a file has no sum to compare.
+        Raises `StoreUnavailable` at the end if the checksum differs. A part of a file has no checksum.
         """
         found = self._found(key)
         digest = hashlib.sha256()
@@ -169,7 +168,7 @@ class DriveStore:
             digest.update(chunk)
             yield chunk
         if found.sha256 is not None and start == 0 and digest.hexdigest() != found.sha256:
-            raise StoreUnavailable(f"{key} was damaged on its way from Google Drive; read it again")
+            raise StoreUnavailable(f"the download of {key} from Google Drive was damaged. Try again")
 
     def _chunks(self, key: str, found: DriveFile, first: int = 0) -> Iterator[bytes]:
         for start in range(first, found.size, READ_BYTES):
@@ -189,7 +188,7 @@ class DriveStore:
                     return wanted
                 self.delete(key)
             except ObjectMissing:
-                if refused:  # taken, yet nothing is there: it was deleted, and an id is not given out again
+                if refused:  # the id is used but the file is missing: it was deleted, and an id cannot be used again
                     self._ids.forget(key, refused)
             ident = self._ids.get(key) or self._ids.claim(checked(key), self._client.new_id())
             refused, problem = "", f"{key} arrived damaged in Google Drive {TRIES} times"
@@ -203,7 +202,7 @@ class DriveStore:
         raise StoreUnavailable(problem)
 
     def _send(self, key: str, ident: str, source: Path) -> None:
-        """Raises `SessionGone` if another session may do better."""
+        """Upload the file. Raises `SessionGone` if another session may succeed."""
         url = self._session(key, ident)
         try:
             resumable_upload.send(url, source, headers=self._client.bearer, patience=self._patience)
@@ -229,7 +228,7 @@ class DriveStore:
         return f"{self._client.address(self._ident(key))}?alt=media"
 
     def notebook_link(self, key: str) -> str:
-        return f"{COLAB}{self._found(key).id}"
+        return f"{EDITOR_ADDRESS}{self._found(key).id}"
 
     def read_document(self, key: str) -> str:
         return b"".join(self.read(key)).decode(errors="replace")
@@ -241,20 +240,21 @@ class DriveStore:
                 self._client.replace(ident, key, text.encode())
                 return
             except GoneError:
-                self._ids.forget(key, ident)  # somebody has deleted it, and an id is not given out again
+                self._ids.forget(key, ident)  # a person has deleted it, and an id cannot be used again
+
         with tempfile.NamedTemporaryFile("w") as file:
             file.write(text)
             file.flush()
             self.put(key, Path(file.name))
 
     def usage(self) -> Usage:
-        """Of the whole account: its owner's other files, mail and photos take space too."""
+        """Space of the whole account, because its owner's other files, mail and photos use it too."""
         about = self._client.about()
         return Usage(used=about.used, free=None if about.total is None else max(0, about.total - about.used))
 
 
 def _folder_of(key: str) -> str:
-    """One folder per job, one for each other kind of thing."""
+    """The folder of a key: one for each job, and one for each other type of file."""
     parts = key.split("/")
     depth = 2 if parts[0] == "jobs" and len(parts) > 2 else 1 if len(parts) > 1 else 0
     return "".join(f"{part}/" for part in parts[:depth]) or ROOT

@@ -1,0 +1,1 @@
+"""Whether data checks, audits and evaluations find what is there, and nothing else."""

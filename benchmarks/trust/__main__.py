@@ -1,0 +1,24 @@
+"""Measures the parts that say whether data, and an adapter trained on it, can be trusted.
+
+    python -m benchmarks.trust [--only ITEM,...] [--json]
+
+The last line is the result. The exit code is 1 if a figure is not as expected.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.report import Item, report
+from benchmarks.trust.data_checks import clean_twin, planted, speed
+from benchmarks.trust.statistics import statistics
+
+ITEMS: dict[str, Item] = {
+    "planted": planted,
+    "clean_twin": clean_twin,
+    "speed": speed,
+    "statistics": statistics,
+}
+
+if __name__ == "__main__":
+    sys.exit(report(__doc__, ITEMS))

@@ -1,0 +1,103 @@
+"""Members, their accounts and tokens, and the actor of a request.
+
+Times are seconds since the Unix epoch, UTC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Role(StrEnum):
+    """The role of a member, and of the tokens that act for it."""
+
+    ADMIN = "admin"
+    MEMBER = "member"
+
+
+@dataclass(kw_only=True)
+class Member:
+    """A person who uses this installation, or who used it until `removed_at`.
+
+    A removed member stays as a name, because jobs name their owner.
+    """
+
+    id: str
+    name: str
+    role: Role
+    created_at: float
+    removed_at: float | None = None
+    hub_token: str = field(default="", repr=False)
+    """The member's token for the Hugging Face hub, sealed by the vault."""
+
+
+@dataclass(kw_only=True)
+class Account:
+    """One member's account at a provider, or (without a member) a pool of machines that is open to all.
+
+    `config` holds the driver's own settings. A `paused` account gets no new leases. `not_before` is when the provider
+    has room again. `credentials` are sealed by the vault. `consented_at` is when the owner agreed that jobs may run
+    there. `problem` says in words what the owner must correct before anything can start there again.
+    """
+
+    id: str
+    provider: str
+    member_id: str | None
+    name: str
+    config: dict[str, Any]
+    paused: bool = False
+    not_before: float = 0.0
+    note: str = ""
+    credentials: str = field(default="", repr=False)
+    consented_at: float | None = None
+    problem: str = ""
+    image: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What a check on a machine of this account last found: its image and how each probe ended."""
+    created_at: float
+
+
+@dataclass(kw_only=True)
+class OneTimeCode:
+    """A notebook's one-time code, kept as its hash, with its job and with the lease and run it was used for.
+
+    `mailbox` is the place in the store `store` of the documents through which the notebook exchanges messages. It is
+    empty if the notebook calls the server.
+    """
+
+    code_hash: str
+    job_id: str
+    member_id: str
+    created_at: float
+    expires_at: float
+    used_at: float | None = None
+    lease_id: str | None = None
+    nonce: str | None = None
+    store: str = ""
+    mailbox: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """An API token without its secret."""
+
+    id: str
+    member_id: str
+    role: Role
+    name: str
+    created_at: float
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actor:
+    """The member and role that a request acts for, as its token says."""
+
+    member_id: str
+    name: str
+    role: Role
+
+    def may_see(self, member_id: str) -> bool:
+        """Members see what is their own. Admins see everything."""
+        return self.role is Role.ADMIN or self.member_id == member_id

@@ -1,0 +1,1 @@
+"""Statistics of trust: audits of data, votes on answers, judge models, verdicts. Pure functions, no dependencies."""

@@ -1,0 +1,155 @@
+"""The verdict on an adapter: promote it, do not, or say that the evidence is not enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from orchestrator.domain.trust.agreement import LEAST_ALPHA
+from orchestrator.domain.trust.audit_decision import Decision
+from orchestrator.domain.trust.intervals import Interval, paired_t
+from orchestrator.domain.trust.sign_test import Comparison, Quality
+from orchestrator.domain.trust.win_rates import MarginResult, NotWorse
+
+WARN_NATS, VETO_NATS = 0.05, 0.20
+"""Rise of the mean loss on general text, in nats per token."""
+MAX_TRUNCATED = 0.1
+"""Share of answers cut at the token limit, in either arm, above which there is no verdict."""
+LEAST_PROMPTS = 30
+"""Prompts that both arms must answer before there is a verdict."""
+
+
+class Harm(StrEnum):
+    """How much an adapter harms what the base model could do."""
+
+    NONE = "none"
+    WARNING = "warning"
+    VETO = "veto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgetting:
+    """The rise of the loss on general text with its interval, in nats per token, and what follows from it."""
+
+    rise: Interval
+    harm: Harm
+
+
+def forgetting(base: Sequence[float], adapter: Sequence[float]) -> Forgetting:
+    """Compare the losses of both arms on the same passages. Raises `ValueError` if they are not pairs.
+
+    A rise counts if its interval is above zero. A warning also says that a rise with a veto cannot be excluded.
+    """
+    rise = paired_t([after - before for before, after in zip(base, adapter, strict=True)])
+    if rise.low > 0 and rise.value >= VETO_NATS:
+        return Forgetting(rise=rise, harm=Harm.VETO)
+    if (rise.low > 0 and rise.value >= WARN_NATS) or rise.high >= VETO_NATS:
+        return Forgetting(rise=rise, harm=Harm.WARNING)
+    return Forgetting(rise=rise, harm=Harm.NONE)
+
+
+class Recommendation(StrEnum):
+    """The answer to "is the adapter to be promoted?"."""
+
+    PROMOTE = "promote"
+    DO_NOT = "do not promote"
+    NOT_ENOUGH = "not enough evidence"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """All that a verdict rests on.
+
+    `votes` compares by people, or by a judge that is shown to agree with them. `margin` is the test of a margin that
+    was declared before the first vote (None: not declared), `gain_elsewhere` whether a gain that was declared with it
+    is shown. `alpha` is the agreement of several raters (None: not known). `vetoes` are the harms that were found, in
+    words. Truncation is the share of answers cut at the token limit. `audit` is None without an audit with a limit.
+    `prompts` were answered by both arms.
+    """
+
+    votes: Comparison | None = None
+    margin: MarginResult | None = None
+    gain_elsewhere: bool = False
+    alpha: float | None = None
+    vetoes: tuple[str, ...] = ()
+    truncated_base: float = 0.0
+    truncated_adapter: float = 0.0
+    prompts: int = LEAST_PROMPTS
+    audit: Decision | None = None
+    provenance_is_whole: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The answer with its reasons. `more` is the number of ratings that would probably help (None: none would)."""
+
+    answer: Recommendation
+    reasons: tuple[str, ...]
+    more: int | None = None
+
+
+def judge_adapter(evidence: Evidence) -> Verdict:
+    """Decide. Similarity to the training data is not part of the evidence."""
+    objections = tuple(_objections(evidence))
+    if objections:
+        return Verdict(answer=Recommendation.DO_NOT, reasons=objections)
+    gaps = tuple(_gaps(evidence))
+    if gaps:
+        return Verdict(answer=Recommendation.NOT_ENOUGH, reasons=gaps, more=_ratings_to_come(evidence))
+    shown = "People prefer the adapter to its base." if _is_better(evidence) else _NOT_WORSE
+    return Verdict(answer=Recommendation.PROMOTE, reasons=(shown,))
+
+
+_NOT_WORSE = "The adapter is not worse than its base by more than the declared margin, and the declared gain is shown."
+
+
+def _objections(evidence: Evidence) -> Iterator[str]:
+    if evidence.votes is not None and evidence.votes.quality is Quality.WORSE:
+        yield "People prefer the base model to the adapter."
+    yield from evidence.vetoes
+    if evidence.audit is Decision.FAIL:
+        yield "The audit found more wrong rows in the training data than allowed."
+
+
+def _gaps(evidence: Evidence) -> Iterator[str]:
+    if not evidence.prompts:
+        yield "The adapter is not evaluated yet."
+    elif not (_is_better(evidence) or _is_not_worse(evidence)):
+        yield _quality_gap(evidence)
+    if 0 < evidence.prompts < LEAST_PROMPTS:
+        yield f"The evaluation has {evidence.prompts} prompts, and a verdict needs at least {LEAST_PROMPTS}."
+    if evidence.alpha is not None and evidence.alpha < LEAST_ALPHA:
+        yield f"Raters disagree too much (alpha {evidence.alpha:.2f}, at least {LEAST_ALPHA} is needed)."
+    if max(evidence.truncated_base, evidence.truncated_adapter) > MAX_TRUNCATED:
+        yield f"More than {MAX_TRUNCATED:.0%} of the answers were cut at the token limit. Evaluate with a higher one."
+    if not evidence.provenance_is_whole:
+        yield "Not every file and setting behind this adapter is recorded."
+
+
+def _quality_gap(evidence: Evidence) -> str:
+    if evidence.margin is not None and evidence.margin.result is NotWorse.SHOWN:
+        return "The adapter is not worse by more than the margin, but the declared gain is not shown."
+    if evidence.votes is None:
+        return "There are no votes on the answers yet."
+    if evidence.votes.more is None:
+        return "The comparison has ended, and its votes show no difference."
+    return "The votes do not decide yet."
+
+
+def _is_better(evidence: Evidence) -> bool:
+    return evidence.votes is not None and evidence.votes.quality is Quality.BETTER
+
+
+def _is_not_worse(evidence: Evidence) -> bool:
+    return evidence.gain_elsewhere and evidence.margin is not None and evidence.margin.result is NotWorse.SHOWN
+
+
+def _ratings_to_come(evidence: Evidence) -> int | None:
+    if _is_better(evidence) or _is_not_worse(evidence):
+        return None
+    forecasts = [evidence.votes.more] if evidence.votes is not None else []
+    if evidence.margin is not None and evidence.gain_elsewhere:
+        forecasts.append(evidence.margin.more or None)
+    known = [more for more in forecasts if more]
+    return min(known) if known else None

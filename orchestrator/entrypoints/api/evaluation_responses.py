@@ -1,0 +1,71 @@
+"""API responses of evaluations. Shares are from 0 to 1, losses are nats per token."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from orchestrator.domain.lifecycle import JobState
+from orchestrator.entrypoints.api.responses import ResponseModel, StateWord, Time
+
+
+class OfArms(ResponseModel):
+    """A value of the base model, and that of the adapter."""
+
+    base: float
+    adapter: float
+
+
+class Rise(ResponseModel):
+    """A mean difference with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class ForgettingResult(ResponseModel):
+    """The rise of the loss on general text, from the base model to the adapter."""
+
+    passages: int
+    rise: Rise
+    harm: Literal["none", "warning", "veto"]
+
+
+class EvaluationReport(ResponseModel):
+    """What the answers and losses say.
+
+    `identical` counts prompts with equal answers. Shares are of answers that were cut at the token limit, that refuse,
+    that repeat themselves, and that have control tokens or role names in them.
+    """
+
+    prompts: int
+    truncated: OfArms
+    tokens: Annotated[OfArms, Field(description="Mean tokens of an answer.")]
+    identical: int
+    forgetting: ForgettingResult | None
+    refusals: OfArms
+    repetition: OfArms
+    template_leaks: OfArms
+    vetoes: list[str]
+    warnings: list[str]
+
+
+class Evaluation(ResponseModel):
+    """The evaluation of a checkpoint. `id` is the evaluation's own job, `job` the evaluated one.
+
+    `adapter_sha256` is set if the checkpoint is that of the job's adapter file. The last three are null until it is
+    done.
+    """
+
+    id: str
+    job: str
+    state: Annotated[StateWord, BeforeValidator(lambda state: JobState(state).word)]
+    checkpoint_sha256: str
+    adapter_sha256: str | None
+    settings: dict[str, Any]
+    created_at: Time
+    answers_sha256: str | None
+    report: EvaluationReport | None
+    finished_at: Time | None

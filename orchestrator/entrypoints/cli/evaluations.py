@@ -1,0 +1,124 @@
+"""Evaluate a job, and show what came of it."""
+
+from __future__ import annotations
+
+import uuid
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.entrypoints.cli.client import Client, connect
+from orchestrator.entrypoints.cli.output import JsonFlag, clean, facts, put, put_json, say, size, table
+from orchestrator.entrypoints.cli.phrases import JobArgument, chosen_checkpoint, listed, state_word
+from trainhop.connection import find_job
+from trainhop.errors import Error
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel="Jobs")
+def evaluate(
+    context: typer.Context,
+    job: JobArgument,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Rows as for training. Their answers are left out. Default: validation rows."
+        ),
+    ] = None,
+    max_prompts: Annotated[int, typer.Option(min=1, max=500, help="How many prompts to ask.")] = 100,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Tokens of an answer at most.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, help="0 takes the most probable token, more draws tokens.")
+    ] = 0.0,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Evaluate this checkpoint, by step or sha256 prefix. Default: the newest.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Let the base model and the adapter of a job answer the same prompts."""
+    client = connect(context)
+    path = f"/jobs/{find_job(client, job)['id']}"
+    body: dict[str, Any] = {
+        "max_prompts": max_prompts,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+    }
+    if checkpoint is not None:
+        found = listed(client.get(f"{path}/checkpoints"))
+        body["checkpoint"] = chosen_checkpoint(found, checkpoint, "--checkpoint")["sha256"]
+    if prompts is not None:
+        body["prompts"] = {"path": f"sha256:{_sent(client, prompts)}"}
+    made = client.post(f"{path}:evaluate", body, key=str(uuid.uuid4()))
+    for words in made.get("notes", ()):
+        say(f"note: {clean(words)}")
+    if as_json:
+        put_json(made)
+        return
+    put(made["id"])
+    say(f"queued. Follow it with `trainhop watch {made['id']}`, then see `trainhop show {made['id']}`")
+
+
+def _sent(client: Client, file: Path) -> str:
+    say(f"uploading {file.name} ({size(file.stat().st_size)})")
+    return client.upload("/datasets", file, name=file.name)["sha256"]
+
+
+def evaluations_of(client: Client, job_id: str) -> list[dict[str, Any]]:
+    """The evaluations of a job. None on an older server, which does not know them."""
+    try:
+        return listed(client.get(f"/jobs/{job_id}/evaluations"))
+    except Error as error:
+        if error.status == HTTPStatus.NOT_FOUND:
+            return []
+        raise
+
+
+def show_evaluations(job: dict[str, Any], found: list[dict[str, Any]]) -> None:
+    """The report of an evaluation, or the evaluations of a job."""
+    own = next((each for each in found if each["id"] == job["id"]), None)
+    if own is not None and own["report"] is not None:
+        put()
+        _show_report(own["report"])
+    if own is None and found:
+        put()
+        rows = [(e["id"], state_word(e["state"]), e["checkpoint_sha256"][:12], _in_short(e["report"])) for e in found]
+        table(("EVALUATION", "STATE", "CHECKPOINT", "RESULT"), rows)
+
+
+def _in_short(report: dict[str, Any] | None) -> str:
+    if report is None:
+        return ""
+    vetoes, warnings = len(report["vetoes"]), len(report["warnings"])
+    return (
+        f"{report['prompts']} prompts, {vetoes} veto{'' if vetoes == 1 else 'es'}, "
+        f"{warnings} warning{'' if warnings == 1 else 's'}"
+    )
+
+
+def _show_report(report: dict[str, Any]) -> None:
+    def both(name: str, form: str) -> str:
+        return f"{form.format(report[name]['base'])} base, {form.format(report[name]['adapter'])} adapter"
+
+    forgotten = report["forgetting"]
+    rise = forgotten["rise"] if forgotten else None
+    facts(
+        [
+            ("prompts", f"{report['prompts']}, {report['identical']} with equal answers"),
+            ("cut at the limit", both("truncated", "{:.0%}")),
+            ("tokens", both("tokens", "{:.0f}")),
+            ("refusals", both("refusals", "{:.0%}")),
+            ("repetition", both("repetition", "{:.0%}")),
+            ("control tokens", both("template_leaks", "{:.0%}")),
+            (
+                "general text",
+                f"loss {rise['value']:+.3f} nats per token ({rise['low']:+.3f} to {rise['high']:+.3f})"
+                if rise
+                else None,
+            ),
+            *(("veto", words) for words in report["vetoes"]),
+            *(("warning", words) for words in report["warnings"]),
+        ]
+    )

@@ -1,0 +1,52 @@
+"""The OpenAPI document: what FastAPI generates, completed and corrected to what is really sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic.json_schema import models_json_schema
+
+from orchestrator.entrypoints.http.problems import MEDIA_TYPE
+from worker.shared.job_spec import JobSpec
+
+PATH = "/openapi.json"
+_EVENTS = "text/event-stream"
+
+
+def install(api: FastAPI) -> None:
+    """Serve the document. FastAPI's own route generates it on the event loop, which takes half a second."""
+    generate = api.openapi
+
+    def openapi() -> dict[str, Any]:
+        if api.openapi_schema is None:
+            api.openapi_schema = _completed(generate())
+        return api.openapi_schema
+
+    def document(_: Request) -> JSONResponse:
+        return JSONResponse(openapi())
+
+    api.openapi = openapi
+    # FastAPI would keep a function of its own routes, and with it this server, for as long as the process runs.
+    api.add_route(PATH, document, include_in_schema=False)
+
+
+def _completed(document: dict[str, Any]) -> dict[str, Any]:
+    # FastAPI does not see the job file, because it is parsed by hand.
+    _, extra = models_json_schema([(JobSpec, "validation")], ref_template="#/components/schemas/{model}")
+    document["components"]["schemas"] |= extra["$defs"]
+    for status, response in _responses(document):
+        content = response.get("content", {})
+        if int(status) >= 400 and content:  # FastAPI documents errors with the media type of the answer
+            response["content"] = {MEDIA_TYPE: next(iter(content.values()))}
+        elif _EVENTS in content:  # the schema of one event needs a newer version of the format
+            content[_EVENTS] = {"schema": {"type": "string", "description": "Server-sent events."}}
+    return document
+
+
+def _responses(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            yield from operation["responses"].items()

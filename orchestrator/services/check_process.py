@@ -1,0 +1,45 @@
+"""The data checks in the process with limits (`worker.shared.limited_call`). Requests and answers are plain data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from worker.shared.data_checks.clean_copy import write_clean
+from worker.shared.data_checks.runner import Data, Options, Outcome, check
+from worker.shared.data_checks.token_facts import TokenFacts
+from worker.shared.dataset_files import DatasetError
+from worker.shared.job_spec import FileFormat, RowFormat
+
+NO_TOKENIZER = "the model's tokenizer is not on this server"
+Json = dict[str, Any]
+
+
+def checked(request: Json) -> Json:
+    """The report of a file, or a `fault`."""
+    try:
+        return {"report": _outcome(request).report.to_json()}
+    except DatasetError as error:
+        return {"fault": str(error)}
+
+
+def cleaned(request: Json) -> Json:
+    """Write a clean copy of a file to `out`, if rows are left out. The answer is their number, or a `fault`."""
+    try:
+        left_out = _outcome(request).left_out
+        if left_out:
+            with Path(request["out"]).open("wb") as out:
+                write_clean(Path(request["path"]), FileFormat(request["container"]), left_out, out)
+    except DatasetError as error:
+        return {"fault": str(error)}
+    return {"left_out": len(left_out)}
+
+
+def _outcome(request: Json) -> Outcome:
+    data = Data(
+        path=Path(request["path"]),
+        row_format=RowFormat(request["row_format"]),
+        container=FileFormat(request["container"]),
+        rows=request["rows"],
+    )
+    return check(data, Options(tokens=TokenFacts(away=NO_TOKENIZER)))

@@ -1,0 +1,236 @@
+"""Checks stored data files in a process with limits, and keeps what was found for all jobs with them.
+
+Checks begin when a file is uploaded. A plan or a submit uses the stored report, or waits for it a bounded time. Files
+of earlier versions are checked when they are first planned or submitted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from orchestrator.domain.accounts import Actor
+from orchestrator.domain.errors import FindingsError, InvalidError, UnavailableError
+from orchestrator.domain.storage import DataReport, Dataset
+from orchestrator.ports.repository import Transaction
+from orchestrator.services.context import Context
+from orchestrator.services.datasets import bring, copied, dataset_by_id
+from orchestrator.services.row_faults import token_facts
+from orchestrator.services.running_checks import RunningChecks
+from worker.shared import limited_call
+from worker.shared.data_checks import VERSION
+from worker.shared.data_checks.checks import CHECKS, LEVELS
+from worker.shared.data_checks.findings import Finding, NotChecked, Report
+from worker.shared.data_checks.token_facts import TokenFacts, facts_of, special_findings, token_findings
+from worker.shared.job_spec import DatasetSpec, JobSpec, RowFormat
+
+CPU_S, CPU_S_PER_MIB = 60, 4
+"""Computing time for a file, and per MiB of it that is checked."""
+MAX_MIB = 512
+PLAN_WAIT_S, CLEAN_WAIT_S = 3.0, 60.0
+AGAIN_S = 15.0
+NOT_YET = "the file is still being checked"
+Json = dict[str, Any]
+
+
+def begin(ctx: Context, dataset: Dataset) -> None:
+    """Start to check a file, if its report is not known."""
+    report_of(ctx, dataset, wait_s=0.0)
+
+
+def report_of(ctx: Context, dataset: Dataset, *, wait_s: float) -> Report | None:
+    """The report of a file in its row format, without what needs a tokenizer. None if it takes longer than `wait_s`."""
+    if ctx.checks is None:
+        return None
+    with ctx.uow() as tx:
+        stored = tx.datasets.get_report(dataset.sha256, dataset.row_format, "", VERSION)
+    if stored is not None:
+        return Report.of(stored.report)
+    checks, name = ctx.checks, f"{dataset.sha256} {dataset.row_format}"
+    with checks.patience(wait_s) as seconds:
+        found = checks.checking.gather({name: lambda: _check(ctx, checks, dataset)}, seconds, lambda: None)
+    return found.get(name)
+
+
+def _check(ctx: Context, checks: RunningChecks, dataset: Dataset) -> Report:
+    with checks.room:
+        try:
+            answer = _within_limits(ctx, checks, dataset, "checked")
+            fault = answer.get("fault", "")
+        except limited_call.LimitError as error:
+            answer, fault = {}, str(error)
+    report = _unread(dataset, fault) if fault else Report.of(answer["report"])
+    with ctx.uow() as tx:
+        tx.datasets.add_report(_stored(dataset.sha256, dataset.row_format, "", report.to_json(), ctx.clock.now()))
+    return report
+
+
+def _unread(dataset: Dataset, fault: str) -> Report:
+    """A file that could not be checked stops no job, and its report says so."""
+    missing = tuple(NotChecked(check=name, reason=fault) for name in CHECKS)
+    return Report(version=VERSION, rows=dataset.rows, checked=0, findings=(), not_checked=missing)
+
+
+def _within_limits(ctx: Context, checks: RunningChecks, dataset: Dataset, function: str, **more: str) -> Json:
+    with copied(ctx, dataset) as path:
+        request: Json = {
+            "path": str(path),
+            "row_format": dataset.row_format,
+            "container": dataset.file_format,
+            "rows": dataset.rows,
+            **more,
+        }
+        cpu_s = CPU_S + CPU_S_PER_MIB * min(dataset.size >> 20, MAX_MIB)
+        name = f"orchestrator.services.check_process:{function}"
+        return limited_call.call(name, request, cpu_s=cpu_s, memory_bytes=checks.memory_bytes)
+
+
+def _stored(sha256: str, row_format: str, tokenizer: str, report: Json, now: float) -> DataReport:
+    return DataReport(
+        sha256=sha256, row_format=row_format, tokenizer=tokenizer, version=VERSION, report=report, created_at=now
+    )
+
+
+def reports_for(ctx: Context, spec: JobSpec, *, wait_s: float) -> tuple[Report | None, ...]:
+    """The report of each file of a pinned job, with what the model's tokenizer adds. None for one that takes longer."""
+    return tuple(_report_for(ctx, spec, entry, wait_s) for entry in spec.datasets) if ctx.checks else ()
+
+
+def _report_for(ctx: Context, spec: JobSpec, entry: DatasetSpec, wait_s: float) -> Report | None:
+    key = (entry.sha256 or "", entry.type, tokenizer_key(spec))
+    with ctx.uow() as tx:
+        dataset = tx.datasets.get(key[0])
+        counted = tx.datasets.get_report(*key, VERSION)
+    if dataset is None:
+        return None
+    report = report_of(ctx, replace(dataset, row_format=entry.type), wait_s=wait_s)
+    if report is None or not report.checked:
+        return report
+    facts = facts_of(counted.report) if counted is not None else _facts(ctx, spec, entry, key)
+    return report if facts is None else with_tokens(report, facts)
+
+
+def known_reports(tx: Transaction, spec: JobSpec) -> tuple[Report | None, ...]:
+    """What is stored of each file of a pinned job, with what the model's tokenizer adds. None if it was not checked."""
+    found: list[Report | None] = []
+    for entry in spec.datasets:
+        stored = tx.datasets.get_report(entry.sha256 or "", entry.type, "", VERSION)
+        counted = tx.datasets.get_report(entry.sha256 or "", entry.type, tokenizer_key(spec), VERSION)
+        report = Report.of(stored.report) if stored is not None else None
+        if report is not None and report.checked and counted is not None:
+            report = with_tokens(report, facts_of(counted.report))
+        found.append(report if report is not None and report.checked else None)
+    return tuple(found)
+
+
+def _facts(ctx: Context, spec: JobSpec, entry: DatasetSpec, key: tuple[str, str, str]) -> TokenFacts | None:
+    """What the tokenizer adds, from the look at the rows that every plan and submit makes. It is stored."""
+    facts = token_facts(ctx, spec, entry)
+    if facts is not None:
+        with ctx.uow() as tx:
+            tx.datasets.add_report(_stored(*key, asdict(facts), ctx.clock.now()))
+    return facts
+
+
+def tokenizer_key(spec: JobSpec) -> str:
+    """A name for what the findings of a tokenizer depend on."""
+    depends_on = [spec.base_model, spec.sequence_len, spec.train_on_inputs, spec.encoding]
+    return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
+
+
+def with_tokens(report: Report, facts: TokenFacts) -> Report:
+    """The report with the findings of a tokenizer."""
+    more = [each.finding for each in (*token_findings(facts), *special_findings(facts))]
+    findings = sorted([*report.findings, *more], key=lambda finding: LEVELS.index(finding.level))
+    missing = tuple(each for each in report.not_checked if each.check not in ("end_of_turn", "cut_rows"))
+    return replace(report, findings=tuple(findings), not_checked=missing)
+
+
+def refuse_findings(ctx: Context, spec: JobSpec) -> tuple[Finding, ...]:
+    """Refuse a job with a stop in its data. Returns the stops that its `accept_findings` accepts.
+
+    Raises `FindingsError` with what to do, or `UnavailableError` while a large file is still being checked.
+    """
+    accepted: list[Finding] = []
+    faults: list[tuple[str, str]] = []
+    wait_s = ctx.checks.submit_wait_s if ctx.checks else 0.0
+    for place, report in enumerate(reports_for(ctx, spec, wait_s=wait_s)):
+        if report is None:
+            name = spec.datasets[place].path
+            raise UnavailableError(f"{name}: {NOT_YET}. Submit the job again in a moment.", retry_after_s=AGAIN_S)
+        for finding in report.findings:
+            if finding.level == "stop" and finding.check in spec.accept_findings:
+                accepted.append(finding)
+            elif finding.level == "stop":
+                faults.append((f"/datasets/{place}/path", refusal(finding)))
+    if faults:
+        names = ", ".join(dict.fromkeys(words.partition(":")[0] for _, words in faults))
+        raise FindingsError(
+            f"The data has faults that a model would learn ({names}). Correct the data, use a clean copy, or accept "
+            f"them with accept_findings: [{names}].",
+            faults,
+        )
+    return tuple(accepted)
+
+
+def refusal(finding: Finding) -> str:
+    """A stop in one sentence: the check, the count, the first lines, and what to do."""
+    lines = ", ".join(map(str, finding.lines[:10])) + (", …" if finding.count > 10 else "")
+    where = f" (line{'s' if len(finding.lines) > 1 else ''} {lines})" if finding.lines else ""
+    accept = f"To train anyway: accept_findings: [{finding.check}]."
+    return f"{finding.check}: {finding.words}{where}. {finding.advice} {accept}"
+
+
+def stored_report(
+    ctx: Context, actor: Actor, sha256: str, row_format: RowFormat = RowFormat.AUTO, *, wait_s: float = 0.0
+) -> Report:
+    """The report of an upload of the actor's.
+
+    Raises `NotFoundError`, or `UnavailableError` while the file is still being checked.
+    """
+    dataset = dataset_by_id(ctx, actor, sha256)
+    if row_format is not RowFormat.AUTO:
+        dataset = replace(dataset, row_format=str(row_format))
+    report = report_of(ctx, dataset, wait_s=wait_s)
+    if report is None:
+        raise UnavailableError(f"{dataset.name}: {NOT_YET}. Ask again in a moment.", retry_after_s=AGAIN_S)
+    return report
+
+
+def clean_copy(ctx: Context, actor: Actor, sha256: str) -> Dataset:
+    """Make a new dataset of an upload of the actor's without the rows that the checks have found.
+
+    Its `parent` is the original. Raises `NotFoundError`, `InvalidError` if nothing is found or nothing is left, and
+    `UnavailableError` if it takes too long.
+    """
+    dataset = dataset_by_id(ctx, actor, sha256)
+    if ctx.checks is None:
+        raise UnavailableError("This server makes no data checks.")
+    checks, name = ctx.checks, f"{actor.member_id} {sha256}"
+    with checks.patience(CLEAN_WAIT_S) as seconds:
+        copies = checks.copying.gather({name: lambda: _clean(ctx, checks, actor, dataset)}, seconds, lambda: None)
+    if name not in copies:
+        raise UnavailableError(
+            f"The copy of {dataset.name} takes long. It will be among your data files.", retry_after_s=AGAIN_S
+        )
+    return dataset_by_id(ctx, actor, copies[name])
+
+
+def _clean(ctx: Context, checks: RunningChecks, actor: Actor, dataset: Dataset) -> str:
+    with TemporaryDirectory(prefix="trainhop-clean-") as folder, checks.room:
+        out = Path(folder) / "rows.jsonl"
+        try:
+            answer = _within_limits(ctx, checks, dataset, "cleaned", out=str(out))
+        except limited_call.LimitError as error:
+            raise InvalidError(f"{dataset.name} cannot be copied, because {error}. Split the file.") from None
+        if "fault" in answer:
+            raise InvalidError(f"{dataset.name}: {answer['fault']}")
+        if not answer["left_out"]:
+            raise InvalidError(f"The checks name no row of {dataset.name}, so a clean copy would be the same rows.")
+        name = f"{Path(dataset.name).stem[:200]}-clean.jsonl"
+        kept = bring(ctx, actor.member_id, out, name, RowFormat(dataset.row_format), parent=dataset.sha256)
+    return kept.dataset.sha256

@@ -1,0 +1,72 @@
+"""Checks of a job file against its base model, and what a plan says about keys without an effect."""
+
+from __future__ import annotations
+
+from orchestrator.domain.errors import InvalidError
+from orchestrator.ports.catalog import BaseModel
+from worker.shared.job_spec import JobSpec
+from worker.shared.model_support import RENAMED, adapter_fault
+from worker.shared.plain_errors import nearest
+
+_HEAD = "lm_head"
+"""Has no weights of its own in the files of a model that shares them with its embedding."""
+
+
+def refuse_what_the_model_lacks(spec: JobSpec, model: BaseModel) -> None:
+    """Raise `InvalidError` for an adapter, a length or a module that the base model does not allow.
+
+    What its files do not tell is not refused.
+    """
+    if fault := adapter_fault(spec, model.kind):
+        raise InvalidError(
+            f"{model.name} cannot be trained like this: {fault.words}.", [(f"/{fault.key}", fault.words)]
+        )
+    faults = [*_too_long(spec, model), *_unknown_modules(spec, model)]
+    if faults:
+        raise InvalidError("; ".join(f"{pointer}: {words}" for pointer, words in faults), faults)
+
+
+def notes(spec: JobSpec, model: BaseModel) -> tuple[str, ...]:
+    """What the author of a job file should know, although the job can run."""
+    found: list[str] = []
+    if spec.max_steps is not None and spec.num_epochs is not None:
+        found.append(f"num_epochs has no effect, because max_steps is set. The job has {spec.max_steps} steps.")
+    if model.positions is not None and spec.sequence_len > model.positions and not model.has_position_table:
+        found.append(
+            f"The base model was trained on at most {model.positions} tokens. Set sequence_len to that or less, unless "
+            "longer rows are intended."
+        )
+    return tuple(found)
+
+
+def _too_long(spec: JobSpec, model: BaseModel) -> list[tuple[str, str]]:
+    if model.positions is None or not model.has_position_table or spec.sequence_len <= model.positions:
+        return []
+    return [("/sequence_len", f"must be at most {model.positions}, the number of positions of the base model")]
+
+
+def names_modules(spec: JobSpec) -> bool:
+    """Whether the job file names modules of the base model."""
+    return not isinstance(spec.lora_target_modules, str)
+
+
+def _unknown_modules(spec: JobSpec, model: BaseModel) -> list[tuple[str, str]]:
+    """A target matches a module's full name, or its end after a dot, as PEFT compares them."""
+    # Once loaded, these modules have other names.
+    renamed = model.kind in RENAMED or any(".experts." in name for name in model.modules)
+    if not names_modules(spec) or not model.modules or renamed:
+        return []
+    names = {name.rpartition(".")[2] for name in model.modules}
+    unknown = [
+        (place, target)
+        for place, target in enumerate(spec.lora_target_modules)
+        if not any(name == target or name.endswith(f".{target}") for name in (*model.modules, _HEAD))
+    ]
+    known = ", ".join(sorted(name for name in names if not name.isdigit()))
+    return [
+        (
+            f"/lora_target_modules/{place}",
+            f"the base model has no module '{target}'{nearest(target, names) or f'; there are {known}'}",
+        )
+        for place, target in unknown
+    ]

@@ -1,0 +1,95 @@
+"""Pins everything of a job file that may not change later, and refuses what no machine could run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from orchestrator.domain.accounts import Actor
+from orchestrator.domain.errors import InvalidError
+from orchestrator.services.capacity import list_capacity
+from orchestrator.services.context import Context
+from orchestrator.services.datasets import resolve_dataset
+from orchestrator.services.hub_tokens import token_of
+from orchestrator.services.job_checks import names_modules, notes, refuse_what_the_model_lacks
+from orchestrator.services.row_faults import judge_rows
+from worker.shared import memory_estimate
+from worker.shared.job_spec import ENCODING, NUMERICS, VAL_SPLIT, JobSpec
+from worker.shared.memory_estimate import Need
+
+NEWEST: Mapping[str, int | None] = {"encoding": ENCODING, "numerics": NUMERICS, "val_split": VAL_SPLIT}
+"""How new jobs read and split their rows, and compute."""
+
+LAST_DEADLINE = 253_402_300_800.0
+"""The start of the year 10000. Python's calendar ends there."""
+
+
+def resolve(
+    ctx: Context,
+    actor: Actor,
+    spec: JobSpec,
+    given: Collection[str] = (),
+    versions: Mapping[str, int | None] = NEWEST,
+) -> tuple[JobSpec, Need, tuple[str, ...]]:
+    """The spec with everything pinned that may not change later, the memory it needs, and notes for its author.
+
+    `given` are datasets that the actor may read without an upload, because they are those of a job of theirs.
+    `versions` are the ways to read rows and to compute, by the key of the spec.
+    """
+    if spec.evaluation is not None:
+        raise InvalidError(
+            "An evaluation is started from a trained job. Use `trainhop evaluate JOB`, or evaluate that job again.",
+            [("/evaluation", "is set by the server")],
+        )
+    if spec.deadline is not None and not 0 <= spec.deadline < LAST_DEADLINE:
+        raise InvalidError("The deadline is not a valid date.", [("/deadline", "must be a time before the year 10000")])
+    _refuse_the_unknown(ctx, spec)
+    token = token_of(ctx, actor.member_id)
+    model = ctx.catalog.model(spec.base_model, token, with_modules=names_modules(spec))
+    refuse_what_the_model_lacks(spec, model)
+    datasets = tuple(resolve_dataset(ctx, actor.member_id, d, place, given) for place, d in enumerate(spec.datasets))
+    rendered_at = ctx.clock.now() if spec.rendered_at is None else spec.rendered_at
+    pinned = spec.model_copy(
+        update={"base_model": model.name, "datasets": datasets, "rendered_at": float(round(rendered_at)), **versions}
+    )
+    if pinned.train_rows < 1:
+        raise InvalidError(
+            "The validation split leaves no rows to train on. Choose a smaller val_set_size.",
+            [("/val_set_size", "takes all rows of the dataset")],
+        )
+    needed = memory_estimate.need(pinned, model.shape, model.parameters)
+    _refuse_the_too_large(ctx, actor, needed)
+    findings = judge_rows(ctx, pinned)
+    val_split = pinned.val_split if pinned.eval_rows else None
+    fixed = pinned.model_copy(update={"max_steps": pinned.total_steps, "num_epochs": None, "val_split": val_split})
+    return fixed, needed, (*notes(spec, model), *findings)
+
+
+def _refuse_the_unknown(ctx: Context, spec: JobSpec) -> None:
+    """Refuse a job for an unknown provider, because it would wait forever."""
+    known = sorted(entry.name for entry in ctx.providers.entries())
+    for place, name in enumerate(spec.placement.providers):
+        if name not in known:
+            message = f"There is no provider {name}. Choose one of {', '.join(known)}."
+            raise InvalidError(message, [(f"/placement/providers/{place}", message)])
+
+
+def _refuse_the_too_large(ctx: Context, actor: Actor, need: Need) -> None:
+    with ctx.uow() as tx:
+        accounts = tx.accounts.all()
+    places = list_capacity(ctx, [a for a in accounts if a.member_id in (None, actor.member_id)])
+    if not places or any(not p.memory_bytes or need.on(gpu=p.gpu) <= p.memory_bytes for p in places):
+        return
+    largest = max(places, key=lambda place: place.memory_bytes)
+    raise InvalidError(
+        "The base model does not fit on any machine.",
+        [
+            (
+                "/base_model",
+                (
+                    f"needs about {need.on(gpu=largest.gpu) / 2**30:.1f} GiB, the largest machine has "
+                    f"{largest.memory_bytes / 2**30:.1f}; "
+                    "choose a smaller model, adapter: qlora, or a shorter sequence_len"
+                ),
+            )
+        ],
+    )

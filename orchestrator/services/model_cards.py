@@ -1,0 +1,231 @@
+"""The model card and the provenance of a finished job's adapter, with what is known today.
+
+The adapter's file is written when the job ends and never changes. Its evaluation comes later. So both are made when
+they are read, and whoever downloads the adapter gets them beside its weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from orchestrator.domain.accounts import Actor
+from orchestrator.domain.audits import percent
+from orchestrator.domain.errors import NotFoundError
+from orchestrator.domain.jobs import Job
+from orchestrator.domain.models import AGAINST, Model, Move
+from orchestrator.domain.trust.intervals import Interval, wilson
+from orchestrator.ports.repository import Transaction
+from orchestrator.services.context import Context
+from orchestrator.services.data_checking import known_reports
+from orchestrator.services.jobs import owned
+from orchestrator.services.verdicts import Judged, judge
+from worker.shared.data_checks.findings import Report
+from worker.shared.job_spec import JobSpec
+from worker.shared.manifest import Recipe
+from worker.shared.model_card import model_card
+
+FORMAT = 1
+"""Version of the provenance file."""
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """All that is known of a job's adapter."""
+
+    job: Job
+    spec: JobSpec
+    recipe: Recipe
+    judged: Judged
+    reports: tuple[Report | None, ...]
+    promotions: tuple[tuple[Model, Move], ...]
+
+    @property
+    def settings_sha256(self) -> str | None:
+        """Hash of the evaluation's settings, written as JSON with sorted keys."""
+        if self.judged.evaluation is None:
+            return None
+        text = json.dumps(self.judged.evaluation.settings, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def card(ctx: Context, actor: Actor, job_id: str) -> str:
+    """The README of the adapter's folder as Markdown. Raises `NotFoundError` for a job without an adapter."""
+    facts = _gather(ctx, actor, job_id)
+    rows = "\n".join(f"| {name} | {_cell(words)} |" for name, words in _evidence(facts))
+    answer = facts.judged.verdict.answer
+    head = f"## Is it better than its base?\n\nVerdict: **{answer}**. {' '.join(facts.judged.verdict.reasons)}\n\n"
+    return model_card(facts.spec, facts.recipe, f"{head}| evidence | |\n|---|---|\n{rows}\n\n")
+
+
+def provenance(ctx: Context, actor: Actor, job_id: str) -> Json:
+    """Everything behind the adapter with its hashes, as plain data. Raises `NotFoundError` as `card` does."""
+    facts = _gather(ctx, actor, job_id)
+    job, judged = facts.job, facts.judged
+    return {
+        "format": FORMAT,
+        "job": job.id,
+        "adapter": {
+            "sha256": job.adapter_sha256,
+            "zip_sha256": job.adapter_zip_sha256,
+            "zip_bytes": job.adapter_bytes,
+        },
+        "base_model": {"name": facts.spec.base_model, "sha256": facts.recipe.base_sha256},
+        "datasets": [
+            {
+                "sha256": entry.sha256,
+                "rows": entry.rows,
+                "audit": next((audit.words for audit in judged.audits if audit.sha256 == entry.sha256), "not audited"),
+                "checks": _checks(report),
+            }
+            for entry, report in zip(facts.spec.datasets, facts.reports, strict=True)
+        ],
+        "accepted_findings": list(facts.spec.accept_findings),
+        "recipe": facts.recipe.model_dump(mode="json"),
+        "checkpoints": [{"job": of, "step": step, "sha256": sha256} for of, step, sha256 in judged.checkpoints],
+        "missing": list(judged.missing),
+        "evaluation": _evaluation(facts),
+        "comparison": _comparison(judged),
+        "verdict": {"answer": judged.verdict.answer, "reasons": list(judged.verdict.reasons)},
+        "promoted": [
+            {"model": model.name, "at": _time(move.at), "by": move.actor, "against_verdict": move.against_verdict}
+            for model, move in facts.promotions
+        ],
+    }
+
+
+def _gather(ctx: Context, actor: Actor, job_id: str) -> _Facts:
+    with ctx.uow() as tx:
+        job = owned(tx, actor, job_id)
+        if job.adapter_sha256 is None:
+            raise NotFoundError(f"Job {job_id} has no adapter yet. Wait until it has succeeded.")
+        spec = JobSpec.model_validate(job.spec)
+        head = tx.checkpoints.get(job.id, job.head) if job.head else None
+        recipe = Recipe.model_validate(head.manifest["recipe"]) if head is not None else Recipe.of(spec)
+        return _Facts(
+            job=job,
+            spec=spec,
+            recipe=recipe,
+            judged=judge(tx, job),
+            reports=known_reports(tx, spec),
+            promotions=tuple(_promotions(tx, job)),
+        )
+
+
+def _promotions(tx: Transaction, job: Job) -> Iterator[tuple[Model, Move]]:
+    for model in tx.models.promoting(job.id):
+        move = tx.models.newest_move(model)
+        if move is not None:
+            yield model, move
+
+
+def _evidence(facts: _Facts) -> Iterator[tuple[str, str]]:
+    """The rows of the card's table."""
+    judged, evidence = facts.judged, facts.judged.evidence
+    for model, move in facts.promotions:
+        words = AGAINST if move.against_verdict else "promoted by the verdict"
+        yield "promoted", f"{words} as {model.name} on {_time(move.at)[:10]}"
+    yield "comparison by people", judged.votes_in_words or "none"
+    if evidence.alpha is not None:
+        yield "agreement of raters", f"alpha {evidence.alpha:.2f}"
+    if evidence.votes is not None:
+        count = f" in one of {judged.comparisons} comparisons" if judged.comparisons > 1 else ""
+        yield "wrong claims", f"at most {percent(judged.error_rate)} % of equal adapters would be called better{count}"
+    yield from _evaluated(facts)
+    for entry, report in zip(facts.spec.datasets, facts.reports, strict=True):
+        audit = next((audit.words for audit in judged.audits if audit.sha256 == entry.sha256), "not audited")
+        yield f"data `{(entry.sha256 or 'unknown')[:16]}`", f"{audit}; {_found(report)}"
+    yield "provenance", f"not whole: {', '.join(judged.missing)} is missing" if judged.missing else "whole"
+
+
+def _evaluated(facts: _Facts) -> Iterator[tuple[str, str]]:
+    found = facts.judged.evaluation
+    if found is None or found.report is None:
+        yield "evaluation", "not evaluated yet"
+        return
+    report = found.report
+    yield "evaluation", f"{report['prompts']} prompts, of which {report['identical']} got the same answer twice"
+    yield "answers cut at the token limit", _both(report["truncated"])
+    rise = report.get("forgetting")
+    if rise is not None:
+        low, high = rise["rise"]["low"], rise["rise"]["high"]
+        words = f"loss on general text {rise['rise']['value']:+.3f} nats ({low:+.3f} to {high:+.3f})"
+        yield "forgetting", f"{words}, {rise['passages']} passages: {rise['harm']}"
+    for name in ("refusals", "repetition", "template_leaks"):
+        yield name.replace("_", " "), _both(report[name])
+    for words in report["vetoes"]:
+        yield "veto", words
+    for words in report["warnings"]:
+        yield "warning", words
+    yield "evaluated checkpoint", f"`{found.checkpoint_sha256}`"
+    yield "evaluation settings", f"sha256 `{facts.settings_sha256}`"
+    yield "answers", f"sha256 `{found.answers_sha256}`"
+
+
+def _both(shares: Json) -> str:
+    return f"base {percent(shares['base'])} %, adapter {percent(shares['adapter'])} %"
+
+
+def _found(report: Report | None) -> str:
+    if report is None:
+        return "not checked"
+    found = [f"{one.check}: {one.words}" for one in report.findings if one.level != "list"]
+    return "; ".join(found) if found else "the data checks found nothing"
+
+
+def _checks(report: Report | None) -> list[Json] | None:
+    """The findings without lines and samples, which could show rows."""
+    if report is None:
+        return None
+    return [{"check": one.check, "level": one.level, "words": one.words} for one in report.findings]
+
+
+def _evaluation(facts: _Facts) -> Json | None:
+    found = facts.judged.evaluation
+    if found is None:
+        return None
+    return {
+        "job": found.job_id,
+        "checkpoint_sha256": found.checkpoint_sha256,
+        "settings": found.settings,
+        "settings_sha256": facts.settings_sha256,
+        "answers_sha256": found.answers_sha256,
+        "report": found.report,
+    }
+
+
+def _comparison(judged: Judged) -> Json | None:
+    votes = judged.evidence.votes
+    if votes is None:
+        return None
+    margin = judged.evidence.margin
+    return {
+        "quality": votes.quality,
+        "wins": votes.wins,
+        "losses": votes.losses,
+        "ties": votes.ties,
+        "share": _interval(wilson(votes.wins, votes.wins + votes.losses)),
+        "alpha": judged.evidence.alpha,
+        "margin": {"result": margin.result, "score": _interval(margin.score)} if margin is not None else None,
+        "comparisons": judged.comparisons,
+        "error_rate": judged.error_rate,
+    }
+
+
+def _interval(found: Interval) -> Json:
+    """An interval as plain data. JSON has no number for an unknown value."""
+    return {"value": None if math.isnan(found.value) else found.value, "low": found.low, "high": found.high}
+
+
+def _cell(words: str) -> str:
+    return " ".join(words.split()).replace("|", "\\|")
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

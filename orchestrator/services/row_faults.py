@@ -1,0 +1,78 @@
+"""Faults of a job's rows that its sessions would end with, and findings about them, said before the job is queued.
+
+Only where the model's tokenizer is on this server. Elsewhere the first session finds them before its first step.
+"""
+
+from __future__ import annotations
+
+from orchestrator.domain.errors import InvalidError
+from orchestrator.ports.catalog import Looks, Verdict
+from orchestrator.services.context import Context
+from orchestrator.services.datasets import copied
+from worker.shared.data_checks.token_facts import TokenFacts
+from worker.shared.job_spec import DatasetSpec, FileFormat, JobSpec
+
+MAX_VERDICTS = 1_000
+AGAIN_S = 60.0
+"""Time until rows that could not be looked at are tried again."""
+
+
+def judge_rows(ctx: Context, spec: JobSpec) -> tuple[str, ...]:
+    """What the preview says the model will do differently from what the rows teach.
+
+    Raises `InvalidError` with what the preview says of rows that cannot be trained on.
+    """
+    if ctx.looks is None:
+        return ()
+    found = [_verdict(ctx, ctx.looks, spec, dataset) for dataset in spec.datasets]
+    faults = [(f"/datasets/{place}/path", seen.fault) for place, seen in enumerate(found) if seen.fault]
+    if not faults and all(seen.untaught for seen in found):
+        faults = [("/datasets/0/path", found[0].untaught)]
+    if faults:
+        raise InvalidError("The data cannot be trained on with this model. Change the data or the model.", faults)
+    return tuple(dict.fromkeys(finding for seen in found for finding in seen.findings))
+
+
+def token_facts(ctx: Context, spec: JobSpec, dataset: DatasetSpec) -> TokenFacts | None:
+    """What the data checks need of the tokenizer. None where it is not on this server."""
+    return None if ctx.looks is None else _verdict(ctx, ctx.looks, spec, dataset).counts
+
+
+def _verdict(ctx: Context, looks: Looks, spec: JobSpec, dataset: DatasetSpec) -> Verdict:
+    """What a look at these rows has found, now or earlier."""
+    key = (spec.base_model, dataset.sha256, dataset.type, spec.sequence_len, spec.train_on_inputs, spec.encoding)
+    now = ctx.clock.now()
+    known = ctx.verdicts.get(key)
+    if known is None or (known.away and not known.at <= now < known.at + AGAIN_S):
+        known = _look(ctx, looks, spec, dataset, now)
+        ctx.verdicts[key] = known
+        if len(ctx.verdicts) > MAX_VERDICTS:
+            ctx.verdicts.pop(next(iter(ctx.verdicts)), None)
+    return known
+
+
+def _look(ctx: Context, looks: Looks, spec: JobSpec, dataset: DatasetSpec, now: float) -> Verdict:
+    with ctx.uow() as tx:
+        stored = tx.datasets.get(dataset.sha256 or "")
+    if stored is None or not looks.has(spec.base_model):
+        return Verdict(at=now, away=True)
+    with copied(ctx, stored) as path:
+        look = looks.of(
+            spec.base_model,
+            path,
+            dataset.type,
+            FileFormat(stored.file_format),
+            sequence_len=spec.sequence_len,
+            train_on_inputs=spec.train_on_inputs,
+            encoding=spec.encoding,
+            rendered_at=spec.rendered_at,
+            local_only=True,
+        )
+    return Verdict(
+        at=now,
+        fault=look.fault,
+        untaught=look.untaught,
+        findings=tuple(look.findings),
+        counts=look.counts,
+        away=bool(look.away),
+    )

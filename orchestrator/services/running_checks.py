@@ -1,0 +1,42 @@
+"""The data checks that a server is running."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from orchestrator.services.single_flight import SingleFlight
+from worker.shared.data_checks.findings import Report
+
+AT_ONCE = 2
+MAX_WAITING = 8
+SUBMIT_WAIT_S = 30.0
+MEMORY_BYTES = 1 << 30
+
+
+@dataclass
+class RunningChecks:
+    """`checking` and `copying` hold calls that are running, by file. `room` limits their processes.
+
+    A submit waits `submit_wait_s` seconds for the check of its data. A process has at most `memory_bytes`. `waiting`
+    limits the requests that wait, because each of them keeps a thread of the server.
+    """
+
+    checking: SingleFlight[Report] = field(default_factory=SingleFlight[Report])
+    copying: SingleFlight[str] = field(default_factory=SingleFlight[str])
+    submit_wait_s: float = SUBMIT_WAIT_S
+    memory_bytes: int = MEMORY_BYTES
+    room: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(AT_ONCE))
+    waiting: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(MAX_WAITING))
+
+    @contextmanager
+    def patience(self, wait_s: float) -> Generator[float]:
+        """The seconds that a request may wait: none if too many others wait already."""
+        may_wait = wait_s > 0 and self.waiting.acquire(blocking=False)
+        try:
+            yield wait_s if may_wait else 0.0
+        finally:
+            if may_wait:
+                self.waiting.release()

@@ -1,0 +1,51 @@
+"""Evaluations by the command line, against a server whose machines are driven by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.cli.conftest import Shell
+from tests.dashboard.test_evaluations import CHAT, finished, trained
+from tests.helpers.page_server import page_server
+from tests.http.http_client import People
+
+
+def test_a_job_is_evaluated_and_its_report_is_shown(tmp_path: Path) -> None:
+    with page_server(tmp_path) as server:
+        people = People(admin=server.api.admin, ann=server.api.admin, bob=server.api.admin)
+        job = trained(server.api, people, server.provider, tmp_path)
+        variables: Any = {"TRAINHOP_SERVER_URL": server.url, "TRAINHOP_TOKEN": server.api.admin_token}
+        trainhop = Shell(folder=tmp_path, data_dir=tmp_path / "none", models=tmp_path)
+
+        settings = ("--max-prompts", "12", "--max-new-tokens", "64", "--temperature", "0.7", "--checkpoint", "10")
+        made = trainhop("evaluate", job, *settings, **variables)
+        ident = made.stdout.strip()
+        assert "note: There are only 12 prompts." in made.stderr
+        assert f"trainhop watch {ident}" in made.stderr
+        settings = server.api.admin.get(f"/jobs/{ident}").json()["spec"]["evaluation"]
+        assert settings == {"max_prompts": 12, "max_new_tokens": 64, "temperature": 0.7, "prompts": None}
+
+        (tmp_path / "mine.jsonl").write_bytes(CHAT)
+        of_file = trainhop("evaluate", job, "--prompts", "mine.jsonl", **variables)
+        assert "uploading mine.jsonl" in of_file.stderr
+        spec = server.api.admin.get(f"/jobs/{of_file.stdout.strip()}").json()["spec"]
+        assert spec["evaluation"]["prompts"]["rows"] == 60
+        assert "no checkpoint" in trainhop("evaluate", job, "--checkpoint", "4", code=3, **variables).stderr
+
+        shown = trainhop("show", job, **variables).stdout
+        assert ident in shown
+        assert "EVALUATION" in shown
+        finished(server.api, ident)
+        report = " ".join(trainhop("show", ident, **variables).stdout.split())
+        for words in (
+            f"evaluates {job}",
+            "prompts 40, 3 with equal answers",
+            "cut at the limit 0% base, 25% adapter",
+            "general text loss +0.310 nats per token (+0.290 to +0.330)",
+            "veto The adapter has forgotten general text",
+            "warning More than 10% of the answers were cut.",
+        ):
+            assert words in report, words
+        listed = " ".join(trainhop("show", job, **variables).stdout.split())
+        assert "40 prompts, 1 veto, 1 warning" in listed

@@ -1,0 +1,103 @@
+"""Evaluations on a job's page: the form that starts one, and the report, which shows no answers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from orchestrator.domain.evaluations import Evaluation
+from tests.dashboard.test_browser import _axe
+from tests.dashboard.test_pages import HTML, ORIGIN, log_in
+from tests.helpers.evaluations import answers_of
+from tests.http.http_client import Machine, People
+
+CHAT = b"".join(json.dumps({"prompt": f"What is {n}?", "completion": "It is."}).encode() + b"\n" for n in range(60))
+FORM = {"max_prompts": "40", "max_new_tokens": "64", "temperature": "0"}
+REPORT = {
+    "prompts": 40,
+    "truncated": {"base": 0.0, "adapter": 0.25},
+    "tokens": {"base": 30.0, "adapter": 41.0},
+    "identical": 3,
+    "forgetting": {"passages": 100, "rise": {"value": 0.31, "low": 0.29, "high": 0.33}, "harm": "veto"},
+    "refusals": {"base": 0.0, "adapter": 0.0},
+    "repetition": {"base": 0.0, "adapter": 0.0},
+    "template_leaks": {"base": 0.0, "adapter": 0.0},
+    "vetoes": ["The adapter has forgotten general text <b>."],
+    "warnings": ["More than 10% of the answers were cut."],
+}
+
+
+@pytest.fixture
+def people(site) -> People:
+    return People.of(site)
+
+
+def trained(site, people, provider, tmp_path) -> str:
+    data = people.ann.upload(CHAT, name="chat.jsonl").json()["sha256"]
+    job = people.ann.submit(datasets=[{"path": f"sha256:{data}"}], val_set_size=0.8)["id"]
+    machine = Machine.launched(site, provider)
+    machine.start()
+    assert machine.save(10, tmp_path).json()["committed"]
+    assert machine.finish(10).status_code == 204
+    return job
+
+
+def finished(site, job: str) -> Evaluation:
+    """As its job leaves it behind."""
+    with site.app.context.uow() as tx:
+        evaluation = tx.evaluations.get(job)
+        assert evaluation is not None
+        evaluation.report, evaluation.answers_sha256, evaluation.finished_at = REPORT, "b" * 64, 9.0
+        tx.evaluations.finish(evaluation, [answers_of(job, n, base="canary of the base") for n in range(3)])
+    return evaluation
+
+
+def test_a_form_starts_an_evaluation_and_its_page_shows_the_report(site, people, provider, tmp_path):
+    """Guard: the answers are for a blind comparison, so no page shows them with the name of a model."""
+    job = trained(site, people, provider, tmp_path)
+    log_in(site, people.ann)
+    page = site.client.get(f"/jobs/{job}", headers=HTML).text
+    assert f'action="/jobs/{job}/evaluate"' in page
+    assert "not known yet whether this adapter is better" in page
+    made = site.client.post(f"/jobs/{job}/evaluate", data=FORM, headers=ORIGIN)
+    assert made.status_code == 303
+    ident = made.headers["location"].rpartition("/")[2]
+    assert people.ann.get(f"/jobs/{ident}").json()["spec"]["evaluation"]["max_prompts"] == 40
+    own = site.client.get(f"/jobs/{ident}", headers=HTML).text
+    assert "The report is written once" in own
+    assert f"trainhop evaluate {job}" in own
+    assert f'href="/submit?clone={ident}"' not in own
+    assert f'action="/jobs/{ident}/evaluate"' not in own
+    finished(site, ident)
+    own = site.client.get(f"/jobs/{ident}", headers=HTML).text
+    for words in ("40 prompts, 3 with equal answers", "25 %", "+0.310", "forgotten general text &lt;b&gt;", "were cut"):
+        assert words in own, words
+    assert "canary" not in own
+    page = site.client.get(f"/jobs/{job}", headers=HTML).text
+    for words in (f'href="/jobs/{ident}"', "40 prompts", "1 veto", "1 warning"):
+        assert words in page, words
+    assert "Clones:" not in page
+
+
+def test_a_form_that_cannot_be_evaluated_says_why(site, people):
+    log_in(site, people.ann)
+    job = people.ann.submit()["id"]
+    assert f'action="/jobs/{job}/evaluate"' not in site.client.get(f"/jobs/{job}", headers=HTML).text
+    refused = site.client.post(f"/jobs/{job}/evaluate", data=FORM, headers=ORIGIN | HTML)
+    assert (refused.status_code, "Rows of plain text have no prompts" in refused.text) == (422, True)
+    bad = site.client.post(f"/jobs/{job}/evaluate", data=FORM | {"max_prompts": "0"}, headers=ORIGIN | HTML)
+    assert bad.status_code == 422
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 360), ("dark", 1280)])
+def test_the_report_is_accessible_and_fits(show, visit, tmp_path, scheme, width):
+    people = People(admin=show.api.admin, ann=show.api.admin, bob=show.api.admin)
+    job = trained(show.api, people, show.provider, tmp_path)
+    ident = show.api.admin.post(f"/jobs/{job}:evaluate", {"max_prompts": 40}).json()["id"]
+    finished(show.api, ident)
+    page = visit(show.link(), scheme=scheme, width=width, bypass_csp=True)
+    for path in (f"/jobs/{job}", f"/jobs/{ident}"):
+        page.goto(show.url + path)
+        assert _axe(page) == [], path
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path

@@ -1,0 +1,52 @@
+"""Commands of README and docs that `test_run` does not run, each with the reason.
+
+Those of `trainhop` must still parse, and a target of `make` must exist.
+"""
+
+MINUTES = "sets up an environment, or trains for minutes; CI runs it"
+PROBES = "trains in probes for minutes; tests/cli/test_checks.py runs it against emulated services"
+KAGGLE = "waits for a GPU of Kaggle; tests/e2e/test_kaggle.py trains on an emulated one"
+INDEX = "installs a client from a package index; tests/e2e/test_colab.py uses it where it is installed"
+LATEST = "asks the package index for the versions of today"
+PERSON = "waits for a person's answer; tests/cli/test_stores.py gives one"
+EVALUATION = "needs the answers of an evaluation; tests/cli/test_compare.py compares some"
+ANSWERS = "trains and answers for minutes; tests/e2e/test_evaluation.py does it"
+TRUST = "trains and answers for minutes; tests/http/test_trust_demo.py runs the parts without training"
+VOTES = "needs an evaluation that people have voted on; tests/http/test_models.py has one"
+
+NOT_RUN = {
+    "trainhop evaluate JOB": ANSWERS,
+    "trainhop evaluate JOB --prompts prompts.jsonl --max-new-tokens 512": ANSWERS,
+    "trainhop evaluate JOB --checkpoint 120": ANSWERS,
+    "trainhop show EVALUATION": ANSWERS,
+    "make demo": MINUTES,
+    "make test": MINUTES,
+    "make setup": MINUTES,
+    "make lint": MINUTES,
+    "make docs": MINUTES,
+    "make images": MINUTES,
+    "make lock": LATEST,
+    "make audit": LATEST,
+    "trainhop models promote trail-guide JOB": VOTES,
+    'trainhop compare start JOB --plan standard --question "Which answer is better?"': EVALUATION,
+    "trainhop compare link JOB NAME": EVALUATION,
+    "trainhop compare status JOB": EVALUATION,
+    "trainhop compare close JOB": EVALUATION,
+    "trainhop compare export JOB --format csv --out votes.csv": EVALUATION,
+    "trainhop demo": MINUTES,
+    "trainhop demo --sandbox": MINUTES,
+    "trainhop demo --trust": TRUST,
+    "trainhop doctor --kaggle": PROBES,
+    "trainhop doctor --kaggle --gpu": PROBES,
+    "trainhop doctor --kaggle --gpu --yes": PROBES,
+    "trainhop doctor --kaggle --out report.json": PROBES,
+    "trainhop doctor --colab": PROBES,
+    "trainhop doctor --colab --answer answer.txt --out report.json": PROBES,
+    "trainhop submit examples/demo.yaml --watch --set 'placement.providers=[kaggle]'": KAGGLE,
+    "trainhop submit examples/demo.yaml --set 'placement.providers=[kaggle]'": KAGGLE,
+    "python3.12 -m venv colab && colab/bin/pip install 'google-colab-cli>=0.7.5,<0.8' && colab/bin/colab usage": INDEX,
+    "TRAINHOP_COLAB_PYTHON=$PWD/colab/bin/python trainhop up": INDEX,
+    "trainhop accounts add colab --set mode=cli --set accelerator=T4 "
+    "--token-file ~/.config/colab-cli/token.json": INDEX,
+    "trainhop store use drive --client-secrets client.json --no-browser": PERSON,
+}

@@ -1,0 +1,59 @@
+"""Finished evaluations, as their jobs leave them behind."""
+
+from __future__ import annotations
+
+from orchestrator.domain.evaluations import Answers, Evaluation
+from orchestrator.ports.repository import Transaction, UnitOfWork
+
+REPORT = {"prompts": 0, "identical": 0, "vetoes": [], "warnings": []}
+
+
+def answers_of(job_id: str, number: int, **changes: object) -> Answers:
+    """Two answers to one prompt. They do not say which model wrote them."""
+    made = {
+        "prompt": [{"role": "user", "content": f"Question {number}?"}],
+        "base": f"One text about {number}.",
+        "adapter": f"Another text about {number}.",
+        "base_truncated": False,
+        "adapter_truncated": False,
+        "base_tokens": 5,
+        "adapter_tokens": 5,
+    }
+    return Answers(job_id=job_id, number=number, **made | changes)  # pyright: ignore[reportArgumentType]
+
+
+def stored_answers(tx: Transaction, job_id: str) -> list[Answers]:
+    """All answers of an evaluation in their order."""
+    found = (tx.evaluations.answer(job_id, number) for number in sorted(tx.evaluations.lengths(job_id)))
+    return [answers for answers in found if answers is not None]
+
+
+def add_evaluation(
+    uow: UnitOfWork,
+    job_id: str,
+    answers: int = 0,
+    *,
+    owner: str = "alice",
+    trained_job: str = "",
+    at: float = 1.0,
+    same: int = 0,
+    **changes: object,
+) -> Evaluation:
+    """Store an evaluation with this number of answers, `same` of them identical. Without answers, it is unfinished."""
+    evaluation = Evaluation(
+        job_id=job_id,
+        trained_job=trained_job or job_id,
+        owner=owner,
+        checkpoint_sha256="c" * 64,
+        adapter_sha256="a" * 64,
+        settings={"prompts": "held out"},
+        created_at=at,
+    )
+    with uow() as tx:
+        tx.evaluations.add(evaluation)
+        if answers:
+            evaluation.answers_sha256, evaluation.report, evaluation.finished_at = "b" * 64, REPORT, at
+            equal = {"base": "The same text.", "adapter": "The same text."}
+            texts = [answers_of(job_id, n, **(changes | (equal if n < same else {}))) for n in range(answers)]
+            tx.evaluations.finish(evaluation, texts)
+    return evaluation

@@ -1,0 +1,67 @@
+"""The Python side of Trainhop: a client of its server, and training in an open notebook.
+
+    import trainhop
+
+    client = trainhop.Client()                    # the server that `trainhop` on the command line would call
+    job = client.jobs.wait(client.jobs.submit("job.yaml"))
+    client.jobs.download_adapter(job, "my-adapter")
+
+    trainhop.notebook.run("CODE", server="https://trainhop.example")
+
+`import trainhop` itself loads nothing. It works beside files of yours that are called worker.py or orchestrator.py, and
+your own `import worker` still gets your file, except while a call into this package runs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainhop import notebook
+    from trainhop.client import Client
+    from trainhop.errors import Error
+    from trainhop.records import Dataset, Job, Place, Plan
+    from worker.shared.job_spec import JobSpec
+
+    __version__: str
+
+__all__ = ["Client", "Dataset", "Error", "Job", "JobSpec", "Place", "Plan", "__version__", "notebook"]
+
+_MODULES = {
+    "Client": "client",
+    "Dataset": "records",
+    "Error": "errors",
+    "Job": "records",
+    "JobSpec": "job_file",
+    "Place": "records",
+    "Plan": "records",
+}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in _MODULES:
+        found = getattr(import_module(f"trainhop.{_MODULES[name]}"), name)
+    elif name == "notebook":
+        found = import_module("trainhop.notebook")
+    elif name == "__version__":
+        found = _version()
+    else:
+        raise AttributeError(f"module 'trainhop' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def _version() -> str:
+    """The version of the distribution that is installed here: the whole one, or the worker's alone."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("trainhop")
+    except metadata.PackageNotFoundError:
+        return metadata.version("trainhop-worker")

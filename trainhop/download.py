@@ -1,0 +1,135 @@
+"""Downloads from the server. A file appears only when it is complete and verified."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import stat
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from trainhop.connection import Connection
+from trainhop.errors import Error
+from trainhop.own_worker import own_worker
+
+if TYPE_CHECKING:
+    from worker.shared.resumable_upload import Patience
+
+WEIGHTS = "adapter_model.safetensors"
+EVIDENCE = {"README.md": "card", "trainhop-provenance.json": "provenance"}
+"""Files that the server makes when they are read, because an adapter is evaluated after its archive is written."""
+MAX_GROWTH = 200
+"""Unpacked bytes per archive byte. Tensors hardly compress, so a higher ratio is an attack on the disk."""
+ALLOWANCE_BYTES = 64 << 20
+
+
+def fetch(connection: Connection, path: str, target: Path, sha256: str, patience: Patience | None = None) -> None:
+    """Write the body under `path` to `target` if it has this hash. Raises `Error` otherwise.
+
+    If the connection breaks for good or a person interrupts, the received bytes stay beside `target` for the next call.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{sha256[:12]}.part")
+    with own_worker():
+        _bring(connection, path, aside, patience)
+    with aside.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        aside.unlink()
+        raise Error(f"The download is damaged: sha256 {found}, expected {sha256}. Try again.")
+    aside.replace(target)
+
+
+def _bring(connection: Connection, path: str, aside: Path, patience: Patience | None) -> None:
+    """Resume after each broken connection, as long as new bytes arrive."""
+    from worker.shared import ranged_download, resumable_upload
+
+    patience, failures = patience or resumable_upload.Patience(attempts=6, longest_s=8.0), 0
+    while True:
+        before = _arrived(aside)
+        try:
+            ranged_download.fetch(lambda headers: connection.stream(path, headers), aside)
+        except Error as error:
+            have = _arrived(aside)
+            if error.reason != "unreachable" or not have:
+                raise
+            failures = 1 if have > before else failures + 1
+            if failures >= patience.attempts:
+                kept = f"{have / (1 << 20):.1f} MiB are downloaded. Run the same command again to resume."
+                raise Error(*error.lines, kept, reason=error.reason, status=error.status) from None
+            patience.pause(failures)
+        else:
+            return
+
+
+def _arrived(aside: Path) -> int:
+    return aside.stat().st_size if aside.is_file() else 0
+
+
+def save_adapter(connection: Connection, job: dict[str, Any], out: Path) -> None:
+    """Download, verify and unpack the adapter into the new folder `out`. A failure leaves no files."""
+    if not job.get("adapter"):
+        raise Error(
+            f"{job['id']} is {job['state']} and has no adapter yet. Wait until it has succeeded.", reason="not_found"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Error(f"{out} is not an empty folder. Choose another one.", reason="usage")
+    archive, aside = out.with_name(f".{out.name}.zip"), out.with_name(f".{out.name}.part")
+    try:
+        fetch(connection, f"/jobs/{job['id']}/adapter", archive, job["adapter"]["zip_sha256"])
+        shutil.rmtree(aside, ignore_errors=True)
+        unpack(archive, aside)
+        _verify(aside / WEIGHTS, job["adapter"]["sha256"])
+        _add_evidence(connection, job["id"], aside)
+        if out.exists():
+            out.rmdir()
+        aside.rename(out)
+    finally:
+        archive.unlink(missing_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _add_evidence(connection: Connection, job_id: str, folder: Path) -> None:
+    """Write card and provenance as of now. An older server has neither. The archive has the card of the job's end."""
+    for name, path in EVIDENCE.items():
+        try:
+            content, _ = connection.text(f"/jobs/{job_id}/{path}")
+        except Error as error:
+            if error.reason != "not_found":
+                raise
+        else:
+            (folder / name).write_bytes(content)
+
+
+def _verify(weights: Path, sha256: str) -> None:
+    if not weights.is_file():
+        raise Error(f"The archive has no {WEIGHTS}. Download it again.")
+    with weights.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise Error(f"{WEIGHTS} is damaged: sha256 {found}, expected {sha256}. Download it again.")
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack plain files into the new `folder`. Raises `Error` for links, bombs, and names that lead out of it."""
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            entries = packed.infolist()
+            for entry in entries:
+                _refuse_trick(entry)
+            limit = archive.stat().st_size * MAX_GROWTH + ALLOWANCE_BYTES
+            if sum(e.file_size for e in entries) > limit:
+                raise Error(f"The archive unpacks to more than {limit / (1 << 20):.1f} MiB")
+            folder.mkdir(parents=True)
+            packed.extractall(folder)
+    except zipfile.BadZipFile as error:
+        raise Error(f"The archive is damaged ({error}). Download it again.") from error
+
+
+def _refuse_trick(entry: zipfile.ZipInfo) -> None:
+    name = PurePosixPath(entry.filename)
+    mode = entry.external_attr >> 16
+    odd = name.is_absolute() or ".." in name.parts or "\\" in entry.filename or ":" in entry.filename
+    if odd or (mode and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_IFMT(mode) == 0)):
+        raise Error(f"The archive has the unsafe entry {entry.filename!r}. It was not unpacked.")

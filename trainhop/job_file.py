@@ -1,0 +1,172 @@
+"""Job files: read them, validate them locally, and upload their local data files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainhop.connection import Connection
+from trainhop.errors import Error, where
+from trainhop.own_worker import own_worker
+
+if TYPE_CHECKING:
+    from yaml import MappingNode, Node, SafeLoader
+
+
+_DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".parquet"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import `JobSpec` on first use, because it needs pydantic."""
+    if name != "JobSpec":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with own_worker():
+        from worker.shared.job_spec import JobSpec
+
+        return JobSpec
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a job file (YAML or JSON). Raises `Error` with line and column."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise Error(f"{path}: {error.strerror or error}", reason="usage") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise Error(f"{path}:{line}: this is not UTF-8 text. Save the file as UTF-8.", reason="usage") from error
+    return parse(str(path), text)
+
+
+def parse(name: str, text: str) -> dict[str, Any]:
+    """Parse the text of a job file. `name` is used in errors. A text with a name that ends in `.json` is JSON."""
+    data = _json(name, text) if name.endswith(".json") else parse_yaml(name, text)
+    if not isinstance(data, dict):
+        raise Error(f"{name}: this is not a mapping of keys to values. See the job file reference.", reason="usage")
+    return data  # pyright: ignore[reportUnknownVariableType] - what a file holds is checked by `check`
+
+
+def _json(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise Error(f"{name}:{error.lineno}:{error.colno}: {error.msg}", reason="usage") from error
+    except RecursionError:
+        raise Error(f"{name}: it is nested too deeply. Remove some levels.", reason="usage") from None
+    except ValueError as error:  # thousands of digits
+        raise Error(f"{name}: {' '.join(str(error).split())}", reason="usage") from error
+
+
+def parse_yaml(name: str, text: str) -> Any:
+    """Parse any YAML. Raises `Error` with line and column."""
+    import yaml
+
+    try:
+        return yaml.load(text, _strict())  # noqa: S506  a safe loader, made stricter
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        spot = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise Error(f"{name}{spot}: {error.problem or error.context}", reason="usage") from error
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        spot = f"{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
+        message = f"{name}:{spot}: the character U+{error.character:04X} is not allowed. Remove it."
+        raise Error(message, reason="usage") from error
+    except ValueError as error:  # a 13th month, thousands of digits
+        why = str(error).partition(":")[0]  # what follows is advice for programmers
+        message = f"{name}: a date or a number is not valid ({why}). Correct it, or put it in quotes if it is text."
+        raise Error(message, reason="usage") from error
+    except RecursionError as error:
+        raise Error(f"{name}: this is nested too deeply. Use fewer levels.", reason="usage") from error
+    except yaml.YAMLError as error:
+        raise Error(f"{name}: {' '.join(str(error).split())}", reason="usage") from error
+
+
+def _strict() -> type[SafeLoader]:
+    """A loader that refuses duplicate keys. YAML's own loader silently takes the last value."""
+    import yaml
+    from yaml.composer import ComposerError
+
+    class Strict(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: dict[Any, Node]) -> MappingNode:
+            node = super().compose_mapping_node(anchor)
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if str(key.value) in seen:
+                    raise ComposerError(None, None, f"duplicate key '{key.value}'", key.start_mark)
+                seen.add(str(key.value))
+            return node
+
+    return Strict
+
+
+def check(name: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The job as JSON if it is valid. Otherwise raises `Error` with one line for each fault. It calls no server."""
+    with own_worker():
+        from pydantic import ValidationError
+
+        from worker.shared.job_spec import JobSpec
+        from worker.shared.spec_errors import explain
+
+        try:
+            return JobSpec.model_validate(data).model_dump(mode="json", exclude_unset=True)
+        except ValidationError as error:
+            lines = [f"{name}: {where(pointer)}: {sentence}" for pointer, sentence in explain(error)]
+            raise Error(*lines, reason="usage") from error
+
+
+def send_data(
+    connection: Connection,
+    name: str,
+    spec: dict[str, Any],
+    *,
+    folder: Path | None = None,
+    sending: Callable[[str, int], object] = lambda _name, _bytes: None,
+    unused: Callable[[str, list[str]], object] = lambda _name, _keys: None,
+    may_send: Callable[[str, Path], bool] = lambda _name, _file: True,
+) -> dict[str, Any]:
+    """The job, with every dataset that is a file of this computer uploaded and named by its hash.
+
+    A file may also be in the job file's `folder`. `sending` is called with the name and the size of each before its
+    upload, `unused` with the name and the keys of its rows that training does not use, and `may_send` with its name and
+    its path.
+    """
+    entries: list[dict[str, Any]] = [dict(entry) for entry in spec["datasets"]]
+    for entry in entries:
+        file = _local(entry["path"], name, folder)
+        if file is None:
+            continue
+        if not may_send(entry["path"], file):
+            raise Error(
+                f"{name}: datasets: {entry['path']}: the file is outside the job file's folder, so it was not sent. "
+                "Repeat with --yes to send it.",
+                reason="usage",
+            )
+        sending(entry["path"], file.stat().st_size)
+        try:
+            sent = connection.upload("/datasets", file, name=file.name, type=entry.get("type", "auto"))
+        except Error as error:
+            if error.status is None or error.reason != "usage":
+                raise
+            line = f"{name}: datasets: {'; '.join(error.lines)}"
+            raise Error(line, reason="usage", status=error.status, problems=error.problems) from error
+        if keys := sent.get("unused_keys"):  # an older server does not name them
+            unused(entry["path"], keys)
+        entry["path"] = f"sha256:{sent['sha256']}"
+    return spec | {"datasets": entries}
+
+
+def _local(path: str, name: str, folder: Path | None) -> Path | None:
+    """The file, found from the current or the job file's folder. None if the path means something to the server."""
+    if path.startswith("sha256:"):
+        return None
+    given = Path(os.path.expanduser(path))  # noqa: PTH111  does not fail for an unknown user
+    for candidate in (given, *([folder / given] if folder is not None else [])):
+        if candidate.is_file():
+            return candidate
+    if not given.is_absolute() and given.suffix.lower() in _DATA_SUFFIXES:
+        raise Error(f"{name}: datasets: {path}: the file does not exist", reason="usage")
+    return None

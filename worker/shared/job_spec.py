@@ -1,0 +1,253 @@
+"""The job file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from worker.shared.data_checks.checks import CHECKS
+from worker.shared.evaluation_units import Unit, prompts_at_once, units
+from worker.shared.plain_errors import MAX_KEY, nearest
+from worker.shared.wire import NonBlank, Sha256, Written, excerpt, not_blank
+
+ENCODING = 3
+"""How rows become tokens in new jobs. A job without a number began before there were several ways, and keeps the first:
+prompt and completion are tokenised apart, and keys that no format reads fall away. A job with 2 writes rows with the
+model's own chat template."""
+
+WITH_TRAINING_TEMPLATES = 3
+"""From here on, rows are written with TRL's training template where TRL has one for the model's chat template."""
+
+NUMERICS = 2
+"""How new jobs compute: the warm-up begins with the share of the first step, and attention is the one that the model
+defines. A job without a number began with a first step at a learning rate of 0 and the library's attention. It keeps
+both.
+"""
+
+VAL_SPLIT = 2
+"""How new jobs choose validation rows: copies of a row stay on one side. A job without a number chose single rows."""
+
+T = TypeVar("T")
+
+
+class RowFormat(StrEnum):
+    """The row format of a dataset. `auto` detects it from the first row's keys."""
+
+    AUTO = "auto"
+    MESSAGES = "messages"
+    PROMPT_COMPLETION = "prompt_completion"
+    TEXT = "text"
+    ALPACA = "alpaca"
+    SHAREGPT = "sharegpt"
+
+
+class FileFormat(StrEnum):
+    """The file format of a dataset."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+class DatasetSpec(Written):
+    """One dataset of a job. `path` is an upload (`sha256:HEX`), a Hugging Face id, or a file in an allowed folder.
+
+    The server sets `sha256`, `file_format` and `rows` at submission.
+    """
+
+    path: NonBlank
+    type: RowFormat = RowFormat.AUTO
+    split: NonBlank = "train"
+    sha256: Sha256 | None = None
+    file_format: FileFormat | None = None
+    rows: Annotated[int, Field(ge=1)] | None = None
+
+
+class CheckpointSpec(Written):
+    """How often to save and how many checkpoints to keep."""
+
+    max_interval_s: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+    keep: Annotated[int, Field(ge=1, le=100)] = 2
+
+
+class PlacementSpec(Written):
+    """Where the job can run. Empty lists mean all accounts of its owner and all pools."""
+
+    providers: tuple[NonBlank, ...] = ()
+    accounts: tuple[NonBlank, ...] = ()
+    max_session_s: Annotated[float, Field(ge=1, le=1e9)] | None = None
+
+
+MAX_PROMPTS, LEAST_PROMPTS = 500, 30
+"""Prompts of one evaluation at most, and prompts below which there will be no verdict."""
+
+
+class EvaluationSpec(Written):
+    """Prompts that the base model and the adapter answer, instead of training.
+
+    `temperature` 0 takes the most probable token. `prompts` is an uploaded file with rows as for training, without
+    their answers. Without it the prompts are those of the job's validation rows.
+    """
+
+    max_prompts: Annotated[int, Field(ge=1, le=MAX_PROMPTS)] = 100
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 256
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    prompts: DatasetSpec | None = None
+
+
+_DEADLINE = "must be a time with its zone, for example 2026-12-01T18:00:00+01:00"
+
+
+def _time(text: str, parse: Callable[[str], T]) -> T:
+    try:
+        return parse(text)
+    except ValueError:
+        raise ValueError(_DEADLINE) from None
+
+
+class JobSpec(Written):
+    """A fine-tuning job, with the key names of axolotl.
+
+    `global_batch_size` and `max_steps` are part of the job. A machine chooses only its micro-batch.
+    """
+
+    name: Annotated[str, Field(max_length=200), AfterValidator(not_blank)] = "untitled"
+    base_model: NonBlank
+    datasets: Annotated[tuple[DatasetSpec, ...], Field(min_length=1, max_length=16)]
+    backend: Literal["auto", "hf", "unsloth"] = "auto"
+
+    adapter: Literal["lora", "qlora"] = "lora"
+    lora_r: Annotated[int, Field(ge=1, le=1024)] = 16
+    lora_alpha: Annotated[float, Field(gt=0, le=4096)] = 32
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    lora_target_modules: Annotated[tuple[NonBlank, ...], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
+
+    sequence_len: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
+    global_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 8
+    micro_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    num_epochs: Annotated[float, Field(gt=0, le=10_000)] | None = None
+    max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-4
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    optimizer: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
+    max_grad_norm: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+    val_set_size: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    train_on_inputs: bool = False
+    eval_steps: Annotated[int, Field(ge=1)] | None = None
+    sample_prompts: Annotated[tuple[NonBlank, ...], Field(max_length=16)] = ()
+    sample_max_tokens: Annotated[int, Field(ge=1, le=1024)] = 48
+    # They are left out of an old job's file, because an old worker refuses keys that it does not know.
+    encoding: Annotated[int, Field(ge=2, le=ENCODING)] | None = Field(default=None, exclude_if=lambda way: way is None)
+    numerics: Annotated[int, Field(ge=2, le=NUMERICS)] | None = Field(default=None, exclude_if=lambda way: way is None)
+    val_split: Annotated[int, Field(ge=2, le=VAL_SPLIT)] | None = Field(
+        default=None, exclude_if=lambda way: way is None
+    )
+
+    accept_findings: Annotated[tuple[NonBlank, ...], Field(max_length=len(CHECKS))] = Field(
+        default=(), exclude_if=lambda names: not names
+    )
+    """Checks of the data that do not stop this job. Left out where it is empty, because older workers refuse it."""
+
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    placement: PlacementSpec = PlacementSpec()
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    deadline: float | None = None
+    rendered_at: Annotated[float, Field(ge=0, lt=253_402_300_800)] | None = Field(
+        default=None, exclude_if=lambda time: time is None
+    )
+    """The time, in epoch seconds, that chat templates see as now. The server sets it at submission.
+
+    It is left out where it is not set, because older workers refuse keys that they do not know.
+    """
+
+    evaluation: EvaluationSpec | None = Field(default=None, exclude_if=lambda asked: asked is None)
+    """Set by the server in a job that evaluates a checkpoint of another job. An older worker refuses such a job."""
+
+    @field_validator("accept_findings")
+    @classmethod
+    def _known_checks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in CHECKS:
+                shown = excerpt(name, MAX_KEY)
+                hint = nearest(name, CHECKS) or f"; there are {', '.join(CHECKS)}"
+                raise ValueError(f"there is no check '{shown}'{hint}")
+        return tuple(dict.fromkeys(names))
+
+    @field_validator("deadline", mode="before")
+    @classmethod
+    def _deadline_in_epoch_seconds(cls, value: Any) -> Any:
+        """Convert an ISO 8601 time with a zone, or a YAML timestamp, to epoch seconds."""
+        from datetime import date, datetime  # imported only for a job with a deadline
+
+        if isinstance(value, str):
+            value = _time(value, datetime.fromisoformat)
+        if isinstance(value, datetime) and value.tzinfo is not None:
+            return value.timestamp()
+        if isinstance(value, date):  # a date alone could mean the start or the end of that day
+            raise ValueError(_DEADLINE)  # noqa: TRY004  pydantic reports only ValueError
+
+        return value
+
+    @model_validator(mode="after")
+    def _one_length(self) -> JobSpec:
+        if self.num_epochs is None and self.max_steps is None:
+            raise ValueError("num_epochs or max_steps is required")
+        if self.micro_batch_size is not None and self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} does not divide global_batch_size {self.global_batch_size}"
+            )
+        return self
+
+    @property
+    def rows(self) -> int:
+        """Rows of all datasets together. Known after the server has resolved them."""
+        return sum(d.rows or 0 for d in self.datasets)
+
+    @property
+    def eval_rows(self) -> int:
+        """Rows of the validation split, chosen by `seed` before anything else."""
+        return min(self.rows - 1, math.ceil(self.rows * self.val_set_size)) if self.val_set_size else 0
+
+    @property
+    def train_rows(self) -> int:
+        """Rows of one epoch."""
+        return self.rows - self.eval_rows
+
+    @property
+    def files(self) -> tuple[DatasetSpec, ...]:
+        """The data files that a session reads: the datasets, or the prompts of an evaluation that has its own."""
+        own = self.evaluation.prompts if self.evaluation is not None else None
+        return self.datasets if own is None else (own,)
+
+    @property
+    def evaluation_units(self) -> tuple[Unit, ...]:
+        """The units of an evaluation in their order. Empty for a training job."""
+        asked = self.evaluation
+        if asked is None:
+            return ()
+        rows = self.eval_rows if asked.prompts is None else asked.prompts.rows or 0
+        return units(min(rows, asked.max_prompts), prompts_at_once(self.sequence_len, asked.max_new_tokens))
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole job. `max_steps` takes precedence over `num_epochs`. Units of an evaluation."""
+        if self.evaluation is not None:
+            return len(self.evaluation_units)
+        if self.max_steps is not None:
+            return self.max_steps
+        return max(1, math.ceil(self.train_rows * (self.num_epochs or 0) / self.global_batch_size))
+
+    @property
+    def eval_every(self) -> int:
+        """Steps between two evaluations. A fixed function of the job, so that a hand-off does not move them."""
+        return self.eval_steps or max(1, self.total_steps // 5)
+
+
+# --- the recipe ------------------------------------------------------------------------------------------

@@ -1,0 +1,150 @@
+"""The recipe of a run and the manifest of a checkpoint."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from worker.shared.job_spec import JobSpec
+from worker.shared.wire import (
+    MAX_ENTRIES,
+    MAX_WRITTEN,
+    PROTOCOL_VERSION,
+    Bytes,
+    Count,
+    Line,
+    Seconds,
+    Sha256,
+    Size,
+    State,
+    Text,
+    Versions,
+    Wire,
+)
+
+Word = Annotated[str, Field(max_length=64)]
+Setting = Annotated[str, Field(max_length=MAX_WRITTEN)]
+Number = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class Recipe(Wire):
+    """All settings of a run that must be equal in all its sessions.
+
+    The server sets the values of the job file. The worker adds those of the loaded model (`None` on the server).
+    """
+
+    base_model: Setting
+    adapter: Word
+    lora_r: Number
+    lora_alpha: float
+    lora_dropout: float
+    lora_target_modules: Annotated[tuple[Setting, ...], Field(max_length=MAX_ENTRIES)] | Setting
+    sequence_len: Number
+    global_batch_size: Number
+    max_steps: Number
+    learning_rate: float
+    lr_scheduler: Word
+    warmup_ratio: float
+    optimizer: Word
+    max_grad_norm: float
+    weight_decay: float
+    seed: Number
+    train_on_inputs: bool
+    val_set_size: float
+    dataset_sha256: Annotated[tuple[Word, ...], Field(max_length=16)]
+    train_rows: Number
+    encoding: Number | None = None
+    numerics: Number | None = None
+    val_split: Number | None = None
+
+    base_sha256: Word | None = None
+    tokenizer_sha256: Word | None = None
+    untrained_rows: Number | None = None
+    """Training rows that are left out, because none of their trained tokens is within `sequence_len`."""
+    parameters_sha256: Word | None = None
+    trainable_dtype: Word | None = None
+    rows_sha256: Sha256 | None = None
+    """Hash of all rows as rendered, in order. `None` in older checkpoints, and where a template asks for the time of a
+    job that has none.
+    """
+
+    @classmethod
+    def of(cls, spec: JobSpec) -> Recipe:
+        """The recipe that the resolved job file determines."""
+        facts: dict[str, Any] = {name: getattr(spec, name) for name in cls.model_fields if name in JobSpec.model_fields}
+        facts["max_steps"] = spec.total_steps
+        facts["train_rows"] = spec.train_rows
+        facts["dataset_sha256"] = tuple(d.sha256 or "" for d in spec.datasets)
+        return cls(**facts)
+
+    @property
+    def epoch_rows(self) -> int:
+        """Rows of one epoch: the training rows that are not left out."""
+        return max(1, self.train_rows - (self.untrained_rows or 0))
+
+    def differences(self, other: Recipe) -> list[tuple[str, Any, Any]]:
+        """`(field, mine, theirs)` for each field that is set on both sides and differs."""
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in type(self).model_fields)
+        return [(n, a, b) for n, a, b in pairs if a is not None and b is not None and a != b]
+
+
+class Hardware(Wire):
+    """The hardware of a worker's machine, as probed."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    name: Line = ""
+    count: Size = 1
+    memory_bytes: Size = 0
+    compute_capability: tuple[Size, Size] | None = None
+    cpu_count: Size = 1
+    ram_bytes: Size = 0
+    hostname: Line = ""
+    trouble: Text = ""
+    """Why the machine's GPU cannot be used. Empty if there is none or it works."""
+
+
+class Fidelity(StrEnum):
+    """How close a resumed run is to an unbroken one. A run with less fidelity is refused."""
+
+    EXACT = "exact"
+    STATE_EXACT = "state-exact"
+
+
+class Probe(Wire):
+    """Loss of a small fixed batch at the saved step. It is computed again after each restore.
+
+    `values_sha256` is a hash of the trainable parameters. `gradients_sha256` is one of the gradients of another batch,
+    in training mode. Earlier versions had neither.
+    """
+
+    tokens_sha256: Sha256
+    loss: float
+    values_sha256: Sha256 | None = None
+    gradients_sha256: Sha256 | None = None
+
+
+class Manifest(Wire):
+    """The metadata of a checkpoint, as JSON in the `.safetensors` header."""
+
+    protocol: Count = PROTOCOL_VERSION
+    job: Line
+    fence: Count
+    step: Count
+    parent: Sha256 | None = None
+    recipe: Recipe
+    epoch: Bytes
+    index: Bytes
+    samples_seen: Bytes
+    wall_seconds: Seconds
+    backend: Line
+    precision: Line
+    micro_batch_size: Count
+    world_size: Count = 1
+    hardware: Hardware
+    versions: Versions
+    probe: Probe | None = None
+    next_tokens_sha256: Sha256 | None = None
+    """Hash of the tokens and labels of the first rows of the next update. `None` in older checkpoints."""
+    state: State

@@ -1,0 +1,42 @@
+"""The model card of an adapter: the README of its PEFT folder."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from worker.shared.job_spec import JobSpec
+from worker.shared.manifest import Recipe
+
+_ELSEWHERE = (
+    "The base model is a folder of the server that trained this adapter. No other computer finds it under this path. "
+    "To load the adapter elsewhere, copy that folder there and write its new path to `base_model_name_or_path` in "
+    "`adapter_config.json`.\n\n"
+)
+
+
+def model_card(spec: JobSpec, recipe: Recipe, evidence: str = "") -> str:
+    """The README of the folder, with the tags by which the Hugging Face hub finds it.
+
+    `evidence` is Markdown that says how good the adapter is. The worker does not know that yet. The server does.
+    """
+    name = spec.base_model.partition("@")[0]
+    is_of_hub = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is not None
+    base = [f"base_model: {json.dumps(name)}"] if is_of_hub else []
+    tags = [*([f"base_model:adapter:{name}"] if is_of_hub else []), "lora", "sft", "transformers", "trainhop"]
+    rows = "\n".join(f"| {key} | `{_cell(value)}` |" for key, value in recipe.model_dump().items() if value is not None)
+    head = "\n".join([*base, "library_name: peft", "pipeline_tag: text-generation", f"tags: {json.dumps(tags)}"])
+    accepted = ", ".join(spec.accept_findings)
+    data = f"The data checks stopped this data, and its owner accepted it: {accepted}.\n\n" if accepted else ""
+    return (
+        f"---\n{head}\n---\n\n"
+        f"# {spec.name}\n\nA LoRA adapter for `{spec.base_model}`, trained with Trainhop on "
+        f"{recipe.epoch_rows} rows for {recipe.max_steps} steps.\n\n{evidence}{data}{'' if is_of_hub else _ELSEWHERE}"
+        f"```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
+        f'model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")\n```\n\n'
+        f"| recipe | |\n|---|---|\n{rows}\n"
+    )
+
+
+def _cell(value: object) -> object:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else value

@@ -1,0 +1,182 @@
+"""The row formats: from a record of a file to the row that is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from worker.shared.job_spec import RowFormat
+from worker.shared.row_keys import DatasetError, check_keys
+from worker.shared.rows import Message, Row, with_columns
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_SHAREGPT_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+}
+_COLUMNS: dict[RowFormat, tuple[str, ...]] = {
+    RowFormat.MESSAGES: ("messages",),
+    RowFormat.SHAREGPT: ("conversations",),
+    RowFormat.PROMPT_COMPLETION: ("prompt", "completion"),
+    RowFormat.ALPACA: ("instruction", "output"),
+    RowFormat.TEXT: ("text",),
+}
+_OPTIONAL: dict[RowFormat, tuple[str, ...]] = {
+    RowFormat.MESSAGES: ("system",),
+    RowFormat.SHAREGPT: ("system",),
+    RowFormat.PROMPT_COMPLETION: ("system",),
+    RowFormat.ALPACA: ("input", "history", "system"),
+    RowFormat.TEXT: (),
+}
+KEYS_SHOWN, MAX_KEY_SHOWN = 12, 40
+_TURNS = ("messages", "conversations", "prompt", "completion")
+_ACCEPTED = "; ".join(f"{', '.join(columns)} ({name})" for name, columns in _COLUMNS.items())
+
+
+def detect_row_format(keys: Iterable[str], line: int) -> RowFormat:
+    """The format with all its columns in `keys`. Raises `DatasetError` with the list of keys."""
+    key_set = set(keys)
+    for name, columns in _COLUMNS.items():
+        if key_set.issuperset(columns):
+            return name
+    shown = [key[:MAX_KEY_SHOWN] for key in sorted(key_set)[:KEYS_SHOWN]]
+    raise DatasetError(f"unknown row format with keys {shown}; accepted are: {_ACCEPTED}", line)
+
+
+def _article(kind: RowFormat) -> str:
+    return "an" if kind[0] in "aeiou" else "a"
+
+
+def to_row(kind: RowFormat, line: int, record: dict[str, Any], *, all_keys: bool = True) -> Row:
+    """The row of a record. Without `all_keys`, keys that no format reads fall away. Raises `DatasetError`."""
+    _refuse_missing(kind, line, record)
+    unused = _unused_keys(kind, line, record) if all_keys else ()
+    row = _PARSERS[kind](record if all_keys else _as_once(record), line)
+    if row.messages:
+        row = with_columns(row, record, line)
+    try:
+        for text in (row.prompt, row.text, *(turn.content for turn in row.messages)):
+            text.encode()
+    except UnicodeEncodeError:  # JSON may escape one half of a surrogate pair, which no tokenizer accepts
+        raise DatasetError("has an unpaired surrogate character; fix the row", line) from None
+    return replace(row, unused=unused) if unused else row
+
+
+def _as_once(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a job that began before `history` was read."""
+    return {name: value for name, value in record.items() if name != "history"}
+
+
+def _unused_keys(kind: RowFormat, line: int, record: dict[str, Any]) -> tuple[str, ...]:
+    used = _COLUMNS[kind] + _OPTIONAL[kind]
+    if kind is RowFormat.PROMPT_COMPLETION and isinstance(record["prompt"], str):
+        used = _COLUMNS[kind]
+    return check_keys(record, used, [name for name in _TURNS if name in _COLUMNS[kind]], line)
+
+
+def _refuse_missing(kind: RowFormat, line: int, record: dict[str, Any]) -> None:
+    missing = [name for name in _COLUMNS[kind] if record.get(name) is None]
+    if missing:
+        for other, columns in _COLUMNS.items():
+            if other is not kind and all(record.get(name) is not None for name in columns):
+                found = f"is {_article(other)} {other} row in {_article(kind)} {kind} dataset"
+                raise DatasetError(f"{found}; use one format per file", line)
+        names = ", ".join(f"'{name}'" for name in missing)
+        needed = f"{_article(kind)} {kind} row needs {', '.join(_COLUMNS[kind])}"
+        raise DatasetError(f"column {names} is missing; {needed}", line)
+
+
+def _from_messages(record: dict[str, Any], line: int) -> Row:
+    return _conversation(_turns(record["messages"], "messages", line), line)
+
+
+def _from_sharegpt(record: dict[str, Any], line: int) -> Row:
+    turns = _turns(record["conversations"], "conversations", line, role="from", content="value")
+    return _conversation(turns, line)
+
+
+def _from_prompt_completion(record: dict[str, Any], line: int) -> Row:
+    prompt, completion = record["prompt"], record["completion"]
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return Row(prompt=prompt, text=_filled(completion, "completion", line))
+    if isinstance(prompt, str) or isinstance(completion, str):
+        raise DatasetError("'prompt' and 'completion' must both be strings or both be lists of messages", line)
+    before = _turns(prompt, "prompt", line)
+    return _conversation(before + _turns(completion, "completion", line), line, given=len(before))
+
+
+def _from_alpaca(record: dict[str, Any], line: int) -> Row:
+    question = _filled(record["instruction"], "instruction", line)
+    extra = record.get("input")
+    if extra is not None and not isinstance(extra, str):
+        raise DatasetError("'input' must be a string", line)
+    if extra and extra.strip():
+        question = f"{question}\n\n{extra}"
+    answer = Message("assistant", _filled(record["output"], "output", line))
+    return Row(messages=(*_history(record.get("history"), line), Message("user", question), answer))
+
+
+def _history(value: Any, line: int) -> Iterator[Message]:
+    """Earlier turns of an alpaca row: pairs of an instruction and its output, which are taught like the last one."""
+    if value in (None, "", "[]"):
+        return
+    if not isinstance(value, list):
+        raise DatasetError("'history' must be a list of [instruction, output] pairs", line)
+    for pair in value:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise DatasetError("'history' must be a list of [instruction, output] pairs", line)
+        yield Message("user", _filled(pair[0], "history", line))
+        yield Message("assistant", _filled(pair[1], "history", line))
+
+
+def _from_text(record: dict[str, Any], line: int) -> Row:
+    return Row(text=_filled(record["text"], "text", line))
+
+
+_PARSERS: dict[RowFormat, Callable[[dict[str, Any], int], Row]] = {
+    RowFormat.MESSAGES: _from_messages,
+    RowFormat.SHAREGPT: _from_sharegpt,
+    RowFormat.PROMPT_COMPLETION: _from_prompt_completion,
+    RowFormat.ALPACA: _from_alpaca,
+    RowFormat.TEXT: _from_text,
+}
+
+
+def _filled(value: Any, column: str, line: int) -> str:
+    if not isinstance(value, str):
+        raise DatasetError(f"'{column}' must be a string, not {type(value).__name__}", line)
+    if not value.strip():
+        raise DatasetError(f"'{column}' is empty; fill it in or remove the row", line)
+    return value
+
+
+def _turns(value: Any, column: str, line: int, role: str = "role", content: str = "content") -> tuple[Message, ...]:
+    if not isinstance(value, list):
+        raise DatasetError(f"'{column}' must be a list of {{'{role}', '{content}'}} objects", line)
+    turns = []
+    for turn in value:
+        speaker = turn.get(role) if isinstance(turn, dict) else None
+        text = turn.get(content) if isinstance(turn, dict) else None
+        if not isinstance(speaker, str) or not isinstance(text, str):
+            raise DatasetError(f"each turn in '{column}' needs the strings '{role}' and '{content}'", line)
+        known = _SHAREGPT_ROLES.get(speaker) if role == "from" else speaker if speaker in ROLES else None
+        if known is None:
+            accepted = ", ".join(_SHAREGPT_ROLES if role == "from" else ROLES)
+            raise DatasetError(f"unknown {role} '{speaker}' in '{column}'; accepted are {accepted}", line)
+        turns.append(Message(known, text))
+    return tuple(turns)
+
+
+def _conversation(turns: tuple[Message, ...], line: int, given: int = 0) -> Row:
+    if not any(turn.role == "assistant" and turn.content.strip() for turn in turns[given:]):
+        raise DatasetError("has no assistant turn to learn from; add one or remove the row", line)
+    return Row(messages=turns, given=given)

@@ -1,0 +1,287 @@
+"""One session of an evaluation: load a trained adapter, then do the units that are left.
+
+Base and adapter answer from one loaded model, the base with the adapter switched off. What a unit gives is appended to
+the results, which are in every checkpoint of the evaluation beside the adapter. A unit depends on the job alone, so an
+evaluation that was interrupted ends in the same file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from worker.agent.hardware import probe as probe_hardware
+from worker.agent.hardware import versions
+from worker.agent.limits import Part, when_there_is_room
+from worker.shared import checkpoint_file
+from worker.shared.answers_file import LeftOut, clipped, json_line, written
+from worker.shared.checkpoint_file import CheckpointError
+from worker.shared.checkpoint_header import ADAPTER, ANSWERS
+from worker.shared.evaluation_units import Arm, Unit
+from worker.shared.files import write_atomically
+from worker.shared.lineage import FROM_HERE_ON, check_lineage, check_owner
+from worker.shared.manifest import Fidelity, Hardware, Manifest, Recipe
+from worker.shared.messages import Phase
+from worker.shared.passages import passages
+from worker.training import base_model, generation, module_state, state, unusable
+from worker.training.backends import base
+from worker.training.backends.base import Loaded
+from worker.training.backends.hf import HfBackend
+from worker.training.determinism import require_deterministic_kernels
+from worker.training.encoding import Encoder
+from worker.training.evaluation import setup_differences
+from worker.training.interface import Decision, Hooks, PermanentError, Resume, Snapshot, Trained, TrainingJob
+from worker.training.library_warnings import hide_expected_warnings
+from worker.training.machine_setup import card_of, machine_setup
+from worker.training.model_limits import ModelLimits
+from worker.training.prompts import Prompt, candidates, choose
+from worker.training.train import keep_to_the_limit, plain_errors
+
+FILE = "answers.jsonl"
+MAX_PASSAGE_TOKENS = 512
+MAX_POSITIONS = 2**20
+
+
+def evaluate(job: TrainingJob, hooks: Hooks) -> Trained:
+    """Do the job's units from its checkpoint (or the evaluated one) until the last one or until `hooks` stops it.
+
+    Raises `PermanentError`, `UnfitMachineError` or `CheckpointError`, each with one sentence. Raises `OSError` if the
+    disk fails.
+    """
+    unusable.hide()
+    with plain_errors(job.spec):
+        require_deterministic_kernels()
+        hooks.phase(Phase.LOAD)
+        return _Session(job, hooks, _inputs(job, hooks)).run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """The loaded model with the evaluated adapter, and what it is asked."""
+
+    loaded: Loaded
+    hardware: Hardware
+    resume: Resume
+    recipe: Recipe
+    prompts: list[Prompt]
+    left_out: LeftOut
+    passages: list[list[int]]
+    decoding: generation.Decoding
+
+
+def _inputs(job: TrainingJob, hooks: Hooks) -> _Inputs:
+    hooks.begins(Part.IMPORTS)
+    spec, hardware = job.spec, probe_hardware()
+    assert spec.evaluation is not None
+    keep_to_the_limit(hardware)
+    rows = candidates(job.datasets, spec)
+    resume = _read_checkpoint(job)
+    base.check_card(hardware)
+    # One backend on every machine: others change the model for training, and their base may not answer alike.
+    backend = HfBackend()
+    hide_expected_warnings()
+    hooks.begins(Part.LOAD)
+    folder = job.base_folder or base_model.resolve(spec.base_model)
+    loaded = base.load(backend, spec, folder, hardware, job.trust_remote_code, resumed=True)
+    hooks.begins(Part.ROWS)
+    recipe = _recipe(job, loaded, resume)
+    encoder = Encoder(
+        loaded.tokenizer, spec.sequence_len, spec.train_on_inputs, encoding=spec.encoding, rendered_at=spec.rendered_at
+    )
+    asked = spec.evaluation
+    causal: Any = loaded.model.get_base_model()
+    limits = ModelLimits.of(causal)
+    config = causal.config.get_text_config()
+    # Beyond these positions a model without a table goes on, but was not trained.
+    longest = limits.positions or getattr(config, "max_position_embeddings", None) or MAX_POSITIONS
+    room = min(spec.sequence_len, longest - asked.max_new_tokens)
+    if room < 1:
+        raise PermanentError(
+            f"max_new_tokens {asked.max_new_tokens} leaves no room for a prompt: {spec.base_model} supports "
+            f"{longest} positions; set a smaller one"
+        )
+    prompts, left_out = choose(rows, spec, encoder, room)
+    texts = [encoder.prompt_ids(each.text, chat=False) for each in passages()]
+    for number, prompt in enumerate(prompts, 1):
+        limits.check(prompt.ids, f"prompt {number}")
+    return _Inputs(
+        loaded=loaded,
+        hardware=hardware,
+        resume=resume,
+        recipe=recipe,
+        prompts=prompts,
+        left_out=left_out,
+        passages=[ids[: min(longest, MAX_PASSAGE_TOKENS)] for ids in texts],
+        decoding=generation.decoding_for(
+            loaded.model, loaded.tokenizer, encoder, asked.max_new_tokens, asked.temperature
+        ),
+    )
+
+
+def _read_checkpoint(job: TrainingJob) -> Resume:
+    if job.resume is None:
+        raise PermanentError("an evaluation needs the checkpoint of a trained job, and this one has none")
+    arrays, manifest = checkpoint_file.load(job.resume)
+    check_owner(manifest, job.job, job.origin)
+    check_lineage(Recipe.of(job.spec), manifest, job.origin)
+    if (job.origin is None) != (ANSWERS in arrays):
+        raise CheckpointError("the checkpoint is not one of this evaluation, or it is one of another evaluation")
+    return Resume(arrays=arrays, manifest=manifest)
+
+
+def _recipe(job: TrainingJob, loaded: Loaded, resume: Resume) -> Recipe:
+    """The recipe of the evaluated run, after it was compared with the model that was loaded."""
+    known = {
+        "base_sha256": loaded.base_sha256,
+        "tokenizer_sha256": loaded.tokenizer_sha256,
+        "parameters_sha256": state.parameters_sha256(loaded.model),
+        "trainable_dtype": "float32",
+    }
+    mine, theirs = Recipe.of(job.spec).model_copy(update=known), resume.manifest.recipe
+    check_lineage(mine.model_copy(update={"untrained_rows": theirs.untrained_rows}), resume.manifest, job.origin)
+    return theirs.model_copy(update={name: getattr(mine, name) for name in (*FROM_HERE_ON, *known)})
+
+
+class _Session:
+    """Does units one after another. `_results` are the lines of all units that are done."""
+
+    def __init__(self, job: TrainingJob, hooks: Hooks, inputs: _Inputs) -> None:
+        self._job, self._hooks, self._in = job, hooks, inputs
+        self._model: Any = inputs.loaded.model
+        self._units = job.spec.evaluation_units
+        self._special = generation.special_ids(inputs.loaded.tokenizer)
+        arrays, before = inputs.resume.arrays, inputs.resume.manifest
+        is_own = ANSWERS in arrays
+        self._results = arrays[ANSWERS].tobytes() if is_own else b""
+        self._step = before.step if is_own else 0
+        self._kept = {n: a for n, a in arrays.items() if n.startswith((ADAPTER, module_state.PREFIX))}
+        self._wall_before = before.wall_seconds if is_own else 0.0
+        self._began = time.monotonic()
+        self._setup = machine_setup([card_of(inputs.hardware)])
+
+    def run(self) -> Trained:
+        """Do what is left. Returns where it stopped."""
+        self._hooks.phase(Phase.RESTORE)
+        self._restore()
+        with state.evaluation_mode(self._model):
+            self._hooks.restored(self._step, self._fidelity(), HfBackend.name)
+            self._hooks.phase(Phase.EVAL)
+            while self._step < len(self._units):
+                if self._do(self._units[self._step]) is Decision.STOP:
+                    return Trained(step=self._step, complete=False)
+        return self._finish()
+
+    def _restore(self) -> None:
+        resume = self._in.resume
+        state.restore_adapter(self._model, resume.arrays, resume.manifest.state.get("modules") or {})
+        probe = resume.manifest.probe
+        if probe is not None and probe.values_sha256 not in (None, state.values_sha256(self._model)):
+            raise CheckpointError("the restored adapter differs from the one that was saved")
+
+    def _fidelity(self) -> Fidelity:
+        """Exact, unless an earlier session of this evaluation ran on something that may answer differently."""
+        before = self._in.resume.manifest
+        differs = self._step > 0 and setup_differences(before, self._manifest())
+        return Fidelity.STATE_EXACT if differs else Fidelity.EXACT
+
+    def _do(self, unit: Unit) -> Decision:
+        """Do one unit, report it, and save if that is due. Returns STOP if the session is to end."""
+        began = time.monotonic()
+        with self._answering_as(unit.arm):
+            lines = list(self._losses(unit) if unit.of_passages else self._answers(unit))
+        self._results += b"".join(map(json_line, lines))
+        self._step += 1
+        tokens = float(sum(line["tokens"] for line in lines))
+        decision = self._hooks.step_done(self._step, {"tokens": tokens}, time.monotonic() - began)
+        if decision is Decision.STOP:
+            return decision
+        is_last = self._step == len(self._units)
+        if is_last or decision is not Decision.CONTINUE:
+            self._save()
+        return Decision.STOP if decision is Decision.SAVE_AND_STOP and not is_last else Decision.CONTINUE
+
+    @contextlib.contextmanager
+    def _answering_as(self, arm: Arm) -> Iterator[None]:
+        with self._model.disable_adapter() if arm is Arm.BASE else contextlib.nullcontext():
+            yield
+
+    def _answers(self, unit: Unit) -> Iterator[dict[str, Any]]:
+        """A line for each prompt of the unit. There are none where rows were left out."""
+        numbers = range(unit.begin, min(unit.end, len(self._in.prompts)))
+        if not numbers:
+            return
+        prompts = [self._in.prompts[number].ids for number in numbers]
+        seeds = [generation.seed_of(self._job.spec.seed, number, unit.arm) for number in numbers]
+        for number, found in zip(
+            numbers, generation.answers(self._model, prompts, self._in.decoding, seeds), strict=True
+        ):
+            decoded = str(self._in.loaded.tokenizer.decode(found.ids, skip_special_tokens=True))
+            text = clipped(decoded)
+            yield {
+                "arm": unit.arm,
+                "number": number,
+                "text": text,
+                "tokens": len(found.ids),
+                "truncated": found.truncated or len(text) < len(decoded),
+                "leaked": not self._special.isdisjoint(found.ids),
+            }
+
+    def _losses(self, unit: Unit) -> Iterator[dict[str, Any]]:
+        for number in range(unit.begin, unit.end):
+            ids = self._in.passages[number]
+            loss = generation.mean_loss(self._model, ids)
+            if not math.isfinite(loss):
+                raise PermanentError(
+                    f"the loss of the {unit.arm} on general text is {loss}, so its answers mean nothing; train again "
+                    "with a lower learning_rate"
+                )
+            yield {"arm": unit.arm, "number": number, "loss": loss, "tokens": len(ids) - 1}
+
+    def _save(self) -> None:
+        self._hooks.phase(Phase.SAVE)
+        tensors = self._kept | {ANSWERS: np.frombuffer(self._results, dtype=np.uint8)}
+        self._hooks.save(Snapshot(tensors=tensors, manifest=self._manifest()))
+        self._hooks.phase(Phase.EVAL)
+
+    def _manifest(self) -> Manifest:
+        before = self._in.resume.manifest
+        return before.model_copy(
+            update={
+                "job": self._job.job,
+                "fence": self._job.fence,
+                "step": self._step,
+                "parent": None,
+                "recipe": self._in.recipe,
+                "wall_seconds": self._wall_before + time.monotonic() - self._began,
+                "backend": HfBackend.name,
+                "precision": self._in.loaded.precision,
+                "micro_batch_size": 1,
+                "world_size": 1,
+                "hardware": self._in.hardware,
+                "versions": versions(),
+                "next_tokens_sha256": None,
+                "state": self._state(before.state),
+            }
+        )
+
+    def _state(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "without_state": sorted(n.removeprefix(ADAPTER) for n in self._kept if n.startswith(ADAPTER)),
+            "modules": before.get("modules") or {},
+            "threads": torch.get_num_threads(),
+            "setup": self._setup,
+        }
+
+    def _finish(self) -> Trained:
+        self._hooks.phase(Phase.EXPORT)
+        content = written([prompt.as_json() for prompt in self._in.prompts], self._in.left_out, self._results)
+        path = self._job.work_dir / FILE
+        when_there_is_room(lambda: write_atomically(path, content))
+        return Trained(step=self._step, complete=True, answers=path)

@@ -1,0 +1,132 @@
+"""Answers of a model to a batch of prompts, and the loss of a text."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from worker.shared.dataset_files import Message
+from worker.training.encoding import Encoder
+from worker.training.encoding_findings import stop_tokens
+from worker.training.evaluation import pad_id_of
+from worker.training.interface import PermanentError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ANSWER = "Zq7"
+"""A word that no chat template writes."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are generated: the tokens that end one, the padding, the limit, and the temperature (0: greedy)."""
+
+    ends: frozenset[int]
+    pad: int
+    max_new_tokens: int
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The tokens of an answer without its end token. `truncated`: it reached the limit without one."""
+
+    ids: list[int]
+    truncated: bool
+
+
+def decoding_for(
+    model: Any, tokenizer: PreTrainedTokenizerBase, encoder: Encoder, max_new_tokens: int, temperature: float
+) -> Decoding:
+    """The decoding of a loaded model.
+
+    An answer ends with the model's end tokens, or with the token after an answer in the chat template, which an adapter
+    learns even where the model has another one. The generation settings that come with the model are taken away,
+    because some of them are not greedy.
+    """
+    own = model.generation_config.eos_token_id
+    ends = stop_tokens(tokenizer) | set(own if isinstance(own, list) else [own]) | {_turn_end(tokenizer, encoder)}
+    known = model.get_input_embeddings().weight.shape[0]
+    stops = frozenset(number for number in ends if number is not None and number < known)
+    pad = pad_id_of(model, tokenizer)
+    settings = GenerationConfig(pad_token_id=pad, eos_token_id=sorted(stops) or None)
+    model.generation_config = model.get_base_model().generation_config = settings
+    return Decoding(stops, pad, max_new_tokens, temperature)
+
+
+def _turn_end(tokenizer: Any, encoder: Encoder) -> int | None:
+    with contextlib.suppress(PermanentError):  # a template may refuse this conversation
+        text = encoder.own_text_of((Message("user", "?"), Message("assistant", _ANSWER)))
+        _, found, after = text.rpartition(_ANSWER)
+        ids = tokenizer(after.strip(), add_special_tokens=False)["input_ids"] if found else []
+        if ids and ids[0] in special_ids(tokenizer):
+            return ids[0]
+    return None
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of control tokens, also of those that are not the tokenizer's start, end or padding."""
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(added | set(tokenizer.all_special_ids))
+
+
+def answers(
+    model: Any, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int] | None
+) -> list[Generated]:
+    """An answer to each prompt, generated together. `seeds` has one for each prompt if tokens are drawn."""
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), decoding.pad, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for place, prompt in enumerate(prompts):  # on the left, so that every answer begins in the same column
+        ids[place, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.int64)
+        mask[place, width - len(prompt) :] = 1
+    drawn = [Drawn(decoding.temperature, seeds)] if decoding.temperature and seeds else []
+    written = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=decoding.max_new_tokens,
+        do_sample=False,
+        use_cache=True,
+        logits_processor=LogitsProcessorList(drawn),
+    )
+    return [_until_the_end(row, decoding.ends) for row in written[:, width:].tolist()]
+
+
+def _until_the_end(ids: list[int], ends: frozenset[int]) -> Generated:
+    end = next((place for place, number in enumerate(ids) if number in ends), None)
+    return Generated(ids[:end], truncated=end is None)
+
+
+class Drawn(LogitsProcessor):
+    """Draws each token by the Gumbel-max method: the most probable one after noise has the model's distribution.
+
+    Each row has a generator of its own on the CPU, so its noise depends neither on the batch nor on the device.
+    """
+
+    def __init__(self, temperature: float, seeds: Sequence[int]) -> None:
+        self._temperature = temperature
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        each = [torch.empty(scores.shape[1]).exponential_(generator=chance) for chance in self._generators]
+        return scores.float() / self._temperature - torch.stack(each).log().to(scores.device)  # pyright: ignore[reportReturnType] - a tensor of floats
+
+
+def seed_of(seed: int, number: int, arm: str) -> int:
+    """The seed of an arm's answer to one prompt."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {number} {arm}".encode()).digest()[:7])
+
+
+def mean_loss(model: Any, ids: Sequence[int]) -> float:
+    """Mean loss of the tokens after the first, in nats."""
+    batch = torch.tensor([list(ids)], dtype=torch.int64, device=model.device)
+    logits = model(input_ids=batch, attention_mask=torch.ones_like(batch), use_cache=False).logits
+    return float(functional.cross_entropy(logits[0, :-1].float(), batch[0, 1:]))
