@@ -41,12 +41,11 @@ from orchestrator.ports.system import Clock, Vault
 from orchestrator.providers.registry import Registry
 from orchestrator.services.context import Context
 from orchestrator.services.copied_folder import leave_to_the_original
-from orchestrator.services.judge_endpoints import JudgingContext
+from orchestrator.services.judge_endpoints import JudgingContext, RunningJudges
 from orchestrator.services.notifications import NotificationContext
 from orchestrator.services.rounds import Rounds
 from orchestrator.services.running_checks import RunningChecks
 from orchestrator.services.setup import first_start
-from orchestrator.services.single_flight import SingleFlight
 
 log = structlog.get_logger()
 
@@ -68,8 +67,7 @@ def _spawn(pool: ThreadPoolExecutor, work: Callable[[], None]) -> None:
 class App:
     """A complete server. `wake` triggers a dispatch and `news` a pass over the machines.
 
-    `rounds` knows which of its loops is late, `judging_now` which judgements are at work, and `stopping` is set at the
-    end.
+    `rounds` knows which of its loops is late, and `judges` what it does with judge models.
     """
 
     settings: Settings
@@ -84,8 +82,7 @@ class App:
     clock: SteadyClock
     guard: DatabaseGuard
     rounds: Rounds = field(default_factory=Rounds)
-    judging_now: SingleFlight[None] = field(default_factory=SingleFlight[None])
-    stopping: threading.Event = field(default_factory=threading.Event)
+    judges: RunningJudges = field(default_factory=RunningJudges)
     closers: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
 
     @property
@@ -96,13 +93,11 @@ class App:
     @property
     def judging(self) -> JudgingContext:
         """The context of the use cases that call judge models."""
-        return JudgingContext(
-            ctx=self.context, client=self.judge_client, running=self.judging_now, stopping=self.stopping
-        )
+        return JudgingContext(ctx=self.context, client=self.judge_client, running=self.judges)
 
     def close(self) -> None:
         """Close threads, connections and the data folder."""
-        self.stopping.set()
+        self.judges.stopping.set()
         for closer in reversed(self.closers):
             closer()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from orchestrator.domain.accounts import Actor, Role
@@ -15,20 +17,31 @@ from orchestrator.services.context import Context, new_id
 from orchestrator.services.single_flight import SingleFlight
 
 MAX_KEY = 2_048
+MAX_TRIALS = 8
+"""Endpoints that are tried at once, because each keeps a thread of the server. One of each member."""
 _TRIAL = ({"role": "user", "content": "Reply with the word tie."},)
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgingContext:
-    """The context of every use case, and the client of judge models.
+class RunningJudges:
+    """What this process does with judge models. `judgements` stop soon after `stopping` is set.
 
-    `running` holds the judgements that this process is working on. They stop soon after `stopping` is set.
+    `trying` has the members with an endpoint that is being tried.
     """
+
+    judgements: SingleFlight[None] = field(default_factory=SingleFlight[None])
+    stopping: threading.Event = field(default_factory=threading.Event)
+    trying: set[str] = field(default_factory=set[str])
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgingContext:
+    """The context of every use case, and the client of judge models."""
 
     ctx: Context
     client: JudgeClient
-    running: SingleFlight[None] = field(default_factory=SingleFlight[None])
-    stopping: threading.Event = field(default_factory=threading.Event)
+    running: RunningJudges = field(default_factory=RunningJudges)
 
 
 def add(
@@ -42,7 +55,7 @@ def add(
     url, key = context.client.check(url, anywhere=anywhere), _plain_key(key)
     with context.ctx.uow() as tx:
         _refuse_taken(tx, actor, name)
-    _try(context, JudgeAddress(url=url, model=model, key=key, anywhere=anywhere))
+    _try(context, actor, JudgeAddress(url=url, model=model, key=key, anywhere=anywhere))
     now = context.ctx.clock.now()
     endpoint = JudgeEndpoint(
         id=new_id("judge", now),
@@ -69,7 +82,7 @@ def replace_key(context: JudgingContext, actor: Actor, endpoint_id: str, key: st
     with context.ctx.uow() as tx:
         endpoint = own_endpoint(tx, actor, endpoint_id)
     anywhere = actor.role is Role.ADMIN
-    _try(context, JudgeAddress(url=endpoint.url, model=endpoint.model, key=key, anywhere=anywhere))
+    _try(context, actor, JudgeAddress(url=endpoint.url, model=endpoint.model, key=key, anywhere=anywhere))
     with context.ctx.uow() as tx:
         endpoint = own_endpoint(tx, actor, endpoint_id)
         endpoint.sealed = context.ctx.vault.seal(key) if key else ""
@@ -140,9 +153,23 @@ def _taken(name: str) -> str:
 _FIELDS = {Remedy.PERSON: "/key", Remedy.LATER: "/url", Remedy.NOTHING: "/model"}
 
 
-def _try(context: JudgingContext, where: JudgeAddress) -> None:
+def _try(context: JudgingContext, actor: Actor, where: JudgeAddress) -> None:
     try:
-        context.client.ask(where, _TRIAL, MAX_OUTPUT_TOKENS)
+        with _trial(context.running, actor.member_id):
+            context.client.ask(where, _TRIAL, MAX_OUTPUT_TOKENS)
     except NoReply as error:
         words = f"{error} The endpoint was not saved. Check address, model and key."
         raise InvalidError(words, [(_FIELDS[error.remedy], str(error))]) from None
+
+
+@contextmanager
+def _trial(running: RunningJudges, member_id: str) -> Generator[None]:
+    with running.lock:
+        if member_id in running.trying or len(running.trying) >= MAX_TRIALS:
+            raise ConflictError("Another endpoint is being tried. Try again when that has ended.")
+        running.trying.add(member_id)
+    try:
+        yield
+    finally:
+        with running.lock:
+            running.trying.discard(member_id)

@@ -62,7 +62,7 @@ def judge_due(context: JudgingContext) -> None:
         due = [found for found in tx.judgements.running() if found.not_before <= now]
     one_each = {found.member_id: found.id for found in reversed(due)}
     calls = {judgement_id: partial(_work_safely, context, judgement_id) for judgement_id in one_each.values()}
-    context.running.gather(calls, patience_s=0.0, on_late=lambda: None)
+    context.running.judgements.gather(calls, patience_s=0.0, on_late=lambda: None)
 
 
 def _work_safely(context: JudgingContext, judgement_id: str) -> None:
@@ -75,7 +75,7 @@ def _work_safely(context: JudgingContext, judgement_id: str) -> None:
 def work(context: JudgingContext, judgement_id: str) -> None:
     """Send requests until the judgement ends, is paused, or has to wait."""
     with ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="judge") as pool:
-        while not context.stopping.is_set() and (batch := _next(context.ctx, judgement_id)) is not None:
+        while not context.running.stopping.is_set() and (batch := _next(context.ctx, judgement_id)) is not None:
             under_way = {pool.submit(_send, context, batch.where, one): one for one in batch.questions}
             outcomes: list[Outcome] = []
             for sent in as_completed(under_way):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from orchestrator.adapters.database.unit_of_work import make_engine
 from orchestrator.domain.accounts import Role
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError
 from orchestrator.domain.judgements import MAX_BUDGET, JudgementState
@@ -25,23 +21,8 @@ RUNNING, PAUSED, DONE = JudgementState.RUNNING, JudgementState.PAUSED, Judgement
 
 
 @pytest.fixture
-def judge() -> Iterator[JudgeEmulator]:
-    with JudgeEmulator() as running:
-        yield running
-
-
-@pytest.fixture
-def world(sqlite_template: Path, tmp_path: Path) -> Iterator[World]:
-    """On SQLite alone: the database plays no part here."""
-    shutil.copyfile(sqlite_template, tmp_path / "trainhop.db")
-    engine = make_engine(f"sqlite:///{tmp_path / 'trainhop.db'}")
-    yield World(engine, tmp_path)
-    engine.dispose()
-
-
-@pytest.fixture
-def bench(world: World, judge: JudgeEmulator) -> Bench:
-    return Bench.of(world, judge)
+def bench(world1: World, judge: JudgeEmulator) -> Bench:
+    return Bench.of(world1, judge)
 
 
 def sent_once(judge: JudgeEmulator) -> bool:
@@ -231,7 +212,7 @@ def test_what_cannot_be_judged_is_refused(bench: Bench) -> None:
 def test_a_server_that_stops_finishes_the_requests_under_way(bench: Bench, judge: JudgeEmulator) -> None:
     bench.add()
     judgement = bench.start(bench.evaluated(30))
-    judge.before = lambda _: bench.context.stopping.set()
+    judge.before = lambda _: bench.context.running.stopping.set()
     work(bench.context, judgement.id)
     found = bench.report(judgement)
     assert (found.judgement.state, found.answered, found.judgement.reserved_tokens) == (RUNNING, REQUESTS_AT_ONCE, 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -26,12 +25,6 @@ from tests.services.test_member_removal import admin
 
 RUNNING, PAUSED, DONE = JudgementState.RUNNING, JudgementState.PAUSED, JudgementState.DONE
 SPENT = JudgementState.BUDGET_SPENT
-
-
-@pytest.fixture
-def judge() -> Iterator[JudgeEmulator]:
-    with JudgeEmulator() as running:
-        yield running
 
 
 @pytest.fixture

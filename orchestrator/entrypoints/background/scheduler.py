@@ -71,7 +71,7 @@ class Ticker:
     def stop(self) -> None:
         """Finish the current round and stop."""
         self._stopping.set()
-        self._app.stopping.set()
+        self._app.judges.stopping.set()
         self._periodic.stop()
         self._follower.stop()
         for loop in self._loops:
