@@ -97,10 +97,10 @@ class WebJudge:
             raise NoReply(INSIDE, Remedy.PERSON) from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             # The error's message may contain the address.
-            raise NoReply(f"The endpoint cannot be reached ({type(error).__name__}).", Remedy.LATER) from None
+            raise NoReply(f"The endpoint cannot be reached ({type(error).__name__}).", Remedy.RETRY) from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ssl.SSLError, RuntimeError) as error:
             words = f"The endpoint did not answer within the time limit or broke off ({type(error).__name__})."
-            raise NoReply(words, Remedy.LATER, may_cost=True) from None
+            raise NoReply(words, Remedy.RETRY, may_cost=True) from None
 
 
 class _Deadline:
@@ -146,7 +146,7 @@ def _refuse_status(answer: httpx.Response, *, has_key: bool) -> None:
         raise NoReply(f"{words} ({status}). Most addresses end with /v1.", Remedy.PERSON)
     if status == httpx.codes.TOO_MANY_REQUESTS or status >= 500 or status == httpx.codes.REQUEST_TIMEOUT:
         words = "The endpoint wants fewer requests" if status == 429 else "The endpoint has a problem of its own"
-        raise NoReply(f"{words} ({status}).", Remedy.LATER, retry_after_s=_retry_after(answer))
+        raise NoReply(f"{words} ({status}).", Remedy.RETRY, retry_after_s=_retry_after(answer))
     raise NoReply(f"The endpoint refuses the request ({status}).", Remedy.NOTHING)
 
 
@@ -164,7 +164,7 @@ def _retry_after(answer: httpx.Response) -> float | None:
 def _read(answer: httpx.Response, until: float) -> bytes:
     kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != _JSON or answer.headers.get("content-encoding", "identity") != "identity":
-        raise NoReply(_NOT_COMPATIBLE, Remedy.LATER, may_cost=True)
+        raise NoReply(_NOT_COMPATIBLE, Remedy.RETRY, may_cost=True)
     found = bytearray()
     for piece in answer.iter_raw():
         found += piece
@@ -181,9 +181,9 @@ def _reply(content: bytes) -> Reply:
         found = json.loads(content)
         text = found["choices"][0]["message"]["content"]
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
-        raise NoReply(_NOT_COMPATIBLE, Remedy.LATER, may_cost=True) from None
+        raise NoReply(_NOT_COMPATIBLE, Remedy.RETRY, may_cost=True) from None
     if text is not None and not isinstance(text, str):
-        raise NoReply(_NOT_COMPATIBLE, Remedy.LATER, may_cost=True)
+        raise NoReply(_NOT_COMPATIBLE, Remedy.RETRY, may_cost=True)
     return Reply(text=(text or "")[:MAX_TEXT], tokens=_tokens(found))
 
 

@@ -42,6 +42,11 @@ class JudgeEndpoint:
     consented_at: float | None = None
     consented_by: str = ""
 
+    @property
+    def has_key(self) -> bool:
+        """Whether the endpoint gets a key."""
+        return bool(self.sealed)
+
 
 @dataclass(kw_only=True)
 class Judgement:

@@ -13,7 +13,7 @@ class Remedy(StrEnum):
 
     PERSON = "person"
     """Only a person can help: the key, the model's name, or the address is wrong."""
-    LATER = "later"
+    RETRY = "retry"
     """The same request may succeed later."""
     NOTHING = "nothing"
     """The endpoint does not take this request, or its answer has no use. Others may succeed."""

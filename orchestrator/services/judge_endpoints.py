@@ -150,7 +150,7 @@ def _taken(name: str) -> str:
     return f"You have a judge endpoint named {name} already. Choose another name."
 
 
-_FIELDS = {Remedy.PERSON: "/key", Remedy.LATER: "/url", Remedy.NOTHING: "/model"}
+_FIELDS = {Remedy.PERSON: "/key", Remedy.RETRY: "/url", Remedy.NOTHING: "/model"}
 
 
 def _try(context: JudgingContext, actor: Actor, where: JudgeAddress) -> None:

@@ -261,7 +261,7 @@ def _settle(ctx: Context, judgement_id: str, outcomes: list[Outcome]) -> None:
 
 def _wait(failed: list[NoReply], fruitless: int) -> tuple[str, float]:
     """Why and how many seconds to wait before the next batch. 0 if every request had its answer."""
-    later = [one for one in failed if one.remedy is Remedy.LATER]
+    later = [one for one in failed if one.remedy is Remedy.RETRY]
     if not later:
         return "", 0.0
     wanted = [one.retry_after_s for one in later if one.retry_after_s is not None]

@@ -90,7 +90,7 @@ def test_prose_is_a_failure_and_never_a_verdict(bench: Bench, judge: JudgeEmulat
     done = bench.resume(found.judgement)
     assert (done.judgement.state, done.conduct.pairs, done.conduct.failed) == (DONE, 20, 10)
     assert done.result is not None
-    assert done.result.wins == 20 - 2 + 2
+    assert done.result.wins == 20
     assert sent_once(judge)
 
 
@@ -104,7 +104,7 @@ def test_prose_is_a_failure_and_never_a_verdict(bench: Bench, judge: JudgeEmulat
     ],
 )
 def test_what_only_a_person_can_mend_stops_it_at_once(bench: Bench, judge: JudgeEmulator, fault, words) -> None:
-    """Guard: with `Remedy.LATER` for a wrong key it was tried five times."""
+    """Guard: with `Remedy.RETRY` for a wrong key it was tried five times."""
     bench.add()
     judge.lasting = fault
     found = bench.judged(bench.evaluated(8))

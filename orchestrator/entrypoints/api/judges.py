@@ -21,7 +21,7 @@ JudgementId = Annotated[str, Path(max_length=64, description="The judgement's id
 
 
 def _endpoint(found: JudgeEndpoint) -> judge_responses.JudgeEndpoint:
-    return judge_responses.JudgeEndpoint.model_validate(vars(found) | {"has_key": bool(found.sealed)})
+    return judge_responses.JudgeEndpoint.model_validate(vars(found) | {"has_key": found.has_key})
 
 
 @router.get("/judge-endpoints", operation_id="list_judge_endpoints", summary="List judge endpoints")
