@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from orchestrator.adapters import private_networks
 from orchestrator.adapters.judge_client import INSIDE, WebJudge
+from orchestrator.ports.judges import JudgeAddress
 from orchestrator.services.judging import work
 from tests.emulators.judge import Fault, JudgeEmulator, prefer
 from tests.http.http_client import Api, ApiUser, People
@@ -183,7 +184,8 @@ def test_a_key_is_in_no_answer_page_log_or_table(api1, people, judge) -> None:
         again = api1.client.post(f"/evaluations/{job}/judge/endpoints", data=form, headers=headers)
         assert (again.status_code, "no such model" in again.text, "second" in again.text) == (422, True, True)
         seen.append(again.text)
-        seen.append(repr(api1.app.judging.client) + repr(admin.get("/judge-endpoints").json()))
+        where = JudgeAddress(url=judge.url, model=judge.model, key=KEY, anywhere=True)
+        seen.append(repr(where) + repr(admin.get("/judge-endpoints").json()))
     assert len(seen) > 10
     with api1.app.engine.connect() as connection:
         names = ["judge_endpoints", "judgements", "judge_answers", "events", "evaluations"]

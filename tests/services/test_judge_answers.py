@@ -129,7 +129,7 @@ def test_what_only_a_person_can_mend_stops_it_at_once(bench: Bench, judge: Judge
     ],
 )
 def test_a_bad_answer_is_no_verdict(bench: Bench, judge: JudgeEmulator, fault, is_stored, costs) -> None:
-    """Tokens that may have been counted are counted. Guard: without `MAX_BYTES` the huge answer was read whole."""
+    """Tokens that may have been counted are counted. Guard: without `may_cost` the broken ones were free."""
     bench.add()
     judge.faults = [fault]
     judgement = bench.start(bench.evaluated(2))
@@ -141,6 +141,14 @@ def test_a_bad_answer_is_no_verdict(bench: Bench, judge: JudgeEmulator, fault, i
     assert (found.conduct.failed, sum(found.failures.values())) == ((1, 1) if is_stored else (0, 0))
     good = [one.tokens for one in bench.answers(judgement) if one.verdict is not None]
     assert (found.judgement.used_tokens > sum(good)) == costs
+
+
+def test_a_huge_answer_is_not_read_to_its_end(bench: Bench, judge: JudgeEmulator) -> None:
+    """Guard: without `MAX_BYTES` the whole answer was kept in memory, and the failure had another name."""
+    bench.add()
+    judge.faults = [Fault(body=b'{"choices": [{"message": {"content": "' + b"x" * 8_000_000 + b'"}}]}')]
+    found = bench.judged(bench.evaluated(2))
+    assert found.failures == {"An answer is larger than 256 KiB.": 1}
 
 
 @pytest.mark.parametrize("fault", [Fault(hold=threading.Event()), Fault(drip_s=0.05)])

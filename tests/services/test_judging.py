@@ -7,7 +7,9 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import Engine
 
+from orchestrator.adapters.database.instance import count_sealed
 from orchestrator.domain.accounts import Role
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from orchestrator.domain.judgements import JudgementState
@@ -16,7 +18,7 @@ from orchestrator.services.copied_folder import leave_to_the_original
 from orchestrator.services.jobs import cancel
 from orchestrator.services.judging import REQUESTS_AT_ONCE, judge_due, work
 from orchestrator.services.members import remove_member
-from tests.emulators.judge import JudgeEmulator
+from tests.emulators.judge import Fault, JudgeEmulator
 from tests.helpers.evaluations import add_evaluation
 from tests.helpers.judging import KEY, Bench
 from tests.helpers.waiting import wait_for
@@ -212,3 +214,16 @@ def test_a_slow_judge_holds_up_nobody_else(bench: Bench, judge: JudgeEmulator) -
     assert bench.report(slow).judgement.state is RUNNING
     hold.set()
     wait_for(lambda: bench.report(slow).judgement.state is DONE, "the slow judgement")
+
+
+def test_a_clock_that_jumps_and_a_lost_vault_key(bench: Bench, judge: JudgeEmulator, engine: Engine) -> None:
+    """Guards: without its line in `_COMPARED` a judgement waited for a year; without the one in `_SEALED` a server
+    started without the key of its vault, and no judge could be called."""
+    assert count_sealed(engine) == 2  # of both accounts
+    bench.add()
+    assert count_sealed(engine) == 3
+    judge.faults = [Fault(status=429, headers={"Retry-After": "60"}) for _ in range(REQUESTS_AT_ONCE)]
+    found = bench.judged(bench.evaluated(4)).judgement
+    with bench.context.ctx.uow() as tx:
+        tx.times.shift(-1_000.0)
+    assert bench.report(found).judgement.not_before == found.not_before - 1_000.0
