@@ -14,7 +14,7 @@ from orchestrator.adapters import private_networks
 from orchestrator.adapters.judge_client import INSIDE, WebJudge
 from orchestrator.ports.judges import JudgeAddress
 from orchestrator.services.judging import work
-from tests.emulators.judge import Fault, JudgeEmulator, prefer
+from tests.emulators.judge import Fault, JudgeEmulator, Seen, prefer
 from tests.http.http_client import Api, ApiUser, People
 from tests.http.test_comparisons import ARMS, HTML, ORIGIN, POLICY, _owner_sees, evaluated, invite
 
@@ -128,7 +128,12 @@ def test_one_endpoint_of_a_member_is_tried_at_a_time(api1, people, judge) -> Non
     """Guard: without `_trial` a member with slow endpoints kept every thread of the server."""
     second: list[Any] = []
     wanted = {"name": "house", "url": judge.url, "model": judge.model, "key": KEY}
-    judge.before = lambda _: second or second.append(people.admin.post("/judge-endpoints", wanted | {"name": "other"}))
+
+    def meanwhile(_: Seen) -> None:
+        judge.before = lambda _: None
+        second.append(people.admin.post("/judge-endpoints", wanted | {"name": "other"}))
+
+    judge.before = meanwhile
     assert people.admin.post("/judge-endpoints", wanted).status_code == 201
     assert (second[0].status_code, "is being tried" in second[0].json()["detail"]) == (409, True)
     assert people.admin.post("/judge-endpoints", wanted | {"name": "other"}).status_code == 201
