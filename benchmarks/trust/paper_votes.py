@@ -41,7 +41,9 @@ def paper_votes(folder: Path) -> Iterator[Figure]:
         ok=orders >= LEAST_ORDERS,
     )
     yield Figure(name="promoted, by votes through the comparison", value=promoted, bar="0", ok=promoted == 0)
-    yield Figure(name="verdicts", value=dict(answers), bar="reported", ok=True)
+    yield Figure(
+        name="verdicts", value={str(answer): number for answer, number in answers.items()}, bar="reported", ok=True
+    )
     control = _Judge(folder / "control").verdict([Outcome.ADAPTER] * len(PAPER))
     yield Figure(name="control, all 50 votes for the adapter", value=control, bar="promote", ok=control == "promote")
 
