@@ -25,8 +25,8 @@ import httpx
 
 from benchmarks.adversity.nursery import Nursery
 from benchmarks.adversity.revisions import Revisions
-from benchmarks.adversity.shards import Shard, in_shards
 from benchmarks.report import Figure
+from benchmarks.shards import Shard, in_shards
 from benchmarks.tiny_job import say
 
 KILLS = int(os.environ.get("BENCH_SERVER_KILLS", "1000"))

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.adversity.shards import Shard, in_shards
 from benchmarks.report import Figure
+from benchmarks.shards import Shard, in_shards
 from benchmarks.tiny_job import say
 from orchestrator.adapters.database.migrate import upgrade
 from orchestrator.adapters.database.unit_of_work import make_engine

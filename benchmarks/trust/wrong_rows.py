@@ -18,8 +18,8 @@ from typing import Any
 
 import httpx
 
-from benchmarks.adversity.shards import Shard, in_shards
 from benchmarks.report import Figure
+from benchmarks.shards import Shard, in_shards
 from benchmarks.tiny_job import say
 from benchmarks.trust.in_process import Trainings, trainings
 from benchmarks.trust.taught_model import questions, teach
