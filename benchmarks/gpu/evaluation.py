@@ -37,7 +37,7 @@ def measure(folder: Path, scale: Scale, backend: str) -> dict[str, Any]:
 
 
 def _compare(spec: JobSpec, data: Path, folder: Path, checkpoint: Path, *, temperature: float) -> dict[str, Any]:
-    asked = EvaluationSpec(max_prompts=24, max_new_tokens=64, temperature=temperature)
+    asked = EvaluationSpec(max_prompts=12, max_new_tokens=32, temperature=temperature)
     spec = spec.model_copy(update={"evaluation": asked})
     began = time.monotonic()
     whole = _sessions(spec, data, folder / "whole", checkpoint, []).read_bytes()
