@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from orchestrator.bootstrap import build
 from orchestrator.config import Settings
 from orchestrator.domain.evaluations import Answers
@@ -22,6 +24,9 @@ from tests.helpers.evaluations import stored_answers
 from tests.http.http_client import Api, served
 from worker.agent.run import run
 from worker.shared.messages import Ticket
+
+PATIENCE_S = 300.0
+"""A submit waits for the checks of its data, which start a process. A busy machine may take long for that."""
 
 
 class Trainings:
@@ -78,6 +83,7 @@ def trainings(folder: Path, models: Path) -> Iterator[Trainings]:
     try:
         with served(app) as api:
             address[0] = str(api.client.base_url)
-            yield Trainings(api, pool, folder / "sessions")
+            with httpx.Client(base_url=address[0], timeout=PATIENCE_S, trust_env=False) as client:
+                yield Trainings(Api(app=app, client=client), pool, folder / "sessions")
     finally:
         app.close()

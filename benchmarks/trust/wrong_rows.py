@@ -11,6 +11,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -21,7 +22,7 @@ import httpx
 from benchmarks.report import Figure
 from benchmarks.shards import Shard, in_shards
 from benchmarks.tiny_job import say
-from benchmarks.trust.in_process import Trainings, trainings
+from benchmarks.trust.in_process import PATIENCE_S, Trainings, trainings
 from benchmarks.trust.taught_model import questions, teach
 from orchestrator.domain.trust.sign_test import Quality
 from orchestrator.domain.trust.verdict import Recommendation
@@ -165,8 +166,9 @@ def _compare(server: Trainings, evaluation: str) -> Quality:
     """A blind comparison by two raters. Returns its result."""
     path = f"/comparisons/{server.post(f'/evaluations/{evaluation}/comparisons', {})['id']}"
     links = [server.post(f"{path}/raters", {"name": name})["url"] for name in ("Ann", "Ben")]
-    with httpx.Client(trust_env=False) as one, httpx.Client(trust_env=False) as other:
-        raters, votes = [Rater(one, links[0]), Rater(other, links[1])], 0
+    with ExitStack() as browsers:
+        opened = [browsers.enter_context(httpx.Client(timeout=PATIENCE_S, trust_env=False)) for _ in links]
+        raters, votes = [Rater(browser, link) for browser, link in zip(opened, links, strict=True)], 0
         while asked := [(rater, screen) for rater in raters if (screen := rater.screen()) is not None]:
             rater, screen = asked[votes % len(asked)]
             rater.vote(screen, honest_choice(screen))
