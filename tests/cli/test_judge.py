@@ -13,7 +13,6 @@ from orchestrator.services.judging import work
 from tests.emulators.judge import JudgeEmulator, always
 from tests.helpers.evaluations import add_evaluation
 from tests.helpers.page_server import PageServer, page_server
-from tests.helpers.verdicts import REPORT
 from trainhop.errors import Error
 
 KEY = "sk-canary-of-the-shell"
@@ -51,10 +50,7 @@ def job(server: PageServer) -> str:
     """An evaluation with answers, by its name."""
     admin = server.api.admin
     made = admin.submit(name="evaluated")["id"]
-    evaluation = add_evaluation(server.app.context.uow, made, 30, owner=admin.get("/me").json()["id"], same=3)
-    evaluation.report = REPORT
-    with server.app.context.uow() as tx:
-        tx.evaluations.save(evaluation)
+    add_evaluation(server.app.context.uow, made, 30, owner=admin.get("/me").json()["id"], same=3)
     return "evaluated"
 
 
@@ -87,7 +83,7 @@ def test_a_judge_model_from_the_command_line(server, trainhop, judge, job, tmp_p
     for words in ("advice ask people", "requests 54 of 54", "inconsistent 0 % (0 to 12 %)", "the adapter 20 times"):
         assert words in shown, words
     of_job = " ".join(trainhop("show", job).stdout.split())
-    for words in ("judge model judge-1 at", "advice ask people", "prompts 100, 3 with equal answers"):
+    for words in ("judge model judge-1 at", "advice ask people", "prompts 30, 3 with equal answers"):
         assert words in of_job, words
     assert json.loads(trainhop("judge", "status", job, "--json").stdout)["state"] == "done"
     assert json.loads(trainhop("show", job, "--json").stdout)["judgements"][0]["state"] == "done"

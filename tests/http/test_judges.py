@@ -15,8 +15,8 @@ from orchestrator.adapters.judge_client import INSIDE, WebJudge
 from orchestrator.ports.judges import JudgeAddress
 from orchestrator.services.judging import work
 from tests.emulators.judge import Fault, JudgeEmulator, Seen, prefer
+from tests.helpers.blind_crawl import ARMS, HTML, ORIGIN, POLICY, evaluated, invite, owner_sees
 from tests.http.http_client import Api, ApiUser, People
-from tests.http.test_comparisons import ARMS, HTML, ORIGIN, POLICY, _owner_sees, evaluated, invite
 
 KEY = "sk-canary-9f8e7d6c5b4a"
 
@@ -216,7 +216,7 @@ def test_a_judgement_tells_nothing_while_people_compare(api1, people, judge) -> 
     (hidden,) = people.admin.get(f"/evaluations/{job}/judgements").json()["items"]
     assert hidden["is_hidden"]
     assert [hidden[name] for name in ("advice", "result", "people", "family")] == [None] * 4
-    seen = [*rater.seen, *_owner_sees(people.admin, path, job)]
+    seen = [*rater.seen, *owner_sees(people.admin, path, job)]
     assert any("People are comparing these answers" in text for text in seen)
     for one in seen:
         assert ARMS.search(one.replace(POLICY, "")) is None, one

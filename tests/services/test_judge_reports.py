@@ -18,9 +18,8 @@ from orchestrator.services.judge_reports import JudgeReport
 from tests.emulators.judge import JudgeEmulator, always, fair, prefer
 from tests.helpers.evaluations import answers_of
 from tests.helpers.judging import Bench
-from tests.helpers.verdicts import evaluate, vote
+from tests.helpers.verdicts import evaluate, trained, vote
 from tests.helpers.world import World
-from tests.services.test_models import trained
 
 WIN, LOSS, TIE = Outcome.ADAPTER, Outcome.BASE, Outcome.TIE
 
