@@ -95,6 +95,8 @@ def owner_sees(caller: ApiUser, path: str, job: str) -> Iterator[str]:
         ("GET", f"{path}/votes.csv"),
         ("GET", f"{path}/votes.jsonl"),
         ("GET", f"/evaluations/{job}/comparisons"),
+        ("GET", f"/evaluations/{job}/judge"),
+        ("GET", f"/api/v1/evaluations/{job}/judgements"),
         ("GET", f"/evaluations/{job}/comparisons?comparison={path.rsplit('/', 1)[1]}"),
         ("POST", f"{path}/raters"),
     ):
