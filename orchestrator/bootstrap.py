@@ -20,6 +20,7 @@ from orchestrator.adapters.database.instance import count_live_sessions, count_s
 from orchestrator.adapters.database.migrate import upgrade
 from orchestrator.adapters.database.unit_of_work import make_engine, make_unit_of_work
 from orchestrator.adapters.instance import InstanceFolder, Origin, choose_id
+from orchestrator.adapters.judge_client import WebJudge
 from orchestrator.adapters.notifier import WebNotifier
 from orchestrator.adapters.steady_clock import SteadyClock
 from orchestrator.adapters.stores.configured import ConfiguredStores
@@ -31,6 +32,7 @@ from orchestrator.adapters.token_preview import TokenLooks
 from orchestrator.adapters.tokens import KeyedTokens
 from orchestrator.adapters.vault import FernetVault
 from orchestrator.config import Settings
+from orchestrator.ports.judges import JudgeClient
 from orchestrator.ports.notifications import Notifier
 from orchestrator.ports.providers import DriverEnv, Provider, Providers
 from orchestrator.ports.repository import UnitOfWork
@@ -39,6 +41,7 @@ from orchestrator.ports.system import Clock, Vault
 from orchestrator.providers.registry import Registry
 from orchestrator.services.context import Context
 from orchestrator.services.copied_folder import leave_to_the_original
+from orchestrator.services.judge_endpoints import JudgingContext, RunningJudges
 from orchestrator.services.notifications import NotificationContext
 from orchestrator.services.rounds import Rounds
 from orchestrator.services.running_checks import RunningChecks
@@ -64,7 +67,7 @@ def _spawn(pool: ThreadPoolExecutor, work: Callable[[], None]) -> None:
 class App:
     """A complete server. `wake` triggers a dispatch and `news` a pass over the machines.
 
-    `rounds` knows which of its loops is late.
+    `rounds` knows which of its loops is late, and `judges` what it does with judge models.
     """
 
     settings: Settings
@@ -75,9 +78,11 @@ class App:
     news: threading.Event
     token_file: Path
     notifier: Notifier
+    judge_client: JudgeClient
     clock: SteadyClock
     guard: DatabaseGuard
     rounds: Rounds = field(default_factory=Rounds)
+    judges: RunningJudges = field(default_factory=RunningJudges)
     closers: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
 
     @property
@@ -85,8 +90,14 @@ class App:
         """The context of the use cases that notify members."""
         return NotificationContext(ctx=self.context, notifier=self.notifier)
 
+    @property
+    def judging(self) -> JudgingContext:
+        """The context of the use cases that call judge models."""
+        return JudgingContext(ctx=self.context, client=self.judge_client, running=self.judges)
+
     def close(self) -> None:
         """Close threads, connections and the data folder."""
+        self.judges.stopping.set()
         for closer in reversed(self.closers):
             closer()
 
@@ -176,6 +187,7 @@ def _build(
         news=news,
         token_file=settings.folder / "admin.token",
         notifier=WebNotifier(),
+        judge_client=WebJudge(),
         clock=clock,
         guard=ground.guard,
         closers=[stores.close, lambda: pool.shutdown(wait=False, cancel_futures=True)],

@@ -22,10 +22,12 @@ from orchestrator.domain.accounts import Account, OneTimeCode
 from orchestrator.domain.audits import Audit, AuditLabel, AuditUnit, StrataKind
 from orchestrator.domain.comparisons import BlindComparison, Choice, PlanName, Rater, Vote
 from orchestrator.domain.evaluations import Answers, Evaluation
+from orchestrator.domain.judgements import JudgeAnswer, JudgeEndpoint, Judgement, JudgementState
 from orchestrator.domain.models import Candidate, Model, MoveKind
 from orchestrator.domain.notifications import Channel, ChannelKind, Delivery
 from orchestrator.domain.storage import StoreConfig
 from orchestrator.domain.trust.audit_estimate import Label
+from orchestrator.domain.trust.judge import Slot
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.dispatch import dispatch
 from orchestrator.testing import FakeClock
@@ -174,6 +176,7 @@ def _things(world: World, job: str) -> None:
             Account(id="pool-2", provider="local", member_id=None, name="second", config={"slots": 2}, created_at=now)
         )
         _evaluation(tx, job, now)
+        _judgement(tx, job, now)
         _model(tx, job, now)
 
 
@@ -197,6 +200,30 @@ def _evaluation(tx: Transaction, job: str, now: float) -> None:
     tx.comparisons.put_vote(
         Vote(comparison_id="comparison-1", number=0, rater_id="rater-1", choice=Choice.TIE, note="", at=now)
     )
+
+
+def _judgement(tx: Transaction, job: str, now: float) -> None:
+    """A paused judgement with one verdict, by an endpoint with a key."""
+    where = {"url": "https://judge.example/v1", "model": "judge"}
+    tx.judge_endpoints.add(
+        JudgeEndpoint(
+            id="judge-1",
+            member_id="alice",
+            name="house",
+            created_at=now,
+            sealed="sealed",
+            consented_at=now,
+            consented_by="alice",
+            **where,
+        )
+    )
+    counts = {"prompt_version": 1, "prompts": 1, "identical": [], "max_tokens": 9, "used_tokens": 5}
+    how = {"state": JudgementState.PAUSED, "reason": "Paused by alice.", "created_at": now}
+    tx.judgements.add(
+        Judgement(id="judgement-1", job_id=job, member_id="alice", endpoint_id="judge-1", **where, **counts, **how)
+    )
+    given = {"verdict": Slot.TIE, "failure": "", "tokens": 5, "is_estimated": False, "at": now}
+    tx.judgements.add_answer(JudgeAnswer(judgement_id="judgement-1", number=0, adapter_first=True, **given))
 
 
 def _model(tx: Transaction, job: str, now: float) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from orchestrator.adapters import private_networks
+from orchestrator.adapters.outside_transport import InsideError, OutsideTransport
 from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.notifications import ChannelKind, Delivery
 from orchestrator.ports.notifications import NotSent
@@ -70,7 +71,7 @@ class WebNotifier:
         self, kind: ChannelKind, address: str, secret: str, delivery: Delivery, at: float, *, anywhere: bool
     ) -> None:
         if kind is ChannelKind.WEBHOOK:
-            _post(address, secret, delivery, at, None if anywhere else _Outside(self._lookup, self._inside))
+            _post(address, secret, delivery, at, None if anywhere else OutsideTransport(self._lookup, self._inside))
         elif anywhere:
             _notify(address, delivery)
         else:
@@ -81,32 +82,6 @@ class WebNotifier:
                     if turned_back:
                         raise NotSent(INSIDE) from None
                     raise
-
-
-class _Outside(httpx.HTTPTransport):
-    """Resolves a host once and connects to that address. The request and TLS still use the host's name."""
-
-    def __init__(self, lookup: private_networks.Lookup, inside: private_networks.IsInside) -> None:
-        super().__init__()
-        self._lookup, self._inside = lookup, inside
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        url, host = request.url, request.url.raw_host.decode()
-        try:
-            found = self._lookup(host)
-        except OSError as error:
-            raise httpx.ConnectError(str(error)) from None
-        if any(map(self._inside, found)):
-            raise NotSent(INSIDE)
-        request.extensions = {**request.extensions, "sni_hostname": host}
-        failed = httpx.ConnectError("it has no address")
-        for address in found:
-            request.url = url.copy_with(host=address)
-            try:
-                return super().handle_request(request)
-            except httpx.ConnectError as error:
-                failed = error
-        raise failed
 
 
 def _split(address: str) -> Any:
@@ -181,6 +156,8 @@ def _post(address: str, secret: str, delivery: Delivery, at: float, transport: h
             client.stream("POST", address, content=body, headers=headers) as answer,
         ):
             status = answer.status_code
+    except InsideError:
+        raise NotSent(INSIDE) from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise NotSent(f"no answer ({type(error).__name__})") from None  # the error's message may contain the address
 

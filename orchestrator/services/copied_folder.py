@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from orchestrator.domain.jobs import Job
+from orchestrator.domain.judgements import JudgementState
 from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
 from orchestrator.domain.notifications import DeliveryState
 from orchestrator.ports.repository import Transaction
@@ -37,6 +38,9 @@ def leave_to_the_original(ctx: Context) -> None:
         for delivery in tx.deliveries.due(float("inf"), _MANY):
             delivery.state, delivery.detail = DeliveryState.FAILED, REASON
             tx.deliveries.save(delivery)
+        for judgement in tx.judgements.running():
+            judgement.state, judgement.reason = JudgementState.PAUSED, f"It {REASON}."
+            tx.judgements.save(judgement)
         for store in tx.stores.all():
             if store.credentials:
                 problem = "The original server uses this folder. Sign in again, with another folder or account."

@@ -367,12 +367,13 @@ def _refuse_if_promoted(tx: Transaction, job: Job) -> None:
 
 
 def _refuse_if_evidence(tx: Transaction, job: Job) -> None:
-    """A comparison that was lost must stay, because a verdict states how many there were."""
+    """A comparison or judgement that was lost must stay, because a verdict states how many there were."""
     evaluation = tx.evaluations.get(job.id)
     if evaluation is None or evaluation.trained_job == job.id or evaluation.finished_at is None:
         return
     trained = tx.jobs.get_many([evaluation.trained_job]).get(evaluation.trained_job)
     is_compared = any(found.closed_at is not None for found in tx.comparisons.of_evaluation(job.id))
+    is_compared |= any(found.finished_at is not None for found in tx.judgements.of_evaluation(job.id))
     if trained is not None and trained.deleted_at is None and (is_compared or tx.models.promoting(trained.id)):
         raise ConflictError(
             f"Job {job.id} is part of the evidence about the adapter of job {trained.id}. Delete that job first."

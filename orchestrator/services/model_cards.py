@@ -18,12 +18,14 @@ from orchestrator.domain.accounts import Actor
 from orchestrator.domain.audits import percent
 from orchestrator.domain.errors import NotFoundError
 from orchestrator.domain.jobs import Job
+from orchestrator.domain.judge_prompt import text_sha256
 from orchestrator.domain.models import AGAINST, Model, Move
 from orchestrator.domain.trust.intervals import Interval, wilson
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.context import Context
 from orchestrator.services.data_checking import known_reports
 from orchestrator.services.jobs import owned
+from orchestrator.services.judge_reports import JudgeReport
 from orchestrator.services.verdicts import Judged, judge
 from worker.shared.data_checks.findings import Report
 from worker.shared.job_spec import JobSpec
@@ -92,6 +94,7 @@ def provenance(ctx: Context, actor: Actor, job_id: str) -> Json:
         "missing": list(judged.missing),
         "evaluation": _evaluation(facts),
         "comparison": _comparison(judged),
+        "judges": [_judge(found) for found in judged.judges.reports] if judged.judges is not None else [],
         "verdict": {"answer": judged.verdict.answer, "reasons": list(judged.verdict.reasons)},
         "promoted": [
             {"model": model.name, "at": _time(move.at), "by": move.actor, "against_verdict": move.against_verdict}
@@ -137,6 +140,8 @@ def _evidence(facts: _Facts) -> Iterator[tuple[str, str]]:
     if evidence.votes is not None:
         count = f" in one of {judged.comparisons} comparisons" if judged.comparisons > 1 else ""
         yield "wrong claims", f"at most {percent(judged.error_rate)} % of equal adapters would be called better{count}"
+    for found in judged.judges.reports if judged.judges is not None else ():
+        yield "judge model", _judge_in_words(found)
     yield from _evaluated(facts)
     for entry, report in zip(facts.spec.datasets, facts.reports, strict=True):
         audit = next((audit.words for audit in judged.audits if audit.sha256 == entry.sha256), "not audited")
@@ -215,6 +220,34 @@ def _comparison(judged: Judged) -> Json | None:
         "margin": {"result": margin.result, "score": _interval(margin.score)} if margin is not None else None,
         "comparisons": judged.comparisons,
         "error_rate": judged.error_rate,
+    }
+
+
+def _judge_in_words(found: JudgeReport) -> str:
+    words = f"{found.judgement.model}: {found.advice}. {found.conduct_in_words}"
+    people = f"; agrees with people on {found.people_in_words}" if found.people_in_words else ""
+    return " ".join([f"{words}{people}.", *found.warnings])
+
+
+def _judge(found: JudgeReport) -> Json:
+    judgement, behaved, result = found.judgement, found.conduct, found.result
+    people = found.people
+    return {
+        "model": judgement.model,
+        "url": judgement.url,
+        "prompt": {"version": judgement.prompt_version, "sha256": text_sha256()},
+        "advice": found.advice,
+        "pairs": behaved.pairs,
+        "failed": behaved.failed,
+        "inconsistent": _interval(behaved.inconsistent),
+        "bias_p": behaved.bias_p,
+        "wins": result.wins if result is not None else None,
+        "losses": result.losses if result is not None else None,
+        "ties": result.ties if result is not None else None,
+        "people": {"shared": people.shared, "equal": _interval(people.equal), "kappa": people.kappa}
+        if people
+        else None,
+        "warnings": list(found.warnings),
     }
 
 

@@ -19,7 +19,9 @@ from orchestrator.domain.trust.intervals import wilson
 from orchestrator.domain.trust.sign_test import error_rates
 from orchestrator.domain.trust.verdict import Evidence, Verdict, judge_adapter
 from orchestrator.ports.repository import Transaction
+from orchestrator.services import judge_reports
 from orchestrator.services.comparisons import evidence_of
+from orchestrator.services.judge_reports import JudgeEvidence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,9 @@ class Judged:
     """The verdict on a job's adapter with what it rests on.
 
     `evaluation` is the newest finished evaluation of the last checkpoint. `is_running` says whether another one is
-    not done. `comparisons` counts the closed comparisons of all of them, and `error_rate` is the largest chance that
-    one of these calls an adapter better which is as good as its base. `missing` names the gaps of the provenance,
+    not done. `judges` is what judge models say of `evaluation`. `comparisons` counts the closed comparisons of all of
+    them, and `error_rate` is the largest chance that one of these, or a judge model that could promote, calls an
+    adapter better which is as good as its base. `missing` names the gaps of the provenance,
     `checkpoints` the chain from the first checkpoint to the last, each as job, step and sha256.
     """
 
@@ -45,6 +48,7 @@ class Judged:
     evidence: Evidence
     evaluation: Evaluation | None
     is_running: bool
+    judges: JudgeEvidence | None
     comparisons: int
     error_rate: float
     audits: tuple[AuditOfData, ...]
@@ -91,14 +95,18 @@ def judge(tx: Transaction, job: Job) -> Judged:
     checkpoints, is_whole = _chain(tx, job)
     missing = tuple(_missing(tx, job, chain_is_whole=is_whole))
     comparisons = sum(_closed(tx, evaluation) for evaluation in finished)
-    evidence = _evidence(tx, newest, audits, is_whole=not missing)
+    judged = [judge_reports.evidence_of(tx, evaluation.job_id) for evaluation in finished]
+    judges = judged[0] if judged else None
+    evidence = _evidence(tx, newest, audits, judges, is_whole=not missing)
+    chances = comparisons + sum(found.able for found in judged if found is not None)
     return Judged(
         verdict=judge_adapter(evidence),
         evidence=evidence,
         evaluation=newest,
         is_running=_is_running(tx, mine),
+        judges=judges,
         comparisons=comparisons,
-        error_rate=min(1.0, comparisons * _false_claims()),
+        error_rate=min(1.0, chances * _false_claims()),
         audits=audits,
         missing=missing,
         checkpoints=checkpoints,
@@ -115,13 +123,19 @@ def _closed(tx: Transaction, evaluation: Evaluation) -> int:
 
 
 def _evidence(
-    tx: Transaction, evaluation: Evaluation | None, audits: tuple[AuditOfData, ...], *, is_whole: bool
+    tx: Transaction,
+    evaluation: Evaluation | None,
+    audits: tuple[AuditOfData, ...],
+    judges: JudgeEvidence | None,
+    *,
+    is_whole: bool,
 ) -> Evidence:
     report: dict[str, Any] = (evaluation.report if evaluation is not None else None) or {}
     found = evidence_of(tx, evaluation.job_id) if evaluation is not None else None
     truncated = report.get("truncated", {})
     return Evidence(
         votes=found.votes if found is not None else None,
+        judge=judges.advice if judges is not None else None,
         margin=found.margin if found is not None else None,
         alpha=found.alpha if found is not None else None,
         vetoes=tuple(report.get("vetoes", ())),

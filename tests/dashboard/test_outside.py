@@ -140,7 +140,7 @@ def sent(member, url: str) -> dict:
 
 
 def test_a_name_that_moves_inside_is_not_followed(api1, people, resolve, receiver):
-    """Guard: without the look in `_Outside` the message arrived."""
+    """Guard: without the look in `OutsideTransport` the message arrived."""
     answers = iter([[PUBLIC], ["127.0.0.1"]])
     resolve(lambda _: next(answers))
     tried = sent(people.ann, f"http://moves.example:{receiver.port}/")

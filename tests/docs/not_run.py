@@ -10,6 +10,7 @@ INDEX = "installs a client from a package index; tests/e2e/test_colab.py uses it
 LATEST = "asks the package index for the versions of today"
 PERSON = "waits for a person's answer; tests/cli/test_stores.py gives one"
 EVALUATION = "needs the answers of an evaluation; tests/cli/test_compare.py compares some"
+JUDGE = "needs a judge model and the answers of an evaluation; tests/cli/test_judge.py has both"
 ANSWERS = "trains and answers for minutes; tests/e2e/test_evaluation.py does it"
 TRUST = "trains and answers for minutes; tests/http/test_trust_demo.py runs the parts without training"
 VOTES = "needs an evaluation that people have voted on; tests/http/test_models.py has one"
@@ -33,6 +34,15 @@ NOT_RUN = {
     "trainhop compare status JOB": EVALUATION,
     "trainhop compare close JOB": EVALUATION,
     "trainhop compare export JOB --format csv --out votes.csv": EVALUATION,
+    "trainhop judge add NAME https://api.example.org/v1 MODEL --key-file key.txt": JUDGE,
+    "trainhop judge consent NAME": JUDGE,
+    "trainhop judge start JOB NAME --max-tokens 500000": JUDGE,
+    "trainhop judge status JOB": JUDGE,
+    "trainhop judge resume JOB --max-tokens 1000000": JUDGE,
+    "trainhop judge pause JOB": JUDGE,
+    "trainhop judge ls": JUDGE,
+    "trainhop judge key NAME key.txt": JUDGE,
+    "trainhop judge rm NAME": JUDGE,
     "trainhop demo": MINUTES,
     "trainhop demo --sandbox": MINUTES,
     "trainhop demo --trust": TRUST,

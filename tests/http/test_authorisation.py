@@ -27,6 +27,10 @@ BODIES = {
     "start_comparison": {},
     "change_comparison": {"plan": "small"},
     "add_rater": {"name": "Ann"},
+    "add_judge_endpoint": {"name": "house", "url": "http://127.0.0.1:9/v1", "model": "m"},
+    "change_judge_endpoint": {"key": "k"},
+    "start_judgement": {"endpoint": "house"},
+    "resume_judgement": {},
     "label_audit_row": {"unit": "0.1", "label": "correct"},
 }
 ADMIN_ONLY = {

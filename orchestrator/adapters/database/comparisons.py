@@ -6,6 +6,7 @@ from sqlalchemy import Connection, delete, func, select, update
 
 from orchestrator.adapters.database import evaluation_tables as tables
 from orchestrator.adapters.database.compiled_sql import Upsert
+from orchestrator.adapters.database.judgements import delete_judgements
 from orchestrator.adapters.database.mapper import Mapper
 from orchestrator.adapters.database.repository import SqlRepository
 from orchestrator.domain.comparisons import BlindComparison, Choice, Ending, PlanName, Rater, Vote
@@ -71,7 +72,8 @@ class SqlComparisonRepository(SqlRepository):
 
 
 def delete_evaluation(connection: Connection, job_id: str) -> None:
-    """Delete an evaluation with its answers, comparisons, raters and votes."""
+    """Delete an evaluation with its answers, comparisons, raters, votes and judgements."""
+    delete_judgements(connection, job_id)
     theirs = select(_comparisons.id).where(_comparisons.job_id == job_id)
     for statement in (
         delete(tables.votes).where(_votes.comparison_id.in_(theirs)),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy import ColumnElement, Connection, Engine, Table, delete, exists, func, insert, inspect, select
 
-from orchestrator.adapters.database import tables
+from orchestrator.adapters.database import judge_tables, tables
 from orchestrator.adapters.database.leases import IS_LIVE
 
 _SEALED = (
@@ -14,6 +14,7 @@ _SEALED = (
     (tables.stores, "credentials"),
     (tables.channels, "sealed"),
     (tables.members, "hub_token"),
+    (judge_tables.judge_endpoints, "sealed"),
 )
 
 

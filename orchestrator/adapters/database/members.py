@@ -8,6 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from orchestrator.adapters.database import tables
 from orchestrator.adapters.database.comparisons import revoke_raters
 from orchestrator.adapters.database.compiled_sql import Statement
+from orchestrator.adapters.database.judgements import remove_endpoints
 from orchestrator.adapters.database.mapper import Mapper
 from orchestrator.adapters.database.repository import SqlRepository
 from orchestrator.domain.accounts import Member, Role
@@ -64,4 +65,5 @@ class SqlMemberRepository(SqlRepository):
             delete(channels).where(channels.c.member_id == member.id),
         ):
             self._connection.execute(statement)
+        remove_endpoints(self._connection, member.id)
         revoke_raters(self._connection, member.id, member.removed_at)

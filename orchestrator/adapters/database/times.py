@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Table, and_, or_, select, update
 
-from orchestrator.adapters.database import tables
+from orchestrator.adapters.database import judge_tables, tables
 from orchestrator.adapters.database.jobs import IS_UNENDED
 from orchestrator.adapters.database.leases import IS_LIVE
 from orchestrator.adapters.database.repository import SqlRepository
@@ -31,6 +31,7 @@ _COMPARED: tuple[tuple[Table, tuple[str, ...], Any], ...] = (
     (tables.claims, ("created_at", "expires_at", "used_at"), None),
     (tables.tokens, ("expires_at",), tables.tokens.c.expires_at.is_not(None)),
     (tables.remembered, ("at",), None),
+    (judge_tables.judgements, ("not_before",), judge_tables.judgements.c.not_before > 0),
     (tables.deliveries, ("next_at", "created_at", "sent_at"), None),
 )
 

@@ -14,6 +14,7 @@ from orchestrator.adapters.database.evaluations import SqlEvaluationRepository
 from orchestrator.adapters.database.events import SqlEventRepository, insert_events
 from orchestrator.adapters.database.idempotency import SqlIdempotencyRepository
 from orchestrator.adapters.database.jobs import SqlJobRepository
+from orchestrator.adapters.database.judgements import SqlJudgeEndpointRepository, SqlJudgementRepository
 from orchestrator.adapters.database.leases import SqlLeaseRepository
 from orchestrator.adapters.database.members import SqlMemberRepository
 from orchestrator.adapters.database.models import SqlModelRepository
@@ -101,6 +102,14 @@ class SqlTransaction:
     @property
     def comparisons(self) -> SqlComparisonRepository:
         return SqlComparisonRepository(self.connection)
+
+    @property
+    def judge_endpoints(self) -> SqlJudgeEndpointRepository:
+        return SqlJudgeEndpointRepository(self.connection)
+
+    @property
+    def judgements(self) -> SqlJudgementRepository:
+        return SqlJudgementRepository(self.connection)
 
     @property
     def models(self) -> SqlModelRepository:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from orchestrator.domain.trust.agreement import LEAST_ALPHA
 from orchestrator.domain.trust.audit_decision import Decision
 from orchestrator.domain.trust.intervals import Interval, paired_t
+from orchestrator.domain.trust.judge import Advice
 from orchestrator.domain.trust.sign_test import Comparison, Quality
 from orchestrator.domain.trust.win_rates import MarginResult, NotWorse
 
@@ -61,14 +62,15 @@ class Recommendation(StrEnum):
 class Evidence:
     """All that a verdict rests on.
 
-    `votes` compares by people, or by a judge that is shown to agree with them. `margin` is the test of a margin that
-    was declared before the first vote (None: not declared), `gain_elsewhere` whether a gain that was declared with it
-    is shown. `alpha` is the agreement of several raters (None: not known). `vetoes` are the harms that were found, in
-    words. Truncation is the share of answers cut at the token limit. `audit` is None without an audit with a limit.
-    `prompts` were answered by both arms.
+    `votes` compares by people. `judge` is the advice of judge models (None: none, or people are comparing). It counts
+    only where people have not decided. `margin` is the test of a margin that was declared before the first vote (None:
+    not declared), `gain_elsewhere` whether a gain that was declared with it is shown. `alpha` is the agreement of
+    several raters (None: not known). `vetoes` are the harms that were found, in words. Truncation is the share of
+    answers cut at the token limit. `audit` is None without an audit with a limit. `prompts` were answered by both arms.
     """
 
     votes: Comparison | None = None
+    judge: Advice | None = None
     margin: MarginResult | None = None
     gain_elsewhere: bool = False
     alpha: float | None = None
@@ -97,16 +99,24 @@ def judge_adapter(evidence: Evidence) -> Verdict:
     gaps = tuple(_gaps(evidence))
     if gaps:
         return Verdict(answer=Recommendation.NOT_ENOUGH, reasons=gaps, more=_ratings_to_come(evidence))
-    shown = "People prefer the adapter to its base." if _is_better(evidence) else _NOT_WORSE
-    return Verdict(answer=Recommendation.PROMOTE, reasons=(shown,))
+    return Verdict(answer=Recommendation.PROMOTE, reasons=(_shown(evidence),))
+
+
+def _shown(evidence: Evidence) -> str:
+    if _people_say(evidence, Quality.BETTER):
+        return "People prefer the adapter to its base."
+    return _NOT_WORSE if _is_not_worse(evidence) else _JUDGE_PREFERS
 
 
 _NOT_WORSE = "The adapter is not worse than its base by more than the declared margin, and the declared gain is shown."
+_JUDGE_PREFERS = "A judge model prefers the adapter to its base, and it agrees with people on these prompts."
 
 
 def _objections(evidence: Evidence) -> Iterator[str]:
-    if evidence.votes is not None and evidence.votes.quality is Quality.WORSE:
+    if _people_say(evidence, Quality.WORSE):
         yield "People prefer the base model to the adapter."
+    elif evidence.judge is Advice.DO_NOT and not _people_say(evidence, Quality.BETTER):
+        yield "A judge model prefers the base model to the adapter, and people have not decided."
     yield from evidence.vetoes
     if evidence.audit is Decision.FAIL:
         yield "The audit found more wrong rows in the training data than allowed."
@@ -137,8 +147,12 @@ def _quality_gap(evidence: Evidence) -> str:
     return "The votes do not decide yet."
 
 
+def _people_say(evidence: Evidence, quality: Quality) -> bool:
+    return evidence.votes is not None and evidence.votes.quality is quality
+
+
 def _is_better(evidence: Evidence) -> bool:
-    return evidence.votes is not None and evidence.votes.quality is Quality.BETTER
+    return _people_say(evidence, Quality.BETTER) or evidence.judge is Advice.PROMOTE
 
 
 def _is_not_worse(evidence: Evidence) -> bool:

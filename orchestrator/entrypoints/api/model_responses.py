@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.domain.models import MoveKind
 from orchestrator.domain.trust.audit_decision import Decision
+from orchestrator.domain.trust.judge import Advice
 from orchestrator.domain.trust.sign_test import Quality
 from orchestrator.domain.trust.verdict import Recommendation
 from orchestrator.entrypoints.api.responses import ResponseModel, Time
@@ -20,6 +21,18 @@ class Votes(ResponseModel):
     ties: int
 
 
+class JudgeOfVerdict(ResponseModel):
+    """What a judge model said of the answers, how it behaved, and what to know before believing it."""
+
+    model: str
+    url: str
+    prompt_version: int
+    advice: Advice
+    conduct: str
+    people: str
+    warnings: list[str]
+
+
 class AuditOfData(ResponseModel):
     """The audit of a data file in a few words. `decision` is null without an audit with a limit."""
 
@@ -32,8 +45,9 @@ class Verdict(ResponseModel):
     """The verdict on a job's adapter, with its reasons and what to do next.
 
     `more` is the number of ratings that would probably decide. `evaluation` is the job of the newest finished
-    evaluation. `error_rate` is the largest chance that one of the `comparisons` so far calls an adapter better which is
-    as good as its base. `missing` names what is not recorded about the adapter.
+    evaluation. `error_rate` is the largest chance that one of the `comparisons` so far, or a judge model that agrees
+    with people, calls an adapter better which is as good as its base. `missing` names what is not recorded about the
+    adapter.
     """
 
     answer: Recommendation
@@ -42,6 +56,7 @@ class Verdict(ResponseModel):
     advice: str
     error_rate: float
     votes: Votes | None
+    judges: list[JudgeOfVerdict]
     evaluation: str | None
     comparisons: int
     report: dict[str, Any] | None
@@ -110,5 +125,6 @@ class Provenance(ResponseModel):
     missing: list[str]
     evaluation: dict[str, Any] | None
     comparison: dict[str, Any] | None
+    judges: list[dict[str, Any]]
     verdict: dict[str, Any]
     promoted: list[dict[str, Any]]

@@ -22,6 +22,7 @@ from orchestrator.entrypoints.http.dependencies import (
 )
 from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute
 from orchestrator.services import model_cards, models
+from orchestrator.services.judge_reports import JudgeReport
 from orchestrator.services.verdicts import Judged
 
 router = APIRouter(prefix=PREFIX, tags=["models"], route_class=ApiRoute, responses=PROBLEMS)
@@ -80,11 +81,17 @@ def as_verdict(judged: Judged) -> responses.Verdict:
     evaluation = judged.evaluation
     found = {
         "votes": judged.evidence.votes,
+        "judges": [_judge(found) for found in judged.judges.reports] if judged.judges is not None else [],
         "advice": judged.advice,
         "evaluation": evaluation.job_id if evaluation is not None else None,
         "report": evaluation.report if evaluation is not None else None,
     }
     return responses.Verdict.model_validate(vars(judged) | vars(judged.verdict) | found)
+
+
+def _judge(found: JudgeReport) -> dict[str, Any]:
+    words = {"conduct": found.conduct_in_words, "people": found.people_in_words, "warnings": found.warnings}
+    return vars(found.judgement) | {"advice": found.advice} | words
 
 
 @router.post(

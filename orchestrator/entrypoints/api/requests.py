@@ -11,10 +11,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 from orchestrator.domain.accounts import Role
 from orchestrator.domain.audits import StrataKind
 from orchestrator.domain.comparisons import PlanName
+from orchestrator.domain.judgements import MAX_BUDGET
 from orchestrator.domain.trust.audit_estimate import Label
 from orchestrator.services.audit_rating import MAX_NOTE, MAX_SOURCE
 from orchestrator.services.audits import MAX_SEED
 from orchestrator.services.comparisons import MAX_QUESTION, QUESTION
+from orchestrator.services.judge_endpoints import MAX_KEY
+from orchestrator.services.judgements import BUDGET
 from worker.shared.job_spec import EvaluationSpec
 from worker.shared.wire import Count, Sha256
 
@@ -169,6 +172,48 @@ class RaterCreate(RequestModel):
     """A rater to add. They need no account."""
 
     name: Name
+
+
+JudgeUrl = Annotated[
+    str, Field(min_length=1, max_length=1_000, description="For example https://api.example.org/v1, without the key.")
+]
+JudgeModel = Annotated[
+    str, Field(min_length=1, max_length=200, description="The model's name there."), AfterValidator(_readable)
+]
+JudgeKey = Annotated[SecretStr, Field(max_length=MAX_KEY)]
+Budget = Annotated[int, Field(ge=1, le=MAX_BUDGET, description="Tokens of all requests and answers.")]
+
+
+class JudgeEndpointCreate(RequestModel):
+    """An OpenAI-compatible chat endpoint to add. The key is encrypted and never returned.
+
+    With `consent` you agree that prompts and answers of your evaluations are sent there.
+    """
+
+    name: Name
+    url: JudgeUrl
+    model: JudgeModel
+    key: JudgeKey = SecretStr("")
+    consent: bool = False
+
+
+class JudgeEndpointUpdate(RequestModel):
+    """A new key for an endpoint."""
+
+    key: JudgeKey
+
+
+class JudgementCreate(RequestModel):
+    """A judgement to start, by one of your endpoints (id or name)."""
+
+    endpoint: Name
+    max_tokens: Budget = BUDGET
+
+
+class JudgementResume(RequestModel):
+    """A judgement to resume, with its old budget or with another one."""
+
+    max_tokens: Budget | None = None
 
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,99}$"

@@ -12,6 +12,7 @@ from orchestrator.entrypoints.background.loops import Loop, Periodic, guarded
 from orchestrator.services import clock_jumps
 from orchestrator.services.diagnosis import clear_left
 from orchestrator.services.dispatch import dispatch
+from orchestrator.services.judging import judge_due
 from orchestrator.services.mailbox import MailboxPoller
 from orchestrator.services.notifications import check_alerts, deliver_due
 from orchestrator.services.reconcile import Watch
@@ -21,6 +22,7 @@ from orchestrator.services.rounds import LATE_S
 log = structlog.get_logger()
 
 TELL_EVERY_S = 2.0
+JUDGE_EVERY_S = 2.0
 LOOK_AROUND_EVERY_S = 60.0
 TIDY_EVERY_S = 600.0
 WATCH_EVERY_S = 1.0
@@ -52,6 +54,7 @@ class Ticker:
         self._periodic.every(settings.reconcile_s, "look", app.news.set)
         self._periodic.every(settings.letters_s, "letters", mailbox_wake.set)
         self._periodic.every(TELL_EVERY_S, "notifications", lambda: deliver_due(app.notifications))
+        self._periodic.every(JUDGE_EVERY_S, "judgements", lambda: judge_due(app.judging))
         self._periodic.every(LOOK_AROUND_EVERY_S, "alerts", lambda: check_alerts(app.notifications))
         self._periodic.every(tidy_every_s, "tidying", self._tidy)
 
@@ -68,6 +71,7 @@ class Ticker:
     def stop(self) -> None:
         """Finish the current round and stop."""
         self._stopping.set()
+        self._app.judges.stopping.set()
         self._periodic.stop()
         self._follower.stop()
         for loop in self._loops:

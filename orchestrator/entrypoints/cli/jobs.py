@@ -12,6 +12,7 @@ from orchestrator.entrypoints.cli import job_file
 from orchestrator.entrypoints.cli.client import Client, connect
 from orchestrator.entrypoints.cli.evaluations import evaluations_of, show_evaluations
 from orchestrator.entrypoints.cli.findings import show_finding
+from orchestrator.entrypoints.cli.judges import judgements_of, show_judgements
 from orchestrator.entrypoints.cli.output import (
     JsonFlag,
     clean,
@@ -202,11 +203,13 @@ def show(context: typer.Context, job: JobArgument, as_json: JsonFlag = False) ->
     record = find_job(client, job)
     sessions = listed(client.get(f"/jobs/{record['id']}/sessions"))
     evaluations = evaluations_of(client, record["id"])
+    judged = judgements_of(client, record["id"]) if evaluations else []
     if as_json:
-        put_json({**record, "sessions": sessions, "evaluations": evaluations})
+        put_json({**record, "sessions": sessions, "evaluations": evaluations, "judgements": judged})
         return
     facts(_described(record))
     show_evaluations(record, evaluations)
+    show_judgements(judged)
     if sessions:
         put()
         session_table(sessions)

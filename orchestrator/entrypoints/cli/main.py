@@ -20,6 +20,7 @@ from orchestrator.entrypoints.cli import (
     evaluations,
     hub,
     jobs,
+    judges,
     link,
     members,
     models,
@@ -60,6 +61,7 @@ app.add_typer(comparisons.app, name="compare", rich_help_panel="Server")
 datasets.app.add_typer(audits.app, name="audit")
 app.add_typer(datasets.app, name="datasets", rich_help_panel="Server")
 app.add_typer(hub.app, name="hub", rich_help_panel="Server")
+app.add_typer(judges.app, name="judge", rich_help_panel="Server")
 app.add_typer(members.members, name="members", rich_help_panel="Server")
 app.add_typer(models.app, name="models", rich_help_panel="Server")
 app.add_typer(notifications.app, name="notifications", rich_help_panel="Server")

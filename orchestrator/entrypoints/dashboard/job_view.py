@@ -12,7 +12,8 @@ from orchestrator.domain.scheduling import Candidate, Forecast, forecast
 from orchestrator.entrypoints.dashboard import timeline
 from orchestrator.entrypoints.dashboard.render import fragment
 from orchestrator.entrypoints.http.dependencies import Server
-from orchestrator.services import capacity, dispatch, evaluations
+from orchestrator.services import capacity, dispatch, evaluations, judge_reports
+from orchestrator.services.judge_reports import JudgeReport
 from orchestrator.services.verdicts import Judged, judge
 
 SECTIONS = ("status", "evaluation", "sessions", "checkpoints", "samples", "machine", "events")
@@ -90,6 +91,7 @@ def look(server: Server, machines: Machines, job_id: str) -> Look | None:
             "checkpoints": _checkpoints(server, row, sessions),
             "samples": _samples(server, job_id),
             "evaluations": evaluations.listed(server.ctx, job_id),
+            "judges": _judges(server, row),
             "readings": _readings(server, sessions),
             "last_words": _last_words(server, row, sessions),
         },
@@ -103,6 +105,14 @@ def _judged(server: Server, row: Row) -> Judged | None:
     with server.ctx.uow() as tx:
         job = tx.jobs.get_many([row["id"]]).get(row["id"])
         return judge(tx, job) if job is not None else None
+
+
+def _judges(server: Server, row: Row) -> list[JudgeReport]:
+    """What judge models say of an evaluation, newest first."""
+    if not row["spec"].get("evaluation"):
+        return []
+    with server.ctx.uow() as tx:
+        return judge_reports.of_evaluation(tx, row["id"])
 
 
 def _waiting(server: Server, row: Row) -> Any:

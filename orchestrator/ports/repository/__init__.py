@@ -22,6 +22,7 @@ from orchestrator.ports.repository.jobs import (
     LeaseRepository,
     ReportRepository,
 )
+from orchestrator.ports.repository.judgements import JudgeEndpointRepository, JudgementRepository
 from orchestrator.ports.repository.models import ModelRepository
 from orchestrator.ports.repository.notifications import ChannelRepository, DeliveryRepository
 from orchestrator.ports.repository.storage import DatasetRepository, StoreObjectRepository, StoreRepository
@@ -70,6 +71,10 @@ class Transaction(Protocol):
     def evaluations(self) -> EvaluationRepository: ...
     @property
     def comparisons(self) -> ComparisonRepository: ...
+    @property
+    def judge_endpoints(self) -> JudgeEndpointRepository: ...
+    @property
+    def judgements(self) -> JudgementRepository: ...
     @property
     def models(self) -> ModelRepository: ...
     @property
