@@ -273,17 +273,21 @@ def _refuse_while_needed(tx: Transaction, sha256: str, member_id: str) -> None:
 
 
 def sweep_discarded(ctx: Context) -> None:
-    """Delete the objects of deleted datasets. If a store does not answer, the next round tries again."""
+    """Delete the objects of deleted datasets and jobs. If a store does not answer, the next round tries again."""
     with ctx.uow() as tx:
-        discarded = {
-            key: [c.name for c in tx.stores.all() if tx.store_objects.get(c.name, key)]
-            for key in tx.datasets.discarded(DISCARDED_AT_ONCE)
-        }
-    for key, copies in discarded.items():
+        discarded = {key: _stores_of(ctx, tx, key, store) for key, store in tx.datasets.discarded(DISCARDED_AT_ONCE)}
+    for key, stores in discarded.items():
         try:
-            for store in (ctx.stores.local(), *map(ctx.stores.get, copies)):  # copies were made for notebooks
-                store.delete(key)
+            for name in stores:
+                ctx.stores.get(name).delete(key)
         except StoreError:
             continue
         with ctx.uow() as tx:
             tx.datasets.delete_discarded(key)
+
+
+def _stores_of(ctx: Context, tx: Transaction, key: str, store: str | None) -> list[str]:
+    """The store that was named, or that of datasets with those that have a copy for notebooks."""
+    if store is not None:
+        return [store]
+    return [ctx.stores.local().name, *(c.name for c in tx.stores.all() if tx.store_objects.get(c.name, key))]

@@ -14,15 +14,13 @@ from orchestrator.domain.jobs import Checkpoint, Job, Lease
 from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
 from orchestrator.ports.providers import Handle, ProviderError
 from orchestrator.ports.repository import Transaction
-from orchestrator.ports.stores import StoreError
 from orchestrator.services.checkpoints import sweep
 from orchestrator.services.context import Context, new_id
 from orchestrator.services.data_checking import refuse_findings
-from orchestrator.services.datasets import hold
+from orchestrator.services.datasets import hold, sweep_discarded
 from orchestrator.services.failed_starts import Explanation
 from orchestrator.services.job_resolution import NEWEST, resolve
 from orchestrator.services.leases import release_lease
-from orchestrator.services.stores import from_store
 from worker.shared.data_checks.findings import Finding
 from worker.shared.job_spec import JobSpec
 from worker.shared.memory_estimate import Need
@@ -329,22 +327,22 @@ def delete(ctx: Context, actor: Actor, job_id: str) -> None:
     """Delete an ended job, its checkpoints, adapter, curves, samples and logs, for everyone and for good.
 
     A clone keeps the checkpoint that it began with. The hours of its sessions and the events that say what happened are
-    kept. Raises `ConflictError` while the job, or what one of its machines left, may still be needed, and
-    `UnavailableError` if the store does not answer. Both leave the job as it is.
+    kept. Raises `ConflictError` while the job, or what one of its machines left, may still be needed. What a store does
+    not delete now is deleted in a later round.
     """
-    with ctx.uow() as tx:
-        job = _ended(tx, actor, job_id)
-    _delete_adapter(ctx, job)
     with ctx.uow() as tx:
         job = _ended(tx, actor, job_id)
         leases = tx.leases.of_job(job_id)
         for checkpoint in tx.checkpoints.of_job(job_id, CheckpointState.COMMITTED):
             checkpoint.to(CheckpointState.PRUNED)
             tx.checkpoints.save(checkpoint)
+        if job.adapter_key is not None:
+            tx.datasets.discard(job.adapter_key, job.adapter_store)
         job.delete(at=ctx.clock.now(), actor=actor.name)
         tx.jobs.save(job)
         tx.jobs.delete_records(job_id)
     sweep(ctx)
+    sweep_discarded(ctx)
     for lease in leases:
         _erase_log(ctx, lease)
 
@@ -380,15 +378,6 @@ def _refuse_if_evidence(tx: Transaction, job: Job) -> None:
         raise ConflictError(
             f"Job {job.id} is part of the evidence about the adapter of job {trained.id}. Delete that job first."
         )
-
-
-def _delete_adapter(ctx: Context, job: Job) -> None:
-    if job.adapter_key is None or job.adapter_store is None:
-        return
-    try:
-        ctx.stores.get(job.adapter_store).delete(job.adapter_key)
-    except StoreError as error:
-        raise from_store(error) from error
 
 
 def _erase_log(ctx: Context, lease: Lease) -> None:

@@ -45,4 +45,4 @@ uploads = Table(
     Index("uploads_by_member", "member_id", "id"),
 )
 
-discarded = Table("discarded", metadata, Column("key", String(255), primary_key=True))
+discarded = Table("discarded", metadata, Column("key", String(255), primary_key=True), Column("store", String(32)))

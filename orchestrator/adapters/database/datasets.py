@@ -79,11 +79,12 @@ class SqlDatasetRepository(SqlRepository):
         statement = select(_uploads.c.member_id).where(_uploads.c.sha256 == sha256)
         return {member for (member,) in self._connection.execute(statement)}
 
-    def discard(self, key: str) -> None:
-        _discard.run(self._connection, {"key": key})
+    def discard(self, key: str, store: str | None = None) -> None:
+        _discard.run(self._connection, {"key": key, "store": store})
 
-    def discarded(self, limit: int) -> list[str]:
-        return [key for (key,) in self._connection.execute(select(_discarded.c.key).limit(limit))]
+    def discarded(self, limit: int) -> list[tuple[str, str | None]]:
+        rows = self._connection.execute(select(_discarded.c.key, _discarded.c.store).limit(limit))
+        return [(key, store) for key, store in rows]
 
     def delete_discarded(self, key: str) -> None:
         self._connection.execute(delete(_discarded).where(_discarded.c.key == key))

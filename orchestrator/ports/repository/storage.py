@@ -85,12 +85,12 @@ class DatasetRepository(Protocol):
         """Add the report of a file that is still there. A report that was added meanwhile stays."""
         ...
 
-    def discard(self, key: str) -> None:
-        """Record that the object under this key is to be deleted from the stores."""
+    def discard(self, key: str, store: str | None = None) -> None:
+        """Record that the object under this key is to be deleted: from `store`, or from all that have this dataset."""
         ...
 
-    def discarded(self, limit: int) -> list[str]:
-        """Keys of objects that are still to be deleted."""
+    def discarded(self, limit: int) -> list[tuple[str, str | None]]:
+        """Keys and stores of objects that are still to be deleted, as given to `discard`."""
         ...
 
     def delete_discarded(self, key: str) -> None:
