@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from orchestrator.domain.trust.verdict import MAX_TRUNCATED, Forgetting, Harm, forgetting
+from orchestrator.services.similarity import similarity
 from worker.shared.answers_file import AnswersFile, ArmAnswer
 from worker.shared.data_checks.phrases import Refusals, own_phrases
 from worker.shared.data_checks.template_tokens import has_template_text
@@ -44,7 +45,9 @@ def report_of(found: AnswersFile) -> dict[str, Any]:
         "repetition": _shares(found, lambda answer: repeats(answer.text)),
         "template_leaks": _shares(found, lambda answer: answer.leaked or has_template_text(answer.text)),
     }
-    return report | {"vetoes": list(_vetoes(harm)), "warnings": list(_warnings(found, report, harm))}
+    report |= {"vetoes": list(_vetoes(harm)), "warnings": list(_warnings(found, report, harm))}
+    # After vetoes and warnings, which must not depend on it.
+    return report | {"similarity": similarity(found.answered)}
 
 
 def _answers(found: AnswersFile, arm: Arm) -> list[ArmAnswer]:

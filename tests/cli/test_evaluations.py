@@ -24,7 +24,8 @@ def test_a_job_is_evaluated_and_its_report_is_shown(tmp_path: Path) -> None:
         assert "note: There are only 12 prompts." in made.stderr
         assert f"trainhop watch {ident}" in made.stderr
         settings = server.api.admin.get(f"/jobs/{ident}").json()["spec"]["evaluation"]
-        assert settings == {"max_prompts": 12, "max_new_tokens": 64, "temperature": 0.7, "prompts": None}
+        asked = {"max_prompts": 12, "max_new_tokens": 64, "temperature": 0.7, "prompts": None, "measures": 2}
+        assert settings == asked
 
         (tmp_path / "mine.jsonl").write_bytes(CHAT)
         of_file = trainhop("evaluate", job, "--prompts", "mine.jsonl", **variables)
@@ -45,6 +46,10 @@ def test_a_job_is_evaluated_and_its_report_is_shown(tmp_path: Path) -> None:
             "general text loss +0.310 nats per token (+0.290 to +0.330)",
             "veto The adapter has forgotten general text",
             "warning More than 10% of the answers were cut.",
+            "Resembles your data (says nothing of quality, and does not count for a verdict)",
+            "held-out loss 2.500 base, 1.250 adapter nats per token",
+            "BLEU 10.0 base, 90.5 adapter",
+            "not audited",
         ):
             assert words in report, words
         listed = " ".join(trainhop("show", job, **variables).stdout.split())

@@ -23,9 +23,18 @@ REPORT = {
     "refusals": {"base": 0.0, "adapter": 0.0},
     "repetition": {"base": 0.0, "adapter": 0.0},
     "template_leaks": {"base": 0.0, "adapter": 0.0},
+    "similarity": {
+        "rows": 38,
+        "own_loss": {"rows": 38, "tokens": 900, "base": 2.5, "adapter": 1.25},
+        "chrf": {"base": 20.0, "adapter": 60.0},
+        "bleu": {"base": 10.0, "adapter": 90.5},
+        "rouge_l": {"base": 0.3, "adapter": 0.7},
+        "settings": {"chrf": "a", "bleu": "b"},
+    },
     "vetoes": ["The adapter has forgotten general text <b>."],
     "warnings": ["More than 10% of the answers were cut."],
 }
+LIKE = ("Resembles your data", "38 rows with an answer", "2.500", "90.5", ": not audited.", "do not count")
 
 
 @pytest.fixture
@@ -71,7 +80,14 @@ def test_a_form_starts_an_evaluation_and_its_page_shows_the_report(site, people,
     assert f'action="/jobs/{ident}/evaluate"' not in own
     finished(site, ident)
     own = site.client.get(f"/jobs/{ident}", headers=HTML).text
-    for words in ("40 prompts, 3 with equal answers", "25 %", "+0.310", "forgotten general text &lt;b&gt;", "were cut"):
+    for words in (
+        "40 prompts, 3 with equal answers",
+        "25 %",
+        "+0.310",
+        "forgotten general text &lt;b&gt;",
+        "were cut",
+        *LIKE,
+    ):
         assert words in own, words
     assert "canary" not in own
     page = site.client.get(f"/jobs/{job}", headers=HTML).text

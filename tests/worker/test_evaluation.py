@@ -12,7 +12,7 @@ from worker.shared import answers_file, checkpoint_file
 from worker.shared.answers_file import MAX_ANSWER_BYTES
 from worker.shared.checkpoint_file import CheckpointError
 from worker.shared.checkpoint_header import ADAPTER, ANSWERS, check_answers, check_parameters, read_header
-from worker.shared.evaluation_units import PASSAGES, Arm, prompts_at_once, units
+from worker.shared.evaluation_units import PASSAGES, Arm, Measure, prompts_at_once, units
 from worker.shared.job_spec import DatasetSpec, EvaluationSpec, RowFormat
 from worker.shared.messages import Origin
 from worker.shared.passages import passages
@@ -76,14 +76,16 @@ def read(content):
     return answers_file.read(io.BytesIO(content))
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_an_evaluation_stopped_at_five_places_ends_in_the_same_file(training, trained, temperature):
-    """The promise. Seen failing with the results of the session alone in the checkpoint, and with noise of the process
-    in place of a generator for each answer."""
-    evaluation = Evaluations(training, *trained, temperature=temperature)
+@pytest.mark.parametrize("asked", [{"temperature": 0.0, "measures": 2}, {"temperature": 0.8}])
+def test_an_evaluation_stopped_at_five_places_ends_in_the_same_file(training, trained, asked):
+    """The promise, also for an evaluation that began with an earlier version. Seen failing with the results of the
+    session alone in the checkpoint, and with noise of the process in place of a generator for each answer."""
+    evaluation = Evaluations(training, *trained, **asked)
     whole = evaluation.whole()
     found = read(whole)
     assert (len(found.answered), len(found.losses)) == (11, PASSAGES)
+    assert found.head.answers == asked.get("measures", 1)
+    assert all((each.own_loss is not None) == ("measures" in asked) for each in found.answered)
     resume, result = None, cast("Any", None)
     total = evaluation.spec.total_steps
     for cut in (1, 3, 4, 5, total - 1, None):
@@ -125,6 +127,32 @@ def test_the_base_answers_as_without_adapter_and_the_adapter_differs(training, t
     ids = torch.tensor([tokenizer(passages()[7].text)["input_ids"][:512]])
     with torch.no_grad():
         assert found.losses[7].base == pytest.approx(float(model(ids, labels=ids).loss), rel=1e-5)
+
+
+def test_the_loss_on_the_rows_own_answers_is_that_of_the_model(training, trained):
+    """Both arms, on the trained tokens of each row. Guard: with the prompt's tokens in it, the loss was another one."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from worker.training.encoding import Encoder
+    from worker.training.prompts import candidates
+
+    evaluation = Evaluations(training, *trained, measures=2)
+    found = read(evaluation.whole()).answered
+    tokenizer: Any = AutoTokenizer.from_pretrained(training.base)
+    model: Any = AutoModelForCausalLM.from_pretrained(training.base)
+    encoder = Encoder(tokenizer, evaluation.spec.sequence_len, False, encoding=3)
+    rows = {row.messages[-1].content: row for row in candidates([training.dataset], evaluation.spec)}
+    for each in found:
+        example = encoder.encode(rows[each.own_answer])
+        ids, labels = torch.tensor([example.input_ids]), torch.tensor([example.labels])
+        with torch.no_grad():
+            loss = float(model(ids, labels=labels).loss)
+        assert each.own_loss is not None
+        assert each.own_loss.base == pytest.approx(loss, rel=1e-4)
+        assert each.own_loss.tokens == int(labels[0, 1:].ne(-100).sum())
+    adapted, before = (sum(getattr(each.own_loss, arm) for each in found) for arm in ("adapter", "base"))
+    assert adapted < before, "the training has lowered it"
 
 
 def test_a_prompt_is_everything_before_the_last_answer(training, trained, tmp_path):
@@ -253,13 +281,16 @@ def test_the_units_are_a_function_of_the_job():
     assert prompts_at_once(64, 12) == 8
     assert prompts_at_once(100_000, 4096) == 1
     found = units(11, 8)
-    assert [(unit.arm, unit.begin, unit.end) for unit in found if not unit.of_passages] == [
+    assert [(unit.arm, unit.begin, unit.end) for unit in found if unit.measure is Measure.PROMPTS] == [
         (Arm.BASE, 0, 8),
         (Arm.ADAPTER, 0, 8),
         (Arm.BASE, 8, 11),
         (Arm.ADAPTER, 8, 11),
     ]
-    assert sum(unit.end - unit.begin for unit in found if unit.of_passages) == 2 * PASSAGES
+    assert sum(unit.end - unit.begin for unit in found if unit.measure is Measure.PASSAGES) == 2 * PASSAGES
+    newer = units(11, 8, measures=2)
+    assert newer[: len(found)] == found, "an evaluation that began before finds its place again"
+    assert {unit.measure for unit in newer[len(found) :]} == {Measure.OWN_ANSWERS}
 
 
 def test_the_passages_are_short_and_named():

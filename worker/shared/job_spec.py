@@ -31,6 +31,10 @@ both.
 VAL_SPLIT = 2
 """How new jobs choose validation rows: copies of a row stay on one side. A job without a number chose single rows."""
 
+MEASURES = 2
+"""What new evaluations measure besides answers and general text: the loss on the rows' own answers. One without a
+number began before."""
+
 T = TypeVar("T")
 
 
@@ -97,6 +101,8 @@ class EvaluationSpec(Written):
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 256
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     prompts: DatasetSpec | None = None
+    measures: Annotated[int, Field(ge=2, le=MEASURES)] | None = Field(default=None, exclude_if=lambda way: way is None)
+    """Set by the server. Left out of an old evaluation, because an older worker refuses keys that it does not know."""
 
 
 _DEADLINE = "must be a time with its zone, for example 2026-12-01T18:00:00+01:00"
@@ -233,7 +239,8 @@ class JobSpec(Written):
         if asked is None:
             return ()
         rows = self.eval_rows if asked.prompts is None else asked.prompts.rows or 0
-        return units(min(rows, asked.max_prompts), prompts_at_once(self.sequence_len, asked.max_new_tokens))
+        at_once = prompts_at_once(self.sequence_len, asked.max_new_tokens)
+        return units(min(rows, asked.max_prompts), at_once, measures=asked.measures)
 
     @property
     def total_steps(self) -> int:

@@ -24,7 +24,7 @@ from worker.shared import checkpoint_file
 from worker.shared.answers_file import LeftOut, clipped, json_line, written
 from worker.shared.checkpoint_file import CheckpointError
 from worker.shared.checkpoint_header import ADAPTER, ANSWERS
-from worker.shared.evaluation_units import Arm, Unit
+from worker.shared.evaluation_units import Arm, Measure, Unit
 from worker.shared.files import write_atomically
 from worker.shared.lineage import FROM_HERE_ON, check_lineage, check_owner
 from worker.shared.manifest import Fidelity, Hardware, Manifest, Recipe
@@ -34,11 +34,13 @@ from worker.training import base_model, generation, module_state, state, unusabl
 from worker.training.backends import base
 from worker.training.backends.base import Loaded
 from worker.training.backends.hf import HfBackend
+from worker.training.data import trained_tokens
 from worker.training.determinism import require_deterministic_kernels
 from worker.training.encoding import Encoder
 from worker.training.evaluation import setup_differences
 from worker.training.interface import Decision, Hooks, PermanentError, Resume, Snapshot, Trained, TrainingJob
 from worker.training.library_warnings import hide_expected_warnings
+from worker.training.loss import add_summed_loss
 from worker.training.machine_setup import card_of, machine_setup
 from worker.training.model_limits import ModelLimits
 from worker.training.prompts import Prompt, candidates, choose
@@ -107,7 +109,8 @@ def _inputs(job: TrainingJob, hooks: Hooks) -> _Inputs:
             f"max_new_tokens {asked.max_new_tokens} leaves no room for a prompt: {spec.base_model} supports "
             f"{longest} positions; set a smaller one"
         )
-    prompts, left_out = choose(rows, spec, encoder, room)
+    prompts, left_out = choose(rows, spec, encoder, room, limits)
+    add_summed_loss(causal, loaded.hidden)
     texts = [encoder.prompt_ids(each.text, chat=False) for each in passages()]
     for number, prompt in enumerate(prompts, 1):
         limits.check(prompt.ids, f"prompt {number}")
@@ -195,7 +198,7 @@ class _Session:
         """Do one unit, report it, and save if that is due. Returns STOP if the session is to end."""
         began = time.monotonic()
         with self._answering_as(unit.arm):
-            lines = list(self._losses(unit) if unit.of_passages else self._answers(unit))
+            lines = list(self._measured(unit))
         self._results += b"".join(map(json_line, lines))
         self._step += 1
         tokens = float(sum(line["tokens"] for line in lines))
@@ -211,6 +214,11 @@ class _Session:
     def _answering_as(self, arm: Arm) -> Iterator[None]:
         with self._model.disable_adapter() if arm is Arm.BASE else contextlib.nullcontext():
             yield
+
+    def _measured(self, unit: Unit) -> Iterator[dict[str, Any]]:
+        if unit.measure is Measure.PROMPTS:
+            return self._answers(unit)
+        return self._losses(unit) if unit.measure is Measure.PASSAGES else self._own_losses(unit)
 
     def _answers(self, unit: Unit) -> Iterator[dict[str, Any]]:
         """A line for each prompt of the unit. There are none where rows were left out."""
@@ -243,6 +251,20 @@ class _Session:
                     "with a lower learning_rate"
                 )
             yield {"arm": unit.arm, "number": number, "loss": loss, "tokens": len(ids) - 1}
+
+    def _own_losses(self, unit: Unit) -> Iterator[dict[str, Any]]:
+        """A line for each row of the unit that has an answer to be measured."""
+        for number in range(unit.begin, min(unit.end, len(self._in.prompts))):
+            row = self._in.prompts[number].example
+            if row is not None:
+                loss = generation.loss_of_answers(self._model, row)
+                yield {
+                    "measure": unit.measure,
+                    "arm": unit.arm,
+                    "number": number,
+                    "loss": loss if math.isfinite(loss) else None,
+                    "tokens": trained_tokens([row]),
+                }
 
     def _save(self) -> None:
         self._hooks.phase(Phase.SAVE)
@@ -281,7 +303,9 @@ class _Session:
 
     def _finish(self) -> Trained:
         self._hooks.phase(Phase.EXPORT)
-        content = written([prompt.as_json() for prompt in self._in.prompts], self._in.left_out, self._results)
+        prompts, asked = self._in.prompts, self._job.spec.evaluation
+        own_answers = [prompt.own_answer for prompt in prompts] if asked and asked.measures else None
+        content = written([prompt.as_json() for prompt in prompts], self._in.left_out, self._results, own_answers)
         path = self._job.work_dir / FILE
         when_there_is_room(lambda: write_atomically(path, content))
         return Trained(step=self._step, complete=True, answers=path)

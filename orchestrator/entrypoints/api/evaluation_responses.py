@@ -33,6 +33,35 @@ class ForgettingResult(ResponseModel):
     harm: Literal["none", "warning", "veto"]
 
 
+class OwnLoss(OfArms):
+    """The mean loss per token on the trained tokens of the asked rows."""
+
+    rows: int
+    tokens: int
+
+
+class Similarity(ResponseModel):
+    """How much the answers resemble the answers in the rows. Training on faulty rows raises these numbers too.
+
+    chrF and BLEU are from 0 to 100, over all answers. ROUGE-L is from 0 to 1, the mean of the answers. `settings` are
+    the signatures of sacrebleu.
+    """
+
+    rows: Annotated[int, Field(description="Rows with an answer of their own.")]
+    own_loss: OwnLoss | None
+    chrf: OfArms
+    bleu: OfArms
+    rouge_l: OfArms
+    settings: dict[str, str]
+
+
+class AuditedData(ResponseModel):
+    """What an audit says of a data file that the adapter was trained on."""
+
+    sha256: str
+    words: str
+
+
 class EvaluationReport(ResponseModel):
     """What the answers and losses say.
 
@@ -48,6 +77,7 @@ class EvaluationReport(ResponseModel):
     refusals: OfArms
     repetition: OfArms
     template_leaks: OfArms
+    similarity: Annotated[Similarity | None, Field(description="Null for an older evaluation.")] = None
     vetoes: list[str]
     warnings: list[str]
 
@@ -55,8 +85,8 @@ class EvaluationReport(ResponseModel):
 class Evaluation(ResponseModel):
     """The evaluation of a checkpoint. `id` is the evaluation's own job, `job` the evaluated one.
 
-    `adapter_sha256` is set if the checkpoint is that of the job's adapter file. The last three are null until it is
-    done.
+    `adapter_sha256` is set if the checkpoint is that of the job's adapter file. `audits` are of the training data.
+    The sha256 of the answers, the report and the time of its end are null until it is done.
     """
 
     id: str
@@ -68,4 +98,5 @@ class Evaluation(ResponseModel):
     created_at: Time
     answers_sha256: str | None
     report: EvaluationReport | None
+    audits: list[AuditedData]
     finished_at: Time | None

@@ -82,6 +82,7 @@ def show_evaluations(job: dict[str, Any], found: list[dict[str, Any]]) -> None:
     if own is not None and own["report"] is not None:
         put()
         _show_report(own["report"])
+        _show_similarity(own)
     if own is None and found:
         put()
         rows = [(e["id"], state_word(e["state"]), e["checkpoint_sha256"][:12], _in_short(e["report"])) for e in found]
@@ -98,9 +99,33 @@ def _in_short(report: dict[str, Any] | None) -> str:
     )
 
 
+def _both(values: dict[str, Any], form: str) -> str:
+    return f"{form.format(values['base'])} base, {form.format(values['adapter'])} adapter"
+
+
+def _show_similarity(evaluation: dict[str, Any]) -> None:
+    """How much the answers resemble the data, with what is known of the data. An older server says nothing of it."""
+    found = evaluation["report"].get("similarity")
+    if found is None:
+        return
+    own = found["own_loss"]
+    put()
+    put("Resembles your data (says nothing of quality, and does not count for a verdict)")
+    facts(
+        [
+            ("rows", f"{found['rows']} with an answer of their own"),
+            ("held-out loss", _both(own, "{:.3f}") + " nats per token" if own else None),
+            ("chrF", _both(found["chrf"], "{:.1f}")),
+            ("BLEU", _both(found["bleu"], "{:.1f}")),
+            ("ROUGE-L", _both(found["rouge_l"], "{:.2f}")),
+            *((f"data {audit['sha256'][:12]}", audit["words"]) for audit in evaluation["audits"]),
+        ]
+    )
+
+
 def _show_report(report: dict[str, Any]) -> None:
     def both(name: str, form: str) -> str:
-        return f"{form.format(report[name]['base'])} base, {form.format(report[name]['adapter'])} adapter"
+        return _both(report[name], form)
 
     forgotten = report["forgetting"]
     rise = forgotten["rise"] if forgotten else None

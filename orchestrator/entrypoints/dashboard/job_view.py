@@ -89,7 +89,7 @@ def look(server: Server, machines: Machines, job_id: str) -> Look | None:
             "totals": timeline.totals(sessions, row["created_at"], ended),
             "checkpoints": _checkpoints(server, row, sessions),
             "samples": _samples(server, job_id),
-            "evaluations": evaluations.listed(server.ctx, job_id),
+            **_evaluated(server, job_id),
             "readings": _readings(server, sessions),
             "last_words": _last_words(server, row, sessions),
         },
@@ -103,6 +103,13 @@ def _judged(server: Server, row: Row) -> Judged | None:
     with server.ctx.uow() as tx:
         job = tx.jobs.get_many([row["id"]]).get(row["id"])
         return judge(tx, job) if job is not None else None
+
+
+def _evaluated(server: Server, job_id: str) -> dict[str, Any]:
+    """The evaluations of a job. Of an evaluation, itself with the audits of the data behind it."""
+    found = evaluations.listed(server.ctx, job_id)
+    own = [job for _, job in found if job.id == job_id]
+    return {"evaluations": found, "audits": evaluations.audits_of(server.ctx, own).get(job_id, ())}
 
 
 def _waiting(server: Server, row: Row) -> Any:
