@@ -24,6 +24,7 @@ from orchestrator.ports.repository import Transaction
 from orchestrator.services.context import Context
 from orchestrator.services.data_checking import known_reports
 from orchestrator.services.jobs import owned
+from orchestrator.services.task_scores import points
 from orchestrator.services.verdicts import Judged, judge
 from worker.shared.data_checks.findings import Report
 from worker.shared.job_spec import JobSpec
@@ -160,6 +161,7 @@ def _evaluated(facts: _Facts) -> Iterator[tuple[str, str]]:
         yield "forgetting", f"{words}, {rise['passages']} passages: {rise['harm']}"
     for name in ("refusals", "repetition", "template_leaks"):
         yield name.replace("_", " "), _both(report[name])
+    yield from _scored(report)
     for words in report["vetoes"]:
         yield "veto", words
     for words in report["warnings"]:
@@ -167,6 +169,28 @@ def _evaluated(facts: _Facts) -> Iterator[tuple[str, str]]:
     yield "evaluated checkpoint", f"`{found.checkpoint_sha256}`"
     yield "evaluation settings", f"sha256 `{facts.settings_sha256}`"
     yield "answers", f"sha256 `{found.answers_sha256}`"
+
+
+def _scored(report: Json) -> Iterator[tuple[str, str]]:
+    """What programs say of answers. Nothing for an older evaluation."""
+    harmless: Json | None = report.get("harmless")
+    tasks: Json = report.get("tasks") or {}
+    for name, found in (("fixed instructions", report.get("instructions")), ("tasks", tasks.get("scores"))):
+        if found is not None:
+            yield (
+                name,
+                (
+                    f"of {found['prompts']}, base {found['base']}, adapter {found['adapter']}: {points(found)}, "
+                    f"p {found['p']:.3f}"
+                ),
+            )
+    if harmless is not None:
+        yield (
+            "harmless fixed prompts",
+            f"of {harmless['prompts']}, base refuses {harmless['base']}, adapter {harmless['adapter']}",
+        )
+    if report.get("fixed_sha256"):
+        yield "fixed prompts", f"sha256 `{report['fixed_sha256']}`"
 
 
 def _resemblance(facts: _Facts) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from tests.helpers.evaluations import stored_answers
 from tests.helpers.offline_world import OfflineWorld
 from tests.helpers.world import Worker, World
 from worker.shared import answers_file, checkpoint_file
-from worker.shared.answers_file import LeftOut
+from worker.shared.answers_file import Extras, LeftOut
 from worker.shared.checkpoint_header import ANSWERS
 from worker.shared.evaluation_units import PASSAGES
 from worker.shared.job_spec import DatasetSpec, EvaluationSpec
@@ -77,10 +77,17 @@ def results(prompts: int, *, adapter: str = "four", rise: float = 0.0, **flags: 
 
 
 def answers(
-    prompts: int, left_out: LeftOut | None = None, own_answers: Sequence[str] | None = None, **how: Any
+    prompts: int,
+    left_out: LeftOut | None = None,
+    own_answers: Sequence[str] | None = None,
+    more: bytes = b"",
+    tasks: Mapping[str, Any] | None = None,
+    **how: Any,
 ) -> bytes:
+    """`more` are further results, `tasks` the parts of `Extras` that they belong to."""
     asked = [[{"role": "user", "content": f"What is {number}?"}] for number in range(prompts)]
-    return answers_file.written(asked, left_out or LeftOut(), results(prompts, **how), own_answers)
+    extras = Extras(own_answers=own_answers or [""] * prompts, **tasks or {}) if own_answers or tasks else None
+    return answers_file.written(asked, left_out or LeftOut(), results(prompts, **how) + more, extras)
 
 
 def offered(worker: Worker, step: int, tensors: dict[str, Any] | None = None) -> OfferReply:
@@ -119,7 +126,7 @@ def test_an_evaluation_is_a_job_from_the_last_checkpoint_to_its_report(world: Wo
     made = started(world, job, max_prompts=35)
     shown = world.job(made)
     assert (shown.first_step, shown.head_step, shown.cloned_from) == (0, 0, job)
-    assert shown.total_steps == 2 * 6 + 2 * 4 + 2 * 2
+    assert shown.total_steps == 2 * 6 + 2 * 4 + 2 * 2 + 2 * 4
     worker = running(world)
     assert worker.assignment is not None
     assert worker.assignment.origin == Origin(job=job, fence=1, step=4)
@@ -162,6 +169,9 @@ def test_an_evaluation_is_a_job_from_the_last_checkpoint_to_its_report(world: Wo
         "repetition": {"base": 0.0, "adapter": 0.0},
         "template_leaks": {"base": 0.0, "adapter": 0.0},
         "similarity": None,
+        "instructions": None,
+        "harmless": None,
+        "tasks": None,
         "vetoes": [],
         "warnings": [],
     }
@@ -232,7 +242,7 @@ def test_a_file_of_prompts_is_all_that_a_session_reads(world: World) -> None:
     with pytest.raises(InvalidError, match="Rows of plain text have no prompts"):
         started(world, job, prompts=DatasetSpec(path="sha256:" + "2" * 64))
     made = started(world, job, prompts=DatasetSpec(path=f"sha256:{rows}"))
-    assert world.job(made).total_steps == 2 * 9 + 2 * 4 + 2 * 2
+    assert world.job(made).total_steps == 2 * 9 + 2 * 4 + 2 * 2 + 2 * 4
     worker = running(world)
     assert worker.assignment is not None
     assert [grant.sha256 for grant in worker.assignment.datasets] == [rows]
@@ -283,8 +293,8 @@ def test_the_stored_file_is_read_back_before_it_counts(world: World) -> None:
         finish(worker, answers(35), sha256="0" * 64)
     with pytest.raises(InvalidError, match="is outside this lease's folder"):
         finish(worker, answers(35), key="jobs/other/f1/x.jsonl")
-    with pytest.raises(InvalidError, match=r"They may have 67108864. Ask fewer prompts"):
-        finish(worker, answers(35), size=65 << 20)
+    with pytest.raises(InvalidError, match=r"They may have 100663296. Ask fewer prompts"):
+        finish(worker, answers(35), size=97 << 20)
     with pytest.raises(InvalidError, match="The answers are missing"):
         worker.finish()
 

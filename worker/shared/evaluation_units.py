@@ -10,6 +10,8 @@ from enum import StrEnum
 
 PASSAGES, PASSAGES_AT_ONCE = 100, 25
 """Passages of the package, and passages of one unit."""
+FIXED, FIXED_AT_ONCE, FIXED_TOKENS = 60, 15, 128
+"""Fixed prompts of the package, those of one unit, and tokens of an answer to one at most."""
 ROWS_AT_ONCE = 25
 """Rows of one unit whose own answers are measured."""
 MAX_AT_ONCE = 8
@@ -25,16 +27,22 @@ class Arm(StrEnum):
 
 
 class Measure(StrEnum):
-    """What a unit is about: answers to prompts, the loss on passages, or the loss on the rows' own answers."""
+    """What a unit is about.
+
+    Answers to prompts, the loss on passages, the loss on the rows' own answers, answers to the fixed prompts, or
+    answers to the tasks of the user.
+    """
 
     PROMPTS = "prompts"
     PASSAGES = "passages"
     OWN_ANSWERS = "own_answers"
+    FIXED = "fixed"
+    TASKS = "tasks"
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One batch of one arm: the prompts, passages or rows with the numbers `begin` to `end` (exclusive)."""
+    """One batch of one arm: the prompts, passages, rows or tasks with the numbers `begin` to `end` (exclusive)."""
 
     arm: Arm
     measure: Measure
@@ -47,7 +55,7 @@ def prompts_at_once(sequence_len: int, max_new_tokens: int) -> int:
     return max(1, min(MAX_AT_ONCE, TOKENS_AT_ONCE // (sequence_len + max_new_tokens)))
 
 
-def units(prompts: int, at_once: int, *, measures: int | None = None) -> tuple[Unit, ...]:
+def units(prompts: int, at_once: int, *, tasks: int = 0, measures: int | None = None) -> tuple[Unit, ...]:
     """All units of an evaluation with at most this many prompts, in their order.
 
     `measures` is that of the job. Parts that came later follow, so the units of an older job keep their places.
@@ -55,7 +63,8 @@ def units(prompts: int, at_once: int, *, measures: int | None = None) -> tuple[U
     found = [*_batches(Measure.PROMPTS, prompts, at_once), *_batches(Measure.PASSAGES, PASSAGES, PASSAGES_AT_ONCE)]
     if measures is not None:
         found += _batches(Measure.OWN_ANSWERS, prompts, ROWS_AT_ONCE)
-    return tuple(found)
+        found += _batches(Measure.FIXED, FIXED, FIXED_AT_ONCE)
+    return (*found, *_batches(Measure.TASKS, tasks, at_once))
 
 
 def _batches(measure: Measure, count: int, at_once: int) -> list[Unit]:

@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,10 @@ from worker.agent.hardware import probe as probe_hardware
 from worker.agent.hardware import versions
 from worker.agent.limits import Part, when_there_is_room
 from worker.shared import checkpoint_file
-from worker.shared.answers_file import LeftOut, clipped, json_line, written
+from worker.shared.answers_file import Extras, LeftOut, clipped, json_line, written
 from worker.shared.checkpoint_file import CheckpointError
 from worker.shared.checkpoint_header import ADAPTER, ANSWERS
-from worker.shared.evaluation_units import Arm, Measure, Unit
+from worker.shared.evaluation_units import FIXED_TOKENS, Arm, Measure, Unit
 from worker.shared.files import write_atomically
 from worker.shared.lineage import FROM_HERE_ON, check_lineage, check_owner
 from worker.shared.manifest import Fidelity, Hardware, Manifest, Recipe
@@ -43,7 +43,8 @@ from worker.training.library_warnings import hide_expected_warnings
 from worker.training.loss import add_summed_loss
 from worker.training.machine_setup import card_of, machine_setup
 from worker.training.model_limits import ModelLimits
-from worker.training.prompts import Prompt, candidates, choose
+from worker.training.prompts import Prompt, asks_as_chat, candidates, choose
+from worker.training.questions import Questions, questions, tasks_of
 from worker.training.train import keep_to_the_limit, plain_errors
 
 FILE = "answers.jsonl"
@@ -76,6 +77,7 @@ class _Inputs:
     left_out: LeftOut
     passages: list[list[int]]
     decoding: generation.Decoding
+    questions: Mapping[Measure, Questions]
 
 
 def _inputs(job: TrainingJob, hooks: Hooks) -> _Inputs:
@@ -83,7 +85,8 @@ def _inputs(job: TrainingJob, hooks: Hooks) -> _Inputs:
     spec, hardware = job.spec, probe_hardware()
     assert spec.evaluation is not None
     keep_to_the_limit(hardware)
-    rows = candidates(job.datasets, spec)
+    paths, own_tasks = (job.datasets[:-1], job.datasets[-1]) if spec.evaluation.tasks else (job.datasets, None)
+    rows, tasks = candidates(paths, spec), tasks_of(spec, own_tasks)
     resume = _read_checkpoint(job)
     base.check_card(hardware)
     # One backend on every machine: others change the model for training, and their base may not answer alike.
@@ -111,6 +114,8 @@ def _inputs(job: TrainingJob, hooks: Hooks) -> _Inputs:
         )
     prompts, left_out = choose(rows, spec, encoder, room, limits)
     add_summed_loss(causal, loaded.hidden)
+    chat = asks_as_chat(rows, spec)
+    rooms = {Measure.FIXED: longest - min(asked.max_new_tokens, FIXED_TOKENS), Measure.TASKS: room}
     texts = [encoder.prompt_ids(each.text, chat=False) for each in passages()]
     for number, prompt in enumerate(prompts, 1):
         limits.check(prompt.ids, f"prompt {number}")
@@ -125,6 +130,9 @@ def _inputs(job: TrainingJob, hooks: Hooks) -> _Inputs:
         decoding=generation.decoding_for(
             loaded.model, loaded.tokenizer, encoder, asked.max_new_tokens, asked.temperature
         ),
+        questions={
+            measure: questions(each, encoder, limits, chat=chat, room=rooms[measure]) for measure, each in tasks.items()
+        },
     )
 
 
@@ -217,19 +225,29 @@ class _Session:
 
     def _measured(self, unit: Unit) -> Iterator[dict[str, Any]]:
         if unit.measure is Measure.PROMPTS:
-            return self._answers(unit)
-        return self._losses(unit) if unit.measure is Measure.PASSAGES else self._own_losses(unit)
+            asked = {number: prompt.ids for number, prompt in enumerate(self._in.prompts)}
+            return self._answers(unit, asked, self._in.decoding)
+        if unit.measure is Measure.PASSAGES:
+            return self._losses(unit)
+        if unit.measure is Measure.OWN_ANSWERS:
+            return self._own_losses(unit)
+        # Tasks are for a program, which is to see the model's best answer and not a drawn one.
+        greedy = replace(self._in.decoding, temperature=0.0)
+        if unit.measure is Measure.FIXED:
+            greedy = replace(greedy, max_new_tokens=min(greedy.max_new_tokens, FIXED_TOKENS))
+        lines = self._answers(unit, self._in.questions[unit.measure].ids, greedy)
+        return ({"measure": unit.measure, **line} for line in lines)
 
-    def _answers(self, unit: Unit) -> Iterator[dict[str, Any]]:
-        """A line for each prompt of the unit. There are none where rows were left out."""
-        numbers = range(unit.begin, min(unit.end, len(self._in.prompts)))
+    def _answers(
+        self, unit: Unit, asked: Mapping[int, list[int]], decoding: generation.Decoding
+    ) -> Iterator[dict[str, Any]]:
+        """A line for each prompt of the unit. There are none where rows or tasks were left out."""
+        numbers = [number for number in range(unit.begin, unit.end) if number in asked]
         if not numbers:
             return
-        prompts = [self._in.prompts[number].ids for number in numbers]
+        prompts = [asked[number] for number in numbers]
         seeds = [generation.seed_of(self._job.spec.seed, number, unit.arm) for number in numbers]
-        for number, found in zip(
-            numbers, generation.answers(self._model, prompts, self._in.decoding, seeds), strict=True
-        ):
+        for number, found in zip(numbers, generation.answers(self._model, prompts, decoding, seeds), strict=True):
             decoded = str(self._in.loaded.tokenizer.decode(found.ids, skip_special_tokens=True))
             text = clipped(decoded)
             yield {
@@ -303,9 +321,21 @@ class _Session:
 
     def _finish(self) -> Trained:
         self._hooks.phase(Phase.EXPORT)
-        prompts, asked = self._in.prompts, self._job.spec.evaluation
-        own_answers = [prompt.own_answer for prompt in prompts] if asked and asked.measures else None
-        content = written([prompt.as_json() for prompt in prompts], self._in.left_out, self._results, own_answers)
+        prompts = [prompt.as_json() for prompt in self._in.prompts]
+        content = written(prompts, self._in.left_out, self._results, self._extras())
         path = self._job.work_dir / FILE
         when_there_is_room(lambda: write_atomically(path, content))
         return Trained(step=self._step, complete=True, answers=path)
+
+    def _extras(self) -> Extras | None:
+        """None for an evaluation that began with an earlier version."""
+        asked = self._job.spec.evaluation
+        if asked is None or asked.measures is None:
+            return None
+        fixed, tasks = (self._in.questions[measure] for measure in (Measure.FIXED, Measure.TASKS))
+        return Extras(
+            own_answers=[prompt.own_answer for prompt in self._in.prompts],
+            fixed=fixed.asked,
+            tasks=tasks.asked,
+            unasked=len(tasks.tasks) - len(tasks.ids),
+        )

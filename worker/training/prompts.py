@@ -113,9 +113,14 @@ def _with_own_answer(prompt: Prompt, row: Row, encoder: Encoder, limits: ModelLi
     return replace(prompt, own_answer=text, example=example)
 
 
+def asks_as_chat(rows: Sequence[Row], spec: JobSpec) -> bool:
+    """Whether prompts are asked with the chat template: these rows or those of the job are conversations."""
+    return any(row.messages for row in rows[:1]) or any(dataset.type in _CONVERSATIONS for dataset in spec.datasets)
+
+
 def _prompt(turns: tuple[Message, ...], row: Row, spec: JobSpec, encoder: Encoder) -> Prompt | None:
     """None if the turns are too long to be stored."""
-    chat = bool(row.messages) or any(dataset.type in _CONVERSATIONS for dataset in spec.datasets)
+    chat = asks_as_chat([row], spec)
     prompt = Prompt(turns, [])
     if len(turns) > MAX_TURNS or json_bytes(prompt.as_json()) > MAX_PROMPT_BYTES:
         return None

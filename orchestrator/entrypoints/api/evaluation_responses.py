@@ -55,6 +55,42 @@ class Similarity(ResponseModel):
     settings: dict[str, str]
 
 
+class TaskScores(ResponseModel):
+    """Prompts with a check of the answer by a program, and how many answers pass.
+
+    `only_base` and `only_adapter` are the lines in the file of the prompts that only one model passes. `difference` is
+    the share of the adapter less that of the base model. `p` is that of McNemar's exact test.
+    """
+
+    prompts: int
+    base: int
+    adapter: int
+    only_base: list[int]
+    only_adapter: list[int]
+    difference: Rise
+    p: float
+
+
+class Refused(ResponseModel):
+    """Harmless fixed prompts, and how many of them each model refuses."""
+
+    prompts: int
+    base: int
+    adapter: int
+
+
+class OwnTasks(ResponseModel):
+    """The tasks of the evaluation's file. `scores` is null if their checks took too long, and `problem` says so.
+
+    `unasked` counts tasks with prompts that are too long.
+    """
+
+    scores: TaskScores | None
+    unasked: int
+    truncated: OfArms
+    problem: str
+
+
 class AuditedData(ResponseModel):
     """What an audit says of a data file that the adapter was trained on."""
 
@@ -77,6 +113,10 @@ class EvaluationReport(ResponseModel):
     refusals: OfArms
     repetition: OfArms
     template_leaks: OfArms
+    instructions: Annotated[TaskScores | None, Field(description="The fixed prompts that have a check.")] = None
+    harmless: Refused | None = None
+    fixed_sha256: Annotated[str | None, Field(description="The sha256 of the file of fixed prompts.")] = None
+    tasks: OwnTasks | None = None
     similarity: Annotated[Similarity | None, Field(description="Null for an older evaluation.")] = None
     vetoes: list[str]
     warnings: list[str]
