@@ -25,7 +25,7 @@ SIGNIFICANT = 0.05
 Json = dict[str, Any]
 
 
-def task_scores(found: AnswersFile, refuses: Callable[[str], bool]) -> Json:
+def task_scores(found: AnswersFile, refuses: Callable[[str], bool], *, cpu_s: int = CPU_S) -> Json:
     """The scores as plain data. Each is None where nothing was asked. `refuses` says whether a text is a refusal."""
     instructions = [each for each in found.fixed if each.check is not None]
     harmless = [each for each in found.fixed if each.check is None]
@@ -33,7 +33,7 @@ def task_scores(found: AnswersFile, refuses: Callable[[str], bool]) -> Json:
         "instructions": _scores(instructions, scored(_request(instructions))) if instructions else None,
         "harmless": _refused(harmless, refuses) if harmless else None,
         "fixed_sha256": found.head.fixed_sha256,
-        "tasks": _of_user(found),
+        "tasks": _of_user(found, cpu_s),
     }
 
 
@@ -66,7 +66,7 @@ def _refused(tasks: Sequence[TaskAnswers], refuses: Callable[[str], bool]) -> Js
     }
 
 
-def _of_user(found: AnswersFile) -> Json | None:
+def _of_user(found: AnswersFile, cpu_s: int) -> Json | None:
     """None without tasks. `scores` is None if the checks took too long, and `problem` says so."""
     if not found.head.tasks + found.head.unasked:
         return None
@@ -75,7 +75,7 @@ def _of_user(found: AnswersFile) -> Json | None:
     scores, problem = None, ""
     if found.tasks:
         try:
-            passed = limited_call.call("worker.shared.answer_checks:scored", _request(found.tasks), cpu_s=CPU_S)
+            passed = limited_call.call("worker.shared.answer_checks:scored", _request(found.tasks), cpu_s=cpu_s)
             scores = _scores(found.tasks, passed)
         except limited_call.LimitError as error:
             problem = f"The answers to the tasks could not be checked, because {error}. Use simpler schemas."

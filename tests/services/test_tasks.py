@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from orchestrator.domain.errors import InvalidError
-from orchestrator.services import datasets, model_cards, task_scores
+from orchestrator.services import datasets, model_cards
 from orchestrator.services.evaluation_report import report_of
+from orchestrator.services.task_scores import task_scores, task_warnings
 from tests.helpers.verdicts import evaluate
 from tests.helpers.world import World
 from tests.services.test_evaluations import answers, running, started, trained
@@ -142,15 +143,13 @@ def test_tasks_that_were_cut_or_not_asked_are_said() -> None:
     assert (none["tasks"]["scores"], none["tasks"]["unasked"]) == (None, 3)
 
 
-def test_a_schema_that_takes_for_ever_costs_its_scores_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_schema_that_takes_for_ever_costs_its_scores_alone() -> None:
     """Guard: in the server's own process, this report was never finished."""
-    monkeypatch.setattr(task_scores, "CPU_S", 1)
     check = {"type": "json_schema", "schema": SLOW}
-    report = report_of(found([check, YES], [("{}", "{}"), ("yes", "no")]))
+    report = task_scores(found([check, YES], [("{}", "{}"), ("yes", "no")]), lambda text: False, cpu_s=1)
     assert report["tasks"]["scores"] is None
     assert "could not be checked, because it needs more than 1 s" in report["tasks"]["problem"]
-    assert report["tasks"]["problem"] in report["warnings"]
-    assert report["prompts"] == 40
+    assert list(task_warnings(report)) == [report["tasks"]["problem"]]
 
 
 def test_an_adapter_that_ignores_instructions_or_refuses_is_a_warning() -> None:
