@@ -18,21 +18,11 @@ from orchestrator.ports.repository import Transaction
 from orchestrator.services import verdicts
 from orchestrator.services.clones import kept
 from orchestrator.services.context import Context
-from orchestrator.services.data_reading import within_limits
-from orchestrator.services.datasets import copied, resolve_dataset
+from orchestrator.services.datasets import resolve_dataset
+from orchestrator.services.evaluation_tasks import pinned_tasks
 from orchestrator.services.jobs import Ready, Submission, earlier, job_of_winner, notes_of, owned, queue
 from orchestrator.services.verdicts import AuditOfData
-from worker.shared.dataset_files import DatasetError
-from worker.shared.job_spec import (
-    LEAST_PROMPTS,
-    MAX_TASKS,
-    MEASURES,
-    DatasetSpec,
-    EvaluationSpec,
-    FileFormat,
-    JobSpec,
-    RowFormat,
-)
+from worker.shared.job_spec import LEAST_PROMPTS, MEASURES, DatasetSpec, EvaluationSpec, JobSpec, RowFormat
 from worker.shared.memory_estimate import Need
 
 _WITHOUT_PROMPTS = RowFormat.TEXT
@@ -128,7 +118,7 @@ def _ready(
 ) -> Ready:
     spec = JobSpec.model_validate(trained.spec)
     prompts = _prompts(ctx, actor, spec, settings.prompts)
-    tasks = _tasks(ctx, actor, settings.tasks) if settings.tasks is not None else None
+    tasks = pinned_tasks(ctx, actor.member_id, settings.tasks)
     spec = spec.model_copy(
         update={
             "name": f"Evaluation of {spec.name}"[:200],
@@ -170,29 +160,6 @@ def _prompts(ctx: Context, actor: Actor, spec: JobSpec, asked: DatasetSpec | Non
     except InvalidError as error:
         raise InvalidError(str(error), [("/prompts/path", str(error))]) from error
     _refuse_plain_text((found,), "/prompts/type")
-    return found
-
-
-def _tasks(ctx: Context, actor: Actor, asked: DatasetSpec) -> DatasetSpec:
-    """The file of tasks with its bytes pinned, after every check in it was tried."""
-    pointer = "/tasks/path"
-    try:
-        found = resolve_dataset(ctx, actor.member_id, asked.model_copy(update={"type": RowFormat.TASK}), 0)
-    except InvalidError as error:
-        raise InvalidError(str(error), [(pointer, str(error))]) from error
-    if (found.rows or 0) > MAX_TASKS:
-        words = f"The file has {found.rows} tasks. An evaluation may have {MAX_TASKS}."
-        raise InvalidError(words, [(pointer, words)])
-    with ctx.uow() as tx:
-        dataset = tx.datasets.get(found.sha256 or "")
-    if dataset is None:
-        raise InvalidError("The file of tasks was deleted. Upload it again.", [(pointer, "was deleted")])
-    with copied(ctx, dataset) as path:
-        container = FileFormat(dataset.file_format)
-        try:
-            within_limits("worker.shared.tasks:first_fault", path, container, {})
-        except DatasetError as error:
-            raise InvalidError(f"The tasks cannot be used: {error}.", [(pointer, str(error))]) from error
     return found
 
 
