@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -146,3 +147,13 @@ def test_each_fixed_instruction_tells_answers_apart():
         assert task.check is not None
         assert passes(task.check, good), task.line
         assert not passes(task.check, bad), task.line
+
+
+def test_the_tasks_of_the_docs_can_be_used(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (tmp_path / "tasks.jsonl").write_text(page.partition("```text\n")[2].partition("```")[0], encoding="utf-8")
+    found = list(read_tasks(tmp_path / "tasks.jsonl", FileFormat.JSONL))
+    assert [compiled(task.check)(answer) for task, answer in zip(found, DOCUMENTED, strict=True)] == [True] * 4
+
+
+DOCUMENTED = ("Paris.", "2020-05-17", '{"name": "Tom"}', "About 42.2 kilometres.")
