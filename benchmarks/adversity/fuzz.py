@@ -22,8 +22,8 @@ from schemathesis.core import NotSet
 
 from benchmarks.adversity.fuzz_inputs import Inputs, Request
 from benchmarks.adversity.http_server import LOOP_MS, watched
-from benchmarks.adversity.shards import Shard, in_shards
 from benchmarks.report import Figure
+from benchmarks.shards import Shard, in_shards
 
 LEAST_CASES = 100_000
 CASES = int(os.environ.get("BENCH_FUZZ_CASES", str(LEAST_CASES)))

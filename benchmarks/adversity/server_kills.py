@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import sqlite3
 import ssl
 import threading
@@ -24,8 +25,8 @@ import httpx
 
 from benchmarks.adversity.nursery import Nursery
 from benchmarks.adversity.revisions import Revisions
-from benchmarks.adversity.shards import Shard, in_shards
 from benchmarks.report import Figure
+from benchmarks.shards import Shard, in_shards
 from benchmarks.tiny_job import say
 
 KILLS = int(os.environ.get("BENCH_SERVER_KILLS", "1000"))
@@ -243,8 +244,17 @@ def _kill_a_start(
     server.kill()
     if (len(admins), len(pools)) != (1, 1):
         outcome.doubled.append(f"{len(admins)} admins and {len(pools)} pools after a killed start")
+    _end_workers(folder)
     before, after = _rows(template) if template is not None else {}, _rows(folder / "trainhop.db")
     outcome.lost += [f"{table}: {row}" for table, rows in before.items() for row in rows - after.get(table, set())]
+
+
+def _end_workers(folder: Path) -> None:
+    """End the workers that a server has started for queued jobs. They would wait for it for hours."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if str(folder / "sessions").encode() in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def _rows(path: Path) -> dict[str, set[str]]:

@@ -10,14 +10,20 @@ from __future__ import annotations
 import sys
 
 from benchmarks.report import Item, report
+from benchmarks.trust.crawl import crawl
 from benchmarks.trust.data_checks import clean_twin, planted, speed
+from benchmarks.trust.paper_votes import paper_votes
 from benchmarks.trust.statistics import statistics
+from benchmarks.trust.wrong_rows import wrong_rows
 
 ITEMS: dict[str, Item] = {
     "planted": planted,
     "clean_twin": clean_twin,
     "speed": speed,
     "statistics": statistics,
+    "paper_votes": paper_votes,
+    "crawl": crawl,
+    "wrong_rows": wrong_rows,
 }
 
 if __name__ == "__main__":

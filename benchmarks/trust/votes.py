@@ -1,4 +1,4 @@
-"""Simulated votes of people on two models: false claims, power, forecasts, and the paper's 50 votes."""
+"""Simulated votes of people on two models: false claims, power and forecasts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ import numpy as np
 
 from benchmarks.report import Figure
 from orchestrator.domain.trust.sign_test import Comparison, Outcome, Quality, compare, majority
-from orchestrator.domain.trust.verdict import Evidence, Recommendation, judge_adapter
 
 RUNS = 20_000
 MOST = 160
 """Decisive prompts of the whole plan."""
 OUTCOMES = (Outcome.BASE, Outcome.ADAPTER, Outcome.TIE)
-PAPER = [Outcome.ADAPTER] * 9 + [Outcome.BASE] * 23 + [Outcome.TIE] * 18
-SEEDS = 20
 SEEN = ((14, 5), (12, 8), (18, 12), (25, 15), (22, 13), (45, 34))
 """Wins and losses of evaluations that are still open."""
 FACTOR = 1.5
@@ -31,8 +28,6 @@ def votes() -> Iterator[Figure]:
     for share, least in ((0.65, 0.95), (0.72, 0.99)):
         yield from _power(draw, share, least)
     yield from _forecasts(draw)
-    yield _paper(draw)
-    yield from _raters(draw)
 
 
 def _course(draw: np.random.Generator, share: float, ties: float, prompts: int) -> list[Outcome]:
@@ -102,22 +97,3 @@ def _mixed(wins: int, losses: int) -> list[Outcome]:
     placed = [((place + 0.5) / wins, Outcome.ADAPTER) for place in range(wins)]
     placed += [((place + 0.5) / losses, Outcome.BASE) for place in range(losses)]
     return [outcome for _, outcome in sorted(placed)]
-
-
-def _promoted(outcomes: Sequence[Outcome]) -> bool:
-    evidence = Evidence(votes=compare(outcomes), provenance_is_whole=True)
-    return judge_adapter(evidence).answer is Recommendation.PROMOTE
-
-
-def _paper(draw: np.random.Generator) -> Figure:
-    promoted = sum(_promoted([PAPER[place] for place in draw.permutation(len(PAPER))]) for _ in range(1_000))
-    name = "the paper's 50 votes (9 : 23 : 18) in 1,000 orders: promoted"
-    return Figure(name=name, value=promoted, bar="0", ok=promoted == 0)
-
-
-def _raters(draw: np.random.Generator) -> Iterator[Figure]:
-    """Simulated raters with the paper's shares of votes. No model is trained."""
-    for name, share, most in (("an adapter as bad as the paper's", 9 / 32, 0), ("base against itself", 0.5, 1)):
-        promoted = sum(_promoted(_course(draw, share, 0.36, 400)) for _ in range(SEEDS))
-        label = f"{name}, simulated raters, {SEEDS} seeds: promoted"
-        yield Figure(name=label, value=promoted, bar=f"<= {most}", ok=promoted <= most)

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from orchestrator.domain.evaluations import Answers, Evaluation
 from orchestrator.ports.repository import Transaction, UnitOfWork
 
-REPORT = {"prompts": 0, "identical": 0, "vetoes": [], "warnings": []}
+REPORT: dict[str, Any] = {
+    "prompts": 100,
+    "truncated": {"base": 0.01, "adapter": 0.02},
+    "tokens": {"base": 50.0, "adapter": 60.0},
+    "identical": 3,
+    "forgetting": {"passages": 100, "rise": {"value": 0.01, "low": -0.01, "high": 0.03}, "harm": "none"},
+    "refusals": {"base": 0.0, "adapter": 0.0},
+    "repetition": {"base": 0.0, "adapter": 0.01},
+    "template_leaks": {"base": 0.0, "adapter": 0.0},
+    "vetoes": [],
+    "warnings": [],
+}
 
 
 def answers_of(job_id: str, number: int, **changes: object) -> Answers:
@@ -52,7 +65,8 @@ def add_evaluation(
     with uow() as tx:
         tx.evaluations.add(evaluation)
         if answers:
-            evaluation.answers_sha256, evaluation.report, evaluation.finished_at = "b" * 64, REPORT, at
+            report = REPORT | {"prompts": answers, "identical": same}
+            evaluation.answers_sha256, evaluation.report, evaluation.finished_at = "b" * 64, report, at
             equal = {"base": "The same text.", "adapter": "The same text."}
             texts = [answers_of(job_id, n, **(changes | (equal if n < same else {}))) for n in range(answers)]
             tx.evaluations.finish(evaluation, texts)

@@ -11,19 +11,34 @@ from orchestrator.domain.evaluations import Arm, Evaluation
 from orchestrator.domain.jobs import Job
 from orchestrator.domain.trust.sign_test import Outcome
 from orchestrator.ports.repository import UnitOfWork
+from orchestrator.services.dispatch import dispatch
+from orchestrator.services.reconcile import reconcile
+from tests.helpers.evaluations import REPORT
+from tests.helpers.world import World
+from worker.shared.manifest import Recipe
 
-REPORT: dict[str, Any] = {
-    "prompts": 100,
-    "truncated": {"base": 0.01, "adapter": 0.02},
-    "tokens": {"base": 50.0, "adapter": 60.0},
-    "identical": 3,
-    "forgetting": {"passages": 100, "rise": {"value": 0.01, "low": -0.01, "high": 0.03}, "harm": "none"},
-    "refusals": {"base": 0.0, "adapter": 0.0},
-    "repetition": {"base": 0.0, "adapter": 0.01},
-    "template_leaks": {"base": 0.0, "adapter": 0.0},
-    "vetoes": [],
-    "warnings": [],
-}
+
+def run(world: World, base_sha256: str | None = "b" * 64, saves: int = 1) -> None:
+    """One session that ends the queued job, with this hash of the base model in its checkpoints."""
+    dispatch(world.ctx)
+    (worker,) = world.new_workers()
+    spec = worker.start().spec
+    recipe = Recipe.of(spec).model_copy(update={"base_sha256": base_sha256})
+    for step in range(spec.total_steps - saves + 1, spec.total_steps + 1):
+        worker.step = step
+        worker.report()
+        offer = worker.write(worker.manifest(recipe=recipe))
+        assert worker.send(offer).committed
+        worker.parent = offer.sha256
+    worker.finish()
+    reconcile(world.ctx)
+
+
+def trained(world: World, who: str = "alice", base_sha256: str | None = "b" * 64, **spec: Any) -> str:
+    """A finished job."""
+    job = world.submit(who, **spec)
+    run(world, base_sha256)
+    return job
 
 
 def evaluate(uow: UnitOfWork, job: Job, evaluation_job: str, *, at: float = 1.0, **changes: Any) -> Evaluation:

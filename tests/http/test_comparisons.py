@@ -6,85 +6,24 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from tests.helpers.evaluations import add_evaluation
-from tests.http.http_client import Api, ApiUser, People
-
-HTML = {"Accept": "text/html"}
-ORIGIN = {"Origin": "http://127.0.0.1"}
-ARMS = re.compile(r"adapter|\bbase\b|\barms?\b|canary|\ba{64}\b|\bc{64}\b", re.IGNORECASE)
-"""Names of both models, and of the files and the model of `evaluated`."""
-POLICY = "base-uri 'none'"
-"""The one use of the word in a header of every response."""
-
-
-def evaluated(api: Api, caller: ApiUser, answers: int = 60, **how) -> str:
-    job = caller.submit(name="canary-job", base_model="org/canary")["id"]
-    add_evaluation(api.app.context.uow, job, answers, owner=caller.get("/me").json()["id"], **how)
-    return job
-
-
-def start(api: Api, caller: ApiUser, answers: int = 60, same: int = 0, **how) -> str:
-    """The path of a new comparison."""
-    job = evaluated(api, caller, answers, same=same)
-    answer = caller.post(f"/evaluations/{job}/comparisons", how)
-    assert answer.status_code == 201, answer.text
-    return f"/comparisons/{answer.json()['id']}"
-
-
-@dataclass
-class Rater:
-    """A browser that opened a rater's link. `seen` is all that it got: statuses, headers and bodies."""
-
-    api: Api
-    link: str
-    seen: list[str] = field(default_factory=list)
-    cookie: str = ""
-    path: str = ""
-
-    def call(self, method: str, path: str, **more):
-        headers = HTML | ORIGIN | ({"Cookie": self.cookie} if path == self.path else {})
-        self.api.client.cookies.clear()
-        answer = self.api.client.request(method, path, headers=headers, follow_redirects=False, **more)
-        self.seen.append(f"{answer.status_code} {dict(answer.headers)} {answer.text}")
-        return answer
-
-    def open(self) -> Rater:
-        path = self.link[self.link.index("/rate/") :]
-        assert self.call("GET", path).status_code == 200
-        answer = self.call("POST", path)
-        assert answer.status_code == 303, answer.text
-        self.cookie, _, limits = answer.headers["set-cookie"].partition(";")
-        self.path = answer.headers["location"]
-        assert f"Path={self.path};" in limits
-        assert "httponly" in limits.lower()
-        assert "samesite=strict" in limits.lower()
-        return self
-
-    def page(self) -> str:
-        answer = self.call("GET", self.path)
-        assert answer.status_code == 200, answer.text
-        return answer.text
-
-    def answers(self) -> list[str]:
-        return re.findall(r'<h2 id="answer-[12]">.*?<p class="turn answer">(.*?)</p>', self.page(), re.DOTALL)
-
-    def vote(self, choice: str, **more):
-        screen = re.search(r'name="screen" value="([^"]+)"', self.page())
-        assert screen
-        return self.call("POST", self.path, data={"screen": screen[1], "choice": choice} | more)
-
-
-def invite(api: Api, caller: ApiUser, path: str, name: str = "Ann") -> Rater:
-    answer = caller.post(f"{path}/raters", {"name": name})
-    assert answer.status_code == 201, answer.text
-    return Rater(api, answer.json()["url"]).open()
+from tests.helpers.blind_crawl import (
+    ARMS,
+    HTML,
+    ORIGIN,
+    VOTES,
+    Rater,
+    crawl,
+    evaluated,
+    invite,
+    leaks,
+    owner_sees,
+    start,
+)
+from tests.http.http_client import Api, People
 
 
 def rate_all(raters: list[Rater], liked: str) -> int:
@@ -117,51 +56,19 @@ def test_a_comparison_over_http(api: Api, people: People) -> None:
     assert (listed["id"], listed["ending"]) == (found["id"], "decided")
 
 
-def _owner_sees(caller: ApiUser, path: str, job: str) -> Iterator[str]:
-    """Everything that the owner can ask for."""
-    api = f"/api/v1{path}"
-    for method, asked in (
-        ("GET", api),
-        ("GET", f"/api/v1/evaluations/{job}/comparisons"),
-        ("PATCH", api),
-        ("GET", f"{api}/votes"),
-        ("GET", f"{api}/votes?format=csv"),
-        ("GET", f"{path}/votes.csv"),
-        ("GET", f"{path}/votes.jsonl"),
-        ("GET", f"/evaluations/{job}/comparisons"),
-        ("GET", f"/evaluations/{job}/comparisons?comparison={path.rsplit('/', 1)[1]}"),
-        ("POST", f"{path}/raters"),
-    ):
-        headers = HTML | ORIGIN | {"Authorization": f"Bearer {caller.token}"}
-        body: dict[str, Any] = {"json": {"plan": "standard"}} if method == "PATCH" else {}
-        if method == "POST":
-            body = {"data": {"name": f"Rater {len(asked)} {path}"[:90]}}
-        answer = caller.api.client.request(method, asked, headers=headers, **body)
-        yield f"{asked} {answer.status_code} {dict(answer.headers)} {answer.text}"
-
-
 def test_no_model_is_named_before_the_end(api1: Api, people: People) -> None:
     """A crawl of all that raters and the owner get. Guards: with the model as a class, a key or a header it failed."""
-    path = start(api1, people.ann, 200, same=10, margin=0.1)
-    job = people.ann.get(path).json()["evaluation"]
-    raters = [invite(api1, people.ann, path), invite(api1, people.ann, path, "Ben")]
-    for place in range(30):
-        rater, choice = raters[place % 2], ("1", "2", "tie")[place % 3]
-        assert rater.vote(choice, note="a source").status_code == 303
-    raters[0].vote("9")
-    raters[0].call("GET", raters[1].path)
-    raters[0].call("GET", raters[0].link[raters[0].link.index("/rate/") :])
-    seen = [*raters[0].seen, *raters[1].seen, *_owner_sees(people.ann, path, job)]
-    assert len(seen) > 60
-    for text in seen:
-        assert ARMS.search(text.replace(POLICY, "")) is None, text
-    open_now = people.ann.get(path).json()
-    assert (open_now["closed_at"], open_now["result"], open_now["ratings"]) == (None, None, 30)
-    for rater in raters:
-        assert job not in "".join(rater.seen)
-        assert path.rsplit("/", 1)[1] not in "".join(rater.seen)
-    people.ann.post(f"{path}:close")
-    assert all(ARMS.search(text) for text in _owner_sees(people.ann, path, job) if "votes" in text)
+    found = crawl(api1, people.ann)
+    assert leaks(found) == []
+    assert len(found.seen) > 60
+    assert len(found.elsewhere) > 100
+    open_now = people.ann.get(found.path).json()
+    assert (open_now["closed_at"], open_now["result"], open_now["ratings"]) == (None, None, VOTES)
+    for rater in found.raters:
+        assert found.job not in "".join(rater.seen)
+        assert found.path.rsplit("/", 1)[1] not in "".join(rater.seen)
+    people.ann.post(f"{found.path}:close")
+    assert all(ARMS.search(text) for text in owner_sees(people.ann, found.path, found.job) if "votes" in text)
 
 
 def test_a_page_is_the_same_whichever_model_wrote_the_answers(api1: Api, people: People) -> None:

@@ -56,7 +56,8 @@ def test_an_evaluation_is_kept_with_its_answers(world: World) -> None:
         assert [found.job_id for found in tx.evaluations.of_job(job)] == [other, job]
         found = tx.evaluations.get(other)
         assert found is not None
-        assert (found.report, found.finished_at, found.answers_sha256) == (REPORT, 2.0, "b" * 64)
+        report = REPORT | {"prompts": 2, "identical": 0}
+        assert (found.report, found.finished_at, found.answers_sha256) == (report, 2.0, "b" * 64)
         assert stored_answers(tx, other) == [answers_of(other, n, base="a\ufffdb", base_tokens=9) for n in (0, 1)]
         assert tx.evaluations.answer(other, 1) == answers_of(other, 1, base="a\ufffdb", base_tokens=9)
         assert tx.evaluations.answer(other, 2) is None

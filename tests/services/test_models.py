@@ -17,39 +17,13 @@ from orchestrator.domain.trust.audit_decision import Decision
 from orchestrator.domain.trust.sign_test import Outcome, error_rates
 from orchestrator.domain.trust.verdict import Recommendation
 from orchestrator.services import clones, jobs, model_cards, models
-from orchestrator.services.dispatch import dispatch
-from orchestrator.services.reconcile import reconcile
 from orchestrator.services.verdicts import Judged
-from tests.helpers.verdicts import evaluate, vote
+from tests.helpers.verdicts import evaluate, run, trained, vote
 from tests.helpers.world import World
-from worker.shared.manifest import Recipe
 
 WIN, LOSS, TIE = Outcome.ADAPTER, Outcome.BASE, Outcome.TIE
 BETTER = [WIN] * 18 + [LOSS] * 2
 ADMIN = Actor(member_id="root", name="root", role=Role.ADMIN)
-
-
-def run(world: World, base_sha256: str | None = "b" * 64, saves: int = 1) -> None:
-    """One session that ends the queued job, with this hash of the base model in its checkpoints."""
-    dispatch(world.ctx)
-    (worker,) = world.new_workers()
-    spec = worker.start().spec
-    recipe = Recipe.of(spec).model_copy(update={"base_sha256": base_sha256})
-    for step in range(spec.total_steps - saves + 1, spec.total_steps + 1):
-        worker.step = step
-        worker.report()
-        offer = worker.write(worker.manifest(recipe=recipe))
-        assert worker.send(offer).committed
-        worker.parent = offer.sha256
-    worker.finish()
-    reconcile(world.ctx)
-
-
-def trained(world: World, who: str = "alice", base_sha256: str | None = "b" * 64, **spec: Any) -> str:
-    """A finished job."""
-    job = world.submit(who, **spec)
-    run(world, base_sha256)
-    return job
 
 
 def evaluated(world: World, job: str, **how: Any) -> Evaluation:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 PROCESSES = int(os.environ.get("BENCH_PROCESSES", "1"))
-"""How many processes share the kills of `server_kills` and the requests of `fuzz`."""
+"""How many processes share the work of `server_kills`, `fuzz`, `paper_votes` and `wrong_rows`."""
 
 Part = TypeVar("Part")
 
