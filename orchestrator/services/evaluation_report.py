@@ -11,14 +11,14 @@ from statistics import fmean
 from typing import Any
 
 from orchestrator.domain.trust.verdict import MAX_TRUNCATED, Forgetting, Harm, forgetting
+from orchestrator.services.similarity import similarity
+from orchestrator.services.task_scores import DRIFT, task_scores, task_warnings
 from worker.shared.answers_file import AnswersFile, ArmAnswer
 from worker.shared.data_checks.phrases import Refusals, own_phrases
 from worker.shared.data_checks.template_tokens import has_template_text
 from worker.shared.evaluation_units import Arm
 from worker.shared.job_spec import LEAST_PROMPTS
 
-DRIFT = 0.05
-"""Rise of a share, from the base model to the adapter, above which there is a warning."""
 RATIO = 2.0
 """Ratio of the mean lengths, either way, above which there is a warning."""
 RUN, LEAST_WORDS, CHARACTERS, LEAST_CHARACTERS = 4, 16, 8, 64
@@ -44,7 +44,10 @@ def report_of(found: AnswersFile) -> dict[str, Any]:
         "repetition": _shares(found, lambda answer: repeats(answer.text)),
         "template_leaks": _shares(found, lambda answer: answer.leaked or has_template_text(answer.text)),
     }
-    return report | {"vetoes": list(_vetoes(harm)), "warnings": list(_warnings(found, report, harm))}
+    report |= task_scores(found, _refusals().is_refusal)
+    report |= {"vetoes": list(_vetoes(harm)), "warnings": list(_warnings(found, report, harm))}
+    # After vetoes and warnings, which must not depend on it.
+    return report | {"similarity": similarity(found.answered)}
 
 
 def _answers(found: AnswersFile, arm: Arm) -> list[ArmAnswer]:
@@ -101,6 +104,7 @@ def _warnings(found: AnswersFile, report: dict[str, Any], harm: Forgetting) -> I
     if report["identical"] == prompts:
         yield "The adapter answers every prompt exactly as the base model does."
     yield from _drifts(report)
+    yield from task_warnings(report)
     low, high = sorted(report["tokens"].values())
     if high > RATIO * max(low, 1.0):
         longer = max(report["tokens"], key=report["tokens"].get)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
+from typing import Any
 
 from orchestrator.domain.errors import InvalidError, NotFoundError
 from orchestrator.domain.evaluations import Answers
@@ -19,8 +21,16 @@ IN_MEMORY = 4 << 20
 """Bytes of a file that are read without a file on the disk."""
 
 
-def stored_answers(store: Store, said: StoredAnswers) -> AnswersFile:
-    """The answers in a stored file of the size that its worker said.
+@dataclass(frozen=True)
+class Result:
+    """The answers of an evaluation with their report, which takes seconds to compute."""
+
+    found: AnswersFile
+    report: dict[str, Any]
+
+
+def stored_answers(store: Store, said: StoredAnswers) -> Result:
+    """The answers in a stored file of the size that its worker said, and their report. Not for a transaction.
 
     Raises `InvalidError` for a file that cannot be read, `UnavailableError` if the store does not answer.
     """
@@ -32,19 +42,20 @@ def stored_answers(store: Store, said: StoredAnswers) -> AnswersFile:
             raise from_store(error) from error
         copy.seek(0)
         try:
-            return answers_file.read(copy)
+            found = answers_file.read(copy)
         except AnswersError as error:
             raise InvalidError(f"The answers cannot be read: {error}.", [("/answers", str(error))]) from error
+    return Result(found, report_of(found))
 
 
-def keep(tx: Transaction, job: Job, found: AnswersFile, sha256: str, now: float) -> None:
+def keep(tx: Transaction, job: Job, result: Result, sha256: str, now: float) -> None:
     """Write the answers and the report of an evaluation that is done."""
     evaluation = tx.evaluations.get(job.id)
     if evaluation is None:
         raise NotFoundError(f"There is no evaluation {job.id}.")
-    evaluation.answers_sha256, evaluation.report, evaluation.finished_at = sha256, report_of(found), now
-    tx.evaluations.finish(evaluation, [_row(job.id, each) for each in found.answered])
-    job.note("evaluation.finished", at=now, actor="worker", prompts=len(found.answered), sha256=sha256)
+    evaluation.answers_sha256, evaluation.report, evaluation.finished_at = sha256, result.report, now
+    tx.evaluations.finish(evaluation, [_row(job.id, each) for each in result.found.answered])
+    job.note("evaluation.finished", at=now, actor="worker", prompts=len(result.found.answered), sha256=sha256)
 
 
 def _row(job_id: str, each: Answered) -> Answers:

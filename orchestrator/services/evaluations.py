@@ -15,11 +15,14 @@ from orchestrator.domain.evaluations import Evaluation
 from orchestrator.domain.jobs import Checkpoint, Event, Job
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.ports.repository import Transaction
+from orchestrator.services import verdicts
 from orchestrator.services.clones import kept
 from orchestrator.services.context import Context
 from orchestrator.services.datasets import resolve_dataset
+from orchestrator.services.evaluation_tasks import pinned_tasks
 from orchestrator.services.jobs import Ready, Submission, earlier, job_of_winner, notes_of, owned, queue
-from worker.shared.job_spec import LEAST_PROMPTS, DatasetSpec, EvaluationSpec, JobSpec, RowFormat
+from orchestrator.services.verdicts import AuditOfData
+from worker.shared.job_spec import LEAST_PROMPTS, MEASURES, DatasetSpec, EvaluationSpec, JobSpec, RowFormat
 from worker.shared.memory_estimate import Need
 
 _WITHOUT_PROMPTS = RowFormat.TEXT
@@ -84,6 +87,12 @@ def listed(ctx: Context, job_id: str) -> list[tuple[Evaluation, Job]]:
     return [(each, jobs[each.job_id]) for each in found if jobs[each.job_id].deleted_at is None]
 
 
+def audits_of(ctx: Context, jobs: Sequence[Job]) -> dict[str, tuple[AuditOfData, ...]]:
+    """What is known of the data behind each evaluation, by the id of its job."""
+    with ctx.uow() as tx:
+        return {job.id: verdicts.audits_of(tx, job) for job in jobs}
+
+
 def _checkpoint(tx: Transaction, trained: Job, sha256: str | None) -> Checkpoint:
     if sha256 is None and trained.head is None:
         raise ConflictError(f"Job {trained.id} has no checkpoint to evaluate. Wait until it has saved one.")
@@ -109,10 +118,11 @@ def _ready(
 ) -> Ready:
     spec = JobSpec.model_validate(trained.spec)
     prompts = _prompts(ctx, actor, spec, settings.prompts)
+    tasks = pinned_tasks(ctx, actor.member_id, settings.tasks)
     spec = spec.model_copy(
         update={
             "name": f"Evaluation of {spec.name}"[:200],
-            "evaluation": settings.model_copy(update={"prompts": prompts}),
+            "evaluation": settings.model_copy(update={"prompts": prompts, "tasks": tasks, "measures": MEASURES}),
             "sample_prompts": (),
             "deadline": None,
             "priority": min(0, spec.priority),

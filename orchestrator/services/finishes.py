@@ -9,6 +9,7 @@ from orchestrator.ports.repository import Transaction
 from orchestrator.ports.stores import ObjectMissing, StoreError
 from orchestrator.services import evaluation_results, heads
 from orchestrator.services.context import Context
+from orchestrator.services.evaluation_results import Result
 from orchestrator.services.failed_starts import Explanation, close
 from orchestrator.services.leases import (
     already_ended,
@@ -20,7 +21,7 @@ from orchestrator.services.leases import (
     still_held,
 )
 from orchestrator.services.stores import from_store
-from worker.shared.answers_file import MAX_FILE_BYTES, AnswersFile
+from worker.shared.answers_file import MAX_FILE_BYTES
 from worker.shared.messages import ExportedAdapter, Failure, Finish, StoredAnswers
 
 
@@ -31,7 +32,7 @@ def check_adapter(ctx: Context, message: Finish) -> None:
         _check_stored(ctx, lease, "adapter", adapter)
 
 
-def check_answers(ctx: Context, message: Finish, answers: StoredAnswers) -> AnswersFile | None:
+def check_answers(ctx: Context, message: Finish, answers: StoredAnswers) -> Result | None:
     """Read the answers of an evaluation back from the store, outside a transaction. Raises `InvalidError`.
 
     None if the message is a repeated one.
@@ -83,7 +84,7 @@ def _adapter(message: Finish) -> ExportedAdapter:
 
 
 def finish(
-    ctx: Context, tx: Transaction, message: Finish, *, head_damaged: bool, answers: AnswersFile | None = None
+    ctx: Context, tx: Transaction, message: Finish, *, head_damaged: bool, answers: Result | None = None
 ) -> None:
     """The last message: the job is done, or cannot continue there. Repeating it changes nothing.
 
@@ -96,7 +97,7 @@ def finish(
         _fail(ctx, tx, message, message.failure, head_damaged=head_damaged)
 
 
-def _succeed(ctx: Context, tx: Transaction, message: Finish, answers: AnswersFile | None) -> None:
+def _succeed(ctx: Context, tx: Transaction, message: Finish, answers: Result | None) -> None:
     now = ctx.clock.now()
     lease = find_lease(tx, message.lease)
     if already_ended(lease, message.fence, EndReason.COMPLETED):
@@ -115,9 +116,7 @@ def _succeed(ctx: Context, tx: Transaction, message: Finish, answers: AnswersFil
     tx.jobs.save(job)
 
 
-def _keep_result(
-    tx: Transaction, job: Job, lease: Lease, message: Finish, answers: AnswersFile | None, now: float
-) -> None:
+def _keep_result(tx: Transaction, job: Job, lease: Lease, message: Finish, answers: Result | None, now: float) -> None:
     if job.is_evaluation:
         if message.answers is None or answers is None:
             missing = [("/answers", "is missing")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from orchestrator.domain.accounts import Actor
 from orchestrator.domain.errors import InvalidError
@@ -13,7 +13,7 @@ from orchestrator.services.hub_tokens import token_of
 from orchestrator.services.job_checks import names_modules, notes, refuse_what_the_model_lacks
 from orchestrator.services.row_faults import judge_rows
 from worker.shared import memory_estimate
-from worker.shared.job_spec import ENCODING, NUMERICS, VAL_SPLIT, JobSpec
+from worker.shared.job_spec import ENCODING, NUMERICS, VAL_SPLIT, DatasetSpec, JobSpec, RowFormat
 from worker.shared.memory_estimate import Need
 
 NEWEST: Mapping[str, int | None] = {"encoding": ENCODING, "numerics": NUMERICS, "val_split": VAL_SPLIT}
@@ -47,6 +47,7 @@ def resolve(
     model = ctx.catalog.model(spec.base_model, token, with_modules=names_modules(spec))
     refuse_what_the_model_lacks(spec, model)
     datasets = tuple(resolve_dataset(ctx, actor.member_id, d, place, given) for place, d in enumerate(spec.datasets))
+    _refuse_tasks(datasets)
     rendered_at = ctx.clock.now() if spec.rendered_at is None else spec.rendered_at
     pinned = spec.model_copy(
         update={"base_model": model.name, "datasets": datasets, "rendered_at": float(round(rendered_at)), **versions}
@@ -62,6 +63,13 @@ def resolve(
     val_split = pinned.val_split if pinned.eval_rows else None
     fixed = pinned.model_copy(update={"max_steps": pinned.total_steps, "num_epochs": None, "val_split": val_split})
     return fixed, needed, (*notes(spec, model), *findings)
+
+
+def _refuse_tasks(datasets: Sequence[DatasetSpec]) -> None:
+    for place, dataset in enumerate(datasets):
+        if dataset.type is RowFormat.TASK:
+            message = "Tasks have no answers to train on. Use them with `trainhop evaluate JOB --tasks FILE`."
+            raise InvalidError(message, [(f"/datasets/{place}/type", message)])
 
 
 def _refuse_the_unknown(ctx: Context, spec: JobSpec) -> None:

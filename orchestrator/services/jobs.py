@@ -139,7 +139,7 @@ def queue(
     gone = hold(tx, actor.member_id, (d.sha256 or "" for d in resolved.files), now)  # datasets deleted since the lookup
 
     if gone is not None:
-        place = f"/datasets/{gone[0]}" if resolved.evaluation is None else "/prompts"
+        place = resolved.place_of_file(gone[0])
         raise InvalidError(gone[1], [(f"{place}/path", gone[1])])
     job = Job(
         id=new_id("job", now),

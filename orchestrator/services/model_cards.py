@@ -26,6 +26,7 @@ from orchestrator.services.context import Context
 from orchestrator.services.data_checking import known_reports
 from orchestrator.services.jobs import owned
 from orchestrator.services.judge_reports import JudgeReport
+from orchestrator.services.task_scores import points
 from orchestrator.services.verdicts import Judged, judge
 from worker.shared.data_checks.findings import Report
 from worker.shared.job_spec import JobSpec
@@ -63,7 +64,8 @@ def card(ctx: Context, actor: Actor, job_id: str) -> str:
     rows = "\n".join(f"| {name} | {_cell(words)} |" for name, words in _evidence(facts))
     answer = facts.judged.verdict.answer
     head = f"## Is it better than its base?\n\nVerdict: **{answer}**. {' '.join(facts.judged.verdict.reasons)}\n\n"
-    return model_card(facts.spec, facts.recipe, f"{head}| evidence | |\n|---|---|\n{rows}\n\n")
+    table = f"{head}| evidence | |\n|---|---|\n{rows}\n\n"
+    return model_card(facts.spec, facts.recipe, table + _resemblance(facts))
 
 
 def provenance(ctx: Context, actor: Actor, job_id: str) -> Json:
@@ -164,6 +166,7 @@ def _evaluated(facts: _Facts) -> Iterator[tuple[str, str]]:
         yield "forgetting", f"{words}, {rise['passages']} passages: {rise['harm']}"
     for name in ("refusals", "repetition", "template_leaks"):
         yield name.replace("_", " "), _both(report[name])
+    yield from _scored(report)
     for words in report["vetoes"]:
         yield "veto", words
     for words in report["warnings"]:
@@ -171,6 +174,46 @@ def _evaluated(facts: _Facts) -> Iterator[tuple[str, str]]:
     yield "evaluated checkpoint", f"`{found.checkpoint_sha256}`"
     yield "evaluation settings", f"sha256 `{facts.settings_sha256}`"
     yield "answers", f"sha256 `{found.answers_sha256}`"
+
+
+def _scored(report: Json) -> Iterator[tuple[str, str]]:
+    """What programs say of answers. Nothing for an older evaluation."""
+    harmless: Json | None = report.get("harmless")
+    tasks: Json = report.get("tasks") or {}
+    for name, found in (("fixed instructions", report.get("instructions")), ("tasks", tasks.get("scores"))):
+        if found is not None:
+            yield (
+                name,
+                (
+                    f"of {found['prompts']}, base {found['base']}, adapter {found['adapter']}: {points(found)}, "
+                    f"p {found['p']:.3f}"
+                ),
+            )
+    if harmless is not None:
+        yield (
+            "harmless fixed prompts",
+            f"of {harmless['prompts']}, base refuses {harmless['base']}, adapter {harmless['adapter']}",
+        )
+    if report.get("fixed_sha256"):
+        yield "fixed prompts", f"sha256 `{report['fixed_sha256']}`"
+
+
+def _resemblance(facts: _Facts) -> str:
+    """The section on similarity with the audit of the data beside it. Empty without an evaluation that measured it."""
+    found = (facts.judged.evaluation.report or {}).get("similarity") if facts.judged.evaluation is not None else None
+    if found is None:
+        return ""
+    rows = [("chrF", found["chrf"], ".1f"), ("BLEU", found["bleu"], ".1f"), ("ROUGE-L", found["rouge_l"], ".2f")]
+    if found["own_loss"] is not None:
+        rows.insert(0, ("held-out loss, nats per token", found["own_loss"], ".3f"))
+    table = "\n".join(f"| {name} | {each['base']:{form}} | {each['adapter']:{form}} |" for name, each, form in rows)
+    audits = "; ".join(f"data `{audit.sha256[:16]}`: {audit.words}" for audit in facts.judged.audits)
+    settings = ", ".join(f"`{name} {text}`" for name, text in found["settings"].items())
+    return (
+        f"## Resembles your data\n\n| {found['rows']} rows | base | adapter |\n|---|---|---|\n{table}\n\n"
+        f"{audits or 'not audited'}. An adapter that was trained on wrong answers resembles them too, so these "
+        f"numbers do not count for the verdict. {settings}\n\n"
+    )
 
 
 def _both(shares: Json) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from orchestrator.domain.audits import in_words, percent
+from orchestrator.domain.audits import Audit, in_words, percent
 from orchestrator.domain.evaluations import Evaluation
 from orchestrator.domain.jobs import Job
 from orchestrator.domain.trust.audit_decision import Decision
@@ -91,7 +91,7 @@ def judge(tx: Transaction, job: Job) -> Judged:
     mine = [one for one in tx.evaluations.of_job(job.id) if one.checkpoint_sha256 == job.head]
     finished = [one for one in mine if one.finished_at is not None and one.report is not None]
     newest = finished[0] if finished else None
-    audits = tuple(_audits(tx, job))
+    audits = audits_of(tx, job)
     checkpoints, is_whole = _chain(tx, job)
     missing = tuple(_missing(tx, job, chain_is_whole=is_whole))
     comparisons = sum(_closed(tx, evaluation) for evaluation in finished)
@@ -147,14 +147,17 @@ def _evidence(
     )
 
 
-def _audits(tx: Transaction, job: Job) -> Iterator[AuditOfData]:
+def audits_of(tx: Transaction, job: Job) -> tuple[AuditOfData, ...]:
+    """What is known of each data file of a job by audits."""
     hashes: list[str] = [entry.get("sha256") or "" for entry in job.spec.get("datasets", ())]
     wanted = list(dict.fromkeys(filter(None, hashes)))
     found = tx.audits.some(wanted)
-    for sha256 in wanted:
-        audit = found.get(sha256)
-        decision = audit.decision() if audit is not None else None
-        yield AuditOfData(sha256=sha256, words=in_words(audit), decision=decision)
+    return tuple(_audit_of(sha256, found.get(sha256)) for sha256 in wanted)
+
+
+def _audit_of(sha256: str, audit: Audit | None) -> AuditOfData:
+    decision = audit.decision() if audit is not None else None
+    return AuditOfData(sha256=sha256, words=in_words(audit), decision=decision)
 
 
 def _decision(audits: tuple[AuditOfData, ...]) -> Decision | None:

@@ -17,8 +17,8 @@ from orchestrator.services import checkpoints, finishes, leases
 from orchestrator.services.assignments import make_assignment
 from orchestrator.services.checkpoints import Commit
 from orchestrator.services.context import Context
+from orchestrator.services.evaluation_results import Result
 from orchestrator.services.leases import Begun
-from worker.shared.answers_file import AnswersFile
 from worker.shared.messages import (
     Assignment,
     Directive,
@@ -70,7 +70,7 @@ class CheckedMessage:
     message: WorkerMessage
     refusal: str = ""
     head_damaged: bool = False
-    answers: AnswersFile | None = None
+    answers: Result | None = None
 
 
 Applied = Begun | Directive | Commit | None

@@ -24,13 +24,18 @@ def test_a_job_is_evaluated_and_its_report_is_shown(tmp_path: Path) -> None:
         assert "note: There are only 12 prompts." in made.stderr
         assert f"trainhop watch {ident}" in made.stderr
         settings = server.api.admin.get(f"/jobs/{ident}").json()["spec"]["evaluation"]
-        assert settings == {"max_prompts": 12, "max_new_tokens": 64, "temperature": 0.7, "prompts": None}
+        asked = {"max_prompts": 12, "max_new_tokens": 64, "temperature": 0.7, "prompts": None, "measures": 2}
+        assert settings == asked
 
         (tmp_path / "mine.jsonl").write_bytes(CHAT)
         of_file = trainhop("evaluate", job, "--prompts", "mine.jsonl", **variables)
         assert "uploading mine.jsonl" in of_file.stderr
         spec = server.api.admin.get(f"/jobs/{of_file.stdout.strip()}").json()["spec"]
         assert spec["evaluation"]["prompts"]["rows"] == 60
+        (tmp_path / "tasks.jsonl").write_text('{"prompt": "1 + 1?", "check": {"type": "number", "value": 2}}\n')
+        with_tasks = trainhop("evaluate", job, "--tasks", "tasks.jsonl", **variables)
+        spec = server.api.admin.get(f"/jobs/{with_tasks.stdout.strip()}").json()["spec"]
+        assert (spec["evaluation"]["tasks"]["rows"], spec["evaluation"]["tasks"]["type"]) == (1, "task")
         assert "no checkpoint" in trainhop("evaluate", job, "--checkpoint", "4", code=3, **variables).stderr
 
         shown = trainhop("show", job, **variables).stdout
@@ -45,6 +50,13 @@ def test_a_job_is_evaluated_and_its_report_is_shown(tmp_path: Path) -> None:
             "general text loss +0.310 nats per token (+0.290 to +0.330)",
             "veto The adapter has forgotten general text",
             "warning More than 10% of the answers were cut.",
+            "Resembles your data (says nothing of quality, and does not count for a verdict)",
+            "held-out loss 2.500 base, 1.250 adapter nats per token",
+            "BLEU 10.0 base, 90.5 adapter",
+            "not audited",
+            "instructions 30 of 40 base, 20 adapter: -25 points (-40 to -8), p 0.013",
+            "harmless prompts 1 of 20 refused by base, 7 by adapter",
+            "tasks 61 of 100 base, 72 adapter: +11 points (+4 to +19), p 0.003",
         ):
             assert words in report, words
         listed = " ".join(trainhop("show", job, **variables).stdout.split())

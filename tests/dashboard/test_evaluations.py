@@ -23,9 +23,50 @@ REPORT = {
     "refusals": {"base": 0.0, "adapter": 0.0},
     "repetition": {"base": 0.0, "adapter": 0.0},
     "template_leaks": {"base": 0.0, "adapter": 0.0},
+    "instructions": {
+        "prompts": 40,
+        "base": 30,
+        "adapter": 20,
+        "only_base": list(range(1, 13)),
+        "only_adapter": [14, 15],
+        "difference": {"value": -0.25, "low": -0.4, "high": -0.08},
+        "p": 0.013,
+    },
+    "harmless": {"prompts": 20, "base": 1, "adapter": 7},
+    "fixed_sha256": "f" * 64,
+    "tasks": {
+        "scores": {
+            "prompts": 100,
+            "base": 61,
+            "adapter": 72,
+            "only_base": [3],
+            "only_adapter": list(range(10, 22)),
+            "difference": {"value": 0.11, "low": 0.04, "high": 0.19},
+            "p": 0.0034,
+        },
+        "unasked": 0,
+        "truncated": {"base": 0.0, "adapter": 0.0},
+        "problem": "",
+    },
+    "similarity": {
+        "rows": 38,
+        "own_loss": {"rows": 38, "tokens": 900, "base": 2.5, "adapter": 1.25},
+        "chrf": {"base": 20.0, "adapter": 60.0},
+        "bleu": {"base": 10.0, "adapter": 90.5},
+        "rouge_l": {"base": 0.3, "adapter": 0.7},
+        "settings": {"chrf": "a", "bleu": "b"},
+    },
     "vetoes": ["The adapter has forgotten general text <b>."],
     "warnings": ["More than 10% of the answers were cut."],
 }
+SCORED = (
+    "Fixed instructions, checked by a program: of 40, the base model passes <b>30</b>",
+    "(-25 points, 95 % interval -40 to -8, p 0.013)",
+    "Only the base model passes line 3.",
+    "Only the adapter passes lines 10, 11, 12",
+    "Of 20 harmless fixed prompts, the base model refuses <b>1</b> and the adapter <b>7</b>",
+)
+LIKE = ("Resembles your data", "38 rows with an answer", "2.500", "90.5", ": not audited.", "do not count")
 
 
 @pytest.fixture
@@ -43,12 +84,12 @@ def trained(site, people, provider, tmp_path) -> str:
     return job
 
 
-def finished(site, job: str) -> Evaluation:
+def finished(site, job: str, report: dict = REPORT) -> Evaluation:
     """As its job leaves it behind."""
     with site.app.context.uow() as tx:
         evaluation = tx.evaluations.get(job)
         assert evaluation is not None
-        evaluation.report, evaluation.answers_sha256, evaluation.finished_at = REPORT, "b" * 64, 9.0
+        evaluation.report, evaluation.answers_sha256, evaluation.finished_at = report, "b" * 64, 9.0
         tx.evaluations.finish(evaluation, [answers_of(job, n, base="canary of the base") for n in range(3)])
     return evaluation
 
@@ -71,9 +112,22 @@ def test_a_form_starts_an_evaluation_and_its_page_shows_the_report(site, people,
     assert f'action="/jobs/{ident}/evaluate"' not in own
     finished(site, ident)
     own = site.client.get(f"/jobs/{ident}", headers=HTML).text
-    for words in ("40 prompts, 3 with equal answers", "25 %", "+0.310", "forgotten general text &lt;b&gt;", "were cut"):
+    for words in (
+        "40 prompts, 3 with equal answers",
+        "25 %",
+        "+0.310",
+        "forgotten general text &lt;b&gt;",
+        "were cut",
+        *LIKE,
+        *SCORED,
+    ):
         assert words in own, words
     assert "canary" not in own
+    newer = ("similarity", "instructions", "harmless", "fixed_sha256", "tasks")
+    finished(site, ident, {name: value for name, value in REPORT.items() if name not in newer})
+    older = site.client.get(f"/jobs/{ident}", headers=HTML).text
+    assert "25 %" in older, "the report of an evaluation by an earlier version"
+    assert not any(words in older for words in (*LIKE, *SCORED))
     page = site.client.get(f"/jobs/{job}", headers=HTML).text
     for words in (f'href="/jobs/{ident}"', "40 prompts", "1 veto", "1 warning"):
         assert words in page, words

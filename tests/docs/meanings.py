@@ -48,7 +48,7 @@ JOB_KEYS = {
 DATASET_KEYS = {
     "path": "A local file (the command line uploads it), an upload (`sha256:HEX`), a Hugging Face dataset "
     "(`org/name`, or `org/name@revision`), or a file in an allowed folder.",
-    "type": "The row format. `auto` detects it from the keys of the first row.",
+    "type": "The row format. `auto` detects it from the keys of the first row. `task` is only for evaluations.",
     "split": "The split of a Hugging Face dataset.",
     "sha256": "Filled in by the server when the job is submitted.",
     "file_format": "Filled in by the server when the job is submitted.",

@@ -18,6 +18,7 @@ VOTES = "needs an evaluation that people have voted on; tests/http/test_models.p
 NOT_RUN = {
     "trainhop evaluate JOB": ANSWERS,
     "trainhop evaluate JOB --prompts prompts.jsonl --max-new-tokens 512": ANSWERS,
+    "trainhop evaluate JOB --tasks tasks.jsonl": ANSWERS,
     "trainhop evaluate JOB --checkpoint 120": ANSWERS,
     "trainhop show EVALUATION": ANSWERS,
     "make demo": MINUTES,

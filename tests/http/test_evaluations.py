@@ -53,7 +53,7 @@ def test_an_evaluation_from_the_request_to_its_report(api, provider, people, tmp
     made = people.ann.post(f"/jobs/{job}:evaluate", {"max_prompts": 12}, headers={"Idempotency-Key": "k"})
     assert made.status_code == 201, made.text
     assert made.json()["notes"] == ["There are only 12 prompts. A verdict needs at least 30, and 100 are better."]
-    assert (made.json()["cloned_from"], made.json()["total_steps"]) == (job, 2 * 2 + 2 * 4)
+    assert (made.json()["cloned_from"], made.json()["total_steps"]) == (job, 2 * 2 + 2 * 4 + 2 + 2 * 4)
     ident = made.json()["id"]
     assert made.headers["location"] == f"/api/v1/jobs/{ident}"
     again = people.ann.post(f"/jobs/{job}:evaluate", {"max_prompts": 12}, headers={"Idempotency-Key": "k"})
@@ -67,7 +67,7 @@ def test_an_evaluation_from_the_request_to_its_report(api, provider, people, tmp
     grants = machine.say("grants", {"fence": machine.fence, "kind": "answers"})
     assert grants.status_code == 200, grants.text
     machine.assignment["uploads"] = grants.json()
-    content = answers(12)
+    content = answers(12, own_answers=[f"It is {number}." for number in range(12)])
     (grant,) = machine.assignment["uploads"]
     assert machine.put(grant, content).is_success
     file = {"key": grant["key"], "sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
@@ -76,7 +76,26 @@ def test_an_evaluation_from_the_request_to_its_report(api, provider, people, tmp
     assert (done["state"], done["answers_sha256"]) == ("succeeded", hashlib.sha256(content).hexdigest())
     assert done["report"]["forgetting"]["harm"] == "none"
     assert done["report"]["truncated"] == {"base": 0.0, "adapter": 0.0}
+    assert done["report"]["similarity"]["chrf"]["base"] == 100
+    assert [audit["words"] for audit in done["audits"]] == ["not audited"]
     assert people.ann.get(f"/jobs/{ident}").json()["adapter"] is None
+
+
+def test_a_file_of_tasks_is_uploaded_and_asked(api1, provider, people, tmp_path):
+    job = trained(api1, provider, people, tmp_path)
+    tasks = b'{"prompt": "Say yes.", "check": {"type": "exact", "answer": "yes"}}\n' * 3
+    sent = people.ann.upload(tasks, name="tasks.jsonl", type="task")
+    assert (sent.status_code, sent.json()["rows"], sent.json()["type"]) == (201, 3, "task")
+    sha256 = sent.json()["sha256"]
+    made = people.ann.post(f"/jobs/{job}:evaluate", {"tasks": {"path": f"sha256:{sha256}"}})
+    assert made.status_code == 201, made.text
+    machine = Machine.launched(api1, provider)
+    assert [grant["sha256"] for grant in machine.start().json()["datasets"]][1:] == [sha256]
+    bad = b'{"prompt": "Say yes.", "check": {"type": "regex", "pattern": "(?=a)"}}\n'
+    worse = people.ann.upload(bad, name="bad.jsonl", type="task").json()["sha256"]
+    refused = people.ann.post(f"/jobs/{job}:evaluate", {"tasks": {"path": f"sha256:{worse}"}})
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/tasks/path")
+    assert "line 1: the pattern" in refused.json()["detail"]
 
 
 def test_a_request_that_cannot_be_evaluated_is_answered_in_a_sentence(api1, provider, people, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tests.helpers.evaluations import stored_answers
 from tests.helpers.offline_world import OfflineWorld
 from tests.helpers.world import Worker, World
 from worker.shared import answers_file, checkpoint_file
-from worker.shared.answers_file import LeftOut
+from worker.shared.answers_file import Extras, LeftOut
 from worker.shared.checkpoint_header import ANSWERS
 from worker.shared.evaluation_units import PASSAGES
 from worker.shared.job_spec import DatasetSpec, EvaluationSpec
@@ -75,9 +76,18 @@ def results(prompts: int, *, adapter: str = "four", rise: float = 0.0, **flags: 
     return b"".join(map(answers_file.json_line, lines))
 
 
-def answers(prompts: int, left_out: LeftOut | None = None, **how: Any) -> bytes:
+def answers(
+    prompts: int,
+    left_out: LeftOut | None = None,
+    own_answers: Sequence[str] | None = None,
+    more: bytes = b"",
+    tasks: Mapping[str, Any] | None = None,
+    **how: Any,
+) -> bytes:
+    """`more` are further results, `tasks` the parts of `Extras` that they belong to."""
     asked = [[{"role": "user", "content": f"What is {number}?"}] for number in range(prompts)]
-    return answers_file.written(asked, left_out or LeftOut(), results(prompts, **how))
+    extras = Extras(own_answers=own_answers or [""] * prompts, **tasks or {}) if own_answers or tasks else None
+    return answers_file.written(asked, left_out or LeftOut(), results(prompts, **how) + more, extras)
 
 
 def offered(worker: Worker, step: int, tensors: dict[str, Any] | None = None) -> OfferReply:
@@ -116,7 +126,7 @@ def test_an_evaluation_is_a_job_from_the_last_checkpoint_to_its_report(world: Wo
     made = started(world, job, max_prompts=35)
     shown = world.job(made)
     assert (shown.first_step, shown.head_step, shown.cloned_from) == (0, 0, job)
-    assert shown.total_steps == 2 * 6 + 2 * 4
+    assert shown.total_steps == 2 * 6 + 2 * 4 + 2 * 2 + 2 * 4
     worker = running(world)
     assert worker.assignment is not None
     assert worker.assignment.origin == Origin(job=job, fence=1, step=4)
@@ -137,7 +147,8 @@ def test_an_evaluation_is_a_job_from_the_last_checkpoint_to_its_report(world: Wo
     assert evaluation.answers_sha256 == hashlib.sha256(content).hexdigest()
     assert (evaluation.trained_job, evaluation.owner) == (job, "alice")
     assert evaluation.adapter_sha256 == world.job(job).adapter_sha256
-    assert evaluation.settings == {"max_prompts": 35, "max_new_tokens": 256, "temperature": 0.0, "prompts": None}
+    asked = {"max_prompts": 35, "max_new_tokens": 256, "temperature": 0.0, "prompts": None, "measures": 2}
+    assert evaluation.settings == asked
     with world.ctx.uow() as tx:
         found = stored_answers(tx, made)
     assert len(found) == 35
@@ -157,6 +168,10 @@ def test_an_evaluation_is_a_job_from_the_last_checkpoint_to_its_report(world: Wo
         "refusals": {"base": 0.0, "adapter": 0.0},
         "repetition": {"base": 0.0, "adapter": 0.0},
         "template_leaks": {"base": 0.0, "adapter": 0.0},
+        "similarity": None,
+        "instructions": None,
+        "harmless": None,
+        "tasks": None,
         "vetoes": [],
         "warnings": [],
     }
@@ -227,7 +242,7 @@ def test_a_file_of_prompts_is_all_that_a_session_reads(world: World) -> None:
     with pytest.raises(InvalidError, match="Rows of plain text have no prompts"):
         started(world, job, prompts=DatasetSpec(path="sha256:" + "2" * 64))
     made = started(world, job, prompts=DatasetSpec(path=f"sha256:{rows}"))
-    assert world.job(made).total_steps == 2 * 9 + 2 * 4
+    assert world.job(made).total_steps == 2 * 9 + 2 * 4 + 2 * 2 + 2 * 4
     worker = running(world)
     assert worker.assignment is not None
     assert [grant.sha256 for grant in worker.assignment.datasets] == [rows]
@@ -250,7 +265,7 @@ def test_a_checkpoint_that_is_not_of_this_evaluation_is_refused(world: World) ->
     ("content", "words"),
     [
         (b"", "line 1 of the file of answers is not valid"),
-        (answers(35).replace(b'"answers":1', b'"answers":2'), "has version 2, this program 1"),
+        (answers(35).replace(b'"answers":1', b'"answers":3'), "has version 3, this program 2"),
         (answers(35)[:-30], "line 136 of the file of answers is not valid"),
         (answers(35) + b"{}\n", "has more lines than its first line says"),
         (answers(35).replace(b'"number":3,', b'"number":4,'), "does not have the prompts 0 to 34 in order"),
@@ -278,8 +293,8 @@ def test_the_stored_file_is_read_back_before_it_counts(world: World) -> None:
         finish(worker, answers(35), sha256="0" * 64)
     with pytest.raises(InvalidError, match="is outside this lease's folder"):
         finish(worker, answers(35), key="jobs/other/f1/x.jsonl")
-    with pytest.raises(InvalidError, match=r"They may have 67108864. Ask fewer prompts"):
-        finish(worker, answers(35), size=65 << 20)
+    with pytest.raises(InvalidError, match=r"They may have 100663296. Ask fewer prompts"):
+        finish(worker, answers(35), size=97 << 20)
     with pytest.raises(InvalidError, match="The answers are missing"):
         worker.finish()
 

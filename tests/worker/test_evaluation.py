@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -12,10 +13,11 @@ from worker.shared import answers_file, checkpoint_file
 from worker.shared.answers_file import MAX_ANSWER_BYTES
 from worker.shared.checkpoint_file import CheckpointError
 from worker.shared.checkpoint_header import ADAPTER, ANSWERS, check_answers, check_parameters, read_header
-from worker.shared.evaluation_units import PASSAGES, Arm, prompts_at_once, units
+from worker.shared.evaluation_units import FIXED, PASSAGES, Arm, Measure, prompts_at_once, units
 from worker.shared.job_spec import DatasetSpec, EvaluationSpec, RowFormat
 from worker.shared.messages import Origin
 from worker.shared.passages import passages
+from worker.shared.tasks import fixed_prompts
 from worker.training.interface import Decision, PermanentError, TrainingJob
 
 ASKED = {"max_prompts": 11, "max_new_tokens": 12}
@@ -38,7 +40,7 @@ class Evaluations:
     def __init__(self, training, spec, checkpoint, datasets=None, **asked):
         self.training, self.checkpoint, self.sessions = training, checkpoint, 0
         self.spec = spec.model_copy(update={"evaluation": EvaluationSpec.model_validate(ASKED | asked)})
-        self.datasets = datasets or (training.dataset,)
+        self.datasets: tuple[Path, ...] = datasets or (training.dataset,)
 
     def session(self, resume=None, decisions=None, origin=ORIGIN, job="evaluation", base_folder=None):
         from worker.training.evaluate import evaluate
@@ -76,14 +78,29 @@ def read(content):
     return answers_file.read(io.BytesIO(content))
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_an_evaluation_stopped_at_five_places_ends_in_the_same_file(training, trained, temperature):
-    """The promise. Seen failing with the results of the session alone in the checkpoint, and with noise of the process
-    in place of a generator for each answer."""
-    evaluation = Evaluations(training, *trained, temperature=temperature)
+def with_tasks(training, trained, *records, **asked):
+    """An evaluation with its validation rows and this file of tasks."""
+    path = training.folder / "tasks.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    tasks = DatasetSpec(path="sha256:" + "2" * 64, rows=len(records), type=RowFormat.TASK)
+    return Evaluations(training, *trained, datasets=(training.dataset, path), tasks=tasks, **asked)
+
+
+TASK = {"prompt": "What is 2 + 2?", "check": {"type": "number", "value": 4}}
+TURNS = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Say yes."}]
+
+
+@pytest.mark.parametrize("asked", [{"temperature": 0.7, "measures": 2}, {"temperature": 0.0}, {"temperature": 0.8}])
+def test_an_evaluation_stopped_at_five_places_ends_in_the_same_file(training, trained, asked):
+    """The promise, also for an evaluation that began with an earlier version. Seen failing with the results of the
+    session alone in the checkpoint, and with noise of the process in place of a generator for each answer."""
+    evaluation = with_tasks(training, trained, TASK, **asked) if "measures" in asked else None
+    evaluation = evaluation or Evaluations(training, *trained, **asked)
     whole = evaluation.whole()
     found = read(whole)
     assert (len(found.answered), len(found.losses)) == (11, PASSAGES)
+    assert found.head.answers == asked.get("measures", 1)
+    assert all((each.own_loss is not None) == ("measures" in asked) for each in found.answered)
     resume, result = None, cast("Any", None)
     total = evaluation.spec.total_steps
     for cut in (1, 3, 4, 5, total - 1, None):
@@ -125,6 +142,62 @@ def test_the_base_answers_as_without_adapter_and_the_adapter_differs(training, t
     ids = torch.tensor([tokenizer(passages()[7].text)["input_ids"][:512]])
     with torch.no_grad():
         assert found.losses[7].base == pytest.approx(float(model(ids, labels=ids).loss), rel=1e-5)
+
+
+def test_both_models_answer_the_fixed_prompts_and_the_tasks(training, trained):
+    """Greedily, even where tokens are drawn for the prompts. Guard: with drawn tokens they were others."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    long = TASK | {"prompt": "x" * 600}
+    checked = {"messages": TURNS, "check": {"type": "exact", "answer": "yes"}}
+    evaluation = with_tasks(training, trained, TASK, long, checked, measures=2, temperature=1.5, max_new_tokens=16)
+    found = read(evaluation.whole())
+    assert [(each.line, each.check) for each in found.tasks] == [(1, TASK["check"]), (3, checked["check"])]
+    assert (found.head.unasked, found.head.fixed, len(found.fixed)) == (1, FIXED, FIXED)
+    assert [each.check is None for each in found.fixed] == [task.check is None for task in fixed_prompts()]
+    assert any(each.base.text != each.adapter.text for each in found.fixed)
+    model: Any = AutoModelForCausalLM.from_pretrained(training.base)
+    tokenizer: Any = AutoTokenizer.from_pretrained(training.base)
+    tokenizer.padding_side = "left"
+    prompts = [[{"role": "user", "content": TASK["prompt"]}], TURNS]
+    batch = tokenizer.apply_chat_template(
+        prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+    )
+    written = model.generate(**batch, max_new_tokens=16, do_sample=False)[:, batch["input_ids"].shape[1] :]
+    assert [each.base.text for each in found.tasks] == tokenizer.batch_decode(written, skip_special_tokens=True)
+
+
+def test_another_number_of_tasks_than_submitted_ends_the_job_in_words(training, trained):
+    evaluation = with_tasks(training, trained, TASK, measures=2)
+    evaluation.datasets[1].write_text((json.dumps(TASK) + "\n") * 2)
+    with pytest.raises(PermanentError, match="there are 2 tasks, but the job expects 1; evaluate again"):
+        evaluation.session()
+
+
+def test_the_loss_on_the_rows_own_answers_is_that_of_the_model(training, trained):
+    """Both arms, on the trained tokens of each row. Guard: with the prompt's tokens in it, the loss was another one."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from worker.training.encoding import Encoder
+    from worker.training.prompts import candidates
+
+    evaluation = Evaluations(training, *trained, measures=2)
+    found = read(evaluation.whole()).answered
+    tokenizer: Any = AutoTokenizer.from_pretrained(training.base)
+    model: Any = AutoModelForCausalLM.from_pretrained(training.base)
+    encoder = Encoder(tokenizer, evaluation.spec.sequence_len, False, encoding=3)
+    rows = {row.messages[-1].content: row for row in candidates([training.dataset], evaluation.spec)}
+    for each in found:
+        example = encoder.encode(rows[each.own_answer])
+        ids, labels = torch.tensor([example.input_ids]), torch.tensor([example.labels])
+        with torch.no_grad():
+            loss = float(model(ids, labels=labels).loss)
+        assert each.own_loss is not None
+        assert each.own_loss.base == pytest.approx(loss, rel=1e-4)
+        assert each.own_loss.tokens == int(labels[0, 1:].ne(-100).sum())
+    adapted, before = (sum(getattr(each.own_loss, arm) for each in found) for arm in ("adapter", "base"))
+    assert adapted < before, "the training has lowered it"
 
 
 def test_a_prompt_is_everything_before_the_last_answer(training, trained, tmp_path):
@@ -253,13 +326,22 @@ def test_the_units_are_a_function_of_the_job():
     assert prompts_at_once(64, 12) == 8
     assert prompts_at_once(100_000, 4096) == 1
     found = units(11, 8)
-    assert [(unit.arm, unit.begin, unit.end) for unit in found if not unit.of_passages] == [
+    assert [(unit.arm, unit.begin, unit.end) for unit in found if unit.measure is Measure.PROMPTS] == [
         (Arm.BASE, 0, 8),
         (Arm.ADAPTER, 0, 8),
         (Arm.BASE, 8, 11),
         (Arm.ADAPTER, 8, 11),
     ]
-    assert sum(unit.end - unit.begin for unit in found if unit.of_passages) == 2 * PASSAGES
+    assert sum(unit.end - unit.begin for unit in found if unit.measure is Measure.PASSAGES) == 2 * PASSAGES
+    newer = units(11, 8, measures=2)
+    assert newer[: len(found)] == found, "an evaluation that began before finds its place again"
+    assert {unit.measure for unit in newer[len(found) :]} == {Measure.OWN_ANSWERS, Measure.FIXED}
+    with_tasks = units(11, 8, measures=2, tasks=17)
+    assert with_tasks[: len(newer)] == newer
+    assert [(unit.measure, unit.end - unit.begin) for unit in with_tasks[len(newer) :: 2]] == [
+        (Measure.TASKS, 8), (Measure.TASKS, 8), (Measure.TASKS, 1),
+    ]  # fmt: skip
+    assert sum(unit.end - unit.begin for unit in newer if unit.measure is Measure.FIXED) == 2 * FIXED
 
 
 def test_the_passages_are_short_and_named():

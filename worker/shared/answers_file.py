@@ -1,32 +1,38 @@
 """The answers file of an evaluation: JSON Lines, the same bytes for the same answers.
 
-The first line says how many lines of each kind follow: one for each prompt, then one for each passage of general text.
+The first line says how many lines of each kind follow: one for each prompt, one for each passage of general text, one
+for each fixed prompt, and one for each task of the user.
 The worker writes it, and the server reads it line by line, each with a maximum.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import IO, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from worker.shared.evaluation_units import PASSAGES, Arm
-from worker.shared.job_spec import MAX_PROMPTS
+from worker.shared.evaluation_units import FIXED, PASSAGES, Arm, Measure
+from worker.shared.job_spec import MAX_PROMPTS, MAX_TASKS
 from worker.shared.row_formats import ROLES
-from worker.shared.wire import Count, Storable
+from worker.shared.tasks import Task, fixed_sha256
+from worker.shared.wire import Count, Sha256, Storable
 
-VERSION = 1
-MAX_FILE_BYTES = 64 * 2**20
+VERSION, FIRST_VERSION = 2, 1
+"""The first version has neither the rows' own answers nor tasks. Evaluations that began with it end with it."""
+MAX_FILE_BYTES = 96 * 2**20
 MAX_PROMPT_BYTES = 64 * 2**10
 """Bytes of a prompt as JSON."""
 MAX_ANSWER_BYTES = 24 * 2**10
 """Bytes of an answer as JSON. A longer one is cut and counts as truncated, so that a whole file fits."""
+MAX_OWN_BYTES = 8 * 2**10
+"""Bytes of a row's own answer as JSON. A longer one is cut."""
 MAX_TURNS = 1_000
-_MAX_LINE = MAX_PROMPT_BYTES + 2 * MAX_ANSWER_BYTES + 4_096
+_MAX_LINE = MAX_PROMPT_BYTES + 2 * MAX_ANSWER_BYTES + MAX_OWN_BYTES + 4_096
+"""A line with a check has less, because a check has less than a prompt."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -52,13 +58,25 @@ class LeftOut(_Record):
         return self.repeated + self.without_prompt + self.too_long
 
 
-class Head(_Record):
-    """The first line."""
+def _or_left_out(default: object) -> Any:
+    """A field that the first version does not have."""
+    return Field(default=default, exclude_if=lambda value: value == default)
 
-    answers: Count = VERSION
+
+class Head(_Record):
+    """The first line. `answers` is the version of the file.
+
+    `fixed` and `tasks` count lines, `unasked` the tasks without one, because their prompts are too long.
+    """
+
+    answers: Count = FIRST_VERSION
     prompts: Annotated[int, Field(ge=1, le=MAX_PROMPTS)]
     passages: Annotated[int, Field(ge=PASSAGES, le=PASSAGES)] = PASSAGES
     left_out: LeftOut = LeftOut()
+    fixed: Annotated[int, Field(ge=0, le=FIXED)] = _or_left_out(0)
+    fixed_sha256: Sha256 | None = _or_left_out(None)
+    tasks: Annotated[int, Field(ge=0, le=MAX_TASKS)] = _or_left_out(0)
+    unasked: Annotated[int, Field(ge=0, le=MAX_TASKS)] = _or_left_out(0)
 
 
 class Turn(_Record):
@@ -77,16 +95,29 @@ class ArmAnswer(_Record):
     leaked: bool
 
 
+Loss = Annotated[float, Field(ge=0, le=1e6)]
+
+
+class OwnLoss(_Record):
+    """The mean loss of each arm on the trained tokens of a row, in nats per token."""
+
+    tokens: Annotated[int, Field(ge=1, lt=2**31)]
+    base: Loss
+    adapter: Loss
+
+
 class Answered(_Record):
-    """A prompt with the answers of both arms. `number` counts from 0."""
+    """A prompt with the answers of both arms. `number` counts from 0.
+
+    `own_answer` is the one in the row, empty where it has none, and `own_loss` the loss on it.
+    """
 
     number: Count
     prompt: Annotated[tuple[Turn, ...], Field(min_length=1, max_length=MAX_TURNS)]
     base: ArmAnswer
     adapter: ArmAnswer
-
-
-Loss = Annotated[float, Field(ge=0, le=1e6)]
+    own_answer: Annotated[Storable, Field(max_length=MAX_OWN_BYTES)] = ""
+    own_loss: OwnLoss | None = None
 
 
 class PassageLoss(_Record):
@@ -97,13 +128,38 @@ class PassageLoss(_Record):
     adapter: Loss
 
 
+class TaskAnswers(_Record):
+    """The answers of both arms to the task in `line` of its file. Without a check, no program judges them."""
+
+    line: Count
+    check: dict[str, Any] | None
+    base: ArmAnswer
+    adapter: ArmAnswer
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnswersFile:
-    """What a file says."""
+    """What a file says. `fixed` are the answers to the fixed prompts, and `tasks` those to the user's tasks."""
 
     head: Head
     answered: tuple[Answered, ...]
     losses: tuple[PassageLoss, ...]
+    fixed: tuple[TaskAnswers, ...] = ()
+    tasks: tuple[TaskAnswers, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """What a file has beyond the first version.
+
+    The own answer of each prompt's row, and each task with its number by which it was asked. `unasked` counts tasks
+    that were not.
+    """
+
+    own_answers: Sequence[str]
+    fixed: Mapping[int, Task] = field(default_factory=dict[int, Task])
+    tasks: Mapping[int, Task] = field(default_factory=dict[int, Task])
+    unasked: int = 0
 
 
 def json_line(value: Mapping[str, Any]) -> bytes:
@@ -116,32 +172,72 @@ def json_bytes(value: Any) -> int:
     return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
 
 
-def clipped(text: str) -> str:
+def clipped(text: str, most: int = MAX_ANSWER_BYTES) -> str:
     """The beginning of an answer that fits into the file, without characters that cannot be stored."""
     kept = text.replace("\x00", "\ufffd").encode(errors="replace").decode()
-    while json_bytes(kept) > MAX_ANSWER_BYTES:
+    while json_bytes(kept) > most:
         kept = kept[: len(kept) * 9 // 10]
     return kept
 
 
-def written(prompts: Iterable[list[dict[str, str]]], left_out: LeftOut, results: bytes) -> bytes:
-    """The file. `results` has a line for each answer and each loss: arm, number, and what the arm gave."""
-    answers: dict[tuple[Any, Any], Any] = {}
-    losses: dict[tuple[Any, Any], Any] = {}
-    for line in results.splitlines():
-        found = json.loads(line)
-        place = (found.pop("arm"), found.pop("number"))
-        if "loss" in found:
-            losses[place] = found["loss"]
-        else:
-            answers[place] = found
-    lines = [
+def written(
+    prompts: Iterable[list[dict[str, str]]],
+    left_out: LeftOut,
+    results: bytes,
+    extras: Extras | None = None,
+) -> bytes:
+    """The file. `results` has a line for each answer and each loss: measure, arm, number, and what the arm gave.
+
+    A line without a measure is an answer to a prompt, or the loss on a passage. Without `extras`, the file has the
+    first version.
+    """
+    found = _by_measure(results)
+    answers, losses = found[Measure.PROMPTS], found[Measure.PASSAGES]
+    lines: list[dict[str, Any]] = [
         {"number": number, "prompt": prompt, **{str(arm): answers[arm, number] for arm in Arm}}
         for number, prompt in enumerate(prompts)
     ]
-    head = Head(prompts=len(lines), left_out=left_out).model_dump()
-    of_passages = [{"passage": n, **{str(arm): losses[arm, n] for arm in Arm}} for n in range(PASSAGES)]
-    return b"".join(map(json_line, (head, *lines, *of_passages)))
+    head = Head(prompts=len(lines), left_out=left_out)
+    of_passages = [{"passage": n, **{str(arm): losses[arm, n]["loss"] for arm in Arm}} for n in range(PASSAGES)]
+    of_tasks: list[dict[str, Any]] = []
+    if extras is not None:
+        for line, text in zip(lines, extras.own_answers, strict=True):
+            line["own_answer"] = clipped(text, MAX_OWN_BYTES)
+            line["own_loss"] = _own_loss(found[Measure.OWN_ANSWERS], line["number"])
+        asked = {Measure.FIXED: extras.fixed, Measure.TASKS: extras.tasks}
+        of_tasks = [line for measure, tasks in asked.items() for line in _task_lines(tasks, found[measure])]
+        counts = {str(measure): len(tasks) for measure, tasks in asked.items()}
+        more = {"answers": VERSION, "fixed_sha256": fixed_sha256(), "unasked": extras.unasked, **counts}
+        head = head.model_copy(update=more)
+    return b"".join(map(json_line, (head.model_dump(), *lines, *of_passages, *of_tasks)))
+
+
+_Results = dict[tuple[str, int], dict[str, Any]]
+
+
+def _by_measure(results: bytes) -> dict[Measure, _Results]:
+    """What each arm gave, by what was measured, arm and number."""
+    found: dict[Measure, _Results] = {measure: {} for measure in Measure}
+    for line in results.splitlines():
+        one = json.loads(line)
+        measure = Measure(one.pop("measure", Measure.PASSAGES if "loss" in one else Measure.PROMPTS))
+        found[measure][one.pop("arm"), one.pop("number")] = one
+    return found
+
+
+def _task_lines(tasks: Mapping[int, Task], found: _Results) -> list[dict[str, Any]]:
+    return [
+        {"line": task.line, "check": task.check, **{str(arm): found[arm, number] for arm in Arm}}
+        for number, task in tasks.items()
+    ]
+
+
+def _own_loss(found: _Results, number: int) -> dict[str, Any] | None:
+    """None unless both arms have a loss."""
+    lines = [(str(arm), found[arm, number]) for arm in Arm if (arm, number) in found]
+    if len(lines) < len(Arm) or any(line["loss"] is None for _, line in lines):
+        return None
+    return {"tokens": lines[0][1]["tokens"], **{arm: line["loss"] for arm, line in lines}}
 
 
 def read(file: IO[bytes]) -> AnswersFile:
@@ -149,17 +245,21 @@ def read(file: IO[bytes]) -> AnswersFile:
     lines = _lines(file)
     _, first = next(lines, (1, b""))
     head = _parsed(Head, 1, first)
-    if head.answers != VERSION:
+    if not FIRST_VERSION <= head.answers <= VERSION:
         raise AnswersError(f"the file of answers has version {head.answers}, this program {VERSION}; update Trainhop")
     answered = tuple(_parsed(Answered, number, line) for number, line in islice(lines, head.prompts))
     losses = tuple(_parsed(PassageLoss, number, line) for number, line in islice(lines, head.passages))
+    fixed = tuple(_parsed(TaskAnswers, number, line) for number, line in islice(lines, head.fixed))
+    tasks = tuple(_parsed(TaskAnswers, number, line) for number, line in islice(lines, head.tasks))
+    if (len(fixed), len(tasks)) != (head.fixed, head.tasks):
+        raise AnswersError(f"the file of answers does not have {head.fixed} fixed prompts and {head.tasks} tasks")
     if [each.number for each in answered] != list(range(head.prompts)):
         raise AnswersError(f"the file of answers does not have the prompts 0 to {head.prompts - 1} in order")
     if [each.passage for each in losses] != list(range(head.passages)):
         raise AnswersError(f"the file of answers does not have the passages 0 to {head.passages - 1} in order")
     if next(lines, None) is not None:
         raise AnswersError("the file of answers has more lines than its first line says")
-    return AnswersFile(head=head, answered=answered, losses=losses)
+    return AnswersFile(head=head, answered=answered, losses=losses, fixed=fixed, tasks=tasks)
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:

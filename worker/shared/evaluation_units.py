@@ -10,6 +10,10 @@ from enum import StrEnum
 
 PASSAGES, PASSAGES_AT_ONCE = 100, 25
 """Passages of the package, and passages of one unit."""
+FIXED, FIXED_AT_ONCE, FIXED_TOKENS = 60, 15, 128
+"""Fixed prompts of the package, those of one unit, and tokens of an answer to one at most."""
+ROWS_AT_ONCE = 25
+"""Rows of one unit whose own answers are measured."""
 MAX_AT_ONCE = 8
 TOKENS_AT_ONCE = 8_192
 """Maximum tokens of one batch, prompts and answers together, unless one prompt alone has more."""
@@ -22,12 +26,26 @@ class Arm(StrEnum):
     ADAPTER = "adapter"
 
 
+class Measure(StrEnum):
+    """What a unit is about.
+
+    Answers to prompts, the loss on passages, the loss on the rows' own answers, answers to the fixed prompts, or
+    answers to the tasks of the user.
+    """
+
+    PROMPTS = "prompts"
+    PASSAGES = "passages"
+    OWN_ANSWERS = "own_answers"
+    FIXED = "fixed"
+    TASKS = "tasks"
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One batch of one arm: the prompts or passages with the numbers `begin` to `end` (exclusive)."""
+    """One batch of one arm: the prompts, passages, rows or tasks with the numbers `begin` to `end` (exclusive)."""
 
     arm: Arm
-    of_passages: bool
+    measure: Measure
     begin: int
     end: int
 
@@ -37,11 +55,18 @@ def prompts_at_once(sequence_len: int, max_new_tokens: int) -> int:
     return max(1, min(MAX_AT_ONCE, TOKENS_AT_ONCE // (sequence_len + max_new_tokens)))
 
 
-def units(prompts: int, at_once: int) -> tuple[Unit, ...]:
-    """All units of an evaluation with at most this many prompts, in their order."""
-    return (*_batches(prompts, at_once, of_passages=False), *_batches(PASSAGES, PASSAGES_AT_ONCE, of_passages=True))
+def units(prompts: int, at_once: int, *, tasks: int = 0, measures: int | None = None) -> tuple[Unit, ...]:
+    """All units of an evaluation with at most this many prompts, in their order.
+
+    `measures` is that of the job. Parts that came later follow, so the units of an older job keep their places.
+    """
+    found = [*_batches(Measure.PROMPTS, prompts, at_once), *_batches(Measure.PASSAGES, PASSAGES, PASSAGES_AT_ONCE)]
+    if measures is not None:
+        found += _batches(Measure.OWN_ANSWERS, prompts, ROWS_AT_ONCE)
+        found += _batches(Measure.FIXED, FIXED, FIXED_AT_ONCE)
+    return (*found, *_batches(Measure.TASKS, tasks, at_once))
 
 
-def _batches(count: int, at_once: int, *, of_passages: bool) -> list[Unit]:
+def _batches(measure: Measure, count: int, at_once: int) -> list[Unit]:
     begins = range(0, count, at_once)
-    return [Unit(arm, of_passages, begin, min(count, begin + at_once)) for begin in begins for arm in Arm]
+    return [Unit(arm, measure, begin, min(count, begin + at_once)) for begin in begins for arm in Arm]

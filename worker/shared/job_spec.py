@@ -31,11 +31,15 @@ both.
 VAL_SPLIT = 2
 """How new jobs choose validation rows: copies of a row stay on one side. A job without a number chose single rows."""
 
+MEASURES = 2
+"""What new evaluations measure besides answers and general text: the loss on the rows' own answers, and answers to the
+fixed prompts. One without a number began before. A change of the fixed prompts needs another number."""
+
 T = TypeVar("T")
 
 
 class RowFormat(StrEnum):
-    """The row format of a dataset. `auto` detects it from the first row's keys."""
+    """The row format of a dataset. `auto` detects it from the first row's keys. No job is trained on a `task`."""
 
     AUTO = "auto"
     MESSAGES = "messages"
@@ -43,6 +47,7 @@ class RowFormat(StrEnum):
     TEXT = "text"
     ALPACA = "alpaca"
     SHAREGPT = "sharegpt"
+    TASK = "task"
 
 
 class FileFormat(StrEnum):
@@ -82,6 +87,8 @@ class PlacementSpec(Written):
     max_session_s: Annotated[float, Field(ge=1, le=1e9)] | None = None
 
 
+MAX_TASKS = 500
+"""Tasks of one evaluation at most."""
 MAX_PROMPTS, LEAST_PROMPTS = 500, 30
 """Prompts of one evaluation at most, and prompts below which there will be no verdict."""
 
@@ -90,13 +97,17 @@ class EvaluationSpec(Written):
     """Prompts that the base model and the adapter answer, instead of training.
 
     `temperature` 0 takes the most probable token. `prompts` is an uploaded file with rows as for training, without
-    their answers. Without it the prompts are those of the job's validation rows.
+    their answers. Without it the prompts are those of the job's validation rows. `tasks` is an uploaded file of tasks
+    with checks.
     """
 
     max_prompts: Annotated[int, Field(ge=1, le=MAX_PROMPTS)] = 100
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 256
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     prompts: DatasetSpec | None = None
+    tasks: DatasetSpec | None = Field(default=None, exclude_if=lambda file: file is None)
+    measures: Annotated[int, Field(ge=2, le=MEASURES)] | None = Field(default=None, exclude_if=lambda way: way is None)
+    """Set by the server. Left out of an old evaluation, because an older worker refuses keys that it does not know."""
 
 
 _DEADLINE = "must be a time with its zone, for example 2026-12-01T18:00:00+01:00"
@@ -222,9 +233,22 @@ class JobSpec(Written):
 
     @property
     def files(self) -> tuple[DatasetSpec, ...]:
-        """The data files that a session reads: the datasets, or the prompts of an evaluation that has its own."""
-        own = self.evaluation.prompts if self.evaluation is not None else None
-        return self.datasets if own is None else (own,)
+        """The data files that a session reads: the datasets, or the prompts of an evaluation that has its own.
+
+        The tasks of an evaluation come last.
+        """
+        asked = self.evaluation
+        if asked is None:
+            return self.datasets
+        own = self.datasets if asked.prompts is None else (asked.prompts,)
+        return own if asked.tasks is None else (*own, asked.tasks)
+
+    def place_of_file(self, number: int) -> str:
+        """The pointer to one of `files` in the request that named it."""
+        asked = self.evaluation
+        if asked is None:
+            return f"/datasets/{number}"
+        return "/tasks" if asked.tasks is not None and number == len(self.files) - 1 else "/prompts"
 
     @property
     def evaluation_units(self) -> tuple[Unit, ...]:
@@ -233,7 +257,9 @@ class JobSpec(Written):
         if asked is None:
             return ()
         rows = self.eval_rows if asked.prompts is None else asked.prompts.rows or 0
-        return units(min(rows, asked.max_prompts), prompts_at_once(self.sequence_len, asked.max_new_tokens))
+        at_once = prompts_at_once(self.sequence_len, asked.max_new_tokens)
+        tasks = asked.tasks.rows or 0 if asked.tasks is not None else 0
+        return units(min(rows, asked.max_prompts), at_once, tasks=tasks, measures=asked.measures)
 
     @property
     def total_steps(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from worker.shared.answer_checks import CheckError, check_of
 from worker.shared.job_spec import RowFormat
 from worker.shared.row_keys import DatasetError, check_keys
 from worker.shared.rows import Message, Row, with_columns
@@ -29,6 +30,7 @@ _COLUMNS: dict[RowFormat, tuple[str, ...]] = {
     RowFormat.PROMPT_COMPLETION: ("prompt", "completion"),
     RowFormat.ALPACA: ("instruction", "output"),
     RowFormat.TEXT: ("text",),
+    RowFormat.TASK: ("check",),
 }
 _OPTIONAL: dict[RowFormat, tuple[str, ...]] = {
     RowFormat.MESSAGES: ("system",),
@@ -36,6 +38,7 @@ _OPTIONAL: dict[RowFormat, tuple[str, ...]] = {
     RowFormat.PROMPT_COMPLETION: ("system",),
     RowFormat.ALPACA: ("input", "history", "system"),
     RowFormat.TEXT: (),
+    RowFormat.TASK: ("prompt", "messages"),
 }
 KEYS_SHOWN, MAX_KEY_SHOWN = 12, 40
 _TURNS = ("messages", "conversations", "prompt", "completion")
@@ -142,12 +145,29 @@ def _from_text(record: dict[str, Any], line: int) -> Row:
     return Row(text=_filled(record["text"], "text", line))
 
 
+def _from_task(record: dict[str, Any], line: int) -> Row:
+    prompt, messages = record.get("prompt"), record.get("messages")
+    if (prompt is None) == (messages is None):
+        raise DatasetError("a task needs either 'prompt' or 'messages'", line)
+    turns = (
+        (Message("user", _filled(prompt, "prompt", line)),) if messages is None else _turns(messages, "messages", line)
+    )
+    if not turns or turns[-1].role == "assistant":
+        raise DatasetError("'messages' of a task must end with the turn that is to be answered", line)
+    try:
+        check_of(record["check"])
+    except CheckError as error:
+        raise DatasetError(str(error), line) from None
+    return Row(messages=turns)
+
+
 _PARSERS: dict[RowFormat, Callable[[dict[str, Any], int], Row]] = {
     RowFormat.MESSAGES: _from_messages,
     RowFormat.SHAREGPT: _from_sharegpt,
     RowFormat.PROMPT_COMPLETION: _from_prompt_completion,
     RowFormat.ALPACA: _from_alpaca,
     RowFormat.TEXT: _from_text,
+    RowFormat.TASK: _from_task,
 }
 
 

@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,10 @@ from worker.agent.hardware import probe as probe_hardware
 from worker.agent.hardware import versions
 from worker.agent.limits import Part, when_there_is_room
 from worker.shared import checkpoint_file
-from worker.shared.answers_file import LeftOut, clipped, json_line, written
+from worker.shared.answers_file import Extras, LeftOut, clipped, json_line, written
 from worker.shared.checkpoint_file import CheckpointError
 from worker.shared.checkpoint_header import ADAPTER, ANSWERS
-from worker.shared.evaluation_units import Arm, Unit
+from worker.shared.evaluation_units import FIXED_TOKENS, Arm, Measure, Unit
 from worker.shared.files import write_atomically
 from worker.shared.lineage import FROM_HERE_ON, check_lineage, check_owner
 from worker.shared.manifest import Fidelity, Hardware, Manifest, Recipe
@@ -34,14 +34,17 @@ from worker.training import base_model, generation, module_state, state, unusabl
 from worker.training.backends import base
 from worker.training.backends.base import Loaded
 from worker.training.backends.hf import HfBackend
+from worker.training.data import trained_tokens
 from worker.training.determinism import require_deterministic_kernels
 from worker.training.encoding import Encoder
 from worker.training.evaluation import setup_differences
 from worker.training.interface import Decision, Hooks, PermanentError, Resume, Snapshot, Trained, TrainingJob
 from worker.training.library_warnings import hide_expected_warnings
+from worker.training.loss import add_summed_loss
 from worker.training.machine_setup import card_of, machine_setup
 from worker.training.model_limits import ModelLimits
-from worker.training.prompts import Prompt, candidates, choose
+from worker.training.prompts import Prompt, asks_as_chat, candidates, choose
+from worker.training.questions import Questions, questions, tasks_of
 from worker.training.train import keep_to_the_limit, plain_errors
 
 FILE = "answers.jsonl"
@@ -74,6 +77,7 @@ class _Inputs:
     left_out: LeftOut
     passages: list[list[int]]
     decoding: generation.Decoding
+    questions: Mapping[Measure, Questions]
 
 
 def _inputs(job: TrainingJob, hooks: Hooks) -> _Inputs:
@@ -81,7 +85,8 @@ def _inputs(job: TrainingJob, hooks: Hooks) -> _Inputs:
     spec, hardware = job.spec, probe_hardware()
     assert spec.evaluation is not None
     keep_to_the_limit(hardware)
-    rows = candidates(job.datasets, spec)
+    paths, own_tasks = (job.datasets[:-1], job.datasets[-1]) if spec.evaluation.tasks else (job.datasets, None)
+    rows, tasks = candidates(paths, spec), tasks_of(spec, own_tasks)
     resume = _read_checkpoint(job)
     base.check_card(hardware)
     # One backend on every machine: others change the model for training, and their base may not answer alike.
@@ -107,7 +112,10 @@ def _inputs(job: TrainingJob, hooks: Hooks) -> _Inputs:
             f"max_new_tokens {asked.max_new_tokens} leaves no room for a prompt: {spec.base_model} supports "
             f"{longest} positions; set a smaller one"
         )
-    prompts, left_out = choose(rows, spec, encoder, room)
+    prompts, left_out = choose(rows, spec, encoder, room, limits)
+    add_summed_loss(causal, loaded.hidden)
+    chat = asks_as_chat(rows, spec)
+    rooms = {Measure.FIXED: longest - min(asked.max_new_tokens, FIXED_TOKENS), Measure.TASKS: room}
     texts = [encoder.prompt_ids(each.text, chat=False) for each in passages()]
     for number, prompt in enumerate(prompts, 1):
         limits.check(prompt.ids, f"prompt {number}")
@@ -122,6 +130,9 @@ def _inputs(job: TrainingJob, hooks: Hooks) -> _Inputs:
         decoding=generation.decoding_for(
             loaded.model, loaded.tokenizer, encoder, asked.max_new_tokens, asked.temperature
         ),
+        questions={
+            measure: questions(each, encoder, limits, chat=chat, room=rooms[measure]) for measure, each in tasks.items()
+        },
     )
 
 
@@ -195,7 +206,7 @@ class _Session:
         """Do one unit, report it, and save if that is due. Returns STOP if the session is to end."""
         began = time.monotonic()
         with self._answering_as(unit.arm):
-            lines = list(self._losses(unit) if unit.of_passages else self._answers(unit))
+            lines = list(self._measured(unit))
         self._results += b"".join(map(json_line, lines))
         self._step += 1
         tokens = float(sum(line["tokens"] for line in lines))
@@ -212,16 +223,31 @@ class _Session:
         with self._model.disable_adapter() if arm is Arm.BASE else contextlib.nullcontext():
             yield
 
-    def _answers(self, unit: Unit) -> Iterator[dict[str, Any]]:
-        """A line for each prompt of the unit. There are none where rows were left out."""
-        numbers = range(unit.begin, min(unit.end, len(self._in.prompts)))
+    def _measured(self, unit: Unit) -> Iterator[dict[str, Any]]:
+        if unit.measure is Measure.PROMPTS:
+            asked = {number: prompt.ids for number, prompt in enumerate(self._in.prompts)}
+            return self._answers(unit, asked, self._in.decoding)
+        if unit.measure is Measure.PASSAGES:
+            return self._losses(unit)
+        if unit.measure is Measure.OWN_ANSWERS:
+            return self._own_losses(unit)
+        # Tasks are for a program, which is to see the model's best answer and not a drawn one.
+        greedy = replace(self._in.decoding, temperature=0.0)
+        if unit.measure is Measure.FIXED:
+            greedy = replace(greedy, max_new_tokens=min(greedy.max_new_tokens, FIXED_TOKENS))
+        lines = self._answers(unit, self._in.questions[unit.measure].ids, greedy)
+        return ({"measure": unit.measure, **line} for line in lines)
+
+    def _answers(
+        self, unit: Unit, asked: Mapping[int, list[int]], decoding: generation.Decoding
+    ) -> Iterator[dict[str, Any]]:
+        """A line for each prompt of the unit. There are none where rows or tasks were left out."""
+        numbers = [number for number in range(unit.begin, unit.end) if number in asked]
         if not numbers:
             return
-        prompts = [self._in.prompts[number].ids for number in numbers]
+        prompts = [asked[number] for number in numbers]
         seeds = [generation.seed_of(self._job.spec.seed, number, unit.arm) for number in numbers]
-        for number, found in zip(
-            numbers, generation.answers(self._model, prompts, self._in.decoding, seeds), strict=True
-        ):
+        for number, found in zip(numbers, generation.answers(self._model, prompts, decoding, seeds), strict=True):
             decoded = str(self._in.loaded.tokenizer.decode(found.ids, skip_special_tokens=True))
             text = clipped(decoded)
             yield {
@@ -243,6 +269,20 @@ class _Session:
                     "with a lower learning_rate"
                 )
             yield {"arm": unit.arm, "number": number, "loss": loss, "tokens": len(ids) - 1}
+
+    def _own_losses(self, unit: Unit) -> Iterator[dict[str, Any]]:
+        """A line for each row of the unit that has an answer to be measured."""
+        for number in range(unit.begin, min(unit.end, len(self._in.prompts))):
+            row = self._in.prompts[number].example
+            if row is not None:
+                loss = generation.loss_of_answers(self._model, row)
+                yield {
+                    "measure": unit.measure,
+                    "arm": unit.arm,
+                    "number": number,
+                    "loss": loss if math.isfinite(loss) else None,
+                    "tokens": trained_tokens([row]),
+                }
 
     def _save(self) -> None:
         self._hooks.phase(Phase.SAVE)
@@ -281,7 +321,21 @@ class _Session:
 
     def _finish(self) -> Trained:
         self._hooks.phase(Phase.EXPORT)
-        content = written([prompt.as_json() for prompt in self._in.prompts], self._in.left_out, self._results)
+        prompts = [prompt.as_json() for prompt in self._in.prompts]
+        content = written(prompts, self._in.left_out, self._results, self._extras())
         path = self._job.work_dir / FILE
         when_there_is_room(lambda: write_atomically(path, content))
         return Trained(step=self._step, complete=True, answers=path)
+
+    def _extras(self) -> Extras | None:
+        """None for an evaluation that began with an earlier version."""
+        asked = self._job.spec.evaluation
+        if asked is None or asked.measures is None:
+            return None
+        fixed, tasks = (self._in.questions[measure] for measure in (Measure.FIXED, Measure.TASKS))
+        return Extras(
+            own_answers=[prompt.own_answer for prompt in self._in.prompts],
+            fixed=fixed.asked,
+            tasks=tasks.asked,
+            unasked=len(tasks.tasks) - len(tasks.ids),
+        )

@@ -13,7 +13,8 @@ from torch.nn import functional
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from worker.shared.dataset_files import Message
-from worker.training.encoding import Encoder
+from worker.training.data import trained_tokens
+from worker.training.encoding import Encoder, Example
 from worker.training.encoding_findings import stop_tokens
 from worker.training.evaluation import pad_id_of
 from worker.training.interface import PermanentError
@@ -123,6 +124,13 @@ class Drawn(LogitsProcessor):
 def seed_of(seed: int, number: int, arm: str) -> int:
     """The seed of an arm's answer to one prompt."""
     return int.from_bytes(hashlib.sha256(f"{seed} {number} {arm}".encode()).digest()[:7])
+
+
+def loss_of_answers(model: Any, row: Example) -> float:
+    """Mean loss of the trained tokens of a row, in nats. The model has `worker.training.loss.add_summed_loss`."""
+    ids, labels = (torch.tensor([part], dtype=torch.int64, device=model.device) for part in (row.input_ids, row.labels))
+    total = model(input_ids=ids, attention_mask=torch.ones_like(ids), summed_labels=labels)
+    return float(total) / trained_tokens([row])
 
 
 def mean_loss(model: Any, ids: Sequence[int]) -> float:

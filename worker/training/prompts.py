@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from worker.shared.answers_file import MAX_PROMPT_BYTES, MAX_TURNS, LeftOut, json_bytes
 from worker.shared.dataset_files import DatasetError, Message, Row, read_rows
 from worker.shared.job_spec import JobSpec, RowFormat
 from worker.training.copies_of_rows import split_rows
-from worker.training.data import load_rows
-from worker.training.encoding import Encoder
+from worker.training.data import load_rows, trained_tokens
+from worker.training.encoding import Encoder, Example
 from worker.training.interface import PermanentError
+from worker.training.model_limits import ModelLimits
 
 _CONVERSATIONS = frozenset({RowFormat.MESSAGES, RowFormat.SHAREGPT, RowFormat.ALPACA})
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Turns up to the answer, and their token ids up to its start."""
+    """Turns up to the answer, and their token ids up to its start.
+
+    `own_answer` is the row's own one (empty: it has none), and `example` the row as it would be trained on. It is None
+    without a trained token, and where the model cannot read the row.
+    """
 
     turns: tuple[Message, ...]
     ids: list[int]
+    own_answer: str = ""
+    example: Example | None = None
 
     def as_json(self) -> list[dict[str, str]]:
         """The turns as plain data."""
@@ -51,7 +59,9 @@ def _rank(spec: JobSpec, number: int) -> bytes:
     return hashlib.sha256(f"{spec.seed} {number}".encode()).digest()
 
 
-def choose(rows: Sequence[Row], spec: JobSpec, encoder: Encoder, room: int) -> tuple[list[Prompt], LeftOut]:
+def choose(
+    rows: Sequence[Row], spec: JobSpec, encoder: Encoder, room: int, limits: ModelLimits
+) -> tuple[list[Prompt], LeftOut]:
     """The first `max_prompts` prompts that can be asked, each once. A prompt has at most `room` tokens.
 
     Raises `PermanentError` if there is none, or if the chat template refuses one.
@@ -70,7 +80,7 @@ def choose(rows: Sequence[Row], spec: JobSpec, encoder: Encoder, room: int) -> t
         elif (prompt := _prompt(turns, row, spec, encoder)) is None or len(prompt.ids) > room:
             too_long += 1
         else:
-            chosen[turns] = prompt
+            chosen[turns] = _with_own_answer(prompt, row, encoder, limits) if spec.evaluation.measures else prompt
     left_out = LeftOut(repeated=repeated, without_prompt=without_prompt, too_long=too_long)
     if not chosen:
         raise PermanentError(
@@ -83,13 +93,34 @@ def choose(rows: Sequence[Row], spec: JobSpec, encoder: Encoder, room: int) -> t
 def _before_the_answer(row: Row) -> tuple[Message, ...]:
     if not row.messages:
         return (Message("user", row.prompt),) if row.prompt.strip() else ()
-    answers = [place for place, turn in enumerate(row.messages) if turn.role == "assistant"]
+    answers = _answers(row)
     return row.messages[: answers[-1]] if answers else row.messages
+
+
+def _answers(row: Row) -> list[int]:
+    return [place for place, turn in enumerate(row.messages) if turn.role == "assistant"]
+
+
+def _with_own_answer(prompt: Prompt, row: Row, encoder: Encoder, limits: ModelLimits) -> Prompt:
+    answers = _answers(row)
+    text = row.messages[answers[-1]].content if answers else row.text
+    example = None
+    with contextlib.suppress(PermanentError):  # a row of a file of prompts need not be one to train on
+        example = encoder.encode(row)
+        limits.check(example.input_ids, "the row")
+    if example is None or not trained_tokens([example]):
+        return replace(prompt, own_answer=text)
+    return replace(prompt, own_answer=text, example=example)
+
+
+def asks_as_chat(rows: Sequence[Row], spec: JobSpec) -> bool:
+    """Whether prompts are asked with the chat template: these rows or those of the job are conversations."""
+    return any(row.messages for row in rows[:1]) or any(dataset.type in _CONVERSATIONS for dataset in spec.datasets)
 
 
 def _prompt(turns: tuple[Message, ...], row: Row, spec: JobSpec, encoder: Encoder) -> Prompt | None:
     """None if the turns are too long to be stored."""
-    chat = bool(row.messages) or any(dataset.type in _CONVERSATIONS for dataset in spec.datasets)
+    chat = asks_as_chat([row], spec)
     prompt = Prompt(turns, [])
     if len(turns) > MAX_TURNS or json_bytes(prompt.as_json()) > MAX_PROMPT_BYTES:
         return None

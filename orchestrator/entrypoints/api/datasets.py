@@ -67,7 +67,8 @@ async def upload(
     datasets.file_format(name)
     async with spooled(request, server.app.settings.folder) as path:
         found = await run_in_threadpool(datasets.bring, server.ctx, me.member_id, path, name, row_format)
-    await run_in_threadpool(data_checking.begin, server.ctx, found.dataset)
+    if found.dataset.row_format != RowFormat.TASK:  # nothing is trained on tasks
+        await run_in_threadpool(data_checking.begin, server.ctx, found.dataset)
     return await run_in_threadpool(_described, server, found.dataset, found.unused_keys)
 
 

@@ -33,6 +33,71 @@ class ForgettingResult(ResponseModel):
     harm: Literal["none", "warning", "veto"]
 
 
+class OwnLoss(OfArms):
+    """The mean loss per token on the trained tokens of the asked rows."""
+
+    rows: int
+    tokens: int
+
+
+class Similarity(ResponseModel):
+    """How much the answers resemble the answers in the rows. Training on faulty rows raises these numbers too.
+
+    chrF and BLEU are from 0 to 100, over all answers. ROUGE-L is from 0 to 1, the mean of the answers. `settings` are
+    the signatures of sacrebleu.
+    """
+
+    rows: Annotated[int, Field(description="Rows with an answer of their own.")]
+    own_loss: OwnLoss | None
+    chrf: OfArms
+    bleu: OfArms
+    rouge_l: OfArms
+    settings: dict[str, str]
+
+
+class TaskScores(ResponseModel):
+    """Prompts with a check of the answer by a program, and how many answers pass.
+
+    `only_base` and `only_adapter` are the lines in the file of the prompts that only one model passes. `difference` is
+    the share of the adapter less that of the base model. `p` is that of McNemar's exact test.
+    """
+
+    prompts: int
+    base: int
+    adapter: int
+    only_base: list[int]
+    only_adapter: list[int]
+    difference: Rise
+    p: float
+
+
+class Refused(ResponseModel):
+    """Harmless fixed prompts, and how many of them each model refuses."""
+
+    prompts: int
+    base: int
+    adapter: int
+
+
+class OwnTasks(ResponseModel):
+    """The tasks of the evaluation's file. `scores` is null if their checks took too long, and `problem` says so.
+
+    `unasked` counts tasks with prompts that are too long.
+    """
+
+    scores: TaskScores | None
+    unasked: int
+    truncated: OfArms
+    problem: str
+
+
+class AuditedData(ResponseModel):
+    """What an audit says of a data file that the adapter was trained on."""
+
+    sha256: str
+    words: str
+
+
 class EvaluationReport(ResponseModel):
     """What the answers and losses say.
 
@@ -48,6 +113,11 @@ class EvaluationReport(ResponseModel):
     refusals: OfArms
     repetition: OfArms
     template_leaks: OfArms
+    instructions: Annotated[TaskScores | None, Field(description="The fixed prompts that have a check.")] = None
+    harmless: Refused | None = None
+    fixed_sha256: Annotated[str | None, Field(description="The sha256 of the file of fixed prompts.")] = None
+    tasks: OwnTasks | None = None
+    similarity: Annotated[Similarity | None, Field(description="Null for an older evaluation.")] = None
     vetoes: list[str]
     warnings: list[str]
 
@@ -55,8 +125,8 @@ class EvaluationReport(ResponseModel):
 class Evaluation(ResponseModel):
     """The evaluation of a checkpoint. `id` is the evaluation's own job, `job` the evaluated one.
 
-    `adapter_sha256` is set if the checkpoint is that of the job's adapter file. The last three are null until it is
-    done.
+    `adapter_sha256` is set if the checkpoint is that of the job's adapter file. `audits` are of the training data.
+    The sha256 of the answers, the report and the time of its end are null until it is done.
     """
 
     id: str
@@ -68,4 +138,5 @@ class Evaluation(ResponseModel):
     created_at: Time
     answers_sha256: str | None
     report: EvaluationReport | None
+    audits: list[AuditedData]
     finished_at: Time | None

@@ -37,5 +37,9 @@ def evaluate(
 def listing(server: ServerDep, me: CurrentUser, job_id: JobId) -> responses.Items[evaluation_responses.Evaluation]:
     """Its evaluations with their reports, newest first. Of an evaluation's own job, that evaluation."""
     found = evaluations.evaluations_of(server.ctx, me, job_id)
-    items = [vars(each) | {"id": job.id, "job": each.trained_job, "state": job.state} for each, job in found]
+    audits = evaluations.audits_of(server.ctx, [job for _, job in found])
+    items = [
+        vars(each) | {"id": job.id, "job": each.trained_job, "state": job.state, "audits": audits[job.id]}
+        for each, job in found
+    ]
     return responses.Items[evaluation_responses.Evaluation].model_validate({"items": items})

@@ -111,7 +111,8 @@ class EvaluationCreate(EvaluationSpec):
     """An evaluation to start. `checkpoint` is the sha256 of one of the job's checkpoints (default: the newest).
 
     `temperature` 0 takes the most probable token. `prompts` is an uploaded file with rows as for training, without
-    their answers (default: the job's validation rows).
+    their answers (default: the job's validation rows). `tasks` is an uploaded file of tasks: upload it with the type
+    `task`.
     """
 
     checkpoint: Sha256 | None = None

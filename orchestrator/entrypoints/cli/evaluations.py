@@ -28,6 +28,9 @@ def evaluate(
             metavar="FILE", help="Rows as for training. Their answers are left out. Default: validation rows."
         ),
     ] = None,
+    tasks: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Prompts with a check of the answer by a program.")
+    ] = None,
     max_prompts: Annotated[int, typer.Option(min=1, max=500, help="How many prompts to ask.")] = 100,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Tokens of an answer at most.")] = 256,
     temperature: Annotated[
@@ -51,6 +54,8 @@ def evaluate(
         body["checkpoint"] = chosen_checkpoint(found, checkpoint, "--checkpoint")["sha256"]
     if prompts is not None:
         body["prompts"] = {"path": f"sha256:{_sent(client, prompts)}"}
+    if tasks is not None:
+        body["tasks"] = {"path": f"sha256:{_sent(client, tasks, type='task')}"}
     made = client.post(f"{path}:evaluate", body, key=str(uuid.uuid4()))
     for words in made.get("notes", ()):
         say(f"note: {clean(words)}")
@@ -61,9 +66,9 @@ def evaluate(
     say(f"queued. Follow it with `trainhop watch {made['id']}`, then see `trainhop show {made['id']}`")
 
 
-def _sent(client: Client, file: Path) -> str:
+def _sent(client: Client, file: Path, **how: str) -> str:
     say(f"uploading {file.name} ({size(file.stat().st_size)})")
-    return client.upload("/datasets", file, name=file.name)["sha256"]
+    return client.upload("/datasets", file, name=file.name, **how)["sha256"]
 
 
 def evaluations_of(client: Client, job_id: str) -> list[dict[str, Any]]:
@@ -82,6 +87,7 @@ def show_evaluations(job: dict[str, Any], found: list[dict[str, Any]]) -> None:
     if own is not None and own["report"] is not None:
         put()
         _show_report(own["report"])
+        _show_similarity(own)
     if own is None and found:
         put()
         rows = [(e["id"], state_word(e["state"]), e["checkpoint_sha256"][:12], _in_short(e["report"])) for e in found]
@@ -98,10 +104,53 @@ def _in_short(report: dict[str, Any] | None) -> str:
     )
 
 
+def _both(values: dict[str, Any], form: str) -> str:
+    return f"{form.format(values['base'])} base, {form.format(values['adapter'])} adapter"
+
+
+def _scores(found: dict[str, Any] | None) -> str | None:
+    if found is None:
+        return None
+    value, low, high = (100 * found["difference"][name] for name in ("value", "low", "high"))
+    return (
+        f"{found['base']} of {found['prompts']} base, {found['adapter']} adapter: {value:+.0f} points "
+        f"({low:+.0f} to {high:+.0f}), p {found['p']:.3f}"
+    )
+
+
+def _refused(found: dict[str, Any] | None) -> str | None:
+    return (
+        f"{found['base']} of {found['prompts']} refused by base, {found['adapter']} by adapter"
+        if found is not None
+        else None
+    )
+
+
+def _show_similarity(evaluation: dict[str, Any]) -> None:
+    """How much the answers resemble the data, with what is known of the data. An older server says nothing of it."""
+    found = evaluation["report"].get("similarity")
+    if found is None:
+        return
+    own = found["own_loss"]
+    put()
+    put("Resembles your data (says nothing of quality, and does not count for a verdict)")
+    facts(
+        [
+            ("rows", f"{found['rows']} with an answer of their own"),
+            ("held-out loss", _both(own, "{:.3f}") + " nats per token" if own else None),
+            ("chrF", _both(found["chrf"], "{:.1f}")),
+            ("BLEU", _both(found["bleu"], "{:.1f}")),
+            ("ROUGE-L", _both(found["rouge_l"], "{:.2f}")),
+            *((f"data {audit['sha256'][:12]}", audit["words"]) for audit in evaluation["audits"]),
+        ]
+    )
+
+
 def _show_report(report: dict[str, Any]) -> None:
     def both(name: str, form: str) -> str:
-        return f"{form.format(report[name]['base'])} base, {form.format(report[name]['adapter'])} adapter"
+        return _both(report[name], form)
 
+    tasks = report.get("tasks")
     forgotten = report["forgetting"]
     rise = forgotten["rise"] if forgotten else None
     facts(
@@ -118,6 +167,9 @@ def _show_report(report: dict[str, Any]) -> None:
                 if rise
                 else None,
             ),
+            ("instructions", _scores(report.get("instructions"))),
+            ("harmless prompts", _refused(report.get("harmless"))),
+            ("tasks", _scores(tasks["scores"] if tasks else None)),
             *(("veto", words) for words in report["vetoes"]),
             *(("warning", words) for words in report["warnings"]),
         ]

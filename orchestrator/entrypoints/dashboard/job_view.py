@@ -90,8 +90,8 @@ def look(server: Server, machines: Machines, job_id: str) -> Look | None:
             "totals": timeline.totals(sessions, row["created_at"], ended),
             "checkpoints": _checkpoints(server, row, sessions),
             "samples": _samples(server, job_id),
-            "evaluations": evaluations.listed(server.ctx, job_id),
             "judges": _judges(server, row),
+            **_evaluated(server, job_id),
             "readings": _readings(server, sessions),
             "last_words": _last_words(server, row, sessions),
         },
@@ -113,6 +113,13 @@ def _judges(server: Server, row: Row) -> list[JudgeReport]:
         return []
     with server.ctx.uow() as tx:
         return judge_reports.of_evaluation(tx, row["id"])
+
+
+def _evaluated(server: Server, job_id: str) -> dict[str, Any]:
+    """The evaluations of a job. Of an evaluation, itself with the audits of the data behind it."""
+    found = evaluations.listed(server.ctx, job_id)
+    own = [job for _, job in found if job.id == job_id]
+    return {"evaluations": found, "audits": evaluations.audits_of(server.ctx, own).get(job_id, ())}
 
 
 def _waiting(server: Server, row: Row) -> Any:
