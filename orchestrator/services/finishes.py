@@ -9,6 +9,7 @@ from orchestrator.ports.repository import Transaction
 from orchestrator.ports.stores import ObjectMissing, StoreError
 from orchestrator.services import evaluation_results, heads
 from orchestrator.services.context import Context
+from orchestrator.services.evaluations import evaluate_finished
 from orchestrator.services.failed_starts import Explanation, close
 from orchestrator.services.leases import (
     already_ended,
@@ -111,6 +112,7 @@ def _succeed(ctx: Context, tx: Transaction, message: Finish, answers: AnswersFil
     lease.end(LeaseState.RELEASED, EndReason.COMPLETED, at=now)
     tx.leases.save(lease)
     job.succeed(at=now, lease_id=lease.id)
+    evaluate_finished(ctx, tx, job)
     heads.prune_finished(tx, job)
     tx.jobs.save(job)
 

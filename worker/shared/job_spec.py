@@ -87,7 +87,7 @@ MAX_PROMPTS, LEAST_PROMPTS = 500, 30
 
 
 class EvaluationSpec(Written):
-    """Prompts that the base model and the adapter answer, instead of training.
+    """Prompts that the base model and the adapter answer.
 
     `temperature` 0 takes the most probable token. `prompts` is an uploaded file with rows as for training, without
     their answers. Without it the prompts are those of the job's validation rows.
@@ -154,6 +154,9 @@ class JobSpec(Written):
         default=(), exclude_if=lambda names: not names
     )
     """Checks of the data that do not stop this job. Left out where it is empty, because older workers refuse it."""
+
+    evaluate: EvaluationSpec | None = Field(default=None, exclude_if=lambda asked: asked is None)
+    """The evaluation that the server queues when this job is done. No worker gets it: older ones refuse the key."""
 
     checkpoint: CheckpointSpec = CheckpointSpec()
     placement: PlacementSpec = PlacementSpec()
@@ -225,6 +228,15 @@ class JobSpec(Written):
         """The data files that a session reads: the datasets, or the prompts of an evaluation that has its own."""
         own = self.evaluation.prompts if self.evaluation is not None else None
         return self.datasets if own is None else (own,)
+
+    @property
+    def files_by_pointer(self) -> tuple[tuple[str, DatasetSpec], ...]:
+        """The data files that the job and its evaluation need, each with the JSON pointer of its path."""
+        if self.evaluation is not None and self.evaluation.prompts is not None:
+            return (("/prompts/path", self.evaluation.prompts),)
+        own = tuple((f"/datasets/{place}/path", dataset) for place, dataset in enumerate(self.datasets))
+        asked = self.evaluate.prompts if self.evaluate is not None else None
+        return own if asked is None else (*own, ("/evaluate/prompts/path", asked))
 
     @property
     def evaluation_units(self) -> tuple[Unit, ...]:

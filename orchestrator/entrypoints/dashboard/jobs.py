@@ -131,7 +131,8 @@ def submittable(spec: Row) -> Row:
 
     for filled in ("rendered_at", "encoding", "numerics", "val_split"):
         plain.pop(filled, None)
-    for dataset in plain.get("datasets", ()):
+    prompts: Row | None = (plain.get("evaluate") or {}).get("prompts")
+    for dataset in (*plain.get("datasets", ()), *([prompts] if prompts else ())):
         if dataset.get("sha256"):
             dataset["path"] = f"sha256:{dataset.pop('sha256')}"
         for filled in ("rows", "file_format"):
