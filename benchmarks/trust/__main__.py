@@ -11,6 +11,7 @@ import sys
 
 from benchmarks.report import Item, report
 from benchmarks.trust.data_checks import clean_twin, planted, speed
+from benchmarks.trust.evaluation_hops import evaluation_hops
 from benchmarks.trust.statistics import statistics
 
 ITEMS: dict[str, Item] = {
@@ -18,6 +19,7 @@ ITEMS: dict[str, Item] = {
     "clean_twin": clean_twin,
     "speed": speed,
     "statistics": statistics,
+    "evaluation_hops": evaluation_hops,
 }
 
 if __name__ == "__main__":

@@ -125,8 +125,9 @@ def versions_of(origin: Job, *, from_checkpoint: bool) -> Mapping[str, int | Non
 def datasets_of(origin: Job) -> frozenset[str]:
     """What a clone may read even if its owner has no upload of the file: what the original reads."""
     own: list[dict[str, Any]] = list(origin.spec["datasets"])
-    if prompts := (origin.spec.get("evaluate") or {}).get("prompts"):
-        own.append(prompts)
+    asked: dict[str, Any] = origin.spec.get("evaluate") or {}
+    if asked.get("prompts"):
+        own.append(asked["prompts"])
     return frozenset(dataset["sha256"] for dataset in own)
 
 

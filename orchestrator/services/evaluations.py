@@ -14,7 +14,7 @@ from orchestrator.domain.evaluations import Evaluation
 from orchestrator.domain.jobs import Checkpoint, Event, Job
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.ports.repository import Transaction
-from orchestrator.services import evaluation_prompts
+from orchestrator.services import evaluation_prompts, evaluation_times
 from orchestrator.services.clones import kept
 from orchestrator.services.context import Context
 from orchestrator.services.jobs import Ready, Submission, earlier, job_of_winner, notes_of, owned, queue
@@ -134,16 +134,7 @@ def _evaluation(job: Job, trained: Job, begin: Checkpoint, spec: JobSpec) -> Eva
 def _ready(trained: Job, settings: EvaluationSpec, key: str | None = None, request_hash: str = "") -> Ready:
     spec = JobSpec.model_validate(trained.spec)
     few = evaluation_prompts.notes(spec, settings)
-    spec = spec.model_copy(
-        update={
-            "name": f"Evaluation of {spec.name}"[:200],
-            "evaluation": settings,
-            "evaluate": None,
-            "sample_prompts": (),
-            "deadline": None,
-            "priority": min(0, spec.priority),
-        }
-    )
+    spec = evaluation_times.spec_of(spec, settings)
     return Ready(
         spec=spec,
         as_json=spec.model_dump(mode="json"),

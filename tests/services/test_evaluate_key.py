@@ -6,17 +6,21 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine
 
-from orchestrator.domain.accounts import Actor, Role
+from orchestrator.domain.accounts import Account, Actor, Role
 from orchestrator.domain.errors import ConflictError, InvalidError
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.domain.storage import Dataset, Upload
 from orchestrator.ports.repository import Transaction
-from orchestrator.services import clones, datasets, evaluations
+from orchestrator.services import clones, datasets, evaluations, plans
+from orchestrator.services.capacity import list_capacity
 from orchestrator.services.dispatch import dispatch
+from tests.helpers.offline_world import OfflineWorld
 from tests.helpers.world import Worker, World
 from tests.services.test_evaluations import answers, finish, offered, running, stored_evaluation, trained
 from worker.shared.job_spec import EvaluationSpec, JobSpec
@@ -203,3 +207,68 @@ def test_an_evaluation_that_an_admin_starts_is_that_of_the_jobs_owner(world: Wor
     assert worker.start().job == made.id
     with world.ctx.uow() as tx:
         assert [lease.account_id for lease in tx.leases.of_job(made.id)] == ["alice-sim"]
+
+
+def planned(world: World, who: str = "alice", **changes: Any) -> tuple[plans.Plan, plans.PlannedPlace]:
+    asked = {"val_set_size": 0.9, "evaluate": ASKED} | changes
+    rows = {"datasets": [{"path": f"sha256:{world.dataset}", "file_format": "jsonl"}]}
+    spec = JobSpec.model_validate({"base_model": "tiny", "max_steps": 1000} | rows | asked)
+    found = plans.plan(world.ctx, world.actors[who], spec)
+    (place,) = found.places
+    return found, place
+
+
+def timed(world: World, job: str, seconds: float) -> None:
+    with world.ctx.uow() as tx:
+        found = tx.jobs.get(job)
+        assert found is not None
+        found.timed(seconds, gpu=False)
+        tx.jobs.save(found)
+
+
+def test_the_plan_says_how_long_it_takes_and_whether_the_last_session_has_room(world: World) -> None:
+    """Guard: with the whole budget of a session in place of its rest, an evaluation always fitted."""
+    found, place = planned(world)
+    assert found.evaluation == plans.PlannedEvaluation(prompts=35, max_new_tokens=64)
+    assert (place.evaluation_s, place.evaluation_in_last_session) == (None, None)  # no step was timed yet
+    timed(world, trained(world), 3.0)
+    _, place = planned(world)
+    token_s = 3.0 / (3 * 8 * 1024)  # a third of a training step of 8 x 1024 tokens
+    batch_s = 7 * 1024 * token_s + 64 * (0.1 + 7 * token_s)
+    assert place.evaluation_s is not None
+    assert place.evaluation_s == pytest.approx(2 * 5 * batch_s + 2 * 100 * (0.1 + 150 * token_s))
+    assert place.sessions == 1
+    assert place.evaluation_in_last_session
+    (room,) = (p for p in list_capacity(world.ctx, accounts(world)) if p.name == "alice's")
+    for left_s, fits in ((0.9 * place.evaluation_s, False), (1.1 * place.evaluation_s, True)):
+        session_s = 3000 + left_s + 2 * room.start_up_s + 2 * room.save_s
+        _, place = planned(world, placement={"max_session_s": session_s})
+        assert (place.sessions, place.evaluation_in_last_session) == (1, fits)
+    _, place = planned(world, evaluate=None)
+    assert (place.evaluation_s, place.evaluation_in_last_session) == (None, None)
+
+
+def accounts(world: World) -> list[Account]:
+    with world.ctx.uow() as tx:
+        return tx.accounts.all()
+
+
+def test_a_timed_evaluation_is_the_estimate_of_the_next(world: World) -> None:
+    """Guards: one of other batches takes another time, and so does a step of training."""
+    job = trained(world, evaluate=ASKED)
+    timed(world, job, 3.0)
+    (made,) = followed(world, job)
+    timed(world, made, 7.0)
+    _, place = planned(world)
+    assert place.evaluation_s == 7.0 * world.job(made).total_steps
+    _, place = planned(world, evaluate=ASKED | {"max_new_tokens": 65})
+    assert place.evaluation_s != 7.0 * world.job(made).total_steps
+
+
+def test_a_machine_that_cannot_call_gets_a_session_of_its_own(engine: Engine, tmp_path: Path) -> None:
+    world = OfflineWorld(engine, tmp_path)
+    job = world.submit("alice", 4)
+    timed(world, job, 3.0)
+    _, place = planned(world)
+    assert place.evaluation_s
+    assert place.evaluation_in_last_session is False
