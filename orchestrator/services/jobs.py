@@ -392,5 +392,7 @@ def _delete_adapter(ctx: Context, job: Job) -> None:
 
 
 def _erase_log(ctx: Context, lease: Lease) -> None:
+    if lease.continues:  # the log is that of the session which it began in
+        return
     with contextlib.suppress(ProviderError):
         ctx.providers.get(lease.provider).delete_log(Handle.of(lease, None))

@@ -226,7 +226,7 @@ def timed(world: World, job: str, seconds: float) -> None:
         tx.jobs.save(found)
 
 
-def test_the_plan_says_how_long_it_takes_and_whether_the_last_session_has_room(world: World) -> None:
+def test_the_plan_says_how_long_it_takes_and_where(world: World) -> None:
     """Guard: with the whole budget of a session in place of its rest, an evaluation always fitted."""
     found, place = planned(world)
     assert found.evaluation == plans.PlannedEvaluation(prompts=35, max_new_tokens=64)
