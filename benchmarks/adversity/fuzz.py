@@ -22,6 +22,7 @@ from schemathesis.core import NotSet
 
 from benchmarks.adversity.fuzz_inputs import Inputs, Request
 from benchmarks.adversity.http_server import LOOP_MS, watched
+from benchmarks.adversity.shards import Shard, in_shards
 from benchmarks.report import Figure
 
 LEAST_CASES = 100_000
@@ -39,34 +40,51 @@ _LEFT_OUT = frozenset({"start_demo"})
 class _Counts:
     sent: int = 0
     errors: list[str] = field(default_factory=list[str])
+    operations: set[str] = field(default_factory=set[str])
     reached: set[str] = field(default_factory=set[str])
+    blocked_s: float = 0.0
 
 
 def fuzz(folder: Path) -> Iterator[Figure]:
-    """Go round all operations until there were `CASES` requests."""
-    with watched(folder) as server, tempfile.TemporaryDirectory() as files:
+    """Send `CASES` requests, from several processes if asked, and count the answers of all."""
+    counts = _Counts()
+    for part in in_shards(_go_round, folder, CASES):
+        counts.sent += part.sent
+        counts.errors += part.errors
+        counts.operations |= part.operations
+        counts.reached |= part.reached
+        counts.blocked_s = max(counts.blocked_s, part.blocked_s)
+    yield Figure(name="cases", value=counts.sent, bar=f">= {LEAST_CASES}", ok=counts.sent >= LEAST_CASES)
+    yield Figure(
+        name="answers 5xx, other than 503 with Retry-After", value=len(counts.errors), bar="0", ok=not counts.errors
+    )
+    for error in counts.errors[:5]:
+        yield Figure(name="example", value=error, bar="none", ok=False)
+    share = len(counts.reached) / len(counts.operations)
+    missed = ", ".join(sorted(counts.operations - counts.reached))
+    value = f"{share:.1%} of {len(counts.operations)}, without {missed}"
+    yield Figure(name="operations answered with 2xx", value=value, bar=">= 95 %", ok=share >= LEAST_SHARE)
+    blocked = 1000 * counts.blocked_s
+    yield Figure(name="loop blocked, ms", value=round(blocked), bar=f"<= {LOOP_MS}", ok=blocked <= LOOP_MS)
+
+
+def _go_round(shard: Shard) -> _Counts:
+    """Go round all operations of one server until the shard has sent its requests. Each turn has its own seed."""
+    counts = _Counts()
+    with watched(shard.folder) as server, tempfile.TemporaryDirectory() as files:
         document = server.api.client.get("/openapi.json").json()
-        inputs, counts = Inputs(server, Path(files)), _Counts()
+        inputs = Inputs(server, Path(files))
         schema: Any = schemathesis.openapi.from_dict(document)
         found: list[Any] = [each.ok() for each in schema.get_all_operations()]
         operations = [o for o in found if o.definition.raw["operationId"] not in _LEFT_OUT]
-        turn = 0
-        while counts.sent < CASES:
+        turn = shard.number
+        while counts.sent < shard.amount:
             for operation in operations:
                 _draw(operation, inputs, counts, turn)
-            turn += 1
-        names = {o.definition.raw["operationId"] for o in found}
-        share, missed = len(counts.reached) / len(names), ", ".join(sorted(names - counts.reached))
-        yield Figure(name="cases", value=counts.sent, bar=f">= {LEAST_CASES}", ok=counts.sent >= LEAST_CASES)
-        yield Figure(
-            name="answers 5xx, other than 503 with Retry-After", value=len(counts.errors), bar="0", ok=not counts.errors
-        )
-        for error in counts.errors[:5]:
-            yield Figure(name="example", value=error, bar="none", ok=False)
-        value = f"{share:.1%} of {len(names)}, without {missed}"
-        yield Figure(name="operations answered with 2xx", value=value, bar=">= 95 %", ok=share >= LEAST_SHARE)
-        blocked = 1000 * server.watch.longest
-        yield Figure(name="loop blocked, ms", value=round(blocked), bar=f"<= {LOOP_MS}", ok=blocked <= LOOP_MS)
+            turn += shard.of
+        counts.operations = {o.definition.raw["operationId"] for o in found}
+        counts.blocked_s = server.watch.longest
+    return counts
 
 
 def _draw(operation: Any, inputs: Inputs, counts: _Counts, turn: int) -> None:

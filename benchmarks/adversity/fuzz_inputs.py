@@ -14,11 +14,15 @@ from benchmarks.adversity.http_server import Watched
 from orchestrator.domain.accounts import Actor, Role
 from orchestrator.services import cell_checks
 from orchestrator.services.dispatch import dispatch
+from tests.helpers.evaluations import add_evaluation
 from tests.http.http_client import ApiUser, Machine
 from worker.shared import wheel
 from worker.shared.messages import sign_line
 
 Values = dict[str, str]
+
+PROMPTS = 60
+"""Of an evaluation: more than a blind comparison with a margin needs."""
 
 OF_A_MANIFEST: dict[str, Any] = {
     "epoch": 0,
@@ -134,6 +138,45 @@ class Inputs:
         unit = self.member.get(f"/datasets/{sha256}/audit/rows/0").json()["unit"] if first else ""
         return Request(path=path, body={"unit": unit, "label": "correct"} if first else None, caller=self.member)
 
+    def an_evaluation(self) -> Request:
+        """An evaluation of the member's ended job, on a file of prompts."""
+        rows = b'{"prompt": "What is %d?", "completion": "A number."}\n' * 30
+        sha256 = self.member.upload(rows % tuple(range(30)), name="prompts.jsonl").json()["sha256"]
+        return Request(path=self._ids(), body={"prompts": {"path": f"sha256:{sha256}"}}, caller=self.member)
+
+    def on_evaluation(self, body: Any = None) -> Request:
+        """A request on a finished evaluation without comparisons."""
+        job = self._job("cancel")
+        owner = self.member.get("/me").json()["id"]
+        add_evaluation(self._server.api.app.context.uow, job, PROMPTS, owner=owner)
+        return Request(path={"job_id": job}, body=body, caller=self.member)
+
+    def on_comparison(self, body: Any = None, *, closed: bool = False) -> Request:
+        """A request on a new blind comparison and its one rater."""
+        job = self.on_evaluation().path["job_id"]
+        comparison = self.member.post(f"/evaluations/{job}/comparisons", {}).json()["id"]
+        rater = self.member.post(f"/comparisons/{comparison}/raters", {"name": "Ann"}).json()["id"]
+        if closed:
+            self.member.post(f"/comparisons/{comparison}:close")
+        path = {"job_id": job, "comparison_id": comparison, "rater_id": rater}
+        return Request(path=path, body=body, caller=self.member)
+
+    def a_promotion(self) -> Request:
+        """The ended job as a new model, which only an admin can promote without a verdict."""
+        body = {"job": self._ended.assignment["job"], "force": True}
+        return self.by_admin(body, name=f"model-{next(self._numbers)}")
+
+    def a_candidate(self) -> Request:
+        """The ended job as a new model that nothing is promoted of."""
+        path = {"name": f"model-{next(self._numbers)}"}
+        return Request(path=path, body={"job": self._ended.assignment["job"]}, caller=self.member)
+
+    def on_model(self, body: Any = None) -> Request:
+        """A request on a new model with a promoted candidate."""
+        asked = self.a_promotion()
+        self.admin.post(f"/models/{asked.path['name']}:promote", asked.body)
+        return Request(path=asked.path, body=body, caller=self.member)
+
     def on_running(self) -> Request:
         """A request on a job that runs now."""
         return Request(path={"job_id": self._machine().assignment["job"]}, caller=self.member)
@@ -244,6 +287,19 @@ _MAKERS: dict[str, Callable[[Inputs], Request]] = {
     "draw_audit_rows": lambda i: i.on_audit(long=True),
     **dict.fromkeys(("get_audit", "next_audit_row", "get_audit_row", "export_audit"), Inputs.on_audit),
     "delete_dataset": lambda i: i.on_dataset(new=True),
+    "evaluate_job": Inputs.an_evaluation,
+    "start_comparison": lambda i: i.on_evaluation({"plan": "small", "margin": 0.1}),
+    "change_comparison": lambda i: i.on_comparison({"plan": "small", "margin": 0.1}),
+    "add_rater": lambda i: i.on_comparison({"name": "Ben"}),
+    **dict.fromkeys(
+        ("list_comparisons", "get_comparison", "close_comparison", "renew_rater_link", "revoke_rater"),
+        Inputs.on_comparison,
+    ),
+    "export_votes": lambda i: i.on_comparison(closed=True),
+    "add_candidate": Inputs.a_candidate,
+    "promote": Inputs.a_promotion,
+    "rollback": lambda i: i.on_model({}),
+    **dict.fromkeys(("get_model", "get_model_card", "get_model_provenance"), Inputs.on_model),
     "start_lease": lambda i: i.on_lease("start", {"protocol": 1, "nonce": "n1", "hardware": {}}),
     "report": lambda i: i.on_lease("report", {"step": 3, "phase": "train"}),
     "offer_checkpoint": Inputs.an_offer,

@@ -24,6 +24,7 @@ import httpx
 
 from benchmarks.adversity.nursery import Nursery
 from benchmarks.adversity.revisions import Revisions
+from benchmarks.adversity.shards import Shard, in_shards
 from benchmarks.report import Figure
 from benchmarks.tiny_job import say
 
@@ -95,20 +96,14 @@ class Server:
 
 
 def server_kills(folder: Path) -> Iterator[Figure]:
-    """Kill servers, and count what was lost or doubled."""
-    chance, outcome = random.Random(15), Outcome()
-    revisions = Revisions(folder / "revisions")
-    with Nursery() as nursery:
-        number = 0
-        while outcome.kills.total() < KILLS:
-            number += 1
-            _kill_under_load(nursery, folder / f"load-{number}", chance, outcome)
-            for _ in range(MAX_KILLS_PER_FOLDER // 20):
-                shutil.rmtree(folder / "first", ignore_errors=True)
-                _kill_a_start(nursery, folder / "first", None, chance, outcome)
-                template = revisions.template(chance.choice(revisions.names))
-                _kill_a_start(nursery, revisions.data_folder("migration", template), template, chance, outcome)
-            say(f"  {outcome.kills.total()} kills, {outcome.acknowledged} acknowledged writes")
+    """Kill servers, several at once if asked, and count what was lost or doubled."""
+    outcome = Outcome()
+    for part in in_shards(_kill_servers, folder, KILLS):
+        outcome.kills += part.kills
+        outcome.acknowledged += part.acknowledged
+        outcome.repeated += part.repeated
+        for name in ("lost", "doubled", "broken"):
+            getattr(outcome, name).extend(getattr(part, name))
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(outcome.kills.items()))
     yield Figure(
         name="SIGKILLs of the server",
@@ -122,10 +117,27 @@ def server_kills(folder: Path) -> Iterator[Figure]:
         yield Figure(name=name, value=found[:3] or 0, bar="0", ok=not found)
 
 
-def _kill_under_load(nursery: Nursery, folder: Path, chance: random.Random, outcome: Outcome) -> None:
+def _kill_servers(shard: Shard) -> Outcome:
+    """Kill servers of this process until it has made its kills."""
+    chance, outcome = random.Random(15 + shard.number), Outcome()
+    revisions = Revisions(shard.folder / "revisions")
+    with Nursery() as nursery:
+        number = 0
+        while (left := shard.amount - outcome.kills.total()) > 0:
+            number += 1
+            _kill_under_load(nursery, shard.folder / f"load-{number}", min(MAX_KILLS_PER_FOLDER, left), chance, outcome)
+            for _ in range(MAX_KILLS_PER_FOLDER // 20):
+                shutil.rmtree(shard.folder / "first", ignore_errors=True)
+                _kill_a_start(nursery, shard.folder / "first", None, chance, outcome)
+                template = revisions.template(chance.choice(revisions.names))
+                _kill_a_start(nursery, revisions.data_folder("migration", template), template, chance, outcome)
+            say(f"  {outcome.kills.total()} kills, {outcome.acknowledged} acknowledged writes")
+    return outcome
+
+
+def _kill_under_load(nursery: Nursery, folder: Path, wanted: int, chance: random.Random, outcome: Outcome) -> None:
     """Kill a server again and again while clients write. Each time the next one is compared with what they know."""
     writes, dataset = Writes(), ""
-    wanted = min(MAX_KILLS_PER_FOLDER, KILLS - outcome.kills.total())
     for round_number in range(wanted + 1):
         if (server := _started(nursery, folder, outcome)) is None:
             return

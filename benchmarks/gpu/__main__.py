@@ -112,7 +112,7 @@ def outcome(process: subprocess.Popen[str], files: Path, began: float) -> dict[s
 
 def measure(item: str, options: argparse.Namespace) -> dict[str, Any]:
     """Run one item in this process."""
-    from benchmarks.gpu import by_hand, cross, exact, goodput, install, orchestrated, peaks, seam, two_gpus
+    from benchmarks.gpu import by_hand, cross, evaluation, exact, goodput, install, orchestrated, peaks, seam, two_gpus
     from benchmarks.gpu.models import Scale, paper_model
 
     scale, folder, home = Scale(tiny=options.tiny), options.work, options.work / f"lab-{item}"
@@ -127,6 +127,7 @@ def measure(item: str, options: argparse.Namespace) -> dict[str, Any]:
         "by-hand-deterministic": lambda: by_hand.measure(folder, scale, backend, deterministic=True),
         "exact": lambda: exact.measure(folder, scale, backend),
         "exact-fp16": lambda: exact.measure(folder, scale, backend, fp16=True),
+        "evaluation": lambda: evaluation.measure(folder, scale, backend),
         "peaks": lambda: peaks.measure(folder, scale, backend),
         "cross": lambda: cross.measure(folder, scale, earlier["exact-hf"], other),
         "cross-fp32": lambda: cross.measure_fp32(folder, scale, other),

@@ -25,6 +25,7 @@ ITEMS: dict[str, Item] = {
     "model": Item(after=("install",), alone=True),
     "exact-unsloth": Item(),
     "exact-hf": Item(),
+    "evaluation-hf": Item(),
     "seam": Item(),
     "peaks-unsloth": Item(),
     "peaks-hf": Item(),

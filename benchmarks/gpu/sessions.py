@@ -103,8 +103,6 @@ def session(
     spec: JobSpec, data: Path, folder: Path, watcher: Watcher, resume: Path | None = None, job: str = "bench"
 ) -> tuple[Trained, Path]:
     """Run one session. Its last checkpoint is in `folder` afterwards."""
-    import torch
-
     from worker.training.train import train
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,11 +110,18 @@ def session(
     path = folder / f"step-{trained.step}.safetensors"
     checkpoint_file.write(path, watcher.snapshots[-1].tensors, watcher.snapshots[-1].manifest)
     watcher.snapshots.clear()
+    free_memory()
+    return trained, path
+
+
+def free_memory() -> None:
+    """Free what the last session left on the card."""
+    import torch
+
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    return trained, path
 
 
 def run(spec: JobSpec, data: Path, folder: Path, cuts: Sequence[int] = (), resume: Path | None = None) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -157,6 +158,33 @@ def test_the_demo_draws_its_curve_and_finds_its_examples(tmp_path: Path) -> None
     drawn = draw(tmp_path / "loss.png", {"a": {1: 4.0, 2: 3.0, 3: 2.0}, "b": {3: 2.0, 4: 1.0}}, sessions)
     assert drawn is not None
     assert drawn.read_bytes().startswith(b"\x89PNG")
+
+
+ENDED_DEMO = """
+import sys, time
+from orchestrator.entrypoints.cli.main import main
+from orchestrator.entrypoints.demo import command
+def run_demo(folder, **options):
+    try:
+        print("ready", flush=True)
+        time.sleep(120)
+    finally:
+        print("closed", flush=True)
+command.run_demo = run_demo
+sys.argv = ["trainhop", "demo"]
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_however_a_demo_is_ended_it_closes(number: signal.Signals, tmp_path: Path) -> None:
+    """Guard: without the handlers, SIGTERM and a closed terminal left its worker training."""
+    with subprocess.Popen([sys.executable, "-c", ENDED_DEMO], stdout=subprocess.PIPE, text=True, cwd=tmp_path) as demo:
+        assert demo.stdout is not None
+        assert demo.stdout.readline() == "ready\n"
+        demo.send_signal(number)
+        assert demo.communicate(timeout=60)[0] == "closed\n"
+    assert demo.returncode == 130
 
 
 def test_the_sandbox_says_that_it_needs_a_checkout(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from worker.shared.imports import without_garbage_collection
+from worker.shared.imports import quick_imports
 from worker.shared.manifest import Hardware
 from worker.shared.messages import Reading
 from worker.shared.places import image_release
@@ -40,7 +40,7 @@ def probe() -> Hardware:
     """The hardware of this machine. A GPU counts only after it ran a kernel, since torch may not support every card."""
     shared = {"cpu_count": cpu_count(), "ram_bytes": _meminfo().get("MemTotal", 0), "hostname": socket.gethostname()}
     try:
-        with without_garbage_collection():
+        with quick_imports():
             import torch
     except ImportError:
         return Hardware(device="cpu", name=cpu_name(), **shared)

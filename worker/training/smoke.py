@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from worker.agent.hardware import only_gpu, probe
 from worker.shared import causes
-from worker.shared.imports import without_garbage_collection
+from worker.shared.imports import quick_imports
 from worker.shared.process import free_address, last_line, leave, tied
 from worker.training import unusable
 from worker.training.interface import UnfitMachineError
@@ -59,7 +59,7 @@ def try_all(hardware: Hardware, backend: str, world: int) -> dict[str, float]:
 
     unusable.hide()
     together = several(world, hardware.device) if world > 1 else contextlib.nullcontext()
-    with without_garbage_collection(), together as wait:
+    with quick_imports(), together as wait:
         took("backend", lambda: _load_backend(hardware, backend, world))
         for name in LIBRARIES:
             took(f"import of {name}", lambda name=name: importlib.import_module(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,8 @@ def demo(
     """Fine-tune a small model on this computer, with one killed worker and one hand-off."""
     if trust and sandbox:
         raise CommandError(Exit.USAGE, "--trust and --sandbox are two demos. Choose one of them.")
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, so that its server and workers end with it
+        signal.signal(number, signal.default_int_handler)
     if trust:
         from orchestrator.entrypoints.demo.trust import run_trust_demo
 

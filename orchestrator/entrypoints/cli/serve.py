@@ -13,6 +13,7 @@ import typer
 from orchestrator.entrypoints.cli.client import CommandError, Exit
 from orchestrator.entrypoints.cli.output import put, say
 from worker.shared.files import expanded
+from worker.shared.imports import quick_imports
 
 if TYPE_CHECKING:
     from orchestrator.config import Settings
@@ -96,10 +97,11 @@ def serve(settings: Settings, origin: str | None = None) -> None:
     from orchestrator.ports.system import VaultError
 
     try:
-        from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
+        with quick_imports():
+            from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
-        from orchestrator.adapters.instance import Origin
-        from orchestrator.entrypoints.background.server import Ready, run
+            from orchestrator.adapters.instance import Origin
+            from orchestrator.entrypoints.background.server import Ready, run
     except ImportError as error:
         raise CommandError(
             Exit.USAGE, f"The server needs {error.name}. Install it with: pip install 'trainhop[server]'"
