@@ -22,13 +22,11 @@ from worker.shared.job_spec import JobSpec
 def grant(ctx: Context, tx: Transaction, finished: Lease, evaluation: Job, now: float) -> Lease | None:
     """Lease the evaluation to the session of a finished lease, in the transaction that ends that one.
 
-    None if the machine cannot call, if its owner lets nothing start there any more, or if the evaluation is not
-    expected to fit into the session's time.
+    None if nothing may start on its account any more, or if the evaluation is not expected to fit into the session's
+    time. A machine that cannot call has not asked for it.
     """
     account = tx.accounts.get(finished.account_id)
-    if finished.offline or account is None or not_allowed(ctx, account):
-        return None
-    if account.member_id not in (None, evaluation.member_id):
+    if account is None or not_allowed(ctx, account):
         return None
     left_s = finished.created_at + finished.budget_s - now
     needed_s = _needed_s(tx, finished, JobSpec.model_validate(evaluation.spec))

@@ -142,7 +142,7 @@ def test_few_prompts_are_noted_at_the_submit(world: World) -> None:
 
 
 def test_its_prompts_are_kept_until_it_has_asked_them(world: World) -> None:
-    """Guard: with the hold of the datasets alone the file was deleted under the job."""
+    """Guard: an evaluation found nothing to ask, because a file that no session had read yet was not in use."""
     with_prompts(world)
     job = world.submit("alice", 4, evaluate={"prompts": {"path": f"sha256:{PROMPTS}"}})
     assert world.job(job).spec["evaluate"]["prompts"]["rows"] == 50
@@ -174,6 +174,8 @@ def test_a_clone_keeps_it_changes_it_or_leaves_it_out(world: World) -> None:
     assert cloned(evaluate=None) is None
     admin = Actor(member_id="bob", name="bob", role=Role.ADMIN)
     assert clones.clone(world.ctx, admin, job, {}).spec["evaluate"]["prompts"]["sha256"] == PROMPTS
+    with world.ctx.uow() as tx:
+        assert tx.datasets.get_of(PROMPTS, "bob") is not None, "the clone's owner keeps the file"
 
 
 def test_an_evaluation_that_cannot_follow_does_not_undo_the_training(world: World) -> None:

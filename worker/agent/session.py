@@ -59,8 +59,8 @@ def log(text: str) -> None:
 class Session:
     """Implements the trainer's hooks and the saver's `Counter` for one assignment.
 
-    With `can_continue` it asks for another lease after the last step. `keep` is set in an offline session. `_holding` is
-    true once a file had to be kept there. From then on only reports are sent, because a kept checkpoint counts only
+    With `can_continue` it asks for another lease after the last step. `keep` is set in an offline session. `_holding`
+    is true once a file had to be kept there. From then on only reports are sent, because a kept checkpoint counts only
     after the provider has handed it over.
     """
 
