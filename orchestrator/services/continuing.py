@@ -28,7 +28,7 @@ def grant(ctx: Context, tx: Transaction, finished: Lease, evaluation: Job, now: 
     account = tx.accounts.get(finished.account_id)
     if account is None or not_allowed(ctx, account):
         return None
-    left_s = finished.created_at + finished.budget_s - now
+    left_s = min(finished.budget_s, finished.created_at + finished.budget_s - now)  # the clock may have been set back
     needed_s = _needed_s(tx, finished, JobSpec.model_validate(evaluation.spec))
     if needed_s is None or needed_s > left_s:
         return None
