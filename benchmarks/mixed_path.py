@@ -131,7 +131,8 @@ class ThisComputer:
 
 
 @contextlib.contextmanager
-def _server(folder: Path, model: Path, kaggle: KaggleEmulator) -> Iterator[Lab]:
+def server_beside(folder: Path, model: Path, kaggle: KaggleEmulator) -> Iterator[Lab]:
+    """A server whose own pool is closed, beside an emulated Kaggle."""
     settings: dict[str, Any] = {"allowed_folders": json.dumps([str(model.parent)]), "offline": True, "local_slots": 0}
     times = {"report_every_s": 0.5, "reconcile_s": 0.5, "lease_s": 20}
     with lab(folder / "lab", **settings, **times, kaggle_endpoint=kaggle.endpoint) as server:
@@ -143,19 +144,20 @@ def train(folder: Path, model: Path, data: Path, kills: int, adapter: str, seed:
     people = [Person(name="alice", token=TOKEN)]
     with (
         KaggleEmulator(folder / "kaggle", people, environment=ONE_THREAD) as kaggle,
-        _server(folder, model, kaggle) as server,
+        server_beside(folder, model, kaggle) as server,
     ):
         job = server.post("/jobs", tiny_job.job_file(model, server.upload(data), adapter))["id"]
         places: cycle[Candidate] = cycle([Kaggle(kaggle), Notebook(folder / "notebooks"), ThisComputer()])
         chance = random.Random(f"{seed}-{kills}")
         for step, place in zip(sorted(chance.sample(range(5, tiny_job.STEPS - 5), kills)), places, strict=False):
-            _cut_once(server, job, place, step)
+            cut_once(server, job, place, step)
         ThisComputer().open(server, job)
         server.wait_for(lambda: tiny_job.finished(server, job), "the job's end", 600, 0.2)
         return tiny_job.read_result(server, job, kills)
 
 
-def _cut_once(server: Lab, job: str, place: Candidate, step: int) -> None:
+def cut_once(server: Lab, job: str, place: Candidate, step: int) -> None:
+    """Move a waiting job to a machine of this kind, and end the machine at or after this step."""
     before = _ended(server, job)
     place.open(server, job)
     server.wait_for(lambda: place.last_step(server) >= step, f"step {step} on {place.name}", PATIENCE_S, 0.02)

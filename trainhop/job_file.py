@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,20 +129,23 @@ def send_data(
     unused: Callable[[str, list[str]], object] = lambda _name, _keys: None,
     may_send: Callable[[str, Path], bool] = lambda _name, _file: True,
 ) -> dict[str, Any]:
-    """The job, with every dataset that is a file of this computer uploaded and named by its hash.
+    """The job, with every data file of this computer, those of `evaluate` included, uploaded and named by its hash.
 
     A file may also be in the job file's `folder`. `sending` is called with the name and the size of each before its
     upload, `unused` with the name and the keys of its rows that training does not use, and `may_send` with its name and
     its path.
     """
-    entries: list[dict[str, Any]] = [dict(entry) for entry in spec["datasets"]]
-    for entry in entries:
-        file = _local(entry["path"], name, folder)
+    spec = deepcopy(spec)
+    entries: list[tuple[str, dict[str, Any]]] = [("datasets", each) for each in spec["datasets"]]
+    asked: dict[str, Any] = spec.get("evaluate") or {}
+    entries += [(f"evaluate.{key}", asked[key]) for key in ("prompts", "tasks") if asked.get(key)]
+    for place, entry in entries:
+        file = _local(entry["path"], f"{name}: {place}", folder)
         if file is None:
             continue
         if not may_send(entry["path"], file):
             raise Error(
-                f"{name}: datasets: {entry['path']}: the file is outside the job file's folder, so it was not sent. "
+                f"{name}: {place}: {entry['path']}: the file is outside the job file's folder, so it was not sent. "
                 "Repeat with --yes to send it.",
                 reason="usage",
             )
@@ -151,12 +155,12 @@ def send_data(
         except Error as error:
             if error.status is None or error.reason != "usage":
                 raise
-            line = f"{name}: datasets: {'; '.join(error.lines)}"
+            line = f"{name}: {place}: {'; '.join(error.lines)}"
             raise Error(line, reason="usage", status=error.status, problems=error.problems) from error
         if keys := sent.get("unused_keys"):  # an older server does not name them
             unused(entry["path"], keys)
         entry["path"] = f"sha256:{sent['sha256']}"
-    return spec | {"datasets": entries}
+    return spec
 
 
 def _local(path: str, name: str, folder: Path | None) -> Path | None:
@@ -168,5 +172,5 @@ def _local(path: str, name: str, folder: Path | None) -> Path | None:
         if candidate.is_file():
             return candidate
     if not given.is_absolute() and given.suffix.lower() in _DATA_SUFFIXES:
-        raise Error(f"{name}: datasets: {path}: the file does not exist", reason="usage")
+        raise Error(f"{name}: {path}: the file does not exist", reason="usage")
     return None

@@ -11,8 +11,11 @@ BEGAN = time.monotonic()
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def main() -> int:
-    """Read the ticket and run the session. Records the process before any slow import."""
+def main(*, can_continue: bool = True) -> int:
+    """Read the ticket and run the session. Records the process before any slow import.
+
+    `can_continue`: whether another lease may replace this process.
+    """
     from pathlib import Path
 
     from worker.agent.streams import protect
@@ -28,7 +31,7 @@ def main() -> int:
     from worker.agent.run import run
     from worker.shared.messages import Ticket
 
-    return run(Ticket.model_validate_json(path.read_text()), path.parent, began=BEGAN)
+    return run(Ticket.model_validate_json(path.read_text()), path.parent, began=BEGAN, can_continue=can_continue)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 from benchmarks.report import Item, report
 from benchmarks.trust.crawl import crawl
 from benchmarks.trust.data_checks import clean_twin, planted, speed
+from benchmarks.trust.evaluation_hops import evaluation_hops
 from benchmarks.trust.paper_votes import paper_votes
 from benchmarks.trust.statistics import statistics
 from benchmarks.trust.wrong_rows import wrong_rows
@@ -24,6 +25,7 @@ ITEMS: dict[str, Item] = {
     "paper_votes": paper_votes,
     "crawl": crawl,
     "wrong_rows": wrong_rows,
+    "evaluation_hops": evaluation_hops,
 }
 
 if __name__ == "__main__":

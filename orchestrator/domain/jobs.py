@@ -250,6 +250,14 @@ class Job:
         self.losses_in_a_row = self.failures_in_a_row = 0
 
 
+_NEXT = ".next"
+
+
+def session_of(lease_id: str) -> str:
+    """The lease for which the provider launched the session of this one: itself, or the one that it continues."""
+    return lease_id.removesuffix(_NEXT)
+
+
 @dataclass(kw_only=True)
 class Lease:
     """One attempt of a job on one machine.
@@ -294,6 +302,21 @@ class Lease:
     seconds_per_step: float | None = None
     hardware: dict[str, Any] = field(default_factory=dict[str, Any])
     ledger: dict[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def next_id(self) -> str:
+        """The id of the lease with which its session continues, if it does. There is at most one."""
+        return self.id + _NEXT
+
+    @property
+    def continues(self) -> bool:
+        """Whether it began in the session of an earlier lease."""
+        return self.id.endswith(_NEXT)
+
+    @property
+    def session(self) -> str:
+        """See `session_of`."""
+        return session_of(self.id)
 
     @property
     def on_gpu(self) -> bool:

@@ -199,6 +199,13 @@ def estimate_sessions(work_s: float, session_s: float, overhead_s: float) -> tup
     return count, work_s + count * overhead_s
 
 
+def rest_of_last_session(job: PendingJob, place: Candidate) -> float:
+    """Estimated seconds that are left of the last session when the job is done, if it ran at `place` alone."""
+    session_s, overhead_s = budget(job, place), place.start_up_s + place.save_s
+    count, whole_s = estimate_sessions(_work_s(job, place), session_s, overhead_s)
+    return max(0.0, count * session_s - whole_s)
+
+
 def _work_s(job: PendingJob, place: Candidate) -> float:
     return job.steps_left * job.step_time.guess(gpu=place.gpu)
 

@@ -202,7 +202,7 @@ class LaunchRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Handle:
-    """Identifies a driver's session, also after a restart of the server."""
+    """Identifies a driver's session, also after a restart of the server. `lease_id` is the lease that it launched."""
 
     lease_id: str
     account: Account
@@ -214,7 +214,7 @@ class Handle:
         removed = Account(
             id=lease.account_id, provider=lease.provider, member_id=None, name="removed", config={}, created_at=0.0
         )
-        return cls(lease_id=lease.id, account=account or removed, external_id=lease.external_id)
+        return cls(lease_id=lease.session, account=account or removed, external_id=lease.external_id)
 
 
 class Liveness(StrEnum):

@@ -50,7 +50,7 @@ def _call_key(account: Account) -> str:
 
 def _without_a_call(ctx: Context, account: Account) -> Capacity | None:
     """What is known of an account without a remote call. None if a call is needed."""
-    if reason := _not_allowed(ctx, account):
+    if reason := not_allowed(ctx, account):
         return replace(NO_ROOM, closed_reason=reason)
     if account.not_before > ctx.clock.now():
         return replace(NO_ROOM, closed_reason=account.note or "no capacity at the moment", open_at=account.not_before)
@@ -80,7 +80,7 @@ def _ask(ctx: Context, account: Account) -> Capacity:
     return replace(capacity, closed_reason=capacity.closed_reason or closed)
 
 
-def _not_allowed(ctx: Context, account: Account) -> str:
+def not_allowed(ctx: Context, account: Account) -> str:
     """What a person has to do before anything may start there, or nothing."""
     if account.paused:
         return "paused"

@@ -39,7 +39,7 @@ _REASONS = {
     "optimizer": "the checkpoint has the state of the other optimizer",
     "base_model": "the checkpoint's adapter belongs to it",
 }
-_NESTED = frozenset({"checkpoint", "placement"})
+_NESTED = frozenset({"checkpoint", "placement", "evaluate"})
 _POINTERS = {"dataset_sha256": "/datasets", "train_rows": "/datasets"}
 
 
@@ -124,7 +124,10 @@ def versions_of(origin: Job, *, from_checkpoint: bool) -> Mapping[str, int | Non
 
 def datasets_of(origin: Job) -> frozenset[str]:
     """What a clone may read even if its owner has no upload of the file: what the original reads."""
-    return frozenset(dataset["sha256"] for dataset in origin.spec["datasets"])
+    own: list[dict[str, Any]] = list(origin.spec["datasets"])
+    asked: dict[str, Any] = origin.spec.get("evaluate") or {}
+    own += [asked[key] for key in ("prompts", "tasks") if asked.get(key)]
+    return frozenset(dataset["sha256"] for dataset in own)
 
 
 def _note(origin: Job, job: Job, actor: Actor) -> None:

@@ -89,13 +89,23 @@ def _claim(ctx: Context, tx: Transaction, places: list[Candidate], accounts: dic
 
 
 def create_lease(
-    ctx: Context, tx: Transaction, chosen: Placement, now: float, *, offline: bool, actor: str = "scheduler"
+    ctx: Context,
+    tx: Transaction,
+    chosen: Placement,
+    now: float,
+    *,
+    offline: bool,
+    actor: str = "scheduler",
+    before: Lease | None = None,
 ) -> Lease | None:
-    """Write the next lease of a queued job. None if the job is no longer queued."""
+    """Write the next lease of a queued job. None if the job is no longer queued.
+
+    With `before`, it begins in the session of that lease, which has ended.
+    """
     job = tx.jobs.get(chosen.job_id)
     if job is None or job.state is not JobState.QUEUED:
         return None
-    lease_id = new_id("lease", now)
+    lease_id = new_id("lease", now) if before is None else before.next_id
     fence = job.create_lease(at=now, actor=actor, lease_id=lease_id)
     lease = Lease(
         id=lease_id,
@@ -111,6 +121,7 @@ def create_lease(
         budget_s=chosen.budget_s,
         offline=offline,
         store=ctx.stores.current().name,
+        external_id=None if before is None else before.external_id,
         first_step=job.head_step,
         step=job.head_step,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from orchestrator.domain.errors import InvalidError
 from orchestrator.services.context import Context
 from orchestrator.services.data_reading import within_limits
@@ -9,30 +11,31 @@ from orchestrator.services.datasets import copied, resolve_dataset
 from worker.shared.dataset_files import DatasetError
 from worker.shared.job_spec import MAX_TASKS, DatasetSpec, FileFormat, RowFormat
 
-_POINTER = "/tasks/path"
 
-
-def pinned_tasks(ctx: Context, member_id: str, asked: DatasetSpec | None) -> DatasetSpec | None:
+def pinned_tasks(
+    ctx: Context, member_id: str, asked: DatasetSpec | None, pointer: str, given: Collection[str] = ()
+) -> DatasetSpec | None:
     """The file with its bytes pinned, after every check in it was tried. None if there is none.
 
-    Raises `InvalidError` with the line of the first fault.
+    `pointer` is the place of its path in the request. `given` are files of a job that the member may clone. Raises
+    `InvalidError` with the line of the first fault.
     """
     if asked is None:
         return None
     try:
-        found = resolve_dataset(ctx, member_id, asked.model_copy(update={"type": RowFormat.TASK}), 0)
+        found = resolve_dataset(ctx, member_id, asked.model_copy(update={"type": RowFormat.TASK}), 0, given)
     except InvalidError as error:
-        raise InvalidError(str(error), [(_POINTER, str(error))]) from error
+        raise InvalidError(str(error), [(pointer, str(error))]) from error
     if (found.rows or 0) > MAX_TASKS:
         words = f"The file has {found.rows} tasks. An evaluation may have {MAX_TASKS}."
-        raise InvalidError(words, [(_POINTER, words)])
+        raise InvalidError(words, [(pointer, words)])
     with ctx.uow() as tx:
         dataset = tx.datasets.get(found.sha256 or "")
     if dataset is None:
-        raise InvalidError("The file of tasks was deleted. Upload it again.", [(_POINTER, "was deleted")])
+        raise InvalidError("The file of tasks was deleted. Upload it again.", [(pointer, "was deleted")])
     with copied(ctx, dataset) as path:
         try:
             within_limits("worker.shared.tasks:first_fault", path, FileFormat(dataset.file_format), {})
         except DatasetError as error:
-            raise InvalidError(f"The tasks cannot be used: {error}.", [(_POINTER, str(error))]) from error
+            raise InvalidError(f"The tasks cannot be used: {error}.", [(pointer, str(error))]) from error
     return found

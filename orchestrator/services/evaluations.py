@@ -9,23 +9,19 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from orchestrator.domain.accounts import Actor
-from orchestrator.domain.errors import ConflictError, InvalidError, KeyTakenError
+from orchestrator.domain.accounts import Actor, Role
+from orchestrator.domain.errors import ConflictError, ForbiddenError, KeyTakenError, TrainhopError
 from orchestrator.domain.evaluations import Evaluation
 from orchestrator.domain.jobs import Checkpoint, Event, Job
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.ports.repository import Transaction
-from orchestrator.services import verdicts
+from orchestrator.services import evaluation_prompts, evaluation_times, verdicts
 from orchestrator.services.clones import kept
 from orchestrator.services.context import Context
-from orchestrator.services.datasets import resolve_dataset
-from orchestrator.services.evaluation_tasks import pinned_tasks
 from orchestrator.services.jobs import Ready, Submission, earlier, job_of_winner, notes_of, owned, queue
 from orchestrator.services.verdicts import AuditOfData
-from worker.shared.job_spec import LEAST_PROMPTS, MEASURES, DatasetSpec, EvaluationSpec, JobSpec, RowFormat
+from worker.shared.job_spec import EvaluationSpec, JobSpec
 from worker.shared.memory_estimate import Need
-
-_WITHOUT_PROMPTS = RowFormat.TEXT
 
 
 def evaluate(
@@ -39,7 +35,8 @@ def evaluate(
 ) -> Submission:
     """Queue an evaluation of a job that the actor may see, at the checkpoint with this sha256 or the newest one.
 
-    With the same `key` it is queued once.
+    It belongs to the job's owner, whoever starts it, so that who may read the job may read it. It is the actor's if
+    that owner has left. With the same `key` it is queued once.
 
     Raises `InvalidError` or `ConflictError` with one sentence if it cannot be evaluated like this.
     """
@@ -51,18 +48,14 @@ def evaluate(
         return Submission(job=again, is_new=False, notes=notes_of(ctx, again.id))
     if trained.is_evaluation:
         raise ConflictError(f"Job {job_id} is an evaluation itself. Evaluate the job that it evaluates.")
-    ready = _ready(ctx, actor, trained, settings, key, request_hash)
+    pinned = evaluation_prompts.pinned(ctx, actor.member_id, JobSpec.model_validate(trained.spec), settings)
+    ready = _ready(trained, pinned, key, request_hash)
     try:
         with ctx.uow() as tx:
             trained = owned(tx, actor, job_id)  # locked: it cannot prune the checkpoint that the evaluation needs
             begin = _checkpoint(tx, trained, checkpoint)
-            # Its units are counted from the evaluated checkpoint, which is its step 0.
-            job = queue(ctx, tx, actor, ready, cloned_from=trained.id, begin=replace(begin, step=0))
-            tx.evaluations.add(_evaluation(job, trained, begin, ready.spec))
-            data = {"job": job.id, "step": begin.step, "sha256": begin.sha256}
-            trained.events.append(
-                Event(job_id=trained.id, at=job.created_at, kind="job.evaluated", actor=actor.name, data=data)
-            )
+            owner = trained.member_id if tx.members.get_for_share(trained.member_id) is not None else actor.member_id
+            job = _queued(ctx, tx, actor, ready, trained, begin, owner)
             tx.jobs.save(trained)
     except KeyTakenError:
         winner = job_of_winner(ctx, actor, ready)
@@ -71,11 +64,44 @@ def evaluate(
     return Submission(job=job, is_new=True, notes=ready.notes)
 
 
+def evaluate_finished(ctx: Context, tx: Transaction, trained: Job) -> Job | None:
+    """Queue the evaluation that the file of a job asks for, in the transaction in which the job succeeds.
+
+    So it exists exactly once. It is None if the job asks for none, or if it cannot be made, which an event then says.
+    The caller saves the job.
+    """
+    spec = JobSpec.model_validate(trained.spec)
+    if spec.evaluate is None:
+        return None
+    by_server = Actor(member_id=trained.member_id, name="server", role=Role.MEMBER)
+    try:
+        if tx.members.get_for_share(trained.member_id) is None:
+            raise ForbiddenError("Its owner is no longer a member of this server.")
+        begin = _checkpoint(tx, trained, None)
+        return _queued(ctx, tx, by_server, _ready(trained, spec.evaluate), trained, begin, trained.member_id)
+    except TrainhopError as error:  # the training is done, whatever became of the prompts
+        trained.note("job.not_evaluated", at=ctx.clock.now(), actor="server", reason=str(error))
+        return None
+
+
+def _queued(
+    ctx: Context, tx: Transaction, actor: Actor, ready: Ready, trained: Job, begin: Checkpoint, owner: str
+) -> Job:
+    # Its units are counted from the evaluated checkpoint, which is its step 0.
+    job = queue(ctx, tx, actor, ready, cloned_from=trained.id, begin=replace(begin, step=0), owner=owner)
+    tx.evaluations.add(_evaluation(job, trained, begin, ready.spec))
+    data = {"job": job.id, "step": begin.step, "sha256": begin.sha256}
+    trained.events.append(
+        Event(job_id=trained.id, at=job.created_at, kind="job.evaluated", actor=actor.name, data=data)
+    )
+    return job
+
+
 def evaluations_of(ctx: Context, actor: Actor, job_id: str) -> list[tuple[Evaluation, Job]]:
-    """The evaluations of a job as `listed`, without those that the actor may not see."""
+    """The evaluations of a job that the actor may see, as `listed`."""
     with ctx.uow() as tx:
         owned(tx, actor, job_id)
-    return [(each, job) for each, job in listed(ctx, job_id) if actor.may_see(each.owner)]
+    return listed(ctx, job_id)
 
 
 def listed(ctx: Context, job_id: str) -> list[tuple[Evaluation, Job]]:
@@ -113,27 +139,10 @@ def _evaluation(job: Job, trained: Job, begin: Checkpoint, spec: JobSpec) -> Eva
     )
 
 
-def _ready(
-    ctx: Context, actor: Actor, trained: Job, settings: EvaluationSpec, key: str | None, request_hash: str
-) -> Ready:
+def _ready(trained: Job, settings: EvaluationSpec, key: str | None = None, request_hash: str = "") -> Ready:
     spec = JobSpec.model_validate(trained.spec)
-    prompts = _prompts(ctx, actor, spec, settings.prompts)
-    tasks = pinned_tasks(ctx, actor.member_id, settings.tasks)
-    spec = spec.model_copy(
-        update={
-            "name": f"Evaluation of {spec.name}"[:200],
-            "evaluation": settings.model_copy(update={"prompts": prompts, "tasks": tasks, "measures": MEASURES}),
-            "sample_prompts": (),
-            "deadline": None,
-            "priority": min(0, spec.priority),
-        }
-    )
-    count = min(settings.max_prompts, spec.eval_rows if prompts is None else prompts.rows or 0)
-    few = (
-        (f"There are only {count} prompts. A verdict needs at least {LEAST_PROMPTS}, and 100 are better.",)
-        if count < LEAST_PROMPTS
-        else ()
-    )
+    few = evaluation_prompts.notes(spec, settings)
+    spec = evaluation_times.spec_of(spec, settings)
     return Ready(
         spec=spec,
         as_json=spec.model_dump(mode="json"),
@@ -143,30 +152,3 @@ def _ready(
         key=key,
         request_hash=request_hash,
     )
-
-
-def _prompts(ctx: Context, actor: Actor, spec: JobSpec, asked: DatasetSpec | None) -> DatasetSpec | None:
-    """The file of prompts with its bytes pinned. None if the validation rows are asked, of which there must be some."""
-    if asked is None:
-        _refuse_plain_text(spec.datasets, "/prompts")
-        if spec.eval_rows == 0:
-            raise InvalidError(
-                "The job has no validation rows to take prompts from. Give a file of prompts.",
-                [("/prompts", "is needed, because the job has no validation rows")],
-            )
-        return None
-    try:
-        found = resolve_dataset(ctx, actor.member_id, asked, 0)
-    except InvalidError as error:
-        raise InvalidError(str(error), [("/prompts/path", str(error))]) from error
-    _refuse_plain_text((found,), "/prompts/type")
-    return found
-
-
-def _refuse_plain_text(datasets: Sequence[DatasetSpec], pointer: str) -> None:
-    if all(dataset.type is _WITHOUT_PROMPTS for dataset in datasets):
-        raise InvalidError(
-            "Rows of plain text have no prompts. Give a file of prompts with conversations, or with prompt and "
-            "completion.",
-            [(pointer, "are rows of plain text")],
-        )

@@ -7,9 +7,10 @@ from orchestrator.domain.jobs import Job, Lease
 from orchestrator.domain.lifecycle import EndReason, LeaseState
 from orchestrator.ports.repository import Transaction
 from orchestrator.ports.stores import ObjectMissing, StoreError
-from orchestrator.services import evaluation_results, heads
+from orchestrator.services import continuing, evaluation_results, heads
 from orchestrator.services.context import Context
 from orchestrator.services.evaluation_results import Result
+from orchestrator.services.evaluations import evaluate_finished
 from orchestrator.services.failed_starts import Explanation, close
 from orchestrator.services.leases import (
     already_ended,
@@ -85,23 +86,25 @@ def _adapter(message: Finish) -> ExportedAdapter:
 
 def finish(
     ctx: Context, tx: Transaction, message: Finish, *, head_damaged: bool, answers: Result | None = None
-) -> None:
+) -> Lease | None:
     """The last message: the job is done, or cannot continue there. Repeating it changes nothing.
+
+    Returns the lease with which the session continues, if it does.
 
     `check_adapter` has read the adapter of a job that is done, `check_answers` the `answers` of an evaluation.
     `head_damaged` is the result of `is_head_damaged`.
     """
     if message.failure is None:
-        _succeed(ctx, tx, message, answers)
-    else:
-        _fail(ctx, tx, message, message.failure, head_damaged=head_damaged)
+        return _succeed(ctx, tx, message, answers)
+    _fail(ctx, tx, message, message.failure, head_damaged=head_damaged)
+    return None
 
 
-def _succeed(ctx: Context, tx: Transaction, message: Finish, answers: Result | None) -> None:
+def _succeed(ctx: Context, tx: Transaction, message: Finish, answers: Result | None) -> Lease | None:
     now = ctx.clock.now()
     lease = find_lease(tx, message.lease)
     if already_ended(lease, message.fence, EndReason.COMPLETED):
-        return
+        return continuing.granted_before(tx, lease) if message.can_continue else None
     lease, job = still_held(tx, lease, message.fence)
     if job.head_step < job.total_steps:
         raise ConflictError(
@@ -109,11 +112,14 @@ def _succeed(ctx: Context, tx: Transaction, message: Finish, answers: Result | N
         )
     _keep_result(tx, job, lease, message, answers, now)
     last_words(lease, message, now)
+    may_continue = message.can_continue and lease.state is LeaseState.ACTIVE
     lease.end(LeaseState.RELEASED, EndReason.COMPLETED, at=now)
     tx.leases.save(lease)
     job.succeed(at=now, lease_id=lease.id)
+    evaluation = evaluate_finished(ctx, tx, job)
     heads.prune_finished(tx, job)
     tx.jobs.save(job)
+    return continuing.grant(ctx, tx, lease, evaluation, now) if may_continue and evaluation is not None else None
 
 
 def _keep_result(tx: Transaction, job: Job, lease: Lease, message: Finish, answers: Result | None, now: float) -> None:

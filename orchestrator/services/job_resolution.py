@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from orchestrator.domain.accounts import Actor
 from orchestrator.domain.errors import InvalidError
+from orchestrator.services import evaluation_prompts
 from orchestrator.services.capacity import list_capacity
 from orchestrator.services.context import Context
 from orchestrator.services.datasets import resolve_dataset
@@ -57,12 +58,17 @@ def resolve(
             "The validation split leaves no rows to train on. Choose a smaller val_set_size.",
             [("/val_set_size", "takes all rows of the dataset")],
         )
+    asked = pinned.evaluate
+    if asked is not None:
+        asked = evaluation_prompts.pinned(ctx, actor.member_id, pinned, asked, pointer="/evaluate", given=given)
+        pinned = pinned.model_copy(update={"evaluate": asked})
+    few = evaluation_prompts.notes(pinned, asked) if asked is not None else ()
     needed = memory_estimate.need(pinned, model.shape, model.parameters)
     _refuse_the_too_large(ctx, actor, needed)
     findings = judge_rows(ctx, pinned)
     val_split = pinned.val_split if pinned.eval_rows else None
     fixed = pinned.model_copy(update={"max_steps": pinned.total_steps, "num_epochs": None, "val_split": val_split})
-    return fixed, needed, (*notes(spec, model), *findings)
+    return fixed, needed, (*notes(spec, model), *findings, *few)
 
 
 def _refuse_tasks(datasets: Sequence[DatasetSpec]) -> None:

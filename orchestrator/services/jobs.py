@@ -131,19 +131,21 @@ def queue(
     *,
     cloned_from: str | None = None,
     begin: Checkpoint | None = None,
+    owner: str | None = None,
 ) -> Job:
-    """The part of `submit` that writes. `begin` is the checkpoint of `cloned_from` from which a clone continues."""
-    now, resolved = ctx.clock.now(), ready.spec
+    """The part of `submit` that writes. `begin` is the checkpoint of `cloned_from` from which a clone continues.
+
+    The job is `owner`'s, or the actor's.
+    """
+    now, resolved, owner = ctx.clock.now(), ready.spec, owner or actor.member_id
     if tx.members.get_for_share(actor.member_id) is None:
         raise ForbiddenError("You are no longer a member of this server. Ask an admin.")
-    gone = hold(tx, actor.member_id, (d.sha256 or "" for d in resolved.files), now)  # datasets deleted since the lookup
-
-    if gone is not None:
-        place = resolved.place_of_file(gone[0])
-        raise InvalidError(gone[1], [(f"{place}/path", gone[1])])
+    files = resolved.files_by_pointer
+    if gone := hold(tx, owner, (data.sha256 or "" for _, data in files), now):  # deleted since the lookup
+        raise InvalidError(gone[1], [(files[gone[0]][0], gone[1])])
     job = Job(
         id=new_id("job", now),
-        member_id=actor.member_id,
+        member_id=owner,
         name=resolved.name,
         spec=ready.as_json,
         total_steps=resolved.total_steps,
@@ -293,9 +295,8 @@ def retry(ctx: Context, actor: Actor, job_id: str) -> Job:
             raise ConflictError(
                 f"The owner of job {job_id} is no longer a member of this server. Clone the job instead."
             )
-        if gone := hold(
-            tx, job.member_id, (d.sha256 or "" for d in JobSpec.model_validate(job.spec).files), ctx.clock.now()
-        ):
+        files = JobSpec.model_validate(job.spec).files_by_pointer
+        if gone := hold(tx, job.member_id, (data.sha256 or "" for _, data in files), ctx.clock.now()):
             raise ConflictError(gone[1])
         job.queue_again(at=ctx.clock.now(), actor=actor.name, reason="retried on request")
         tx.jobs.save(job)
@@ -381,5 +382,7 @@ def _refuse_if_evidence(tx: Transaction, job: Job) -> None:
 
 
 def _erase_log(ctx: Context, lease: Lease) -> None:
+    if lease.continues:  # the log is that of the session which it began in
+        return
     with contextlib.suppress(ProviderError):
         ctx.providers.get(lease.provider).delete_log(Handle.of(lease, None))

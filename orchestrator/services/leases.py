@@ -30,7 +30,7 @@ from worker.shared.messages import (
 from worker.shared.wire import PROTOCOL_VERSION
 
 NOT_STORED = "checkpoint.not_stored"
-_BEFORE_TRAINING = (Phase.BOOT, Phase.DOWNLOAD, Phase.LOAD, Phase.RESTORE)
+BEFORE_TRAINING = (Phase.BOOT, Phase.DOWNLOAD, Phase.LOAD, Phase.RESTORE)
 
 _RELEASES = {
     "deadline": EndReason.HANDED_OFF,
@@ -170,7 +170,7 @@ def _note_problem(tx: Transaction, lease: Lease, job: Job, message: Report, now:
 def _first_timed_step(tx: Transaction, lease: Lease, job: Job, message: Report, step_s: float, now: float) -> None:
     """Record the step time, which the scheduler uses from now on. Add an event if the job will miss its deadline."""
     job.timed(step_s, gpu=lease.on_gpu)
-    start_up_s = sum(message.ledger.get(phase, 0.0) for phase in _BEFORE_TRAINING)
+    start_up_s = sum(message.ledger.get(phase, 0.0) for phase in BEFORE_TRAINING)
     done_at = _done_at(lease, job.total_steps - message.step, step_s, start_up_s, now)
     if job.deadline is not None and done_at > job.deadline:
         late = _in_words(done_at - job.deadline)

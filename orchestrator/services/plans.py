@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.domain.accounts import Actor
-from orchestrator.domain.jobs import Job
+from orchestrator.domain.jobs import Job, StepTime
 from orchestrator.domain.scheduling import (
     Blocker,
     Candidate,
@@ -20,8 +20,9 @@ from orchestrator.domain.scheduling import (
     memory,
     sessions,
 )
+from orchestrator.services import evaluation_prompts, evaluation_times
 from orchestrator.services.audits import of_data
-from orchestrator.services.capacity import less_live, list_capacity
+from orchestrator.services.capacity import is_offline, less_live, list_capacity
 from orchestrator.services.context import Context
 from orchestrator.services.data_checking import PLAN_WAIT_S, reports_for
 from orchestrator.services.datasets import unused_keys
@@ -52,6 +53,19 @@ class PlannedPlace(BaseModel):
     hours_total: float | None = None
     refresh_at: float | None = None
     done_at: float | None = None
+    evaluation_s: float | None = None
+    """About how long the evaluation takes that follows. None without one, or if no step has been timed there."""
+    evaluation_in_last_session: bool | None = None
+    """Whether the evaluation fits into the rest of the last session. Otherwise it gets a session of its own."""
+
+
+class PlannedEvaluation(BaseModel):
+    """The evaluation that follows: both models answer `prompts` prompts, with at most `max_new_tokens` tokens each."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    prompts: int
+    max_new_tokens: int
 
 
 class FindingSample(BaseModel):
@@ -118,6 +132,8 @@ class Plan(BaseModel):
     """Keys in the first rows of its data that training does not use."""
     audits: tuple[str, ...] = ()
     """Each data file's name with the result of its audit, or "not audited"."""
+    evaluation: PlannedEvaluation | None = None
+    """The evaluation that the job file asks for."""
     late_s: float | None = None
     """How long after its deadline the job would be done at the best place, where it cannot be done before."""
 
@@ -153,6 +169,8 @@ def plan(
         _, by_account = tx.leases.live_counts()
         step_time = tx.jobs.typical_step_time(resolved.base_model, resolved.global_batch_size * resolved.sequence_len)
         saved = tx.jobs.typical_checkpoint_bytes(resolved.base_model, resolved.lora_r)
+        evaluation = evaluation_times.spec_of(resolved, resolved.evaluate) if resolved.evaluate else None
+        unit_time = evaluation_times.typical_unit_time(tx, evaluation) if evaluation else StepTime()
     places = list_capacity(ctx, accounts)
     job = Job(
         id="plan",
@@ -171,7 +189,11 @@ def plan(
         updated_at=now,
     )
     waiting = to_pending(job)
-    mine = [_planned(waiting, p, now) for p in places if p.member_id in (None, actor.member_id)]
+    own = [p for p in places if p.member_id in (None, actor.member_id)]
+    mine = [_planned(waiting, p, now) for p in own]
+    if evaluation is not None:
+        pairs = zip(mine, own, strict=True)
+        mine = [_with_evaluation(ctx, planned, waiting, p, evaluation, unit_time) for planned, p in pairs]
     return Plan(
         steps=job.total_steps - first_step,
         train_rows=resolved.train_rows,
@@ -186,6 +208,7 @@ def plan(
         store=ctx.stores.current().name,
         store_bytes=None if saved is None else saved * (resolved.checkpoint.keep + 1),
         done_at=min((p.done_at for p in mine if p.done_at is not None), default=None),
+        evaluation=_evaluation(resolved),
         late_s=_late(mine, resolved.deadline, now),
         unused_keys=unused_keys(ctx, resolved),
         audits=tuple(
@@ -196,6 +219,24 @@ def plan(
         unchecked=unchecked,
         notes=notes,
     )
+
+
+def _evaluation(spec: JobSpec) -> PlannedEvaluation | None:
+    asked = spec.evaluate
+    if asked is None:
+        return None
+    return PlannedEvaluation(prompts=evaluation_prompts.count(spec, asked), max_new_tokens=asked.max_new_tokens)
+
+
+def _with_evaluation(
+    ctx: Context, planned: PlannedPlace, job: PendingJob, place: Candidate, spec: JobSpec, unit_time: StepTime
+) -> PlannedPlace:
+    """The place with what the evaluation takes there. A machine that cannot call starts a session of its own for it."""
+    needed_s = evaluation_times.seconds(spec, unit_time, planned.step_s, gpu=place.gpu)
+    if planned.obstacle is not None or planned.step_s is None or needed_s is None:
+        return planned
+    fits_in = not is_offline(ctx, place.provider) and evaluation_times.fits_last_session(job, place, needed_s)
+    return planned.model_copy(update={"evaluation_s": needed_s, "evaluation_in_last_session": fits_in})
 
 
 def _data(ctx: Context, spec: JobSpec) -> tuple[tuple[PlannedFinding, ...], tuple[str, ...]]:

@@ -35,7 +35,9 @@ def reconcile(ctx: Context) -> None:
     """
     with ctx.uow() as tx:
         live = [lease for lease in tx.leases.live() if lease.id not in ctx.launching]
-        ended = [lease for lease in tx.leases.uncollected() if lease.id not in ctx.launching]
+        in_use = {lease.session for lease in live}
+        # A session that continues with another lease is not cleared away.
+        ended = [x for x in tx.leases.uncollected() if x.id not in ctx.launching and x.session not in in_use]
         accounts = {account.id: account for account in tx.accounts.all()}
         # With the times that it is compared with, because the clock may jump while an account answers slowly.
         now = ctx.clock.now()
@@ -61,7 +63,7 @@ def _settle(
     problems: list[Exception] = []
     for settle, lease in work:
         try:
-            settle(ctx, lease, seen[lease.id], Handle.of(lease, accounts.get(lease.account_id)), now)
+            settle(ctx, lease, seen[lease.session], Handle.of(lease, accounts.get(lease.account_id)), now)
         except Exception as error:  # noqa: BLE001  `reconcile` raises it after all other sessions
             error.add_note(f"while settling {lease.id}")
             problems.append(error)
@@ -97,7 +99,7 @@ def _observe(ctx: Context, leases: list[Lease], accounts: dict[str, Account]) ->
             [Handle.of(lease, accounts.get(lease.account_id)) for lease in leases]
         )
     except Exception as error:  # noqa: BLE001  a failed driver knows nothing, and must not block the others
-        observations = [Observation(lease_id=x.id, liveness=Liveness.UNKNOWN, detail=str(error)) for x in leases]
+        observations = [Observation(lease_id=x.session, liveness=Liveness.UNKNOWN, detail=str(error)) for x in leases]
     return {o.lease_id: o for o in observations}
 
 

@@ -12,6 +12,7 @@ from typing import overload
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.domain.errors import TrainhopError, UnavailableError
+from orchestrator.domain.jobs import Lease
 from orchestrator.ports.repository import Transaction
 from orchestrator.services import checkpoints, finishes, leases
 from orchestrator.services.assignments import make_assignment
@@ -32,6 +33,7 @@ from worker.shared.messages import (
     Started,
     StartRequest,
     StoredAnswers,
+    Ticket,
     merged,
     signed_message,
 )
@@ -56,7 +58,7 @@ class Start:
 
 
 WorkerMessage = Message | Start
-Reply = Assignment | Directive | OfferReply | None
+Reply = Assignment | Directive | OfferReply | Ticket | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,7 @@ class CheckedMessage:
     answers: Result | None = None
 
 
-Applied = Begun | Directive | Commit | None
+Applied = Begun | Directive | Commit | Lease | None
 """The result of `apply`, for `conclude`."""
 
 
@@ -84,7 +86,9 @@ def receive(ctx: Context, message: Report) -> Directive: ...
 @overload
 def receive(ctx: Context, message: Offer) -> OfferReply: ...
 @overload
-def receive(ctx: Context, message: Started | Release | Finish) -> None: ...
+def receive(ctx: Context, message: Started | Release) -> None: ...
+@overload
+def receive(ctx: Context, message: Finish) -> Ticket | None: ...
 @overload
 def receive(ctx: Context, message: WorkerMessage) -> Reply: ...
 def receive(ctx: Context, message: WorkerMessage) -> Reply:
@@ -160,6 +164,10 @@ def conclude(ctx: Context, message: WorkerMessage, applied: Applied) -> Reply:
             return applied.reply
         case Report(), Directive():
             return applied
+        case Finish(), Lease():
+            ctx.wake()
+            token = ctx.tokens.for_lease(applied.id)
+            return Ticket(lease=applied.id, token=token, budget_s=applied.budget_s, fence=applied.fence)
         case ((Release() | Finish()), _):
             ctx.wake()
         case _:
@@ -211,6 +219,8 @@ def _parse(lease_id: str, text: str) -> Message | Outcome:
 
 
 def _receive(ctx: Context, message: Message) -> Outcome:
+    if isinstance(message, Finish):  # nobody waits for the reply, and its machine may be gone
+        message = message.model_copy(update={"can_continue": False})
     try:
         receive(ctx, message)
     except UnavailableError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from tests.cli.conftest import Shell
 
@@ -110,7 +111,10 @@ def test_watch_ends_with_the_job_and_tells_its_end(trainhop: Shell) -> None:
 def test_a_plan_queues_nothing(trainhop: Shell) -> None:
     before = len(trainhop.json("ls", "--limit", "1000"))
     assert trainhop.json("plan", trainhop.job_file())["steps"] == 6
-    assert "this-computer" in trainhop("plan", trainhop.job_file()).stdout
+    asked = {"datasets": [{"path": "rows.jsonl"}], "val_set_size": 0.5, "evaluate": {}}
+    shown = trainhop("plan", trainhop.job_file(**asked)).stdout
+    assert "this-computer" in shown
+    assert re.search(r"evaluation +\d+ prompts, 2 answers each of at most 256 tokens", shown)
     assert len(trainhop.json("ls", "--limit", "1000")) == before
 
 

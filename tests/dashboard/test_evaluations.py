@@ -140,6 +140,11 @@ def test_a_form_that_cannot_be_evaluated_says_why(site, people):
     assert f'action="/jobs/{job}/evaluate"' not in site.client.get(f"/jobs/{job}", headers=HTML).text
     refused = site.client.post(f"/jobs/{job}/evaluate", data=FORM, headers=ORIGIN | HTML)
     assert (refused.status_code, "Rows of plain text have no prompts" in refused.text) == (422, True)
+    data = people.ann.upload(CHAT, name="chat.jsonl").json()["sha256"]
+    asked = {"datasets": [{"path": f"sha256:{data}"}], "val_set_size": 0.8, "evaluate": {"max_prompts": 31}}
+    waits = site.client.get(f"/jobs/{people.ann.submit(**asked)['id']}", headers=HTML).text
+    assert "An evaluation follows when this job is done." in waits
+    assert "max_prompts: 31" in waits, "the job as YAML can be submitted again"
     bad = site.client.post(f"/jobs/{job}/evaluate", data=FORM | {"max_prompts": "0"}, headers=ORIGIN | HTML)
     assert bad.status_code == 422
 

@@ -16,7 +16,7 @@ from orchestrator.entrypoints.dashboard import curve, job_form, logs, timeline
 from orchestrator.entrypoints.dashboard.render import fragment
 from orchestrator.ports.catalog import TokenLook
 from orchestrator.services.dataset_preview import preview, with_tokens
-from orchestrator.services.plans import Plan, PlannedFinding, PlannedPlace
+from orchestrator.services.plans import Plan, PlannedEvaluation, PlannedFinding, PlannedPlace
 from tests.http.http_client import Machine
 from worker.shared.job_spec import DatasetSpec, JobSpec, RowFormat
 
@@ -201,6 +201,8 @@ PLACE = {
     "hours_total": 30.0,
     "refresh_at": 4_000.0,
     "done_at": 9_000.0,
+    "evaluation_s": 300.0,
+    "evaluation_in_last_session": True,
 }
 PLAN = {
     "steps": 11,
@@ -214,6 +216,7 @@ PLAN = {
     "store_bytes": 6 << 20,
     "done_at": 8_000.0,
     "unused_keys": ("source",),
+    "evaluation": PlannedEvaluation(prompts=40, max_new_tokens=64),
     "late_s": 600.0,
     "notes": ("<b>Answers end with</b>", "a second note"),
     "audits": ("rows.jsonl: not audited",),
@@ -260,7 +263,9 @@ def test_the_page_shows_every_field_of_a_plan():
     ):
         assert text in whole
     assert "1.9 h of the quota, 2.5 of 30 h left" in whole
-    other = {str: "x", int: 1, float: 1.0, tuple: (), Blocker: None}
+    assert "prompts, 2 answers each of at most 64 tokens" in whole
+    assert re.search(r"then its evaluation, about 5[^,]* min[^,]*, in the last session", whole)
+    other = {str: "x", int: 1, bool: False, float: 1.0, tuple: (), Blocker: None, PlannedEvaluation: None}
     for name in PLAN.keys() - {"step_s"}:  # the places tell the times of their steps
         assert shown(**{name: other[type(PLAN[name])]}) != whole, name
     for name in PLACE.keys() - {"obstacle"}:
@@ -279,6 +284,7 @@ def test_a_job_file_survives_the_form():
         "learning_rate": 0.0003,
         "sample_prompts": ["a", "b"],
         "placement": {"providers": ["local"]},
+        "evaluate": {"max_prompts": 40},
         "deadline": 2e9,
     }
 

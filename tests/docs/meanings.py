@@ -35,6 +35,8 @@ JOB_KEYS = {
     ),
     "val_split": "The version of the choice of validation rows. Filled in by the server when the job is submitted.",
     "accept_findings": "Data checks that would stop the job, and do not. See [Data checks](data-checks.md).",
+    "evaluate": "The evaluation that follows when the job is done. `{}` takes the defaults. "
+    "See [Evaluation](#evaluation).",
     "evaluation": "Filled in by the server in an evaluation. See [Evaluate an adapter](evaluation.md).",
     "numerics": "The version of the way in which a job computes. Filled in by the server when the job is submitted.",
     "checkpoint": "When checkpoints are saved and kept. See [Checkpoints](#checkpoints).",
@@ -58,6 +60,15 @@ CHECKPOINT_KEYS = {
     "max_interval_s": "Maximum time between saves, in seconds. Trainhop saves more often if saving is cheap.",
     "keep": "Number of newest checkpoints to keep. "
     "An unfinished job also keeps the newest one's parent and the one loaded last.",
+}
+EVALUATION_KEYS = {
+    "max_prompts": "How many prompts to ask.",
+    "max_new_tokens": "Maximum tokens of an answer.",
+    "temperature": "0 takes the most probable token, more draws tokens.",
+    "prompts": "A file with prompts: `path` and `type` as of a [dataset](#datasets). Without it, the prompts are "
+    "those of the validation rows, so the job needs a `val_set_size`.",
+    "tasks": "A file of tasks that a program checks: its `path`. See [Evaluate an adapter](evaluation.md).",
+    "measures": "The version of what is measured. Filled in by the server when the job is submitted.",
 }
 PLACEMENT_KEYS = {
     "providers": "Allowed providers. Empty means any.",

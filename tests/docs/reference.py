@@ -29,7 +29,7 @@ from orchestrator.entrypoints.http.auth import admin
 from orchestrator.services.failed_starts import Explanation, sentence
 from tests.docs import meanings
 from worker.shared import causes
-from worker.shared.job_spec import CheckpointSpec, DatasetSpec, JobSpec, PlacementSpec
+from worker.shared.job_spec import CheckpointSpec, DatasetSpec, EvaluationSpec, JobSpec, PlacementSpec
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
@@ -143,6 +143,13 @@ of the row.
 ## Checkpoints
 
 {_keys(CheckpointSpec, meanings.CHECKPOINT_KEYS)}
+
+## Evaluation
+
+The key `evaluate` has these keys. When the job is done, the server queues the evaluation, with the job's placement and
+on the accounts of its owner. See [Evaluate an adapter](evaluation.md).
+
+{_keys(EvaluationSpec, meanings.EVALUATION_KEYS)}
 
 ## Placement
 

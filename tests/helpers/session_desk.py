@@ -30,6 +30,7 @@ from worker.shared.messages import (
     Release,
     Report,
     Started,
+    Ticket,
 )
 from worker.training.interface import Snapshot
 
@@ -46,6 +47,8 @@ class Server:
         self.directive = Directive(action=Action.CONTINUE)
         self.head: str | None = None
         self.granted = 0
+        self.next: Ticket | None = None
+        """The ticket with which a session that can continue does so."""
         self.grants_in_advance = False
         """Whether grants came with the assignment, so that no server is needed for them."""
         self.store_url: str | None = None
@@ -81,8 +84,9 @@ class Server:
     def release(self, message: Release) -> None:
         self._hear(message)
 
-    def finish(self, message: Finish) -> None:
+    def finish(self, message: Finish) -> Ticket | None:
         self._hear(message)
+        return self.next if message.can_continue else None
 
     def grants(self, fence: int, kind: GrantKind, count: int, *, through_server: bool = False) -> list[Grant]:
         if not self.grants_in_advance:

@@ -114,13 +114,39 @@ def test_a_request_that_cannot_be_evaluated_is_answered_in_a_sentence(api1, prov
     assert people.ann.post(f"/jobs/{job}:evaluate", {"checkpoint": "0" * 64}).status_code == 404
     for verb, path in (("post", f"/jobs/{job}:evaluate"), ("get", f"/jobs/{job}/evaluations")):
         assert getattr(people.bob, verb)(path, **({"json": {}} if verb == "post" else {})).status_code == 404
-    assert people.admin.post(f"/jobs/{job}:evaluate", {}).status_code == 201
-    assert len(people.admin.get(f"/jobs/{job}/evaluations").json()["items"]) == 1
-    assert people.ann.get(f"/jobs/{job}/evaluations").json()["items"] == []
     fresh = people.ann.submit(val_set_size=0.5)["id"]
     assert people.ann.post(f"/jobs/{fresh}:evaluate", {}).status_code == 422  # rows of plain text
     plain = people.ann.post("/jobs", people.ann.job_file(evaluation={}))
     assert (plain.status_code, plain.json()["errors"][0]["pointer"]) == (422, "/evaluation")
+
+
+def test_who_may_read_a_job_may_read_its_evaluations(api1, provider, people, tmp_path):
+    """Guard: one that an admin had started was the admin's, and ann got 404 for a link on the page of her own job."""
+    job = trained(api1, provider, people, tmp_path)
+    made = people.admin.post(f"/jobs/{job}:evaluate", {}).json()["id"]
+    for person in (people.ann, people.admin):
+        assert [each["id"] for each in person.get(f"/jobs/{job}/evaluations").json()["items"]] == [made]
+        for path in (f"/jobs/{made}", f"/jobs/{made}/events", f"/evaluations/{made}/comparisons"):
+            assert person.get(path).status_code == 200, path
+    assert made in {each["id"] for each in people.ann.get("/jobs").json()["items"]}
+    for path in (f"/jobs/{made}", f"/jobs/{made}/evaluations", f"/evaluations/{made}/comparisons"):
+        assert people.bob.get(path).status_code == 404, path
+    assert people.ann.get(f"/jobs/{made}").json()["member"] == "ann"
+
+
+def test_the_key_of_a_job_file_is_checked_and_followed(api1, provider, people, tmp_path):
+    data = [{"path": f"sha256:{people.ann.upload(CHAT, name='chat.jsonl').json()['sha256']}"}]
+    for asked, pointer in (
+        ({"max_prompts": 0}, "/evaluate/max_prompts"),
+        ({"max_prompt": 9}, "/evaluate/max_prompt"),
+        (True, "/evaluate"),
+        ({}, "/evaluate/prompts"),
+    ):
+        refused = people.ann.post("/jobs", people.ann.job_file(datasets=data, evaluate=asked))
+        assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, pointer), refused.text
+    job = trained(api1, provider, people, tmp_path, evaluate={"max_prompts": 12})
+    (made,) = people.ann.get(f"/jobs/{job}/evaluations").json()["items"]
+    assert (made["state"], made["settings"]["max_prompts"]) == ("queued", 12)
 
 
 def test_an_uploaded_file_of_prompts_is_asked(api1, provider, people, tmp_path):

@@ -50,6 +50,20 @@ def test_a_job_is_submitted_from_keys_a_file_and_a_spec(client: trainhop.Client,
     assert (uploaded.rows, uploaded.size) == (32, len(ROWS))
 
 
+def test_the_prompts_of_its_evaluation_are_sent_too(client: trainhop.Client, rows: Path) -> None:
+    """Guard: a local path of prompts reached the server, which has no such file."""
+    prompts = rows.with_name("prompts.jsonl")
+    prompts.write_text('{"prompt": "What?", "completion": "That."}\n' * 3)
+    keys = SPEC | {"datasets": [{"path": rows.name}], "evaluate": {"prompts": {"path": prompts.name}}}
+    file = rows.with_name("job.yaml")
+    file.write_text(json.dumps(keys))
+    asked = client.jobs.submit(file).data["spec"]["evaluate"]
+    assert (asked["prompts"]["rows"], asked["max_prompts"]) == (3, 100)
+    file.write_text(json.dumps(keys | {"evaluate": {"prompts": {"path": "absent.jsonl"}}}))
+    with pytest.raises(trainhop.Error, match=r"prompts: absent.jsonl: the file does not exist"):
+        client.jobs.submit(file)
+
+
 def test_a_job_is_found_changed_and_listed(client: trainhop.Client, job: trainhop.Job) -> None:
     assert client.jobs.get(job) == client.jobs.get(job.id) == job
     assert client.jobs.pause(job).state == "paused"

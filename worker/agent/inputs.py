@@ -6,6 +6,7 @@ checks for that.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from worker.agent import transfers
 from worker.agent.limits import Limits, Part
 from worker.agent.uplink import ServerAway
 from worker.shared import causes
+from worker.shared.checkpoint_file import sha256_file
 from worker.shared.messages import Assignment, Grant
 from worker.training import base_model
 from worker.training.interface import PermanentError, TrainingJob, UnfitMachineError
@@ -52,6 +54,13 @@ def fetch_inputs(
     )
 
 
+def forget_inputs(home: Path) -> None:
+    """Delete what a session has fetched and saved in its folder, but the base model: another lease has other files."""
+    for path in (*home.glob("dataset-*"), *home.glob("resume.*"), *home.glob(".incoming-*")):
+        path.unlink()
+    shutil.rmtree(home / "spool", ignore_errors=True)
+
+
 def granted(grant: Grant, target: Path, limits: Limits) -> Path:
     """Download a granted file. Returns its path, which is `target` or the file in a local store.
 
@@ -78,6 +87,8 @@ def fetch_granted_model(files: Sequence[Grant], folder: Path, limits: Limits) ->
     folder.mkdir(exist_ok=True)
     for grant in files:
         target = folder / _file_name(grant)
+        if grant.sha256 is not None and target.is_file() and sha256_file(target) == grant.sha256:
+            continue  # the lease before in this session has fetched it
         if (path := granted(grant, target, limits)) != target:
             target.unlink(missing_ok=True)
             target.symlink_to(path)

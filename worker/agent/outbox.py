@@ -14,7 +14,18 @@ from itertools import islice
 from pathlib import Path
 
 from worker.agent.uplink import Refused, ServerAway, Stale, Uplink
-from worker.shared.messages import Directive, Finish, Message, Offer, OfferReply, Release, Report, Started, merged
+from worker.shared.messages import (
+    Directive,
+    Finish,
+    Message,
+    Offer,
+    OfferReply,
+    Release,
+    Report,
+    Started,
+    Ticket,
+    merged,
+)
 
 MAX_PAUSE_S = 15.0
 MAX_TOGETHER = 1 << 18
@@ -28,7 +39,8 @@ class Outbox:
     """Numbers, stores and delivers messages on a thread of its own.
 
     `beat()` makes the report that is sent if there was no other message for `every_s` seconds. `on_directive`,
-    `on_offer` and `on_stale` receive the server's replies on the delivery thread.
+    `on_offer` and `on_stale` receive the server's replies on the delivery thread. `next` is the ticket that came with
+    the last reply, if any. The file may have the messages of the lease that this session continues.
     """
 
     def __init__(
@@ -44,13 +56,14 @@ class Outbox:
         warn: Callable[[str], None],
     ) -> None:
         self._uplink, self._every_s = uplink, every_s
+        self.next: Ticket | None = None
         self._beat, self._warn = beat, warn
         self._on_directive, self._on_offer, self._on_stale = on_directive, on_offer, on_stale
         self._file = path.open("ab", buffering=0)
         self._unwritten = bytearray()
         self._changed = threading.Condition()
         self._waiting: deque[Message] = deque()
-        self._seq = 0
+        self._seq = _lines(path)  # no number twice, because a withdrawn message is named by its number alone
         self._urgent = self._closing = self._over = self._holding = False
         self._thread = threading.Thread(target=self._deliver, name="outbox", daemon=True)
 
@@ -190,4 +203,9 @@ class Outbox:
             case Release():
                 self._uplink.release(message)
             case Finish():
-                self._uplink.finish(message)
+                self.next = self._uplink.finish(message)
+
+
+def _lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)

@@ -40,6 +40,7 @@ from worker.shared.messages import (
     Report,
     Sample,
     Started,
+    Ticket,
 )
 from worker.shared.process import UNDELIVERED
 from worker.training.interface import Decision, Snapshot, Trained
@@ -58,8 +59,9 @@ def log(text: str) -> None:
 class Session:
     """Implements the trainer's hooks and the saver's `Counter` for one assignment.
 
-    `keep` is set in an offline session. `_holding` is true once a file had to be kept there. From then on only reports
-    are sent, because a kept checkpoint counts only after the provider has handed it over.
+    With `can_continue` it asks for another lease after the last step. `keep` is set in an offline session. `_holding`
+    is true once a file had to be kept there. From then on only reports are sent, because a kept checkpoint counts only
+    after the provider has handed it over.
     """
 
     def __init__(
@@ -70,7 +72,10 @@ class Session:
         ledger: Ledger,
         keep: KeepFolder | None = None,
         limits: Limits | None = None,
+        *,
+        can_continue: bool = False,
     ) -> None:
+        self._can_continue = can_continue and assignment.spec.evaluation is None
         self._assignment, self._uplink, self._home, self._ledger = assignment, uplink, home, ledger
         self._keep, self._holding = keep, False
         self._budget, self._limits = Budget(assignment.seconds_left), limits or Limits()
@@ -105,6 +110,11 @@ class Session:
             on_stale=self._end,
             warn=self.warn,
         )
+
+    @property
+    def next(self) -> Ticket | None:
+        """The ticket of the lease with which this session continues, once `work` has returned."""
+        return self._outbox.next
 
     # --- the session from start to end ---
 
@@ -177,7 +187,8 @@ class Session:
         if not self._saver.wait_until_saved(max(GOODBYE_S, self._budget.left - GOODBYE_S)) and self._saver.problem:
             return self._fail(Failure(message=self._saver.problem, permanent=False))
         result = work.stored(trained, self._home_of)
-        finish = self._message_factory(Finish, step=trained.step, head=self._saver.head, **result)
+        result |= {"head": self._saver.head, "can_continue": self._can_continue and not self._leave}
+        finish = self._message_factory(Finish, step=trained.step, **result)
         return self._send_last(finish, 0)
 
     def _home_of(self, path: Path, kind: GrantKind) -> str:

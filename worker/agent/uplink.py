@@ -34,6 +34,7 @@ from worker.shared.messages import (
 
 TIMEOUT_S = 30.0
 _ASSIGNMENT, _DIRECTIVE, _REPLY = TypeAdapter(Assignment), TypeAdapter(Directive), TypeAdapter(OfferReply)
+_TICKET = TypeAdapter(Ticket)
 _GRANTS: TypeAdapter[list[Grant]] = TypeAdapter(list[Grant])
 _OURS = "urn:trainhop:problem:"
 """Prefix of the `type` field in every error reply of the server."""
@@ -65,7 +66,10 @@ class Uplink(Protocol):
     def report(self, message: Report) -> Directive: ...
     def offer(self, message: Offer) -> OfferReply: ...
     def release(self, message: Release) -> None: ...
-    def finish(self, message: Finish) -> None: ...
+    def finish(self, message: Finish) -> Ticket | None:
+        """Returns the ticket with which the session continues, if it does."""
+        ...
+
     def grants(self, fence: int, kind: GrantKind, count: int, *, through_server: bool = False) -> list[Grant]: ...
 
 
@@ -77,6 +81,7 @@ class HttpUplink:
     """
 
     def __init__(self, ticket: Ticket) -> None:
+        self._server_url = ticket.server_url
         self._base = f"{ticket.server_url}/api/v1/leases/{ticket.lease}"
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {ticket.token}"}, timeout=TIMEOUT_S, trust_env=False
@@ -98,8 +103,12 @@ class HttpUplink:
     def release(self, message: Release) -> None:
         self._send("release", message.model_dump_json())
 
-    def finish(self, message: Finish) -> None:
-        self._send("finish", message.model_dump_json())
+    def finish(self, message: Finish) -> Ticket | None:
+        response = self._post("finish", message.model_dump_json())
+        if response.status_code == NO_CONTENT:
+            return None
+        # The server does not know the address at which this machine has reached it.
+        return _read(response, _TICKET).model_copy(update={"server_url": self._server_url})
 
     def grants(self, fence: int, kind: GrantKind, count: int, *, through_server: bool = False) -> list[Grant]:
         asked = {"fence": fence, "kind": kind, "count": count, "through_server": through_server}
@@ -107,11 +116,7 @@ class HttpUplink:
         return self._request("grants", body.decode(), _GRANTS)
 
     def _request(self, path: str, body: str, expected: TypeAdapter[T]) -> T:
-        response = self._post(path, body)
-        try:
-            return expected.validate_json(response.content)
-        except ValidationError as error:
-            raise ServerAway(f"{response.status_code}: the answer is not from the server") from error
+        return _read(self._post(path, body), expected)
 
     def _send(self, path: str, body: str) -> None:
         if (status := self._post(path, body).status_code) != NO_CONTENT:
@@ -174,6 +179,13 @@ class StdoutUplink:
         except OSError as error:
             raise ServerAway(f"the output cannot be written: {error.strerror or error}") from error
         self._is_torn = False
+
+
+def _read(response: httpx.Response, expected: TypeAdapter[T]) -> T:
+    try:
+        return expected.validate_json(response.content)
+    except ValidationError as error:
+        raise ServerAway(f"{response.status_code}: the answer is not from the server") from error
 
 
 def is_ours(response: httpx.Response) -> bool:

@@ -19,7 +19,7 @@ def _leave_with_the_notebook() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_leave_with_the_notebook, daemon=True).start()
-    code = main()
+    code = main(can_continue=False)  # the cell shows one job
     sys.stdout.flush()
     sys.stderr.flush()
     # All messages are written. A normal exit is not safe: torch's threads sometimes abort the interpreter.

@@ -94,7 +94,7 @@ MAX_PROMPTS, LEAST_PROMPTS = 500, 30
 
 
 class EvaluationSpec(Written):
-    """Prompts that the base model and the adapter answer, instead of training.
+    """Prompts that the base model and the adapter answer.
 
     `temperature` 0 takes the most probable token. `prompts` is an uploaded file with rows as for training, without
     their answers. Without it the prompts are those of the job's validation rows. `tasks` is an uploaded file of tasks
@@ -165,6 +165,9 @@ class JobSpec(Written):
         default=(), exclude_if=lambda names: not names
     )
     """Checks of the data that do not stop this job. Left out where it is empty, because older workers refuse it."""
+
+    evaluate: EvaluationSpec | None = Field(default=None, exclude_if=lambda asked: asked is None)
+    """The evaluation that the server queues when this job is done. No worker gets it: older ones refuse the key."""
 
     checkpoint: CheckpointSpec = CheckpointSpec()
     placement: PlacementSpec = PlacementSpec()
@@ -243,12 +246,17 @@ class JobSpec(Written):
         own = self.datasets if asked.prompts is None else (asked.prompts,)
         return own if asked.tasks is None else (*own, asked.tasks)
 
-    def place_of_file(self, number: int) -> str:
-        """The pointer to one of `files` in the request that named it."""
-        asked = self.evaluation
+    @property
+    def files_by_pointer(self) -> tuple[tuple[str, DatasetSpec], ...]:
+        """The data files that the job and its evaluation need, each with the JSON pointer of its path."""
+        own = tuple((f"/datasets/{place}/path", dataset) for place, dataset in enumerate(self.datasets))
+        asked, pointer = (self.evaluation, "") if self.evaluation is not None else (self.evaluate, "/evaluate")
         if asked is None:
-            return f"/datasets/{number}"
-        return "/tasks" if asked.tasks is not None and number == len(self.files) - 1 else "/prompts"
+            return own
+        if self.evaluation is not None and asked.prompts is not None:
+            own = ()
+        files = ((f"{pointer}/prompts/path", asked.prompts), (f"{pointer}/tasks/path", asked.tasks))
+        return (*own, *((place, file) for place, file in files if file is not None))
 
     @property
     def evaluation_units(self) -> tuple[Unit, ...]:

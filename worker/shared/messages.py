@@ -323,7 +323,8 @@ class StoredAnswers(Wire):
 class Finish(_SessionMessage):
     """The final message of a session. `head` as in `Release`.
 
-    Succeeded with an adapter, or with the answers of an evaluation, or failed with a reason.
+    Succeeded with an adapter, or with the answers of an evaluation, or failed with a reason. `can_continue`: the worker
+    would take another lease on this machine. The reply is then the ticket of one, if the server has one for it.
     """
 
     kind: Literal["finish"] = "finish"
@@ -333,6 +334,7 @@ class Finish(_SessionMessage):
     failure: Failure | None = None
     head: Sha256 | None = None
     ledger: Ledger = {}
+    can_continue: bool = False
 
 
 Message = Annotated[Started | Report | Offer | Release | Finish, Field(discriminator="kind")]

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from worker.shared.job_spec import CheckpointSpec, DatasetSpec, JobSpec, PlacementSpec
+from worker.shared.job_spec import CheckpointSpec, DatasetSpec, EvaluationSpec, JobSpec, PlacementSpec
 from worker.shared.plain_errors import MAX_KEY, in_words, nearest
 from worker.shared.wire import excerpt
 
@@ -23,6 +23,7 @@ _INSIDE: dict[str, type[BaseModel]] = {
     "datasets": DatasetSpec,
     "checkpoint": CheckpointSpec,
     "placement": PlacementSpec,
+    "evaluate": EvaluationSpec,
 }
 _WORDS = {
     "tuple_type": "must be a list",

@@ -98,6 +98,15 @@ class SqlJobRepository(SqlRepository):
                 typical = StepTime(gpu_s=typical.gpu_s or gpu_s, host_s=typical.host_s or host_s)
         return typical
 
+    def typical_unit_time(self, base_model: str, sequence_len: int, max_new_tokens: int) -> StepTime:
+        typical = StepTime()
+        timed = select(_jobs.spec, _jobs.gpu_step_s, _jobs.host_step_s).where(tables.IS_TIMED)
+        for spec, gpu_s, host_s in self._connection.execute(timed.order_by(_jobs.id.desc()).limit(_JOBS_TO_COMPARE)):
+            tokens = (spec["sequence_len"], spec.get("evaluation", {}).get("max_new_tokens"))
+            if spec["base_model"] == base_model and tokens == (sequence_len, max_new_tokens):
+                typical = StepTime(gpu_s=typical.gpu_s or gpu_s, host_s=typical.host_s or host_s)
+        return typical
+
     def typical_checkpoint_bytes(self, base_model: str, lora_r: int) -> int | None:
         heads = tables.checkpoints.c
         saved = select(_jobs.spec, heads.size).where(heads.job_id == _jobs.id, heads.sha256 == _jobs.head)

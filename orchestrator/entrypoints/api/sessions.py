@@ -14,6 +14,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from orchestrator.adapters.database.queries import Row
 from orchestrator.domain.accounts import Account, Role
 from orchestrator.domain.errors import NotFoundError
+from orchestrator.domain.jobs import session_of
 from orchestrator.entrypoints.api import responses
 from orchestrator.entrypoints.api.csv_cells import as_csv
 from orchestrator.entrypoints.http.auth import is_still_known
@@ -45,7 +46,7 @@ def sessions(
     me: CurrentUser,
     live: Annotated[bool, Query(description="Only running sessions, without a limit.")] = False,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=64, pattern=r"^lease-[0-9a-z]+$")] = None,
+    cursor: Annotated[str | None, Query(max_length=64, pattern=r"^lease-[0-9a-z.]+$")] = None,
 ) -> responses.Page[responses.Session]:
     """Members see the sessions of their own jobs."""
     member_id = None if me.role is Role.ADMIN else me.member_id
@@ -95,7 +96,7 @@ def session_output(server: Server, row: Row, offset: int, limit: int) -> tuple[s
     )
     with server.ctx.uow() as tx:
         account = tx.accounts.get(row["account_id"]) or account
-    handle = Handle(lease_id=row["id"], account=account, external_id=row["external_id"])
+    handle = Handle(lease_id=session_of(row["id"]), account=account, external_id=row["external_id"])
     data = server.ctx.providers.get(row["provider"]).log(handle, offset, limit)
     if data is None:
         raise NotFoundError(f"The provider {row['provider']} keeps no output of sessions.")

@@ -35,6 +35,7 @@ from worker.shared.messages import (
     Release,
     Report,
     StartRequest,
+    Ticket,
 )
 from worker.shared.wire import Wire
 
@@ -94,11 +95,21 @@ async def release(server: ServerDep, lease_id: LeaseId, message: Release) -> Non
     await _receive(server, message, message.seq)
 
 
-@router.post("/leases/{lease_id}/finish", status_code=204, operation_id="finish_lease", summary="Finish a lease")
-async def finish(server: ServerDep, lease_id: LeaseId, message: Finish) -> None:
-    """The job has succeeded with an adapter, or it failed on this machine."""
+@router.post(
+    "/leases/{lease_id}/finish",
+    status_code=204,
+    operation_id="finish_lease",
+    summary="Finish a lease",
+    response_model=None,
+    responses={200: {"model": Ticket, "description": "The lease with which the session continues."}},
+)
+async def finish(server: ServerDep, lease_id: LeaseId, message: Finish) -> Ticket | None:
+    """The job has succeeded with an adapter, or it failed on this machine.
+
+    A message with `can_continue` may be answered with the ticket of the evaluation that follows.
+    """
     _require_same(lease_id, message.lease)
-    await _receive(server, message, message.seq)
+    return await _receive(server, message, message.seq)
 
 
 def _quick(kind: type[Wire], work: Callable[[Server, str, Any], Awaitable[Wire | None]]) -> Any:

@@ -119,6 +119,7 @@ def plan(
             ("waits for", obstacle(planned["waits_for"])),
             *(("data", words) for words in planned.get("audits", ())),
             ("not used", clean(", ".join(planned.get("unused_keys") or ())) or None),
+            ("evaluation", _evaluation(planned)),
             ("deadline", f"missed by {seconds(planned['late_s'])}" if planned.get("late_s") else None),
             *(("note", words) for words in planned.get("notes", ())),
             *(("data", f"{clean(path)} is still being checked") for path in planned.get("unchecked", ())),
@@ -151,6 +152,21 @@ def _memory(planned: dict[str, Any]) -> str:
 def _space(planned: dict[str, Any]) -> str:
     needed = planned["store_bytes"]
     return f"{size(needed)} in {planned['store']}" if needed else "unknown until such a job has a checkpoint"
+
+
+def _evaluation(planned: dict[str, Any]) -> str | None:
+    """The evaluation that follows. An older server knows none."""
+    asked = planned.get("evaluation")
+    if not asked:
+        return None
+    words = f"{asked['prompts']} prompts, 2 answers each of at most {asked['max_new_tokens']} tokens"
+    times = [
+        f"{place['account']}: about {seconds(place['evaluation_s'])}, "
+        + ("in the last session" if place["evaluation_in_last_session"] else "in a session of its own")
+        for place in planned["places"]
+        if place["evaluation_s"] is not None
+    ]
+    return clean("; ".join([words, *times]))
 
 
 def _quota(place: dict[str, Any]) -> str:

@@ -131,7 +131,10 @@ def submittable(spec: Row) -> Row:
 
     for filled in ("rendered_at", "encoding", "numerics", "val_split"):
         plain.pop(filled, None)
-    for dataset in plain.get("datasets", ()):
+    asked: Row = plain.get("evaluate") or {}
+    asked.pop("measures", None)
+    files = (asked.get("prompts"), asked.get("tasks"))
+    for dataset in (*plain.get("datasets", ()), *(file for file in files if file)):
         if dataset.get("sha256"):
             dataset["path"] = f"sha256:{dataset.pop('sha256')}"
         for filled in ("rows", "file_format"):

@@ -43,6 +43,10 @@ class JobRepository(Protocol):
         """How long a step took in the newest jobs with this model and this many tokens per step."""
         ...
 
+    def typical_unit_time(self, base_model: str, sequence_len: int, max_new_tokens: int) -> StepTime:
+        """How long a unit took in the newest evaluations with this model and batches of this size."""
+        ...
+
     def typical_checkpoint_bytes(self, base_model: str, lora_r: int) -> int | None:
         """Size in bytes of the newest checkpoint of a job with this model and this LoRA rank."""
         ...

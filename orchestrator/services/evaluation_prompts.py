@@ -1,0 +1,74 @@
+"""The prompts of an evaluation, pinned, and refused in one sentence where there can be none."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from orchestrator.domain.errors import InvalidError
+from orchestrator.services.context import Context
+from orchestrator.services.datasets import resolve_dataset
+from orchestrator.services.evaluation_tasks import pinned_tasks
+from worker.shared.job_spec import LEAST_PROMPTS, MEASURES, DatasetSpec, EvaluationSpec, JobSpec, RowFormat
+
+_WITHOUT_PROMPTS = RowFormat.TEXT
+
+
+def pinned(
+    ctx: Context,
+    member_id: str,
+    spec: JobSpec,
+    asked: EvaluationSpec,
+    *,
+    pointer: str = "",
+    given: Collection[str] = (),
+) -> EvaluationSpec:
+    """The settings with the bytes of their files pinned. Without prompts, the validation rows of `spec` are asked.
+
+    `pointer` is the place of the settings in the request. `given` are files of a job that the member may clone. Raises
+    `InvalidError` if there are no prompts, or if a task cannot be used.
+    """
+    prompts = _pinned_prompts(ctx, member_id, spec, asked.prompts, pointer, given)
+    tasks = pinned_tasks(ctx, member_id, asked.tasks, f"{pointer}/tasks/path", given)
+    return asked.model_copy(update={"prompts": prompts, "tasks": tasks, "measures": MEASURES})
+
+
+def _pinned_prompts(
+    ctx: Context, member_id: str, spec: JobSpec, asked: DatasetSpec | None, pointer: str, given: Collection[str]
+) -> DatasetSpec | None:
+    if asked is None:
+        _refuse_plain_text(spec.datasets, f"{pointer}/prompts")
+        if spec.eval_rows == 0:
+            raise InvalidError(
+                "The job has no validation rows to take prompts from. Give a file of prompts"
+                f"{' or set val_set_size' if pointer else ''}.",
+                [(f"{pointer}/prompts", "is needed, because the job has no validation rows")],
+            )
+        return None
+    try:
+        found = resolve_dataset(ctx, member_id, asked, 0, given)
+    except InvalidError as error:
+        raise InvalidError(str(error), [(f"{pointer}/prompts/path", str(error))]) from error
+    _refuse_plain_text((found,), f"{pointer}/prompts/type")
+    return found
+
+
+def _refuse_plain_text(datasets: Sequence[DatasetSpec], pointer: str) -> None:
+    if all(dataset.type is _WITHOUT_PROMPTS for dataset in datasets):
+        raise InvalidError(
+            "Rows of plain text have no prompts. Give a file of prompts with conversations, or with prompt and "
+            "completion.",
+            [(pointer, "are rows of plain text")],
+        )
+
+
+def count(spec: JobSpec, asked: EvaluationSpec) -> int:
+    """Prompts that are asked at most. Both are pinned."""
+    return min(asked.max_prompts, spec.eval_rows if asked.prompts is None else asked.prompts.rows or 0)
+
+
+def notes(spec: JobSpec, asked: EvaluationSpec) -> tuple[str, ...]:
+    """What the author should know. Both are pinned."""
+    prompts = count(spec, asked)
+    if prompts >= LEAST_PROMPTS:
+        return ()
+    return (f"There are only {prompts} prompts. A verdict needs at least {LEAST_PROMPTS}, and 100 are better.",)

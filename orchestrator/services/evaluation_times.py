@@ -1,0 +1,70 @@
+"""How long an evaluation takes, and whether it fits into what is left of a training session.
+
+If no evaluation of this kind has been timed, the time follows from that of a training step. It is a rough one then,
+which is enough: an evaluation that takes longer continues on another machine.
+"""
+
+from __future__ import annotations
+
+from orchestrator.domain.jobs import StepTime
+from orchestrator.domain.scheduling import Candidate, PendingJob, rest_of_last_session
+from orchestrator.ports.repository import Transaction
+from worker.shared.evaluation_units import PASSAGES, Arm, prompts_at_once
+from worker.shared.job_spec import EvaluationSpec, JobSpec
+
+PASS_S = 0.1
+"""Seconds of a forward pass besides its arithmetic, in which a model's many small kernels start.
+
+Each generated token takes one. It is about what a T4 needs for a model of some billion parameters in 4 bits.
+"""
+PASSES_OF_A_STEP = 3
+"""A training step is a forward pass, and a backward pass that costs twice as much."""
+PASSAGE_TOKENS = 150
+
+
+def spec_of(spec: JobSpec, asked: EvaluationSpec) -> JobSpec:
+    """The job file of the evaluation that follows a job. Both are pinned."""
+    return spec.model_copy(
+        update={
+            "name": f"Evaluation of {spec.name}"[:200],
+            "evaluation": asked,
+            "evaluate": None,
+            "sample_prompts": (),
+            "deadline": None,
+            "priority": min(0, spec.priority),
+        }
+    )
+
+
+def typical_unit_time(tx: Transaction, spec: JobSpec) -> StepTime:
+    """Seconds of a unit in the newest evaluations like this one, as far as they were timed."""
+    asked = spec.evaluation
+    if asked is None:
+        return StepTime()
+    return tx.jobs.typical_unit_time(spec.base_model, spec.sequence_len, asked.max_new_tokens)
+
+
+def seconds(spec: JobSpec, unit_time: StepTime, step_s: float | None, *, gpu: bool) -> float | None:
+    """About how long the evaluation `spec` takes once its model is loaded. None if nothing was timed there.
+
+    `step_s` is the time of a training step of its job on such a machine.
+    """
+    unit_s = unit_time.timed(gpu=gpu)
+    if unit_s is not None:
+        return len(spec.evaluation_units) * unit_s
+    return None if step_s is None else _from_training(spec, step_s)
+
+
+def _from_training(spec: JobSpec, step_s: float) -> float:
+    asked = spec.evaluation
+    assert asked is not None
+    token_s = step_s / (PASSES_OF_A_STEP * spec.global_batch_size * spec.sequence_len)
+    batches = [unit for unit in spec.evaluation_units if not unit.of_passages]
+    at_once = prompts_at_once(spec.sequence_len, asked.max_new_tokens)
+    batch_s = at_once * spec.sequence_len * token_s + asked.max_new_tokens * (PASS_S + at_once * token_s)
+    return len(batches) * batch_s + len(Arm) * PASSAGES * (PASS_S + PASSAGE_TOKENS * token_s)
+
+
+def fits_last_session(job: PendingJob, place: Candidate, needed_s: float) -> bool:
+    """Whether the evaluation fits into the rest of a job's last session, if the job runs at `place` alone."""
+    return place.start_up_s + needed_s + place.save_s <= rest_of_last_session(job, place)
