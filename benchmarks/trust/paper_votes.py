@@ -42,7 +42,10 @@ def paper_votes(folder: Path) -> Iterator[Figure]:
     )
     yield Figure(name="promoted, by votes through the comparison", value=promoted, bar="0", ok=promoted == 0)
     yield Figure(
-        name="verdicts", value={str(answer): number for answer, number in answers.items()}, bar="reported", ok=True
+        name="the same: verdicts",
+        value={str(answer): number for answer, number in answers.items()},
+        bar="reported",
+        ok=True,
     )
     control = _Judge(folder / "control").verdict([Outcome.ADAPTER] * len(PAPER))
     yield Figure(name="control, all 50 votes for the adapter", value=control, bar="promote", ok=control == "promote")
@@ -73,8 +76,8 @@ class _Judge:
         comparison = comparisons.start(self._world.ctx, self._alice, self._evaluated(job, len(outcomes)))
         raters = [self._rater(comparison.id, name) for name in RATERS]
         votes = 0
-        while asked := [(rater, screen) for rater in raters if (screen := self._screen(rater)) is not None]:
-            (rater, cookie), screen = asked[votes % len(asked)]
+        while found := self._next(raters, votes):
+            (rater, cookie), screen = found
             choice = _choice(screen, outcomes)
             comparison_rating.give(self._world.ctx, rater, cookie, screen=screen.name, choice=choice)
             self._world.clock.tick(1)
@@ -96,8 +99,13 @@ class _Judge:
         rater, cookie = comparison_raters.open_link(self._world.ctx, link)
         return rater.id, cookie
 
-    def _screen(self, rater: tuple[str, str]) -> Screen | None:
-        return comparison_rating.desk(self._world.ctx, *rater).screen
+    def _next(self, raters: Sequence[tuple[str, str]], votes: int) -> tuple[tuple[str, str], Screen] | None:
+        """The rater whose turn it is, or else the other one, with what they see. None if both have nothing to rate."""
+        for place in range(len(raters)):
+            rater = raters[(votes + place) % len(raters)]
+            if (screen := comparison_rating.desk(self._world.ctx, *rater).screen) is not None:
+                return rater, screen
+        return None
 
 
 def _choice(screen: Screen, outcomes: Sequence[Outcome]) -> Choice:

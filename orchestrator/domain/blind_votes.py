@@ -6,7 +6,6 @@ majority of these, and later votes on it do not change it. So the sign test sees
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +35,7 @@ MARGIN_PROMPTS = 30
 
 
 def _digest(key: str, *words: object) -> bytes:
-    return hmac.new(key.encode(), ":".join(map(str, words)).encode(), hashlib.sha256).digest()
+    return hmac.digest(key.encode(), ":".join(map(str, words)).encode(), "sha256")
 
 
 def first_arm(key: str, number: int, rater_id: str) -> Arm:
