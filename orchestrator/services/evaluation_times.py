@@ -9,7 +9,7 @@ from __future__ import annotations
 from orchestrator.domain.jobs import StepTime
 from orchestrator.domain.scheduling import Candidate, PendingJob, rest_of_last_session
 from orchestrator.ports.repository import Transaction
-from worker.shared.evaluation_units import PASSAGES, Arm, prompts_at_once
+from worker.shared.evaluation_units import FIXED_TOKENS, Measure, Unit
 from worker.shared.job_spec import EvaluationSpec, JobSpec
 
 PASS_S = 0.1
@@ -19,7 +19,8 @@ Each generated token takes one. It is about what a T4 needs for a model of some 
 """
 PASSES_OF_A_STEP = 3
 """A training step is a forward pass, and a backward pass that costs twice as much."""
-PASSAGE_TOKENS = 150
+SHORT_TOKENS = 150
+"""Tokens of a passage, and more than a fixed prompt has."""
 
 
 def spec_of(spec: JobSpec, asked: EvaluationSpec) -> JobSpec:
@@ -56,13 +57,23 @@ def seconds(spec: JobSpec, unit_time: StepTime, step_s: float | None, *, gpu: bo
 
 
 def _from_training(spec: JobSpec, step_s: float) -> float:
-    asked = spec.evaluation
-    assert asked is not None
     token_s = step_s / (PASSES_OF_A_STEP * spec.global_batch_size * spec.sequence_len)
-    batches = [unit for unit in spec.evaluation_units if not unit.of_passages]
-    at_once = prompts_at_once(spec.sequence_len, asked.max_new_tokens)
-    batch_s = at_once * spec.sequence_len * token_s + asked.max_new_tokens * (PASS_S + at_once * token_s)
-    return len(batches) * batch_s + len(Arm) * PASSAGES * (PASS_S + PASSAGE_TOKENS * token_s)
+    return sum(_unit_s(spec, unit, token_s) for unit in spec.evaluation_units)
+
+
+def _unit_s(spec: JobSpec, unit: Unit, token_s: float) -> float:
+    """`token_s` is the time of one token of a large batch."""
+    asked, count = spec.evaluation, unit.end - unit.begin
+    assert asked is not None
+    match unit.measure:
+        case Measure.PASSAGES:
+            return count * (PASS_S + SHORT_TOKENS * token_s)
+        case Measure.OWN_ANSWERS:
+            return count * (PASS_S + spec.sequence_len * token_s)
+        case Measure.FIXED:
+            return count * SHORT_TOKENS * token_s + FIXED_TOKENS * (PASS_S + count * token_s)
+        case Measure.PROMPTS | Measure.TASKS:
+            return count * spec.sequence_len * token_s + asked.max_new_tokens * (PASS_S + count * token_s)
 
 
 def fits_last_session(job: PendingJob, place: Candidate, needed_s: float) -> bool:
