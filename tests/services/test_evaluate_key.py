@@ -23,7 +23,7 @@ from orchestrator.services.dispatch import dispatch
 from tests.helpers.offline_world import OfflineWorld
 from tests.helpers.world import Worker, World
 from tests.services.test_evaluations import answers, finish, offered, running, stored_evaluation, trained
-from worker.shared.job_spec import EvaluationSpec, JobSpec
+from worker.shared.job_spec import MEASURES, EvaluationSpec, JobSpec
 
 ASKED: dict[str, Any] = {"max_prompts": 35, "max_new_tokens": 64}
 PROMPTS = hashlib.sha256(b"prompts").hexdigest()
@@ -62,7 +62,7 @@ def test_the_evaluation_follows_once_with_the_owner_and_the_placement(world: Wor
     assert (shown.state, shown.member_id, shown.cloned_from, shown.fence) == (JobState.QUEUED, "alice", job, 0)
     assert (spec.placement.accounts, spec.placement.max_session_s) == (("alice's",), 5000)
     assert (shown.deadline, shown.priority, spec.sample_prompts, spec.evaluate) == (None, -3, (), None)
-    assert spec.evaluation == EvaluationSpec(**ASKED)
+    assert spec.evaluation == EvaluationSpec(**ASKED, measures=MEASURES)
     found = stored_evaluation(world, made)
     assert (found.owner, found.checkpoint_sha256) == ("alice", world.job(job).head)
     assert found.adapter_sha256 == world.job(job).adapter_sha256 is not None
@@ -238,7 +238,9 @@ def test_the_plan_says_how_long_it_takes_and_where(world: World) -> None:
     token_s = 3.0 / (3 * 8 * 1024)  # a third of a training step of 8 x 1024 tokens
     batch_s = 7 * 1024 * token_s + 64 * (0.1 + 7 * token_s)
     assert place.evaluation_s is not None
-    assert place.evaluation_s == pytest.approx(2 * 5 * batch_s + 2 * 100 * (0.1 + 150 * token_s))
+    own_s, passages_s = 35 * (0.1 + 1024 * token_s), 100 * (0.1 + 150 * token_s)
+    fixed_s = 4 * (15 * 150 * token_s + 128 * (0.1 + 15 * token_s))
+    assert place.evaluation_s == pytest.approx(2 * (5 * batch_s + own_s + passages_s + fixed_s))
     assert place.sessions == 1
     assert place.evaluation_in_last_session
     (room,) = (p for p in list_capacity(world.ctx, accounts(world)) if p.name == "alice's")

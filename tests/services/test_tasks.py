@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.domain.errors import InvalidError
+from orchestrator.domain.errors import ConflictError, InvalidError
 from orchestrator.services import datasets, model_cards
 from orchestrator.services.evaluation_report import report_of
 from orchestrator.services.task_scores import task_scores, task_warnings
@@ -21,12 +21,13 @@ from tests.services.test_models import trained as trained_to_the_end
 from worker.shared import answers_file
 from worker.shared.answers_file import AnswersFile
 from worker.shared.evaluation_units import Arm
-from worker.shared.job_spec import DatasetSpec, RowFormat
+from worker.shared.job_spec import MEASURES, DatasetSpec, JobSpec, RowFormat
 from worker.shared.rows import Message
 from worker.shared.tasks import Task, fixed_prompts, fixed_sha256
 
 YES: dict[str, Any] = {"type": "regex", "pattern": "^yes$"}
 GOOD = {"prompt": "Say yes.", "check": YES}
+BAD = {"prompt": "x", "check": {"type": "regex", "pattern": "("}}
 SLOW: dict[str, Any] = {"$ref": "#/$defs/a0", "$defs": {"a40": {"type": "object"}}}
 SLOW["$defs"] |= {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(40)}
 """A schema of two kilobytes that takes 2^40 steps."""
@@ -90,8 +91,7 @@ def test_tasks_that_cannot_be_used_are_refused_at_submit_with_their_line(world: 
         assert error.value.problems[0][0] == "/tasks/path"
         return error.value
 
-    bad = {"prompt": "x", "check": {"type": "regex", "pattern": "("}}
-    assert "line 2: the pattern '(' cannot be used" in str(refused(tasks_file(world, GOOD, bad)))
+    assert "line 2: the pattern '(' cannot be used" in str(refused(tasks_file(world, GOOD, BAD)))
     schema = {"prompt": "x", "check": {"type": "json_schema", "schema": {"type": "text"}}}
     assert "line 1: the schema is not valid" in str(refused(tasks_file(world, schema)))
     many = [GOOD | {"prompt": str(number)} for number in range(501)]
@@ -103,6 +103,28 @@ def test_tasks_that_cannot_be_used_are_refused_at_submit_with_their_line(world: 
     assert "line 1: is a prompt_completion row in a task dataset" in str(refused(uploaded))
     with pytest.raises(InvalidError, match="line 2: 'check' needs a type"):
         tasks_file(world, GOOD, {"prompt": "x", "check": {"type": "python"}})
+
+
+def test_a_job_file_names_the_tasks_of_the_evaluation_that_follows(world: World) -> None:
+    """Guards: without tasks in `files_by_pointer` their file could be deleted before they were asked, and without
+    `pinned_tasks` for a job file a bad pattern was found after the training."""
+    good, bad = tasks_file(world, GOOD), tasks_file(world, GOOD, BAD, name="bad.jsonl")
+    with pytest.raises(InvalidError, match="line 2: the pattern") as refused:
+        world.submit("alice", 4, val_set_size=0.9, evaluate={"tasks": {"path": f"sha256:{bad}"}})
+    assert refused.value.problems[0][0] == "/evaluate/tasks/path"
+    job = world.submit("alice", 4, val_set_size=0.9, evaluate={"tasks": {"path": f"sha256:{good}"}})
+    with pytest.raises(ConflictError, match="uses this file"):
+        datasets.delete_dataset(world.ctx, world.actors["alice"], good)
+    worker = running(world)
+    worker.step = 4
+    worker.save()
+    worker.finish()
+    with world.ctx.uow() as tx:
+        (found,) = tx.evaluations.of_job(job)
+    asked = JobSpec.model_validate(world.job(found.job_id).spec).evaluation
+    assert asked is not None
+    assert asked.tasks is not None
+    assert (asked.tasks.sha256, asked.tasks.rows, asked.measures) == (good, 1, MEASURES)
 
 
 def test_nothing_is_trained_on_tasks(world: World) -> None:
