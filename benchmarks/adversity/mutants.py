@@ -72,7 +72,7 @@ MUTANTS = {
     "the store is called in a transaction": Mutant((checkpoints,), "check_offer", _inside),
     "a lost machine keeps its job": Mutant((reconcile,), "_expire", _nothing),
     "a job runs on another member's account": Mutant((scheduling,), "fits", _fits_anyone),
-    "a job runs without its owner's consent": Mutant((capacity,), "_not_allowed", _no_refusal),
+    "a job runs without its owner's consent": Mutant((capacity,), "not_allowed", _no_refusal),
     "the head is pruned": Mutant((heads,), "prune", lambda committed, *_: [ident for ident, _ in committed]),
     "a file that a clone needs is deleted": Mutant((SqlCheckpointRepository,), "is_in_use", lambda *_: False),
     "an adapter is not read back": Mutant((finishes,), "check_adapter", _nothing),

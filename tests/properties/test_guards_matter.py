@@ -62,7 +62,7 @@ GUARDS = [
     Guard("7: the store is called inside a transaction", checkpoints, "check_offer", _stat_inside),
     Guard("10: a lost machine keeps its job", reconcile, "_expire", lambda ctx, lease, why, seen=None: None),
     Guard("11: a job runs on somebody else's account", scheduling, "fits", _fits_anyone),
-    Guard("11: a job runs without the owner's consent", capacity, "_not_allowed", lambda ctx, account: ""),
+    Guard("11: a job runs without the owner's consent", capacity, "not_allowed", lambda ctx, account: ""),
 ]
 
 
