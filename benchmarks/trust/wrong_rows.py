@@ -71,9 +71,23 @@ def wrong_rows(folder: Path) -> Iterator[Figure]:
     name = f"base against itself, {SEEDS} seeds: promoted"
     yield Figure(name=name, value=promoted, bar="<= 1", ok=len(all_found.same) == SEEDS and promoted <= 1)
     yield _claims("base against itself", all_found.same)
-    promoted = _promoted(all_found.right)
-    name = f"control, trained on right answers that the base does not know, {CONTROLS} seeds: promoted"
-    yield Figure(name=name, value=promoted, bar=str(CONTROLS), ok=promoted == CONTROLS)
+    yield from _of_the_control(all_found.right)
+
+
+def _of_the_control(found: Sequence[Trained]) -> Iterator[Figure]:
+    """That a better adapter is promoted, unless the evaluation finds a harm with a veto."""
+    what = "control, trained on right answers that the base does not know"
+    preferred = [each for each in found if each.quality is Quality.BETTER]
+    name = f"{what}, {CONTROLS} seeds: preferred by raters"
+    yield Figure(name=name, value=len(preferred), bar=str(CONTROLS), ok=len(preferred) == CONTROLS)
+    promoted, vetoed = _promoted(preferred), sum(each.answer == Recommendation.DO_NOT for each in preferred)
+    yield Figure(
+        name=f"{what}: promoted; refused for a harm",
+        value=[promoted, vetoed],
+        bar=f"{CONTROLS} together, most of them promoted",
+        ok=promoted + vetoed == CONTROLS and promoted > vetoed,
+    )
+    yield _claims(what, found)
 
 
 def _of_wrong_rows(found: Sequence[Trained]) -> Iterator[Figure]:
