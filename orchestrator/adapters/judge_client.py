@@ -88,10 +88,10 @@ class WebJudge:
                 return _reply(_read(answer))
         except InsideError:
             raise NoReply(INSIDE, Remedy.PERSON) from None
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            # The error's message may contain the address.
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.InvalidURL, UnicodeError) as error:
+            # A host that cannot be a name is a `UnicodeError`. The error's message may contain the address.
             raise NoReply(f"The endpoint cannot be reached ({type(error).__name__}).", Remedy.RETRY) from None
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ssl.SSLError, RuntimeError) as error:
+        except (httpx.HTTPError, OSError, RuntimeError) as error:
             words = f"The endpoint did not answer within the time limit or broke off ({type(error).__name__})."
             raise NoReply(words, Remedy.RETRY, may_cost=True) from None
 

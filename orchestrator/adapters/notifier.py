@@ -151,8 +151,9 @@ def _post(address: str, secret: str, delivery: Delivery, at: float, transport: h
             status = answer.status_code
     except InsideError:
         raise NotSent(INSIDE) from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise NotSent(f"no answer ({type(error).__name__})") from None  # the error's message may contain the address
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        # A host that cannot be a name is a `UnicodeError`. The error's message may contain the address.
+        raise NotSent(f"no answer ({type(error).__name__})") from None
 
     if status == GONE:
         raise NotSent("it answered 410: the address no longer exists", final=True)
