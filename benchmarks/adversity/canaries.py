@@ -20,6 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 import httpx
@@ -29,8 +30,11 @@ from benchmarks.report import Figure
 from benchmarks.sandbox import Sandbox, sandbox
 from benchmarks.tiny_job import finished, job_file, write_rows
 from benchmarks.tiny_model import make_tiny_llama
+from orchestrator.adapters.database.unit_of_work import make_engine, make_unit_of_work
 from tests.emulators.drive.faults import Rule
 from tests.emulators.hub import HubEmulator
+from tests.emulators.judge import Fault, JudgeEmulator, always
+from tests.helpers.evaluations import add_evaluation
 
 STEPS = 12
 OPEN = "inTheOpen7f3a"
@@ -44,25 +48,27 @@ DEPTH = 3
 
 @dataclass(frozen=True)
 class _Services:
-    """Emulators of the hub, Kaggle and Drive."""
+    """Emulators of the hub, Kaggle and Drive, and of a judge model."""
 
     hub: HubEmulator
+    judge: JudgeEmulator
     outside: Sandbox
 
 
 def canaries(folder: Path) -> Iterator[Figure]:
     """Run the story, then search each place for each credential."""
-    with HubEmulator() as hub, sandbox(folder / "outside", _canary("KGAT_")) as outside:
+    with HubEmulator() as hub, JudgeEmulator() as judge, sandbox(folder / "outside", _canary("KGAT_")) as outside:
         tokens = outside.drive.tokens
         tokens.client_secret, tokens.refresh_tokens = _canary("GOCSPX-"), {_canary("1//")}
         kinds = {"Drive client secret": tokens.client_secret, "Drive refresh token": min(tokens.refresh_tokens)}
         kinds |= {"Kaggle token": outside.token, "hub token": _canary("hf_"), "password of a channel": _canary("pw")}
+        kinds["key of a judge model"] = judge.key = _canary("sk-")
         hub.accounts[kinds["hub token"]] = "ann"
         settings = {"allowed_folders": json.dumps([str(folder)]), "hub_endpoint": hub.endpoint, **outside.settings}
         answers: list[bytes] = []
         with lab(folder / "lab", **settings, report_every_s=1) as server:
             server.client.event_hooks["response"] = [lambda answer: _keep(answer, answers)]
-            kinds["member token"] = _story(server, _Services(hub, outside), kinds, folder)
+            kinds["member token"] = _story(server, _Services(hub, judge, outside), kinds, folder)
             _read_all(server)
             kinds["admin token"] = (server.data / "admin.token").read_text().strip()
             kinds |= {f"Drive access token {n}": token for n, token in enumerate(tokens.issued, 1)}
@@ -117,7 +123,26 @@ def _story(server: Lab, services: _Services, kinds: Mapping[str, str], folder: P
     data = server.upload(write_rows(folder / f"{OPEN}.jsonl"))
     job = server.post("/jobs", job_file(model, data, "lora") | {"name": OPEN, "max_steps": STEPS})["id"]
     server.wait_for(lambda: finished(server, job), "the job's end", 600, 0.2)
+    _judge(server, services.judge, job)
     return token
+
+
+def _judge(server: Lab, judge: JudgeEmulator, job: str) -> None:
+    """An endpoint that repeats its key is added and fails, so that the judgement is paused."""
+    wanted = {"name": "judge", "url": judge.url, "model": judge.model, "key": judge.key, "consent": True}
+    refused = server.client.post("/judge-endpoints", json=wanted | {"key": f"{judge.key}x"})
+    if refused.status_code != HTTPStatus.UNPROCESSABLE_ENTITY:
+        raise RuntimeError(f"the judge took a wrong key: {refused.text}")
+    server.post("/judge-endpoints", wanted)
+    engine = make_engine(f"sqlite:///{server.data / 'trainhop.db'}")
+    add_evaluation(make_unit_of_work(engine), job, 10, owner=server.get("/me")["id"])
+    engine.dispose()
+    repeats = {"status": 401, "body": judge.key.encode(), "headers": {"WWW-Authenticate": judge.key}}
+    judge.conduct, judge.faults = always(judge.key), [Fault(status=400, body=judge.key.encode()), Fault(**repeats)]
+    path = f"/evaluations/{job}/judgements"
+    server.post(path, {"endpoint": "judge"})
+    server.wait_for(lambda: server.get(path)["items"][0]["state"] == "paused", "the judgement's end", 60, 0.2)
+    _ask(server, path)
 
 
 def _mistakes(server: Lab, kinds: Mapping[str, str]) -> None:
@@ -131,6 +156,8 @@ def _mistakes(server: Lab, kinds: Mapping[str, str]) -> None:
             ("PUT", "/stores/drive", {"credentials": json.dumps({"client_secret": word, "type": "service_account"})}),
             ("PUT", "/hub-token", {"token": {"is": word}}),
             ("PUT", "/hub-token", {"token": f"x{word}"}),
+            ("POST", "/judge-endpoints", {"name": "j", "url": f"https://ann:{word}@127.0.0.1/v1", "model": "m"}),
+            ("POST", "/judge-endpoints", {"name": "j", "url": "http://127.0.0.1:9/v1", "model": "m", "key": word}),
             ("POST", "/notifications", {"url": f"nonsense://ann:{word}@here"}),
         ):
             answer = server.client.request(method, path, json=body)
@@ -141,7 +168,18 @@ def _mistakes(server: Lab, kinds: Mapping[str, str]) -> None:
 
 def _read_all(server: Lab) -> None:
     """Every list of the API, every record of the jobs, and every page."""
-    for path in ("me", "jobs", "accounts", "stores", "datasets", "members", "tokens", "notifications", "hub-token"):
+    for path in (
+        "me",
+        "jobs",
+        "accounts",
+        "stores",
+        "datasets",
+        "members",
+        "tokens",
+        "notifications",
+        "hub-token",
+        "judge-endpoints",
+    ):
         _ask(server, f"/{path}")
     for channel in server.get("/notifications")["items"]:
         _ask(server, f"/notifications/{channel['id']}/deliveries")
@@ -154,7 +192,7 @@ def _read_all(server: Lab) -> None:
         for session in server.get(f"/jobs/{job['id']}/sessions")["items"]:
             _ask(server, f"/sessions/{session['id']}/log")
             pages.append(f"/jobs/{job['id']}/sessions/{session['id']}")
-        pages.append(f"/jobs/{job['id']}")
+        pages += [f"/jobs/{job['id']}", f"/evaluations/{job['id']}/judge"]
     address = str(server.client.base_url).removesuffix("/api/v1/")
     link = server.post("/login-links")["url"]
     for page in (link[link.index("/login") :], *pages):

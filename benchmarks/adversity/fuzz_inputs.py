@@ -144,12 +144,11 @@ class Inputs:
         sha256 = self.member.upload(rows % tuple(range(30)), name="prompts.jsonl").json()["sha256"]
         return Request(path=self._ids(), body={"prompts": {"path": f"sha256:{sha256}"}}, caller=self.member)
 
-    def on_evaluation(self, body: Any = None) -> Request:
-        """A request on a finished evaluation without comparisons."""
-        job = self._job("cancel")
-        owner = self.member.get("/me").json()["id"]
-        add_evaluation(self._server.api.app.context.uow, job, PROMPTS, owner=owner)
-        return Request(path={"job_id": job}, body=body, caller=self.member)
+    def on_evaluation(self, body: Any = None, *, by: ApiUser | None = None) -> Request:
+        """A request on a finished evaluation without comparisons and judgements."""
+        job, caller = self._job("cancel"), by or self.member
+        add_evaluation(self._server.api.app.context.uow, job, PROMPTS, owner=caller.get("/me").json()["id"])
+        return Request(path={"job_id": job}, body=body, caller=caller)
 
     def on_comparison(self, body: Any = None, *, closed: bool = False) -> Request:
         """A request on a new blind comparison and its one rater."""
@@ -160,6 +159,30 @@ class Inputs:
             self.member.post(f"/comparisons/{comparison}:close")
         path = {"job_id": job, "comparison_id": comparison, "rater_id": rater}
         return Request(path=path, body=body, caller=self.member)
+
+    def a_judge(self) -> Request:
+        """A judge endpoint to add. Only an admin's can be on this computer."""
+        for endpoint in self.admin.get("/judge-endpoints").json()["items"]:
+            self.admin.call("DELETE", f"/judge-endpoints/{endpoint['id']}")
+        judge = self._server.judge
+        return self.by_admin({"name": "judge", "url": judge.url, "model": judge.model, "key": "k", "consent": True})
+
+    def on_judge(self, body: Any = None) -> Request:
+        """A request on a new judge endpoint."""
+        made = self.admin.post("/judge-endpoints", self.a_judge().body).json()
+        return self.by_admin(body, endpoint_id=made["id"])
+
+    def a_judgement(self) -> Request:
+        """A judgement to start."""
+        return self.on_evaluation({"endpoint": self.on_judge().path["endpoint_id"]}, by=self.admin)
+
+    def on_judgement(self, body: Any = None, *, paused: bool = False) -> Request:
+        """A request on a new judgement."""
+        asked = self.a_judgement()
+        made = self.admin.post(f"/evaluations/{asked.path['job_id']}/judgements", asked.body).json()["id"]
+        if paused:
+            self.admin.post(f"/judgements/{made}:pause")
+        return replace(asked, path=asked.path | {"judgement_id": made}, body=body)
 
     def a_promotion(self) -> Request:
         """The ended job as a new model, which only an admin can promote without a verdict."""
@@ -296,6 +319,12 @@ _MAKERS: dict[str, Callable[[Inputs], Request]] = {
         Inputs.on_comparison,
     ),
     "export_votes": lambda i: i.on_comparison(closed=True),
+    "add_judge_endpoint": Inputs.a_judge,
+    "change_judge_endpoint": lambda i: i.on_judge({"key": "k2"}),
+    **dict.fromkeys(("consent_judge_endpoint", "remove_judge_endpoint"), Inputs.on_judge),
+    "start_judgement": Inputs.a_judgement,
+    **dict.fromkeys(("list_judgements", "pause_judgement"), Inputs.on_judgement),
+    "resume_judgement": lambda i: i.on_judgement({"max_tokens": 5_000}, paused=True),
     "add_candidate": Inputs.a_candidate,
     "promote": Inputs.a_promotion,
     "rollback": lambda i: i.on_model({}),

@@ -57,19 +57,12 @@ class WebJudge:
         parts = _split(url)
         if parts.username or parts.password or parts.query or parts.fragment:
             raise _refused("Give the address without a user, a query or a fragment. The key has a field of its own.")
-        is_inside = self._is_inside(parts.hostname)
+        is_inside = private_networks.leads_inside(parts.hostname, self._lookup, self._inside)
         if is_inside and not anywhere:
             raise _refused(INSIDE)
         if parts.scheme == "http" and not is_inside:
             raise _refused("http:// sends key and answers unprotected through the internet. Use https://.")
         return url.strip().rstrip("/").removesuffix("/chat/completions")
-
-    def _is_inside(self, host: str) -> bool:
-        """Whether any address of a host is inside. A name that does not resolve now counts as outside."""
-        try:
-            return any(map(self._inside, self._lookup(host)))
-        except OSError:
-            return False
 
     def ask(self, where: JudgeAddress, messages: Sequence[dict[str, str]], max_tokens: int) -> Reply:
         body = {"model": where.model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0}
@@ -92,13 +85,13 @@ class WebJudge:
                 ) as answer,
             ):
                 _refuse_status(answer, has_key=bool(where.key))
-                return _reply(_read(answer, time.monotonic() + self._timeout_s))
+                return _reply(_read(answer))
         except InsideError:
             raise NoReply(INSIDE, Remedy.PERSON) from None
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            # The error's message may contain the address.
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.InvalidURL, UnicodeError) as error:
+            # A host that cannot be a name is a `UnicodeError`. The error's message may contain the address.
             raise NoReply(f"The endpoint cannot be reached ({type(error).__name__}).", Remedy.RETRY) from None
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ssl.SSLError, RuntimeError) as error:
+        except (httpx.HTTPError, OSError, RuntimeError) as error:
             words = f"The endpoint did not answer within the time limit or broke off ({type(error).__name__})."
             raise NoReply(words, Remedy.RETRY, may_cost=True) from None
 
@@ -161,7 +154,7 @@ def _retry_after(answer: httpx.Response) -> float | None:
         return None
 
 
-def _read(answer: httpx.Response, until: float) -> bytes:
+def _read(answer: httpx.Response) -> bytes:
     kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != _JSON or answer.headers.get("content-encoding", "identity") != "identity":
         raise NoReply(_NOT_COMPATIBLE, Remedy.RETRY, may_cost=True)
@@ -171,8 +164,6 @@ def _read(answer: httpx.Response, until: float) -> bytes:
         if len(found) > MAX_BYTES:
             words = f"An answer is larger than {MAX_BYTES >> 10} KiB."
             raise NoReply(words, Remedy.NOTHING, may_cost=True)
-        if time.monotonic() > until:
-            raise httpx.ReadTimeout("the answer arrives too slowly")
     return bytes(found)
 
 

@@ -56,16 +56,9 @@ class WebNotifier:
             kind, label, hosts = ChannelKind.WEBHOOK, f"{parts.scheme}://{parts.hostname}{port}", [parts.hostname]
         else:
             kind, label, hosts = ChannelKind.APPRISE, f"{parts.scheme}://…", _hosts(_service(parts.scheme, address))
-        if not anywhere and any(self._is_inside(host) for host in hosts):
+        if not anywhere and any(private_networks.leads_inside(host, self._lookup, self._inside) for host in hosts):
             raise _refused(INSIDE)
         return kind, label
-
-    def _is_inside(self, host: str) -> bool:
-        """A name that does not resolve now counts as outside. It is checked again when the message is sent."""
-        try:
-            return any(map(self._inside, self._lookup(host)))
-        except OSError:
-            return False
 
     def send(
         self, kind: ChannelKind, address: str, secret: str, delivery: Delivery, at: float, *, anywhere: bool
@@ -158,8 +151,9 @@ def _post(address: str, secret: str, delivery: Delivery, at: float, transport: h
             status = answer.status_code
     except InsideError:
         raise NotSent(INSIDE) from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise NotSent(f"no answer ({type(error).__name__})") from None  # the error's message may contain the address
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        # A host that cannot be a name is a `UnicodeError`. The error's message may contain the address.
+        raise NotSent(f"no answer ({type(error).__name__})") from None
 
     if status == GONE:
         raise NotSent("it answered 410: the address no longer exists", final=True)

@@ -48,6 +48,15 @@ def is_inside(address: str) -> bool:
 IsInside = Callable[[str], bool]
 """Whether only an admin may have the server connect to this address."""
 
+
+def leads_inside(host: str, lookup: Lookup, inside: IsInside) -> bool:
+    """Whether any address of a host is inside. A name that does not resolve now counts as outside."""
+    try:
+        return any(map(inside, lookup(host)))
+    except OSError:
+        return False
+
+
 _watch: ContextVar[tuple[list[str], IsInside] | None] = ContextVar("_watch", default=None)
 
 

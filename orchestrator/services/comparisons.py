@@ -86,7 +86,7 @@ def start(
         if evaluation.finished_at is None:
             raise ConflictError("This evaluation has no answers yet. Wait until its job is done.")
         _refuse_after_decision(tx, job_id)
-    prompts, identical = _read_answers(ctx, job_id)
+    prompts, identical = read_answers(ctx, job_id)
     _require_prompts(prompts, len(identical), plan, margin)
     now = ctx.clock.now()
     comparison = BlindComparison(
@@ -118,7 +118,7 @@ def _refuse_after_decision(tx: Transaction, job_id: str) -> None:
         )
 
 
-def _read_answers(ctx: Context, job_id: str) -> tuple[int, list[int]]:
+def read_answers(ctx: Context, job_id: str) -> tuple[int, list[int]]:
     """The number of prompts, and those whose answers look identical. One prompt is in memory at a time."""
     identical: list[int] = []
     with ctx.uow() as tx:

@@ -11,7 +11,7 @@ from orchestrator.domain.accounts import Actor, Role
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from orchestrator.domain.judge_prompt import MAX_OUTPUT_TOKENS
 from orchestrator.domain.judgements import MAX_ENDPOINTS, JudgeEndpoint
-from orchestrator.ports.judges import JudgeAddress, JudgeClient, NoReply, Remedy
+from orchestrator.ports.judges import JudgeAddress, JudgeClient, NoReply
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.context import Context, new_id
 from orchestrator.services.single_flight import SingleFlight
@@ -24,7 +24,9 @@ _TRIAL = ({"role": "user", "content": "Reply with the word tie."},)
 
 @dataclass(frozen=True, kw_only=True)
 class RunningJudges:
-    """What this process does with judge models. `judgements` stop soon after `stopping` is set.
+    """What this process does with judge models. `judgements` has a call of each member with a judgement under way.
+
+    All of them end soon after `stopping` is set.
 
     `trying` has the members with an endpoint that is being tried.
     """
@@ -150,16 +152,12 @@ def _taken(name: str) -> str:
     return f"You have a judge endpoint named {name} already. Choose another name."
 
 
-_FIELDS = {Remedy.PERSON: "/key", Remedy.RETRY: "/url", Remedy.NOTHING: "/model"}
-
-
 def _try(context: JudgingContext, actor: Actor, where: JudgeAddress) -> None:
     try:
         with _trial(context.running, actor.member_id):
             context.client.ask(where, _TRIAL, MAX_OUTPUT_TOKENS)
     except NoReply as error:
-        words = f"{error} The endpoint was not saved. Check address, model and key."
-        raise InvalidError(words, [(_FIELDS[error.remedy], str(error))]) from None
+        raise InvalidError(f"{error} The endpoint was not saved. Check address, model and key.") from None
 
 
 @contextmanager

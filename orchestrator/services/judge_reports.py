@@ -13,6 +13,7 @@ from orchestrator.domain import judge_prompt
 from orchestrator.domain.accounts import Actor
 from orchestrator.domain.audits import percent
 from orchestrator.domain.blind_votes import count
+from orchestrator.domain.errors import NotFoundError
 from orchestrator.domain.judgements import JudgeAnswer, Judgement, JudgementState
 from orchestrator.domain.trust.judge import (
     MAX_INCONSISTENT,
@@ -100,13 +101,19 @@ def reports(ctx: Context, actor: Actor, job_id: str) -> list[JudgeReport]:
 
 
 def report(ctx: Context, actor: Actor, judgement_id: str, job_id: str) -> JudgeReport:
-    """One judgement of an evaluation that the actor may see."""
-    return next(found for found in reports(ctx, actor, job_id) if found.judgement.id == judgement_id)
+    """One judgement of an evaluation that the actor may see. Raises `NotFoundError` if it was deleted."""
+    for found in reports(ctx, actor, job_id):
+        if found.judgement.id == judgement_id:
+            return found
+    raise NotFoundError(f"There is no judgement {judgement_id}.")
 
 
 def of_evaluation(tx: Transaction, job_id: str) -> list[JudgeReport]:
     """The judgements of an evaluation, newest first."""
-    judgements = tx.judgements.of_evaluation(job_id)
+    return _reports(tx, job_id, tx.judgements.of_evaluation(job_id))
+
+
+def _reports(tx: Transaction, job_id: str, judgements: Sequence[Judgement]) -> list[JudgeReport]:
     if not judgements:
         return []
     compared = tx.comparisons.of_evaluation(job_id)
@@ -173,7 +180,8 @@ class JudgeEvidence:
 
 def evidence_of(tx: Transaction, job_id: str) -> JudgeEvidence | None:
     """The evidence of an evaluation's finished judgements. None without one, or while people compare its answers."""
-    done = [found for found in of_evaluation(tx, job_id) if found.judgement.state is JudgementState.DONE]
+    judgements = tx.judgements.of_evaluation(job_id)
+    done = _reports(tx, job_id, [found for found in judgements if found.state is JudgementState.DONE])
     given = {found.advice for found in done}
     if not done or None in given:
         return None

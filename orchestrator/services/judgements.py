@@ -8,7 +8,7 @@ from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidErr
 from orchestrator.domain.evaluations import Evaluation
 from orchestrator.domain.judgements import MAX_BUDGET, MAX_JUDGEMENTS, JudgeEndpoint, Judgement, JudgementState
 from orchestrator.ports.repository import Transaction
-from orchestrator.services.comparisons import evaluation_of
+from orchestrator.services.comparisons import evaluation_of, read_answers
 from orchestrator.services.context import Context, new_id
 from orchestrator.services.judge_endpoints import own_endpoint
 from orchestrator.services.judging import lock, note
@@ -27,8 +27,8 @@ def start(ctx: Context, actor: Actor, job_id: str, endpoint: str, max_tokens: in
     with ctx.uow() as tx:
         found = _finished(tx, actor, job_id)
         chosen = _agreed(own_endpoint(tx, actor, endpoint))
-        numbers, identical = _read_answers(tx, job_id)
-    if len(numbers) == len(identical):
+    prompts, identical = read_answers(ctx, job_id)
+    if prompts == len(identical):
         raise InvalidError("Both answers to every prompt are identical, so there is nothing to judge.")
     now = ctx.clock.now()
     judgement = Judgement(
@@ -39,7 +39,7 @@ def start(ctx: Context, actor: Actor, job_id: str, endpoint: str, max_tokens: in
         url=chosen.url,
         model=chosen.model,
         prompt_version=judge_prompt.VERSION,
-        prompts=len(numbers),
+        prompts=prompts,
         identical=identical,
         max_tokens=max_tokens,
         created_at=now,
@@ -81,16 +81,6 @@ def _agreed(endpoint: JudgeEndpoint) -> JudgeEndpoint:
             f"Do it with `trainhop judge consent {endpoint.name}`."
         )
     return endpoint
-
-
-def _read_answers(tx: Transaction, job_id: str) -> tuple[list[int], list[int]]:
-    """The numbers of all prompts, and of those whose answers look identical. One prompt is in memory at a time."""
-    numbers, identical = sorted(tx.evaluations.lengths(job_id)), list[int]()
-    for number in numbers:
-        found = tx.evaluations.answer(job_id, number)
-        if found is not None and found.base.strip() == found.adapter.strip():
-            identical.append(number)
-    return numbers, identical
 
 
 def pause(ctx: Context, actor: Actor, judgement_id: str) -> Judgement:

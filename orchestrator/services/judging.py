@@ -60,8 +60,7 @@ def judge_due(context: JudgingContext) -> None:
     now = context.ctx.clock.now()
     with context.ctx.uow() as tx:
         due = [found for found in tx.judgements.running() if found.not_before <= now]
-    one_each = {found.member_id: found.id for found in reversed(due)}
-    calls = {judgement_id: partial(_work_safely, context, judgement_id) for judgement_id in one_each.values()}
+    calls = {found.member_id: partial(_work_safely, context, found.id) for found in reversed(due)}
     context.running.judgements.gather(calls, patience_s=0.0, on_late=lambda: None)
 
 

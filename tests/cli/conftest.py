@@ -8,12 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
+
+from orchestrator.entrypoints.cli.main import app
+from tests.helpers.evaluations import add_evaluation
+from tests.helpers.page_server import PageServer, page_server
 
 ROWS = '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n'
 
@@ -129,3 +134,33 @@ def elsewhere(tmp_path: Path) -> Iterator[Shell]:
     """A command line without a server."""
     yield Shell(tmp_path, tmp_path / "no-server", tmp_path)
     shutil.rmtree(tmp_path / "no-server", ignore_errors=True)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[PageServer]:
+    """A server in this process."""
+    with page_server(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def typed(server: PageServer) -> Callable[..., Result]:
+    """Types a command in this process, as the admin of `server`. A refusal is the command's error."""
+
+    def run(*words: str, stdin: str | None = None) -> Result:
+        options = {"TRAINHOP_SERVER_URL": server.url, "TRAINHOP_TOKEN": server.api.admin_token}
+        result = CliRunner().invoke(app, [*words], env=options, input=stdin)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+@pytest.fixture
+def evaluated(server: PageServer) -> str:
+    """An evaluation with 30 answers, of which 3 are identical, by its name."""
+    admin = server.api.admin
+    made = admin.submit(name="evaluated")["id"]
+    add_evaluation(server.app.context.uow, made, 30, owner=admin.get("/me").json()["id"], same=3)
+    return "evaluated"

@@ -86,6 +86,8 @@ def test_a_judgement_over_http(api: Api, people: People, judge: JudgeEmulator) -
         (Fault(status=400), {}, "The endpoint refuses the request (400)."),
         (Fault(cut=True), {}, "broke off"),
         (None, {"url": "http://127.0.0.1:9/v1"}, "The endpoint cannot be reached (ConnectError)."),
+        (None, {"url": "https://a..b/v1"}, "The endpoint cannot be reached (UnicodeError)."),
+        (None, {"url": "https://127.0.0.1/v\n1"}, "The endpoint cannot be reached (InvalidURL)."),
         (None, {"url": "ftp://127.0.0.1/v1"}, "The address must begin with https://"),
         (None, {"url": "https://"}, "The address must begin with https://"),
         (None, {"url": "https://ann:pw@127.0.0.1/v1"}, "without a user, a query or a fragment"),
@@ -95,7 +97,8 @@ def test_a_judgement_over_http(api: Api, people: People, judge: JudgeEmulator) -
     ],
 )
 def test_an_endpoint_is_tried_when_it_is_added(api1, people, judge, fault, how, words) -> None:
-    """Guards: with `follow_redirects` the key went elsewhere; without the trial all of these were saved."""
+    """Guards: with `follow_redirects` the key went elsewhere; without the trial all of these were saved. Without
+    `UnicodeError` in `ask`, a host with an empty label was answered with 500."""
     judge.trial_faults = [fault] if fault else []
     wanted = {"name": "house", "url": judge.url, "model": judge.model, "key": KEY}
     answer = people.admin.post("/judge-endpoints", wanted | how)

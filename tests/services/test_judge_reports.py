@@ -7,14 +7,14 @@ import re
 import pytest
 
 from orchestrator.domain.comparisons import Choice
-from orchestrator.domain.errors import ConflictError
+from orchestrator.domain.errors import ConflictError, NotFoundError
 from orchestrator.domain.evaluations import Evaluation
 from orchestrator.domain.judgements import JudgementState
 from orchestrator.domain.trust.judge import LEAST_SHARED, Advice
 from orchestrator.domain.trust.sign_test import Outcome, Quality, error_rates
 from orchestrator.domain.trust.verdict import Recommendation
 from orchestrator.services import comparison_raters, comparison_rating, comparisons, jobs, model_cards, models
-from orchestrator.services.judge_reports import JudgeReport
+from orchestrator.services.judge_reports import JudgeReport, report
 from tests.emulators.judge import JudgeEmulator, always, fair, prefer
 from tests.helpers.evaluations import answers_of
 from tests.helpers.judging import Bench
@@ -56,6 +56,12 @@ def test_always_first_is_flagged_and_promotes_nothing(bench: Bench, judge: Judge
     assert found.warnings[1] == "The judge prefers the answer in the first place."
     assert "inconsistent in 100 % (86–100 %); first place 24, second 0 times" in found.conduct_in_words
     assert verdict(bench, evaluation).verdict.answer is Recommendation.NOT_ENOUGH
+
+
+def test_a_judgement_that_was_deleted_meanwhile_is_not_found(bench: Bench) -> None:
+    """Guard: with `next` alone, pausing a judgement while its evaluation was deleted was answered with 500."""
+    with pytest.raises(NotFoundError, match="There is no judgement gone"):
+        report(bench.world.ctx, bench.actor, "gone", evaluated(bench).job_id)
 
 
 def test_a_judge_alone_may_only_advise_against(bench: Bench, judge: JudgeEmulator) -> None:

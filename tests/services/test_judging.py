@@ -12,10 +12,10 @@ from sqlalchemy import Engine
 from orchestrator.adapters.database.instance import count_sealed
 from orchestrator.domain.accounts import Role
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
-from orchestrator.domain.judgements import JudgementState
+from orchestrator.domain.judgements import JudgeAnswer, JudgementState
 from orchestrator.services import judge_endpoints, judgements
 from orchestrator.services.copied_folder import leave_to_the_original
-from orchestrator.services.jobs import cancel
+from orchestrator.services.jobs import cancel, delete
 from orchestrator.services.judging import REQUESTS_AT_ONCE, judge_due, work
 from orchestrator.services.members import remove_member
 from tests.emulators.judge import Fault, JudgeEmulator
@@ -23,6 +23,7 @@ from tests.helpers.evaluations import add_evaluation
 from tests.helpers.judging import KEY, Bench
 from tests.helpers.waiting import wait_for
 from tests.helpers.world import World
+from tests.services.test_dataset_deletion import meanwhile
 from tests.services.test_member_removal import admin
 
 RUNNING, PAUSED, DONE = JudgementState.RUNNING, JudgementState.PAUSED, JudgementState.DONE
@@ -149,6 +150,33 @@ def test_a_removed_members_keys_are_deleted(bench: Bench, judge: JudgeEmulator) 
     assert judge.compared == []
 
 
+def test_an_evaluation_is_deleted_while_an_answer_is_stored(bench: Bench, engine: Engine) -> None:
+    """Guard: without the lock in `delete_judgements` PostgreSQL refused the deletion, because it had not seen the
+    answer."""
+    bench.add()
+    job = bench.evaluated()
+    judgement = bench.start(job)
+    cancel(bench.context.ctx, bench.actor, job)
+    failed: list[Exception] = []
+
+    def deleting() -> None:
+        try:
+            delete(bench.context.ctx, bench.actor, job)
+        except Exception as error:  # noqa: BLE001  shown below
+            failed.append(error)
+
+    given = {"verdict": None, "failure": "none", "tokens": 1, "is_estimated": False, "at": 1.0}
+    with bench.context.ctx.uow() as tx:
+        assert tx.judgements.get_for_update(judgement.id) is not None
+        tx.judgements.add_answer(JudgeAnswer(judgement_id=judgement.id, number=0, adapter_first=True, **given))
+        thread = meanwhile(engine, deleting)
+    thread.join()
+    assert failed == []
+    assert bench.answers(judgement) == []
+    with pytest.raises(NotFoundError):
+        bench.report(judgement)
+
+
 def test_a_copied_folder_leaves_judgements_to_the_original(bench: Bench, judge: JudgeEmulator) -> None:
     """Guard: without its lines in `copied_folder` both servers paid for the same verdicts."""
     bench.add()
@@ -214,6 +242,25 @@ def test_a_slow_judge_holds_up_nobody_else(bench: Bench, judge: JudgeEmulator) -
     assert bench.report(slow).judgement.state is RUNNING
     hold.set()
     wait_for(lambda: bench.report(slow).judgement.state is DONE, "the slow judgement")
+
+
+def test_judgements_of_one_member_take_turns(bench: Bench, judge: JudgeEmulator) -> None:
+    """Guard: with calls by judgement, the first one continued beside the second one after it had waited."""
+    bench.add()
+    first, second = bench.start(bench.evaluated(2)), bench.start(bench.evaluated(1, base="One text of the second."))
+    judge.faults = [Fault(status=429, headers={"Retry-After": "9"}) for _ in range(REQUESTS_AT_ONCE)]
+    work(bench.context, first.id)
+    hold = threading.Event()
+    judge.before = lambda _: hold.wait(60)
+    judge_due(bench.context)
+    wait_for(lambda: len(judge.compared) == REQUESTS_AT_ONCE + 2, "the second judgement")
+    bench.world.clock.tick(10)
+    judge_due(bench.context)
+    calls = [thread.name for thread in threading.enumerate() if thread.name.startswith("aside-")]
+    hold.set()
+    wait_for(lambda: bench.report(second).judgement.state is DONE, "the second judgement")
+    assert calls == ["aside-alice"]
+    assert (bench.report(first).judgement.state, len(judge.compared)) == (RUNNING, REQUESTS_AT_ONCE + 2)
 
 
 def test_a_clock_that_jumps_and_a_lost_vault_key(bench: Bench, judge: JudgeEmulator, engine: Engine) -> None:

@@ -64,6 +64,19 @@ def test_nothing_is_sent_inside_a_transaction(world: World, context: Notificatio
     assert {d.topic for d in log} == {"test", "started", "finished"}
 
 
+def test_a_host_that_cannot_be_a_name_stops_no_other_message(
+    world: World, context: NotificationContext, alice: Actor
+) -> None:
+    """Guard: without `UnicodeError` in `_post` the round ended at this channel's message, every time."""
+    with receiving() as receiver:
+        broken, _ = notifications.add_channel(context, alice, url="https://a..b/hook", topics=list(Topic))
+        channel = listen(context, alice, receiver)
+        trained(world)
+        assert notifications.deliver_due(context) == 2
+    assert {d.detail for d in notifications.deliveries(context, alice, broken.id, 10)} == {"no answer (UnicodeError)"}
+    assert {d.state for d in notifications.deliveries(context, alice, channel, 10)} == {DeliveryState.SENT}
+
+
 def test_messages_and_handled_events_are_kept_together(
     world: World, context: NotificationContext, alice: Actor
 ) -> None:

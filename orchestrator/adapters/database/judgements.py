@@ -82,15 +82,14 @@ class SqlJudgementRepository(SqlRepository):
         rows = self._connection.execute(ANSWERS.select.where(_answers.judgement_id == judgement_id).order_by(*order))
         return [ANSWERS.load(tuple(row)) for row in rows]
 
-    def add_answer(self, answer: JudgeAnswer) -> bool:
-        key = {"judgement_id": answer.judgement_id, "number": answer.number, "adapter_first": answer.adapter_first}
+    def add_answer(self, answer: JudgeAnswer) -> None:
         _add_answer.run(self._connection, ANSWERS.dump(answer))
-        return ANSWERS.get(self._connection, **key) == answer
 
 
 def delete_judgements(connection: Connection, job_id: str) -> None:
-    """Delete the judgements of an evaluation."""
+    """Delete the judgements of an evaluation. They are locked first, because answers may be arriving."""
     theirs = select(_judgements.id).where(_judgements.job_id == job_id)
+    connection.execute(theirs.with_for_update())
     connection.execute(delete(tables.judge_answers).where(_answers.judgement_id.in_(theirs)))
     connection.execute(delete(tables.judgements).where(_judgements.job_id == job_id))
 

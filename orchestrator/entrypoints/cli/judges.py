@@ -1,4 +1,4 @@
-"""Commands for judge models. Judgements are named by their evaluation: its newest one."""
+"""Commands for judge models. Those about a judgement are about the newest one of an evaluation."""
 
 from __future__ import annotations
 

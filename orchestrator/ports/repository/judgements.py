@@ -48,6 +48,6 @@ class JudgementRepository(Protocol):
         """All answers, by prompt and order."""
         ...
 
-    def add_answer(self, answer: JudgeAnswer) -> bool:
-        """Add an answer unless there is one on this prompt in this order. Returns whether it was added."""
+    def add_answer(self, answer: JudgeAnswer) -> None:
+        """Add an answer unless there is one on this prompt in this order."""
         ...
