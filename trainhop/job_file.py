@@ -136,10 +136,11 @@ def send_data(
     its path.
     """
     spec = deepcopy(spec)
-    entries: list[tuple[str, dict[str, Any]]] = [("datasets", each) for each in spec["datasets"]]
+    entries: list[tuple[str, str, dict[str, Any]]] = [("datasets", "auto", each) for each in spec["datasets"]]
     asked: dict[str, Any] = spec.get("evaluate") or {}
-    entries += [(f"evaluate.{key}", asked[key]) for key in ("prompts", "tasks") if asked.get(key)]
-    for place, entry in entries:
+    kinds = {"prompts": "auto", "tasks": "task"}
+    entries += [(f"evaluate.{key}", kind, asked[key]) for key, kind in kinds.items() if asked.get(key)]
+    for place, kind, entry in entries:
         file = _local(entry["path"], f"{name}: {place}", folder)
         if file is None:
             continue
@@ -151,7 +152,7 @@ def send_data(
             )
         sending(entry["path"], file.stat().st_size)
         try:
-            sent = connection.upload("/datasets", file, name=file.name, type=entry.get("type", "auto"))
+            sent = connection.upload("/datasets", file, name=file.name, type=entry.get("type", kind))
         except Error as error:
             if error.status is None or error.reason != "usage":
                 raise

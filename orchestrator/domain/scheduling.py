@@ -185,12 +185,16 @@ def _weekday(at: float) -> str:
 
 def finish_s(job: PendingJob, place: Candidate) -> float:
     """Estimated seconds until the job is done if it ran at `place` alone, sessions and start-ups included."""
-    return estimate_sessions(_work_s(job, place), budget(job, place), place.start_up_s + place.save_s)[1]
+    return _alone(job, place)[1]
 
 
 def sessions(job: PendingJob, place: Candidate) -> int:
     """Estimated number of sessions until the job is done if it ran at `place` alone."""
-    return estimate_sessions(_work_s(job, place), budget(job, place), place.start_up_s + place.save_s)[0]
+    return _alone(job, place)[0]
+
+
+def _alone(job: PendingJob, place: Candidate) -> tuple[int, float]:
+    return estimate_sessions(_work_s(job, place), budget(job, place), place.start_up_s + place.save_s)
 
 
 def estimate_sessions(work_s: float, session_s: float, overhead_s: float) -> tuple[int, float]:
@@ -201,9 +205,8 @@ def estimate_sessions(work_s: float, session_s: float, overhead_s: float) -> tup
 
 def rest_of_last_session(job: PendingJob, place: Candidate) -> float:
     """Estimated seconds that are left of the last session when the job is done, if it ran at `place` alone."""
-    session_s, overhead_s = budget(job, place), place.start_up_s + place.save_s
-    count, whole_s = estimate_sessions(_work_s(job, place), session_s, overhead_s)
-    return max(0.0, count * session_s - whole_s)
+    count, whole_s = _alone(job, place)
+    return max(0.0, count * budget(job, place) - whole_s)
 
 
 def _work_s(job: PendingJob, place: Candidate) -> float:

@@ -119,16 +119,15 @@ def _kept(ctx: Context, member_id: str, path: Path, name: str, info: DatasetInfo
 
 
 def resolve_dataset(
-    ctx: Context, member_id: str, spec: DatasetSpec, place: int, given: Collection[str] = ()
+    ctx: Context, member_id: str, spec: DatasetSpec, pointer: str, given: Collection[str] = ()
 ) -> DatasetSpec:
     """The entry with its bytes pinned: sha256, container, row format and number of rows.
 
-    `given` are the datasets of a job that the member may clone.
+    `pointer` is the place of its path in the request. `given` are the datasets of a job that the member may clone.
     """
     try:
         dataset = _find(ctx, member_id, spec, given)
     except InvalidError as error:
-        pointer = f"/datasets/{place}/path"
         raise InvalidError(str(error), [(pointer, m) for _, m in error.problems] or [(pointer, str(error))]) from error
     return spec.model_copy(
         update={

@@ -44,10 +44,7 @@ def _pinned_prompts(
                 [(f"{pointer}/prompts", "is needed, because the job has no validation rows")],
             )
         return None
-    try:
-        found = resolve_dataset(ctx, member_id, asked, 0, given)
-    except InvalidError as error:
-        raise InvalidError(str(error), [(f"{pointer}/prompts/path", str(error))]) from error
+    found = resolve_dataset(ctx, member_id, asked, f"{pointer}/prompts/path", given)
     _refuse_plain_text((found,), f"{pointer}/prompts/type")
     return found
 

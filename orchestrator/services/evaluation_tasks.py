@@ -22,10 +22,7 @@ def pinned_tasks(
     """
     if asked is None:
         return None
-    try:
-        found = resolve_dataset(ctx, member_id, asked.model_copy(update={"type": RowFormat.TASK}), 0, given)
-    except InvalidError as error:
-        raise InvalidError(str(error), [(pointer, str(error))]) from error
+    found = resolve_dataset(ctx, member_id, asked.model_copy(update={"type": RowFormat.TASK}), pointer, given)
     if (found.rows or 0) > MAX_TASKS:
         words = f"The file has {found.rows} tasks. An evaluation may have {MAX_TASKS}."
         raise InvalidError(words, [(pointer, words)])

@@ -48,8 +48,9 @@ def evaluate(
         return Submission(job=again, is_new=False, notes=notes_of(ctx, again.id))
     if trained.is_evaluation:
         raise ConflictError(f"Job {job_id} is an evaluation itself. Evaluate the job that it evaluates.")
-    pinned = evaluation_prompts.pinned(ctx, actor.member_id, JobSpec.model_validate(trained.spec), settings)
-    ready = _ready(trained, pinned, key, request_hash)
+    spec = JobSpec.model_validate(trained.spec)
+    pinned = evaluation_prompts.pinned(ctx, actor.member_id, spec, settings)
+    ready = _ready(trained, spec, pinned, key, request_hash)
     try:
         with ctx.uow() as tx:
             trained = owned(tx, actor, job_id)  # locked: it cannot prune the checkpoint that the evaluation needs
@@ -70,15 +71,16 @@ def evaluate_finished(ctx: Context, tx: Transaction, trained: Job) -> Job | None
     So it exists exactly once. It is None if the job asks for none, or if it cannot be made, which an event then says.
     The caller saves the job.
     """
-    spec = JobSpec.model_validate(trained.spec)
-    if spec.evaluate is None:
+    if trained.spec.get("evaluate") is None:  # before the whole file is read: most jobs ask for none
         return None
+    spec = JobSpec.model_validate(trained.spec)
+    assert spec.evaluate is not None
     by_server = Actor(member_id=trained.member_id, name="server", role=Role.MEMBER)
     try:
         if tx.members.get_for_share(trained.member_id) is None:
             raise ForbiddenError("Its owner is no longer a member of this server.")
         begin = _checkpoint(tx, trained, None)
-        return _queued(ctx, tx, by_server, _ready(trained, spec.evaluate), trained, begin, trained.member_id)
+        return _queued(ctx, tx, by_server, _ready(trained, spec, spec.evaluate), trained, begin, trained.member_id)
     except TrainhopError as error:  # the training is done, whatever became of the prompts
         trained.note("job.not_evaluated", at=ctx.clock.now(), actor="server", reason=str(error))
         return None
@@ -139,8 +141,9 @@ def _evaluation(job: Job, trained: Job, begin: Checkpoint, spec: JobSpec) -> Eva
     )
 
 
-def _ready(trained: Job, settings: EvaluationSpec, key: str | None = None, request_hash: str = "") -> Ready:
-    spec = JobSpec.model_validate(trained.spec)
+def _ready(
+    trained: Job, spec: JobSpec, settings: EvaluationSpec, key: str | None = None, request_hash: str = ""
+) -> Ready:
     few = evaluation_prompts.notes(spec, settings)
     spec = evaluation_times.spec_of(spec, settings)
     return Ready(

@@ -47,7 +47,10 @@ def resolve(
     token = token_of(ctx, actor.member_id)
     model = ctx.catalog.model(spec.base_model, token, with_modules=names_modules(spec))
     refuse_what_the_model_lacks(spec, model)
-    datasets = tuple(resolve_dataset(ctx, actor.member_id, d, place, given) for place, d in enumerate(spec.datasets))
+    datasets = tuple(
+        resolve_dataset(ctx, actor.member_id, dataset, f"/datasets/{place}/path", given)
+        for place, dataset in enumerate(spec.datasets)
+    )
     _refuse_tasks(datasets)
     rendered_at = ctx.clock.now() if spec.rendered_at is None else spec.rendered_at
     pinned = spec.model_copy(
@@ -74,7 +77,10 @@ def resolve(
 def _refuse_tasks(datasets: Sequence[DatasetSpec]) -> None:
     for place, dataset in enumerate(datasets):
         if dataset.type is RowFormat.TASK:
-            message = "Tasks have no answers to train on. Use them with `trainhop evaluate JOB --tasks FILE`."
+            message = (
+                "Tasks have no answers to train on. Use them with `trainhop evaluate JOB --tasks FILE`, or as "
+                "`evaluate.tasks` of the job file."
+            )
             raise InvalidError(message, [(f"/datasets/{place}/type", message)])
 
 

@@ -352,7 +352,14 @@ def _ended(tx: Transaction, actor: Actor, job_id: str) -> Job:
     job = owned(tx, actor, job_id)
     if not job.state.is_final:
         raise ConflictError(f"Job {job_id} is {job.state.word}. Cancel it before you delete it.")
-    if any(lease.collected_at is None for lease in tx.leases.of_job(job_id)):
+    uncollected = [lease for lease in tx.leases.of_job(job_id) if lease.collected_at is None]
+    for following in (tx.leases.get(lease.next_id) for lease in uncollected):
+        if following is not None and following.state.is_live:
+            raise ConflictError(
+                f"The last session of job {job_id} continues with job {following.job_id}. Wait until that job has "
+                "ended, or cancel it."
+            )
+    if uncollected:
         raise ConflictError(f"The last session of job {job_id} is still being cleaned up. Try again in a minute.")
     _refuse_if_promoted(tx, job)
     _refuse_if_evidence(tx, job)

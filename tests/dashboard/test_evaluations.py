@@ -105,6 +105,8 @@ def test_a_form_starts_an_evaluation_and_its_page_shows_the_report(site, people,
     assert made.status_code == 303
     ident = made.headers["location"].rpartition("/")[2]
     assert people.ann.get(f"/jobs/{ident}").json()["spec"]["evaluation"]["max_prompts"] == 40
+    events = site.client.get(f"/jobs/{job}", headers=HTML).text
+    assert f'<b>evaluation queued</b> as <a href="/jobs/{ident}">' in events
     own = site.client.get(f"/jobs/{ident}", headers=HTML).text
     assert "The report is written once" in own
     assert f"trainhop evaluate {job}" in own

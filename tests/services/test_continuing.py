@@ -258,6 +258,17 @@ def test_a_cancelled_evaluation_is_not_begun(world: World) -> None:
     assert lease_of(world, worker.lease).state is LeaseState.RELEASED
 
 
+def test_a_job_whose_session_goes_on_is_deleted_later(world: World) -> None:
+    """Guard: for as long as its evaluation ran, the owner was told to try again in a minute."""
+    job, _, _ = continued(world)
+    (made,) = followed(world, job)
+    with pytest.raises(ConflictError, match=f"continues with job {made}"):
+        jobs.delete(world.ctx, world.actors["alice"], job)
+    jobs.cancel(world.ctx, world.actors["alice"], made)
+    with pytest.raises(ConflictError, match="still being cleaned up"):
+        jobs.delete(world.ctx, world.actors["alice"], job)
+
+
 def test_deleting_the_evaluation_leaves_the_log_of_the_training(world: World) -> None:
     """Guard: both have one log, and deleting the evaluation took that of the training along."""
     job, worker, ticket = continued(world)

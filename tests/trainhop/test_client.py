@@ -64,6 +64,20 @@ def test_the_prompts_of_its_evaluation_are_sent_too(client: trainhop.Client, row
         client.jobs.submit(file)
 
 
+def test_the_tasks_of_its_evaluation_are_sent_as_tasks(client: trainhop.Client, rows: Path) -> None:
+    """Guard: sent without its type, a file whose prompts are messages was read as rows to train on, and refused."""
+    tasks, file = rows.with_name("tasks.jsonl"), rows.with_name("job.yaml")
+    task = {"messages": [{"role": "user", "content": "2 + 2?"}], "check": {"type": "number", "value": 4}}
+    tasks.write_text(json.dumps(task) + "\n")
+    prompts = rows.with_name("prompts.jsonl")
+    prompts.write_text('{"prompt": "What?", "completion": "That."}\n')
+    evaluate = {"prompts": {"path": prompts.name}, "tasks": {"path": tasks.name}}
+    file.write_text(json.dumps(SPEC | {"datasets": [{"path": rows.name}], "evaluate": evaluate}))
+    asked = client.jobs.submit(file).data["spec"]["evaluate"]
+    assert (asked["tasks"]["type"], asked["tasks"]["rows"]) == ("task", 1)
+    assert asked["prompts"]["type"] == "prompt_completion"
+
+
 def test_a_job_is_found_changed_and_listed(client: trainhop.Client, job: trainhop.Job) -> None:
     assert client.jobs.get(job) == client.jobs.get(job.id) == job
     assert client.jobs.pause(job).state == "paused"

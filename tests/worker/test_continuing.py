@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.helpers.session_desk import Desk, Server
+from tests.helpers.session_desk import SPEC, Desk, Server
 from tests.worker.test_uplink import FINISH, answering
 from worker.agent.run import next_command
-from worker.shared.messages import Finish, Ticket
+from worker.agent.session import Session
+from worker.agent.time_ledger import Ledger
+from worker.shared.messages import Assignment, Finish, Ticket
 
 TICKET = Ticket(lease="lease-1.next", token="thl_2", budget_s=60.0, fence=1)
 
@@ -66,6 +68,21 @@ def test_the_next_lease_finds_no_files_of_the_last(tmp_path: Path) -> None:
     assert (tmp_path / "ticket.json").stat().st_mode & 0o777 == 0o600
     assert [name for name in gone if (tmp_path / name).exists()] == []
     assert [name for name in kept if (tmp_path / name).read_text() != "old"] == []
+
+
+def test_a_session_that_must_stop_does_not_continue(tmp_path: Path) -> None:
+    """Guard: the process became the next one, which knew nothing of the SIGTERM that had come a moment before."""
+    server = Server(tmp_path)
+    server.next = TICKET
+    assignment = Assignment(job="j", lease="lease-1", fence=1, spec=SPEC, seconds_left=600.0, datasets=())
+    session = Session(assignment, server, tmp_path, Ledger(began=0.0), can_continue=True)
+    session._outbox.open()
+    session._outbox.add(lambda seq: FINISH.model_copy(update={"seq": seq, "can_continue": True}), urgent=True)
+    assert session._outbox.close(20)
+    assert session.next == TICKET
+    session._request_stop("drained")
+    assert session.next is None
+    session.refused("the test is over")
 
 
 def test_messages_of_the_next_lease_are_numbered_after_those_of_the_last(tmp_path: Path) -> None:

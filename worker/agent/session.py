@@ -113,8 +113,11 @@ class Session:
 
     @property
     def next(self) -> Ticket | None:
-        """The ticket of the lease with which this session continues, once `work` has returned."""
-        return self._outbox.next
+        """The ticket of the lease with which this session continues, once `work` has returned.
+
+        None after a request to stop, because the next process would not know of it.
+        """
+        return None if self._leave else self._outbox.next
 
     # --- the session from start to end ---
 

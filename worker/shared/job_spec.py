@@ -240,11 +240,7 @@ class JobSpec(Written):
 
         The tasks of an evaluation come last.
         """
-        asked = self.evaluation
-        if asked is None:
-            return self.datasets
-        own = self.datasets if asked.prompts is None else (asked.prompts,)
-        return own if asked.tasks is None else (*own, asked.tasks)
+        return self.datasets if self.evaluation is None else tuple(file for _, file in self.files_by_pointer)
 
     @property
     def files_by_pointer(self) -> tuple[tuple[str, DatasetSpec], ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from sqlalchemy import Connection, Text, bindparam, cast, delete, select, text
 
@@ -90,20 +91,25 @@ class SqlJobRepository(SqlRepository):
         return None if row is None else JOBS.load(row)
 
     def typical_step_time(self, base_model: str, tokens_per_step: int) -> StepTime:
-        typical = StepTime()
-        timed = select(_jobs.spec, _jobs.gpu_step_s, _jobs.host_step_s).where(tables.IS_TIMED)
-        for spec, gpu_s, host_s in self._connection.execute(timed.order_by(_jobs.id.desc()).limit(_JOBS_TO_COMPARE)):
+        def is_alike(spec: dict[str, Any]) -> bool:
             same_size = spec["global_batch_size"] * spec["sequence_len"] == tokens_per_step
-            if spec["base_model"] == base_model and same_size and "evaluation" not in spec:
-                typical = StepTime(gpu_s=typical.gpu_s or gpu_s, host_s=typical.host_s or host_s)
-        return typical
+            return spec["base_model"] == base_model and same_size and "evaluation" not in spec
+
+        return self._typical_time(is_alike)
 
     def typical_unit_time(self, base_model: str, sequence_len: int, max_new_tokens: int) -> StepTime:
+        def is_alike(spec: dict[str, Any]) -> bool:
+            tokens = (spec["sequence_len"], spec.get("evaluation", {}).get("max_new_tokens"))
+            return spec["base_model"] == base_model and tokens == (sequence_len, max_new_tokens)
+
+        return self._typical_time(is_alike)
+
+    def _typical_time(self, is_alike: Callable[[dict[str, Any]], bool]) -> StepTime:
+        """The newest times of jobs with such a file."""
         typical = StepTime()
         timed = select(_jobs.spec, _jobs.gpu_step_s, _jobs.host_step_s).where(tables.IS_TIMED)
         for spec, gpu_s, host_s in self._connection.execute(timed.order_by(_jobs.id.desc()).limit(_JOBS_TO_COMPARE)):
-            tokens = (spec["sequence_len"], spec.get("evaluation", {}).get("max_new_tokens"))
-            if spec["base_model"] == base_model and tokens == (sequence_len, max_new_tokens):
+            if is_alike(spec):
                 typical = StepTime(gpu_s=typical.gpu_s or gpu_s, host_s=typical.host_s or host_s)
         return typical
 

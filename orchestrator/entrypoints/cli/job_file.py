@@ -59,7 +59,7 @@ def _apply(data: dict[str, Any], change: str) -> None:
 def send_data(
     client: Client, path: str, spec: dict[str, Any], changes: Sequence[str] = (), *, yes: bool = False
 ) -> dict[str, Any]:
-    """The job, with every dataset that is a file of this computer uploaded and named by its hash.
+    """The job as `trainhop.job_file.send_data` returns it.
 
     The job file may be another person's. So a file outside its folder is sent only if the user agrees, or has named it
     in a change.
