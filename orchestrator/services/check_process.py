@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from worker.shared.data_checks.benchmark_items import BenchmarkItems
 from worker.shared.data_checks.clean_copy import write_clean
-from worker.shared.data_checks.runner import Data, Options, Outcome, check
+from worker.shared.data_checks.runner import Data, Options, Outcome, check, items_in
 from worker.shared.data_checks.token_facts import TokenFacts
-from worker.shared.dataset_files import DatasetError
+from worker.shared.dataset_files import DatasetError, Row, read_rows
 from worker.shared.job_spec import FileFormat, RowFormat
 
 NO_TOKENIZER = "the model's tokenizer is not on this server"
@@ -35,11 +37,31 @@ def cleaned(request: Json) -> Json:
     return {"left_out": len(left_out)}
 
 
-def _outcome(request: Json) -> Outcome:
-    data = Data(
+def leaked(request: Json) -> Json:
+    """What rows have in common with the texts of the files in `items`, or a `fault`."""
+    items = BenchmarkItems({})
+    try:
+        for each in request["items"]:
+            path, container = Path(each["path"]), FileFormat(each["container"])
+            row_format = RowFormat(each["row_format"])
+            items.add_items(each["source"], (_asked_text(row) for row in read_rows(path, row_format, container)))
+        return {"findings": [asdict(found) for found in items_in(_data(request), items)]}
+    except DatasetError as error:
+        return {"fault": str(error)}
+
+
+def _asked_text(row: Row) -> str:
+    return " ".join(turn.content for turn in row.messages if turn.role == "user") if row.messages else row.text
+
+
+def _data(request: Json) -> Data:
+    return Data(
         path=Path(request["path"]),
         row_format=RowFormat(request["row_format"]),
         container=FileFormat(request["container"]),
         rows=request["rows"],
     )
-    return check(data, Options(tokens=TokenFacts(away=NO_TOKENIZER)))
+
+
+def _outcome(request: Json) -> Outcome:
+    return check(_data(request), Options(tokens=TokenFacts(away=NO_TOKENIZER)))

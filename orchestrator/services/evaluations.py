@@ -15,9 +15,10 @@ from orchestrator.domain.evaluations import Evaluation
 from orchestrator.domain.jobs import Checkpoint, Event, Job
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.ports.repository import Transaction
-from orchestrator.services import evaluation_prompts, evaluation_times, verdicts
+from orchestrator.services import benchmark_leaks, evaluation_prompts, evaluation_times, verdicts
 from orchestrator.services.clones import kept
 from orchestrator.services.context import Context
+from orchestrator.services.data_checking import PLAN_WAIT_S
 from orchestrator.services.jobs import Ready, Submission, earlier, job_of_winner, notes_of, owned, queue
 from orchestrator.services.verdicts import AuditOfData
 from worker.shared.job_spec import EvaluationSpec, JobSpec
@@ -50,7 +51,8 @@ def evaluate(
         raise ConflictError(f"Job {job_id} is an evaluation itself. Evaluate the job that it evaluates.")
     spec = JobSpec.model_validate(trained.spec)
     pinned = evaluation_prompts.pinned(ctx, actor.member_id, spec, settings)
-    ready = _ready(trained, spec, pinned, key, request_hash)
+    leaks = benchmark_leaks.notes(ctx, spec, pinned, PLAN_WAIT_S)
+    ready = _ready(trained, spec, pinned, key, request_hash, leaks)
     try:
         with ctx.uow() as tx:
             trained = owned(tx, actor, job_id)  # locked: it cannot prune the checkpoint that the evaluation needs
@@ -142,7 +144,12 @@ def _evaluation(job: Job, trained: Job, begin: Checkpoint, spec: JobSpec) -> Eva
 
 
 def _ready(
-    trained: Job, spec: JobSpec, settings: EvaluationSpec, key: str | None = None, request_hash: str = ""
+    trained: Job,
+    spec: JobSpec,
+    settings: EvaluationSpec,
+    key: str | None = None,
+    request_hash: str = "",
+    leaks: tuple[str, ...] = (),
 ) -> Ready:
     few = evaluation_prompts.notes(spec, settings)
     spec = evaluation_times.spec_of(spec, settings)
@@ -150,7 +157,7 @@ def _ready(
         spec=spec,
         as_json=spec.model_dump(mode="json"),
         need=Need(gpu_bytes=trained.gpu_bytes, host_bytes=trained.host_bytes),
-        notes=few,
+        notes=(*few, *leaks),
         accepted=(),
         key=key,
         request_hash=request_hash,

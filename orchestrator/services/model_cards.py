@@ -22,6 +22,8 @@ from orchestrator.domain.judge_prompt import text_sha256
 from orchestrator.domain.models import AGAINST, Model, Move
 from orchestrator.domain.trust.intervals import Interval, wilson
 from orchestrator.ports.repository import Transaction
+from orchestrator.services.benchmark_leaks import known_leaks, leaked_benchmarks
+from orchestrator.services.benchmark_scores import in_words, model_index
 from orchestrator.services.context import Context
 from orchestrator.services.data_checking import known_reports
 from orchestrator.services.jobs import owned
@@ -29,7 +31,7 @@ from orchestrator.services.judge_reports import JudgeReport
 from orchestrator.services.task_scores import points
 from orchestrator.services.verdicts import Judged, judge
 from worker.shared.data_checks.findings import Report
-from worker.shared.job_spec import JobSpec
+from worker.shared.job_spec import EvaluationSpec, JobSpec
 from worker.shared.manifest import Recipe
 from worker.shared.model_card import model_card
 
@@ -48,6 +50,23 @@ class _Facts:
     judged: Judged
     reports: tuple[Report | None, ...]
     promotions: tuple[tuple[Model, Move], ...]
+    leaked: frozenset[str]
+    """Benchmarks whose items are in the training rows."""
+
+    @property
+    def benchmarks(self) -> list[Json]:
+        """The benchmarks of the evaluation, each with its scores."""
+        found = self.judged.evaluation
+        return (found.report or {}).get("benchmarks") or [] if found is not None else []
+
+    @property
+    def model_index(self) -> list[Json]:
+        """The results in the form that the hub reads. A score that was trained on is none."""
+        if self.judged.evaluation is None:
+            return []
+        pins = {each["name"]: each for each in self.judged.evaluation.settings.get("benchmarks") or ()}
+        clean = [each for each in self.benchmarks if each["name"] not in self.leaked]
+        return model_index(self.spec.name, clean, pins)
 
     @property
     def settings_sha256(self) -> str | None:
@@ -65,7 +84,7 @@ def card(ctx: Context, actor: Actor, job_id: str) -> str:
     answer = facts.judged.verdict.answer
     head = f"## Is it better than its base?\n\nVerdict: **{answer}**. {' '.join(facts.judged.verdict.reasons)}\n\n"
     table = f"{head}| evidence | |\n|---|---|\n{rows}\n\n"
-    return model_card(facts.spec, facts.recipe, table + _resemblance(facts))
+    return model_card(facts.spec, facts.recipe, table + _resemblance(facts), facts.model_index)
 
 
 def provenance(ctx: Context, actor: Actor, job_id: str) -> Json:
@@ -113,14 +132,23 @@ def _gather(ctx: Context, actor: Actor, job_id: str) -> _Facts:
         spec = JobSpec.model_validate(job.spec)
         head = tx.checkpoints.get(job.id, job.head) if job.head else None
         recipe = Recipe.model_validate(head.manifest["recipe"]) if head is not None else Recipe.of(spec)
+        judged = judge(tx, job)
         return _Facts(
             job=job,
             spec=spec,
             recipe=recipe,
-            judged=judge(tx, job),
+            judged=judged,
             reports=known_reports(tx, spec),
             promotions=tuple(_promotions(tx, job)),
+            leaked=_leaked(tx, spec, judged),
         )
+
+
+def _leaked(tx: Transaction, spec: JobSpec, judged: Judged) -> frozenset[str]:
+    if judged.evaluation is None or not judged.evaluation.settings.get("benchmarks"):
+        return frozenset()
+    asked = EvaluationSpec.model_validate(judged.evaluation.settings)
+    return frozenset(name for entry in spec.datasets for name in leaked_benchmarks(known_leaks(tx, asked, entry)))
 
 
 def _promotions(tx: Transaction, job: Job) -> Iterator[tuple[Model, Move]]:
@@ -167,6 +195,9 @@ def _evaluated(facts: _Facts) -> Iterator[tuple[str, str]]:
     for name in ("refusals", "repetition", "template_leaks"):
         yield name.replace("_", " "), _both(report[name])
     yield from _scored(report)
+    for each in facts.benchmarks:
+        trained_on = "; items of it are in the training rows, so this score says nothing"
+        yield each["title"], in_words(each) + (trained_on if each["name"] in facts.leaked else "")
     for words in report["vetoes"]:
         yield "veto", words
     for words in report["warnings"]:

@@ -112,7 +112,7 @@ class EvaluationCreate(EvaluationSpec):
 
     `temperature` 0 takes the most probable token. `prompts` is an uploaded file with rows as for training, without
     their answers (default: the job's validation rows). `tasks` is an uploaded file of tasks: upload it with the type
-    `task`.
+    `task`. `benchmarks` are names of benchmarks.
     """
 
     checkpoint: Sha256 | None = None
