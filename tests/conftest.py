@@ -4,6 +4,7 @@ provider."""
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -31,6 +32,15 @@ from tests.images import Image, load
 # How long one example takes says something of the machine's neighbours, and nothing of the code.
 hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")
+
+# Collecting imports everything. Garbage collections find nothing in it, then or later.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
 
 DATABASES = [pytest.param("sqlite"), pytest.param("postgres", marks=pytest.mark.postgres)]
 
