@@ -55,9 +55,15 @@ class Hub:
     """
 
     def __init__(
-        self, *, is_offline: bool, endpoint: str | None = None, cache: Path | None = None, modules_s: float = MODULES_S
+        self,
+        *,
+        is_offline: bool,
+        endpoint: str | None = None,
+        cache: Path | None = None,
+        modules_s: float = MODULES_S,
+        most_bytes: int = MAX_BENCHMARK_BYTES,
     ) -> None:
-        self._modules_s = modules_s
+        self._modules_s, self._most_bytes = modules_s, most_bytes
         self._is_offline, self._endpoint, self._cache = is_offline, endpoint or HUB, cache
         self._public: set[str] = set()
 
@@ -124,7 +130,7 @@ class Hub:
     def benchmark(self, name: str, pattern: str, token: str | None) -> DatasetFile:
         """Download the one file with such a name. Raises `InvalidError`, `UnavailableError`."""
         chosen, request = partial(_one_like, name, pattern), self._request(name, token, BENCHMARK)
-        return self._download(name, token, request, chosen, most_bytes=MAX_BENCHMARK_BYTES)
+        return self._download(name, token, request, chosen, most_bytes=self._most_bytes)
 
     def _download(
         self,

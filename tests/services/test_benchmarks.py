@@ -15,8 +15,10 @@ from huggingface_hub import ModelCard
 from pyarrow import parquet
 
 from orchestrator.adapters.catalog import FolderAndHubCatalog
+from orchestrator.adapters.hub import Hub
 from orchestrator.domain.errors import FindingsError, InvalidError, TrainhopError, UnavailableError
-from orchestrator.services import clones, datasets, hub_tokens, jobs, model_cards, plans
+from orchestrator.domain.jobs import StepTime
+from orchestrator.services import clones, datasets, evaluation_times, hub_tokens, jobs, model_cards, plans
 from orchestrator.services.evaluation_report import report_of
 from orchestrator.services.running_checks import RunningChecks
 from tests.emulators.hub import HubEmulator, Repo
@@ -166,6 +168,30 @@ def test_what_the_hub_does_not_give_is_said_in_one_sentence(world: World, hub: H
     offline = FolderAndHubCatalog([], frozenset(), offline=True)
     world.ctx = dataclasses.replace(world.ctx, catalog=offline)
     assert "set to stay offline. To continue, leave the benchmark out" in str(refused(world, job))
+
+
+def test_a_file_beyond_the_maximum_is_not_downloaded(hub: HubEmulator, tmp_path: Path) -> None:
+    hub.add(arc_repo())
+    small = Hub(is_offline=False, endpoint=hub.endpoint, cache=tmp_path, most_bytes=1 << 10)
+    with pytest.raises(InvalidError, match="has more than 0 MiB"):
+        small.benchmark("allenai/ai2_arc", "ARC-Easy/test-*.parquet", None)
+    assert not [seen for seen in hub.seen if seen.request.startswith("GET /signed")]
+
+
+def test_an_estimate_counts_the_items_and_the_written_answers() -> None:
+    """Guard: without their own case, a plan with benchmarks failed."""
+    plain = {"base_model": "tiny", "datasets": [{"path": "x", "rows": 100}], "max_steps": 1, "val_set_size": 0.3}
+
+    def seconds(*benchmarks: str) -> float:
+        known = [{"name": name, "sha256": "3" * 64, "rows": 200, "task_sha256": "4" * 64} for name in benchmarks]
+        spec = JobSpec.model_validate({**plain, "evaluation": {"benchmarks": known}})
+        found = evaluation_times.seconds(spec, StepTime(), 1.0, gpu=True)
+        assert found is not None
+        return found
+
+    chosen = seconds("arc_easy") - seconds()
+    assert 20 < chosen < seconds("gsm8k") - seconds()
+    assert seconds("gsm8k", "arc_easy") == pytest.approx(seconds("arc_easy", "gsm8k"))
 
 
 def test_an_unknown_benchmark_is_refused_with_the_list() -> None:

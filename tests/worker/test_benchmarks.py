@@ -41,7 +41,7 @@ def asked(name, items):
     return {"name": name, "sha256": "3" * 64, "rows": len(items), "task_sha256": BENCHMARKS[name].task_sha256}
 
 
-def test_an_evaluation_stopped_at_two_places_ends_in_the_same_file(training, trained):
+def test_an_evaluation_stopped_at_two_places_ends_in_the_same_file(training, trained, capsys):
     """Its answers are those of lm-eval with the plain base model, whose template and tokens are the same here.
 
     Guard: with the adapter left on for both arms the base had the adapter's answers.
@@ -49,7 +49,9 @@ def test_an_evaluation_stopped_at_two_places_ends_in_the_same_file(training, tra
     spec = {"max_prompts": 1, "measures": 2, "benchmarks": [asked(name, ITEMS) for name in ("arc_easy", "hellaswag")]}
     files = [items_file(training.folder, name, ITEMS) for name in ("arc_easy", "hellaswag")]
     made = Evaluations(training, *trained, datasets=(training.dataset, *files), **spec)
+    capsys.readouterr()
     first, hooks = made.session()
+    assert "it/s]" not in capsys.readouterr().err, "no progress bar in the session's log"
     whole = first.answers.read_bytes()
     found = read(whole)
     assert [(each.name, each.items, each.unasked, each.chat) for each in found.head.benchmarks] == [

@@ -8,7 +8,9 @@ the model nor the adapter.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +38,7 @@ from worker.training.interface import PermanentError
 
 ROWS_AT_ONCE = 4
 """Question and choice pairs of one batch. Their logits are in memory together, so it is small."""
-MAX_TOKENS = 2_048
+MAX_TOKENS = 1_024
 """Tokens of a prompt with its answer at most. A longer item is not asked."""
 
 
@@ -152,7 +154,15 @@ def _task(name: str, items: Sequence[Mapping[str, Any]]) -> Any:
     """
     rows = Dataset.from_list([dict(item) for item in items])
     how = yaml.safe_load((TASKS_FOLDER / f"{name}.yaml").read_bytes())
-    return ConfigurableTask(config={**how, "custom_dataset": lambda **_: {"test": rows}})
+    return _Task(config={**how, "custom_dataset": lambda **_: {"test": rows}})
+
+
+class _Task(ConfigurableTask):
+    """A task that shows no progress, which would be hundreds of lines in the session's log."""
+
+    def build_all_requests(self, **how: Any) -> None:
+        with contextlib.redirect_stderr(io.StringIO()):
+            super().build_all_requests(**how)
 
 
 _Harness: Any = HFLM
@@ -189,6 +199,9 @@ class _Model(_Harness):
         **kwargs: Any,
     ) -> list[int]:
         return self._encoder.written_ids(string) if self._is_chat else self._encoder.prompt_ids(string, chat=False)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        return super().loglikelihood(requests, disable_tqdm=True)
 
     def tokens_of(self, request: Instance) -> int:
         """Tokens of a prompt with its answer, or with the longest answer that may be written."""
