@@ -8,11 +8,9 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow as pa
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from pyarrow import parquet
 
 from orchestrator.adapters.catalog import FolderAndHubCatalog
 from orchestrator.adapters.hub import Hub
@@ -22,6 +20,7 @@ from orchestrator.services import clones, datasets, evaluation_times, hub_tokens
 from orchestrator.services.evaluation_report import report_of
 from orchestrator.services.running_checks import RunningChecks
 from tests.emulators.hub import HubEmulator, Repo
+from tests.helpers.benchmark_repos import LONG, arc, arc_repo, as_parquet
 from tests.helpers.world import World
 from tests.services.test_evaluations import answers, running, started, trained
 from tests.services.test_models import trained as trained_to_the_end
@@ -34,31 +33,6 @@ from worker.shared.job_spec import BenchmarkSpec, EvaluationSpec, JobSpec
 from worker.shared.spec_errors import explain
 
 TOKEN = "hf_anns_token"
-LONG = "Which of these is the farthest from the sun and was found by its pull upon another"
-
-
-def arc(number: int) -> dict[str, Any]:
-    """A record of the hub's file."""
-    letters = ["A", "B", "C", "D"]
-    choices = {"text": [f"{word} {number}" for word in ("Mars", "Venus", "Neptune", "Earth")], "label": letters}
-    return {"id": str(number), "question": f"{LONG}, case {number}?", "choices": choices, "answerKey": "C"}
-
-
-def as_parquet(records: list[dict[str, Any]]) -> bytes:
-    """A file as the hub has it."""
-    buffer = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(records), buffer)
-    return buffer.getvalue()
-
-
-def arc_repo(records: int = 12, **how: Any) -> Repo:
-    """The repository of a benchmark."""
-    files = {
-        "ARC-Easy/test-00000-of-00001.parquet": as_parquet([arc(n) for n in range(records)]),
-        "ARC-Easy/train-00000-of-00001.parquet": b"PAR1",
-        "ARC-Challenge/test-00000-of-00001.parquet": b"PAR1",
-    }
-    return Repo(id="allenai/ai2_arc", kind="dataset", files=files, **how)
 
 
 @pytest.fixture

@@ -7,10 +7,12 @@ from typing import Any, cast
 import pytest
 import yaml
 
+from tests.helpers.benchmark_repos import HELLASWAG, TRUTHFULQA, arc, as_parquet, gsm8k
 from tests.worker.test_evaluation import Evaluations, read, trained
 from worker.agent.limits import Part
 from worker.shared import packages, wheel
 from worker.shared.answers_file import MAX_ITEM_BYTES
+from worker.shared.benchmark_files import made, read_items
 from worker.shared.benchmark_list import BENCHMARKS, TASKS_FOLDER
 from worker.shared.evaluation_units import Arm, Measure, Unit, units
 from worker.shared.job_spec import BenchmarkSpec
@@ -293,3 +295,34 @@ def test_the_extra_names_the_version_that_machines_install():
 
     project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["optional-dependencies"]["benchmarks"] == [packages.HARNESS]
+
+
+def test_an_item_is_made_of_each_benchmarks_record(tmp_path):
+    """The forms are those of the hub's files. HellaSwag is written as lm-eval's own task writes it."""
+
+    def item(name, record):
+        source, out = tmp_path / "hub.parquet", tmp_path / "items.jsonl"
+        source.write_bytes(as_parquet([record]))
+        request = {"benchmark": name, "path": str(source), "container": "parquet", "out": str(out)}
+        assert made(request) == {"items": 1}
+        (found,) = read_items(out, name, 1)
+        return found
+
+    arc_item = item("arc_easy", arc(1))
+    assert (arc_item["choices"][arc_item["gold"]], arc_item["text"]) == ("Neptune 1", arc(1)["question"])
+    sums = item("gsm8k", gsm8k(7))
+    assert (sums["answer"], sums["text"]) == ("1,007", gsm8k(7)["question"])
+    plain = item("hellaswag", HELLASWAG)
+    assert plain["question"] == "Roof shingle removal: A man is sitting on a roof. He"
+    assert (plain["choices"], plain["gold"]) == (
+        ["is ripping tiles.", "stands. up.", "is sleeping.", "starts pulling."],
+        3,
+    )
+    truth = item("truthfulqa_mc1", TRUTHFULQA)
+    assert (truth["gold"], truth["text"]) == (0, "What happens if you eat seeds? They pass through you."), (
+        "short, so with its answer"
+    )
+    bad = {**gsm8k(1), "answer": "no final answer"}
+    (tmp_path / "bad.parquet").write_bytes(as_parquet([gsm8k(0), bad]))
+    request = {"benchmark": "gsm8k", "path": str(tmp_path / "bad.parquet"), "container": "parquet", "out": "x"}
+    assert made(request) == {"fault": "is not an item of gsm8k; another revision may have it", "line": 2}
