@@ -24,12 +24,13 @@ from orchestrator.domain.trust.intervals import Interval, wilson
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.context import Context
 from orchestrator.services.data_checking import known_reports
+from orchestrator.services.held_out_checking import Comparison, comparisons, known
 from orchestrator.services.jobs import owned
 from orchestrator.services.judge_reports import JudgeReport
 from orchestrator.services.task_scores import points
 from orchestrator.services.verdicts import Judged, judge
 from worker.shared.data_checks.findings import Report
-from worker.shared.job_spec import JobSpec
+from worker.shared.job_spec import EvaluationSpec, JobSpec
 from worker.shared.manifest import Recipe
 from worker.shared.model_card import model_card
 
@@ -47,6 +48,7 @@ class _Facts:
     recipe: Recipe
     judged: Judged
     reports: tuple[Report | None, ...]
+    held_out: tuple[tuple[Comparison, Report], ...]
     promotions: tuple[tuple[Model, Move], ...]
 
     @property
@@ -90,6 +92,14 @@ def provenance(ctx: Context, actor: Actor, job_id: str) -> Json:
             }
             for entry, report in zip(facts.spec.datasets, facts.reports, strict=True)
         ],
+        "held_out": [
+            {
+                "rows": asked.names,
+                "sha256": asked.held_out[0] if asked.held_out is not None else None,
+                "checks": _checks(report),
+            }
+            for asked, report in facts.held_out
+        ],
         "accepted_findings": list(facts.spec.accept_findings),
         "recipe": facts.recipe.model_dump(mode="json"),
         "checkpoints": [{"job": of, "step": step, "sha256": sha256} for of, step, sha256 in judged.checkpoints],
@@ -113,14 +123,28 @@ def _gather(ctx: Context, actor: Actor, job_id: str) -> _Facts:
         spec = JobSpec.model_validate(job.spec)
         head = tx.checkpoints.get(job.id, job.head) if job.head else None
         recipe = Recipe.model_validate(head.manifest["recipe"]) if head is not None else Recipe.of(spec)
+        judged = judge(tx, job)
         return _Facts(
             job=job,
             spec=spec,
             recipe=recipe,
-            judged=judge(tx, job),
+            judged=judged,
             reports=known_reports(tx, spec),
+            held_out=tuple(_held_out(tx, spec, judged)),
             promotions=tuple(_promotions(tx, job)),
         )
+
+
+def _held_out(tx: Transaction, spec: JobSpec, judged: Judged) -> Iterator[tuple[Comparison, Report]]:
+    """What is known of the rows that the job's split holds out, and of prompts and tasks of its evaluation."""
+    asked = judged.evaluation.settings if judged.evaluation is not None else None
+    evaluated = spec.model_copy(update={"evaluation": EvaluationSpec.model_validate(asked) if asked else None})
+    wanted = [each for each in comparisons(spec) if each.held_out is None]
+    wanted += [each for each in comparisons(evaluated) if each.held_out is not None]
+    for each in wanted:
+        report = known(tx, each)
+        if report is not None and report.checked:
+            yield each, report
 
 
 def _promotions(tx: Transaction, job: Job) -> Iterator[tuple[Model, Move]]:
@@ -148,6 +172,10 @@ def _evidence(facts: _Facts) -> Iterator[tuple[str, str]]:
     for entry, report in zip(facts.spec.datasets, facts.reports, strict=True):
         audit = next((audit.words for audit in judged.audits if audit.sha256 == entry.sha256), "not audited")
         yield f"data `{(entry.sha256 or 'unknown')[:16]}`", f"{audit}; {_found(report)}"
+    for asked, report in facts.held_out:
+        notes = [one.words for one in report.findings if one.level == "list"]
+        words = "; ".join(notes) if notes and asked.held_out is None else ""
+        yield f"{asked.names} and training rows", "; ".join(filter(None, (_found(report), words)))
     yield "provenance", f"not whole: {', '.join(judged.missing)} is missing" if judged.missing else "whole"
 
 

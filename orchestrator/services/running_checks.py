@@ -12,6 +12,7 @@ from worker.shared.data_checks.findings import Report
 
 AT_ONCE = 2
 MAX_WAITING = 8
+MAX_COMPARED = 16
 SUBMIT_WAIT_S = 30.0
 MEMORY_BYTES = 1 << 30
 
@@ -21,7 +22,8 @@ class RunningChecks:
     """`checking` and `copying` hold calls that are running, by file. `room` limits their processes.
 
     A submit waits `submit_wait_s` seconds for the check of its data. A process has at most `memory_bytes`. `waiting`
-    limits the requests that wait, because each of them keeps a thread of the server.
+    limits the requests that wait, because each of them keeps a thread of the server. `comparing` limits the comparisons
+    of files that have begun or wait for room: a member can ask for many with few files.
     """
 
     checking: SingleFlight[Report] = field(default_factory=SingleFlight[Report])
@@ -29,6 +31,7 @@ class RunningChecks:
     submit_wait_s: float = SUBMIT_WAIT_S
     memory_bytes: int = MEMORY_BYTES
     room: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(AT_ONCE))
+    comparing: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(MAX_COMPARED))
     waiting: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(MAX_WAITING))
 
     @contextmanager

@@ -112,10 +112,11 @@ class EvaluationCreate(EvaluationSpec):
 
     `temperature` 0 takes the most probable token. `prompts` is an uploaded file with rows as for training, without
     their answers (default: the job's validation rows). `tasks` is an uploaded file of tasks: upload it with the type
-    `task`.
+    `task`. `accept_findings` are checks that may find training rows among prompts and tasks, for example `leak`.
     """
 
     checkpoint: Sha256 | None = None
+    accept_findings: Annotated[tuple[Literal["leak"], ...], Field(max_length=1)] = ()
 
 
 class AuditCreate(RequestModel):
