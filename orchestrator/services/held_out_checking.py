@@ -78,6 +78,19 @@ def comparisons(spec: JobSpec) -> tuple[Comparison, ...]:
     return tuple(found)
 
 
+def comparisons_of_card(spec: JobSpec, settings: Json) -> tuple[Comparison, ...]:
+    """The split of a pinned job, and the files of the settings that its adapter was evaluated with."""
+    trained = tuple(_name(entry) for entry in spec.datasets)
+    split = tuple(each for each in comparisons(spec) if each.held_out is None)
+    files: list[tuple[str, Json]] = [
+        (names, settings[names]) for names in (PROMPTS, TASKS) if isinstance(settings.get(names), dict)
+    ]
+    return split + tuple(
+        Comparison(pointer="", names=names, trained=trained, held_out=(file["sha256"], file["type"]))
+        for names, file in files
+    )
+
+
 def _name(entry: DatasetSpec) -> tuple[str, str]:
     return entry.sha256 or "", str(entry.type)
 
@@ -128,7 +141,8 @@ def _found(ctx: Context, checks: RunningChecks, asked: Comparison, files: Sequen
     size = sum(each.size for each in files)
     with ExitStack() as copies:
         read = [as_read(copies.enter_context(copied(ctx, each)), each) for each in files]
-        trained, answer = read[: len(asked.trained)], Json()
+        trained = read[: len(asked.trained)]
+        answer: Json
         try:
             if asked.held_out is None:
                 request: Json = {"trained": trained, "eval_rows": asked.eval_rows, "seed": asked.seed}
@@ -137,7 +151,8 @@ def _found(ctx: Context, checks: RunningChecks, asked: Comparison, files: Sequen
                 answer = in_process(checks, "compared", read[-1] | {"trained": trained, "names": asked.names}, size)
         except limited_call.LimitError as error:
             answer = {"fault": str(error)}
-    if fault := str(answer.get("fault", "")):
+    fault = answer.get("fault")
+    if fault is not None:
         missing = tuple(NotChecked(check=name, reason=fault) for name in CHECKED)
         return Report(version=VERSION, rows=0, checked=0, findings=(), not_checked=missing)
     return Report.of(answer["report"])

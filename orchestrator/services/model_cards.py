@@ -24,13 +24,13 @@ from orchestrator.domain.trust.intervals import Interval, wilson
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.context import Context
 from orchestrator.services.data_checking import known_reports
-from orchestrator.services.held_out_checking import Comparison, comparisons, known
+from orchestrator.services.held_out_checking import Comparison, comparisons_of_card, known
 from orchestrator.services.jobs import owned
 from orchestrator.services.judge_reports import JudgeReport
 from orchestrator.services.task_scores import points
 from orchestrator.services.verdicts import Judged, judge
 from worker.shared.data_checks.findings import Report
-from worker.shared.job_spec import EvaluationSpec, JobSpec
+from worker.shared.job_spec import JobSpec
 from worker.shared.manifest import Recipe
 from worker.shared.model_card import model_card
 
@@ -137,11 +137,8 @@ def _gather(ctx: Context, actor: Actor, job_id: str) -> _Facts:
 
 def _held_out(tx: Transaction, spec: JobSpec, judged: Judged) -> Iterator[tuple[Comparison, Report]]:
     """What is known of the rows that the job's split holds out, and of prompts and tasks of its evaluation."""
-    asked = judged.evaluation.settings if judged.evaluation is not None else None
-    evaluated = spec.model_copy(update={"evaluation": EvaluationSpec.model_validate(asked) if asked else None})
-    wanted = [each for each in comparisons(spec) if each.held_out is None]
-    wanted += [each for each in comparisons(evaluated) if each.held_out is not None]
-    for each in wanted:
+    settings = judged.evaluation.settings if judged.evaluation is not None else {}
+    for each in comparisons_of_card(spec, settings):
         report = known(tx, each)
         if report is not None and report.checked:
             yield each, report

@@ -43,7 +43,7 @@ def trained(world: World, who: str = "alice", base_sha256: str | None = "b" * 64
 
 def evaluate(uow: UnitOfWork, job: Job, evaluation_job: str, *, at: float = 1.0, **changes: Any) -> Evaluation:
     """A finished evaluation of the job's last checkpoint, unless `changes` say otherwise."""
-    how = {key: changes.pop(key) for key in ("checkpoint_sha256", "finished_at") if key in changes}
+    how = {key: changes.pop(key) for key in ("checkpoint_sha256", "finished_at", "settings") if key in changes}
     made: dict[str, Any] = {
         "job_id": evaluation_job,
         "trained_job": job.id,
