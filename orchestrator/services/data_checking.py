@@ -31,7 +31,7 @@ from worker.shared.job_spec import DatasetSpec, JobSpec, RowFormat
 CPU_S, CPU_S_PER_MIB = 60, 4
 """Computing time for a file, and per MiB of it that is checked."""
 MAX_MIB = 512
-PLAN_WAIT_S, CLEAN_WAIT_S = 3.0, 60.0
+CLEAN_WAIT_S = 60.0
 AGAIN_S = 15.0
 NOT_YET = "the file is still being checked"
 Json = dict[str, Any]
@@ -84,7 +84,7 @@ def in_process(checks: RunningChecks, function: str, request: Json, size: int) -
     """The answer of a function of `check_process` for files of `size` bytes. Raises `LimitError`."""
     cpu_s = CPU_S + CPU_S_PER_MIB * min(size >> 20, MAX_MIB)
     name = f"orchestrator.services.check_process:{function}"
-    return limited_call.call(name, request, cpu_s=cpu_s, memory_bytes=checks.memory_bytes)
+    return checks.call(name, request, cpu_s=cpu_s, memory_bytes=checks.memory_bytes)
 
 
 def as_read(path: Path, dataset: Dataset) -> Json:

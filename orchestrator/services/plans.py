@@ -24,7 +24,6 @@ from orchestrator.services import evaluation_prompts, evaluation_times
 from orchestrator.services.audits import of_data
 from orchestrator.services.capacity import is_offline, less_live, list_capacity
 from orchestrator.services.context import Context
-from orchestrator.services.data_checking import PLAN_WAIT_S
 from orchestrator.services.data_gate import looked_at
 from orchestrator.services.datasets import unused_keys
 from orchestrator.services.dispatch import to_pending
@@ -246,7 +245,7 @@ def _data(ctx: Context, spec: JobSpec) -> tuple[tuple[PlannedFinding, ...], tupl
     findings: list[PlannedFinding] = []
     unchecked: list[str] = []
     accepted = frozenset(spec.accept_findings)
-    for looked in looked_at(ctx, spec, wait_s=PLAN_WAIT_S):
+    for looked in looked_at(ctx, spec, wait_s=ctx.checks.plan_wait_s if ctx.checks else 0.0):
         if looked.report is None:
             unchecked.append(looked.name)
             continue

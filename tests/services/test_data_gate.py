@@ -28,19 +28,17 @@ ROWS = [
 ]
 
 
+def here(function: str, request: dict[str, Any], **_: int) -> Any:
+    """Calls a check in this process, with requests and answers as a process of its own would have them."""
+    module, name = function.split(":")
+    answer = getattr(importlib.import_module(module), name)(json.loads(json.dumps(request)))
+    return json.loads(json.dumps(answer))
+
+
 @pytest.fixture(autouse=True)
-def checks(world1: World, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> RunningChecks:
-    """The world's server makes data checks, in processes of their own only where a test is marked so."""
-    if "with_processes" not in request.node.name:
-
-        def here(function: str, request: dict[str, Any], **_: int) -> Any:
-            module, name = function.split(":")
-            return json.loads(
-                json.dumps(getattr(importlib.import_module(module), name)(json.loads(json.dumps(request))))
-            )
-
-        monkeypatch.setattr(limited_call, "call", here)
-    running = RunningChecks()
+def checks(world1: World) -> RunningChecks:
+    """The world's server makes data checks."""
+    running = RunningChecks(call=here, plan_wait_s=60.0)
     world1.ctx = dataclasses.replace(world1.ctx, checks=running)
     return running
 
@@ -93,10 +91,7 @@ def test_leaked_tasks_refuse_the_submit(world1: World, prompts: dict[str, str]) 
     assert [pointer for pointer, _ in refused.value.problems] == ["/evaluate/tasks/path"]
 
 
-def test_a_plan_shows_leaks_with_their_place_and_the_mended_split(
-    world1: World, prompts: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plans, "PLAN_WAIT_S", 60.0)
+def test_a_plan_shows_leaks_with_their_place_and_the_mended_split(world1: World, prompts: dict[str, str]) -> None:
     world1.dataset = bring(world1, [*ROWS, *ROWS[:5]], "twice").sha256
     asked = {"evaluate": {"prompts": prompts}, "val_set_size": 0.3, "accept_findings": ["leak", "exact_duplicates"]}
     plan = plans.plan(world1.ctx, world1.actors["alice"], spec(world1, **asked))
@@ -113,10 +108,9 @@ def test_a_plan_shows_leaks_with_their_place_and_the_mended_split(
     assert plan.unchecked == ()
 
 
-def test_with_processes_a_comparison_is_made_once_and_kept(
-    world1: World, prompts: dict[str, str], checks: RunningChecks
-) -> None:
-    """Guard: without `add_report` the process ran again."""
+def test_a_comparison_is_made_once_and_kept(world1: World, prompts: dict[str, str], checks: RunningChecks) -> None:
+    """By a process of its own. Guard: without `add_report` it ran again."""
+    checks.call = limited_call.call
     with pytest.raises(FindingsError):
         world1.submit("alice", evaluate={"prompts": prompts})
     checks.room.acquire()
@@ -161,12 +155,12 @@ def _pinned(world1: World, **extra: Any) -> JobSpec:
 
 
 def test_a_comparison_that_fails_stops_no_job_and_says_so(
-    world1: World, prompts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    world1: World, prompts: dict[str, str], checks: RunningChecks
 ) -> None:
-    def beyond(*_: object) -> None:
+    def beyond(*_: object, **__: object) -> None:
         raise LimitError("it needs more than 8 MiB of memory")
 
-    monkeypatch.setattr(held_out_checking, "in_process", beyond)
+    checks.call = beyond
     job = world1.submit("alice", evaluate={"prompts": prompts})
     (asked,) = held_out_checking.comparisons(JobSpec.model_validate(world1.job(job).spec))
     report = held_out_checking.compared(world1.ctx, asked, wait_s=0.0)

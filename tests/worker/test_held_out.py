@@ -84,9 +84,10 @@ def test_the_answers_of_prompts_are_no_shift(data) -> None:
     assert shift.words.startswith("the prompts differ from the training rows, most in the length of prompts")
 
 
-def test_a_task_that_is_trained_on_is_a_stop_and_tasks_may_be_unlike_the_rows(data) -> None:
-    """Guards: without `asked_key`, only rows with an answer had a prompt to compare; without `earlier_prompt_keys`, the
-    first question of a conversation was not one that is trained on."""
+def test_a_task_that_is_trained_on_is_a_stop(data) -> None:
+    """Tasks may be unlike the rows. Guards: without `asked_key`, only rows with an answer had a prompt to compare;
+    without `earlier_prompt_keys`, the first question of a conversation was not one that is trained on.
+    """
     train = rows_of(30)
     question = train[4]["messages"][0]["content"]
     train[4]["messages"] += train.pop()["messages"]
