@@ -162,6 +162,8 @@ def _evidence(facts: _Facts) -> Iterator[tuple[str, str]]:
         yield "agreement of raters", f"alpha {evidence.alpha:.2f}"
     if evidence.votes is not None:
         count = f" in one of {judged.comparisons} comparisons" if judged.comparisons > 1 else ""
+        if evidence.gain is not None:
+            yield "declared gain", f"{'shown' if evidence.gain.is_shown else 'not shown'}: {evidence.gain.words}"
         yield "wrong claims", f"at most {percent(judged.error_rate)} % of equal adapters would be called better{count}"
     for found in judged.judges.reports if judged.judges is not None else ():
         yield "judge model", _judge_in_words(found)
@@ -277,7 +279,7 @@ def _comparison(judged: Judged) -> Json | None:
     votes = judged.evidence.votes
     if votes is None:
         return None
-    margin = judged.evidence.margin
+    margin, gain = judged.evidence.margin, judged.evidence.gain
     return {
         "quality": votes.quality,
         "wins": votes.wins,
@@ -286,6 +288,7 @@ def _comparison(judged: Judged) -> Json | None:
         "share": _interval(wilson(votes.wins, votes.wins + votes.losses)),
         "alpha": judged.evidence.alpha,
         "margin": {"result": margin.result, "score": _interval(margin.score)} if margin is not None else None,
+        "gain": {"is_shown": gain.is_shown, "words": gain.words} if gain is not None else None,
         "comparisons": judged.comparisons,
         "error_rate": judged.error_rate,
     }
