@@ -84,7 +84,7 @@ def add_evaluation(
     with uow() as tx:
         tx.evaluations.add(evaluation)
         if answers:
-            report = REPORT | {"prompts": answers, "identical": same, "tasks": tasks}
+            report = REPORT | {"prompts": answers, "identical": same} | ({"tasks": tasks} if tasks else {})
             evaluation.answers_sha256, evaluation.report, evaluation.finished_at = "b" * 64, report, at
             equal = {"base": "The same text.", "adapter": "The same text."}
             texts = [answers_of(job_id, n, **(changes | (equal if n < same else {}))) for n in range(answers)]
