@@ -4,6 +4,7 @@ provider."""
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -32,7 +33,22 @@ from tests.images import Image, load
 hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")
 
+# Collecting imports everything. Garbage collections find nothing in it, then or later.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 DATABASES = [pytest.param("sqlite"), pytest.param("postgres", marks=pytest.mark.postgres)]
+
+
+def _migrate(url: str) -> None:
+    engine = make_engine(url)
+    upgrade(engine)
+    engine.dispose()
 
 
 @pytest.fixture(scope="session")
@@ -43,9 +59,7 @@ def postgres_cluster(tmp_path_factory) -> Iterator[Cluster]:
     cluster = Cluster()
     try:
         cluster.start()
-        engine = make_engine(cluster.create("template_of_tests"))
-        upgrade(engine)
-        engine.dispose()
+        cluster.migrate(_migrate)
         yield cluster
     finally:
         cluster.stop()
@@ -55,11 +69,7 @@ def postgres_cluster(tmp_path_factory) -> Iterator[Cluster]:
 def sqlite_template(tmp_path_factory) -> Path:
     """A migrated SQLite file to copy: migrating takes longer than most tests."""
     path = tmp_path_factory.mktemp("sqlite") / "template.db"
-    engine = make_engine(f"sqlite:///{path}")
-    upgrade(engine)
-    with engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-    engine.dispose()
+    _migrate(f"sqlite:///{path}")
     return path
 
 
@@ -90,9 +100,9 @@ def database_url(request, tmp_path) -> Iterator[str]:
         yield f"sqlite:///{path}"
         return
     cluster: Cluster = request.getfixturevalue("postgres_cluster")
-    url = cluster.create(template="template_of_tests")
+    url = cluster.lend()
     yield url
-    cluster.drop(url)
+    cluster.take_back(url)
 
 
 @pytest.fixture(scope="session")

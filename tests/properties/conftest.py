@@ -29,13 +29,13 @@ def make_database(database_kind: str, request: pytest.FixtureRequest, tmp_path: 
             engine, url = open_now.pop()
             engine.dispose()
             if database_kind == "postgres":
-                request.getfixturevalue("postgres_cluster").drop(url)
+                request.getfixturevalue("postgres_cluster").take_back(url)
 
     def make() -> Engine:
         close()
         if database_kind == "postgres":
             cluster: Cluster = request.getfixturevalue("postgres_cluster")
-            url = cluster.create(template="template_of_tests")
+            url = cluster.lend()
         else:
             path = tmp_path / f"{next(numbers)}.db"
             shutil.copy(request.getfixturevalue("sqlite_template"), path)

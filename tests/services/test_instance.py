@@ -181,7 +181,7 @@ def test_a_second_server_on_one_database_is_refused(make_server, database_url: s
 @pytest.mark.postgres
 def test_a_lost_lock_refuses_writes_until_it_is_back(postgres_cluster) -> None:
     """Guard: without the thread that watches the connection this server wrote on while another one had the lock."""
-    url = postgres_cluster.create(template="template_of_tests")
+    url = postgres_cluster.lend()
     engine = make_engine(url)
     guard = guard_database(engine, patience_s=0.05, retry_s=0.05)
     uow = make_unit_of_work(engine, guard.check)
@@ -200,7 +200,7 @@ def test_a_lost_lock_refuses_writes_until_it_is_back(postgres_cluster) -> None:
     _add_member(uow, "cid")
     guard.close()
     engine.dispose()
-    postgres_cluster.drop(url)
+    postgres_cluster.take_back(url)
 
 
 def _is_refused(check) -> bool:

@@ -1,6 +1,7 @@
 """The smoke step: tests within seconds, before a model is downloaded, whether the packages train on this machine.
 
-`python -m worker.training.smoke` tests this machine. With RANK WORLD ADDRESS it is one of several processes.
+`python -m worker.training.smoke` tests this machine. With RANK WORLD ADDRESS DEVICE WEIGHTS it is one of several
+processes.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from worker.training.interface import UnfitMachineError
 if TYPE_CHECKING:
     from worker.shared.job_spec import JobSpec
     from worker.shared.manifest import Hardware
+    from worker.training.backends.base import Backend
 
-LIBRARIES = ("datasets", "transformers", "accelerate", "peft", "trl", "bitsandbytes")
+LIBRARIES = ("datasets", "transformers", "accelerate", "peft", "trl")
 PATIENCE_S = 180.0
 """Maximum seconds for the processes of several GPUs."""
 SIDE = 4
@@ -42,14 +44,16 @@ def check(spec: JobSpec) -> dict[str, float]:
     from worker.training.ranks import world_size
 
     hardware = probe()
-    return try_all(hardware, spec.backend, world_size(spec, hardware))
+    four_bit = spec.adapter == "qlora" or "8bit" in spec.optimizer
+    return try_all(hardware, spec.backend, world_size(spec, hardware), four_bit=four_bit)
 
 
-def try_all(hardware: Hardware, backend: str, world: int) -> dict[str, float]:
+def try_all(hardware: Hardware, wanted: str, world: int, *, four_bit: bool = True) -> dict[str, float]:
     """Test everything that training needs, with tiny tensors. Returns the seconds of each part.
 
-    `world` is the number of GPUs that train together. The imported libraries stay loaded for training. Raises
-    `UnfitMachineError` with the library's own message.
+    `wanted` is the backend that the job asks for, `world` the number of GPUs that train together, and `four_bit`
+    whether the job needs bitsandbytes. The imported libraries stay loaded for training. Raises `UnfitMachineError` with
+    the library's own message.
     """
     from worker.training.determinism import require_deterministic_kernels
     from worker.training.precision import precision_of
@@ -58,17 +62,20 @@ def try_all(hardware: Hardware, backend: str, world: int) -> dict[str, float]:
     require_deterministic_kernels()  # before the first product: cuBLAS reads once how it is to work
 
     unusable.hide()
-    together = several(world, hardware.device) if world > 1 else contextlib.nullcontext()
+    together = several(world, hardware.device, four_bit) if world > 1 else contextlib.nullcontext()
     with quick_imports(), together as wait:
-        took("backend", lambda: _load_backend(hardware, backend, world))
-        for name in LIBRARIES:
+        backend = took("backend", lambda: _load_backend(hardware, wanted, world))
+        four_bit = four_bit or backend.needs_bitsandbytes
+        if not four_bit:
+            unusable.hide_bitsandbytes()
+        for name in (*LIBRARIES, *(["bitsandbytes"] if four_bit else [])):
             took(f"import of {name}", lambda name=name: importlib.import_module(name))
         took("import of the trainer", lambda: importlib.import_module("worker.training.trainer"))
         took("LoRA", lambda: lora_step(hardware.device))
-        if wait is None:
+        if wait is not None:
+            took(f"processes of {world} GPUs", wait)
+        elif four_bit:
             took("4-bit product", lambda: four_bit_product(hardware.device, precision_of(hardware)))
-        else:
-            took(f"4-bit product and all-reduce on {world} GPUs", wait)
     return took.seconds
 
 
@@ -78,10 +85,10 @@ class _Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def __call__(self, part: str, work: Callable[[], Any]) -> None:
+    def __call__(self, part: str, work: Callable[[], Any]) -> Any:
         began = time.monotonic()
         try:
-            work()
+            result = work()
         except UnfitMachineError:
             raise
         except Exception as error:
@@ -93,14 +100,17 @@ class _Clock:
                 cause=causes.SMOKE,
             ) from error
         self.seconds[part] = round(time.monotonic() - began, 2)
+        return result
 
 
-def _load_backend(hardware: Hardware, wanted: str, world: int) -> None:
+def _load_backend(hardware: Hardware, wanted: str, world: int) -> Backend:
     """Load the backend before the libraries, because it may patch them at import."""
     from worker.training.backends import base
 
     base.install_unsloth(wanted, hardware, world)
-    base.select(wanted, hardware, world).import_libraries(hardware)
+    backend = base.select(wanted, hardware, world)
+    backend.import_libraries(hardware)
+    return backend
 
 
 def lora_step(device: str) -> None:
@@ -143,8 +153,10 @@ def _used(device: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def several(world: int, device: str, patience_s: float = PATIENCE_S) -> Iterator[Callable[[], None]]:
-    """Start a short-lived process per GPU, each of which tests a 4-bit product and a sum over all.
+def several(
+    world: int, device: str, four_bit: bool = True, patience_s: float = PATIENCE_S
+) -> Iterator[Callable[[], None]]:
+    """Start a short-lived process per GPU, each of which tests a sum over all and, with `four_bit`, a 4-bit product.
 
     Processes are used so that no GPU memory stays allocated. They run in parallel with the block. The yielded function
     waits for them.
@@ -152,7 +164,8 @@ def several(world: int, device: str, patience_s: float = PATIENCE_S) -> Iterator
     address, until = free_address(), time.monotonic() + patience_s
     with tempfile.TemporaryDirectory(prefix="trainhop-") as folder:
         outputs = [Path(folder, f"{rank}.log") for rank in range(world)]
-        members = [_member(rank, world, address, device, output) for rank, output in enumerate(outputs)]
+        task = (address, device, "4-bit" if four_bit else "16-bit")
+        members = [_member(rank, world, task, output) for rank, output in enumerate(outputs)]
         try:
             yield lambda: _wait(members, outputs, until)
         finally:
@@ -161,9 +174,9 @@ def several(world: int, device: str, patience_s: float = PATIENCE_S) -> Iterator
                 member.wait()
 
 
-def _member(rank: int, world: int, address: str, device: str, output: Path) -> subprocess.Popen[bytes]:
+def _member(rank: int, world: int, task: tuple[str, ...], output: Path) -> subprocess.Popen[bytes]:
     variables = only_gpu(rank) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", "worker.training.smoke", str(rank), str(world), address, device]
+    command = [sys.executable, "-m", "worker.training.smoke", str(rank), str(world), *task]
     with output.open("wb") as log:
         return subprocess.Popen(
             tied(command), env=os.environ | variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -183,7 +196,7 @@ def _wait(members: list[subprocess.Popen[bytes]], outputs: list[Path], until: fl
         raise TimeoutError("the processes of the GPUs could not connect to each other in time")
 
 
-def _run_member(rank: int, world: int, address: str, device: str) -> None:
+def _run_member(rank: int, world: int, address: str, device: str, weights: str) -> None:
     import torch
 
     from worker.training.distributed import team
@@ -193,7 +206,8 @@ def _run_member(rank: int, world: int, address: str, device: str) -> None:
     hardware = probe()
     torch.manual_seed(0)
     with team(rank, world, address, 0, device) as group:
-        four_bit_product(device, precision_of(hardware))
+        if weights == "4-bit":
+            four_bit_product(device, precision_of(hardware))
         if (total := group.sum([1.0])) != [float(world)]:
             raise RuntimeError(f"{world} processes summed 1 to {total[0]}")
 
@@ -201,8 +215,8 @@ def _run_member(rank: int, world: int, address: str, device: str) -> None:
 def main(arguments: list[str]) -> int:
     """Test the machine, or be one of several processes. Exit code 0 if it trains."""
     if arguments:
-        rank, world, address, device = arguments
-        _run_member(int(rank), int(world), address, device)
+        rank, world, *task = arguments
+        _run_member(int(rank), int(world), *task)
         return 0
     hardware = probe()
     try:

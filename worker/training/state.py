@@ -22,6 +22,7 @@ from torch import nn
 from worker.shared import checkpoint_header
 from worker.shared.checkpoint_header import CheckpointError
 from worker.training import module_state
+from worker.training.determinism import set_deterministic_kernels
 from worker.training.hostcopy import HostCopy, Ready
 from worker.training.interface import UnsoundStateError
 from worker.training.module_state import Changes, ModuleState
@@ -291,7 +292,7 @@ def restored_afterwards(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        torch.use_deterministic_algorithms(strict, warn_only=lenient)
+        set_deterministic_kernels(strict, warn_only=lenient)
         model.train(training)
         kept.put_back()
         restore_rng(arrays, rng)
@@ -303,7 +304,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     with restored_afterwards(model), torch.no_grad():
         model.eval()
         # Evaluation does not affect training, so generation may use any kernel.
-        torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled(), warn_only=True)
+        set_deterministic_kernels(torch.are_deterministic_algorithms_enabled(), warn_only=True)
         yield
 
 

@@ -1,4 +1,4 @@
-"""Packages that the training libraries reject instead of ignoring, and how outdated ones are hidden.
+"""Packages that the training libraries reject instead of ignoring, and how they are hidden.
 
 An image contains packages that the session never uses. If such a package is too old, some libraries raise an error as
 soon as they check for it.
@@ -50,6 +50,15 @@ def hide(table: Sequence[Refused] = TABLE) -> list[str]:
         elif entry.package in sys.modules and sys.modules[entry.package] is None:
             del sys.modules[entry.package]
     return hidden
+
+
+def hide_bitsandbytes() -> None:
+    """Make bitsandbytes look absent, unless PEFT has already imported it.
+
+    PEFT imports it wherever it is installed. With the compiler of torch that it loads, this takes a second.
+    """
+    if "peft" not in sys.modules:
+        sys.modules.setdefault("bitsandbytes", None)  # pyright: ignore[reportArgumentType] - Python's own way to say "absent"
 
 
 def _is_refused(entry: Refused) -> bool:

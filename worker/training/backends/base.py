@@ -78,6 +78,8 @@ class Backend(Protocol):
         ...
 
     own_checkpointing: bool
+    needs_bitsandbytes: bool
+    """Whether it imports bitsandbytes for every job."""
 
 
 def load(

@@ -23,6 +23,7 @@ class HfBackend:
 
     name = "hf"
     own_checkpointing = False
+    needs_bitsandbytes = False
 
     def import_libraries(self, hardware: Hardware) -> None:
         pass

@@ -32,6 +32,7 @@ class UnslothBackend:
 
     name = "unsloth"
     own_checkpointing = True
+    needs_bitsandbytes = True
 
     def import_libraries(self, hardware: Hardware) -> None:
         """Import unsloth, which patches transformers and PEFT at import."""
@@ -46,6 +47,8 @@ class UnslothBackend:
         # The backward pass of xformers is not deterministic. Without it unsloth uses PyTorch's attention, which is.
         sys.modules.setdefault("xformers", None)  # pyright: ignore[reportArgumentType] - Python's own way to say "absent"
         import unsloth  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
+
+        torch.use_deterministic_algorithms(True)  # also for what torch's compiler makes
 
     def base(self, spec: JobSpec, directory: Path, hardware: Hardware, precision: str, trust: bool) -> Any:
         from unsloth import FastLanguageModel  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
