@@ -65,7 +65,8 @@ def test_equal_models_are_rarely_promoted(tie: float) -> None:
     """No gain and no loss. Both ways to a promotion have an error rate, and together they are not above the sum. Guard:
     with a p-value of .2 for a gain, one in ten was promoted."""
     share = promoted(random.Random(7), RUNS, win=0.5, tie=tie, base=0.6, adapter=0.6)
-    assert 0.005 < share <= error_rates(0.5).better + FALSE_GAIN
+    assert 0.005 < share <= error_rates(0.5).better + 0.025
+    assert FALSE_GAIN == 0.025
 
 
 def test_a_gain_does_not_promote_a_worse_adapter() -> None:
