@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from worker.shared.data_checks import held_out
 from worker.shared.data_checks.clean_copy import write_clean
 from worker.shared.data_checks.runner import Data, Options, Outcome, check
 from worker.shared.data_checks.token_facts import TokenFacts
@@ -35,11 +36,33 @@ def cleaned(request: Json) -> Json:
     return {"left_out": len(left_out)}
 
 
+def compared(request: Json) -> Json:
+    """The report of `held_out` rows against `trained` files, or a `fault`."""
+    try:
+        report = held_out.compare([_data(each) for each in request["trained"]], _data(request), request["names"])
+    except DatasetError as error:
+        return {"fault": str(error)}
+    return {"report": report.to_json()}
+
+
+def split_checked(request: Json) -> Json:
+    """The report of the split of a job with these `trained` files, or a `fault`."""
+    try:
+        files = [_data(each) for each in request["trained"]]
+        report = held_out.check_split(files, request["eval_rows"], request["seed"])
+    except DatasetError as error:
+        return {"fault": str(error)}
+    return {"report": report.to_json()}
+
+
 def _outcome(request: Json) -> Outcome:
-    data = Data(
+    return check(_data(request), Options(tokens=TokenFacts(away=NO_TOKENIZER)))
+
+
+def _data(request: Json) -> Data:
+    return Data(
         path=Path(request["path"]),
         row_format=RowFormat(request["row_format"]),
         container=FileFormat(request["container"]),
         rows=request["rows"],
     )
-    return check(data, Options(tokens=TokenFacts(away=NO_TOKENIZER)))

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from orchestrator.domain.accounts import Actor
-from orchestrator.domain.errors import FindingsError, InvalidError, UnavailableError
+from orchestrator.domain.errors import InvalidError, UnavailableError
 from orchestrator.domain.storage import DataReport, Dataset
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.context import Context
@@ -24,14 +24,14 @@ from orchestrator.services.running_checks import RunningChecks
 from worker.shared import limited_call
 from worker.shared.data_checks import VERSION
 from worker.shared.data_checks.checks import CHECKS, LEVELS
-from worker.shared.data_checks.findings import Finding, NotChecked, Report
+from worker.shared.data_checks.findings import NotChecked, Report
 from worker.shared.data_checks.token_facts import TokenFacts, facts_of, special_findings, token_findings
 from worker.shared.job_spec import DatasetSpec, JobSpec, RowFormat
 
 CPU_S, CPU_S_PER_MIB = 60, 4
 """Computing time for a file, and per MiB of it that is checked."""
 MAX_MIB = 512
-PLAN_WAIT_S, CLEAN_WAIT_S = 3.0, 60.0
+CLEAN_WAIT_S = 60.0
 AGAIN_S = 15.0
 NOT_YET = "the file is still being checked"
 Json = dict[str, Any]
@@ -65,7 +65,7 @@ def _check(ctx: Context, checks: RunningChecks, dataset: Dataset) -> Report:
             answer, fault = {}, str(error)
     report = _unread(dataset, fault) if fault else Report.of(answer["report"])
     with ctx.uow() as tx:
-        tx.datasets.add_report(_stored(dataset.sha256, dataset.row_format, "", report.to_json(), ctx.clock.now()))
+        tx.datasets.add_report(as_stored(dataset.sha256, dataset.row_format, "", report.to_json(), ctx.clock.now()))
     return report
 
 
@@ -77,19 +77,28 @@ def _unread(dataset: Dataset, fault: str) -> Report:
 
 def _within_limits(ctx: Context, checks: RunningChecks, dataset: Dataset, function: str, **more: str) -> Json:
     with copied(ctx, dataset) as path:
-        request: Json = {
-            "path": str(path),
-            "row_format": dataset.row_format,
-            "container": dataset.file_format,
-            "rows": dataset.rows,
-            **more,
-        }
-        cpu_s = CPU_S + CPU_S_PER_MIB * min(dataset.size >> 20, MAX_MIB)
-        name = f"orchestrator.services.check_process:{function}"
-        return limited_call.call(name, request, cpu_s=cpu_s, memory_bytes=checks.memory_bytes)
+        return in_process(checks, function, as_read(path, dataset) | more, dataset.size)
 
 
-def _stored(sha256: str, row_format: str, tokenizer: str, report: Json, now: float) -> DataReport:
+def in_process(checks: RunningChecks, function: str, request: Json, size: int) -> Json:
+    """The answer of a function of `check_process` for files of `size` bytes. Raises `LimitError`."""
+    cpu_s = CPU_S + CPU_S_PER_MIB * min(size >> 20, MAX_MIB)
+    name = f"orchestrator.services.check_process:{function}"
+    return checks.call(name, request, cpu_s=cpu_s, memory_bytes=checks.memory_bytes)
+
+
+def as_read(path: Path, dataset: Dataset) -> Json:
+    """A file and how it is read, for `check_process`."""
+    return {
+        "path": str(path),
+        "row_format": dataset.row_format,
+        "container": dataset.file_format,
+        "rows": dataset.rows,
+    }
+
+
+def as_stored(sha256: str, row_format: str, tokenizer: str, report: Json, now: float) -> DataReport:
+    """A report of this version of the checks."""
     return DataReport(
         sha256=sha256, row_format=row_format, tokenizer=tokenizer, version=VERSION, report=report, created_at=now
     )
@@ -132,7 +141,7 @@ def _facts(ctx: Context, spec: JobSpec, entry: DatasetSpec, key: tuple[str, str,
     facts = token_facts(ctx, spec, entry)
     if facts is not None:
         with ctx.uow() as tx:
-            tx.datasets.add_report(_stored(*key, asdict(facts), ctx.clock.now()))
+            tx.datasets.add_report(as_stored(*key, asdict(facts), ctx.clock.now()))
     return facts
 
 
@@ -148,41 +157,6 @@ def with_tokens(report: Report, facts: TokenFacts) -> Report:
     findings = sorted([*report.findings, *more], key=lambda finding: LEVELS.index(finding.level))
     missing = tuple(each for each in report.not_checked if each.check not in ("end_of_turn", "cut_rows"))
     return replace(report, findings=tuple(findings), not_checked=missing)
-
-
-def refuse_findings(ctx: Context, spec: JobSpec) -> tuple[Finding, ...]:
-    """Refuse a job with a stop in its data. Returns the stops that its `accept_findings` accepts.
-
-    Raises `FindingsError` with what to do, or `UnavailableError` while a large file is still being checked.
-    """
-    accepted: list[Finding] = []
-    faults: list[tuple[str, str]] = []
-    wait_s = ctx.checks.submit_wait_s if ctx.checks else 0.0
-    for place, report in enumerate(reports_for(ctx, spec, wait_s=wait_s)):
-        if report is None:
-            name = spec.datasets[place].path
-            raise UnavailableError(f"{name}: {NOT_YET}. Submit the job again in a moment.", retry_after_s=AGAIN_S)
-        for finding in report.findings:
-            if finding.level == "stop" and finding.check in spec.accept_findings:
-                accepted.append(finding)
-            elif finding.level == "stop":
-                faults.append((f"/datasets/{place}/path", refusal(finding)))
-    if faults:
-        names = ", ".join(dict.fromkeys(words.partition(":")[0] for _, words in faults))
-        raise FindingsError(
-            f"The data has faults that a model would learn ({names}). Correct the data, use a clean copy, or accept "
-            f"them with accept_findings: [{names}].",
-            faults,
-        )
-    return tuple(accepted)
-
-
-def refusal(finding: Finding) -> str:
-    """A stop in one sentence: the check, the count, the first lines, and what to do."""
-    lines = ", ".join(map(str, finding.lines[:10])) + (", …" if finding.count > 10 else "")
-    where = f" (line{'s' if len(finding.lines) > 1 else ''} {lines})" if finding.lines else ""
-    accept = f"To train anyway: accept_findings: [{finding.check}]."
-    return f"{finding.check}: {finding.words}{where}. {finding.advice} {accept}"
 
 
 def stored_report(
