@@ -28,18 +28,21 @@ class Looked:
     may_stop: bool = True
 
 
-def looked_at(ctx: Context, spec: JobSpec, *, wait_s: float) -> Iterator[Looked]:
-    """The reports of a pinned job: of its files, and of the rows that are held out. Each is waited for `wait_s`."""
+def looked_at(ctx: Context, spec: JobSpec, *, wait_s: float, only_stops: bool = False) -> Iterator[Looked]:
+    """The reports of a pinned job: of its files, and of the rows that are held out.
+
+    Each is waited for `wait_s`. With `only_stops`, one that cannot stop the job is begun and not waited for.
+    """
     for place, report in enumerate(reports_for(ctx, spec, wait_s=wait_s)):
         yield Looked(pointer=f"/datasets/{place}/path", name=spec.datasets[place].path, report=report, dataset=place)
-    yield from held_out(ctx, spec, wait_s=wait_s)
+    yield from held_out(ctx, spec, wait_s=wait_s, only_stops=only_stops)
 
 
-def held_out(ctx: Context, spec: JobSpec, *, wait_s: float) -> Iterator[Looked]:
-    """The reports of the rows that a pinned job or an evaluation holds out of training."""
+def held_out(ctx: Context, spec: JobSpec, *, wait_s: float, only_stops: bool = False) -> Iterator[Looked]:
+    """The reports of the rows that a pinned job or an evaluation holds out of training. See `looked_at`."""
     for asked in comparisons(spec) if ctx.checks is not None else ():
         may_stop = asked.held_out is not None
-        report = compared(ctx, asked, wait_s=wait_s)
+        report = compared(ctx, asked, wait_s=wait_s if may_stop or not only_stops else 0.0)
         yield Looked(pointer=asked.pointer, name=f"the {asked.names}", report=report, may_stop=may_stop)
 
 
@@ -48,7 +51,8 @@ def refuse_findings(ctx: Context, spec: JobSpec) -> tuple[Finding, ...]:
 
     Raises `FindingsError` with what to do, or `UnavailableError` while a large file is still being checked.
     """
-    return _judged(looked_at(ctx, spec, wait_s=_submit_wait_s(ctx)), spec.accept_findings)
+    reports = looked_at(ctx, spec, wait_s=_submit_wait_s(ctx), only_stops=True)
+    return _judged(reports, spec.accept_findings)
 
 
 def refuse_leaks(ctx: Context, spec: JobSpec, accepted: Collection[str]) -> tuple[Finding, ...]:

@@ -127,14 +127,15 @@ def test_a_comparison_is_made_once_and_kept(world1: World, prompts: dict[str, st
 def test_a_late_comparison_refuses_for_now_and_a_late_split_does_not(
     world1: World, prompts: dict[str, str], checks: RunningChecks
 ) -> None:
-    """Guards: without `may_stop` a submit waited for a report that stops nothing; with a wait that has no end, a server
-    had no thread left."""
+    """Guards: without `may_stop`, or without `only_stops`, a submit waited for a report that stops nothing; with a wait
+    that has no end, a server had no thread left."""
     assert world1.submit("alice")  # the file itself is checked
     checks.submit_wait_s = 0.0
     checks.room.acquire()
     checks.room.acquire()
     with pytest.raises(UnavailableError, match="the prompts: the file is still being checked"):
         world1.submit("alice", evaluate={"prompts": prompts})
+    checks.submit_wait_s = 3_600.0
     assert world1.submit("alice", val_set_size=0.2)
     checks.room.release()
     checks.room.release()
