@@ -14,7 +14,7 @@ from tests.emulators.kaggle import KaggleEmulator, Person
 
 ASKED = {"max_new_tokens": 96}
 CUTS = (2, 6, 11, 16, 21)
-"""Units at which a machine is lost. An evaluation of 72 prompts has 26."""
+"""Units at which a machine is lost. An evaluation of 72 prompts has 40."""
 END_S = 600.0
 
 

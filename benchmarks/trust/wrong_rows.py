@@ -128,6 +128,7 @@ def _train_all(shard: Shard) -> Found:
     with trainings(shard.folder / "server", shard.folder / "models") as server:
         prompts = _upload(server, shard.folder / "prompts.jsonl", questions())
         asked = {"prompts": {"path": prompts}, "max_prompts": len(questions()), "max_new_tokens": 8}
+        asked["accept_findings"] = ["leak"]  # there are no other questions than those that are trained on
         for seed in range(shard.number, SEEDS, shard.of):
             wrong = _upload(server, shard.folder / f"wrong-{seed}.jsonl", _with_wrong_answers(seed))
             found.wrong.append(_trained(server, whole, wrong, seed, asked))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from orchestrator.domain.trust.declared_gain import GainKind
+
 
 class PlanName(StrEnum):
     """The plans of the sign test that a comparison may have."""
@@ -36,7 +38,8 @@ class BlindComparison:
 
     `key` is a secret. It fixes the order of prompts, and the side of each answer for each rater. `identical` are the
     numbers of prompts with equal answers, out of `prompts`. `margin` was declared before the first vote (None: not
-    declared), and is tested after the first `margin_prompts` prompts of the order.
+    declared), and is tested after the first `margin_prompts` prompts of the order. `gain` was declared with it: what an
+    adapter that is not worse has to be better at.
     """
 
     id: str
@@ -52,6 +55,7 @@ class BlindComparison:
     created_at: float
     closed_at: float | None = None
     ending: Ending | None = None
+    gain: GainKind | None = None
 
 
 @dataclass(kw_only=True)

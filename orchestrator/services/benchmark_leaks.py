@@ -13,9 +13,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.domain.storage import DataReport, Dataset
+from orchestrator.domain.storage import Dataset
 from orchestrator.ports.repository import Transaction
-from orchestrator.services.check_calls import within_limits
+from orchestrator.services.check_calls import as_stored, within_limits
 from orchestrator.services.context import Context
 from orchestrator.services.datasets import copied
 from orchestrator.services.running_checks import RunningChecks
@@ -120,16 +120,8 @@ def _compare(
     plain: Json = {"version": VERSION, "rows": dataset.rows, "checked": dataset.rows, "not_checked": [], "figures": []}
     report = replace(Report.of({**plain, "findings": answer.get("findings", [])}), not_checked=missing)
     with ctx.uow() as tx:
-        tx.datasets.add_report(
-            DataReport(
-                sha256=dataset.sha256,
-                row_format=dataset.row_format,
-                tokenizer=_key(compared),
-                version=VERSION,
-                report=report.to_json(),
-                created_at=ctx.clock.now(),
-            )
-        )
+        stored = as_stored(dataset.sha256, dataset.row_format, _key(compared), report.to_json(), ctx.clock.now())
+        tx.datasets.add_report(stored)
     return report
 
 

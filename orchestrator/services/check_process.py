@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from worker.shared.data_checks import held_out
 from worker.shared.data_checks.benchmark_items import BenchmarkItems
 from worker.shared.data_checks.clean_copy import write_clean
 from worker.shared.data_checks.runner import Data, Options, Outcome, check, items_in
@@ -54,6 +55,29 @@ def _asked_text(row: Row) -> str:
     return " ".join(turn.content for turn in row.messages if turn.role == "user") if row.messages else row.text
 
 
+def compared(request: Json) -> Json:
+    """The report of `held_out` rows against `trained` files, or a `fault`."""
+    try:
+        report = held_out.compare([_data(each) for each in request["trained"]], _data(request), request["names"])
+    except DatasetError as error:
+        return {"fault": str(error)}
+    return {"report": report.to_json()}
+
+
+def split_checked(request: Json) -> Json:
+    """The report of the split of a job with these `trained` files, or a `fault`."""
+    try:
+        files = [_data(each) for each in request["trained"]]
+        report = held_out.check_split(files, request["eval_rows"], request["seed"])
+    except DatasetError as error:
+        return {"fault": str(error)}
+    return {"report": report.to_json()}
+
+
+def _outcome(request: Json) -> Outcome:
+    return check(_data(request), Options(tokens=TokenFacts(away=NO_TOKENIZER)))
+
+
 def _data(request: Json) -> Data:
     return Data(
         path=Path(request["path"]),
@@ -61,7 +85,3 @@ def _data(request: Json) -> Data:
         container=FileFormat(request["container"]),
         rows=request["rows"],
     )
-
-
-def _outcome(request: Json) -> Outcome:
-    return check(_data(request), Options(tokens=TokenFacts(away=NO_TOKENIZER)))

@@ -27,10 +27,12 @@ from orchestrator.domain.blind_votes import (
 from orchestrator.domain.comparisons import BlindComparison, Ending, PlanName, Rater
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError
 from orchestrator.domain.evaluations import Evaluation
+from orchestrator.domain.trust.declared_gain import GainKind
 from orchestrator.domain.trust.sign_test import Comparison, Outcome, Quality
 from orchestrator.domain.trust.win_rates import MarginResult
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.context import Context, new_id
+from orchestrator.services.declared_gains import scores_of
 
 QUESTION: Final = "Which answer is better?"
 MAX_QUESTION = 500
@@ -75,17 +77,20 @@ def start(
     question: str = QUESTION,
     plan: PlanName = PlanName.STANDARD,
     margin: float | None = None,
+    gain: GainKind | None = None,
 ) -> BlindComparison:
     """Start the comparison of a finished evaluation's answers.
 
     Raises `ConflictError` while another one is open, and after one has decided: repeating it until the result pleases
-    would make the result worthless. Raises `InvalidError` if there are too few prompts with different answers.
+    would make the result worthless. Raises `InvalidError` if there are too few prompts with different answers, or if
+    the `gain` could not be shown.
     """
     with ctx.uow() as tx:
         evaluation = evaluation_of(tx, actor, job_id)
         if evaluation.finished_at is None:
             raise ConflictError("This evaluation has no answers yet. Wait until its job is done.")
         _refuse_after_decision(tx, job_id)
+    _require_gain(evaluation, gain, margin)
     prompts, identical = read_answers(ctx, job_id)
     _require_prompts(prompts, len(identical), plan, margin)
     now = ctx.clock.now()
@@ -101,6 +106,7 @@ def start(
         prompts=prompts,
         identical=identical,
         created_at=now,
+        gain=gain,
     )
     with ctx.uow() as tx:
         evaluation_of(tx, actor, job_id)
@@ -145,6 +151,17 @@ def _require_prompts(prompts: int, identical: int, plan: PlanName, margin: float
         raise InvalidError(f"A margin needs at least {MARGIN_PROMPTS} prompts, and this evaluation has {prompts}.")
 
 
+def _require_gain(evaluation: Evaluation, gain: GainKind | None, margin: float | None) -> None:
+    if gain is None:
+        return
+    if margin is None:
+        raise InvalidError("A gain elsewhere counts only for an adapter that is not worse by a margin. Give a margin.")
+    if scores_of(evaluation) is None:
+        raise InvalidError(
+            "No tasks were scored in this evaluation, so there is no gain on them. Evaluate the job with tasks."
+        )
+
+
 def change(
     ctx: Context,
     actor: Actor,
@@ -153,6 +170,7 @@ def change(
     question: str | None = None,
     plan: PlanName | None = None,
     margin: float | None = None,
+    gain: GainKind | None = None,
 ) -> BlindComparison:
     """Change settings of a comparison before its first vote. None leaves a setting as it is."""
     with ctx.uow() as tx:
@@ -165,6 +183,8 @@ def change(
         comparison.question = question or comparison.question
         comparison.plan = plan or comparison.plan
         comparison.margin = comparison.margin if margin is None else margin
+        comparison.gain = gain or comparison.gain
+        _require_gain(evaluation_of(tx, actor, comparison.job_id), comparison.gain, comparison.margin)
         comparison.margin_prompts = planned_prompts(comparison.margin, comparison.prompts)
         _require_prompts(comparison.prompts, len(comparison.identical), comparison.plan, comparison.margin)
         tx.comparisons.save(comparison)
@@ -231,13 +251,14 @@ def of_evaluation(ctx: Context, actor: Actor, job_id: str) -> list[BlindComparis
 
 @dataclass(frozen=True, kw_only=True)
 class VoteEvidence:
-    """What a closed comparison says for a verdict. `margin` is None if none was declared.
+    """What a closed comparison says for a verdict. `margin` and `gain` are None if none was declared.
 
     `alpha` is the agreement of raters, or None if it is not known.
     """
 
     votes: Comparison
     margin: MarginResult | None
+    gain: GainKind | None
     alpha: float | None
 
 
@@ -253,7 +274,12 @@ def evidence_of(tx: Transaction, evaluation_job_id: str) -> VoteEvidence | None:
     votes = tested(closed[0], counted)
     if votes.quality is Quality.OPEN and closed[0].ending is not Ending.BY_OWNER:
         votes = replace(votes, more=None)
-    return VoteEvidence(votes=votes, margin=margin_test(closed[0], counted), alpha=agreement(counted).alpha)
+    return VoteEvidence(
+        votes=votes,
+        margin=margin_test(closed[0], counted),
+        gain=closed[0].gain,
+        alpha=agreement(counted).alpha,
+    )
 
 
 def evaluation_of(tx: Transaction, actor: Actor, job_id: str) -> Evaluation:

@@ -14,11 +14,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from orchestrator.domain.accounts import Actor
-from orchestrator.domain.errors import FindingsError, InvalidError, UnavailableError
-from orchestrator.domain.storage import DataReport, Dataset
+from orchestrator.domain.errors import InvalidError, UnavailableError
+from orchestrator.domain.storage import Dataset
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.benchmark_leaks import joined, known_leaks, with_leaks
-from orchestrator.services.check_calls import within_limits
+from orchestrator.services.check_calls import as_stored, within_limits
 from orchestrator.services.context import Context
 from orchestrator.services.datasets import bring, dataset_by_id
 from orchestrator.services.row_faults import token_facts
@@ -26,11 +26,11 @@ from orchestrator.services.running_checks import RunningChecks
 from worker.shared import limited_call
 from worker.shared.data_checks import VERSION
 from worker.shared.data_checks.checks import CHECKS, LEVELS
-from worker.shared.data_checks.findings import Finding, NotChecked, Report
+from worker.shared.data_checks.findings import NotChecked, Report
 from worker.shared.data_checks.token_facts import TokenFacts, facts_of, special_findings, token_findings
 from worker.shared.job_spec import DatasetSpec, JobSpec, RowFormat
 
-PLAN_WAIT_S, CLEAN_WAIT_S = 3.0, 60.0
+CLEAN_WAIT_S = 60.0
 AGAIN_S = 15.0
 NOT_YET = "the file is still being checked"
 Json = dict[str, Any]
@@ -64,7 +64,7 @@ def _check(ctx: Context, checks: RunningChecks, dataset: Dataset) -> Report:
             answer, fault = {}, str(error)
     report = _unread(dataset, fault) if fault else Report.of(answer["report"])
     with ctx.uow() as tx:
-        tx.datasets.add_report(_stored(dataset.sha256, dataset.row_format, "", report.to_json(), ctx.clock.now()))
+        tx.datasets.add_report(as_stored(dataset.sha256, dataset.row_format, "", report.to_json(), ctx.clock.now()))
     return report
 
 
@@ -72,12 +72,6 @@ def _unread(dataset: Dataset, fault: str) -> Report:
     """A file that could not be checked stops no job, and its report says so."""
     missing = tuple(NotChecked(check=name, reason=fault) for name in CHECKS)
     return Report(version=VERSION, rows=dataset.rows, checked=0, findings=(), not_checked=missing)
-
-
-def _stored(sha256: str, row_format: str, tokenizer: str, report: Json, now: float) -> DataReport:
-    return DataReport(
-        sha256=sha256, row_format=row_format, tokenizer=tokenizer, version=VERSION, report=report, created_at=now
-    )
 
 
 def reports_for(ctx: Context, spec: JobSpec, *, wait_s: float) -> tuple[Report | None, ...]:
@@ -122,7 +116,7 @@ def _facts(ctx: Context, spec: JobSpec, entry: DatasetSpec, key: tuple[str, str,
     facts = token_facts(ctx, spec, entry)
     if facts is not None:
         with ctx.uow() as tx:
-            tx.datasets.add_report(_stored(*key, asdict(facts), ctx.clock.now()))
+            tx.datasets.add_report(as_stored(*key, asdict(facts), ctx.clock.now()))
     return facts
 
 
@@ -138,41 +132,6 @@ def with_tokens(report: Report, facts: TokenFacts) -> Report:
     findings = sorted([*report.findings, *more], key=lambda finding: LEVELS.index(finding.level))
     missing = tuple(each for each in report.not_checked if each.check not in ("end_of_turn", "cut_rows"))
     return replace(report, findings=tuple(findings), not_checked=missing)
-
-
-def refuse_findings(ctx: Context, spec: JobSpec) -> tuple[Finding, ...]:
-    """Refuse a job with a stop in its data. Returns the stops that its `accept_findings` accepts.
-
-    Raises `FindingsError` with what to do, or `UnavailableError` while a large file is still being checked.
-    """
-    accepted: list[Finding] = []
-    faults: list[tuple[str, str]] = []
-    wait_s = ctx.checks.submit_wait_s if ctx.checks else 0.0
-    for place, report in enumerate(reports_for(ctx, spec, wait_s=wait_s)):
-        if report is None:
-            name = spec.datasets[place].path
-            raise UnavailableError(f"{name}: {NOT_YET}. Submit the job again in a moment.", retry_after_s=AGAIN_S)
-        for finding in report.findings:
-            if finding.level == "stop" and finding.check in spec.accept_findings:
-                accepted.append(finding)
-            elif finding.level == "stop":
-                faults.append((f"/datasets/{place}/path", refusal(finding)))
-    if faults:
-        names = ", ".join(dict.fromkeys(words.partition(":")[0] for _, words in faults))
-        raise FindingsError(
-            f"The data has faults that a model would learn ({names}). Correct the data, use a clean copy, or accept "
-            f"them with accept_findings: [{names}].",
-            faults,
-        )
-    return tuple(accepted)
-
-
-def refusal(finding: Finding) -> str:
-    """A stop in one sentence: the check, the count, the first lines, and what to do."""
-    lines = ", ".join(map(str, finding.lines[:10])) + (", …" if finding.count > 10 else "")
-    where = f" (line{'s' if len(finding.lines) > 1 else ''} {lines})" if finding.lines else ""
-    accept = f"To train anyway: accept_findings: [{finding.check}]."
-    return f"{finding.check}: {finding.words}{where}. {finding.advice} {accept}"
 
 
 def stored_report(

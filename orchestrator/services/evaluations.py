@@ -6,7 +6,7 @@ It keeps everything of the trained job's file, so that its model and its rows ar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from orchestrator.domain.accounts import Actor, Role
@@ -18,7 +18,7 @@ from orchestrator.ports.repository import Transaction
 from orchestrator.services import benchmark_leaks, evaluation_prompts, evaluation_times, verdicts
 from orchestrator.services.clones import kept
 from orchestrator.services.context import Context
-from orchestrator.services.data_checking import PLAN_WAIT_S
+from orchestrator.services.data_gate import refuse_leaks
 from orchestrator.services.jobs import Ready, Submission, earlier, job_of_winner, notes_of, owned, queue
 from orchestrator.services.verdicts import AuditOfData
 from worker.shared.job_spec import EvaluationSpec, JobSpec
@@ -32,18 +32,22 @@ def evaluate(
     settings: EvaluationSpec,
     *,
     checkpoint: str | None = None,
+    accept_findings: Collection[str] = (),
     key: str | None = None,
 ) -> Submission:
     """Queue an evaluation of a job that the actor may see, at the checkpoint with this sha256 or the newest one.
 
     It belongs to the job's owner, whoever starts it, so that who may read the job may read it. It is the actor's if
-    that owner has left. With the same `key` it is queued once.
+    that owner has left. With the same `key` it is queued once. Prompts and tasks that are training rows refuse it,
+    except for the checks in `accept_findings` and in the job's file.
 
     Raises `InvalidError` or `ConflictError` with one sentence if it cannot be evaluated like this.
     """
     with ctx.uow() as tx:
         trained = owned(tx, actor, job_id)
     request = f"{job_id} {checkpoint} {settings.model_dump_json()}"
+    if accept_findings:
+        request += f" {sorted(accept_findings)}"
     request_hash = hashlib.sha256(request.encode()).hexdigest()
     if key is not None and (again := earlier(ctx, actor, key, request_hash)) is not None:
         return Submission(job=again, is_new=False, notes=notes_of(ctx, again.id))
@@ -51,8 +55,10 @@ def evaluate(
         raise ConflictError(f"Job {job_id} is an evaluation itself. Evaluate the job that it evaluates.")
     spec = JobSpec.model_validate(trained.spec)
     pinned = evaluation_prompts.pinned(ctx, actor.member_id, spec, settings)
-    leaks = benchmark_leaks.notes(ctx, spec, pinned, PLAN_WAIT_S)
+    accepted = {*spec.accept_findings, *accept_findings}
+    leaks = benchmark_leaks.notes(ctx, spec, pinned, ctx.checks.plan_wait_s if ctx.checks else 0.0)
     ready = _ready(trained, spec, pinned, key, request_hash, leaks)
+    ready = replace(ready, accepted=refuse_leaks(ctx, ready.spec, accepted))
     try:
         with ctx.uow() as tx:
             trained = owned(tx, actor, job_id)  # locked: it cannot prune the checkpoint that the evaluation needs

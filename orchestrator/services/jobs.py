@@ -16,7 +16,7 @@ from orchestrator.ports.providers import Handle, ProviderError
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.checkpoints import sweep
 from orchestrator.services.context import Context, new_id
-from orchestrator.services.data_checking import refuse_findings
+from orchestrator.services.data_gate import refuse_findings
 from orchestrator.services.datasets import hold, sweep_discarded
 from orchestrator.services.failed_starts import Explanation
 from orchestrator.services.job_resolution import NEWEST, resolve

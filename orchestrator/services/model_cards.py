@@ -26,6 +26,7 @@ from orchestrator.services.benchmark_leaks import known_leaks, leaked_benchmarks
 from orchestrator.services.benchmark_scores import in_words, model_index
 from orchestrator.services.context import Context
 from orchestrator.services.data_checking import known_reports
+from orchestrator.services.held_out_checking import Comparison, comparisons_of_card, known
 from orchestrator.services.jobs import owned
 from orchestrator.services.judge_reports import JudgeReport
 from orchestrator.services.task_scores import points
@@ -49,6 +50,7 @@ class _Facts:
     recipe: Recipe
     judged: Judged
     reports: tuple[Report | None, ...]
+    held_out: tuple[tuple[Comparison, Report], ...]
     promotions: tuple[tuple[Model, Move], ...]
     leaked: frozenset[str]
     """Benchmarks whose items are in the training rows."""
@@ -109,6 +111,14 @@ def provenance(ctx: Context, actor: Actor, job_id: str) -> Json:
             }
             for entry, report in zip(facts.spec.datasets, facts.reports, strict=True)
         ],
+        "held_out": [
+            {
+                "rows": asked.names,
+                "sha256": asked.held_out[0] if asked.held_out is not None else None,
+                "checks": _checks(report),
+            }
+            for asked, report in facts.held_out
+        ],
         "accepted_findings": list(facts.spec.accept_findings),
         "recipe": facts.recipe.model_dump(mode="json"),
         "checkpoints": [{"job": of, "step": step, "sha256": sha256} for of, step, sha256 in judged.checkpoints],
@@ -139,6 +149,7 @@ def _gather(ctx: Context, actor: Actor, job_id: str) -> _Facts:
             recipe=recipe,
             judged=judged,
             reports=known_reports(tx, spec),
+            held_out=tuple(_held_out(tx, spec, judged)),
             promotions=tuple(_promotions(tx, job)),
             leaked=_leaked(tx, spec, judged),
         )
@@ -149,6 +160,15 @@ def _leaked(tx: Transaction, spec: JobSpec, judged: Judged) -> frozenset[str]:
         return frozenset()
     asked = EvaluationSpec.model_validate(judged.evaluation.settings)
     return frozenset(name for entry in spec.datasets for name in leaked_benchmarks(known_leaks(tx, asked, entry)))
+
+
+def _held_out(tx: Transaction, spec: JobSpec, judged: Judged) -> Iterator[tuple[Comparison, Report]]:
+    """What is known of the rows that the job's split holds out, and of prompts and tasks of its evaluation."""
+    settings = judged.evaluation.settings if judged.evaluation is not None else {}
+    for each in comparisons_of_card(spec, settings):
+        report = known(tx, each)
+        if report is not None and report.checked:
+            yield each, report
 
 
 def _promotions(tx: Transaction, job: Job) -> Iterator[tuple[Model, Move]]:
@@ -169,6 +189,8 @@ def _evidence(facts: _Facts) -> Iterator[tuple[str, str]]:
         yield "agreement of raters", f"alpha {evidence.alpha:.2f}"
     if evidence.votes is not None:
         count = f" in one of {judged.comparisons} comparisons" if judged.comparisons > 1 else ""
+        if evidence.gain is not None:
+            yield "declared gain", f"{'shown' if evidence.gain.is_shown else 'not shown'}: {evidence.gain.words}"
         yield "wrong claims", f"at most {percent(judged.error_rate)} % of equal adapters would be called better{count}"
     for found in judged.judges.reports if judged.judges is not None else ():
         yield "judge model", _judge_in_words(found)
@@ -176,6 +198,10 @@ def _evidence(facts: _Facts) -> Iterator[tuple[str, str]]:
     for entry, report in zip(facts.spec.datasets, facts.reports, strict=True):
         audit = next((audit.words for audit in judged.audits if audit.sha256 == entry.sha256), "not audited")
         yield f"data `{(entry.sha256 or 'unknown')[:16]}`", f"{audit}; {_found(report)}"
+    for asked, report in facts.held_out:
+        notes = [one.words for one in report.findings if one.level == "list"]
+        words = "; ".join(notes) if notes and asked.held_out is None else ""
+        yield f"{asked.names} and training rows", "; ".join(filter(None, (_found(report), words)))
     yield "provenance", f"not whole: {', '.join(judged.missing)} is missing" if judged.missing else "whole"
 
 
@@ -283,7 +309,7 @@ def _comparison(judged: Judged) -> Json | None:
     votes = judged.evidence.votes
     if votes is None:
         return None
-    margin = judged.evidence.margin
+    margin, gain = judged.evidence.margin, judged.evidence.gain
     return {
         "quality": votes.quality,
         "wins": votes.wins,
@@ -292,6 +318,7 @@ def _comparison(judged: Judged) -> Json | None:
         "share": _interval(wilson(votes.wins, votes.wins + votes.losses)),
         "alpha": judged.evidence.alpha,
         "margin": {"result": margin.result, "score": _interval(margin.score)} if margin is not None else None,
+        "gain": {"is_shown": gain.is_shown, "words": gain.words} if gain is not None else None,
         "comparisons": judged.comparisons,
         "error_rate": judged.error_rate,
     }

@@ -24,7 +24,7 @@ from orchestrator.services import evaluation_prompts, evaluation_times
 from orchestrator.services.audits import of_data
 from orchestrator.services.capacity import is_offline, less_live, list_capacity
 from orchestrator.services.context import Context
-from orchestrator.services.data_checking import PLAN_WAIT_S, reports_for
+from orchestrator.services.data_gate import looked_at
 from orchestrator.services.datasets import unused_keys
 from orchestrator.services.dispatch import to_pending
 from orchestrator.services.job_resolution import NEWEST, resolve
@@ -98,12 +98,14 @@ class DataFinding(BaseModel):
 
 
 class PlannedFinding(DataFinding):
-    """What one check has found in a file of the job, by its place among the datasets.
+    """What one check has found in a file of the job.
 
-    `accepted`: the job file names the check in `accept_findings`.
+    `pointer` is its place in the job file, and `dataset` that among the datasets (null for rows that are held out of
+    training: prompts, tasks, or the job's own split). `accepted`: the job file names the check in `accept_findings`.
     """
 
-    dataset: int
+    dataset: int | None
+    pointer: str
     accepted: bool
 
 
@@ -140,7 +142,7 @@ class Plan(BaseModel):
     findings: tuple[PlannedFinding, ...] = ()
     """What the data checks have found in its files."""
     unchecked: tuple[str, ...] = ()
-    """Files that are still being checked, by their path."""
+    """Files that are still being checked, by their path. Rows that are held out by what they are."""
 
     notes: tuple[str, ...] = ()
     """What the job file's author should know, for example that a key has no effect, or what the model will do
@@ -242,15 +244,17 @@ def _with_evaluation(
 def _data(ctx: Context, spec: JobSpec) -> tuple[tuple[PlannedFinding, ...], tuple[str, ...]]:
     findings: list[PlannedFinding] = []
     unchecked: list[str] = []
-    for place, report in enumerate(reports_for(ctx, spec, wait_s=PLAN_WAIT_S)):
-        if report is None:
-            unchecked.append(spec.datasets[place].path)
-        else:
-            accepted = frozenset(spec.accept_findings)
-            findings += [
-                PlannedFinding(dataset=place, accepted=finding.check in accepted, **asdict(finding))
-                for finding in report.findings
-            ]
+    accepted = frozenset(spec.accept_findings)
+    for looked in looked_at(ctx, spec, wait_s=ctx.checks.plan_wait_s if ctx.checks else 0.0):
+        if looked.report is None:
+            unchecked.append(looked.name)
+            continue
+        findings += [
+            PlannedFinding(
+                dataset=looked.dataset, pointer=looked.pointer, accepted=finding.check in accepted, **asdict(finding)
+            )
+            for finding in looked.report.findings
+        ]
     return tuple(findings), tuple(unchecked)
 
 

@@ -12,15 +12,18 @@ from functools import lru_cache
 from typing import Any
 
 from orchestrator.domain.audits import Audit, in_words, percent
+from orchestrator.domain.comparisons import BlindComparison
 from orchestrator.domain.evaluations import Evaluation
 from orchestrator.domain.jobs import Job
 from orchestrator.domain.trust.audit_decision import Decision
+from orchestrator.domain.trust.declared_gain import FALSE_GAIN
 from orchestrator.domain.trust.intervals import wilson
 from orchestrator.domain.trust.sign_test import error_rates
 from orchestrator.domain.trust.verdict import Evidence, Verdict, judge_adapter
 from orchestrator.ports.repository import Transaction
 from orchestrator.services import judge_reports
 from orchestrator.services.comparisons import evidence_of
+from orchestrator.services.declared_gains import gain_of, scores_of
 from orchestrator.services.judge_reports import JudgeEvidence
 
 
@@ -40,8 +43,9 @@ class Judged:
     `evaluation` is the newest finished evaluation of the last checkpoint. `is_running` says whether another one is
     not done. `judges` is what judge models say of `evaluation`. `comparisons` counts the closed comparisons of all of
     them, and `error_rate` is the largest chance that one of these, or a judge model that could promote, calls an
-    adapter better which is as good as its base. `missing` names the gaps of the provenance,
-    `checkpoints` the chain from the first checkpoint to the last, each as job, step and sha256.
+    adapter better which is as good as its base, or that a declared gain is shown where there is none. `missing` names
+    the gaps of the provenance, `checkpoints` the chain from the first checkpoint to the last, each as job, step and
+    sha256.
     """
 
     verdict: Verdict
@@ -94,19 +98,19 @@ def judge(tx: Transaction, job: Job) -> Judged:
     audits = audits_of(tx, job)
     checkpoints, is_whole = _chain(tx, job)
     missing = tuple(_missing(tx, job, chain_is_whole=is_whole))
-    comparisons = sum(_closed(tx, evaluation) for evaluation in finished)
+    closed = [found for evaluation in finished for found in _closed(tx, evaluation)]
     judged = [judge_reports.evidence_of(tx, evaluation.job_id) for evaluation in finished]
     judges = judged[0] if judged else None
-    evidence = _evidence(tx, newest, audits, judges, is_whole=not missing)
-    chances = comparisons + sum(found.able for found in judged if found is not None)
+    evidence = _evidence(tx, job, newest, audits, judges, is_whole=not missing)
+    chances = len(closed) + sum(found.able for found in judged if found is not None)
     return Judged(
         verdict=judge_adapter(evidence),
         evidence=evidence,
         evaluation=newest,
         is_running=_is_running(tx, mine),
         judges=judges,
-        comparisons=comparisons,
-        error_rate=min(1.0, chances * _false_claims()),
+        comparisons=len(closed),
+        error_rate=min(1.0, chances * _false_claims() + _false_gains(closed, finished)),
         audits=audits,
         missing=missing,
         checkpoints=checkpoints,
@@ -118,12 +122,20 @@ def _is_running(tx: Transaction, evaluations: list[Evaluation]) -> bool:
     return any(not job.state.is_final for job in tx.jobs.get_many(waiting).values())
 
 
-def _closed(tx: Transaction, evaluation: Evaluation) -> int:
-    return sum(found.closed_at is not None for found in tx.comparisons.of_evaluation(evaluation.job_id))
+def _closed(tx: Transaction, evaluation: Evaluation) -> list[BlindComparison]:
+    return [found for found in tx.comparisons.of_evaluation(evaluation.job_id) if found.closed_at is not None]
+
+
+def _false_gains(closed: list[BlindComparison], finished: list[Evaluation]) -> float:
+    """Chance of a gain by luck. Each evaluation with tasks was one, because its owner declares after the scores."""
+    if all(found.gain is None for found in closed):
+        return 0.0
+    return FALSE_GAIN * sum(scores_of(evaluation) is not None for evaluation in finished)
 
 
 def _evidence(
     tx: Transaction,
+    job: Job,
     evaluation: Evaluation | None,
     audits: tuple[AuditOfData, ...],
     judges: JudgeEvidence | None,
@@ -137,6 +149,7 @@ def _evidence(
         votes=found.votes if found is not None else None,
         judge=judges.advice if judges is not None else None,
         margin=found.margin if found is not None else None,
+        gain=gain_of(tx, job, evaluation, found.gain) if evaluation is not None and found is not None else None,
         alpha=found.alpha if found is not None else None,
         vetoes=tuple(report.get("vetoes", ())),
         truncated_base=truncated.get("base", 0.0),

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from orchestrator.entrypoints.cli.main import app
-from tests.helpers.evaluations import add_evaluation
+from tests.helpers.evaluations import add_evaluation, tasks
 from tests.helpers.page_server import PageServer, page_server
 
 ROWS = '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n'
@@ -162,5 +162,5 @@ def evaluated(server: PageServer) -> str:
     """An evaluation with 30 answers, of which 3 are identical, by its name."""
     admin = server.api.admin
     made = admin.submit(name="evaluated")["id"]
-    add_evaluation(server.app.context.uow, made, 30, owner=admin.get("/me").json()["id"], same=3)
+    add_evaluation(server.app.context.uow, made, 30, owner=admin.get("/me").json()["id"], same=3, tasks=tasks())
     return "evaluated"

@@ -62,6 +62,8 @@ def test_a_comparison_from_the_command_line(server: PageServer, compare, evaluat
 
 
 def test_a_comparison_is_closed_early(compare, evaluated: str) -> None:
-    compare("start", evaluated, "--margin", "0.1", "--json")
+    compare("start", evaluated, "--margin", "0.1", "--gain", "tasks", "--json")
+    found = " ".join(compare("status", evaluated).stdout.split())
+    assert "not worse by more than 10 % declared gain tasks" in found
     assert "Not enough evidence" in compare("close", evaluated).stderr
     assert "no decisive prompt" in compare("status", evaluated).stdout

@@ -28,7 +28,7 @@ def test_a_job_is_evaluated_and_its_report_is_shown(tmp_path: Path) -> None:
         assert settings == asked
 
         (tmp_path / "mine.jsonl").write_bytes(CHAT)
-        of_file = trainhop("evaluate", job, "--prompts", "mine.jsonl", **variables)
+        of_file = trainhop("evaluate", job, "--prompts", "mine.jsonl", "--accept-leak", **variables)
         assert "uploading mine.jsonl" in of_file.stderr
         spec = server.api.admin.get(f"/jobs/{of_file.stdout.strip()}").json()["spec"]
         assert spec["evaluation"]["prompts"]["rows"] == 60

@@ -223,6 +223,7 @@ PLAN = {
     "findings": (
         PlannedFinding(
             dataset=0,
+            pointer="/datasets/0/path",
             check="secrets",
             level="stop",
             count=1,
@@ -271,6 +272,12 @@ def test_the_page_shows_every_field_of_a_plan():
     for name in PLACE.keys() - {"obstacle"}:
         assert shown(PLACE | {name: other[type(PLACE[name])]}) != whole, name
     assert "too small" in shown(PLACE | {"obstacle": Blocker(reason="too small")})
+    leak = PLAN["findings"][0].model_copy(
+        update={"check": "leak", "dataset": None, "pointer": "/evaluate/prompts/path"}
+    )
+    assert "To evaluate anyway, set <code>accept_findings: [leak]" in shown(findings=(leak,))
+    assert ("clean_copy" in whole, "clean_copy" in shown(findings=(leak,))) == (True, False)
+    assert "The prompts are still being checked." in shown(unchecked=("the prompts",))
     assert PLAN.keys() | {"places"} == Plan.model_fields.keys()
     assert PLACE.keys() == PlannedPlace.model_fields.keys()
 

@@ -33,6 +33,7 @@ NOT_RUN = {
     "make audit": LATEST,
     "trainhop models promote trail-guide JOB": VOTES,
     'trainhop compare start JOB --plan standard --question "Which answer is better?"': EVALUATION,
+    "trainhop compare start JOB --margin 0.1 --gain tasks": EVALUATION,
     "trainhop compare link JOB NAME": EVALUATION,
     "trainhop compare status JOB": EVALUATION,
     "trainhop compare close JOB": EVALUATION,

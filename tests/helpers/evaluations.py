@@ -21,6 +21,21 @@ REPORT: dict[str, Any] = {
 }
 
 
+def tasks(only_base: int = 2, only_adapter: int = 13, cut: float = 0.0) -> dict[str, Any]:
+    """What a report says of 100 tasks, of which both models solve 59."""
+    base, adapter = 59 + only_base, 59 + only_adapter
+    scores = {
+        "prompts": 100,
+        "base": base,
+        "adapter": adapter,
+        "only_base": list(range(only_base)),
+        "only_adapter": list(range(50, 50 + only_adapter)),
+        "difference": {"value": (adapter - base) / 100, "low": 0.0, "high": 0.2},
+        "p": 0.5,
+    }
+    return {"scores": scores, "unasked": 0, "truncated": {"base": cut, "adapter": 0.0}, "problem": ""}
+
+
 def answers_of(job_id: str, number: int, **changes: object) -> Answers:
     """Two answers to one prompt. They do not say which model wrote them."""
     made = {
@@ -50,9 +65,13 @@ def add_evaluation(
     trained_job: str = "",
     at: float = 1.0,
     same: int = 0,
+    tasks: dict[str, Any] | None = None,
     **changes: object,
 ) -> Evaluation:
-    """Store an evaluation with this number of answers, `same` of them identical. Without answers, it is unfinished."""
+    """Store an evaluation with this number of answers, `same` of them identical. Without answers, it is unfinished.
+
+    `tasks` is what its report says of them.
+    """
     evaluation = Evaluation(
         job_id=job_id,
         trained_job=trained_job or job_id,
@@ -65,7 +84,7 @@ def add_evaluation(
     with uow() as tx:
         tx.evaluations.add(evaluation)
         if answers:
-            report = REPORT | {"prompts": answers, "identical": same}
+            report = REPORT | {"prompts": answers, "identical": same} | ({"tasks": tasks} if tasks else {})
             evaluation.answers_sha256, evaluation.report, evaluation.finished_at = "b" * 64, report, at
             equal = {"base": "The same text.", "adapter": "The same text."}
             texts = [answers_of(job_id, n, **(changes | (equal if n < same else {}))) for n in range(answers)]

@@ -9,6 +9,7 @@ from orchestrator.domain.blind_votes import first_arm, votes_needed
 from orchestrator.domain.comparisons import BlindComparison, Choice, Ending, PlanName, Rater, Vote
 from orchestrator.domain.evaluations import Arm, Evaluation
 from orchestrator.domain.jobs import Job
+from orchestrator.domain.trust.declared_gain import GainKind
 from orchestrator.domain.trust.sign_test import Outcome
 from orchestrator.ports.repository import UnitOfWork
 from orchestrator.services.dispatch import dispatch
@@ -43,7 +44,7 @@ def trained(world: World, who: str = "alice", base_sha256: str | None = "b" * 64
 
 def evaluate(uow: UnitOfWork, job: Job, evaluation_job: str, *, at: float = 1.0, **changes: Any) -> Evaluation:
     """A finished evaluation of the job's last checkpoint, unless `changes` say otherwise."""
-    how = {key: changes.pop(key) for key in ("checkpoint_sha256", "finished_at") if key in changes}
+    how = {key: changes.pop(key) for key in ("checkpoint_sha256", "finished_at", "settings") if key in changes}
     made: dict[str, Any] = {
         "job_id": evaluation_job,
         "trained_job": job.id,
@@ -62,7 +63,14 @@ def evaluate(uow: UnitOfWork, job: Job, evaluation_job: str, *, at: float = 1.0,
     return evaluation
 
 
-def vote(uow: UnitOfWork, evaluation: Evaluation, outcomes: Iterable[Outcome], *, margin: float | None = None) -> None:
+def vote(
+    uow: UnitOfWork,
+    evaluation: Evaluation,
+    outcomes: Iterable[Outcome],
+    *,
+    margin: float | None = None,
+    gain: GainKind | None = None,
+) -> None:
     """A closed comparison of an evaluation with these outcomes by prompt, in their order."""
     wanted = list(outcomes)
     name = f"comparison-{evaluation.job_id[-8:]}-{len(wanted)}"
@@ -80,6 +88,7 @@ def vote(uow: UnitOfWork, evaluation: Evaluation, outcomes: Iterable[Outcome], *
         created_at=evaluation.created_at,
         closed_at=evaluation.created_at,
         ending=Ending.BY_OWNER,
+        gain=gain,
     )
     with uow() as tx:
         tx.comparisons.add(made)

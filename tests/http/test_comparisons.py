@@ -23,6 +23,7 @@ from tests.helpers.blind_crawl import (
     owner_sees,
     start,
 )
+from tests.helpers.evaluations import tasks
 from tests.http.http_client import Api, People
 
 
@@ -149,7 +150,16 @@ def test_exported_votes_are_safe_in_a_spreadsheet(api1: Api, people: People) -> 
 
 @pytest.mark.parametrize(
     "body",
-    [{"plan": "endless"}, {"margin": 0}, {"margin": 0.5}, {"question": ""}, {"question": "x" * 501}, {"seed": 1}],
+    [
+        {"plan": "endless"},
+        {"gain": "speed"},
+        {"margin": 0.1, "gain": "tasks"},
+        {"margin": 0},
+        {"margin": 0.5},
+        {"question": ""},
+        {"question": "x" * 501},
+        {"seed": 1},
+    ],
 )
 def test_settings_of_no_meaning_are_refused(api1: Api, people: People, body) -> None:
     job = evaluated(api1, people.ann)
@@ -163,14 +173,14 @@ def test_too_few_answers_and_a_change_too_late_are_explained(api1: Api, people: 
     assert (few.status_code, "Evaluate more prompts." in few.json()["detail"]) == (422, True)
     path = start(api1, people.ann)
     changed = people.ann.call("PATCH", path, json={"plan": "small", "margin": 0.1}).json()
-    assert (changed["plan"], changed["margin"]) == ("small", 0.1)
+    assert (changed["plan"], changed["margin"], changed["gain"]) == ("small", 0.1, None)
     invite(api1, people.ann, path).vote("tie")
     late = people.ann.call("PATCH", path, json={"plan": "standard"})
     assert (late.status_code, "fixed since the first vote" in late.json()["detail"]) == (409, True)
 
 
 def test_the_owner_starts_and_closes_it_with_forms(api1: Api, people: People) -> None:
-    job = evaluated(api1, people.ann)
+    job = evaluated(api1, people.ann, tasks=tasks())
     home, headers = f"/evaluations/{job}/comparisons", HTML | ORIGIN | {"Authorization": f"Bearer {people.ann.token}"}
 
     def send(path: str, **form: str):
@@ -178,7 +188,10 @@ def test_the_owner_starts_and_closes_it_with_forms(api1: Api, people: People) ->
 
     assert "Start a blind comparison" in api1.client.get(home, headers=headers).text
     assert send(home, question="Kinder?", plan="small", margin_percent="99").status_code == 422
-    assert "About" in send(home, question="Kinder?", plan="small", margin_percent="").text
+    assert send(home, question="Kinder?", plan="small", margin_percent="", gain="tasks").status_code == 422
+    shown = send(home, question="Kinder?", plan="small", margin_percent="10", gain="tasks").text
+    assert "not worse by more than 10 % after 60 prompts, with a declared gain on the tasks" in shown
+    assert people.ann.get(home).json()["items"][0]["gain"] == "tasks"
     path = f"/comparisons/{people.ann.get(home).json()['items'][0]['id']}"
     made = send(f"{path}/raters", name="Ann").text
     link = re.search(r'id="secret">(http[^<]+)<', made)

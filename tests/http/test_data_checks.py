@@ -104,3 +104,16 @@ def test_the_submit_page_refuses_and_makes_a_clean_copy(api1: Api, people: Peopl
     assert (
         "<code>secrets</code>" not in api1.client.post("/submit/plan", data=form | {"data": clean}, headers=PAGE).text
     )
+
+
+def test_an_upload_is_compared_with_validation_rows(api1: Api, people: People) -> None:
+    """Another member's file is not there to be compared with."""
+    train, validation = people.ann.upload(BAD).json()["sha256"], people.ann.upload(ROWS[:71]).json()["sha256"]
+    report = people.ann.post(f"/datasets/{train}:check?validation={validation}").json()
+    found = {f["check"]: (f["level"], f["lines"], f["other_lines"]) for f in report["findings"]}
+    assert found == {"leak": ("stop", [1], [1]), "secrets": ("stop", [9], []), "split": ("warn", [1], [])}
+    assert not {"leak", "split", "shift"} & {each["check"] for each in report["not_checked"]}
+    assert people.ann.get(f"/datasets/{train}/checks?validation={validation}").json() == report
+    foreign = people.bob.upload(ROWS).json()["sha256"]
+    assert people.ann.get(f"/datasets/{train}/checks?validation={foreign}").status_code == 404
+    assert people.ann.get(f"/datasets/{train}/checks?validation=x").status_code == 422

@@ -166,6 +166,8 @@ def test_an_uploaded_file_of_prompts_is_asked(api1, provider, people, tmp_path):
     made = people.ann.post(f"/jobs/{job}:evaluate", {"prompts": {"path": f"sha256:{sha256}"}})
     assert made.status_code == 201, made.text
     assert made.json()["notes"] == []
+    wrong = people.ann.post(f"/jobs/{job}:evaluate", {"accept_findings": ["secrets"]})
+    assert (wrong.status_code, wrong.json()["errors"][0]["pointer"]) == (422, "/accept_findings/0")
     machine = Machine.launched(api1, provider)
     assert [grant["sha256"] for grant in machine.start().json()["datasets"]] == [sha256]
     empty = people.ann.upload(b"", name="empty.jsonl")

@@ -11,13 +11,14 @@ from sqlalchemy import Engine
 from orchestrator.domain import blind_votes
 from orchestrator.domain.comparisons import BlindComparison, Choice, Ending, PlanName, Rater
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError
+from orchestrator.domain.trust.declared_gain import GainKind
 from orchestrator.domain.trust.sign_test import Quality
 from orchestrator.domain.trust.win_rates import NotWorse
 from orchestrator.services import comparison_raters, comparison_rating, comparisons
 from orchestrator.services.comparison_export import export
 from orchestrator.services.jobs import cancel
 from orchestrator.services.members import remove_member
-from tests.helpers.evaluations import add_evaluation
+from tests.helpers.evaluations import add_evaluation, tasks
 from tests.helpers.world import World
 from tests.services.test_dataset_deletion import meanwhile
 from tests.services.test_member_removal import admin
@@ -178,6 +179,26 @@ def test_one_comparison_is_open_and_its_plan_is_fixed(world: World) -> None:
     comparisons.close(world.ctx, alice, c.id)
     with pytest.raises(ConflictError, match="is closed"):
         comparisons.change(world.ctx, alice, c.id, plan=PlanName.STANDARD)
+
+
+def test_a_gain_is_declared_with_a_margin_before_the_first_vote(world: World) -> None:
+    """Guards: without `_require_gain` one was declared that nothing could show; changed after a vote, it would be one
+    that the votes ask for."""
+    alice, none = world.actors["alice"], evaluated(world)
+    with pytest.raises(InvalidError, match="No tasks were scored in this evaluation"):
+        start(world, none, margin=0.1, gain=GainKind.TASKS)
+    job = evaluated(world, tasks=tasks())
+    with pytest.raises(InvalidError, match="Give a margin"):
+        start(world, job, gain=GainKind.TASKS)
+    c = start(world, job)
+    with pytest.raises(InvalidError, match="Give a margin"):
+        comparisons.change(world.ctx, alice, c.id, gain=GainKind.TASKS)
+    changed = comparisons.change(world.ctx, alice, c.id, margin=0.1, gain=GainKind.TASKS)
+    assert (changed.margin, changed.gain) == (0.1, "tasks")
+    assert status(world, c).comparison == changed
+    vote(world, invite(world, c), TIE)
+    with pytest.raises(ConflictError, match="fixed since the first vote"):
+        comparisons.change(world.ctx, alice, c.id, gain=GainKind.TASKS)
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,21 @@ from orchestrator.domain.audits import Audit, StrataKind
 from orchestrator.domain.errors import ConflictError, ForbiddenError, NotFoundError
 from orchestrator.domain.evaluations import Evaluation
 from orchestrator.domain.models import MAX_CANDIDATES, MAX_MODELS, Candidate, Model, Move, MoveKind
+from orchestrator.domain.storage import Dataset
 from orchestrator.domain.trust.audit_decision import Decision
+from orchestrator.domain.trust.declared_gain import FALSE_GAIN, GainKind
 from orchestrator.domain.trust.sign_test import Outcome, error_rates
 from orchestrator.domain.trust.verdict import Recommendation
 from orchestrator.services import clones, jobs, model_cards, models
+from orchestrator.services.check_calls import as_stored
+from orchestrator.services.held_out_checking import comparisons_of_card
 from orchestrator.services.verdicts import Judged
+from tests.helpers.evaluations import tasks
 from tests.helpers.verdicts import evaluate, run, trained, vote
 from tests.helpers.world import World
+from worker.shared.data_checks import VERSION
+from worker.shared.data_checks.findings import Finding, Report
+from worker.shared.job_spec import JobSpec
 
 WIN, LOSS, TIE = Outcome.ADAPTER, Outcome.BASE, Outcome.TIE
 BETTER = [WIN] * 18 + [LOSS] * 2
@@ -131,6 +139,42 @@ def margin_alone(world: World, job: str) -> None:
     vote(world.ctx.uow, evaluated(world, job), [WIN, LOSS] * 80, margin=0.2)
 
 
+def gain(only_adapter: int = 13, **how: Any) -> Callable[[World, str], None]:
+    """The adapter is as good as its base, and solves 11 more of 100 tasks."""
+
+    def happens(world: World, job: str) -> None:
+        made = evaluated(world, job, tasks=tasks(only_adapter=only_adapter, **how))
+        vote(world.ctx.uow, made, [WIN, LOSS] * 80, margin=0.2, gain=GainKind.TASKS)
+
+    return happens
+
+
+def undeclared_gain(world: World, job: str) -> None:
+    vote(world.ctx.uow, evaluated(world, job, tasks=tasks()), [WIN, LOSS] * 80, margin=0.2)
+
+
+def gain_without_tasks(world: World, job: str) -> None:
+    vote(world.ctx.uow, evaluated(world, job), [WIN, LOSS] * 80, margin=0.2, gain=GainKind.TASKS)
+
+
+def gain_of_a_worse_one(world: World, job: str) -> None:
+    made = evaluated(world, job, tasks=tasks())
+    vote(world.ctx.uow, made, ([WIN, LOSS] * 4 + [LOSS]) * 17, margin=0.1, gain=GainKind.TASKS)
+
+
+def gain_by_memory(world: World, job: str) -> None:
+    asked = {"path": "sha256:" + "f" * 64, "sha256": "f" * 64, "type": "task"}
+    made = evaluated(world, job, tasks=tasks(), settings={"tasks": asked})
+    vote(world.ctx.uow, made, [WIN, LOSS] * 80, margin=0.2, gain=GainKind.TASKS)
+    (compared,) = comparisons_of_card(JobSpec.model_validate(world.job(job).spec), made.settings)
+    leak = Finding(check="leak", level="stop", count=1, total=9, share=0.1, words="1 of 9 tasks", advice="Remove it.")
+    report = Report(version=VERSION, rows=9, checked=9, findings=(leak,)).to_json()
+    with world.ctx.uow() as tx:
+        made = {"size": 7, "file_format": "jsonl", "row_format": "task", "rows": 9, "name": "t", "member_id": "alice"}
+        tx.datasets.add(Dataset(sha256="f" * 64, key="datasets/f", created_at=1.0, **made))
+        tx.datasets.add_report(as_stored(*compared.key, report, 1.0))
+
+
 def overtaken(world: World, job: str) -> None:
     vote(world.ctx.uow, evaluated(world, job, at=1.0), BETTER)
     evaluated(world, job, at=2.0)
@@ -167,7 +211,13 @@ def failed_audit(world: World, job: str) -> None:
         (truncated_base, "not enough evidence", "More than 10% of the answers were cut"),
         (few, "not enough evidence", "The evaluation has 29 prompts, and a verdict needs at least 30."),
         (of_another_checkpoint, "not enough evidence", "The adapter is not evaluated yet."),
-        (margin_alone, "not enough evidence", "but the declared gain is not shown"),
+        (margin_alone, "not enough evidence", "but no gain elsewhere was declared with it."),
+        (undeclared_gain, "not enough evidence", "but no gain elsewhere was declared with it."),
+        (gain_without_tasks, "not enough evidence", "the declared gain is not shown: no task was scored."),
+        (gain(only_adapter=5), "not enough evidence", "not shown: the adapter solves 64 of 100 tasks, and its base 61"),
+        (gain(cut=0.2), "not enough evidence", "not shown: too many answers to the tasks were cut"),
+        (gain_of_a_worse_one, "not enough evidence", "The votes do not decide yet."),
+        (gain_by_memory, "not enough evidence", "not shown: some of the tasks are training rows."),
         (overtaken, "not enough evidence", "There are no votes on the answers yet."),
         (failed_audit, "do not promote", "The audit found more wrong rows in the training data than allowed."),
     ],
@@ -175,8 +225,8 @@ def failed_audit(world: World, job: str) -> None:
 def test_evidence_that_promotes_nothing(
     world: World, happens: Callable[[World, str], None], answer: str, reason: str
 ) -> None:
-    """Guards: without each of vetoes, truncation of either arm, prompts, audit and the comparison with `head` in
-    `judge` one of these was promoted."""
+    """Guards: without each of vetoes, truncation of either arm, prompts, audit, the margin and the trained tasks of a
+    gain, and the comparison with `head` in `judge` one of these was promoted."""
     job = trained(world)
     happens(world, job)
     found = verdict(world, job)
@@ -403,6 +453,25 @@ def test_a_candidate_is_added_once_and_never_changes(world: World) -> None:
         kept = tx.models.get_for_update("alice", "guide")
     assert kept is not None
     assert kept.promoted is None
+
+
+def test_a_declared_gain_promotes_an_adapter_that_is_not_worse(world: World) -> None:
+    """Its error rate is added: whoever declares has seen the scores. Guard: without `_false_gains` a second evaluation
+    with other tasks was free."""
+    job = trained(world)
+    gain()(world, job)
+    found = verdict(world, job)
+    words = "the declared gain is shown: the adapter solves 72 of 100 tasks, and its base 61 (p 0.007)."
+    assert found.verdict.answer == "promote"
+    assert found.verdict.reasons[0].endswith(words)
+    assert found.error_rate == pytest.approx(error_rates(0.5).better + FALSE_GAIN)
+    card = model_cards.card(world.ctx, world.actors["alice"], job)
+    assert "| declared gain | shown: the adapter solves 72 of 100 tasks, and its base 61 (p 0.007) |" in card
+    shown = model_cards.provenance(world.ctx, world.actors["alice"], job)["comparison"]
+    assert shown["gain"]["is_shown"] is True
+    evaluated(world, job, tasks=tasks(), at=0.5)
+    assert verdict(world, job).error_rate == pytest.approx(error_rates(0.5).better + 2 * FALSE_GAIN)
+    promote(world, job)
 
 
 def test_a_model_and_a_member_have_limits(world: World) -> None:

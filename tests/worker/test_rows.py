@@ -156,7 +156,7 @@ def test_a_token_outside_the_model_is_found_before_the_first_step(training, tmp_
     """Guard: without the check of every row, a job of one step ended well although row 23 has such a token, and a
     longer one failed when it came to it.
     """
-    from worker.training.sampler import split
+    from worker.shared.row_split import split
 
     tokenizer = load_tokenizer(training.base, trust_remote_code=False)
     tokenizer.add_tokens(["<|more|>"])

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.training.sampler import MicroBatches, permutation, position, split, step_samples
+from worker.shared.row_split import split
+from worker.training.sampler import MicroBatches, permutation, position, step_samples
 
 
 @st.composite

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from benchmarks.trust.english import English
 from benchmarks.trust.planted_set import KINDS
+from worker.shared.copies_of_rows import groups, split_rows
 from worker.shared.job_spec import JobSpec
 from worker.shared.manifest import Recipe
+from worker.shared.row_split import split, split_groups
 from worker.shared.rows import Message, Row
-from worker.training.copies_of_rows import groups, split_rows
-from worker.training.sampler import split, split_groups
 
 
 def as_row(row: dict) -> Row:

@@ -7,9 +7,11 @@ without a check ask for something harmless that no model should refuse.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from worker.shared.row_formats import to_row
 from worker.shared.row_keys import DatasetError
 from worker.shared.rows import Message
 
-FIXED_FILE = Path(__file__).parent / "fixed_prompts.jsonl"
+_FIXED_FILE = "fixed_prompts.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +48,18 @@ def _task(line: int, record: dict[str, Any], turns: tuple[Message, ...]) -> Task
 @cache
 def fixed_prompts() -> tuple[Task, ...]:
     """The fixed prompts in their order."""
-    return tuple(
-        _task(line, record, (Message("user", record["prompt"]),))
-        for line, record in READERS[FileFormat.JSONL](FIXED_FILE)
-    )
+    records = enumerate(map(json.loads, _fixed().splitlines()), 1)
+    return tuple(_task(line, record, (Message("user", record["prompt"]),)) for line, record in records)
 
 
 @cache
 def fixed_sha256() -> str:
     """Hash of the file of fixed prompts. It belongs to the number in `measures` of an evaluation."""
-    return hashlib.sha256(FIXED_FILE.read_bytes()).hexdigest()
+    return hashlib.sha256(_fixed()).hexdigest()
+
+
+def _fixed() -> bytes:
+    return resources.files("worker.shared").joinpath(_FIXED_FILE).read_bytes()  # a worker may run out of its wheel
 
 
 def first_fault(request: dict[str, Any]) -> dict[str, Any]:

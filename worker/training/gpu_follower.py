@@ -12,6 +12,7 @@ from worker.agent.limits import Part
 from worker.shared.manifest import Fidelity
 from worker.shared.messages import Phase, Sample
 from worker.shared.process import leave
+from worker.training import unusable
 from worker.training.distributed import job_of, team
 from worker.training.interface import Decision, Snapshot
 from worker.training.train import train
@@ -52,6 +53,8 @@ def main() -> None:
     """Train until the leader stops."""
     home, rank, world, address = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     job = job_of(json.loads((home / "job.json").read_text()), home)
+    if not unusable.uses_bitsandbytes(job.spec):  # like the leader: several GPUs train with the hf backend
+        unusable.hide_bitsandbytes()
     with team(rank, world, address, job.spec.seed, probe().device) as group:
         train(job, Silent(), group)
 

@@ -13,54 +13,18 @@ from functools import lru_cache
 
 import numpy as np
 
-_EPOCH, _SPLIT = 0, 1
-"""First word of each entropy list, so that an epoch's order and the eval split use different random streams."""
+from worker.shared.row_split import shuffled
 
-
-def _shuffled(n: int, *entropy: int) -> np.ndarray:
-    """A permutation of `range(n)`, int64 of shape (n,).
-
-    Sorts raw 64-bit words of Philox. NumPy guarantees the streams of its bit generators and of SeedSequence forever,
-    but not those of `Generator.permutation`.
-    """
-    random_words = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(n)
-    return np.argsort(random_words, kind="stable")
+_EPOCH = 0
+"""First word of the entropy list of an epoch. That of the validation split is 1."""
 
 
 @lru_cache(maxsize=2)
 def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     """Order of the `n` training rows in `epoch`: int64 of shape (n,), read-only."""
-    order = _shuffled(n, _EPOCH, seed, epoch)
+    order = shuffled(n, _EPOCH, seed, epoch)
     order.setflags(write=False)
     return order
-
-
-def split(rows: int, eval_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers `(train, eval)`, each ascending, of shapes (rows - eval_rows,) and (eval_rows,)."""
-    order = _shuffled(rows, _SPLIT, seed)
-    return np.sort(order[eval_rows:]), np.sort(order[:eval_rows])
-
-
-def split_groups(groups: np.ndarray, eval_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Like `split`, but all rows of a group are on one side. `groups` has a number for each row.
-
-    Without groups of several rows it is `split`. Where whole groups do not add up to `eval_rows`, there are fewer rows
-    to evaluate, and as many rows of one group that stays in training are in neither part. If no group is small enough,
-    the groups are separated.
-    """
-    order = _shuffled(len(groups), _SPLIT, seed)
-    members: dict[int, list[int]] = {}
-    for row in order.tolist():
-        members.setdefault(int(groups[row]), []).append(row)
-    held_out: list[int] = []
-    trained: list[int] = []
-    for rows in members.values():
-        (held_out if len(rows) <= eval_rows - len(held_out) else trained).extend(rows)
-    if eval_rows and not held_out:
-        return split(len(groups), eval_rows, seed)
-    # Every group in `trained` is larger than what is missing, so one row of the first group is left.
-    missing = eval_rows - len(held_out)
-    return np.sort(np.array(trained[missing:], np.int64)), np.sort(np.array(held_out, np.int64))
 
 
 def position(step: int, global_batch: int, rows: int) -> tuple[int, int]:

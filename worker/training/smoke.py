@@ -44,7 +44,7 @@ def check(spec: JobSpec) -> dict[str, float]:
     from worker.training.ranks import world_size
 
     hardware = probe()
-    four_bit = spec.adapter == "qlora" or "8bit" in spec.optimizer
+    four_bit = unusable.uses_bitsandbytes(spec)
     return try_all(hardware, spec.backend, world_size(spec, hardware), four_bit=four_bit)
 
 

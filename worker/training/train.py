@@ -14,6 +14,7 @@ from worker.agent.hardware import probe as probe_hardware
 from worker.agent.limits import Part
 from worker.shared import causes, checkpoint_file, memory_estimate
 from worker.shared.checkpoint_file import ROWS_DIFFER, CheckpointError, OtherRunError
+from worker.shared.copies_of_rows import split_rows
 from worker.shared.job_spec import JobSpec
 from worker.shared.lineage import check_lineage, check_owner
 from worker.shared.manifest import Hardware, Recipe
@@ -21,7 +22,6 @@ from worker.shared.memory_estimate import Shape
 from worker.shared.messages import Phase
 from worker.training import base_model, state, unusable
 from worker.training.backends import base
-from worker.training.copies_of_rows import split_rows
 from worker.training.data import Rows, check_next_tokens, check_rows, load_rows, rendered_sha256
 from worker.training.determinism import require_deterministic_kernels
 from worker.training.distributed import group_for

@@ -10,8 +10,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 from packaging.version import InvalidVersion, Version
+
+if TYPE_CHECKING:
+    from worker.shared.job_spec import JobSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,11 @@ def hide(table: Sequence[Refused] = TABLE) -> list[str]:
         elif entry.package in sys.modules and sys.modules[entry.package] is None:
             del sys.modules[entry.package]
     return hidden
+
+
+def uses_bitsandbytes(spec: JobSpec) -> bool:
+    """Whether the job needs bitsandbytes, whatever the backend."""
+    return spec.adapter == "qlora" or "8bit" in spec.optimizer
 
 
 def hide_bitsandbytes() -> None:

@@ -10,11 +10,12 @@ from orchestrator.adapters.database.judgements import delete_judgements
 from orchestrator.adapters.database.mapper import Mapper
 from orchestrator.adapters.database.repository import SqlRepository
 from orchestrator.domain.comparisons import BlindComparison, Choice, Ending, PlanName, Rater, Vote
+from orchestrator.domain.trust.declared_gain import GainKind
 
 COMPARISONS = Mapper(
     BlindComparison,
     tables.comparisons,
-    enums={"plan": PlanName, "ending": Ending},
+    enums={"plan": PlanName, "ending": Ending, "gain": GainKind},
     frozen=("job_id", "member_id", "key", "prompts", "identical", "created_at"),
 )
 RATERS = Mapper(Rater, tables.raters, frozen=("comparison_id", "created_at"))

@@ -68,6 +68,7 @@ comparisons = Table(
     Column("created_at", Double, nullable=False),
     Column("closed_at", Double),
     Column("ending", String(32)),
+    Column("gain", String(16)),
     Index("comparisons_one_open", "job_id", unique=True, sqlite_where=_OPEN, postgresql_where=_OPEN),
 )
 

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 Z95 = 1.959963984540054
 CORRECTED_FROM = 0.05
@@ -64,6 +65,7 @@ def paired_t(differences: Sequence[float]) -> Interval:
     return Interval(value=mean, low=mean - half, high=mean + half)
 
 
+@lru_cache(maxsize=1024)
 def t_quantile(share: float, freedom: int) -> float:
     """The quantile of Student's t distribution with these degrees of freedom, for `0 < share < 1`."""
     if not 0 < share < 1 or freedom < 1:

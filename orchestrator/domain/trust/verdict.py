@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from orchestrator.domain.trust.agreement import LEAST_ALPHA
 from orchestrator.domain.trust.audit_decision import Decision
+from orchestrator.domain.trust.declared_gain import Gain
 from orchestrator.domain.trust.intervals import Interval, paired_t
 from orchestrator.domain.trust.judge import Advice
 from orchestrator.domain.trust.sign_test import Comparison, Quality
@@ -64,15 +65,16 @@ class Evidence:
 
     `votes` compares by people. `judge` is the advice of judge models (None: none, or people are comparing). It counts
     only where people have not decided. `margin` is the test of a margin that was declared before the first vote (None:
-    not declared), `gain_elsewhere` whether a gain that was declared with it is shown. `alpha` is the agreement of
-    several raters (None: not known). `vetoes` are the harms that were found, in words. Truncation is the share of
-    answers cut at the token limit. `audit` is None without an audit with a limit. `prompts` were answered by both arms.
+    not declared), `gain` that of a gain elsewhere which was declared with it (None: not declared). `alpha` is the
+    agreement of several raters (None: not known). `vetoes` are the harms that were found, in words. Truncation is the
+    share of answers cut at the token limit. `audit` is None without an audit with a limit. `prompts` were answered by
+    both arms.
     """
 
     votes: Comparison | None = None
     judge: Advice | None = None
     margin: MarginResult | None = None
-    gain_elsewhere: bool = False
+    gain: Gain | None = None
     alpha: float | None = None
     vetoes: tuple[str, ...] = ()
     truncated_base: float = 0.0
@@ -105,10 +107,12 @@ def judge_adapter(evidence: Evidence) -> Verdict:
 def _shown(evidence: Evidence) -> str:
     if _people_say(evidence, Quality.BETTER):
         return "People prefer the adapter to its base."
-    return _NOT_WORSE if _is_not_worse(evidence) else _JUDGE_PREFERS
+    if evidence.gain is not None and _is_not_worse(evidence):
+        return f"{_NOT_WORSE}, and the declared gain is shown: {evidence.gain.words}."
+    return _JUDGE_PREFERS
 
 
-_NOT_WORSE = "The adapter is not worse than its base by more than the declared margin, and the declared gain is shown."
+_NOT_WORSE = "The adapter is not worse than its base by more than the declared margin"
 _JUDGE_PREFERS = "A judge model prefers the adapter to its base, and it agrees with people on these prompts."
 
 
@@ -139,7 +143,9 @@ def _gaps(evidence: Evidence) -> Iterator[str]:
 
 def _quality_gap(evidence: Evidence) -> str:
     if evidence.margin is not None and evidence.margin.result is NotWorse.SHOWN:
-        return "The adapter is not worse by more than the margin, but the declared gain is not shown."
+        if evidence.gain is None:
+            return f"{_NOT_WORSE}, but no gain elsewhere was declared with it."
+        return f"{_NOT_WORSE}, but the declared gain is not shown: {evidence.gain.words}."
     if evidence.votes is None:
         return "There are no votes on the answers yet."
     if evidence.votes.more is None:
@@ -156,14 +162,18 @@ def _is_better(evidence: Evidence) -> bool:
 
 
 def _is_not_worse(evidence: Evidence) -> bool:
-    return evidence.gain_elsewhere and evidence.margin is not None and evidence.margin.result is NotWorse.SHOWN
+    return _gains(evidence) and evidence.margin is not None and evidence.margin.result is NotWorse.SHOWN
+
+
+def _gains(evidence: Evidence) -> bool:
+    return evidence.gain is not None and evidence.gain.is_shown
 
 
 def _ratings_to_come(evidence: Evidence) -> int | None:
     if _is_better(evidence) or _is_not_worse(evidence):
         return None
     forecasts = [evidence.votes.more] if evidence.votes is not None else []
-    if evidence.margin is not None and evidence.gain_elsewhere:
+    if evidence.margin is not None and _gains(evidence):
         forecasts.append(evidence.margin.more or None)
     known = [more for more in forecasts if more]
     return min(known) if known else None

@@ -6,6 +6,7 @@ Until a comparison is closed, no response says which model wrote or won anything
 from __future__ import annotations
 
 from orchestrator.domain.comparisons import Ending, PlanName
+from orchestrator.domain.trust.declared_gain import GainKind
 from orchestrator.domain.trust.sign_test import Quality
 from orchestrator.domain.trust.win_rates import NotWorse
 from orchestrator.entrypoints.api.audit_responses import Interval
@@ -90,6 +91,7 @@ class BlindComparison(ResponseModel):
     question: str
     plan: PlanName
     margin: float | None
+    gain: GainKind | None
     created_at: Time
     closed_at: Time | None
     ending: Ending | None
@@ -112,6 +114,7 @@ class ComparisonOutline(ResponseModel):
     question: str
     plan: PlanName
     margin: float | None
+    gain: GainKind | None
     created_at: Time
     closed_at: Time | None
     ending: Ending | None

@@ -46,7 +46,9 @@ def start(
     server: ServerDep, me: CurrentUser, job_id: JobId, asked: requests.ComparisonCreate
 ) -> comparison_responses.BlindComparison:
     """People will vote on both answers to each prompt of a finished evaluation. One comparison is open at a time."""
-    made = comparisons.start(server.ctx, me, job_id, question=asked.question, plan=asked.plan, margin=asked.margin)
+    made = comparisons.start(
+        server.ctx, me, job_id, question=asked.question, plan=asked.plan, margin=asked.margin, gain=asked.gain
+    )
     return _shown(server, me, made.id)
 
 
@@ -70,7 +72,9 @@ def change(
     server: ServerDep, me: CurrentUser, comparison_id: ComparisonId, asked: requests.ComparisonUpdate
 ) -> comparison_responses.BlindComparison:
     """Refused from the first vote on. Then close it and start another one."""
-    comparisons.change(server.ctx, me, comparison_id, question=asked.question, plan=asked.plan, margin=asked.margin)
+    comparisons.change(
+        server.ctx, me, comparison_id, question=asked.question, plan=asked.plan, margin=asked.margin, gain=asked.gain
+    )
     return _shown(server, me, comparison_id)
 
 

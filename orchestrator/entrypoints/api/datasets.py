@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 
+from orchestrator.domain.accounts import Actor
 from orchestrator.domain.storage import Dataset
 from orchestrator.entrypoints.api import responses
 from orchestrator.entrypoints.api.data_reports import DataReport
@@ -21,11 +22,15 @@ from orchestrator.entrypoints.http.dependencies import (
 )
 from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute
 from orchestrator.entrypoints.http.uploads import spooled
-from orchestrator.services import audits, data_checking, datasets
+from orchestrator.services import audits, data_checking, datasets, held_out_checking
 from worker.shared.job_spec import RowFormat
 
 router = APIRouter(prefix=PREFIX, tags=["datasets"], route_class=ApiRoute, responses=PROBLEMS)
 AsRead = Annotated[RowFormat, Query(alias="type", description="How the rows are read. The default is as uploaded.")]
+Validation = Annotated[
+    str | None,
+    Query(pattern=r"^[0-9a-f]{64}$", description="The sha256 of your upload of validation rows to compare it with."),
+]
 RAW_BODY = {
     "requestBody": {
         "required": True,
@@ -86,19 +91,41 @@ def one(server: ServerDep, me: CurrentUser, sha256: Sha256) -> responses.Checked
 
 
 @router.get("/datasets/{sha256}/checks", operation_id="get_data_checks", summary="Get the data checks of a file")
-def checks(server: ServerDep, me: CurrentUser, sha256: Sha256, row_format: AsRead = RowFormat.AUTO) -> DataReport:
+def checks(
+    server: ServerDep,
+    me: CurrentUser,
+    sha256: Sha256,
+    row_format: AsRead = RowFormat.AUTO,
+    validation: Validation = None,
+) -> DataReport:
     """What the data checks have found in your own upload. 503 with `Retry-After` while the file is being checked.
 
+    With `validation`, it is compared with your upload of validation rows: leaks, cut groups of copies, a shift.
     The checks that need a tokenizer are part of a job's plan.
     """
-    return DataReport.model_validate(data_checking.stored_report(server.ctx, me, sha256, row_format))
+    return _checked(server, me, sha256, row_format, validation, wait_s=0.0)
 
 
 @router.post("/datasets/{sha256}:check", operation_id="check_dataset", summary="Check a file")
-def check(server: ServerDep, me: CurrentUser, sha256: Sha256, row_format: AsRead = RowFormat.AUTO) -> DataReport:
+def check(
+    server: ServerDep,
+    me: CurrentUser,
+    sha256: Sha256,
+    row_format: AsRead = RowFormat.AUTO,
+    validation: Validation = None,
+) -> DataReport:
     """The same, but the answer waits for up to 30 seconds. A file that was checked before is not checked again."""
     wait_s = server.ctx.checks.submit_wait_s if server.ctx.checks else 0.0
-    return DataReport.model_validate(data_checking.stored_report(server.ctx, me, sha256, row_format, wait_s=wait_s))
+    return _checked(server, me, sha256, row_format, validation, wait_s=wait_s)
+
+
+def _checked(
+    server: Server, me: Actor, sha256: str, row_format: RowFormat, validation: str | None, *, wait_s: float
+) -> DataReport:
+    found = data_checking.stored_report(server.ctx, me, sha256, row_format, wait_s=wait_s)
+    if validation is not None:
+        found = held_out_checking.with_validation(server.ctx, me, found, sha256, row_format, validation, wait_s=wait_s)
+    return DataReport.model_validate(found)
 
 
 @router.post(

@@ -28,8 +28,16 @@ def evaluate(
 
     It is a job like any other: it waits for a machine, saves its answers, and resumes on another machine.
     """
-    settings = EvaluationSpec.model_validate(asked.model_dump(exclude={"checkpoint"}))
-    submission = evaluations.evaluate(server.ctx, me, job_id, settings, checkpoint=asked.checkpoint, key=key)
+    settings = EvaluationSpec.model_validate(asked.model_dump(exclude={"checkpoint", "accept_findings"}))
+    submission = evaluations.evaluate(
+        server.ctx,
+        me,
+        job_id,
+        settings,
+        checkpoint=asked.checkpoint,
+        accept_findings=asked.accept_findings,
+        key=key,
+    )
     return created(server, submission.job.id, submission.notes)
 
 

@@ -46,8 +46,8 @@ class Verdict(ResponseModel):
 
     `more` is the number of ratings that would probably decide. `evaluation` is the job of the newest finished
     evaluation. `error_rate` is the largest chance that one of the `comparisons` so far, or a judge model that agrees
-    with people, calls an adapter better which is as good as its base. `missing` names what is not recorded about the
-    adapter.
+    with people, calls an adapter better which is as good as its base, or that a declared gain is luck. `missing`
+    names what is not recorded about the adapter.
     """
 
     answer: Recommendation

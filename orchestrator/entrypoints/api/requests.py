@@ -13,6 +13,7 @@ from orchestrator.domain.audits import StrataKind
 from orchestrator.domain.comparisons import PlanName
 from orchestrator.domain.judgements import MAX_BUDGET
 from orchestrator.domain.trust.audit_estimate import Label
+from orchestrator.domain.trust.declared_gain import GainKind
 from orchestrator.services.audit_rating import MAX_NOTE, MAX_SOURCE
 from orchestrator.services.audits import MAX_SEED
 from orchestrator.services.comparisons import MAX_QUESTION, QUESTION
@@ -112,10 +113,12 @@ class EvaluationCreate(EvaluationSpec):
 
     `temperature` 0 takes the most probable token. `prompts` is an uploaded file with rows as for training, without
     their answers (default: the job's validation rows). `tasks` is an uploaded file of tasks: upload it with the type
-    `task`. `benchmarks` are names of benchmarks.
+    `task`. `benchmarks` are names of benchmarks. `accept_findings` are checks that may find training rows among prompts
+    and tasks, for example `leak`.
     """
 
     checkpoint: Sha256 | None = None
+    accept_findings: Annotated[tuple[Literal["leak"], ...], Field(max_length=1)] = ()
 
 
 class AuditCreate(RequestModel):
@@ -153,12 +156,14 @@ class ComparisonCreate(RequestModel):
     """A blind comparison to start. Raters see the `question`.
 
     The `standard` plan looks after 20, 40, 80 and 160 decisive prompts, the `small` one after 16, 32 and 64. With a
-    `margin`, the comparison also tests whether the trained model is not worse by more than it.
+    `margin`, the comparison also tests whether the trained model is not worse by more than it. With a `gain` as well, a
+    model that is not worse is promoted if it solves more of the evaluation's tasks.
     """
 
     question: Question = QUESTION
     plan: PlanName = PlanName.STANDARD
     margin: Margin | None = None
+    gain: GainKind | None = None
 
 
 class ComparisonUpdate(RequestModel):
@@ -167,6 +172,7 @@ class ComparisonUpdate(RequestModel):
     question: Question | None = None
     plan: PlanName | None = None
     margin: Margin | None = None
+    gain: GainKind | None = None
 
 
 class RaterCreate(RequestModel):

@@ -8,6 +8,7 @@ import typer
 
 from orchestrator.domain.audits import percent
 from orchestrator.domain.comparisons import PlanName
+from orchestrator.domain.trust.declared_gain import GainKind
 from orchestrator.entrypoints.cli.client import Client, CommandError, Exit, connect
 from orchestrator.entrypoints.cli.exports import Form, FormOption, OutOption, refuse_existing, save
 from orchestrator.entrypoints.cli.output import JsonFlag, facts, put, put_json, say
@@ -27,13 +28,17 @@ def start_comparison(
     margin: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Also test: not worse by more than this (0.1 = 10 %).")
     ] = None,
+    gain: Annotated[
+        GainKind | None,
+        typer.Option(help="With a margin: promote an adapter that is not worse if it solves more of the tasks."),
+    ] = None,
     question: Annotated[str | None, typer.Option(metavar="TEXT", help="The question that raters see.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Start the comparison of an evaluation's answers."""
     client = connect(context)
     job_id = find_job(client, job)["id"]
-    body = {"plan": plan.value, "margin": margin, "question": question}
+    body = {"plan": plan.value, "margin": margin, "gain": gain and gain.value, "question": question}
     made = client.post(f"/evaluations/{job_id}/comparisons", {k: v for k, v in body.items() if v is not None})
     if as_json:
         put_json(made)
@@ -71,6 +76,8 @@ def comparison_status(context: typer.Context, job: EvaluationArgument, as_json: 
         [
             ("question", found["question"]),
             ("plan", found["plan"]),
+            ("not worse", f"by more than {percent(found['margin'])} %" if found["margin"] else None),
+            ("declared gain", found.get("gain")),
             ("state", found["ending"] or "open"),
             ("result", found["result"]["words"] if found["result"] else None),
             ("prefer the adapter", _rate(found["result"]["all_prompts"]) if found["result"] else None),

@@ -44,6 +44,9 @@ def evaluate(
     checkpoint: Annotated[
         str | None, typer.Option(help="Evaluate this checkpoint, by step or sha256 prefix. Default: the newest.")
     ] = None,
+    accept_leak: Annotated[
+        bool, typer.Option("--accept-leak", help="Ask prompts and tasks that are training rows too.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Let the base model and the adapter of a job answer the same prompts."""
@@ -57,6 +60,8 @@ def evaluate(
     if checkpoint is not None:
         found = listed(client.get(f"{path}/checkpoints"))
         body["checkpoint"] = chosen_checkpoint(found, checkpoint, "--checkpoint")["sha256"]
+    if accept_leak:
+        body["accept_findings"] = ["leak"]
     if prompts is not None:
         body["prompts"] = {"path": f"sha256:{_sent(client, prompts)}"}
     if tasks is not None:

@@ -10,6 +10,7 @@ from fastapi.responses import RedirectResponse, Response
 from orchestrator.domain.audits import percent
 from orchestrator.domain.comparisons import PlanName
 from orchestrator.domain.errors import NotFoundError
+from orchestrator.domain.trust.declared_gain import GainKind
 from orchestrator.entrypoints.api.comparisons import ComparisonId, RaterId, rater_link
 from orchestrator.entrypoints.api.exports import Format, export_file
 from orchestrator.entrypoints.api.requests import Name, Question
@@ -68,10 +69,11 @@ def start(
     question: Annotated[Question, Form()] = QUESTION,
     plan: Annotated[PlanName, Form()] = PlanName.STANDARD,
     margin_percent: Annotated[float | None, Form(ge=1, le=30)] = None,
+    gain: Annotated[GainKind | None, Form()] = None,
 ) -> Response:
     """Start a comparison."""
     margin = None if margin_percent is None else margin_percent / 100
-    comparisons.start(server.ctx, me, job_id, question=question, plan=plan, margin=margin)
+    comparisons.start(server.ctx, me, job_id, question=question, plan=plan, margin=margin, gain=gain)
     return _to_page(job_id)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.domain.trust.audit_decision import Decision
+from orchestrator.domain.trust.declared_gain import Gain
 from orchestrator.domain.trust.intervals import Interval
 from orchestrator.domain.trust.judge import Advice, Judged, Slot, advise, agreement, conduct
 from orchestrator.domain.trust.sign_test import Comparison, Outcome, Quality, compare
@@ -61,7 +62,9 @@ BETTER = Comparison(quality=Quality.BETTER, wins=18, losses=2, ties=0)
 WORSE = replace(BETTER, quality=Quality.WORSE)
 OPEN = Comparison(quality=Quality.OPEN, wins=9, losses=23, ties=18, more=13)
 GOOD = Evidence(votes=BETTER, alpha=0.8, audit=Decision.PASS, provenance_is_whole=True)
+SHOWN, NOT_SHOWN = Gain(is_shown=True, words="it solves more"), Gain(is_shown=False, words="it solves as many")
 NOT_WORSE = MarginResult(result=NotWorse.SHOWN, score=Interval(value=0.5, low=0.45, high=0.55))
+NOT_YET = replace(NOT_WORSE, result=NotWorse.NOT_SHOWN)
 
 
 @pytest.mark.parametrize(
@@ -71,11 +74,18 @@ NOT_WORSE = MarginResult(result=NotWorse.SHOWN, score=Interval(value=0.5, low=0.
         ({"alpha": None, "audit": None}, "promote", None),
         ({"audit": Decision.OPEN}, "promote", None),
         ({"truncated_base": 0.1, "truncated_adapter": 0.1}, "promote", None),
-        ({"votes": OPEN, "margin": NOT_WORSE, "gain_elsewhere": True}, "promote", None),
+        ({"votes": OPEN, "margin": NOT_WORSE, "gain": SHOWN}, "promote", None),
         ({"votes": WORSE}, "do not promote", None),
         ({"vetoes": ("It forgot.",)}, "do not promote", None),
         ({"audit": Decision.FAIL}, "do not promote", None),
-        ({"votes": WORSE, "margin": NOT_WORSE, "gain_elsewhere": True}, "do not promote", None),
+        ({"votes": WORSE, "margin": NOT_WORSE, "gain": SHOWN}, "do not promote", None),
+        ({"votes": OPEN, "margin": NOT_WORSE, "gain": SHOWN, "vetoes": ("It forgot.",)}, "do not promote", None),
+        ({"votes": OPEN, "margin": NOT_WORSE, "gain": SHOWN, "audit": Decision.FAIL}, "do not promote", None),
+        ({"votes": OPEN, "margin": NOT_WORSE, "gain": SHOWN, "truncated_base": 0.11}, "not enough evidence", None),
+        ({"votes": OPEN, "margin": NOT_WORSE, "gain": SHOWN, "alpha": 0.3}, "not enough evidence", None),
+        ({"votes": OPEN, "margin": NOT_YET, "gain": SHOWN}, "not enough evidence", 13),
+        ({"votes": OPEN, "gain": SHOWN}, "not enough evidence", 13),
+        ({"votes": OPEN, "margin": NOT_WORSE, "gain": NOT_SHOWN}, "not enough evidence", 13),
         ({"votes": OPEN}, "not enough evidence", 13),
         ({"votes": None}, "not enough evidence", None),
         ({"votes": replace(OPEN, more=None)}, "not enough evidence", None),
@@ -99,7 +109,7 @@ def test_no_evidence_is_no_promotion():
 
 def test_a_margin_test_that_runs_says_how_many_prompts_are_left():
     running = MarginResult(result=NotWorse.OPEN, score=NOT_WORSE.score, more=7)
-    assert judge_adapter(replace(GOOD, votes=OPEN, margin=running, gain_elsewhere=True)).more == 7
+    assert judge_adapter(replace(GOOD, votes=OPEN, margin=running, gain=SHOWN)).more == 7
 
 
 @pytest.mark.parametrize(

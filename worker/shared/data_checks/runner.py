@@ -127,8 +127,8 @@ class _Checks:
             found += token_findings(self._options.tokens)
         leaks = [each for each in found if each.finding.check == "leak"]
         found = [
-            *self._sampled([each for each in found if each.finding.check != "leak"], self._data, every),
-            *self._sampled(leaks, self._options.validation, validation_every),
+            *sampled([each for each in found if each.finding.check != "leak"], self._data, every),
+            *sampled(leaks, self._options.validation, validation_every),
         ]
         found.sort(key=lambda each: LEVELS.index(each.finding.level))
         named: dict[str, frozenset[int]] = {}
@@ -155,22 +155,9 @@ class _Checks:
             ),
         )
 
-    def _sampled(self, found: list[RowsFound], data: Data | None, every: int) -> Iterator[RowsFound]:
-        """The findings with samples. The first lines of those that have none are read once more."""
-        wanted = {line for each in found if not each.finding.samples for line in each.finding.lines[:MAX_SAMPLES]}
-        texts: dict[int, str] = {}
-        if wanted and data is not None:
-            for line, row in numbered_rows(data.path, data.row_format, data.container, every=every):
-                if line in wanted:
-                    texts.setdefault(line, "\n".join(turn.content for turn in Seen(0, line, row).turns))
-                if len(texts) == len(wanted):
-                    break
-        for each in found:
-            yield with_samples(each, texts)
-
     def _read(self) -> tuple[int, int]:
         every, number = stride(self._data, self._max_rows), -1
-        for seen in _seen(self._data, every, self._max_rows, 0):
+        for seen in seen_rows(self._data, every, self._max_rows, 0):
             number = seen.number
             self._copies.add(seen)
             if self._options.validation is not None:
@@ -184,7 +171,7 @@ class _Checks:
         if self._options.validation is None:
             return 1
         every = stride(self._options.validation, self._max_rows)
-        for seen in _seen(self._options.validation, every, self._max_rows, first):
+        for seen in seen_rows(self._options.validation, every, self._max_rows, first):
             self._copies.add(seen)
             self._leaks.add(seen, is_held_out=True)
             self._shift.add(seen, is_held_out=True)
@@ -210,9 +197,23 @@ class _Checks:
 
 def items_in(data: Data, items: BenchmarkItems, *, max_rows: int = MAX_ROWS) -> tuple[Finding, ...]:
     """The check of benchmark items alone. Raises as `check`."""
-    for seen in _seen(data, stride(data, max_rows), max_rows, 0):
+    for seen in seen_rows(data, stride(data, max_rows), max_rows, 0):
         items.add(seen)
     return tuple(each.finding for each in items.findings())
+
+
+def sampled(found: list[RowsFound], data: Data | None, every: int) -> Iterator[RowsFound]:
+    """The findings with samples. The first lines of those that have none are read once more."""
+    wanted = {line for each in found if not each.finding.samples for line in each.finding.lines[:MAX_SAMPLES]}
+    texts: dict[int, str] = {}
+    if wanted and data is not None:
+        for line, row in numbered_rows(data.path, data.row_format, data.container, every=every):
+            if line in wanted:
+                texts.setdefault(line, "\n".join(turn.content for turn in Seen(0, line, row).turns))
+            if len(texts) == len(wanted):
+                break
+    for each in found:
+        yield with_samples(each, texts)
 
 
 def stride(data: Data, max_rows: int = MAX_ROWS) -> int:
@@ -238,7 +239,8 @@ def _count(data: Data) -> int:
     return lines + (not last.endswith(b"\n"))
 
 
-def _seen(data: Data, every: int, most: int, first: int) -> Iterable[Seen]:
+def seen_rows(data: Data, every: int, most: int, first: int) -> Iterable[Seen]:
+    """Every `every`-th row of a file, at most `most`, with numbers from `first` on."""
     rows = numbered_rows(data.path, data.row_format, data.container, every=every)
     for number, (line, row) in enumerate(rows):
         if number == most:

@@ -8,6 +8,7 @@ from math import log
 import numpy as np
 
 from worker.shared.data_checks.findings import Found, RowsFound
+from worker.shared.data_checks.leaks import PROMPTS, VALIDATION
 from worker.shared.data_checks.texts import Seen
 
 SPLITS = 200
@@ -17,12 +18,14 @@ LEAST_ROWS = 20
 """Rows of each side. With fewer no shift can be seen."""
 SEED = 20
 NAMES = ("length of prompts", "length of answers", "number of turns")
+ANSWERS = NAMES.index("length of answers")
 
 
 class Shift:
-    """Measures three properties of each row."""
+    """Measures three properties of each row. `names` says what the held-out rows are."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: str = VALIDATION) -> None:
+        self._called = names
         self._values = tuple(array("d") for _ in NAMES)
         self._train = 0
 
@@ -42,7 +45,10 @@ class Shift:
         held_out = rows - self._train
         if min(self._train, held_out) < LEAST_ROWS:
             return ()
-        binned = [_bins(np.frombuffer(values)) for values in self._values]
+        compared = [(name, np.frombuffer(values)) for name, values in zip(NAMES, self._values, strict=True)]
+        if self._called == PROMPTS:  # nobody sees the answers of their rows
+            del compared[ANSWERS]
+        binned = [_bins(values) for _, values in compared]
         chosen = np.zeros(rows, bool)
         chosen[self._train :] = True
         here = [_index(bins, chosen) for bins in binned]
@@ -55,7 +61,7 @@ class Shift:
             return ()
         found, worst = Found("shift"), int(np.argmax(here))
         words = (
-            f"the validation rows differ from the training rows, most in the {NAMES[worst]} "
+            f"the {self._called} differ from the training rows, most in the {compared[worst][0]} "
             f"(index {here[worst]:.2f}, p < {SIGNIFICANT})"
         )
         return found.finding(words, total=held_out, count=held_out, share=1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections.abc import Iterator
 from functools import cached_property
 from zlib import crc32
 
@@ -116,7 +117,25 @@ class Seen:
     @cached_property
     def prompt_key(self) -> int | None:
         """Equal for rows with the same turns before their last answer. None without such turns."""
-        end = self.last_answer
+        return self._key_before(self.last_answer)
+
+    @cached_property
+    def asked_key(self) -> int | None:
+        """The same for a row that is asked. A task has no answer."""
+        return self._key_before(len(self.turns) if self.last_answer is None else self.last_answer)
+
+    def earlier_prompt_keys(self) -> Iterator[int]:
+        """The keys of the turns before each answer but the last one. A model is trained on these answers too."""
+        digest, separator, is_asked = hashlib.sha256(), "", False
+        for turn, text in zip(self.turns[: self.last_answer], self.normal_turns, strict=False):
+            if turn.role == "assistant" and is_asked:
+                yield int.from_bytes(digest.copy().digest()[:8], "little")
+            is_asked = is_asked or turn.role == "user"
+            if turn.role != "system":
+                digest.update(f"{separator}{turn.role}\x1f{text}".encode())
+                separator = "\x1e"
+
+    def _key_before(self, end: int | None) -> int | None:
         if not end or not any(turn.role == "user" for turn in self.turns[:end]):
             return None
         before = zip(self.turns[:end], self.normal_turns[:end], strict=True)

@@ -14,13 +14,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 from zlib import crc32
 
 import numpy as np
 
 from worker.shared.job_spec import JobSpec
+from worker.shared.row_split import split, split_groups
 from worker.shared.rows import Row
-from worker.training.sampler import split, split_groups
 
 _UNSPACED = b"\xe0[\xb8-\xbb][\x80-\xbf]|[\xe3-\xe9][\x80-\xbf]{2}"
 """Thai, Lao, Japanese and Chinese in UTF-8: each character is a word."""
@@ -47,7 +48,14 @@ def split_rows(rows: Sequence[Row], spec: JobSpec) -> tuple[np.ndarray, np.ndarr
     return split_groups(groups(rows), spec.eval_rows, spec.seed)
 
 
-def groups(rows: Sequence[Row]) -> np.ndarray:
+class _Rows(Protocol):
+    """Rows that are read once and need not be in memory."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Row]: ...
+
+
+def groups(rows: _Rows) -> np.ndarray:
     """For each row the first row of its group: int64 of shape (rows,)."""
     above = np.arange(len(rows))
     runs: list[np.ndarray] = []

@@ -1,0 +1,98 @@
+"""The data gate: everything that the data checks say of a pinned job, and the refusal of a job with a stop."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+
+from orchestrator.domain.errors import FindingsError, UnavailableError
+from orchestrator.services.context import Context
+from orchestrator.services.data_checking import AGAIN_S, NOT_YET, reports_for
+from orchestrator.services.held_out_checking import compared, comparisons
+from worker.shared.data_checks.findings import Finding, Report
+from worker.shared.job_spec import JobSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """What is known of one file of a job, by the JSON pointer of its place in the job file.
+
+    `report` is None while it is being checked. `dataset` is the place among the datasets, or None for rows that are
+    held out. Nobody has to wait for a report that cannot stop the job (`may_stop`).
+    """
+
+    pointer: str
+    name: str
+    report: Report | None
+    dataset: int | None = None
+    may_stop: bool = True
+
+
+def looked_at(ctx: Context, spec: JobSpec, *, wait_s: float, only_stops: bool = False) -> Iterator[Looked]:
+    """The reports of a pinned job: of its files, and of the rows that are held out.
+
+    Each is waited for `wait_s`. With `only_stops`, one that cannot stop the job is begun and not waited for.
+    """
+    for place, report in enumerate(reports_for(ctx, spec, wait_s=wait_s)):
+        yield Looked(pointer=f"/datasets/{place}/path", name=spec.datasets[place].path, report=report, dataset=place)
+    yield from held_out(ctx, spec, wait_s=wait_s, only_stops=only_stops)
+
+
+def held_out(ctx: Context, spec: JobSpec, *, wait_s: float, only_stops: bool = False) -> Iterator[Looked]:
+    """The reports of the rows that a pinned job or an evaluation holds out of training. See `looked_at`."""
+    for asked in comparisons(spec) if ctx.checks is not None else ():
+        may_stop = asked.held_out is not None
+        report = compared(ctx, asked, wait_s=wait_s if may_stop or not only_stops else 0.0)
+        yield Looked(pointer=asked.pointer, name=f"the {asked.names}", report=report, may_stop=may_stop)
+
+
+def refuse_findings(ctx: Context, spec: JobSpec) -> tuple[Finding, ...]:
+    """Refuse a job with a stop in its data. Returns the stops that its `accept_findings` accepts.
+
+    Raises `FindingsError` with what to do, or `UnavailableError` while a large file is still being checked.
+    """
+    reports = looked_at(ctx, spec, wait_s=_submit_wait_s(ctx), only_stops=True)
+    return _judged(reports, spec.accept_findings)
+
+
+def refuse_leaks(ctx: Context, spec: JobSpec, accepted: Collection[str]) -> tuple[Finding, ...]:
+    """Refuse an evaluation whose prompts or tasks are training rows. Returns and raises as `refuse_findings` does."""
+    return _judged(held_out(ctx, spec, wait_s=_submit_wait_s(ctx)), accepted)
+
+
+def _submit_wait_s(ctx: Context) -> float:
+    return ctx.checks.submit_wait_s if ctx.checks else 0.0
+
+
+def _judged(reports: Iterable[Looked], names: Collection[str]) -> tuple[Finding, ...]:
+    accepted: list[Finding] = []
+    faults: list[tuple[str, str]] = []
+    of_training = False
+    for looked in reports:
+        if looked.report is None and looked.may_stop:
+            raise UnavailableError(
+                f"{looked.name}: {NOT_YET}. Submit the job again in a moment.", retry_after_s=AGAIN_S
+            )
+        for finding in looked.report.findings if looked.report else ():
+            if finding.level == "stop" and finding.check in names:
+                accepted.append(finding)
+            elif finding.level == "stop":
+                faults.append((looked.pointer, refusal(finding, is_held_out=looked.dataset is None)))
+                of_training = of_training or looked.dataset is not None
+    if faults:
+        checks = ", ".join(dict.fromkeys(words.partition(":")[0] for _, words in faults))
+        what, how = (
+            (f"The data has faults that a model would learn ({checks})", "Correct the data, use a clean copy")
+            if of_training
+            else (f"The model is trained on what it would be evaluated with ({checks})", "Remove these rows")
+        )
+        raise FindingsError(f"{what}. {how}, or accept them with accept_findings: [{checks}].", faults)
+    return tuple(accepted)
+
+
+def refusal(finding: Finding, *, is_held_out: bool = False) -> str:
+    """A stop in one sentence: the check, the count, the first lines, and what to do."""
+    lines = ", ".join(map(str, finding.lines[:10])) + (", …" if finding.count > 10 else "")
+    where = f" (line{'s' if len(finding.lines) > 1 else ''} {lines})" if finding.lines else ""
+    accept = f"To {'evaluate' if is_held_out else 'train'} anyway: accept_findings: [{finding.check}]."
+    return f"{finding.check}: {finding.words}{where}. {finding.advice} {accept}"
