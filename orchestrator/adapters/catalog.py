@@ -66,6 +66,9 @@ class FolderAndHubCatalog:
             return DatasetFile(path=file, name=file.name)
         return self._hub.dataset(path, split, token)
 
+    def benchmark(self, repo: str, file: str, token: str | None = None) -> DatasetFile:
+        return self._hub.benchmark(repo, file, token)
+
     def files(self, name: str, token: str) -> Sequence[ModelFile]:
         if _looks_like_path(name):
             return ()

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from orchestrator.adapters.hub_errors import REFUSED, HubRequest, in_words, offline
+from orchestrator.adapters.hub_errors import BENCHMARK, REFUSED, HubRequest, in_words, offline
 from orchestrator.adapters.model_config import positions
 from orchestrator.adapters.weight_names import MAX_BYTES, modules_of_file, modules_of_index
 from orchestrator.domain.errors import InvalidError, TrainhopError, UnavailableError
@@ -35,6 +36,7 @@ MAX_SMALL_BYTES = 64 << 20
 The hub stores no file above 10 MB in this way.
 """
 MAX_CONFIG_BYTES = 4 << 20
+MAX_BENCHMARK_BYTES = 256 << 20
 AT_ONCE = 8
 MAX_REMEMBERED = 1_000
 _INDEX = "model.safetensors.index.json"
@@ -53,9 +55,15 @@ class Hub:
     """
 
     def __init__(
-        self, *, is_offline: bool, endpoint: str | None = None, cache: Path | None = None, modules_s: float = MODULES_S
+        self,
+        *,
+        is_offline: bool,
+        endpoint: str | None = None,
+        cache: Path | None = None,
+        modules_s: float = MODULES_S,
+        most_bytes: int = MAX_BENCHMARK_BYTES,
     ) -> None:
-        self._modules_s = modules_s
+        self._modules_s, self._most_bytes = modules_s, most_bytes
         self._is_offline, self._endpoint, self._cache = is_offline, endpoint or HUB, cache
         self._public: set[str] = set()
 
@@ -117,7 +125,22 @@ class Hub:
 
     def dataset(self, name: str, split: str, token: str | None) -> DatasetFile:
         """Download the one data file of this split. Raises `InvalidError`, `UnavailableError`."""
-        request = self._request(name, token, "/path")
+        return self._download(name, token, self._request(name, token, "/path"), partial(_one_file, name, split))
+
+    def benchmark(self, name: str, pattern: str, token: str | None) -> DatasetFile:
+        """Download the one file with such a name. Raises `InvalidError`, `UnavailableError`."""
+        chosen, request = partial(_one_like, name, pattern), self._request(name, token, BENCHMARK)
+        return self._download(name, token, request, chosen, most_bytes=self._most_bytes)
+
+    def _download(
+        self,
+        name: str,
+        token: str | None,
+        request: HubRequest,
+        chosen: Callable[[list[str]], str],
+        *,
+        most_bytes: int | None = None,
+    ) -> DatasetFile:
         if self._is_offline:
             raise offline(request)
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
@@ -125,13 +148,16 @@ class Hub:
         repo, _, revision = name.partition("@")
         with in_words(request):
             info = self._api(token).dataset_info(repo, revision=revision or None, timeout=TIMEOUT_S)
-            wanted = _one_file(name, split, [s.rfilename for s in info.siblings or ()])
+            wanted = chosen([s.rfilename for s in info.siblings or ()])
             at: dict[str, Any] = {"repo_type": "dataset", "revision": info.sha, "endpoint": self._endpoint}
             # A member without access is refused here. Otherwise a refused download would fall back to the cached file
             # of another member.
-            get_hf_file_metadata(hf_hub_url(repo, wanted, **at), token=token or False, timeout=TIMEOUT_S)
+            about = get_hf_file_metadata(hf_hub_url(repo, wanted, **at), token=token or False, timeout=TIMEOUT_S)
+            if most_bytes is not None and (about.size or 0) > most_bytes:
+                words = f"{wanted} of {repo} has more than {most_bytes >> 20} MiB. Choose another revision."
+                raise InvalidError(words, [(request.pointer, words)])
             path = hf_hub_download(repo, wanted, token=token or False, cache_dir=self._cache, **at)
-        return DatasetFile(path=Path(path), name=wanted)
+        return DatasetFile(path=Path(path), name=wanted, revision=info.sha or "")
 
     def whose(self, token: str) -> str:
         """The name of the account that the token belongs to.
@@ -164,7 +190,7 @@ class Hub:
         return self._api(token).model_info(repo, revision=revision or None, timeout=TIMEOUT_S, **more)
 
     def _request(self, name: str, token: str | None, pointer: str = "/base_model") -> HubRequest:
-        kind = "datasets/" if pointer == "/path" else ""
+        kind = "" if pointer == "/base_model" else "datasets/"
         page = f"{HUB}/{kind}{name.partition('@')[0]}"
         return HubRequest(name=name, page=page, pointer=pointer, signed_in=token is not None)
 
@@ -301,4 +327,14 @@ def _one_file(name: str, split: str, files: list[str]) -> str:
     if len(wanted) != 1:
         message = f"{name} has {len(wanted)} data files for split '{split}'. Download them and upload one file."
         raise InvalidError(message, [("/path", message)])
+    return wanted[0]
+
+
+def _one_like(name: str, pattern: str, files: list[str]) -> str:
+    wanted = [file for file in files if fnmatch(file, pattern)]
+    if len(wanted) != 1:
+        message = (
+            f"{name} has {len(wanted)} files like {pattern}, and the benchmark needs one. Choose another revision."
+        )
+        raise InvalidError(message, [(BENCHMARK, message)])
     return wanted[0]

@@ -15,6 +15,8 @@ REFUSED = (
     "set it with `trainhop hub login`."
 )
 MAX_WAIT_S = 3_600.0
+BENCHMARK = "/benchmark"
+"""The pointer of a request for the items of a benchmark."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ def offline(request: HubRequest) -> InvalidError:
     return _wrong(
         request,
         f"{request.name} cannot be downloaded because this server is set to stay offline. "
-        f"To use it, {_instead(request)}.",
+        f"To continue, {_instead(request)}.",
     )
 
 
@@ -121,6 +123,8 @@ def _missing(request: HubRequest) -> str:
 
 
 def _instead(request: HubRequest) -> str:
+    if request.pointer == BENCHMARK:
+        return "leave the benchmark out"
     return "upload the file" if request.pointer == "/path" else "use an allowed folder with its files"
 
 

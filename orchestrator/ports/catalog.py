@@ -31,10 +31,11 @@ class BaseModel:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFile:
-    """A dataset that was fetched to this server."""
+    """A dataset that was fetched to this server. `revision` is the commit of its repository, if it has one."""
 
     path: Path
     name: str
+    revision: str = ""
 
 
 ROWS_SHOWN = 5
@@ -157,6 +158,13 @@ class Catalog(Protocol):
 
     def dataset(self, path: str, split: str, token: str | None = None) -> DatasetFile:
         """A file of a hub dataset, or one in a folder the operator has allowed."""
+        ...
+
+    def benchmark(self, repo: str, file: str, token: str | None = None) -> DatasetFile:
+        """The one file of a hub dataset with a name like the pattern `file`.
+
+        `repo` may name a commit, as `REPO@COMMIT`. Otherwise it is the newest one.
+        """
         ...
 
     def files(self, name: str, token: str) -> Sequence[ModelFile]:

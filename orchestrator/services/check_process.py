@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from worker.shared.data_checks import held_out
+from worker.shared.data_checks.benchmark_items import BenchmarkItems
 from worker.shared.data_checks.clean_copy import write_clean
-from worker.shared.data_checks.runner import Data, Options, Outcome, check
+from worker.shared.data_checks.runner import Data, Options, Outcome, check, items_in
 from worker.shared.data_checks.token_facts import TokenFacts
-from worker.shared.dataset_files import DatasetError
+from worker.shared.dataset_files import DatasetError, Row, read_rows
 from worker.shared.job_spec import FileFormat, RowFormat
 
 NO_TOKENIZER = "the model's tokenizer is not on this server"
@@ -34,6 +36,23 @@ def cleaned(request: Json) -> Json:
     except DatasetError as error:
         return {"fault": str(error)}
     return {"left_out": len(left_out)}
+
+
+def leaked(request: Json) -> Json:
+    """What rows have in common with the texts of the files in `items`, or a `fault`."""
+    items = BenchmarkItems({})
+    try:
+        for each in request["items"]:
+            path, container = Path(each["path"]), FileFormat(each["container"])
+            row_format = RowFormat(each["row_format"])
+            items.add_items(each["source"], (_asked_text(row) for row in read_rows(path, row_format, container)))
+        return {"findings": [asdict(found) for found in items_in(_data(request), items)]}
+    except DatasetError as error:
+        return {"fault": str(error)}
+
+
+def _asked_text(row: Row) -> str:
+    return " ".join(turn.content for turn in row.messages if turn.role == "user") if row.messages else row.text
 
 
 def compared(request: Json) -> Json:

@@ -127,6 +127,7 @@ def datasets_of(origin: Job) -> frozenset[str]:
     own: list[dict[str, Any]] = list(origin.spec["datasets"])
     asked: dict[str, Any] = origin.spec.get("evaluate") or {}
     own += [asked[key] for key in ("prompts", "tasks") if asked.get(key)]
+    own += asked.get("benchmarks") or ()
     return frozenset(dataset["sha256"] for dataset in own)
 
 

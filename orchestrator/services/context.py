@@ -28,6 +28,7 @@ class Context:
     has the keys of received files that are being put into their store. `settling` holds running calls that settle
     sessions of accounts, and what went wrong in them. `looks` shows rows in tokens, if this server can. `verdicts`
     holds what it has found, by model, data and settings. `checks` holds running data checks, if this server makes them.
+    `benchmarks` has the sha256 and the number of items of each benchmark at a commit that was used here.
     """
 
     uow: UnitOfWork
@@ -46,6 +47,7 @@ class Context:
     looks: Looks | None = None
     checks: RunningChecks | None = None
     verdicts: dict[tuple[object, ...], Verdict] = field(default_factory=dict[tuple[object, ...], Verdict])
+    benchmarks: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict[tuple[str, str], tuple[str, int]])
     launching: set[str] = field(default_factory=set[str])
     storing: dict[str, object] = field(default_factory=dict[str, object])
     rooms: SingleFlight[Capacity] = field(default_factory=SingleFlight[Capacity])

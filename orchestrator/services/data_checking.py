@@ -15,10 +15,12 @@ from typing import Any
 
 from orchestrator.domain.accounts import Actor
 from orchestrator.domain.errors import InvalidError, UnavailableError
-from orchestrator.domain.storage import DataReport, Dataset
+from orchestrator.domain.storage import Dataset
 from orchestrator.ports.repository import Transaction
+from orchestrator.services.benchmark_leaks import joined, known_leaks, with_leaks
+from orchestrator.services.check_calls import as_stored, within_limits
 from orchestrator.services.context import Context
-from orchestrator.services.datasets import bring, copied, dataset_by_id
+from orchestrator.services.datasets import bring, dataset_by_id
 from orchestrator.services.row_faults import token_facts
 from orchestrator.services.running_checks import RunningChecks
 from worker.shared import limited_call
@@ -28,9 +30,6 @@ from worker.shared.data_checks.findings import NotChecked, Report
 from worker.shared.data_checks.token_facts import TokenFacts, facts_of, special_findings, token_findings
 from worker.shared.job_spec import DatasetSpec, JobSpec, RowFormat
 
-CPU_S, CPU_S_PER_MIB = 60, 4
-"""Computing time for a file, and per MiB of it that is checked."""
-MAX_MIB = 512
 CLEAN_WAIT_S = 60.0
 AGAIN_S = 15.0
 NOT_YET = "the file is still being checked"
@@ -59,7 +58,7 @@ def report_of(ctx: Context, dataset: Dataset, *, wait_s: float) -> Report | None
 def _check(ctx: Context, checks: RunningChecks, dataset: Dataset) -> Report:
     with checks.room:
         try:
-            answer = _within_limits(ctx, checks, dataset, "checked")
+            answer = within_limits(ctx, checks, dataset, "checked")
             fault = answer.get("fault", "")
         except limited_call.LimitError as error:
             answer, fault = {}, str(error)
@@ -75,35 +74,6 @@ def _unread(dataset: Dataset, fault: str) -> Report:
     return Report(version=VERSION, rows=dataset.rows, checked=0, findings=(), not_checked=missing)
 
 
-def _within_limits(ctx: Context, checks: RunningChecks, dataset: Dataset, function: str, **more: str) -> Json:
-    with copied(ctx, dataset) as path:
-        return in_process(checks, function, as_read(path, dataset) | more, dataset.size)
-
-
-def in_process(checks: RunningChecks, function: str, request: Json, size: int) -> Json:
-    """The answer of a function of `check_process` for files of `size` bytes. Raises `LimitError`."""
-    cpu_s = CPU_S + CPU_S_PER_MIB * min(size >> 20, MAX_MIB)
-    name = f"orchestrator.services.check_process:{function}"
-    return checks.call(name, request, cpu_s=cpu_s, memory_bytes=checks.memory_bytes)
-
-
-def as_read(path: Path, dataset: Dataset) -> Json:
-    """A file and how it is read, for `check_process`."""
-    return {
-        "path": str(path),
-        "row_format": dataset.row_format,
-        "container": dataset.file_format,
-        "rows": dataset.rows,
-    }
-
-
-def as_stored(sha256: str, row_format: str, tokenizer: str, report: Json, now: float) -> DataReport:
-    """A report of this version of the checks."""
-    return DataReport(
-        sha256=sha256, row_format=row_format, tokenizer=tokenizer, version=VERSION, report=report, created_at=now
-    )
-
-
 def reports_for(ctx: Context, spec: JobSpec, *, wait_s: float) -> tuple[Report | None, ...]:
     """The report of each file of a pinned job, with what the model's tokenizer adds. None for one that takes longer."""
     return tuple(_report_for(ctx, spec, entry, wait_s) for entry in spec.datasets) if ctx.checks else ()
@@ -116,7 +86,10 @@ def _report_for(ctx: Context, spec: JobSpec, entry: DatasetSpec, wait_s: float) 
         counted = tx.datasets.get_report(*key, VERSION)
     if dataset is None:
         return None
-    report = report_of(ctx, replace(dataset, row_format=entry.type), wait_s=wait_s)
+    dataset = replace(dataset, row_format=entry.type)
+    report = report_of(ctx, dataset, wait_s=wait_s)
+    if report is not None and report.checked:
+        report = with_leaks(ctx, spec.evaluate, dataset, report, wait_s)
     if report is None or not report.checked:
         return report
     facts = facts_of(counted.report) if counted is not None else _facts(ctx, spec, entry, key)
@@ -132,6 +105,8 @@ def known_reports(tx: Transaction, spec: JobSpec) -> tuple[Report | None, ...]:
         report = Report.of(stored.report) if stored is not None else None
         if report is not None and report.checked and counted is not None:
             report = with_tokens(report, facts_of(counted.report))
+        if report is not None and report.checked:
+            report = joined(report, known_leaks(tx, spec.evaluate, entry))
         found.append(report if report is not None and report.checked else None)
     return tuple(found)
 
@@ -198,7 +173,7 @@ def _clean(ctx: Context, checks: RunningChecks, actor: Actor, dataset: Dataset) 
     with TemporaryDirectory(prefix="trainhop-clean-") as folder, checks.room:
         out = Path(folder) / "rows.jsonl"
         try:
-            answer = _within_limits(ctx, checks, dataset, "cleaned", out=str(out))
+            answer = within_limits(ctx, checks, dataset, "cleaned", out=str(out))
         except limited_call.LimitError as error:
             raise InvalidError(f"{dataset.name} cannot be copied, because {error}. Split the file.") from None
         if "fault" in answer:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from orchestrator.domain.errors import InvalidError
 from orchestrator.services.context import Context
 from orchestrator.services.datasets import resolve_dataset
+from orchestrator.services.evaluation_benchmarks import pinned_benchmarks
 from orchestrator.services.evaluation_tasks import pinned_tasks
 from worker.shared.job_spec import LEAST_PROMPTS, MEASURES, DatasetSpec, EvaluationSpec, JobSpec, RowFormat
 
@@ -25,11 +26,13 @@ def pinned(
     """The settings with the bytes of their files pinned. Without prompts, the validation rows of `spec` are asked.
 
     `pointer` is the place of the settings in the request. `given` are files of a job that the member may clone. Raises
-    `InvalidError` if there are no prompts, or if a task cannot be used.
+    `InvalidError` if there are no prompts, or if a task or a benchmark cannot be used.
     """
     prompts = _pinned_prompts(ctx, member_id, spec, asked.prompts, pointer, given)
     tasks = pinned_tasks(ctx, member_id, asked.tasks, f"{pointer}/tasks/path", given)
-    return asked.model_copy(update={"prompts": prompts, "tasks": tasks, "measures": MEASURES})
+    benchmarks = pinned_benchmarks(ctx, member_id, asked.benchmarks, f"{pointer}/benchmarks", given)
+    pins = {"prompts": prompts, "tasks": tasks, "benchmarks": benchmarks, "measures": MEASURES}
+    return asked.model_copy(update=pins)
 
 
 def _pinned_prompts(

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from orchestrator.domain.trust.verdict import MAX_TRUNCATED, Forgetting, Harm, forgetting
+from orchestrator.services.benchmark_scores import benchmark_scores, benchmark_warnings
 from orchestrator.services.similarity import similarity
 from orchestrator.services.task_scores import DRIFT, task_scores, task_warnings
 from worker.shared.answers_file import AnswersFile, ArmAnswer
@@ -45,6 +46,8 @@ def report_of(found: AnswersFile) -> dict[str, Any]:
         "template_leaks": _shares(found, lambda answer: answer.leaked or has_template_text(answer.text)),
     }
     report |= task_scores(found, _refusals().is_refusal)
+    if found.head.benchmarks:
+        report |= {"benchmarks": benchmark_scores(found)}
     report |= {"vetoes": list(_vetoes(harm)), "warnings": list(_warnings(found, report, harm))}
     # After vetoes and warnings, which must not depend on it.
     return report | {"similarity": similarity(found.answered)}
@@ -105,6 +108,7 @@ def _warnings(found: AnswersFile, report: dict[str, Any], harm: Forgetting) -> I
         yield "The adapter answers every prompt exactly as the base model does."
     yield from _drifts(report)
     yield from task_warnings(report)
+    yield from benchmark_warnings(report.get("benchmarks") or [])
     low, high = sorted(report["tokens"].values())
     if high > RATIO * max(low, 1.0):
         longer = max(report["tokens"], key=report["tokens"].get)

@@ -6,9 +6,12 @@ which is enough: an evaluation that takes longer continues on another machine.
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from orchestrator.domain.jobs import StepTime
 from orchestrator.domain.scheduling import Candidate, PendingJob, rest_of_last_session
 from orchestrator.ports.repository import Transaction
+from worker.shared.benchmark_list import BENCHMARKS, Benchmark
 from worker.shared.evaluation_units import FIXED_TOKENS, Measure, Unit
 from worker.shared.job_spec import EvaluationSpec, JobSpec
 
@@ -21,6 +24,8 @@ PASSES_OF_A_STEP = 3
 """A training step is a forward pass, and a backward pass that costs twice as much."""
 SHORT_TOKENS = 150
 """Tokens of a passage, and more than a fixed prompt has."""
+CHOICES = 4
+"""Choices of an item of a benchmark, each of them read once in a batch with the others."""
 
 
 def spec_of(spec: JobSpec, asked: EvaluationSpec) -> JobSpec:
@@ -72,8 +77,18 @@ def _unit_s(spec: JobSpec, unit: Unit, token_s: float) -> float:
             return count * (PASS_S + spec.sequence_len * token_s)
         case Measure.FIXED:
             return count * SHORT_TOKENS * token_s + FIXED_TOKENS * (PASS_S + count * token_s)
+        case Measure.BENCHMARKS:
+            written = _benchmark_of(asked, unit).answer_tokens
+            read_s = count * CHOICES * SHORT_TOKENS * token_s
+            return read_s + (written * (PASS_S + count * token_s) if written else count * PASS_S)
         case Measure.PROMPTS | Measure.TASKS:
             return count * spec.sequence_len * token_s + asked.max_new_tokens * (PASS_S + count * token_s)
+
+
+def _benchmark_of(asked: EvaluationSpec, unit: Unit) -> Benchmark:
+    """The benchmark that the items of a unit belong to."""
+    ends = accumulate(each.rows or 0 for each in asked.benchmarks)
+    return next(BENCHMARKS[each.name] for each, end in zip(asked.benchmarks, ends, strict=True) if unit.begin < end)
 
 
 def fits_last_session(job: PendingJob, place: Candidate, needed_s: float) -> bool:

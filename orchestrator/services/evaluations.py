@@ -15,7 +15,7 @@ from orchestrator.domain.evaluations import Evaluation
 from orchestrator.domain.jobs import Checkpoint, Event, Job
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.ports.repository import Transaction
-from orchestrator.services import evaluation_prompts, evaluation_times, verdicts
+from orchestrator.services import benchmark_leaks, evaluation_prompts, evaluation_times, verdicts
 from orchestrator.services.clones import kept
 from orchestrator.services.context import Context
 from orchestrator.services.data_gate import refuse_leaks
@@ -56,7 +56,8 @@ def evaluate(
     spec = JobSpec.model_validate(trained.spec)
     pinned = evaluation_prompts.pinned(ctx, actor.member_id, spec, settings)
     accepted = {*spec.accept_findings, *accept_findings}
-    ready = _ready(trained, spec, pinned, key, request_hash)
+    leaks = benchmark_leaks.notes(ctx, spec, pinned, ctx.checks.plan_wait_s if ctx.checks else 0.0)
+    ready = _ready(trained, spec, pinned, key, request_hash, leaks)
     ready = replace(ready, accepted=refuse_leaks(ctx, ready.spec, accepted))
     try:
         with ctx.uow() as tx:
@@ -149,7 +150,12 @@ def _evaluation(job: Job, trained: Job, begin: Checkpoint, spec: JobSpec) -> Eva
 
 
 def _ready(
-    trained: Job, spec: JobSpec, settings: EvaluationSpec, key: str | None = None, request_hash: str = ""
+    trained: Job,
+    spec: JobSpec,
+    settings: EvaluationSpec,
+    key: str | None = None,
+    request_hash: str = "",
+    leaks: tuple[str, ...] = (),
 ) -> Ready:
     few = evaluation_prompts.notes(spec, settings)
     spec = evaluation_times.spec_of(spec, settings)
@@ -157,7 +163,7 @@ def _ready(
         spec=spec,
         as_json=spec.model_dump(mode="json"),
         need=Need(gpu_bytes=trained.gpu_bytes, host_bytes=trained.host_bytes),
-        notes=few,
+        notes=(*few, *leaks),
         accepted=(),
         key=key,
         request_hash=request_hash,

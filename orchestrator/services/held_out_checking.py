@@ -16,8 +16,9 @@ from orchestrator.domain.accounts import Actor
 from orchestrator.domain.errors import UnavailableError
 from orchestrator.domain.storage import Dataset
 from orchestrator.ports.repository import Transaction
+from orchestrator.services.check_calls import as_read, as_stored, in_process
 from orchestrator.services.context import Context
-from orchestrator.services.data_checking import AGAIN_S, NOT_YET, as_read, as_stored, in_process
+from orchestrator.services.data_checking import AGAIN_S, NOT_YET
 from orchestrator.services.datasets import copied, dataset_by_id
 from orchestrator.services.running_checks import RunningChecks
 from worker.shared import limited_call

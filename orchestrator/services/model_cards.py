@@ -22,6 +22,8 @@ from orchestrator.domain.judge_prompt import text_sha256
 from orchestrator.domain.models import AGAINST, Model, Move
 from orchestrator.domain.trust.intervals import Interval, wilson
 from orchestrator.ports.repository import Transaction
+from orchestrator.services.benchmark_leaks import known_leaks, leaked_benchmarks
+from orchestrator.services.benchmark_scores import in_words, model_index
 from orchestrator.services.context import Context
 from orchestrator.services.data_checking import known_reports
 from orchestrator.services.held_out_checking import Comparison, comparisons_of_card, known
@@ -30,7 +32,7 @@ from orchestrator.services.judge_reports import JudgeReport
 from orchestrator.services.task_scores import points
 from orchestrator.services.verdicts import Judged, judge
 from worker.shared.data_checks.findings import Report
-from worker.shared.job_spec import JobSpec
+from worker.shared.job_spec import EvaluationSpec, JobSpec
 from worker.shared.manifest import Recipe
 from worker.shared.model_card import model_card
 
@@ -50,6 +52,23 @@ class _Facts:
     reports: tuple[Report | None, ...]
     held_out: tuple[tuple[Comparison, Report], ...]
     promotions: tuple[tuple[Model, Move], ...]
+    leaked: frozenset[str]
+    """Benchmarks whose items are in the training rows."""
+
+    @property
+    def benchmarks(self) -> list[Json]:
+        """The benchmarks of the evaluation, each with its scores."""
+        found = self.judged.evaluation
+        return (found.report or {}).get("benchmarks") or [] if found is not None else []
+
+    @property
+    def model_index(self) -> list[Json]:
+        """The results in the form that the hub reads. A score that was trained on is none."""
+        if self.judged.evaluation is None:
+            return []
+        pins = {each["name"]: each for each in self.judged.evaluation.settings.get("benchmarks") or ()}
+        clean = [each for each in self.benchmarks if each["name"] not in self.leaked]
+        return model_index(self.spec.name, clean, pins)
 
     @property
     def settings_sha256(self) -> str | None:
@@ -67,7 +86,7 @@ def card(ctx: Context, actor: Actor, job_id: str) -> str:
     answer = facts.judged.verdict.answer
     head = f"## Is it better than its base?\n\nVerdict: **{answer}**. {' '.join(facts.judged.verdict.reasons)}\n\n"
     table = f"{head}| evidence | |\n|---|---|\n{rows}\n\n"
-    return model_card(facts.spec, facts.recipe, table + _resemblance(facts))
+    return model_card(facts.spec, facts.recipe, table + _resemblance(facts), facts.model_index)
 
 
 def provenance(ctx: Context, actor: Actor, job_id: str) -> Json:
@@ -132,7 +151,15 @@ def _gather(ctx: Context, actor: Actor, job_id: str) -> _Facts:
             reports=known_reports(tx, spec),
             held_out=tuple(_held_out(tx, spec, judged)),
             promotions=tuple(_promotions(tx, job)),
+            leaked=_leaked(tx, spec, judged),
         )
+
+
+def _leaked(tx: Transaction, spec: JobSpec, judged: Judged) -> frozenset[str]:
+    if judged.evaluation is None or not judged.evaluation.settings.get("benchmarks"):
+        return frozenset()
+    asked = EvaluationSpec.model_validate(judged.evaluation.settings)
+    return frozenset(name for entry in spec.datasets for name in leaked_benchmarks(known_leaks(tx, asked, entry)))
 
 
 def _held_out(tx: Transaction, spec: JobSpec, judged: Judged) -> Iterator[tuple[Comparison, Report]]:
@@ -194,6 +221,9 @@ def _evaluated(facts: _Facts) -> Iterator[tuple[str, str]]:
     for name in ("refusals", "repetition", "template_leaks"):
         yield name.replace("_", " "), _both(report[name])
     yield from _scored(report)
+    for each in facts.benchmarks:
+        trained_on = "; items of it are in the training rows, so this score says nothing"
+        yield each["title"], in_words(each) + (trained_on if each["name"] in facts.leaked else "")
     for words in report["vetoes"]:
         yield "veto", words
     for words in report["warnings"]:

@@ -36,6 +36,8 @@ def test_a_job_is_evaluated_and_its_report_is_shown(tmp_path: Path) -> None:
         with_tasks = trainhop("evaluate", job, "--tasks", "tasks.jsonl", **variables)
         spec = server.api.admin.get(f"/jobs/{with_tasks.stdout.strip()}").json()["spec"]
         assert (spec["evaluation"]["tasks"]["rows"], spec["evaluation"]["tasks"]["type"]) == (1, "task")
+        refused = trainhop("evaluate", job, "--benchmark", "arc_hard", code=2, **variables)
+        assert "benchmarks[0].name: there is no benchmark 'arc_hard'; there are arc_easy, gsm8k" in refused.stderr
         assert "no checkpoint" in trainhop("evaluate", job, "--checkpoint", "4", code=3, **variables).stderr
 
         shown = trainhop("show", job, **variables).stdout
@@ -57,6 +59,7 @@ def test_a_job_is_evaluated_and_its_report_is_shown(tmp_path: Path) -> None:
             "instructions 30 of 40 base, 20 adapter: -25 points (-40 to -8), p 0.013",
             "harmless prompts 1 of 20 refused by base, 7 by adapter",
             "tasks 61 of 100 base, 72 adapter: +11 points (+4 to +19), p 0.003",
+            "ARC-Easy 300 items: base 60% (54% to 65%), adapter 52% (46% to 58%): -8 points (-12 to -4), p 0.000",
         ):
             assert words in report, words
         listed = " ".join(trainhop("show", job, **variables).stdout.split())

@@ -48,6 +48,25 @@ REPORT = {
         "truncated": {"base": 0.0, "adapter": 0.0},
         "problem": "",
     },
+    "benchmarks": [
+        {
+            "name": "arc_easy",
+            "title": "ARC-Easy",
+            "metric": "acc_norm",
+            "items": 300,
+            "unasked": 0,
+            "harness": "lm-eval 0.4.13",
+            "chat": True,
+            "scores": {
+                "base": {"value": 0.6, "low": 0.544, "high": 0.654},
+                "adapter": {"value": 0.52, "low": 0.464, "high": 0.576},
+                "only_base": 30,
+                "only_adapter": 6,
+                "difference": {"value": -0.08, "low": -0.12, "high": -0.041},
+                "p": 0.0001,
+            },
+        }
+    ],
     "similarity": {
         "rows": 38,
         "own_loss": {"rows": 38, "tokens": 900, "base": 2.5, "adapter": 1.25},
@@ -65,6 +84,11 @@ SCORED = (
     "Only the base model passes line 3.",
     "Only the adapter passes lines 10, 11, 12",
     "Of 20 harmless fixed prompts, the base model refuses <b>1</b> and the adapter <b>7</b>",
+)
+SCORED += (
+    '<th scope="row">ARC-Easy</th><td class="n">300</td><td class="n">60.0 % (54.4 to 65.4)</td>',
+    "-8.0 points (-12.0 to -4.1), p 0.000",
+    "with the chat template, by lm-eval 0.4.13",
 )
 LIKE = ("Resembles your data", "38 rows with an answer", "2.500", "90.5", ": not audited.", "do not count")
 
@@ -100,6 +124,7 @@ def test_a_form_starts_an_evaluation_and_its_page_shows_the_report(site, people,
     log_in(site, people.ann)
     page = site.client.get(f"/jobs/{job}", headers=HTML).text
     assert f'action="/jobs/{job}/evaluate"' in page
+    assert '<input type="checkbox" name="benchmarks" value="gsm8k"><span>GSM8K, 200 items</span>' in page
     assert "not known yet whether this adapter is better" in page
     made = site.client.post(f"/jobs/{job}/evaluate", data=FORM, headers=ORIGIN)
     assert made.status_code == 303
@@ -125,7 +150,7 @@ def test_a_form_starts_an_evaluation_and_its_page_shows_the_report(site, people,
     ):
         assert words in own, words
     assert "canary" not in own
-    newer = ("similarity", "instructions", "harmless", "fixed_sha256", "tasks")
+    newer = ("similarity", "instructions", "harmless", "fixed_sha256", "tasks", "benchmarks")
     finished(site, ident, {name: value for name, value in REPORT.items() if name not in newer})
     older = site.client.get(f"/jobs/{ident}", headers=HTML).text
     assert "25 %" in older, "the report of an evaluation by an earlier version"
@@ -143,10 +168,14 @@ def test_a_form_that_cannot_be_evaluated_says_why(site, people):
     refused = site.client.post(f"/jobs/{job}/evaluate", data=FORM, headers=ORIGIN | HTML)
     assert (refused.status_code, "Rows of plain text have no prompts" in refused.text) == (422, True)
     data = people.ann.upload(CHAT, name="chat.jsonl").json()["sha256"]
-    asked = {"datasets": [{"path": f"sha256:{data}"}], "val_set_size": 0.8, "evaluate": {"max_prompts": 31}}
-    waits = site.client.get(f"/jobs/{people.ann.submit(**asked)['id']}", headers=HTML).text
+    chat = {"datasets": [{"path": f"sha256:{data}"}], "val_set_size": 0.8}
+    followed = people.ann.submit(**chat, evaluate={"max_prompts": 31})["id"]
+    waits = site.client.get(f"/jobs/{followed}", headers=HTML).text
     assert "An evaluation follows when this job is done." in waits
     assert "max_prompts: 31" in waits, "the job as YAML can be submitted again"
+    asked = FORM | {"benchmarks": ["arc_easy", "gsm8k"]}
+    refused = site.client.post(f"/jobs/{people.ann.submit(**chat)['id']}/evaluate", data=asked, headers=ORIGIN | HTML)
+    assert (refused.status_code, "arc_easy: allenai/ai2_arc cannot be downloaded" in refused.text) == (422, True)
     bad = site.client.post(f"/jobs/{job}/evaluate", data=FORM | {"max_prompts": "0"}, headers=ORIGIN | HTML)
     assert bad.status_code == 422
 

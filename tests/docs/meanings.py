@@ -68,6 +68,8 @@ EVALUATION_KEYS = {
     "prompts": "A file with prompts: `path` and `type` as of a [dataset](#datasets). Without it, the prompts are "
     "those of the validation rows, so the job needs a `val_set_size`.",
     "tasks": "A file of tasks that a program checks: its `path`. See [Evaluate an adapter](evaluation.md).",
+    "benchmarks": "Names of [benchmarks](evaluation.md#benchmarks). `NAME@COMMIT` takes the items of this commit, "
+    "otherwise the newest ones. The server fills in the commit and the hash of the items.",
     "measures": "The version of what is measured. Filled in by the server when the job is submitted.",
 }
 PLACEMENT_KEYS = {

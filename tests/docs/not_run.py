@@ -12,6 +12,7 @@ PERSON = "waits for a person's answer; tests/cli/test_stores.py gives one"
 EVALUATION = "needs the answers of an evaluation; tests/cli/test_compare.py compares some"
 JUDGE = "needs a judge model and the answers of an evaluation; tests/cli/test_judge.py has both"
 ANSWERS = "trains and answers for minutes; tests/e2e/test_evaluation.py does it"
+HUB = "reads items from the hub; tests/services/test_benchmarks.py reads some from an emulated one"
 TRUST = "trains and answers for minutes; tests/http/test_trust_demo.py runs the parts without training"
 VOTES = "needs an evaluation that people have voted on; tests/http/test_models.py has one"
 
@@ -19,6 +20,7 @@ NOT_RUN = {
     "trainhop evaluate JOB": ANSWERS,
     "trainhop evaluate JOB --prompts prompts.jsonl --max-new-tokens 512": ANSWERS,
     "trainhop evaluate JOB --tasks tasks.jsonl": ANSWERS,
+    "trainhop evaluate JOB --benchmark arc_easy --benchmark gsm8k": HUB,
     "trainhop evaluate JOB --checkpoint 120": ANSWERS,
     "trainhop show EVALUATION": ANSWERS,
     "make demo": MINUTES,

@@ -23,6 +23,7 @@ from tests.emulators.drive import Drive
 from tests.emulators.hub import HubEmulator
 from tests.emulators.hub.state import Repo
 from tests.emulators.kaggle import KaggleEmulator, Person
+from tests.helpers.benchmark_repos import arc_repo, gsm8k_repo
 from tests.helpers.waiting import wait_for
 
 PATIENCE_S = 120.0
@@ -58,6 +59,8 @@ def services(folder: Path) -> Iterator[Services]:
         hub.accounts[HUB_TOKEN] = "alice-on-the-hub"
         for name in MODELS:
             hub.add(Repo(id=name, files=files))
+        for repo in (arc_repo(), gsm8k_repo()):
+            hub.add(repo)
         yield Services(hub=hub, kaggle=kaggle, drive=drive)
 
 

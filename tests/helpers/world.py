@@ -179,6 +179,9 @@ class FakeCatalog:
     def dataset(self, path: str, split: str, token: str | None = None) -> DatasetFile:
         raise InvalidError(f"there is no dataset {path}", [("/path", f"there is no dataset {path}")])
 
+    def benchmark(self, repo: str, file: str, token: str | None = None) -> DatasetFile:
+        raise InvalidError(f"there is no dataset {repo}", [("/benchmark", f"there is no dataset {repo}")])
+
     def files(self, name: str, token: str) -> Sequence[ModelFile]:
         return ()
 

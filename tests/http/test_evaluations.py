@@ -98,6 +98,16 @@ def test_a_file_of_tasks_is_uploaded_and_asked(api1, provider, people, tmp_path)
     assert "line 1: the pattern" in refused.json()["detail"]
 
 
+def test_a_benchmark_is_asked_by_its_name(api1, provider, people, tmp_path):
+    job = trained(api1, provider, people, tmp_path)
+    unknown = people.ann.post(f"/jobs/{job}:evaluate", {"benchmarks": ["arc_hard"]})
+    assert (unknown.status_code, unknown.json()["errors"][0]["pointer"]) == (422, "/benchmarks/0/name")
+    assert "there are arc_easy, gsm8k, hellaswag, truthfulqa_mc1" in unknown.json()["errors"][0]["detail"]
+    away = people.ann.post(f"/jobs/{job}:evaluate", {"benchmarks": ["gsm8k"]})
+    assert (away.status_code, away.json()["errors"][0]["pointer"]) == (422, "/benchmarks/0")
+    assert "gsm8k: openai/gsm8k cannot be downloaded" in away.json()["detail"]
+
+
 def test_a_request_that_cannot_be_evaluated_is_answered_in_a_sentence(api1, provider, people, tmp_path):
     job = trained(api1, provider, people, tmp_path)
     for body, pointer in (

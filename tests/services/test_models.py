@@ -19,7 +19,7 @@ from orchestrator.domain.trust.declared_gain import FALSE_GAIN, GainKind
 from orchestrator.domain.trust.sign_test import Outcome, error_rates
 from orchestrator.domain.trust.verdict import Recommendation
 from orchestrator.services import clones, jobs, model_cards, models
-from orchestrator.services.data_checking import as_stored
+from orchestrator.services.check_calls import as_stored
 from orchestrator.services.held_out_checking import comparisons_of_card
 from orchestrator.services.verdicts import Judged
 from tests.helpers.evaluations import tasks

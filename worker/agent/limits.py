@@ -41,7 +41,7 @@ class Part(Enum):
 
     DATA = ("downloading the training data", causes.DATA)
     MODEL = ("downloading the base model", causes.MODEL)
-    INSTALL = ("installing unsloth", causes.INSTALL)
+    INSTALL = ("installing unsloth or lm-eval", causes.INSTALL)
     IMPORTS = ("importing the training libraries", causes.IMPORTS)
     GROUP = ("starting a process for each GPU", causes.GPUS)
     LOAD = ("loading the base model", causes.IMPORTS)

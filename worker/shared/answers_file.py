@@ -1,7 +1,7 @@
 """The answers file of an evaluation: JSON Lines, the same bytes for the same answers.
 
 The first line says how many lines of each kind follow: one for each prompt, one for each passage of general text, one
-for each fixed prompt, and one for each task of the user.
+for each fixed prompt, one for each task of the user, and one for each item of its benchmarks.
 The worker writes it, and the server reads it line by line, each with a maximum.
 """
 
@@ -15,14 +15,17 @@ from typing import IO, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from worker.shared.benchmark_list import BENCHMARKS, MAX_ITEMS
 from worker.shared.evaluation_units import FIXED, PASSAGES, Arm, Measure
 from worker.shared.job_spec import MAX_PROMPTS, MAX_TASKS
 from worker.shared.row_formats import ROLES
 from worker.shared.tasks import Task, fixed_sha256
 from worker.shared.wire import Count, Sha256, Storable
 
-VERSION, FIRST_VERSION = 2, 1
-"""The first version has neither the rows' own answers nor tasks. Evaluations that began with it end with it."""
+WITH_BENCHMARKS, VERSION, FIRST_VERSION = 3, 2, 1
+"""The first version has neither the rows' own answers nor tasks. Evaluations that began with it end with it.
+
+Only a file with benchmarks has the third one."""
 MAX_FILE_BYTES = 96 * 2**20
 MAX_PROMPT_BYTES = 64 * 2**10
 """Bytes of a prompt as JSON."""
@@ -30,6 +33,8 @@ MAX_ANSWER_BYTES = 24 * 2**10
 """Bytes of an answer as JSON. A longer one is cut and counts as truncated, so that a whole file fits."""
 MAX_OWN_BYTES = 8 * 2**10
 """Bytes of a row's own answer as JSON. A longer one is cut."""
+MAX_ITEM_BYTES = 2 * 2**10
+"""Bytes of the answer to an item of a benchmark as JSON. A longer one is cut."""
 MAX_TURNS = 1_000
 _MAX_LINE = MAX_PROMPT_BYTES + 2 * MAX_ANSWER_BYTES + MAX_OWN_BYTES + 4_096
 """A line with a check has less, because a check has less than a prompt."""
@@ -63,6 +68,19 @@ def _or_left_out(default: object) -> Any:
     return Field(default=default, exclude_if=lambda value: value == default)
 
 
+class BenchmarkHead(_Record):
+    """A benchmark: how many items were asked, and how many were not because they are too long.
+
+    `harness` is the program that asked them, with its version. `chat`: with the model's chat template.
+    """
+
+    name: Annotated[Storable, Field(max_length=100)]
+    items: Annotated[int, Field(ge=0, le=MAX_ITEMS)]
+    unasked: Annotated[int, Field(ge=0, le=MAX_ITEMS)]
+    harness: Annotated[Storable, Field(max_length=100)]
+    chat: bool
+
+
 class Head(_Record):
     """The first line. `answers` is the version of the file.
 
@@ -77,6 +95,7 @@ class Head(_Record):
     fixed_sha256: Sha256 | None = _or_left_out(None)
     tasks: Annotated[int, Field(ge=0, le=MAX_TASKS)] = _or_left_out(0)
     unasked: Annotated[int, Field(ge=0, le=MAX_TASKS)] = _or_left_out(0)
+    benchmarks: Annotated[tuple[BenchmarkHead, ...], Field(max_length=len(BENCHMARKS))] = _or_left_out(())
 
 
 class Turn(_Record):
@@ -137,29 +156,70 @@ class TaskAnswers(_Record):
     adapter: ArmAnswer
 
 
+class ItemAnswer(_Record):
+    """Whether the answer of one arm to an item is right. `answer` is its text, if the model has written one."""
+
+    correct: bool
+    answer: Annotated[Storable, Field(max_length=MAX_ITEM_BYTES)] = ""
+
+
+class ItemAnswers(_Record):
+    """The answers of both arms to the item with this number, from 0, in the file of a benchmark's items."""
+
+    benchmark: Annotated[Storable, Field(max_length=100)]
+    item: Count
+    base: ItemAnswer
+    adapter: ItemAnswer
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnswersFile:
-    """What a file says. `fixed` are the answers to the fixed prompts, and `tasks` those to the user's tasks."""
+    """What a file says.
+
+    `fixed` are the answers to the fixed prompts, `tasks` those to the user's tasks, `items` those of its benchmarks.
+    """
 
     head: Head
     answered: tuple[Answered, ...]
     losses: tuple[PassageLoss, ...]
     fixed: tuple[TaskAnswers, ...] = ()
     tasks: tuple[TaskAnswers, ...] = ()
+    items: tuple[ItemAnswers, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedBenchmark:
+    """A benchmark whose items count from `first` on. `asked` are the numbers of those that were, from 0."""
+
+    name: str
+    first: int
+    items: int
+    asked: Sequence[int]
+    harness: str
+    chat: bool
+
+    @property
+    def head(self) -> BenchmarkHead:
+        """Its part of the first line."""
+        unasked = self.items - len(self.asked)
+        return BenchmarkHead(
+            name=self.name, items=len(self.asked), unasked=unasked, harness=self.harness, chat=self.chat
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
     """What a file has beyond the first version.
 
-    The own answer of each prompt's row, and each task with its number by which it was asked. `unasked` counts tasks
-    that were not.
+    The own answer of each prompt's row, each task with its number by which it was asked, and the benchmarks. `unasked`
+    counts tasks that were not asked.
     """
 
     own_answers: Sequence[str]
     fixed: Mapping[int, Task] = field(default_factory=dict[int, Task])
     tasks: Mapping[int, Task] = field(default_factory=dict[int, Task])
     unasked: int = 0
+    benchmarks: Sequence[AskedBenchmark] = ()
 
 
 def json_line(value: Mapping[str, Any]) -> bytes:
@@ -208,6 +268,10 @@ def written(
         of_tasks = [line for measure, tasks in asked.items() for line in _task_lines(tasks, found[measure])]
         counts = {str(measure): len(tasks) for measure, tasks in asked.items()}
         more = {"answers": VERSION, "fixed_sha256": fixed_sha256(), "unasked": extras.unasked, **counts}
+        if extras.benchmarks:
+            heads = tuple(each.head for each in extras.benchmarks)
+            more |= {"answers": WITH_BENCHMARKS, "benchmarks": heads}
+            of_tasks += [line for each in extras.benchmarks for line in _item_lines(each, found[Measure.BENCHMARKS])]
         head = head.model_copy(update=more)
     return b"".join(map(json_line, (head.model_dump(), *lines, *of_passages, *of_tasks)))
 
@@ -232,6 +296,21 @@ def _task_lines(tasks: Mapping[int, Task], found: _Results) -> list[dict[str, An
     ]
 
 
+def _item_lines(benchmark: AskedBenchmark, found: _Results) -> list[dict[str, Any]]:
+    return [
+        {
+            "benchmark": benchmark.name,
+            "item": number,
+            **{str(arm): _item_answer(found[arm, benchmark.first + number]) for arm in Arm},
+        }
+        for number in benchmark.asked
+    ]
+
+
+def _item_answer(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {"correct": line["correct"], "answer": line["answer"]}
+
+
 def _own_loss(found: _Results, number: int) -> dict[str, Any] | None:
     """None unless both arms have a loss."""
     lines = [(str(arm), found[arm, number]) for arm in Arm if (arm, number) in found]
@@ -245,12 +324,18 @@ def read(file: IO[bytes]) -> AnswersFile:
     lines = _lines(file)
     _, first = next(lines, (1, b""))
     head = _parsed(Head, 1, first)
-    if not FIRST_VERSION <= head.answers <= VERSION:
-        raise AnswersError(f"the file of answers has version {head.answers}, this program {VERSION}; update Trainhop")
+    if not FIRST_VERSION <= head.answers <= WITH_BENCHMARKS:
+        raise AnswersError(
+            f"the file of answers has version {head.answers}, this program {WITH_BENCHMARKS}; update Trainhop"
+        )
     answered = tuple(_parsed(Answered, number, line) for number, line in islice(lines, head.prompts))
     losses = tuple(_parsed(PassageLoss, number, line) for number, line in islice(lines, head.passages))
     fixed = tuple(_parsed(TaskAnswers, number, line) for number, line in islice(lines, head.fixed))
     tasks = tuple(_parsed(TaskAnswers, number, line) for number, line in islice(lines, head.tasks))
+    names = [each.name for each in head.benchmarks for _ in range(each.items)]
+    items = tuple(_parsed(ItemAnswers, number, line) for number, line in islice(lines, len(names)))
+    if [each.benchmark for each in items] != names:
+        raise AnswersError("the file of answers does not have the items of the benchmarks that its first line names")
     if (len(fixed), len(tasks)) != (head.fixed, head.tasks):
         raise AnswersError(f"the file of answers does not have {head.fixed} fixed prompts and {head.tasks} tasks")
     if [each.number for each in answered] != list(range(head.prompts)):
@@ -259,7 +344,7 @@ def read(file: IO[bytes]) -> AnswersFile:
         raise AnswersError(f"the file of answers does not have the passages 0 to {head.passages - 1} in order")
     if next(lines, None) is not None:
         raise AnswersError("the file of answers has more lines than its first line says")
-    return AnswersFile(head=head, answered=answered, losses=losses, fixed=fixed, tasks=tasks)
+    return AnswersFile(head=head, answered=answered, losses=losses, fixed=fixed, tasks=tasks, items=items)
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:

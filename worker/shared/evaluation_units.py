@@ -5,6 +5,7 @@ A greedy answer depends on the batch that it is generated in. So a batch has the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,6 +15,8 @@ FIXED, FIXED_AT_ONCE, FIXED_TOKENS = 60, 15, 128
 """Fixed prompts of the package, those of one unit, and tokens of an answer to one at most."""
 ROWS_AT_ONCE = 25
 """Rows of one unit whose own answers are measured."""
+ITEMS_AT_ONCE = 8
+"""Items of one unit of a benchmark."""
 MAX_AT_ONCE = 8
 TOKENS_AT_ONCE = 8_192
 """Maximum tokens of one batch, prompts and answers together, unless one prompt alone has more."""
@@ -29,8 +32,8 @@ class Arm(StrEnum):
 class Measure(StrEnum):
     """What a unit is about.
 
-    Answers to prompts, the loss on passages, the loss on the rows' own answers, answers to the fixed prompts, or
-    answers to the tasks of the user.
+    Answers to prompts, the loss on passages, the loss on the rows' own answers, answers to the fixed prompts, answers
+    to the tasks of the user, or items of benchmarks.
     """
 
     PROMPTS = "prompts"
@@ -38,11 +41,15 @@ class Measure(StrEnum):
     OWN_ANSWERS = "own_answers"
     FIXED = "fixed"
     TASKS = "tasks"
+    BENCHMARKS = "benchmarks"
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One batch of one arm: the prompts, passages, rows or tasks with the numbers `begin` to `end` (exclusive)."""
+    """One batch of one arm: the prompts, passages, rows, tasks or items with the numbers `begin` to `end` (exclusive).
+
+    The items of all benchmarks have one count, and a unit has items of one benchmark.
+    """
 
     arm: Arm
     measure: Measure
@@ -55,18 +62,26 @@ def prompts_at_once(sequence_len: int, max_new_tokens: int) -> int:
     return max(1, min(MAX_AT_ONCE, TOKENS_AT_ONCE // (sequence_len + max_new_tokens)))
 
 
-def units(prompts: int, at_once: int, *, tasks: int = 0, measures: int | None = None) -> tuple[Unit, ...]:
+def units(
+    prompts: int, at_once: int, *, tasks: int = 0, measures: int | None = None, benchmarks: Sequence[int] = ()
+) -> tuple[Unit, ...]:
     """All units of an evaluation with at most this many prompts, in their order.
 
-    `measures` is that of the job. Parts that came later follow, so the units of an older job keep their places.
+    `measures` is that of the job, `benchmarks` are the numbers of items of each. Parts that came later follow, so the
+    units of an older job keep their places.
     """
     found = [*_batches(Measure.PROMPTS, prompts, at_once), *_batches(Measure.PASSAGES, PASSAGES, PASSAGES_AT_ONCE)]
     if measures is not None:
         found += _batches(Measure.OWN_ANSWERS, prompts, ROWS_AT_ONCE)
         found += _batches(Measure.FIXED, FIXED, FIXED_AT_ONCE)
-    return (*found, *_batches(Measure.TASKS, tasks, at_once))
+    found += _batches(Measure.TASKS, tasks, at_once)
+    first = 0
+    for items in benchmarks:
+        found += _batches(Measure.BENCHMARKS, first + items, ITEMS_AT_ONCE, first)
+        first += items
+    return tuple(found)
 
 
-def _batches(measure: Measure, count: int, at_once: int) -> list[Unit]:
-    begins = range(0, count, at_once)
-    return [Unit(arm, measure, begin, min(count, begin + at_once)) for begin in begins for arm in Arm]
+def _batches(measure: Measure, end: int, at_once: int, first: int = 0) -> list[Unit]:
+    begins = range(first, end, at_once)
+    return [Unit(arm, measure, begin, min(end, begin + at_once)) for begin in begins for arm in Arm]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from worker.shared.benchmark_list import BENCHMARKS
 from worker.shared.data_checks.checks import CHECKS
 from worker.shared.evaluation_units import Unit, prompts_at_once, units
 from worker.shared.plain_errors import MAX_KEY, nearest
@@ -93,12 +94,50 @@ MAX_PROMPTS, LEAST_PROMPTS = 500, 30
 """Prompts of one evaluation at most, and prompts below which there will be no verdict."""
 
 
+class BenchmarkSpec(Written):
+    """A benchmark, as its name or as `NAME@COMMIT` with a commit of its repository on the hub.
+
+    The server sets the commit, if there is none, and everything else at submission. `sha256` and `rows` are those of
+    the file of items, `task_sha256` is that of the file with the task of lm-eval.
+    """
+
+    name: NonBlank
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    sha256: Sha256 | None = None
+    rows: Annotated[int, Field(ge=1)] | None = None
+    task_sha256: Sha256 | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_its_name(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        name, at, revision = value.partition("@")
+        return {"name": name, "revision": revision} if at else {"name": name}
+
+    @field_validator("name")
+    @classmethod
+    def _known_benchmark(cls, name: str) -> str:
+        if name not in BENCHMARKS:
+            shown = excerpt(name, MAX_KEY)
+            raise ValueError(f"there is no benchmark '{shown}'; there are {', '.join(BENCHMARKS)}")
+        return name
+
+    @property
+    def items(self) -> DatasetSpec:
+        """The file of its items. Known after the server has resolved it."""
+        path = f"sha256:{self.sha256 or ''}"
+        return DatasetSpec(
+            path=path, type=RowFormat.TEXT, sha256=self.sha256, file_format=FileFormat.JSONL, rows=self.rows
+        )
+
+
 class EvaluationSpec(Written):
     """Prompts that the base model and the adapter answer.
 
     `temperature` 0 takes the most probable token. `prompts` is an uploaded file with rows as for training, without
     their answers. Without it the prompts are those of the job's validation rows. `tasks` is an uploaded file of tasks
-    with checks.
+    with checks. `benchmarks` are names of benchmarks.
     """
 
     max_prompts: Annotated[int, Field(ge=1, le=MAX_PROMPTS)] = 100
@@ -106,8 +145,19 @@ class EvaluationSpec(Written):
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     prompts: DatasetSpec | None = None
     tasks: DatasetSpec | None = Field(default=None, exclude_if=lambda file: file is None)
+    benchmarks: Annotated[tuple[BenchmarkSpec, ...], Field(max_length=len(BENCHMARKS))] = Field(
+        default=(), exclude_if=lambda asked: not asked
+    )
     measures: Annotated[int, Field(ge=2, le=MEASURES)] | None = Field(default=None, exclude_if=lambda way: way is None)
     """Set by the server. Left out of an old evaluation, because an older worker refuses keys that it does not know."""
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _each_once(cls, asked: tuple[BenchmarkSpec, ...]) -> tuple[BenchmarkSpec, ...]:
+        names = [each.name for each in asked]
+        if len(set(names)) < len(names):
+            raise ValueError("must name each benchmark once")
+        return asked
 
 
 _DEADLINE = "must be a time with its zone, for example 2026-12-01T18:00:00+01:00"
@@ -238,7 +288,7 @@ class JobSpec(Written):
     def files(self) -> tuple[DatasetSpec, ...]:
         """The data files that a session reads: the datasets, or the prompts of an evaluation that has its own.
 
-        The tasks of an evaluation come last.
+        The tasks of an evaluation come after them, and the items of its benchmarks last.
         """
         return self.datasets if self.evaluation is None else tuple(file for _, file in self.files_by_pointer)
 
@@ -252,7 +302,8 @@ class JobSpec(Written):
         if self.evaluation is not None and asked.prompts is not None:
             own = ()
         files = ((f"{pointer}/prompts/path", asked.prompts), (f"{pointer}/tasks/path", asked.tasks))
-        return (*own, *((place, file) for place, file in files if file is not None))
+        items = ((f"{pointer}/benchmarks/{place}", each.items) for place, each in enumerate(asked.benchmarks))
+        return (*own, *((place, file) for place, file in files if file is not None), *items)
 
     @property
     def evaluation_units(self) -> tuple[Unit, ...]:
@@ -263,7 +314,8 @@ class JobSpec(Written):
         rows = self.eval_rows if asked.prompts is None else asked.prompts.rows or 0
         at_once = prompts_at_once(self.sequence_len, asked.max_new_tokens)
         tasks = asked.tasks.rows or 0 if asked.tasks is not None else 0
-        return units(min(rows, asked.max_prompts), at_once, tasks=tasks, measures=asked.measures)
+        items = [each.rows or 0 for each in asked.benchmarks]
+        return units(min(rows, asked.max_prompts), at_once, tasks=tasks, measures=asked.measures, benchmarks=items)
 
     @property
     def total_steps(self) -> int:

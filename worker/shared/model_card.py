@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from worker.shared.job_spec import JobSpec
 from worker.shared.manifest import Recipe
@@ -15,17 +17,21 @@ _ELSEWHERE = (
 )
 
 
-def model_card(spec: JobSpec, recipe: Recipe, evidence: str = "") -> str:
+def model_card(spec: JobSpec, recipe: Recipe, evidence: str = "", model_index: Sequence[Mapping[str, Any]] = ()) -> str:
     """The README of the folder, with the tags by which the Hugging Face hub finds it.
 
-    `evidence` is Markdown that says how good the adapter is. The worker does not know that yet. The server does.
+    `evidence` is Markdown that says how good the adapter is, `model_index` are results of benchmarks in the form that
+    the hub reads. The worker does not know them yet. The server does.
     """
     name = spec.base_model.partition("@")[0]
     is_of_hub = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is not None
     base = [f"base_model: {json.dumps(name)}"] if is_of_hub else []
     tags = [*([f"base_model:adapter:{name}"] if is_of_hub else []), "lora", "sft", "transformers", "trainhop"]
     rows = "\n".join(f"| {key} | `{_cell(value)}` |" for key, value in recipe.model_dump().items() if value is not None)
-    head = "\n".join([*base, "library_name: peft", "pipeline_tag: text-generation", f"tags: {json.dumps(tags)}"])
+    # JSON is YAML. Without escapes, because two of them for one character would be two characters.
+    index = [f"model-index: {json.dumps(list(model_index), ensure_ascii=False)}"] if model_index else []
+    lines = [*base, "library_name: peft", "pipeline_tag: text-generation", f"tags: {json.dumps(tags)}", *index]
+    head = "\n".join(lines)
     accepted = ", ".join(spec.accept_findings)
     data = f"The data checks stopped this data, and its owner accepted it: {accepted}.\n\n" if accepted else ""
     return (

@@ -56,6 +56,9 @@ UNSLOTH = {
 Their requirements cannot all be met at once. xformers is left out on purpose (see `worker.training.backends.unsloth`).
 """
 
+HARNESS = "lm-eval==0.4.13"
+"""What asks the benchmarks of an evaluation, installed only where a job has some."""
+
 KEPT = ("torch", "torchvision", "torchaudio", "triton", "numpy", "protobuf")
 """Packages of the image that are not replaced unless they are requested by name."""
 

@@ -148,7 +148,10 @@ class Encoder:
 
     def answer_prompt(self, messages: tuple[Message, ...]) -> list[int]:
         """Token ids of a conversation, up to the start of the model's next answer."""
-        text = self.own_text_of(messages, generation_prompt=True)
+        return self.written_ids(self.own_text_of(messages, generation_prompt=True))
+
+    def written_ids(self, text: str) -> list[int]:
+        """Token ids of a text that a chat template has written."""
         ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         return ids if self._first_way else self._with_one_start(ids)
 

@@ -12,7 +12,8 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,11 +27,12 @@ from worker.shared.checkpoint_file import CheckpointError
 from worker.shared.checkpoint_header import ADAPTER, ANSWERS
 from worker.shared.evaluation_units import FIXED_TOKENS, Arm, Measure, Unit
 from worker.shared.files import write_atomically
+from worker.shared.job_spec import EvaluationSpec
 from worker.shared.lineage import FROM_HERE_ON, check_lineage, check_owner
 from worker.shared.manifest import Fidelity, Hardware, Manifest, Recipe
 from worker.shared.messages import Phase
 from worker.shared.passages import passages
-from worker.training import base_model, generation, module_state, state, unusable
+from worker.training import base_model, generation, harness, module_state, state, unusable
 from worker.training.backends import base
 from worker.training.backends.base import Loaded
 from worker.training.backends.hf import HfBackend
@@ -46,6 +48,9 @@ from worker.training.model_limits import ModelLimits
 from worker.training.prompts import Prompt, asks_as_chat, candidates, choose
 from worker.training.questions import Questions, questions, tasks_of
 from worker.training.train import keep_to_the_limit, plain_errors
+
+if TYPE_CHECKING:
+    from worker.training.benchmark_run import Benchmarks
 
 FILE = "answers.jsonl"
 MAX_PASSAGE_TOKENS = 512
@@ -78,15 +83,20 @@ class _Inputs:
     passages: list[list[int]]
     decoding: generation.Decoding
     questions: Mapping[Measure, Questions]
+    benchmarks: Benchmarks | None
 
 
 def _inputs(job: TrainingJob, hooks: Hooks) -> _Inputs:
-    hooks.begins(Part.IMPORTS)
     spec, hardware = job.spec, probe_hardware()
     assert spec.evaluation is not None
+    if spec.evaluation.benchmarks:
+        hooks.begins(Part.INSTALL)
+        harness.install()
+    hooks.begins(Part.IMPORTS)
     keep_to_the_limit(hardware)
-    paths, own_tasks = (job.datasets[:-1], job.datasets[-1]) if spec.evaluation.tasks else (job.datasets, None)
-    rows, tasks = candidates(paths, spec), tasks_of(spec, own_tasks)
+    paths, items = _without_last(job.datasets, len(spec.evaluation.benchmarks))
+    paths, own_tasks = _without_last(paths, 1 if spec.evaluation.tasks else 0)
+    rows, tasks = candidates(paths, spec), tasks_of(spec, *own_tasks)
     resume = _read_checkpoint(job)
     base.check_card(hardware)
     # One backend on every machine: others change the model for training, and their base may not answer alike.
@@ -119,6 +129,7 @@ def _inputs(job: TrainingJob, hooks: Hooks) -> _Inputs:
     texts = [encoder.prompt_ids(each.text, chat=False) for each in passages()]
     for number, prompt in enumerate(prompts, 1):
         limits.check(prompt.ids, f"prompt {number}")
+    decoding = generation.decoding_for(loaded.model, loaded.tokenizer, encoder, asked.max_new_tokens, asked.temperature)
     return _Inputs(
         loaded=loaded,
         hardware=hardware,
@@ -127,13 +138,35 @@ def _inputs(job: TrainingJob, hooks: Hooks) -> _Inputs:
         prompts=prompts,
         left_out=left_out,
         passages=[ids[: min(longest, MAX_PASSAGE_TOKENS)] for ids in texts],
-        decoding=generation.decoding_for(
-            loaded.model, loaded.tokenizer, encoder, asked.max_new_tokens, asked.temperature
-        ),
+        decoding=decoding,
         questions={
             measure: questions(each, encoder, limits, chat=chat, room=rooms[measure]) for measure, each in tasks.items()
         },
+        benchmarks=_benchmarks(asked, items, loaded, encoder, decoding, chat=chat, room=longest),
     )
+
+
+def _without_last(paths: tuple[Path, ...], count: int) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """The paths before the last ones, and those."""
+    return paths[: len(paths) - count], paths[len(paths) - count :]
+
+
+def _benchmarks(
+    asked: EvaluationSpec,
+    items: tuple[Path, ...],
+    loaded: Loaded,
+    encoder: Encoder,
+    decoding: generation.Decoding,
+    *,
+    chat: bool,
+    room: int,
+) -> Benchmarks | None:
+    if not asked.benchmarks:
+        return None
+    from worker.training.benchmark_run import Benchmarks
+
+    model, tokenizer = loaded.model, loaded.tokenizer
+    return Benchmarks(asked.benchmarks, items, model, tokenizer, encoder, decoding, chat=chat, room=room)
 
 
 def _read_checkpoint(job: TrainingJob) -> Resume:
@@ -231,6 +264,8 @@ class _Session:
             return self._losses(unit)
         if unit.measure is Measure.OWN_ANSWERS:
             return self._own_losses(unit)
+        if unit.measure is Measure.BENCHMARKS and self._in.benchmarks is not None:
+            return self._in.benchmarks.lines(unit)
         # Tasks are for a program, which is to see the model's best answer and not a drawn one.
         greedy = replace(self._in.decoding, temperature=0.0)
         if unit.measure is Measure.FIXED:
@@ -338,4 +373,5 @@ class _Session:
             fixed=fixed.asked,
             tasks=tasks.asked,
             unasked=len(tasks.tasks) - len(tasks.ids),
+            benchmarks=self._in.benchmarks.asked if self._in.benchmarks is not None else (),
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from worker.shared.dataset_files import Message
 from worker.training.data import trained_tokens
@@ -80,9 +80,17 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
 
 
 def answers(
-    model: Any, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int] | None
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    seeds: Sequence[int] | None,
+    *,
+    stopping: StoppingCriteriaList | None = None,
 ) -> list[Generated]:
-    """An answer to each prompt, generated together. `seeds` has one for each prompt if tokens are drawn."""
+    """An answer to each prompt, generated together. `seeds` has one for each prompt if tokens are drawn.
+
+    `stopping` may end all of them earlier.
+    """
     width = max(map(len, prompts))
     ids = torch.full((len(prompts), width), decoding.pad, dtype=torch.int64)
     mask = torch.zeros_like(ids)
@@ -97,6 +105,7 @@ def answers(
         do_sample=False,
         use_cache=True,
         logits_processor=LogitsProcessorList(drawn),
+        stopping_criteria=stopping,
     )
     return [_until_the_end(row, decoding.ends) for row in written[:, width:].tolist()]
 

@@ -44,7 +44,7 @@ def questions(tasks: Iterable[Task], encoder: Encoder, limits: ModelLimits, *, c
     return Questions(tasks=by_number, ids=ids)
 
 
-def tasks_of(spec: JobSpec, path: Path | None) -> dict[Measure, tuple[Task, ...]]:
+def tasks_of(spec: JobSpec, path: Path | None = None) -> dict[Measure, tuple[Task, ...]]:
     """The tasks of an evaluation. `path` is the file of the user. Raises `PermanentError` if it is invalid."""
     asked = spec.evaluation
     if asked is None:

@@ -91,6 +91,37 @@ class OwnTasks(ResponseModel):
     problem: str
 
 
+class BenchmarkScores(ResponseModel):
+    """The share of right answers of each model with its 95 % interval, and the items that only one of them gets right.
+
+    `difference` is the share of the adapter less that of the base model. `p` is that of McNemar's exact test.
+    """
+
+    base: Rise
+    adapter: Rise
+    only_base: int
+    only_adapter: int
+    difference: Rise
+    p: float
+
+
+class BenchmarkResult(ResponseModel):
+    """A benchmark: how many of its items both models have answered, and what came of it.
+
+    `unasked` items are too long for the model. `metric` is what `harness` calls the measure. `chat`: with the model's
+    chat template. `scores` is null if every item is too long.
+    """
+
+    name: str
+    title: str
+    metric: str
+    items: int
+    unasked: int
+    harness: str
+    chat: bool
+    scores: BenchmarkScores | None
+
+
 class AuditedData(ResponseModel):
     """What an audit says of a data file that the adapter was trained on."""
 
@@ -117,6 +148,9 @@ class EvaluationReport(ResponseModel):
     harmless: Refused | None = None
     fixed_sha256: Annotated[str | None, Field(description="The sha256 of the file of fixed prompts.")] = None
     tasks: OwnTasks | None = None
+    benchmarks: Annotated[
+        list[BenchmarkResult], Field(default_factory=list, description="In the order of the job file.")
+    ]
     similarity: Annotated[Similarity | None, Field(description="Null for an older evaluation.")] = None
     vetoes: list[str]
     warnings: list[str]

@@ -14,6 +14,7 @@ from orchestrator.entrypoints.cli.output import JsonFlag, clean, facts, put, put
 from orchestrator.entrypoints.cli.phrases import JobArgument, chosen_checkpoint, listed, state_word
 from trainhop.connection import find_job
 from trainhop.errors import Error
+from worker.shared.benchmark_list import BENCHMARKS
 
 app = typer.Typer()
 
@@ -30,6 +31,10 @@ def evaluate(
     ] = None,
     tasks: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Prompts with a check of the answer by a program.")
+    ] = None,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help=f"Ask the items of a benchmark too: {', '.join(BENCHMARKS)}. Repeatable."),
     ] = None,
     max_prompts: Annotated[int, typer.Option(min=1, max=500, help="How many prompts to ask.")] = 100,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Tokens of an answer at most.")] = 256,
@@ -61,6 +66,8 @@ def evaluate(
         body["prompts"] = {"path": f"sha256:{_sent(client, prompts)}"}
     if tasks is not None:
         body["tasks"] = {"path": f"sha256:{_sent(client, tasks, type='task')}"}
+    if benchmark:
+        body["benchmarks"] = benchmark
     made = client.post(f"{path}:evaluate", body, key=str(uuid.uuid4()))
     for words in made.get("notes", ()):
         say(f"note: {clean(words)}")
@@ -123,6 +130,18 @@ def _scores(found: dict[str, Any] | None) -> str | None:
     )
 
 
+def _benchmark(found: dict[str, Any]) -> str:
+    scores = found["scores"]
+    if scores is None:
+        return "every item is too long"
+    value, low, high = (100 * scores["difference"][name] for name in ("value", "low", "high"))
+    shares = ", ".join(
+        f"{arm} {scores[arm]['value']:.0%} ({scores[arm]['low']:.0%} to {scores[arm]['high']:.0%})"
+        for arm in ("base", "adapter")
+    )
+    return f"{found['items']} items: {shares}: {value:+.0f} points ({low:+.0f} to {high:+.0f}), p {scores['p']:.3f}"
+
+
 def _refused(found: dict[str, Any] | None) -> str | None:
     return (
         f"{found['base']} of {found['prompts']} refused by base, {found['adapter']} by adapter"
@@ -175,6 +194,7 @@ def _show_report(report: dict[str, Any]) -> None:
             ("instructions", _scores(report.get("instructions"))),
             ("harmless prompts", _refused(report.get("harmless"))),
             ("tasks", _scores(tasks["scores"] if tasks else None)),
+            *((each["title"], _benchmark(each)) for each in report.get("benchmarks") or ()),
             *(("veto", words) for words in report["vetoes"]),
             *(("warning", words) for words in report["warnings"]),
         ]

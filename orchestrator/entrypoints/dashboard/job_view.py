@@ -15,6 +15,7 @@ from orchestrator.entrypoints.http.dependencies import Server
 from orchestrator.services import capacity, dispatch, evaluations, judge_reports
 from orchestrator.services.judge_reports import JudgeReport
 from orchestrator.services.verdicts import Judged, judge
+from worker.shared.benchmark_list import BENCHMARKS
 
 SECTIONS = ("status", "evaluation", "sessions", "checkpoints", "samples", "machine", "events")
 EVENTS_SHOWN = 40
@@ -119,7 +120,8 @@ def _evaluated(server: Server, job_id: str) -> dict[str, Any]:
     """The evaluations of a job. Of an evaluation, itself with the audits of the data behind it."""
     found = evaluations.listed(server.ctx, job_id)
     own = [job for _, job in found if job.id == job_id]
-    return {"evaluations": found, "audits": evaluations.audits_of(server.ctx, own).get(job_id, ())}
+    audits = evaluations.audits_of(server.ctx, own).get(job_id, ())
+    return {"evaluations": found, "audits": audits, "benchmarks": tuple(BENCHMARKS.values())}
 
 
 def _waiting(server: Server, row: Row) -> Any:

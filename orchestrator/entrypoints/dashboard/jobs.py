@@ -133,6 +133,8 @@ def submittable(spec: Row) -> Row:
         plain.pop(filled, None)
     asked: Row = plain.get("evaluate") or {}
     asked.pop("measures", None)
+    if asked.get("benchmarks"):
+        asked["benchmarks"] = [f"{each['name']}@{each['revision']}" for each in asked["benchmarks"]]
     files = (asked.get("prompts"), asked.get("tasks"))
     for dataset in (*plain.get("datasets", ()), *(file for file in files if file)):
         if dataset.get("sha256"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,24 @@ class BenchmarkItems:
     """Compares rows with the items of benchmarks: files of JSON lines with a text, by the name of the benchmark."""
 
     def __init__(self, files: Mapping[str, Path]) -> None:
-        self._found = {name: Found("benchmark_leak") for name in files}
+        self._found: dict[str, Found] = {}
         self._items: list[tuple[str, int]] = []
         self._index: dict[int, list[int]] = {}
         self._rows = 0
         for name, path in files.items():
-            self._read(name, path)
+            self.add_items(f"the benchmark {name}", _texts(path))
 
-    def _read(self, name: str, path: Path) -> None:
-        with path.open("rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), 1):
-                if len(self._items) == MAX_ITEMS:
-                    raise DatasetError(f"the benchmarks have more than {MAX_ITEMS} items")
-                runs = _runs(words(normal(_text(path.name, number, line)))) if line.strip() else _runs(_NOTHING)
-                if len(runs):
-                    for run in set(runs.tolist()):
-                        self._index.setdefault(run, []).append(len(self._items))
-                    self._items.append((name, len(runs) + RUN - 1))
+    def add_items(self, source: str, texts: Iterable[str]) -> None:
+        """Compare rows with these texts too. `source` is what they belong to, in the words of a finding."""
+        self._found[source] = Found("benchmark_leak")
+        for text in texts:
+            if len(self._items) == MAX_ITEMS:
+                raise DatasetError(f"the benchmarks have more than {MAX_ITEMS} items")
+            runs = _runs(words(normal(text)))
+            if len(runs):
+                for run in set(runs.tolist()):
+                    self._index.setdefault(run, []).append(len(self._items))
+                self._items.append((source, len(runs) + RUN - 1))
 
     def add(self, seen: Seen) -> None:
         """Look at a row."""
@@ -59,13 +60,10 @@ class BenchmarkItems:
 
     def findings(self) -> tuple[RowsFound, ...]:
         """What was found."""
-        words = "{count} of {total} rows ({share}) hold an item of the benchmark "
+        words = "{count} of {total} rows ({share}) hold an item of "
         return tuple(
             named for name, each in self._found.items() for named in each.finding(words + name, total=self._rows)
         )
-
-
-_NOTHING = np.empty(0, np.uint32)
 
 
 def _runs(numbers: np.ndarray) -> np.ndarray:
@@ -85,6 +83,13 @@ def _covered(places: list[int]) -> int:
         total += place + RUN - max(place, end)
         end = place + RUN
     return total
+
+
+def _texts(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), 1):
+            if line.strip():
+                yield _text(path.name, number, line)
 
 
 def _text(name: str, number: int, line: bytes) -> str:

@@ -14,7 +14,7 @@ from worker.shared.data_checks.contradictions import Contradictions
 from worker.shared.data_checks.copies import Copies
 from worker.shared.data_checks.diversity import Diversity
 from worker.shared.data_checks.duplicates import duplicates
-from worker.shared.data_checks.findings import MAX_SAMPLES, NotChecked, Report, RowsFound, with_samples
+from worker.shared.data_checks.findings import MAX_SAMPLES, Finding, NotChecked, Report, RowsFound, with_samples
 from worker.shared.data_checks.languages import Languages
 from worker.shared.data_checks.leaks import Leaks
 from worker.shared.data_checks.lengths import Lengths
@@ -193,6 +193,13 @@ class _Checks:
             "language": self._languages.away,
         }
         return reasons.get(name, "")
+
+
+def items_in(data: Data, items: BenchmarkItems, *, max_rows: int = MAX_ROWS) -> tuple[Finding, ...]:
+    """The check of benchmark items alone. Raises as `check`."""
+    for seen in seen_rows(data, stride(data, max_rows), max_rows, 0):
+        items.add(seen)
+    return tuple(each.finding for each in items.findings())
 
 
 def sampled(found: list[RowsFound], data: Data | None, every: int) -> Iterator[RowsFound]:
