@@ -82,13 +82,15 @@ def test_the_wheel_holds_worker_and_python_side_and_pinned_requirements() -> Non
 
 
 def test_a_worker_runs_out_of_its_wheel(tmp_path) -> None:
-    """Guard: with the fixed prompts read as a file, no evaluation could be made in a notebook."""
+    """Guards: with the fixed prompts, or the tasks of benchmarks, read as files, no evaluation could be made in a
+    notebook."""
     wheel = bundle.build()
     (tmp_path / wheel.name).write_bytes(wheel.data)
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / wheel.name)!r})\n"
         "import worker.agent.run, worker.shared.wheel, worker.notebook.session\n"
-        "from worker.shared import passages, tasks\n"
+        "from worker.shared import benchmark_list, passages, tasks\n"
+        "assert all(len(each.task_sha256) == 64 for each in benchmark_list.BENCHMARKS.values())\n"
         "assert (len(tasks.fixed_prompts()), len(passages.passages()), len(tasks.fixed_sha256())) == (60, 100, 64)\n"
         "print(worker.__file__, worker.shared.wheel.requirements('train'))"
     )

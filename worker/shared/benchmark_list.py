@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from importlib import resources
 from typing import Any
 
-TASKS_FOLDER = Path(__file__).parent / "benchmark_tasks"
+TASKS_FOLDER = resources.files("worker.shared").joinpath("benchmark_tasks")  # a worker may run out of its wheel
 MAX_ITEMS = 300
 Json = dict[str, Any]
 
@@ -44,12 +44,12 @@ class Benchmark:
     @property
     def task_sha256(self) -> str:
         """Hash of the file that says how its items are asked."""
-        return _sha256(TASKS_FOLDER / f"{self.name}.yaml")
+        return _sha256(self.name)
 
 
 @cache
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(name: str) -> str:
+    return hashlib.sha256((TASKS_FOLDER / f"{name}.yaml").read_bytes()).hexdigest()
 
 
 def _choice(question: str, choices: Sequence[str], right: int) -> Json:
