@@ -109,7 +109,7 @@ smoke.try_all(Hardware(), "hf", 1)
 @pytest.mark.slow
 def test_a_broken_bitsandbytes_stops_jobs_that_need_it_only(tmp_path):
     """Guards: PEFT imports it for every adapter, so LoRA failed too. It loads torch's compiler, as does
-    `torch.use_deterministic_algorithms`: without either the imports of a session take a fifth less time."""
+    `torch.use_deterministic_algorithms`: a second of every session."""
     have(tmp_path, "bitsandbytes", "0.1")
     (tmp_path / "bitsandbytes" / "__init__.py").write_text("raise ImportError('no library for this CUDA')")
     done = _python(LORA, tmp_path)
