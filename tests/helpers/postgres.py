@@ -40,10 +40,6 @@ SELECT md5(string_agg(concat(attrelid::regclass, '.', attname, atttypid, attnotn
     (SELECT string_agg(version_num, ',') FROM alembic_version)
 FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid WHERE relnamespace = 'public'::regnamespace
 """
-_DISCONNECT = b"""
-SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid()
-"""
 _EMPTY = b"""
 DO $$ DECLARE kept RECORD; BEGIN
     SET LOCAL session_replication_role = replica;  -- no foreign key is checked
@@ -131,28 +127,32 @@ class Cluster:
             self._schema = connection.execute(_SCHEMA).fetchone()
 
     def lend(self) -> str:
-        """The URL of a migrated, empty database whose name was never used."""
-        if not self._returned:
-            return self.create(template=TEMPLATE)
-        name = f"test_{next(self._names)}"
-        self._run(f'ALTER DATABASE "{self._returned.pop()}" RENAME TO "{name}"')
-        return self._url(name)
+        """The URL of a migrated, empty database whose name no test has seen."""
+        return self._url(self._returned.pop()) if self._returned else self.create(template=TEMPLATE)
 
     def take_back(self, url: str) -> None:
         """Empty a database for the next test: a hundred times as quick as making one.
 
-        It is removed if its schema or revision was changed.
+        It gets another name first, so that no thread of this test can come back. It is removed if its schema or
+        revision was changed.
         """
-        name = url.rpartition("/")[2]
+        old, name = url.rpartition("/")[2], f"test_{next(self._names)}"
+        with self._connect() as connection:
+            for statement in (
+                f'ALTER DATABASE "{old}" ALLOW_CONNECTIONS false',
+                f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{old}'",
+                f'ALTER DATABASE "{old}" RENAME TO "{name}"',
+                f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true',
+            ):
+                connection.execute(statement.encode())
         with self._connect(name) as connection:
-            connection.execute(_DISCONNECT)
             is_usual = connection.execute(_SCHEMA).fetchone() == self._schema
             if is_usual:
                 connection.execute(_EMPTY)
         if is_usual:
             self._returned.append(name)
         else:
-            self.drop(url)
+            self.drop(self._url(name))
 
     def drop(self, url: str) -> None:
         """Remove a database, whoever is still connected."""

@@ -594,7 +594,9 @@ def test_the_packed_worker_is_the_installed_one():
     import lzma
     import zipfile
 
-    names = zipfile.ZipFile(io.BytesIO(lzma.decompress(base64.b64decode(source.packed(wheel.build().data))))).namelist()
+    names = zipfile.ZipFile(
+        io.BytesIO(lzma.decompress(base64.b85decode(source.packed(wheel.build().data).replace("\n", ""))))
+    ).namelist()
     assert {"worker/__main__.py", "worker/shared/messages.py", "worker/training/trainer.py"} <= set(names)
     assert CHECKPOINT
 

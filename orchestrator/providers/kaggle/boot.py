@@ -97,6 +97,7 @@ def main(carried: dict, packed_worker: str) -> int:
     """Run the script's task. Returns the kernel's exit code."""
     name_session()
     home = Path(tempfile.mkdtemp(prefix="trainhop-"))
-    zipfile.ZipFile(io.BytesIO(lzma.decompress(base64.b64decode(packed_worker)))).extractall(home / "lib")
+    worker = lzma.decompress(base64.b85decode("".join(packed_worker.split())))
+    zipfile.ZipFile(io.BytesIO(worker)).extractall(home / "lib")
     sys.path.insert(0, str(home / "lib"))
     return TASKS[carried.get("task", "session")](carried, home)

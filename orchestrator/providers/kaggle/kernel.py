@@ -17,6 +17,8 @@ from worker.shared.messages import Ticket
 
 MAX_SOURCE = 900_000
 """Characters. Kaggle refuses sources of about a megabyte."""
+LINE = 100
+"""Characters of a line of the packed worker."""
 RUN_OVER_S = 60.0
 """Seconds that a worker may exceed its budget before the start script ends it."""
 
@@ -76,7 +78,7 @@ def script(about: str, carried: Mapping[str, Any]) -> str:
 
 
 def packed(worker: bytes) -> str:
-    """The files of a wheel as base64 of an LZMA-compressed zip file.
+    """The files of a wheel as lines of base85 of an LZMA-compressed zip file.
 
     The zip file itself is not compressed: all files together compress to two thirds of what each alone does.
     """
@@ -84,4 +86,5 @@ def packed(worker: bytes) -> str:
     with zipfile.ZipFile(io.BytesIO(worker)) as built, zipfile.ZipFile(plain, "w") as files:
         for entry in built.infolist():
             files.writestr(zipfile.ZipInfo(entry.filename, entry.date_time), built.read(entry))
-    return base64.encodebytes(lzma.compress(plain.getvalue())).decode()
+    text = base64.b85encode(lzma.compress(plain.getvalue())).decode()
+    return "".join(f"{text[at : at + LINE]}\n" for at in range(0, len(text), LINE))
