@@ -22,7 +22,6 @@ from orchestrator.services.running_checks import RunningChecks
 from worker.shared import limited_call
 from worker.shared.benchmark_list import BENCHMARKS
 from worker.shared.data_checks import VERSION
-from worker.shared.data_checks.checks import LEVELS
 from worker.shared.data_checks.findings import NotChecked, Report
 from worker.shared.job_spec import DatasetSpec, EvaluationSpec, JobSpec
 
@@ -54,12 +53,12 @@ def with_leaks(
     with ctx.uow() as tx:
         stored = tx.datasets.get_report(dataset.sha256, dataset.row_format, key, VERSION)
     if stored is not None:
-        return _joined(report, Report.of(stored.report))
+        return joined(report, Report.of(stored.report))
     name = f"{dataset.sha256} {dataset.row_format} {key}"
     with checks.patience(wait_s) as seconds:
         calls = {name: lambda: _compare(ctx, checks, dataset, compared)}
         found = checks.checking.gather(calls, seconds, lambda: None)
-    return _joined(report, found[name]) if name in found else None
+    return joined(report, found[name]) if name in found else None
 
 
 def notes(ctx: Context, spec: JobSpec, asked: EvaluationSpec, wait_s: float) -> tuple[str, ...]:
@@ -91,13 +90,7 @@ def known_leaks(tx: Transaction, asked: EvaluationSpec | None, dataset: DatasetS
 
 def joined(report: Report, leaks: Report | None) -> Report:
     """The report with the findings of a comparison, if there is one."""
-    return report if leaks is None else _joined(report, leaks)
-
-
-def _joined(report: Report, leaks: Report) -> Report:
-    findings = sorted([*report.findings, *leaks.findings], key=lambda finding: LEVELS.index(finding.level))
-    missing = tuple(each for each in report.not_checked if each.check != CHECK)
-    return replace(report, findings=tuple(findings), not_checked=(*missing, *leaks.not_checked))
+    return report if leaks is None else report.joined(leaks.findings, (CHECK,), leaks.not_checked)
 
 
 def _key(compared: Sequence[tuple[str, DatasetSpec]]) -> str:

@@ -25,7 +25,7 @@ from orchestrator.services.row_faults import token_facts
 from orchestrator.services.running_checks import RunningChecks
 from worker.shared import limited_call
 from worker.shared.data_checks import VERSION
-from worker.shared.data_checks.checks import CHECKS, LEVELS
+from worker.shared.data_checks.checks import CHECKS
 from worker.shared.data_checks.findings import NotChecked, Report
 from worker.shared.data_checks.token_facts import TokenFacts, facts_of, special_findings, token_findings
 from worker.shared.job_spec import DatasetSpec, JobSpec, RowFormat
@@ -129,9 +129,7 @@ def tokenizer_key(spec: JobSpec) -> str:
 def with_tokens(report: Report, facts: TokenFacts) -> Report:
     """The report with the findings of a tokenizer."""
     more = [each.finding for each in (*token_findings(facts), *special_findings(facts))]
-    findings = sorted([*report.findings, *more], key=lambda finding: LEVELS.index(finding.level))
-    missing = tuple(each for each in report.not_checked if each.check not in ("end_of_turn", "cut_rows"))
-    return replace(report, findings=tuple(findings), not_checked=missing)
+    return report.joined(more, ("end_of_turn", "cut_rows"))
 
 
 def stored_report(

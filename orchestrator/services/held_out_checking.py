@@ -23,7 +23,6 @@ from orchestrator.services.datasets import copied, dataset_by_id
 from orchestrator.services.running_checks import RunningChecks
 from worker.shared import limited_call
 from worker.shared.data_checks import VERSION
-from worker.shared.data_checks.checks import LEVELS
 from worker.shared.data_checks.findings import NotChecked, Report
 from worker.shared.data_checks.leaks import PROMPTS, TASKS, VALIDATION
 from worker.shared.job_spec import DatasetSpec, JobSpec, RowFormat
@@ -184,6 +183,4 @@ def with_validation(
     found = compared(ctx, asked, wait_s=wait_s)
     if found is None:
         raise UnavailableError(f"{rows.name}: {NOT_YET}. Ask again in a moment.", retry_after_s=AGAIN_S)
-    findings = sorted([*report.findings, *found.findings], key=lambda finding: LEVELS.index(finding.level))
-    missing = [each for each in report.not_checked if each.check not in CHECKED]
-    return replace(report, findings=tuple(findings), not_checked=(*missing, *found.not_checked))
+    return report.joined(found.findings, CHECKED, found.not_checked)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from worker.shared.data_checks.checks import CHECKS, Level
+from worker.shared.data_checks.checks import CHECKS, LEVELS, Level
 from worker.shared.data_checks.masking import masked
 
 if TYPE_CHECKING:
@@ -69,6 +69,16 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The report as plain data."""
         return asdict(self)
+
+    def joined(
+        self, findings: Iterable[Finding], made: Collection[str], not_checked: Iterable[NotChecked] = ()
+    ) -> Report:
+        """The report with the findings of the checks `made`, and with what they could not check."""
+        return replace(
+            self,
+            findings=tuple(sorted([*self.findings, *findings], key=lambda finding: LEVELS.index(finding.level))),
+            not_checked=(*(each for each in self.not_checked if each.check not in made), *not_checked),
+        )
 
     @staticmethod
     def of(data: dict[str, Any]) -> Report:
