@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from orchestrator.domain.errors import FindingsError, UnavailableError
 from orchestrator.services.context import Context
 from orchestrator.services.data_checking import AGAIN_S, NOT_YET, reports_for
-from orchestrator.services.held_out_checking import compared, comparisons
+from orchestrator.services.held_out_checking import compared, held_out_of
 from worker.shared.data_checks.findings import Finding, Report
 from worker.shared.job_spec import JobSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looked:
+class FileReport:
     """What is known of one file of a job, by the JSON pointer of its place in the job file.
 
     `report` is None while it is being checked. `dataset` is the place among the datasets, or None for rows that are
@@ -28,22 +28,24 @@ class Looked:
     may_stop: bool = True
 
 
-def looked_at(ctx: Context, spec: JobSpec, *, wait_s: float, only_stops: bool = False) -> Iterator[Looked]:
+def file_reports(ctx: Context, spec: JobSpec, *, wait_s: float, only_stops: bool = False) -> Iterator[FileReport]:
     """The reports of a pinned job: of its files, and of the rows that are held out.
 
     Each is waited for `wait_s`. With `only_stops`, one that cannot stop the job is begun and not waited for.
     """
     for place, report in enumerate(reports_for(ctx, spec, wait_s=wait_s)):
-        yield Looked(pointer=f"/datasets/{place}/path", name=spec.datasets[place].path, report=report, dataset=place)
-    yield from held_out(ctx, spec, wait_s=wait_s, only_stops=only_stops)
+        yield FileReport(
+            pointer=f"/datasets/{place}/path", name=spec.datasets[place].path, report=report, dataset=place
+        )
+    yield from held_out_reports(ctx, spec, wait_s=wait_s, only_stops=only_stops)
 
 
-def held_out(ctx: Context, spec: JobSpec, *, wait_s: float, only_stops: bool = False) -> Iterator[Looked]:
-    """The reports of the rows that a pinned job or an evaluation holds out of training. See `looked_at`."""
-    for asked in comparisons(spec) if ctx.checks is not None else ():
+def held_out_reports(ctx: Context, spec: JobSpec, *, wait_s: float, only_stops: bool = False) -> Iterator[FileReport]:
+    """The reports of the rows that a pinned job or an evaluation holds out of training. See `file_reports`."""
+    for asked in held_out_of(spec) if ctx.checks is not None else ():
         may_stop = asked.held_out is not None
         report = compared(ctx, asked, wait_s=wait_s if may_stop or not only_stops else 0.0)
-        yield Looked(pointer=asked.pointer, name=f"the {asked.names}", report=report, may_stop=may_stop)
+        yield FileReport(pointer=asked.pointer, name=f"the {asked.names}", report=report, may_stop=may_stop)
 
 
 def refuse_findings(ctx: Context, spec: JobSpec) -> tuple[Finding, ...]:
@@ -51,34 +53,32 @@ def refuse_findings(ctx: Context, spec: JobSpec) -> tuple[Finding, ...]:
 
     Raises `FindingsError` with what to do, or `UnavailableError` while a large file is still being checked.
     """
-    reports = looked_at(ctx, spec, wait_s=_submit_wait_s(ctx), only_stops=True)
-    return _judged(reports, spec.accept_findings)
+    reports = file_reports(ctx, spec, wait_s=_submit_wait_s(ctx), only_stops=True)
+    return _refuse_stops(reports, spec.accept_findings)
 
 
 def refuse_leaks(ctx: Context, spec: JobSpec, accepted: Collection[str]) -> tuple[Finding, ...]:
     """Refuse an evaluation whose prompts or tasks are training rows. Returns and raises as `refuse_findings` does."""
-    return _judged(held_out(ctx, spec, wait_s=_submit_wait_s(ctx)), accepted)
+    return _refuse_stops(held_out_reports(ctx, spec, wait_s=_submit_wait_s(ctx)), accepted)
 
 
 def _submit_wait_s(ctx: Context) -> float:
     return ctx.checks.submit_wait_s if ctx.checks else 0.0
 
 
-def _judged(reports: Iterable[Looked], names: Collection[str]) -> tuple[Finding, ...]:
+def _refuse_stops(reports: Iterable[FileReport], names: Collection[str]) -> tuple[Finding, ...]:
     accepted: list[Finding] = []
     faults: list[tuple[str, str]] = []
     of_training = False
-    for looked in reports:
-        if looked.report is None and looked.may_stop:
-            raise UnavailableError(
-                f"{looked.name}: {NOT_YET}. Submit the job again in a moment.", retry_after_s=AGAIN_S
-            )
-        for finding in looked.report.findings if looked.report else ():
+    for each in reports:
+        if each.report is None and each.may_stop:
+            raise UnavailableError(f"{each.name}: {NOT_YET}. Submit the job again in a moment.", retry_after_s=AGAIN_S)
+        for finding in each.report.findings if each.report else ():
             if finding.level == "stop" and finding.check in names:
                 accepted.append(finding)
             elif finding.level == "stop":
-                faults.append((looked.pointer, refusal(finding, is_held_out=looked.dataset is None)))
-                of_training = of_training or looked.dataset is not None
+                faults.append((each.pointer, refusal(finding, is_held_out=each.dataset is None)))
+                of_training = of_training or each.dataset is not None
     if faults:
         checks = ", ".join(dict.fromkeys(words.partition(":")[0] for _, words in faults))
         what, how = (

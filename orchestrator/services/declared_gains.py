@@ -6,10 +6,10 @@ from typing import Any
 
 from orchestrator.domain.evaluations import Evaluation
 from orchestrator.domain.jobs import Job
-from orchestrator.domain.trust.declared_gain import Gain, GainKind, Tasks, task_gain
+from orchestrator.domain.trust.declared_gain import Gain, GainKind, SolvedTasks, task_gain
 from orchestrator.domain.trust.verdict import MAX_TRUNCATED
 from orchestrator.ports.repository import Transaction
-from orchestrator.services.held_out_checking import comparisons_of_card, known
+from orchestrator.services.held_out_checking import held_out_of_card, known
 from worker.shared.data_checks.leaks import TASKS
 from worker.shared.job_spec import JobSpec
 
@@ -30,7 +30,7 @@ def gain_of(tx: Transaction, job: Job, evaluation: Evaluation, kind: GainKind | 
     scores = scores_of(evaluation)
     if scores is None:
         return task_gain(None)
-    found = Tasks(
+    found = SolvedTasks(
         tasks=scores["prompts"],
         base=scores["base"],
         adapter=scores["adapter"],
@@ -44,6 +44,6 @@ def gain_of(tx: Transaction, job: Job, evaluation: Evaluation, kind: GainKind | 
 
 def _are_trained_on(tx: Transaction, job: Job, evaluation: Evaluation) -> bool:
     """Whether the data checks have found tasks among the training rows, and their owner has accepted that."""
-    asked = comparisons_of_card(JobSpec.model_validate(job.spec), evaluation.settings)
+    asked = held_out_of_card(JobSpec.model_validate(job.spec), evaluation.settings)
     reports = [known(tx, each) for each in asked if each.names == TASKS]
     return any(finding.level == "stop" for report in reports if report is not None for finding in report.findings)

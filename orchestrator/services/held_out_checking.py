@@ -37,7 +37,7 @@ class _BusyError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class HeldOut:
     """Rows that a job holds out, and the files that it is trained on, each with its sha256 and row format.
 
     `pointer` is the place in the job file, and `names` says what the rows are. Without `held_out` it is the split of
@@ -58,35 +58,35 @@ class Comparison:
         return (*(self.held_out or self.trained[0]), hashlib.sha256(json.dumps(depends_on).encode()).hexdigest())
 
 
-def comparisons(spec: JobSpec) -> tuple[Comparison, ...]:
+def held_out_of(spec: JobSpec) -> tuple[HeldOut, ...]:
     """What has to be compared for a pinned job, or for an evaluation."""
     trained = tuple(_name(entry) for entry in spec.datasets)
     asked, pointer = (spec.evaluation, "") if spec.evaluation is not None else (spec.evaluate, "/evaluate")
-    found: list[Comparison] = []
+    found: list[HeldOut] = []
     if spec.evaluation is None and spec.val_split is not None and spec.eval_rows:
-        split = Comparison(
+        split = HeldOut(
             pointer="/val_set_size", names=VALIDATION, trained=trained, eval_rows=spec.eval_rows, seed=spec.seed
         )
         found.append(split)
     if asked is not None:
         files = ((PROMPTS, asked.prompts), (TASKS, asked.tasks))
         found += [
-            Comparison(pointer=f"{pointer}/{names}/path", names=names, trained=trained, held_out=_name(file))
+            HeldOut(pointer=f"{pointer}/{names}/path", names=names, trained=trained, held_out=_name(file))
             for names, file in files
             if file is not None
         ]
     return tuple(found)
 
 
-def comparisons_of_card(spec: JobSpec, settings: Json) -> tuple[Comparison, ...]:
+def held_out_of_card(spec: JobSpec, settings: Json) -> tuple[HeldOut, ...]:
     """The split of a pinned job, and the files of the settings that its adapter was evaluated with."""
     trained = tuple(_name(entry) for entry in spec.datasets)
-    split = tuple(each for each in comparisons(spec) if each.held_out is None)
+    split = tuple(each for each in held_out_of(spec) if each.held_out is None)
     files: list[tuple[str, Json]] = [
         (names, settings[names]) for names in (PROMPTS, TASKS) if isinstance(settings.get(names), dict)
     ]
     return split + tuple(
-        Comparison(pointer="", names=names, trained=trained, held_out=(file["sha256"], file["type"]))
+        HeldOut(pointer="", names=names, trained=trained, held_out=(file["sha256"], file["type"]))
         for names, file in files
     )
 
@@ -95,7 +95,7 @@ def _name(entry: DatasetSpec) -> tuple[str, str]:
     return entry.sha256 or "", str(entry.type)
 
 
-def compared(ctx: Context, asked: Comparison, *, wait_s: float) -> Report | None:
+def compared(ctx: Context, asked: HeldOut, *, wait_s: float) -> Report | None:
     """The report of a comparison. None if it takes longer than `wait_s`, or if its files are gone."""
     if ctx.checks is None:
         return None
@@ -113,7 +113,7 @@ def compared(ctx: Context, asked: Comparison, *, wait_s: float) -> Report | None
     return found.get(name)
 
 
-def known(tx: Transaction, asked: Comparison) -> Report | None:
+def known(tx: Transaction, asked: HeldOut) -> Report | None:
     """What is stored of a comparison."""
     stored = tx.datasets.get_report(*asked.key, VERSION)
     return Report.of(stored.report) if stored is not None else None
@@ -124,7 +124,7 @@ def _dataset(tx: Transaction, sha256: str, row_format: str) -> Dataset | None:
     return None if dataset is None else replace(dataset, row_format=row_format)
 
 
-def _compare(ctx: Context, checks: RunningChecks, asked: Comparison, files: Sequence[Dataset | None]) -> Report:
+def _compare(ctx: Context, checks: RunningChecks, asked: HeldOut, files: Sequence[Dataset | None]) -> Report:
     if not checks.comparing.acquire(blocking=False):
         raise _BusyError
     try:
@@ -137,7 +137,7 @@ def _compare(ctx: Context, checks: RunningChecks, asked: Comparison, files: Sequ
     return report
 
 
-def _found(ctx: Context, checks: RunningChecks, asked: Comparison, files: Sequence[Dataset]) -> Report:
+def _found(ctx: Context, checks: RunningChecks, asked: HeldOut, files: Sequence[Dataset]) -> Report:
     size = sum(each.size for each in files)
     with ExitStack() as copies:
         read = [as_read(copies.enter_context(copied(ctx, each)), each) for each in files]
@@ -174,7 +174,7 @@ def with_validation(
     """
     file, rows = dataset_by_id(ctx, actor, trained), dataset_by_id(ctx, actor, validation)
     read_as = file.row_format if row_format is RowFormat.AUTO else str(row_format)
-    asked = Comparison(
+    asked = HeldOut(
         pointer="",
         names=VALIDATION,
         trained=((file.sha256, read_as),),

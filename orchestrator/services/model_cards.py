@@ -26,7 +26,7 @@ from orchestrator.services.benchmark_leaks import known_leaks, leaked_benchmarks
 from orchestrator.services.benchmark_scores import in_words, model_index
 from orchestrator.services.context import Context
 from orchestrator.services.data_checking import known_reports
-from orchestrator.services.held_out_checking import Comparison, comparisons_of_card, known
+from orchestrator.services.held_out_checking import HeldOut, held_out_of_card, known
 from orchestrator.services.jobs import owned
 from orchestrator.services.judge_reports import JudgeReport
 from orchestrator.services.task_scores import points
@@ -50,7 +50,7 @@ class _Facts:
     recipe: Recipe
     judged: Judged
     reports: tuple[Report | None, ...]
-    held_out: tuple[tuple[Comparison, Report], ...]
+    held_out: tuple[tuple[HeldOut, Report], ...]
     promotions: tuple[tuple[Model, Move], ...]
     leaked: frozenset[str]
     """Benchmarks whose items are in the training rows."""
@@ -162,10 +162,10 @@ def _leaked(tx: Transaction, spec: JobSpec, judged: Judged) -> frozenset[str]:
     return frozenset(name for entry in spec.datasets for name in leaked_benchmarks(known_leaks(tx, asked, entry)))
 
 
-def _held_out(tx: Transaction, spec: JobSpec, judged: Judged) -> Iterator[tuple[Comparison, Report]]:
+def _held_out(tx: Transaction, spec: JobSpec, judged: Judged) -> Iterator[tuple[HeldOut, Report]]:
     """What is known of the rows that the job's split holds out, and of prompts and tasks of its evaluation."""
     settings = judged.evaluation.settings if judged.evaluation is not None else {}
-    for each in comparisons_of_card(spec, settings):
+    for each in held_out_of_card(spec, settings):
         report = known(tx, each)
         if report is not None and report.checked:
             yield each, report

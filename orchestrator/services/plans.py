@@ -24,7 +24,7 @@ from orchestrator.services import evaluation_prompts, evaluation_times
 from orchestrator.services.audits import of_data
 from orchestrator.services.capacity import is_offline, less_live, list_capacity
 from orchestrator.services.context import Context
-from orchestrator.services.data_gate import looked_at
+from orchestrator.services.data_gate import file_reports
 from orchestrator.services.datasets import unused_keys
 from orchestrator.services.dispatch import to_pending
 from orchestrator.services.job_resolution import NEWEST, resolve
@@ -245,15 +245,15 @@ def _data(ctx: Context, spec: JobSpec) -> tuple[tuple[PlannedFinding, ...], tupl
     findings: list[PlannedFinding] = []
     unchecked: list[str] = []
     accepted = frozenset(spec.accept_findings)
-    for looked in looked_at(ctx, spec, wait_s=ctx.checks.plan_wait_s if ctx.checks else 0.0):
-        if looked.report is None:
-            unchecked.append(looked.name)
+    for each in file_reports(ctx, spec, wait_s=ctx.checks.plan_wait_s if ctx.checks else 0.0):
+        if each.report is None:
+            unchecked.append(each.name)
             continue
         findings += [
             PlannedFinding(
-                dataset=looked.dataset, pointer=looked.pointer, accepted=finding.check in accepted, **asdict(finding)
+                dataset=each.dataset, pointer=each.pointer, accepted=finding.check in accepted, **asdict(finding)
             )
-            for finding in looked.report.findings
+            for finding in each.report.findings
         ]
     return tuple(findings), tuple(unchecked)
 

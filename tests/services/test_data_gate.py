@@ -66,7 +66,7 @@ LEAK = "leak: 1 of 2 prompts (50 %) have the same text or the same prompt as a t
 
 
 def test_leaked_prompts_refuse_the_submit_unless_they_are_accepted(world1: World, prompts: dict[str, str]) -> None:
-    """Guard: without `held_out` in `looked_at` the job was queued."""
+    """Guard: without `held_out_reports` in `file_reports` the job was queued."""
     with pytest.raises(FindingsError) as refused:
         world1.submit("alice", evaluate={"prompts": prompts})
     assert str(refused.value) == (
@@ -117,7 +117,7 @@ def test_a_comparison_is_made_once_and_kept(world1: World, prompts: dict[str, st
     checks.room.acquire()  # no process may start
     with pytest.raises(FindingsError):
         world1.submit("alice", evaluate={"prompts": prompts})
-    other = held_out_checking.Comparison(pointer="", names="prompts", trained=(("a", "text"),), held_out=("b", "text"))
+    other = held_out_checking.HeldOut(pointer="", names="prompts", trained=(("a", "text"),), held_out=("b", "text"))
     keys = {other.key, dataclasses.replace(other, names="tasks").key, dataclasses.replace(other, seed=1).key}
     assert len(keys | {dataclasses.replace(other, trained=(("a", "alpaca"),)).key}) == 4
     checks.room.release()
@@ -145,7 +145,7 @@ def test_few_comparisons_begin_at_a_time(world1: World, prompts: dict[str, str],
     """Guard: without `comparing`, each seed of a job with a split had a waiting thread of its own."""
     while checks.comparing.acquire(blocking=False):
         pass
-    (asked,) = held_out_checking.comparisons(_pinned(world1, val_set_size=0.3))
+    (asked,) = held_out_checking.held_out_of(_pinned(world1, val_set_size=0.3))
     assert held_out_checking.compared(world1.ctx, asked, wait_s=5.0) is None
     checks.comparing.release()
     assert held_out_checking.compared(world1.ctx, asked, wait_s=60.0) is not None
@@ -163,7 +163,7 @@ def test_a_comparison_that_fails_stops_no_job_and_says_so(
 
     checks.call = beyond
     job = world1.submit("alice", evaluate={"prompts": prompts})
-    (asked,) = held_out_checking.comparisons(JobSpec.model_validate(world1.job(job).spec))
+    (asked,) = held_out_checking.held_out_of(JobSpec.model_validate(world1.job(job).spec))
     report = held_out_checking.compared(world1.ctx, asked, wait_s=0.0)
     assert report is not None
     assert [each.check for each in report.not_checked] == ["leak", "split", "shift"]

@@ -20,7 +20,7 @@ from orchestrator.domain.trust.sign_test import Outcome, error_rates
 from orchestrator.domain.trust.verdict import Recommendation
 from orchestrator.services import clones, jobs, model_cards, models
 from orchestrator.services.check_calls import as_stored
-from orchestrator.services.held_out_checking import comparisons_of_card
+from orchestrator.services.held_out_checking import held_out_of_card
 from orchestrator.services.verdicts import Judged
 from tests.helpers.evaluations import tasks
 from tests.helpers.verdicts import evaluate, run, trained, vote
@@ -166,7 +166,7 @@ def gain_by_memory(world: World, job: str) -> None:
     asked = {"path": "sha256:" + "f" * 64, "sha256": "f" * 64, "type": "task"}
     made = evaluated(world, job, tasks=tasks(), settings={"tasks": asked})
     vote(world.ctx.uow, made, [WIN, LOSS] * 80, margin=0.2, gain=GainKind.TASKS)
-    (compared,) = comparisons_of_card(JobSpec.model_validate(world.job(job).spec), made.settings)
+    (compared,) = held_out_of_card(JobSpec.model_validate(world.job(job).spec), made.settings)
     leak = Finding(check="leak", level="stop", count=1, total=9, share=0.1, words="1 of 9 tasks", advice="Remove it.")
     report = Report(version=VERSION, rows=9, checked=9, findings=(leak,)).to_json()
     with world.ctx.uow() as tx:

@@ -24,7 +24,7 @@ class GainKind(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tasks:
+class SolvedTasks:
     """What both models solved, each of them alone `only_base` and `only_adapter`.
 
     `are_cut`: too many answers of one of them were cut at the token limit. `are_trained_on`: some tasks are training
@@ -48,7 +48,7 @@ class Gain:
     words: str
 
 
-def task_gain(found: Tasks | None) -> Gain:
+def task_gain(found: SolvedTasks | None) -> Gain:
     """The gain on tasks by McNemar's exact test. None: no task was scored."""
     if found is None:
         return Gain(is_shown=False, words="no task was scored")

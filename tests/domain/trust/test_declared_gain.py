@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.domain.trust.declared_gain import FALSE_GAIN, Gain, Tasks, task_gain
+from orchestrator.domain.trust.declared_gain import FALSE_GAIN, Gain, SolvedTasks, task_gain
 from orchestrator.domain.trust.sign_test import Outcome, Quality, compare, error_rates
 from orchestrator.domain.trust.verdict import Evidence, Recommendation, judge_adapter
 from orchestrator.domain.trust.win_rates import not_worse, prompts_for_margin
 
-SEEN = Tasks(tasks=100, base=61, adapter=72, only_base=2, only_adapter=13)
+SEEN = SolvedTasks(tasks=100, base=61, adapter=72, only_base=2, only_adapter=13)
 MARGIN, RUNS, TASKS = 0.1, 2_000, 100
 
 
@@ -32,7 +32,7 @@ def test_a_gain_needs_more_tasks_than_chance_explains() -> None:
         (replace(SEEN, are_trained_on=True), "some of the tasks are training rows"),
     ],
 )
-def test_tasks_that_measure_something_else_show_no_gain(found: Tasks | None, words: str) -> None:
+def test_tasks_that_measure_something_else_show_no_gain(found: SolvedTasks | None, words: str) -> None:
     """Guards: without `are_cut` the arm with shorter answers gained, without `are_trained_on` memory did."""
     assert task_gain(found) == Gain(is_shown=False, words=words)
 
@@ -43,7 +43,7 @@ def promoted(draw: random.Random, runs: int, *, win: float, tie: float, base: fl
     for _ in range(runs):
         votes = draw.choices(list(Outcome), [(1 - tie) * win, (1 - tie) * (1 - win), tie], k=planned)
         solved = [(draw.random() < base, draw.random() < adapter) for _ in range(TASKS)]
-        tasks = Tasks(
+        tasks = SolvedTasks(
             tasks=TASKS,
             base=sum(one for one, _ in solved),
             adapter=sum(other for _, other in solved),
