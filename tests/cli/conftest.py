@@ -28,6 +28,10 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"HF_HUB_OFFLINE": "1"} | more
 
 
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "orchestrator.entrypoints.cli.main", *arguments]
+
+
 @dataclass(frozen=True)
 class Shell:
     """Runs `trainhop` as a process of its own, the way people do."""
@@ -38,12 +42,10 @@ class Shell:
     patience_s: float = 120.0
 
     def __call__(self, *arguments: str, code: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "orchestrator.entrypoints.cli.main", *arguments]
-        variables = environment(TRAINHOP_DATA_DIR=str(self.data_dir)) | more
         done = subprocess.run(
-            command,
+            _command(*arguments),
             cwd=self.folder,
-            env=variables,
+            env=self._variables() | more,
             capture_output=True,
             text=True,
             timeout=self.patience_s,
@@ -51,6 +53,16 @@ class Shell:
         )
         assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
         return done
+
+    def begin(self, *arguments: str, log: Path) -> subprocess.Popen[bytes]:
+        """Start a command and leave it running. Everything it says goes to `log`."""
+        with log.open("wb") as said:
+            return subprocess.Popen(
+                _command(*arguments), cwd=self.folder, env=self._variables(), stdout=said, stderr=said
+            )
+
+    def _variables(self) -> dict[str, str]:
+        return environment(TRAINHOP_DATA_DIR=str(self.data_dir))
 
     def json(self, *arguments: str) -> Any:
         return json.loads(self(*arguments, "--json").stdout)
@@ -79,21 +91,12 @@ def end(process: subprocess.Popen[bytes], data_dir: Path) -> None:
 
 
 def start_server(data_dir: Path, *options: str, **variables: str) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "orchestrator.entrypoints.cli.main",
-        "up",
-        "--port",
-        "0",
-        "--data-dir",
-        str(data_dir),
-    ]
+    command = _command("up", "--port", "0", "--data-dir", str(data_dir), *options)
     data_dir.mkdir(parents=True, exist_ok=True)
     (data_dir / "server.url").unlink(missing_ok=True)
     with (data_dir / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, *options],
+            command,
             env=environment(**variables),
             stdout=log,
             stderr=log,

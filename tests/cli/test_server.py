@@ -11,8 +11,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from orchestrator.bootstrap import build
 from orchestrator.config import Settings
 from orchestrator.entrypoints.background.server import URL_FILE, leave_address
 from tests.cli.conftest import Shell, end, environment, start_server
+from tests.helpers.waiting import wait_for
 from worker.shared.messages import GrantKind
 
 
@@ -151,20 +150,18 @@ def test_watching_outlasts_a_restart_of_the_server(tmp_path: Path) -> None:
     process = start_server(shell.data_dir, *options)
     job = shell("submit", shell.job_file()).stdout.strip()
     port = (shell.data_dir / "server.url").read_text().strip().rpartition(":")[2]
-    watched: list[str] = []
-    watcher = threading.Thread(target=lambda: watched.append(shell("watch", job, code=1).stderr))
-    watcher.start()
-    time.sleep(2)
+    said = tmp_path / "said"
+    watching = shell.begin("watch", job, log=said)
+    wait_for(lambda: "step 0/6" in said.read_text(), "the job is shown")
     process.terminate()
     process.wait(60)
-    time.sleep(2)
+    wait_for(lambda: "does not answer" in said.read_text(), "the server is missed")
     process = start_server(shell.data_dir, *options, "--port", port)
+    wait_for(lambda: "connected to the server again" in said.read_text(), "the server is found again")
     shell("cancel", job)
-    watcher.join(60)
+    assert watching.wait(60) == 1
     process.terminate()
     process.wait(60)
-    assert "does not answer" in watched[0]
-    assert "connected to the server again" in watched[0]
 
 
 @pytest.mark.slow
