@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def make_judge(directory: Path, word: str, positions: int = 4096) -> Path:
         path = tokenizer("\n" + word, add_special_tokens=False)["input_ids"] + [SPECIAL.index("<|im_end|>")]
         for name, parameter in model.named_parameters():
             parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-        for place, (token, following) in enumerate(zip(path, path[1:], strict=False)):
+        for place, (token, following) in enumerate(pairwise(path)):
             model.model.embed_tokens.weight[token, place] = 1.0
             model.lm_head.weight[following, place] = 1.0
 

@@ -176,6 +176,9 @@ class FakeCatalog:
     def model(self, name: str, token: str | None = None, *, with_modules: bool = False) -> BaseModel:
         return BaseModel(name=name, kind=name.rpartition("/")[2])
 
+    def has_chat_template(self, name: str, token: str | None = None) -> bool | None:
+        return True
+
     def dataset(self, path: str, split: str, token: str | None = None) -> DatasetFile:
         raise InvalidError(f"there is no dataset {path}", [("/path", f"there is no dataset {path}")])
 

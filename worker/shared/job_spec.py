@@ -175,6 +175,11 @@ class EvaluationSpec(Written):
     measures: Annotated[int, Field(ge=2, le=MEASURES)] | None = Field(default=None, exclude_if=lambda way: way is None)
     """Set by the server. Left out of an old evaluation, because an older worker refuses keys that it does not know."""
 
+    @field_validator("judge", mode="before")
+    @classmethod
+    def _none_in_a_form(cls, judge: Any) -> Any:
+        return None if judge == "" else judge
+
     @field_validator("benchmarks")
     @classmethod
     def _each_once(cls, asked: tuple[BenchmarkSpec, ...]) -> tuple[BenchmarkSpec, ...]:
@@ -328,6 +333,12 @@ class JobSpec(Written):
         files = ((f"{pointer}/prompts/path", asked.prompts), (f"{pointer}/tasks/path", asked.tasks))
         items = ((f"{pointer}/benchmarks/{place}", each.items) for place, each in enumerate(asked.benchmarks))
         return (*own, *((place, file) for place, file in files if file is not None), *items)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that a session loads: the base model, and the judge model of an evaluation that has one."""
+        judge = self.evaluation.judge if self.evaluation is not None else None
+        return (self.base_model,) if judge is None else (self.base_model, judge.model)
 
     @property
     def evaluation_units(self) -> tuple[Unit, ...]:

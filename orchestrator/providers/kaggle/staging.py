@@ -99,8 +99,8 @@ def stage(desk: Desk, request: LaunchRequest, *, checkpoint: str) -> tuple[str, 
     if request.assignment is None:
         return ()
     resume = request.assignment.resume
-    model = request.assignment.model
-    grants = {g.key: g for g in (*request.assignment.datasets, *model, *([resume] if resume else []))}
+    models = (*request.assignment.model, *request.assignment.judge)
+    grants = {g.key: g for g in (*request.assignment.datasets, *models, *([resume] if resume else []))}
     slugs: list[str] = []
     for key, read in request.inputs.items():
         grant = grants[key]
