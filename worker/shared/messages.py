@@ -160,6 +160,11 @@ class Assignment(Wire):
     """`JobSpec.rendered_at`. It is not in `spec`, because older workers train old jobs and refuse unknown keys."""
 
     @property
+    def reads(self) -> tuple[Grant, ...]:
+        """The grants for every file that the session reads."""
+        return (*self.datasets, *self.model, *self.judge, *([self.resume] if self.resume is not None else []))
+
+    @property
     def whole_spec(self) -> JobSpec:
         """The job as the server resolved it."""
         return self.spec.model_copy(update={"rendered_at": self.rendered_at})
