@@ -135,15 +135,11 @@ def refused(world: World, judge: str) -> str:
     return f"{error.value} {error.value.problems[0][1]}"
 
 
-def test_a_model_that_cannot_judge_is_refused_at_the_submit(
-    world: World, known: dict[str, BaseModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_cannot_judge_is_refused_at_the_submit(world: World, known: dict[str, BaseModel]) -> None:
     """Guards: without `_faults` the first two failed on a machine, and without `refuse_the_too_large` the third waited
     forever."""
     assert "The judge model org/odd needs its own code, which is not run for a judge" in refused(world, "org/odd")
-    monkeypatch.setattr(world.ctx.catalog, "has_chat_template", lambda *_: False)
-    assert "has no chat template, so it was not taught to follow instructions" in refused(world, JUDGE)
-    monkeypatch.undo()
+    assert "has no chat template, so it was not taught to follow instructions" in refused(world, "plain/qwen2")
     known[JUDGE] = dataclasses.replace(known[JUDGE], parameters=10**13)
     world.machines.rooms = dataclasses.replace(world.machines.rooms, memory_bytes=2**34)
     words = refused(world, JUDGE)

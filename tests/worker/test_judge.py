@@ -1,5 +1,6 @@
 """A judge model compares the answers in the session of the evaluation: the same file wherever it is stopped."""
 
+import gc
 import json
 from typing import Any, cast
 
@@ -7,6 +8,7 @@ import pytest
 
 from benchmarks.tiny_model import CHAT_TEMPLATE
 from tests.helpers.judge_models import make_judge, make_nonsense
+from tests.helpers.training_runs import Recorder
 from tests.worker.test_evaluation import Evaluations, read, trained
 from worker.agent.limits import Part
 from worker.shared import judge_prompt
@@ -34,6 +36,13 @@ def first_of_the_judge(made):
     return next(place for place, unit in enumerate(made.spec.evaluation_units) if unit.measure is Measure.JUDGE)
 
 
+def loaded_models():
+    """The models with an adapter that anything in this process refers to."""
+    from peft import PeftModel
+
+    return [each for each in gc.get_objects() if isinstance(each, PeftModel)]
+
+
 def said(content):
     """What the judge said of each pair, with the adapter's answer first and with the base's."""
     return [
@@ -42,25 +51,22 @@ def said(content):
     ]
 
 
-def test_an_evaluation_stopped_between_the_judges_units_ends_in_the_same_file(training, trained, nonsense, monkeypatch):
+def test_an_evaluation_stopped_while_it_is_judged_ends_in_the_same_file(training, trained, nonsense):
     """What this judge says depends on all of a request, so equal bytes are no accident.
 
     Guards: with the answers of the session alone a judge had nothing to compare after a stop. Without `release` a
     machine needed room for both models.
     """
-    from worker.training import evaluate, judge
+    held = list[int]()
 
-    models, held = list[Any](), list[int]()
-    restore, load = evaluate.state.restore_adapter, judge.Judge.load
-    monkeypatch.setattr(evaluate.state, "restore_adapter", lambda m, *how: models.append(m) or restore(m, *how))
+    class Watching(Recorder):
+        def begins(self, part):
+            super().begins(part)
+            if part is Part.LOAD_JUDGE:
+                held.append(sum(each.numel() for model in loaded_models() for each in model.parameters()))
 
-    def loading(self, pairs):
-        held.append(sum(each.numel() for each in (*models[-1].parameters(), *models[-1].buffers())))
-        load(self, pairs)
-
-    monkeypatch.setattr(judge.Judge, "load", loading)
     made = judged(training, trained, nonsense)
-    result, hooks = made.session()
+    result, hooks = made.session(hooks=Watching())
     assert held == [0]
     whole = result.answers.read_bytes()
     found = read(whole)
@@ -80,12 +86,13 @@ def test_an_evaluation_stopped_between_the_judges_units_ends_in_the_same_file(tr
     assert result.answers.read_bytes() == whole
 
 
-def judge_of(training, folder, **how):
+def judge_of(training, folder, adapter="lora", **how):
     from worker.agent.hardware import probe
     from worker.training.judge import Judge
 
     asked = {"model": str(folder), "prompt_version": judge_prompt.VERSION} | how
-    spec = training.spec(evaluation=EvaluationSpec.model_validate({"max_new_tokens": 12, "judge": asked}))
+    settings = EvaluationSpec.model_validate({"max_new_tokens": 12, "judge": asked})
+    spec = training.spec(adapter=adapter, evaluation=settings)
     return Judge(spec, folder, probe())
 
 
@@ -120,6 +127,19 @@ def test_a_judge_is_asked_as_at_an_endpoint(training, nonsense):
 def test_a_real_judge_answers_with_its_word(training, tmp_path):
     found = says(judge_of(training, make_judge(tmp_path / "judge", "first")))
     assert [each["text"] for each in found if each is not None] == ["first", "first"]
+
+
+def test_a_judge_of_a_qlora_job_has_four_bits(training, nonsense):
+    """Guard: with the job's settings for training a judge of 7B needed 15 GB. It is released like any model."""
+    from bitsandbytes.nn import Linear4bit
+
+    from worker.training.judge import release
+
+    judge = judge_of(training, nonsense, adapter="qlora")
+    assert None not in says(judge)
+    assert any(isinstance(module, Linear4bit) for module in judge._model.modules())
+    release(judge._model)
+    assert sum(each.numel() for each in (*judge._model.parameters(), *judge._model.buffers())) == 0
 
 
 def test_a_request_that_is_too_long_for_the_judge_is_no_answer(training, tmp_path):
@@ -163,7 +183,7 @@ def refused(training, folder, error: type[Exception] = PermanentError, **how):
     return str(found.value)
 
 
-def test_a_model_that_cannot_judge_is_refused_in_words(training, tmp_path, monkeypatch):
+def test_a_model_that_cannot_judge_is_refused_in_words(training, tmp_path):
     """Guard: without the template's check a base model was asked with a template that it does not know."""
     assert "has no chat template" in refused(training, make_nonsense(tmp_path / "plain", ""))
     broken = make_nonsense(tmp_path / "broken", "{{ raise_exception('closed today') }}")
@@ -180,19 +200,19 @@ def test_a_model_that_cannot_judge_is_refused_in_words(training, tmp_path, monke
     assert f"judge model {empty} has no readable config.json" in refused(training, empty)
     large = make_nonsense(tmp_path / "large")
     assert "asks a judge model in another way" in refused(training, large, prompt_version=judge_prompt.VERSION + 1)
-    monkeypatch.setattr("worker.training.judge.base_model.load_bytes", lambda *_: 2**60)
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2**40, 2**10], "data_offsets": [0, 0]}}).encode()
+    (large / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     assert f"judge model {large} needs about" in refused(training, large, UnfitMachineError)
 
 
-def test_a_judge_is_not_loaded_if_there_is_nothing_to_compare(training, trained, nonsense, monkeypatch):
-    from worker.training import judge
-
-    monkeypatch.setattr(judge.Judge, "load", lambda *_: pytest.fail("it was loaded"))
-    monkeypatch.setattr(judge_prompt, "are_identical", lambda *_: True)
-    monkeypatch.setattr("worker.shared.answer_lines.are_identical", lambda *_: True)
-    content = judged(training, trained, nonsense, max_prompts=1).whole()
-    assert read(content).head.judge is not None
-    assert said(content) == []
+def test_a_judge_is_not_loaded_if_there_is_nothing_to_compare(training, trained, nonsense):
+    """Both models begin every answer alike here. Guard: without the look at the pairs it was loaded for nothing."""
+    made = judged(training, trained, nonsense, temperature=0.0, max_new_tokens=1)
+    result, hooks = made.session()
+    found = read(result.answers.read_bytes())
+    assert [each.number for each in found.answered if each.differs] == []
+    assert (found.head.judge is not None, found.judged) == (True, ())
+    assert Part.LOAD_JUDGE not in hooks.parts
 
 
 def test_it_is_missed_before_anything_is_answered(training, trained, tmp_path):

@@ -141,7 +141,8 @@ class JudgeSpec(Written):
     """A model that compares the answers on the machine of the evaluation, as its name alone or with this key.
 
     `model` is an id on the hub, if wanted as `ORG/NAME@COMMIT`, or a folder. The server pins the commit and sets
-    everything else at submission: the version of what the judge is asked, and the memory that it needs (None: unknown).
+    everything else at submission: the version of the question to the judge, and the memory that it needs (None: not
+    known).
     """
 
     model: Annotated[NonBlank, Field(max_length=MAX_JUDGE_NAME)]

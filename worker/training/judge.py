@@ -146,7 +146,7 @@ class Judge:
             return self._encoder.written_ids(self._written((Message("user", f"{system}\n\n{question}"),)))
         except PermanentError as error:
             raise PermanentError(
-                f"the chat template of judge model {self._name} refuses what it is asked ({error}); use another model"
+                f"the chat template of judge model {self._name} refuses the question ({error}); use another model"
             ) from error
 
     def _written(self, turns: tuple[Message, ...]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -167,17 +166,10 @@ def _evaluation(planned: dict[str, Any]) -> str | None:
         for place in planned["places"]
         if place["evaluation_s"] is not None
     ]
-    return clean("; ".join([words, *_judge(asked), *times]))
-
-
-def _judge(asked: dict[str, Any]) -> Iterator[str]:
     if asked.get("judge"):
-        needs = [
-            f"{size(asked[key])} on a {place}"
-            for key, place in (("judge_gpu_bytes", "GPU"), ("judge_host_bytes", "CPU"))
-            if asked[key]
-        ]
-        yield f"judge model {asked['judge']}, memory {', '.join(needs) or 'unknown'}"
+        memory = size(asked["judge_gpu_bytes"]) if asked["judge_gpu_bytes"] else "unknown memory"
+        words += f", judge model {asked['judge']}, {memory} on a GPU"
+    return clean("; ".join([words, *times]))
 
 
 def _quota(place: dict[str, Any]) -> str:
