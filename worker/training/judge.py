@@ -20,7 +20,7 @@ from worker.shared.dataset_files import Message
 from worker.shared.evaluation_units import Arm, Measure, Unit
 from worker.shared.job_spec import ENCODING, NUMERICS, JobSpec
 from worker.shared.manifest import Hardware
-from worker.training import base_model, generation
+from worker.training import base_model, generation, state
 from worker.training.backends.base import check_fit
 from worker.training.backends.hf import HfBackend
 from worker.training.encoding import FALLBACK_TEMPLATE, Encoder, load_tokenizer
@@ -89,9 +89,7 @@ class Judge:
     def load(self, pairs: Mapping[int, Pair]) -> None:
         """Load the model, which will compare these pairs, by the numbers of their prompts."""
         with base_model.called_judge_model(), self._in_memory():
-            self._model: Any = (
-                HfBackend().base(self._spec, self._folder, self._hardware, self._precision, trust=False).eval()
-            )
+            self._model: Any = HfBackend().base(self._spec, self._folder, self._hardware, self._precision, trust=False)
         self._pairs, self._limits = pairs, ModelLimits.of(self._model)
         config = self._model.config.get_text_config()
         longest = self._limits.positions or getattr(config, "max_position_embeddings", None) or MAX_POSITIONS
@@ -108,7 +106,7 @@ class Judge:
             return
         for number, ids in asked.items():
             self._limits.check(ids, f"the judge's request on prompt {number + 1}")
-        with torch.no_grad(), self._in_memory():
+        with state.evaluation_mode(self._model), self._in_memory():
             said = generation.answers(self._model, list(asked.values()), self._decoding, None)
         for (number, ids), found in zip(asked.items(), said, strict=True):
             text = str(self._tokenizer.decode(found.ids, skip_special_tokens=True))
@@ -146,7 +144,8 @@ class Judge:
             return self._encoder.written_ids(self._written((Message("user", f"{system}\n\n{question}"),)))
         except PermanentError as error:
             raise PermanentError(
-                f"the chat template of judge model {self._name} refuses the question ({error}); use another model"
+                f"the chat template of judge model {self._name} refuses the question ({error.__cause__ or error}); use "
+                "another model"
             ) from error
 
     def _written(self, turns: tuple[Message, ...]) -> str:
