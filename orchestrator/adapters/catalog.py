@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.adapters.hub import MAX_CONFIG_BYTES, Hub
+from orchestrator.adapters.hub import CHAT_TEMPLATE, MAX_CONFIG_BYTES, TOKENIZER_CONFIG, Hub
 from orchestrator.adapters.model_config import linear_modules, positions
 from orchestrator.adapters.weight_names import header_of_file
 from orchestrator.domain.errors import InvalidError
@@ -59,6 +59,16 @@ class FolderAndHubCatalog:
         return self._hub.model(
             name, token, lambda config: self._refuse_custom_code(config, name), with_modules=with_modules
         )
+
+    def has_chat_template(self, name: str, token: str | None = None) -> bool | None:
+        if not _looks_like_path(name):
+            return self._hub.has_chat_template(name, token)
+        folder = self._permitted(name, "/base_model")
+        config = folder / TOKENIZER_CONFIG
+        if (folder / CHAT_TEMPLATE).is_file() or not config.is_file():
+            return (folder / CHAT_TEMPLATE).is_file()
+        with _readable(config), config.open("rb") as stream:
+            return bool(dict(json.loads(stream.read(MAX_CONFIG_BYTES))).get("chat_template"))
 
     def dataset(self, path: str, split: str, token: str | None = None) -> DatasetFile:
         if _looks_like_path(path):

@@ -41,6 +41,7 @@ AT_ONCE = 8
 MAX_REMEMBERED = 1_000
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
+CHAT_TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
 _WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 _CODE = ("*.py",)
 _DATA = (".jsonl", ".csv", ".parquet", ".json")
@@ -93,6 +94,18 @@ class Hub:
         size = info.safetensors.total if info.safetensors else None
         modules = self._modules(repo, info, token) if with_modules else frozenset[str]()
         return BaseModel(name=pinned, parameters=size, shape=shape, kind=kind, modules=modules, **limits)
+
+    def has_chat_template(self, name: str, token: str | None) -> bool | None:
+        """Whether the pinned model comes with a chat template. None offline. Raises as `model`."""
+        if self._is_offline:
+            return None
+        repo, _, commit = name.partition("@")
+        with in_words(self._request(name, token)):
+            files = {sibling.rfilename for sibling in self._info(name, token).siblings or ()}
+            if CHAT_TEMPLATE in files or TOKENIZER_CONFIG not in files:
+                return CHAT_TEMPLATE in files
+            config = dict(json.loads(self._read(repo, commit, TOKENIZER_CONFIG, token, MAX_SMALL_BYTES)))
+        return bool(config.get("chat_template"))
 
     def files(self, name: str, token: str, *, with_code: bool) -> tuple[ModelFile, ...]:
         """The files that a machine needs of a gated or private model, readable without the token.

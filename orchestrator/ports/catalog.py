@@ -156,6 +156,10 @@ class Catalog(Protocol):
         """
         ...
 
+    def has_chat_template(self, name: str, token: str | None = None) -> bool | None:
+        """Whether a model, named as `model` has pinned it, comes with a chat template. None if that is not known."""
+        ...
+
     def dataset(self, path: str, split: str, token: str | None = None) -> DatasetFile:
         """A file of a hub dataset, or one in a folder the operator has allowed."""
         ...

@@ -29,14 +29,14 @@ def make_assignment(ctx: Context, begun: Begun) -> Assignment:
     lease, spec = begun.lease, begun.spec
     try:
         datasets, resume, uploads = _all_grants(ctx, lease, spec, begun.datasets, begun.head)
-        model = model_files.granted(ctx, lease, spec)
+        models = model_files.granted(ctx, lease, spec)
     except StoreError as error:
         raise from_store(error) from error
     seconds_left = max(0.0, lease.created_at + lease.budget_s - ctx.clock.now())
     made = describe_job(
         ctx, lease, begun.job, spec, seconds_left, head=begun.head, datasets=datasets, resume=resume, uploads=uploads
     )
-    return made.model_copy(update={"model": model})
+    return made.model_copy(update=models)
 
 
 def describe_job(

@@ -8,6 +8,7 @@ from functools import partial
 
 from orchestrator.domain import diagnosis
 from orchestrator.domain.accounts import Account
+from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.scheduling import Candidate
 from orchestrator.ports.providers import (
     Capacity,
@@ -18,6 +19,7 @@ from orchestrator.ports.providers import (
 )
 from orchestrator.services.context import Context
 from worker.shared import causes
+from worker.shared.memory_estimate import Need
 
 NO_ROOM = Capacity(slots=0, session_s=0)
 
@@ -33,6 +35,19 @@ def list_capacity(ctx: Context, accounts: list[Account]) -> list[Candidate]:
     answers = ctx.rooms.gather(slow, ctx.limits.patience_s, on_late=ctx.wake)
     offers |= {a.id: answers.get(_call_key(a)) or _silent(ctx, a) for a in accounts if a.id not in offers}
     return [Candidate.of(account, offers[account.id]) for account in accounts]
+
+
+def refuse_the_too_large(ctx: Context, member_id: str, need: Need, what: str, pointer: str, remedy: str) -> None:
+    """Raise `InvalidError` if a model fits on no machine of the member, as far as their memory is known."""
+    with ctx.uow() as tx:
+        accounts = tx.accounts.all()
+    places = list_capacity(ctx, [a for a in accounts if a.member_id in (None, member_id)])
+    if not places or any(not p.memory_bytes or need.on(gpu=p.gpu) <= p.memory_bytes for p in places):
+        return
+    largest = max(places, key=lambda place: place.memory_bytes)
+    needed, there = need.on(gpu=largest.gpu) / 2**30, largest.memory_bytes / 2**30
+    words = f"needs about {needed:.1f} GiB, the largest machine has {there:.1f}; {remedy}"
+    raise InvalidError(f"The {what} does not fit on any machine.", [(pointer, words)])
 
 
 def _silent(ctx: Context, account: Account) -> Capacity:

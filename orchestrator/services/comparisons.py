@@ -33,6 +33,7 @@ from orchestrator.domain.trust.win_rates import MarginResult
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.context import Context, new_id
 from orchestrator.services.declared_gains import scores_of
+from worker.shared.judge_prompt import are_identical
 
 QUESTION: Final = "Which answer is better?"
 MAX_QUESTION = 500
@@ -131,7 +132,7 @@ def read_answers(ctx: Context, job_id: str) -> tuple[int, list[int]]:
         numbers = sorted(tx.evaluations.lengths(job_id))
         for number in numbers:
             found = tx.evaluations.answer(job_id, number)
-            if found is not None and found.base.strip() == found.adapter.strip():
+            if found is not None and are_identical(found.base, found.adapter):
                 identical.append(number)
     return len(numbers), identical
 

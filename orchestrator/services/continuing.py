@@ -37,13 +37,13 @@ def grant(ctx: Context, tx: Transaction, finished: Lease, evaluation: Job, now: 
 
 
 def _needed_s(tx: Transaction, finished: Lease, spec: JobSpec) -> float | None:
-    """Seconds for the start, the evaluation and its saves. The start takes no longer than that of the training."""
+    """Seconds for the start, the evaluation and its saves. A model takes no longer than the start of the training."""
     unit_time = evaluation_times.typical_unit_time(tx, spec)
     work_s = evaluation_times.seconds(spec, unit_time, finished.seconds_per_step, gpu=finished.on_gpu)
     if work_s is None:
         return None
     start_s = sum(finished.ledger.get(phase, 0.0) for phase in BEFORE_TRAINING)
-    return start_s + work_s + SAVES_TO_SPARE * LAST_SAVE_S
+    return evaluation_times.loads(spec) * start_s + work_s + SAVES_TO_SPARE * LAST_SAVE_S
 
 
 def granted_before(tx: Transaction, finished: Lease) -> Lease | None:

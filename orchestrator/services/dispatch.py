@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from orchestrator.domain.accounts import Account
 from orchestrator.domain.errors import ConflictError
@@ -256,10 +258,17 @@ def to_pending(job: Job, too_small_at: frozenset[str] = frozenset()) -> PendingJ
         host_bytes=job.host_bytes,
         steps_left=job.total_steps - job.head_step,
         step_time=job.step_time,
-        from_folder=spec.get("base_model", "").startswith("/"),
+        from_folder=any(name.startswith("/") for name in _models(spec)),
         needs_gpu=spec.get("backend") == "unsloth",
         too_small_at=too_small_at,
     )
+
+
+def _models(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """The models that a session of a job loads."""
+    asked: Mapping[str, Any] = spec.get("evaluation") or {}
+    judge: Mapping[str, Any] = asked.get("judge") or {}
+    return spec.get("base_model", ""), judge.get("model", "")
 
 
 def why_waiting(ctx: Context, job_id: str) -> Blocker | None:

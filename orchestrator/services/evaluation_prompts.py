@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from orchestrator.domain.errors import InvalidError
+from orchestrator.services import evaluation_judges
 from orchestrator.services.context import Context
 from orchestrator.services.datasets import resolve_dataset
 from orchestrator.services.evaluation_benchmarks import pinned_benchmarks
+from orchestrator.services.evaluation_judges import pinned_judge
 from orchestrator.services.evaluation_tasks import pinned_tasks
 from worker.shared.job_spec import LEAST_PROMPTS, MEASURES, DatasetSpec, EvaluationSpec, JobSpec, RowFormat
 
@@ -26,12 +28,13 @@ def pinned(
     """The settings with the bytes of their files pinned. Without prompts, the validation rows of `spec` are asked.
 
     `pointer` is the place of the settings in the request. `given` are files of a job that the member may clone. Raises
-    `InvalidError` if there are no prompts, or if a task or a benchmark cannot be used.
+    `InvalidError` if there are no prompts, or if a task, a benchmark or a judge model cannot be used.
     """
     prompts = _pinned_prompts(ctx, member_id, spec, asked.prompts, pointer, given)
     tasks = pinned_tasks(ctx, member_id, asked.tasks, f"{pointer}/tasks/path", given)
     benchmarks = pinned_benchmarks(ctx, member_id, asked.benchmarks, f"{pointer}/benchmarks", given)
-    pins = {"prompts": prompts, "tasks": tasks, "benchmarks": benchmarks, "measures": MEASURES}
+    judge = pinned_judge(ctx, member_id, spec, asked, f"{pointer}/judge/model")
+    pins = {"prompts": prompts, "tasks": tasks, "benchmarks": benchmarks, "judge": judge, "measures": MEASURES}
     return asked.model_copy(update=pins)
 
 
@@ -69,6 +72,5 @@ def count(spec: JobSpec, asked: EvaluationSpec) -> int:
 def notes(spec: JobSpec, asked: EvaluationSpec) -> tuple[str, ...]:
     """What the author should know. Both are pinned."""
     prompts = count(spec, asked)
-    if prompts >= LEAST_PROMPTS:
-        return ()
-    return (f"There are only {prompts} prompts. A verdict needs at least {LEAST_PROMPTS}, and 100 are better.",)
+    few = f"There are only {prompts} prompts. A verdict needs at least {LEAST_PROMPTS}, and 100 are better."
+    return (*((few,) if prompts < LEAST_PROMPTS else ()), *evaluation_judges.notes(spec, asked))

@@ -11,6 +11,7 @@ from orchestrator.domain.evaluations import Answers
 from orchestrator.domain.jobs import Job
 from orchestrator.ports.repository import Transaction
 from orchestrator.ports.stores import Store, StoreError
+from orchestrator.services.evaluation_judges import keep_judgement
 from orchestrator.services.evaluation_report import report_of
 from orchestrator.services.stores import from_store
 from worker.shared import answers_file
@@ -55,6 +56,7 @@ def keep(tx: Transaction, job: Job, result: Result, sha256: str, now: float) -> 
         raise NotFoundError(f"There is no evaluation {job.id}.")
     evaluation.answers_sha256, evaluation.report, evaluation.finished_at = sha256, result.report, now
     tx.evaluations.finish(evaluation, [_row(job.id, each) for each in result.found.answered])
+    keep_judgement(tx, job, evaluation, result.found, now)
     job.note("evaluation.finished", at=now, actor="worker", prompts=len(result.found.answered), sha256=sha256)
 
 

@@ -14,6 +14,7 @@ from orchestrator.ports.repository import Transaction
 from worker.shared.benchmark_list import BENCHMARKS, Benchmark
 from worker.shared.evaluation_units import FIXED_TOKENS, Measure, Unit
 from worker.shared.job_spec import EvaluationSpec, JobSpec
+from worker.shared.judge_prompt import MAX_OUTPUT_TOKENS
 
 PASS_S = 0.1
 """Seconds of a forward pass besides its arithmetic, in which a model's many small kernels start.
@@ -81,6 +82,8 @@ def _unit_s(spec: JobSpec, unit: Unit, token_s: float) -> float:
             written = _benchmark_of(asked, unit).answer_tokens
             read_s = count * CHOICES * SHORT_TOKENS * token_s
             return read_s + (written * (PASS_S + count * token_s) if written else count * PASS_S)
+        case Measure.JUDGE:  # as if it had the size of the base model
+            return count * spec.judged_tokens * token_s + MAX_OUTPUT_TOKENS * (PASS_S + count * token_s)
         case Measure.PROMPTS | Measure.TASKS:
             return count * spec.sequence_len * token_s + asked.max_new_tokens * (PASS_S + count * token_s)
 
@@ -91,6 +94,11 @@ def _benchmark_of(asked: EvaluationSpec, unit: Unit) -> Benchmark:
     return next(BENCHMARKS[each.name] for each, end in zip(asked.benchmarks, ends, strict=True) if unit.begin < end)
 
 
-def fits_last_session(job: PendingJob, place: Candidate, needed_s: float) -> bool:
-    """Whether the evaluation fits into the rest of a job's last session, if the job runs at `place` alone."""
-    return place.start_up_s + needed_s + place.save_s <= rest_of_last_session(job, place)
+def loads(spec: JobSpec) -> int:
+    """How many models an evaluation loads, one after the other."""
+    return len(spec.models)
+
+
+def fits_last_session(job: PendingJob, place: Candidate, spec: JobSpec, needed_s: float) -> bool:
+    """Whether the evaluation `spec` fits into the rest of a job's last session, if the job runs at `place` alone."""
+    return loads(spec) * place.start_up_s + needed_s + place.save_s <= rest_of_last_session(job, place)

@@ -19,6 +19,7 @@ from orchestrator.services import benchmark_leaks, evaluation_prompts, evaluatio
 from orchestrator.services.clones import kept
 from orchestrator.services.context import Context
 from orchestrator.services.data_gate import refuse_leaks
+from orchestrator.services.evaluation_judges import need_with_judge
 from orchestrator.services.jobs import Ready, Submission, earlier, job_of_winner, notes_of, owned, queue
 from orchestrator.services.verdicts import AuditOfData
 from worker.shared.job_spec import EvaluationSpec, JobSpec
@@ -162,7 +163,7 @@ def _ready(
     return Ready(
         spec=spec,
         as_json=spec.model_dump(mode="json"),
-        need=Need(gpu_bytes=trained.gpu_bytes, host_bytes=trained.host_bytes),
+        need=need_with_judge(Need(gpu_bytes=trained.gpu_bytes, host_bytes=trained.host_bytes), settings),
         notes=(*few, *leaks),
         accepted=(),
         key=key,

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from orchestrator.domain.accounts import Actor
 from orchestrator.domain.errors import InvalidError
 from orchestrator.services import evaluation_prompts
-from orchestrator.services.capacity import list_capacity
+from orchestrator.services.capacity import refuse_the_too_large
 from orchestrator.services.context import Context
 from orchestrator.services.datasets import resolve_dataset
 from orchestrator.services.hub_tokens import token_of
@@ -67,7 +67,8 @@ def resolve(
         pinned = pinned.model_copy(update={"evaluate": asked})
     few = evaluation_prompts.notes(pinned, asked) if asked is not None else ()
     needed = memory_estimate.need(pinned, model.shape, model.parameters)
-    _refuse_the_too_large(ctx, actor, needed)
+    remedy = "choose a smaller model, adapter: qlora, or a shorter sequence_len"
+    refuse_the_too_large(ctx, actor.member_id, needed, "base model", "/base_model", remedy)
     findings = judge_rows(ctx, pinned)
     val_split = pinned.val_split if pinned.eval_rows else None
     fixed = pinned.model_copy(update={"max_steps": pinned.total_steps, "num_epochs": None, "val_split": val_split})
@@ -91,25 +92,3 @@ def _refuse_the_unknown(ctx: Context, spec: JobSpec) -> None:
         if name not in known:
             message = f"There is no provider {name}. Choose one of {', '.join(known)}."
             raise InvalidError(message, [(f"/placement/providers/{place}", message)])
-
-
-def _refuse_the_too_large(ctx: Context, actor: Actor, need: Need) -> None:
-    with ctx.uow() as tx:
-        accounts = tx.accounts.all()
-    places = list_capacity(ctx, [a for a in accounts if a.member_id in (None, actor.member_id)])
-    if not places or any(not p.memory_bytes or need.on(gpu=p.gpu) <= p.memory_bytes for p in places):
-        return
-    largest = max(places, key=lambda place: place.memory_bytes)
-    raise InvalidError(
-        "The base model does not fit on any machine.",
-        [
-            (
-                "/base_model",
-                (
-                    f"needs about {need.on(gpu=largest.gpu) / 2**30:.1f} GiB, the largest machine has "
-                    f"{largest.memory_bytes / 2**30:.1f}; "
-                    "choose a smaller model, adapter: qlora, or a shorter sequence_len"
-                ),
-            )
-        ],
-    )

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 from orchestrator.domain.accounts import Actor, Role
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
-from orchestrator.domain.judge_prompt import MAX_OUTPUT_TOKENS
 from orchestrator.domain.judgements import MAX_ENDPOINTS, JudgeEndpoint
 from orchestrator.ports.judges import JudgeAddress, JudgeClient, NoReply
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.context import Context, new_id
 from orchestrator.services.single_flight import SingleFlight
+from worker.shared.judge_prompt import MAX_OUTPUT_TOKENS
 
 MAX_KEY = 2_048
 MAX_TRIALS = 8

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.domain import judge_prompt
 from orchestrator.domain.accounts import Actor
 from orchestrator.domain.audits import percent
 from orchestrator.domain.blind_votes import count
 from orchestrator.domain.errors import NotFoundError
+from orchestrator.domain.judge_models import shared_family
 from orchestrator.domain.judgements import JudgeAnswer, Judgement, JudgementState
 from orchestrator.domain.trust.judge import (
     MAX_INCONSISTENT,
@@ -147,7 +147,7 @@ def _report(
         people=agreed,
         advice=None if is_hidden else advice,
         result=None if is_hidden else result,
-        family=None if is_hidden else judge_prompt.shared_family(judgement.model, base),
+        family=None if is_hidden else shared_family(judgement.model, base),
     )
 
 

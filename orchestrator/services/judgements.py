@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from orchestrator.domain import judge_prompt
 from orchestrator.domain.accounts import Actor
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from orchestrator.domain.evaluations import Evaluation
@@ -12,6 +11,7 @@ from orchestrator.services.comparisons import evaluation_of, read_answers
 from orchestrator.services.context import Context, new_id
 from orchestrator.services.judge_endpoints import own_endpoint
 from orchestrator.services.judging import lock, note
+from worker.shared import judge_prompt
 
 BUDGET = 1_000_000
 """Tokens of a judgement unless its owner says otherwise."""

@@ -14,15 +14,16 @@ from itertools import islice
 
 import structlog
 
-from orchestrator.domain import judge_prompt
 from orchestrator.domain.accounts import Role
 from orchestrator.domain.jobs import Event
+from orchestrator.domain.judge_models import verdict_in
 from orchestrator.domain.judgements import JudgeAnswer, JudgeEndpoint, Judgement, JudgementState
 from orchestrator.ports.judges import JudgeAddress, NoReply, Remedy, Reply
 from orchestrator.ports.repository import Transaction
 from orchestrator.ports.system import VaultError
 from orchestrator.services.context import Context
 from orchestrator.services.judge_endpoints import JudgingContext
+from worker.shared import judge_prompt
 
 log = structlog.get_logger()
 
@@ -223,7 +224,7 @@ def _answer(judgement_id: str, question: _Question, outcome: Outcome, now: float
     """The row to store. None if the same request may succeed later."""
     if isinstance(outcome, NoReply) and outcome.remedy is not Remedy.NOTHING:
         return None
-    verdict = judge_prompt.verdict_in(outcome.text) if isinstance(outcome, Reply) else None
+    verdict = verdict_in(outcome.text) if isinstance(outcome, Reply) else None
     failure = str(outcome) if isinstance(outcome, NoReply) else "" if verdict is not None else NO_VERDICT
     return JudgeAnswer(
         judgement_id=judgement_id,
@@ -240,7 +241,7 @@ def _answer(judgement_id: str, question: _Question, outcome: Outcome, now: float
 def _settle(ctx: Context, judgement_id: str, outcomes: list[Outcome]) -> None:
     """After a batch: pause the judgement, let it wait, or go on."""
     failed = [one for one in outcomes if isinstance(one, NoReply)]
-    verdicts = [one for one in outcomes if isinstance(one, Reply) and judge_prompt.verdict_in(one.text) is not None]
+    verdicts = [one for one in outcomes if isinstance(one, Reply) and verdict_in(one.text) is not None]
     with ctx.uow() as tx:
         judgement = tx.judgements.get_for_update(judgement_id)
         if judgement is None or judgement.state is not JudgementState.RUNNING:

@@ -28,7 +28,7 @@ from orchestrator.services.failed_starts import Explanation
 from orchestrator.services.leases import directive, lease_prefix, release_lease
 from orchestrator.services.stores import from_store
 from orchestrator.services.worker_messages import LogReader
-from worker.shared.messages import Assignment, Grant
+from worker.shared.messages import MODEL_FOLDERS, Assignment, Grant
 from worker.shared.notebook_messages import Claimed, MailboxReply, MailboxRequest
 from worker.shared.wheel import Wheel
 
@@ -189,6 +189,7 @@ class MailboxPoller:
         changes = {
             "datasets": tuple(map(reachable, ready.assignment.datasets)),
             "model": tuple(map(reachable, ready.assignment.model)),
+            "judge": tuple(map(reachable, ready.assignment.judge)),
             "resume": reachable(resume) if resume is not None else None,
         }
         return ready.assignment.model_copy(update=changes)
@@ -232,7 +233,8 @@ def _place(lease: Lease, key: str) -> str:
 
     Files of a model have the same names in every job. So they are stored in their lease's folder and deleted with it.
     """
-    return f"{lease_prefix(lease)}{hashlib.sha256(key.encode()).hexdigest()}" if key.startswith("model/") else key
+    is_of_a_model = key.partition("/")[0] in MODEL_FOLDERS
+    return f"{lease_prefix(lease)}{hashlib.sha256(key.encode()).hexdigest()}" if is_of_a_model else key
 
 
 def _bring(store: Store, key: str, read: Callable[[], Iterator[bytes]]) -> str:

@@ -18,7 +18,6 @@ from orchestrator.domain.accounts import Actor
 from orchestrator.domain.audits import percent
 from orchestrator.domain.errors import NotFoundError
 from orchestrator.domain.jobs import Job
-from orchestrator.domain.judge_prompt import text_sha256
 from orchestrator.domain.models import AGAINST, Model, Move
 from orchestrator.domain.trust.intervals import Interval, wilson
 from orchestrator.ports.repository import Transaction
@@ -33,6 +32,7 @@ from orchestrator.services.task_scores import points
 from orchestrator.services.verdicts import Judged, judge
 from worker.shared.data_checks.findings import Report
 from worker.shared.job_spec import EvaluationSpec, JobSpec
+from worker.shared.judge_prompt import text_sha256
 from worker.shared.manifest import Recipe
 from worker.shared.model_card import model_card
 

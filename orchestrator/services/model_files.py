@@ -1,4 +1,4 @@
-"""Grants for the files of a gated or private base model. The token that opens them stays on this server.
+"""Grants for the files of a gated or private model, a base model or a judge. The token stays on this server.
 
 Large files are read at a temporary address of the hub that needs no sign-in. Small files are kept in the server's own
 store for as long as the lease lasts. The machine itself fetches a model that is public.
@@ -27,9 +27,11 @@ REST_S = 300.0
 """Delay of the job's next try after the hub did not answer."""
 
 Inputs = MutableMapping[str, Callable[[], Iterator[bytes]]]
+Grants = dict[str, tuple[Grant, ...]]
+"""By the field of the assignment, which is also the folder of their keys."""
 
 
-def granted(ctx: Context, lease: Lease, spec: JobSpec) -> tuple[Grant, ...]:
+def granted(ctx: Context, lease: Lease, spec: JobSpec) -> Grants:
     """Grants for a machine that can call.
 
     Raises `StoreError`, `UnavailableError` while the hub does not answer, and `ConflictError` once the lease was ended
@@ -37,56 +39,65 @@ def granted(ctx: Context, lease: Lease, spec: JobSpec) -> tuple[Grant, ...]:
     the job.
     """
     try:
-        files = _look_up(ctx, lease, spec)
+        found = _look_up(ctx, lease, spec)
     except UnavailableError as error:
         if ctx.clock.now() - (lease.started_at or lease.created_at) < PATIENCE_S:
             raise
         raise _not_now(ctx, lease, error) from error
     shares_disk = ctx.providers.get(lease.provider).capabilities.shares_disk
-    return tuple(_grant(ctx.stores.local(), lease, file, shares_disk=shares_disk) for file in files)
+    store = ctx.stores.local()
+    return {
+        folder: tuple(_grant(store, lease, folder, file, shares_disk=shares_disk) for file in files)
+        for folder, files in found.items()
+    }
 
 
-def staged(ctx: Context, lease: Lease, spec: JobSpec, inputs: Inputs) -> tuple[Grant, ...]:
+def staged(ctx: Context, lease: Lease, spec: JobSpec, inputs: Inputs) -> Grants:
     """Grants for a machine that cannot call. Adds the files that must be copied to the machine to `inputs`.
 
     Raises `ConflictError` as `granted` does.
     """
     try:
-        files = _look_up(ctx, lease, spec)
+        found = _look_up(ctx, lease, spec)
     except UnavailableError as error:
         raise _not_now(ctx, lease, error) from error
-    inputs.update({_key(file): lambda data=file.data: iter((data,)) for file in files if file.data is not None})
-    return tuple(_plain(file) for file in files)
+    for folder, files in found.items():
+        data = {_key(folder, file): file.data for file in files if file.data is not None}
+        inputs.update({key: lambda content=content: iter((content,)) for key, content in data.items()})
+    return {folder: tuple(_plain(folder, file) for file in files) for folder, files in found.items()}
 
 
-def _look_up(ctx: Context, lease: Lease, spec: JobSpec) -> Sequence[ModelFile]:
+def _look_up(ctx: Context, lease: Lease, spec: JobSpec) -> dict[str, Sequence[ModelFile]]:
+    names = {"model": spec.base_model}
+    if spec.evaluation is not None and spec.evaluation.judge is not None:
+        names["judge"] = spec.evaluation.judge.model
     try:
         token = token_of(ctx, lease.member_id)
-        return () if token is None else ctx.catalog.files(spec.base_model, token)
+        return {} if token is None else {folder: ctx.catalog.files(name, token) for folder, name in names.items()}
     except InvalidError as error:
         _end(ctx, lease, str(error), retry_at=None)
         raise ConflictError(str(error)) from error
 
 
-def _key(file: ModelFile) -> str:
-    return f"model/{file.name}"
+def _key(folder: str, file: ModelFile) -> str:
+    return f"{folder}/{file.name}"
 
 
-def _plain(file: ModelFile) -> Grant:
-    return Grant(key=_key(file), kind=GrantKind.MODEL, url=file.url, sha256=file.sha256, size=file.size)
+def _plain(folder: str, file: ModelFile) -> Grant:
+    return Grant(key=_key(folder, file), kind=GrantKind.MODEL, url=file.url, sha256=file.sha256, size=file.size)
 
 
-def _grant(store: Store, lease: Lease, file: ModelFile, *, shares_disk: bool) -> Grant:
+def _grant(store: Store, lease: Lease, folder: str, file: ModelFile, *, shares_disk: bool) -> Grant:
     """A grant at an address of the hub, or at a place in the server's own store from which any machine can read."""
     if file.data is None:
-        return _plain(file)
+        return _plain(folder, file)
     key = f"{prefix(lease)}{file.sha256}"
     with tempfile.NamedTemporaryFile() as copy:
         copy.write(file.data)
         copy.flush()
         store.put(key, Path(copy.name))
     found = store.grant_download(key, GrantKind.MODEL, sha256=file.sha256, size=file.size, shares_disk=shares_disk)
-    return bound(found, lease).model_copy(update={"key": _key(file)})
+    return bound(found, lease).model_copy(update={"key": _key(folder, file)})
 
 
 def prefix(lease: Lease) -> str:

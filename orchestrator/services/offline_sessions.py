@@ -54,11 +54,11 @@ def offline_bundle(ctx: Context, lease: Lease) -> OfflineBundle:
     if head is not None:
         resume = reading(ctx.stores.get(head.store), head.key, GrantKind.CHECKPOINT, head.sha256, head.size)
     spec = JobSpec.model_validate(job.spec)
-    model = model_files.staged(ctx, lease, spec, inputs)
+    models = model_files.staged(ctx, lease, spec, inputs)
     uploads = _uploads(ctx, lease, spec) if lease.store != local.name else ()
     left = lease.budget_s
     assignment = describe_job(ctx, lease, job, spec, left, head=head, datasets=data, resume=resume, uploads=uploads)
-    return OfflineBundle(assignment=assignment.model_copy(update={"model": model}), inputs=inputs)
+    return OfflineBundle(assignment=assignment.model_copy(update=models), inputs=inputs)
 
 
 def _what_to_read(tx: Transaction, lease: Lease) -> tuple[Job, list[Dataset], Checkpoint | None]:

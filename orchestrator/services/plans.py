@@ -60,12 +60,19 @@ class PlannedPlace(BaseModel):
 
 
 class PlannedEvaluation(BaseModel):
-    """The evaluation that follows: both models answer `prompts` prompts, with at most `max_new_tokens` tokens each."""
+    """The evaluation that follows: both models answer `prompts` prompts, with at most `max_new_tokens` tokens each.
+
+    `judge` is the model that compares the answers, if there is one, and the bytes are what it needs on a GPU and on a
+    CPU (null: not known).
+    """
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
 
     prompts: int
     max_new_tokens: int
+    judge: str | None = None
+    judge_gpu_bytes: int | None = None
+    judge_host_bytes: int | None = None
 
 
 class FindingSample(BaseModel):
@@ -227,7 +234,11 @@ def _evaluation(spec: JobSpec) -> PlannedEvaluation | None:
     asked = spec.evaluate
     if asked is None:
         return None
-    return PlannedEvaluation(prompts=evaluation_prompts.count(spec, asked), max_new_tokens=asked.max_new_tokens)
+    found = PlannedEvaluation(prompts=evaluation_prompts.count(spec, asked), max_new_tokens=asked.max_new_tokens)
+    if asked.judge is None:
+        return found
+    judge = {f"judge_{name}": getattr(asked.judge, name) for name in ("gpu_bytes", "host_bytes")}
+    return found.model_copy(update={"judge": asked.judge.model, **judge})
 
 
 def _with_evaluation(
@@ -237,7 +248,7 @@ def _with_evaluation(
     needed_s = evaluation_times.seconds(spec, unit_time, planned.step_s, gpu=place.gpu)
     if planned.obstacle is not None or planned.step_s is None or needed_s is None:
         return planned
-    fits_in = not is_offline(ctx, place.provider) and evaluation_times.fits_last_session(job, place, needed_s)
+    fits_in = not is_offline(ctx, place.provider) and evaluation_times.fits_last_session(job, place, spec, needed_s)
     return planned.model_copy(update={"evaluation_s": needed_s, "evaluation_in_last_session": fits_in})
 
 

@@ -36,6 +36,11 @@ def test_a_job_is_evaluated_and_its_report_is_shown(tmp_path: Path) -> None:
         with_tasks = trainhop("evaluate", job, "--tasks", "tasks.jsonl", **variables)
         spec = server.api.admin.get(f"/jobs/{with_tasks.stdout.strip()}").json()["spec"]
         assert (spec["evaluation"]["tasks"]["rows"], spec["evaluation"]["tasks"]["type"]) == (1, "task")
+        judged = trainhop("evaluate", job, "--judge", "org/judge", **variables)
+        spec = server.api.admin.get(f"/jobs/{judged.stdout.strip()}").json()["spec"]
+        assert spec["evaluation"]["judge"] == {"model": "org/judge", "prompt_version": 1} | dict.fromkeys(
+            ("gpu_bytes", "host_bytes")
+        )
         refused = trainhop("evaluate", job, "--benchmark", "arc_hard", code=2, **variables)
         assert "benchmarks[0].name: there is no benchmark 'arc_hard'; there are arc_easy, gsm8k" in refused.stderr
         assert "no checkpoint" in trainhop("evaluate", job, "--checkpoint", "4", code=3, **variables).stderr

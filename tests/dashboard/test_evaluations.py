@@ -13,7 +13,7 @@ from tests.helpers.evaluations import answers_of
 from tests.http.http_client import Machine, People
 
 CHAT = b"".join(json.dumps({"prompt": f"What is {n}?", "completion": "It is."}).encode() + b"\n" for n in range(60))
-FORM = {"max_prompts": "40", "max_new_tokens": "64", "temperature": "0"}
+FORM = {"max_prompts": "40", "max_new_tokens": "64", "temperature": "0", "judge": ""}
 REPORT = {
     "prompts": 40,
     "truncated": {"base": 0.0, "adapter": 0.25},
@@ -129,7 +129,11 @@ def test_a_form_starts_an_evaluation_and_its_page_shows_the_report(site, people,
     made = site.client.post(f"/jobs/{job}/evaluate", data=FORM, headers=ORIGIN)
     assert made.status_code == 303
     ident = made.headers["location"].rpartition("/")[2]
-    assert people.ann.get(f"/jobs/{ident}").json()["spec"]["evaluation"]["max_prompts"] == 40
+    settings = people.ann.get(f"/jobs/{ident}").json()["spec"]["evaluation"]
+    assert (settings["max_prompts"], settings.get("judge")) == (40, None)
+    made = site.client.post(f"/jobs/{job}/evaluate", data=FORM | {"judge": "org/judge"}, headers=ORIGIN)
+    spec = people.ann.get(f"/jobs/{made.headers['location'].rpartition('/')[2]}").json()["spec"]
+    assert spec["evaluation"]["judge"]["model"] == "org/judge"
     events = site.client.get(f"/jobs/{job}", headers=HTML).text
     assert f'<b>evaluation queued</b> as <a href="/jobs/{ident}">' in events
     own = site.client.get(f"/jobs/{ident}", headers=HTML).text
@@ -169,10 +173,12 @@ def test_a_form_that_cannot_be_evaluated_says_why(site, people):
     assert (refused.status_code, "Rows of plain text have no prompts" in refused.text) == (422, True)
     data = people.ann.upload(CHAT, name="chat.jsonl").json()["sha256"]
     chat = {"datasets": [{"path": f"sha256:{data}"}], "val_set_size": 0.8}
-    followed = people.ann.submit(**chat, evaluate={"max_prompts": 31})["id"]
+    followed = people.ann.submit(**chat, evaluate={"max_prompts": 31, "judge": "org/judge"})["id"]
     waits = site.client.get(f"/jobs/{followed}", headers=HTML).text
     assert "An evaluation follows when this job is done." in waits
-    assert "max_prompts: 31" in waits, "the job as YAML can be submitted again"
+    for words in ("max_prompts: 31", "model: org/judge"):
+        assert words in waits, "the job as YAML can be submitted again"
+    assert "prompt_version" not in waits
     asked = FORM | {"benchmarks": ["arc_easy", "gsm8k"]}
     refused = site.client.post(f"/jobs/{people.ann.submit(**chat)['id']}/evaluate", data=asked, headers=ORIGIN | HTML)
     assert (refused.status_code, "arc_easy: allenai/ai2_arc cannot be downloaded" in refused.text) == (422, True)

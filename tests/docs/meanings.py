@@ -70,6 +70,9 @@ EVALUATION_KEYS = {
     "tasks": "A file of tasks that a program checks: its `path`. See [Evaluate an adapter](evaluation.md).",
     "benchmarks": "Names of [benchmarks](evaluation.md#benchmarks). `NAME@COMMIT` takes the items of this commit, "
     "otherwise the newest ones. The server fills in the commit and the hash of the items.",
+    "judge": "A model that compares the answers on the same machine, by its name or as `model` with the name: an id on "
+    "the hub, `ORG/NAME@COMMIT`, or a folder. See [Judge model](judge-model.md#on-the-machine-of-the-evaluation). "
+    "The server fills in the commit and the memory that it needs.",
     "measures": "The version of what is measured. Filled in by the server when the job is submitted.",
 }
 PLACEMENT_KEYS = {

@@ -11,6 +11,7 @@ LATEST = "asks the package index for the versions of today"
 PERSON = "waits for a person's answer; tests/cli/test_stores.py gives one"
 EVALUATION = "needs the answers of an evaluation; tests/cli/test_compare.py compares some"
 JUDGE = "needs a judge model and the answers of an evaluation; tests/cli/test_judge.py has both"
+JUDGE_HERE = "loads a judge model; tests/worker/test_judge.py and tests/cli/test_evaluations.py use small ones"
 ANSWERS = "trains and answers for minutes; tests/e2e/test_evaluation.py does it"
 HUB = "reads items from the hub; tests/services/test_benchmarks.py reads some from an emulated one"
 TRUST = "trains and answers for minutes; tests/http/test_trust_demo.py runs the parts without training"
@@ -21,6 +22,7 @@ NOT_RUN = {
     "trainhop evaluate JOB --prompts prompts.jsonl --max-new-tokens 512": ANSWERS,
     "trainhop evaluate JOB --tasks tasks.jsonl": ANSWERS,
     "trainhop evaluate JOB --benchmark arc_easy --benchmark gsm8k": HUB,
+    "trainhop evaluate JOB --judge mistralai/Mistral-7B-Instruct-v0.3": JUDGE_HERE,
     "trainhop evaluate JOB --checkpoint 120": ANSWERS,
     "trainhop show EVALUATION": ANSWERS,
     "make demo": MINUTES,

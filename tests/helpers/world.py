@@ -170,11 +170,14 @@ class Machines(FakeProvider):
 class FakeCatalog:
     """Implements `ports.Catalog`: every model exists, without a file of its own, and no dataset does.
 
-    A model is of the type that its name ends with, after a slash.
+    A model is of the type that its name ends with, after a slash. Those of `plain` have no chat template.
     """
 
     def model(self, name: str, token: str | None = None, *, with_modules: bool = False) -> BaseModel:
         return BaseModel(name=name, kind=name.rpartition("/")[2])
+
+    def has_chat_template(self, name: str, token: str | None = None) -> bool | None:
+        return not name.startswith("plain/")
 
     def dataset(self, path: str, split: str, token: str | None = None) -> DatasetFile:
         raise InvalidError(f"there is no dataset {path}", [("/path", f"there is no dataset {path}")])

@@ -5,10 +5,13 @@ import json
 
 import numpy as np
 
+from tests.dashboard.test_pages import HTML, log_in
+from tests.helpers.judged_answers import SHA256, judged_answers, prefers
 from tests.http.http_client import Machine
 from tests.services.test_evaluations import answers
 from worker.shared import checkpoint_file
 from worker.shared.checkpoint_header import ANSWERS
+from worker.shared.evaluation_units import Arm
 from worker.shared.job_spec import JobSpec
 from worker.shared.manifest import Hardware, Manifest, Recipe
 
@@ -172,3 +175,44 @@ def test_an_uploaded_file_of_prompts_is_asked(api1, provider, people, tmp_path):
     assert [grant["sha256"] for grant in machine.start().json()["datasets"]] == [sha256]
     empty = people.ann.upload(b"", name="empty.jsonl")
     assert (empty.status_code, "the file has no rows" in empty.json()["detail"]) == (422, True)
+
+
+def test_a_judge_model_in_the_session_is_a_judgement(api, provider, people, tmp_path):
+    """From the request to what a verdict says, and nothing of it to anybody while people compare."""
+    job = trained(api, provider, people, tmp_path)
+    refused = people.ann.post(f"/jobs/{job}:evaluate", {"judge": {"model": "../elsewhere"}})
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/judge/model")
+    assert refused.json()["detail"].startswith("The judge model cannot be used: ../elsewhere is a path on the server")
+    made = people.ann.post(f"/jobs/{job}:evaluate", {"max_prompts": 30, "judge": "org/judge"})
+    assert made.status_code == 201, made.text
+    ident = made.json()["id"]
+    machine = Machine.launched(api, provider)
+    assert machine.start().json()["judge"] == []
+    assert answered(machine, tmp_path, judged_answers(30, prefers(Arm.BASE))).status_code == 204
+    (found,) = people.ann.get(f"/evaluations/{ident}/judgements").json()["items"]
+    name = f"org/judge@{SHA256[:12]}"
+    assert (found["model"], found["url"], found["state"]) == (name, "", "done")
+    assert (found["advice"], found["requests"], found["answered"], found["used_tokens"]) == (
+        "do not promote",
+        60,
+        60,
+        6_000,
+    )
+    assert people.bob.get(f"/evaluations/{ident}/judgements").status_code == 404
+    verdict = people.ann.get(f"/jobs/{job}/verdict").json()
+    assert [(each["model"], each["advice"]) for each in verdict["judges"]] == [(name, "do not promote")]
+    log_in(api, people.ann)
+    pages = [f"/evaluations/{ident}/judge", f"/jobs/{ident}", f"/jobs/{job}"]
+    for page in pages:
+        text = api.client.get(page, headers=HTML).text
+        assert name in text, page
+        assert "do not promote" in text, page
+    assert "in the evaluation&#39;s session" in api.client.get(pages[0], headers=HTML).text
+    assert people.ann.post(f"/evaluations/{ident}/comparisons", {}).status_code == 201
+    (found,) = people.ann.get(f"/evaluations/{ident}/judgements").json()["items"]
+    assert (found["is_hidden"], found["advice"], found["result"], found["family"]) == (True, None, None, None)
+    assert people.ann.get(f"/jobs/{job}/verdict").json()["judges"] == []
+    for page in pages:
+        assert "do not promote" not in api.client.get(page, headers=HTML).text, page
+    told = people.ann.get(f"/jobs/{ident}").text + people.ann.get(f"/jobs/{job}/evaluations").text
+    assert "do not promote" not in told

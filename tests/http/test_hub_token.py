@@ -18,6 +18,7 @@ from orchestrator.services.dispatch import dispatch, why_waiting
 from orchestrator.services.reconcile import reconcile
 from tests.emulators.hub import HubEmulator, Repo
 from tests.http.http_client import Machine, People
+from tests.http.test_evaluations import trained
 from tests.services.test_hub import ANN, BOB, FILES, SHARDS
 
 PAGE = "https://huggingface.co/org/gated"
@@ -151,6 +152,24 @@ def test_a_machine_reads_a_gated_model_without_any_token(api, people, provider, 
     provider.liveness.clear()
     reconcile(api.app.context)
     assert store.keys(model_files.prefix(lease)) == []
+
+
+def test_a_gated_judge_is_handed_out_beside_the_base_model(api1, people, provider, hub, tmp_path):
+    """Guards: without the judge in `_look_up` the machine could not fetch it; without the member's token it was
+    refused at the submit."""
+    put(people.ann, ANN)
+    hub.add(Repo(id="org/judge", files=FILES, gated=True, readers={"ann-on-the-hub"}))
+    job = trained(api1, provider, people, tmp_path, base_model="org/open")
+    made = people.ann.post(f"/jobs/{job}:evaluate", {"max_prompts": 12, "judge": {"model": "org/judge"}})
+    assert made.status_code == 201, made.text
+    assert made.json()["spec"]["evaluation"]["judge"]["model"] == f"org/judge@{hub.repos['model', 'org/judge'].commit}"
+    machine = Machine.launched(api1, provider)
+    assert machine.start().status_code == 200
+    assert machine.assignment["model"] == []
+    grants = {grant["key"]: grant for grant in machine.assignment["judge"]}
+    assert set(grants) >= {"judge/config.json", "judge/chat_template.jinja", *(f"judge/{name}" for name in SHARDS)}
+    for key, grant in grants.items():
+        assert read(api1, grant) == FILES[key.removeprefix("judge/")]
 
 
 def test_a_worker_on_this_computer_reads_small_files_where_they_lie(api1, people, provider, hub):

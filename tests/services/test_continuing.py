@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy import Engine
 
 from orchestrator.domain.errors import ConflictError, StaleFenceError
-from orchestrator.domain.jobs import Lease
+from orchestrator.domain.jobs import Lease, StepTime
 from orchestrator.domain.lifecycle import EndReason, JobState, LeaseState
 from orchestrator.ports.providers import SessionOutput
-from orchestrator.services import accounts, assignments, jobs
+from orchestrator.services import accounts, assignments, continuing, evaluation_times, jobs
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.reconcile import reconcile
 from orchestrator.services.worker_messages import Start
@@ -22,6 +22,7 @@ from tests.helpers.offline_world import OfflineWorld
 from tests.helpers.world import Worker, World
 from tests.services.test_evaluate_key import ASKED, followed
 from tests.services.test_evaluations import answers, finish, offered, running
+from worker.shared.job_spec import EvaluationSpec, JobSpec, JudgeSpec
 from worker.shared.manifest import Hardware
 from worker.shared.messages import (
     ExportedAdapter,
@@ -78,6 +79,22 @@ def lease_of(world: World, lease_id: str) -> Lease:
         found = tx.leases.get(lease_id)
     assert found is not None
     return found
+
+
+def test_an_evaluation_with_a_judge_needs_time_to_load_it(world: World) -> None:
+    """Guard: with one start for both models, a session was given an evaluation that it had to hand on."""
+    job, worker = trained(world)
+    spec, lease = JobSpec.model_validate(world.job(job).spec), lease_of(world, worker.lease)
+    needed: list[float] = []
+    for judge in (None, JudgeSpec(model="org/judge")):
+        own = evaluation_times.spec_of(spec, EvaluationSpec(judge=judge))
+        work_s = evaluation_times.seconds(own, StepTime(), STEP_S, gpu=lease.on_gpu)
+        with world.ctx.uow() as tx:
+            needed_s = continuing._needed_s(tx, lease, own)
+        assert needed_s is not None
+        assert work_s is not None
+        needed.append(needed_s - work_s)
+    assert needed[1] - needed[0] == pytest.approx(20.0)
 
 
 def test_the_session_gets_the_evaluation_with_a_lease_of_its_own(world: World) -> None:

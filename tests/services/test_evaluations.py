@@ -265,7 +265,7 @@ def test_a_checkpoint_that_is_not_of_this_evaluation_is_refused(world: World) ->
     ("content", "words"),
     [
         (b"", "line 1 of the file of answers is not valid"),
-        (answers(35).replace(b'"answers":1', b'"answers":4'), "has version 4, this program 3"),
+        (answers(35).replace(b'"answers":1', b'"answers":5'), "has version 5, this program 4"),
         (answers(35)[:-30], "line 136 of the file of answers is not valid"),
         (answers(35) + b"{}\n", "has more lines than its first line says"),
         (answers(35).replace(b'"number":3,', b'"number":4,'), "does not have the prompts 0 to 34 in order"),

@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from sqlalchemy import update
 
+from orchestrator.adapters.database.tables import jobs
 from orchestrator.services import stores
 from orchestrator.services.mailbox import MailboxPoller
 from tests.emulators.drive import Drive
@@ -69,6 +71,25 @@ def test_small_files_lie_in_the_drive_and_strangers_are_not_told_who_asks(ann, a
             assert bool(grant.headers) is (name not in SHARDS)
             assert read(grant) == hub.repos["model", model].files[name]
         assert {seen.authorization for seen in hub.seen[before:]} == {None}
+
+
+def test_the_files_of_a_judge_are_others_than_those_of_the_base_model(ann, app, drive, hub):
+    """Guards: with the judge's grants as they are in the bundle the notebook had no address for its small files."""
+    job = ann.submit(base_model="org/gated")
+    spec = job["spec"] | {"evaluation": {"judge": {"model": "org/other"}}}  # no other part of an evaluation matters
+    with app.engine.begin() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == job["id"]).values(spec=spec))
+    tab = Tab(ann.post(f"/jobs/{job['id']}:notebook").json(), drive)
+    tab.ask()
+    MailboxPoller(app.context).round()
+    tab.answer()
+    claimed = _signed_in(tab.claimed, tab.pen._headers(), urlsplit(tab.pen._up).netloc)
+    assignment = claimed.ticket.assignment
+    assert assignment is not None
+    for folder, model in (("model", "org/gated"), ("judge", "org/other")):
+        for grant in getattr(assignment, folder):
+            assert read(grant) == hub.repos["model", model].files[grant.key.removeprefix(f"{folder}/")]
+    assert {grant.key for grant in assignment.judge} >= {"judge/config.json", *(f"judge/{name}" for name in SHARDS)}
 
 
 def test_a_notebook_is_told_what_the_hub_refuses(ann, app, drive, hub):

@@ -42,13 +42,13 @@ class Evaluations:
         self.spec = spec.model_copy(update={"evaluation": EvaluationSpec.model_validate(ASKED | asked)})
         self.datasets: tuple[Path, ...] = datasets or (training.dataset,)
 
-    def session(self, resume=None, decisions=None, origin=ORIGIN, job="evaluation", base_folder=None):
+    def session(self, resume=None, decisions=None, origin=ORIGIN, job="evaluation", base_folder=None, hooks=None):
         from worker.training.evaluate import evaluate
 
         self.sessions += 1
         work = self.training.folder / f"session-{self.sessions}"
         work.mkdir(exist_ok=True)
-        hooks = Recorder(decisions or {})
+        hooks = hooks or Recorder(decisions or {})
         given = TrainingJob(
             job=job,
             fence=self.sessions,

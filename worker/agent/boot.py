@@ -100,7 +100,7 @@ def place_inputs(assignment: dict[str, Any], names: dict[str, str], paths: dict[
     """
     missing = []
     resume = [assignment["resume"]] if assignment.get("resume") else []
-    for grant in [*assignment["datasets"], *resume, *assignment.get("model", ())]:
+    for grant in [*assignment["datasets"], *resume, *assignment.get("model", ()), *assignment.get("judge", ())]:
         if (name := names.get(grant["key"])) is None:
             continue
         if name in paths:

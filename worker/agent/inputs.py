@@ -17,7 +17,7 @@ from worker.agent.limits import Limits, Part
 from worker.agent.uplink import ServerAway
 from worker.shared import causes
 from worker.shared.checkpoint_file import sha256_file
-from worker.shared.messages import Assignment, Grant
+from worker.shared.messages import MODEL_FOLDERS, Assignment, Grant
 from worker.training import base_model
 from worker.training.interface import PermanentError, TrainingJob, UnfitMachineError
 
@@ -41,6 +41,7 @@ def fetch_inputs(
         base_folder = fetch_granted_model(assignment.model, home / "model", limits)
     else:
         base_folder = base_model.resolve(assignment.spec.base_model, limits, say)
+    judge_folder = _judge(assignment, home, limits, begins, say)
     return TrainingJob(
         job=assignment.job,
         fence=assignment.fence,
@@ -51,11 +52,26 @@ def fetch_inputs(
         origin=assignment.origin,
         work_dir=home,
         trust_remote_code=assignment.trust_remote_code,
+        judge_folder=judge_folder,
     )
 
 
+def _judge(
+    assignment: Assignment, home: Path, limits: Limits, begins: Callable[[Part], None], say: Callable[[str], None]
+) -> Path | None:
+    """The folder of the judge model of an evaluation."""
+    asked = assignment.spec.evaluation
+    if asked is None or asked.judge is None:
+        return None
+    begins(Part.JUDGE)
+    with base_model.called_judge_model():
+        if assignment.judge:
+            return fetch_granted_model(assignment.judge, home / "judge", limits)
+        return base_model.resolve(asked.judge.model, limits, say)
+
+
 def forget_inputs(home: Path) -> None:
-    """Delete what a session has fetched and saved in its folder, but the base model: another lease has other files."""
+    """Delete what a session has fetched and saved in its folder, but models: another lease has other files."""
     for path in (*home.glob("dataset-*"), *home.glob("resume.*"), *home.glob(".incoming-*")):
         path.unlink()
     shutil.rmtree(home / "spool", ignore_errors=True)
@@ -83,7 +99,7 @@ def granted(grant: Grant, target: Path, limits: Limits) -> Path:
 
 
 def fetch_granted_model(files: Sequence[Grant], folder: Path, limits: Limits) -> Path:
-    """Fetch a gated base model file by file through grants of the server. Returns its folder."""
+    """Fetch a gated model file by file through grants of the server. Returns its folder."""
     folder.mkdir(exist_ok=True)
     for grant in files:
         target = folder / _file_name(grant)
@@ -96,9 +112,9 @@ def fetch_granted_model(files: Sequence[Grant], folder: Path, limits: Limits) ->
 
 
 def _file_name(grant: Grant) -> str:
-    """The last part of the grant's key, after `model/`. Raises `PermanentError` if it is not a plain file name."""
-    _, mark, name = f"/{grant.key}".rpartition("/model/")
-    if not mark or "/" in name or "\\" in name or name in ("", ".", ".."):
+    """The last part of the grant's key, after its folder. Raises `PermanentError` if it is not a plain file name."""
+    folder, _, name = f"/{grant.key}".rpartition("/")
+    if folder.rpartition("/")[2] not in MODEL_FOLDERS or "\\" in name or name in ("", ".", ".."):
         raise PermanentError(
             f"the server sent the invalid model file name {grant.key!r}; update the server and this worker"
         )

@@ -41,10 +41,12 @@ class Part(Enum):
 
     DATA = ("downloading the training data", causes.DATA)
     MODEL = ("downloading the base model", causes.MODEL)
+    JUDGE = ("downloading the judge model", causes.MODEL)
     INSTALL = ("installing unsloth or lm-eval", causes.INSTALL)
     IMPORTS = ("importing the training libraries", causes.IMPORTS)
     GROUP = ("starting a process for each GPU", causes.GPUS)
     LOAD = ("loading the base model", causes.IMPORTS)
+    LOAD_JUDGE = ("loading the judge model", causes.IMPORTS)
     ROWS = ("checking the rows of the data", causes.DATA)
     FIRST_STEP = ("making the first step", causes.NO_STEP)
 
@@ -79,6 +81,7 @@ class Limits:
             Part.IMPORTS: self.imports_s,
             Part.GROUP: self.group_s,
             Part.LOAD: self.load_s,
+            Part.LOAD_JUDGE: self.load_s,
         }
         return limits.get(part)
 

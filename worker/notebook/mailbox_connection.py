@@ -188,6 +188,7 @@ def _signed_in(claimed: Claimed, headers: dict[str, str], host: str) -> Claimed:
     changes = {
         "datasets": tuple(map(readable, assignment.datasets)),
         "model": tuple(map(readable, assignment.model)),
+        "judge": tuple(map(readable, assignment.judge)),
         "resume": readable(resume) if resume is not None else None,
     }
     ticket = claimed.ticket.model_copy(update={"assignment": assignment.model_copy(update=changes)})

@@ -1,7 +1,8 @@
 """The answers file of an evaluation: JSON Lines, the same bytes for the same answers.
 
 The first line says how many lines of each kind follow: one for each prompt, one for each passage of general text, one
-for each fixed prompt, one for each task of the user, and one for each item of its benchmarks.
+for each fixed prompt, one for each task of the user, one for each item of its benchmarks, and one for each prompt whose
+answers a judge model has compared.
 The worker writes it, and the server reads it line by line, each with a maximum.
 """
 
@@ -15,6 +16,7 @@ from typing import IO, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from worker.shared import answer_lines, judge_prompt
 from worker.shared.benchmark_list import BENCHMARKS, MAX_ITEMS
 from worker.shared.evaluation_units import FIXED, PASSAGES, Arm, Measure
 from worker.shared.job_spec import MAX_PROMPTS, MAX_TASKS
@@ -22,10 +24,10 @@ from worker.shared.row_formats import ROLES
 from worker.shared.tasks import Task, fixed_sha256
 from worker.shared.wire import Count, Sha256, Storable
 
-WITH_BENCHMARKS, VERSION, FIRST_VERSION = 3, 2, 1
+WITH_JUDGE, WITH_BENCHMARKS, VERSION, FIRST_VERSION = 4, 3, 2, 1
 """The first version has neither the rows' own answers nor tasks. Evaluations that began with it end with it.
 
-Only a file with benchmarks has the third one."""
+Only a file with benchmarks has the third one, and only a file with a judge model the fourth."""
 MAX_FILE_BYTES = 96 * 2**20
 MAX_PROMPT_BYTES = 64 * 2**10
 """Bytes of a prompt as JSON."""
@@ -35,6 +37,8 @@ MAX_OWN_BYTES = 8 * 2**10
 """Bytes of a row's own answer as JSON. A longer one is cut."""
 MAX_ITEM_BYTES = 2 * 2**10
 """Bytes of the answer to an item of a benchmark as JSON. A longer one is cut."""
+MAX_SAID_BYTES = 2**10
+"""Bytes of what a judge model says of one pair as JSON. A longer text is cut."""
 MAX_TURNS = 1_000
 _MAX_LINE = MAX_PROMPT_BYTES + 2 * MAX_ANSWER_BYTES + MAX_OWN_BYTES + 4_096
 """A line with a check has less, because a check has less than a prompt."""
@@ -81,6 +85,14 @@ class BenchmarkHead(_Record):
     chat: bool
 
 
+class JudgeHead(_Record):
+    """The judge model: the hash of its files, the version of what it was asked, and the pairs with two answers."""
+
+    sha256: Sha256
+    prompt_version: Annotated[int, Field(ge=1, lt=2**31)]
+    pairs: Annotated[int, Field(ge=0, le=MAX_PROMPTS)]
+
+
 class Head(_Record):
     """The first line. `answers` is the version of the file.
 
@@ -96,6 +108,7 @@ class Head(_Record):
     tasks: Annotated[int, Field(ge=0, le=MAX_TASKS)] = _or_left_out(0)
     unasked: Annotated[int, Field(ge=0, le=MAX_TASKS)] = _or_left_out(0)
     benchmarks: Annotated[tuple[BenchmarkHead, ...], Field(max_length=len(BENCHMARKS))] = _or_left_out(())
+    judge: JudgeHead | None = _or_left_out(None)
 
 
 class Turn(_Record):
@@ -138,6 +151,11 @@ class Answered(_Record):
     own_answer: Annotated[Storable, Field(max_length=MAX_OWN_BYTES)] = ""
     own_loss: OwnLoss | None = None
 
+    @property
+    def differs(self) -> bool:
+        """Whether the two answers differ."""
+        return not judge_prompt.are_identical(self.base.text, self.adapter.text)
+
 
 class PassageLoss(_Record):
     """The mean loss of each arm on one passage, in nats per token."""
@@ -172,11 +190,30 @@ class ItemAnswers(_Record):
     adapter: ItemAnswer
 
 
+class Said(_Record):
+    """What a judge model has said of one pair in one order, with the tokens of request and answer."""
+
+    text: Annotated[Storable, Field(max_length=MAX_SAID_BYTES)]
+    tokens: Count
+
+
+class JudgedPair(_Record):
+    """What a judge model has said of both answers to the prompt `pair`, with the one or the other first.
+
+    None: the request was too long for the judge.
+    """
+
+    pair: Count
+    adapter_first: Said | None
+    base_first: Said | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnswersFile:
     """What a file says.
 
-    `fixed` are the answers to the fixed prompts, `tasks` those to the user's tasks, `items` those of its benchmarks.
+    `fixed` are the answers to the fixed prompts, `tasks` those to the user's tasks, `items` those of its benchmarks,
+    and `judged` what a judge model says of each pair of different answers.
     """
 
     head: Head
@@ -185,6 +222,7 @@ class AnswersFile:
     fixed: tuple[TaskAnswers, ...] = ()
     tasks: tuple[TaskAnswers, ...] = ()
     items: tuple[ItemAnswers, ...] = ()
+    judged: tuple[JudgedPair, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,8 +249,8 @@ class AskedBenchmark:
 class Extras:
     """What a file has beyond the first version.
 
-    The own answer of each prompt's row, each task with its number by which it was asked, and the benchmarks. `unasked`
-    counts tasks that were not asked.
+    The own answer of each prompt's row, each task with its number by which it was asked, the benchmarks, and the hash
+    of the judge model. `unasked` counts tasks that were not asked.
     """
 
     own_answers: Sequence[str]
@@ -220,6 +258,7 @@ class Extras:
     tasks: Mapping[int, Task] = field(default_factory=dict[int, Task])
     unasked: int = 0
     benchmarks: Sequence[AskedBenchmark] = ()
+    judge_sha256: str | None = None
 
 
 def json_line(value: Mapping[str, Any]) -> bytes:
@@ -251,7 +290,7 @@ def written(
     A line without a measure is an answer to a prompt, or the loss on a passage. Without `extras`, the file has the
     first version.
     """
-    found = _by_measure(results)
+    found = answer_lines.by_measure(results)
     answers, losses = found[Measure.PROMPTS], found[Measure.PASSAGES]
     lines: list[dict[str, Any]] = [
         {"number": number, "prompt": prompt, **{str(arm): answers[arm, number] for arm in Arm}}
@@ -263,60 +302,23 @@ def written(
     if extras is not None:
         for line, text in zip(lines, extras.own_answers, strict=True):
             line["own_answer"] = clipped(text, MAX_OWN_BYTES)
-            line["own_loss"] = _own_loss(found[Measure.OWN_ANSWERS], line["number"])
+            line["own_loss"] = answer_lines.own_loss(found[Measure.OWN_ANSWERS], line["number"])
         asked = {Measure.FIXED: extras.fixed, Measure.TASKS: extras.tasks}
-        of_tasks = [line for measure, tasks in asked.items() for line in _task_lines(tasks, found[measure])]
+        of_tasks = [line for measure, tasks in asked.items() for line in answer_lines.of_tasks(tasks, found[measure])]
         counts = {str(measure): len(tasks) for measure, tasks in asked.items()}
         more = {"answers": VERSION, "fixed_sha256": fixed_sha256(), "unasked": extras.unasked, **counts}
         if extras.benchmarks:
             heads = tuple(each.head for each in extras.benchmarks)
             more |= {"answers": WITH_BENCHMARKS, "benchmarks": heads}
-            of_tasks += [line for each in extras.benchmarks for line in _item_lines(each, found[Measure.BENCHMARKS])]
+            items = found[Measure.BENCHMARKS]
+            of_tasks += [line for each in extras.benchmarks for line in answer_lines.of_items(each, items)]
+        if extras.judge_sha256 is not None:
+            pairs = answer_lines.different(answers)
+            judge = JudgeHead(sha256=extras.judge_sha256, prompt_version=judge_prompt.VERSION, pairs=len(pairs))
+            more |= {"answers": WITH_JUDGE, "judge": judge}
+            of_tasks += answer_lines.of_pairs(pairs, found[Measure.JUDGE])
         head = head.model_copy(update=more)
     return b"".join(map(json_line, (head.model_dump(), *lines, *of_passages, *of_tasks)))
-
-
-_Results = dict[tuple[str, int], dict[str, Any]]
-
-
-def _by_measure(results: bytes) -> dict[Measure, _Results]:
-    """What each arm gave, by what was measured, arm and number."""
-    found: dict[Measure, _Results] = {measure: {} for measure in Measure}
-    for line in results.splitlines():
-        one = json.loads(line)
-        measure = Measure(one.pop("measure", Measure.PASSAGES if "loss" in one else Measure.PROMPTS))
-        found[measure][one.pop("arm"), one.pop("number")] = one
-    return found
-
-
-def _task_lines(tasks: Mapping[int, Task], found: _Results) -> list[dict[str, Any]]:
-    return [
-        {"line": task.line, "check": task.check, **{str(arm): found[arm, number] for arm in Arm}}
-        for number, task in tasks.items()
-    ]
-
-
-def _item_lines(benchmark: AskedBenchmark, found: _Results) -> list[dict[str, Any]]:
-    return [
-        {
-            "benchmark": benchmark.name,
-            "item": number,
-            **{str(arm): _item_answer(found[arm, benchmark.first + number]) for arm in Arm},
-        }
-        for number in benchmark.asked
-    ]
-
-
-def _item_answer(line: Mapping[str, Any]) -> dict[str, Any]:
-    return {"correct": line["correct"], "answer": line["answer"]}
-
-
-def _own_loss(found: _Results, number: int) -> dict[str, Any] | None:
-    """None unless both arms have a loss."""
-    lines = [(str(arm), found[arm, number]) for arm in Arm if (arm, number) in found]
-    if len(lines) < len(Arm) or any(line["loss"] is None for _, line in lines):
-        return None
-    return {"tokens": lines[0][1]["tokens"], **{arm: line["loss"] for arm, line in lines}}
 
 
 def read(file: IO[bytes]) -> AnswersFile:
@@ -324,9 +326,9 @@ def read(file: IO[bytes]) -> AnswersFile:
     lines = _lines(file)
     _, first = next(lines, (1, b""))
     head = _parsed(Head, 1, first)
-    if not FIRST_VERSION <= head.answers <= WITH_BENCHMARKS:
+    if not FIRST_VERSION <= head.answers <= WITH_JUDGE:
         raise AnswersError(
-            f"the file of answers has version {head.answers}, this program {WITH_BENCHMARKS}; update Trainhop"
+            f"the file of answers has version {head.answers}, this program {WITH_JUDGE}; update Trainhop"
         )
     answered = tuple(_parsed(Answered, number, line) for number, line in islice(lines, head.prompts))
     losses = tuple(_parsed(PassageLoss, number, line) for number, line in islice(lines, head.passages))
@@ -334,6 +336,8 @@ def read(file: IO[bytes]) -> AnswersFile:
     tasks = tuple(_parsed(TaskAnswers, number, line) for number, line in islice(lines, head.tasks))
     names = [each.name for each in head.benchmarks for _ in range(each.items)]
     items = tuple(_parsed(ItemAnswers, number, line) for number, line in islice(lines, len(names)))
+    pairs = head.judge.pairs if head.judge is not None else 0
+    judged = tuple(_parsed(JudgedPair, number, line) for number, line in islice(lines, pairs))
     if [each.benchmark for each in items] != names:
         raise AnswersError("the file of answers does not have the items of the benchmarks that its first line names")
     if (len(fixed), len(tasks)) != (head.fixed, head.tasks):
@@ -344,7 +348,11 @@ def read(file: IO[bytes]) -> AnswersFile:
         raise AnswersError(f"the file of answers does not have the passages 0 to {head.passages - 1} in order")
     if next(lines, None) is not None:
         raise AnswersError("the file of answers has more lines than its first line says")
-    return AnswersFile(head=head, answered=answered, losses=losses, fixed=fixed, tasks=tasks, items=items)
+    if head.judge is not None and [each.pair for each in judged] != [each.number for each in answered if each.differs]:
+        raise AnswersError("the file of answers does not have what the judge model says of each pair of answers")
+    return AnswersFile(
+        head=head, answered=answered, losses=losses, fixed=fixed, tasks=tasks, items=items, judged=judged
+    )
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:

@@ -23,7 +23,7 @@ TOKENS_AT_ONCE = 8_192
 
 
 class Arm(StrEnum):
-    """Which model answers: the base model, or the base model with the adapter."""
+    """Which model answers: the base model, or the base model with the adapter. For a judge, whose answer is first."""
 
     BASE = "base"
     ADAPTER = "adapter"
@@ -33,7 +33,7 @@ class Measure(StrEnum):
     """What a unit is about.
 
     Answers to prompts, the loss on passages, the loss on the rows' own answers, answers to the fixed prompts, answers
-    to the tasks of the user, or items of benchmarks.
+    to the tasks of the user, items of benchmarks, or what a judge model says of both answers to a prompt.
     """
 
     PROMPTS = "prompts"
@@ -42,6 +42,7 @@ class Measure(StrEnum):
     FIXED = "fixed"
     TASKS = "tasks"
     BENCHMARKS = "benchmarks"
+    JUDGE = "judge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,18 @@ def prompts_at_once(sequence_len: int, max_new_tokens: int) -> int:
 
 
 def units(
-    prompts: int, at_once: int, *, tasks: int = 0, measures: int | None = None, benchmarks: Sequence[int] = ()
+    prompts: int,
+    at_once: int,
+    *,
+    tasks: int = 0,
+    measures: int | None = None,
+    benchmarks: Sequence[int] = (),
+    judged_at_once: int = 0,
 ) -> tuple[Unit, ...]:
     """All units of an evaluation with at most this many prompts, in their order.
 
-    `measures` is that of the job, `benchmarks` are the numbers of items of each. Parts that came later follow, so the
+    `measures` is that of the job, `benchmarks` are the numbers of items of each. A judge model, which needs the answers
+    of all others, compares those to `judged_at_once` prompts (0: there is none). Parts that came later follow, so the
     units of an older job keep their places.
     """
     found = [*_batches(Measure.PROMPTS, prompts, at_once), *_batches(Measure.PASSAGES, PASSAGES, PASSAGES_AT_ONCE)]
@@ -79,6 +87,8 @@ def units(
     for items in benchmarks:
         found += _batches(Measure.BENCHMARKS, first + items, ITEMS_AT_ONCE, first)
         first += items
+    if judged_at_once:
+        found += _batches(Measure.JUDGE, prompts, judged_at_once)
     return tuple(found)
 
 

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from worker.shared.benchmark_list import BENCHMARKS
 from worker.shared.data_checks.checks import CHECKS
 from worker.shared.evaluation_units import Unit, prompts_at_once, units
+from worker.shared.judge_prompt import MAX_OUTPUT_TOKENS, TEXT_TOKENS
 from worker.shared.plain_errors import MAX_KEY, nearest
 from worker.shared.wire import NonBlank, Sha256, Written, excerpt, not_blank
 
@@ -94,6 +95,10 @@ MAX_PROMPTS, LEAST_PROMPTS = 500, 30
 """Prompts of one evaluation at most, and prompts below which there will be no verdict."""
 
 
+MAX_JUDGE_NAME = 180
+"""Characters of the name of a judge model, commit included."""
+
+
 class BenchmarkSpec(Written):
     """A benchmark, as its name or as `NAME@COMMIT` with a commit of its repository on the hub.
 
@@ -132,12 +137,31 @@ class BenchmarkSpec(Written):
         )
 
 
+class JudgeSpec(Written):
+    """A model that compares the answers on the machine of the evaluation, as its name alone or with this key.
+
+    `model` is an id on the hub, if wanted as `ORG/NAME@COMMIT`, or a folder. The server pins the commit and sets
+    everything else at submission: the version of the question to the judge, and the memory that it needs (None: not
+    known).
+    """
+
+    model: Annotated[NonBlank, Field(max_length=MAX_JUDGE_NAME)]
+    prompt_version: Annotated[int, Field(ge=1)] | None = None
+    gpu_bytes: Annotated[int, Field(ge=0)] | None = None
+    host_bytes: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_its_name(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+
 class EvaluationSpec(Written):
     """Prompts that the base model and the adapter answer.
 
     `temperature` 0 takes the most probable token. `prompts` is an uploaded file with rows as for training, without
     their answers. Without it the prompts are those of the job's validation rows. `tasks` is an uploaded file of tasks
-    with checks. `benchmarks` are names of benchmarks.
+    with checks. `benchmarks` are names of benchmarks. `judge` is a model that compares the answers.
     """
 
     max_prompts: Annotated[int, Field(ge=1, le=MAX_PROMPTS)] = 100
@@ -148,8 +172,14 @@ class EvaluationSpec(Written):
     benchmarks: Annotated[tuple[BenchmarkSpec, ...], Field(max_length=len(BENCHMARKS))] = Field(
         default=(), exclude_if=lambda asked: not asked
     )
+    judge: JudgeSpec | None = Field(default=None, exclude_if=lambda judge: judge is None)
     measures: Annotated[int, Field(ge=2, le=MEASURES)] | None = Field(default=None, exclude_if=lambda way: way is None)
     """Set by the server. Left out of an old evaluation, because an older worker refuses keys that it does not know."""
+
+    @field_validator("judge", mode="before")
+    @classmethod
+    def _none_in_a_form(cls, judge: Any) -> Any:
+        return None if judge == "" else judge
 
     @field_validator("benchmarks")
     @classmethod
@@ -306,6 +336,12 @@ class JobSpec(Written):
         return (*own, *((place, file) for place, file in files if file is not None), *items)
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """The models that a session loads: the base model, and the judge model of an evaluation that has one."""
+        judge = self.evaluation.judge if self.evaluation is not None else None
+        return (self.base_model,) if judge is None else (self.base_model, judge.model)
+
+    @property
     def evaluation_units(self) -> tuple[Unit, ...]:
         """The units of an evaluation in their order. Empty for a training job."""
         asked = self.evaluation
@@ -315,7 +351,25 @@ class JobSpec(Written):
         at_once = prompts_at_once(self.sequence_len, asked.max_new_tokens)
         tasks = asked.tasks.rows or 0 if asked.tasks is not None else 0
         items = [each.rows or 0 for each in asked.benchmarks]
-        return units(min(rows, asked.max_prompts), at_once, tasks=tasks, measures=asked.measures, benchmarks=items)
+        return units(
+            min(rows, asked.max_prompts),
+            at_once,
+            tasks=tasks,
+            measures=asked.measures,
+            benchmarks=items,
+            judged_at_once=self.judged_at_once if asked.judge is not None else 0,
+        )
+
+    @property
+    def judged_tokens(self) -> int:
+        """About how many tokens a request to the judge model has: a prompt, both answers, and the fixed text."""
+        asked = self.evaluation or self.evaluate
+        return self.sequence_len + 2 * asked.max_new_tokens + TEXT_TOKENS if asked is not None else 0
+
+    @property
+    def judged_at_once(self) -> int:
+        """Prompts of one batch of the judge model of an evaluation."""
+        return prompts_at_once(self.judged_tokens, MAX_OUTPUT_TOKENS)
 
     @property
     def total_steps(self) -> int:

@@ -140,6 +140,24 @@ def need(spec: JobSpec, shape: Shape | None, parameters: int | None) -> Need:
     return Need(gpu_bytes=gpu_bytes(spec, shape, backend=backend) if shape else host, host_bytes=host)
 
 
+def judge_need(shape: Shape | None, parameters: int | None, *, quantised: bool, tokens: int) -> Need:
+    """The memory of a judge model that reads `tokens` at once, prompts and answers together, and is not trained.
+
+    It has no gradients. What one layer keeps for them is a high estimate of what it needs without them.
+    """
+    count = parameters or (shape.parameters if shape else None)
+    if count is None:
+        return Need()
+    host = int(count * (0.7 if quantised else 4.0) + 0.7 * 2**30)
+    if shape is None:
+        return Need(gpu_bytes=host, host_bytes=host)
+    weights = shape.linear_parameters * (_NF4_BYTES if quantised else 2.0) + shape.embedding_parameters * 2.0
+    cache = tokens * shape.layers * shape.kv_heads * shape.head_dim * 2 * 2.0
+    use = _BACKENDS["hf"]
+    layer = tokens * (use.per_hidden * shape.hidden + use.per_intermediate * shape.intermediate)
+    return Need(gpu_bytes=int(weights + cache + layer), host_bytes=host)
+
+
 def host_bytes(spec: JobSpec, parameters: int) -> int:
     """Bytes that a worker needs to train on a CPU, libraries included.
 

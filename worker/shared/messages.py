@@ -65,6 +65,10 @@ GRANT_HEADER = "X-Grant"
 """The header of a request to the server that has the signature of a grant."""
 
 
+MODEL_FOLDERS = ("model", "judge")
+"""First part of the keys of a base model's files, and of a judge model's."""
+
+
 class GrantKind(StrEnum):
     """The purpose of a granted file."""
 
@@ -150,8 +154,15 @@ class Assignment(Wire):
     keep_dir: str | None = None
     model: tuple[Grant, ...] = ()
     """The files of a gated or private base model. Empty if the machine downloads the model itself."""
+    judge: tuple[Grant, ...] = ()
+    """The same for the judge model of an evaluation."""
     rendered_at: float | None = None
     """`JobSpec.rendered_at`. It is not in `spec`, because older workers train old jobs and refuse unknown keys."""
+
+    @property
+    def reads(self) -> tuple[Grant, ...]:
+        """The grants for every file that the session reads."""
+        return (*self.datasets, *self.model, *self.judge, *([self.resume] if self.resume is not None else []))
 
     @property
     def whole_spec(self) -> JobSpec:

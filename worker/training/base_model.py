@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
@@ -50,6 +51,16 @@ def resolve(name: str, limits: Limits | None = None, say: Callable[[str], None] 
             causes.MODEL,
         )
     return hub_model.bring(name, limits or Limits(), say)
+
+
+@contextlib.contextmanager
+def called_judge_model() -> Iterator[None]:
+    """Call the model in the block's errors what it is: the judge model of an evaluation."""
+    try:
+        yield
+    except (PermanentError, UnfitMachineError) as error:
+        error.args = (str(error).replace("base model", "judge model"),)
+        raise
 
 
 def check_code(name: str, directory: Path, trust_remote_code: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -68,7 +68,7 @@ class Encoder:
     Trains on assistant turns, completions and plain texts, or on all tokens if `train_on_inputs`. `encoding` is that of
     the job: without a number, rows become the tokens that they became when there was only one way. Prompts are always
     written with the tokenizer's own chat template. Chat templates see the time `rendered_at` (epoch seconds), or the
-    machine's own if it is None.
+    machine's own if it is None, and further `variables`.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Encoder:
         *,
         encoding: int | None = None,
         rendered_at: float | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
         self._tokenizer: Any = tokenizer
         self.sequence_len = sequence_len
@@ -92,7 +93,7 @@ class Encoder:
         self._asks_for_the_time = _CLOCK in template
         self._is_pinned = rendered_at is not None
         # A variable of the template hides the library's function of the same name.
-        self._given: dict[str, Any] = {}
+        self._given: dict[str, Any] = dict(variables or {})
         if rendered_at is not None and self._asks_for_the_time:
             self._given[_CLOCK] = strftime_at(rendered_at)
         self._bytes_around = lru_cache(maxsize=64)(self._written_around)

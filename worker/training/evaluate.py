@@ -11,50 +11,34 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from worker.agent.hardware import probe as probe_hardware
 from worker.agent.hardware import versions
 from worker.agent.limits import Part, when_there_is_room
-from worker.shared import checkpoint_file
-from worker.shared.answers_file import Extras, LeftOut, clipped, json_line, written
+from worker.shared import answer_lines
+from worker.shared.answers_file import Extras, clipped, json_line, written
 from worker.shared.checkpoint_file import CheckpointError
 from worker.shared.checkpoint_header import ADAPTER, ANSWERS
 from worker.shared.evaluation_units import FIXED_TOKENS, Arm, Measure, Unit
 from worker.shared.files import write_atomically
-from worker.shared.job_spec import EvaluationSpec
-from worker.shared.lineage import FROM_HERE_ON, check_lineage, check_owner
-from worker.shared.manifest import Fidelity, Hardware, Manifest, Recipe
+from worker.shared.manifest import Fidelity, Manifest
 from worker.shared.messages import Phase
-from worker.shared.passages import passages
-from worker.training import base_model, generation, harness, module_state, state, unusable
-from worker.training.backends import base
-from worker.training.backends.base import Loaded
+from worker.training import generation, module_state, state, unusable
 from worker.training.backends.hf import HfBackend
 from worker.training.data import trained_tokens
 from worker.training.determinism import require_deterministic_kernels
-from worker.training.encoding import Encoder
 from worker.training.evaluation import setup_differences
-from worker.training.interface import Decision, Hooks, PermanentError, Resume, Snapshot, Trained, TrainingJob
-from worker.training.library_warnings import hide_expected_warnings
-from worker.training.loss import add_summed_loss
+from worker.training.evaluation_inputs import Inputs, load_inputs
+from worker.training.interface import Decision, Hooks, PermanentError, Snapshot, Trained, TrainingJob
+from worker.training.judge import Judge, Pair, release
 from worker.training.machine_setup import card_of, machine_setup
-from worker.training.model_limits import ModelLimits
-from worker.training.prompts import Prompt, asks_as_chat, candidates, choose
-from worker.training.questions import Questions, questions, tasks_of
-from worker.training.train import keep_to_the_limit, plain_errors
-
-if TYPE_CHECKING:
-    from worker.training.benchmark_run import Benchmarks
+from worker.training.train import plain_errors
 
 FILE = "answers.jsonl"
-MAX_PASSAGE_TOKENS = 512
-MAX_POSITIONS = 2**20
 
 
 def evaluate(job: TrainingJob, hooks: Hooks) -> Trained:
@@ -67,139 +51,17 @@ def evaluate(job: TrainingJob, hooks: Hooks) -> Trained:
     with plain_errors(job.spec):
         require_deterministic_kernels()
         hooks.phase(Phase.LOAD)
-        return _Session(job, hooks, _inputs(job, hooks)).run()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Inputs:
-    """The loaded model with the evaluated adapter, and what it is asked."""
-
-    loaded: Loaded
-    hardware: Hardware
-    resume: Resume
-    recipe: Recipe
-    prompts: list[Prompt]
-    left_out: LeftOut
-    passages: list[list[int]]
-    decoding: generation.Decoding
-    questions: Mapping[Measure, Questions]
-    benchmarks: Benchmarks | None
-
-
-def _inputs(job: TrainingJob, hooks: Hooks) -> _Inputs:
-    spec, hardware = job.spec, probe_hardware()
-    assert spec.evaluation is not None
-    if spec.evaluation.benchmarks:
-        hooks.begins(Part.INSTALL)
-        harness.install()
-    hooks.begins(Part.IMPORTS)
-    keep_to_the_limit(hardware)
-    paths, items = _without_last(job.datasets, len(spec.evaluation.benchmarks))
-    paths, own_tasks = _without_last(paths, 1 if spec.evaluation.tasks else 0)
-    rows, tasks = candidates(paths, spec), tasks_of(spec, *own_tasks)
-    resume = _read_checkpoint(job)
-    base.check_card(hardware)
-    # One backend on every machine: others change the model for training, and their base may not answer alike.
-    backend = HfBackend()
-    hide_expected_warnings()
-    hooks.begins(Part.LOAD)
-    folder = job.base_folder or base_model.resolve(spec.base_model)
-    loaded = base.load(backend, spec, folder, hardware, job.trust_remote_code, resumed=True)
-    hooks.begins(Part.ROWS)
-    recipe = _recipe(job, loaded, resume)
-    encoder = Encoder(
-        loaded.tokenizer, spec.sequence_len, spec.train_on_inputs, encoding=spec.encoding, rendered_at=spec.rendered_at
-    )
-    asked = spec.evaluation
-    causal: Any = loaded.model.get_base_model()
-    limits = ModelLimits.of(causal)
-    config = causal.config.get_text_config()
-    # Beyond these positions a model without a table goes on, but was not trained.
-    longest = limits.positions or getattr(config, "max_position_embeddings", None) or MAX_POSITIONS
-    room = min(spec.sequence_len, longest - asked.max_new_tokens)
-    if room < 1:
-        raise PermanentError(
-            f"max_new_tokens {asked.max_new_tokens} leaves no room for a prompt: {spec.base_model} supports "
-            f"{longest} positions; set a smaller one"
-        )
-    prompts, left_out = choose(rows, spec, encoder, room, limits)
-    add_summed_loss(causal, loaded.hidden)
-    chat = asks_as_chat(rows, spec)
-    rooms = {Measure.FIXED: longest - min(asked.max_new_tokens, FIXED_TOKENS), Measure.TASKS: room}
-    texts = [encoder.prompt_ids(each.text, chat=False) for each in passages()]
-    for number, prompt in enumerate(prompts, 1):
-        limits.check(prompt.ids, f"prompt {number}")
-    decoding = generation.decoding_for(loaded.model, loaded.tokenizer, encoder, asked.max_new_tokens, asked.temperature)
-    return _Inputs(
-        loaded=loaded,
-        hardware=hardware,
-        resume=resume,
-        recipe=recipe,
-        prompts=prompts,
-        left_out=left_out,
-        passages=[ids[: min(longest, MAX_PASSAGE_TOKENS)] for ids in texts],
-        decoding=decoding,
-        questions={
-            measure: questions(each, encoder, limits, chat=chat, room=rooms[measure]) for measure, each in tasks.items()
-        },
-        benchmarks=_benchmarks(asked, items, loaded, encoder, decoding, chat=chat, room=longest),
-    )
-
-
-def _without_last(paths: tuple[Path, ...], count: int) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """The paths before the last ones, and those."""
-    return paths[: len(paths) - count], paths[len(paths) - count :]
-
-
-def _benchmarks(
-    asked: EvaluationSpec,
-    items: tuple[Path, ...],
-    loaded: Loaded,
-    encoder: Encoder,
-    decoding: generation.Decoding,
-    *,
-    chat: bool,
-    room: int,
-) -> Benchmarks | None:
-    if not asked.benchmarks:
-        return None
-    from worker.training.benchmark_run import Benchmarks
-
-    model, tokenizer = loaded.model, loaded.tokenizer
-    return Benchmarks(asked.benchmarks, items, model, tokenizer, encoder, decoding, chat=chat, room=room)
-
-
-def _read_checkpoint(job: TrainingJob) -> Resume:
-    if job.resume is None:
-        raise PermanentError("an evaluation needs the checkpoint of a trained job, and this one has none")
-    arrays, manifest = checkpoint_file.load(job.resume)
-    check_owner(manifest, job.job, job.origin)
-    check_lineage(Recipe.of(job.spec), manifest, job.origin)
-    if (job.origin is None) != (ANSWERS in arrays):
-        raise CheckpointError("the checkpoint is not one of this evaluation, or it is one of another evaluation")
-    return Resume(arrays=arrays, manifest=manifest)
-
-
-def _recipe(job: TrainingJob, loaded: Loaded, resume: Resume) -> Recipe:
-    """The recipe of the evaluated run, after it was compared with the model that was loaded."""
-    known = {
-        "base_sha256": loaded.base_sha256,
-        "tokenizer_sha256": loaded.tokenizer_sha256,
-        "parameters_sha256": state.parameters_sha256(loaded.model),
-        "trainable_dtype": "float32",
-    }
-    mine, theirs = Recipe.of(job.spec).model_copy(update=known), resume.manifest.recipe
-    check_lineage(mine.model_copy(update={"untrained_rows": theirs.untrained_rows}), resume.manifest, job.origin)
-    return theirs.model_copy(update={name: getattr(mine, name) for name in (*FROM_HERE_ON, *known)})
+        return _Session(job, hooks, load_inputs(job, hooks)).run()
 
 
 class _Session:
     """Does units one after another. `_results` are the lines of all units that are done."""
 
-    def __init__(self, job: TrainingJob, hooks: Hooks, inputs: _Inputs) -> None:
+    def __init__(self, job: TrainingJob, hooks: Hooks, inputs: Inputs) -> None:
         self._job, self._hooks, self._in = job, hooks, inputs
         self._model: Any = inputs.loaded.model
         self._units = job.spec.evaluation_units
+        self._ends = (sum(unit.measure is not Measure.JUDGE for unit in self._units), len(self._units))
         self._special = generation.special_ids(inputs.loaded.tokenizer)
         arrays, before = inputs.resume.arrays, inputs.resume.manifest
         is_own = ANSWERS in arrays
@@ -217,10 +79,36 @@ class _Session:
         with state.evaluation_mode(self._model):
             self._hooks.restored(self._step, self._fidelity(), HfBackend.name)
             self._hooks.phase(Phase.EVAL)
-            while self._step < len(self._units):
-                if self._do(self._units[self._step]) is Decision.STOP:
-                    return Trained(step=self._step, complete=False)
-        return self._finish()
+            is_done = self._do_until(self._ends[0])
+        if is_done and self._in.judge is not None:
+            self._load(self._in.judge)
+            is_done = self._do_until(self._ends[1])
+        return self._finish() if is_done else Trained(step=self._step, complete=False)
+
+    def _do_until(self, end: int) -> bool:
+        """Whether all units before this one are done."""
+        while self._step < end:
+            if self._do(self._units[self._step]) is Decision.STOP:
+                return False
+        return True
+
+    def _load(self, judge: Judge) -> None:
+        """Put the judge in the place of the evaluated model, if it has to compare anything."""
+        pairs = self._pairs()
+        release(self._model)
+        if any(unit.begin <= number < unit.end for unit in self._units[self._step :] for number in pairs):
+            self._hooks.begins(Part.LOAD_JUDGE)
+            self._hooks.phase(Phase.LOAD)
+            judge.load(pairs)
+            self._hooks.begins(Part.FIRST_STEP)
+            self._hooks.phase(Phase.EVAL)
+
+    def _pairs(self) -> dict[int, Pair]:
+        found = answer_lines.by_measure(self._results)[Measure.PROMPTS]
+        return {
+            number: Pair(self._in.prompts[number].as_json(), {arm: found[arm, number]["text"] for arm in Arm})
+            for number in answer_lines.different(found)
+        }
 
     def _restore(self) -> None:
         resume = self._in.resume
@@ -238,8 +126,11 @@ class _Session:
     def _do(self, unit: Unit) -> Decision:
         """Do one unit, report it, and save if that is due. Returns STOP if the session is to end."""
         began = time.monotonic()
-        with self._answering_as(unit.arm):
-            lines = list(self._measured(unit))
+        if unit.measure is Measure.JUDGE and self._in.judge is not None:
+            lines = list(self._in.judge.lines(unit))
+        else:
+            with self._answering_as(unit.arm):
+                lines = list(self._measured(unit))
         self._results += b"".join(map(json_line, lines))
         self._step += 1
         tokens = float(sum(line["tokens"] for line in lines))
@@ -247,7 +138,8 @@ class _Session:
         if decision is Decision.STOP:
             return decision
         is_last = self._step == len(self._units)
-        if is_last or decision is not Decision.CONTINUE:
+        # Also before a judge is loaded, which may take longer than this session has left.
+        if self._step in self._ends or decision is not Decision.CONTINUE:
             self._save()
         return Decision.STOP if decision is Decision.SAVE_AND_STOP and not is_last else Decision.CONTINUE
 
@@ -347,12 +239,13 @@ class _Session:
         )
 
     def _state(self, before: Mapping[str, Any]) -> dict[str, Any]:
-        return {
+        kept = {
             "without_state": sorted(n.removeprefix(ADAPTER) for n in self._kept if n.startswith(ADAPTER)),
             "modules": before.get("modules") or {},
             "threads": torch.get_num_threads(),
             "setup": self._setup,
         }
+        return kept if self._in.judge is None else kept | {"judge": self._in.judge.sha256}
 
     def _finish(self) -> Trained:
         self._hooks.phase(Phase.EXPORT)
@@ -374,4 +267,5 @@ class _Session:
             tasks=tasks.asked,
             unasked=len(tasks.tasks) - len(tasks.ids),
             benchmarks=self._in.benchmarks.asked if self._in.benchmarks is not None else (),
+            judge_sha256=self._in.judge.sha256 if self._in.judge is not None else None,
         )

@@ -59,7 +59,9 @@ def decoding_for(
     stops = frozenset(number for number in ends if number is not None and number < known)
     pad = pad_id_of(model, tokenizer)
     settings = GenerationConfig(pad_token_id=pad, eos_token_id=sorted(stops) or None)
-    model.generation_config = model.get_base_model().generation_config = settings
+    model.generation_config = settings
+    if hasattr(model, "get_base_model"):  # it has an adapter
+        model.get_base_model().generation_config = settings
     return Decoding(stops, pad, max_new_tokens, temperature)
 
 

@@ -53,7 +53,7 @@ class TrainingJob:
     """Everything that the trainer needs, already on this machine.
 
     `origin` is set if `resume` is a checkpoint of another job. `base_folder` contains the base model. None means that
-    the trainer resolves the job's `base_model`.
+    the trainer resolves the job's `base_model`. `judge_folder` is the same for the judge model of an evaluation.
     """
 
     job: str
@@ -65,6 +65,7 @@ class TrainingJob:
     base_folder: Path | None = None
     origin: Origin | None = None
     trust_remote_code: bool = False
+    judge_folder: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

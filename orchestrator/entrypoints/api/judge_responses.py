@@ -64,9 +64,11 @@ class Judgement(ResponseModel):
     """A judgement so far. `evaluation` is the id of the evaluation's job. `reason` says why it does not run.
 
     It has `requests`, of which `answered` are stored. `failures` counts answers without a verdict by their cause.
-    `used_tokens` are counted by the endpoint, or estimated for `estimated` answers. `is_hidden` says that people are
-    comparing the answers. Then `people`, `advice`, `result` and `family` are null. `people` is also null without a
-    closed comparison. `family` is a model family that the judge shares with the trained model (empty: none).
+    `used_tokens` are counted by the endpoint, or estimated for `estimated` answers. `url` is empty for a model that
+    judged in the session of the evaluation. It has no budget, so `max_tokens` are those that it used. `is_hidden` says
+    that people are comparing the answers. Then `people`, `advice`, `result` and `family` are null. `people` is also
+    null without a closed comparison. `family` is a model family that the judge shares with the trained model (empty:
+    none).
     """
 
     id: str

@@ -113,7 +113,8 @@ class EvaluationCreate(EvaluationSpec):
 
     `temperature` 0 takes the most probable token. `prompts` is an uploaded file with rows as for training, without
     their answers (default: the job's validation rows). `tasks` is an uploaded file of tasks: upload it with the type
-    `task`. `benchmarks` are names of benchmarks. `accept_findings` are checks that may find training rows among prompts
+    `task`. `benchmarks` are names of benchmarks. `judge` is a model that compares the answers in the same session, by
+    its name or as `model` with the name. `accept_findings` are checks that may find training rows among prompts
     and tasks, for example `leak`.
     """
 

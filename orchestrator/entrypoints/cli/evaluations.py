@@ -36,6 +36,13 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="NAME", help=f"Ask the items of a benchmark too: {', '.join(BENCHMARKS)}. Repeatable."),
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Let a model compare the answers on the same machine: ORG/NAME, ORG/NAME@COMMIT, or a folder.",
+        ),
+    ] = None,
     max_prompts: Annotated[int, typer.Option(min=1, max=500, help="How many prompts to ask.")] = 100,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Tokens of an answer at most.")] = 256,
     temperature: Annotated[
@@ -68,6 +75,8 @@ def evaluate(
         body["tasks"] = {"path": f"sha256:{_sent(client, tasks, type='task')}"}
     if benchmark:
         body["benchmarks"] = benchmark
+    if judge is not None:
+        body["judge"] = {"model": judge}
     made = client.post(f"{path}:evaluate", body, key=str(uuid.uuid4()))
     for words in made.get("notes", ()):
         say(f"note: {clean(words)}")

@@ -166,6 +166,9 @@ def _evaluation(planned: dict[str, Any]) -> str | None:
         for place in planned["places"]
         if place["evaluation_s"] is not None
     ]
+    if asked.get("judge"):
+        memory = size(asked["judge_gpu_bytes"]) if asked["judge_gpu_bytes"] else "unknown memory"
+        words += f", judge model {asked['judge']}, {memory} on a GPU"
     return clean("; ".join([words, *times]))
 
 

@@ -174,12 +174,13 @@ def show_judgements(found: list[Json]) -> None:
 
 def _described(found: Json) -> Iterator[tuple[str, Any]]:
     conduct, people, result = found["conduct"], found["people"], found["result"]
-    yield "judge model", f"{found['model']} at {found['url']}"
+    yield "judge model", found["model"] + (f" at {found['url']}" if found["url"] else " in the evaluation's session")
     yield "state", found["state"] + (f": {found['reason']}" if found["reason"] else "")
     yield "advice", "hidden while people compare the answers" if found["is_hidden"] else found["advice"]
     yield "requests", f"{found['answered']} of {found['requests']}, prompt version {found['prompt_version']}"
     estimated = f", estimated for {found['estimated']} answers" if found["estimated"] else ""
-    yield "tokens", f"{found['used_tokens']} of {found['max_tokens']}{estimated}"
+    budget = f" of {found['max_tokens']}" if found["url"] else ""
+    yield "tokens", f"{found['used_tokens']}{budget}{estimated}"
     yield "pairs", f"{conduct['pairs']}, and {conduct['failed']} failed"
     if conduct["pairs"]:
         yield "inconsistent", _share(conduct["inconsistent"])

@@ -135,6 +135,8 @@ def submittable(spec: Row) -> Row:
     asked.pop("measures", None)
     if asked.get("benchmarks"):
         asked["benchmarks"] = [f"{each['name']}@{each['revision']}" for each in asked["benchmarks"]]
+    if asked.get("judge"):
+        asked["judge"] = {"model": asked["judge"]["model"]}
     files = (asked.get("prompts"), asked.get("tasks"))
     for dataset in (*plain.get("datasets", ()), *(file for file in files if file)):
         if dataset.get("sha256"):

@@ -79,7 +79,7 @@ def pack(request: LaunchRequest, target: Path, worker: Callable[[], bytes] = whe
 def _add(whole: zipfile.ZipFile, name: str, request: LaunchRequest, key: str) -> None:
     given = request.assignment
     assert given is not None
-    read = (*given.datasets, *given.model, *([given.resume] if given.resume else []))
+    read = given.reads
     grant = next(g for g in read if g.key == key)
     digest = hashlib.sha256()
     try:

@@ -130,9 +130,9 @@ def _timeout_s(connection: Connection, request: LaunchRequest) -> int:
 
 
 def _needs_internet(request: LaunchRequest) -> bool:
-    """Whether the worker calls the server, has grants with a URL, or needs a base model from the hub."""
+    """Whether the worker calls the server, has grants with a URL, or needs a model from the hub."""
     given = request.assignment
     if given is None or request.server_url is not None:
         return True
     grants = (*given.datasets, *given.uploads, *([given.resume] if given.resume else []))
-    return any(g.url for g in grants) or not given.spec.base_model.startswith("/")
+    return any(g.url for g in grants) or not all(model.startswith("/") for model in given.spec.models)

@@ -99,8 +99,7 @@ def stage(desk: Desk, request: LaunchRequest, *, checkpoint: str) -> tuple[str, 
     if request.assignment is None:
         return ()
     resume = request.assignment.resume
-    model = request.assignment.model
-    grants = {g.key: g for g in (*request.assignment.datasets, *model, *([resume] if resume else []))}
+    grants = {grant.key: grant for grant in request.assignment.reads}
     slugs: list[str] = []
     for key, read in request.inputs.items():
         grant = grants[key]
