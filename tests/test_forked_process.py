@@ -39,6 +39,13 @@ def test_only_a_process_with_the_same_variables_is_forked() -> None:
             assert process.communicate()[0].startswith(b"trainhop ")
 
 
+def test_a_variable_of_the_test_itself_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    with begin("--version", stdout=subprocess.PIPE) as process:
+        assert process._answers is None
+        process.communicate()
+
+
 def test_it_says_and_returns_the_same(environment: dict[str, str], tmp_path: Path) -> None:
     environment["TRAINHOP_DATA_DIR"] = str(tmp_path)
     done = subprocess.run([*COMMAND, "no-such"], env=environment, capture_output=True, text=True, check=False)

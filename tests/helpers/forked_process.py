@@ -44,6 +44,7 @@ PATIENCE_S = 120.0
 
 _Popen = subprocess.Popen
 _folder: Path | None = None
+_read_at_import: dict[str, str] = {}
 
 
 def install(folder: Path) -> None:
@@ -53,6 +54,7 @@ def install(folder: Path) -> None:
     """
     global _folder  # noqa: PLW0603  like the class that it replaces
     _folder = folder
+    _read_at_import.update(_others(os.environ))
     subprocess.Popen = ForkedProcess
 
 
@@ -125,7 +127,7 @@ def _untied(command: Any) -> list[str]:
 def _fork_server(command: Sequence[str], folder: Path, variables: Mapping[str, str]) -> Path | None:
     """The address of the server that can start `command`, started if it does not run. None if there can be none."""
     program = PROGRAMS.get(command[2]) if list(command[:2]) == [sys.executable, "-m"] else None
-    if _folder is None or program is None or _others(variables) != _others(os.environ):
+    if _folder is None or program is None or _others(variables) != _read_at_import:
         return None
     other_version = (folder / "worker").is_dir() and folder != ROOT
     if other_version or len(json.dumps([command, dict(variables)])) > ROOM:
