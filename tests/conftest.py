@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -24,6 +25,7 @@ from orchestrator.testing import FakeClock, FakePersonalProvider, FakeProvider
 from orchestrator.testing.environments import driver_env
 from tests.emulators.drive import Drive
 from tests.emulators.hub import HubEmulator
+from tests.helpers import forked_process
 from tests.helpers.colab_client import MissingError, environment
 from tests.helpers.postgres import Cluster, missing_programs
 from tests.helpers.requirements import skip_or_fail
@@ -35,6 +37,21 @@ hypothesis.settings.load_profile("shared")
 
 # Collecting imports everything. Garbage collections find nothing in it, then or later.
 gc.disable()
+
+
+FORK_SERVERS = "TRAINHOP_TESTS_FORK_SERVERS"
+
+
+def pytest_configure() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        os.environ[FORK_SERVERS] = tempfile.mkdtemp()
+        Path(os.environ[FORK_SERVERS], "owner").write_text(str(os.getpid()))
+    forked_process.install(Path(os.environ[FORK_SERVERS]))
+
+
+def pytest_unconfigure() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ[FORK_SERVERS])
 
 
 def pytest_collection_finish() -> None:

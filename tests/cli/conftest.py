@@ -20,6 +20,9 @@ from orchestrator.entrypoints.cli.main import app
 from tests.helpers.evaluations import add_evaluation, tasks
 from tests.helpers.page_server import PageServer, page_server
 
+# A shell starts its background jobs deaf to SIGINT, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROWS = '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n'
 
 
@@ -100,7 +103,6 @@ def start_server(data_dir: Path, *options: str, **variables: str) -> subprocess.
             env=environment(**variables),
             stdout=log,
             stderr=log,
-            preexec_fn=_hear_interrupts,  # noqa: PLW1509  no thread runs yet
         )
     until = time.monotonic() + 60
     while b"trainhop is running at" not in (data_dir / "log").read_bytes():
@@ -108,11 +110,6 @@ def start_server(data_dir: Path, *options: str, **variables: str) -> subprocess.
         assert time.monotonic() < until, (data_dir / "log").read_text()
         time.sleep(0.05)
     return process
-
-
-def _hear_interrupts() -> None:
-    """A shell starts its background jobs deaf to SIGINT, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,166 @@
+"""Lets `subprocess.Popen` fork some programs from a process that has their libraries loaded, see `fork_server`.
+
+A process that needs other libraries' variables, a `preexec_fn` or another interpreter is started in the usual way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from worker.shared.process import tied
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = {
+    "orchestrator.entrypoints.cli.main": "orchestrator.entrypoints.cli.main",
+    "worker": "worker",
+    "worker.doctor.tiny": "worker",
+    "worker.training.gpu_follower": "worker",
+    "worker.training.smoke": "worker",
+}
+"""Which modules are started so, and the program whose fork server starts them."""
+SOME = ("HF_HUB_OFFLINE", "HF_TOKEN_PATH", "OMP_NUM_THREADS")
+"""Variables that libraries read when they are imported. There is a fork server for each of their values."""
+READ_AT_IMPORT = (
+    *("HF_", "HOME", "XDG_", "TRANSFORMERS_", "TOKENIZERS_", "HUGGINGFACE_", "UNSLOTH_", "BNB_", "MPL"),
+    *("OMP_", "MKL_", "OPENBLAS_", "TORCH", "PYTORCH", "CUDA", "CUBLAS", "PYTHON", "LANG", "LC_", "LD_"),
+)
+"""What other variables that libraries read begin with. A process with other values is started in the usual way."""
+ANY = ("PYTHONUNBUFFERED",)
+ROOM = 1 << 16
+"""The most bytes of a command, and of its variables."""
+PATIENCE_S = 120.0
+
+_Popen = subprocess.Popen
+_folder: Path | None = None
+_read_at_import: dict[str, str] = {}
+
+
+def install(folder: Path) -> None:
+    """Let this process start its processes so.
+
+    The fork servers are in `folder`. They end with the process whose id is in the file `owner` there.
+    """
+    global _folder  # noqa: PLW0603  like the class that it replaces
+    _folder = folder
+    _read_at_import.update(_others(os.environ))
+    subprocess.Popen = ForkedProcess
+
+
+class ForkedProcess(_Popen):  # pyright: ignore[reportMissingTypeArgument]
+    """A `Popen` whose process may be a child of a fork server."""
+
+    _answers: socket.socket | None = None
+
+    def _execute_child(
+        self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any, cwd: Any, env: Any, *rest: Any
+    ) -> None:
+        """Called by `Popen.__init__`, which has made the pipes. A descriptor of -1 is inherited."""
+        _, _, shell, *pipes = rest[:9]
+        variables = dict(os.environ if env is None else env)
+        folder = Path.cwd() if cwd is None else Path(os.fspath(cwd))
+        command = _untied(args)
+        plain = executable is None and preexec_fn is None and not pass_fds and not shell
+        if not plain or (address := _fork_server(command, folder, variables)) is None:
+            super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)  # pyright: ignore[reportAttributeAccessIssue]
+            return
+        request = {
+            "command": command,
+            "folder": str(folder),
+            "variables": variables,
+            "new_session": bool(rest[-2]),
+            "umask": _umask(),
+            "tied": command != args,
+        }
+        streams = [own if given == -1 else given for own, given in enumerate((pipes[0], pipes[3], pipes[5]))]
+        self._answers = _connect(address)
+        socket.send_fds(self._answers, [json.dumps(request).encode()], streams)
+        self.pid = int(self._answers.recv(64))
+        self._child_created = True
+        self._close_pipe_fds(*pipes)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _internal_poll(self, *args: Any, **more: Any) -> int | None:
+        if self._answers is not None:
+            more["_waitpid"] = self._waitpid
+        return super()._internal_poll(*args, **more)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _try_wait(self, flags: int) -> tuple[int, int]:
+        if self._answers is None:
+            return super()._try_wait(flags)  # pyright: ignore[reportAttributeAccessIssue]
+        return self._waitpid(self.pid, flags)
+
+    def _waitpid(self, pid: int, flags: int) -> tuple[int, int]:
+        """Like `os.waitpid`, of a process that is not this process's child."""
+        assert self._answers is not None
+        if flags & os.WNOHANG and not select.select([self._answers], [], [], 0)[0]:
+            return 0, 0
+        status = int(self._answers.recv(64) or signal.SIGKILL)
+        self._answers.close()
+        return pid, status
+
+
+def _umask() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    return 0o022
+
+
+def _untied(command: Any) -> list[str]:
+    """The command without what `tied` added. Empty if it is a line for a shell."""
+    words = [] if isinstance(command, str) else [str(word) for word in command]
+    start = len(tied([]))
+    return words[start:] if words[: start - 1] == tied([])[:-1] else words
+
+
+def _fork_server(command: Sequence[str], folder: Path, variables: Mapping[str, str]) -> Path | None:
+    """The address of the server that can start `command`, started if it does not run. None if there can be none."""
+    program = PROGRAMS.get(command[2]) if list(command[:2]) == [sys.executable, "-m"] else None
+    if _folder is None or program is None or _others(variables) != _read_at_import:
+        return None
+    other_version = (folder / "worker").is_dir() and folder != ROOT
+    if other_version or len(json.dumps([command, dict(variables)])) > ROOM:
+        return None
+    kind = {name: variables.get(name) for name in SOME}
+    address = _folder / hashlib.sha256(json.dumps([program, kind]).encode()).hexdigest()[:12]
+    if not address.exists():
+        _start(program, address, variables)
+    return address
+
+
+def _others(variables: Mapping[str, str]) -> dict[str, str]:
+    return {k: v for k, v in variables.items() if k.startswith(READ_AT_IMPORT) and k not in (*SOME, *ANY)}
+
+
+def _start(program: str, address: Path, variables: Mapping[str, str]) -> None:
+    """Start a fork server, unless another process does, and wait until it answers."""
+    with contextlib.suppress(FileExistsError):
+        address.with_suffix(".started").touch(exist_ok=False)
+        command = [sys.executable, "-m", "tests.helpers.fork_server", program, str(address), "-" * ROOM]
+        space = {"SPACE": "-" * ROOM}  # the kernel keeps a process's command and variables where they were at its start
+        with address.with_suffix(".log").open("wb") as log:
+            _Popen(
+                command, cwd=ROOT, env={**variables, **space}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            ).wait()
+    until = time.monotonic() + PATIENCE_S
+    while not address.exists():
+        if time.monotonic() > until:
+            raise TimeoutError(address.with_suffix(".log").read_text())
+        time.sleep(0.02)
+
+
+def _connect(address: Path) -> socket.socket:
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server.connect(str(address))
+    return server
