@@ -36,8 +36,14 @@ _MORE: Mapping[str, Mapping[str, Any]] = {
     "phi3": {"tie_word_embeddings": False},
 }
 LIKE_SENTENCEPIECE = ("mistral", "gemma2", "gemma3_text", "phi3")
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3_SPLIT = "|".join(
+    [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+|\s+(?!\S)|\s+",
+    ]
 )
 SPECIAL = ("<unk>", "<s>", "<|im_end|>", "<|im_start|>")
 
@@ -72,7 +78,7 @@ def make_model(folder: Path, family: str, seed: int = 0, **more: Any) -> Path:
     return folder
 
 
-def make_adapter(folder: Path, base: Path, seed: int = 1, **options: Any) -> Path:
+def make_adapter(folder: Path, base: Path, seed: int = 1, std: float = 0.1, **options: Any) -> Path:
     """Write a PEFT folder with random updates of all linear layers. `options` are those of `LoraConfig`."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -80,11 +86,13 @@ def make_adapter(folder: Path, base: Path, seed: int = 1, **options: Any) -> Pat
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | options)
+        config = LoraConfig(
+            **{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | options
+        )
         model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
         for name, parameter in model.named_parameters():
             if "lora_" in name:
-                torch.nn.init.normal_(parameter, std=0.1)
+                torch.nn.init.normal_(parameter, std=std)
     model.save_pretrained(folder)
     return folder
 

@@ -23,12 +23,16 @@ def main() -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     request: dict[str, Any] = json.loads(sys.stdin.read())
     from worker.export.errors import ExportError
-    from worker.export.run import Request, export
 
     try:
+        from worker.export.run import Request, export
+
         answer = export(Request(**request | {key: Path(request[key]) for key in ("adapter", "out")}), _say)
     except ExportError as error:
         print(json.dumps({"error": str(error)}))
+        return 1
+    except ModuleNotFoundError as error:
+        print(json.dumps({"error": f"the export needs {error.name}: pip install torch 'trainhop[export]'"}))
         return 1
     except MemoryError:
         print(json.dumps({"error": "this computer has too little free memory for the export; nothing was published"}))

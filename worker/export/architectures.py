@@ -15,8 +15,8 @@ from worker.export.errors import ExportError
 class Architecture:
     """`gguf` is the name in a GGUF file.
 
-    `is_permuted`: the rows of q and k are in another order there. `norm_offset`: is added to the weights of norms there.
-    `overflows`: activations exceed the range of fp16. `modules` are the linear layers of a block.
+    `is_permuted`: rows of q and k are in another order there. `norm_offset` is added to the weights of norms there.
+    `overflows`: activations exceed the range of fp16.
     """
 
     name: str
@@ -25,8 +25,6 @@ class Architecture:
     norm_offset: float = 0.0
     overflows: bool = False
     activation: str = "silu"
-    attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    feed_forward: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
 
 
 _GEMMA: dict[str, Any] = {"norm_offset": 1.0, "overflows": True, "activation": "gelu_pytorch_tanh"}
@@ -37,9 +35,7 @@ SUPPORTED = {
     "qwen3": Architecture(name="Qwen3", gguf="qwen3"),
     "gemma2": Architecture(name="Gemma 2", gguf="gemma2", **_GEMMA),
     "gemma3_text": Architecture(name="Gemma 3", gguf="gemma3", **_GEMMA),
-    "phi3": Architecture(
-        name="Phi-3", gguf="phi3", attention=("qkv_proj", "o_proj"), feed_forward=("gate_up_proj", "down_proj")
-    ),
+    "phi3": Architecture(name="Phi-3", gguf="phi3"),
 }
 """By `model_type` of config.json."""
 

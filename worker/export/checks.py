@@ -52,23 +52,21 @@ def check_logits(found: torch.Tensor, reference: torch.Tensor, kind: str) -> Agr
     result = agreement(found, reference, MAX_ERROR[kind])
     if result.error > MAX_ERROR[kind] or result.same < MIN_SAME[kind]:
         raise CheckError(
-            f"the finished files do not compute what base model and adapter compute: logits differ by {result.error:.2%} "
-            f"(at most {MAX_ERROR[kind]:.1%}), and the next token is the same for {result.same:.1%} "
+            f"the finished files do not compute what base model and adapter compute: logits differ by "
+            f"{result.error:.2%} (at most {MAX_ERROR[kind]:.1%}), and the next token is the same for {result.same:.1%} "
             f"(at least {MIN_SAME[kind]:.0%}); nothing was published"
         )
     return result
 
 
-def check_tensors(
-    found: Weights, expected: Weights, rounded: Callable[[str, torch.Tensor], torch.Tensor]
-) -> int:
+def check_tensors(found: Weights, expected: Weights, rounded: Callable[[str, torch.Tensor], torch.Tensor]) -> int:
     """Compare all tensors and return their number.
 
     `rounded(name, block)` is what a block of fp32 becomes in the file. Raises `CheckError` if a value differs from it.
     """
     names = set(expected.names())
     if different := names ^ set(found.names()):
-        raise CheckError(f"{sorted(different)[0]} is missing, or should not be there; nothing was published")
+        raise CheckError(f"{min(different)} is missing, or should not be there; nothing was published")
     for name in names:
         if found.shape(name) != expected.shape(name):
             raise CheckError(f"{name} has another shape than it should have; nothing was published")

@@ -1,4 +1,4 @@
-"""Reads a GGUF file back, without the package that wrote it, as a model with the names and the order of transformers."""
+"""Reads a GGUF file back, without the package that wrote it, as tensors with the names and order of transformers."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ class GgufFile:
         self.path = path
         try:
             with path.open("rb") as file:
-                self.settings, self.tensors, self._begin = _head(file)
+                self.settings, self.tensors, self.begin = _head(file)
         except (struct.error, UnicodeDecodeError, KeyError, ValueError, OverflowError, MemoryError) as error:
             raise CheckError(f"{path.name} is not a GGUF file that can be read back ({error})") from error
         size = path.stat().st_size
         for name, entry in self.tensors.items():
-            if self._begin + entry.offset + gguf_types.bytes_of(entry.kind, entry.shape) > size:
+            if self.begin + entry.offset + gguf_types.bytes_of(entry.kind, entry.shape) > size:
                 raise CheckError(f"{path.name} is cut off in {name}")
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -87,7 +87,7 @@ class GgufFile:
         entry = self.tensors[name]
         shape = (stop - start, *entry.shape[1:])
         row = gguf_types.bytes_of(entry.kind, (1, *entry.shape[1:]))
-        offset = self._begin + entry.offset + start * row
+        offset = self.begin + entry.offset + start * row
         data = np.fromfile(self.path, dtype=np.uint8, count=(stop - start) * row, offset=offset)
         return gguf_types.decode(data, entry.kind, shape)
 
@@ -107,6 +107,10 @@ class GgufModel:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.file.tensors[self._names[name]].shape
+
+    def extra(self) -> list[str]:
+        """Names, as in the file, of tensors that transformers computes from the config."""
+        return [name for name in self.file.tensors if _is_extra(name)]
 
     def kind(self, name: str) -> int:
         """The type in which the tensor is stored."""
@@ -180,7 +184,7 @@ def _heads(file: GgufFile, architecture: Architecture) -> Mapping[str, int]:
 
 
 def _is_extra(name: str) -> bool:
-    return name.split(".")[0] in _EXTRA
+    return name.split(".", maxsplit=1)[0] in _EXTRA
 
 
 def _their_name(name: str, architecture: Architecture) -> str:

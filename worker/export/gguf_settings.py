@@ -146,9 +146,7 @@ def _check_gemma(architecture: Architecture, config: Any) -> None:
         )
     kinds = list(config.layer_types)
     period = 2 if architecture.gguf == "gemma2" else _GEMMA3_PATTERN
-    expected = [
-        "full_attention" if (number + 1) % period == 0 else "sliding_attention" for number in range(len(kinds))
-    ]
+    expected = ["full_attention" if (number + 1) % period == 0 else "sliding_attention" for number in range(len(kinds))]
     if kinds != expected:
         raise ExportError(f"llama.cpp expects each {period}th layer of {architecture.name} to be global, not {kinds}")
     local = config.rope_parameters.get("sliding_attention", {}).get("rope_theta", _LOCAL_ROPE)

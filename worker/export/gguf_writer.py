@@ -58,9 +58,7 @@ def write_model(
     for tensor in weights.names():
         shape = weights.shape(tensor)
         blocks = partial(_blocks, tensor, weights, architecture, config)
-        tensors.append(
-            _Tensor(tensor, _gguf_name(names, tensor), shape, gguf_types.stored_type(kind, shape), blocks)
-        )
+        tensors.append(_Tensor(tensor, _gguf_name(names, tensor), shape, gguf_types.stored_type(kind, shape), blocks))
     _write(path, writer, tensors)
 
 

@@ -26,8 +26,13 @@ class Instructions:
     notes: Sequence[str]
 
 
-def instructions(form: str, folder: Path, out: Path, sources: Sources, kind: str) -> Instructions:
-    """Write the `Modelfile` into `folder`, which will be called `out`. Returns how to use what is there."""
+def instructions(
+    form: str, folder: Path, out: Path, sources: Sources, kind: str, adapter_name: str | None = None
+) -> Instructions:
+    """Write the `Modelfile` into `folder`, which will be called `out`. Returns how to use what is there.
+
+    `adapter_name` is where the adapter will be, if that is another place than now.
+    """
     special = _special(sources.tokenizer)
     template = chat_template(sources.tokenizer)
     turns = turns_of(template, special) if template else None
@@ -41,15 +46,15 @@ def instructions(form: str, folder: Path, out: Path, sources: Sources, kind: str
     notes = list(_notes(form, sources, kind))
     if template and turns is None:
         notes.append(
-            "the chat template is not a plain sequence of turns, so the Modelfile has no TEMPLATE; Ollama then uses the "
-            "chat template of the GGUF file if it knows it"
+            "the chat template is not a plain sequence of turns, so the Modelfile has no TEMPLATE; Ollama then uses "
+            "the chat template of the GGUF file if it knows it"
         )
     if not template:
         notes.append("the tokenizer has no chat template, so the Modelfile has no TEMPLATE")
-    return Instructions(commands=_commands(form, out, sources, kind), notes=notes)
+    return Instructions(commands=_commands(form, out, sources, kind, adapter_name), notes=notes)
 
 
-def _commands(form: str, out: Path, sources: Sources, kind: str) -> dict[str, str]:
+def _commands(form: str, out: Path, sources: Sources, kind: str, adapter_name: str | None) -> dict[str, str]:
     name, place = sources.name.lower(), shlex.quote(str(out))
     found = {"ollama": f"ollama create {name} -f {shlex.quote(str(out / MODELFILE))}"}
     if form == "gguf":
@@ -62,11 +67,9 @@ def _commands(form: str, out: Path, sources: Sources, kind: str) -> dict[str, st
     if form != "merged":
         rank = max(pair.a.shape[0] for pair in sources.adapter.pairs.values())
         allowed = next((size for size in _VLLM_RANKS if size >= rank), rank)
-        folder = shlex.quote(str(sources.adapter.folder))
+        folder = shlex.quote(adapter_name or str(sources.adapter.folder))
         base = shlex.quote(sources.base_name.partition("@")[0])
-        found["vllm"] = (
-            f"vllm serve {base} --enable-lora --lora-modules {name}={folder} --max-lora-rank {allowed}"
-        )
+        found["vllm"] = f"vllm serve {base} --enable-lora --lora-modules {name}={folder} --max-lora-rank {allowed}"
     return found
 
 

@@ -73,7 +73,7 @@ def dequantised_nf4(weight: torch.Tensor) -> torch.Tensor:
 def bitsandbytes() -> type:
     """The functions of bitsandbytes. Raises `ExportError` where they are missing."""
     try:
-        import bitsandbytes.functional as functional
+        from bitsandbytes import functional
     except ImportError as error:
         raise ExportError(
             "the NF4 form of the base model needs bitsandbytes, which is not installed here; merge into the original"

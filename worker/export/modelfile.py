@@ -7,7 +7,6 @@ and Ollama uses the chat template in the GGUF file if it knows it.
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -87,7 +86,7 @@ def _derived(render: Render) -> Turns:
     # Before the first question stands what may stand in its place, and then what stands before each question.
     user = _common_end(to_user, opening)
     # After a question stands its end, and then the beginning of an answer, which differs from the last one in some.
-    shared = 0 if to_answer == after_user else len(os.path.commonprefix([to_answer, after_user]))
+    shared = 0 if to_answer == after_user else _common_start(to_answer, after_user)
     turns = Turns(
         user=(user, to_answer[:shared]),
         answer=(to_answer[shared:], to_user.removesuffix(user)),
@@ -108,10 +107,15 @@ def _with_system(turns: Turns, render: Render) -> Turns:
     return replace(turns, in_user=between) if before == turns.first + turns.user[0] else turns
 
 
-def _common_end(left: str, right: str) -> str:
+def _common_start(left: str, right: str) -> int:
     size = 0
-    while size < min(len(left), len(right)) and left[-1 - size] == right[-1 - size]:
+    while left[size : size + 1] and left[size : size + 1] == right[size : size + 1]:
         size += 1
+    return size
+
+
+def _common_end(left: str, right: str) -> str:
+    size = _common_start(left[::-1], right[::-1])
     return left[len(left) - size :]
 
 

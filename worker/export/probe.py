@@ -1,6 +1,6 @@
-"""Logits of a model on a few texts, without loading it: each layer reads its weight from the files when it is used.
+"""Logits of a model on a few texts, without loading it: each layer reads its weight from the files when it runs.
 
-So a model of 7B needs the memory of one block of its largest tensor, and the code that computes is that of transformers.
+So a model of 7B needs the memory of one block of its largest tensor. The code that computes is that of transformers.
 """
 
 from __future__ import annotations

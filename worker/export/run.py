@@ -16,6 +16,7 @@ from worker.export import gguf_types, gguf_writer
 from worker.export.checks import Agreement, agreement, check_logits, check_tensors, distance
 from worker.export.errors import CheckError, ExportError
 from worker.export.gguf_reader import GgufModel, read_config, read_pairs
+from worker.export.gguf_settings import rope_factors
 from worker.export.instructions import Instructions, instructions
 from worker.export.merge import Merged, Onto, has_bitsandbytes
 from worker.export.probe import logits, model_config, probe_tokens
@@ -39,7 +40,10 @@ _KV_BYTES = 64 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """`kind` None: fp16 where values and activations fit, else bf16. `base` None: what the adapter names."""
+    """`kind` None: fp16 where values and activations fit, else bf16. `base` None: what the adapter names.
+
+    `adapter_name` is where the adapter will be, if not in `adapter`.
+    """
 
     adapter: Path
     out: Path
@@ -47,6 +51,7 @@ class Request:
     kind: Kind | None = None
     base: str | None = None
     onto: Onto = "original"
+    adapter_name: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +92,8 @@ def _export(request: Request, sources: Sources, kind: Kind, say: Callable[[str],
         _write(request, sources, kind, folder)
         say("checking every tensor, and the logits of a probe")
         result, effect = check(request, sources, kind, folder)
-        difference = _difference(request, sources, say)
-        written = instructions(request.form, folder, request.out, sources, kind)
+        difference = _difference(sources, say)
+        written = instructions(request.form, folder, request.out, sources, kind, request.adapter_name)
         report = _report(request, sources, kind, folder, (result, effect, difference), written)
         write_atomically(folder / REPORT, json.dumps(report, indent=2) + "\n")
     return report
@@ -154,9 +159,7 @@ def _rounded(name: str, block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
     return found
 
 
-def _model_logits(
-    request: Request, sources: Sources, kind: Kind, folder: Path, tokens: torch.Tensor
-) -> torch.Tensor:
+def _model_logits(request: Request, sources: Sources, kind: Kind, folder: Path, tokens: torch.Tensor) -> torch.Tensor:
     expected = sources.weights(with_adapter=True, onto=request.onto)
     if request.form == "merged":
         dtype, written = _DTYPES[kind], TensorFolder(folder)
@@ -164,6 +167,7 @@ def _model_logits(
         return logits(model_config(folder), written, tokens)
     model = GgufModel(folder / _model_file(kind), sources.architecture)
     _check_vocabulary(model, sources)
+    _check_rope(model, sources)
     check_tensors(model, expected, lambda name, block: _through_gguf(model, sources, name, block))
     return logits(read_config(model.file, sources.architecture, sources.config), model, tokens)
 
@@ -193,9 +197,18 @@ def _check_vocabulary(model: GgufModel, sources: Sources) -> None:
 
     tokenizer = Tokenizer.from_file(str(sources.tokenizer / "tokenizer.json"))
     tokens = model.file.settings.get("tokenizer.ggml.tokens") or []
-    wrong = next((number for text, number in tokenizer.get_vocab().items() if tokens[number : number + 1] != [text]), None)
+    pairs = tokenizer.get_vocab().items()
+    wrong = next((number for text, number in pairs if tokens[number : number + 1] != [text]), None)
     if wrong is not None:
         raise CheckError(f"token {wrong} in the GGUF file is not that of the tokenizer; nothing was published")
+
+
+def _check_rope(model: GgufModel, sources: Sources) -> None:
+    """Raise `CheckError` if the factors of the rotary embedding are not those of the config."""
+    expected = rope_factors(sources.config)
+    found = {name: model.file.rows(name, 0, model.file.tensors[name].shape[0]) for name in model.extra()}
+    if found.keys() != expected.keys() or any(not torch.equal(found[name], expected[name]) for name in found):
+        raise CheckError("the factors of the rotary embedding differ from the model's; nothing was published")
 
 
 def _kind(request: Request, sources: Sources) -> Kind:
@@ -220,12 +233,10 @@ def _needed(request: Request, sources: Sources, kind: Kind) -> int:
     shapes = [weights.shape(name) for name in weights.names()]
     if request.form == "merged":
         return _KV_BYTES + sum(2 * prod(shape) for shape in shapes)
-    return _KV_BYTES + sum(
-        gguf_types.bytes_of(gguf_types.stored_type(_GGUF[kind], shape), shape) for shape in shapes
-    )
+    return _KV_BYTES + sum(gguf_types.bytes_of(gguf_types.stored_type(_GGUF[kind], shape), shape) for shape in shapes)
 
 
-def _difference(request: Request, sources: Sources, say: Callable[[str], None]) -> Difference | None:
+def _difference(sources: Sources, say: Callable[[str], None]) -> Difference | None:
     """For an adapter that was trained on NF4, if its form can be computed here."""
     if not sources.adapter.is_qlora or not has_bitsandbytes():
         return None

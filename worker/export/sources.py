@@ -107,6 +107,6 @@ def _check_hash(adapter: Adapter, folder: Path, say: Callable[[str], None]) -> N
     found = base_model.sha256(folder)
     if found != wanted:
         raise ExportError(
-            f"the adapter was trained on another base model: its files have the sha256 {wanted[:16]}, those in {folder} "
-            f"{found[:16]}; name the folder of the right one with --base"
+            f"the adapter was trained on another base model: its files have the sha256 {wanted[:16]}, those in "
+            f"{folder} {found[:16]}; name the folder of the right one with --base"
         )

@@ -6,7 +6,7 @@ Mapped pages count as memory of the process, and a model's files are larger than
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -231,8 +231,3 @@ def _fill(file: Any, data: bytearray, path: Path) -> None:
         if not count:
             raise ExportError(f"{path} is cut off; download it again")
         view = view[count:]
-
-
-def matching(weights: Weights, ending: str) -> Iterable[str]:
-    """Names of tensors with this ending."""
-    return (name for name in weights.names() if name.endswith(ending))

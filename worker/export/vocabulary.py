@@ -54,7 +54,7 @@ class Vocabulary:
     chat_template: str | None
 
     def add_to(self, writer: Any, *, rows: int) -> None:
-        """Add it to a file whose embedding has this number of rows. Raises `ExportError` if it has fewer than tokens."""
+        """Add it to a file whose embedding has `rows` rows. Raises `ExportError` if there are more tokens."""
         if len(self.tokens) > rows:
             raise ExportError(
                 f"the tokenizer has {len(self.tokens)} tokens and the base model only {rows}; "
@@ -180,10 +180,9 @@ def _scores(tokens: Sequence[str], types: Sequence[int], merges: Sequence[tuple[
     for rank, (left, right) in enumerate(merges):
         ranks.setdefault(left + right, rank)
     last = float(len(merges))
-    return [
-        -1000.0 if kind in (CONTROL, USER_DEFINED) else 0.0 if kind in (BYTE, UNKNOWN) else -float(ranks.get(text, last))
-        for text, kind in zip(tokens, types, strict=True)
-    ]
+    never = dict.fromkeys((CONTROL, USER_DEFINED), -1000.0) | dict.fromkeys((BYTE, UNKNOWN), 0.0)
+    pairs = zip(tokens, types, strict=True)
+    return [never[kind] if kind in never else -float(ranks.get(text, last)) for text, kind in pairs]
 
 
 def _merge(entry: Any) -> tuple[str, str]:
@@ -220,6 +219,4 @@ def _adds_space(tokenizer: Mapping[str, Any]) -> bool:
         return True
     pre = tokenizer.get("pre_tokenizer") or {}
     steps = pre.get("pretokenizers") or [pre]
-    return any(
-        step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never" for step in steps
-    )
+    return any(step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never" for step in steps)
