@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 
 from benchmarks.export.damage import damage
-from benchmarks.export.llama_cpp import smollm2, tiny
 from benchmarks.export.merge import bits, memory
+from benchmarks.export.with_llama_cpp import smollm2, tiny
 from benchmarks.report import Item, report
 
 ITEMS: dict[str, Item] = {

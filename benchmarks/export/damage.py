@@ -53,12 +53,15 @@ def _shifted(data: np.ndarray, _: np.random.Generator) -> np.ndarray:
 DAMAGES: dict[str, Damage] = {"zeroed": _zeroed, "one bit": _bit, "shuffled": _shuffled, "shifted": _shifted}
 
 
+FORMS: list[tuple[Form, Kind]] = [("merged", "fp16"), ("gguf", "fp16"), ("gguf", "q8_0"), ("gguf-adapter", "fp16")]
+
+
 def damage(folder: Path) -> Iterator[Figure]:
     """Each architecture and format."""
     for family in FAMILIES:
         base = make_model(folder / family / "base", family)
         adapter = make_adapter(folder / family / "adapter", base)
-        for form, kind in (("merged", "fp16"), ("gguf", "fp16"), ("gguf", "q8_0"), ("gguf-adapter", "fp16")):
+        for form, kind in FORMS:
             yield _damaged(folder / family / f"{form}-{kind}", base, adapter, form, kind)
     yield from wrong_order(folder / "order")
 

@@ -36,14 +36,9 @@ _MORE: Mapping[str, Mapping[str, Any]] = {
     "phi3": {"tie_word_embeddings": False},
 }
 LIKE_SENTENCEPIECE = ("mistral", "gemma2", "gemma3_text", "phi3")
-LLAMA3_SPLIT = "|".join(
-    [
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-        r"[^\r\n\p{L}\p{N}]?\p{L}+",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-        r"\s*[\r\n]+|\s+(?!\S)|\s+",
-    ]
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPECIAL = ("<unk>", "<s>", "<|im_end|>", "<|im_start|>")
 
@@ -93,7 +88,7 @@ def make_adapter(folder: Path, base: Path, seed: int = 1, std: float = 0.1, **op
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 torch.nn.init.normal_(parameter, std=std)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)
     return folder
 
 

@@ -22,12 +22,13 @@ def main() -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     request: dict[str, Any] = json.loads(sys.stdin.read())
+    request |= {key: Path(request[key]) for key in ("adapter", "out")}
     from worker.export.errors import ExportError
 
     try:
         from worker.export.run import Request, export
 
-        answer = export(Request(**request | {key: Path(request[key]) for key in ("adapter", "out")}), _say)
+        answer = export(Request(**request), _say)
     except ExportError as error:
         print(json.dumps({"error": str(error)}))
         return 1

@@ -44,7 +44,8 @@ def decode(data: np.ndarray, kind: int, shape: Sequence[int]) -> torch.Tensor:
     if kind == Q8_0:
         blocks = data.reshape(-1, Q8_BYTES)
         scales = blocks[:, :2].copy().view(np.float16).astype(np.float32)
-        values = blocks[:, 2:].copy().view(np.int8).astype(np.float32) * scales
+        with np.errstate(invalid="ignore"):  # a damaged scale may be infinite
+            values = blocks[:, 2:].copy().view(np.int8).astype(np.float32) * scales
         return torch.from_numpy(values).reshape(tuple(shape))
     dtype = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}[kind]
     return torch.from_numpy(data.copy().reshape(-1)).view(dtype).reshape(tuple(shape)).float()

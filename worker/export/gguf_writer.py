@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -70,18 +71,26 @@ def write_adapter(path: Path, adapter: Adapter, architecture: Architecture, conf
     """
     writer = _writer(path, architecture, "adapter", name)
     writer.add_string("adapter.type", "lora")
-    alphas = {pair.scale * pair.a.shape[0] for pair in adapter.pairs.values()}
-    alpha = alphas.pop() if len(alphas) == 1 else adapter.alpha
+    alpha, scaled = with_one_alpha(adapter)
     writer.add_float32("adapter.lora.alpha", alpha)
     names = _names(architecture, config)
     tensors: list[_Tensor] = []
     for module, pair in adapter.pairs.items():
         target = _gguf_name(names, f"{module}.weight")
-        factor = pair.scale * pair.a.shape[0] / alpha
-        b = pair.b if factor == 1 else pair.b * factor
+        b = scaled[module]
         tensors.append(_own(target + LORA_A, pair.a))
         tensors.append(_own(target + LORA_B, _in_their_order(f"{module}.weight", b, architecture, config)))
     _write(path, writer, tensors)
+
+
+def with_one_alpha(adapter: Adapter) -> tuple[float, dict[str, torch.Tensor]]:
+    """The alpha of a file, and B of each module, with what its own scale differs from alpha / rank."""
+    alphas = {pair.scale * pair.a.shape[0] for pair in adapter.pairs.values()}
+    alpha = alphas.pop() if len(alphas) == 1 else adapter.alpha
+    factors = {module: pair.scale * pair.a.shape[0] / alpha for module, pair in adapter.pairs.items()}
+    return alpha, {
+        module: pair.b if factors[module] == 1 else pair.b * factors[module] for module, pair in adapter.pairs.items()
+    }
 
 
 def permuted(rows: torch.Tensor, heads: int) -> torch.Tensor:
@@ -102,10 +111,10 @@ def encoded(name: str, block: torch.Tensor, kind: int) -> np.ndarray:
 def _write(path: Path, writer: Any, tensors: Sequence[_Tensor]) -> None:
     for tensor in tensors:
         _announce(writer, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
+    with contextlib.closing(writer):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
     with path.open("ab") as file:
         for tensor in tensors:
             _pad(file)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 _SYSTEM, _USER, _ANSWER, _NEXT = "<<S-0>>", "<<U-1>>", "<<A-2>>", "<<U-3>>"
 Message = Mapping[str, str]
@@ -132,10 +133,11 @@ def _renderer(template: str, special: Mapping[str, str]) -> Render:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     bos = special.get("bos_token", "")
+    names: dict[str, Any] = dict(special)
 
     def render(messages: Sequence[Message]) -> str:
         texts, _ = render_jinja_template(
-            [[dict(message) for message in messages]], chat_template=template, add_generation_prompt=True, **special
+            [[dict(message) for message in messages]], chat_template=template, add_generation_prompt=True, **names
         )
         return texts[0].removeprefix(bos) if bos else texts[0]
 

@@ -7,7 +7,7 @@ It is used through llama-cpp-python, which is not among this project's packages:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from benchmarks.export.models import FAMILIES, make_adapter, make_model
 from benchmarks.report import Figure
 from worker.export import gguf_types, gguf_writer
 from worker.export.probe import probe_tokens
-from worker.export.run import Request, export
+from worker.export.run import Form, Kind, Request, export
 from worker.export.sources import open_sources
 from worker.export.vocabulary import read_vocabulary
 from worker.shared.passages import passages
 
+FORMS: list[tuple[Form, Kind | None]] = [("gguf-adapter", None), ("gguf", "fp16"), ("gguf", "q8_0")]
 TEXTS = 8
 MAX_ERROR, MIN_SAME = 1e-2, 0.98
 ACTIVATIONS = 2.0
@@ -73,7 +74,7 @@ def _compare(folder: Path, base: Path, adapter: Path, name: str) -> Iterator[Fig
         kind=gguf_types.F16,
         name="base",
     )
-    for form, kind in (("gguf-adapter", None), ("gguf", "fp16"), ("gguf", "q8_0")):
+    for form, kind in FORMS:
         out = folder / f"{form}-{kind}"
         made = export(Request(adapter=adapter, out=out, form=form, kind=kind, base=str(base)), _quiet)
         file = next(out.glob("*.gguf"))
@@ -124,9 +125,7 @@ def _peft(base: Path, adapter: Path, tokens: list[list[int]]) -> np.ndarray:
 
 
 def _load(model: Path, lora: Path | None) -> Any:
-    import llama_cpp
-
-    return llama_cpp.Llama(
+    return import_module("llama_cpp").Llama(
         str(model),
         lora_path=None if lora is None else str(lora),
         n_ctx=256,
