@@ -1,7 +1,8 @@
 """Base model plus adapter, tensor by tensor in fp32, with the bits of PEFT's `merge_and_unload`.
 
 The update of one tensor is made whole, because blocks of a product can have other bits than the product. It is the
-largest temporary: 235 MB for a 7B model. Everything else is a block of rows.
+largest temporary: 235 MB for a 7B model, unless the adapter changes the output layer. Everything else is a block of
+rows.
 """
 
 from __future__ import annotations

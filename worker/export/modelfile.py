@@ -170,7 +170,7 @@ def _turn(role: str, around: tuple[str, str], inside: str = "", then: str = "") 
 def _text(text: str) -> str:
     if not text:
         return ""
-    escaped = "".join(_ESCAPES.get(letter, letter) for letter in text)
+    escaped = "".join(_ESCAPES.get(char, char) for char in text)
     return f'{{{{ "{escaped}" }}}}'
 
 

@@ -64,7 +64,7 @@ def _remove_leftovers(out: Path) -> None:
 
 
 def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
 
 
 def _check_room(folder: Path, needed: int) -> None:
