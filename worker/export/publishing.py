@@ -35,8 +35,11 @@ def published(out: Path, needed: int) -> Iterator[Path]:
             yield folder
             move_into_place(folder, out)
     except OSError as error:
-        words = "the disk is full" if error.errno in _FULL else error.strerror or str(error)
-        raise ExportError(f"{out} could not be written: {words}; nothing was published") from error
+        if error.errno in _FULL:
+            raise ExportError(f"{out} could not be written: the disk is full; nothing was published") from error
+        raise ExportError(
+            f"{error.filename or out}: {error.strerror or error}; nothing was published as {out.name}"
+        ) from error
 
 
 @contextmanager

@@ -255,6 +255,12 @@ def _difference(sources: Sources, say: Callable[[str], None]) -> Difference | No
     return Difference(weights=weights, logits=agreement(found, trained, 0.0).error)
 
 
+def _missing_notes(sources: Sources) -> list[str]:
+    if not sources.adapter.is_qlora or has_bitsandbytes():
+        return []
+    return ["how far the original base model is from its NF4 form was not measured, because bitsandbytes is missing"]
+
+
 def _model_file(kind: Kind) -> str:
     return f"model-{'f16' if kind == 'fp16' else kind}.gguf"
 
@@ -280,6 +286,6 @@ def _report(
         "nf4_difference": None if difference is None else asdict(difference),
         "check": asdict(result) | {"adapter_effect": effect},
         "files": [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in files],
-        "notes": list(written.notes),
+        "notes": [*written.notes, *_missing_notes(sources)],
         "commands": dict(written.commands),
     }

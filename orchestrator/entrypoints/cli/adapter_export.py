@@ -66,7 +66,8 @@ def export(
     request = {"form": form.value, "out": str(out.absolute()), "base": base, "onto": onto.value}
     request["kind"] = None if kind is None else kind.value
     folder = Path(source)
-    if folder.is_dir():
+    # A folder may have the name of a job, for example an export.
+    if (folder / "adapter_config.json").is_file():
         report = _run(request | {"adapter": str(folder.absolute())})
     else:
         client = connect(context)
