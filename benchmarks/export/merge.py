@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 MAX_MEMORY = 1.5e9
+LAYERS = (2, 6)
 SHAPE_7B: Mapping[str, Any] = {
     "model_type": "mistral",
     "architectures": ["MistralForCausalLM"],
@@ -87,9 +89,9 @@ def _peft(base: Path, adapter: Path, kind: str) -> dict[str, Any]:
 
 
 def memory(folder: Path) -> Iterator[Figure]:
-    """Peak memory of the process with 2 and with 4 layers of a 7B model and its whole embedding and output layer."""
+    """Peak memory of the process with 2 and with 6 layers of a 7B model and its whole embedding and output layer."""
     peaks: dict[tuple[str, int], int] = {}
-    for layers in (2, 4):
+    for layers in LAYERS:
         base, adapter = _shape(folder / f"base-{layers}", layers), folder / f"adapter-{layers}"
         _updates(adapter, layers)
         for form in ("merged", "gguf"):
@@ -103,8 +105,9 @@ def memory(folder: Path) -> Iterator[Figure]:
                 ok=peaks[form, layers] <= MAX_MEMORY,
             )
     for form in ("merged", "gguf"):
-        growth = (peaks[form, 4] - peaks[form, 2]) / 2
-        whole = peaks[form, 4] + 28 * max(0.0, growth)
+        few, more = LAYERS
+        growth = (peaks[form, more] - peaks[form, few]) / (more - few)
+        whole = peaks[form, more] + (32 - more) * max(0.0, growth)
         yield Figure(
             name=f"{form}: what 32 layers would need at this growth",
             value=f"{whole / 1e9:.2f} GB ({growth / 1e6:+.0f} MB a layer, of which the adapter is 5)",
@@ -128,11 +131,11 @@ def _peak(base: Path, adapter: Path, out: Path, form: str) -> int:
 
 
 def _shape(folder: Path, layers: int) -> Path:
-    """Random weights of 7B in bf16, `layers` of them, with the tokenizer of the tiny models. Returns `folder`."""
+    """Repeated random weights of 7B in bf16 with `layers` layers, and the tokenizer of the tiny models."""
     import torch
 
     from benchmarks.export.models import sentencepiece_like
-    from worker.export.tensor_files import row_blocks, write_shards
+    from worker.export.tensor_files import BLOCK, row_blocks, write_shards
 
     h, f, v = SHAPE_7B["hidden_size"], SHAPE_7B["intermediate_size"], SHAPE_7B["vocab_size"]
     kv = SHAPE_7B["num_key_value_heads"] * SHAPE_7B["head_dim"]
@@ -145,6 +148,9 @@ def _shape(folder: Path, layers: int) -> Path:
         shapes |= {f"{prefix}mlp.{name}_proj.weight": (f, h) for name in ("gate", "up")}
         shapes |= {f"{prefix}mlp.down_proj.weight": (h, f)}
 
+    torch.manual_seed(0)
+    noise = torch.randn(BLOCK) * 0.02
+
     class Random:
         def names(self) -> list[str]:
             return list(shapes)
@@ -155,10 +161,9 @@ def _shape(folder: Path, layers: int) -> Path:
         def blocks(self, name: str) -> Iterator[Any]:
             for start, stop in row_blocks(shapes[name]):
                 size = (stop - start, *shapes[name][1:])
-                yield torch.randn(size) * 0.02 if len(size) > 1 else torch.ones(size)
+                yield noise[: prod(size)].reshape(size) if len(size) > 1 else torch.ones(size)
 
     folder.mkdir(parents=True)
-    torch.manual_seed(0)
     write_shards(folder, Random(), torch.bfloat16, encode=lambda _, block: block.bfloat16(), shard_bytes=10**9)
     (folder / "config.json").write_text(json.dumps({**SHAPE_7B, "num_hidden_layers": layers, "dtype": "bfloat16"}))
     sentencepiece_like().save_pretrained(folder)

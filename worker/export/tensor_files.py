@@ -18,8 +18,8 @@ from worker.export.errors import ExportError
 from worker.shared.files import flush_to_disk
 from worker.shared.model_support import present_weights
 
-BLOCK = 2**24
-"""Elements of a block at most, unless one row has more. 64 MiB in fp32."""
+BLOCK = 2**22
+"""Elements of a block at most, unless one row has more. 16 MiB in fp32."""
 MAX_HEADER_BYTES = 100_000_000
 SHARD_BYTES = 5_000_000_000
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
