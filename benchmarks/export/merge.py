@@ -25,7 +25,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 MAX_MEMORY = 1.5e9
-LAYERS = (2, 6)
+LAYERS = (1, 3)
 SHAPE_7B: Mapping[str, Any] = {
     "model_type": "mistral",
     "architectures": ["MistralForCausalLM"],
@@ -89,7 +89,7 @@ def _peft(base: Path, adapter: Path, kind: str) -> dict[str, Any]:
 
 
 def memory(folder: Path) -> Iterator[Figure]:
-    """Peak memory of the process with 2 and with 6 layers of a 7B model and its whole embedding and output layer."""
+    """Peak memory of the process with 1 and with 3 layers of a 7B model and its whole embedding and output layer."""
     peaks: dict[tuple[str, int], int] = {}
     for layers in LAYERS:
         base, adapter = _shape(folder / f"base-{layers}", layers), folder / f"adapter-{layers}"
