@@ -15,6 +15,7 @@ JUDGE_HERE = "loads a judge model; tests/worker/test_judge.py and tests/cli/test
 ANSWERS = "trains and answers for minutes; tests/e2e/test_evaluation.py does it"
 HUB = "reads items from the hub; tests/services/test_benchmarks.py reads some from an emulated one"
 TRUST = "trains and answers for minutes; tests/http/test_trust_demo.py runs the parts without training"
+EXPORT = "needs a tokenizer that llama.cpp has, or a folder; tests/cli/test_export.py has both"
 VOTES = "needs an evaluation that people have voted on; tests/http/test_models.py has one"
 
 NOT_RUN = {
@@ -25,6 +26,9 @@ NOT_RUN = {
     "trainhop evaluate JOB --judge mistralai/Mistral-7B-Instruct-v0.3": JUDGE_HERE,
     "trainhop evaluate JOB --checkpoint 120": ANSWERS,
     "trainhop show EVALUATION": ANSWERS,
+    "trainhop export trail-guide --format gguf --out my-gguf": EXPORT,
+    "trainhop export JOB --format gguf --type q8_0 --out trail-guide-gguf": EXPORT,
+    "trainhop export my-adapter --format merged --base models/base --out merged": EXPORT,
     "make demo": MINUTES,
     "make test": MINUTES,
     "make setup": MINUTES,

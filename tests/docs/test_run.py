@@ -25,6 +25,7 @@ SHARED = {
     "docs/audits.md": "README.md",
     "docs/models.md": "README.md",
     "docs/quickstart.md": "README.md",
+    "docs/use-an-adapter.md": "README.md",
     "docs/providers/drive.md": "docs/providers/colab.md",
     "docs/providers/kaggle.md": "docs/providers/colab.md",
     "examples/README.md": "docs/providers/colab.md",
@@ -33,6 +34,7 @@ SHARED = {
 NAMES = {
     "docs/audits.md": {"SHA256": sha256_file(snippets.ROOT / "examples" / "trail-guide.jsonl")},
     "docs/models.md": {"JOB": "trail-guide"},
+    "docs/use-an-adapter.md": {"JOB": "trail-guide"},
     "README.md": {"YOUR_NAME": "alice"},
     "docs/quickstart.md": {"YOUR_NAME": "alice", "JOB": "trail-guide", "--from 120": "--from 48"},
     "docs/operations.md": {"NAME": "grace", "URL": "json://127.0.0.1:9/hook"},

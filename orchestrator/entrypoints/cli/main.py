@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.entrypoints.cli import (
+    adapter_export,
     artifacts,
     audits,
     comparisons,
@@ -53,6 +54,7 @@ for part in (
     watch.app,
     artifacts.app,
     download.app,
+    adapter_export.app,
     doctor.app,
 ):
     app.add_typer(part)

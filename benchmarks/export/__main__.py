@@ -1,0 +1,26 @@
+"""Measures exports of adapters: merge, GGUF model, GGUF adapter, and the check that stands before each.
+
+    PYTHONPATH=FOLDER_WITH_LLAMA_CPP python -m benchmarks.export [--only ITEM,...] [--json]
+
+The last line is the result. The exit code is 1 if a figure is not as expected.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.export.damage import damage
+from benchmarks.export.merge import bits, memory
+from benchmarks.export.with_llama_cpp import smollm2, tiny
+from benchmarks.report import Item, report
+
+ITEMS: dict[str, Item] = {
+    "bits": bits,
+    "memory": memory,
+    "damage": damage,
+    "llama_cpp_tiny": tiny,
+    "llama_cpp_smollm2": smollm2,
+}
+
+if __name__ == "__main__":
+    sys.exit(report(__doc__, ITEMS))

@@ -1,0 +1,75 @@
+"""`trainhop export` of a folder and of a job, in the words that people read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from benchmarks.export.models import make_adapter, make_model
+from trainhop.errors import Error
+from worker.training.base_model import sha256 as base_sha256
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A base model and an adapter."""
+    folder = tmp_path_factory.mktemp("made")
+    base = make_model(folder / "base", "llama")
+    return base, make_adapter(folder / "adapter", base)
+
+
+def test_a_folder_needs_no_server(typed, made: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = made
+    out = tmp_path / "out"
+    done = typed("export", str(adapter), "--format", "gguf-adapter", "--base", str(base), "--out", str(out))
+    path, *rest = done.stdout.splitlines()
+    assert path == str(out)
+    assert any(line.startswith("checked") and "the next token is the same for 100.0%" in line for line in rest)
+    assert any("--lora-modules base-lora=" in line for line in rest)
+    assert {file.name for file in out.iterdir()} == {"Modelfile", "adapter.gguf", "trainhop-export.json"}
+
+
+def test_a_job_of_a_server(server, typed, made: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = made
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path in adapter.iterdir():
+            archive.write(path, path.name)
+    job = server.api.admin.submit(name="trail")["id"]
+    sha256 = hashlib.sha256((adapter / WEIGHTS).read_bytes()).hexdigest()
+    machine = server.machine()
+    # The recipe's hash of the base model arrives with the provenance, and is compared.
+    assert machine.save(10, tmp_path, base_sha256=base_sha256(base)).json()["committed"]
+    assert machine.finish(10, packed.getvalue(), sha256).status_code == 204
+    out = tmp_path / "exported"
+    words = ("export", "trail", "--format", "merged", "--base", str(base), "--out", str(out), "--json")
+    report = json.loads(typed(*words).stdout)
+    assert (report["type"], report["onto"], report["path"]) == ("fp16", "original", str(out))
+    assert report["commands"]["adapter"] == f"trainhop adapter {job} --out {job}-adapter"
+    assert (out / "model.safetensors").is_file()
+    with pytest.raises(Error, match="already exists"):
+        typed(*words)
+
+
+def test_refusals_are_one_sentence(typed, made: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = made
+    shutil.copytree(base, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    strange = config | {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(strange))
+    words = ("export", str(adapter), "--format", "gguf", "--base", str(tmp_path / "base"), "--out", str(tmp_path / "o"))
+    with pytest.raises(
+        Error, match=r"^Models of the type mixtral \(MixtralForCausalLM\) cannot be exported; there are"
+    ):
+        typed(*words)
+    assert not (tmp_path / "o").exists()
+    with pytest.raises(Error, match="not-there"):
+        typed("export", "not-there", "--format", "gguf", "--out", str(tmp_path / "o"))
