@@ -37,7 +37,8 @@ READ_AT_IMPORT = (
     *("OMP_", "MKL_", "OPENBLAS_", "TORCH", "PYTORCH", "CUDA", "CUBLAS", "PYTHON", "LANG", "LC_", "LD_"),
 )
 """What other variables that libraries read begin with. A process with other values is started in the usual way."""
-ANY = ("PYTHONUNBUFFERED",)
+ANY = ("PYTHONUNBUFFERED", "TORCHINDUCTOR_CACHE_DIR", "CUBLAS_WORKSPACE_CONFIG", "OMP_WAIT_POLICY")
+"""Variables that may have any value: the first is heeded, the libraries and the programs themselves set the others."""
 ROOM = 1 << 16
 """The most bytes of a command, and of its variables."""
 PATIENCE_S = 120.0
@@ -148,10 +149,11 @@ def _start(program: str, address: Path, variables: Mapping[str, str]) -> None:
     with contextlib.suppress(FileExistsError):
         address.with_suffix(".started").touch(exist_ok=False)
         command = [sys.executable, "-m", "tests.helpers.fork_server", program, str(address), "-" * ROOM]
-        space = {"SPACE": "-" * ROOM}  # the kernel keeps a process's command and variables where they were at its start
+        # The kernel keeps a process's command and variables where they were at its start.
+        more = {"SPACE": "-" * ROOM, "OMP_WAIT_POLICY": "PASSIVE"}
         with address.with_suffix(".log").open("wb") as log:
             _Popen(
-                command, cwd=ROOT, env={**variables, **space}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command, cwd=ROOT, env={**variables, **more}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             ).wait()
     until = time.monotonic() + PATIENCE_S
     while not address.exists():
