@@ -12,6 +12,10 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
+# Libraries read these when they are imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # a tiny model gains nothing from threads and loses much to their waiting
+
 import hypothesis
 import pytest
 

@@ -1,11 +1,7 @@
 """A tiny model, a small chat dataset, and hooks that record: one process, so that the imports are paid once."""
 
 import json
-import os
 from pathlib import Path
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["OMP_NUM_THREADS"] = "1"  # a tiny model gains nothing from threads and loses much to their waiting
 
 import pytest
 
