@@ -217,8 +217,8 @@ def make_server(tmp_path, clock, provider, cloud):
 
 
 @pytest.fixture
-def app(make_server, database_url) -> App:
-    """A wired server, on both databases."""
+def app(database_url, make_server) -> App:
+    """A wired server, on both databases. It is closed before its database is given back."""
     return make_server(database_url)
 
 

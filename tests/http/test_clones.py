@@ -11,7 +11,7 @@ from tests.http.test_stores import use
 
 
 @pytest.fixture
-def app(make_server, database_url, drive):
+def app(database_url, make_server, drive):
     return make_server(database_url, drivers={"drive": {"endpoint": drive.url}})
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 
 import pytest
 
 from orchestrator.services.running_checks import RunningChecks
+from tests.helpers.data_checks import data_checks
 from tests.http.http_client import Api, People
 
 KEY = "hf_" + "aBcDeFgH" * 4 + "Zz"
@@ -20,10 +22,10 @@ PAGE = {"Accept": "text/html", "Origin": "http://127.0.0.1"}
 
 
 @pytest.fixture(autouse=True)
-def checks(sqlite_app) -> RunningChecks:
-    running = RunningChecks()
-    sqlite_app.context = dataclasses.replace(sqlite_app.context, checks=running)
-    return running
+def checks(sqlite_app) -> Iterator[RunningChecks]:
+    with data_checks() as running:
+        sqlite_app.context = dataclasses.replace(sqlite_app.context, checks=running)
+        yield running
 
 
 def test_the_story_of_a_stop_over_rest(api1: Api, people: People, checks: RunningChecks) -> None:

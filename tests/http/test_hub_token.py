@@ -33,7 +33,7 @@ def hub(hub: HubEmulator) -> HubEmulator:
 
 
 @pytest.fixture
-def app(make_server, database_url, hub):
+def app(database_url, make_server, hub):
     """A server that may ask the emulated hub, on both databases."""
     return make_server(database_url, offline=False, hub_endpoint=hub.endpoint)
 

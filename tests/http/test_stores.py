@@ -21,7 +21,7 @@ CANARIES = ("canary-of-the-client-secret", "canary-of-the-refresh-token")
 
 
 @pytest.fixture
-def app(make_server, database_url, drive):
+def app(database_url, make_server, drive):
     return make_server(database_url, drivers={"drive": {"endpoint": drive.url}})
 
 
@@ -158,7 +158,7 @@ def test_a_drive_that_refuses_workers_is_used_through_the_server(api1, people, p
     assert len(drive.files()) == 1
 
 
-def test_a_public_address_lets_all_machines_upload_through_the_server(make_server, database_url, drive):
+def test_a_public_address_lets_all_machines_upload_through_the_server(database_url, make_server, drive):
     """Guard: with accounts judged by their driver alone, such a Drive was refused to a server that all can call."""
     made = make_server(database_url, drivers={"drive": {"endpoint": drive.url}}, public_url="https://trainhop.example")
     with made.context.uow() as tx:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,9 +19,9 @@ from orchestrator.domain.errors import FindingsError, InvalidError, TrainhopErro
 from orchestrator.domain.jobs import StepTime
 from orchestrator.services import clones, datasets, evaluation_times, hub_tokens, jobs, model_cards, plans
 from orchestrator.services.evaluation_report import report_of
-from orchestrator.services.running_checks import RunningChecks
 from tests.emulators.hub import HubEmulator, Repo
 from tests.helpers.benchmark_repos import LONG, arc, arc_repo, as_parquet
+from tests.helpers.data_checks import data_checks
 from tests.helpers.world import World
 from tests.services.test_evaluations import answers, running, started, trained
 from tests.services.test_models import trained as trained_to_the_end
@@ -185,8 +186,10 @@ def test_an_unknown_benchmark_is_refused_with_the_list() -> None:
 
 
 @pytest.fixture
-def checks(world: World) -> None:
-    world.ctx = dataclasses.replace(world.ctx, checks=RunningChecks())
+def checks(world: World) -> Iterator[None]:
+    with data_checks() as running:
+        world.ctx = dataclasses.replace(world.ctx, checks=running)
+        yield
 
 
 def rows_with(world: World, *questions: str) -> None:

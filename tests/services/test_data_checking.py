@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 
 import pytest
 from pydantic import ValidationError
@@ -13,6 +14,7 @@ from orchestrator.domain.storage import DataReport, Dataset
 from orchestrator.services import data_checking, plans
 from orchestrator.services.datasets import add_dataset, delete_dataset
 from orchestrator.services.running_checks import RunningChecks
+from tests.helpers.data_checks import data_checks
 from tests.helpers.world import World
 from worker.shared.data_checks import VERSION
 from worker.shared.data_checks.checks import CHECKS, Level
@@ -29,11 +31,11 @@ ROWS = [
 
 
 @pytest.fixture(autouse=True)
-def checks(world: World) -> RunningChecks:
+def checks(world: World) -> Iterator[RunningChecks]:
     """The world's server makes data checks."""
-    running = RunningChecks()
-    world.ctx = dataclasses.replace(world.ctx, checks=running)
-    return running
+    with data_checks() as running:
+        world.ctx = dataclasses.replace(world.ctx, checks=running)
+        yield running
 
 
 def bring(world: World, rows=ROWS, who: str = "alice") -> Dataset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from orchestrator.domain.storage import Dataset
 from orchestrator.services import data_gate, evaluations, held_out_checking, model_cards, plans
 from orchestrator.services.datasets import add_dataset
 from orchestrator.services.running_checks import RunningChecks
+from tests.helpers.data_checks import data_checks
 from tests.helpers.world import World
 from tests.services.test_evaluations import trained
 from tests.services.test_models import evaluated
@@ -36,11 +38,11 @@ def here(function: str, request: dict[str, Any], **_: int) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def checks(world1: World) -> RunningChecks:
+def checks(world1: World) -> Iterator[RunningChecks]:
     """The world's server makes data checks."""
-    running = RunningChecks(call=here, plan_wait_s=60.0)
-    world1.ctx = dataclasses.replace(world1.ctx, checks=running)
-    return running
+    with data_checks(call=here, plan_wait_s=60.0) as running:
+        world1.ctx = dataclasses.replace(world1.ctx, checks=running)
+        yield running
 
 
 def bring(world1: World, rows: list[dict[str, Any]], name: str, row_format: RowFormat = RowFormat.AUTO) -> Dataset:

@@ -166,7 +166,7 @@ def test_a_database_that_was_moved_away_refuses_writes(sqlite_app: App, tmp_path
         assert tx.members.get_by_name("bob") is None
 
 
-def test_a_second_server_on_one_database_is_refused(make_server, database_url: str, tmp_path: Path) -> None:
+def test_a_second_server_on_one_database_is_refused(database_url: str, make_server, tmp_path: Path) -> None:
     """Guard: without `guard_database` two folders on one database lease one slot twice."""
     make_server(database_url)
     engine = make_engine(database_url)

@@ -84,7 +84,7 @@ def drive(tmp_path):
 
 
 @pytest.fixture
-def app(make_server, database_url, drive):
+def app(database_url, make_server, drive):
     made = make_server(database_url, drivers={"drive": {"endpoint": drive.url}})
     stores.use_store(made.context, "drive", json.dumps(drive.authorized_user()))
     return made

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
-def app(make_server, database_url, drive: Drive, hub: HubEmulator):
+def app(database_url, make_server, drive: Drive, hub: HubEmulator):
     hub.accounts[ANN] = "ann"
     hub.add(Repo(id="org/gated", files=FILES, gated=True, readers={"ann"}))
     hub.add(
