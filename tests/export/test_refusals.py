@@ -127,6 +127,24 @@ def test_a_base_that_cannot_be_had(copied, tmp_path) -> None:
         open_sources(copied.adapter, None, print)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000], ids=["cut off", "a list", "deep"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "tokenizer_config.json"])
+def test_a_damaged_file_beside_the_weights(copied, tmp_path, name: str, text: str) -> None:
+    """Guard: read without `read_object`, a damaged index or damaged settings ended the export with a traceback."""
+    weights = copied.base / "model.safetensors"
+    if "index" in name:
+        weights.rename(copied.base / "model-00001-of-00001.safetensors")
+    folder = copied.adapter if (copied.adapter / name).exists() and name != "config.json" else copied.base
+    (folder / name).write_text(text)
+    refused(copied, tmp_path, f"{name} (cannot be read as JSON|is not an object); ")
+
+
+def test_an_index_without_a_map(copied, tmp_path) -> None:
+    (copied.base / "model.safetensors").rename(copied.base / "model-00001-of-00001.safetensors")
+    (copied.base / "model.safetensors.index.json").write_text("{}")
+    refused(copied, tmp_path, "has no weight_map; download the model again")
+
+
 def test_a_tied_output_layer_is_not_changed_alone(pairing, tmp_path) -> None:
     base = pairing("mistral").base
     pair = Pairing(base, make_adapter(tmp_path / "adapter", base, target_modules=["q_proj", "lm_head"]))

@@ -22,6 +22,7 @@ from tests.http.http_client import People
 from tests.services.test_hub import ANN, FILES, SHARDS
 from tests.services.test_mailbox import Tab
 from worker.notebook.mailbox_connection import _signed_in
+from worker.shared.messages import Assignment
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -52,18 +53,23 @@ def read(grant: Any) -> bytes:
     return httpx.get(grant.url, headers=grant.headers, trust_env=False, follow_redirects=True).content
 
 
+def claimed_by_a_notebook(ann, app, drive, job: dict[str, Any]) -> Assignment:
+    """What a notebook in the person's Drive is given for the job."""
+    tab = Tab(ann.post(f"/jobs/{job['id']}:notebook").json(), drive)
+    tab.ask()
+    MailboxPoller(app.context).round()
+    tab.answer()
+    claimed = _signed_in(tab.claimed, tab.pen._headers(), urlsplit(tab.pen._up).netloc)
+    assert claimed.ticket.assignment is not None
+    return claimed.ticket.assignment
+
+
 def test_small_files_lie_in_the_drive_and_strangers_are_not_told_who_asks(ann, app, drive, hub):
     """Guards: under the grants' own keys the second model was given the first one's files; with every grant signed, the
     weights' host was told the owner's Google token."""
     for model in ("org/gated", "org/other"):
         job = ann.submit(base_model=model)
-        tab = Tab(ann.post(f"/jobs/{job['id']}:notebook").json(), drive)
-        tab.ask()
-        MailboxPoller(app.context).round()
-        tab.answer()
-        claimed = _signed_in(tab.claimed, tab.pen._headers(), urlsplit(tab.pen._up).netloc)
-        assignment = claimed.ticket.assignment
-        assert assignment is not None
+        assignment = claimed_by_a_notebook(ann, app, drive, job)
         assert {grant.key for grant in assignment.model} >= {"model/config.json", *(f"model/{name}" for name in SHARDS)}
         before = len(hub.seen)
         for grant in assignment.model:
@@ -79,13 +85,7 @@ def test_the_files_of_a_judge_are_others_than_those_of_the_base_model(ann, app, 
     spec = job["spec"] | {"evaluation": {"judge": {"model": "org/other"}}}  # no other part of an evaluation matters
     with app.engine.begin() as connection:
         connection.execute(update(jobs).where(jobs.c.id == job["id"]).values(spec=spec))
-    tab = Tab(ann.post(f"/jobs/{job['id']}:notebook").json(), drive)
-    tab.ask()
-    MailboxPoller(app.context).round()
-    tab.answer()
-    claimed = _signed_in(tab.claimed, tab.pen._headers(), urlsplit(tab.pen._up).netloc)
-    assignment = claimed.ticket.assignment
-    assert assignment is not None
+    assignment = claimed_by_a_notebook(ann, app, drive, job)
     for folder, model in (("model", "org/gated"), ("judge", "org/other")):
         for grant in getattr(assignment, folder):
             assert read(grant) == hub.repos["model", model].files[grant.key.removeprefix(f"{folder}/")]

@@ -11,6 +11,7 @@ from benchmarks.tiny_model import byte_tokenizer
 from worker.agent.hardware import probe
 from worker.shared import model_support
 from worker.shared.job_spec import JobSpec
+from worker.shared.model_support import weights_of
 from worker.training import base_model, library_warnings
 from worker.training.backends.hf import HfBackend
 from worker.training.interface import PermanentError
@@ -145,6 +146,7 @@ def _weights(header: bytes, rest: bytes) -> bytes:
         (_weights(b'{"a": {"dtype": "F32", "shape": [2]}}', bytes(8)), "not in safetensors format"),
         (_weights(b"[]", b""), "not in safetensors format"),
         (_weights(b"{", b""), "not in safetensors format"),
+        (_weights(b"[" * 100_000, b""), "not in safetensors format"),
         (bytes([255] * 16), "not in safetensors format"),
         (b"", "not in safetensors format"),
     ],
@@ -155,3 +157,12 @@ def test_a_damaged_weight_file_is_named(content, words, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(PermanentError, match=rf"weight file model.safetensors is {words}; download"):
         base_model.load_bytes("m", tmp_path, quantised=False, precision="fp32")
+
+
+def test_files_that_are_nested_too_deeply_are_damaged_ones(tmp_path):
+    """Guard: without `RecursionError` among the errors that are expected the session ended with a traceback."""
+    for name in ("config.json", "model.safetensors.index.json"):
+        (tmp_path / name).write_text("[" * 100_000)
+    assert weights_of(tmp_path) == []
+    with pytest.raises(PermanentError, match=r"has no readable config\.json"):
+        base_model.check_code("m", tmp_path, trust_remote_code=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from worker.export.errors import ExportError
+from worker.export.json_files import read_object
 from worker.export.tensor_files import Weights, read_all
 
 WEIGHTS = "adapter_model.safetensors"
@@ -36,7 +36,9 @@ _CHANGES = {
 """Options of PEFT that make an adapter more than A and B."""
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
 """Initialisations that also change the base model."""
-MAX_TEXT_BYTES = 4 << 20
+MAX_CARD = 4 << 20
+"""Characters of a model card that are read."""
+_REMEDY = "name the folder of an adapter"
 
 
 class Pair(NamedTuple):
@@ -70,7 +72,7 @@ class Adapter:
 
 def read_adapter(folder: Path) -> Adapter:
     """The adapter of a PEFT folder. Raises `ExportError` if it is damaged, or more than LoRA on linear layers."""
-    config = _json(folder / CONFIG)
+    config = read_object(folder / CONFIG, _REMEDY)
     _refuse_other_kinds(config)
     tensors = read_all(folder / WEIGHTS)
     halves: dict[str, dict[str, torch.Tensor]] = {}
@@ -156,21 +158,9 @@ def _of_pattern(pattern: Mapping[str, Any] | None, module: str, otherwise: Any) 
 def _recipe(folder: Path) -> dict[str, str]:
     """The recipe from the provenance, or from the card of the worker."""
     if (folder / PROVENANCE).is_file():
-        recipe = _json(folder / PROVENANCE).get("recipe")
+        recipe = read_object(folder / PROVENANCE, _REMEDY).get("recipe")
         return {k: str(v) for k, v in recipe.items() if v is not None} if isinstance(recipe, dict) else {}
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    _, found, table = text[:MAX_TEXT_BYTES].partition("| recipe | |\n")
+    _, found, table = text[:MAX_CARD].partition("| recipe | |\n")
     return dict(re.findall(r"^\| (\w+) \| `(.*)` \|$", table, re.MULTILINE)) if found else {}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise ValueError
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{path} cannot be read as JSON; name the folder of an adapter") from error
-    if not isinstance(found, dict):
-        raise ExportError(f"{path} is not an object")
-    return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from worker.export.errors import ExportError
+from worker.export.json_files import read_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +42,7 @@ SUPPORTED = {
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a model. Raises `ExportError`."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{folder} has no readable config.json; name the folder of a model with --base") from error
-    if not isinstance(config, dict):
-        raise ExportError(f"{folder / 'config.json'} is not an object; download the model again")
-    return config
+    return read_object(folder / "config.json", "name the folder of a model with --base")
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:

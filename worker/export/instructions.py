@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from worker.export.json_files import read_optional
 from worker.export.modelfile import modelfile, stops_of, turns_of
 from worker.export.sources import Sources
-from worker.export.vocabulary import chat_template
+from worker.export.vocabulary import chat_template, special_texts
 from worker.shared.files import write_atomically
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 512)
 MODELFILE = "Modelfile"
+_REMEDY = "download the tokenizer again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ def instructions(
 
     `adapter_name` is where the adapter will be, if that is another place than now.
     """
-    special = _special(sources.tokenizer)
+    special = special_texts(read_optional(sources.tokenizer / "tokenizer_config.json", _REMEDY))
     template = chat_template(sources.tokenizer)
     turns = turns_of(template, special) if template else None
     stops = stops_of(turns, _control_tokens(sources.tokenizer), special.get("eos_token"))
@@ -85,22 +85,6 @@ def _notes(form: str, sources: Sources, kind: str) -> list[str]:
     return notes
 
 
-def _special(tokenizer: Path) -> dict[str, str]:
-    """The texts of bos, eos, unk and pad, as far as the tokenizer has them."""
-    found = _json(tokenizer / "tokenizer_config.json")
-    texts: dict[str, str] = {}
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        value = found.get(name)
-        text = value.get("content") if isinstance(value, dict) else value
-        if isinstance(text, str):
-            texts[name] = text
-    return texts
-
-
 def _control_tokens(tokenizer: Path) -> list[str]:
-    added = _json(tokenizer / "tokenizer.json").get("added_tokens") or []
+    added = read_optional(tokenizer / "tokenizer.json", _REMEDY).get("added_tokens") or []
     return [str(entry["content"]) for entry in added if entry.get("special")]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -15,11 +15,13 @@ from typing import IO, Any, Protocol
 import torch
 
 from worker.export.errors import ExportError
+from worker.export.json_files import read_object
 from worker.shared.files import flush_to_disk
 from worker.shared.model_support import present_weights
 
 BLOCK = 2**22
 """Elements of a block at most, unless one row has more. 16 MiB in fp32."""
+_REMEDY = "download the model again"
 MAX_HEADER_BYTES = 100_000_000
 SHARD_BYTES = 5_000_000_000
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -197,7 +199,7 @@ def _entries(path: Path) -> dict[str, _Entry]:
         }
     except OSError as error:
         raise ExportError(f"{path} cannot be read ({error.strerror})") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ExportError(f"{path} is not in safetensors format; download it again") from error
 
 
@@ -221,7 +223,10 @@ def _promised(folder: Path) -> Mapping[str, str]:
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return {}
-    return json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    found = read_object(index, _REMEDY).get("weight_map")
+    if not isinstance(found, dict):
+        raise ExportError(f"{index} has no weight_map; {_REMEDY}")
+    return found
 
 
 def _fill(file: Any, data: bytearray, path: Path) -> None:

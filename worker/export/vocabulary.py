@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from worker.export.errors import ExportError
+from worker.export.json_files import read_object, read_optional
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Numbers of llama.cpp's types of tokens."""
-MAX_BYTES = 128 << 20
+_REMEDY = "a GGUF model needs the tokenizer as tokenizer.json"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -80,8 +81,8 @@ class Vocabulary:
 
 def read_vocabulary(folder: Path) -> Vocabulary:
     """The vocabulary of a folder with `tokenizer.json`. Raises `ExportError` for kinds that llama.cpp does not have."""
-    found = _json(folder / "tokenizer.json")
-    settings = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    found = read_object(folder / "tokenizer.json", _REMEDY)
+    settings = read_optional(folder / "tokenizer_config.json", _REMEDY)
     model = found.get("model") or {}
     if model.get("type") != "BPE":
         raise ExportError(f"a GGUF file has no place for a tokenizer of the kind {model.get('type')}; only for BPE")
@@ -105,32 +106,19 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         adds_bos=begins,
         adds_eos=ends,
         adds_space=pre is None and _adds_space(found),
-        chat_template=chat_template(folder, settings),
+        chat_template=chat_template(folder),
     )
 
 
-def chat_template(folder: Path, settings: Mapping[str, Any] | None = None) -> str | None:
+def chat_template(folder: Path) -> str | None:
     """The chat template of a tokenizer's folder, in Jinja."""
     alone = folder / "chat_template.jinja"
     if alone.is_file():
         return alone.read_text(encoding="utf-8")
-    if settings is None:
-        path = folder / "tokenizer_config.json"
-        settings = _json(path) if path.is_file() else {}
-    found = settings.get("chat_template")
+    found = read_optional(folder / "tokenizer_config.json", _REMEDY).get("chat_template")
     if isinstance(found, list):
         found = {entry.get("name"): entry.get("template") for entry in found}.get("default")
     return found if isinstance(found, str) else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{path} cannot be read; a GGUF model needs the tokenizer as tokenizer.json") from error
-    return found if isinstance(found, dict) else {}
 
 
 def _split(tokenizer: Mapping[str, Any]) -> str | None:
@@ -190,9 +178,15 @@ def _merge(entry: Any) -> tuple[str, str]:
     return left, right
 
 
+def special_texts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The texts of bos, eos, unk and pad in a tokenizer's settings, as far as it has them."""
+    found = {name: _text(settings.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    return {name: text for name, text in found.items() if text is not None}
+
+
 def _special(numbers: Mapping[str, int], settings: Mapping[str, Any]) -> dict[str, int]:
-    texts = {name: _text(settings.get(f"{name}_token")) for name in ("bos", "eos", "unk", "pad")}
-    return {name: numbers[text] for name, text in texts.items() if text is not None and text in numbers}
+    texts = special_texts(settings).items()
+    return {name.removesuffix("_token"): numbers[text] for name, text in texts if text in numbers}
 
 
 def _text(token: Any) -> str | None:

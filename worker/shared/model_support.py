@@ -116,7 +116,7 @@ def weights_of(directory: Path) -> list[Path]:
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file() or not index.is_file():
         return [single] if single.is_file() else []
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return [directory / Path(name).name for name in sorted(shards)]
     return []

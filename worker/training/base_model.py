@@ -146,7 +146,7 @@ def _content_sha256(path: Path) -> str:
 def _config(name: str, directory: Path) -> dict[str, Any]:
     try:
         return json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PermanentError(f"base model {name} has no readable config.json; use a model's folder or id") from error
 
 
@@ -168,7 +168,7 @@ def _header(path: Path) -> dict[str, Any]:
             left = path.stat().st_size - 8 - size
     except OSError as error:
         raise PermanentError(f"the weight file {path.name} cannot be read; {_AGAIN}") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise PermanentError(f"the weight file {path.name} is not in safetensors format; {_AGAIN}") from error
     if max(ends, default=0) > left:
         raise PermanentError(f"the weight file {path.name} is cut off; {_AGAIN}")

@@ -41,7 +41,7 @@ def stop_tokens(tokenizer: Any) -> frozenset[int]:
         try:
             settings = json.loads((Path(tokenizer.name_or_path) / name).read_text(encoding="utf-8"))
             ends = settings.get("eos_token_id")
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             continue
         ids |= set(ends) if isinstance(ends, list) else {ends}
     return frozenset(number for number in ids if isinstance(number, int))

@@ -111,7 +111,7 @@ def _tokens_of(folder: Path) -> int:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         own = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
         size = own.get("vocab_size", config.get("vocab_size"))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         size = None
     return size if isinstance(size, int) and size > 0 else sys.maxsize
 
