@@ -19,6 +19,7 @@ from orchestrator.adapters.database.guard import DatabaseGuard, guard_database
 from orchestrator.adapters.database.instance import count_live_sessions, count_sealed, is_empty, read_id, write_id
 from orchestrator.adapters.database.migrate import upgrade
 from orchestrator.adapters.database.unit_of_work import make_engine, make_unit_of_work
+from orchestrator.adapters.exporter import ProcessExporter
 from orchestrator.adapters.instance import InstanceFolder, Origin, choose_id
 from orchestrator.adapters.judge_client import WebJudge
 from orchestrator.adapters.notifier import WebNotifier
@@ -45,6 +46,7 @@ from orchestrator.services.judge_endpoints import JudgingContext, RunningJudges
 from orchestrator.services.notifications import NotificationContext
 from orchestrator.services.rounds import Rounds
 from orchestrator.services.running_checks import RunningChecks
+from orchestrator.services.running_exports import RunningExports
 from orchestrator.services.setup import first_start
 
 log = structlog.get_logger()
@@ -161,6 +163,7 @@ def _build(
         endpoint=settings.hub_endpoint,
         cache=settings.hub_cache,
     )
+    exports = _exports(settings)
     context = Context(
         uow=uow,
         clock=clock,
@@ -169,6 +172,7 @@ def _build(
         catalog=catalog,
         looks=TokenLooks(catalog, offline=settings.offline, endpoint=settings.hub_endpoint, cache=settings.hub_cache),
         checks=RunningChecks(),
+        exports=exports,
         tokens=tokens,
         limits=settings.limits,
         vault=vault,
@@ -190,7 +194,7 @@ def _build(
         judge_client=WebJudge(),
         clock=clock,
         guard=ground.guard,
-        closers=[stores.close, lambda: pool.shutdown(wait=False, cancel_futures=True)],
+        closers=[stores.close, exports.close, lambda: pool.shutdown(wait=False, cancel_futures=True)],
     )
     if ground.origin is Origin.COPY:
         leave_to_the_original(context)
@@ -258,6 +262,15 @@ def _local_store(registry: StoreRegistry, make_env: _StoreEnvs) -> LocalStore:
     store = kind.make(make_env(kind, StoreConfig(name=LocalStore.name, config={}, created_at=0.0)))
     assert isinstance(store, LocalStore), "datasets and the server's own endpoints need this very store"
     return store
+
+
+def _exports(settings: Settings) -> RunningExports:
+    folder = settings.folder / "exports"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    exporter = ProcessExporter(offline=settings.offline, endpoint=settings.hub_endpoint, cache=settings.hub_cache)
+    found = RunningExports(folder, exporter)
+    found.remove_unfinished()
+    return found
 
 
 def _note_problem(uow: UnitOfWork, store: str, problem: str) -> None:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 from orchestrator.domain.accounts import Role
 from orchestrator.domain.audits import StrataKind
 from orchestrator.domain.comparisons import PlanName
+from orchestrator.domain.exports import ExportFormat, Onto, WeightType
 from orchestrator.domain.judgements import MAX_BUDGET
 from orchestrator.domain.trust.audit_estimate import Label
 from orchestrator.domain.trust.declared_gain import GainKind
@@ -120,6 +121,18 @@ class EvaluationCreate(EvaluationSpec):
 
     checkpoint: Sha256 | None = None
     accept_findings: Annotated[tuple[Literal["leak"], ...], Field(max_length=1)] = ()
+
+
+class ExportCreate(RequestModel):
+    """An export to make. `type` is the type of the weights (default: `fp16` where that fits, else `bf16`).
+
+    `onto` says into which form of the base model the adapter is merged: the original one, or the NF4 form on which
+    jobs with `adapter: qlora` are trained.
+    """
+
+    format: ExportFormat
+    type: WeightType | None = None
+    onto: Onto = Onto.ORIGINAL
 
 
 class AuditCreate(RequestModel):

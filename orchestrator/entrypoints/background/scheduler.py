@@ -9,7 +9,7 @@ import structlog
 from orchestrator.bootstrap import App
 from orchestrator.entrypoints.background.log_followers import Follower
 from orchestrator.entrypoints.background.loops import Loop, Periodic, guarded
-from orchestrator.services import clock_jumps
+from orchestrator.services import adapter_exports, clock_jumps
 from orchestrator.services.diagnosis import clear_left
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.judging import judge_due
@@ -99,4 +99,5 @@ class Ticker:
         """What a jump of the clock has made old is not old."""
         if self._app.clock.calm_s > DAY_S:
             tidy(self._app.context)
+            adapter_exports.tidy(self._app.context)
         clear_left(self._app.context)

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.domain.jobs import StepTime
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.domain.scheduling import Candidate, Forecast, forecast
-from orchestrator.entrypoints.dashboard import timeline
+from orchestrator.entrypoints.dashboard import adapter_exports, timeline
 from orchestrator.entrypoints.dashboard.render import fragment
 from orchestrator.entrypoints.http.dependencies import Server
 from orchestrator.services import capacity, dispatch, evaluations, judge_reports
@@ -17,7 +17,7 @@ from orchestrator.services.judge_reports import JudgeReport
 from orchestrator.services.verdicts import Judged, judge
 from worker.shared.benchmark_list import BENCHMARKS
 
-SECTIONS = ("status", "evaluation", "sessions", "checkpoints", "samples", "machine", "events")
+SECTIONS = ("status", "evaluation", "exports", "sessions", "checkpoints", "samples", "machine", "events")
 EVENTS_SHOWN = 40
 SAMPLES_READ = 400
 READINGS_SHOWN = 240
@@ -93,6 +93,7 @@ def look(server: Server, machines: Machines, job_id: str) -> Look | None:
             "samples": _samples(server, job_id),
             "judges": _judges(server, row),
             **_evaluated(server, job_id),
+            **adapter_exports.values(server, row),
             "readings": _readings(server, sessions),
             "last_words": _last_words(server, row, sessions),
         },

@@ -11,6 +11,7 @@ from fastapi.responses import Response
 
 from orchestrator.domain.accounts import Actor
 from orchestrator.entrypoints.dashboard import (
+    adapter_exports,
     assets,
     audits,
     comparisons,
@@ -35,6 +36,7 @@ from orchestrator.entrypoints.http import problems
 PAGES = (
     assets,
     login,
+    adapter_exports,
     jobs,
     curve,
     live,

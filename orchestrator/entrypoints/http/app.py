@@ -12,6 +12,7 @@ from orchestrator.adapters.database.queries import Queries
 from orchestrator.bootstrap import App
 from orchestrator.config import Settings
 from orchestrator.entrypoints.api import (
+    adapter_exports,
     audits,
     checks,
     comparisons,
@@ -90,6 +91,7 @@ def make_app(app: App) -> FastAPI:
     api.router.routes.extend([*workers.quick_routes(), jobs.quick_route()])
     people = (
         jobs,
+        adapter_exports,
         evaluations,
         notebooks,
         sessions,
