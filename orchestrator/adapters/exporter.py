@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -18,13 +18,12 @@ import worker
 from orchestrator.ports.exports import ExportRequest, NotExported
 from worker.shared.process import last_line, tied
 
-NEEDED = ("torch", "transformers", "accelerate", "gguf")
+NEEDS = ("torch", "transformers", "accelerate", "gguf")
+COMMAND = (sys.executable, "-W", "ignore", "-m", "worker.export")
 LONGEST_S = 4 * 3600.0
 LOOK_EVERY_S = 0.2
 MAX_STEP = 300
 """Characters of a line that says what is done now."""
-_NICENESS = 10
-"""The server's own requests go first."""
 _FIRST_TO_END = "500"
 """Where memory runs out, the system ends this process and not the server."""
 _PASSED_ON = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV", "HF_HOME", "HF_HUB_CACHE")
@@ -40,7 +39,10 @@ class ProcessExporter:
         endpoint: str | None = None,
         cache: Path | None = None,
         longest_s: float = LONGEST_S,
+        command: Sequence[str] = COMMAND,
+        needs: Sequence[str] = NEEDS,
     ) -> None:
+        self._command, self._needs = command, needs
         self._variables = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_TOKEN_PATH": os.devnull}
         self._variables |= {"HF_HUB_OFFLINE": "1"} if offline else {}
         self._variables |= {"HF_ENDPOINT": endpoint} if endpoint else {}
@@ -49,7 +51,7 @@ class ProcessExporter:
 
     def missing(self) -> str:
         """What has to be installed first, as one sentence. Empty if nothing."""
-        absent = [name for name in NEEDED if find_spec(name) is None]
+        absent = [name for name in self._needs if find_spec(name) is None]
         if not absent:
             return ""
         return (
@@ -61,37 +63,33 @@ class ProcessExporter:
         self, request: ExportRequest, say: Callable[[str], None], is_cancelled: Callable[[], bool]
     ) -> dict[str, Any]:
         """Make and check an export. Returns its report. Raises `NotExported`, also soon after it is cancelled."""
-        process = subprocess.Popen(
-            tied([sys.executable, "-W", "ignore", "-m", "worker.export"]),
+        answer: list[str] = []
+        with subprocess.Popen(
+            tied(self._command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=self._environment(),
-        )
-        with contextlib.suppress(OSError):  # not Linux, or it has ended already
-            os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
-            Path(f"/proc/{process.pid}/oom_score_adj").write_text(_FIRST_TO_END)
-        answer: list[str] = []
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        readers = [
-            threading.Thread(target=_read_steps, args=(process.stderr, say), daemon=True),
-            threading.Thread(target=lambda out: answer.append(out.read()), args=(process.stdout,), daemon=True),
-        ]
-        for reader in readers:
-            reader.start()
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(_as_json(request)))
-                process.stdin.close()
-            self._wait(process, is_cancelled)
-        finally:
-            process.kill()
-            process.wait()
+        ) as process:
+            _let_end_first(process.pid)
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
+            readers = [
+                threading.Thread(target=_read_steps, args=(process.stderr, say), daemon=True),
+                threading.Thread(target=lambda out: answer.append(out.read()), args=(process.stdout,), daemon=True),
+            ]
             for reader in readers:
-                reader.join()
+                reader.start()
+            try:
+                with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
+                    pipe.write(json.dumps(_as_json(request)))
+                self._wait(process, is_cancelled)
+            finally:
+                process.kill()
+                for reader in readers:
+                    reader.join()
         return _report(answer[0], process.returncode)
 
     def _wait(self, process: subprocess.Popen[str], is_cancelled: Callable[[], bool]) -> None:
@@ -107,6 +105,11 @@ class ProcessExporter:
     def _environment(self) -> dict[str, str]:
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         return environment | self._variables | {"PYTHONPATH": str(Path(worker.__file__).parent.parent)}
+
+
+def _let_end_first(pid: int) -> None:
+    with contextlib.suppress(OSError):  # not Linux, or it has ended already
+        Path(f"/proc/{pid}/oom_score_adj").write_text(_FIRST_TO_END)
 
 
 def _as_json(request: ExportRequest) -> dict[str, Any]:
