@@ -52,7 +52,7 @@ def start(ctx: Context, actor: Actor, job_id: str, settings: ExportSettings) -> 
         raise ConflictError(reason)
     with ctx.uow() as tx:
         job = owned(tx, actor, job_id)
-    if job.adapter_key is None or job.is_evaluation:
+    if job.adapter_key is None:
         raise ConflictError(f"Job {job_id} has no adapter that can be exported. Wait until it has succeeded.")
     key = (job_id, settings.format)
     with running.lock:
@@ -112,7 +112,7 @@ def file_of(ctx: Context, actor: Actor, job_id: str, form: ExportFormat, name: s
     found = find(ctx, actor, job_id, form)
     path = _running(ctx).place((job_id, form)) / name
     entry = next((each for each in found.report.get("files", ()) if each["name"] == name), None)
-    if found.state is not ExportState.SUCCEEDED or entry is None or not path.is_file():
+    if entry is None or not path.is_file():
         raise NotFoundError(f"The export of job {job_id} as {form} has no file {name}.")
     return path, entry["sha256"]
 

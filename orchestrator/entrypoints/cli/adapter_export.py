@@ -55,7 +55,7 @@ def export(
         if on_server:
             raise CommandError(Exit.USAGE, "--on-server exports jobs. The server does not have this folder.")
         request = _request(settings, out or Path(f"{folder.absolute().name}-{form.value}"), base)
-        report = _run(request | {"adapter": str(folder.absolute())})
+        report = run_export(request | {"adapter": str(folder.absolute())})
     else:
         client = connect(context)
         record = find_job(client, source)
@@ -86,7 +86,7 @@ def _here(
     with temporary_folder("trainhop-export-", None) as temporary:
         save_adapter(client, record, temporary / "adapter")
         request = _request(settings, out, base) | {"adapter_name": f"{record['id']}-adapter"}
-        return _run(request | {"adapter": str(temporary / "adapter")})
+        return run_export(request | {"adapter": str(temporary / "adapter")})
 
 
 def _by_server(client: Client, record: dict[str, Any], settings: ExportSettings, out: Path) -> dict[str, Any]:
@@ -143,8 +143,11 @@ def _downloaded(client: Client, path: str, report: dict[str, Any], out: Path) ->
     return report
 
 
-def _run(request: dict[str, Any]) -> dict[str, Any]:
-    """The export in a process of its own, which loads torch. It says on stderr what it does."""
+def run_export(request: dict[str, Any]) -> dict[str, Any]:
+    """The report of an export in a process of its own, which loads torch. It says on stderr what it does.
+
+    Raises `CommandError` if nothing was published.
+    """
     command = tied([sys.executable, "-W", "ignore", "-m", "worker.export"])
     done = subprocess.run(command, input=json.dumps(request), stdout=subprocess.PIPE, text=True, check=False)
     try:

@@ -67,6 +67,17 @@ def _answers(samples: Sequence[Mapping[str, Any]], write: Any) -> None:
             write(f"    {label:<6}  {clean(sample['text'])}")
 
 
+def tell_how_to_use(export: Mapping[str, Any]) -> None:
+    """Say what was exported, and the command for each program that reads it."""
+    if "error" in export:
+        say(f"gguf        {clean(export['error'])}")
+        return
+    check = export["check"]
+    say(f"gguf        {export['path']} (logits differ by {check['error']:.1%} from base model and adapter)")
+    for program, command in export["commands"].items():
+        say(f"{program:<10}  {command}")
+
+
 def draw(path: Path, curves: Curves, sessions: Sequence[Mapping[str, Any]]) -> Path | None:
     """Plot the loss by step, one colour per session, as PNG. None if matplotlib is not installed."""
     if find_spec("matplotlib") is None or not any(curves.values()):
