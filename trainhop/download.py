@@ -108,9 +108,9 @@ def _verify(weights: Path, sha256: str) -> None:
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack plain files into the new `folder`. Raises `Error` for links, bombs, and names that lead out of it."""
-    from worker.shared import archives
+    from worker.shared import adapter_archive
 
     try:
-        archives.unpack(archive, folder)
-    except archives.ArchiveError as error:
+        adapter_archive.unpack(archive, folder)
+    except adapter_archive.ArchiveError as error:
         raise Error(str(error)) from error

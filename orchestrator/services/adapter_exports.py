@@ -26,7 +26,7 @@ from orchestrator.ports.stores import StoreError
 from orchestrator.services.context import Context
 from orchestrator.services.jobs import owned
 from orchestrator.services.running_exports import WORK, Key, RunningExports, Task
-from worker.shared.archives import ArchiveError, unpack
+from worker.shared.adapter_archive import ArchiveError, unpack
 from worker.shared.job_spec import JobSpec
 
 log = structlog.get_logger()
