@@ -26,6 +26,7 @@ from orchestrator.entrypoints.dashboard import (
     members,
     models,
     notifications,
+    pushes,
     rating,
     submit,
 )
@@ -35,6 +36,7 @@ from orchestrator.entrypoints.http import problems
 PAGES = (
     assets,
     login,
+    pushes,  # before `jobs`, which takes every other action on a job
     jobs,
     curve,
     live,
