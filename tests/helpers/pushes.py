@@ -14,7 +14,9 @@ from typing import Any
 from orchestrator.adapters import hub_push
 from orchestrator.adapters.hub import Hub
 from orchestrator.adapters.hub_client import own_client
+from orchestrator.domain.accounts import Role
 from orchestrator.domain.jobs import Job
+from orchestrator.domain.lifecycle import JobState
 from orchestrator.domain.pushes import Push
 from orchestrator.ports.publishing import Publication, Published
 from orchestrator.ports.repository import UnitOfWork
@@ -25,6 +27,7 @@ from orchestrator.services.pushing import PushingContext, work
 from tests.emulators.hub import HubEmulator
 from tests.helpers.verdicts import trained
 from tests.helpers.world import FakeCatalog, Watch, World
+from worker.shared.job_spec import DatasetSpec, FileFormat, JobSpec, RowFormat
 
 TOKEN = "hf_canary0123456789abcdef"
 WEIGHTS = bytes(range(256)) * 400
@@ -70,7 +73,9 @@ def archive(files: Mapping[str, bytes] = FILES) -> bytes:
     return packed.getvalue()
 
 
-def keep_adapter(uow: UnitOfWork, store: Store, job_id: str, folder: Path, data: bytes | None = None) -> None:
+def keep_adapter(
+    uow: UnitOfWork, store: Store, job_id: str, folder: Path, data: bytes | None = None, weights: bytes = WEIGHTS
+) -> None:
     """Give a finished job this archive in the store, and the hashes of it and of its weights."""
     data = archive() if data is None else data
     source = folder / f"{job_id}.zip"
@@ -82,8 +87,30 @@ def keep_adapter(uow: UnitOfWork, store: Store, job_id: str, folder: Path, data:
         assert job is not None
         job.adapter_key, job.adapter_store, job.adapter_bytes = key, store.name, len(data)
         job.adapter_zip_sha256 = hashlib.sha256(data).hexdigest()
-        job.adapter_sha256 = hashlib.sha256(WEIGHTS).hexdigest()
+        job.adapter_sha256 = hashlib.sha256(weights).hexdigest()
         tx.jobs.save(job)
+
+
+def add_finished_job(uow: UnitOfWork, store: Store, job_id: str, folder: Path, **adapter: Any) -> None:
+    """A finished job of the admin, without sessions, and its archive."""
+    rows = DatasetSpec(path="rows", sha256="0" * 64, rows=8, type=RowFormat.MESSAGES, file_format=FileFormat.JSONL)
+    spec = JobSpec(base_model="org/base", datasets=(rows,), max_steps=1).model_dump(mode="json")
+    with uow() as tx:
+        admin = next(member for member in tx.members.all() if member.role is Role.ADMIN)
+        job = Job(
+            id=job_id,
+            member_id=admin.id,
+            name=job_id,
+            spec=spec,
+            total_steps=1,
+            priority=0,
+            deadline=None,
+            created_at=1_790_000_000.0,
+            updated_at=1_790_000_000.0,
+            state=JobState.SUCCEEDED,
+        )
+        tx.jobs.add(job)
+    keep_adapter(uow, store, job_id, folder, **adapter)
 
 
 @dataclass

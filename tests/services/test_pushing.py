@@ -46,7 +46,7 @@ def test_a_push_is_one_commit_with_the_folder_of_the_adapter(desk: Desk) -> None
     repo = desk.hub.repos["model", desk.repo]
     assert (repo.private, repo.commit) == (True, push.commit_id)
     assert desk.commits() == [f"Adapter of {job} ({push.id})"]
-    assert desk.job(job).adapter_sha256 in repo.history[-1].message
+    assert (desk.job(job).adapter_sha256 or "none") in repo.history[-1].message
     names = set(desk.files()) - {".gitattributes"}
     assert names == {*FILES, "trainhop-provenance.json"}
     assert desk.files()["adapter_model.safetensors"] == WEIGHTS
