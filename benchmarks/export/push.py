@@ -101,18 +101,17 @@ def push(folder: Path) -> Iterator[Figure]:
 
 
 def _finished_jobs(data: Path, hub: HubEmulator, token: str, count: int) -> list[str]:
-    """Finished jobs of the admin with one adapter, in a data folder that a server may be started on."""
+    """Finished jobs of the admin, each with an adapter of its own, in a data folder that a server may be started on."""
     app = build(Settings(data_dir=data, hub_endpoint=hub.endpoint, local_slots=0))
     try:
         with app.context.uow() as tx:
             (admin,) = tx.members.all()
         set_token(app.context, admin.id, token)
-        weights = random.Random(7).randbytes(WEIGHTS_BYTES)
-        data_of_adapter = archive({**FILES, "adapter_model.safetensors": weights})
         jobs = [f"job-push{number:04}" for number in range(count)]
-        for job_id in jobs:
-            adapter = {"data": data_of_adapter, "weights": weights}
-            add_finished_job(app.context.uow, app.store, job_id, data.parent, **adapter)
+        for number, job_id in enumerate(jobs):
+            weights = random.Random(number).randbytes(WEIGHTS_BYTES)  # the hub would not ask for the same ones again
+            content = archive({**FILES, "adapter_model.safetensors": weights})
+            add_finished_job(app.context.uow, app.store, job_id, data.parent, data=content, weights=weights)
     finally:
         app.close()
     return jobs

@@ -17,7 +17,7 @@ def no_write(me: Mapping[str, Any], repo: str) -> str:
     owner, name = repo.split("/", maxsplit=1)[0], str(me.get("name"))
     orgs = {str(org.get("name")).lower(): org for org in _maps(me.get("orgs"))}
     if owner.lower() != name.lower() and owner.lower() not in orgs:
-        return f"{repo} belongs to somebody else. Your account {name[:100]} is not {owner} and not a member of it."
+        return f"{repo} belongs to another account. Your account {name[:100]} is not {owner} and not a member of it."
     if owner.lower() in orgs and orgs[owner.lower()].get("roleInOrg") == "read":
         return f"Your role in {owner} does not allow you to write. Ask its admin, or push to another repository."
     token = _map(_map(me.get("auth")).get("accessToken"))

@@ -13,8 +13,8 @@ from orchestrator.domain.errors import InvalidError, UnavailableError
 from orchestrator.ports.publishing import Publication, Published
 from worker.shared.process import last_line, tied
 
-START_S, LEAST_BYTES_PER_S, MOST_S = 300.0, 50_000, 6 * 3600.0
-"""A push may take `START_S` seconds, and as many more as its bytes take at the slowest rate, up to `MOST_S`."""
+START_S, LEAST_BYTES_PER_S, MAX_S = 300.0, 50_000, 6 * 3600.0
+"""A push may take `START_S` seconds, and as many more as its bytes take at the slowest rate, up to `MAX_S`."""
 _NOT_PASSED_ON = ("HF_", "HUGGING", "TRAINHOP_", "HUB_")
 _SETTINGS = {
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
@@ -53,7 +53,7 @@ class HubPublisher:
                 stderr=subprocess.DEVNULL,  # the client writes addresses there that grant access
                 text=True,
                 env=_environment(),
-                timeout=min(START_S + size / LEAST_BYTES_PER_S, MOST_S),
+                timeout=min(START_S + size / LEAST_BYTES_PER_S, MAX_S),
                 check=False,
             )
         except subprocess.TimeoutExpired:

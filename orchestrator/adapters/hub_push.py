@@ -99,7 +99,7 @@ def _refuse_foreign(info: ModelInfo, commits: Sequence[_Commit], publication: Pu
     repo = publication.repo
     if not info.private and not publication.is_public:
         raise InvalidError(
-            f"{repo} is public. Push with --public if everybody may see the adapter, or make it private."
+            f"{repo} is public. Push with --public if the adapter may be public, or make it private."
         )
     files = {sibling.rfilename for sibling in info.siblings or ()}
     is_akin = commits and any(push_id in commits[0].title for push_id in publication.akin)
@@ -192,7 +192,7 @@ def _meant(error: Exception, repo: str) -> TrainhopError:
 
 def _answered(status: int, repo: str) -> TrainhopError:
     if status == 412:
-        return UnavailableError(f"{repo} was changed by somebody else during the push (HTTP 412).")
+        return UnavailableError(f"{repo} was changed by another client during the push (HTTP 412).")
     words = {
         400: f"Hugging Face does not accept the files for {repo} (HTTP 400).",
         401: "Hugging Face does not accept your token. Set one that can write with `trainhop hub login`.",

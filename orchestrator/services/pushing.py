@@ -34,20 +34,19 @@ RETRY_S = (5.0, 30.0, 120.0, 600.0, 600.0)
 """Waits after failures that may pass. After one more the push has failed."""
 LEAST_WAIT_S, MAX_WAIT_S = 1.0, 900.0
 """Bounds of what the hub may ask for with `Retry-After`."""
-SPARE_BYTES = 256 << 20
-"""Space on the server's disk that a push leaves free."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushingContext:
     """The context of every use case, the publisher, and the folder for the files of pushes under way.
 
-    `running` has a call of each member with a push under way.
+    `running` has a call of each member with a push under way. A push leaves `spare_bytes` of the server's disk free.
     """
 
     ctx: Context
     publisher: Publisher
     folder: Path
+    spare_bytes: int = 256 << 20
     running: SingleFlight[None] = field(default_factory=SingleFlight[None])
 
 
@@ -96,7 +95,7 @@ def _published(context: PushingContext, push: Push, job: Job, akin: list[str]) -
     try:
         context.folder.mkdir(mode=0o700, exist_ok=True)
         with temporary_folder("push-", context.folder) as temporary:
-            _write(context.ctx, job, push.member_id, temporary)
+            _write(context, job, push.member_id, temporary)
             return context.publisher.publish(
                 Publication(
                     repo=push.repo,
@@ -114,13 +113,13 @@ def _published(context: PushingContext, push: Push, job: Job, akin: list[str]) -
         raise UnavailableError(f"The server could not write the adapter's files: {error.strerror}.") from error
 
 
-def _write(ctx: Context, job: Job, member_id: str, temporary: Path) -> None:
+def _write(context: PushingContext, job: Job, member_id: str, temporary: Path) -> None:
     """Write the folder `adapter`, with card and provenance as of now."""
-    archive, folder = temporary / "adapter.zip", temporary / "adapter"
-    _refuse_full_disk(temporary, job.adapter_bytes or 0)
+    ctx, archive, folder = context.ctx, temporary / "adapter.zip", temporary / "adapter"
+    _refuse_full_disk(temporary, (job.adapter_bytes or 0) + context.spare_bytes)
     _download(ctx, job, archive)
     try:
-        _refuse_full_disk(temporary, unpacked_bytes(archive))
+        _refuse_full_disk(temporary, unpacked_bytes(archive) + context.spare_bytes)
         unpack(archive, folder)
         verify_weights(folder, job.adapter_sha256 or "")
     except ArchiveError as error:
@@ -134,10 +133,8 @@ def _write(ctx: Context, job: Job, member_id: str, temporary: Path) -> None:
 
 def _refuse_full_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
-    if free < needed + SPARE_BYTES:
-        words = (
-            f"The push needs {(needed + SPARE_BYTES) >> 20} MiB on the server's disk, and {free >> 20} MiB are free."
-        )
+    if free < needed:
+        words = f"The push needs {needed >> 20} MiB on the server's disk, and {free >> 20} MiB are free."
         raise InvalidError(f"{words} Make room there and push again.")
 
 

@@ -37,7 +37,7 @@ JOB_KEYS = {
     "accept_findings": "Data checks that would stop the job, and do not. See [Data checks](data-checks.md).",
     "evaluate": "The evaluation that follows when the job is done. `{}` takes the defaults. "
     "See [Evaluation](#evaluation).",
-    "hub_model_id": "A repository on the Hugging Face hub (`OWNER/NAME`) to which the server pushes the adapter when the "
+    "hub_model_id": "A repository on the Hugging Face hub (`OWNER/NAME`). The server pushes the adapter there when the "
     "job is done. See [Hugging Face hub](use-an-adapter.md#hugging-face-hub).",
     "hub_private": "`false` makes a new repository of `hub_model_id` public, and allows one that is.",
     "evaluation": "Filled in by the server in an evaluation. See [Evaluate an adapter](evaluation.md).",
