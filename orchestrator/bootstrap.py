@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from orchestrator.adapters.database.instance import count_live_sessions, count_s
 from orchestrator.adapters.database.migrate import upgrade
 from orchestrator.adapters.database.unit_of_work import make_engine, make_unit_of_work
 from orchestrator.adapters.exporter import ProcessExporter
+from orchestrator.adapters.hub_publisher import HubPublisher
 from orchestrator.adapters.instance import InstanceFolder, Origin, choose_id
 from orchestrator.adapters.judge_client import WebJudge
 from orchestrator.adapters.notifier import WebNotifier
@@ -44,6 +46,7 @@ from orchestrator.services.context import Context
 from orchestrator.services.copied_folder import leave_to_the_original
 from orchestrator.services.judge_endpoints import JudgingContext, RunningJudges
 from orchestrator.services.notifications import NotificationContext
+from orchestrator.services.pushing import PushingContext
 from orchestrator.services.rounds import Rounds
 from orchestrator.services.running_checks import RunningChecks
 from orchestrator.services.running_exports import RunningExports
@@ -69,7 +72,8 @@ def _spawn(pool: ThreadPoolExecutor, work: Callable[[], None]) -> None:
 class App:
     """A complete server. `wake` triggers a dispatch and `news` a pass over the machines.
 
-    `rounds` knows which of its loops is late, and `judges` what it does with judge models.
+    `rounds` knows which of its loops is late, `judges` what it does with judge models. `pushing` is the context of the
+    use cases that push to the Hugging Face hub.
     """
 
     settings: Settings
@@ -83,6 +87,7 @@ class App:
     judge_client: JudgeClient
     clock: SteadyClock
     guard: DatabaseGuard
+    pushing: PushingContext
     rounds: Rounds = field(default_factory=Rounds)
     judges: RunningJudges = field(default_factory=RunningJudges)
     closers: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
@@ -194,6 +199,7 @@ def _build(
         judge_client=WebJudge(),
         clock=clock,
         guard=ground.guard,
+        pushing=_pushing(settings, context),
         closers=[stores.close, exports.close, lambda: pool.shutdown(wait=False, cancel_futures=True)],
     )
     if ground.origin is Origin.COPY:
@@ -203,6 +209,14 @@ def _build(
     InstanceFolder(settings.folder).keep(instance_id)
     first_start(context, app.token_file, slots=settings.local_slots, session_s=settings.local_session_s)
     return app
+
+
+def _pushing(settings: Settings, context: Context) -> PushingContext:
+    """The context of pushes, without the files of those that were under way when a server was killed."""
+    folder = settings.folder / "pushes"
+    shutil.rmtree(folder, ignore_errors=True)
+    publisher = HubPublisher(is_offline=settings.offline, endpoint=settings.hub_endpoint)
+    return PushingContext(ctx=context, publisher=publisher, folder=folder)
 
 
 def _open(settings: Settings, ground: _Ground) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from trainhop.connection import Connection
@@ -75,7 +78,8 @@ def save_adapter(connection: Connection, job: dict[str, Any], out: Path) -> None
         fetch(connection, f"/jobs/{job['id']}/adapter", archive, job["adapter"]["zip_sha256"])
         shutil.rmtree(aside, ignore_errors=True)
         unpack(archive, aside)
-        _verify(aside / WEIGHTS, job["adapter"]["sha256"])
+        with _archive_errors() as adapter_archive:
+            adapter_archive.verify_weights(aside, job["adapter"]["sha256"])
         _add_evidence(connection, job["id"], aside)
         if out.exists():
             out.rmdir()
@@ -97,20 +101,18 @@ def _add_evidence(connection: Connection, job_id: str, folder: Path) -> None:
             (folder / name).write_bytes(content)
 
 
-def _verify(weights: Path, sha256: str) -> None:
-    if not weights.is_file():
-        raise Error(f"The archive has no {WEIGHTS}. Download it again.")
-    with weights.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
-        raise Error(f"{WEIGHTS} is damaged: sha256 {found}, expected {sha256}. Download it again.")
-
-
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack plain files into the new `folder`. Raises `Error` for links, bombs, and names that lead out of it."""
-    from worker.shared import adapter_archive
-
-    try:
+    with _archive_errors() as adapter_archive:
         adapter_archive.unpack(archive, folder)
-    except adapter_archive.ArchiveError as error:
-        raise Error(str(error)) from error
+
+
+@contextmanager
+def _archive_errors() -> Generator[ModuleType]:
+    with own_worker():
+        from worker.shared import adapter_archive
+
+        try:
+            yield adapter_archive
+        except adapter_archive.ArchiveError as error:
+            raise Error(str(error)) from error

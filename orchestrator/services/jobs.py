@@ -363,6 +363,8 @@ def _ended(tx: Transaction, actor: Actor, job_id: str) -> Job:
             )
     if uncollected:
         raise ConflictError(f"The last session of job {job_id} is still being cleaned up. Try again in a minute.")
+    if tx.pushes.running_of_job(job_id) is not None:
+        raise ConflictError(f"The adapter of job {job_id} is being pushed. Wait until that has ended.")
     _refuse_if_promoted(tx, job)
     _refuse_if_evidence(tx, job)
     return job

@@ -20,6 +20,7 @@ from orchestrator.services.audits import MAX_SEED
 from orchestrator.services.comparisons import MAX_QUESTION, QUESTION
 from orchestrator.services.judge_endpoints import MAX_KEY
 from orchestrator.services.judgements import BUDGET
+from worker.shared.hub_names import RepoName
 from worker.shared.job_spec import EvaluationSpec
 from worker.shared.wire import Count, Sha256
 
@@ -235,6 +236,17 @@ class JudgementResume(RequestModel):
     """A judgement to resume, with its old budget or with another one."""
 
     max_tokens: Budget | None = None
+
+
+class PushCreate(RequestModel):
+    """A push to the Hugging Face hub. Without `repo`, to that of the job's last push or of its file.
+
+    `public` allows a public repository and makes a new one public. `replace` allows one with other files.
+    """
+
+    repo: RepoName | None = None
+    public: bool = False
+    replace: bool = False
 
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,99}$"

@@ -27,6 +27,7 @@ from orchestrator.entrypoints.cli import (
     models,
     notebook,
     notifications,
+    pushes,
     serve,
     stores,
     watch,
@@ -55,6 +56,7 @@ for part in (
     artifacts.app,
     download.app,
     adapter_export.app,
+    pushes.app,
     doctor.app,
 ):
     app.add_typer(part)

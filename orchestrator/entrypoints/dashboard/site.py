@@ -27,6 +27,7 @@ from orchestrator.entrypoints.dashboard import (
     members,
     models,
     notifications,
+    pushes,
     rating,
     submit,
 )
@@ -37,6 +38,7 @@ PAGES = (
     assets,
     login,
     adapter_exports,
+    pushes,  # before `jobs`, which takes every other action on a job
     jobs,
     curve,
     live,
