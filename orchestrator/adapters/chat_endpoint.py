@@ -14,7 +14,8 @@ from orchestrator.adapters import private_networks
 from orchestrator.adapters.endpoint_calls import JSON, NOT_COMPATIBLE, Cut, EndpointCalls, content_type
 from orchestrator.ports.chats import ChatAddress
 from orchestrator.ports.judges import NoReply, Remedy
-from worker.shared.chat import MAX_ANSWER_S, ChatEvent, Kind, Question, failed
+from worker.shared.chat import ChatEvent, Kind, Question, failed
+from worker.shared.chat_limits import MAX_ANSWER_S
 from worker.shared.evaluation_units import Arm
 
 READ_S = 60.0

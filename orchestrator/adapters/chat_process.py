@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from worker.shared.chat import MAX_ANSWER_S, MAX_LINE_BYTES, ChatEvent, Kind, Question, failed
+from worker.shared.chat import ChatEvent, Kind, Question, failed
+from worker.shared.chat_limits import MAX_ANSWER_S, MAX_LINE_BYTES
 from worker.shared.process import tied
 
 LOAD_S = 900.0
@@ -48,7 +49,8 @@ class ChatProcess:
         self._number, self._is_ready, self._is_over = 0, False, False
         self._started = threading.Event()
         # The kernel ends the process with the thread that started it, so that thread stays and reads.
-        threading.Thread(target=self._run, name="chat", daemon=True).start()
+        self._reader = threading.Thread(target=self._run, name="chat", daemon=True)
+        self._reader.start()
         self._started.wait()
 
     @property
@@ -82,6 +84,7 @@ class ChatProcess:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            self._reader.join()
 
     def _load(self, cancelled: threading.Event) -> Iterator[ChatEvent]:
         """The events of loading. Cancelling an answer does not stop it: the next question needs the model too."""
@@ -149,6 +152,9 @@ class ChatProcess:
         self._process.kill()
         code = self._process.wait()
         self._is_over = True
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):  # what was not written is of no use any more
+                self._process.stdin.close()
         self._events.put((None, _KILLED) if code < 0 else _ENDED)
 
     def _read(self, lines: IO[bytes]) -> None:

@@ -124,7 +124,7 @@ def test_an_adapter_of_another_base_is_refused(pairing: Pairing, tmp_path: Path)
     from benchmarks.export.models import make_model
 
     other = make_model(tmp_path / "other", "llama", intermediate_size=96)
-    with pytest.raises(ChatError, match=r"belongs to another base model: model\.layers\.\d.*\[128, 64\].*--base"):
+    with pytest.raises(ChatError, match=r"belongs to another base model: model\.layers\.\d.*\[64, 128\].*--base"):
         ChatModel(pairing.adapter, str(other), said)
 
 

@@ -16,7 +16,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from worker.shared.chat import MAX_LINE_BYTES, ChatEvent, Kind, Question, failed
+from worker.shared.chat import ChatEvent, Kind, Question, failed
+from worker.shared.chat_limits import MAX_LINE_BYTES
 
 
 class _Wire:

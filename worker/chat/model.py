@@ -14,7 +14,8 @@ from worker.export.adapter import Adapter, read_adapter
 from worker.export.errors import ExportError
 from worker.export.merge import has_bitsandbytes
 from worker.export.sources import check_hash, named_base, resolved, tokenizer_folder
-from worker.shared.chat import MAX_PROMPT_TOKENS, Question
+from worker.shared.chat import Question
+from worker.shared.chat_limits import MAX_PROMPT_TOKENS
 from worker.shared.dataset_files import Message
 from worker.shared.evaluation_units import Arm
 from worker.shared.files import expanded

@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 
 from worker.chat.model import ChatError, ChatModel
-from worker.shared.chat import MAX_ANSWER_S, ChatEvent, Kind, Question, failed
+from worker.shared.chat import ChatEvent, Kind, Question, failed
+from worker.shared.chat_limits import MAX_ANSWER_S
 from worker.shared.evaluation_units import Arm
 from worker.training import generation
 

@@ -14,6 +14,7 @@ from orchestrator.entrypoints.cli import (
     adapter_export,
     artifacts,
     audits,
+    chat,
     comparisons,
     datasets,
     doctor,
@@ -55,6 +56,7 @@ for part in (
     artifacts.app,
     download.app,
     adapter_export.app,
+    chat.app,
     doctor.app,
 ):
     app.add_typer(part)
