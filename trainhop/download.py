@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import stat
-import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainhop.connection import Connection
@@ -19,9 +17,6 @@ if TYPE_CHECKING:
 WEIGHTS = "adapter_model.safetensors"
 EVIDENCE = {"README.md": "card", "trainhop-provenance.json": "provenance"}
 """Files that the server makes when they are read, because an adapter is evaluated after its archive is written."""
-MAX_GROWTH = 200
-"""Unpacked bytes per archive byte. Tensors hardly compress, so a higher ratio is an attack on the disk."""
-ALLOWANCE_BYTES = 64 << 20
 
 
 def fetch(connection: Connection, path: str, target: Path, sha256: str, patience: Patience | None = None) -> None:
@@ -113,23 +108,10 @@ def _verify(weights: Path, sha256: str) -> None:
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack plain files into the new `folder`. Raises `Error` for links, bombs, and names that lead out of it."""
-    try:
-        with zipfile.ZipFile(archive) as packed:
-            entries = packed.infolist()
-            for entry in entries:
-                _refuse_trick(entry)
-            limit = archive.stat().st_size * MAX_GROWTH + ALLOWANCE_BYTES
-            if sum(e.file_size for e in entries) > limit:
-                raise Error(f"The archive unpacks to more than {limit / (1 << 20):.1f} MiB")
-            folder.mkdir(parents=True)
-            packed.extractall(folder)
-    except zipfile.BadZipFile as error:
-        raise Error(f"The archive is damaged ({error}). Download it again.") from error
+    with own_worker():
+        from worker.shared import adapter_archive
 
-
-def _refuse_trick(entry: zipfile.ZipInfo) -> None:
-    name = PurePosixPath(entry.filename)
-    mode = entry.external_attr >> 16
-    odd = name.is_absolute() or ".." in name.parts or "\\" in entry.filename or ":" in entry.filename
-    if odd or (mode and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_IFMT(mode) == 0)):
-        raise Error(f"The archive has the unsafe entry {entry.filename!r}. It was not unpacked.")
+        try:
+            adapter_archive.unpack(archive, folder)
+        except adapter_archive.ArchiveError as error:
+            raise Error(str(error)) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from orchestrator.adapters.chat_endpoint import EndpointChat
@@ -17,6 +18,15 @@ class ServerChats:
 
     def __init__(self, endpoint: EndpointChat | None = None) -> None:
         self._endpoint = endpoint or EndpointChat()
+
+    def obstacle(self) -> str:
+        missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
+        if not missing:
+            return ""
+        return (
+            f"This server has no {' and no '.join(missing)}, so it cannot load a model. Install torch and "
+            "'trainhop[train]' beside it, use `trainhop chat` on a computer of your own, or name an address."
+        )
 
     def load(self, adapter: Path, base: str) -> LoadedChat:
         return ChatProcess(adapter, base, local_only=True, environment=without_secrets())

@@ -47,6 +47,10 @@ class LoadedChat(Protocol):
 class Chats(Protocol):
     """Starts chats. Nothing of a conversation is kept."""
 
+    def obstacle(self) -> str:
+        """Why no model can be loaded on this computer, in words. Empty if it may be possible."""
+        ...
+
     def load(self, adapter: Path, base: str) -> LoadedChat:
         """Load the adapter of a PEFT folder with a base model that is on this computer."""
         ...

@@ -13,6 +13,7 @@ from orchestrator.domain.accounts import Actor
 from orchestrator.entrypoints.dashboard import (
     assets,
     audits,
+    chats,
     comparisons,
     curve,
     demo,
@@ -35,6 +36,7 @@ from orchestrator.entrypoints.http import problems
 PAGES = (
     assets,
     login,
+    chats,  # before the actions on a job
     jobs,
     curve,
     live,

@@ -13,6 +13,7 @@ from orchestrator.bootstrap import App
 from orchestrator.config import Settings
 from orchestrator.entrypoints.api import (
     audits,
+    chats,
     checks,
     comparisons,
     datasets,
@@ -91,6 +92,7 @@ def make_app(app: App) -> FastAPI:
     people = (
         jobs,
         evaluations,
+        chats,
         notebooks,
         sessions,
         models,
