@@ -1,4 +1,4 @@
-"""Measures exports of adapters: merge, GGUF model, GGUF adapter, and the check that stands before each.
+"""Measures exports of adapters (merge, GGUF model, GGUF adapter, the check that stands before each) and the chat.
 
     PYTHONPATH=FOLDER_WITH_LLAMA_CPP python -m benchmarks.export [--only ITEM,...] [--json]
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 
+from benchmarks.export.chat import chat
 from benchmarks.export.damage import damage
 from benchmarks.export.merge import bits, memory
 from benchmarks.export.with_llama_cpp import smollm2, tiny
@@ -20,6 +21,7 @@ ITEMS: dict[str, Item] = {
     "damage": damage,
     "llama_cpp_tiny": tiny,
     "llama_cpp_smollm2": smollm2,
+    "chat": chat,
 }
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ async def chat(
     except TrainhopError as error:
         problem = str(error)
     values["turns"] = json.dumps([turn.model_dump() for turn in turns])
-    shown = {"job": row, "chat": values, "turns": turns, "problem": problem}
+    shown = {"job": row, "chat": values, "turns": turns, "problem": problem, "faults": ()}
     return page(request, "chat.html", me, status=422 if problem else 200, **shown)
 
 
