@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,13 +14,13 @@ from worker.shared.chat import ChatEvent, Question
 
 
 class ServerChats:
-    """Implements `ports.chats.Chats`."""
+    """Implements `ports.chats.Chats`. `find` finds a package without importing it."""
 
-    def __init__(self, endpoint: EndpointChat | None = None) -> None:
-        self._endpoint = endpoint or EndpointChat()
+    def __init__(self, find: Callable[[str], object | None] = find_spec) -> None:
+        self._endpoint, self._find = EndpointChat(), find
 
     def obstacle(self) -> str:
-        missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
+        missing = [name for name in ("torch", "transformers", "peft") if self._find(name) is None]
         if not missing:
             return ""
         return (

@@ -70,7 +70,7 @@ class RunningChats:
             if len(self._members) >= MAX_AT_ONCE:
                 raise ConflictError("The server is answering as many questions as it can. Try again in a moment.")
             if is_local and not self._local.acquire(blocking=False):
-                raise ConflictError("The server's computer is answering somebody else. Try again in a moment.")
+                raise ConflictError("The server's computer is answering another member. Try again in a moment.")
             self._members[member_id] = threading.Event()
             return self._members[member_id]
 
@@ -150,7 +150,7 @@ class Endpoint:
 
 
 @dataclass(kw_only=True)
-class Asked:
+class PendingAnswer:
     """A question that may be answered now. `end` must be called, and may be called again.
 
     `is_begun` says that whoever iterates over the answers will call it.
@@ -177,7 +177,9 @@ class Asked:
             self.context.running.end(self.job.member_id, is_local=self.where is None)
 
 
-def ask(context: ChatContext, actor: Actor, job_id: str, question: Question, endpoint: Endpoint | None = None) -> Asked:
+def ask(
+    context: ChatContext, actor: Actor, job_id: str, question: Question, endpoint: Endpoint | None = None
+) -> PendingAnswer:
     """Begin to answer a question to a job's adapter, here or at an address.
 
     Only the job's owner may ask. Only an admin's address may be in the server's own network. Raises `ConflictError`
@@ -188,7 +190,7 @@ def ask(context: ChatContext, actor: Actor, job_id: str, question: Question, end
     if where is None and (obstacle := context.chats.obstacle()):
         raise ConflictError(obstacle)
     cancelled = context.running.begin(actor.member_id, is_local=where is None)
-    return Asked(context=context, job=job, question=question, where=where, cancelled=cancelled)
+    return PendingAnswer(context=context, job=job, question=question, where=where, cancelled=cancelled)
 
 
 def _job(ctx: Context, actor: Actor, job_id: str) -> Job:
@@ -217,7 +219,7 @@ def _address(chats: Chats, actor: Actor, question: Question, endpoint: Endpoint)
     )
 
 
-def _answer_here(asked: Asked) -> Iterator[ChatEvent]:
+def _answer_here(asked: PendingAnswer) -> Iterator[ChatEvent]:
     running = asked.context.running
     chat = running.loaded(asked.job.id)
     if chat is None:

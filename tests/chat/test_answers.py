@@ -112,10 +112,13 @@ def test_a_conversation_that_is_too_long_is_refused_in_words(model: ChatModel) -
     assert max(lengths) < 256
 
 
-def test_a_template_that_refuses_is_named(model: ChatModel, monkeypatch) -> None:
-    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
-    monkeypatch.setattr(model._tokenizer, "chat_template", template)
-    (only,) = events_of(model, Question(question=ASKED, system="Be short."))
+def test_a_template_that_refuses_is_named(pairing: Pairing, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(pairing.base, base)
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
+    (base / "chat_template.jinja").write_text(refuses)
+    strict = ChatModel(pairing.adapter, str(base), said)
+    (only,) = events_of(strict, Question(question=ASKED, system="Be short."))
     assert only.text.startswith("The chat template of this model refuses the conversation (no system); leave the sys")
 
 
@@ -139,8 +142,12 @@ def test_faults_of_the_folder_are_words(pairing: Pairing, tmp_path: Path) -> Non
         ChatModel(broken, None, said)
 
 
-def test_a_model_without_room_is_refused_before_it_is_loaded(pairing: Pairing, monkeypatch) -> None:
-    """Guard: without `check_fit` it was loaded."""
-    monkeypatch.setattr("worker.training.backends.base.available_ram", lambda: 1000)
+def test_a_model_without_room_is_refused_before_it_is_loaded(pairing: Pairing, tmp_path: Path) -> None:
+    """Guard: without `check_fit` it was loaded. Its weights say that they have 64 TiB, in a file without blocks."""
+    base = tmp_path / "base"
+    shutil.copytree(pairing.base, base)
+    shape = [2**22, 2**22]
+    header = json.dumps({"x.weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    (base / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(ChatError, match="GiB but the free memory of this machine is"):
-        ChatModel(pairing.adapter, None, said)
+        ChatModel(pairing.adapter, str(base), said)

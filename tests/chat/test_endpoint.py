@@ -149,4 +149,4 @@ def test_options_that_do_not_belong_together(endpoint: ChatEmulator) -> None:
             CliRunner().invoke(app, words, catch_exceptions=False)
     one = CliRunner().invoke(app, ["chat", "--endpoint", endpoint.url, "--prompt", "hi", "--json"])
     assert '"base"' not in one.stdout
-    assert "Only the adapter is asked" in one.stderr
+    assert "Only the adapter will answer" in one.stderr

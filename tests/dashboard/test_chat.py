@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.export.models import make_adapter, make_model
+from orchestrator.adapters.chats import ServerChats
 from tests.dashboard.test_browser import _axe
 from tests.emulators.chat import ChatEmulator, Fault
 from tests.helpers.page_server import PageServer, page_server
@@ -117,10 +118,11 @@ def test_a_job_without_an_adapter_is_refused(trained) -> None:
     assert "has no adapter to chat with" in refused.json()["detail"]
 
 
-def test_a_server_without_torch_says_so(trained, monkeypatch) -> None:
+def test_a_server_without_torch_says_so(trained) -> None:
     server, job = trained
-    monkeypatch.setattr("orchestrator.adapters.chats.find_spec", lambda name: None if name == "torch" else object())
+    usual, server.app.chats = server.app.chats, ServerChats(lambda name: None if name == "torch" else name)
     refused = server.api.admin.post(f"/jobs/{job}/chat", ASKED)
+    server.app.chats = usual
     assert refused.status_code == 409
     assert refused.json()["detail"].startswith("This server has no torch, so it cannot load a model. Install torch")
 

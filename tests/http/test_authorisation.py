@@ -31,6 +31,7 @@ BODIES = {
     "change_judge_endpoint": {"key": "k"},
     "start_judgement": {"endpoint": "house"},
     "resume_judgement": {},
+    "chat": {"question": "hello"},
     "label_audit_row": {"unit": "0.1", "label": "correct"},
 }
 ADMIN_ONLY = {

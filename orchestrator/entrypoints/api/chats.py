@@ -18,7 +18,9 @@ from orchestrator.services import chats
 router = APIRouter(prefix=PREFIX, tags=["jobs"], route_class=ApiRoute, responses=PROBLEMS)
 
 
-def _asked(server: ServerDep, me: CurrentUser, job_id: JobId, body: requests.ChatCreate) -> Generator[chats.Asked]:
+def _asked(
+    server: ServerDep, me: CurrentUser, job_id: JobId, body: requests.ChatCreate
+) -> Generator[chats.PendingAnswer]:
     """Refusals become problem documents, because they come before the stream."""
     asked = chats.ask(server.app.chatting, me, job_id, body.as_question(), body.as_endpoint())
     try:
@@ -34,7 +36,7 @@ def _asked(server: ServerDep, me: CurrentUser, job_id: JobId, body: requests.Cha
     summary="Ask the adapter and its base model",
     response_class=EventSourceResponse,
 )
-async def chat(asked: Annotated[chats.Asked, Depends(_asked)]) -> AsyncIterator[ServerSentEvent]:
+async def chat(asked: Annotated[chats.PendingAnswer, Depends(_asked)]) -> AsyncIterator[ServerSentEvent]:
     """Streams both answers: events `loading`, `ready`, `text` and `end`, then `failed` or `done`.
 
     Their data is JSON with `arm` (`base` or `adapter`) and `text`. Nothing of a conversation is stored: `turns` has the

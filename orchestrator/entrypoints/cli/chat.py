@@ -85,5 +85,5 @@ def _only_adapter(only: Only | None) -> Only:
     if only is Only.BASE:
         raise CommandError(Exit.USAGE, "Name the base model at the address with --base-model.")
     if only is None:
-        say("Only the adapter is asked. For the base model too: --base-model NAME, or --lora ID with llama-server.")
+        say("Only the adapter will answer. For the base model too: --base-model NAME, or --lora ID with llama-server.")
     return Only.ADAPTER

@@ -102,7 +102,7 @@ async def chat(
     return page(request, "chat.html", me, status=422 if problem else 200, **shown)
 
 
-async def _answered(request: Request, asked: chats.Asked) -> tuple[dict[str, str], str]:
+async def _answered(request: Request, asked: chats.PendingAnswer) -> tuple[dict[str, str], str]:
     """Both texts, and why there are none. They are not generated for somebody who has left."""
     texts = {arm.value: "" for arm in Arm}
     async with aclosing(answers.events(asked)) as events:

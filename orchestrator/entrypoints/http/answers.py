@@ -8,13 +8,13 @@ from collections.abc import AsyncGenerator
 
 import structlog
 
-from orchestrator.services.chats import Asked
+from orchestrator.services.chats import PendingAnswer
 from worker.shared.chat import ChatEvent, failed
 
 _log = structlog.get_logger(__name__)
 
 
-async def events(asked: Asked) -> AsyncGenerator[ChatEvent]:
+async def events(asked: PendingAnswer) -> AsyncGenerator[ChatEvent]:
     """The events of the answers. Closing the generator cancels them, and the member may ask again once they ended."""
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[ChatEvent | None] = asyncio.Queue()
