@@ -86,7 +86,7 @@ def test_the_servers_computer_keeps_one_model_for_a_while(trained, made, tmp_pat
     assert [e for e in first if e["kind"] == "text"] == [e for e in again if e["kind"] == "text"]
     loaded = running.loaded(job)
     assert loaded is not None
-    other = finished(server, admin, *made, tmp_path)
+    other = finished(server, admin, made[0], made[1], tmp_path)
     running._idle_s = 0.1
     assert "ready" in [event["kind"] for event in asked(admin, other)]
     assert not loaded.is_alive
@@ -100,7 +100,7 @@ def test_only_the_owner_may_ask(trained, endpoint: ChatEmulator, made, tmp_path)
     admin.post("/members", {"name": "ann"})
     ann = server.api.as_(admin.post("/tokens", {"member": "ann", "name": "t"}).json()["secret"])
     assert ann.post(f"/jobs/{mine}/chat", ASKED).status_code == 404
-    hers = finished(server, ann, *made, tmp_path)
+    hers = finished(server, ann, made[0], made[1], tmp_path)
     refused = admin.post(f"/jobs/{hers}/chat", ASKED)
     assert refused.status_code == 403
     assert "Only the owner" in refused.json()["detail"]

@@ -31,7 +31,8 @@ class ChatEmulator:
     """A server in a thread of this process. `hung_up` is set when a client has closed a stream before its end."""
 
     def __init__(self) -> None:
-        self.key, self.models = "", ("base", "adapter")
+        self.key = ""
+        self.models: tuple[str, ...] = ("base", "adapter")
         self.fault = Fault()
         self.seen: list[dict[str, Any]] = []
         self.hung_up = threading.Event()
