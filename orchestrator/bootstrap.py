@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 
 from orchestrator.adapters import data_folder
 from orchestrator.adapters.catalog import FolderAndHubCatalog
+from orchestrator.adapters.chats import ServerChats
 from orchestrator.adapters.database.guard import DatabaseGuard, guard_database
 from orchestrator.adapters.database.instance import count_live_sessions, count_sealed, is_empty, read_id, write_id
 from orchestrator.adapters.database.migrate import upgrade
@@ -35,6 +36,7 @@ from orchestrator.adapters.token_preview import TokenLooks
 from orchestrator.adapters.tokens import KeyedTokens
 from orchestrator.adapters.vault import FernetVault
 from orchestrator.config import Settings
+from orchestrator.ports.chats import Chats
 from orchestrator.ports.judges import JudgeClient
 from orchestrator.ports.notifications import Notifier
 from orchestrator.ports.providers import DriverEnv, Provider, Providers
@@ -42,6 +44,7 @@ from orchestrator.ports.repository import UnitOfWork
 from orchestrator.ports.stores import Links, StoreConfig, StoreEnv, StoreKind, Stores
 from orchestrator.ports.system import Clock, Vault
 from orchestrator.providers.registry import Registry
+from orchestrator.services.chats import ChatContext, RunningChats
 from orchestrator.services.context import Context
 from orchestrator.services.copied_folder import leave_to_the_original
 from orchestrator.services.judge_endpoints import JudgingContext, RunningJudges
@@ -72,8 +75,8 @@ def _spawn(pool: ThreadPoolExecutor, work: Callable[[], None]) -> None:
 class App:
     """A complete server. `wake` triggers a dispatch and `news` a pass over the machines.
 
-    `rounds` knows which of its loops is late, `judges` what it does with judge models. `pushing` is the context of the
-    use cases that push to the Hugging Face hub.
+    `rounds` knows which of its loops is late, `judges` what it does with judge models, and `running_chats` who chats.
+    `pushing` is the context of the use cases that push to the Hugging Face hub.
     """
 
     settings: Settings
@@ -90,6 +93,8 @@ class App:
     pushing: PushingContext
     rounds: Rounds = field(default_factory=Rounds)
     judges: RunningJudges = field(default_factory=RunningJudges)
+    chats: Chats = field(default_factory=ServerChats)
+    running_chats: RunningChats = field(default_factory=RunningChats)
     closers: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
 
     @property
@@ -102,8 +107,14 @@ class App:
         """The context of the use cases that call judge models."""
         return JudgingContext(ctx=self.context, client=self.judge_client, running=self.judges)
 
+    @property
+    def chatting(self) -> ChatContext:
+        """The context of the use cases that chat with an adapter."""
+        return ChatContext(ctx=self.context, chats=self.chats, running=self.running_chats)
+
     def close(self) -> None:
         """Close threads, connections and the data folder."""
+        self.running_chats.stop()
         self.judges.stopping.set()
         for closer in reversed(self.closers):
             closer()

@@ -1,4 +1,4 @@
-"""Measures exports of adapters: merge, GGUF model, GGUF adapter, the check before each, and pushes to the hub.
+"""Measures what becomes of an adapter: merge, GGUF, the check before each, pushes to the hub, and the chat.
 
     PYTHONPATH=FOLDER_WITH_LLAMA_CPP python -m benchmarks.export [--only ITEM,...] [--json]
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 
+from benchmarks.export.chat import chat
 from benchmarks.export.damage import damage
 from benchmarks.export.merge import bits, memory, memory_7b
 from benchmarks.export.push import push, tokens
@@ -24,6 +25,7 @@ ITEMS: dict[str, Item] = {
     "tokens": tokens,
     "llama_cpp_tiny": tiny,
     "llama_cpp_smollm2": smollm2,
+    "chat": chat,
 }
 
 if __name__ == "__main__":

@@ -17,9 +17,11 @@ from orchestrator.domain.trust.audit_estimate import Label
 from orchestrator.domain.trust.declared_gain import GainKind
 from orchestrator.services.audit_rating import MAX_NOTE, MAX_SOURCE
 from orchestrator.services.audits import MAX_SEED
+from orchestrator.services.chats import Endpoint
 from orchestrator.services.comparisons import MAX_QUESTION, QUESTION
 from orchestrator.services.judge_endpoints import MAX_KEY
 from orchestrator.services.judgements import BUDGET
+from worker.shared import chat
 from worker.shared.hub_names import RepoName
 from worker.shared.job_spec import EvaluationSpec
 from worker.shared.wire import Count, Sha256
@@ -223,6 +225,35 @@ class JudgeEndpointUpdate(RequestModel):
     """A new key for an endpoint."""
 
     key: JudgeKey
+
+
+class ChatEndpoint(RequestModel):
+    """An OpenAI-compatible address, and what the models are called there. The key is not stored.
+
+    `lora` is llama-server's number of the adapter. It is switched off for the base model.
+    """
+
+    url: JudgeUrl
+    model: Annotated[str, Field(max_length=200)] = ""
+    base_model: Annotated[str, Field(max_length=200)] = ""
+    lora: Annotated[int, Field(ge=0, le=99)] | None = None
+    key: JudgeKey = SecretStr("")
+
+
+class ChatCreate(chat.Question):
+    """A question with the turns before it. Without `endpoint` the server's own computer answers."""
+
+    endpoint: ChatEndpoint | None = None
+
+    def as_question(self) -> chat.Question:
+        """The question alone."""
+        return chat.Question.model_validate(self.model_dump(exclude={"endpoint"}))
+
+    def as_endpoint(self) -> Endpoint | None:
+        """The address with its key."""
+        if self.endpoint is None:
+            return None
+        return Endpoint(**self.endpoint.model_dump(exclude={"key"}), key=self.endpoint.key.get_secret_value())
 
 
 class JudgementCreate(RequestModel):

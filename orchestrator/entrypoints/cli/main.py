@@ -14,6 +14,7 @@ from orchestrator.entrypoints.cli import (
     adapter_export,
     artifacts,
     audits,
+    chat,
     comparisons,
     datasets,
     doctor,
@@ -57,6 +58,7 @@ for part in (
     download.app,
     adapter_export.app,
     pushes.app,
+    chat.app,
     doctor.app,
 ):
     app.add_typer(part)

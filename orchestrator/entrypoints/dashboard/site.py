@@ -14,6 +14,7 @@ from orchestrator.entrypoints.dashboard import (
     adapter_exports,
     assets,
     audits,
+    chats,
     comparisons,
     curve,
     demo,
@@ -37,8 +38,10 @@ from orchestrator.entrypoints.http import problems
 PAGES = (
     assets,
     login,
+    # These are before `jobs`, which takes every other action on a job.
     adapter_exports,
-    pushes,  # before `jobs`, which takes every other action on a job
+    chats,
+    pushes,
     jobs,
     curve,
     live,

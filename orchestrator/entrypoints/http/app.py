@@ -14,6 +14,7 @@ from orchestrator.config import Settings
 from orchestrator.entrypoints.api import (
     adapter_exports,
     audits,
+    chats,
     checks,
     comparisons,
     datasets,
@@ -94,6 +95,7 @@ def make_app(app: App) -> FastAPI:
         jobs,
         adapter_exports,
         evaluations,
+        chats,
         notebooks,
         sessions,
         models,
