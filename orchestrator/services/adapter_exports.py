@@ -33,7 +33,6 @@ log = structlog.get_logger()
 
 REPORT = "trainhop-export.json"
 MAX_REPORT = 1 << 20
-MAX_WAITING = 8
 KEPT_S = 7 * 86_400.0
 
 
@@ -48,10 +47,10 @@ def start(ctx: Context, actor: Actor, job_id: str, settings: ExportSettings) -> 
     Raises `ConflictError` for a job without an adapter, a format that exists, and a member with an export under way.
     """
     running = _running(ctx)
-    if reason := running.exporter.missing():
-        raise ConflictError(reason)
     with ctx.uow() as tx:
         job = owned(tx, actor, job_id)
+    if reason := running.exporter.missing():
+        raise ConflictError(reason)
     if job.adapter_key is None:
         raise ConflictError(f"Job {job_id} has no adapter that can be exported. Wait until it has succeeded.")
     key = (job_id, settings.format)
@@ -75,8 +74,8 @@ def _refuse(running: RunningExports, actor: Actor, record: Export | None) -> Non
     mine = next((each for each in waiting if each.member_id == actor.member_id), None)
     if mine is not None:
         raise ConflictError(f"Your export of job {mine.job_id} is still {mine.state}. Wait until it has ended.")
-    if len(waiting) >= MAX_WAITING:
-        raise UnavailableError(f"{MAX_WAITING} exports are waiting on this server. Try again later.")
+    if len(waiting) >= running.most_waiting:
+        raise UnavailableError(f"{running.most_waiting} exports are waiting on this server. Try again later.")
 
 
 def exports_of(ctx: Context, actor: Actor, job_id: str) -> list[Export]:

@@ -13,6 +13,7 @@ from orchestrator.ports.exports import Exporter
 
 SPARE_BYTES = 5 << 30
 """Stay free on the server's disk, because its database and its store need room."""
+MAX_WAITING = 8
 WORK = ".work-"
 Key = tuple[str, ExportFormat]
 
@@ -32,6 +33,7 @@ class RunningExports:
     folder: Path
     exporter: Exporter
     spare_bytes: int = SPARE_BYTES
+    most_waiting: int = MAX_WAITING
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="export"))
     tasks: dict[Key, Task] = field(default_factory=dict[Key, Task])
     lock: threading.RLock = field(default_factory=threading.RLock)

@@ -27,7 +27,7 @@ NOT_RUN = {
     "trainhop evaluate JOB --judge mistralai/Mistral-7B-Instruct-v0.3": JUDGE_HERE,
     "trainhop evaluate JOB --checkpoint 120": ANSWERS,
     "trainhop show EVALUATION": ANSWERS,
-    "trainhop export trail-guide --format gguf --out my-gguf": EXPORT,
+    "trainhop export trail-guide --format gguf": EXPORT,
     "trainhop export JOB --format gguf --type q8_0 --out trail-guide-gguf": EXPORT,
     "trainhop export my-adapter --format merged --base models/base --out merged": EXPORT,
     "trainhop chat JOB": CHAT,

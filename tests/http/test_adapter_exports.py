@@ -67,7 +67,7 @@ def ended(person, job: str, form: str = "gguf-adapter") -> dict:
     return wait_for(look, "the export")
 
 
-def test_an_export_by_the_real_exporter_from_the_request_to_its_bytes(make_server, provider, tmp_path, sqlite_template):
+def test_an_export_by_the_real_exporter(make_server, provider, tmp_path, sqlite_template):
     """The process is the real one. Its files are those of the report, whole and in ranges."""
     base = make_model(tmp_path / "models" / "base", "llama")
     adapter = make_adapter(tmp_path / "adapter", base)
@@ -146,8 +146,8 @@ def test_one_export_runs_at_a_time_and_one_of_each_member_waits(api1, people, pr
     assert [request.out.parent.name for request in exporter.requests] == [ann[0], bob]
 
 
-def test_so_many_wait_and_no_more(api1, people, provider, tmp_path, exporter, monkeypatch):
-    monkeypatch.setattr(adapter_exports, "MAX_WAITING", 1)
+def test_so_many_wait_and_no_more(api1, people, provider, tmp_path, exporter):
+    running(api1).most_waiting = 1
     job, other = (trained(api1, provider, person, tmp_path) for person in (people.ann, people.bob))
     assert people.ann.post(f"/jobs/{job}/exports", GGUF_ADAPTER).status_code == 202
     assert people.bob.post(f"/jobs/{other}/exports", GGUF_ADAPTER).status_code == 503
@@ -249,9 +249,7 @@ def test_an_export_of_a_job_that_is_deleted_at_its_end_is_removed(api1, people, 
     assert running(api1).tasks == {}
 
 
-def test_a_server_that_stops_ends_its_export_and_the_next_one_removes_what_a_killed_one_left(
-    api1, people, provider, tmp_path, exporter, make_server
-):
+def test_the_next_server_removes_what_a_killed_one_left(api1, people, provider, tmp_path, exporter, make_server):
     job = trained(api1, provider, people.ann, tmp_path)
     exporter.go_on.release()
     people.ann.post(f"/jobs/{job}/exports", GGUF_ADAPTER)

@@ -58,7 +58,7 @@ def run_demo(folder: Path, *, as_json: bool, sandbox: bool = False) -> int:
     say(f"loss curve  {picture}" if picture else "loss curve  needs matplotlib: pip install matplotlib")
     say(f"records     trainhop up --data-dir {shlex.quote(str(server.folder))} --port 0 shows them in the dashboard")
     say(f"took        {seconds(time.monotonic() - began)}")
-    report.tell_how_to_use(result["export"])
+    report.tell_how_to_use(result["adapter"]["path"], result["export"])
     if as_json:
         put_json(result)
     return Exit.OK

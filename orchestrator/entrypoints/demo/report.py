@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -67,8 +68,9 @@ def _answers(samples: Sequence[Mapping[str, Any]], write: Any) -> None:
             write(f"    {label:<6}  {clean(sample['text'])}")
 
 
-def tell_how_to_use(export: Mapping[str, Any]) -> None:
-    """Say what was exported, and the command for each program that reads it."""
+def tell_how_to_use(adapter: str, export: Mapping[str, Any]) -> None:
+    """Say how to chat with the adapter, what was exported, and the command for each program that reads it."""
+    say(f"try it      trainhop chat {shlex.quote(adapter)}")
     if "error" in export:
         say(f"gguf        {clean(export['error'])}")
         return
