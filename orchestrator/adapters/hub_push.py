@@ -98,9 +98,7 @@ def _own(commits: Sequence[_Commit], push_id: str) -> _Commit | None:
 def _refuse_foreign(info: ModelInfo, commits: Sequence[_Commit], publication: Publication) -> None:
     repo = publication.repo
     if not info.private and not publication.is_public:
-        raise InvalidError(
-            f"{repo} is public. Push with --public if the adapter may be public, or make it private."
-        )
+        raise InvalidError(f"{repo} is public. Push with --public if the adapter may be public, or make it private.")
     files = {sibling.rfilename for sibling in info.siblings or ()}
     is_akin = commits and any(push_id in commits[0].title for push_id in publication.akin)
     if not (files <= _OF_AN_EMPTY_REPOSITORY or is_akin or publication.replace):
