@@ -20,7 +20,7 @@ from worker.shared.process import last_line, tied
 
 NEEDS = ("torch", "transformers", "accelerate", "gguf")
 COMMAND = (sys.executable, "-W", "ignore", "-m", "worker.export")
-LONGEST_S = 4 * 3600.0
+MAX_EXPORT_S = 4 * 3600.0
 LOOK_EVERY_S = 0.2
 MAX_STEP = 300
 """Characters of a line that says what is done now."""
@@ -38,7 +38,7 @@ class ProcessExporter:
         offline: bool = False,
         endpoint: str | None = None,
         cache: Path | None = None,
-        longest_s: float = LONGEST_S,
+        longest_s: float = MAX_EXPORT_S,
         command: Sequence[str] = COMMAND,
         needs: Sequence[str] = NEEDS,
     ) -> None:

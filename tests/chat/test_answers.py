@@ -12,7 +12,7 @@ import pytest
 from tests.chat.conftest import Pairing
 from worker.chat.model import ChatError, ChatModel
 from worker.chat.side_by_side import answer
-from worker.shared.chat import ChatEvent, Kind, Question, Turn
+from worker.shared.chat import ChatEvent, ChatTurn, Kind, Question
 from worker.shared.evaluation_units import Arm
 
 ASKED = "Where does the trail begin?"
@@ -64,7 +64,7 @@ def test_streamed_greedy_answers_are_those_of_plain_models(model: ChatModel, pai
     asked = Question(
         question="And then?",
         system="Be short.",
-        turns=(Turn(question=ASKED, base="At the gate.", adapter="At the lake."),),
+        turns=(ChatTurn(question=ASKED, base="At the gate.", adapter="At the lake."),),
         max_tokens=TOKENS,
     )
     events = events_of(model, asked)
@@ -106,7 +106,7 @@ def test_a_conversation_that_is_too_long_is_refused_in_words(model: ChatModel) -
     (only,) = events_of(model, Question(question="word " * 600, max_tokens=TOKENS))
     assert only.kind is Kind.FAILED
     assert "tokens, and at most 511 can be read here; begin a new conversation" in only.text
-    nearly = events_of(model, Question(question="a", turns=(Turn(question="b " * 225, base="c", adapter="c"),)))
+    nearly = events_of(model, Question(question="a", turns=(ChatTurn(question="b " * 225, base="c", adapter="c"),)))
     assert nearly[-1].kind is Kind.DONE
     lengths = [event.tokens or 0 for event in nearly if event.kind is Kind.END]
     assert max(lengths) < 256

@@ -15,7 +15,7 @@ from worker.shared.evaluation_units import Arm
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 
 
-class Turn(BaseModel):
+class ChatTurn(BaseModel):
     """An earlier question with its answers. An empty answer leaves the turn out for that model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,7 +32,7 @@ class Question(BaseModel):
 
     question: Annotated[str, Field(min_length=1, max_length=MAX_TEXT, pattern=r"\S")]
     system: Text = ""
-    turns: Annotated[tuple[Turn, ...], Field(max_length=MAX_TURNS)] = ()
+    turns: Annotated[tuple[ChatTurn, ...], Field(max_length=MAX_TURNS)] = ()
     only: Literal["base", "adapter"] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=MAX_ANSWER_TOKENS)] = ANSWER_TOKENS
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.0

@@ -22,7 +22,7 @@ from orchestrator.entrypoints.cli.output import clean, put_json_line, say
 from orchestrator.ports.chats import ChatAddress
 from trainhop.connection import find_job
 from trainhop.download import save_adapter
-from worker.shared.chat import ChatEvent, Kind, Question, Turn
+from worker.shared.chat import ChatEvent, ChatTurn, Kind, Question
 from worker.shared.chat_limits import MAX_TEXT
 from worker.shared.evaluation_units import Arm
 from worker.shared.files import temporary_folder
@@ -92,7 +92,7 @@ def converse(ask: Ask, settings: Settings, prompt: str | None) -> None:
     if prompt is not None:
         _answer(ask, _question(settings, prompt, ()), view, settings)
         return
-    turns: list[Turn] = []
+    turns: list[ChatTurn] = []
     if sys.stdin.isatty():
         say(f"Ask a question. {NEW} begins a new conversation, Ctrl-C stops an answer, Ctrl-D ends.")
     for text in _typed():
@@ -110,7 +110,7 @@ def converse(ask: Ask, settings: Settings, prompt: str | None) -> None:
             say("\n".join(error.lines))
             continue
         turns.append(
-            Turn(question=text, base=found.text(Arm.BASE)[:MAX_TEXT], adapter=found.text(Arm.ADAPTER)[:MAX_TEXT])
+            ChatTurn(question=text, base=found.text(Arm.BASE)[:MAX_TEXT], adapter=found.text(Arm.ADAPTER)[:MAX_TEXT])
         )
 
 
@@ -127,7 +127,7 @@ def _typed() -> Iterator[str]:
             yield text
 
 
-def _question(settings: Settings, text: str, turns: tuple[Turn, ...]) -> Question:
+def _question(settings: Settings, text: str, turns: tuple[ChatTurn, ...]) -> Question:
     try:
         return Question.model_validate(
             {

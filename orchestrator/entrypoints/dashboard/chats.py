@@ -18,7 +18,7 @@ from orchestrator.entrypoints.dashboard.render import Viewer, page
 from orchestrator.entrypoints.http import answers
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep
 from orchestrator.services import chats
-from worker.shared.chat import Kind, Turn
+from worker.shared.chat import ChatTurn, Kind
 from worker.shared.chat_limits import ANSWER_TOKENS, MAX_ANSWER_TOKENS, MAX_TEXT, MAX_TURNS
 from worker.shared.evaluation_units import Arm
 from worker.shared.plain_errors import in_words
@@ -86,14 +86,14 @@ async def chat(
     if values is None:
         raise InvalidError("This job has no adapter that you can chat with.")
     values["typed"] = form.model_dump(exclude={"key", "turns"})
-    turns, problem = list[Turn](), ""
+    turns, problem = list[ChatTurn](), ""
     try:
         body = form.asked()
         turns = list(body.turns)
         asked = chats.ask(server.app.chatting, me, job_id, body.as_question(), body.as_endpoint())
         texts, problem = await _answered(request, asked)
         if not problem:
-            turns.append(Turn(question=body.question, **texts))
+            turns.append(ChatTurn(question=body.question, **texts))
             values["typed"]["question"] = ""
     except TrainhopError as error:
         problem = str(error)
