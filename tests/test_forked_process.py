@@ -12,8 +12,14 @@ from typing import Any
 
 import pytest
 
+from benchmarks.tiny_job import write_rows
+from benchmarks.tiny_model import byte_tokenizer
+from orchestrator.adapters.token_preview import TokenLooks
+from tests.helpers import forked_process
 from tests.helpers.forked_process import ForkedProcess
 from tests.helpers.waiting import wait_for
+from worker.shared import limited_call
+from worker.shared.job_spec import RowFormat
 from worker.shared.process import tied
 
 COMMAND = [sys.executable, "-m", "orchestrator.entrypoints.cli.main"]
@@ -94,3 +100,40 @@ def test_a_tied_process_ends_with_whoever_started_it(tmp_path: Path) -> None:
     server._answers.shutdown(socket.SHUT_RDWR)  # as the kernel does when this process ends
     wait_for(lambda: not Path(f"/proc/{server.pid}").exists(), "the server is killed")
     server.wait()
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The fork servers that were asked for a process."""
+    asked: list[Path] = []
+    connect = forked_process._connect
+    monkeypatch.setattr(forked_process, "_connect", lambda address: asked.append(address) or connect(address))
+    return asked
+
+
+def test_a_process_with_the_usual_limits_is_forked_and_keeps_them(forks: list[Path], tmp_path: Path) -> None:
+    """Guard: without `setrlimit` the second call answered."""
+    file = write_rows(tmp_path / "rows.jsonl", 30)
+    request = {"path": str(file), "row_format": "messages", "container": "jsonl"}
+    inspected = "orchestrator.services.data_reading:inspected"
+    assert limited_call.call(inspected, request, cpu_s=10)["rows"] == 30
+    file.write_bytes(file.read_bytes() * 5_000)
+    with pytest.raises(limited_call.LimitError, match="needs more than 1 s of computing time"):
+        limited_call.call(inspected, request, cpu_s=1)
+    assert len(forks) == 2
+
+
+def test_other_calls_with_limits_are_no_forks(forks: list[Path]) -> None:
+    assert limited_call.call("json:dumps", {"a": 1}, cpu_s=10) == '{"a": 1}'
+    with pytest.raises(limited_call.LimitError):
+        limited_call.call("orchestrator.services.data_reading:inspected", {}, cpu_s=10, memory_bytes=16 << 20)
+    assert not forks
+
+
+def test_a_tokenizer_is_read_in_a_forked_process(forks: list[Path], tmp_path: Path) -> None:
+    file, model = write_rows(tmp_path / "rows.jsonl", 30), tmp_path / "model"
+    byte_tokenizer().save_pretrained(model)
+    looks = TokenLooks(None, offline=True)
+    found = looks.counts(str(model), file, RowFormat.MESSAGES, sequence_len=64, train_on_inputs=False)
+    assert (found.rows, found.away) == (30, "")
+    assert len(forks) == 1
