@@ -10,13 +10,14 @@ from __future__ import annotations
 import sys
 
 from benchmarks.export.damage import damage
-from benchmarks.export.merge import bits, memory
+from benchmarks.export.merge import bits, memory, memory_7b
 from benchmarks.export.with_llama_cpp import smollm2, tiny
 from benchmarks.report import Item, report
 
 ITEMS: dict[str, Item] = {
     "bits": bits,
     "memory": memory,
+    "memory_7b": memory_7b,
     "damage": damage,
     "llama_cpp_tiny": tiny,
     "llama_cpp_smollm2": smollm2,
