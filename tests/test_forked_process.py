@@ -15,8 +15,7 @@ import pytest
 from benchmarks.tiny_job import write_rows
 from benchmarks.tiny_model import byte_tokenizer
 from orchestrator.adapters.token_preview import TokenLooks
-from tests.helpers import forked_process
-from tests.helpers.forked_process import ForkedProcess
+from tests.helpers.forked_process import ForkedProcess, forks
 from tests.helpers.waiting import wait_for
 from worker.shared import limited_call
 from worker.shared.job_spec import RowFormat
@@ -102,17 +101,9 @@ def test_a_tied_process_ends_with_whoever_started_it(tmp_path: Path) -> None:
     server.wait()
 
 
-@pytest.fixture
-def forks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The fork servers that were asked for a process."""
-    asked: list[Path] = []
-    connect = forked_process._connect
-    monkeypatch.setattr(forked_process, "_connect", lambda address: asked.append(address) or connect(address))
-    return asked
-
-
-def test_a_process_with_the_usual_limits_is_forked_and_keeps_them(forks: list[Path], tmp_path: Path) -> None:
+def test_a_process_with_the_usual_limits_is_forked_and_keeps_them(tmp_path: Path) -> None:
     """Guard: without `setrlimit` the second call answered."""
+    before = forks["worker.shared.limited_call"]
     file = write_rows(tmp_path / "rows.jsonl", 30)
     request = {"path": str(file), "row_format": "messages", "container": "jsonl"}
     inspected = "orchestrator.services.data_reading:inspected"
@@ -120,20 +111,22 @@ def test_a_process_with_the_usual_limits_is_forked_and_keeps_them(forks: list[Pa
     file.write_bytes(file.read_bytes() * 5_000)
     with pytest.raises(limited_call.LimitError, match="needs more than 1 s of computing time"):
         limited_call.call(inspected, request, cpu_s=1)
-    assert len(forks) == 2
+    assert forks["worker.shared.limited_call"] == before + 2
 
 
-def test_other_calls_with_limits_are_no_forks(forks: list[Path]) -> None:
+def test_other_calls_with_limits_are_no_forks() -> None:
+    before = forks["worker.shared.limited_call"]
     assert limited_call.call("json:dumps", {"a": 1}, cpu_s=10) == '{"a": 1}'
     with pytest.raises(limited_call.LimitError):
         limited_call.call("orchestrator.services.data_reading:inspected", {}, cpu_s=10, memory_bytes=16 << 20)
-    assert not forks
+    assert forks["worker.shared.limited_call"] == before
 
 
-def test_a_tokenizer_is_read_in_a_forked_process(forks: list[Path], tmp_path: Path) -> None:
+def test_a_tokenizer_is_read_in_a_forked_process(tmp_path: Path) -> None:
+    before = forks["worker.training.token_counts"]
     file, model = write_rows(tmp_path / "rows.jsonl", 30), tmp_path / "model"
     byte_tokenizer().save_pretrained(model)
     looks = TokenLooks(None, offline=True)
     found = looks.counts(str(model), file, RowFormat.MESSAGES, sequence_len=64, train_on_inputs=False)
     assert (found.rows, found.away) == (30, "")
-    assert len(forks) == 1
+    assert forks["worker.training.token_counts"] == before + 1

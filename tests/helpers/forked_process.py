@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ PATIENCE_S = 120.0
 _Popen = subprocess.Popen
 _folder: Path | None = None
 _read_at_import: dict[str, str] = {}
+forks: Counter[str] = Counter()
+"""How many processes of each module this process has forked."""
 
 
 def install(folder: Path) -> None:
@@ -97,6 +100,7 @@ class ForkedProcess(_Popen):  # pyright: ignore[reportMissingTypeArgument]
         }
         streams = [own if given == -1 else given for own, given in enumerate((pipes[0], pipes[3], pipes[5]))]
         self._answers = _connect(address)
+        forks[command[2]] += 1
         socket.send_fds(self._answers, [json.dumps(request).encode()], streams)
         self.pid = int(self._answers.recv(64))
         self._child_created = True

@@ -41,9 +41,7 @@ def test_the_list_is_that_of_python() -> None:
     assert listed["torch"] == ["torch"]
 
 
-def test_a_package_without_a_record_or_with_commas_in_its_names_is_listed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_without_a_record_or_with_commas_in_its_names_is_listed(tmp_path: Path) -> None:
     record = 'plain_one/a.py,sha256=x,1\nplain_two.py,,\n"plain_one/b, c.py",,\nplain.dist-info/RECORD,,\n'
     for name, file, content in (("plain", "RECORD", record), ("old", "SOURCES.txt", "old_one/__init__.py\n")):
         folder = tmp_path / f"{name}.{'dist' if file == 'RECORD' else 'egg'}-info"
@@ -52,8 +50,7 @@ def test_a_package_without_a_record_or_with_commas_in_its_names_is_listed(
         (folder / ("METADATA" if file == "RECORD" else "PKG-INFO")).write_text(f"Metadata-Version: 2.1\nName: {name}\n")
     (tmp_path / "old_one").mkdir()
     (tmp_path / "old_one" / "__init__.py").touch()
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert packages() == {"plain_one": ["plain"], "plain_two": ["plain"], "old_one": ["old"]}
+    assert packages([str(tmp_path)]) == {"plain_one": ["plain"], "plain_two": ["plain"], "old_one": ["old"]}
 
 
 def test_what_no_session_uses_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,13 +38,14 @@ def quick_imports() -> Iterator[None]:
             sys.modules.pop(UNUSED, None)
 
 
-def packages() -> dict[str, list[str]]:
+def packages(path: list[str] | None = None) -> dict[str, list[str]]:
     """The distributions of each installed package, like `metadata.packages_distributions` of Python 3.12.
 
-    It makes no object for each file, and does not look whether the file exists.
+    `path` are the folders to look in, without it those of `sys.path`. It makes no object for each file, and does not look
+    whether the file exists.
     """
     found: dict[str, list[str]] = {}
-    for each in metadata.distributions():
+    for each in metadata.distributions(path=sys.path if path is None else path):
         about = _NAME.search(each.read_text("METADATA") or "")
         name = about[1] if about else each.metadata["Name"]
         for package in (each.read_text("top_level.txt") or "").split() or _top_level(_files(each)):
