@@ -42,8 +42,9 @@ setup: $(VENV)/.dev ## make the environment for development
 demo: $(VENV)/.app ## fine-tune a small model on this machine, with a worker killed on the way
 	$(BIN)/trainhop demo
 
+# Many container images forbid compiled files. Each of hundreds of processes would then compile our code anew.
 test: $(VENV)/.dev services ## run every test; a test whose service is missing is skipped and says so
-	$(BIN)/pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev docs ## style, formatting, types, import directions, and the site of the docs
 	$(BIN)/ruff check .

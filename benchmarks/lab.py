@@ -16,6 +16,7 @@ from typing import Any, Self
 import httpx
 
 from tests.helpers.ports import quiet_port
+from tests.helpers.waiting import first_true
 from worker.shared.process import tied
 
 PATIENCE_S = 90.0
@@ -137,11 +138,8 @@ class Lab:
     @staticmethod
     def wait_for(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S, every_s: float = 0.01) -> Any:
         """The first true result of `condition`."""
-        until = time.monotonic() + patience_s
-        while time.monotonic() < until:
-            if result := condition():
-                return result
-            time.sleep(every_s)
+        if result := first_true(condition, patience_s, every_s):
+            return result
         raise TimeoutError(f"waited {patience_s:.0f} s for {what}")
 
     def job(self, ident: str) -> dict[str, Any]:

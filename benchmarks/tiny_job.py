@@ -81,7 +81,7 @@ def job_file(model: Path, dataset: str, adapter: str) -> dict[str, Any]:
         "lr_scheduler": "cosine",
         "val_set_size": 0.05,
         "eval_steps": 25,
-        "checkpoint": {"max_interval_s": 0.3},
+        "checkpoint": {"max_interval_s": 1},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,13 @@ from sqlalchemy import Engine
 
 from orchestrator.adapters import data_folder
 from orchestrator.adapters.catalog import FolderAndHubCatalog
+from orchestrator.adapters.chats import ServerChats
 from orchestrator.adapters.database.guard import DatabaseGuard, guard_database
 from orchestrator.adapters.database.instance import count_live_sessions, count_sealed, is_empty, read_id, write_id
 from orchestrator.adapters.database.migrate import upgrade
 from orchestrator.adapters.database.unit_of_work import make_engine, make_unit_of_work
+from orchestrator.adapters.exporter import ProcessExporter
+from orchestrator.adapters.hub_publisher import HubPublisher
 from orchestrator.adapters.instance import InstanceFolder, Origin, choose_id
 from orchestrator.adapters.judge_client import WebJudge
 from orchestrator.adapters.notifier import WebNotifier
@@ -32,6 +36,7 @@ from orchestrator.adapters.token_preview import TokenLooks
 from orchestrator.adapters.tokens import KeyedTokens
 from orchestrator.adapters.vault import FernetVault
 from orchestrator.config import Settings
+from orchestrator.ports.chats import Chats
 from orchestrator.ports.judges import JudgeClient
 from orchestrator.ports.notifications import Notifier
 from orchestrator.ports.providers import DriverEnv, Provider, Providers
@@ -39,12 +44,15 @@ from orchestrator.ports.repository import UnitOfWork
 from orchestrator.ports.stores import Links, StoreConfig, StoreEnv, StoreKind, Stores
 from orchestrator.ports.system import Clock, Vault
 from orchestrator.providers.registry import Registry
+from orchestrator.services.chats import ChatContext, RunningChats
 from orchestrator.services.context import Context
 from orchestrator.services.copied_folder import leave_to_the_original
 from orchestrator.services.judge_endpoints import JudgingContext, RunningJudges
 from orchestrator.services.notifications import NotificationContext
+from orchestrator.services.pushing import PushingContext
 from orchestrator.services.rounds import Rounds
 from orchestrator.services.running_checks import RunningChecks
+from orchestrator.services.running_exports import RunningExports
 from orchestrator.services.setup import first_start
 
 log = structlog.get_logger()
@@ -67,7 +75,8 @@ def _spawn(pool: ThreadPoolExecutor, work: Callable[[], None]) -> None:
 class App:
     """A complete server. `wake` triggers a dispatch and `news` a pass over the machines.
 
-    `rounds` knows which of its loops is late, and `judges` what it does with judge models.
+    `rounds` knows which of its loops is late, `judges` what it does with judge models, and `running_chats` who chats.
+    `pushing` is the context of the use cases that push to the Hugging Face hub.
     """
 
     settings: Settings
@@ -81,8 +90,11 @@ class App:
     judge_client: JudgeClient
     clock: SteadyClock
     guard: DatabaseGuard
+    pushing: PushingContext
     rounds: Rounds = field(default_factory=Rounds)
     judges: RunningJudges = field(default_factory=RunningJudges)
+    chats: Chats = field(default_factory=ServerChats)
+    running_chats: RunningChats = field(default_factory=RunningChats)
     closers: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
 
     @property
@@ -95,8 +107,14 @@ class App:
         """The context of the use cases that call judge models."""
         return JudgingContext(ctx=self.context, client=self.judge_client, running=self.judges)
 
+    @property
+    def chatting(self) -> ChatContext:
+        """The context of the use cases that chat with an adapter."""
+        return ChatContext(ctx=self.context, chats=self.chats, running=self.running_chats)
+
     def close(self) -> None:
         """Close threads, connections and the data folder."""
+        self.running_chats.stop()
         self.judges.stopping.set()
         for closer in reversed(self.closers):
             closer()
@@ -161,6 +179,7 @@ def _build(
         endpoint=settings.hub_endpoint,
         cache=settings.hub_cache,
     )
+    exports = _exports(settings)
     context = Context(
         uow=uow,
         clock=clock,
@@ -169,6 +188,7 @@ def _build(
         catalog=catalog,
         looks=TokenLooks(catalog, offline=settings.offline, endpoint=settings.hub_endpoint, cache=settings.hub_cache),
         checks=RunningChecks(),
+        exports=exports,
         tokens=tokens,
         limits=settings.limits,
         vault=vault,
@@ -190,7 +210,8 @@ def _build(
         judge_client=WebJudge(),
         clock=clock,
         guard=ground.guard,
-        closers=[stores.close, lambda: pool.shutdown(wait=False, cancel_futures=True)],
+        pushing=_pushing(settings, context),
+        closers=[stores.close, exports.close, lambda: pool.shutdown(wait=False, cancel_futures=True)],
     )
     if ground.origin is Origin.COPY:
         leave_to_the_original(context)
@@ -199,6 +220,14 @@ def _build(
     InstanceFolder(settings.folder).keep(instance_id)
     first_start(context, app.token_file, slots=settings.local_slots, session_s=settings.local_session_s)
     return app
+
+
+def _pushing(settings: Settings, context: Context) -> PushingContext:
+    """The context of pushes, without the files of those that were under way when a server was killed."""
+    folder = settings.folder / "pushes"
+    shutil.rmtree(folder, ignore_errors=True)
+    publisher = HubPublisher(is_offline=settings.offline, endpoint=settings.hub_endpoint)
+    return PushingContext(ctx=context, publisher=publisher, folder=folder)
 
 
 def _open(settings: Settings, ground: _Ground) -> str:
@@ -258,6 +287,15 @@ def _local_store(registry: StoreRegistry, make_env: _StoreEnvs) -> LocalStore:
     store = kind.make(make_env(kind, StoreConfig(name=LocalStore.name, config={}, created_at=0.0)))
     assert isinstance(store, LocalStore), "datasets and the server's own endpoints need this very store"
     return store
+
+
+def _exports(settings: Settings) -> RunningExports:
+    folder = settings.folder / "exports"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    exporter = ProcessExporter(offline=settings.offline, endpoint=settings.hub_endpoint, cache=settings.hub_cache)
+    found = RunningExports(folder, exporter)
+    found.remove_unfinished()
+    return found
 
 
 def _note_problem(uow: UnitOfWork, store: str, problem: str) -> None:

@@ -12,8 +12,13 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.forked_process import ForkedProcess
+from benchmarks.tiny_job import write_rows
+from benchmarks.tiny_model import byte_tokenizer
+from orchestrator.adapters.token_preview import TokenLooks
+from tests.helpers.forked_process import ForkedProcess, forks
 from tests.helpers.waiting import wait_for
+from worker.shared import limited_call
+from worker.shared.job_spec import RowFormat
 from worker.shared.process import tied
 
 COMMAND = [sys.executable, "-m", "orchestrator.entrypoints.cli.main"]
@@ -94,3 +99,34 @@ def test_a_tied_process_ends_with_whoever_started_it(tmp_path: Path) -> None:
     server._answers.shutdown(socket.SHUT_RDWR)  # as the kernel does when this process ends
     wait_for(lambda: not Path(f"/proc/{server.pid}").exists(), "the server is killed")
     server.wait()
+
+
+def test_a_process_with_the_usual_limits_is_forked_and_keeps_them(tmp_path: Path) -> None:
+    """Guard: without `setrlimit` the second call answered."""
+    before = forks["worker.shared.limited_call"]
+    file = write_rows(tmp_path / "rows.jsonl", 30)
+    request = {"path": str(file), "row_format": "messages", "container": "jsonl"}
+    inspected = "orchestrator.services.data_reading:inspected"
+    assert limited_call.call(inspected, request, cpu_s=10)["rows"] == 30
+    file.write_bytes(file.read_bytes() * 5_000)
+    with pytest.raises(limited_call.LimitError, match="needs more than 1 s of computing time"):
+        limited_call.call(inspected, request, cpu_s=1)
+    assert forks["worker.shared.limited_call"] == before + 2
+
+
+def test_other_calls_with_limits_are_no_forks() -> None:
+    before = forks["worker.shared.limited_call"]
+    assert limited_call.call("json:dumps", {"a": 1}, cpu_s=10) == '{"a": 1}'
+    with pytest.raises(limited_call.LimitError):
+        limited_call.call("orchestrator.services.data_reading:inspected", {}, cpu_s=10, memory_bytes=16 << 20)
+    assert forks["worker.shared.limited_call"] == before
+
+
+def test_a_tokenizer_is_read_in_a_forked_process(tmp_path: Path) -> None:
+    before = forks["worker.training.token_counts"]
+    file, model = write_rows(tmp_path / "rows.jsonl", 30), tmp_path / "model"
+    byte_tokenizer().save_pretrained(model)
+    looks = TokenLooks(None, offline=True)
+    found = looks.counts(str(model), file, RowFormat.MESSAGES, sequence_len=64, train_on_inputs=False)
+    assert (found.rows, found.away) == (30, "")
+    assert forks["worker.training.token_counts"] == before + 1

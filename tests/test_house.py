@@ -46,7 +46,7 @@ def test_the_server_never_loads_torch() -> None:
 def test_the_readme_and_the_docs_name_settings_that_exist() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     named = {name for page in pages for name in re.findall(r"TRAINHOP_([A-Z_]+)", page.read_text())}
-    for_the_cli = {"TOKEN", "SERVER_URL"}
+    for_the_cli = {"TOKEN", "SERVER_URL", "CHAT_KEY"}
     for_the_tests = {"REQUIRE_ALL"}
     of_drivers = {
         f"{variable_prefix(name).removeprefix('TRAINHOP_')}{key.upper()}"

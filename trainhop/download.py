@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import stat
-import zipfile
-from pathlib import Path, PurePosixPath
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from trainhop.connection import Connection
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 WEIGHTS = "adapter_model.safetensors"
 EVIDENCE = {"README.md": "card", "trainhop-provenance.json": "provenance"}
 """Files that the server makes when they are read, because an adapter is evaluated after its archive is written."""
-MAX_GROWTH = 200
-"""Unpacked bytes per archive byte. Tensors hardly compress, so a higher ratio is an attack on the disk."""
-ALLOWANCE_BYTES = 64 << 20
 
 
 def fetch(connection: Connection, path: str, target: Path, sha256: str, patience: Patience | None = None) -> None:
@@ -80,7 +78,8 @@ def save_adapter(connection: Connection, job: dict[str, Any], out: Path) -> None
         fetch(connection, f"/jobs/{job['id']}/adapter", archive, job["adapter"]["zip_sha256"])
         shutil.rmtree(aside, ignore_errors=True)
         unpack(archive, aside)
-        _verify(aside / WEIGHTS, job["adapter"]["sha256"])
+        with _archive_errors() as adapter_archive:
+            adapter_archive.verify_weights(aside, job["adapter"]["sha256"])
         _add_evidence(connection, job["id"], aside)
         if out.exists():
             out.rmdir()
@@ -102,34 +101,18 @@ def _add_evidence(connection: Connection, job_id: str, folder: Path) -> None:
             (folder / name).write_bytes(content)
 
 
-def _verify(weights: Path, sha256: str) -> None:
-    if not weights.is_file():
-        raise Error(f"The archive has no {WEIGHTS}. Download it again.")
-    with weights.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
-        raise Error(f"{WEIGHTS} is damaged: sha256 {found}, expected {sha256}. Download it again.")
-
-
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack plain files into the new `folder`. Raises `Error` for links, bombs, and names that lead out of it."""
-    try:
-        with zipfile.ZipFile(archive) as packed:
-            entries = packed.infolist()
-            for entry in entries:
-                _refuse_trick(entry)
-            limit = archive.stat().st_size * MAX_GROWTH + ALLOWANCE_BYTES
-            if sum(e.file_size for e in entries) > limit:
-                raise Error(f"The archive unpacks to more than {limit / (1 << 20):.1f} MiB")
-            folder.mkdir(parents=True)
-            packed.extractall(folder)
-    except zipfile.BadZipFile as error:
-        raise Error(f"The archive is damaged ({error}). Download it again.") from error
+    with _archive_errors() as adapter_archive:
+        adapter_archive.unpack(archive, folder)
 
 
-def _refuse_trick(entry: zipfile.ZipInfo) -> None:
-    name = PurePosixPath(entry.filename)
-    mode = entry.external_attr >> 16
-    odd = name.is_absolute() or ".." in name.parts or "\\" in entry.filename or ":" in entry.filename
-    if odd or (mode and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_IFMT(mode) == 0)):
-        raise Error(f"The archive has the unsafe entry {entry.filename!r}. It was not unpacked.")
+@contextmanager
+def _archive_errors() -> Generator[ModuleType]:
+    with own_worker():
+        from worker.shared import adapter_archive
+
+        try:
+            yield adapter_archive
+        except adapter_archive.ArchiveError as error:
+            raise Error(str(error)) from error

@@ -1,4 +1,4 @@
-"""Measures exports of adapters: merge, GGUF model, GGUF adapter, and the check that stands before each.
+"""Measures what becomes of an adapter: merge, GGUF, the check before each, pushes to the hub, and the chat.
 
     PYTHONPATH=FOLDER_WITH_LLAMA_CPP python -m benchmarks.export [--only ITEM,...] [--json]
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import sys
 
+from benchmarks.export.chat import chat
 from benchmarks.export.damage import damage
 from benchmarks.export.merge import bits, memory, memory_7b
+from benchmarks.export.push import push, tokens
 from benchmarks.export.with_llama_cpp import smollm2, tiny
 from benchmarks.report import Item, report
 
@@ -19,8 +21,11 @@ ITEMS: dict[str, Item] = {
     "memory": memory,
     "memory_7b": memory_7b,
     "damage": damage,
+    "push": push,
+    "tokens": tokens,
     "llama_cpp_tiny": tiny,
     "llama_cpp_smollm2": smollm2,
+    "chat": chat,
 }
 
 if __name__ == "__main__":

@@ -84,6 +84,9 @@ class FolderAndHubCatalog:
             return ()
         return self._hub.files(name, token, with_code=name.partition("@")[0] in self._trusted)
 
+    def refuse_without_write(self, repo: str, token: str) -> None:
+        self._hub.refuse_without_write(repo, token)
+
     def whose(self, token: str) -> str:
         return self._hub.whose(token)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from orchestrator.adapters.hub_access import no_write
 from orchestrator.adapters.hub_errors import BENCHMARK, REFUSED, HubRequest, in_words, offline
 from orchestrator.adapters.model_config import positions
 from orchestrator.adapters.weight_names import MAX_BYTES, modules_of_file, modules_of_index
@@ -177,21 +178,31 @@ class Hub:
 
         Raises `InvalidError` with an explanation if the hub does not accept the token.
         """
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-        request = HubRequest(name="the token", page=f"{HUB}/settings/tokens", pointer="/token", signed_in=True)
         if self._is_offline:
             words = "This server is set to stay offline, so it cannot check a token and needs none."
             raise InvalidError(words, [("/token", words)])
+        name = self._me(token, "/token").get("name")
+        if not isinstance(name, str):
+            raise InvalidError(REFUSED, [("/token", REFUSED)])
+        return name[:100]
+
+    def refuse_without_write(self, repo: str, token: str) -> None:
+        """Raise `InvalidError` if the token's account may not write to the repository `OWNER/NAME`."""
+        words = "This server is set to stay offline, so it cannot push to Hugging Face. Leave hub_model_id out."
+        if self._is_offline or (words := no_write(self._me(token, "/hub_model_id"), repo)):
+            raise InvalidError(words, [("/hub_model_id", words)])
+
+    def _me(self, token: str, pointer: str) -> dict[str, Any]:
+        """What the hub says of the token and its account."""
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+        request = HubRequest(name="the token", page=f"{HUB}/settings/tokens", pointer=pointer, signed_in=True)
         with in_words(request):
             answer = get_session().get(
                 f"{self._endpoint}/api/whoami-v2", headers=build_hf_headers(token=token), timeout=TIMEOUT_S
             )
             hf_raise_for_status(answer)
-            name = answer.json().get("name")
-        if not isinstance(name, str):
-            raise InvalidError(REFUSED, [("/token", REFUSED)])
-        return name[:100]
+            return dict(answer.json())
 
     def _api(self, token: str | None) -> Any:
         from huggingface_hub import HfApi

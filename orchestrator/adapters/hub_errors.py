@@ -125,6 +125,8 @@ def _missing(request: HubRequest) -> str:
 def _instead(request: HubRequest) -> str:
     if request.pointer == BENCHMARK:
         return "leave the benchmark out"
+    if request.pointer in ("/token", "/hub_model_id"):
+        return "check the server's connection"
     return "upload the file" if request.pointer == "/path" else "use an allowed folder with its files"
 
 

@@ -175,6 +175,10 @@ class Catalog(Protocol):
         """The files that a machine reads of a gated or private model. Empty for one that it can fetch by itself."""
         ...
 
+    def refuse_without_write(self, repo: str, token: str) -> None:
+        """Raise `InvalidError` if the token's account may not write to this repository, or the server is offline."""
+        ...
+
     def whose(self, token: str) -> str:
         """The name of the hub account that a token belongs to."""
         ...

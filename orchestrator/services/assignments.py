@@ -56,7 +56,7 @@ def describe_job(
         job=job.id,
         lease=lease.id,
         fence=lease.fence,
-        spec=spec.model_copy(update={"rendered_at": None, "evaluate": None}),
+        spec=spec.model_copy(update={"rendered_at": None, "evaluate": None, "hub_model_id": None, "hub_private": True}),
         rendered_at=spec.rendered_at,
         seconds_left=seconds_left,
         report_every_s=ctx.limits.report_every_s,

@@ -12,6 +12,7 @@ from orchestrator.ports.repository import UnitOfWork
 from orchestrator.ports.stores import Stores
 from orchestrator.ports.system import Clock, Limits, Tokens, Vault
 from orchestrator.services.running_checks import RunningChecks
+from orchestrator.services.running_exports import RunningExports
 from orchestrator.services.single_flight import SingleFlight
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -27,7 +28,8 @@ class Context:
     launching now, which reconciling must not touch. `rooms` holds running calls for the capacity of accounts. `storing`
     has the keys of received files that are being put into their store. `settling` holds running calls that settle
     sessions of accounts, and what went wrong in them. `looks` shows rows in tokens, if this server can. `verdicts`
-    holds what it has found, by model, data and settings. `checks` holds running data checks, if this server makes them.
+    holds what it has found, by model, data and settings. `checks` holds running data checks and
+    `exports` the exports of adapters, if this server makes them.
     `benchmarks` has the sha256 and the number of items of each benchmark at a commit that was used here.
     """
 
@@ -46,6 +48,7 @@ class Context:
     started_at: float
     looks: Looks | None = None
     checks: RunningChecks | None = None
+    exports: RunningExports | None = None
     verdicts: dict[tuple[object, ...], Verdict] = field(default_factory=dict[tuple[object, ...], Verdict])
     benchmarks: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict[tuple[str, str], tuple[str, int]])
     launching: set[str] = field(default_factory=set[str])

@@ -8,6 +8,7 @@ from orchestrator.domain.jobs import Job
 from orchestrator.domain.judgements import JudgementState
 from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
 from orchestrator.domain.notifications import DeliveryState
+from orchestrator.domain.pushes import PushState
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.context import Context
 from orchestrator.services.failed_starts import Explanation
@@ -41,6 +42,9 @@ def leave_to_the_original(ctx: Context) -> None:
         for judgement in tx.judgements.running():
             judgement.state, judgement.reason = JudgementState.PAUSED, f"It {REASON}."
             tx.judgements.save(judgement)
+        for push in tx.pushes.running():
+            push.state, push.reason = PushState.FAILED, f"It {REASON}."
+            tx.pushes.save(push)
         for store in tx.stores.all():
             if store.credentials:
                 problem = "The original server uses this folder. Sign in again, with another folder or account."

@@ -36,6 +36,8 @@ def spec_of(spec: JobSpec, asked: EvaluationSpec) -> JobSpec:
             "name": f"Evaluation of {spec.name}"[:200],
             "evaluation": asked,
             "evaluate": None,
+            "hub_model_id": None,
+            "hub_private": True,
             "sample_prompts": (),
             "deadline": None,
             "priority": min(0, spec.priority),

@@ -21,6 +21,7 @@ from orchestrator.services.leases import (
     release_lease,
     still_held,
 )
+from orchestrator.services.pushes import push_finished
 from orchestrator.services.stores import from_store
 from worker.shared.answers_file import MAX_FILE_BYTES
 from worker.shared.messages import ExportedAdapter, Failure, Finish, StoredAnswers
@@ -117,6 +118,7 @@ def _succeed(ctx: Context, tx: Transaction, message: Finish, answers: Result | N
     tx.leases.save(lease)
     job.succeed(at=now, lease_id=lease.id)
     evaluation = evaluate_finished(ctx, tx, job)
+    push_finished(ctx, tx, job)
     heads.prune_finished(tx, job)
     tx.jobs.save(job)
     return continuing.grant(ctx, tx, lease, evaluation, now) if may_continue and evaluation is not None else None

@@ -11,6 +11,7 @@ from orchestrator.ports.system import VaultError
 from orchestrator.services.context import Context
 
 MAX_TOKEN = 2_048
+LOG_IN = "A push needs your Hugging Face token, one that can write. Set it with `trainhop hub login`."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,20 @@ def token_of(ctx: Context, member_id: str) -> str | None:
     """The member's token for one call, or None. Must not be called inside a transaction."""
     kept = _open(ctx, member_id)
     return kept["token"] if kept else None
+
+
+def refuse_without_write(ctx: Context, member_id: str, repo: str, pointer: str) -> None:
+    """Raise `InvalidError` at `pointer` unless the member has a token that may write to the repository.
+
+    It asks the hub, so it must not run in a transaction.
+    """
+    token = token_of(ctx, member_id)
+    try:
+        if token is None:
+            raise InvalidError(LOG_IN)
+        ctx.catalog.refuse_without_write(repo, token)
+    except InvalidError as error:
+        raise InvalidError(str(error), [(pointer, str(error))]) from None
 
 
 def _open(ctx: Context, member_id: str) -> dict[str, str] | None:

@@ -10,7 +10,7 @@ from orchestrator.services import evaluation_prompts
 from orchestrator.services.capacity import refuse_the_too_large
 from orchestrator.services.context import Context
 from orchestrator.services.datasets import resolve_dataset
-from orchestrator.services.hub_tokens import token_of
+from orchestrator.services.hub_tokens import refuse_without_write, token_of
 from orchestrator.services.job_checks import names_modules, notes, refuse_what_the_model_lacks
 from orchestrator.services.row_faults import judge_rows
 from worker.shared import memory_estimate
@@ -44,6 +44,8 @@ def resolve(
     if spec.deadline is not None and not 0 <= spec.deadline < LAST_DEADLINE:
         raise InvalidError("The deadline is not a valid date.", [("/deadline", "must be a time before the year 10000")])
     _refuse_the_unknown(ctx, spec)
+    if spec.hub_model_id is not None:
+        refuse_without_write(ctx, actor.member_id, spec.hub_model_id, "/hub_model_id")
     token = token_of(ctx, actor.member_id)
     model = ctx.catalog.model(spec.base_model, token, with_modules=names_modules(spec))
     refuse_what_the_model_lacks(spec, model)

@@ -325,7 +325,7 @@ def _may_go_first(actor: Actor) -> None:
 
 
 def delete(ctx: Context, actor: Actor, job_id: str) -> None:
-    """Delete an ended job, its checkpoints, adapter, curves, samples and logs, for everyone and for good.
+    """Delete an ended job, its checkpoints, adapter, exports, curves, samples and logs, for everyone and for good.
 
     A clone keeps the checkpoint that it began with. The hours of its sessions and the events that say what happened are
     kept. Raises `ConflictError` while the job, or what one of its machines left, may still be needed. What a store does
@@ -344,6 +344,8 @@ def delete(ctx: Context, actor: Actor, job_id: str) -> None:
         tx.jobs.delete_records(job_id)
     sweep(ctx)
     sweep_discarded(ctx)
+    if ctx.exports is not None:
+        ctx.exports.forget_job(job_id)
     for lease in leases:
         _erase_log(ctx, lease)
 
@@ -361,6 +363,8 @@ def _ended(tx: Transaction, actor: Actor, job_id: str) -> Job:
             )
     if uncollected:
         raise ConflictError(f"The last session of job {job_id} is still being cleaned up. Try again in a minute.")
+    if tx.pushes.running_of_job(job_id) is not None:
+        raise ConflictError(f"The adapter of job {job_id} is being pushed. Wait until that has ended.")
     _refuse_if_promoted(tx, job)
     _refuse_if_evidence(tx, job)
     return job

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.export.models import make_adapter, make_model
+from orchestrator.ports.exports import NotExported
+from tests.helpers.exporter import HeldExporter, small_archive
 from trainhop.errors import Error
 from worker.training.base_model import sha256 as base_sha256
 
@@ -73,3 +75,39 @@ def test_refusals_are_one_sentence(typed, made: tuple[Path, Path], tmp_path: Pat
     assert not (tmp_path / "o").exists()
     with pytest.raises(Error, match="not-there"):
         typed("export", "not-there", "--format", "gguf", "--out", str(tmp_path / "o"))
+
+
+def test_the_server_makes_an_export_and_it_is_downloaded_whole(server, typed, tmp_path: Path, monkeypatch) -> None:
+    job = server.api.admin.submit(name="trail")["id"]
+    machine = server.machine()
+    assert machine.save(10, tmp_path).json()["committed"]
+    assert machine.finish(10, small_archive()).status_code == 204
+    exports = server.api.app.context.exports
+    exports.exporter = exporter = HeldExporter()
+    exporter.go_on.release()
+    monkeypatch.chdir(tmp_path)
+    words = ("export", "trail", "--format", "gguf-adapter", "--on-server")
+    done = typed(*words)
+    out = tmp_path / f"{job}-gguf-adapter"
+    assert done.stdout.splitlines()[0] == out.name
+    assert "writing" in done.stderr
+    assert "downloading adapter.gguf" in done.stderr
+    assert {file.name for file in out.iterdir()} == {"adapter.gguf", "trainhop-export.json"}
+    # The server still has it, so it is not made again.
+    report = json.loads(typed(*words, "--out", "my dir", "--json").stdout)
+    assert report["commands"]["llama.cpp"] == "llama-cli -m base.gguf --lora 'my dir'/adapter.gguf"
+    assert json.loads((tmp_path / "my dir" / "trainhop-export.json").read_text())["path"] == "my dir"
+    assert len(exporter.requests) == 1
+    with pytest.raises(Error, match="already exists"):
+        typed(*words)
+    exporter.error = NotExported("The disk is full.")
+    exporter.go_on.release()
+    with pytest.raises(Error, match=r"^The disk is full\.$"):
+        typed("export", "trail", "--format", "gguf", "--on-server")
+    with pytest.raises(Error, match="Leave --base out"):
+        typed(*words, "--base", "x", "--out", "y")
+
+
+def test_a_folder_cannot_be_exported_by_the_server(typed, made: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(Error, match="does not have this folder"):
+        typed("export", str(made[1]), "--format", "gguf", "--on-server", "--out", str(tmp_path / "o"))

@@ -37,6 +37,9 @@ JOB_KEYS = {
     "accept_findings": "Data checks that would stop the job, and do not. See [Data checks](data-checks.md).",
     "evaluate": "The evaluation that follows when the job is done. `{}` takes the defaults. "
     "See [Evaluation](#evaluation).",
+    "hub_model_id": "A repository on the Hugging Face hub (`OWNER/NAME`). The server pushes the adapter there when the "
+    "job is done. See [Hugging Face hub](use-an-adapter.md#hugging-face-hub).",
+    "hub_private": "`false` makes a new repository of `hub_model_id` public, and allows one that is.",
     "evaluation": "Filled in by the server in an evaluation. See [Evaluate an adapter](evaluation.md).",
     "numerics": "The version of the way in which a job computes. Filled in by the server when the job is submitted.",
     "checkpoint": "When checkpoints are saved and kept. See [Checkpoints](#checkpoints).",

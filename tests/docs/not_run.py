@@ -16,6 +16,7 @@ ANSWERS = "trains and answers for minutes; tests/e2e/test_evaluation.py does it"
 HUB = "reads items from the hub; tests/services/test_benchmarks.py reads some from an emulated one"
 TRUST = "trains and answers for minutes; tests/http/test_trust_demo.py runs the parts without training"
 EXPORT = "needs a tokenizer that llama.cpp has, or a folder; tests/cli/test_export.py has both"
+CHAT = "waits for questions, or needs a model; tests/chat asks small ones, and an emulated address"
 VOTES = "needs an evaluation that people have voted on; tests/http/test_models.py has one"
 
 NOT_RUN = {
@@ -26,9 +27,14 @@ NOT_RUN = {
     "trainhop evaluate JOB --judge mistralai/Mistral-7B-Instruct-v0.3": JUDGE_HERE,
     "trainhop evaluate JOB --checkpoint 120": ANSWERS,
     "trainhop show EVALUATION": ANSWERS,
-    "trainhop export trail-guide --format gguf --out my-gguf": EXPORT,
+    "trainhop export trail-guide --format gguf": EXPORT,
     "trainhop export JOB --format gguf --type q8_0 --out trail-guide-gguf": EXPORT,
     "trainhop export my-adapter --format merged --base models/base --out merged": EXPORT,
+    "trainhop chat JOB": CHAT,
+    'trainhop chat my-adapter --base models/base --system "Answer in one sentence."': CHAT,
+    'trainhop chat JOB --only adapter --prompt "Where does the trail begin?" --temperature 0.7 --json': CHAT,
+    "trainhop chat --endpoint http://localhost:8000/v1 --model trail-guide --base-model ORG/BASE": CHAT,
+    "trainhop chat --endpoint http://localhost:8080/v1 --lora 0": CHAT,
     "make demo": MINUTES,
     "make test": MINUTES,
     "make setup": MINUTES,

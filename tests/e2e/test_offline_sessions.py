@@ -8,7 +8,6 @@ import io
 import os
 import signal
 import struct
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +33,7 @@ from orchestrator.services.reconcile import reconcile
 from orchestrator.testing import FakeProvider, FixedStores
 from orchestrator.testing.environments import driver_env, store_env
 from tests.helpers.remote_machines import RemoteMachines, RemoteStore
+from tests.helpers.waiting import first_true
 from worker.shared.job_spec import JobSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -134,10 +134,7 @@ class OfflineServer:
         return steps[-1] if steps else 0
 
     def wait(self, what: str, condition: Callable[[], bool]) -> None:
-        until = time.monotonic() + PATIENCE_S
-        while not condition():
-            assert time.monotonic() < until, f"{what} never came"
-            time.sleep(0.03)
+        assert first_true(condition, PATIENCE_S, 0.03), f"{what} never came"
 
     def settle(self, ident: str) -> None:
         """Reconcile until the job has ended, as a server does that was off until now."""

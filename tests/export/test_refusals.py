@@ -47,7 +47,7 @@ def test_an_adapter_of_another_base(copied, tmp_path) -> None:
 
 
 def test_a_base_with_other_weights_of_the_same_shape(copied, tmp_path) -> None:
-    """The recipe names the hash of the base. Guard: without `_check_hash` it was merged."""
+    """The recipe names the hash of the base. Guard: without `check_hash` it was merged."""
     from worker.training.base_model import sha256
 
     card = copied.adapter / "README.md"

@@ -53,10 +53,28 @@ def load_training() -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
 
+def load_checks() -> None:
+    """What reads and checks members' files in a process with limits."""
+    for name in ("data_reading", "check_process", "audit_reading"):
+        importlib.import_module(f"orchestrator.services.{name}")
+    importlib.import_module("worker.shared.tasks")
+    importlib.import_module("rensa")
+    importlib.import_module("py3langid").classify("the first call reads the model")
+
+
+def load_tokenizers() -> None:
+    """What encodes rows without torch."""
+    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]  as the program itself does
+    for name in ("token_preview", "token_counts"):
+        importlib.import_module(f"worker.training.{name}")
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
+
+
 LOADERS: dict[str, Callable[[], None]] = {
     "orchestrator.entrypoints.cli.main": load_server,
     "worker": load_training,
-    "worker.doctor.tiny": load_training,
+    "worker.shared.limited_call": load_checks,
+    "worker.training.token_preview": load_tokenizers,
 }
 
 
@@ -148,7 +166,8 @@ def _become(request: dict[str, Any], streams: list[int], servers: Path) -> str:
     _show(command, request["variables"])
     sys.orig_argv[:] = command
     sys.argv[:] = ["-m", *command[3:]]
-    sys.path[0] = str(Path.cwd())
+    paths = request["variables"].get("PYTHONPATH", "")
+    sys.path[:1] = [str(Path.cwd()), *filter(None, paths.split(os.pathsep))]
     unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=stream is sys.stderr or os.isatty(1), write_through=unbuffered)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,6 +1,7 @@
 """Lets `subprocess.Popen` fork some programs from a process that has their libraries loaded, see `fork_server`.
 
-A process that needs other libraries' variables, a `preexec_fn` or another interpreter is started in the usual way.
+A process that needs other variables for its libraries, a `preexec_fn`, another interpreter or little memory is started
+in the usual way.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from worker.shared.limited_call import LITTLE_MEMORY, MAX_MEMORY_BYTES
 from worker.shared.process import tied
 
 ROOT = Path(__file__).parents[2]
@@ -28,8 +31,15 @@ PROGRAMS = {
     "worker.doctor.tiny": "worker",
     "worker.training.gpu_follower": "worker",
     "worker.training.smoke": "worker",
+    "worker.shared.limited_call": "worker.shared.limited_call",
+    "worker.training.token_preview": "worker.training.token_preview",
+    "worker.training.token_counts": "worker.training.token_preview",
 }
 """Which modules are started so, and the program whose fork server starts them."""
+LIMITED = ("worker.shared.limited_call", "worker.training.token_preview")
+"""Programs that limit themselves, and get only the variables that are named for them."""
+CALLED = ("orchestrator.", "worker.")
+"""What the functions that `limited_call` calls so begin with. Those of tests are called in the usual way."""
 SOME = ("HF_HUB_OFFLINE", "HF_TOKEN_PATH", "OMP_NUM_THREADS")
 """Variables that libraries read when they are imported. There is a fork server for each of their values."""
 READ_AT_IMPORT = (
@@ -39,6 +49,8 @@ READ_AT_IMPORT = (
 """What other variables that libraries read begin with. A process with other values is started in the usual way."""
 ANY = ("PYTHONUNBUFFERED", "TORCHINDUCTOR_CACHE_DIR", "CUBLAS_WORKSPACE_CONFIG", "OMP_WAIT_POLICY")
 """Variables that may have any value: the first is heeded, the libraries and the programs themselves set the others."""
+SET_FOR_THEM = ("TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY", *LITTLE_MEMORY)
+"""Variables that the product itself sets for the programs in `LIMITED`."""
 ROOM = 1 << 16
 """The most bytes of a command, and of its variables."""
 PATIENCE_S = 120.0
@@ -46,6 +58,8 @@ PATIENCE_S = 120.0
 _Popen = subprocess.Popen
 _folder: Path | None = None
 _read_at_import: dict[str, str] = {}
+forks: Counter[str] = Counter()
+"""How many processes of each module this process has forked."""
 
 
 def install(folder: Path) -> None:
@@ -86,6 +100,7 @@ class ForkedProcess(_Popen):  # pyright: ignore[reportMissingTypeArgument]
         }
         streams = [own if given == -1 else given for own, given in enumerate((pipes[0], pipes[3], pipes[5]))]
         self._answers = _connect(address)
+        forks[command[2]] += 1
         socket.send_fds(self._answers, [json.dumps(request).encode()], streams)
         self.pid = int(self._answers.recv(64))
         self._child_created = True
@@ -128,12 +143,42 @@ def _untied(command: Any) -> list[str]:
 def _fork_server(command: Sequence[str], folder: Path, variables: Mapping[str, str]) -> Path | None:
     """The address of the server that can start `command`, started if it does not run. None if there can be none."""
     program = PROGRAMS.get(command[2]) if list(command[:2]) == [sys.executable, "-m"] else None
-    if _folder is None or program is None or _others(variables) != _read_at_import:
+    if _folder is None or program is None or len(json.dumps([command, dict(variables)])) > ROOM:
         return None
-    other_version = (folder / "worker").is_dir() and folder != ROOT
-    if other_version or len(json.dumps([command, dict(variables)])) > ROOM:
+    if program in LIMITED:
+        return _limited_fork_server(program, command, folder, variables)
+    if _others(variables) != _read_at_import or _has_other_version(folder):
         return None
     kind = {name: variables.get(name) for name in SOME}
+    return _running(program, kind, variables)
+
+
+def _limited_fork_server(
+    program: str, command: Sequence[str], folder: Path, variables: Mapping[str, str]
+) -> Path | None:
+    """The same for a program of `LIMITED`. Its fork server has the variables of its processes and no others."""
+    paths = [Path(path) for path in variables.get("PYTHONPATH", "").split(os.pathsep) if path]
+    version = next((path for path in [folder, *paths] if (path / "worker").is_dir()), None)
+    given = {name: value for name, value in _others(variables).items() if name not in ("PYTHONPATH", *SET_FOR_THEM)}
+    if version != ROOT or not _is_usual_call(command) or not given.items() <= _read_at_import.items():
+        return None
+    return _running(program, {**given, **{name: variables.get(name) for name in (*SOME, *SET_FOR_THEM)}}, variables)
+
+
+def _is_usual_call(command: Sequence[str]) -> bool:
+    """Not with less memory than usual, because a forked process has already what it needs for a small file."""
+    if command[2] != "worker.shared.limited_call":
+        return True
+    return command[3].startswith(CALLED) and int(command[5]) >= MAX_MEMORY_BYTES
+
+
+def _has_other_version(folder: Path) -> bool:
+    return (folder / "worker").is_dir() and folder != ROOT
+
+
+def _running(program: str, kind: Mapping[str, str | None], variables: Mapping[str, str]) -> Path:
+    """The address of the fork server of this kind."""
+    assert _folder is not None
     address = _folder / hashlib.sha256(json.dumps([program, kind]).encode()).hexdigest()[:12]
     if not address.exists():
         _start(program, address, variables)
@@ -150,7 +195,7 @@ def _start(program: str, address: Path, variables: Mapping[str, str]) -> None:
         address.with_suffix(".started").touch(exist_ok=False)
         command = [sys.executable, "-m", "tests.helpers.fork_server", program, str(address), "-" * ROOM]
         # The kernel keeps a process's command and variables where they were at its start.
-        more = {"SPACE": "-" * ROOM, "OMP_WAIT_POLICY": "PASSIVE"}
+        more = {"SPACE": "-" * ROOM, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": ""}
         with address.with_suffix(".log").open("wb") as log:
             _Popen(
                 command, cwd=ROOT, env={**variables, **more}, stdin=subprocess.DEVNULL, stdout=log, stderr=log

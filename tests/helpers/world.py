@@ -188,6 +188,9 @@ class FakeCatalog:
     def files(self, name: str, token: str) -> Sequence[ModelFile]:
         return ()
 
+    def refuse_without_write(self, repo: str, token: str) -> None:
+        """Everybody may write everywhere."""
+
     def whose(self, token: str) -> str:
         raise InvalidError("this token belongs to nobody", [("/token", "this token belongs to nobody")])
 

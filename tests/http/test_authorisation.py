@@ -31,6 +31,9 @@ BODIES = {
     "change_judge_endpoint": {"key": "k"},
     "start_judgement": {"endpoint": "house"},
     "resume_judgement": {},
+    "export_adapter": {"format": "gguf"},
+    "push_adapter": {},
+    "chat": {"question": "hello"},
     "label_audit_row": {"unit": "0.1", "label": "correct"},
 }
 ADMIN_ONLY = {
@@ -123,6 +126,7 @@ def test_what_belongs_to_others_does_not_exist(api, people, provider, tmp_path):
         "token_id": token["id"],
         "sha256": machine.head,
         "place": "0",
+        "export_format": "gguf",
     }
     headers = {"Authorization": f"Bearer {people.bob.token}"}
     tried = 0

@@ -11,7 +11,8 @@ from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from orchestrator.adapters import private_networks
-from orchestrator.adapters.judge_client import INSIDE, WebJudge
+from orchestrator.adapters.endpoint_calls import INSIDE
+from orchestrator.adapters.judge_client import WebJudge
 from orchestrator.ports.judges import JudgeAddress
 from orchestrator.services.judging import work
 from tests.emulators.judge import Fault, JudgeEmulator, Seen, prefer

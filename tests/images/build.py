@@ -18,6 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.helpers import colab_client
 from tests.images import FOLDER, IN_CI, LEFT_OUT, LISTS, NAMES, STUBBED, Image, interpreter, load
 from tests.images.commands import BuildError, pip, run
 from tests.images.wheels import gather
@@ -40,7 +41,19 @@ def main() -> int:
         say(f"there is no image {', '.join(sorted(unknown))}, but {', '.join(NAMES)}")
         return 2
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        return max(pool.map(_make, map(load, names)))
+        client = pool.submit(_make_colab_client)
+        failed = max(pool.map(_make, map(load, names)))
+        client.result()
+    return failed
+
+
+def _make_colab_client() -> None:
+    """Make what the tests of paid Colab need besides. They try again if it cannot be made."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            say(f"Colab's client: {colab_client.environment(Path(folder))}")
+        except colab_client.MissingError as missing:
+            say(f"note: {missing}")
 
 
 def _make(image: Image) -> int:

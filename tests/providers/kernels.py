@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import re
-import time
 import zipfile
 from collections.abc import Callable
 from itertools import count
@@ -20,6 +19,7 @@ from orchestrator.providers.colab.settings import ColabSettings
 from orchestrator.providers.kaggle.kernel import packed
 from orchestrator.testing.environments import OpenVault, driver_env
 from tests.emulators.colab import Colab
+from tests.helpers.waiting import first_true
 from worker.agent import boot
 from worker.shared.job_spec import JobSpec
 from worker.shared.messages import Assignment, Grant, GrantKind
@@ -148,10 +148,8 @@ def handle_of(launch: LaunchRequest, external_id: str | None = None) -> Handle:
 
 def until(true: Callable[[], Any], *, within_s: float = 60.0) -> Any:
     """Poll for a condition; returns what it became."""
-    end = time.monotonic() + within_s
-    while not (found := true()):
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.02)
+    found = first_true(true, within_s)
+    assert found, "it never came true"
     return found
 
 

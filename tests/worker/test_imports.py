@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import gc
+import inspect
+import sys
 from importlib import metadata
+from pathlib import Path
+from types import ModuleType
 
-from worker.shared.imports import quick_imports
+import pytest
+
+from worker.shared.imports import packages, quick_imports
 
 
 def test_the_installed_packages_are_listed_once() -> None:
@@ -18,4 +24,50 @@ def test_the_installed_packages_are_listed_once() -> None:
     gc.unfreeze()
     assert gc.isenabled()
     assert metadata.packages_distributions is before
-    assert listed == before()
+    assert listed == packages()
+
+
+def test_the_list_is_that_of_python() -> None:
+    """Each package that the older Python lists is there, and all together are what Python 3.12 says of these files."""
+    listed = packages()
+    expected: dict[str, list[str]] = {}
+    for each in metadata.distributions():
+        files = each.files or ()
+        inferred = {f.parts[0] if len(f.parts) > 1 else inspect.getmodulename(f) for f in files}
+        for name in (each.read_text("top_level.txt") or "").split() or {n for n in inferred if n and "." not in n}:
+            expected.setdefault(name, []).append(each.metadata["Name"])
+    assert listed == expected
+    assert metadata.packages_distributions().items() <= listed.items()
+    assert listed["torch"] == ["torch"]
+
+
+def test_a_package_without_a_record_or_with_commas_in_its_names_is_listed(tmp_path: Path) -> None:
+    record = 'plain_one/a.py,sha256=x,1\nplain_two.py,,\n"plain_one/b, c.py",,\nplain.dist-info/RECORD,,\n'
+    for name, file, content in (("plain", "RECORD", record), ("old", "SOURCES.txt", "old_one/__init__.py\n")):
+        folder = tmp_path / f"{name}.{'dist' if file == 'RECORD' else 'egg'}-info"
+        folder.mkdir()
+        (folder / file).write_text(content)
+        (folder / ("METADATA" if file == "RECORD" else "PKG-INFO")).write_text(f"Metadata-Version: 2.1\nName: {name}\n")
+    (tmp_path / "old_one").mkdir()
+    (tmp_path / "old_one" / "__init__.py").touch()
+    assert packages([str(tmp_path)]) == {"plain_one": ["plain"], "plain_two": ["plain"], "old_one": ["old"]}
+
+
+def test_what_no_session_uses_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: without the entry in `sys.modules`, transformers imports scikit-learn. Afterwards it is there."""
+    from transformers.utils.import_utils import _is_package_available
+
+    monkeypatch.delitem(sys.modules, "sklearn", raising=False)
+    with quick_imports():
+        assert not _is_package_available("sklearn")[0]
+    assert _is_package_available("sklearn")[0]
+    gc.unfreeze()
+
+
+def test_a_package_that_is_loaded_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = ModuleType("sklearn")
+    monkeypatch.setitem(sys.modules, "sklearn", loaded)
+    with quick_imports():
+        assert sys.modules["sklearn"] is loaded
+    assert sys.modules["sklearn"] is loaded
+    gc.unfreeze()

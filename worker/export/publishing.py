@@ -16,14 +16,13 @@ from worker.export.errors import ExportError
 from worker.shared.files import move_into_place
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_MARGIN = 64 << 20
 
 
 @contextmanager
 def published(out: Path, needed: int) -> Iterator[Path]:
     """A hidden folder beside `out` that becomes `out` when the block ends, and is removed if the block raises.
 
-    `needed` is the number of bytes that will be written. Raises `ExportError` if `out` exists, or the disk is full.
+    `needed` is the number of bytes that must be free. Raises `ExportError` if `out` exists, or the disk is full.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"{out} already exists; choose another place with --out")
@@ -72,7 +71,5 @@ def _escaped(name: str) -> str:
 
 def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
-    if free < needed + _MARGIN:
-        raise ExportError(
-            f"the export needs {(needed + _MARGIN) / 2**30:.1f} GiB in {folder}, and {free / 2**30:.1f} GiB are free"
-        )
+    if free < needed:
+        raise ExportError(f"the export needs {needed / 2**30:.1f} GiB in {folder}, and {free / 2**30:.1f} GiB are free")

@@ -42,7 +42,8 @@ _KV_BYTES = 64 << 20
 class Request:
     """`kind` None: fp16 where values and activations fit, else bf16. `base` None: what the adapter names.
 
-    `adapter_name` is where the adapter will be, if not in `adapter`.
+    `adapter_name` is where the adapter will be, if not in `adapter`, and `out_name` where the export will be, if not in
+    `out`. `spare_bytes` stay free on the disk.
     """
 
     adapter: Path
@@ -52,6 +53,13 @@ class Request:
     base: str | None = None
     onto: Onto = "original"
     adapter_name: str | None = None
+    out_name: str | None = None
+    spare_bytes: int = 64 << 20
+
+    @property
+    def place(self) -> Path:
+        """The folder in commands."""
+        return Path(self.out_name) if self.out_name else self.out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +95,13 @@ def export(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _export(request: Request, sources: Sources, kind: Kind, say: Callable[[str], None]) -> dict[str, Any]:
-    with published(request.out, _needed(request, sources, kind)) as folder:
+    with published(request.out, _needed(request, sources, kind) + request.spare_bytes) as folder:
         say(f"writing {request.form} in {'fp32' if request.form == 'gguf-adapter' else kind}")
         _write(request, sources, kind, folder)
         say("checking every tensor, and the logits of a probe")
         result, effect = check(request, sources, kind, folder)
         difference = _difference(sources, say)
-        written = instructions(request.form, folder, request.out, sources, kind, request.adapter_name)
+        written = instructions(request.form, folder, request.place, sources, kind, request.adapter_name)
         report = _report(request, sources, kind, folder, (result, effect, difference), written)
         write_atomically(folder / REPORT, json.dumps(report, indent=2) + "\n")
     return report
@@ -274,11 +282,12 @@ def _report(
     written: Instructions,
 ) -> dict[str, Any]:
     result, effect, difference = found
-    files = present_weights(folder) or sorted(folder.glob("*.gguf"))
+    weights = present_weights(folder) or sorted(folder.glob("*.gguf"))
+    files = [*weights, *sorted(path for path in folder.iterdir() if path not in weights)]
     return {
         "format": request.form,
         "type": "fp32" if request.form == "gguf-adapter" else kind,
-        "path": str(request.out),
+        "path": str(request.place),
         "architecture": sources.architecture.name,
         "base": sources.base_name,
         "onto": None if request.form == "gguf-adapter" else request.onto,

@@ -57,8 +57,8 @@ def open_sources(adapter_folder: Path, base: str | None, say: Callable[[str], No
     Raises `ExportError` for an adapter of another base or kind, and for a base that cannot be had or exported.
     """
     adapter = read_adapter(adapter_folder)
-    name = base or _named(adapter)
-    folder = _resolved(name, say)
+    name = base or named_base(adapter)
+    folder = resolved(name, say)
     raw = read_config(folder)
     architecture = architecture_of(raw)
     sources = Sources(
@@ -69,21 +69,23 @@ def open_sources(adapter_folder: Path, base: str | None, say: Callable[[str], No
         architecture=architecture,
         config=model_config(folder),
         raw_config=raw,
-        tokenizer=_tokenizer(adapter_folder, folder),
+        tokenizer=tokenizer_folder(adapter_folder, folder),
     )
     check_fit(adapter, sources.weights(with_adapter=False, onto="original"))
-    _check_hash(adapter, folder, say)
+    check_hash(adapter, folder, say)
     return sources
 
 
-def _named(adapter: Adapter) -> str:
+def named_base(adapter: Adapter) -> str:
+    """The base model that an adapter names. Raises `ExportError` if it names none."""
     if not adapter.base_name:
         raise ExportError("the adapter does not say what its base model is; name its folder with --base")
     is_plain = adapter.revision is None or expanded(adapter.base_name).is_absolute()
     return adapter.base_name if is_plain else f"{adapter.base_name}@{adapter.revision}"
 
 
-def _resolved(name: str, say: Callable[[str], None]) -> Path:
+def resolved(name: str, say: Callable[[str], None]) -> Path:
+    """The folder of a base model, downloaded if need be. Raises `ExportError`."""
     from worker.training import base_model
     from worker.training.interface import PermanentError, UnfitMachineError
 
@@ -93,12 +95,13 @@ def _resolved(name: str, say: Callable[[str], None]) -> Path:
         raise ExportError(f"{error}; or name a folder that has it with --base") from error
 
 
-def _tokenizer(adapter: Path, base: Path) -> Path:
+def tokenizer_folder(adapter: Path, base: Path) -> Path:
     """The tokenizer that the adapter was trained with, else the base model's."""
     return adapter if (adapter / "tokenizer.json").is_file() else base
 
 
-def _check_hash(adapter: Adapter, folder: Path, say: Callable[[str], None]) -> None:
+def check_hash(adapter: Adapter, folder: Path, say: Callable[[str], None]) -> None:
+    """Raise `ExportError` if the adapter was trained on a base model with other files, as far as that is known."""
     from worker.training import base_model
 
     if (wanted := adapter.recipe.get("base_sha256")) is None:

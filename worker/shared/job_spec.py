@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from worker.shared.benchmark_list import BENCHMARKS
 from worker.shared.data_checks.checks import CHECKS
 from worker.shared.evaluation_units import Unit, prompts_at_once, units
+from worker.shared.hub_names import RepoName
 from worker.shared.judge_prompt import MAX_OUTPUT_TOKENS, TEXT_TOKENS
 from worker.shared.plain_errors import MAX_KEY, nearest
 from worker.shared.wire import NonBlank, Sha256, Written, excerpt, not_blank
@@ -248,6 +249,10 @@ class JobSpec(Written):
 
     evaluate: EvaluationSpec | None = Field(default=None, exclude_if=lambda asked: asked is None)
     """The evaluation that the server queues when this job is done. No worker gets it: older ones refuse the key."""
+
+    hub_model_id: RepoName | None = Field(default=None, exclude_if=lambda repo: repo is None)
+    hub_private: bool = Field(default=True, exclude_if=lambda private: private)
+    """Where the server pushes the adapter when this job is done. No worker gets these keys: older ones refuse them."""
 
     checkpoint: CheckpointSpec = CheckpointSpec()
     placement: PlacementSpec = PlacementSpec()

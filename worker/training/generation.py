@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,31 @@ def answers(
         stopping_criteria=stopping,
     )
     return [_until_the_end(row, decoding.ends) for row in written[:, width:].tolist()]
+
+
+def tokens(model: Any, prompt: Sequence[int], decoding: Decoding, seed: int) -> Iterator[int]:
+    """The tokens of an answer one at a time, without its end token, equal to those of `answers`.
+
+    Between two of them the caller may do anything with the model, for example answer another prompt.
+    """
+    drawn = LogitsProcessorList([Drawn(decoding.temperature, [seed])] if decoding.temperature else [])
+    ids, cache = torch.tensor([list(prompt)], dtype=torch.int64, device=model.device), None
+    for _ in range(decoding.max_new_tokens):
+        written = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+            max_new_tokens=1,
+            do_sample=False,
+            use_cache=True,
+            logits_processor=drawn,
+            return_dict_in_generate=True,
+        )
+        ids, cache = written.sequences, written.past_key_values
+        token = int(ids[0, -1])
+        if token in decoding.ends:
+            return
+        yield token
 
 
 def _until_the_end(ids: list[int], ends: frozenset[int]) -> Generated:

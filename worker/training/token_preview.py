@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.shared.dataset_files import DatasetError, Row, numbered_rows
+from worker.shared.imports import quick_imports
 from worker.shared.job_spec import ENCODING, FileFormat, RowFormat
 from worker.training.encoding import IGNORE, Encoder, Example, load_tokenizer
 from worker.training.encoding_findings import ROWS_COMPARED, findings
@@ -206,6 +207,8 @@ def answer(reply: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
 
     limit_process(request["cpu_s"])
     try:
+        with quick_imports():
+            import transformers  # noqa: F401
         found = reply(request)
     except ImportError as error:
         found = {"away": f"{error.name or 'a library'} is not installed where Trainhop runs ({how_to_install(error)})"}

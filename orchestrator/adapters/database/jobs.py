@@ -11,6 +11,7 @@ from orchestrator.adapters.database import tables
 from orchestrator.adapters.database.comparisons import delete_evaluation
 from orchestrator.adapters.database.compiled_sql import Statement
 from orchestrator.adapters.database.mapper import Mapper
+from orchestrator.adapters.database.push_tables import pushes
 from orchestrator.adapters.database.repository import SqlRepository
 from orchestrator.domain.jobs import Event, Job, StepTime
 from orchestrator.domain.lifecycle import EndReason, JobState
@@ -130,6 +131,7 @@ class SqlJobRepository(SqlRepository):
             delete(tables.readings).where(tables.readings.c.lease_id.in_(leases)),
             delete(tables.deliveries).where(tables.deliveries.c.channel_id.in_(channels)),
             delete(tables.channels).where(tables.channels.c.job_id == job_id),
+            delete(pushes).where(pushes.c.job_id == job_id),
         ):
             self._connection.execute(statement)
         delete_evaluation(self._connection, job_id)

@@ -10,6 +10,7 @@ from orchestrator.adapters.database.comparisons import revoke_raters
 from orchestrator.adapters.database.compiled_sql import Statement
 from orchestrator.adapters.database.judgements import remove_endpoints
 from orchestrator.adapters.database.mapper import Mapper
+from orchestrator.adapters.database.pushes import end_pushes
 from orchestrator.adapters.database.repository import SqlRepository
 from orchestrator.domain.accounts import Member, Role
 from orchestrator.domain.errors import ConflictError
@@ -66,4 +67,5 @@ class SqlMemberRepository(SqlRepository):
         ):
             self._connection.execute(statement)
         remove_endpoints(self._connection, member.id)
+        end_pushes(self._connection, member.id)
         revoke_raters(self._connection, member.id, member.removed_at)

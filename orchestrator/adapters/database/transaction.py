@@ -19,6 +19,7 @@ from orchestrator.adapters.database.leases import SqlLeaseRepository
 from orchestrator.adapters.database.members import SqlMemberRepository
 from orchestrator.adapters.database.models import SqlModelRepository
 from orchestrator.adapters.database.notifications import SqlChannelRepository, SqlDeliveryRepository
+from orchestrator.adapters.database.pushes import SqlPushRepository
 from orchestrator.adapters.database.reports import SqlReportRepository
 from orchestrator.adapters.database.stores import SqlStoreObjectRepository, SqlStoreRepository
 from orchestrator.adapters.database.times import SqlTimeRepository
@@ -114,6 +115,10 @@ class SqlTransaction:
     @property
     def models(self) -> SqlModelRepository:
         return SqlModelRepository(self.connection)
+
+    @property
+    def pushes(self) -> SqlPushRepository:
+        return SqlPushRepository(self.connection)
 
     @property
     def channels(self) -> SqlChannelRepository:

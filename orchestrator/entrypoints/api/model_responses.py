@@ -119,6 +119,7 @@ class Provenance(ResponseModel):
     adapter: dict[str, Any]
     base_model: dict[str, Any]
     datasets: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
     accepted_findings: list[str]
     recipe: dict[str, Any]
     checkpoints: list[dict[str, Any]]

@@ -11,14 +11,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 from orchestrator.domain.accounts import Role
 from orchestrator.domain.audits import StrataKind
 from orchestrator.domain.comparisons import PlanName
+from orchestrator.domain.exports import ExportFormat, Onto, WeightType
 from orchestrator.domain.judgements import MAX_BUDGET
 from orchestrator.domain.trust.audit_estimate import Label
 from orchestrator.domain.trust.declared_gain import GainKind
 from orchestrator.services.audit_rating import MAX_NOTE, MAX_SOURCE
 from orchestrator.services.audits import MAX_SEED
+from orchestrator.services.chats import Endpoint
 from orchestrator.services.comparisons import MAX_QUESTION, QUESTION
 from orchestrator.services.judge_endpoints import MAX_KEY
 from orchestrator.services.judgements import BUDGET
+from worker.shared import chat
+from worker.shared.hub_names import RepoName
 from worker.shared.job_spec import EvaluationSpec
 from worker.shared.wire import Count, Sha256
 
@@ -122,6 +126,18 @@ class EvaluationCreate(EvaluationSpec):
     accept_findings: Annotated[tuple[Literal["leak"], ...], Field(max_length=1)] = ()
 
 
+class ExportCreate(RequestModel):
+    """An export to make. `type` is the type of the weights (default: `fp16` where that fits, else `bf16`).
+
+    `onto` says into which form of the base model the adapter is merged: the original one, or the NF4 form on which
+    jobs with `adapter: qlora` are trained.
+    """
+
+    format: ExportFormat
+    type: WeightType | None = None
+    onto: Onto = Onto.ORIGINAL
+
+
 class AuditCreate(RequestModel):
     """An audit to start. Rows are drawn by a hash of `seed` and row (default: a random one, which is kept).
 
@@ -211,6 +227,35 @@ class JudgeEndpointUpdate(RequestModel):
     key: JudgeKey
 
 
+class ChatEndpoint(RequestModel):
+    """An OpenAI-compatible address, and what the models are called there. The key is not stored.
+
+    `lora` is llama-server's number of the adapter. It is switched off for the base model.
+    """
+
+    url: JudgeUrl
+    model: Annotated[str, Field(max_length=200)] = ""
+    base_model: Annotated[str, Field(max_length=200)] = ""
+    lora: Annotated[int, Field(ge=0, le=99)] | None = None
+    key: JudgeKey = SecretStr("")
+
+
+class ChatCreate(chat.Question):
+    """A question with the turns before it. Without `endpoint` the server's own computer answers."""
+
+    endpoint: ChatEndpoint | None = None
+
+    def as_question(self) -> chat.Question:
+        """The question alone."""
+        return chat.Question.model_validate(self.model_dump(exclude={"endpoint"}))
+
+    def as_endpoint(self) -> Endpoint | None:
+        """The address with its key."""
+        if self.endpoint is None:
+            return None
+        return Endpoint(**self.endpoint.model_dump(exclude={"key"}), key=self.endpoint.key.get_secret_value())
+
+
 class JudgementCreate(RequestModel):
     """A judgement to start, by one of your endpoints (id or name)."""
 
@@ -222,6 +267,17 @@ class JudgementResume(RequestModel):
     """A judgement to resume, with its old budget or with another one."""
 
     max_tokens: Budget | None = None
+
+
+class PushCreate(RequestModel):
+    """A push to the Hugging Face hub. Without `repo`, to that of the job's last push or of its file.
+
+    `public` allows a public repository and makes a new one public. `replace` allows one with other files.
+    """
+
+    repo: RepoName | None = None
+    public: bool = False
+    replace: bool = False
 
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,99}$"

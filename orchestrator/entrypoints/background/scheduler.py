@@ -9,12 +9,13 @@ import structlog
 from orchestrator.bootstrap import App
 from orchestrator.entrypoints.background.log_followers import Follower
 from orchestrator.entrypoints.background.loops import Loop, Periodic, guarded
-from orchestrator.services import clock_jumps
+from orchestrator.services import adapter_exports, clock_jumps
 from orchestrator.services.diagnosis import clear_left
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.judging import judge_due
 from orchestrator.services.mailbox import MailboxPoller
 from orchestrator.services.notifications import check_alerts, deliver_due
+from orchestrator.services.pushing import push_due
 from orchestrator.services.reconcile import Watch
 from orchestrator.services.retention import DAY_S, tidy
 from orchestrator.services.rounds import LATE_S
@@ -23,6 +24,7 @@ log = structlog.get_logger()
 
 TELL_EVERY_S = 2.0
 JUDGE_EVERY_S = 2.0
+PUSH_EVERY_S = 2.0
 LOOK_AROUND_EVERY_S = 60.0
 TIDY_EVERY_S = 600.0
 WATCH_EVERY_S = 1.0
@@ -55,6 +57,7 @@ class Ticker:
         self._periodic.every(settings.letters_s, "letters", mailbox_wake.set)
         self._periodic.every(TELL_EVERY_S, "notifications", lambda: deliver_due(app.notifications))
         self._periodic.every(JUDGE_EVERY_S, "judgements", lambda: judge_due(app.judging))
+        self._periodic.every(PUSH_EVERY_S, "pushes", lambda: push_due(app.pushing))
         self._periodic.every(LOOK_AROUND_EVERY_S, "alerts", lambda: check_alerts(app.notifications))
         self._periodic.every(tidy_every_s, "tidying", self._tidy)
 
@@ -99,4 +102,5 @@ class Ticker:
         """What a jump of the clock has made old is not old."""
         if self._app.clock.calm_s > DAY_S:
             tidy(self._app.context)
+            adapter_exports.tidy(self._app.context)
         clear_left(self._app.context)

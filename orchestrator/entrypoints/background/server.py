@@ -94,6 +94,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._api.state.server.event_notifier.close()
         self._api.state.live.close()
+        self._api.state.server.app.running_chats.cancel()
         await super().shutdown(sockets)
 
 

@@ -3,78 +3,68 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
-from orchestrator.entrypoints.cli.client import CommandError, Exit, connect
+from orchestrator.domain.exports import ExportFormat, ExportSettings, ExportState, Onto, WeightType
+from orchestrator.entrypoints.cli.client import Client, CommandError, Exit, connect
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, facts, put, put_json, say, size
 from trainhop.connection import find_job
-from trainhop.download import save_adapter
-from worker.shared.files import temporary_folder
+from trainhop.download import fetch, save_adapter
+from trainhop.polling import until_final
+from worker.shared.files import temporary_folder, write_atomically
 from worker.shared.process import last_line, tied
 
 app = typer.Typer()
-
-
-class Form(StrEnum):
-    """What is made of an adapter."""
-
-    MERGED = "merged"
-    GGUF = "gguf"
-    GGUF_ADAPTER = "gguf-adapter"
-
-
-class Kind(StrEnum):
-    """Types of the weights."""
-
-    FP16 = "fp16"
-    BF16 = "bf16"
-    Q8_0 = "q8_0"
-
-
-class Onto(StrEnum):
-    """Forms of the base model."""
-
-    ORIGINAL = "original"
-    NF4 = "nf4"
 
 
 @app.command(rich_help_panel="Records")
 def export(
     context: typer.Context,
     source: Annotated[str, typer.Argument(metavar="JOB|FOLDER", help="A finished job, or a PEFT folder.")],
-    form: Annotated[Form, typer.Option("--format", help="A merged model, a GGUF model, or a GGUF adapter.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the export.")],
+    form: Annotated[ExportFormat, typer.Option("--format", help="A merged model, a GGUF model, or a GGUF adapter.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new folder for the export. Default: JOB-FORMAT.")
+    ] = None,
     base: Annotated[
         str | None,
         typer.Option(metavar="FOLDER", help="The base model's folder or id. Default: the one that the adapter names."),
     ] = None,
     kind: Annotated[
-        Kind | None, typer.Option("--type", help="Type of the weights. Default: fp16 where that fits, else bf16.")
+        WeightType | None, typer.Option("--type", help="Type of the weights. Default: fp16 where that fits, else bf16.")
     ] = None,
     onto: Annotated[
         Onto, typer.Option(help="Merge into the original base model, or into the NF4 form that qlora trains on.")
     ] = Onto.ORIGINAL,
+    on_server: Annotated[
+        bool, typer.Option("--on-server", help="Let the server make the export, then download it.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Export an adapter: merge it into its base model, or convert it to GGUF. The result is checked first."""
-    request = {"form": form.value, "out": str(out.absolute()), "base": base, "onto": onto.value}
-    request["kind"] = None if kind is None else kind.value
+    settings = ExportSettings(format=form, type=kind, onto=onto)
     folder = Path(source)
     # A folder may have the name of a job, for example an export.
     if (folder / "adapter_config.json").is_file():
-        report = _run(request | {"adapter": str(folder.absolute())})
+        if on_server:
+            raise CommandError(Exit.USAGE, "--on-server exports jobs. The server does not have this folder.")
+        request = _request(settings, out or Path(f"{folder.absolute().name}-{form.value}"), base)
+        report = run_export(request | {"adapter": str(folder.absolute())})
     else:
         client = connect(context)
         record = find_job(client, source)
-        with temporary_folder("trainhop-export-", None) as temporary:
-            save_adapter(client, record, temporary / "adapter")
-            report = _run(request | {"adapter": str(temporary / "adapter"), "adapter_name": f"{record['id']}-adapter"})
+        chosen = out or Path(f"{record['id']}-{form.value}")
+        if on_server and base is not None:
+            raise CommandError(Exit.USAGE, "--on-server takes the base model that the job names. Leave --base out.")
+        report = (
+            _by_server(client, record, settings, chosen) if on_server else _here(client, record, settings, chosen, base)
+        )
         report["commands"] = {"adapter": f"trainhop adapter {record['id']} --out {record['id']}-adapter"} | report[
             "commands"
         ]
@@ -84,8 +74,80 @@ def export(
         _show(report)
 
 
-def _run(request: dict[str, Any]) -> dict[str, Any]:
-    """The export in a process of its own, which loads torch. It says on stderr what it does."""
+def _request(settings: ExportSettings, out: Path, base: str | None) -> dict[str, Any]:
+    kind = None if settings.type is None else settings.type.value
+    form, onto = settings.format.value, settings.onto.value
+    return {"form": form, "out": str(out.absolute()), "base": base, "onto": onto, "kind": kind}
+
+
+def _here(
+    client: Client, record: dict[str, Any], settings: ExportSettings, out: Path, base: str | None
+) -> dict[str, Any]:
+    with temporary_folder("trainhop-export-", None) as temporary:
+        save_adapter(client, record, temporary / "adapter")
+        request = _request(settings, out, base) | {"adapter_name": f"{record['id']}-adapter"}
+        return run_export(request | {"adapter": str(temporary / "adapter")})
+
+
+def _by_server(client: Client, record: dict[str, Any], settings: ExportSettings, out: Path) -> dict[str, Any]:
+    """Let the server export, wait, and download what it has made. An export that exists there is downloaded again."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CommandError(Exit.USAGE, f"{out} already exists. Choose another place with --out.")
+    path = f"/jobs/{record['id']}/exports"
+    made = next((each for each in client.get(path)["items"] if _is_made(each, settings)), None)
+    if made is None:
+        body = {"format": settings.format, "type": settings.type, "onto": settings.onto}
+        client.post(path, body)
+        made = until_final(lambda: client.get(f"{path}/{settings.format}"), _Steps().show, say)
+    if made["state"] == ExportState.FAILED:
+        raise CommandError(Exit.FAILED, made["doing"])
+    return _downloaded(client, f"{path}/{settings.format}/files", made["report"], out)
+
+
+def _is_made(export: dict[str, Any], settings: ExportSettings) -> bool:
+    return (
+        (export["format"], export["onto"]) == (settings.format, settings.onto)
+        and export["state"] == ExportState.SUCCEEDED
+        and settings.type in (None, export["type"])
+    )
+
+
+class _Steps:
+    """Says each step of the server once."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def show(self, export: dict[str, Any]) -> None:
+        """Say what the server does now, if that is new."""
+        step = export["doing"] or export["state"]
+        if step != self._last and export["state"] != ExportState.FAILED:
+            say(clean(step))
+        self._last = step
+
+
+def _downloaded(client: Client, path: str, report: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The files of a report in the new folder `out`, which appears when it is complete. A second call resumes."""
+    aside = out.with_name(f".{out.name}.download")
+    for file in report["files"]:
+        if not (aside / file["name"]).is_file():
+            say(f"downloading {clean(file['name'])} ({size(file['bytes'])})")
+            fetch(client, f"{path}/{quote(file['name'])}", aside / Path(file["name"]).name, file["sha256"])
+    place, name = shlex.quote(str(out)), report["path"]
+    commands = {program: text.replace(name, place) for program, text in report["commands"].items()}
+    report |= {"path": str(out), "commands": commands}
+    write_atomically(aside / "trainhop-export.json", json.dumps(report, indent=2) + "\n")
+    if out.exists():
+        out.rmdir()
+    aside.rename(out)
+    return report
+
+
+def run_export(request: dict[str, Any]) -> dict[str, Any]:
+    """The report of an export in a process of its own, which loads torch. It says on stderr what it does.
+
+    Raises `CommandError` if nothing was published.
+    """
     command = tied([sys.executable, "-W", "ignore", "-m", "worker.export"])
     done = subprocess.run(command, input=json.dumps(request), stdout=subprocess.PIPE, text=True, check=False)
     try:

@@ -11,7 +11,7 @@ from orchestrator.entrypoints.cli.client import connect
 from orchestrator.entrypoints.cli.members import read_secret
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, put, put_json, say
 
-app = typer.Typer(no_args_is_help=True, help="Your Hugging Face token for gated and private models.")
+app = typer.Typer(no_args_is_help=True, help="Your Hugging Face token for gated and private models, and for pushes.")
 
 
 @app.command("login")
@@ -23,7 +23,10 @@ def login(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Store a read token (huggingface.co/settings/tokens). It is checked and encrypted, and never leaves the server."""
+    """Store a token (huggingface.co/settings/tokens). It is checked and encrypted, and machines never get it.
+
+    For models it only has to read. A push needs one that can write.
+    """
     client = connect(context)
     if token_file is not None:
         token = read_secret(token_file)
@@ -51,5 +54,5 @@ def show(context: typer.Context, as_json: JsonFlag = False) -> None:
 
 def _words(kept: dict[str, Any]) -> str:
     if not kept["stored"]:
-        return "No token is stored. Gated and private models need one (trainhop hub login)."
+        return "No token is stored. Gated and private models and pushes need one (trainhop hub login)."
     return f"A token of {clean(kept['account'])} is stored, encrypted."

@@ -37,6 +37,7 @@ from orchestrator.entrypoints.cli.phrases import (
     state_word,
     stored_state,
 )
+from orchestrator.entrypoints.cli.pushes import in_words, pushes_of
 from trainhop.connection import find_job
 from trainhop.errors import Error
 from trainhop.job_file import check
@@ -223,10 +224,11 @@ def show(context: typer.Context, job: JobArgument, as_json: JsonFlag = False) ->
     sessions = listed(client.get(f"/jobs/{record['id']}/sessions"))
     evaluations = evaluations_of(client, record["id"])
     judged = judgements_of(client, record["id"]) if evaluations else []
+    pushes = pushes_of(client, record["id"]) if record.get("adapter") else []
     if as_json:
-        put_json({**record, "sessions": sessions, "evaluations": evaluations, "judgements": judged})
+        put_json({**record, "sessions": sessions, "evaluations": evaluations, "judgements": judged, "pushes": pushes})
         return
-    facts(_described(record))
+    facts([*_described(record), *(("hub", in_words(each)) for each in pushes[:1])])
     show_evaluations(record, evaluations)
     show_judgements(judged)
     if sessions:

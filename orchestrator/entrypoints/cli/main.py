@@ -14,6 +14,7 @@ from orchestrator.entrypoints.cli import (
     adapter_export,
     artifacts,
     audits,
+    chat,
     comparisons,
     datasets,
     doctor,
@@ -27,6 +28,7 @@ from orchestrator.entrypoints.cli import (
     models,
     notebook,
     notifications,
+    pushes,
     serve,
     stores,
     watch,
@@ -55,6 +57,8 @@ for part in (
     artifacts.app,
     download.app,
     adapter_export.app,
+    pushes.app,
+    chat.app,
     doctor.app,
 ):
     app.add_typer(part)

@@ -8,8 +8,9 @@ from typing import Any
 
 from orchestrator.domain.jobs import StepTime
 from orchestrator.domain.lifecycle import JobState
+from orchestrator.domain.pushes import Push
 from orchestrator.domain.scheduling import Candidate, Forecast, forecast
-from orchestrator.entrypoints.dashboard import timeline
+from orchestrator.entrypoints.dashboard import adapter_exports, timeline
 from orchestrator.entrypoints.dashboard.render import fragment
 from orchestrator.entrypoints.http.dependencies import Server
 from orchestrator.services import capacity, dispatch, evaluations, judge_reports
@@ -17,7 +18,17 @@ from orchestrator.services.judge_reports import JudgeReport
 from orchestrator.services.verdicts import Judged, judge
 from worker.shared.benchmark_list import BENCHMARKS
 
-SECTIONS = ("status", "evaluation", "sessions", "checkpoints", "samples", "machine", "events")
+SECTIONS = (
+    "status",
+    "evaluation",
+    "exports",
+    "push",
+    "sessions",
+    "checkpoints",
+    "samples",
+    "machine",
+    "events",
+)
 EVENTS_SHOWN = 40
 SAMPLES_READ = 400
 READINGS_SHOWN = 240
@@ -92,7 +103,9 @@ def look(server: Server, machines: Machines, job_id: str) -> Look | None:
             "checkpoints": _checkpoints(server, row, sessions),
             "samples": _samples(server, job_id),
             "judges": _judges(server, row),
+            "pushes": _pushes(server, row),
             **_evaluated(server, job_id),
+            **adapter_exports.values(server, row),
             "readings": _readings(server, sessions),
             "last_words": _last_words(server, row, sessions),
         },
@@ -114,6 +127,12 @@ def _judges(server: Server, row: Row) -> list[JudgeReport]:
         return []
     with server.ctx.uow() as tx:
         return judge_reports.of_evaluation(tx, row["id"])
+
+
+def _pushes(server: Server, row: Row) -> list[Push]:
+    """The pushes of the job's adapter to the Hugging Face hub, newest first."""
+    with server.ctx.uow() as tx:
+        return tx.pushes.of_job(row["id"]) if row["adapter"] else []
 
 
 def _evaluated(server: Server, job_id: str) -> dict[str, Any]:

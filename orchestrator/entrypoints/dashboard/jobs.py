@@ -17,6 +17,7 @@ from orchestrator.domain.accounts import Actor, Role
 from orchestrator.domain.errors import TrainhopError
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.entrypoints.api import notebooks
+from orchestrator.entrypoints.dashboard import chats
 from orchestrator.entrypoints.dashboard.curve import ViewedJob
 from orchestrator.entrypoints.dashboard.job_view import SECTIONS, look
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, page, piece
@@ -77,6 +78,7 @@ def one(request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob) -> R
         differs=_differences(server, me, found.row),
         notebook_editor=_editor(server),
         data=_data(server, me, found.row),
+        chat=chats.section(server, me, found.row),
         clones=[
             c
             for c in server.queries.clones(job_id, CLONES_SHOWN)

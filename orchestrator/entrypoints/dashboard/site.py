@@ -11,8 +11,10 @@ from fastapi.responses import Response
 
 from orchestrator.domain.accounts import Actor
 from orchestrator.entrypoints.dashboard import (
+    adapter_exports,
     assets,
     audits,
+    chats,
     comparisons,
     curve,
     demo,
@@ -26,6 +28,7 @@ from orchestrator.entrypoints.dashboard import (
     members,
     models,
     notifications,
+    pushes,
     rating,
     submit,
 )
@@ -35,6 +38,10 @@ from orchestrator.entrypoints.http import problems
 PAGES = (
     assets,
     login,
+    # These are before `jobs`, which takes every other action on a job.
+    adapter_exports,
+    chats,
+    pushes,
     jobs,
     curve,
     live,

@@ -12,6 +12,7 @@ from typing import Any
 
 import orchestrator
 from orchestrator.entrypoints.cli import job_file
+from orchestrator.entrypoints.cli.adapter_export import run_export
 from orchestrator.entrypoints.cli.client import Client, CommandError, Exit
 from orchestrator.entrypoints.cli.output import put_json, say, seconds
 from orchestrator.entrypoints.cli.phrases import listed
@@ -52,13 +53,27 @@ def run_demo(folder: Path, *, as_json: bool, sandbox: bool = False) -> int:
             result["members"] = emulated.tell()
     picture = report.draw(folder / "loss.png", losses.by_session, sessions)
     report.tell(job, sessions, samples, to_stderr=as_json)
+    result["export"] = _exported(folder)
     say(f"adapter     {result['adapter']['path']} (PEFT folder, sha256 {result['adapter']['sha256'][:16]}...)")
     say(f"loss curve  {picture}" if picture else "loss curve  needs matplotlib: pip install matplotlib")
     say(f"records     trainhop up --data-dir {shlex.quote(str(server.folder))} --port 0 shows them in the dashboard")
     say(f"took        {seconds(time.monotonic() - began)}")
+    report.tell_how_to_use(result["adapter"]["path"], result["export"])
     if as_json:
         put_json(result)
     return Exit.OK
+
+
+def _exported(folder: Path) -> dict[str, Any]:
+    """The report of the adapter as GGUF model. The training is done, whatever becomes of it."""
+    out = folder / "gguf"
+    shutil.rmtree(out, ignore_errors=True)
+    say("exporting the adapter as GGUF, for Ollama and llama.cpp")
+    request = {"adapter": str(folder / "adapter"), "out": str(out), "form": "gguf", "kind": "q8_0"}
+    try:
+        return run_export(request)
+    except CommandError as error:
+        return {"error": " ".join(error.lines)}
 
 
 def check_stack() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -65,6 +66,18 @@ def _answers(samples: Sequence[Mapping[str, Any]], write: Any) -> None:
         write(f"  {clean(prompt)}")
         for label, sample in (("before", mine[0]), ("after", mine[-1])):
             write(f"    {label:<6}  {clean(sample['text'])}")
+
+
+def tell_how_to_use(adapter: str, export: Mapping[str, Any]) -> None:
+    """Say how to chat with the adapter, what was exported, and the command for each program that reads it."""
+    say(f"try it      trainhop chat {shlex.quote(adapter)}")
+    if "error" in export:
+        say(f"gguf        {clean(export['error'])}")
+        return
+    check = export["check"]
+    say(f"gguf        {export['path']} (logits differ by {check['error']:.1%} from base model and adapter)")
+    for program, command in export["commands"].items():
+        say(f"{program:<10}  {command}")
 
 
 def draw(path: Path, curves: Curves, sessions: Sequence[Mapping[str, Any]]) -> Path | None:

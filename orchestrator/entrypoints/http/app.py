@@ -12,7 +12,9 @@ from orchestrator.adapters.database.queries import Queries
 from orchestrator.bootstrap import App
 from orchestrator.config import Settings
 from orchestrator.entrypoints.api import (
+    adapter_exports,
     audits,
+    chats,
     checks,
     comparisons,
     datasets,
@@ -25,6 +27,7 @@ from orchestrator.entrypoints.api import (
     notebooks,
     notifications,
     providers,
+    pushes,
     sessions,
     stores,
     workers,
@@ -90,10 +93,13 @@ def make_app(app: App) -> FastAPI:
     api.router.routes.extend([*workers.quick_routes(), jobs.quick_route()])
     people = (
         jobs,
+        adapter_exports,
         evaluations,
+        chats,
         notebooks,
         sessions,
         models,
+        pushes,
         audits,
         comparisons,
         judges,

@@ -25,6 +25,7 @@ from orchestrator.ports.repository.jobs import (
 from orchestrator.ports.repository.judgements import JudgeEndpointRepository, JudgementRepository
 from orchestrator.ports.repository.models import ModelRepository
 from orchestrator.ports.repository.notifications import ChannelRepository, DeliveryRepository
+from orchestrator.ports.repository.pushes import PushRepository
 from orchestrator.ports.repository.storage import DatasetRepository, StoreObjectRepository, StoreRepository
 
 
@@ -77,6 +78,8 @@ class Transaction(Protocol):
     def judgements(self) -> JudgementRepository: ...
     @property
     def models(self) -> ModelRepository: ...
+    @property
+    def pushes(self) -> PushRepository: ...
     @property
     def channels(self) -> ChannelRepository: ...
     @property

@@ -8,6 +8,7 @@ import json
 import lzma
 import zipfile
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def script(about: str, carried: Mapping[str, Any]) -> str:
     )
 
 
+@lru_cache(maxsize=2)  # every session of a server brings the same worker
 def packed(worker: bytes) -> str:
     """The files of a wheel as lines of base85 of an LZMA-compressed zip file.
 

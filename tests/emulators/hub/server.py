@@ -6,15 +6,16 @@ import json
 import re
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from tests.emulators.hub.state import RefusedError, Repo, missing
+from tests.emulators.hub.writes import Writes
 from tests.emulators.kaggle.faults import Rule, Rules
 
 _NAME = r"([\w.-]+(?:/[\w.-]+)?)"
@@ -22,7 +23,11 @@ _INFO = re.compile(rf"^/api/(model|dataset)s/{_NAME}(?:/revision/([^/]+))?$")
 _TREE = re.compile(rf"^/api/(model|dataset)s/{_NAME}/tree/([^/]+)$")
 _RESOLVE = re.compile(rf"^(/datasets)?/{_NAME}/resolve/([^/]+)/(.+)$")
 _CACHED = re.compile(rf"^/api/resolve-cache/(model|dataset)s/{_NAME}/([0-9a-f]{{40}})/(.+)$")
+_COMMITS = re.compile(rf"^/api/models/{_NAME}/commits/([^/]+)$")
 _RANGE = re.compile(r"^bytes=(\d+)-(\d*)$")
+
+
+PIECE_BYTES = 16 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +43,9 @@ class HubEmulator:
     """A server in a thread of this process. `accounts` are names by token; `seen` is every request so far.
 
     Of its rules' fields it knows `status` with what belongs to it, `cut` and `hold`; with `hold` and `cut_after`
-    nothing of a file after so many bytes is sent, and the request waits. `stalled` is set once one does.
+    nothing of a file after so many bytes is sent, and the request waits. `stalled` is set once one does. With `done` a
+    request is carried out first. `at` is called at each instant of a request: when it begins, with each piece of its
+    body, when it is carried out, and when its answer is sent.
     """
 
     def __init__(self, *repos: Repo, port: int = 0) -> None:
@@ -46,6 +53,8 @@ class HubEmulator:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.rules, self.seen = Rules(), list[Seen]()
         self.signed: dict[str, bytes] = {}
+        self.writes = Writes(self)
+        self.at: Callable[[str], object] = lambda _instant: None
         self.stalled, self.over = threading.Event(), threading.Event()
         for repo in repos:
             self.add(repo)
@@ -125,9 +134,16 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
     _rule: Rule | None = None
     _start = 0
+    _is_mute = False
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Say nothing."""
+
+    def do_POST(self) -> None:
+        self._serve()
+
+    def do_PUT(self) -> None:
+        self._serve()
 
     def do_HEAD(self) -> None:
         self._serve()
@@ -142,31 +158,68 @@ class _Handler(BaseHTTPRequestHandler):
         address = f"http://{self.headers.get('Host')}{self.path}"
         hub.seen.append(Seen(request=request, authorization=authorization, address=address))
         self._start = 0
+        hub.at(f"begin {request}")
+        body = self._body(request)
         self._rule = rule = hub.rules.strike(request, None)
         try:
+            if rule is not None and rule.done:
+                self._is_mute = True
+                self._carry_out(parts, body, authorization)
+                self._is_mute = False
             if rule is not None and rule.cut:
                 self.close_connection = True
                 self.connection.close()
             elif rule is not None and rule.status is not None:
                 self._json(rule.answer, rule.status, rule.headers)
-            elif parts.path.startswith("/signed/"):
-                self._signed(parse_qs(parts.query).get("Signature", [""])[0])
             else:
-                self._answer(unquote(parts.path), parse_qs(parts.query), hub.who(authorization))
+                self._carry_out(parts, body, authorization)
         except RefusedError as refusal:
+            self._is_mute = False
             headers = {"X-Error-Message": str(refusal)} | ({"X-Error-Code": refusal.code} if refusal.code else {})
             self._json({"error": str(refusal)}, refusal.status, headers)
+
+    def _body(self, request: str) -> bytes:
+        """The body, read in pieces. A caller that dies in the middle ends the request."""
+        body, left = bytearray(), int(self.headers.get("Content-Length") or 0)
+        while left:
+            piece = self.rfile.read(min(left, PIECE_BYTES))
+            if not piece:
+                raise ConnectionResetError
+            body += piece
+            left -= len(piece)
+            self.server.hub.at(f"{len(body)} bytes of {request}")
+        return bytes(body)
+
+    def _carry_out(self, parts: SplitResult, body: bytes, authorization: str | None) -> None:
+        hub = self.server.hub
+        if self.command in ("POST", "PUT"):
+            token = (authorization or "").removeprefix("Bearer ")
+            account = hub.who(authorization)
+            answer = hub.writes.answer(f"{self.command} {unquote(parts.path)}", body, account, token)
+            hub.at(f"done {self.command} {parts.path}")
+            self._json(answer)
+        elif parts.path.startswith("/signed/"):
+            self._signed(parse_qs(parts.query).get("Signature", [""])[0])
+        else:
+            self._answer(unquote(parts.path), parse_qs(parts.query), hub.who(authorization))
+        self.wfile.flush()
+        hub.at(f"sent {self.command} {parts.path}")
 
     def _answer(self, path: str, query: Mapping[str, list[str]], account: str | None) -> None:
         hub = self.server.hub
         if path == "/api/whoami-v2":
             if account is None:
                 raise RefusedError(401, "Invalid username or password.")
-            self._json({"type": "user", "name": account})
+            token = self.headers["Authorization"].removeprefix("Bearer ")
+            self._json({"type": "user", "name": account} | hub.writes.rights(account, token))
         elif found := _INFO.match(path):
             repo = hub.repo(found[1], found[2], account)
             repo.at(found[3] or "main")
             self._json(repo.info(blobs="blobs" in query))
+        elif found := _COMMITS.match(path):
+            repo = hub.repo("model", found[1], account)
+            repo.at(found[2])
+            self._json(*hub.writes.history(repo, found[2], int(query.get("p", ["0"])[0])))
         elif found := _TREE.match(path):
             repo = hub.repo(found[1], found[2], account)
             repo.at(found[3])
@@ -223,6 +276,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, json.dumps(answer).encode(), {"Content-Type": "application/json"} | dict(headers or {}))
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        if self._is_mute:
+            return
         self.send_response_only(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)

@@ -16,9 +16,20 @@ class RefusedError(Exception):
         self.status, self.code = status, code
 
 
+@dataclass(frozen=True)
+class Commit:
+    """A commit that was pushed, with the title and the description that it was given."""
+
+    oid: str
+    title: str
+    message: str = ""
+
+
 @dataclass(kw_only=True)
 class Repo:
-    """A repository of one commit. `readers` are the accounts that may read it where it is gated or private.
+    """A repository of one commit, or of those in `history`, oldest first.
+
+    `readers` are the accounts that may read it where it is gated or private.
 
     `large` names the files that are kept apart and reached by a redirect: weights always are. With `xet` those have a
     Xet address, too, behind which nobody answers.
@@ -33,10 +44,13 @@ class Repo:
     large: frozenset[str] = frozenset()
     xet: bool = False
     parameters: int | None = None
+    history: list[Commit] = field(default_factory=list)
 
     @property
     def commit(self) -> str:
-        """Forty hex digits that depend on the name and the bytes."""
+        """Forty hex digits: the newest commit, or ones that depend on the name and the bytes."""
+        if self.history:
+            return self.history[-1].oid
         digest = hashlib.sha1(self.id.encode(), usedforsecurity=False)
         for name, data in sorted(self.files.items()):
             digest.update(name.encode() + data)
@@ -67,7 +81,7 @@ class Repo:
 
     def at(self, revision: str) -> None:
         """Raise unless there is such a revision."""
-        if revision not in ("main", self.commit):
+        if revision not in ("main", self.commit, *(one.oid for one in self.history)):
             raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
     def info(self, *, blobs: bool) -> dict[str, Any]:

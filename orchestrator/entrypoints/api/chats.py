@@ -1,0 +1,47 @@
+"""The HTTP endpoint of chats with a job's adapter and its base model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Generator
+from contextlib import aclosing
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from orchestrator.entrypoints.api import requests
+from orchestrator.entrypoints.http import answers
+from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, JobId, ServerDep
+from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute
+from orchestrator.services import chats
+
+router = APIRouter(prefix=PREFIX, tags=["jobs"], route_class=ApiRoute, responses=PROBLEMS)
+
+
+def _asked(
+    server: ServerDep, me: CurrentUser, job_id: JobId, body: requests.ChatCreate
+) -> Generator[chats.PendingAnswer]:
+    """Refusals become problem documents, because they come before the stream."""
+    asked = chats.ask(server.app.chatting, me, job_id, body.as_question(), body.as_endpoint())
+    try:
+        yield asked
+    finally:
+        if not asked.is_begun:
+            asked.end()
+
+
+@router.post(
+    "/jobs/{job_id}/chat",
+    operation_id="chat",
+    summary="Ask the adapter and its base model",
+    response_class=EventSourceResponse,
+)
+async def chat(asked: Annotated[chats.PendingAnswer, Depends(_asked)]) -> AsyncIterator[ServerSentEvent]:
+    """Streams both answers: events `loading`, `ready`, `text` and `end`, then `failed` or `done`.
+
+    Their data is JSON with `arm` (`base` or `adapter`) and `text`. Nothing of a conversation is stored: `turns` has the
+    earlier questions with their answers. Closing the connection stops the answers. Only the job's owner may ask.
+    """
+    async with aclosing(answers.events(asked)) as events:
+        async for event in events:
+            yield ServerSentEvent(data=event.to_json(), event=event.kind)

@@ -1,0 +1,82 @@
+"""An exporter that a test holds and lets go, and adapters as machines send them."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import zipfile
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from orchestrator.ports.exports import ExportRequest, NotExported
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+class HeldExporter:
+    """Implements `ports.Exporter`: it writes one file. An export begins, and waits until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Semaphore(0), threading.Semaphore(0)
+        self.requests: list[ExportRequest] = []
+        self.error: Exception | None = None
+        self.absent = ""
+
+    def missing(self) -> str:
+        return self.absent
+
+    def export(
+        self, request: ExportRequest, say: Callable[[str], None], is_cancelled: Callable[[], bool]
+    ) -> dict[str, Any]:
+        assert (request.adapter / WEIGHTS).is_file()
+        self.requests.append(request)
+        say(f"writing {request.out}")
+        self.begun.release()
+        while not self.go_on.acquire(timeout=0.01):
+            if is_cancelled():
+                raise NotExported("The export was cancelled.")
+        if self.error is not None:
+            raise self.error
+        return _write(request)
+
+
+def _write(request: ExportRequest) -> dict[str, Any]:
+    request.out.mkdir(parents=True)
+    content = b"weights " * 1000
+    (request.out / "adapter.gguf").write_bytes(content)
+    file = {"name": "adapter.gguf", "bytes": len(content), "sha256": sha256(content).hexdigest()}
+    report = {
+        "format": request.settings.format,
+        "architecture": "Llama",
+        "base": request.base,
+        "type": "fp32" if request.settings.type is None else request.settings.type,
+        "path": request.out_name,
+        "onto": request.settings.onto,
+        "nf4_difference": None,
+        "check": {"error": 0.001, "same": 1.0, "tokens": 128, "adapter_effect": 0.2},
+        "files": [file],
+        "notes": ["the <b> is escaped"],
+        "commands": {"llama.cpp": f"llama-cli -m base.gguf --lora {request.out_name}/adapter.gguf"},
+    }
+    (request.out / "trainhop-export.json").write_text(json.dumps(report))
+    return report
+
+
+def packed(folder: Path) -> tuple[bytes, str]:
+    """An adapter's folder as an archive, and the sha256 of its weights."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(folder.iterdir()):
+            file.write(path, path.name)
+    return archive.getvalue(), sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+
+
+def small_archive() -> bytes:
+    """An archive with weights that nobody reads."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(WEIGHTS, b"weights")
+    return archive.getvalue()
