@@ -80,9 +80,12 @@ LOADERS: dict[str, Callable[[], None]] = {
 
 def serve(program: str, address: Path) -> str:
     """Answer requests until the tests have ended. Returns the module to run, in each forked process."""
+    before = dict(os.environ)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         LOADERS[program]()
+    # scikit-learn for example sets variables when it is imported, and checkpoints record them.
+    set_by_libraries = {name: value for name, value in os.environ.items() if before.get(name) != value}
     gc.collect()
     gc.freeze()
     listener = _listen(address)
@@ -113,6 +116,7 @@ def serve(program: str, address: Path) -> str:
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
+            request["set_by_libraries"] = set_by_libraries
             return _become(request, streams, address.parent)
         for descriptor in streams:
             os.close(descriptor)
@@ -160,7 +164,7 @@ def _become(request: dict[str, Any], streams: list[int], servers: Path) -> str:
     os.umask(request["umask"])
     os.chdir(request["folder"])
     os.environ.clear()
-    os.environ.update(request["variables"])
+    os.environ.update({**request["set_by_libraries"], **request["variables"]})
     time.tzset()
     command = request["command"]
     _show(command, request["variables"])

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import gc
 import inspect
-import sys
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
-
-import pytest
 
 from worker.shared.imports import packages, quick_imports
 
@@ -51,23 +47,3 @@ def test_a_package_without_a_record_or_with_commas_in_its_names_is_listed(tmp_pa
     (tmp_path / "old_one").mkdir()
     (tmp_path / "old_one" / "__init__.py").touch()
     assert packages([str(tmp_path)]) == {"plain_one": ["plain"], "plain_two": ["plain"], "old_one": ["old"]}
-
-
-def test_what_no_session_uses_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guard: without the entry in `sys.modules`, transformers imports scikit-learn. Afterwards it is there."""
-    from transformers.utils.import_utils import _is_package_available
-
-    monkeypatch.delitem(sys.modules, "sklearn", raising=False)
-    with quick_imports():
-        assert not _is_package_available("sklearn")[0]
-    assert _is_package_available("sklearn")[0]
-    gc.unfreeze()
-
-
-def test_a_package_that_is_loaded_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = ModuleType("sklearn")
-    monkeypatch.setitem(sys.modules, "sklearn", loaded)
-    with quick_imports():
-        assert sys.modules["sklearn"] is loaded
-    assert sys.modules["sklearn"] is loaded
-    gc.unfreeze()

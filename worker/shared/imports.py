@@ -12,8 +12,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 
-UNUSED = "sklearn"
-"""transformers imports it with scipy, a tenth of all imports, for a way to generate text that no session uses."""
 _NAME = re.compile(r"^Name: *(\S+)", re.MULTILINE)
 
 
@@ -23,10 +21,9 @@ def quick_imports() -> Iterator[None]:
 
     Garbage collections find nothing in imports and take a sixth of the time. Later ones skip everything that exists at
     the end. transformers and trl would each list all installed packages, at 2 ms a package and more. Here trl
-    gets the list of transformers, and it is made by `packages`. `UNUSED` looks absent.
+    gets the list of transformers, and it is made by `packages`.
     """
     listed, metadata.packages_distributions = metadata.packages_distributions, functools.cache(packages)
-    is_hidden = sys.modules.setdefault(UNUSED, None) is None  # pyright: ignore[reportArgumentType] - Python's own way to say "absent"
     gc.disable()
     try:
         yield
@@ -34,15 +31,13 @@ def quick_imports() -> Iterator[None]:
         gc.freeze()
         gc.enable()
         metadata.packages_distributions = listed
-        if is_hidden:
-            sys.modules.pop(UNUSED, None)
 
 
 def packages(path: list[str] | None = None) -> dict[str, list[str]]:
     """The distributions of each installed package, like `metadata.packages_distributions` of Python 3.12.
 
-    `path` are the folders to look in, without it those of `sys.path`. It makes no object for each file, and does not look
-    whether the file exists.
+    `path` are the folders to look in, by default those of `sys.path`. It makes no object for each file, and does not
+    look whether the file exists.
     """
     found: dict[str, list[str]] = {}
     for each in metadata.distributions(path=sys.path if path is None else path):
