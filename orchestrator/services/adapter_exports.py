@@ -5,14 +5,10 @@ A server that is killed loses the exports that had not ended. The next one remov
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import structlog
@@ -26,7 +22,9 @@ from orchestrator.ports.stores import StoreError
 from orchestrator.services.context import Context
 from orchestrator.services.jobs import owned
 from orchestrator.services.running_exports import WORK, Key, RunningExports, Task
-from worker.shared.adapter_archive import ArchiveError, unpack
+from orchestrator.services.stored_adapters import unpack_adapter
+from worker.shared.adapter_archive import ArchiveError
+from worker.shared.files import temporary_folder
 from worker.shared.job_spec import JobSpec
 
 log = structlog.get_logger()
@@ -198,9 +196,9 @@ def _export(ctx: Context, running: RunningExports, task: Task, job: Job) -> None
     settings = task.export.settings
     out = running.place((job.id, settings.format))
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _adapter(ctx, running, job) as folder:
+    with temporary_folder(WORK, running.folder) as folder:
         request = ExportRequest(
-            adapter=folder,
+            adapter=unpack_adapter(ctx, job, folder),
             base=JobSpec.model_validate(job.spec).base_model,
             out=out,
             settings=settings,
@@ -221,20 +219,3 @@ def _export(ctx: Context, running: RunningExports, task: Task, job: Job) -> None
 def _without_folder(running: RunningExports, text: str) -> str:
     """Members need not know where the server has its files."""
     return text.replace(f"{running.folder}/", "").replace(str(running.folder), "the server's folder of exports")
-
-
-@contextmanager
-def _adapter(ctx: Context, running: RunningExports, job: Job) -> Generator[Path]:
-    """The unpacked adapter of a job, compared with the hash of its archive."""
-    assert job.adapter_key is not None
-    assert job.adapter_store is not None
-    with TemporaryDirectory(prefix=WORK, dir=running.folder) as work:
-        archive, digest = Path(work) / "adapter.zip", hashlib.sha256()
-        with archive.open("wb") as file:
-            for chunk in ctx.stores.get(job.adapter_store).read(job.adapter_key):
-                digest.update(chunk)
-                file.write(chunk)
-        if digest.hexdigest() != job.adapter_zip_sha256:
-            raise NotExported(f"The adapter of job {job.id} is damaged in its store: its sha256 is another one.")
-        unpack(archive, Path(work) / "adapter")
-        yield Path(work) / "adapter"

@@ -6,12 +6,10 @@ job that takes its place.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from orchestrator.domain.accounts import Actor, Role
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError, UnavailableError
@@ -19,7 +17,8 @@ from orchestrator.domain.jobs import Job
 from orchestrator.ports.chats import ChatAddress, Chats, LoadedChat
 from orchestrator.ports.stores import StoreError
 from orchestrator.services.context import Context
-from worker.shared.adapter_archive import ArchiveError, unpack
+from orchestrator.services.stored_adapters import unpack_adapter
+from worker.shared.adapter_archive import ArchiveError
 from worker.shared.chat import ChatEvent, Kind, Question, failed
 from worker.shared.evaluation_units import Arm
 from worker.shared.files import temporary_folder
@@ -27,7 +26,6 @@ from worker.shared.files import temporary_folder
 MAX_AT_ONCE = 8
 """Answers that are generated at once, because each keeps a few threads of the server. One for each member."""
 IDLE_S = 300.0
-MAX_ADAPTER_BYTES = 4 << 30
 
 
 @dataclass(kw_only=True)
@@ -227,27 +225,11 @@ def _answer_here(asked: PendingAnswer) -> Iterator[ChatEvent]:
         yield ChatEvent(kind=Kind.LOADING, text="reading the adapter")
         with ExitStack() as folder:
             try:
-                adapter = _unpacked(asked.context.ctx, asked.job, folder.enter_context(temporary_folder("chat-", None)))
+                place = folder.enter_context(temporary_folder("chat-", None))
+                adapter = unpack_adapter(asked.context.ctx, asked.job, place)
             except (StoreError, ArchiveError, OSError) as error:
                 yield failed(f"the adapter cannot be read: {error}")
                 return
             chat = asked.context.chats.load(adapter, str(asked.job.spec["base_model"]))
             running.replace(asked.job.id, chat, folder.pop_all())
     yield from chat.ask(asked.question, asked.cancelled)
-
-
-def _unpacked(ctx: Context, job: Job, folder: Path) -> Path:
-    """The PEFT folder of a job. Raises `StoreError`, `ArchiveError` or `OSError`."""
-    assert job.adapter_key is not None
-    store = ctx.stores.get(job.adapter_store or "")
-    if (job.adapter_bytes or 0) > MAX_ADAPTER_BYTES:
-        raise ArchiveError(f"it is larger than {MAX_ADAPTER_BYTES >> 30} GiB")
-    digest = hashlib.sha256()
-    with (folder / "adapter.zip").open("wb") as file:
-        for chunk in store.read(job.adapter_key):
-            digest.update(chunk)
-            file.write(chunk)
-    if digest.hexdigest() != job.adapter_zip_sha256:
-        raise ArchiveError("its hash is not the one that it was stored with")
-    unpack(folder / "adapter.zip", folder / "adapter")
-    return folder / "adapter"

@@ -5,9 +5,7 @@ A push that was under way when a server ended begins again. Its id in the commit
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +23,8 @@ from orchestrator.services.context import Context
 from orchestrator.services.hub_tokens import LOG_IN, token_of
 from orchestrator.services.pushes import note
 from orchestrator.services.single_flight import SingleFlight
-from worker.shared.adapter_archive import CARD, PROVENANCE, ArchiveError, unpack, unpacked_bytes, verify_weights
+from orchestrator.services.stored_adapters import SPARE_BYTES, unpack_adapter
+from worker.shared.adapter_archive import CARD, PROVENANCE, ArchiveError
 from worker.shared.files import temporary_folder
 
 log = structlog.get_logger()
@@ -46,7 +45,7 @@ class PushingContext:
     ctx: Context
     publisher: Publisher
     folder: Path
-    spare_bytes: int = 256 << 20
+    spare_bytes: int = SPARE_BYTES
     running: SingleFlight[None] = field(default_factory=SingleFlight[None])
 
 
@@ -115,46 +114,19 @@ def _published(context: PushingContext, push: Push, job: Job, akin: list[str]) -
 
 def _write(context: PushingContext, job: Job, member_id: str, temporary: Path) -> None:
     """Write the folder `adapter`, with card and provenance as of now."""
-    ctx, archive, folder = context.ctx, temporary / "adapter.zip", temporary / "adapter"
-    _refuse_full_disk(temporary, (job.adapter_bytes or 0) + context.spare_bytes)
-    _download(ctx, job, archive)
+    ctx = context.ctx
     try:
-        _refuse_full_disk(temporary, unpacked_bytes(archive) + context.spare_bytes)
-        unpack(archive, folder)
-        verify_weights(folder, job.adapter_sha256 or "")
-    except ArchiveError as error:
-        raise InvalidError(f"The stored adapter cannot be pushed. {error}") from error
-    archive.unlink()
-    owner = Actor(member_id=member_id, name="server", role=Role.MEMBER)
-    (folder / CARD).write_text(model_cards.card(ctx, owner, job.id), encoding="utf-8")
-    facts = json.dumps(model_cards.provenance(ctx, owner, job.id), ensure_ascii=False, separators=(",", ":"))
-    (folder / PROVENANCE).write_text(facts, encoding="utf-8")
-
-
-def _refuse_full_disk(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        words = f"The push needs {needed >> 20} MiB on the server's disk, and {free >> 20} MiB are free."
-        raise InvalidError(f"{words} Make room there and push again.")
-
-
-def _download(ctx: Context, job: Job, archive: Path) -> None:
-    """Read the archive from its store, never more than its size."""
-    found, left = hashlib.sha256(), job.adapter_bytes or 0
-    try:
-        with archive.open("wb") as file:
-            for piece in ctx.stores.get(job.adapter_store or "").read(job.adapter_key or ""):
-                left -= len(piece)
-                if left < 0:
-                    break
-                file.write(piece)
-                found.update(piece)
+        folder = unpack_adapter(ctx, job, temporary, context.spare_bytes)
     except ObjectMissing as error:
         raise InvalidError("The adapter's file is missing in its store.") from error
     except StoreError as error:
         raise UnavailableError(f"The store of the adapter does not answer: {error}") from error
-    if left or found.hexdigest() != job.adapter_zip_sha256:
-        raise InvalidError("The adapter's file in the store is damaged. It was not pushed.")
+    except ArchiveError as error:
+        raise InvalidError(f"The stored adapter cannot be pushed. {error}") from error
+    owner = Actor(member_id=member_id, name="server", role=Role.MEMBER)
+    (folder / CARD).write_text(model_cards.card(ctx, owner, job.id), encoding="utf-8")
+    facts = json.dumps(model_cards.provenance(ctx, owner, job.id), ensure_ascii=False, separators=(",", ":"))
+    (folder / PROVENANCE).write_text(facts, encoding="utf-8")
 
 
 def _succeed(ctx: Context, push: Push, published: Published) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.export.models import make_adapter, make_model
 from orchestrator.ports.exports import NotExported
-from tests.helpers.exporter import HeldExporter, small_archive
+from tests.helpers.exporter import HeldExporter, small_adapter
 from trainhop.errors import Error
 from worker.training.base_model import sha256 as base_sha256
 
@@ -81,7 +81,7 @@ def test_the_server_makes_an_export_and_it_is_downloaded_whole(server, typed, tm
     job = server.api.admin.submit(name="trail")["id"]
     machine = server.machine()
     assert machine.save(10, tmp_path).json()["committed"]
-    assert machine.finish(10, small_archive()).status_code == 204
+    assert machine.finish(10, *small_adapter()).status_code == 204
     exports = server.api.app.context.exports
     exports.exporter = exporter = HeldExporter()
     exporter.go_on.release()

@@ -6,7 +6,7 @@ import pytest
 
 from tests.dashboard.test_browser import _axe
 from tests.dashboard.test_pages import HTML, ORIGIN, log_in
-from tests.helpers.exporter import HeldExporter, small_archive
+from tests.helpers.exporter import HeldExporter, small_adapter
 from tests.helpers.waiting import wait_for
 from tests.http.http_client import Machine, People
 
@@ -29,7 +29,7 @@ def trained(site, people, provider, tmp_path, **changes) -> str:
     machine = Machine.launched(site, provider)
     machine.start()
     assert machine.save(10, tmp_path).json()["committed"]
-    assert machine.finish(10, small_archive()).status_code == 204
+    assert machine.finish(10, *small_adapter()).status_code == 204
     return job
 
 

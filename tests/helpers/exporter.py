@@ -74,9 +74,9 @@ def packed(folder: Path) -> tuple[bytes, str]:
     return archive.getvalue(), sha256((folder / WEIGHTS).read_bytes()).hexdigest()
 
 
-def small_archive() -> bytes:
-    """An archive with weights that nobody reads."""
+def small_adapter() -> tuple[bytes, str]:
+    """An archive with weights that nobody reads, and their sha256."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr(WEIGHTS, b"weights")
-    return archive.getvalue()
+    return archive.getvalue(), sha256(b"weights").hexdigest()

@@ -23,7 +23,7 @@ from orchestrator.ports.providers import Liveness
 from orchestrator.services import adapter_exports
 from orchestrator.services.reconcile import reconcile
 from orchestrator.services.running_exports import RunningExports
-from tests.helpers.exporter import HeldExporter, packed, small_archive
+from tests.helpers.exporter import HeldExporter, packed, small_adapter
 from tests.helpers.waiting import wait_for
 from tests.http.http_client import Api, Machine, People
 from worker.training.base_model import sha256 as base_sha256
@@ -51,7 +51,8 @@ def trained(api: Api, provider, person, folder: Path, archive: bytes = b"", **ch
     machine = Machine.launched(api, provider)
     machine.start()
     assert machine.save(10, folder).json()["committed"]
-    assert machine.finish(10, archive or small_archive()).status_code == 204
+    content, weights = small_adapter()
+    assert machine.finish(10, archive or content, weights).status_code == 204
     provider.liveness[machine.lease] = Liveness.ENDED
     reconcile(api.app.context)
     return job

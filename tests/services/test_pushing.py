@@ -426,7 +426,7 @@ def test_other_bytes_in_the_store_are_not_pushed(desk1: Desk) -> None:
     stored = Path(desk1.world.folder / "store" / (key or ""))
     stored.chmod(0o600)
     stored.write_bytes(stored.read_bytes() + b"more")
-    assert "in the store is damaged" in desk1.pushed(job).reason
+    assert "is damaged in its store" in desk1.pushed(job).reason
     stored.unlink()
     assert "missing in its store" in desk1.pushed(job).reason
 
