@@ -86,6 +86,8 @@ class EndpointChat:
             _refuse_other(answer)
             reason = ""
             for data in _data(answer, self._max_bytes):
+                if request.is_cut:  # while it was connecting, when there was nothing to close
+                    return
                 text, ended_by = _piece(data)
                 reason = ended_by or reason
                 if text:
@@ -100,7 +102,8 @@ class _Request:
 
     def __init__(self, where: ChatAddress, question: Question, arm: Arm) -> None:
         self.where, self.question, self.arm = where, question, arm
-        self._lock, self._close, self._is_cut = threading.Lock(), None, False
+        self.is_cut = False
+        self._lock, self._close = threading.Lock(), None
 
     _close: Cut | None
 
@@ -121,12 +124,12 @@ class _Request:
     def opened(self, close: Cut) -> None:
         with self._lock:
             self._close = close
-            if self._is_cut:
+            if self.is_cut:
                 close()
 
     def cut(self) -> None:
         with self._lock:
-            self._is_cut = True
+            self.is_cut = True
             if self._close is not None:
                 self._close()
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import shutil
-import zipfile
 from pathlib import Path
 
 import pytest
 
 from benchmarks.export.models import make_adapter, make_model
 from orchestrator.ports.exports import NotExported
-from tests.helpers.exporter import HeldExporter, small_adapter
+from tests.helpers.exporter import HeldExporter, packed, small_adapter
 from trainhop.errors import Error
 from worker.training.base_model import sha256 as base_sha256
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +36,11 @@ def test_a_folder_needs_no_server(typed, made: tuple[Path, Path], tmp_path: Path
 
 def test_a_job_of_a_server(server, typed, made: tuple[Path, Path], tmp_path: Path) -> None:
     base, adapter = made
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for path in adapter.iterdir():
-            archive.write(path, path.name)
     job = server.api.admin.submit(name="trail")["id"]
-    sha256 = hashlib.sha256((adapter / WEIGHTS).read_bytes()).hexdigest()
     machine = server.machine()
     # The recipe's hash of the base model arrives with the provenance, and is compared.
     assert machine.save(10, tmp_path, base_sha256=base_sha256(base)).json()["committed"]
-    assert machine.finish(10, packed.getvalue(), sha256).status_code == 204
+    assert machine.finish(10, *packed(adapter)).status_code == 204
     out = tmp_path / "exported"
     words = ("export", "trail", "--format", "merged", "--base", str(base), "--out", str(out), "--json")
     report = json.loads(typed(*words).stdout)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from benchmarks.export.models import make_adapter, make_model
 from orchestrator.adapters.chats import ServerChats
 from tests.dashboard.test_browser import _axe
 from tests.emulators.chat import ChatEmulator, Fault
+from tests.helpers.exporter import Packed, packed
 from tests.helpers.page_server import PageServer, page_server
 from tests.helpers.waiting import wait_for
 from tests.http.http_client import ApiUser
@@ -25,24 +23,20 @@ NAMES = {"model": "adapter", "base_model": "base"}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> tuple[Path, bytes]:
-    """A base model, and the zip file of an adapter for it."""
+def made(tmp_path_factory) -> tuple[Path, Packed]:
+    """A base model, and an adapter for it as machines send it."""
     folder = tmp_path_factory.mktemp("made")
     base = make_model(folder / "base", "llama")
-    adapter, packed = make_adapter(folder / "adapter", base, std=0.3), io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for path in adapter.iterdir():
-            archive.write(path, path.name)
-    return base, packed.getvalue()
+    return base, packed(make_adapter(folder / "adapter", base, std=0.3))
 
 
 @pytest.fixture(scope="module")
 def trained(made, tmp_path_factory) -> Iterator[tuple[PageServer, str]]:
     """A server with a finished job of the admin, by its id."""
-    base, packed = made
+    base, adapter = made
     folder = tmp_path_factory.mktemp("server")
     with page_server(folder, allowed_folders=(base.parent,)) as server:
-        yield server, finished(server, server.api.admin, base, packed, folder)
+        yield server, finished(server, server.api.admin, base, adapter, folder)
 
 
 @pytest.fixture
@@ -51,12 +45,12 @@ def endpoint() -> Iterator[ChatEmulator]:
         yield found
 
 
-def finished(server: PageServer, owner: ApiUser, base: Path, packed: bytes, folder: Path) -> str:
+def finished(server: PageServer, owner: ApiUser, base: Path, adapter: Packed, folder: Path) -> str:
     job = owner.submit(base_model=str(base))["id"]
     machine = server.machine()
     total = owner.get(f"/jobs/{job}").json()["total_steps"]
     assert machine.save(total, folder).json()["committed"]
-    assert machine.finish(total, packed, hashlib.sha256(packed).hexdigest()).status_code == 204
+    assert machine.finish(total, *adapter).status_code == 204
     return job
 
 

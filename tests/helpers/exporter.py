@@ -14,6 +14,8 @@ from typing import Any
 from orchestrator.ports.exports import ExportRequest, NotExported
 
 WEIGHTS = "adapter_model.safetensors"
+Packed = tuple[bytes, str]
+"""An archive, and the sha256 of the weights in it."""
 
 
 class HeldExporter:
@@ -65,8 +67,8 @@ def _write(request: ExportRequest) -> dict[str, Any]:
     return report
 
 
-def packed(folder: Path) -> tuple[bytes, str]:
-    """An adapter's folder as an archive, and the sha256 of its weights."""
+def packed(folder: Path) -> Packed:
+    """An adapter's folder."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         for path in sorted(folder.iterdir()):
@@ -74,8 +76,8 @@ def packed(folder: Path) -> tuple[bytes, str]:
     return archive.getvalue(), sha256((folder / WEIGHTS).read_bytes()).hexdigest()
 
 
-def small_adapter() -> tuple[bytes, str]:
-    """An archive with weights that nobody reads, and their sha256."""
+def small_adapter() -> Packed:
+    """One with weights that nobody reads."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr(WEIGHTS, b"weights")

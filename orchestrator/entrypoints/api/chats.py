@@ -21,11 +21,12 @@ router = APIRouter(prefix=PREFIX, tags=["jobs"], route_class=ApiRoute, responses
 def _asked(
     server: ServerDep, me: CurrentUser, job_id: JobId, body: requests.ChatCreate
 ) -> Generator[chats.PendingAnswer]:
-    """Refusals become problem documents, because they come before the stream."""
+    """Refusals become problem documents, as they come before the stream. The end of the request ends the answer."""
     asked = chats.ask(server.app.chatting, me, job_id, body.as_question(), body.as_endpoint())
     try:
         yield asked
     finally:
+        asked.cancelled.set()
         if not asked.is_begun:
             asked.end()
 
