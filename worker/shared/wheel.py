@@ -21,8 +21,8 @@ DISTRIBUTION = "trainhop-worker"
 PACKAGES = ("trainhop", "worker")
 NEEDED = ("httpx", "numpy", "pydantic", "safetensors", "stamina")
 """What a worker imports besides its training libraries. The other dependencies belong to the command line."""
-NO_SESSION_NEEDS = "worker/export"
-"""The command line runs it. What is sent to a machine with each session may not be large."""
+NO_SESSION_NEEDS = ("worker/chat", "worker/export")
+"""Command line and server run them. What is sent to a machine with each session may not be large."""
 
 _SUFFIXES = (".py", ".jsonl", ".yaml")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -65,8 +65,8 @@ def build() -> Wheel:
     stem = f"{DISTRIBUTION.replace('-', '_')}-{version}"
     root = Path(worker.__file__).parent.parent
     found = [path for package in PACKAGES for path in sorted((root / package).rglob("*"))]
-    left_out = root / NO_SESSION_NEEDS
-    sources = [path for path in found if path.suffix in _SUFFIXES and not path.is_relative_to(left_out)]
+    left_out = {root / name for name in NO_SESSION_NEEDS}
+    sources = [path for path in found if path.suffix in _SUFFIXES and left_out.isdisjoint(path.parents)]
     files = {path.relative_to(root).as_posix(): path.read_bytes() for path in sources}
     info = f"{stem}.dist-info"
     files[f"{info}/METADATA"] = _metadata(version).encode()

@@ -121,7 +121,7 @@ class _Steps:
     def show(self, export: dict[str, Any]) -> None:
         """Say what the server does now, if that is new."""
         step = export["doing"] or export["state"]
-        if step != self._last and export["state"] != ExportState.FAILED:
+        if step != self._last and not ExportState(export["state"]).is_final:
             say(clean(step))
         self._last = step
 
