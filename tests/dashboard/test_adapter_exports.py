@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.entrypoints.dashboard.job_view import SECTIONS
 from tests.dashboard.test_browser import _axe
 from tests.dashboard.test_pages import HTML, ORIGIN, log_in
 from tests.helpers.exporter import HeldExporter, small_adapter
@@ -100,3 +101,8 @@ def test_an_export_appears_on_the_open_page(show, visit, tmp_path, scheme, width
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.get_by_role("button", name="Remove the export").click()
     page.get_by_role("link", name="adapter.gguf").wait_for(state="detached")
+
+
+def test_exports_are_no_part_of_the_live_stream():
+    """Guard: the stream renders a job when the job changes, so the next viewer of an open page saw older exports."""
+    assert "exports" not in SECTIONS

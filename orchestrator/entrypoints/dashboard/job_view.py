@@ -21,7 +21,6 @@ from worker.shared.benchmark_list import BENCHMARKS
 SECTIONS = (
     "status",
     "evaluation",
-    "exports",
     "push",
     "sessions",
     "checkpoints",
