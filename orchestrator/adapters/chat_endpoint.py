@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from orchestrator.adapters import private_networks
-from orchestrator.adapters.endpoint_calls import JSON, NOT_COMPATIBLE, Cut, EndpointCalls, content_type
+from orchestrator.adapters.endpoint_calls import JSON, NOT_COMPATIBLE, EndpointCalls, Line, content_type
 from orchestrator.ports.chats import ChatAddress
 from orchestrator.ports.judges import NoReply, Remedy
 from worker.shared.chat import ChatEvent, Kind, Question, failed
@@ -57,7 +57,7 @@ class EndpointChat:
             yield from _until_the_end(events, len(requests), cancelled)
         finally:
             for each in requests:
-                each.cut()
+                each.line.cut()
 
     def _run(self, request: _Request, events: queue.SimpleQueue[ChatEvent]) -> None:
         try:
@@ -81,13 +81,11 @@ class EndpointChat:
             accept=STREAM,
             read_s=self._read_s,
             whole_s=self._whole_s,
-            on_open=request.opened,
+            line=request.line,
         ) as answer:
             _refuse_other(answer)
             reason = ""
             for data in _data(answer, self._max_bytes):
-                if request.is_cut:  # while it was connecting, when there was nothing to close
-                    return
                 text, ended_by = _piece(data)
                 reason = ended_by or reason
                 if text:
@@ -98,14 +96,11 @@ class EndpointChat:
 
 
 class _Request:
-    """One arm's request. It can be cut off from another thread, also before it has begun."""
+    """One arm's request."""
 
     def __init__(self, where: ChatAddress, question: Question, arm: Arm) -> None:
         self.where, self.question, self.arm = where, question, arm
-        self.is_cut = False
-        self._lock, self._close = threading.Lock(), None
-
-    _close: Cut | None
+        self.line = Line()
 
     def body(self) -> dict[str, Any]:
         asked = self.question
@@ -120,18 +115,6 @@ class _Request:
         if self.where.lora is not None:
             body["lora"] = [{"id": self.where.lora, "scale": 0.0 if self.arm is Arm.BASE else 1.0}]
         return body
-
-    def opened(self, close: Cut) -> None:
-        with self._lock:
-            self._close = close
-            if self.is_cut:
-                close()
-
-    def cut(self) -> None:
-        with self._lock:
-            self.is_cut = True
-            if self._close is not None:
-                self._close()
 
 
 def _until_the_end(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import select
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -90,6 +92,11 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             chat.hung_up.set()
 
+    def _raise_if_gone(self) -> None:
+        """A model that reads a long prompt says nothing, so that only the connection's end tells of a hang-up."""
+        if select.select([self.connection], [], [], 0)[0] and not self.connection.recv(1, socket.MSG_PEEK):
+            raise BrokenPipeError
+
     def _pieces(self, body: dict[str, Any], fault: Fault) -> Iterator[str]:
         lora = body.get("lora")
         scale = "" if lora is None else f" at {lora[0]['scale']}"
@@ -100,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             if number == fault.hold_after:
                 while not fault.release.wait(0.02):
-                    self.wfile.write(b": still here\n\n")
+                    self._raise_if_gone()
             yield json.dumps({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]})
         while fault.endless:
             yield json.dumps({"choices": [{"index": 0, "delta": {"content": "x" * 4000}, "finish_reason": None}]})
