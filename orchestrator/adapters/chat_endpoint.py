@@ -90,8 +90,8 @@ class EndpointChat:
                 reason = ended_by or reason
                 if text:
                     yield ChatEvent(kind=Kind.TEXT, arm=request.arm, text=text)
-        if not reason:
-            raise NoReply(_BROKEN, Remedy.RETRY, may_cost=True)
+            if not reason:
+                raise NoReply(_BROKEN, Remedy.RETRY, may_cost=True)
         yield ChatEvent(kind=Kind.END, arm=request.arm, text="length" if reason == "length" else "stop")
 
 
