@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -52,17 +52,22 @@ class EndpointChat:
         requests = [_Request(where, question, arm) for arm in question.arms]
         events: queue.SimpleQueue[ChatEvent] = queue.SimpleQueue()
         for each in requests:
-            threading.Thread(target=self._run, args=(each, events), name=f"chat-{each.arm}", daemon=True).start()
+            others = [other for other in requests if other is not each]
+            threading.Thread(
+                target=self._run, args=(each, others, events), name=f"chat-{each.arm}", daemon=True
+            ).start()
         try:
             yield from _until_the_end(events, len(requests), cancelled)
         finally:
             for each in requests:
                 each.line.cut()
 
-    def _run(self, request: _Request, events: queue.SimpleQueue[ChatEvent]) -> None:
+    def _run(self, request: _Request, others: Sequence[_Request], events: queue.SimpleQueue[ChatEvent]) -> None:
         try:
-            for event in self._stream(request):
-                events.put(event)
+            if not self._is_answered(request, events, may_wait=bool(others)):
+                for other in others:
+                    other.rests.wait()
+                self._is_answered(request, events, may_wait=False)
         except NoReply as error:
             words = str(error)
             if len(request.question.arms) > 1:
@@ -70,6 +75,25 @@ class EndpointChat:
             events.put(failed(words))
         except Exception as error:  # noqa: BLE001  a thread that ends silently would leave its caller waiting
             events.put(failed(f"the endpoint's answer could not be read ({type(error).__name__})"))
+        finally:
+            request.rests.set()
+
+    def _is_answered(self, request: _Request, events: queue.SimpleQueue[ChatEvent], *, may_wait: bool) -> bool:
+        """Pass the answer on. False if the endpoint broke off before the first word.
+
+        llama-cpp-python's server has one model, and gives up a request for the next one.
+        """
+        has_text = False
+        try:
+            for event in self._stream(request):
+                events.put(event)
+                has_text = True
+        except _BrokenOffError:
+            if has_text or not may_wait:
+                raise
+            request.rests.set()
+            return False
+        return True
 
     def _stream(self, request: _Request) -> Iterator[ChatEvent]:
         where = request.where
@@ -91,16 +115,20 @@ class EndpointChat:
                 if text:
                     yield ChatEvent(kind=Kind.TEXT, arm=request.arm, text=text)
             if not reason:
-                raise NoReply(_BROKEN, Remedy.RETRY, may_cost=True)
+                raise _BrokenOffError(_BROKEN, Remedy.RETRY, may_cost=True)
         yield ChatEvent(kind=Kind.END, arm=request.arm, text="length" if reason == "length" else "stop")
 
 
+class _BrokenOffError(NoReply):
+    """The stream ended before its answer did."""
+
+
 class _Request:
-    """One arm's request."""
+    """One arm's request. `rests` says that the endpoint does not work on it, now or any more."""
 
     def __init__(self, where: ChatAddress, question: Question, arm: Arm) -> None:
         self.where, self.question, self.arm = where, question, arm
-        self.line = Line()
+        self.line, self.rests = Line(), threading.Event()
 
     def body(self) -> dict[str, Any]:
         asked = self.question

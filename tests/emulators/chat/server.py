@@ -18,6 +18,7 @@ class Fault:
     """What goes wrong with every request. `cut_after` ends the stream after so many pieces.
 
     `hold_after` waits there until `release` is set or the client hangs up. `endless` repeats the last piece.
+    `gives_up` drops the first request for the second one, before its first word.
     """
 
     status: int = 200
@@ -27,6 +28,7 @@ class Fault:
     hold_after: int | None = None
     release: threading.Event = field(default_factory=threading.Event)
     endless: bool = False
+    gives_up: bool = False
 
 
 class ChatEmulator:
@@ -84,6 +86,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if status != 200 or fault.body is not None:
             self.wfile.write(fault.body or b'{"error": {"message": "no"}}')
+            return
+        if fault.gives_up and len(chat.seen) == 1:
+            while len(chat.seen) == 1 and not fault.release.wait(0.02):
+                pass
             return
         try:
             for piece in self._pieces(body, fault):
