@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
 
 from orchestrator.adapters import private_networks
-from orchestrator.adapters.endpoint_calls import JSON, NOT_COMPATIBLE, Cut, EndpointCalls, content_type
+from orchestrator.adapters.endpoint_calls import JSON, NOT_COMPATIBLE, EndpointCalls, Line, content_type
 from orchestrator.ports.chats import ChatAddress
 from orchestrator.ports.judges import NoReply, Remedy
 from worker.shared.chat import ChatEvent, Kind, Question, failed
@@ -52,17 +52,22 @@ class EndpointChat:
         requests = [_Request(where, question, arm) for arm in question.arms]
         events: queue.SimpleQueue[ChatEvent] = queue.SimpleQueue()
         for each in requests:
-            threading.Thread(target=self._run, args=(each, events), name=f"chat-{each.arm}", daemon=True).start()
+            others = [other for other in requests if other is not each]
+            threading.Thread(
+                target=self._run, args=(each, others, events), name=f"chat-{each.arm}", daemon=True
+            ).start()
         try:
             yield from _until_the_end(events, len(requests), cancelled)
         finally:
             for each in requests:
-                each.cut()
+                each.line.cut()
 
-    def _run(self, request: _Request, events: queue.SimpleQueue[ChatEvent]) -> None:
+    def _run(self, request: _Request, others: Sequence[_Request], events: queue.SimpleQueue[ChatEvent]) -> None:
         try:
-            for event in self._stream(request):
-                events.put(event)
+            if not self._is_answered(request, events, may_wait=bool(others)):
+                for other in others:
+                    other.rests.wait()
+                self._is_answered(request, events, may_wait=False)
         except NoReply as error:
             words = str(error)
             if len(request.question.arms) > 1:
@@ -70,6 +75,25 @@ class EndpointChat:
             events.put(failed(words))
         except Exception as error:  # noqa: BLE001  a thread that ends silently would leave its caller waiting
             events.put(failed(f"the endpoint's answer could not be read ({type(error).__name__})"))
+        finally:
+            request.rests.set()
+
+    def _is_answered(self, request: _Request, events: queue.SimpleQueue[ChatEvent], *, may_wait: bool) -> bool:
+        """Pass the answer on. False if the endpoint broke off before the first word.
+
+        llama-cpp-python's server has one model, and gives up a request for the next one.
+        """
+        has_text = False
+        try:
+            for event in self._stream(request):
+                events.put(event)
+                has_text = True
+        except _BrokenOffError:
+            if has_text or not may_wait:
+                raise
+            request.rests.set()
+            return False
+        return True
 
     def _stream(self, request: _Request) -> Iterator[ChatEvent]:
         where = request.where
@@ -81,31 +105,30 @@ class EndpointChat:
             accept=STREAM,
             read_s=self._read_s,
             whole_s=self._whole_s,
-            on_open=request.opened,
+            line=request.line,
         ) as answer:
             _refuse_other(answer)
             reason = ""
             for data in _data(answer, self._max_bytes):
-                if request.is_cut:  # while it was connecting, when there was nothing to close
-                    return
                 text, ended_by = _piece(data)
                 reason = ended_by or reason
                 if text:
                     yield ChatEvent(kind=Kind.TEXT, arm=request.arm, text=text)
-        if not reason:
-            raise NoReply(_BROKEN, Remedy.RETRY, may_cost=True)
+            if not reason:
+                raise _BrokenOffError(_BROKEN, Remedy.RETRY, may_cost=True)
         yield ChatEvent(kind=Kind.END, arm=request.arm, text="length" if reason == "length" else "stop")
 
 
+class _BrokenOffError(NoReply):
+    """The stream ended before its answer did."""
+
+
 class _Request:
-    """One arm's request. It can be cut off from another thread, also before it has begun."""
+    """One arm's request. `rests` says that the endpoint does not work on it, now or any more."""
 
     def __init__(self, where: ChatAddress, question: Question, arm: Arm) -> None:
         self.where, self.question, self.arm = where, question, arm
-        self.is_cut = False
-        self._lock, self._close = threading.Lock(), None
-
-    _close: Cut | None
+        self.line, self.rests = Line(), threading.Event()
 
     def body(self) -> dict[str, Any]:
         asked = self.question
@@ -120,18 +143,6 @@ class _Request:
         if self.where.lora is not None:
             body["lora"] = [{"id": self.where.lora, "scale": 0.0 if self.arm is Arm.BASE else 1.0}]
         return body
-
-    def opened(self, close: Cut) -> None:
-        with self._lock:
-            self._close = close
-            if self.is_cut:
-                close()
-
-    def cut(self) -> None:
-        with self._lock:
-            self.is_cut = True
-            if self._close is not None:
-                self._close()
 
 
 def _until_the_end(

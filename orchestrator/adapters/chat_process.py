@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from worker.shared.chat import ChatEvent, Kind, Question, failed
 from worker.shared.chat_limits import MAX_ANSWER_S, MAX_LINE_BYTES
-from worker.shared.process import tied
+from worker.shared.process import MODEL_VARIABLES, tied, variables
 
 LOAD_S = 900.0
 """For loading a model, with its download where that is allowed."""
@@ -165,6 +165,6 @@ class ChatProcess:
 
 
 def without_secrets() -> dict[str, str]:
-    """The variables of a chat process on a server: none of the server's settings, and no token of the hub."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TRAINHOP_", "HF_TOKEN"))}
-    return kept | {"HF_HUB_OFFLINE": "1"}
+    """The variables of a chat process on a server, which downloads nothing."""
+    paths = [path for path in sys.path if path]
+    return variables(*MODEL_VARIABLES) | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}

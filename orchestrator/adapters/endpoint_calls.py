@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import Any
@@ -26,8 +27,35 @@ NOT_COMPATIBLE = "The answer of this address is not that of an OpenAI-compatible
 JSON = "application/json"
 PATH = "/chat/completions"
 
-Cut = Callable[[], None]
-"""Closes the connections of a request, from any thread."""
+
+class Line:
+    """The connection of one request, which `cut` ends at once from any thread.
+
+    Closing it instead would end neither one that is being made, nor one on which a thread waits for the next byte.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self.is_cut = threading.Lock(), False
+        self._socket: socket.socket | None = None
+
+    def cut(self) -> None:
+        """End the connection, and any that is made later."""
+        with self._lock:
+            self.is_cut = True
+            self._shut()
+
+    def trace(self, step: str, about: Mapping[str, Any]) -> None:
+        """Hear of each step of the request. Implements the extension `trace` of httpcore."""
+        if step.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            with self._lock:
+                self._socket = about["return_value"].get_extra_info("socket")
+                if self.is_cut:
+                    self._shut()
+
+    def _shut(self) -> None:
+        if self._socket is not None:
+            with suppress(OSError):  # it is closed already
+                self._socket.shutdown(socket.SHUT_RDWR)
 
 
 class EndpointCalls:
@@ -72,13 +100,14 @@ class EndpointCalls:
         accept: str,
         read_s: float,
         whole_s: float,
-        on_open: Callable[[Cut], None] = lambda _: None,
+        line: Line | None = None,
     ) -> Generator[httpx.Response]:
         """An answer with the status of success, whose body is read in the block.
 
-        `read_s` seconds may pass without a byte, and `whole_s` for all of it. `on_open` gets what ends it at once.
+        `read_s` seconds may pass without a byte, and `whole_s` for all of it. `line` can end it earlier.
         Raises `NoReply`, also for what happens in the block.
         """
+        line = line or Line()
         headers = {"Accept": accept, "Accept-Encoding": "identity", "User-Agent": "trainhop", "Content-Type": JSON}
         if key:
             headers["Authorization"] = f"Bearer {key}"
@@ -89,10 +118,12 @@ class EndpointCalls:
         try:
             with (
                 httpx.Client(transport=transport, verify=verify, timeout=limits, follow_redirects=False) as client,
-                _Deadline(client, whole_s),
+                _Deadline(line, whole_s),
             ):
-                on_open(client.close)
-                with client.stream("POST", f"{url}{PATH}", content=content, headers=headers) as answer:
+                traced = {"trace": line.trace}
+                with client.stream(
+                    "POST", f"{url}{PATH}", content=content, headers=headers, extensions=traced
+                ) as answer:
                     _refuse_status(answer, has_key=bool(key))
                     if answer.headers.get("content-encoding", "identity") != "identity":
                         raise NoReply(NOT_COMPATIBLE, Remedy.RETRY, may_cost=True)
@@ -102,16 +133,19 @@ class EndpointCalls:
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.InvalidURL, UnicodeError) as error:
             # A host that cannot be a name is a `UnicodeError`. The error's message may contain the address.
             raise NoReply(f"The endpoint cannot be reached ({type(error).__name__}).", Remedy.RETRY) from None
-        except (httpx.HTTPError, OSError, RuntimeError) as error:
-            words = f"The endpoint did not answer within the time limit or broke off ({type(error).__name__})."
-            raise NoReply(words, Remedy.RETRY, may_cost=True) from None
+        except (httpx.HTTPError, OSError) as error:
+            raise _broken_off(type(error).__name__) from None
+        except NoReply:
+            if line.is_cut:  # what was read of the answer ends anywhere
+                raise _broken_off("cut") from None
+            raise
 
 
 class _Deadline:
-    """Closes a client's connections after some seconds. Its own limits start again with every byte."""
+    """Cuts a line after some seconds. The HTTP client's own limits start again with every byte."""
 
-    def __init__(self, client: httpx.Client, seconds: float) -> None:
-        self._timer = threading.Timer(seconds, client.close)
+    def __init__(self, line: Line, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, line.cut)
         self._timer.daemon = True
 
     def __enter__(self) -> None:
@@ -139,6 +173,11 @@ def _split(url: str) -> Any:
 
 def _refused(words: str) -> InvalidError:
     return InvalidError(words, [("/url", words)])
+
+
+def _broken_off(how: str) -> NoReply:
+    words = f"The endpoint did not answer within the time limit or broke off ({how})."
+    return NoReply(words, Remedy.RETRY, may_cost=True)
 
 
 def _refuse_status(answer: httpx.Response, *, has_key: bool) -> None:

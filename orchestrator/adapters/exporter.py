@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import worker
 from orchestrator.ports.exports import ExportRequest, NotExported
-from worker.shared.process import last_line, tied
+from worker.shared.process import MODEL_VARIABLES, NETWORK_VARIABLES, last_line, tied, variables
 
 NEEDS = ("torch", "transformers", "accelerate", "gguf")
 COMMAND = (sys.executable, "-W", "ignore", "-m", "worker.export")
@@ -26,7 +26,6 @@ MAX_STEP = 300
 """Characters of a line that says what is done now."""
 _FIRST_TO_END = "500"
 """Where memory runs out, the system ends this process and not the server."""
-_PASSED_ON = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV", "HF_HOME", "HF_HUB_CACHE")
 
 
 class ProcessExporter:
@@ -103,8 +102,8 @@ class ProcessExporter:
                 process.wait(LOOK_EVERY_S)
 
     def _environment(self) -> dict[str, str]:
-        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        return environment | self._variables | {"PYTHONPATH": str(Path(worker.__file__).parent.parent)}
+        passed_on = variables(*NETWORK_VARIABLES, *MODEL_VARIABLES)
+        return passed_on | self._variables | {"PYTHONPATH": str(Path(worker.__file__).parent.parent)}
 
 
 def _let_end_first(pid: int) -> None:

@@ -11,11 +11,10 @@ from dataclasses import asdict
 from orchestrator.adapters.hub import HUB
 from orchestrator.domain.errors import InvalidError, UnavailableError
 from orchestrator.ports.publishing import Publication, Published
-from worker.shared.process import last_line, tied
+from worker.shared.process import NETWORK_VARIABLES, last_line, tied, variables
 
 START_S, LEAST_BYTES_PER_S, MAX_S = 300.0, 50_000, 6 * 3600.0
 """A push may take `START_S` seconds, and as many more as its bytes take at the slowest rate, up to `MAX_S`."""
-_NOT_PASSED_ON = ("HF_", "HUGGING", "TRAINHOP_", "HUB_")
 _SETTINGS = {
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -70,6 +69,5 @@ class HubPublisher:
 
 
 def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_PASSED_ON)}
     paths = [path for path in sys.path if path]
-    return kept | _SETTINGS | {"PYTHONPATH": os.pathsep.join(paths)}
+    return variables(*NETWORK_VARIABLES) | _SETTINGS | {"PYTHONPATH": os.pathsep.join(paths)}

@@ -6,7 +6,6 @@ See `worker.training.token_preview`. A chat template is a program, and a tokeniz
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from orchestrator.ports.catalog import ROWS_MEASURED, ROWS_SHOWN, Catalog, Piece
 from worker.shared.data_checks.token_facts import TokenFacts, facts_of
 from worker.shared.job_spec import ENCODING, FileFormat, RowFormat
 from worker.shared.limited_call import LITTLE_MEMORY
+from worker.shared.process import variables
 
 CPU_S = 15
 """Limit of computing time. A process that has no result by then is in an endless loop."""
@@ -35,7 +35,6 @@ MAX_BYTES = 64 << 20
 HUB_TIMEOUT_S = 10.0
 BUSY = "the server is busy with other previews. Try again in a moment"
 NOT_HERE = "the model's tokenizer is not on this computer"
-_PASSED_ON = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT", "VIRTUAL_ENV")
 
 
 class TokenLooks:
@@ -162,8 +161,8 @@ class TokenLooks:
         return Path(found)
 
     def _ask(self, program: str, request: dict[str, Any]) -> dict[str, Any]:
-        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        environment |= LITTLE_MEMORY | {
+        environment = variables() | LITTLE_MEMORY
+        environment |= {
             "PYTHONPATH": str(Path(worker.__file__).parent.parent),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",

@@ -82,6 +82,15 @@ def test_which_model_failed_is_said(endpoint: ChatEmulator) -> None:
     assert refusal(endpoint.url, ASKED).startswith("No answer of the base model: There is no such model")
 
 
+def test_a_server_that_answers_one_request_at_a_time(endpoint: ChatEmulator) -> None:
+    """Guard: without the second attempt, the request that was given up for the other one failed the question."""
+    endpoint.fault = Fault(gives_up=True)
+    events = ask(endpoint.url)
+    assert events[-1].kind is Kind.DONE
+    assert {event.arm for event in events if event.kind is Kind.TEXT} == set(Arm)
+    assert len(endpoint.seen) == 3
+
+
 def test_an_endless_answer_is_cut_off(endpoint: ChatEmulator) -> None:
     """Guard: without the limit of bytes it went on until the deadline."""
     endpoint.fault = Fault(endless=True)

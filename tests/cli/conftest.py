@@ -17,12 +17,14 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from orchestrator.entrypoints.cli.main import app
+from tests.emulators.hub import HubEmulator
 from tests.helpers.evaluations import add_evaluation, tasks
 from tests.helpers.page_server import PageServer, page_server
 
 # A shell starts its background jobs deaf to SIGINT, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+HUB_TOKEN, OPERATORS = "hf_canary_of_the_admin", "hf_canary_of_the_operator"
 ROWS = '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n'
 
 
@@ -164,3 +166,25 @@ def evaluated(server: PageServer) -> str:
     made = admin.submit(name="evaluated")["id"]
     add_evaluation(server.app.context.uow, made, 30, owner=admin.get("/me").json()["id"], same=3, tasks=tasks())
     return "evaluated"
+
+
+@pytest.fixture
+def hub() -> Iterator[HubEmulator]:
+    """An emulated hub, which never sees the operator's own token."""
+    with HubEmulator() as hub:
+        hub.accounts |= {HUB_TOKEN: "admin-on-the-hub", OPERATORS: "operator"}
+        yield hub
+    assert not any(OPERATORS in (seen.authorization or "") for seen in hub.seen)
+
+
+@pytest.fixture
+def hub_shell(hub: HubEmulator, tmp_path: Path) -> Iterator[Shell]:
+    """A shell beside a server that asks the emulated hub. The token in the file `token` is in no file of the server."""
+    data = tmp_path / "data"
+    (tmp_path / "token").write_text(HUB_TOKEN + "\n")
+    on = {"HF_HUB_OFFLINE": "0", "HF_TOKEN": OPERATORS, "TRAINHOP_HUB_ENDPOINT": hub.endpoint}
+    process = start_server(data, "--slots", "0", **on)
+    yield Shell(tmp_path, data, tmp_path)
+    process.terminate()
+    assert process.wait(60) == 0
+    assert HUB_TOKEN.encode() not in b"".join(p.read_bytes() for p in data.rglob("*") if p.is_file())

@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from orchestrator.adapters.database.unit_of_work import make_engine, make_unit_of_work
 from orchestrator.adapters.stores.local import LocalStore
 from orchestrator.testing.environments import store_env
-from tests.cli.conftest import Shell, start_server
+from tests.cli.conftest import Shell
 from tests.emulators.hub import HubEmulator, Repo
 from tests.helpers.pushes import add_finished_job
 
-TOKEN, OPERATORS = "hf_canary_of_the_admin", "hf_canary_of_the_operator"
 JOB, REPO = "job-finished0001", "admin-on-the-hub/trail-guide"
 
 
 @pytest.fixture
-def hub() -> Iterator[HubEmulator]:
-    with HubEmulator() as hub:
-        hub.accounts |= {TOKEN: "admin-on-the-hub", OPERATORS: "operator"}
-        yield hub
-    assert not any(OPERATORS in (seen.authorization or "") for seen in hub.seen)
-
-
-@pytest.fixture
-def shell(hub: HubEmulator, tmp_path: Path) -> Iterator[Shell]:
-    data = tmp_path / "data"
-    (tmp_path / "token").write_text(TOKEN + "\n")
-    on = {"HF_HUB_OFFLINE": "0", "HF_TOKEN": OPERATORS, "TRAINHOP_HUB_ENDPOINT": hub.endpoint}
-    process = start_server(data, "--slots", "0", **on)
+def shell(hub_shell: Shell) -> Shell:
+    data = hub_shell.data_dir
     engine = make_engine(f"sqlite:///{data / 'trainhop.db'}")
-    add_finished_job(make_unit_of_work(engine), LocalStore(store_env(data / "store")), JOB, tmp_path)
+    add_finished_job(make_unit_of_work(engine), LocalStore(store_env(data / "store")), JOB, hub_shell.folder)
     engine.dispose()
-    yield Shell(tmp_path, data, tmp_path)
-    process.terminate()
-    assert process.wait(60) == 0
-    assert TOKEN.encode() not in b"".join(p.read_bytes() for p in data.rglob("*") if p.is_file())
+    return hub_shell
 
 
 def test_an_adapter_is_pushed_followed_and_shown(shell: Shell, hub: HubEmulator) -> None:

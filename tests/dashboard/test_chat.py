@@ -157,6 +157,19 @@ def test_an_address_answers_and_its_faults_are_events(trained, endpoint: ChatEmu
     assert not any(b"sk-canary" in content or b"Be short." in content for content in kept)
 
 
+def name_address(page: Any, endpoint: ChatEmulator) -> None:
+    page.get_by_text("Where and how").click()
+    page.get_by_text("at an address").click()
+    page.get_by_role("textbox", name="Address of").fill(endpoint.url)
+    page.get_by_label("Adapter’s name there").fill("adapter")
+    page.get_by_label("Base model’s name there").fill("base")
+
+
+def type_question(page: Any, text: str) -> None:
+    page.get_by_role("textbox", name="Question").fill(text)
+    page.get_by_role("button", name="Ask", exact=True).click()
+
+
 def test_both_answers_are_streamed_on_the_page(trained, endpoint: ChatEmulator, visit) -> None:
     """Guard: without reading the stream piece by piece, nothing was seen while the endpoint held its answer."""
     server, job = trained
@@ -164,13 +177,8 @@ def test_both_answers_are_streamed_on_the_page(trained, endpoint: ChatEmulator, 
     page = visit(server.link(), width=360)
     page.goto(f"{server.url}/jobs/{job}")
     assert _axe(page) == []
-    page.get_by_text("Where and how").click()
-    page.get_by_text("at an address").click()
-    page.get_by_role("textbox", name="Address of").fill(endpoint.url)
-    page.get_by_label("Adapter’s name there").fill("adapter")
-    page.get_by_label("Base model’s name there").fill("base")
-    page.get_by_role("textbox", name="Question").fill("hello")
-    page.get_by_role("button", name="Ask", exact=True).click()
+    name_address(page, endpoint)
+    type_question(page, "hello")
     page.get_by_text("I am base", exact=False).wait_for()
     page.get_by_text("I am adapter", exact=False).wait_for()
     assert "you said" not in page.locator("#chat-turns").inner_text()
@@ -178,13 +186,11 @@ def test_both_answers_are_streamed_on_the_page(trained, endpoint: ChatEmulator, 
     page.get_by_text("Both answers are complete.").wait_for()
     assert "I am adapter and you said hello" in page.locator("#chat-turns").inner_text()
     assert _axe(page) == []
-    page.get_by_role("textbox", name="Question").fill("again")
-    page.get_by_role("button", name="Ask", exact=True).click()
+    type_question(page, "again")
     page.get_by_text("I am base and you said again").wait_for()
     assert endpoint.seen[-1]["messages"][0]["content"] == "hello"
     endpoint.fault = Fault(hold_after=3)
-    page.get_by_role("textbox", name="Question").fill("stop")
-    page.get_by_role("button", name="Ask", exact=True).click()
+    type_question(page, "stop")
     page.get_by_text("The models answer").or_(page.get_by_text("Waiting for")).wait_for()
     page.locator("#chat-turns article").nth(2).get_by_text("I am base").wait_for()
     page.get_by_role("button", name="Stop").click()
@@ -196,17 +202,11 @@ def test_without_the_script_a_page_has_both_answers(trained, endpoint: ChatEmula
     server, job = trained
     page = visit(server.link(), java_script_enabled=False, width=360)
     page.goto(f"{server.url}/jobs/{job}")
-    page.get_by_text("Where and how").click()
-    page.get_by_text("at an address").click()
-    page.get_by_role("textbox", name="Address of").fill(endpoint.url)
-    page.get_by_label("Adapter’s name there").fill("adapter")
-    page.get_by_label("Base model’s name there").fill("base")
-    page.get_by_role("textbox", name="Question").fill("hello <b>")
-    page.get_by_role("button", name="Ask", exact=True).click()
+    name_address(page, endpoint)
+    type_question(page, "hello <b>")
     page.get_by_text("I am base and you said hello <b>").wait_for()
     page.get_by_text("I am adapter and you said hello <b>").wait_for()
-    page.get_by_role("textbox", name="Question").fill("again")
-    page.get_by_role("button", name="Ask", exact=True).click()
+    type_question(page, "again")
     page.get_by_text("I am base and you said again").wait_for()
     assert page.locator("article").count() == 2
     assert endpoint.seen[-1]["messages"][0]["content"] == "hello <b>"

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from worker.shared.process import tied
+from worker.shared.process import tied, variables
 
 MAX_MEMORY_BYTES = 448 * 2**20
 LITTLE_MEMORY = {
@@ -26,7 +26,6 @@ LITTLE_MEMORY = {
     "MALLOC_ARENA_MAX": "2",
 }
 """Variables of a process with a limit of memory."""
-_PASSED_ON = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT", "VIRTUAL_ENV", "TMPDIR")
 
 
 class LimitError(Exception):
@@ -61,9 +60,8 @@ def _memory_is_the_reason(done: subprocess.CompletedProcess[str]) -> bool:
 
 
 def _environment() -> dict[str, str]:
-    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     paths = [path for path in sys.path if path and Path(path).exists()]
-    return environment | LITTLE_MEMORY | {"PYTHONPATH": os.pathsep.join(paths)}
+    return variables() | LITTLE_MEMORY | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _answer() -> None:

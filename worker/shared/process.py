@@ -33,6 +33,19 @@ os.execv(command[0], command)
 """
 
 
+PLAIN_VARIABLES = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT", "VIRTUAL_ENV", "TMPDIR")
+NETWORK_VARIABLES = (
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+)
+MODEL_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+
+
+def variables(*more: str) -> dict[str, str]:
+    """The variables that every program needs, and those called `more`: none of the secrets among the others."""
+    return {name: os.environ[name] for name in (*PLAIN_VARIABLES, *more) if name in os.environ}
+
+
 def leave(code: int | None = None) -> NoReturn:
     """End this process without clearing up the interpreter, where threads of native libraries can abort it.
 

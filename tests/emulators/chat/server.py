@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import select
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ class Fault:
     """What goes wrong with every request. `cut_after` ends the stream after so many pieces.
 
     `hold_after` waits there until `release` is set or the client hangs up. `endless` repeats the last piece.
+    `gives_up` drops the first request for the second one, before its first word.
     """
 
     status: int = 200
@@ -25,6 +28,7 @@ class Fault:
     hold_after: int | None = None
     release: threading.Event = field(default_factory=threading.Event)
     endless: bool = False
+    gives_up: bool = False
 
 
 class ChatEmulator:
@@ -83,12 +87,21 @@ class _Handler(BaseHTTPRequestHandler):
         if status != 200 or fault.body is not None:
             self.wfile.write(fault.body or b'{"error": {"message": "no"}}')
             return
+        if fault.gives_up and len(chat.seen) == 1:
+            while len(chat.seen) == 1 and not fault.release.wait(0.02):
+                pass
+            return
         try:
             for piece in self._pieces(body, fault):
                 self.wfile.write(f"data: {piece}\n\n".encode())
                 self.wfile.flush()
         except OSError:
             chat.hung_up.set()
+
+    def _raise_if_gone(self) -> None:
+        """A model that reads a long prompt says nothing, so that only the connection's end tells of a hang-up."""
+        if select.select([self.connection], [], [], 0)[0] and not self.connection.recv(1, socket.MSG_PEEK):
+            raise BrokenPipeError
 
     def _pieces(self, body: dict[str, Any], fault: Fault) -> Iterator[str]:
         lora = body.get("lora")
@@ -100,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             if number == fault.hold_after:
                 while not fault.release.wait(0.02):
-                    self.wfile.write(b": still here\n\n")
+                    self._raise_if_gone()
             yield json.dumps({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]})
         while fault.endless:
             yield json.dumps({"choices": [{"index": 0, "delta": {"content": "x" * 4000}, "finish_reason": None}]})
