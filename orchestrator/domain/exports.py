@@ -57,13 +57,14 @@ class ExportSettings:
 class Export:
     """One export of a job on this server. `doing` is its current step, or why it failed.
 
-    `report` is what the exporter wrote beside the files: their names, sizes and sha256, the check, and commands.
+    `member_id` is who waits for it, until it has ended. `report` is what the exporter wrote beside the files: their
+    names, sizes and sha256, the check, and commands.
     """
 
     job_id: str
-    member_id: str
     settings: ExportSettings
     at: float
+    member_id: str = ""
     state: ExportState = ExportState.WAITING
     doing: str = ""
     report: dict[str, Any] = field(default_factory=dict[str, Any])

@@ -53,7 +53,7 @@ def start(ctx: Context, actor: Actor, job_id: str, settings: ExportSettings) -> 
         raise ConflictError(f"Job {job_id} has no adapter that can be exported. Wait until it has succeeded.")
     key = (job_id, settings.format)
     with running.lock:
-        record = _of_key(running, key, job.member_id)
+        record = _of_key(running, key)
         if record is not None and not record.state.is_final and record.settings == settings:
             return record
         _refuse(running, actor, record)
@@ -79,15 +79,15 @@ def _refuse(running: RunningExports, actor: Actor, record: Export | None) -> Non
 def exports_of(ctx: Context, actor: Actor, job_id: str) -> list[Export]:
     """The exports of a job on this server, by format."""
     with ctx.uow() as tx:
-        job = owned(tx, actor, job_id)
-    return listed(ctx, job_id, job.member_id)
+        owned(tx, actor, job_id)
+    return listed(ctx, job_id)
 
 
-def listed(ctx: Context, job_id: str, owner: str) -> list[Export]:
+def listed(ctx: Context, job_id: str) -> list[Export]:
     """The exports of a job that the caller may see."""
     if ctx.exports is None:
         return []
-    return [found for form in ExportFormat if (found := _of_key(ctx.exports, (job_id, form), owner)) is not None]
+    return [found for form in ExportFormat if (found := _of_key(ctx.exports, (job_id, form))) is not None]
 
 
 def find(ctx: Context, actor: Actor, job_id: str, form: ExportFormat) -> Export:
@@ -119,10 +119,11 @@ def tidy(ctx: Context) -> None:
     if (running := ctx.exports) is None:
         return
     oldest = ctx.clock.now() - KEPT_S
-    for folder in running.folder.glob("job-*/*/"):
-        key = (folder.parent.name, ExportFormat(folder.name))
-        if (record := _of_key(running, key, "")) is not None and record.at < oldest:
-            running.forget(key)
+    for folder in running.folder.glob("job-*"):
+        for form in ExportFormat:
+            record = _of_key(running, (folder.name, form))
+            if record is not None and record.state.is_final and record.at < oldest:
+                running.forget((folder.name, form))
     with running.lock:
         for key, task in list(running.tasks.items()):
             if task.export.state is ExportState.FAILED and task.export.at < oldest:
@@ -135,7 +136,7 @@ def _running(ctx: Context) -> RunningExports:
     return ctx.exports
 
 
-def _of_key(running: RunningExports, key: Key, owner: str) -> Export | None:
+def _of_key(running: RunningExports, key: Key) -> Export | None:
     with running.lock:
         task = running.tasks.get(key)
     if task is not None:
@@ -145,7 +146,6 @@ def _of_key(running: RunningExports, key: Key, owner: str) -> Export | None:
         return None
     return Export(
         job_id=key[0],
-        member_id=owner,
         settings=_settings(key[1], report),
         at=(running.place(key) / REPORT).stat().st_mtime,
         state=ExportState.SUCCEEDED,

@@ -8,10 +8,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
 
-from orchestrator.domain.errors import TrainhopError
 from orchestrator.domain.exports import ExportFormat, ExportSettings, Onto, WeightType
 from orchestrator.entrypoints.dashboard.curve import ViewedJob
-from orchestrator.entrypoints.dashboard.render import Viewer, by_script, piece
+from orchestrator.entrypoints.dashboard.render import Viewer, acted, by_script, piece
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep
 from orchestrator.services import adapter_exports
 
@@ -20,7 +19,7 @@ router = APIRouter(include_in_schema=False)
 
 def values(server: Server, row: dict[str, Any]) -> dict[str, Any]:
     """The variables of the section's template, besides `job`."""
-    found = adapter_exports.listed(server.ctx, row["id"], row["member_id"])
+    found = adapter_exports.listed(server.ctx, row["id"])
     return {
         "exports": found,
         "formats": [form for form in ExportFormat if form not in {each.settings.format for each in found}],
@@ -60,13 +59,14 @@ def remove(request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob, f
 
 
 def _act(request: Request, server: Server, job_id: str, act: Callable[[], Any]) -> Response:
-    try:
-        act()
-    except TrainhopError as error:
-        if not by_script(request):
-            raise
-        return _section(server, job_id, str(error))
-    return _section(server, job_id) if by_script(request) else RedirectResponse(f"/jobs/{job_id}#exports", 303)
+    def answer(problem: str) -> Response:
+        return (
+            _section(server, job_id, problem)
+            if by_script(request)
+            else RedirectResponse(f"/jobs/{job_id}#exports", 303)
+        )
+
+    return acted(request, act, answer)
 
 
 def _section(server: Server, job_id: str, problem: str = "") -> Response:

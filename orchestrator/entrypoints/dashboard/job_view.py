@@ -10,7 +10,7 @@ from orchestrator.domain.jobs import StepTime
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.domain.pushes import Push
 from orchestrator.domain.scheduling import Candidate, Forecast, forecast
-from orchestrator.entrypoints.dashboard import adapter_exports, timeline
+from orchestrator.entrypoints.dashboard import timeline
 from orchestrator.entrypoints.dashboard.render import fragment
 from orchestrator.entrypoints.http.dependencies import Server
 from orchestrator.services import capacity, dispatch, evaluations, judge_reports
@@ -104,7 +104,6 @@ def look(server: Server, machines: Machines, job_id: str) -> Look | None:
             "judges": _judges(server, row),
             "pushes": _pushes(server, row),
             **_evaluated(server, job_id),
-            **adapter_exports.values(server, row),
             "readings": _readings(server, sessions),
             "last_words": _last_words(server, row, sessions),
         },

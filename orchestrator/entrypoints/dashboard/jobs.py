@@ -14,13 +14,12 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import ValidationError
 
 from orchestrator.domain.accounts import Actor, Role
-from orchestrator.domain.errors import TrainhopError
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.entrypoints.api import notebooks
-from orchestrator.entrypoints.dashboard import chats
+from orchestrator.entrypoints.dashboard import adapter_exports, chats
 from orchestrator.entrypoints.dashboard.curve import ViewedJob
 from orchestrator.entrypoints.dashboard.job_view import SECTIONS, look
-from orchestrator.entrypoints.dashboard.render import Viewer, by_script, page, piece
+from orchestrator.entrypoints.dashboard.render import Viewer, acted, by_script, page, piece
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep
 from orchestrator.services import audits, evaluations, jobs, mailbox
 from worker.shared.job_spec import EvaluationSpec, JobSpec
@@ -79,6 +78,7 @@ def one(request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob) -> R
         notebook_editor=_editor(server),
         data=_data(server, me, found.row),
         chat=chats.section(server, me, found.row),
+        **adapter_exports.values(server, found.row),
         clones=[
             c
             for c in server.queries.clones(job_id, CLONES_SHOWN)
@@ -167,7 +167,7 @@ _ACTIONS: dict[str, Act] = {
 }
 
 
-def _answer(request: Request, server: Server, job_id: str, problem: str = "") -> Response:
+def _answer(request: Request, server: Server, job_id: str, problem: str) -> Response:
     """The answer to an action: the status section for htmx, else a redirect to the page."""
     if not by_script(request):
         return RedirectResponse(f"/jobs/{job_id}", 303)
@@ -224,10 +224,4 @@ def act(request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob, acti
 
 
 def _act(request: Request, server: Server, job_id: str, act: Callable[[], Any]) -> Response:
-    try:
-        act()
-    except TrainhopError as error:
-        if not by_script(request):
-            raise
-        return _answer(request, server, job_id, str(error))
-    return _answer(request, server, job_id)
+    return acted(request, act, lambda problem: _answer(request, server, job_id, problem))

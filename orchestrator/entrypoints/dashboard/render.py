@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from markupsafe import Markup
 from starlette.exceptions import HTTPException
 
 from orchestrator.domain.accounts import Actor
+from orchestrator.domain.errors import TrainhopError
 from orchestrator.entrypoints.cli.output import clean, seconds, size
 from orchestrator.entrypoints.dashboard.assets import SMALLEST_TO_COMPRESS, accepts_gzip, address
 from orchestrator.entrypoints.http.auth import bearer_token, cookie_token
@@ -147,3 +149,17 @@ def compressed(
 def by_script(request: Request) -> bool:
     """Whether htmx sent the request and expects a fragment."""
     return request.headers.get("hx-request") == "true"
+
+
+def acted(request: Request, act: Callable[[], Any], answer: Callable[[str], Response]) -> Response:
+    """Do what a form asks for. `answer` gets the problem in words, or an empty text.
+
+    Without the script, a refusal is a page of its own.
+    """
+    try:
+        act()
+    except TrainhopError as error:
+        if not by_script(request):
+            raise
+        return answer(str(error))
+    return answer("")
