@@ -161,16 +161,14 @@ class Session:
         self._outbox.hold()
 
     def _train(self) -> int:
-        from worker.training import smoke  # takes seconds, so it comes after the first message
-
         self.begins(Part.IMPORTS)
-        log(f"the training libraries work on this machine: {smoke.check(self._assignment.spec)}")
+        work.try_machine(self._assignment.spec, log)  # takes seconds, so it comes after the first message
         self.phase(Phase.DOWNLOAD)
         job = inputs.fetch_inputs(self._assignment, self._home, self._limits, begins=self.begins, say=self.warn)
         self._beat(urgent=True)
         self.phase(Phase.LOAD)
         self.begins(Part.IMPORTS)
-        trained = work.do(job, self)
+        trained = work.do(job, self, self._home_of)
         self._watch.passed()
         if self._over.is_set():
             log(f"stopping: {self._why_over}")

@@ -134,6 +134,7 @@ class KaggleProvider(Diagnosing, Provider):
             memory_bytes=memory,
             gpu=gpu,
             any_folder=self._emulated,
+            has_cpu=True,
             start_up_s=START_UP_S,
             # Kaggle counts from the machine's start until the files are stored. It would cut off a session that plans
             # with all remaining time.
