@@ -9,11 +9,13 @@ import hashlib
 from collections.abc import Sequence
 
 from orchestrator.domain.accounts import Actor
-from orchestrator.domain.errors import ConflictError, InvalidError, KeyTakenError, NotFoundError
+from orchestrator.domain.errors import ConflictError, InvalidError, KeyTakenError, NotFoundError, UnavailableError
 from orchestrator.domain.exports import ExportFormat, ExportSettings, MachineExport, Onto, WeightType
 from orchestrator.domain.jobs import Event, Job
+from orchestrator.ports.providers import ProviderUnavailable
 from orchestrator.ports.repository import Transaction
 from orchestrator.ports.stores import StoreError
+from orchestrator.services.capacity import is_offline
 from orchestrator.services.context import Context
 from orchestrator.services.hub_tokens import token_of
 from orchestrator.services.jobs import Ready, Submission, earlier, job_of_winner, notes_of, owned, queue
@@ -43,7 +45,10 @@ def start(ctx: Context, actor: Actor, job_id: str, settings: ExportSettings, *, 
         return Submission(job=again, is_new=False, notes=notes_of(ctx, again.id))
     _refuse(trained, settings)
     spec = _spec_of(trained, settings)
-    _refuse_full_store(ctx, trained, spec, settings)
+    needed = _size(ctx, trained, spec, settings)
+    if needed is not None:
+        _refuse_large_file(ctx, trained, settings, needed)
+        _refuse_full_store(ctx, needed)
     ready = Ready(
         spec=spec,
         as_json=spec.model_dump(mode="json"),
@@ -108,19 +113,44 @@ def _spec_of(trained: Job, settings: ExportSettings) -> JobSpec:
     )
 
 
-def _refuse_full_store(ctx: Context, trained: Job, spec: JobSpec, settings: ExportSettings) -> None:
-    """Raise `ConflictError` if the files do not fit, as far as their size and the room in the store are known."""
-    needed = _size(ctx, trained, spec, settings)
+def _refuse_large_file(ctx: Context, trained: Job, settings: ExportSettings, needed: int) -> None:
+    """Raise `ConflictError` if the export is too large, or if no machine can send the one file of it."""
+    if needed > MAX_EXPORT_BYTES:
+        raise ConflictError(
+            f"The export would have about {needed >> 30} GiB. An export on a machine may have {MAX_EXPORT_BYTES >> 30}."
+        )
+    most = ctx.limits.max_upload_bytes
+    if (
+        settings.format is not ExportFormat.GGUF
+        or needed <= most
+        or ctx.stores.current().name != ctx.stores.local().name
+    ):
+        return
+    with ctx.uow() as tx:
+        accounts = [each for each in tx.accounts.all() if each.member_id in (None, trained.member_id)]
+    if accounts and not any(_needs_no_upload(ctx, each.provider) for each in accounts):
+        raise ConflictError(
+            f"The GGUF model would have about {needed / 2**30:.1f} GiB. Your machines send at most {most / 2**30:.1f} "
+            "GiB in one file to this server (TRAINHOP_MAX_UPLOAD_BYTES). Choose another type or another store."
+        )
+
+
+def _needs_no_upload(ctx: Context, provider: str) -> bool:
+    """Whether files of such a machine reach this server's disk without a request: directly, or through its provider."""
+    try:
+        return ctx.providers.get(provider).capabilities.shares_disk or is_offline(ctx, provider)
+    except ProviderUnavailable:
+        return True  # nothing is known
+
+
+def _refuse_full_store(ctx: Context, needed: int) -> None:
+    """Raise `ConflictError` if the files do not fit, as far as the room in the store is known."""
     store = ctx.stores.current()
     try:
         free = store.usage().free
     except StoreError:
         return
-    if needed is not None and needed > MAX_EXPORT_BYTES:
-        raise ConflictError(
-            f"The export would have about {needed >> 30} GiB. An export on a machine may have {MAX_EXPORT_BYTES >> 30}."
-        )
-    if needed is not None and free is not None and free < needed + SPARE_BYTES:
+    if free is not None and free < needed + SPARE_BYTES:
         raise ConflictError(
             f"The export needs about {needed / 2**30:.1f} GiB in the store {store.name}, and {free / 2**30:.1f} GiB "
             "are free there. Make room, or use another store."
@@ -128,10 +158,16 @@ def _refuse_full_store(ctx: Context, trained: Job, spec: JobSpec, settings: Expo
 
 
 def _size(ctx: Context, trained: Job, spec: JobSpec, settings: ExportSettings) -> int | None:
-    """About how many bytes the files have. None if the size of the model is not known."""
+    """About how many bytes the files have. None if the size of the model is not known.
+
+    Raises `InvalidError` if the base model cannot be had any more.
+    """
     if settings.format is ExportFormat.GGUF_ADAPTER:
         return 2 * (trained.adapter_bytes or 0)  # it may be stored in 16 bits
-    parameters = ctx.catalog.model(spec.base_model, token_of(ctx, trained.member_id)).parameters
+    try:
+        parameters = ctx.catalog.model(spec.base_model, token_of(ctx, trained.member_id)).parameters
+    except UnavailableError:  # the machine will ask the hub again
+        return None
     each = 2.0 if settings.type is None else _BYTES.get(settings.type, 2.0)
     return None if parameters is None else int(parameters * each)
 

@@ -275,6 +275,25 @@ def test_a_session_that_exports_gets_the_code_for_it_and_no_gpu(provider, kaggle
     assert not any(name.startswith("worker/export/") for name in _packed_names(plain))
 
 
+def test_the_adapter_of_an_export_goes_with_its_session(provider, kaggle, works):
+    """Guard: as a data file it stayed in the account for ever."""
+    works("print(pathlib.Path(given['datasets'][0]['path']).read_bytes(), flush=True)")
+    launched = request(kaggle_account("alice"), exports=True)
+    assert launched.assignment is not None
+    (grant,) = launched.assignment.datasets
+    adapter = grant.model_copy(update={"kind": GrantKind.ADAPTER})
+    given = launched.assignment.model_copy(update={"datasets": (adapter,)})
+    launched = dataclasses.replace(launched, assignment=given)
+    handle = handle_of(launched, provider.launch(launched))
+    ended(provider, handle)
+    assert str(DATA) in list(provider.follow(handle))
+    assert [slug for _, slug in kaggle.world.datasets] == [
+        f"trainhop-resume-{launched.lease_id.removeprefix('lease-')}"
+    ]
+    provider.clean_up(handle)
+    assert not kaggle.world.datasets
+
+
 def _packed_names(text):
     """The files of the worker in a script."""
     packed = re.search(r'WORKER = """\n(.*?)"""', text, re.DOTALL)[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,23 @@ def test_a_store_without_room_refuses_an_export_before_the_work(world1: World, m
     monkeypatch.setattr(world1.ctx.catalog, "model", lambda name, token: BaseModel(name=name, parameters=1 << 38))
     with pytest.raises(ConflictError, match=r"would have about 512 GiB\. An export on a machine may have 256"):
         started(world1, job)
+
+
+def test_a_file_that_no_machine_can_send_is_refused_before_the_work(
+    world1: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard: without `_refuse_large_file` a machine made a file that this server did not take."""
+    job = trained(world1)
+    monkeypatch.setattr(world1.store, "usage", lambda: Usage(used=0, free=None))
+    monkeypatch.setattr(world1.ctx.catalog, "model", lambda name, token: BaseModel(name=name, parameters=7 << 30))
+    started(world1, job)  # the machines share the disk
+    far = replace(world1.machines.capabilities, shares_disk=False)
+    monkeypatch.setattr(world1.machines, "capabilities", far)
+    with pytest.raises(ConflictError, match=r"about 14\.0 GiB\. Your machines send at most 4\.0 GiB in one file"):
+        started(world1, job)
+    started(world1, job, ExportSettings(format=ExportFormat.MERGED))  # in several files
+    monkeypatch.setattr(world1.machines, "capabilities", replace(far, same_network=False))
+    started(world1, job)  # their provider hands the files over
 
 
 def test_the_files_of_an_export_are_read_back(world1: World) -> None:

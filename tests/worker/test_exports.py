@@ -15,6 +15,7 @@ from benchmarks.export.models import make_adapter, make_model
 from tests.helpers.exporter import packed
 from worker.agent import exports, work
 from worker.agent.limits import Part
+from worker.agent.uplink import Refused
 from worker.shared import causes
 from worker.shared.job_spec import JobSpec
 from worker.shared.messages import GrantKind, Phase
@@ -112,6 +113,16 @@ def test_an_archive_with_a_trick_is_refused(made: tuple[Path, Path], tmp_path: P
     with pytest.raises(PermanentError, match="unsafe entry"):
         exports.export(job, Hooks(), Kept().store)  # pyright: ignore[reportArgumentType]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_the_store_refuses_is_not_made_again(made: tuple[Path, Path], tmp_path: Path) -> None:
+    """Guard: as an error of the session it was made, and refused, four times."""
+
+    def refuse(*_: object) -> str:
+        raise Refused("too large")
+
+    with pytest.raises(PermanentError, match="could not be stored"):
+        exports.export(job_of(made[0], packed(made[1])[0], tmp_path / "home"), Hooks(), refuse)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_process_that_is_killed_may_have_lacked_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from worker.agent.limits import Part
+from worker.agent.uplink import Refused
 from worker.shared import causes
 from worker.shared.adapter_archive import ArchiveError, unpack
 from worker.shared.export_spec import ExportSpec
@@ -88,6 +89,11 @@ def _made(request: dict[str, Any]) -> dict[str, Any]:
 def _stored(out: Path, file: dict[str, Any], number: int, store: Callable[[Path, GrantKind], str]) -> dict[str, Any]:
     """One file of an export. Its key says nothing of its name, and has the same ending for all."""
     path = (out / file["name"]).rename(out.with_name(f"{EXPORT}-{number}.bin"))
-    key = store(path, GrantKind.EXPORT)
+    try:
+        key = store(path, GrantKind.EXPORT)
+    except Refused as error:  # it would not take the file from another machine either
+        raise PermanentError(
+            f"{file['name']} could not be stored ({error}); use another store or a smaller type"
+        ) from error
     path.unlink(missing_ok=True)  # makes room, and a kept one was moved
     return {"name": file["name"], "key": key, "sha256": file["sha256"], "size": file["bytes"]}

@@ -205,7 +205,7 @@ class KaggleProvider(Diagnosing, Provider):
             request.lease_id,
             account=request.account.id,
             prefix=f"jobs/{request.job_id}/f{given.fence}/" if given else "",
-            checkpoint=checkpoint if given and given.resume else "",
+            checkpoint=checkpoint if given and (given.resume or request.exports) else "",
         )
 
     def _note_trouble(self, request: LaunchRequest, error: ProviderError) -> None:
