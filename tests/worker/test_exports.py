@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from benchmarks.export.models import make_adapter, make_model
 from tests.helpers.exporter import packed
-from worker.agent import exports, work
+from worker.agent import work
 from worker.agent.limits import Part
 from worker.agent.uplink import Refused
+from worker.export import session
+from worker.export.__main__ import main
 from worker.shared import causes
 from worker.shared.job_spec import JobSpec
 from worker.shared.messages import GrantKind, Phase
@@ -46,6 +53,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("made")
     base = make_model(folder / "base", "llama")
     return base, make_adapter(folder / "adapter", base)
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The export runs here, where torch is loaded already. `tests.e2e.test_machine_export` has the real process."""
+
+    def run(_: object, **more: Any) -> Any:
+        out = io.StringIO()
+        monkeypatch.setattr(sys, "stdin", io.StringIO(more["input"]))
+        with contextlib.redirect_stdout(out):
+            code = main()
+        return SimpleNamespace(stdout=out.getvalue(), returncode=code)
+
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
+    monkeypatch.setattr(session, "subprocess", SimpleNamespace(run=run, PIPE=None))
 
 
 def job_of(base: Path, archive: bytes, home: Path) -> TrainingJob:
@@ -89,10 +112,10 @@ def test_a_full_disk_is_the_machines_fault(
     made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guard: without its cause in the answer of the process, a machine with a small disk ended the job for good."""
-    monkeypatch.setattr(exports, "SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr(session, "SPARE_BYTES", 1 << 60)
     kept = Kept()
     with pytest.raises(UnfitMachineError, match="GiB are free") as refused:
-        exports.export(job_of(made[0], packed(made[1])[0], tmp_path / "home"), Hooks(), kept.store)  # pyright: ignore[reportArgumentType]
+        session.export(job_of(made[0], packed(made[1])[0], tmp_path / "home"), Hooks(), kept.store)  # pyright: ignore[reportArgumentType]
     assert refused.value.cause == causes.DISK
     assert kept == {}
 
@@ -103,7 +126,7 @@ def test_another_base_model_is_the_jobs_fault(made: tuple[Path, Path], tmp_path:
     strange = config | {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
     (base / "config.json").write_text(json.dumps(strange))
     with pytest.raises(PermanentError, match="odels of the type mixtral"):
-        exports.export(job_of(base, packed(made[1])[0], tmp_path / "home"), Hooks(), Kept().store)  # pyright: ignore[reportArgumentType]
+        session.export(job_of(base, packed(made[1])[0], tmp_path / "home"), Hooks(), Kept().store)  # pyright: ignore[reportArgumentType]
 
 
 def test_an_archive_with_a_trick_is_refused(made: tuple[Path, Path], tmp_path: Path) -> None:
@@ -111,7 +134,7 @@ def test_an_archive_with_a_trick_is_refused(made: tuple[Path, Path], tmp_path: P
         archive.writestr("../out", b"x")
     job = job_of(made[0], (tmp_path / "bad.zip").read_bytes(), tmp_path / "home")
     with pytest.raises(PermanentError, match="unsafe entry"):
-        exports.export(job, Hooks(), Kept().store)  # pyright: ignore[reportArgumentType]
+        session.export(job, Hooks(), Kept().store)  # pyright: ignore[reportArgumentType]
     assert not (tmp_path / "out").exists()
 
 
@@ -122,11 +145,12 @@ def test_a_file_that_the_store_refuses_is_not_made_again(made: tuple[Path, Path]
         raise Refused("too large")
 
     with pytest.raises(PermanentError, match="could not be stored"):
-        exports.export(job_of(made[0], packed(made[1])[0], tmp_path / "home"), Hooks(), refuse)  # pyright: ignore[reportArgumentType]
+        session.export(job_of(made[0], packed(made[1])[0], tmp_path / "home"), Hooks(), refuse)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_process_that_is_killed_may_have_lacked_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exports, "tied", lambda _: ["/bin/sh", "-c", "kill -9 $$"])
+def test_a_process_that_is_killed_may_have_lacked_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "subprocess", subprocess)
+    monkeypatch.setattr(session, "tied", lambda _: ["/bin/sh", "-c", "kill -9 $$"])
     with pytest.raises(UnfitMachineError, match="exit code -9") as refused:
-        exports._made({})
+        session._made({})
     assert refused.value.cause == causes.MEMORY

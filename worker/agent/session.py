@@ -190,7 +190,7 @@ class Session:
         result = work.stored(trained, self._home_of)
         result |= {"head": self._saver.head, "can_continue": self._can_continue and not self._leave}
         finish = self._message_factory(Finish, step=trained.step, **result)
-        return self._send_last(finish, 0)
+        return self._send_last(finish, 0, self._budget.left)
 
     def _home_of(self, path: Path, kind: GrantKind) -> str:
         """Upload the result of the job, or keep it for the provider. Returns its key."""
@@ -235,9 +235,9 @@ class Session:
             return 3
         return self._send_and_close(self._release(ending), 0, EARLY_GOODBYE_S if ending.cause else GOODBYE_S)
 
-    def _send_last(self, make: Callable[[int], Any], code: int) -> int:
+    def _send_last(self, make: Callable[[int], Any], code: int, patience_s: float = EARLY_GOODBYE_S) -> int:
         self._watch.passed()
-        return self._send_and_close(make, code, self._budget.left if self._progress.steps_done else EARLY_GOODBYE_S)
+        return self._send_and_close(make, code, self._budget.left if self._progress.steps_done else patience_s)
 
     def _send_and_close(self, make: Callable[[int], Any], code: int, patience_s: float) -> int:
         self._outbox.add(make, urgent=True)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from worker.agent import exports
 from worker.shared.checkpoint_file import sha256_file
 from worker.shared.job_spec import JobSpec
 from worker.shared.messages import GrantKind
@@ -25,7 +24,9 @@ def try_machine(spec: JobSpec, say: Callable[[str], None]) -> None:
 def do(job: TrainingJob, hooks: Hooks, store: Callable[[Path, GrantKind], str]) -> Trained:
     """Train, evaluate or export, as the job asks. The imports take seconds. `store` returns the key of a file."""
     if job.spec.export is not None:
-        return exports.export(job, hooks, store)
+        from worker.export import session
+
+        return session.export(job, hooks, store)
     if job.spec.evaluation is not None:
         from worker.training import evaluate
 

@@ -21,8 +21,8 @@ DISTRIBUTION = "trainhop-worker"
 PACKAGES = ("trainhop", "worker")
 NEEDED = ("httpx", "numpy", "pydantic", "safetensors", "stamina")
 """What a worker imports besides its training libraries. The other dependencies belong to the command line."""
-NO_SESSION_NEEDS = ("worker/chat",)
-"""Command line and server run it. What is sent to a machine with each session may not be large."""
+NO_SESSION_NEEDS = ("worker/chat", "worker/shared/chat.py", "worker/shared/chat_limits.py")
+"""Command line and server run them. What is sent to a machine with each session may not be large."""
 EXPORTS = "worker/export"
 """Only sessions that export an adapter need it."""
 
@@ -71,7 +71,7 @@ def build(*, exports: bool = False) -> Wheel:
     root = Path(worker.__file__).parent.parent
     found = [path for package in PACKAGES for path in sorted((root / package).rglob("*"))]
     left_out = {root / name for name in (*NO_SESSION_NEEDS, *(() if exports else (EXPORTS,)))}
-    sources = [path for path in found if path.suffix in _SUFFIXES and left_out.isdisjoint(path.parents)]
+    sources = [path for path in found if path.suffix in _SUFFIXES and left_out.isdisjoint((path, *path.parents))]
     files = {path.relative_to(root).as_posix(): path.read_bytes() for path in sources}
     info = f"{stem}.dist-info"
     files[f"{info}/METADATA"] = _metadata(version).encode()
