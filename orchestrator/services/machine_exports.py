@@ -1,6 +1,7 @@
 """Exports of adapters on machines: jobs that begin with the adapter of a finished job, and end with files in the store.
 
-A session needs little memory and no GPU. Nothing of an export is kept before its end, so one that is cut begins anew.
+A session needs little memory and no GPU. Nothing of an export is kept before its end, so one that is cut starts again
+from the beginning.
 """
 
 from __future__ import annotations

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from benchmarks.export.models import make_adapter, make_model
-from orchestrator.entrypoints.cli import adapter_export
 from orchestrator.ports.exports import NotExported
 from tests.helpers.exporter import FILES, HeldExporter, finish_export, packed, small_adapter
+from tests.helpers.waiting import wait_for
 from trainhop.errors import Error
 from worker.training.base_model import sha256 as base_sha256
 
@@ -122,19 +122,18 @@ def test_a_machine_makes_an_export_and_it_is_downloaded_whole(server, typed, tmp
     with pytest.raises(Error, match="already exists"):
         typed(*words)
     assert re.search(rf"^exports +{job}$", typed("show", made).stdout, re.MULTILINE)
-    failure = {"message": "the base model is gone", "permanent": True, "has_remedy": True}
-    said: list[str] = []
 
-    def fails(_: object, job: dict[str, Any]) -> None:
-        if not said:
-            failing = server.machine()
-            failing.say("finish", failing.said("finish", step=0, failure=failure))
-        said.append(job["state"])
+    def fail_the_next() -> None:
+        wait_for(lambda: server.api.admin.get("/jobs?state=queued").json()["items"], "the second export")
+        failure = {"message": "the base model is gone", "permanent": True, "has_remedy": True}
+        failing = server.machine()
+        failing.say("finish", failing.said("finish", step=0, failure=failure))
 
-    monkeypatch.setattr(adapter_export._States, "show", fails)
+    failing = threading.Thread(target=fail_the_next)
+    failing.start()
     with pytest.raises(Error, match="the base model is gone"):
         typed("export", "trail", "--format", "merged", "--on-machine")
-    assert said == ["queued", "failed"]
+    failing.join()
     with pytest.raises(Error, match="Choose one of"):
         typed(*words, "--on-server", "--out", "z")
     with pytest.raises(Error, match="Leave --base out"):

@@ -15,7 +15,6 @@ from sqlalchemy import Engine
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError, StaleFenceError
 from orchestrator.domain.exports import ExportFormat, ExportSettings, MachineExport, Onto, WeightType
 from orchestrator.domain.lifecycle import JobState
-from orchestrator.ports.catalog import BaseModel
 from orchestrator.ports.stores import ObjectMissing, Usage
 from orchestrator.services import assignments, clones, evaluations, jobs, machine_exports
 from orchestrator.services.reconcile import reconcile
@@ -172,44 +171,34 @@ def test_what_cannot_be_exported_is_refused_before_it_is_queued(world: World) ->
         jobs.submit(world.ctx, alice, JobSpec.model_validate(world.job(made).spec))
 
 
-def test_a_store_without_room_refuses_an_export_before_the_work(world1: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_without_room_refuses_an_export_before_the_work(world1: World) -> None:
     """Guard: without `_refuse_full_store` an hour of a machine ended with a file that no store could take."""
     job = trained(world1)
-
-    def model(name: str, token: str | None = None, *, with_modules: bool = False) -> BaseModel:
-        return BaseModel(name=name, parameters=7 << 30)
-
-    def free(size: int | None) -> None:
-        monkeypatch.setattr(world1.store, "usage", lambda: Usage(used=0, free=size))
-
-    free(10 << 30)
+    world1.store.room = Usage(used=0, free=10 << 30)
     started(world1, job)  # the size of the model is not known
-    monkeypatch.setattr(world1.ctx.catalog, "model", model)
+    world1.catalog.parameters = 7 << 30
     with pytest.raises(ConflictError, match=r"about 14\.0 GiB in the store local, and 10\.0 GiB are free"):
         started(world1, job)
     started(world1, job, ExportSettings(format=ExportFormat.GGUF, type=WeightType.Q8_0))
     started(world1, job, ExportSettings(format=ExportFormat.GGUF_ADAPTER))
-    free(None)
+    world1.store.room = Usage(used=0, free=None)
     started(world1, job)
-    monkeypatch.setattr(world1.ctx.catalog, "model", lambda name, token: BaseModel(name=name, parameters=1 << 38))
+    world1.catalog.parameters = 1 << 38
     with pytest.raises(ConflictError, match=r"would have about 512 GiB\. An export on a machine may have 256"):
         started(world1, job)
 
 
-def test_a_file_that_no_machine_can_send_is_refused_before_the_work(
-    world1: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_no_machine_can_send_is_refused_before_the_work(world1: World) -> None:
     """Guard: without `_refuse_large_file` a machine made a file that this server did not take."""
     job = trained(world1)
-    monkeypatch.setattr(world1.store, "usage", lambda: Usage(used=0, free=None))
-    monkeypatch.setattr(world1.ctx.catalog, "model", lambda name, token: BaseModel(name=name, parameters=7 << 30))
+    world1.store.room = Usage(used=0, free=None)
+    world1.catalog.parameters = 7 << 30
     started(world1, job)  # the machines share the disk
-    far = replace(world1.machines.capabilities, shares_disk=False)
-    monkeypatch.setattr(world1.machines, "capabilities", far)
+    world1.machines.capabilities = far = replace(world1.machines.capabilities, shares_disk=False)
     with pytest.raises(ConflictError, match=r"about 14\.0 GiB\. Your machines send at most 4\.0 GiB in one file"):
         started(world1, job)
     started(world1, job, ExportSettings(format=ExportFormat.MERGED))  # in several files
-    monkeypatch.setattr(world1.machines, "capabilities", replace(far, same_network=False))
+    world1.machines.capabilities = replace(far, same_network=False)
     started(world1, job)  # their provider hands the files over
 
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,11 +17,11 @@ from worker.agent import work
 from worker.agent.limits import Part
 from worker.agent.uplink import Refused
 from worker.export import session
-from worker.export.__main__ import main
+from worker.export.__main__ import answered
 from worker.shared import causes
 from worker.shared.job_spec import JobSpec
 from worker.shared.messages import GrantKind, Phase
-from worker.training.interface import PermanentError, TrainingJob, UnfitMachineError
+from worker.training.interface import PermanentError, Trained, TrainingJob, UnfitMachineError
 
 
 class Hooks:
@@ -55,20 +50,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return base, make_adapter(folder / "adapter", base)
 
 
-@pytest.fixture(autouse=True)
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The export runs here, where torch is loaded already. `tests.e2e.test_machine_export` has the real process."""
+def here(request: str) -> tuple[str, int]:
+    """In this process, where torch is loaded already. `tests.e2e.test_machine_export` has the real one."""
+    return json.dumps(answered(request)), 1
 
-    def run(_: object, **more: Any) -> Any:
-        out = io.StringIO()
-        monkeypatch.setattr(sys, "stdin", io.StringIO(more["input"]))
-        with contextlib.redirect_stdout(out):
-            code = main()
-        return SimpleNamespace(stdout=out.getvalue(), returncode=code)
 
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
-    monkeypatch.setattr(session, "subprocess", SimpleNamespace(run=run, PIPE=None))
+def exported(base: Path, archive: bytes, home: Path, kept: Kept, hooks: Any = None, **more: Any) -> Trained:
+    """An export of an adapter in GGUF."""
+    return session.export(job_of(base, archive, home), hooks or Hooks(), kept.store, **({"run": here} | more))
 
 
 def job_of(base: Path, archive: bytes, home: Path) -> TrainingJob:
@@ -91,10 +80,7 @@ def test_the_files_are_stored_and_the_report_names_the_base_model(made: tuple[Pa
     """The base model has its name in the report, although its files are elsewhere."""
     base, adapter = made
     kept, hooks = Kept(), Hooks()
-    job = job_of(base, packed(adapter)[0], tmp_path / "home")
-    work.try_machine(job.spec, hooks.say)  # 4-bit products are not needed
-    assert hooks.seen == []
-    done = work.do(job, hooks, kept.store).export  # pyright: ignore[reportArgumentType]
+    done = exported(base, packed(adapter)[0], tmp_path / "home", kept, hooks).export
     assert done is not None
     assert hooks.seen == [Phase.EXPORT, Part.EXPORT, Phase.SAVE]
     assert {file.name for file in done.files} == {"adapter.gguf", "Modelfile"}
@@ -108,14 +94,18 @@ def test_the_files_are_stored_and_the_report_names_the_base_model(made: tuple[Pa
     assert not list((tmp_path / "home").glob("*.bin")), "what is stored makes room"
 
 
-def test_a_full_disk_is_the_machines_fault(
-    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_is_not_tried_for_an_export(made: tuple[Path, Path], tmp_path: Path) -> None:
+    """Guard: where bitsandbytes does not work, an adapter of `qlora` could not be exported."""
+    said: list[str] = []
+    work.try_machine(job_of(made[0], b"", tmp_path / "home").spec, said.append)
+    assert said == []
+
+
+def test_a_full_disk_is_the_machines_fault(made: tuple[Path, Path], tmp_path: Path) -> None:
     """Guard: without its cause in the answer of the process, a machine with a small disk ended the job for good."""
-    monkeypatch.setattr(session, "SPARE_BYTES", 1 << 60)
     kept = Kept()
     with pytest.raises(UnfitMachineError, match="GiB are free") as refused:
-        session.export(job_of(made[0], packed(made[1])[0], tmp_path / "home"), Hooks(), kept.store)  # pyright: ignore[reportArgumentType]
+        exported(made[0], packed(made[1])[0], tmp_path / "home", kept, spare_bytes=1 << 60)
     assert refused.value.cause == causes.DISK
     assert kept == {}
 
@@ -126,31 +116,29 @@ def test_another_base_model_is_the_jobs_fault(made: tuple[Path, Path], tmp_path:
     strange = config | {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
     (base / "config.json").write_text(json.dumps(strange))
     with pytest.raises(PermanentError, match="odels of the type mixtral"):
-        session.export(job_of(base, packed(made[1])[0], tmp_path / "home"), Hooks(), Kept().store)  # pyright: ignore[reportArgumentType]
+        exported(base, packed(made[1])[0], tmp_path / "home", Kept())
 
 
 def test_an_archive_with_a_trick_is_refused(made: tuple[Path, Path], tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
         archive.writestr("../out", b"x")
-    job = job_of(made[0], (tmp_path / "bad.zip").read_bytes(), tmp_path / "home")
     with pytest.raises(PermanentError, match="unsafe entry"):
-        session.export(job, Hooks(), Kept().store)  # pyright: ignore[reportArgumentType]
+        exported(made[0], (tmp_path / "bad.zip").read_bytes(), tmp_path / "home", Kept())
     assert not (tmp_path / "out").exists()
 
 
 def test_a_file_that_the_store_refuses_is_not_made_again(made: tuple[Path, Path], tmp_path: Path) -> None:
     """Guard: as an error of the session it was made, and refused, four times."""
 
-    def refuse(*_: object) -> str:
-        raise Refused("too large")
+    class Full(Kept):
+        def store(self, path: Path, kind: GrantKind) -> str:
+            raise Refused("too large")
 
     with pytest.raises(PermanentError, match="could not be stored"):
-        session.export(job_of(made[0], packed(made[1])[0], tmp_path / "home"), Hooks(), refuse)  # pyright: ignore[reportArgumentType]
+        exported(made[0], packed(made[1])[0], tmp_path / "home", Full())
 
 
-def test_a_process_that_is_killed_may_have_lacked_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "subprocess", subprocess)
-    monkeypatch.setattr(session, "tied", lambda _: ["/bin/sh", "-c", "kill -9 $$"])
+def test_a_process_that_is_killed_may_have_lacked_memory(made: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(UnfitMachineError, match="exit code -9") as refused:
-        session._made({})
+        exported(made[0], packed(made[1])[0], tmp_path / "home", Kept(), run=lambda _: ("", -9))
     assert refused.value.cause == causes.MEMORY

@@ -31,35 +31,36 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def main() -> int:
-    """Read the request, export, print the answer. Returns the exit code."""
-    _return_memory()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    request: dict[str, Any] = json.loads(sys.stdin.read())
+def answered(text: str) -> dict[str, Any]:
+    """Export as the request says. Returns the answer."""
+    request: dict[str, Any] = json.loads(text)
     request |= {key: Path(request[key]) for key in ("adapter", "out")}
     from worker.export.errors import ExportError, RoomError
 
     try:
         from worker.export.run import Request, export
 
-        answer = export(Request(**request), _say)
+        return export(Request(**request), _say)
     except RoomError as error:
-        return _refuse(str(error), error.cause)
+        return {"error": str(error), "cause": error.cause}
     except ExportError as error:
-        return _refuse(str(error))
+        return {"error": str(error)}
     except ModuleNotFoundError as error:
-        return _refuse(f"the export needs {error.name}: pip install torch 'trainhop[export]'", causes.INSTALL)
+        words = f"the export needs {error.name}: pip install torch 'trainhop[export]'"
+        return {"error": words, "cause": causes.INSTALL}
     except MemoryError:
         words = "this computer has too little free memory for the export; nothing was published"
-        return _refuse(words, causes.MEMORY)
+        return {"error": words, "cause": causes.MEMORY}
+
+
+def main() -> int:
+    """Read the request, export, print the answer. Returns the exit code."""
+    _return_memory()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    answer = answered(sys.stdin.read())
     print(json.dumps(answer))
-    return 0
-
-
-def _refuse(words: str, cause: str = "") -> int:
-    print(json.dumps({"error": words} | ({"cause": cause} if cause else {})))
-    return 1
+    return 1 if "error" in answer else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One session of an export: merge or convert an adapter in a process of its own, then store the files of the result.
 
-Nothing of it is kept before its end, so an export that is cut begins anew.
+Nothing of it is kept before its end, so an export that is cut starts again from the beginning.
 """
 
 from __future__ import annotations
@@ -30,11 +30,28 @@ SPARE_BYTES = 1 << 30
 """Stay free on the machine's disk."""
 
 
-def export(job: TrainingJob, hooks: Hooks, store: Callable[[Path, GrantKind], str]) -> Trained:
+def in_a_process(request: str) -> tuple[str, int]:
+    """Run one export in a process of its own, which says in the session's log what it does.
+
+    Returns what it has printed, and its exit code.
+    """
+    command = tied([sys.executable, "-W", "ignore", "-m", "worker.export"])
+    done = subprocess.run(command, input=request, stdout=subprocess.PIPE, text=True, check=False)
+    return done.stdout, done.returncode
+
+
+def export(
+    job: TrainingJob,
+    hooks: Hooks,
+    store: Callable[[Path, GrantKind], str],
+    *,
+    run: Callable[[str], tuple[str, int]] = in_a_process,
+    spare_bytes: int = SPARE_BYTES,
+) -> Trained:
     """Export the adapter whose archive is the job's data file, and `store` each file, which returns its key.
 
-    It ends the session if that has to stop, because the watch goes on. Raises `PermanentError` if no machine could make
-    this export, and `UnfitMachineError` if another one may.
+    The watch ends the session if it has to stop. `spare_bytes` stay free on the disk. Raises `PermanentError` if no
+    machine could make this export, and `UnfitMachineError` if another one may.
     """
     asked = job.spec.export
     assert asked is not None
@@ -45,7 +62,7 @@ def export(job: TrainingJob, hooks: Hooks, store: Callable[[Path, GrantKind], st
         raise PermanentError(str(error)) from error
     hooks.phase(Phase.EXPORT)
     hooks.begins(Part.EXPORT)
-    report = _made(_request(job, asked, adapter, out))
+    report = _report(*run(json.dumps(_request(job, asked, adapter, out) | {"spare_bytes": spare_bytes})))
     hooks.phase(Phase.SAVE)
     files = [_stored(out, file, number, store) for number, file in enumerate(report["files"])]
     try:
@@ -66,18 +83,14 @@ def _request(job: TrainingJob, asked: ExportSpec, adapter: Path, out: Path) -> d
         "onto": asked.onto,
         "out_name": f"{asked.job}-{asked.format}",
         "adapter_name": f"{asked.job}-adapter",
-        "spare_bytes": SPARE_BYTES,
     }
 
 
-def _made(request: dict[str, Any]) -> dict[str, Any]:
-    """The report of an export in its own process, which says in the session's log what it does."""
-    command = tied([sys.executable, "-W", "ignore", "-m", "worker.export"])
-    done = subprocess.run(command, input=json.dumps(request), stdout=subprocess.PIPE, text=True, check=False)
+def _report(printed: str, code: int) -> dict[str, Any]:
     try:
-        answer = json.loads(last_line(done.stdout))
+        answer = json.loads(last_line(printed))
     except ValueError:
-        words = f"the export ended without a result (exit code {done.returncode}); use a machine with more memory"
+        words = f"the export ended without a result (exit code {code}); use a machine with more memory"
         raise UnfitMachineError(words, causes.MEMORY) from None
     if "error" not in answer:
         return answer

@@ -116,8 +116,8 @@ def start_on_machine(
 ) -> Response:
     """Queue a job that merges the adapter into its base model, or converts it to GGUF, on a machine without a GPU.
 
-    It is a job like any other, but nothing is kept before its end: on another machine it begins anew. Its files are
-    stored when all checks have passed, and kept until it is deleted.
+    It is a job like any other, but nothing is kept before its end: another machine starts again from the beginning. Its
+    files are stored when all checks have passed, and kept until it is deleted.
     """
     made = machine_exports.start(server.ctx, me, job_id, ExportSettings(**asked.model_dump()), key=key)
     return created(server, made.job.id, made.notes)

@@ -131,7 +131,7 @@ def _by_machine(client: Client, job: str, settings: ExportSettings) -> tuple[str
     found = client.get(f"/jobs/{job}/machine-exports")["items"]
     same = (each["id"] for each in found if each["state"] not in ("failed", "cancelled") and _is_like(each, settings))
     ident = next(same, None) or client.post(f"/jobs/{job}:export", vars(settings), key=str(uuid.uuid4()))["id"]
-    say(f"{ident} makes the export. It goes on if you stop waiting; the same command downloads it later")
+    say(f"{ident} makes the export. It continues if you stop waiting; the same command downloads it later")
     ended = until_final(lambda: client.get(f"/jobs/{ident}"), _States().show, say)
     if ended["state"] != "succeeded":
         raise CommandError(Exit.FAILED, ended["message"] or f"Job {ident} is {ended['state']}.")
