@@ -57,7 +57,9 @@ def here(request: str) -> tuple[str, int]:
 
 def exported(base: Path, archive: bytes, home: Path, kept: Kept, hooks: Any = None, **more: Any) -> Trained:
     """An export of an adapter in GGUF."""
-    return session.export(job_of(base, archive, home), hooks or Hooks(), kept.store, **({"run": here} | more))
+    options: dict[str, Any] = {"run": here} | more
+    seen: Any = hooks or Hooks()
+    return session.export(job_of(base, archive, home), seen, kept.store, **options)
 
 
 def job_of(base: Path, archive: bytes, home: Path) -> TrainingJob:
