@@ -35,6 +35,7 @@ from orchestrator.ports.providers import (
     SessionOutput,
 )
 from orchestrator.providers.session_records import left_messages
+from worker.shared.files import is_locked
 from worker.shared.messages import Ticket
 from worker.shared.process import INSTANCE, process_birth, process_instance
 
@@ -74,6 +75,7 @@ class LocalProvider(Provider):
     def __init__(self, env: DriverEnv) -> None:
         self._env, self._folder = env, env.folder
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._elsewhere: dict[str, Path] = {}
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def capacity(self, account: Account) -> Capacity:
@@ -187,7 +189,7 @@ class LocalProvider(Provider):
             return file.read(limit)
 
     def _home(self, lease_id: str) -> Path:
-        return self._folder / lease_id
+        return self._elsewhere.get(lease_id, self._folder / lease_id)
 
     def _pid(self, lease_id: str) -> int | None:
         """The id that the worker wrote, if that process still runs. A process id that was reused does not count."""
@@ -202,7 +204,8 @@ class LocalProvider(Provider):
         """Whether this instance started the process.
 
         Its working folder decides as well, because workers of earlier versions have no instance, and two folders may
-        have one id. The folder of a moved one may be gone.
+        have one id. The folder of a moved one may be gone. That of a restored one may be there without its server: the
+        files of the session are there then.
         """
         started_by, works_in = process_instance(pid)
         if started_by and started_by != self._env.instance_id:
@@ -210,8 +213,16 @@ class LocalProvider(Provider):
         if works_in is None:
             return True
         with contextlib.suppress(OSError):
-            return works_in.samefile(self._home(lease_id))
+            return works_in.samefile(self._home(lease_id)) or (bool(started_by) and self._is_left(lease_id, works_in))
         return bool(started_by)
+
+    def _is_left(self, lease_id: str, folder: Path) -> bool:
+        """Whether a folder is that of this session in a data folder without a server, which this one is a copy of."""
+        sessions = folder.parent
+        if (sessions.name, folder.name) != (self._folder.name, lease_id) or is_locked(sessions.parent / "server.lock"):
+            return False
+        self._elsewhere[lease_id] = folder
+        return True
 
 
 def _cause(code: int | None) -> str:
