@@ -128,19 +128,20 @@ async def _train(server: BenchServer, known: Acknowledged, stopping: threading.E
     body, loop = await upload(server), asyncio.get_running_loop()
 
     async def submit() -> None:
-        connection = await Connection.open("127.0.0.1", server.port)
         while not stopping.is_set():
+            # One connection each: on a busy machine the server closes one that was idle for long.
+            connection = await Connection.open("127.0.0.1", server.port)
             known.rows.add(json.loads(await connection.post("/api/v1/jobs", body, server.token))["id"])
+            connection.close()
             await asyncio.sleep(PAUSE_S)
-        connection.close()
 
     async def work() -> None:
-        connection = await Connection.open("127.0.0.1", server.port)
         while not stopping.is_set():
             with suppress(TimeoutError):
                 ticket = json.loads(await asyncio.wait_for(loop.sock_recv(server.launches, 65_536), 0.2))
+                connection = await Connection.open("127.0.0.1", server.port)
                 known.finished.add(await whole_job(connection, ticket["lease"], ticket["token"]))
-        connection.close()
+                connection.close()
 
     await asyncio.gather(submit(), *(work() for _ in range(WORKERS)))
 

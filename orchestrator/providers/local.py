@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,6 +36,7 @@ from orchestrator.ports.providers import (
 )
 from orchestrator.providers.session_records import left_messages
 from worker.shared.files import is_locked
+from worker.shared.installation import missing_modules
 from worker.shared.messages import Ticket
 from worker.shared.process import INSTANCE, process_birth, process_instance
 
@@ -72,16 +73,18 @@ class LocalProvider(Provider):
     account_settings = LocalAccountSettings
     folder_name = "sessions"
 
-    def __init__(self, env: DriverEnv) -> None:
+    def __init__(self, env: DriverEnv, *, missing: Callable[[], Sequence[str]] = missing_modules) -> None:
         self._env, self._folder = env, env.folder
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._elsewhere: dict[str, Path] = {}
+        self._closed_reason = _cannot_train(missing())
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def capacity(self, account: Account) -> Capacity:
         card = _gpu_bytes()
         return Capacity(
-            slots=int(account.config.get("slots", 1)),
+            slots=0 if self._closed_reason else int(account.config.get("slots", 1)),
+            closed_reason=self._closed_reason,
             session_s=float(account.config.get("session_s", 12 * 3600)),
             memory_bytes=int(account.config.get("memory_bytes") or card or _ram_bytes()),
             gpu=card > 0,
@@ -246,6 +249,13 @@ def _last_words(log: Path) -> str:
         return ""
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return f": {last[:MAX_LAST_WORDS]}" if last else ""
+
+
+def _cannot_train(missing: Sequence[str]) -> str:
+    """Why nothing is started here, for people. Empty if training lacks nothing."""
+    if not missing:
+        return ""
+    return f"this computer cannot train without {', '.join(missing)}; `trainhop doctor` says how to install it"
 
 
 def _ram_bytes() -> int:

@@ -13,7 +13,7 @@ import typer
 
 from orchestrator.entrypoints.cli.client import CommandError, Exit
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, put, put_json, say, size
-from orchestrator.entrypoints.cli.serve import load_settings
+from orchestrator.entrypoints.cli.serve import load_settings, needs
 from worker.shared.files import expanded
 
 if TYPE_CHECKING:
@@ -75,8 +75,6 @@ def _in_words() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise CommandError(
-            Exit.USAGE, f"This needs {error.name}. Install it with: pip install 'trainhop[server]'"
-        ) from error
+        raise needs(error) from error
     except TrainhopError as error:
         raise CommandError(Exit.FAILED, str(error)) from error
