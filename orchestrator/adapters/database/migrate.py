@@ -17,6 +17,11 @@ def scripts() -> Path:
     return inside if inside.is_dir() else package.parent / "migrations"
 
 
+def known_revisions() -> frozenset[str]:
+    """The revisions that this version can migrate from."""
+    return frozenset(path.name.partition("_")[0] for path in (scripts() / "versions").glob("[0-9]*_*.py"))
+
+
 def upgrade(engine: Engine) -> None:
     """Run the missing migrations. Raises `ConflictError` for a database of a newer version."""
     with engine.connect() as connection:

@@ -17,10 +17,9 @@ import typer
 from orchestrator.domain.exports import ExportFormat, ExportSettings, ExportState, Onto, WeightType
 from orchestrator.entrypoints.cli.client import Client, CommandError, Exit, connect
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, facts, put, put_json, say, size
-from orchestrator.entrypoints.cli.phrases import state_word
 from trainhop.connection import find_job
 from trainhop.download import fetch, save_adapter
-from trainhop.polling import until_final
+from trainhop.polling import state_word, until_final
 from worker.shared.files import temporary_folder, write_atomically
 from worker.shared.process import last_line, tied
 
