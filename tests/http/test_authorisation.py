@@ -32,6 +32,7 @@ BODIES = {
     "start_judgement": {"endpoint": "house"},
     "resume_judgement": {},
     "export_adapter": {"format": "gguf"},
+    "export_adapter_on_machine": {"format": "gguf"},
     "push_adapter": {},
     "chat": {"question": "hello"},
     "label_audit_row": {"unit": "0.1", "label": "correct"},

@@ -39,6 +39,8 @@ from orchestrator.services.reconcile import Watch, reconcile
 from orchestrator.testing import FakeProvider
 from tests.helpers.session_desk import files_of_at_most
 from tests.helpers.world import World
+from tests.services.test_evaluations import running, trained
+from tests.services.test_machine_exports import finish, shown, started
 
 
 @pytest.fixture
@@ -440,6 +442,18 @@ def test_a_damaged_store_is_told_and_does_not_stop_a_backup(world: World, served
         spoil(world.store.path(key))
         written = back_up(served.settings.folder, served.settings.url, tmp_path / "backup.tar")
         assert (written.missing, written.changed) == told
+
+
+def test_the_files_of_exports_are_looked_for(world: World, served: App, tmp_path: Path) -> None:
+    """Guard: without them in `_NAMED` a backup with a damaged export was called whole."""
+    job = trained(world)
+    started(world, job)
+    finish(running(world))
+    keys = shown(world, job).keys or {}
+    world.store.path(keys["Modelfile"]).unlink()
+    world.store.path(keys["model-f16.gguf"]).write_bytes(b"rots")
+    written = back_up(served.settings.folder, served.settings.url, tmp_path / "backup.tar")
+    assert (written.missing, written.changed) == ([keys["Modelfile"]], [keys["model-f16.gguf"]])
 
 
 def test_a_folder_with_another_database_is_not_backed_up(sqlite_app: App, tmp_path: Path) -> None:

@@ -21,7 +21,12 @@ DISTRIBUTION = "trainhop-worker"
 PACKAGES = ("trainhop", "worker")
 NEEDED = ("httpx", "numpy", "pydantic", "safetensors", "stamina")
 """What a worker imports besides its training libraries. The other dependencies belong to the command line."""
-NO_SESSION_NEEDS = ("worker/chat", "worker/shared/chat.py", "worker/shared/chat_limits.py")
+NO_SESSION_NEEDS = (
+    "worker/chat",
+    "worker/shared/chat.py",
+    "worker/shared/chat_limits.py",
+    "worker/shared/installation.py",
+)
 """Command line and server run them. What is sent to a machine with each session may not be large."""
 EXPORTS = "worker/export"
 """Only sessions that export an adapter need it."""

@@ -28,6 +28,11 @@ _NAMED = (
     "SELECT key, sha256 FROM datasets",
     "SELECT key, sha256 FROM checkpoints WHERE store = 'local' AND state = 'committed' AND key != ''",
     "SELECT adapter_key, adapter_zip_sha256 FROM jobs WHERE adapter_store = 'local' AND deleted_at IS NULL",
+    """
+    SELECT stored.value, json_extract(file.value, '$.sha256')
+    FROM machine_exports, json_each(keys) AS stored, json_each(report, '$.files') AS file
+    WHERE store = 'local' AND json_extract(file.value, '$.name') = stored.key
+    """,
 )
 
 
