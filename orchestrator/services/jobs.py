@@ -21,6 +21,7 @@ from orchestrator.services.datasets import hold, sweep_discarded
 from orchestrator.services.failed_starts import Explanation
 from orchestrator.services.job_resolution import NEWEST, resolve
 from orchestrator.services.leases import release_lease
+from orchestrator.services.offline_sessions import refuse_hand_over
 from worker.shared.data_checks.findings import Finding
 from worker.shared.job_spec import JobSpec
 from worker.shared.memory_estimate import Need
@@ -250,6 +251,7 @@ def hand_over(ctx: Context, actor: Actor, job_id: str) -> Job:
             raise ConflictError(
                 f"Job {job_id} is {job.state.word}. Only a running job can be moved to another machine."
             )
+        refuse_hand_over(lease)
         if lease.state is LeaseState.ACTIVE:
             lease.to(LeaseState.DRAINING)
             tx.leases.save(lease)
