@@ -248,9 +248,7 @@ def hand_over(ctx: Context, actor: Actor, job_id: str) -> Job:
         job = owned(tx, actor, job_id)
         lease = tx.leases.live_of_job(job.id)
         if lease is None or lease.state is LeaseState.PROVISIONING:
-            raise ConflictError(
-                f"Job {job_id} is {job.state.word}. Only a running job can be moved to another machine."
-            )
+            raise ConflictError(f"Job {job_id} is {job.state.word}. Only a running job can move to another machine.")
         refuse_hand_over(lease)
         if lease.state is LeaseState.ACTIVE:
             lease.to(LeaseState.DRAINING)
