@@ -237,6 +237,8 @@ def sweep_strays(ctx: Context, lease: Lease) -> bool:
             job = tx.jobs.get(lease.job_id)
             used = {c.key for c in tx.checkpoints.of_job(lease.job_id)}
             used |= {key for key in lying if tx.checkpoints.is_in_use(lease.store, key)}
+            export = tx.machine_exports.get(lease.job_id)
+            used |= set((export.keys or {}).values()) if export is not None else set()
         for key in lying:
             if key not in used and (job is None or key != job.adapter_key):
                 store.delete(key)

@@ -226,7 +226,7 @@ def _adopt(ctx: Context, lease: Lease, handle: Handle, *, over: bool) -> bool:
 
 
 def _is_of(lease: Lease, key: str) -> bool:
-    return re.fullmatch(re.escape(lease_prefix(lease)) + r"[0-9a-f]{16}\.(safetensors|zip|jsonl)", key) is not None
+    return re.fullmatch(re.escape(lease_prefix(lease)) + r"[0-9a-f]{16}\.(safetensors|zip|jsonl|bin)", key) is not None
 
 
 def _expire(ctx: Context, lease: Lease, why: str, *, seen: Observation | None = None) -> None:
