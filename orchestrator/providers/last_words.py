@@ -9,7 +9,8 @@ from pathlib import Path
 TAIL_BYTES = 256 << 10
 MAX_WORDS = 300
 _CANNOT_START = re.compile(r"^trainhop: (cannot start: .+)$", re.MULTILINE)
-_PIP = re.compile(r"^(ERROR: .+)$", re.MULTILINE)
+_PIP = re.compile(r"^(ERROR: (?!pip's dependency resolver does not).+)$", re.MULTILINE)
+"""Without what pip says of the packages of an image that do not fit to each other. It installs ours all the same."""
 _SEE_LOG = "see the end of the session's log"
 """The start script prints this if the log contains the reason."""
 _TRACEBACK = "Traceback (most recent call last):"

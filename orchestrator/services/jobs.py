@@ -23,6 +23,7 @@ from orchestrator.services.failed_starts import Explanation
 from orchestrator.services.job_resolution import NEWEST, resolve
 from orchestrator.services.leases import release_lease
 from orchestrator.services.needed_jobs import refuse_if_needed
+from orchestrator.services.offline_sessions import refuse_hand_over
 from worker.shared.data_checks.findings import Finding
 from worker.shared.job_spec import JobSpec
 from worker.shared.memory_estimate import Need
@@ -249,9 +250,8 @@ def hand_over(ctx: Context, actor: Actor, job_id: str) -> Job:
         job = owned(tx, actor, job_id)
         lease = tx.leases.live_of_job(job.id)
         if lease is None or lease.state is LeaseState.PROVISIONING:
-            raise ConflictError(
-                f"Job {job_id} is {job.state.word}. Only a running job can be moved to another machine."
-            )
+            raise ConflictError(f"Job {job_id} is {job.state.word}. Only a running job can move to another machine.")
+        refuse_hand_over(lease)
         if lease.state is LeaseState.ACTIVE:
             lease.to(LeaseState.DRAINING)
             tx.leases.save(lease)

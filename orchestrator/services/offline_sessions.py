@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from orchestrator.domain.errors import NotFoundError
+from orchestrator.domain.errors import ConflictError, NotFoundError
 from orchestrator.domain.jobs import Checkpoint, Job, Lease
 from orchestrator.domain.storage import Dataset
 from orchestrator.ports.repository import Transaction
@@ -98,4 +99,15 @@ def is_to_be_stopped(ctx: Context, lease: Lease) -> bool:
     requested_at = job.pause_requested_at
     return (
         requested_at is not None and head is not None and head.lease_id == lease.id and head.created_at >= requested_at
+    )
+
+
+def refuse_hand_over(lease: Lease) -> None:
+    """Raise `ConflictError` if the session's machine cannot be asked to leave."""
+    if not lease.offline:
+        return
+    leaves_at = datetime.fromtimestamp((lease.started_at or lease.created_at) + lease.budget_s, UTC)
+    raise ConflictError(
+        f"The machine of job {lease.job_id} cannot be interrupted, because it cannot be called. It saves and leaves by "
+        f"itself at {leaves_at:%H:%M} UTC."
     )

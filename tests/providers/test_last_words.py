@@ -22,6 +22,9 @@ and a second line of its message
 """
 
 
+TOO_OLD = "peft.errors.TooOldError: torchao 0.10.0 is too old"
+
+
 @pytest.mark.parametrize(
     ("log", "words"),
     [
@@ -31,6 +34,7 @@ and a second line of its message
         ("Traceback (most recent call last):\n  File x\nKeyboardInterrupt\n", "KeyboardInterrupt"),
         ("Traceback (most recent call last):\n  cut", ""),
         ("ERROR: one\nERROR: two\n" + TRACEBACK, "ERROR: one"),
+        ("ERROR: pip's dependency resolver does not currently take ...\n" + TRACEBACK, TOO_OLD),
         (TRACEBACK + "ERROR: x\ntrainhop: cannot start: no disk\ntrainhop: done\n", "cannot start: no disk"),
         (
             f"{TRACEBACK}trainhop: {SEE_LOG}\n",

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, bindparam, func, select
+from sqlalchemy import Engine, bindparam, func, or_, select
 
 from orchestrator.adapters.database import tables
 from orchestrator.adapters.database.compiled_sql import Statement
 from orchestrator.adapters.database.leases import IS_LIVE
-from orchestrator.domain.lifecycle import JobState
+from orchestrator.domain.lifecycle import EndReason, JobState
 
 Row = dict[str, Any]
 Point = tuple[int, float, float, int]
 """`(step, value, at, fence)` of one metric. `at` is the time in epoch seconds at which its report arrived."""
 
+FAILURES = frozenset({EndReason.FAILED, EndReason.LOST, EndReason.LAUNCH_FAILED, EndReason.UNFIT})
 MAX_SESSIONS_OF_A_DAY = 5_000
 _jobs, _leases, _metrics, _events = tables.jobs, tables.leases, tables.metrics, tables.events
 
@@ -162,16 +163,35 @@ class DashboardQueries:
     def day(self, member_id: str | None, *, first_id: str, now: float) -> Day:
         """Totals of the sessions with ids from `first_id` on. With a member, only their sessions."""
         columns = (_leases.c.started_at, _leases.c.ended_at, _leases.c.end_reason, _leases.c.step, _leases.c.first_step)
-        asked = select(*columns).where(_leases.c.id >= first_id, _leases.c.started_at.is_not(None))
+        ran = or_(_leases.c.started_at.is_not(None), _leases.c.end_reason == EndReason.LOST.value)
+        asked = select(*columns).where(_leases.c.id >= first_id, ran)
         if member_id is not None:
             asked = asked.where(_leases.c.member_id == member_id)
         rows = self._all(asked.order_by(_leases.c.id.desc()).limit(MAX_SESSIONS_OF_A_DAY))
         return Day(
-            hours=sum(max(0.0, (r["ended_at"] or now) - r["started_at"]) for r in rows) / 3600,
+            hours=sum(max(0.0, (r["ended_at"] or now) - r["started_at"]) for r in rows if r["started_at"]) / 3600,
             handoffs=sum(r["end_reason"] == "handed_off" for r in rows),
-            lost=sum(r["end_reason"] == "lost" for r in rows),
+            lost=sum(r["end_reason"] == EndReason.LOST for r in rows),
             steps=sum(max(0, r["step"] - r["first_step"]) for r in rows),
         )
+
+    def failures(self, account_ids: Sequence[str], *, first_id: str) -> dict[str, tuple[int, str]]:
+        """How many of an account's newest sessions have failed in a row, and why the last one did.
+
+        Accounts with none are left out. Sessions with ids from `first_id` on count.
+        """
+        columns = (_leases.c.account_id, _leases.c.end_reason, _leases.c.detail)
+        ended = (_leases.c.id >= first_id, _leases.c.ended_at.is_not(None), _leases.c.account_id.in_(account_ids))
+        asked = select(*columns).where(*ended).order_by(_leases.c.id.desc()).limit(MAX_SESSIONS_OF_A_DAY)
+        found, over = dict[str, tuple[int, str]](), set[str]()
+        for row in self._all(asked):
+            account = row["account_id"]
+            if row["end_reason"] not in FAILURES:
+                over.add(account)
+            elif account not in over:
+                count, why = found.get(account, (0, row["detail"]))
+                found[account] = (count + 1, why)
+        return found
 
     def count(self, state: JobState, most: int) -> int:
         """Jobs in a state, counted no further than `most`."""

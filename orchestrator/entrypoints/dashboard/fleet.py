@@ -71,7 +71,12 @@ def _accounts(request: Request, server: Server, me: Actor, said: str = "") -> Re
         _, busy = tx.leases.live_counts()
         names = {m.id: m.name for m in tx.members.all()}
     places = {place.account_id: place for place in capacity.list_capacity(server.ctx, mine)}
-    shown = [_shown(account, places[account.id], busy, names, me) for account in mine]
+    now = server.ctx.clock.now()
+    failures = server.dashboard_queries.failures([a.id for a in mine], first_id=first_id("lease", now - DAY_S))
+    shown = [
+        _shown(account, places[account.id], busy, names, me) | {"failures": failures.get(account.id)}
+        for account in mine
+    ]
     values: Row = {"accounts": shown, "store": _store(server), "providers": providers.list_providers(server.ctx)}
     values |= {"said": said, "hub": _hub(server, me)}
     if by_script(request):

@@ -181,7 +181,10 @@ REMEMBERED_S = 60.0
 
 
 def progress_of_request(live: Row | None, events: list[Row], now: float) -> list[tuple[str, float | None]] | None:
-    """The stages of the last request as `(stage, time)`. The time is None for a stage that is not reached."""
+    """The stages of the last request as `(stage, time)`. The time is None for a stage that is not reached.
+
+    A machine that cannot call acknowledges nothing: what it reports was written before it could know of a request.
+    """
     request = next((e for e in events if e["kind"] in _REQUESTS), None)
     if request is None:
         return None
@@ -191,6 +194,8 @@ def progress_of_request(live: Row | None, events: list[Row], now: float) -> list
     overtaken = any(e["kind"] in ("job.pause_withdrawn", "job.succeeded", "job.failed") for e in later)
     if (done is None and overtaken) or (done is not None and now - done > REMEMBERED_S):
         return None
+    if live is not None and live["one_way"]:
+        return [(words, request["at"]), ("done", done)]
     acknowledged_at = done
     if (live is not None and live["id"] == request["lease_id"]) or (live is not None and request["lease_id"] is None):
         seen = live["last_seen_at"]

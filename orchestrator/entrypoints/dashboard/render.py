@@ -42,7 +42,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.globals |= {"address": address, "ago": ago, "left": left, "icon": icon}
+    made.globals |= {"address": address, "ago": ago, "left": left, "icon": icon, "hour": hour}
     made.filters |= {
         "plain": lambda text: clean(text, one_line=False),
         "line": clean,
@@ -74,6 +74,11 @@ def left(until: float | None, now: float) -> Markup:
 def moment(at: float | None) -> str:
     """A time in UTC, or a dash."""
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC" if at is not None else "–"
+
+
+def hour(at: float) -> Markup:
+    """A time of day in UTC, with its date for those who ask."""
+    return Markup('<time title="{}">{:%H:%M} UTC</time>').format(moment(at), datetime.fromtimestamp(at, UTC))
 
 
 def number(value: float | None, digits: int = 3) -> str:
