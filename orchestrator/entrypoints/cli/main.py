@@ -21,6 +21,7 @@ from orchestrator.entrypoints.cli import (
     download,
     evaluations,
     hub,
+    init,
     jobs,
     judges,
     link,
@@ -49,6 +50,7 @@ app = typer.Typer(
 )
 for part in (
     serve.app,
+    init.app,
     link.app,
     jobs.app,
     evaluations.app,
