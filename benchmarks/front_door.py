@@ -40,7 +40,7 @@ class Person7B:
         self.page, self.actions = page, list[str]()
 
     def click(self, what: Locator) -> None:
-        self.actions.append(f"click {what.inner_text().strip()}")
+        self.actions.append(f"click {' '.join(what.inner_text().split())}")
         what.click()
 
     def enter(self, label: str, text: str) -> None:
@@ -57,7 +57,10 @@ class Person7B:
 
 
 def clicks(folder: Path, running: Browser | None = None) -> Iterator[Figure]:
-    """An empty data folder, a browser, and nothing else: until a 7B-shaped job trains on emulated Kaggle with Drive."""
+    """An empty data folder, a browser, and nothing else: until a 7B-shaped job trains on emulated Kaggle with Drive.
+
+    The emulated Google agrees at once. What a person clicks in Google's own dialog is not counted.
+    """
     client, rows = folder / "client.json", write_rows(folder / "rows.jsonl")
     with _outside(folder) as (kaggle, drive, hub), _browser(running) as chromium:
         client.write_text(json.dumps(drive.tokens.client_secrets(drive.url)))
@@ -94,7 +97,7 @@ def _walk(person: Person7B, client: Path, rows: Path) -> None:
     page.get_by_role("heading", name="Set up").wait_for()
     person.enter("Part of the model's name", "7b")
     person.press("Search")
-    person.press(f"Use this model: {MODEL}", role="link")
+    person.press(f"Use this model {MODEL}", role="link")
     person.choose(page.locator("#file"), rows)
     page.locator("#plan").get_by_text("Would start immediately").wait_for()
     person.press("Submit")
