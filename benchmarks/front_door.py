@@ -26,7 +26,7 @@ from tests.emulators.kaggle import KaggleEmulator, Person
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
-MOST_ACTIONS = 15
+MAX_ACTIONS = 15
 TOKEN, MODEL = "KGAT_alice", "trail/Guide-7B-Instruct"
 PARAMETERS = 7_615_616_512
 """What the emulated hub says of the model. Its files are those of a tiny one, so that the emulated machine trains."""
@@ -66,8 +66,8 @@ def clicks(folder: Path, running: Browser | None = None) -> Iterator[Figure]:
         client.write_text(json.dumps(drive.tokens.client_secrets(drive.url)))
         settings = {"kaggle_endpoint": kaggle.endpoint, "drive_endpoint": drive.url, "hub_endpoint": hub.endpoint}
         variables = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "hub")}
-        pace = {"reconcile_s": 0.5, "report_every_s": 1}
-        with lab(folder / "lab", variables, local_slots=0, **settings, **pace) as server:
+        quick = {"reconcile_s": 0.5, "report_every_s": 1}
+        with lab(folder / "lab", variables, local_slots=0, **settings, **quick) as server:
             page = chromium.new_page()
             page.set_default_timeout(PAGE_S * 1000)
             complaints: list[str] = []
@@ -108,8 +108,8 @@ def _counted(person: Person7B) -> Figure:
     for number, action in enumerate(person.actions, 1):
         print(f"    {number:>2} {action}", file=sys.stderr)
     count = len(person.actions)
-    bar = f"<= {MOST_ACTIONS}, no terminal, no docs"
-    return Figure(name="clicks and fields until a 7B trains", value=count, bar=bar, ok=count <= MOST_ACTIONS)
+    bar = f"<= {MAX_ACTIONS}, no terminal, no docs"
+    return Figure(name="clicks and fields until a 7B trains", value=count, bar=bar, ok=count <= MAX_ACTIONS)
 
 
 def _reached(server: Lab, job: str, complaints: list[str]) -> Iterator[Figure]:

@@ -89,7 +89,7 @@ def test_a_notebook_goes_into_the_drive(shell: Shell) -> None:
 def test_with_a_browser_here(shell: Shell, google: Drive) -> None:
     """The redirect comes back to this computer; PKCE is checked by the other side."""
     before = set(google.tokens.refresh_tokens)
-    browser, url = f"{shell.folder / 'browser'} %s &", google.url  # a desktop's browser does not hold up its caller
+    browser, url = f"{shell.folder / 'browser'} %s", google.url
 
     def sign_in(file: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         command = ("store", "use", "drive", "--client-secrets", file)

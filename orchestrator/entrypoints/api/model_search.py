@@ -18,7 +18,7 @@ class FoundModel(responses.ResponseModel):
     """A base model. An empty `licence` or a null `parameters` is not known, and so is a size of 0 bytes.
 
     `adapter` is how it would be trained, and the bytes are about what that needs with rows of 1,024 tokens. `fits` are
-    the accounts whose machines have this memory, `unknown_memory` those whose memory is not known, and `largest_bytes`
+    the accounts with machines that have this memory, `unknown_memory` those with an unknown memory, and `largest_bytes`
     is the most that one of them has.
     """
 
@@ -40,5 +40,5 @@ class FoundModel(responses.ResponseModel):
 def search(
     server: ServerDep, me: CurrentUser, search: Annotated[str, Query(min_length=1, max_length=model_search.MAX_WORDS)]
 ) -> responses.Items[FoundModel]:
-    """Text models whose name has these words, most downloaded first. Your token is used if there is one."""
+    """Text models with these words in their name, most downloaded first. Your token is used if there is one."""
     return responses.Items[FoundModel].model_validate({"items": model_search.search(server.ctx, me, search)})

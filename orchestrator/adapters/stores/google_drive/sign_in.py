@@ -25,6 +25,7 @@ CONSOLE = "https://console.cloud.google.com/apis/credentials"
 _DONE = "You are signed in. Close this page and go back to the terminal."
 _CONSENT = "consent"
 """Asked for with every sign-in, because Google returns a refresh token only with a new consent."""
+_BACKGROUND = "trainhop-background"
 _INSECURE = "OAUTHLIB_INSECURE_TRANSPORT"
 _switching = threading.RLock()
 """Held while the variable is set, which is for emulators only."""
@@ -53,13 +54,15 @@ class GoogleSignIn:
         return self._credentials()
 
     def in_browser(self) -> str:
+        webbrowser.register(_BACKGROUND, None, _InBackground())
         with _in_words(), _plain_http(allowed=self._endpoint is not None):
             self._flow.run_local_server(
                 host="127.0.0.1",
                 port=0,
-                authorization_prompt_message="Agree in the browser:\n  {url}",
+                authorization_prompt_message="Agree in the browser, at this address:\n  {url}",
                 success_message=_DONE,
                 timeout_seconds=PATIENCE_S,
+                browser=_BACKGROUND,
                 prompt=_CONSENT,
             )
         return self._credentials()
@@ -126,11 +129,25 @@ def _in_words() -> Iterator[None]:
     except Warning:  # oauthlib raises it where the scope differs
         raise _refused("the access to files of this app was not allowed. Allow it in Google's dialog") from None
     except WSGITimeoutError:
-        raise _refused("nobody agreed within 10 minutes. Try again, or use --no-browser") from None
-    except webbrowser.Error:
-        raise _refused("there is no browser on this computer. Use --no-browser") from None
+        raise _refused("the sign-in was not completed within 10 minutes. Try again, or use --no-browser") from None
     except RequestException as error:
         raise StoreUnavailable(f"Google could not be reached ({type(error).__name__}). Try again") from None
+
+
+class _InBackground(webbrowser.BaseBrowser):
+    """The default browser, which is not waited for: a browser that was just started may end only with its window.
+
+    It opens one address. Without any other browser, the default would be this one again.
+    """
+
+    _opened = False
+
+    def open(self, url: str, new: int = 0, autoraise: bool = True) -> bool:
+        if self._opened:
+            return False
+        self._opened = True
+        threading.Thread(target=webbrowser.open, args=(url, new, autoraise), daemon=True).start()
+        return True
 
 
 @contextmanager
