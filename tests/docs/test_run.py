@@ -57,7 +57,7 @@ def _of_clone(reader: Reader, command: str) -> str:
 
 
 def _of_folder(reader: Reader, command: str) -> str:
-    return command.replace("/srv/trainhop", str(reader.folder / "srv"))
+    return command.replace("/srv/", f"{reader.folder}/srv/")
 
 
 def _of_new_job(reader: Reader, command: str) -> str:
@@ -96,6 +96,8 @@ def _of_alice(reader: Reader, command: str) -> str:
 PREPARE: dict[tuple[str, str], Prepare] = {
     ("docs/quickstart.md", "trainhop rm JOB"): _of_clone,
     ("docs/operations.md", "trainhop up --data-dir /srv/trainhop"): _of_folder,
+    ("docs/operations.md", "trainhop backup trainhop.tar --data-dir /srv/trainhop"): _of_folder,
+    ("docs/operations.md", "trainhop restore trainhop.tar --data-dir /srv/restored"): _of_folder,
     ("docs/operations.md", "trainhop doctor --drive"): _of_drive,
     ("docs/providers/colab.md", "trainhop notebook JOB"): _of_new_job,
     ("docs/providers/colab.md", "trainhop notebook JOB --drive"): _of_drive,
@@ -106,6 +108,7 @@ PREPARE: dict[tuple[str, str], Prepare] = {
     ("docs/providers/kaggle.md", "trainhop accounts consent NAME"): _of_bob,
     ("docs/providers/kaggle.md", "trainhop accounts check NAME"): _of_alice,
     ("docs/providers/kaggle.md", "trainhop accounts change NAME --set accelerator=none"): _of_alice,
+    ("docs/providers/kaggle.md", "trainhop accounts change NAME --unset accelerator"): _of_alice,
 }
 """Commands that need more than what stands above them on their page."""
 
