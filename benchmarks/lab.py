@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,9 +24,10 @@ PATIENCE_S = 90.0
 
 
 class Lab:
-    """`trainhop up` in `folder`, with the settings given as `TRAINHOP_*` variables."""
+    """`trainhop up` in `folder`, with the settings given as `TRAINHOP_*` variables, and with other `variables`."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+    def __init__(self, folder: Path, variables: Mapping[str, str] | None = None, **settings: object) -> None:
+        self._variables = variables or {}
         self.data = folder / "data"
         self._log = folder / "server.log"
         self._settings = {f"TRAINHOP_{k.upper()}": str(v) for k, v in settings.items()}
@@ -38,7 +39,8 @@ class Lab:
     def up(self) -> None:
         """Start or restart the server and wait until it responds."""
         (self.data / "server.url").unlink(missing_ok=True)
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("TRAINHOP_")} | self._settings
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("TRAINHOP_")}
+        environment |= self._settings | dict(self._variables)
         command = [sys.executable, "-m", "orchestrator.entrypoints.cli.main", "up", "--data-dir", str(self.data)]
         command += ["--port", str(self._port)]
         with self._log.open("ab") as log:
@@ -151,8 +153,8 @@ class Lab:
 
 
 @contextlib.contextmanager
-def lab(folder: Path, **settings: object) -> Iterator[Lab]:
+def lab(folder: Path, variables: Mapping[str, str] | None = None, **settings: object) -> Iterator[Lab]:
     """A running lab in a folder that is created if needed."""
     folder.mkdir(parents=True, exist_ok=True)
-    with Lab(folder, **settings) as running:
+    with Lab(folder, variables, **settings) as running:
         yield running

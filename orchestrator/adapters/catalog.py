@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.adapters.hub import CHAT_TEMPLATE, MAX_CONFIG_BYTES, TOKENIZER_CONFIG, Hub
+from orchestrator.adapters.hub_search import search_models
 from orchestrator.adapters.model_config import linear_modules, positions
 from orchestrator.adapters.weight_names import header_of_file
 from orchestrator.domain.errors import InvalidError
-from orchestrator.ports.catalog import BaseModel, DatasetFile, ModelFile
+from orchestrator.ports.catalog import BaseModel, DatasetFile, FoundModel, ModelFile
 from worker.shared.checkpoint_header import MAX_HEADER_BYTES
 from worker.shared.files import expanded
 from worker.shared.memory_estimate import Shape
@@ -59,6 +60,9 @@ class FolderAndHubCatalog:
         return self._hub.model(
             name, token, lambda config: self._refuse_custom_code(config, name), with_modules=with_modules
         )
+
+    def search(self, words: str, token: str | None = None) -> Sequence[FoundModel]:
+        return search_models(self._hub, words, token)
 
     def has_chat_template(self, name: str, token: str | None = None) -> bool | None:
         if not _looks_like_path(name):

@@ -194,15 +194,20 @@ class Hub:
 
     def _me(self, token: str, pointer: str) -> dict[str, Any]:
         """What the hub says of the token and its account."""
+        request = HubRequest(name="the token", page=f"{HUB}/settings/tokens", pointer=pointer, signed_in=True)
+        return dict(self.ask("/api/whoami-v2", token, request))
+
+    def ask(self, path: str, token: str | None, request: HubRequest, **query: Any) -> Any:
+        """The hub's answer to one plain question, as JSON. Raises `InvalidError` or `UnavailableError`."""
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-        request = HubRequest(name="the token", page=f"{HUB}/settings/tokens", pointer=pointer, signed_in=True)
+        if self._is_offline:
+            raise offline(request)
         with in_words(request):
-            answer = get_session().get(
-                f"{self._endpoint}/api/whoami-v2", headers=build_hf_headers(token=token), timeout=TIMEOUT_S
-            )
+            headers = build_hf_headers(token=token or False)
+            answer = get_session().get(self._endpoint + path, params=query, headers=headers, timeout=TIMEOUT_S)
             hf_raise_for_status(answer)
-            return dict(answer.json())
+            return answer.json()
 
     def _api(self, token: str | None) -> Any:
         from huggingface_hub import HfApi

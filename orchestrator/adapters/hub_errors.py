@@ -17,6 +17,8 @@ REFUSED = (
 MAX_WAIT_S = 3_600.0
 BENCHMARK = "/benchmark"
 """The pointer of a request for the items of a benchmark."""
+SEARCH = "/search"
+"""The pointer of a search, which names no model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,10 @@ def _meant(error: Exception, request: HubRequest) -> TrainhopError:
 
 def offline(request: HubRequest) -> InvalidError:
     """The error for offline mode."""
+    if request.pointer == SEARCH:
+        return _wrong(
+            request, f"This server is set to stay offline, so it cannot search. {_instead(request).capitalize()}."
+        )
     return _wrong(
         request,
         f"{request.name} cannot be downloaded because this server is set to stay offline. "
@@ -127,6 +133,8 @@ def _instead(request: HubRequest) -> str:
         return "leave the benchmark out"
     if request.pointer in ("/token", "/hub_model_id"):
         return "check the server's connection"
+    if request.pointer == SEARCH:
+        return "enter the name of a model or of an allowed folder yourself"
     return "upload the file" if request.pointer == "/path" else "use an allowed folder with its files"
 
 

@@ -30,6 +30,18 @@ class BaseModel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FoundModel:
+    """A model in the answer to a search: its id, and what the hub says of it. An empty `licence` is not known."""
+
+    id: str
+    parameters: int | None = None
+    licence: str = ""
+    gated: bool = False
+    private: bool = False
+    downloads: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetFile:
     """A dataset that was fetched to this server. `revision` is the commit of its repository, if it has one."""
 
@@ -154,6 +166,10 @@ class Catalog(Protocol):
 
         `with_modules` asks the hub for the names of its modules too, as far as it tells them in time.
         """
+        ...
+
+    def search(self, words: str, token: str | None = None) -> Sequence[FoundModel]:
+        """Models that write text and whose name has these words, most downloaded first."""
         ...
 
     def has_chat_template(self, name: str, token: str | None = None) -> bool | None:

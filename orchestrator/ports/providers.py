@@ -117,7 +117,7 @@ class ProviderTexts:
 
     `title` is its name as it is written. `machines` says what it offers. `credentials` says what the owner enters and
     where to create it. `connect` is the command that connects an account. `terms` says what its terms of use allow and
-    forbid.
+    forbid. `page` is the address where the owner creates the credentials, and `steps` say what to click there.
     """
 
     title: str = ""
@@ -125,6 +125,8 @@ class ProviderTexts:
     credentials: str = ""
     connect: str = ""
     terms: str = ""
+    page: str = ""
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

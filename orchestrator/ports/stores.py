@@ -25,6 +25,7 @@ from orchestrator.ports.system import Loopback
 from worker.shared.messages import Grant, GrantKind
 
 __all__ = [
+    "NOWHERE",
     "Grant",
     "GrantKind",
     "InvalidError",
@@ -33,6 +34,7 @@ __all__ = [
     "ObjectIds",
     "ObjectInfo",
     "ObjectMissing",
+    "SignIn",
     "Store",
     "StoreConfig",
     "StoreEnv",
@@ -108,11 +110,15 @@ class StoreOptions(BaseModel):
 class StoreTexts:
     """What people read about a store: its name as it is written, and what to enter as credentials.
 
-    A store without a text for `credentials` needs none.
+    A store without a text for `credentials` needs none. `place` says where the files are, in a few words. `page` is the
+    address where its owner prepares it, and `steps` say what to click there.
     """
 
     title: str = ""
     credentials: str = ""
+    place: str = ""
+    page: str = ""
+    steps: tuple[str, ...] = ()
 
 
 class Links(Protocol):
@@ -173,15 +179,46 @@ class StoreEnv:
     has_problem: bool = False
 
 
+NOWHERE = "http://127.0.0.1:1/"
+"""Redirect address for a browser on another computer. The page fails to load, and the address bar shows the code."""
+
+
+class SignIn(Protocol):
+    """One sign-in of a person at a store's service, in a browser.
+
+    Its calls raise `InvalidError` for what the person has to correct, and `StoreUnavailable`.
+    """
+
+    def begin(self, redirect: str) -> tuple[str, str]:
+        """The address where the person agrees, and the state that the answer repeats.
+
+        The browser is then sent to `redirect`, an address on the person's computer.
+        """
+        ...
+
+    def finish(self, answer: str) -> str:
+        """The credentials. `answer` is the address that the browser was sent to."""
+        ...
+
+    def in_browser(self) -> str:
+        """The credentials, from a sign-in in a browser on this computer. The address is also printed."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoreKind:
-    """A registered driver: how a store is made, and the `settings`, `options` and `texts` of its class."""
+    """A registered driver: how a store is made, and the `settings`, `options` and `texts` of its class.
+
+    `sign_in` begins a sign-in, with the content of an OAuth client's file and the address of an emulator or None. A
+    store without it is set up with credentials alone.
+    """
 
     name: str
     make: Callable[[StoreEnv], Store]
     settings: type[StoreSettings] = StoreSettings
     options: type[StoreOptions] = StoreOptions
     texts: StoreTexts = field(default_factory=StoreTexts)
+    sign_in: Callable[[str, str | None], SignIn] | None = None
 
 
 class Store(Protocol):
@@ -283,6 +320,13 @@ class Stores(Protocol):
 
     def trial(self, config: StoreConfig) -> AbstractContextManager[Store]:
         """A store with a configuration that is not in use yet. Raises `StoreUnavailable` or `InvalidError`."""
+        ...
+
+    def sign_in(self, name: str, client: str) -> SignIn:
+        """A sign-in for the kind of this name. Raises `InvalidError` for a wrong client or a kind without sign-ins.
+
+        Raises `NotFoundError` and `StoreUnavailable` as `kind` does.
+        """
         ...
 
     def refresh(self) -> None:

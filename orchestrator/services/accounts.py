@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from orchestrator.ports.repository import Transaction
 from orchestrator.services.access import find_served_member, require_admin
 from orchestrator.services.context import Context, new_id
 from orchestrator.services.options import checked
+from worker.shared.plain_errors import MAX_KEY, nearest
 
 MAX_CREDENTIALS = 8192
 _SECRETIVE = re.compile(r"token|secret|password|api_?key|^key$|credential", re.IGNORECASE)
@@ -41,7 +43,7 @@ def add_account(
     A member who enters the credentials of their own account thereby agrees that their jobs run there. If an admin
     enters them, the owner has to agree first.
     """
-    driver = _driver(ctx, provider)
+    driver = driver_of(ctx, provider)
     capabilities = driver.capabilities
     _refuse_secrets(capabilities, config)
     check_settings(driver, config)
@@ -69,8 +71,8 @@ def add_account(
             consented_at=now if member is not None and member.id == actor.member_id else None,
             created_at=now,
         )
+    _try_credentials(ctx, account)
     _refuse_shared(ctx, account)
-    account.problem = _problem(ctx, account)
     with ctx.uow() as tx:
         known = _of_notebooks(tx, member, provider) if member is not None and sealed else None
         if known is not None:
@@ -82,18 +84,23 @@ def add_account(
     return account
 
 
-def _problem(ctx: Context, account: Account) -> str:
-    """Why the provider refuses new credentials, in its words. Empty if it takes them, or does not answer now."""
+def _try_credentials(ctx: Context, account: Account) -> None:
+    """Sign in with new credentials, so that wrong ones are never stored.
+
+    Raises `InvalidError` with the provider's words if it refuses them, and `UnavailableError` if it does not answer.
+    """
     provider = ctx.providers.get(account.provider)
     if not account.credentials or not isinstance(provider, SupportsCheck):
-        return ""
+        return
     try:
         provider.check(account)
     except CredentialsRefused as error:
-        return str(error)
-    except ProviderError:
-        return ""
-    return ""
+        words = f"The credentials were refused, and nothing was stored: {error}"
+        raise InvalidError(words, [("/credentials", str(error))]) from error
+    except ProviderError as error:
+        raise UnavailableError(
+            f"The credentials could not be tried, and nothing was stored ({error}). Try again later."
+        ) from error
 
 
 def _of_notebooks(tx: Transaction, member: Member, provider: str) -> Account | None:
@@ -109,8 +116,8 @@ def _refuse_shared(ctx: Context, account: Account) -> None:
     """Raise `ConflictError` if the account is connected for another member.
 
     Raises `UnavailableError` if the provider cannot name the owner now. An account with refused credentials passes,
-    because nothing runs with them, and new credentials pass through here again. Two cases are not noticed: a provider
-    that accepts refused credentials again, and two members who connect one account at the same moment.
+    so that its owner can change its settings: nothing runs with them. Two cases are not noticed: a provider that
+    accepts refused credentials again, and two members who connect one account at the same moment.
     """
     provider = ctx.providers.get(account.provider) if account.credentials else None
     if not isinstance(provider, SupportsIdentity):
@@ -145,7 +152,8 @@ def _refuse_owner(provider: str, owner: str | None) -> None:
         raise InvalidError(message, [("/owner", message)])
 
 
-def _driver(ctx: Context, provider: str) -> Provider:
+def driver_of(ctx: Context, provider: str) -> Provider:
+    """The driver of this name. Raises `InvalidError` if there is none, or it did not load."""
     try:
         return ctx.providers.get(provider)
     except ProviderError as error:
@@ -258,37 +266,77 @@ def change_account(
     actor: Actor,
     account_id: str,
     *,
-    paused: bool | None,
-    config: dict[str, Any] | None,
+    paused: bool | None = None,
+    config: dict[str, Any] | None = None,
+    unset: Collection[str] = (),
     credentials: str | None = None,
 ) -> Account:
-    """Pause or open an account, change its settings, or replace its credentials."""
+    """Pause or open an account, change its settings, set settings back to their defaults, or replace its credentials.
+
+    New credentials are tried first. If they are refused, the account keeps those that it has.
+    """
     with ctx.uow() as tx:
         known = owned(tx, actor, account_id)
-    sealed = problem = ""
-    if config is not None:
-        driver = _driver(ctx, known.provider)
-        _refuse_secrets(driver.capabilities, config)
-        check_settings(driver, config)
+    sealed = ""
+    if config or unset:
+        _check_changes(driver_of(ctx, known.provider), known.config, config or {}, unset)
     if credentials is not None:
-        sealed = _sealed(ctx, _driver(ctx, known.provider), credentials)
-    if credentials is not None or config is not None:
-        changed = replace(known, credentials=sealed or known.credentials, config=known.config | (config or {}))
+        sealed = _sealed(ctx, driver_of(ctx, known.provider), credentials)
+    if credentials is not None or config or unset:
+        changed = replace(
+            known, credentials=sealed or known.credentials, config=_changed(known.config, config or {}, unset)
+        )
+        if sealed:
+            _try_credentials(ctx, changed)
         _refuse_shared(ctx, changed)
-        problem = _problem(ctx, changed) if credentials is not None else ""
     with ctx.uow() as tx:
         account = owned(tx, actor, account_id)
-        if credentials is not None:
-            account.credentials, account.problem = sealed, problem
+        if sealed:
+            account.credentials, account.problem = sealed, ""
+        if sealed or paused is not None:
             account.not_before, account.note = 0.0, ""
         if paused is not None:
             account.paused = paused
-            account.not_before, account.note = 0.0, ""
-        if config is not None:
-            account.config = account.config | config
+        account.config = _changed(account.config, config or {}, unset)
         tx.accounts.save(account)
     ctx.wake()
     return account
+
+
+def _changed(config: dict[str, Any], given: dict[str, Any], unset: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in unset} | given
+
+
+def _check_changes(driver: Provider, config: dict[str, Any], given: dict[str, Any], unset: Collection[str]) -> None:
+    """Raise `InvalidError` for a setting that the driver cannot read, or one that cannot be unset."""
+    _refuse_secrets(driver.capabilities, given)
+    check_settings(driver, given | _required(driver, config, unset))
+    known = {*config, *driver.account_settings.model_fields}
+    faults = [
+        (f"/unset/{place}", _no_unset(driver, key, known))
+        for place, key in enumerate(unset)
+        if key in given or key not in known or _is_required(driver, key)
+    ]
+    if faults:
+        raise InvalidError("; ".join(words for _, words in faults), faults)
+
+
+def _required(driver: Provider, config: dict[str, Any], unset: Collection[str]) -> dict[str, Any]:
+    """Settings that stay and that the driver cannot do without, so that a change of others is accepted."""
+    return {key: value for key, value in config.items() if key not in unset and _is_required(driver, key)}
+
+
+def _is_required(driver: Provider, key: str) -> bool:
+    field = driver.account_settings.model_fields.get(key)
+    return field is not None and field.is_required()
+
+
+def _no_unset(driver: Provider, key: str, known: Collection[str]) -> str:
+    if key not in known:
+        return f"{key[:MAX_KEY]} is not a setting{nearest(key, sorted(known)) or ''}"
+    if _is_required(driver, key):
+        return f"{key} has no default. Set it to another value instead"
+    return f"{key} is set and unset at once. Choose one"
 
 
 def remove_account(ctx: Context, actor: Actor, account_id: str) -> None:

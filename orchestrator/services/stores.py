@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import tempfile
@@ -18,6 +19,7 @@ from orchestrator.domain.storage import StoreConfig
 from orchestrator.ports.providers import ProviderUnavailable
 from orchestrator.ports.stores import (
     ObjectMissing,
+    SignIn,
     Store,
     StoreError,
     StoreFull,
@@ -111,6 +113,37 @@ def kind(ctx: Context, name: str) -> StoreKind:
 def is_set_up(ctx: Context, name: str) -> bool:
     """Whether its options and credentials are known."""
     return any(config.name == name for config in _configs(ctx))
+
+
+def kinds(ctx: Context) -> list[StoreKind]:
+    """The installed kinds of stores by name. Those that do not load are left out."""
+    found: list[StoreKind] = []
+    for name in sorted(ctx.stores.names()):
+        with contextlib.suppress(StoreError):
+            found.append(ctx.stores.kind(name))
+    return found
+
+
+def sign_in(ctx: Context, name: str, client: str) -> SignIn:
+    """A sign-in at a store with an OAuth client. Raises `InvalidError` if the client or the store is none for it."""
+    try:
+        return ctx.stores.sign_in(name, client)
+    except StoreError as error:
+        raise _in_words(error) from error
+
+
+def finish_sign_in(begun: SignIn, answer: str) -> str:
+    """The credentials from the address that the browser was sent to."""
+    try:
+        return begun.finish(answer)
+    except StoreError as error:
+        raise _in_words(error) from error
+
+
+def check_options(ctx: Context, name: str, options: Mapping[str, Any]) -> None:
+    """Raise `InvalidError` for options with which the store could not be used."""
+    known = {config.name: config.config for config in _configs(ctx)}
+    _checked(kind(ctx, name), known.get(name, {}), options)
 
 
 def use_store(ctx: Context, name: str, credentials: str | None, options: Mapping[str, Any] | None = None) -> StoreState:

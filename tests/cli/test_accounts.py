@@ -51,12 +51,15 @@ def test_an_account_from_its_first_day_to_its_last(shell: Shell, kaggle: KaggleE
     assert "Only the owner" in shell("accounts", "consent", "alice's Kaggle", code=4).stderr
     agreed = shell("accounts", "consent", "alice's Kaggle", TRAINHOP_TOKEN=alice)
     assert "your jobs can now run on alice's Kaggle" in agreed.stdout
-    assert "signed in at Kaggle as alice1" in shell("accounts", "check", account["id"]).stdout
+    checked = shell("accounts", "check", account["id"]).stdout
+    assert "signed in at Kaggle as alice1; " in checked
+    assert "of 30.0 GPU hours left this week" in checked
     kaggle.world.people["alice1"].revoked = True
     refused = shell("accounts", "check", account["id"], code=1)
     assert refused.stdout.strip()
     assert SECRET not in refused.stdout + refused.stderr
     assert "problem" in shell("accounts", "ls").stdout
+    assert "nothing was stored" in shell("accounts", "token", account["id"], "token", code=2).stderr
     kaggle.world.people["alice1"].revoked = False
     assert "replaced the credentials" in shell("accounts", "token", account["id"], "token").stdout
     assert "open" in shell("accounts", "ls").stdout
@@ -95,3 +98,7 @@ def test_a_pools_settings_are_changed_one_by_one(shell: Shell) -> None:
     assert "must be at least 0" in shell("accounts", "change", "this-computer", "--set", "slots=-1", code=2).stderr
     (pool,) = shell.json("accounts", "ls")
     assert pool["config"] == {"slots": 0, "session_s": 90}
+    unset = ("accounts", "change", "this-computer", "--unset")
+    assert shell(*unset, "session_s").stdout.strip() == 'this-computer: {"slots": 0}'
+    assert "did you mean 'slots'?" in shell(*unset, "slotz", code=2).stderr
+    assert "--unset KEY" in shell("accounts", "change", "this-computer", code=2).stderr

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 
+import httpx
 import pytest
 
 from orchestrator.ports.providers import Liveness
-from tests.helpers.page_server import PageServer, steps
+from tests.helpers.page_server import PageServer, page_server, steps
 from tests.helpers.waiting import wait_for
 
 CURVE = "window.trainhop?.curve?.state.series.loss?.length ?? 0"
@@ -206,14 +208,54 @@ def test_every_page_is_accessible_and_fits(show, visit, tmp_path, scheme, width)
         "/submit",
         "/people",
         "/notifications",
+        "/setup",
+        "/setup?search=guide",
         "/nowhere",
     ):
         page.goto(show.url + path)
         page.wait_for_load_state("load")
         if path == f"/jobs/{ident}":
             until(page, f"({CURVE}) === 31")
-        assert _axe(page) == [], path
-        assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0, path
+        if path.startswith(("/setup", "/accounts")):
+            page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        _is_accessible_and_fits(page, path)
+    page.goto(show.url + "/setup")
+    begin_sign_in(page)
+    _is_accessible_and_fits(page, "the sign-in")
+
+
+def _is_accessible_and_fits(page, path: str) -> None:
+    assert _axe(page) == [], path
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0, path
+
+
+CLIENT = {"client_id": "emulated-client.apps.googleusercontent.com", "client_secret": "emulated-client-secret"}
+
+
+def begin_sign_in(page) -> str:
+    """Begins a sign-in at Google Drive on the page of the steps. Returns the address where a person agrees."""
+    if not page.locator("input[name=client]").is_visible():
+        page.locator("summary").get_by_text("Google Drive", exact=True).click()
+    file = {"name": "client.json", "mimeType": "application/json", "buffer": json.dumps({"installed": CLIENT}).encode()}
+    page.set_input_files("input[name=client]", file)
+    page.get_by_role("button", name="Sign in to Google Drive").click()
+    return page.get_by_role("link", name="Continue to Google Drive").get_attribute("href")
+
+
+def test_a_store_is_signed_in_to_without_a_script(visit, drive, tmp_path):
+    """The browser is on another computer than the server, so the person pastes the address."""
+    with page_server(tmp_path, drivers={"drive": {"endpoint": drive.url}}) as show:
+        page = visit(show.link(), java_script_enabled=False)
+        page.goto(show.url + "/setup")
+        address = httpx.get(begin_sign_in(page), trust_env=False).headers["location"]
+        page.get_by_text("The browser is on another computer").click()
+        page.get_by_label("Full address of the page").fill(address)
+        page.get_by_role("button", name="Finish").click()
+        page.get_by_role("heading", name="Set up", exact=True).wait_for()
+        page.locator("#step-store").get_by_text("Google Drive").wait_for()
+        page.get_by_label("Cloud credentials").fill("any")
+        page.get_by_role("button", name="Connect Cloud").click()
+        page.get_by_text("signed in as somebody").wait_for()
 
 
 def test_a_curve_of_any_axis_is_drawn(show, visit, tmp_path):

@@ -108,6 +108,7 @@ PREPARE: dict[tuple[str, str], Prepare] = {
     ("docs/providers/kaggle.md", "trainhop accounts consent NAME"): _of_bob,
     ("docs/providers/kaggle.md", "trainhop accounts check NAME"): _of_alice,
     ("docs/providers/kaggle.md", "trainhop accounts change NAME --set accelerator=none"): _of_alice,
+    ("docs/providers/kaggle.md", "trainhop accounts change NAME --unset accelerator"): _of_alice,
 }
 """Commands that need more than what stands above them on their page."""
 

@@ -20,7 +20,7 @@ from orchestrator.entrypoints.http.app import make_app
 from orchestrator.providers.registry import Registry
 from orchestrator.services.reconcile import reconcile
 from orchestrator.services.running_checks import RunningChecks
-from orchestrator.testing import FakeProvider
+from orchestrator.testing import FakePersonalProvider, FakeProvider
 from tests.helpers.waiting import wait_for
 from tests.http.http_client import Api, Machine
 
@@ -39,8 +39,8 @@ class PageServer:
 
     def up(self) -> None:
         """Start, or start again over the same data."""
-        config = Settings(data_dir=self.folder / "data", offline=True, local_slots=4, **self.settings)
-        providers = Registry.of({"local": self.provider})
+        config = Settings(**{"data_dir": self.folder / "data", "offline": True, "local_slots": 4} | self.settings)
+        providers = Registry.of({"local": self.provider, "cloud": FakePersonalProvider()})
         app = build(config, providers=providers, server_url=lambda: self.url)
         app.context = replace(app.context, spawn=lambda work: work(), checks=self.checks)
         self.app = app

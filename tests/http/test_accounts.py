@@ -97,20 +97,13 @@ def test_one_account_is_one_persons(api, people) -> None:
 
 
 def test_whose_an_account_is_must_be_known_before_it_is_connected(api1, people, cloud) -> None:
-    """Guards: with silence passed over, both had the account once the provider was back; with a refusal taken for
-    silence, nobody could enter credentials before the provider took them."""
+    """Guard: with silence passed over, both had the account once the provider was back."""
     asked = {"provider": "cloud", "credentials": CANARY, "config": {"username": "person"}}
     assert people.ann.post("/accounts", asked).status_code == 201
     cloud.failure = ProviderUnavailable("no route to the cloud")
     away = people.bob.post("/accounts", asked)
     assert (away.status_code, "no route to the cloud" in away.json()["detail"]) == (503, True)
     assert not [a for a in people.bob.get("/accounts").json()["items"] if a["provider"] == "cloud"]
-    cloud.failure, cloud.refusal = None, "this token was revoked"
-    made = people.bob.post("/accounts", asked)
-    assert made.status_code == 201
-    cloud.refusal = ""
-    again = people.bob.call("PATCH", f"/accounts/{made.json()['id']}", json={"credentials": "new"})
-    assert again.status_code == 409
 
 
 @pytest.mark.parametrize(
@@ -178,6 +171,55 @@ def test_refused_credentials_close_the_account_until_new_ones_come(api, people, 
     cloud.refusal = ""
     assert people.ann.post(f"{path}:check").json()["ok"]
     assert closed_reason(api.app) == ""
+
+
+def test_wrong_credentials_are_never_stored(api, people, cloud) -> None:
+    """When an account is added, and when its credentials are replaced; by whoever they are entered.
+
+    Guards: without `_try_credentials` in `add_account` the account was there, without it in `change_account` the old
+    credentials were gone.
+    """
+    cloud.refusal = "this token belongs to somebody else"
+    for caller in (people.ann, people.admin):
+        refused = caller.post("/accounts", {"provider": "cloud", "owner": "ann", "credentials": CANARY})
+        assert refused.status_code == 422
+        assert refused.json()["errors"] == [{"pointer": "/credentials", "detail": cloud.refusal}]
+        assert "nothing was stored: this token belongs to somebody else" in refused.json()["detail"]
+    assert not [a for a in people.ann.get("/accounts").json()["items"] if a["provider"] == "cloud"]
+    cloud.refusal = ""
+    account = people.ann.post("/accounts", {"provider": "cloud", "credentials": CANARY}).json()["id"]
+    new = {"credentials": "new", "config": {"slots": 1}, "paused": True}
+    for cloud.refusal, cloud.failure, status in (("wrong", None, 422), ("", ProviderUnavailable("away"), 503)):
+        assert people.ann.call("PATCH", f"/accounts/{account}", json=new).status_code == status
+    cloud.failure = None
+    with api.app.context.uow() as tx:
+        kept = tx.accounts.get(account)
+    assert (api.app.context.vault.open(kept.credentials), kept.config, kept.paused) == (CANARY, {}, False)
+
+
+def test_settings_go_back_to_their_defaults(api1, people) -> None:
+    """Guard: without `_no_unset` a misspelt key was accepted, and nothing was changed."""
+    config = {"slots": 2, "session_s": 60, "env": {"A": "1"}}
+    pool = people.admin.post("/accounts", {"provider": "local", "name": "pool", "config": config}).json()["id"]
+
+    def change(**body: Any) -> Any:
+        return people.admin.call("PATCH", f"/accounts/{pool}", json=body)
+
+    assert change(unset=["env"]).json()["config"] == {"slots": 2, "session_s": 60}
+    assert change(unset=["env"]).status_code == 200, "it is not set already"
+    assert change(unset=["slots"], config={"session_s": 90}).json()["config"] == {"session_s": 90}
+    for body, words in (
+        ({"unset": ["sesion_s"]}, "did you mean 'session_s'?"),
+        ({"unset": ["session_s"], "config": {"session_s": 9}}, "set and unset at once"),
+        ({"config": {"sesion_s": 9}}, "did you mean 'session_s'?"),
+        ({"unset": ["x" * 101]}, "at most 100"),
+        ({"unset": ["a"] * 101}, "at most 100"),
+    ):
+        refused = change(**body)
+        assert (refused.status_code, words in refused.text) == (422, True), refused.text
+    assert people.ann.call("PATCH", f"/accounts/{pool}", json={"unset": ["session_s"]}).status_code == 403
+    (kept,) = [a for a in people.admin.get("/accounts").json()["items"] if a["id"] == pool]
+    assert kept["config"] == {"session_s": 90}
 
 
 def test_a_provider_that_is_away_says_nothing_about_credentials(api1, people, cloud) -> None:

@@ -71,17 +71,6 @@ def test_an_unknown_setting_of_an_account_is_refused(api1, people) -> None:
     assert "xyzzy: is not a setting; there are slots, session_s, env" in far.json()["detail"]
 
 
-def test_a_token_is_tried_when_it_is_entered(api1, people, cloud) -> None:
-    """Guard: without `_problem` a wrong token was found at the first launch, perhaps hours later."""
-    cloud.refusal = "this token was revoked"
-    made = people.ann.post("/accounts", {"provider": "cloud", "credentials": "x"}).json()
-    assert made["problem"] == "this token was revoked"
-    path = f"/accounts/{made['id']}"
-    assert people.ann.call("PATCH", path, json={"credentials": "y"}).json()["problem"] == "this token was revoked"
-    cloud.refusal = ""
-    assert people.ann.call("PATCH", path, json={"credentials": "z"}).json()["problem"] == ""
-
-
 def _folder(folder: Path, **config: object) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))

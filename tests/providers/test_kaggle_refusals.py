@@ -165,7 +165,7 @@ def test_a_revoked_token_shuts_the_account_in_words(provider, kaggle, works):
     launched = request(account)
     handle = handle_of(launched, provider.launch(launched))
     kaggle.world.people["alice"].revoked = True
-    with pytest.raises(CredentialsRefused, match="does not accept the stored token"):
+    with pytest.raises(CredentialsRefused, match="does not accept this token"):
         provider.capacity(account)
     with pytest.raises(CredentialsRefused, match="Create a new one"):
         provider.launch(request(account))
@@ -175,14 +175,17 @@ def test_a_revoked_token_shuts_the_account_in_words(provider, kaggle, works):
 
 
 def test_check_says_who_is_signed_in(provider, kaggle):
-    assert provider.check(kaggle_account("alice")) == "signed in at Kaggle as alice"
+    said, _, quota = provider.check(kaggle_account("alice")).partition("; ")
+    assert (said, quota.startswith("29.8 of 30.0 GPU hours left")) == ("signed in at Kaggle as alice", True)
+    without_gpu = dataclasses.replace(kaggle_account("alice"), config={"accelerator": "none"})
+    assert provider.check(without_gpu) == "signed in at Kaggle as alice"
     bobs = kaggle_account("alice", "KGAT_bob")
     with pytest.raises(CredentialsRefused, match="belongs to bob"):
         provider.check(bobs)
     with pytest.raises(CredentialsRefused, match="not valid"):
         provider.check(kaggle_account("alice", "KGAT_mistyped"))
     old = kaggle_account("bob", json.dumps({"username": "bob", "key": "bobs-old-key"}))
-    assert provider.check(old) == "signed in at Kaggle as bob"
+    assert provider.check(old).startswith("signed in at Kaggle as bob; ")
 
 
 def test_a_token_and_an_older_key_are_one_login(provider, kaggle):

@@ -13,9 +13,18 @@ from sqlalchemy import Engine
 from orchestrator.adapters.database import tables
 from orchestrator.adapters.database.stores import STORES
 from orchestrator.adapters.stores.registry import StoreRegistry
-from orchestrator.domain.errors import TrainhopError
+from orchestrator.domain.errors import InvalidError, TrainhopError
 from orchestrator.domain.storage import StoreConfig
-from orchestrator.ports.stores import ObjectInfo, Store, StoreEnv, StoreError, StoreKind, StoreUnavailable, Usage
+from orchestrator.ports.stores import (
+    ObjectInfo,
+    SignIn,
+    Store,
+    StoreEnv,
+    StoreError,
+    StoreKind,
+    StoreUnavailable,
+    Usage,
+)
 from orchestrator.ports.system import VaultError
 from worker.shared.messages import Grant, GrantKind
 
@@ -74,6 +83,14 @@ class ConfiguredStores:
             yield store
         finally:
             _close(store)
+
+    def sign_in(self, name: str, client: str) -> SignIn:
+        kind = self._registry.kind(name)
+        if kind.sign_in is None:
+            words = f"The store {name} has no sign-in in a browser. Enter its credentials instead."
+            raise InvalidError(words, [("/client", words)])
+        env = self._make_env(kind, StoreConfig(name=name, config={}, created_at=0.0))
+        return kind.sign_in(client, env.endpoint)
 
     def _make(self, config: StoreConfig) -> Store:
         kind = self._registry.kind(config.name)

@@ -37,7 +37,10 @@ class LocalStore:
     """
 
     name = "local"
-    texts = StoreTexts(title="This computer")
+    texts = StoreTexts(
+        title="This computer",
+        place="A folder of this server. Machines that cannot call it deliver their checkpoints when a session ends.",
+    )
 
     def __init__(self, env: StoreEnv) -> None:
         self.folder, self.links = env.folder, env.links

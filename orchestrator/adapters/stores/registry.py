@@ -44,4 +44,5 @@ def _load(point: EntryPoint) -> StoreKind:
         settings=getattr(driver, "settings", StoreSettings),
         options=getattr(driver, "options", StoreOptions),
         texts=getattr(driver, "texts", StoreTexts(title=point.name)),
+        sign_in=getattr(driver, "sign_in", None),
     )

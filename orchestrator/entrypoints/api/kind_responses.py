@@ -10,6 +10,8 @@ from orchestrator.entrypoints.api.responses import ResponseModel
 class Provider(ResponseModel):
     """A provider. `settings` is the JSON schema of an account's settings. `problem` is the reason why it is unusable.
 
+    `page` is where the credentials of an account are made, and `steps` are what to click there.
+
     `account_check` and `cell_check` tell whether its machines can be checked on an account, or by a notebook's cell.
     """
 
@@ -21,6 +23,8 @@ class Provider(ResponseModel):
     credentials: str
     connect: str
     terms: str
+    page: str
+    steps: list[str]
     settings: dict[str, Any]
     account_check: bool
     cell_check: bool

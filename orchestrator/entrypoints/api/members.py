@@ -80,7 +80,10 @@ def list_accounts(server: ServerDep, me: CurrentUser) -> responses.Items[respons
 
 @router.post("/accounts", status_code=201, tags=["accounts"], operation_id="add_account", summary="Connect an account")
 def add_account(server: ServerDep, me: CurrentUser, asked: requests.AccountCreate) -> responses.Account:
-    """One account per member and provider. Pools need an admin. Connecting your own account is your consent."""
+    """One account per member and provider. Pools need an admin. Connecting your own account is your consent.
+
+    Credentials are tried first. If they are refused, or the provider does not answer, nothing is stored.
+    """
     made = accounts.add_account(
         server.ctx,
         me,
@@ -101,7 +104,13 @@ def change_account(
 ) -> responses.Account:
     """A paused account starts no new sessions. Running sessions continue."""
     changed = accounts.change_account(
-        server.ctx, me, account_id, paused=asked.paused, config=asked.config, credentials=_open(asked.credentials)
+        server.ctx,
+        me,
+        account_id,
+        paused=asked.paused,
+        config=asked.config,
+        unset=asked.unset,
+        credentials=_open(asked.credentials),
     )
     return responses.Account.model_validate(changed)
 

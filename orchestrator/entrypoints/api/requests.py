@@ -95,10 +95,11 @@ class AccountCreate(RequestModel):
 
 
 class AccountUpdate(RequestModel):
-    """Changes to an account. Keys of `config` that are not given stay."""
+    """Changes to an account. Keys of `config` that are not given stay. Keys in `unset` get their defaults again."""
 
     paused: bool | None = None
     config: Config | None = None
+    unset: Annotated[list[Annotated[str, Field(min_length=1, max_length=100)]], Field(max_length=100)] = []
     credentials: Secret | None = None
 
 

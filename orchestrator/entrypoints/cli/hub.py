@@ -1,4 +1,4 @@
-"""Commands for your Hugging Face token."""
+"""Commands for the Hugging Face hub: your token, and a search for base models."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import typer
 
 from orchestrator.entrypoints.cli.client import connect
 from orchestrator.entrypoints.cli.members import read_secret
-from orchestrator.entrypoints.cli.output import JsonFlag, clean, put, put_json, say
+from orchestrator.entrypoints.cli.output import JsonFlag, clean, put, put_json, say, size, table
+from orchestrator.entrypoints.cli.phrases import listed
 
-app = typer.Typer(no_args_is_help=True, help="Your Hugging Face token for gated and private models, and for pushes.")
+app = typer.Typer(no_args_is_help=True, help="Base models on Hugging Face, and your token for it.")
 
 
 @app.command("login")
@@ -36,6 +37,38 @@ def login(
         token = read_secret("-")
     kept = client.put("/hub-token", {"token": token.strip()})
     put_json(kept) if as_json else put(_words(kept))
+
+
+@app.command("search")
+def search(
+    context: typer.Context,
+    words: Annotated[str, typer.Argument(help="A part of the model's name, for example qwen2.5-7b.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Search base models with their size and licence, and where they fit."""
+    items = listed(connect(context).get("/base-models", search=words))
+    if as_json:
+        put_json(items)
+        return
+    rows = [
+        (m["id"], parameters(m), m["licence"], "gated" if m["gated"] else None, m["adapter"], fits(m)) for m in items
+    ]
+    table(("MODEL", "PARAMETERS", "LICENCE", "ACCESS", "ADAPTER", "FITS"), rows)
+
+
+def parameters(model: dict[str, Any]) -> str | None:
+    """The number of parameters in billions."""
+    return f"{model['parameters'] / 1e9:.2g} B" if model["parameters"] else None
+
+
+def fits(model: dict[str, Any]) -> str:
+    """Where the model fits, in words."""
+    if model["fits"]:
+        return ", ".join(model["fits"])
+    if not model["gpu_bytes"]:
+        return "not known"
+    needed = f"needs about {size(model['gpu_bytes'])} on a GPU"
+    return f"nowhere: {needed}" if model["largest_bytes"] and not model["unknown_memory"] else needed
 
 
 @app.command("logout")

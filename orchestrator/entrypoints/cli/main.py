@@ -22,6 +22,7 @@ from orchestrator.entrypoints.cli import (
     download,
     evaluations,
     hub,
+    init,
     jobs,
     judges,
     link,
@@ -50,6 +51,7 @@ app = typer.Typer(
 )
 for part in (
     serve.app,
+    init.app,
     link.app,
     jobs.app,
     evaluations.app,

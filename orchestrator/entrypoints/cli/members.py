@@ -95,16 +95,8 @@ def add_account(
     body = {"provider": provider, "name": name, "owner": owner, "config": config, "credentials": secret}
     made = connect(context).post("/accounts", {k: v for k, v in body.items() if v is not None})
     _answer(made, as_json, made["id"])
-    _say_problem(made)
     if made["has_credentials"] and not made["consented_at"]:
         say(f"Its owner must allow jobs first: trainhop accounts consent {shlex.quote(clean(made['name']))}")
-
-
-def _say_problem(account: dict[str, Any]) -> None:
-    if account["problem"]:
-        name = shlex.quote(clean(account["name"]))
-        say(f"The credentials were refused: {clean(account['problem'])}")
-        say(f"Replace them: trainhop accounts token {name} FILE")
 
 
 def _state(account: dict[str, Any]) -> str:
@@ -132,11 +124,19 @@ def read_secret(file: str) -> str:
 def change_account(
     context: typer.Context,
     account: AccountArgument,
-    changes: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as slots=2.")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as slots=2.")
+    ] = None,
+    unset: Annotated[
+        list[str] | None, typer.Option("--unset", metavar="KEY", help="A setting that gets its default again.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Change settings of an account or a pool. Running sessions continue."""
-    changed = connect(context).patch(f"/accounts/{segment(account)}", {"config": assignments(changes)})
+    if not (changes or unset):
+        raise CommandError(Exit.USAGE, "Nothing to change. Use --set KEY=VALUE or --unset KEY.")
+    body = {"config": assignments(changes or []), "unset": unset or []}
+    changed = connect(context).patch(f"/accounts/{segment(account)}", body)
     _answer(changed, as_json, f"{clean(changed['name'])}: {clean(json.dumps(changed['config']))}")
 
 
@@ -159,7 +159,6 @@ def replace_token(
     """Replace an account's credentials."""
     changed = connect(context).patch(f"/accounts/{segment(account)}", {"credentials": read_secret(token_file)})
     _answer(changed, as_json, f"replaced the credentials of {clean(changed['name'])}")
-    _say_problem(changed)
 
 
 @accounts.command("consent")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.entrypoints.cli.client import CommandError, Exit
+from orchestrator.entrypoints.cli.desktop import has_desktop, open_browser
 from orchestrator.entrypoints.cli.output import put, say
 from worker.shared.files import expanded
 from worker.shared.imports import quick_imports
@@ -18,6 +19,7 @@ from worker.shared.installation import SERVER, install_line, missing_modules
 
 if TYPE_CHECKING:
     from orchestrator.config import Settings
+    from orchestrator.entrypoints.background.server import Ready
 
 app = typer.Typer()
 
@@ -39,6 +41,12 @@ def up(
     allow_folder: Annotated[
         list[Path] | None,
         typer.Option(metavar="DIR", help="A folder with models and data that jobs can use. Can be repeated."),
+    ] = None,
+    browser: Annotated[
+        bool | None,
+        typer.Option(
+            "--browser/--no-browser", help="Open the dashboard in a browser (default: in a terminal on a desktop)."
+        ),
     ] = None,
     moved: Annotated[
         bool, typer.Option("--moved", help="The data folder was copied, and the original is no longer used.")
@@ -64,7 +72,9 @@ def up(
         "allowed_folders": tuple(expanded(f).resolve() for f in allow_folder) if allow_folder else None,
     }
     origin = "copy" if as_copy else "moved" if moved else None
-    serve(load_settings({k: v for k, v in given.items() if v is not None}), origin)
+    if browser is None:
+        browser = sys.stderr.isatty() and has_desktop(os.environ)
+    serve(load_settings({k: v for k, v in given.items() if v is not None}), origin, browser=browser)
 
 
 def needs(error: ImportError) -> CommandError:
@@ -102,8 +112,11 @@ def _say_what_training_needs() -> None:
         say(install_line(*SERVER, "train", torch="torch" in missing))
 
 
-def serve(settings: Settings, origin: str | None = None) -> None:
-    """Run the server in this process until a signal stops it. `origin` is a value of `Origin`."""
+def serve(settings: Settings, origin: str | None = None, *, browser: bool = False) -> None:
+    """Run the server in this process until a signal stops it. `origin` is a value of `Origin`.
+
+    `browser` opens the dashboard, which uses up the link that is printed.
+    """
     from orchestrator.domain.errors import ConflictError
     from orchestrator.ports.system import VaultError
 
@@ -112,22 +125,14 @@ def serve(settings: Settings, origin: str | None = None) -> None:
             from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
             from orchestrator.adapters.instance import Origin
-            from orchestrator.entrypoints.background.server import Ready, run
+            from orchestrator.entrypoints.background.server import run
     except ImportError as error:
         raise needs(error) from error
 
     is_terminal = sys.stderr.isatty()  # `run` puts a stream of its own there
 
     def announce(ready: Ready) -> None:
-        put(f"trainhop is running at {ready.url}")
-        if is_terminal:
-            say(f"open     {ready.link} (works once; `trainhop open` creates another)")
-        else:  # a log, which others may read
-            say("open     run `trainhop open` on this computer for a login link")
-        say(f"data     {settings.folder}")
-        say(f"token    {ready.token_file} (commands on this computer use it automatically)")
-        say(f"process  {os.getpid()}; Ctrl-C stops the server, running workers continue")
-        _say_what_training_needs()
+        _announce(ready, settings.folder, is_terminal=is_terminal, browser=browser)
 
     # uvicorn raises the signal that stopped it again. As an exception it lets everything close first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -147,3 +152,18 @@ def serve(settings: Settings, origin: str | None = None) -> None:
         ) from error
     except OSError as error:
         raise CommandError(Exit.FAILED, f"{error.filename or settings.folder}: {error.strerror or error}") from error
+
+
+def _announce(ready: Ready, folder: Path, *, is_terminal: bool, browser: bool) -> None:
+    put(f"trainhop is running at {ready.url}")
+    if is_terminal:
+        opened = ", in your browser now" if browser else ""
+        say(f"open     {ready.link} (works once{opened}; `trainhop open` creates another)")
+    else:  # a log, which others may read
+        say("open     run `trainhop open` on this computer for a login link")
+    say(f"data     {folder}")
+    say(f"token    {ready.token_file} (commands on this computer use it automatically)")
+    say(f"process  {os.getpid()}; Ctrl-C stops the server, running workers continue")
+    _say_what_training_needs()
+    if browser:
+        open_browser(ready.link)

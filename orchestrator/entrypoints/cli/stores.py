@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,9 @@ from orchestrator.entrypoints.cli.job_file import assignments
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, put, put_json, say, size, table
 from orchestrator.entrypoints.cli.phrases import listed
 from trainhop.connection import segment
+
+if TYPE_CHECKING:
+    from orchestrator.ports.stores import SignIn
 
 app = typer.Typer(no_args_is_help=True, help="Where checkpoints and adapters are stored.")
 
@@ -71,9 +75,7 @@ def use_store(
     if credentials is not None:
         body["credentials"] = _read(credentials)
     elif client_secrets is not None:
-        from orchestrator.entrypoints.cli.sign_in import read_client, sign_in
-
-        body["credentials"] = sign_in(read_client(client_secrets), browser=browser)
+        body["credentials"] = sign_in(store, _read(client_secrets), browser=browser)
     used = client.put(f"/stores/{segment(store)}", body)
     if as_json:
         put_json(used)
@@ -82,6 +84,42 @@ def use_store(
     if used["used"] is not None:
         put(f"{size(used['used'])} used, {'no limit' if used['free'] is None else size(used['free']) + ' free'}")
     _say_note(used)
+
+
+def sign_in(store: str, client: str, *, browser: bool) -> str:
+    """The credentials for a store, from a sign-in with an OAuth client. Its driver must be installed here."""
+    from orchestrator.domain.errors import TrainhopError
+    from orchestrator.ports.stores import NOWHERE, StoreError
+
+    try:
+        begun = _begun(store, client)
+        if browser:
+            with contextlib.redirect_stdout(sys.stderr):
+                return begun.in_browser()
+        address, _ = begun.begin(NOWHERE)
+        say("Open this address in a browser on any computer and agree:")
+        say(f"  {address}")
+        say("The browser then fails to load a page at 127.0.0.1. Copy the full address of that page and paste it here:")
+        return begun.finish(sys.stdin.readline())
+    except StoreError as error:
+        raise CommandError(Exit.UNREACHABLE, str(error)) from error
+    except TrainhopError as error:
+        raise CommandError(Exit.FAILED, str(error)) from error
+
+
+def _begun(store: str, client: str) -> SignIn:
+    from orchestrator.adapters.stores.registry import StoreRegistry
+    from orchestrator.config import Settings
+    from orchestrator.domain.errors import InvalidError
+
+    kind = StoreRegistry().kind(store)
+    if kind.sign_in is None:
+        raise CommandError(Exit.USAGE, f"The store {clean(store)} has no sign-in. Use --credentials FILE.")
+    try:
+        endpoint = getattr(Settings().of_driver(store, kind.settings), "endpoint", None)
+        return kind.sign_in(client, endpoint)
+    except (InvalidError, ValueError) as error:
+        raise CommandError(Exit.USAGE, str(error)) from error
 
 
 def _say_note(store: dict[str, Any]) -> None:

@@ -6,14 +6,15 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
+from starlette.concurrency import run_in_threadpool
 
 from orchestrator.domain.accounts import Account, Actor, Role
 from orchestrator.domain.diagnosis import summary
-from orchestrator.domain.errors import InvalidError
+from orchestrator.domain.errors import InvalidError, TrainhopError
 from orchestrator.domain.scheduling import Candidate, explain
+from orchestrator.entrypoints.dashboard import setup
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, page, piece
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep
-from orchestrator.ports.stores import StoreError
 from orchestrator.services import accounts, capacity, dispatch, hub_tokens, providers
 from orchestrator.services.context import first_id
 
@@ -65,7 +66,9 @@ def account_list(request: Request, server: ServerDep, me: Viewer) -> Response:
     return _accounts(request, server, me)
 
 
-def _accounts(request: Request, server: Server, me: Actor, said: str = "") -> Response:
+def _accounts(
+    request: Request, server: Server, me: Actor, said: str = "", *, problem: str = "", status: int = 200
+) -> Response:
     mine = accounts.list_accounts(server.ctx, me)
     with server.ctx.uow() as tx:
         _, busy = tx.leases.live_counts()
@@ -77,11 +80,12 @@ def _accounts(request: Request, server: Server, me: Actor, said: str = "") -> Re
         _shown(account, places[account.id], busy, names, me) | {"failures": failures.get(account.id)}
         for account in mine
     ]
-    values: Row = {"accounts": shown, "store": _store(server), "providers": providers.list_providers(server.ctx)}
-    values |= {"said": said, "hub": _hub(server, me)}
+    values: Row = {"accounts": shown, "providers": providers.list_providers(server.ctx), "said": said}
+    values |= {"hub": _hub(server, me), "problem": problem, "connect": setup.connect_forms(server, me, mine)}
+    values |= {"store": setup.store_now(server), "store_forms": setup.store_forms(server, me)}
     if by_script(request):
         return piece("accounts_now.html", me=me, now=server.ctx.clock.now(), **values)
-    return page(request, "accounts.html", me, **values)
+    return page(request, "accounts.html", me, status=status, **values)
 
 
 def _hub(server: Server, me: Actor) -> Row:
@@ -102,13 +106,15 @@ def _shown(account: Account, place: Candidate, busy: dict[str, int], names: dict
     }
 
 
-def _store(server: Server) -> Row:
-    store = server.ctx.stores.current()
+@router.post("/accounts")
+async def connect(request: Request, server: ServerDep, me: Viewer) -> Response:
+    """Connect the viewer's own account, which is their consent. The credentials are tried first."""
+    form = await setup.sent(request)
     try:
-        usage = store.usage()
-    except StoreError as error:
-        return {"name": store.name, "problem": str(error), "used": None, "free": None}
-    return {"name": store.name, "problem": "", "used": usage.used, "free": usage.free}
+        words = await run_in_threadpool(setup.connect_account, server, me, form)
+    except TrainhopError as error:
+        return await run_in_threadpool(_accounts, request, server, me, problem=str(error), status=422)
+    return await run_in_threadpool(_accounts, request, server, me, words)
 
 
 @router.post("/accounts/{account_id}/check")
@@ -134,5 +140,5 @@ def change(
     request: Request, server: ServerDep, me: Viewer, account_id: str, paused: Annotated[bool, Form()]
 ) -> Response:
     """Pause or resume an account."""
-    accounts.change_account(server.ctx, me, account_id, paused=paused, config=None)
+    accounts.change_account(server.ctx, me, account_id, paused=paused)
     return _again(request, server, me)

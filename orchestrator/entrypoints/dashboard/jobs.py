@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from orchestrator.domain.accounts import Actor, Role
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.entrypoints.api import notebooks
-from orchestrator.entrypoints.dashboard import adapter_exports, chats
+from orchestrator.entrypoints.dashboard import adapter_exports, chats, setup
 from orchestrator.entrypoints.dashboard.curve import ViewedJob
 from orchestrator.entrypoints.dashboard.job_view import SECTIONS, look
 from orchestrator.entrypoints.dashboard.render import Viewer, acted, by_script, page, piece
@@ -48,7 +48,7 @@ def listing(
         now=now, limit=JOBS_PER_PAGE, before=cursor, member_id=member_id, state=state, name=name or None
     )
     if not found.items and not (cursor or state or name) and found.next is None:
-        return page(request, "first.html", me, demo=request.app.state.demo.state())
+        return setup.path(request, server, me, template="first.html", demo=request.app.state.demo.state())
     values: Row = {"jobs": found.items, "next": found.next, "state": state, "name": name, "states": list(JobState)}
     values["counts"] = (
         {s: server.dashboard_queries.count(s, COUNTED_MOST) for s in JobState} if me.role is Role.ADMIN else {}

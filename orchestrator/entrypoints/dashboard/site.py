@@ -30,6 +30,8 @@ from orchestrator.entrypoints.dashboard import (
     notifications,
     pushes,
     rating,
+    setup,
+    store_choice,
     submit,
 )
 from orchestrator.entrypoints.dashboard.render import by_script, page, piece, viewer
@@ -48,6 +50,8 @@ PAGES = (
     logs,
     fleet,
     hub,
+    setup,
+    store_choice,
     submit,
     audits,
     comparisons,

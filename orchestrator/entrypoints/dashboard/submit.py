@@ -55,11 +55,15 @@ def form(
     server: ServerDep,
     me: Viewer,
     preset: Annotated[str, Query(max_length=20)] = "",
+    model: Annotated[str, Query(max_length=300)] = "",
     clone: Annotated[str, Query(max_length=64)] = "",
     begin: Annotated[str, Query(alias="from", pattern=r"^([0-9a-f]{64})?$")] = "",
     data: Annotated[str, Query(pattern=r"^([0-9a-f]{64})?$")] = "",
 ) -> Response:
-    """The form: empty, from a preset, or cloned from a job. `from` is the checkpoint to start from."""
+    """The form: from a preset, perhaps with another model, or cloned from a job.
+
+    `from` is the checkpoint to start from.
+    """
     if clone:
         row = server.queries.job(clone, server.ctx.clock.now())
         if row is None or not me.may_see(row["member_id"]):
@@ -68,6 +72,8 @@ def form(
     else:
         chosen = preset if preset in job_form.PRESETS else "try"
         values = job_form.to_form(job_form.PRESETS[chosen][2]) | {"preset": chosen}
+        if model:
+            values |= {"base_model": model, "name": model.rpartition("/")[2].partition("@")[0].lower()}
     return _form(request, server, me, values | ({"data": data} if data else {}) | {"clone": clone})
 
 

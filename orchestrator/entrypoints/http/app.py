@@ -23,6 +23,7 @@ from orchestrator.entrypoints.api import (
     jobs,
     judges,
     members,
+    model_search,
     models,
     notebooks,
     notifications,
@@ -42,6 +43,7 @@ from orchestrator.entrypoints.http.methods import HeadRequests
 from orchestrator.entrypoints.http.metrics import Metrics
 from orchestrator.entrypoints.http.middleware import Gate, hosts
 from orchestrator.entrypoints.http.rate_limit import RateLimit
+from orchestrator.entrypoints.http.sign_ins import SignIns
 from orchestrator.entrypoints.http.write_batcher import WriteBatcher
 
 _TAGS = [
@@ -81,6 +83,7 @@ def make_app(app: App) -> FastAPI:
         queries=queries,
         dashboard_queries=DashboardQueries(app.engine),
         logins=Logins(app.context),
+        sign_ins=SignIns(app.context),
         auth=Authenticator(app.context, queries),
         write_batcher=WriteBatcher(app.context),
         rate_limit=RateLimit(),
@@ -99,6 +102,7 @@ def make_app(app: App) -> FastAPI:
         notebooks,
         sessions,
         models,
+        model_search,
         pushes,
         audits,
         comparisons,

@@ -19,6 +19,7 @@ from orchestrator.entrypoints.http.event_stream import EventNotifier
 from orchestrator.entrypoints.http.logins import Logins
 from orchestrator.entrypoints.http.metrics import Metrics
 from orchestrator.entrypoints.http.rate_limit import RateLimit
+from orchestrator.entrypoints.http.sign_ins import SignIns
 from orchestrator.entrypoints.http.write_batcher import WriteBatcher
 from orchestrator.services import members
 from orchestrator.services.context import Context
@@ -39,6 +40,7 @@ class Server:
     queries: Queries
     dashboard_queries: DashboardQueries
     logins: Logins
+    sign_ins: SignIns
     auth: Authenticator
     write_batcher: WriteBatcher
     rate_limit: RateLimit

@@ -51,4 +51,8 @@ TEXTS = ProviderTexts(
     connect="trainhop accounts add colab --set mode=cli --token-file ~/.config/colab-cli/token.json",
     terms="Free Colab forbids remote control: a person opens and runs the notebook. "
     "Paid machines use compute units until they are released.",
+    steps=(
+        "Install Colab's own client and sign in with it: it writes token.json.",
+        "Paste the content of ~/.config/colab-cli/token.json, and set mode to cli.",
+    ),
 )

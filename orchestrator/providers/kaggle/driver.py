@@ -144,7 +144,17 @@ class KaggleProvider(Diagnosing, Provider):
         )
 
     def check(self, account: Account) -> str:
-        return f"signed in at Kaggle as {self._access.name(account)}"
+        """The owner and the GPU hours that are left. Kaggle tells nobody whether a phone number is verified."""
+        words = f"signed in at Kaggle as {self._access.name(account)}"
+        room = self._room(account)
+        if room.closed_reason:
+            return f"{words}; {room.closed_reason}"
+        if room.hours_left is None or room.hours_total is None:
+            return words
+        return (
+            f"{words}; {room.hours_left:.1f} of {room.hours_total:.1f} GPU hours left this week; whether the phone "
+            "number is verified shows when the first machine starts"
+        )
 
     def login(self, account: Account) -> str:
         """Kaggle ignores capitals in names."""

@@ -26,7 +26,7 @@ def used_up(refusal: KaggleError) -> bool:
 def in_words(refusal: KaggleError) -> str:
     """A sentence with a remedy and Kaggle's own message."""
     if signed_out(refusal):
-        return f"Kaggle does not accept the stored token ({refusal.words}). Create a new one at kaggle.com/settings/api"
+        return f"Kaggle does not accept this token ({refusal.words}). Create a new one at kaggle.com/settings/api"
     if unverified(refusal):
         return (
             "Kaggle gives this account no internet and no GPU. Verify its phone number at kaggle.com/settings "

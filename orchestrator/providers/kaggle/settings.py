@@ -34,4 +34,10 @@ TEXTS = ProviderTexts(
     connect="trainhop accounts add kaggle --username NAME --token-file FILE",
     terms="An account belongs to one person and runs only its owner's jobs. "
     "Machines with a GPU need a verified phone number.",
+    page="https://www.kaggle.com/settings/api",
+    steps=(
+        "Sign in at Kaggle and open Settings, then API.",
+        "Choose “Generate New Token” and copy it. It begins with KGAT_.",
+        "On the page Settings, verify your phone number. Without it there is no GPU and no internet.",
+    ),
 )

@@ -94,7 +94,7 @@ class Tokens:
 
     def exchange(self, request: Request) -> Reply:
         form = {k: v[-1] for k, v in parse_qs(request.body().decode()).items()}
-        if (form.get("client_id"), form.get("client_secret")) != (self.client_id, self.client_secret):
+        if _client(request, form) != (self.client_id, self.client_secret):
             return _refused(401, "invalid_client", "The OAuth client was not found.")
         if form.get("grant_type") == "refresh_token":
             if form.get("refresh_token") not in self.refresh_tokens:
@@ -114,6 +114,15 @@ class Tokens:
         token = secrets.token_urlsafe(24)
         self._access[token] = time.monotonic() + self.lifetime_s
         return {"access_token": token, "expires_in": round(self.lifetime_s), "token_type": "Bearer"}
+
+
+def _client(request: Request, form: dict[str, str]) -> tuple[str | None, str | None]:
+    """Id and secret of the client: in the form, or as HTTP Basic. Google takes both."""
+    scheme, _, coded = request.headers.get("authorization", "").partition(" ")
+    if scheme != "Basic":
+        return form.get("client_id"), form.get("client_secret")
+    name, _, secret = base64.b64decode(coded).decode().partition(":")
+    return name, secret
 
 
 def _refused(status: int, error: str, description: str) -> Reply:

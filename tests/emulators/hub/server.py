@@ -106,6 +106,14 @@ class HubEmulator:
         found.see(account)
         return found
 
+    def search(self, query: Mapping[str, list[str]], account: str | None) -> list[dict[str, Any]]:
+        """Models whose id has the words, most downloaded first, without those that the account may not know of."""
+        words = query.get("search", [""])[0].lower()
+        found = [r for r in self.repos.values() if r.kind == "model" and words in r.id.lower() and r.is_seen(account)]
+        found.sort(key=lambda repo: -repo.downloads)
+        told = frozenset(query.get("expand", ()))
+        return [repo.listed(told) for repo in found[: int(query.get("limit", ["1000"])[0])]]
+
     def who(self, authorization: str | None) -> str | None:
         """The account behind a header; raises for a token that nobody has."""
         if authorization is None:
@@ -212,6 +220,8 @@ class _Handler(BaseHTTPRequestHandler):
                 raise RefusedError(401, "Invalid username or password.")
             token = self.headers["Authorization"].removeprefix("Bearer ")
             self._json({"type": "user", "name": account} | hub.writes.rights(account, token))
+        elif path == "/api/models":
+            self._json(hub.search(query, account))
         elif found := _INFO.match(path):
             repo = hub.repo(found[1], found[2], account)
             repo.at(found[3] or "main")

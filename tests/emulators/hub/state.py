@@ -44,6 +44,8 @@ class Repo:
     large: frozenset[str] = frozenset()
     xet: bool = False
     parameters: int | None = None
+    licence: str = ""
+    downloads: int = 0
     history: list[Commit] = field(default_factory=list)
 
     @property
@@ -71,6 +73,19 @@ class Repo:
         """Raise unless the account may know of the repository."""
         if self.private and account not in self.readers:
             raise missing(account)
+
+    def is_seen(self, account: str | None) -> bool:
+        """Whether the account may know of the repository."""
+        return not self.private or account in self.readers
+
+    def listed(self, told: frozenset[str]) -> dict[str, Any]:
+        """Its entry in the answer to a search: the id, and of the other facts those that are in `told`."""
+        said = self.info(blobs=False)
+        said |= {"downloads": self.downloads, "tags": ["text-generation", *self._licence_tag()]}
+        return {"id": self.id, "modelId": self.id} | {key: value for key, value in said.items() if key in told}
+
+    def _licence_tag(self) -> list[str]:
+        return [f"license:{self.licence}"] if self.licence else []
 
     def read(self, account: str | None) -> None:
         """Raise unless the account may read its files."""

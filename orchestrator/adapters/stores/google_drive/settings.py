@@ -25,4 +25,11 @@ TEXTS = StoreTexts(
     title="Google Drive",
     credentials="Your own OAuth client for the sign-in (--client-secrets FILE), or an authorized_user file of "
     "google-auth (--credentials FILE).",
+    place="Your Google Drive, in a folder that only Trainhop sees. Machines upload there without your sign-in.",
+    page="https://console.cloud.google.com/apis/credentials",
+    steps=(
+        "In a Google Cloud project of your own, enable the Google Drive API.",
+        "Create an OAuth client of the type Desktop app, and download its JSON file.",
+        "Publish the consent screen. While it is in testing, the sign-in ends after 7 days.",
+    ),
 )

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 try:
     from orchestrator.adapters.stores.google_drive.client import DriveClient, DriveFile
+    from orchestrator.adapters.stores.google_drive.sign_in import GoogleSignIn
 except ModuleNotFoundError as missing:
     raise ImportError(f"Google Drive needs `pip install 'trainhop[drive]'` ({missing})") from missing
 from orchestrator.adapters.stores.google_drive.errors import AlreadyThereError, GoneError
@@ -49,6 +50,7 @@ class DriveStore:
     name = "drive"
     settings = DriveSettings
     texts = TEXTS
+    sign_in = GoogleSignIn
     notebook_editor = NOTEBOOK_EDITOR
 
     def __init__(
