@@ -16,9 +16,10 @@ from orchestrator.domain.errors import ConflictError, InvalidError, KeyTakenErro
 from orchestrator.domain.jobs import Checkpoint, Event, Job
 from orchestrator.domain.lifecycle import CheckpointState
 from orchestrator.ports.repository import Transaction
+from orchestrator.services.access import owned_job
 from orchestrator.services.context import Context
 from orchestrator.services.job_resolution import NEWEST
-from orchestrator.services.jobs import job_of_winner, owned, prepare, queue
+from orchestrator.services.jobs import job_of_winner, prepare, queue
 from worker.shared.job_spec import JobSpec
 from worker.shared.lineage import FROM_HERE_ON
 from worker.shared.manifest import Recipe
@@ -57,7 +58,7 @@ def clone(
     The clone begins at the start, or at the checkpoint with this sha256.
     """
     with ctx.uow() as tx:
-        job = owned(tx, actor, job_id)
+        job = owned_job(tx, actor, job_id)
     if "num_epochs" in changes:
         changes = {"max_steps": None} | changes
     spec = JobSpec.model_validate(_merged(json.loads(json.dumps(job.spec)), changes))
@@ -87,7 +88,7 @@ def submit_clone(
     Chat templates see the same time as in that job, so that the two differ only in what was changed.
     """
     with ctx.uow() as tx:
-        original = owned(tx, actor, job_id)
+        original = owned_job(tx, actor, job_id)
     if spec.rendered_at is None:
         spec = spec.model_copy(update={"rendered_at": original.spec.get("rendered_at")})
     ready = prepare(
@@ -103,7 +104,7 @@ def submit_clone(
         return ready
     try:
         with ctx.uow() as tx:
-            origin = owned(tx, actor, job_id)  # locked: it cannot prune the checkpoint that the clone needs
+            origin = owned_job(tx, actor, job_id)  # locked: it cannot prune the checkpoint that the clone needs
 
             begin = kept(tx, origin, checkpoint) if checkpoint else None
             if begin is not None:

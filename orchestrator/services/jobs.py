@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from orchestrator.domain.accounts import Actor, Role
-from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, KeyTakenError, NotFoundError
+from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, KeyTakenError
 from orchestrator.domain.jobs import Checkpoint, Job, Lease
 from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
 from orchestrator.ports.providers import Handle, ProviderError
 from orchestrator.ports.repository import Transaction
+from orchestrator.services.access import owned_job
 from orchestrator.services.checkpoints import sweep
 from orchestrator.services.context import Context, new_id
 from orchestrator.services.data_gate import refuse_findings
@@ -199,19 +200,11 @@ def earlier(ctx: Context, actor: Actor, key: str, request_hash: str) -> Job | No
         return job
 
 
-def owned(tx: Transaction, actor: Actor, job_id: str) -> Job:
-    """The job if the actor may see it. Otherwise raises `NotFoundError`."""
-    job = tx.jobs.get(job_id)
-    if job is None or job.deleted_at is not None or not actor.may_see(job.member_id):
-        raise NotFoundError(f"There is no job {job_id}.")
-    return job
-
-
 def pause(ctx: Context, actor: Actor, job_id: str) -> Job:
     """Stop at the end of the next step with everything saved. A queued job is just removed from the queue."""
     now = ctx.clock.now()
     with ctx.uow() as tx:
-        job = owned(tx, actor, job_id)
+        job = owned_job(tx, actor, job_id)
         if job.state is JobState.QUEUED:
             job.to(JobState.PAUSED, reason="paused on request", at=now, actor=actor.name)
         elif job.state.holds_lease and job.pause_requested_at is None:
@@ -227,7 +220,7 @@ def resume(ctx: Context, actor: Actor, job_id: str) -> Job:
     """Queue a paused job again, or withdraw a pause that has not happened yet."""
     now = ctx.clock.now()
     with ctx.uow() as tx:
-        job = owned(tx, actor, job_id)
+        job = owned_job(tx, actor, job_id)
         if job.state is JobState.PAUSED:
             job.queue_again(at=now, actor=actor.name, reason="resumed on request")
         elif job.pause_requested_at is not None:
@@ -244,7 +237,7 @@ def hand_over(ctx: Context, actor: Actor, job_id: str) -> Job:
     """Make the running session save and exit, so that the job continues on the next free machine."""
     now = ctx.clock.now()
     with ctx.uow() as tx:
-        job = owned(tx, actor, job_id)
+        job = owned_job(tx, actor, job_id)
         lease = tx.leases.live_of_job(job.id)
         if lease is None or lease.state is LeaseState.PROVISIONING:
             raise ConflictError(
@@ -262,7 +255,7 @@ def cancel(ctx: Context, actor: Actor, job_id: str) -> Job:
     """End the job. The machine that runs it gets a request to stop, and is stopped if it does not obey."""
     now = ctx.clock.now()
     with ctx.uow() as tx:
-        job = owned(tx, actor, job_id)
+        job = owned_job(tx, actor, job_id)
         if job.state in {JobState.QUEUED, JobState.PAUSED}:
             job.cancel(at=now, actor=actor.name)
         elif job.state.holds_lease:
@@ -288,7 +281,7 @@ def _cancel_leased(tx: Transaction, job: Job, actor: Actor, now: float) -> None:
 def retry(ctx: Context, actor: Actor, job_id: str) -> Job:
     """Queue a failed or cancelled job again. It continues from its last checkpoint."""
     with ctx.uow() as tx:
-        job = owned(tx, actor, job_id)
+        job = owned_job(tx, actor, job_id)
         if job.state not in {JobState.FAILED, JobState.CANCELLED}:
             raise ConflictError(f"Job {job_id} is {job.state.word}. Only a failed or cancelled job can be retried.")
         if tx.members.get_for_share(job.member_id) is None:
@@ -309,7 +302,7 @@ def set_priority(ctx: Context, actor: Actor, job_id: str, priority: int) -> Job:
     if priority > 0:
         _may_go_first(actor)
     with ctx.uow() as tx:
-        job = owned(tx, actor, job_id)
+        job = owned_job(tx, actor, job_id)
         if job.state.is_final:
             raise ConflictError(f"Job {job_id} is {job.state.word}, so its priority cannot change.")
         job.priority = priority
@@ -351,7 +344,7 @@ def delete(ctx: Context, actor: Actor, job_id: str) -> None:
 
 
 def _ended(tx: Transaction, actor: Actor, job_id: str) -> Job:
-    job = owned(tx, actor, job_id)
+    job = owned_job(tx, actor, job_id)
     if not job.state.is_final:
         raise ConflictError(f"Job {job_id} is {job.state.word}. Cancel it before you delete it.")
     uncollected = [lease for lease in tx.leases.of_job(job_id) if lease.collected_at is None]

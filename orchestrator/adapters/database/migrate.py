@@ -50,5 +50,5 @@ def _version(connection) -> str | None:  # noqa: ANN001  a SQLAlchemy connection
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
-HEAD = "0021"
+HEAD = "0022"
 """The newest revision under `migrations/versions`. A test compares the two."""

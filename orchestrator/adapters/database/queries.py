@@ -15,7 +15,7 @@ from sqlalchemy import Engine, Select, and_, bindparam, case, exists, func, sele
 
 from orchestrator.adapters.database import tables
 from orchestrator.adapters.database.leases import IS_LIVE
-from orchestrator.domain.accounts import Role
+from orchestrator.domain.accounts import Actor, Role
 from orchestrator.domain.jobs import Job
 from orchestrator.domain.lifecycle import JobState
 
@@ -67,7 +67,11 @@ _jobs_by_id = (
     .where(_jobs.c.id.in_(bindparam("ids", expanding=True)))
     .order_by(_jobs.c.id.desc())
 )
-_owner = select(_jobs.c.member_id).where(_jobs.c.id == bindparam("id"), _is_there)
+_owner = (
+    select(_jobs.c.member_id, _members.c.name)
+    .join(_members, _members.c.id == _jobs.c.member_id)
+    .where(_jobs.c.id == bindparam("id"), _is_there)
+)
 _any_session = (
     select(
         *(c for c in _leases.c if c.name not in ("token_hash", "nonce", "detail")),
@@ -96,21 +100,17 @@ _runs_of = (
     .order_by(_leases.c.job_id, _leases.c.fence)
 )
 _token = (
-    select(_tokens.c.member_id, _tokens.c.role, _tokens.c.expires_at, tables.members.c.name)
+    select(
+        _tokens.c.member_id,
+        _tokens.c.role,
+        _tokens.c.expires_at,
+        tables.members.c.name,
+        exists(select(tables.team.c.id).where(tables.team.c.everyone_sees_jobs.is_(True))).label("team_sees_jobs"),
+    )
     .join(tables.members, tables.members.c.id == _tokens.c.member_id)
     .where(_tokens.c.hash == bindparam("hash"))
 )
 _checkpoint = select(_checkpoints).where(_checkpoints.c.job_id == bindparam("job"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenOwner:
-    """The owner of a token. `expires_at` is in epoch seconds, None for never."""
-
-    member_id: str
-    name: str
-    role: Role
-    expires_at: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,10 +190,10 @@ class Queries:
         nothing = dict.fromkeys(("head_size", "head_at", "loss_first", "loss_last"))
         return _as_job({**vars(job), **nothing, "member": member}, [], now)
 
-    def owner(self, job_id: str) -> str | None:
-        """The member who owns a job."""
+    def owner(self, job_id: str) -> tuple[str, str] | None:
+        """The id and the name of the member who owns a job."""
         row = self._one(_owner, {"id": job_id})
-        return row["member_id"] if row else None
+        return (row["member_id"], row["name"]) if row else None
 
     def clones(self, job_id: str, limit: int) -> list[Row]:
         """The newest jobs that were cloned from this one."""
@@ -318,14 +318,14 @@ class Queries:
 
     # members and numbers
 
-    def token(self, token_hash: str) -> TokenOwner | None:
-        """The owner of the token with this hash."""
+    def token(self, token_hash: str) -> tuple[Actor, float | None] | None:
+        """Who the token with this hash acts for, and when it expires in epoch seconds (None for never)."""
         row = self._one(_token, {"hash": token_hash})
         if row is None:
             return None
-        return TokenOwner(
-            member_id=row["member_id"], name=row["name"], role=Role(row["role"]), expires_at=row["expires_at"]
-        )
+        seen = bool(row["team_sees_jobs"])
+        actor = Actor(member_id=row["member_id"], name=row["name"], role=Role(row["role"]), team_sees_jobs=seen)
+        return actor, row["expires_at"]
 
     def member_id(self, name_or_id: str) -> str | None:
         """The id of a member by name or id."""

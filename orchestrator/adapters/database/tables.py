@@ -41,6 +41,13 @@ discarded, data_reports = dataset_tables.discarded, dataset_tables.data_reports
 
 instance = Table("instance", metadata, Column("id", _id(), primary_key=True))
 
+team = Table(
+    "team",
+    metadata,
+    Column("id", _id(), primary_key=True),
+    Column("everyone_sees_jobs", Boolean, nullable=False),
+)
+
 members = Table(
     "members",
     metadata,

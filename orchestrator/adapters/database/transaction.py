@@ -22,6 +22,7 @@ from orchestrator.adapters.database.notifications import SqlChannelRepository, S
 from orchestrator.adapters.database.pushes import SqlPushRepository
 from orchestrator.adapters.database.reports import SqlReportRepository
 from orchestrator.adapters.database.stores import SqlStoreObjectRepository, SqlStoreRepository
+from orchestrator.adapters.database.team import SqlTeamRepository
 from orchestrator.adapters.database.times import SqlTimeRepository
 from orchestrator.adapters.database.tokens import SqlTokenRepository
 from orchestrator.domain.jobs import Event
@@ -63,6 +64,10 @@ class SqlTransaction:
     @property
     def members(self) -> SqlMemberRepository:
         return SqlMemberRepository(self.connection)
+
+    @property
+    def team(self) -> SqlTeamRepository:
+        return SqlTeamRepository(self.connection)
 
     @property
     def accounts(self) -> SqlAccountRepository:

@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from orchestrator.domain.accounts import Role
 from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.entrypoints.api import requests, responses
@@ -19,8 +20,8 @@ from orchestrator.entrypoints.http.dependencies import (
     PROBLEMS,
     CurrentUser,
     JobId,
-    MyJob,
-    OwnerFilter,
+    JobsFilter,
+    SeenJob,
     Server,
     ServerDep,
 )
@@ -101,7 +102,7 @@ class _Quick:
         token, key = bearer_token(request), request.headers.get("idempotency-key")
         server: Server = request.app.state.server
         me = await server.auth.actor(token) if token else None
-        plain = me and (key is None or 0 < len(key) <= MAX_KEY)
+        plain = me and me.role is not Role.VIEWER and (key is None or 0 < len(key) <= MAX_KEY)
         spec = await aside(body, lambda: _plain(request, body)) if plain else None
         if me and spec:
             await (await submit(server, me, spec, key))(scope, receive, send)
@@ -147,7 +148,7 @@ def plan(server: ServerDep, me: CurrentUser, spec: JobFile) -> responses.Plan:
 @router.get("/jobs", operation_id="list_jobs", summary="List jobs, newest first")
 def listing(
     server: ServerDep,
-    member_id: OwnerFilter,
+    member_id: JobsFilter,
     state: Annotated[
         responses.StateWord | Literal["leased"] | None, Query(description="`leased` is the old word for `starting`.")
     ] = None,
@@ -166,7 +167,7 @@ def listing(
 
 
 @router.get("/jobs/{job_id}", operation_id="get_job", summary="Get a job")
-def one(server: ServerDep, job_id: MyJob) -> responses.JobInFull:
+def one(server: ServerDep, job_id: SeenJob) -> responses.JobInFull:
     """The job with its job file and, while it is queued, the reason why it waits."""
     return responses.JobInFull.model_validate(_in_full(server, job_id))
 

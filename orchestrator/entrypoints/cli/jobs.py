@@ -29,6 +29,7 @@ from orchestrator.entrypoints.cli.phrases import (
     JobArgument,
     JobsArgument,
     chosen_checkpoint,
+    if_allowed,
     listed,
     machine,
     note,
@@ -223,8 +224,8 @@ def show(context: typer.Context, job: JobArgument, as_json: JsonFlag = False) ->
     record = find_job(client, job)
     sessions = listed(client.get(f"/jobs/{record['id']}/sessions"))
     evaluations = evaluations_of(client, record["id"])
-    judged = judgements_of(client, record["id"]) if evaluations else []
-    pushes = pushes_of(client, record["id"]) if record.get("adapter") else []
+    judged = if_allowed(lambda: judgements_of(client, record["id"])) if evaluations else []
+    pushes = if_allowed(lambda: pushes_of(client, record["id"])) if record.get("adapter") else []
     if as_json:
         put_json({**record, "sessions": sessions, "evaluations": evaluations, "judgements": judged, "pushes": pushes})
         return

@@ -30,6 +30,7 @@ from orchestrator.entrypoints.api import (
     pushes,
     sessions,
     stores,
+    team,
     workers,
 )
 from orchestrator.entrypoints.dashboard import site
@@ -105,6 +106,7 @@ def make_app(app: App) -> FastAPI:
         judges,
         datasets,
         members,
+        team,
         providers,
         hub_token,
         checks,

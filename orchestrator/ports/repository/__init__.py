@@ -11,6 +11,7 @@ from orchestrator.ports.repository.accounts import (
     CodeRepository,
     IdempotencyRepository,
     MemberRepository,
+    TeamRepository,
     TokenRepository,
 )
 from orchestrator.ports.repository.audits import AuditRepository
@@ -52,6 +53,8 @@ class Transaction(Protocol):
     def events(self) -> EventRepository: ...
     @property
     def members(self) -> MemberRepository: ...
+    @property
+    def team(self) -> TeamRepository: ...
     @property
     def accounts(self) -> AccountRepository: ...
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from orchestrator.domain.accounts import Account, Member, OneTimeCode, Token
+from orchestrator.domain.accounts import Account, Member, OneTimeCode, Team, Token
 
 
 class MemberRepository(Protocol):
@@ -41,6 +41,16 @@ class MemberRepository(Protocol):
         Links of raters in their blind comparisons are revoked.
         """
         ...
+
+
+class TeamRepository(Protocol):
+    """The settings for all members."""
+
+    def get(self) -> Team:
+        """The stored settings, or those of a server that has stored none."""
+        ...
+
+    def save(self, team: Team) -> None: ...
 
 
 class AccountRepository(Protocol):
