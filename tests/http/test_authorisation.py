@@ -37,6 +37,7 @@ BODIES = {
     "push_adapter": {},
     "chat": {"question": "hello"},
     "change_team": {"everyone_sees_jobs": True},
+    "share_job": {},
     "label_audit_row": {"unit": "0.1", "label": "correct"},
 }
 ADMIN_ONLY = {

@@ -21,6 +21,7 @@ from orchestrator.adapters.database.models import SqlModelRepository
 from orchestrator.adapters.database.notifications import SqlChannelRepository, SqlDeliveryRepository
 from orchestrator.adapters.database.pushes import SqlPushRepository
 from orchestrator.adapters.database.reports import SqlReportRepository
+from orchestrator.adapters.database.shares import SqlShareRepository
 from orchestrator.adapters.database.stores import SqlStoreObjectRepository, SqlStoreRepository
 from orchestrator.adapters.database.team import SqlTeamRepository
 from orchestrator.adapters.database.times import SqlTimeRepository
@@ -124,6 +125,10 @@ class SqlTransaction:
     @property
     def pushes(self) -> SqlPushRepository:
         return SqlPushRepository(self.connection)
+
+    @property
+    def shares(self) -> SqlShareRepository:
+        return SqlShareRepository(self.connection)
 
     @property
     def channels(self) -> SqlChannelRepository:

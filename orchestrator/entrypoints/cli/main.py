@@ -30,6 +30,7 @@ from orchestrator.entrypoints.cli import (
     notifications,
     pushes,
     serve,
+    shares,
     stores,
     watch,
 )
@@ -58,6 +59,7 @@ for part in (
     download.app,
     adapter_export.app,
     pushes.app,
+    shares.app,
     chat.app,
     doctor.app,
 ):

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from orchestrator.domain.accounts import Actor
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.entrypoints.api import notebooks
-from orchestrator.entrypoints.dashboard import adapter_exports, chats
+from orchestrator.entrypoints.dashboard import adapter_exports, chats, shares
 from orchestrator.entrypoints.dashboard.curve import OwnedJob, ViewedJob
 from orchestrator.entrypoints.dashboard.job_view import SECTIONS, look
 from orchestrator.entrypoints.dashboard.render import Viewer, acted, by_script, page, piece
@@ -82,6 +82,7 @@ def one(request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob) -> R
         data=_data(server, me, found.row),
         chat=chats.section(server, me, found.row),
         **adapter_exports.values(server, found.row),
+        shares=shares.section(server, job_id) if is_own else [],
         clones=[
             c
             for c in server.queries.clones(job_id, CLONES_SHOWN)

@@ -30,6 +30,7 @@ from orchestrator.entrypoints.dashboard import (
     notifications,
     pushes,
     rating,
+    shares,
     submit,
 )
 from orchestrator.entrypoints.dashboard.render import by_script, page, piece, viewer
@@ -42,6 +43,7 @@ PAGES = (
     adapter_exports,
     chats,
     pushes,
+    shares,
     jobs,
     curve,
     live,
@@ -62,7 +64,7 @@ PAGES = (
 
 def install(api: FastAPI) -> None:
     """Add the dashboard. Outside `/api`, errors become pages for browsers."""
-    for router in (login.api, demo.api, submit.api, *(module.router for module in PAGES)):
+    for router in (login.api, demo.api, submit.api, shares.api, *(module.router for module in PAGES)):
         api.router.routes.extend(router.routes)
     api.state.live = live.Hub(api.state.server)
     api.state.demo = demo.Demo(api.state.server)

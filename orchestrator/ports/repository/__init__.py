@@ -27,6 +27,7 @@ from orchestrator.ports.repository.judgements import JudgeEndpointRepository, Ju
 from orchestrator.ports.repository.models import ModelRepository
 from orchestrator.ports.repository.notifications import ChannelRepository, DeliveryRepository
 from orchestrator.ports.repository.pushes import PushRepository
+from orchestrator.ports.repository.shares import ShareRepository
 from orchestrator.ports.repository.storage import DatasetRepository, StoreObjectRepository, StoreRepository
 
 
@@ -83,6 +84,8 @@ class Transaction(Protocol):
     def models(self) -> ModelRepository: ...
     @property
     def pushes(self) -> PushRepository: ...
+    @property
+    def shares(self) -> ShareRepository: ...
     @property
     def channels(self) -> ChannelRepository: ...
     @property

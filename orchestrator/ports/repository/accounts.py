@@ -38,7 +38,7 @@ class MemberRepository(Protocol):
     def remove(self, member: Member) -> None:
         """Save the member, and delete their tokens, accounts and notification channels.
 
-        Links of raters in their blind comparisons are revoked.
+        Links of raters in their blind comparisons, and links to pages that they made, are revoked.
         """
         ...
 
