@@ -1,4 +1,4 @@
-"""The settings of an installation for all its members, and links to pages of jobs."""
+"""The settings of an installation for all its members, links to pages of jobs, and tags of jobs."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0021"
 
 
 def upgrade() -> None:
-    """Both tables start empty, so members of an earlier version still see only their own jobs.
+    """All tables start empty, so members of an earlier version still see only their own jobs.
 
     The first start of a new server fills the settings.
     """
@@ -34,3 +34,11 @@ def upgrade() -> None:
         sa.UniqueConstraint("secret_hash", name=op.f("uq_shares_secret_hash")),
     )
     op.create_index(op.f("ix_shares_job_id"), "shares", ["job_id"])
+    op.create_table(
+        "job_tags",
+        sa.Column("job_id", sa.String(64), nullable=False),
+        sa.Column("tag", sa.String(50), nullable=False),
+        sa.PrimaryKeyConstraint("job_id", "tag", name=op.f("pk_job_tags")),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_job_tags_job_id_jobs")),
+    )
+    op.create_index("job_tags_by_tag", "job_tags", ["tag", "job_id"])

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from orchestrator.domain.accounts import Actor
@@ -19,7 +21,7 @@ from orchestrator.ports.repository import Transaction
 from orchestrator.services.access import owned_job
 from orchestrator.services.context import Context
 from orchestrator.services.job_resolution import NEWEST
-from orchestrator.services.jobs import job_of_winner, prepare, queue
+from orchestrator.services.jobs import Ready, job_of_winner, prepare, queue
 from worker.shared.job_spec import JobSpec
 from worker.shared.lineage import FROM_HERE_ON
 from worker.shared.manifest import Recipe
@@ -40,6 +42,8 @@ _REASONS = {
     "optimizer": "the checkpoint has the state of the other optimizer",
     "base_model": "the checkpoint's adapter belongs to it",
 }
+LONGEST_NAME = 180
+"""Characters of the original's name that the clone's has. A name may have 200."""
 _NESTED = frozenset({"checkpoint", "placement", "evaluate"})
 _POINTERS = {"dataset_sha256": "/datasets", "train_rows": "/datasets"}
 
@@ -85,7 +89,8 @@ def submit_clone(
 ) -> Job:
     """Queue `spec` as a clone of a job that the actor may see.
 
-    Chat templates see the same time as in that job, so that the two differ only in what was changed.
+    If it has the original's name, it gets one of its own. Chat templates see the same time as in that job, so that the
+    two differ only in what was changed.
     """
     with ctx.uow() as tx:
         original = owned_job(tx, actor, job_id)
@@ -109,6 +114,8 @@ def submit_clone(
             begin = kept(tx, origin, checkpoint) if checkpoint else None
             if begin is not None:
                 check_changes(ready.spec, begin, origin)
+            if ready.spec.name == origin.name:
+                ready = _renamed(ready, origin.name, tx.jobs.clone_names(origin.id))
             job = queue(ctx, tx, actor, ready, cloned_from=origin.id, begin=begin)
             _note(origin, job, actor)
             tx.jobs.save(origin)
@@ -116,6 +123,13 @@ def submit_clone(
         return job_of_winner(ctx, actor, ready)
     ctx.wake()
     return job
+
+
+def _renamed(ready: Ready, name: str, taken: set[str]) -> Ready:
+    """The job with a name of its own: that of the original with "clone", and a number from the second one on."""
+    names = (f"{name[:LONGEST_NAME]} clone{f' {n}' if n > 1 else ''}" for n in count(1))
+    spec = ready.spec.model_copy(update={"name": next(each for each in names if each not in taken)})
+    return replace(ready, spec=spec, as_json=spec.model_dump(mode="json"))
 
 
 def versions_of(origin: Job, *, from_checkpoint: bool) -> Mapping[str, int | None]:

@@ -48,15 +48,22 @@ class Submission:
 
 
 def submit(
-    ctx: Context, actor: Actor, spec: JobSpec, *, key: str | None = None, write: Write | None = None
+    ctx: Context,
+    actor: Actor,
+    spec: JobSpec,
+    *,
+    key: str | None = None,
+    tags: Collection[str] = (),
+    write: Write | None = None,
 ) -> Submission:
     """Queue a job. With an idempotency `key`, the same request again returns the same job. A different one is refused.
 
     `write` may share its transaction with other requests. Without it the job gets a transaction of its own.
     """
-    ready = prepare(ctx, actor, spec, key=key)
+    ready = prepare(ctx, actor, spec, key=key, of=" ".join(tags))
     if isinstance(ready, Job):
         return _submitted_before(ctx, ready)
+    ready = replace(ready, tags=tags)
     try:
         if write is not None:
             job = write((actor.member_id, 0), lambda tx: queue(ctx, tx, actor, ready))
@@ -91,6 +98,7 @@ class Ready:
     accepted: tuple[Finding, ...]
     key: str | None
     request_hash: str
+    tags: Collection[str] = ()
 
 
 def prepare(
@@ -107,8 +115,7 @@ def prepare(
 
     `of` is what else distinguishes two requests, besides the file. `given` and `versions` as in `resolve`.
     """
-    if spec.priority > 0:
-        _may_go_first(actor)
+    _refuse_first(actor, spec.priority)
     request_hash = hashlib.sha256((spec.model_dump_json() + of).encode()).hexdigest()
     if key is not None and (again := earlier(ctx, actor, key, request_hash)) is not None:
         return again
@@ -172,9 +179,10 @@ def queue(
     if ready.key is not None:
         tx.idempotency.add(actor.member_id, ready.key, ready.request_hash, {"job": job.id}, now)
     tx.jobs.add(job)
+    if ready.tags:
+        tx.jobs.set_tags(job.id, ready.tags)
     if begin is not None:
         tx.checkpoints.add(replace(begin, job_id=job.id, parent=None, created_at=now))  # this job's chain begins here
-
     return job
 
 
@@ -299,8 +307,7 @@ def retry(ctx: Context, actor: Actor, job_id: str) -> Job:
 
 def set_priority(ctx: Context, actor: Actor, job_id: str, priority: int) -> Job:
     """Move a job in the queue. Only an admin may set more than 0, because priority counts before fair share."""
-    if priority > 0:
-        _may_go_first(actor)
+    _refuse_first(actor, priority)
     with ctx.uow() as tx:
         job = owned_job(tx, actor, job_id)
         if job.state.is_final:
@@ -312,8 +319,8 @@ def set_priority(ctx: Context, actor: Actor, job_id: str, priority: int) -> Job:
     return job
 
 
-def _may_go_first(actor: Actor) -> None:
-    if actor.role is not Role.ADMIN:
+def _refuse_first(actor: Actor, priority: int) -> None:
+    if priority > 0 and actor.role is not Role.ADMIN:
         raise ForbiddenError("A priority above 0 needs an admin. Ask one, or use 0 or less.")
 
 

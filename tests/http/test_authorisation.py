@@ -38,6 +38,7 @@ BODIES = {
     "chat": {"question": "hello"},
     "change_team": {"everyone_sees_jobs": True},
     "share_job": {},
+    "set_tags": {"tags": ["a"]},
     "label_audit_row": {"unit": "0.1", "label": "correct"},
 }
 ADMIN_ONLY = {
@@ -245,14 +246,18 @@ def test_a_viewer_sees_all_jobs_and_changes_nothing(api, people, provider, tmp_p
 
 
 def test_a_new_server_shows_all_jobs_and_an_upgraded_one_does_not(api):
-    """Guards: without the line in `first_start` a new server showed members their own jobs only; with a default of
-    true in `SqlTeamRepository.get` an upgraded one opened what had been private."""
+    """Guards: without the line in `first_start` a new server showed members their own jobs only; with a missing row
+    read as true in `_token`, an upgraded one opened what had been private."""
     assert api.admin.get("/team").json() == {"everyone_sees_jobs": True}
+    people = People.of(api)
+    _everyone_sees_jobs(people)
+    job = people.ann.submit()["id"]
+    assert people.bob.get(f"/jobs/{job}").status_code == 200
     with api.app.engine.begin() as connection:
         connection.execute(delete(tables.team))  # as the migration leaves it
-    assert api.admin.get("/team").json() == {"everyone_sees_jobs": False}
-    people = People.of(api)
+    api.client.app.state.server.auth.forget()
     assert people.bob.get("/team").json() == {"everyone_sees_jobs": False}
+    assert people.bob.get(f"/jobs/{job}").status_code == 404
 
 
 def test_what_only_admins_may(api1, people):

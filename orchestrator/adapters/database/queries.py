@@ -43,6 +43,8 @@ def _shortened(column: Any) -> Any:
     return case((func.length(column) > EXCERPT, longer), else_=column).label(column.name)
 
 
+_tags = tables.job_tags
+_tags_of = select(func.aggregate_strings(_tags.c.tag, " ")).where(_tags.c.job_id == _jobs.c.id).scalar_subquery()
 _hidden = ("spec", "adapter_key", "adapter_store", "deleted_at")
 _is_there = _jobs.c.deleted_at.is_(None)
 _head = and_(_checkpoints.c.job_id == _jobs.c.id, _checkpoints.c.sha256 == _jobs.c.head)
@@ -54,6 +56,7 @@ _job = (
         _checkpoints.c.created_at.label("head_at"),
         _loss(newest=False).label("loss_first"),
         _loss(newest=True).label("loss_last"),
+        _tags_of.label("tags"),
     )
     .join(tables.members, tables.members.c.id == _jobs.c.member_id)
     .outerjoin(_checkpoints, _head)
@@ -151,9 +154,11 @@ class Queries:
         member_id: str | None,
         state: JobState | None,
         name: str | None,
+        tag: str | None = None,
     ) -> Page:
         """Newest first. `name` finds jobs with that text in their name, ignoring case."""
         indexed = [_is_there] + ([_jobs.c.id < before] if before else [])
+        indexed += [_jobs.c.id.in_(select(_tags.c.job_id).where(_tags.c.tag == tag))] if tag else []
         rest = []
         if member_id is not None:
             indexed.append(_jobs.c.member_id == member_id)
@@ -185,10 +190,10 @@ class Queries:
         return self._with_sessions(rows, now)[0] if rows else None
 
     @staticmethod
-    def fresh(job: Job, member: str, now: float) -> Row:
+    def fresh(job: Job, member: str, tags: Sequence[str], now: float) -> Row:
         """A job that has just been queued, as `job` would show it."""
         nothing = dict.fromkeys(("head_size", "head_at", "loss_first", "loss_last"))
-        return _as_job({**vars(job), **nothing, "member": member}, [], now)
+        return _as_job({**vars(job), **nothing, "member": member, "tags": " ".join(tags)}, [], now)
 
     def owner(self, job_id: str) -> tuple[str, str] | None:
         """The id and the name of the member who owns a job."""
@@ -367,6 +372,7 @@ def _as_job(row: Row, sessions: list[Row], now: float) -> Row:
         "session": _brief(live, now) if live else None,
         "requests": {"cancel": row["cancel_requested_at"] is not None, "pause": row["pause_requested_at"] is not None},
         "adapter": adapter if row["adapter_sha256"] else None,
+        "tags": sorted((row["tags"] or "").split()),
     }
 
 

@@ -152,6 +152,14 @@ jobs = Table(
     Index("jobs_by_member", "member_id", "id"),
 )
 
+job_tags = Table(
+    "job_tags",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("tag", String(50), primary_key=True),
+    Index("job_tags_by_tag", "tag", "job_id"),
+)
+
 leases = Table(
     "leases",
     metadata,

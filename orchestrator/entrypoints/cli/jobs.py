@@ -188,11 +188,12 @@ def list_jobs(
     state: Annotated[str | None, typer.Option(help="Only jobs in this state, for example running.")] = None,
     name: Annotated[str | None, typer.Option(help="Only jobs with this text in the name.")] = None,
     member: Annotated[str | None, typer.Option(help="Only jobs of this member, by name or id.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only jobs with this tag.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many to show.")] = 50,
     as_json: JsonFlag = False,
 ) -> None:
     """List jobs, newest first."""
-    items = connect(context).pages("/jobs", limit, state=stored_state(state), name=name, member=member)
+    items = connect(context).pages("/jobs", limit, state=stored_state(state), name=name, member=member, tag=tag)
     if as_json:
         put_json(items)
         return

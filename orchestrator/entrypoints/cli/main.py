@@ -32,6 +32,7 @@ from orchestrator.entrypoints.cli import (
     serve,
     shares,
     stores,
+    sweeps,
     watch,
 )
 from orchestrator.entrypoints.cli.client import CommandError, Exit, exit_code
@@ -60,6 +61,7 @@ for part in (
     adapter_export.app,
     pushes.app,
     shares.app,
+    sweeps.app,
     chat.app,
     doctor.app,
 ):

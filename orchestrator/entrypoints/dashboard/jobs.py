@@ -40,24 +40,25 @@ def listing(
     state: JobState | None = None,
     name: Annotated[str, Query(max_length=200)] = "",
     mine: bool = False,
+    tag: Annotated[str, Query(max_length=50)] = "",
     cursor: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Response:
     """The list of jobs, newest first. A user without jobs sees the welcome page."""
     now = server.ctx.clock.now()
     member_id = me.member_id if mine else me.jobs_seen
     found = server.queries.jobs(
-        now=now, limit=JOBS_PER_PAGE, before=cursor, member_id=member_id, state=state, name=name or None
+        now=now, limit=JOBS_PER_PAGE, before=cursor, member_id=member_id, state=state, name=name or None, tag=tag
     )
-    if not found.items and not (cursor or state or name or mine) and found.next is None:
+    if not found.items and not (cursor or state or name or mine or tag) and found.next is None:
         return page(request, "first.html", me, demo=request.app.state.demo.state())
     values: Row = {"jobs": found.items, "next": found.next, "state": state, "name": name, "states": list(JobState)}
-    values["mine"] = mine
+    values |= {"mine": mine, "tag": tag}
     values["counts"] = (
         {s: server.dashboard_queries.count(s, COUNTED_MOST) for s in JobState} if member_id is None else {}
     )
     if by_script(request):
         return piece("jobs_table.html", me=me, now=now, **values)
-    asked = {"state": state, "name": name, "mine": "true" if mine else "", "cursor": cursor}
+    asked = {"state": state, "name": name, "mine": "true" if mine else "", "tag": tag, "cursor": cursor}
     again = "/?" + urlencode({key: value for key, value in asked.items() if value})
     return page(request, "jobs.html", me, again=again, **values)
 

@@ -30,6 +30,7 @@ from orchestrator.entrypoints.api import (
     pushes,
     sessions,
     stores,
+    tags,
     team,
     workers,
 )
@@ -106,6 +107,7 @@ def make_app(app: App) -> FastAPI:
         judges,
         datasets,
         members,
+        tags,
         team,
         providers,
         hub_token,
