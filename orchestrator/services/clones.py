@@ -42,7 +42,7 @@ _REASONS = {
     "optimizer": "the checkpoint has the state of the other optimizer",
     "base_model": "the checkpoint's adapter belongs to it",
 }
-LONGEST_NAME = 180
+MAX_NAME = 180
 """Characters of the original's name that the clone's has. A name may have 200."""
 _NESTED = frozenset({"checkpoint", "placement", "evaluate"})
 _POINTERS = {"dataset_sha256": "/datasets", "train_rows": "/datasets"}
@@ -127,7 +127,7 @@ def submit_clone(
 
 def _renamed(ready: Ready, name: str, taken: set[str]) -> Ready:
     """The job with a name of its own: that of the original with "clone", and a number from the second one on."""
-    names = (f"{name[:LONGEST_NAME]} clone{f' {n}' if n > 1 else ''}" for n in count(1))
+    names = (f"{name[:MAX_NAME]} clone{f' {n}' if n > 1 else ''}" for n in count(1))
     spec = ready.spec.model_copy(update={"name": next(each for each in names if each not in taken)})
     return replace(ready, spec=spec, as_json=spec.model_dump(mode="json"))
 

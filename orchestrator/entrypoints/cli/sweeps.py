@@ -25,7 +25,7 @@ app = typer.Typer()
 MAX_JOBS = 500
 ASK_FROM = 51
 """From this many jobs on, the command asks before it queues them."""
-LONGEST_NAME = 200
+MAX_NAME = 200
 
 Setting = tuple[str, str]
 """A key of the job file and one of its values, as typed."""
@@ -96,7 +96,7 @@ def _with_settings(file: str, data: dict[str, Any], settings: tuple[Setting, ...
     job = deepcopy(data)
     job_file.changed(job, _as_changes(settings))
     if "name" not in dict(settings):
-        job["name"] = f"{data.get('name') or 'sweep'} {_in_words(settings)}"[:LONGEST_NAME]
+        job["name"] = f"{data.get('name') or 'sweep'} {_in_words(settings)}"[:MAX_NAME]
     return check(file, job)
 
 
@@ -135,12 +135,12 @@ def sweep(
         typer.confirm(f"This sweep has {len(specs)} jobs. {wish}", err=True, abort=True)
     client, tag = connect(context), tag or f"sweep-{secrets.token_hex(3)}"
     files = _Files(client, file, yes=yes)
-    bodies = [files.send(spec, _as_changes(each)) for spec, each in zip(specs, settings, strict=True)]
+    requests = [files.send(spec, _as_changes(each)) for spec, each in zip(specs, settings, strict=True)]
     with job_file.named(file):
-        plans = [client.post("/jobs:plan", body) for body in bodies]
+        plans = [client.post("/jobs:plan", body) for body in requests]
     if not as_json:
         _show_plans(settings, plans)
-    made = [] if plan_only else _queue(client, file, bodies, tag)
+    made = [] if plan_only else _queue(client, file, requests, tag)
     if as_json:
         put_json({"tag": tag, "plans": plans, "jobs": made})
         return
@@ -150,14 +150,14 @@ def sweep(
         say(f"queued {len(made)} jobs. List them with `trainhop ls --tag {tag}`")
 
 
-def _queue(client: Client, file: str, bodies: list[dict[str, Any]], tag: str) -> list[dict[str, Any]]:
+def _queue(client: Client, file: str, requests: list[dict[str, Any]], tag: str) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
     try:
         with job_file.named(file):
-            for body in bodies:
+            for body in requests:
                 made.append(client.post("/jobs", body, key=str(uuid.uuid4()), tag=tag))  # noqa: PERF401  counted below
     except Error:
-        say(f"queued {len(made)} of {len(bodies)} jobs. List them with `trainhop ls --tag {tag}`")
+        say(f"queued {len(made)} of {len(requests)} jobs. List them with `trainhop ls --tag {tag}`")
         raise
     return made
 

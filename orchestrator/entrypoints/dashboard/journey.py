@@ -99,7 +99,7 @@ def fidelity_in_words(row: Row, sessions: Sequence[Row]) -> tuple[str, bool]:
         return "", False
     trained = [s for s in sessions if s["last_step"] > s["first_step"]]
     if row["first_step"]:
-        return "It continues a checkpoint of another job, whose sessions are not part of this page.", False
+        return "It continues a checkpoint of another job. The sessions of that job are not part of this page.", False
     if len(sessions) < 2:
         return "It ran in one session without a hand-off.", False
     if trained and all(s["fidelity"] == Fidelity.EXACT for s in trained):

@@ -40,7 +40,7 @@ class ShareCreate(requests.RequestModel):
 
 
 class ShareLink(responses.ResponseModel):
-    """A link to a job's page, with who made it. `ended` says why it does not work any more."""
+    """A link to a job's page, with who made it. `ended` is the reason why it no longer works."""
 
     id: str
     job: str
@@ -68,7 +68,7 @@ def _address(server: Server, secret: str) -> str:
 
 @api.post("/jobs/{job_id}/shares", status_code=201, operation_id="share_job", summary="Make a link to a job's page")
 def create(server: ServerDep, me: CurrentUser, job_id: JobId, asked: ShareCreate) -> NewShareLink:
-    """Whoever has the link sees curve, route and card of the job without log-in, and nothing else.
+    """Anyone with the link sees curve, route and card of the job without log-in, and nothing else.
 
     The page has no names of members or accounts, paths, hosts or rows of data.
     """
