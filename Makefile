@@ -115,7 +115,8 @@ $(VENV)/.tools: | $(BIN)/python
 services:
 	@missing=""; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing="$$missing postgresql"; \
-	command -v chromium >/dev/null || command -v google-chrome >/dev/null || missing="$$missing chromium fonts-dejavu-core"; \
+	{ command -v chromium-headless-shell || command -v chromium || command -v google-chrome; } >/dev/null \
+		|| missing="$$missing chromium-headless-shell fonts-dejavu-core"; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && [ -e /etc/debian_version ]; then \
 		echo "installing$$missing"; \

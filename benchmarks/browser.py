@@ -21,12 +21,14 @@ ARGUMENTS = [
     "--disable-sync",
     "--disable-dev-shm-usage",
 ]
-MISSING = "chromium is missing; on Debian: apt-get install chromium"
+PROGRAMS = ("chromium-headless-shell", "chromium", "google-chrome")
+"""The first needs a third of the processor time of the second for the same pages."""
+MISSING = "chromium is missing; on Debian: apt-get install chromium-headless-shell"
 
 
 def program() -> str | None:
     """The browser's path, or None if there is none."""
-    return os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, PROGRAMS)), None)
 
 
 @contextlib.contextmanager

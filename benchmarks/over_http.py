@@ -46,7 +46,7 @@ from worker.shared.process import tied
 
 JOB_CONNECTIONS, HEARTBEAT_CONNECTIONS = 24, 48
 
-WorkOff = Callable[[Connection, str, str], Awaitable[None]]
+WorkOff = Callable[[Connection, str, str], Awaitable[object]]
 """Does what a worker does with a lease, given its id and token."""
 
 
@@ -107,7 +107,7 @@ async def _measure(server: BenchServer, load: Load) -> dict[str, Any]:
     await asyncio.sleep(1.0)
     body = await upload(server)
     bare = await _jobs(server, body, _bare_job, load.jobs)
-    whole = await _jobs(server, body, _whole_job, load.trained_jobs)
+    whole = await _jobs(server, body, whole_job, load.trained_jobs)
     trained = {f"trained_{name}": value for name, value in whole.items()}
     return bare | trained | await _heartbeats(server, body, load.heartbeats)
 
@@ -189,8 +189,11 @@ async def start(connection: Connection, lease: str, token: str) -> Assignment:
     return Assignment.model_validate_json(answer)
 
 
-async def _whole_job(connection: Connection, lease: str, token: str) -> None:
-    """Start, commit the one step's checkpoint, store the adapter, finish: all that a job is but the training."""
+async def whole_job(connection: Connection, lease: str, token: str) -> str:
+    """Start, commit the one step's checkpoint, store the adapter, finish: all that a job is but the training.
+
+    Returns the job's id.
+    """
     assignment = await start(connection, lease, token)
     offer = _written(assignment, lease)
     await connection.post(f"/api/v1/leases/{lease}/offer", offer.model_dump_json().encode(), token)
@@ -201,6 +204,7 @@ async def _whole_job(connection: Connection, lease: str, token: str) -> None:
     adapter = ExportedAdapter(key=grant.key, sha256=digest, size=len(content), adapter_sha256=digest)
     finish = Finish(lease=lease, fence=assignment.fence, seq=2, step=1, adapter=adapter)
     await connection.post(f"/api/v1/leases/{lease}/finish", finish.model_dump_json().encode(), token)
+    return assignment.job
 
 
 def _written(assignment: Assignment, lease: str) -> Offer:

@@ -239,6 +239,8 @@ def _open(settings: Settings, ground: _Ground) -> str:
     folder = InstanceFolder(settings.folder)
     if ground.origin is None:
         folder.refuse_copy()
+    elif ground.origin is Origin.MOVED:
+        folder.refuse_running_original()
     data_folder.refuse_missing_parts(
         settings.folder, known=folder.id is not None, database=settings.url, is_empty=is_empty(ground.engine)
     )

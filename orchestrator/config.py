@@ -95,6 +95,7 @@ class Settings(BaseSettings):
     def limits(self) -> Limits:
         """The limits of the services."""
         return Limits(
+            max_upload_bytes=self.max_upload_bytes,
             lease_s=self.lease_s,
             report_every_s=self.report_every_s,
             start_grace_s=self.start_grace_s,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import quote
 
 from trainhop.errors import Error
+from trainhop.polling import state_word
 
 if TYPE_CHECKING:
     import httpx
@@ -199,8 +200,12 @@ def find_job(connection: Connection, given: str) -> dict[str, Any]:
         me = connection.get("/me")["name"]
         found = [j for j in found if j["member"] == me] or found
     if len(found) > 1:
-        raise Error(f"{given} matches several jobs: {', '.join(j['id'] for j in found[:10])}", reason="usage")
+        raise Error(f"{given} matches several jobs. Use an id:", *map(_told_apart, found[:10]), reason="usage")
     return connection.get(f"/jobs/{found[0]['id']}")
+
+
+def _told_apart(job: dict[str, Any]) -> str:
+    return f"{job['id']}: {state_word(job['state'])}, submitted {job['created_at'][:16].replace('T', ' ')} UTC"
 
 
 def _is_part(given: str, job_id: str) -> bool:

@@ -14,6 +14,13 @@ PATIENCE_S = 600.0
 """Give up when the server does not answer for longer than this."""
 
 FINAL = frozenset({"succeeded", "failed", "cancelled"})
+STATE_WORDS = {"leased": "starting"}
+"""Words for states that the API names otherwise."""
+
+
+def state_word(state: str) -> str:
+    """The word for a job's state: queued, starting, running, paused, succeeded, failed or cancelled."""
+    return STATE_WORDS.get(state, state)
 
 
 @dataclass(frozen=True, kw_only=True)

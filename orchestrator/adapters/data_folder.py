@@ -13,12 +13,14 @@ from sqlalchemy import make_url
 
 from orchestrator.adapters.database.guard import shown
 from orchestrator.domain.errors import ConflictError
-from worker.shared.files import UNFINISHED
+from worker.shared.files import UNFINISHED, is_locked
+
+LOCK_FILE = "server.lock"
 
 
 def lock(folder: Path) -> Callable[[], None]:
     """Lock the data folder for this process. The lock ends with the process, however it ends."""
-    handle = os.open(folder / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -27,6 +29,11 @@ def lock(folder: Path) -> Callable[[], None]:
             f"Another server already uses {folder}. Stop it, or choose another folder with --data-dir."
         ) from error
     return lambda: os.close(handle)
+
+
+def is_served(folder: Path) -> bool:
+    """Whether a server of this computer uses the data folder now."""
+    return is_locked(folder / LOCK_FILE)
 
 
 def remove_unfinished(folder: Path, store: Path) -> None:

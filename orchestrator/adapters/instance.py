@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from orchestrator.adapters.data_folder import is_served
 from orchestrator.domain.errors import ConflictError
 from worker.shared.files import create_once, write_atomically
 
@@ -66,6 +67,23 @@ class InstanceFolder:
             "use the original. Start once with --moved if the original is no longer used, or with --as-copy to make "
             "a server of its own that leaves the original's sessions alone and pauses its unfinished jobs."
         )
+
+    def refuse_running_original(self) -> None:
+        """Raise `ConflictError` if the folder was copied from one that a server of this computer uses now."""
+        last = self._last_place()
+        if last is None or self.id is None:
+            return
+        original = Path(last.folder)
+        is_another = original.resolve() != self._folder.resolve()
+        if is_another and InstanceFolder(original).id == self.id and is_served(original):
+            raise ConflictError(
+                f"The data folder {self._folder} was copied from {original}, which a server on this computer uses. "
+                "Stop that server first, or start with --as-copy to make a server of its own."
+            )
+
+    def mark_as_copy(self, folder: str, host: str) -> None:
+        """Note that the folder was restored from a copy of `folder` on `host`. Its next start asks what it is."""
+        write_atomically(self._note, json.dumps(asdict(_FolderIdentity(folder, host, 0, 0, 0))), mode=0o600)
 
     def keep(self, instance_id: str) -> None:
         """Write the id, and the place where the folder is used now."""

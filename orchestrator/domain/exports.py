@@ -1,4 +1,8 @@
-"""Exports: adapters merged into their base models, or as GGUF. The server keeps them for some days."""
+"""Exports: adapters merged into their base models, or as GGUF.
+
+The server keeps its own for some days. One that a machine has made is the result of a job, and kept until that is
+deleted.
+"""
 
 from __future__ import annotations
 
@@ -68,3 +72,21 @@ class Export:
     state: ExportState = ExportState.WAITING
     doing: str = ""
     report: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(kw_only=True)
+class MachineExport:
+    """The export of the adapter of `trained_job` on a machine. It has the id of its own job.
+
+    `settings` is the `export` of the job file. The others are None until the job is done: `keys` are those of the files
+    in `store`, by their names. `report` is as in `Export`.
+    """
+
+    job_id: str
+    trained_job: str
+    settings: dict[str, Any]
+    created_at: float
+    store: str | None = None
+    keys: dict[str, str] | None = None
+    report: dict[str, Any] | None = None
+    finished_at: float | None = None

@@ -131,6 +131,11 @@ class Job:
         return self.spec.get("evaluation") is not None
 
     @property
+    def is_export(self) -> bool:
+        """Whether the job exports the adapter of another one instead of training."""
+        return self.spec.get("export") is not None
+
+    @property
     def step_time(self) -> StepTime:
         """Seconds per step, as far as they were timed."""
         return StepTime(gpu_s=self.gpu_step_s, host_s=self.host_step_s)

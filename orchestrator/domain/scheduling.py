@@ -27,8 +27,8 @@ class PendingJob:
     """A queued job as the policy sees it.
 
     `gpu_bytes` and `host_bytes` are the memory it needs on a GPU and on a CPU (0: not known). `from_folder` says that
-    its base model is on the server's disk, `needs_gpu` that its backend trains only on GPUs. Machines of the accounts
-    `too_small_at` had too little memory for it.
+    its base model is on the server's disk, `needs_gpu` that its backend trains only on GPUs, `needs_no_gpu` that it
+    never uses one. Machines of the accounts `too_small_at` had too little memory for it.
     """
 
     job_id: str
@@ -46,6 +46,7 @@ class PendingJob:
     step_time: StepTime = field(default_factory=StepTime)
     from_folder: bool = False
     needs_gpu: bool = False
+    needs_no_gpu: bool = False
     too_small_at: frozenset[str] = frozenset()
 
 
@@ -55,7 +56,8 @@ class Capacity:
 
     The memory is that of its `gpu`, if it has one. `hours_left` of `hours_total` is the rest of the provider's quota
     (None: no quota) until it is refreshed at `refresh_at`. `closed_reason` says why nothing can start there at all,
-    until `open_at` if that is known. With `any_folder` its machines can read models on the server's disk.
+    until `open_at` if that is known. With `any_folder` its machines can read models on the server's disk. With
+    `has_cpu` a job that never uses a GPU takes nothing of the quota.
     """
 
     slots: int
@@ -63,6 +65,7 @@ class Capacity:
     memory_bytes: int = 0
     gpu: bool = False
     any_folder: bool = True
+    has_cpu: bool = False
     start_up_s: float = 60.0
     hours_left: float | None = None
     hours_total: float | None = None
@@ -144,11 +147,17 @@ def _not_now(job: PendingJob, place: Candidate) -> Blocker | None:
     if place.closed_reason:
         return Blocker(reason=f"{place.name}: {place.closed_reason}", until=place.open_at)
     least = place.start_up_s + SAVES_TO_SPARE * place.save_s
-    if place.hours_left is not None and place.hours_left * 3600 < least:
+    hours_left = _hours_left(job, place)
+    if hours_left is not None and hours_left * 3600 < least:
         return Blocker(reason=_quota_in_words(job, place, least), until=place.refresh_at)
     if place.slots < 1:
         return Blocker(reason=f"all machines of {place.name} are busy")
     return None
+
+
+def _hours_left(job: PendingJob, place: Candidate) -> float | None:
+    """The rest of the quota that limits the job there. None if nothing does."""
+    return None if job.needs_no_gpu and place.has_cpu else place.hours_left
 
 
 def large_enough(job: PendingJob, places: Iterable[Candidate]) -> list[Candidate]:
@@ -218,8 +227,9 @@ def budget(job: PendingJob, place: Candidate) -> float:
     limits = [place.session_s]
     if job.max_session_s is not None:
         limits.append(job.max_session_s)
-    if place.hours_left is not None:
-        limits.append(place.hours_left * 3600)
+    hours_left = _hours_left(job, place)
+    if hours_left is not None:
+        limits.append(hours_left * 3600)
     return min(limits)
 
 
@@ -266,7 +276,7 @@ def match(
             continue
         place = min(fitting, key=lambda p: (finish_s(job, p), p.refresh_at or float("inf"), p.account_id))
         seconds = budget(job, place)
-        open_places[place.account_id] = _taken(place, seconds)
+        open_places[place.account_id] = _taken(place, 0.0 if job.needs_no_gpu and place.has_cpu else seconds)
         counts[job.member_id] = counts.get(job.member_id, 0) + 1
         chosen.append(
             Placement(job_id=job.job_id, account_id=place.account_id, provider=place.provider, budget_s=seconds)

@@ -185,7 +185,8 @@ class LaunchRequest:
     """Start a worker for one lease. `token` is the lease's own and the only secret that a machine is given.
 
     Without a `server_url` the machine cannot call. `assignment` then holds all it needs. `inputs` holds the files that
-    it reads, by grant key, for the driver to copy to the machine.
+    it reads, by grant key, for the driver to copy to the machine. With `exports` the session exports an adapter: it
+    needs the worker's code for that (`worker.shared.wheel`), and no GPU.
     """
 
     lease_id: str
@@ -199,6 +200,7 @@ class LaunchRequest:
     inputs: Mapping[str, Callable[[], Iterator[bytes]]] = field(
         default_factory=dict[str, Callable[[], Iterator[bytes]]]
     )
+    exports: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

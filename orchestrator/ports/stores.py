@@ -58,6 +58,10 @@ class StoreUnavailable(StoreError):
     """It does not answer."""
 
 
+class StoreBusy(StoreUnavailable):
+    """It deletes nothing now, because a backup reads it. Try again."""
+
+
 class StoreFull(StoreError):
     """No space is left. Free some or enlarge the store."""
 

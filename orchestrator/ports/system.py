@@ -53,7 +53,7 @@ class Limits:
     time between losses for which the interval of checkpoints is tuned. An offer that is not committed within
     `offer_ttl_s` is garbage. `most_uploads` is the number of uploads that are opened in advance for a machine that
     cannot request more. Such a machine saves less often in a long session. `patience_s` is how long one slow account
-    may delay the work for the others.
+    may delay the work for the others. `max_upload_bytes` is the largest file that this server takes in one request.
     """
 
     lease_s: float = 60.0
@@ -64,6 +64,7 @@ class Limits:
     offer_ttl_s: float = 3_600.0
     most_uploads: int = 64
     patience_s: float = 3.0
+    max_upload_bytes: int = 4 << 30
     trusted_models: frozenset[str] = frozenset()
 
 

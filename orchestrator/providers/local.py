@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,6 +35,8 @@ from orchestrator.ports.providers import (
     SessionOutput,
 )
 from orchestrator.providers.session_records import left_messages
+from worker.shared.files import is_locked
+from worker.shared.installation import missing_modules
 from worker.shared.messages import Ticket
 from worker.shared.process import INSTANCE, process_birth, process_instance
 
@@ -71,15 +73,18 @@ class LocalProvider(Provider):
     account_settings = LocalAccountSettings
     folder_name = "sessions"
 
-    def __init__(self, env: DriverEnv) -> None:
+    def __init__(self, env: DriverEnv, *, missing: Callable[[], Sequence[str]] = missing_modules) -> None:
         self._env, self._folder = env, env.folder
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._elsewhere: dict[str, Path] = {}
+        self._closed_reason = _cannot_train(missing())
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def capacity(self, account: Account) -> Capacity:
         card = _gpu_bytes()
         return Capacity(
-            slots=int(account.config.get("slots", 1)),
+            slots=0 if self._closed_reason else int(account.config.get("slots", 1)),
+            closed_reason=self._closed_reason,
             session_s=float(account.config.get("session_s", 12 * 3600)),
             memory_bytes=int(account.config.get("memory_bytes") or card or _ram_bytes()),
             gpu=card > 0,
@@ -187,7 +192,7 @@ class LocalProvider(Provider):
             return file.read(limit)
 
     def _home(self, lease_id: str) -> Path:
-        return self._folder / lease_id
+        return self._elsewhere.get(lease_id, self._folder / lease_id)
 
     def _pid(self, lease_id: str) -> int | None:
         """The id that the worker wrote, if that process still runs. A process id that was reused does not count."""
@@ -202,7 +207,8 @@ class LocalProvider(Provider):
         """Whether this instance started the process.
 
         Its working folder decides as well, because workers of earlier versions have no instance, and two folders may
-        have one id. The folder of a moved one may be gone.
+        have one id. The folder of a moved one may be gone. That of a restored one may be there without its server: the
+        files of the session are there then.
         """
         started_by, works_in = process_instance(pid)
         if started_by and started_by != self._env.instance_id:
@@ -210,8 +216,16 @@ class LocalProvider(Provider):
         if works_in is None:
             return True
         with contextlib.suppress(OSError):
-            return works_in.samefile(self._home(lease_id))
+            return works_in.samefile(self._home(lease_id)) or (bool(started_by) and self._is_left(lease_id, works_in))
         return bool(started_by)
+
+    def _is_left(self, lease_id: str, folder: Path) -> bool:
+        """Whether a folder is that of this session in a data folder without a server, which this one is a copy of."""
+        sessions = folder.parent
+        if (sessions.name, folder.name) != (self._folder.name, lease_id) or is_locked(sessions.parent / "server.lock"):
+            return False
+        self._elsewhere[lease_id] = folder
+        return True
 
 
 def _cause(code: int | None) -> str:
@@ -235,6 +249,13 @@ def _last_words(log: Path) -> str:
         return ""
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return f": {last[:MAX_LAST_WORDS]}" if last else ""
+
+
+def _cannot_train(missing: Sequence[str]) -> str:
+    """Why nothing is started here, for people. Empty if training lacks nothing."""
+    if not missing:
+        return ""
+    return f"this computer cannot train without {', '.join(missing)}; `trainhop doctor` says how to install it"
 
 
 def _ram_bytes() -> int:

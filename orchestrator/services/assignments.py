@@ -6,7 +6,6 @@ import secrets
 
 from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.jobs import Checkpoint, Job, Lease
-from orchestrator.domain.storage import Dataset
 from orchestrator.ports.stores import Links, Store, StoreError
 from orchestrator.services import model_files
 from orchestrator.services.context import Context
@@ -16,7 +15,7 @@ from orchestrator.services.stores import from_store
 from worker.shared.job_spec import JobSpec
 from worker.shared.messages import Assignment, Grant, GrantKind, Origin
 
-_SUFFIXES = {GrantKind.ADAPTER: "zip", GrantKind.ANSWERS: "jsonl"}
+_SUFFIXES = {GrantKind.ADAPTER: "zip", GrantKind.ANSWERS: "jsonl", GrantKind.EXPORT: "bin"}
 UPLOADS_IN_ADVANCE = 3
 """Number of upload grants at the start, so that a worker can save while the server is away."""
 
@@ -28,7 +27,7 @@ def make_assignment(ctx: Context, begun: Begun) -> Assignment:
     """
     lease, spec = begun.lease, begun.spec
     try:
-        datasets, resume, uploads = _all_grants(ctx, lease, spec, begun.datasets, begun.head)
+        datasets, resume, uploads = _all_grants(ctx, begun)
         models = model_files.granted(ctx, lease, spec)
     except StoreError as error:
         raise from_store(error) from error
@@ -77,27 +76,36 @@ def _origin(job: Job, head: Checkpoint | None) -> Origin | None:
     return Origin(job=head.manifest["job"], fence=head.manifest["fence"], step=head.manifest["step"])
 
 
-def _all_grants(
-    ctx: Context, lease: Lease, spec: JobSpec, datasets: list[Dataset | None], head: Checkpoint | None
-) -> tuple[tuple[Grant, ...], Grant | None, tuple[Grant, ...]]:
-    """Grants for the datasets, for the head, and for uploads."""
+def _all_grants(ctx: Context, begun: Begun) -> tuple[tuple[Grant, ...], Grant | None, tuple[Grant, ...]]:
+    """Grants for the datasets or the adapter of an export, for the head, and for uploads."""
+    lease, head = begun.lease, begun.head
     shares_disk = ctx.providers.get(lease.provider).capabilities.shares_disk
     store = ctx.stores.get(lease.store)
 
     def reading(store: Store, key: str, kind: GrantKind, sha256: str, size: int) -> Grant:
         return bound(store.grant_download(key, kind, sha256=sha256, size=size, shares_disk=shares_disk), lease)
 
-    data = [reading(ctx.stores.local(), d.key, GrantKind.DATASET, d.sha256, d.size) for d in datasets if d is not None]
+    local = ctx.stores.local()
+    data = [reading(local, d.key, GrantKind.DATASET, d.sha256, d.size) for d in begun.datasets if d is not None]
+    if (trained := begun.trained) is not None:
+        data.append(reading(ctx.stores.get(trained.adapter_store or ""), *adapter_of(trained)))
     resume = None
     if head is not None:
         resume = reading(ctx.stores.get(head.store), head.key, GrantKind.CHECKPOINT, head.sha256, head.size)
-    kinds = [GrantKind.CHECKPOINT] * UPLOADS_IN_ADVANCE + [result_of(spec)]
+    kinds = [GrantKind.CHECKPOINT] * UPLOADS_IN_ADVANCE + [result_of(begun.spec)]
     return tuple(data), resume, tuple(upload_grant(store, lease, kind, shares_disk=shares_disk) for kind in kinds)
 
 
 def result_of(spec: JobSpec) -> GrantKind:
     """The kind of file that a job ends with."""
+    if spec.export is not None:
+        return GrantKind.EXPORT
     return GrantKind.ADAPTER if spec.evaluation is None else GrantKind.ANSWERS
+
+
+def adapter_of(trained: Job) -> tuple[str, GrantKind, str, int]:
+    """The key of a job's adapter, its kind, its sha256 and its size, to read it."""
+    return trained.adapter_key or "", GrantKind.ADAPTER, trained.adapter_zip_sha256 or "", trained.adapter_bytes or 0
 
 
 def upload_grant(store: Store, lease: Lease, kind: GrantKind, *, shares_disk: bool) -> Grant:

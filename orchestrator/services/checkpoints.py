@@ -9,7 +9,7 @@ from orchestrator.domain.errors import NotFoundError
 from orchestrator.domain.jobs import Checkpoint, Job, Lease
 from orchestrator.domain.lifecycle import CheckpointState
 from orchestrator.ports.repository import Transaction
-from orchestrator.ports.stores import ObjectMissing, Store, StoreError
+from orchestrator.ports.stores import ObjectMissing, Store, StoreBusy, StoreError
 from orchestrator.services import heads, model_files
 from orchestrator.services.context import Context
 from orchestrator.services.leases import held, lease_prefix
@@ -222,26 +222,31 @@ def sweep(ctx: Context) -> None:
                 tx.checkpoints.save(current)
 
 
-def sweep_strays(ctx: Context, lease: Lease) -> None:
+def sweep_strays(ctx: Context, lease: Lease) -> bool:
     """Delete what an ended lease uploaded and never offered (a damaged upload, or one before a crash).
 
-    Files that were staged for its machine to read are deleted, too.
+    Files that were staged for its machine to read are deleted, too. Returns False if a backup reads the store now.
     """
-    model_files.sweep(ctx, lease)
-    store = ctx.stores.get(lease.store)
     try:
+        model_files.sweep(ctx, lease)
+        store = ctx.stores.get(lease.store)
         lying = store.keys(lease_prefix(lease))
         if not lying:
-            return
+            return True
         with ctx.uow() as tx:
             job = tx.jobs.get(lease.job_id)
             used = {c.key for c in tx.checkpoints.of_job(lease.job_id)}
             used |= {key for key in lying if tx.checkpoints.is_in_use(lease.store, key)}
+            export = tx.machine_exports.get(lease.job_id)
+            used |= set((export.keys or {}).values()) if export is not None else set()
         for key in lying:
             if key not in used and (job is None or key != job.adapter_key):
                 store.delete(key)
+    except StoreBusy:
+        return False
     except StoreError:
-        return
+        return True
+    return True
 
 
 def abandon_stale(ctx: Context) -> None:

@@ -184,6 +184,8 @@ def _request(ctx: Context, claim: _Claim) -> LaunchRequest:
     lease = claim.lease
     ready = offline_bundle(ctx, lease) if lease.offline else None
     near = ctx.providers.get(lease.provider).capabilities.same_network
+    with ctx.uow() as tx:
+        job = tx.jobs.get_many([lease.job_id])[lease.job_id]
     return LaunchRequest(
         lease_id=lease.id,
         job_id=lease.job_id,
@@ -194,6 +196,7 @@ def _request(ctx: Context, claim: _Claim) -> LaunchRequest:
         fence=lease.fence,
         assignment=ready.assignment if ready else None,
         inputs=ready.inputs if ready else {},
+        exports=job.is_export,
     )
 
 
@@ -260,6 +263,7 @@ def to_pending(job: Job, too_small_at: frozenset[str] = frozenset()) -> PendingJ
         step_time=job.step_time,
         from_folder=any(name.startswith("/") for name in _models(spec)),
         needs_gpu=spec.get("backend") == "unsloth",
+        needs_no_gpu=job.is_export,
         too_small_at=too_small_at,
     )
 

@@ -16,7 +16,7 @@ from orchestrator.services.evaluation_report import report_of
 from orchestrator.services.stores import from_store
 from worker.shared import answers_file
 from worker.shared.answers_file import Answered, AnswersError, AnswersFile
-from worker.shared.messages import StoredAnswers
+from worker.shared.results import StoredAnswers
 
 IN_MEMORY = 4 << 20
 """Bytes of a file that are read without a file on the disk."""

@@ -53,6 +53,8 @@ def evaluate(
     request_hash = hashlib.sha256(request.encode()).hexdigest()
     if key is not None and (again := earlier(ctx, actor, key, request_hash)) is not None:
         return Submission(job=again, is_new=False, notes=notes_of(ctx, again.id))
+    if trained.is_export:
+        raise ConflictError(f"Job {job_id} is an export. Evaluate the job that it exports.")
     if trained.is_evaluation:
         raise ConflictError(f"Job {job_id} is an evaluation itself. Evaluate the job that it evaluates.")
     spec = JobSpec.model_validate(trained.spec)

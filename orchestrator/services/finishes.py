@@ -7,7 +7,7 @@ from orchestrator.domain.jobs import Job, Lease
 from orchestrator.domain.lifecycle import EndReason, LeaseState
 from orchestrator.ports.repository import Transaction
 from orchestrator.ports.stores import ObjectMissing, StoreError
-from orchestrator.services import continuing, evaluation_results, heads
+from orchestrator.services import continuing, evaluation_results, exported_files, heads
 from orchestrator.services.context import Context
 from orchestrator.services.evaluation_results import Result
 from orchestrator.services.evaluations import evaluate_finished
@@ -24,7 +24,8 @@ from orchestrator.services.leases import (
 from orchestrator.services.pushes import push_finished
 from orchestrator.services.stores import from_store
 from worker.shared.answers_file import MAX_FILE_BYTES
-from worker.shared.messages import ExportedAdapter, Failure, Finish, StoredAnswers
+from worker.shared.messages import Failure, Finish
+from worker.shared.results import MAX_EXPORT_BYTES, ExportedAdapter, ExportedFile, StoredAnswers, StoredExport
 
 
 def check_adapter(ctx: Context, message: Finish) -> None:
@@ -49,6 +50,20 @@ def check_answers(ctx: Context, message: Finish, answers: StoredAnswers) -> Resu
     return evaluation_results.stored_answers(ctx.stores.get(lease.store), answers)
 
 
+def check_export(ctx: Context, message: Finish, export: StoredExport) -> None:
+    """Read the files of an export back from the store, outside a transaction. Raises `InvalidError`."""
+    names = {file.name for file in export.files}
+    if len(names) < len(export.files) or len({file.key for file in export.files}) < len(export.files):
+        raise InvalidError("Two files of the export are the same.", [("/export/files", "must differ")])
+    size = sum(file.size for file in export.files)
+    if size > MAX_EXPORT_BYTES:
+        words = f"The export has {size} bytes. It may have {MAX_EXPORT_BYTES}."
+        raise InvalidError(words, [("/export/files", "are too large")])
+    if (lease := _finishing(ctx, message)) is not None:
+        for place, file in enumerate(export.files):
+            _check_stored(ctx, lease, f"export/files/{place}", file)
+
+
 def _finishing(ctx: Context, message: Finish) -> Lease | None:
     """The lease that ends with this message. None if it has ended with it before."""
     with ctx.uow() as tx:
@@ -58,7 +73,7 @@ def _finishing(ctx: Context, message: Finish) -> Lease | None:
         return still_held(tx, lease, message.fence)[0]
 
 
-def _check_stored(ctx: Context, lease: Lease, name: str, said: ExportedAdapter | StoredAnswers) -> None:
+def _check_stored(ctx: Context, lease: Lease, name: str, said: ExportedAdapter | StoredAnswers | ExportedFile) -> None:
     if not said.key.startswith(lease_prefix(lease)):
         raise InvalidError(
             f"The file of the {name} is outside this lease's folder. Use a granted key.",
@@ -107,7 +122,7 @@ def _succeed(ctx: Context, tx: Transaction, message: Finish, answers: Result | N
     if already_ended(lease, message.fence, EndReason.COMPLETED):
         return continuing.granted_before(tx, lease) if message.can_continue else None
     lease, job = still_held(tx, lease, message.fence)
-    if job.head_step < job.total_steps:
+    if job.head_step < job.total_steps and not job.is_export:
         raise ConflictError(
             f"Only {job.head_step} of {job.total_steps} steps are committed. Commit the final checkpoint first."
         )
@@ -125,6 +140,11 @@ def _succeed(ctx: Context, tx: Transaction, message: Finish, answers: Result | N
 
 
 def _keep_result(tx: Transaction, job: Job, lease: Lease, message: Finish, answers: Result | None, now: float) -> None:
+    if job.is_export:
+        if message.export is None:
+            raise InvalidError("The export is missing. Upload its files first.", [("/export", "is missing")])
+        exported_files.keep(tx, job, lease, message.export, now)
+        return
     if job.is_evaluation:
         if message.answers is None or answers is None:
             missing = [("/answers", "is missing")]

@@ -41,6 +41,11 @@ def resolve(
             "An evaluation is started from a trained job. Use `trainhop evaluate JOB`, or evaluate that job again.",
             [("/evaluation", "is set by the server")],
         )
+    if spec.export is not None:
+        raise InvalidError(
+            "An export is started from a trained job. Use `trainhop export JOB --format FORMAT --on-machine`.",
+            [("/export", "is set by the server")],
+        )
     if spec.deadline is not None and not 0 <= spec.deadline < LAST_DEADLINE:
         raise InvalidError("The deadline is not a valid date.", [("/deadline", "must be a time before the year 10000")])
     _refuse_the_unknown(ctx, spec)

@@ -14,6 +14,7 @@ from orchestrator.domain.jobs import Checkpoint, Job, Lease
 from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
 from orchestrator.ports.providers import Handle, ProviderError
 from orchestrator.ports.repository import Transaction
+from orchestrator.services import exported_files
 from orchestrator.services.access import owned_job
 from orchestrator.services.checkpoints import sweep
 from orchestrator.services.context import Context, new_id
@@ -22,6 +23,7 @@ from orchestrator.services.datasets import hold, sweep_discarded
 from orchestrator.services.failed_starts import Explanation
 from orchestrator.services.job_resolution import NEWEST, resolve
 from orchestrator.services.leases import release_lease
+from orchestrator.services.needed_jobs import refuse_if_needed
 from worker.shared.data_checks.findings import Finding
 from worker.shared.job_spec import JobSpec
 from worker.shared.memory_estimate import Need
@@ -299,6 +301,7 @@ def retry(ctx: Context, actor: Actor, job_id: str) -> Job:
         files = JobSpec.model_validate(job.spec).files_by_pointer
         if gone := hold(tx, job.member_id, (data.sha256 or "" for _, data in files), ctx.clock.now()):
             raise ConflictError(gone[1])
+        exported_files.refuse_without_adapter(tx, job)
         job.queue_again(at=ctx.clock.now(), actor=actor.name, reason="retried on request")
         tx.jobs.save(job)
     ctx.wake()
@@ -339,6 +342,7 @@ def delete(ctx: Context, actor: Actor, job_id: str) -> None:
             tx.checkpoints.save(checkpoint)
         if job.adapter_key is not None:
             tx.datasets.discard(job.adapter_key, job.adapter_store)
+        exported_files.discard(tx, job)
         job.delete(at=ctx.clock.now(), actor=actor.name)
         tx.jobs.save(job)
         tx.jobs.delete_records(job_id)
@@ -363,33 +367,8 @@ def _ended(tx: Transaction, actor: Actor, job_id: str) -> Job:
             )
     if uncollected:
         raise ConflictError(f"The last session of job {job_id} is still being cleaned up. Try again in a minute.")
-    if tx.pushes.running_of_job(job_id) is not None:
-        raise ConflictError(f"The adapter of job {job_id} is being pushed. Wait until that has ended.")
-    _refuse_if_promoted(tx, job)
-    _refuse_if_evidence(tx, job)
+    refuse_if_needed(tx, job)
     return job
-
-
-def _refuse_if_promoted(tx: Transaction, job: Job) -> None:
-    if promoting := tx.models.promoting(job.id):
-        names = ", ".join(model.name for model in promoting)
-        raise ConflictError(
-            f"The adapter of job {job.id} is promoted in model {names}. Promote another candidate or roll back first."
-        )
-
-
-def _refuse_if_evidence(tx: Transaction, job: Job) -> None:
-    """A comparison or judgement that was lost must stay, because a verdict states how many there were."""
-    evaluation = tx.evaluations.get(job.id)
-    if evaluation is None or evaluation.trained_job == job.id or evaluation.finished_at is None:
-        return
-    trained = tx.jobs.get_many([evaluation.trained_job]).get(evaluation.trained_job)
-    is_compared = any(found.closed_at is not None for found in tx.comparisons.of_evaluation(job.id))
-    is_compared |= any(found.finished_at is not None for found in tx.judgements.of_evaluation(job.id))
-    if trained is not None and trained.deleted_at is None and (is_compared or tx.models.promoting(trained.id)):
-        raise ConflictError(
-            f"Job {job.id} is part of the evidence about the adapter of job {trained.id}. Delete that job first."
-        )
 
 
 def _erase_log(ctx: Context, lease: Lease) -> None:

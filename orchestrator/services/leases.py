@@ -68,13 +68,22 @@ def still_held(tx: Transaction, lease: Lease, fence: int | None) -> tuple[Lease,
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """A lease whose worker has started, with what it will read. A dataset that was deleted is None."""
+    """A lease whose worker has started, with what it will read. A dataset that was deleted is None.
+
+    `trained` is the job whose adapter an export begins with.
+    """
 
     lease: Lease
     job: Job
     spec: JobSpec
     head: Checkpoint | None
     datasets: list[Dataset | None]
+    trained: Job | None = None
+
+
+def trained_job(tx: Transaction, spec: JobSpec) -> Job | None:
+    """The job whose adapter an export begins with. It cannot be deleted before the export has ended."""
+    return tx.jobs.get_many([spec.export.job])[spec.export.job] if spec.export is not None else None
 
 
 def begin(ctx: Context, tx: Transaction, lease_id: str, request: StartRequest, fence: int | None = None) -> Begun:
@@ -102,7 +111,8 @@ def begin(ctx: Context, tx: Transaction, lease_id: str, request: StartRequest, f
     tx.leases.save(lease)
     head = tx.checkpoints.get(job.id, job.head) if job.head else None
     datasets = [tx.datasets.get(d.sha256 or "") for d in spec.files]
-    return Begun(lease=lease, job=job, spec=spec, head=head, datasets=datasets)
+    trained = trained_job(tx, spec)
+    return Begun(lease=lease, job=job, spec=spec, head=head, datasets=datasets, trained=trained)
 
 
 def _begin(lease: Lease, job: Job, request: StartRequest, now: float) -> None:

@@ -14,7 +14,7 @@ from orchestrator.domain.errors import ConflictError, InvalidError, UnavailableE
 from orchestrator.domain.jobs import Lease
 from orchestrator.domain.lifecycle import EndReason, LeaseState
 from orchestrator.ports.catalog import ModelFile
-from orchestrator.ports.stores import Store, StoreError
+from orchestrator.ports.stores import Store
 from orchestrator.services.context import Context
 from orchestrator.services.hub_tokens import token_of
 from orchestrator.services.read_grants import bound
@@ -106,13 +106,10 @@ def prefix(lease: Lease) -> str:
 
 
 def sweep(ctx: Context, lease: Lease) -> None:
-    """Delete the files that were staged for an ended lease."""
+    """Delete the files that were staged for an ended lease. Raises `StoreError`."""
     store = ctx.stores.local()
-    try:
-        for key in store.keys(prefix(lease)):
-            store.delete(key)
-    except StoreError:
-        return
+    for key in store.keys(prefix(lease)):
+        store.delete(key)
 
 
 def _not_now(ctx: Context, lease: Lease, error: UnavailableError) -> ConflictError:

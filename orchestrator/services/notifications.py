@@ -204,6 +204,8 @@ def _text(topic: Topic, job: Job, event: Event) -> str:
         return f"Handed off at step {job.head_step} of {job.total_steps}: {event.reason}."
     if topic is Topic.FAILED:
         return f"The job failed: {event.reason}"
+    if job.is_export:
+        return "The export is checked, and its files are in the store."
     if job.is_evaluation:
         return "The base model and the adapter have answered all prompts. The report is ready."
     return f"All {job.total_steps} steps are complete. The adapter is ready."

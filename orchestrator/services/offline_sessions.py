@@ -12,13 +12,16 @@ from orchestrator.domain.storage import Dataset
 from orchestrator.ports.repository import Transaction
 from orchestrator.ports.stores import Store
 from orchestrator.services import model_files
-from orchestrator.services.assignments import describe_job, result_of, upload_grant
+from orchestrator.services.assignments import adapter_of, describe_job, result_of, upload_grant
 from orchestrator.services.context import Context
+from orchestrator.services.leases import trained_job
 from worker.shared.job_spec import JobSpec
 from worker.shared.messages import Assignment, Grant, GrantKind
 
 SPARE_UPLOADS = 4
 RESULT_UPLOADS = 2
+EXPORT_UPLOADS = 24
+"""Files of an export with an upload of their own. The machine keeps any others for its provider to collect."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,8 @@ def offline_bundle(ctx: Context, lease: Lease) -> OfflineBundle:
     """
     with ctx.uow() as tx:
         job, datasets, head = _what_to_read(tx, lease)
+        spec = JobSpec.model_validate(job.spec)
+        trained = trained_job(tx, spec)
     local = ctx.stores.local()
     inputs: dict[str, Callable[[], Iterator[bytes]]] = {}
 
@@ -50,10 +55,11 @@ def offline_bundle(ctx: Context, lease: Lease) -> OfflineBundle:
         return Grant(key=key, kind=kind, sha256=sha256, size=size)
 
     data = tuple(reading(local, d.key, GrantKind.DATASET, d.sha256, d.size) for d in datasets)
+    if trained is not None:
+        data = (reading(ctx.stores.get(trained.adapter_store or ""), *adapter_of(trained)),)
     resume = None
     if head is not None:
         resume = reading(ctx.stores.get(head.store), head.key, GrantKind.CHECKPOINT, head.sha256, head.size)
-    spec = JobSpec.model_validate(job.spec)
     models = model_files.staged(ctx, lease, spec, inputs)
     uploads = _uploads(ctx, lease, spec) if lease.store != local.name else ()
     left = lease.budget_s
@@ -74,6 +80,8 @@ def _uploads(ctx: Context, lease: Lease, spec: JobSpec) -> tuple[Grant, ...]:
     store = ctx.stores.get(lease.store)
     saves = min(ctx.limits.most_uploads, math.ceil(lease.budget_s / spec.checkpoint.max_interval_s) + SPARE_UPLOADS)
     kinds = [GrantKind.CHECKPOINT] * saves + [result_of(spec)] * RESULT_UPLOADS
+    if spec.export is not None:  # it has no checkpoints, and several files
+        kinds = [GrantKind.EXPORT] * EXPORT_UPLOADS
     return tuple(upload_grant(store, lease, kind, shares_disk=False) for kind in kinds)
 
 

@@ -74,12 +74,14 @@ class Watch:
     """Passes over all sessions, one after the other.
 
     A server that slept with its computer has received nothing, so silence in that time proves nothing. It slept if more
-    than `longest_rest_s` are between two passes. If its clock was set back, it counts from now as well.
+    than `longest_rest_s` are between two passes. If its clock was set back, it counts from now as well. Machines may
+    need `find_us_s` to find a server that has moved.
     """
 
-    def __init__(self, ctx: Context, longest_rest_s: float) -> None:
-        self._ctx, self._longest_rest_s = ctx, longest_rest_s
+    def __init__(self, ctx: Context, longest_rest_s: float, find_us_s: float = 0.0) -> None:
+        self._ctx, self._longest_rest_s = replace(ctx, started_at=ctx.started_at + find_us_s), longest_rest_s
         self._rests_since = ctx.clock.now()
+        self.has_looked = False
 
     def round(self) -> None:
         """One pass. Raises what `reconcile` raises."""
@@ -90,6 +92,7 @@ class Watch:
             reconcile(self._ctx)
         finally:
             self._rests_since = self._ctx.clock.now()
+            self.has_looked = True
 
 
 def _observe(ctx: Context, leases: list[Lease], accounts: dict[str, Account]) -> dict[str, Observation]:
@@ -223,7 +226,7 @@ def _adopt(ctx: Context, lease: Lease, handle: Handle, *, over: bool) -> bool:
 
 
 def _is_of(lease: Lease, key: str) -> bool:
-    return re.fullmatch(re.escape(lease_prefix(lease)) + r"[0-9a-f]{16}\.(safetensors|zip|jsonl)", key) is not None
+    return re.fullmatch(re.escape(lease_prefix(lease)) + r"[0-9a-f]{16}\.(safetensors|zip|jsonl|bin)", key) is not None
 
 
 def _expire(ctx: Context, lease: Lease, why: str, *, seen: Observation | None = None) -> None:
@@ -286,6 +289,7 @@ def _clear_away(ctx: Context, lease: Lease, seen: Observation, handle: Handle, n
         provider.clean_up(handle)
     except ProviderError:
         return
-    sweep_strays(ctx, lease)
+    if not sweep_strays(ctx, lease):
+        return
     with ctx.uow() as tx:
         tx.leases.set_collected(lease.id, now)

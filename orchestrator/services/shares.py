@@ -20,13 +20,13 @@ def create(
 ) -> tuple[Share, str]:
     """A new link to a page of the actor's job, and its secret, which is shown only once.
 
-    It works for `days`, or until it is revoked. Raises `ConflictError` for an evaluation, whose page would be empty,
-    and if the job has `MAX_SHARES` links.
+    It works for `days`, or until it is revoked. Raises `ConflictError` for an evaluation or an export, and
+    if the job has `MAX_SHARES` links.
     """
     secret, now = ctx.tokens.new(), ctx.clock.now()
     with ctx.uow() as tx:
         job = owned_job(tx, actor, job_id)
-        refuse_evaluation(job)
+        refuse_untrained(job)
         if sum(not share.ended(now) for share in tx.shares.of_job(job_id)) >= MAX_SHARES:
             raise ConflictError(f"A job has at most {MAX_SHARES} links. Revoke one first.")
         share = Share(
@@ -43,10 +43,12 @@ def create(
     return share, secret
 
 
-def refuse_evaluation(job: Job) -> None:
-    """Raise `ConflictError` for a job that has no curve and no route of its own."""
+def refuse_untrained(job: Job) -> None:
+    """Raise `ConflictError` for a job that trains nothing, and so has no curve."""
     if job.is_evaluation:
         raise ConflictError(f"Job {job.id} is an evaluation. Share the job that it evaluates.")
+    if job.is_export:
+        raise ConflictError(f"Job {job.id} is an export. Share the job that it exports.")
 
 
 def listed(ctx: Context, actor: Actor, job_id: str) -> list[tuple[Share, str]]:

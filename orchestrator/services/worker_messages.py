@@ -32,11 +32,11 @@ from worker.shared.messages import (
     Report,
     Started,
     StartRequest,
-    StoredAnswers,
     Ticket,
     merged,
     signed_message,
 )
+from worker.shared.results import StoredAnswers, StoredExport
 
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 
@@ -127,6 +127,8 @@ def check(ctx: Context, message: WorkerMessage) -> CheckedMessage:
             return CheckedMessage(message=message, head_damaged=finishes.is_head_damaged(ctx, message, sha256))
         case Finish(failure=None, answers=StoredAnswers() as answers):
             return CheckedMessage(message=message, answers=finishes.check_answers(ctx, message, answers))
+        case Finish(failure=None, export=StoredExport() as export):
+            finishes.check_export(ctx, message, export)
         case Finish(failure=None):
             finishes.check_adapter(ctx, message)
         case _:

@@ -82,6 +82,8 @@ def test_doctor_finds_no_fault_in_an_empty_folder(elsewhere: Shell) -> None:
     assert found["database"]["status"] == "ok"
     assert found["server"]["status"] == "warn"
     assert "trainhop up" in found["server"]["remedy"]
+    assert {found[f"extra {name}"]["status"] for name in ("server", "kaggle", "drive")} == {"ok"}
+    assert found["training"]["status"] == "ok"
 
 
 @pytest.mark.parametrize("name", ["../out", "/etc/x", "a/../../x", "c:x", "a\\..\\x"])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from benchmarks.export.models import make_adapter, make_model
 from orchestrator.ports.exports import NotExported
-from tests.helpers.exporter import HeldExporter, packed, small_adapter
+from tests.helpers.exporter import FILES, HeldExporter, finish_export, packed, small_adapter
+from tests.helpers.waiting import wait_for
 from trainhop.errors import Error
 from worker.training.base_model import sha256 as base_sha256
 
@@ -98,6 +101,47 @@ def test_the_server_makes_an_export_and_it_is_downloaded_whole(server, typed, tm
         typed(*words, "--base", "x", "--out", "y")
 
 
+def test_a_machine_makes_an_export_and_it_is_downloaded_whole(server, typed, tmp_path: Path, monkeypatch) -> None:
+    """The same command again downloads what there is. A failure is said in the job's words."""
+    job = server.api.admin.submit(name="trail")["id"]
+    machine = server.machine()
+    assert machine.save(10, tmp_path).json()["committed"]
+    assert machine.finish(10, *small_adapter()).status_code == 204
+    monkeypatch.chdir(tmp_path)
+    made = server.api.admin.post(f"/jobs/{job}:export", {"format": "gguf"}).json()["id"]
+    assert finish_export(server.machine()).status_code == 204
+    words = ("export", "trail", "--format", "gguf", "--on-machine")
+    report = json.loads(typed(*words, "--json").stdout)
+    out = tmp_path / f"{job}-gguf"
+    assert {file.name for file in out.iterdir()} == {*FILES, "trainhop-export.json"}
+    assert (report["path"], report["commands"]["ollama"]) == (
+        out.name,
+        f"ollama create {out.name} -f {out.name}/Modelfile",
+    )
+    assert [each["id"] for each in server.api.admin.get(f"/jobs/{job}/machine-exports").json()["items"]] == [made]
+    with pytest.raises(Error, match="already exists"):
+        typed(*words)
+    assert re.search(rf"^exports +{job}$", typed("show", made).stdout, re.MULTILINE)
+
+    def fail_the_next() -> None:
+        wait_for(lambda: server.api.admin.get("/jobs?state=queued").json()["items"], "the second export")
+        failure = {"message": "the base model is gone", "permanent": True, "has_remedy": True}
+        failing = server.machine()
+        failing.say("finish", failing.said("finish", step=0, failure=failure))
+
+    failing = threading.Thread(target=fail_the_next)
+    failing.start()
+    with pytest.raises(Error, match="the base model is gone"):
+        typed("export", "trail", "--format", "merged", "--on-machine")
+    failing.join()
+    with pytest.raises(Error, match="Choose one of"):
+        typed(*words, "--on-server", "--out", "z")
+    with pytest.raises(Error, match="Leave --base out"):
+        typed(*words, "--base", "x", "--out", "y")
+
+
 def test_a_folder_cannot_be_exported_by_the_server(typed, made: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(Error, match="does not have this folder"):
+        typed("export", str(made[1]), "--format", "gguf", "--on-machine", "--out", str(tmp_path / "o"))
     with pytest.raises(Error, match="does not have this folder"):
         typed("export", str(made[1]), "--format", "gguf", "--on-server", "--out", str(tmp_path / "o"))

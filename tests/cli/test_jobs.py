@@ -26,9 +26,9 @@ def test_a_key_is_changed_on_the_way(trainhop: Shell) -> None:
 def test_an_id_may_be_shortened_and_an_ambiguous_name_is_explained(trainhop: Shell) -> None:
     first, second = (trainhop("submit", trainhop.job_file(name=f"{n}.yaml")).stdout.strip() for n in "xy")
     assert trainhop.json("show", first[-7:])["id"] == first
-    said = trainhop("show", "tiny", code=2).stderr
-    assert first in said
-    assert second in said
+    said = trainhop("show", "tiny", code=2).stderr.splitlines()
+    for job in (first, second):
+        assert any(re.search(rf"{job}: queued, submitted \d{{4}}-\d\d-\d\d \d\d:\d\d UTC", line) for line in said)
 
 
 def test_one_step_is_one_step(trainhop: Shell) -> None:
@@ -65,6 +65,14 @@ def test_a_name_goes_before_a_part_of_an_id_and_shows_the_whole_job(trainhop: Sh
     assert shown["id"] == named
     assert shown["spec"]["name"] == other[-6:]
     assert shown["waiting"]
+
+
+def test_a_list_says_whose_job_it_is_and_how_old(trainhop: Shell) -> None:
+    job = trainhop("submit", trainhop.job_file(name="whose.yaml")).stdout.strip()
+    columns, *rows = trainhop("ls", "--limit", "3").stdout.splitlines()
+    assert columns.split()[:5] == ["ID", "NAME", "MEMBER", "STATE", "AGE"]
+    (line,) = (row for row in rows if row.startswith(job))
+    assert re.match(rf"{job} +tiny +admin +\w+ +\d+ s ", line), line
 
 
 def test_a_list_is_filtered_by_name_and_member(trainhop: Shell) -> None:

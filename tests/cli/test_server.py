@@ -174,9 +174,10 @@ def test_a_job_is_trained_watched_and_brought_home(tmp_path: Path) -> None:
         lines = shell("submit", shell.job_file(), "--watch", "--json").stdout.splitlines()
         job = json.loads(lines[-1])
         assert (job["state"], job["step"]) == ("succeeded", 6)
-        home = shell.json("adapter", job["id"], "--out", "adapter")
+        home = shell.json("adapter", job["id"])
+        assert home["path"] == f"{job['id']}-adapter"
         assert (tmp_path / home["path"] / "adapter_config.json").is_file()
-        shell("adapter", job["id"], "--out", "adapter", code=2)
+        shell("adapter", job["id"], code=2)
         head = shell.json("checkpoints", job["id"])[-1]["sha256"]
         assert (
             Path(tmp_path, shell("checkpoints", job["id"], "--download", head[:8]).stdout.strip()).stat().st_size > 1000

@@ -16,7 +16,7 @@ from tests.http.conftest import api, api1, people  # noqa: F401  fixtures
 from tests.http.http_client import Api
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # an idle browser needs a third of a processor
 def chromium():
     """The distribution's Chromium; without it these tests are skipped, or fail where everything is required."""
     if program() is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from orchestrator.entrypoints.dashboard.job_view import SECTIONS
 from tests.dashboard.test_browser import _axe
 from tests.dashboard.test_pages import HTML, ORIGIN, log_in
-from tests.helpers.exporter import HeldExporter, small_adapter
+from tests.helpers.exporter import HeldExporter, finish_export, small_adapter
 from tests.helpers.waiting import wait_for
 from tests.http.http_client import Machine, People
 
@@ -82,6 +84,39 @@ def test_a_job_without_an_adapter_offers_no_export(site, people):
     page = site.client.get(f"/jobs/{job}", headers=HTML).text
     assert "Once the job has succeeded" in page
     assert f'action="/jobs/{job}/exports"' not in page
+
+
+def test_an_export_on_a_machine_is_started_and_shown_on_both_pages(site, people, provider, tmp_path, exporter):
+    """Also where the server cannot export."""
+    exporter.absent = "This server cannot export."
+    job = trained(site, people, provider, tmp_path)
+    provider.rooms = replace(provider.rooms, slots=2)
+    log_in(site, people.ann)
+    page = site.client.get(f"/jobs/{job}", headers=HTML).text
+    home = f"/jobs/{job}/machine-exports"
+    assert f'<form method="post" action="{home}"' in page
+    refused = site.client.post(home, data={"format": "merged", "type": "q8_0"}, headers=ORIGIN | SCRIPT).text
+    assert "q8_0 is a type of GGUF models." in refused
+    assert site.client.post(home, data={"format": "gguf", "type": "fp16"}, headers=ORIGIN).status_code == 303
+    (made,) = people.ann.get(home).json()["items"]
+    section = site.client.get(f"/jobs/{job}/exports", headers=SCRIPT).text
+    assert f'<a href="/jobs/{made["id"]}">' in section
+    assert '<p role="status">Queued…</p>' in section
+    assert 'hx-trigger="every 5s"' in section
+    own = site.client.get(f"/jobs/{made['id']}", headers=HTML).text
+    assert f'exports <a href="/jobs/{job}">' in own
+    assert f"trainhop export {job} --format gguf --on-machine" in own
+    machine = Machine.launched(site, provider)
+    machine.start()
+    assert finish_export(machine).status_code == 204
+    for shown in (job, made["id"]):
+        page = site.client.get(f"/jobs/{shown}", headers=HTML).text
+        assert f'href="/api/v1/jobs/{made["id"]}/machine-exports/files/Modelfile" download="Modelfile"' in page
+        assert "ollama create out -f out/Modelfile" in page
+        assert "The &lt;b&gt; is escaped." in page
+    assert "Clones:" not in page
+    log_in(site, people.bob)
+    assert site.client.post(home, data={"format": "gguf"}, headers=ORIGIN).status_code == 404
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 360), ("dark", 1280)])

@@ -17,6 +17,8 @@ HUB = "reads items from the hub; tests/services/test_benchmarks.py reads some fr
 TRUST = "trains and answers for minutes; tests/http/test_trust_demo.py runs the parts without training"
 EXPORT = "needs a tokenizer that llama.cpp has, or a folder; tests/cli/test_export.py has both"
 CHAT = "waits for questions, or needs a model; tests/chat asks small ones, and an emulated address"
+RESTORED = "takes over from the page's own server; tests/cli/test_backups.py starts a restored one"
+DOCKER = "needs the image; CI builds it"
 VOTES = "needs an evaluation that people have voted on; tests/http/test_models.py has one"
 
 NOT_RUN = {
@@ -35,6 +37,9 @@ NOT_RUN = {
     'trainhop chat JOB --only adapter --prompt "Where does the trail begin?" --temperature 0.7 --json': CHAT,
     "trainhop chat --endpoint http://localhost:8000/v1 --model trail-guide --base-model ORG/BASE": CHAT,
     "trainhop chat --endpoint http://localhost:8080/v1 --lora 0": CHAT,
+    "trainhop up --data-dir /srv/restored --moved": RESTORED,
+    "docker compose exec server trainhop backup /tmp/trainhop.tar": DOCKER,
+    "docker compose cp server:/tmp/trainhop.tar .": DOCKER,
     "make demo": MINUTES,
     "make test": MINUTES,
     "make setup": MINUTES,

@@ -57,7 +57,7 @@ def _of_clone(reader: Reader, command: str) -> str:
 
 
 def _of_folder(reader: Reader, command: str) -> str:
-    return command.replace("/srv/trainhop", str(reader.folder / "srv"))
+    return command.replace("/srv/", f"{reader.folder}/srv/")
 
 
 def _of_new_job(reader: Reader, command: str) -> str:
@@ -103,6 +103,8 @@ def _of_alice(reader: Reader, command: str) -> str:
 PREPARE: dict[tuple[str, str], Prepare] = {
     ("docs/quickstart.md", "trainhop rm JOB"): _of_clone,
     ("docs/operations.md", "trainhop up --data-dir /srv/trainhop"): _of_folder,
+    ("docs/operations.md", "trainhop backup trainhop.tar --data-dir /srv/trainhop"): _of_folder,
+    ("docs/operations.md", "trainhop restore trainhop.tar --data-dir /srv/restored"): _of_folder,
     ("docs/operations.md", "trainhop doctor --drive"): _of_drive,
     ("docs/operations.md", "trainhop share JOB --days 30"): _of_new_job,
     ("docs/operations.md", "trainhop share JOB --ls"): _of_shared,

@@ -1,6 +1,7 @@
 """What README and docs say exists: commands and options, job files, Python, files, generated pages."""
 
 import ast
+import functools
 import importlib
 import re
 
@@ -27,9 +28,14 @@ def _of_pages(found):
     ]
 
 
+@functools.cache
+def _commands():
+    return typer.main.get_command(command_line)
+
+
 def _problem(words):
     """Why the command line does not take these words; empty if it does. Nothing is run."""
-    command, rest = typer.main.get_command(command_line), list(words)
+    command, rest = _commands(), list(words)
     while (parts := getattr(command, "commands", None)) and rest:
         name = rest.pop(0)
         if name in ("--help", "--version"):
@@ -62,7 +68,7 @@ def test_a_command_in_a_sentence_exists(words):
     [
         (["submti", "job.yaml"], "there is no command submti"),
         (["store", "use", "drive", "--client-secret", "f"], "No such option: --client-secret"),
-        (["adapter", "JOB"], "Missing parameter: out"),
+        (["export", "JOB"], "Missing parameter: form"),
         (["priority", "JOB", "high"], "valid integer"),
     ],
 )

@@ -13,6 +13,7 @@ from orchestrator.domain.lifecycle import EndReason
 from orchestrator.domain.scheduling import (
     Candidate,
     PendingJob,
+    budget,
     done_at,
     explain,
     finish_s,
@@ -218,6 +219,19 @@ def test_two_jobs_do_not_spend_the_same_hours() -> None:
     two = place(slots=2, session_s=36_000.0, hours_left=3.0)
     chosen = match([job("a"), job("b")], [two], {}, NOW)
     assert sum(m.budget_s for m in chosen) <= 3 * 3600
+
+
+def test_a_job_that_never_uses_a_gpu_takes_no_hours_where_it_gets_a_cpu() -> None:
+    """Guards: without `_hours_left` it waited for new hours; without it in `match` its session left none for others."""
+    export = job("export", needs_no_gpu=True)
+    spent = place(session_s=36_000.0, hours_left=0.001, has_cpu=True)
+    assert fits(export, spent) is None
+    assert budget(export, spent) == 36_000.0
+    for other in (job(), replace(export, needs_no_gpu=False)):
+        assert fits(other, spent) is not None
+    assert fits(export, replace(spent, has_cpu=False)) is not None
+    both = place(slots=2, session_s=7_200.0, hours_left=2.0, has_cpu=True)
+    assert [m.budget_s for m in match([export, job("other")], [both], {}, NOW)] == [7_200.0, 7_200.0]
 
 
 def test_the_end_of_a_job_counts_the_wait_for_new_hours() -> None:

@@ -14,7 +14,7 @@ from benchmarks.lab import Lab, lab
 from benchmarks.tiny_job import finished, job_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-ASKED = {"max_new_tokens": 96}
+ASKED = {"max_new_tokens": 40}
 
 
 def test_a_killed_evaluation_ends_in_the_file_of_one_that_was_not(

@@ -14,6 +14,20 @@ from typing import Any
 from orchestrator.ports.exports import ExportRequest, NotExported
 
 WEIGHTS = "adapter_model.safetensors"
+FILES = {"model-f16.gguf": b"weights" * 9, "Modelfile": b"FROM ./model-f16.gguf"}
+"""What a machine makes."""
+REPORT: dict[str, Any] = {
+    "format": "gguf",
+    "type": "fp16",
+    "path": "out",
+    "architecture": "Llama",
+    "base": "tiny",
+    "onto": "original",
+    "trained_on": "original",
+    "check": {"error": 0.001, "same": 1.0, "tokens": 128, "adapter_effect": 0.2},
+    "notes": ["the <b> is escaped"],
+    "commands": {"ollama": "ollama create out -f out/Modelfile"},
+}
 Packed = tuple[bytes, str]
 """An archive, and the sha256 of the weights in it."""
 
@@ -82,3 +96,18 @@ def small_adapter() -> Packed:
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr(WEIGHTS, b"weights")
     return archive.getvalue(), sha256(b"weights").hexdigest()
+
+
+def described(key: str, name: str, content: bytes) -> dict[str, Any]:
+    """A file of an export as a machine describes it."""
+    return {"name": name, "key": key, "sha256": sha256(content).hexdigest(), "size": len(content)}
+
+
+def finish_export(machine: Any) -> Any:
+    """A machine that speaks HTTP (`tests.http.http_client.Machine`) uploads an export and ends its job."""
+    wanted = {"fence": machine.fence, "kind": "export", "count": len(FILES)}
+    grants = machine.say("grants", wanted).json()
+    for grant, content in zip(grants, FILES.values(), strict=True):
+        assert machine.put(grant, content).is_success
+    files = [described(grant["key"], *file) for grant, file in zip(grants, FILES.items(), strict=True)]
+    return machine.say("finish", machine.said("finish", step=1, export={"files": files, "report": REPORT}))

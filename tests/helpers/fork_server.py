@@ -169,7 +169,10 @@ def _become(request: dict[str, Any], streams: list[int], servers: Path) -> str:
     command = request["command"]
     _show(command, request["variables"])
     sys.orig_argv[:] = command
-    sys.argv[:] = ["-m", *command[3:]]
+    module, rest = forked_process.module_of(command)
+    sys.argv[:] = ["-m", *command[rest:]]
+    if rest > 3:
+        warnings.simplefilter("ignore")
     paths = request["variables"].get("PYTHONPATH", "")
     sys.path[:1] = [str(Path.cwd()), *filter(None, paths.split(os.pathsep))]
     unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
@@ -177,7 +180,7 @@ def _become(request: dict[str, Any], streams: list[int], servers: Path) -> str:
         stream.reconfigure(line_buffering=stream is sys.stderr or os.isatty(1), write_through=unbuffered)  # pyright: ignore[reportAttributeAccessIssue]
     importlib.invalidate_caches()
     forked_process.install(servers)
-    return command[2]
+    return module
 
 
 def _show(command: list[str], variables: dict[str, str]) -> None:

@@ -28,6 +28,8 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = {
     "orchestrator.entrypoints.cli.main": "orchestrator.entrypoints.cli.main",
     "worker": "worker",
+    "worker.chat": "worker",
+    "worker.export": "worker",
     "worker.doctor.tiny": "worker",
     "worker.training.gpu_follower": "worker",
     "worker.training.smoke": "worker",
@@ -38,6 +40,8 @@ PROGRAMS = {
 """Which modules are started so, and the program whose fork server starts them."""
 LIMITED = ("worker.shared.limited_call", "worker.training.token_preview")
 """Programs that limit themselves, and get only the variables that are named for them."""
+WITH_FEW_VARIABLES = ("worker.chat", "worker.export")
+"""Programs that get only the variables that are named for them, and record none of them."""
 CALLED = ("orchestrator.", "worker.")
 """What the functions that `limited_call` calls so begin with. Those of tests are called in the usual way."""
 SOME = ("HF_HUB_OFFLINE", "HF_TOKEN_PATH", "OMP_NUM_THREADS")
@@ -51,6 +55,8 @@ ANY = ("PYTHONUNBUFFERED", "TORCHINDUCTOR_CACHE_DIR", "CUBLAS_WORKSPACE_CONFIG",
 """Variables that may have any value: the first is heeded, the libraries and the programs themselves set the others."""
 SET_FOR_THEM = ("TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY", *LITTLE_MEMORY)
 """Variables that the product itself sets for the programs in `LIMITED`."""
+QUIET = ("-W", "ignore")
+"""Python's options that a forked process may have, and `HF_HUB_DISABLE_PROGRESS_BARS` with them."""
 ROOM = 1 << 16
 """The most bytes of a command, and of its variables."""
 PATIENCE_S = 120.0
@@ -100,7 +106,7 @@ class ForkedProcess(_Popen):  # pyright: ignore[reportMissingTypeArgument]
         }
         streams = [own if given == -1 else given for own, given in enumerate((pipes[0], pipes[3], pipes[5]))]
         self._answers = _connect(address)
-        forks[command[2]] += 1
+        forks[module_of(command)[0]] += 1
         socket.send_fds(self._answers, [json.dumps(request).encode()], streams)
         self.pid = int(self._answers.recv(64))
         self._child_created = True
@@ -126,6 +132,12 @@ class ForkedProcess(_Popen):  # pyright: ignore[reportMissingTypeArgument]
         return pid, status
 
 
+def module_of(command: Sequence[str]) -> tuple[str, int]:
+    """The module of `python [-W ignore] -m MODULE ...`, and where its arguments begin. Empty for any other command."""
+    at = 3 if tuple(command[1:3]) == QUIET else 1
+    return (command[at + 1], at + 2) if command[at : at + 1] == ["-m"] and len(command) > at + 1 else ("", 0)
+
+
 def _umask() -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("Umask:"):
@@ -142,11 +154,18 @@ def _untied(command: Any) -> list[str]:
 
 def _fork_server(command: Sequence[str], folder: Path, variables: Mapping[str, str]) -> Path | None:
     """The address of the server that can start `command`, started if it does not run. None if there can be none."""
-    program = PROGRAMS.get(command[2]) if list(command[:2]) == [sys.executable, "-m"] else None
+    module = module_of(command)[0] if command[:1] == [sys.executable] else ""
+    program = PROGRAMS.get(module)
     if _folder is None or program is None or len(json.dumps([command, dict(variables)])) > ROOM:
         return None
     if program in LIMITED:
         return _limited_fork_server(program, command, folder, variables)
+    if module in WITH_FEW_VARIABLES:
+        few = {n: v for n, v in _others(variables).items() if n not in ("PYTHONPATH", "HF_HUB_DISABLE_PROGRESS_BARS")}
+        if _version(folder, variables) != ROOT or not few.items() <= _read_at_import.items():
+            return None
+        kind = {name: variables.get(name) for name in SOME}
+        return _running(program, kind, _with(kind))
     if _others(variables) != _read_at_import or _has_other_version(folder):
         return None
     kind = {name: variables.get(name) for name in SOME}
@@ -157,12 +176,26 @@ def _limited_fork_server(
     program: str, command: Sequence[str], folder: Path, variables: Mapping[str, str]
 ) -> Path | None:
     """The same for a program of `LIMITED`. Its fork server has the variables of its processes and no others."""
-    paths = [Path(path) for path in variables.get("PYTHONPATH", "").split(os.pathsep) if path]
-    version = next((path for path in [folder, *paths] if (path / "worker").is_dir()), None)
     given = {name: value for name, value in _others(variables).items() if name not in ("PYTHONPATH", *SET_FOR_THEM)}
-    if version != ROOT or not _is_usual_call(command) or not given.items() <= _read_at_import.items():
+    if (
+        _version(folder, variables) != ROOT
+        or not _is_usual_call(command)
+        or not given.items() <= _read_at_import.items()
+    ):
         return None
     return _running(program, {**given, **{name: variables.get(name) for name in (*SOME, *SET_FOR_THEM)}}, variables)
+
+
+def _version(folder: Path, variables: Mapping[str, str]) -> Path | None:
+    """Where the process would import this project from."""
+    paths = [Path(path) for path in variables.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return next((path for path in [folder, *paths] if (path / "worker").is_dir()), None)
+
+
+def _with(some: Mapping[str, str | None]) -> dict[str, str]:
+    """This process's variables with these values."""
+    changed = {name: value for name, value in some.items() if value is not None}
+    return {**{name: value for name, value in os.environ.items() if name not in some}, **changed}
 
 
 def _is_usual_call(command: Sequence[str]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 PATIENCE_S = 60.0
-SHARE, LONGEST_S = 3.0, 0.5
+SHARE, LONGEST_S = 8.0, 0.5
 """A look is followed by a pause of this many times its own duration, at most so long."""
 
 

@@ -26,7 +26,7 @@ from orchestrator.domain.storage import Dataset, Upload
 from orchestrator.ports.catalog import BaseModel, DatasetFile, ModelFile
 from orchestrator.ports.providers import Capabilities, LaunchRejected, LaunchRequest, ProviderUnavailable
 from orchestrator.ports.repository import Transaction, UnitOfWork
-from orchestrator.ports.stores import ObjectInfo, Stores
+from orchestrator.ports.stores import ObjectInfo, Stores, Usage
 from orchestrator.ports.system import Limits
 from orchestrator.providers.registry import Registry
 from orchestrator.services import assignments, jobs
@@ -92,6 +92,7 @@ class WatchedStore(LocalStore):
     """The real local store; every call that touches the disk checks promise 7.
 
     `before[call]` runs before a call, with its arguments, `after[call]` after it: each may wait, record or raise.
+    `room` is what it says of its space, if a test sets it.
     """
 
     def __init__(self, folder: Path, watch: Watch) -> None:
@@ -99,6 +100,7 @@ class WatchedStore(LocalStore):
         self._watch = watch
         self.before: dict[str, Callable[..., object]] = {}
         self.after: dict[str, Callable[..., object]] = {}
+        self.room: Usage | None = None
 
     @contextlib.contextmanager
     def _call(self, name: str, *arguments: object) -> Iterator[None]:
@@ -110,6 +112,9 @@ class WatchedStore(LocalStore):
     def stat(self, key: str) -> ObjectInfo:
         with self._call("stat", key):
             return super().stat(key)
+
+    def usage(self) -> Usage:
+        return self.room or super().usage()
 
     def head(self, key: str, size: int) -> bytes:
         with self._call("head", key, size):
@@ -170,11 +175,14 @@ class Machines(FakeProvider):
 class FakeCatalog:
     """Implements `ports.Catalog`: every model exists, without a file of its own, and no dataset does.
 
-    A model is of the type that its name ends with, after a slash. Those of `plain` have no chat template.
+    A model is of the type that its name ends with, after a slash. Those of `plain` have no chat template. It has
+    `parameters`, if they are known.
     """
 
+    parameters: int | None = None
+
     def model(self, name: str, token: str | None = None, *, with_modules: bool = False) -> BaseModel:
-        return BaseModel(name=name, kind=name.rpartition("/")[2])
+        return BaseModel(name=name, kind=name.rpartition("/")[2], parameters=self.parameters)
 
     def has_chat_template(self, name: str, token: str | None = None) -> bool | None:
         return not name.startswith("plain/")
@@ -202,7 +210,7 @@ class World:
     stores: Stores
 
     def __init__(self, engine: Engine, folder: Path) -> None:
-        self.clock, self.folder = FakeClock(), folder
+        self.clock, self.folder, self.catalog = FakeClock(), folder, FakeCatalog()
         self.watch = Watch(make_unit_of_work(engine))
         self.machines = self.make_machines()
         self.make_stores(folder, self.watch)
@@ -231,7 +239,7 @@ class World:
             clock=self.clock,
             providers=Registry.of({"sim": self.machines}),
             stores=self.stores,
-            catalog=FakeCatalog(),
+            catalog=self.catalog,
             tokens=KeyedTokens(b"k" * 32),
             limits=Limits(patience_s=60.0),
             vault=FernetVault(Fernet.generate_key().decode()),

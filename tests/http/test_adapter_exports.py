@@ -23,7 +23,7 @@ from orchestrator.ports.providers import Liveness
 from orchestrator.services import adapter_exports
 from orchestrator.services.reconcile import reconcile
 from orchestrator.services.running_exports import RunningExports
-from tests.helpers.exporter import HeldExporter, packed, small_adapter
+from tests.helpers.exporter import FILES, HeldExporter, finish_export, packed, small_adapter
 from tests.helpers.waiting import wait_for
 from tests.http.http_client import Api, Machine, People
 from worker.training.base_model import sha256 as base_sha256
@@ -308,3 +308,40 @@ def _actor(api: Api, name: str):
         member = tx.members.get_by_name(name)
     assert member is not None
     return Actor(member_id=member.id, name=name, role=member.role)
+
+
+def test_an_export_on_a_machine_is_downloaded_like_one_of_the_server(api, people, provider, tmp_path):
+    """Owner only. The machine's token reads the adapter, and writes files of its own lease."""
+    job = trained(api, provider, people.ann, tmp_path)
+    assert people.bob.post(f"/jobs/{job}:export", {"format": "gguf"}).status_code == 404
+    refused = people.ann.post(f"/jobs/{job}:export", {"format": "merged", "type": "q8_0"})
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/type")
+    key = {"Idempotency-Key": "once"}
+    answer = people.ann.post(f"/jobs/{job}:export", {"format": "gguf"}, headers=key)
+    assert answer.status_code == 201, answer.text
+    made = answer.json()["id"]
+    assert people.ann.post(f"/jobs/{job}:export", {"format": "gguf"}, headers=key).json()["id"] == made
+    machine = Machine.launched(api, provider)
+    assert provider.launched[-1].exports
+    machine.start()
+    (adapter,) = machine.assignment["datasets"]
+    path = adapter["url"].partition("/api/v1")[2]
+    assert api.client.get(f"/api/v1{path}", headers=adapter["headers"]).content == small_adapter()[0]
+    (shown,) = people.ann.get(f"/jobs/{job}/machine-exports").json()["items"]
+    assert (shown["id"], shown["state"], shown["report"]) == (made, "running", None)
+    place = f"/jobs/{made}/machine-exports/files/Modelfile"
+    assert people.ann.get(place).status_code == 404
+    assert finish_export(machine).status_code == 204
+    provider.liveness[machine.lease] = Liveness.ENDED
+    reconcile(api.app.context)
+    (shown,) = people.ann.get(f"/jobs/{made}/machine-exports").json()["items"]
+    assert (shown["job"], shown["format"], shown["type"], shown["onto"]) == (job, "gguf", None, "original")
+    assert (shown["state"], [file["name"] for file in shown["report"]["files"]]) == ("succeeded", list(FILES))
+    found = people.ann.get(place)
+    assert (found.content, found.headers["etag"]) == (FILES["Modelfile"], f'"{shown["report"]["files"][1]["sha256"]}"')
+    part = people.ann.get(place, headers={"Range": "bytes=0-3"})
+    assert (part.status_code, part.content) == (206, b"FROM")
+    assert people.bob.get(place).status_code == people.bob.get(f"/jobs/{made}/machine-exports").status_code == 404
+    assert people.ann.get(f"/jobs/{made}/machine-exports/files/other").status_code == 404
+    assert people.ann.call("DELETE", f"/jobs/{made}").status_code == 204
+    assert people.ann.get(f"/jobs/{job}/machine-exports").json()["items"] == []

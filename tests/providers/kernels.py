@@ -72,7 +72,7 @@ def colab_provider(
     """
     settings = ColabSettings(python=python or colab.python, endpoint=colab.endpoint)
     env = driver_env(folder / "colab", **{"settings": settings, "endpoint": colab.endpoint} | more)
-    provider = ColabProvider(env, fresh_s=0.0, poll_s=0.1, worker=lambda: light_wheel(code))
+    provider = ColabProvider(env, fresh_s=0.0, poll_s=0.1, worker=lambda _: light_wheel(code))
     if not colab.python:
         provider.bridge.ready_s = 0.0  # of machines in name only none will ever answer
 

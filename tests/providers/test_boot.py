@@ -336,7 +336,7 @@ def colab_machine(tmp_path):
     def start(code: str, change=lambda folder: None, needs: Sequence[str] = ()) -> tuple[dict, list[str]]:
         launched = request(colab_account(Person()))  # pyright: ignore[reportArgumentType]
 
-        colab_source.pack(launched, tmp_path / "bundle.zip", lambda: light_wheel(code))
+        colab_source.pack(launched, tmp_path / "bundle.zip", lambda _: light_wheel(code))
         folder = tmp_path / "colab"
         zipfile.ZipFile(tmp_path / "bundle.zip").extractall(folder)
         plan = json.loads((folder / "plan.json").read_text())

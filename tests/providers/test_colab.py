@@ -269,6 +269,13 @@ def test_one_sign_in_is_one_login_however_its_file_is_written(colab, tmp_path):
     assert login(refresh_token="another") != login()
 
 
+def test_a_session_that_exports_takes_a_machine_without_a_gpu(provider, colab):
+    """Guard: with the account's own accelerator it cost several times the compute units."""
+    with contextlib.suppress(ProviderUnavailable):  # nothing answers on it
+        provider.launch(dataclasses.replace(asked(colab_account(colab)), exports=True))
+    assert [machine.accelerator for machine in colab.taken] == ["NONE"]
+
+
 def test_settings_are_looked_at_before_colab_is_asked(colab, tmp_path):
     provider = colab_provider(colab, tmp_path, "python", can_deliver=lambda: False)
     wrong = colab_account(colab, accelerator="T5")

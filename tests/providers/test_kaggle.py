@@ -3,9 +3,13 @@
 The real client library speaks to the emulator, which runs the real pushed script as a process.
 """
 
+import base64
 import dataclasses
 import hashlib
+import io
 import json
+import lzma
+import zipfile
 
 import pytest
 from kagglesdk.datasets.types import dataset_api_service as datasets
@@ -250,6 +254,49 @@ def test_a_script_that_would_be_too_long_is_refused_with_its_size(provider, work
 def test_the_real_worker_fits(works):
     """A third of the limit: the rest is for grants."""
     assert len(source.kernel_source(request(kaggle_account("alice")))) < source.MAX_SOURCE / 3
+
+
+def test_a_session_that_exports_gets_the_code_for_it_and_no_gpu(provider, kaggle, works):
+    """Guards: without `exports` in the request's script the session had no code; with `wants_gpu` in place of
+    `takes_gpu` it took GPU hours."""
+    works(WAIT)
+    kaggle.world.people["alice"].gpu_hours = 0.0
+    room = provider.capacity(kaggle_account("alice"))
+    assert (room.hours_left, room.has_cpu) == (0.0, True)
+    launched, handle = _launch(provider, kaggle_account("alice"), exports=True)
+    kernel = kaggle.kernel(slug(handle))
+    assert (kernel.gpu, kernel.timeout_s) == (False, launched.budget_s + launch.TIMEOUT_OVER_S)
+    provider.stop(handle)
+    text = source.kernel_source(launched)
+    assert len(text) < source.MAX_SOURCE / 2.5
+    assert "worker/export/run.py" in _packed_names(text)
+    plain = source.kernel_source(dataclasses.replace(launched, exports=False))
+    assert not any(name.startswith("worker/export/") for name in _packed_names(plain))
+
+
+def test_the_adapter_of_an_export_goes_with_its_session(provider, kaggle, works):
+    """Guard: as a data file it stayed in the account for ever."""
+    works("print(pathlib.Path(given['datasets'][0]['path']).read_bytes(), flush=True)")
+    launched = request(kaggle_account("alice"), exports=True)
+    assert launched.assignment is not None
+    (grant,) = launched.assignment.datasets
+    adapter = grant.model_copy(update={"kind": GrantKind.ADAPTER})
+    given = launched.assignment.model_copy(update={"datasets": (adapter,)})
+    launched = dataclasses.replace(launched, assignment=given)
+    handle = handle_of(launched, provider.launch(launched))
+    ended(provider, handle)
+    assert str(DATA) in list(provider.follow(handle))
+    assert [slug for _, slug in kaggle.world.datasets] == [
+        f"trainhop-resume-{launched.lease_id.removeprefix('lease-')}"
+    ]
+    provider.clean_up(handle)
+    assert not kaggle.world.datasets
+
+
+def _packed_names(text):
+    """The files of the worker in a script."""
+    packed = text.split('WORKER = """\n')[1].split('"""')[0]
+    return zipfile.ZipFile(io.BytesIO(lzma.decompress(base64.b85decode(packed.replace("\n", ""))))).namelist()
 
 
 def test_only_the_emulators_kernels_see_the_servers_disk(provider, tmp_path):
@@ -589,11 +636,6 @@ def test_the_emulator_speaks_the_client_librarys_fields(kaggle, provider, works)
 
 
 def test_the_packed_worker_is_the_installed_one():
-    import base64
-    import io
-    import lzma
-    import zipfile
-
     names = zipfile.ZipFile(
         io.BytesIO(lzma.decompress(base64.b85decode(source.packed(wheel.build().data).replace("\n", ""))))
     ).namelist()

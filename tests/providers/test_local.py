@@ -16,6 +16,8 @@ from orchestrator.bootstrap import App, build
 from orchestrator.config import Settings
 from orchestrator.domain.accounts import Account
 from orchestrator.ports.providers import Handle, LaunchRequest, Liveness, Provider
+from orchestrator.providers.local import LocalProvider
+from orchestrator.testing.environments import driver_env
 
 POOL = Account(id="account-1", provider="local", member_id=None, name="pool", config={}, created_at=0.0)
 
@@ -49,6 +51,17 @@ def environment_of(handle: Handle) -> list[str]:
             return entries
         pause.wait(0.05)
     raise AssertionError("the worker has no environment")
+
+
+def test_a_computer_without_torch_says_what_it_lacks(tmp_path: Path) -> None:
+    """Guard: without `closed_reason` jobs are started here three times, to fail at an import."""
+    there = LocalProvider(driver_env(tmp_path), missing=lambda: ["torch", "trl"]).capacity(POOL)
+    assert (there.slots, there.closed_reason) == (
+        0,
+        "this computer cannot train without torch, trl; `trainhop doctor` says how to install it",
+    )
+    here = LocalProvider(driver_env(tmp_path), missing=list).capacity(POOL)
+    assert (here.slots, here.closed_reason) == (1, "")
 
 
 @pytest.mark.parametrize("offline", [True, False])

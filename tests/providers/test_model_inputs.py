@@ -71,7 +71,7 @@ def test_colab_packs_them_with_the_rest(tmp_path: Path):
     """Guards: without `model` in `pack` it failed; without it in `place_inputs` the worker was not told where they
     lie."""
     launched = with_models(request(kaggle_account("alice")))
-    source.pack(launched, tmp_path / "packed.zip", lambda: b"")
+    source.pack(launched, tmp_path / "packed.zip", lambda _: b"")
     there = tmp_path / "there"
     zipfile.ZipFile(tmp_path / "packed.zip").extractall(there)
     plan = json.loads((there / "plan.json").read_text())

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
+from orchestrator.adapters import data_folder
 from orchestrator.adapters.database.guard import LOCK_KEY, guard_database, shown
 from orchestrator.adapters.database.unit_of_work import make_engine, make_unit_of_work
 from orchestrator.adapters.instance import ID_FILE, InstanceFolder, Origin
@@ -247,6 +248,40 @@ def test_only_an_own_process_is_stopped(tmp_path: Path, variable: str, folder: s
             assert process.poll() is None
         process.communicate()
     assert process.returncode == (-signal.SIGKILL if is_stopped else 0)
+
+
+@pytest.mark.parametrize("is_served", [True, False])
+def test_a_worker_of_the_folder_that_was_restored_is_known(tmp_path: Path, is_served: bool) -> None:
+    """It trains on in the original folder, which has no server any more. Its messages are there.
+
+    Guard: without `_is_left` it counts as ended, and a second one is started. Without the look at the lock, a copy of a
+    folder whose server runs stops that server's worker.
+    """
+    home, original = tmp_path / "sessions" / "lease-1", tmp_path / "original" / "sessions" / "lease-1"
+    for folder in (home, original):
+        folder.mkdir(parents=True)
+    (original / "outbox.jsonl").write_text("a message\n")
+    local = LocalProvider(driver_env(home.parent, instance_id="mine"))
+    unlock = data_folder.lock(tmp_path / "original") if is_served else lambda: None
+    code = "import sys; print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=original,
+        env=os.environ | {INSTANCE: "mine"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        note = json.dumps({"pid": process.pid, "born": process_birth(process.pid)})
+        for folder in (home, original):
+            (folder / "pid.json").write_text(note)
+        handle = Handle(lease_id="lease-1", account=POOL, external_id=str(process.pid))
+        (seen,) = local.observe([handle])
+        assert seen.liveness is (Liveness.ENDED if is_served else Liveness.RUNNING)
+        assert local.collect_outputs(handle).messages == (() if is_served else ("a message",))
+        process.communicate()
+    unlock()
 
 
 def test_a_copy_leaves_everything_to_the_original(world: World) -> None:

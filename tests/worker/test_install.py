@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -234,10 +235,14 @@ def test_a_backend_that_cannot_be_imported_is_taken_away_again(shop, own, tmp_pa
 # --- the folder ---
 
 
-@pytest.fixture
-def wanted(shop):
+def _light_thing(shop):
     wheel(shop, "light_thing", "1.0", more={"light_thing/part.py": b"VALUE = 7\n"})
     return ["light_thing==1.0"]
+
+
+@pytest.fixture
+def wanted(shop):
+    return _light_thing(shop)
 
 
 def test_a_second_session_of_a_machine_installs_nothing(shop, own, wanted, monkeypatch, tmp_path):
@@ -263,18 +268,26 @@ def test_nothing_is_brought_where_nothing_lacks(own):
     assert not own.exists()
 
 
-@pytest.fixture
-def staged(shop, tmp_path, wanted):
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
     """A set as the one machine packs it, once something of it was imported."""
-    first = tmp_path / "first"
-    package_folder.ready(first, wanted, wheels=shop)
+    folder = tmp_path_factory.mktemp("packed")
+    first, wanted = folder / "first", _light_thing(folder / "wheels")
+    package_folder.ready(first, wanted, wheels=folder / "wheels")
     subprocess.run(
         [sys.executable, "-c", "import light_thing.part"],
         env=os.environ | {"PYTHONPATH": str(first), "PYTHONDONTWRITEBYTECODE": ""},
         check=True,
     )
-    package_folder.pack(first, tmp_path / package_folder.STAGED)
-    return tmp_path / package_folder.STAGED
+    package_folder.pack(first, folder / package_folder.STAGED)
+    return folder
+
+
+@pytest.fixture
+def staged(packed, tmp_path):
+    """A copy of it, beside the folder that was packed."""
+    shutil.copytree(packed / "first", tmp_path / "first")
+    return Path(shutil.copy(packed / package_folder.STAGED, tmp_path))
 
 
 def test_a_staged_set_is_as_good_as_an_installed_one(own, wanted, staged):

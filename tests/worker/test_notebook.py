@@ -76,6 +76,9 @@ def test_the_wheel_holds_worker_and_python_side_and_pinned_requirements() -> Non
         described = archive.read(f"trainhop_worker-{wheel.name.split('-')[1]}.dist-info/METADATA").decode()
     assert {name.split("/")[0] for name in names} == {"trainhop", "worker", names[-1].split("/")[0]}
     assert "worker/training/train.py" in names
+    assert not any(name.startswith(("worker/export/", "worker/chat/")) for name in names)
+    with zipfile.ZipFile(io.BytesIO(bundle.build(exports=True).data)) as archive:
+        assert set(archive.namelist()) - set(names) >= {"worker/export/__main__.py", "worker/export/run.py"}
     assert "Requires-Dist: pydantic" in described
     assert 'Requires-Dist: trl==1.15.0; extra == "train"' in described
     assert not re.search(r"torch|typer|sqlalchemy", described)

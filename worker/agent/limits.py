@@ -49,6 +49,7 @@ class Part(Enum):
     LOAD_JUDGE = ("loading the judge model", causes.IMPORTS)
     ROWS = ("checking the rows of the data", causes.DATA)
     FIRST_STEP = ("making the first step", causes.NO_STEP)
+    EXPORT = ("exporting the adapter", causes.NO_STEP)
 
     def __init__(self, words: str, cause: str) -> None:
         self.words, self.cause = words, cause

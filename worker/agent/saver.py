@@ -109,6 +109,9 @@ def _longest_pause(first_s: float, left_s: float | None) -> float:
     return max(first_s, MAX_RETRY_S if left_s is None else min(MAX_RETRY_S, left_s / TRIES_TO_THE_END))
 
 
+_WHAT = {".zip": "the adapter is", ".bin": "the export is"}
+
+
 def upload_with_retry(
     path: Path,
     grant: Callable[[], Grant],
@@ -116,13 +119,13 @@ def upload_with_retry(
     unsaved: Callable[[str], None],
     timeout_s: float,
 ) -> str:
-    """Upload the adapter or the answers, with a new grant if one becomes unusable. Returns its key.
+    """Upload the result of a job, with a new grant if one becomes unusable. Returns its key.
 
     The pauses between the attempts grow. `unsaved` is called as in `SaverContext`. Raises the last `OSError` or
     `UplinkError` after `timeout_s` seconds.
     """
     granted: Grant | None = None
-    what = "the adapter is" if path.suffix == ".zip" else "the answers are"
+    what = _WHAT.get(path.suffix, "the answers are")
     for attempt in stamina.retry_context(
         on=(ServerAway, OSError), attempts=None, timeout=timeout_s, wait_max=_longest_pause(RETRY_S, timeout_s)
     ):

@@ -161,16 +161,14 @@ class Session:
         self._outbox.hold()
 
     def _train(self) -> int:
-        from worker.training import smoke  # takes seconds, so it comes after the first message
-
         self.begins(Part.IMPORTS)
-        log(f"the training libraries work on this machine: {smoke.check(self._assignment.spec)}")
+        work.try_machine(self._assignment.spec, log)  # takes seconds, so it comes after the first message
         self.phase(Phase.DOWNLOAD)
         job = inputs.fetch_inputs(self._assignment, self._home, self._limits, begins=self.begins, say=self.warn)
         self._beat(urgent=True)
         self.phase(Phase.LOAD)
         self.begins(Part.IMPORTS)
-        trained = work.do(job, self)
+        trained = work.do(job, self, self._home_of)
         self._watch.passed()
         if self._over.is_set():
             log(f"stopping: {self._why_over}")
@@ -192,7 +190,7 @@ class Session:
         result = work.stored(trained, self._home_of)
         result |= {"head": self._saver.head, "can_continue": self._can_continue and not self._leave}
         finish = self._message_factory(Finish, step=trained.step, **result)
-        return self._send_last(finish, 0)
+        return self._send_last(finish, 0, self._budget.left)
 
     def _home_of(self, path: Path, kind: GrantKind) -> str:
         """Upload the result of the job, or keep it for the provider. Returns its key."""
@@ -237,9 +235,9 @@ class Session:
             return 3
         return self._send_and_close(self._release(ending), 0, EARLY_GOODBYE_S if ending.cause else GOODBYE_S)
 
-    def _send_last(self, make: Callable[[int], Any], code: int) -> int:
+    def _send_last(self, make: Callable[[int], Any], code: int, patience_s: float = EARLY_GOODBYE_S) -> int:
         self._watch.passed()
-        return self._send_and_close(make, code, self._budget.left if self._progress.steps_done else EARLY_GOODBYE_S)
+        return self._send_and_close(make, code, self._budget.left if self._progress.steps_done else patience_s)
 
     def _send_and_close(self, make: Callable[[int], Any], code: int, patience_s: float) -> int:
         self._outbox.add(make, urgent=True)

@@ -9,7 +9,7 @@ from worker.agent import transfers
 from worker.agent.uplink import UplinkError
 from worker.shared.messages import Grant, GrantKind
 
-SPARE_GRANTS = {GrantKind.CHECKPOINT: 2, GrantKind.ADAPTER: 0, GrantKind.ANSWERS: 0}
+SPARE_GRANTS = {GrantKind.CHECKPOINT: 2, GrantKind.ADAPTER: 0, GrantKind.ANSWERS: 0, GrantKind.EXPORT: 0}
 """Grants kept in reserve in case the server becomes unreachable.
 
 The saver needs at most two checkpoint grants: for the unanswered checkpoint and the newest one.

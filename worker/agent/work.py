@@ -1,4 +1,4 @@
-"""The work of a session, training or an evaluation, and the file that it ends with."""
+"""The work of a session, training, an evaluation or an export, and what it ends with."""
 
 from __future__ import annotations
 
@@ -7,12 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from worker.shared.checkpoint_file import sha256_file
-from worker.shared.messages import ExportedAdapter, GrantKind, StoredAnswers
+from worker.shared.job_spec import JobSpec
+from worker.shared.messages import GrantKind
+from worker.shared.results import ExportedAdapter, StoredAnswers
 from worker.training.interface import Hooks, Trained, TrainingJob
 
 
-def do(job: TrainingJob, hooks: Hooks) -> Trained:
-    """Train or evaluate, as the job asks. The imports take seconds."""
+def try_machine(spec: JobSpec, say: Callable[[str], None]) -> None:
+    """Test whether training works on this machine, before anything is downloaded. An export does not train."""
+    if spec.export is None:
+        from worker.training import smoke  # takes seconds
+
+        say(f"the training libraries work on this machine: {smoke.check(spec)}")
+
+
+def do(job: TrainingJob, hooks: Hooks, store: Callable[[Path, GrantKind], str]) -> Trained:
+    """Train, evaluate or export, as the job asks. The imports take seconds. `store` returns the key of a file."""
+    if job.spec.export is not None:
+        from worker.export import session
+
+        return session.export(job, hooks, store)
     if job.spec.evaluation is not None:
         from worker.training import evaluate
 
@@ -23,10 +37,12 @@ def do(job: TrainingJob, hooks: Hooks) -> Trained:
 
 
 def stored(trained: Trained, store: Callable[[Path, GrantKind], str]) -> dict[str, Any]:
-    """Store the adapter or the answers of a complete job. Returns that field of `Finish`.
+    """Store the adapter or the answers of a complete job. An export is stored already. Returns that field of `Finish`.
 
     `store` returns the key of a file.
     """
+    if trained.export is not None:
+        return {"export": trained.export}
     path = trained.answers or trained.adapter_zip
     assert path is not None
     file = {"sha256": sha256_file(path), "size": path.stat().st_size}

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from worker.export.errors import ExportError
+from worker.export.errors import ExportError, RoomError
+from worker.shared import causes
 from worker.shared.files import move_into_place
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -35,7 +36,8 @@ def published(out: Path, needed: int) -> Iterator[Path]:
             move_into_place(folder, out)
     except OSError as error:
         if error.errno in _FULL:
-            raise ExportError(f"{out} could not be written: the disk is full; nothing was published") from error
+            words = f"{out} could not be written: the disk is full; nothing was published"
+            raise RoomError(words, causes.DISK) from error
         raise ExportError(
             f"{error.filename or out}: {error.strerror or error}; nothing was published as {out.name}"
         ) from error
@@ -72,4 +74,5 @@ def _escaped(name: str) -> str:
 def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise ExportError(f"the export needs {needed / 2**30:.1f} GiB in {folder}, and {free / 2**30:.1f} GiB are free")
+        words = f"the export needs {needed / 2**30:.1f} GiB in {folder}, and {free / 2**30:.1f} GiB are free"
+        raise RoomError(words, causes.DISK)

@@ -42,6 +42,7 @@ _KV_BYTES = 64 << 20
 class Request:
     """`kind` None: fp16 where values and activations fit, else bf16. `base` None: what the adapter names.
 
+    `base_folder` is where the base model is already, if `base` is only its name.
     `adapter_name` is where the adapter will be, if not in `adapter`, and `out_name` where the export will be, if not in
     `out`. `spare_bytes` stay free on the disk.
     """
@@ -51,6 +52,7 @@ class Request:
     form: Form
     kind: Kind | None = None
     base: str | None = None
+    base_folder: str | None = None
     onto: Onto = "original"
     adapter_name: str | None = None
     out_name: str | None = None
@@ -82,7 +84,7 @@ def export(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
 
     `say` is called with what is done now. Raises `ExportError`, after which nothing is published.
     """
-    sources = open_sources(request.adapter, request.base, say)
+    sources = open_sources(request.adapter, request.base, say, request.base_folder)
     kind = _kind(request, sources)
     _check_request(request, sources)
     try:

@@ -51,14 +51,17 @@ class Sources:
         return f"{Path(self.base_name.partition('@')[0]).name}-lora"
 
 
-def open_sources(adapter_folder: Path, base: str | None, say: Callable[[str], None]) -> Sources:
+def open_sources(
+    adapter_folder: Path, base: str | None, say: Callable[[str], None], base_folder: str | None = None
+) -> Sources:
     """Find and compare everything. `base` is a folder or an id on the hub; without it the adapter names its base.
 
+    With `base_folder`, the base model is there and `base` is its name.
     Raises `ExportError` for an adapter of another base or kind, and for a base that cannot be had or exported.
     """
     adapter = read_adapter(adapter_folder)
     name = base or named_base(adapter)
-    folder = resolved(name, say)
+    folder = Path(base_folder) if base_folder is not None else resolved(name, say)
     raw = read_config(folder)
     architecture = architecture_of(raw)
     sources = Sources(

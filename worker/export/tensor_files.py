@@ -23,7 +23,7 @@ BLOCK = 2**22
 """Elements of a block at most, unless one row has more. 16 MiB in fp32."""
 _REMEDY = "download the model again"
 MAX_HEADER_BYTES = 100_000_000
-SHARD_BYTES = 5_000_000_000
+SHARD_BYTES = 4_000_000_000
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

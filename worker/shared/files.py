@@ -100,6 +100,23 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process of this computer keeps a lock on the file. False if there is no such file."""
+    import fcntl  # Windows has none
+
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 def expanded(path: str | Path) -> Path:
     """The path with `~` or `~user` replaced. Unchanged if there is no such user."""
     try:

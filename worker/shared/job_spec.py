@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from worker.shared.benchmark_list import BENCHMARKS
 from worker.shared.data_checks.checks import CHECKS
 from worker.shared.evaluation_units import Unit, prompts_at_once, units
+from worker.shared.export_spec import ExportSpec
 from worker.shared.hub_names import RepoName
 from worker.shared.judge_prompt import MAX_OUTPUT_TOKENS, TEXT_TOKENS
 from worker.shared.plain_errors import MAX_KEY, nearest
@@ -267,7 +268,8 @@ class JobSpec(Written):
     """
 
     evaluation: EvaluationSpec | None = Field(default=None, exclude_if=lambda asked: asked is None)
-    """Set by the server in a job that evaluates a checkpoint of another job. An older worker refuses such a job."""
+    export: ExportSpec | None = Field(default=None, exclude_if=lambda asked: asked is None)
+    """Set by the server in a job that evaluates or exports what another one has trained. Older workers refuse it."""
 
     @field_validator("accept_findings")
     @classmethod
@@ -325,11 +327,13 @@ class JobSpec(Written):
 
         The tasks of an evaluation come after them, and the items of its benchmarks last.
         """
-        return self.datasets if self.evaluation is None else tuple(file for _, file in self.files_by_pointer)
+        return tuple(file for _, file in self.files_by_pointer) if self.evaluation or self.export else self.datasets
 
     @property
     def files_by_pointer(self) -> tuple[tuple[str, DatasetSpec], ...]:
-        """The data files that the job and its evaluation need, each with the JSON pointer of its path."""
+        """The data files that a job and its evaluation need, with JSON pointers of their paths. None for an export."""
+        if self.export is not None:
+            return ()
         own = tuple((f"/datasets/{place}/path", dataset) for place, dataset in enumerate(self.datasets))
         asked, pointer = (self.evaluation, "") if self.evaluation is not None else (self.evaluate, "/evaluate")
         if asked is None:
@@ -378,9 +382,11 @@ class JobSpec(Written):
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of the whole job. `max_steps` takes precedence over `num_epochs`. Units of an evaluation."""
+        """Optimiser steps of the whole job (first `max_steps`, then `num_epochs`), units of an evaluation, 1 export."""
         if self.evaluation is not None:
             return len(self.evaluation_units)
+        if self.export is not None:
+            return 1
         if self.max_steps is not None:
             return self.max_steps
         return max(1, math.ceil(self.train_rows * (self.num_epochs or 0) / self.global_batch_size))
@@ -389,6 +395,3 @@ class JobSpec(Written):
     def eval_every(self) -> int:
         """Steps between two evaluations. A fixed function of the job, so that a hand-off does not move them."""
         return self.eval_steps or max(1, self.total_steps // 5)
-
-
-# --- the recipe ------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, FailFast, Field
 
 from worker.shared.job_spec import JobSpec
 from worker.shared.manifest import Fidelity, Hardware, Manifest
+from worker.shared.results import ExportedAdapter, StoredAnswers, StoredExport
 from worker.shared.signed_lines import LINE_MARK, signed
 from worker.shared.wire import (
     PROTOCOL_VERSION,
@@ -75,6 +76,7 @@ class GrantKind(StrEnum):
     CHECKPOINT = "checkpoint"
     ADAPTER = "adapter"
     ANSWERS = "answers"
+    EXPORT = "export"
     DATASET = "dataset"
     MODEL = "model"
 
@@ -134,7 +136,8 @@ class Origin(Wire):
 class Assignment(Wire):
     """Everything that a worker needs to run a job. `origin` is set if it resumes from another job's checkpoint.
 
-    `keep_dir` is a folder with files that the provider keeps after the session, for offline sessions.
+    `datasets` are the data files of the job, or the adapter's archive that an export begins with. `keep_dir` is a
+    folder with files that the provider keeps after the session, for offline sessions.
     """
 
     protocol: int = PROTOCOL_VERSION
@@ -314,34 +317,19 @@ class Failure(Wire):
     bad_checkpoint: Sha256 | None = None
 
 
-class ExportedAdapter(Wire):
-    """The PEFT folder as a zip file under a grant. `adapter_sha256` is the hash of its `adapter_model.safetensors`."""
-
-    key: Annotated[Text, Field(max_length=255)]
-    sha256: Sha256
-    size: Bytes
-    adapter_sha256: Sha256
-
-
-class StoredAnswers(Wire):
-    """The answers file of an evaluation (`worker.shared.answers_file`) under a grant."""
-
-    key: Annotated[Text, Field(max_length=255)]
-    sha256: Sha256
-    size: Bytes
-
-
 class Finish(_SessionMessage):
     """The final message of a session. `head` as in `Release`.
 
-    Succeeded with an adapter, or with the answers of an evaluation, or failed with a reason. `can_continue`: the worker
-    would take another lease on this machine. The reply is then the ticket of one, if the server has one for it.
+    Succeeded with an adapter, with the answers of an evaluation, or with an export, or failed with a reason.
+    `can_continue`: the worker would take another lease on this machine. The reply is then the ticket of one, if the
+    server has one for it.
     """
 
     kind: Literal["finish"] = "finish"
     step: Count
     adapter: ExportedAdapter | None = None
     answers: StoredAnswers | None = None
+    export: StoredExport | None = None
     failure: Failure | None = None
     head: Sha256 | None = None
     ledger: Ledger = {}

@@ -21,8 +21,10 @@ DISTRIBUTION = "trainhop-worker"
 PACKAGES = ("trainhop", "worker")
 NEEDED = ("httpx", "numpy", "pydantic", "safetensors", "stamina")
 """What a worker imports besides its training libraries. The other dependencies belong to the command line."""
-NO_SESSION_NEEDS = ("worker/chat", "worker/export")
+NO_SESSION_NEEDS = ("worker/chat", "worker/shared/chat.py", "worker/shared/chat_limits.py")
 """Command line and server run them. What is sent to a machine with each session may not be large."""
+EXPORTS = "worker/export"
+"""Only sessions that export an adapter need it."""
 
 _SUFFIXES = (".py", ".jsonl", ".yaml")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -59,14 +61,17 @@ def _extra(marker: str) -> str:
 
 
 @cache
-def build() -> Wheel:
-    """The wheel of the installed version. Needs its sources as files."""
+def build(*, exports: bool = False) -> Wheel:
+    """The wheel of the installed version, with `exports` for a session that exports an adapter.
+
+    Needs its sources as files.
+    """
     version = metadata.version("trainhop")
     stem = f"{DISTRIBUTION.replace('-', '_')}-{version}"
     root = Path(worker.__file__).parent.parent
     found = [path for package in PACKAGES for path in sorted((root / package).rglob("*"))]
-    left_out = {root / name for name in NO_SESSION_NEEDS}
-    sources = [path for path in found if path.suffix in _SUFFIXES and left_out.isdisjoint(path.parents)]
+    left_out = {root / name for name in (*NO_SESSION_NEEDS, *(() if exports else (EXPORTS,)))}
+    sources = [path for path in found if path.suffix in _SUFFIXES and left_out.isdisjoint((path, *path.parents))]
     files = {path.relative_to(root).as_posix(): path.read_bytes() for path in sources}
     info = f"{stem}.dist-info"
     files[f"{info}/METADATA"] = _metadata(version).encode()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from worker.shared.job_spec import JobSpec
     from worker.shared.manifest import Fidelity, Manifest
     from worker.shared.messages import Origin, Phase, Sample
+    from worker.shared.results import StoredExport
 
 
 class PermanentError(Exception):
@@ -54,6 +55,7 @@ class TrainingJob:
 
     `origin` is set if `resume` is a checkpoint of another job. `base_folder` contains the base model. None means that
     the trainer resolves the job's `base_model`. `judge_folder` is the same for the judge model of an evaluation.
+    The one data file of an export is the adapter's archive.
     """
 
     job: str
@@ -91,13 +93,17 @@ class Resume:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """Where a session stopped. After the last step, `adapter_zip` and `adapter_sha256` are set, or `answers`."""
+    """Where a session stopped.
+
+    After the last step, `adapter_zip` and `adapter_sha256` are set, or `answers`, or `export`.
+    """
 
     step: int
     complete: bool
     adapter_zip: Path | None = None
     adapter_sha256: str | None = None
     answers: Path | None = None
+    export: StoredExport | None = None
 
 
 class Hooks(Protocol):

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Text, bindparam, cast, delete, insert, select
 from orchestrator.adapters.database import tables
 from orchestrator.adapters.database.comparisons import delete_evaluation
 from orchestrator.adapters.database.compiled_sql import Statement
+from orchestrator.adapters.database.export_tables import machine_exports
 from orchestrator.adapters.database.mapper import Mapper
 from orchestrator.adapters.database.push_tables import pushes
 from orchestrator.adapters.database.repository import SqlRepository
@@ -144,6 +145,7 @@ class SqlJobRepository(SqlRepository):
             delete(tables.deliveries).where(tables.deliveries.c.channel_id.in_(channels)),
             delete(tables.channels).where(tables.channels.c.job_id == job_id),
             delete(pushes).where(pushes.c.job_id == job_id),
+            delete(machine_exports).where(machine_exports.c.job_id == job_id),
         ):
             self._connection.execute(statement)
         delete_evaluation(self._connection, job_id)

@@ -17,6 +17,11 @@ def scripts() -> Path:
     return inside if inside.is_dir() else package.parent / "migrations"
 
 
+def known_revisions() -> frozenset[str]:
+    """The revisions that this version can migrate from."""
+    return frozenset(path.name.partition("_")[0] for path in (scripts() / "versions").glob("[0-9]*_*.py"))
+
+
 def upgrade(engine: Engine) -> None:
     """Run the missing migrations. Raises `ConflictError` for a database of a newer version."""
     with engine.connect() as connection:
@@ -50,5 +55,5 @@ def _version(connection) -> str | None:  # noqa: ANN001  a SQLAlchemy connection
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
-HEAD = "0022"
+HEAD = "0023"
 """The newest revision under `migrations/versions`. A test compares the two."""

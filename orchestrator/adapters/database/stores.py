@@ -6,6 +6,7 @@ from sqlalchemy import and_, bindparam, delete, func, select, update
 
 from orchestrator.adapters.database import tables
 from orchestrator.adapters.database.compiled_sql import Statement, Upsert
+from orchestrator.adapters.database.export_tables import machine_exports
 from orchestrator.adapters.database.mapper import Mapper
 from orchestrator.adapters.database.repository import SqlRepository
 from orchestrator.domain.lifecycle import CheckpointState
@@ -37,6 +38,7 @@ class SqlStoreRepository(SqlRepository):
         counts = (
             select(func.count()).select_from(tables.checkpoints).where(is_here, tables.checkpoints.c.state.in_(kept)),
             select(func.count()).select_from(tables.jobs).where(tables.jobs.c.adapter_store == store),
+            select(func.count()).select_from(machine_exports).where(machine_exports.c.store == store),
         )
         return sum(self._connection.execute(count).scalar_one() for count in counts)
 

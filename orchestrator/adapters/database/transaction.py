@@ -16,6 +16,7 @@ from orchestrator.adapters.database.idempotency import SqlIdempotencyRepository
 from orchestrator.adapters.database.jobs import SqlJobRepository
 from orchestrator.adapters.database.judgements import SqlJudgeEndpointRepository, SqlJudgementRepository
 from orchestrator.adapters.database.leases import SqlLeaseRepository
+from orchestrator.adapters.database.machine_exports import SqlMachineExportRepository
 from orchestrator.adapters.database.members import SqlMemberRepository
 from orchestrator.adapters.database.models import SqlModelRepository
 from orchestrator.adapters.database.notifications import SqlChannelRepository, SqlDeliveryRepository
@@ -129,6 +130,10 @@ class SqlTransaction:
     @property
     def shares(self) -> SqlShareRepository:
         return SqlShareRepository(self.connection)
+
+    @property
+    def machine_exports(self) -> SqlMachineExportRepository:
+        return SqlMachineExportRepository(self.connection)
 
     @property
     def channels(self) -> SqlChannelRepository:

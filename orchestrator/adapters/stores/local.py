@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from orchestrator.adapters.stores.deletions import deletion, prepare
 from orchestrator.adapters.stores.keys import checked, is_key
 from orchestrator.ports.stores import (
     Grant,
@@ -41,6 +42,7 @@ class LocalStore:
     def __init__(self, env: StoreEnv) -> None:
         self.folder, self.links = env.folder, env.links
         self.folder.mkdir(parents=True, exist_ok=True)
+        prepare(self.folder)
 
     def path(self, key: str) -> Path:
         """The path of an object. Raises `StoreError` for a key that the server would not have made."""
@@ -111,7 +113,8 @@ class LocalStore:
 
     def delete(self, key: str) -> None:
         path = self.path(key)
-        path.unlink(missing_ok=True)
+        with deletion(self.folder):
+            path.unlink(missing_ok=True)
 
     def keys(self, prefix: str) -> list[str]:
         folder = self.path(prefix.rstrip("/"))

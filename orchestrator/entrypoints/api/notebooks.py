@@ -40,7 +40,7 @@ def make(
     server: ServerDep, me: CurrentUser, job_id: JobId, reach: Reach = None, drive: Drive = False
 ) -> responses.Notebook:
     """For the job's owner to open and run in a notebook editor. Its code works once, for this job."""
-    ctx, wheel = server.ctx, bundle.build()
+    ctx, wheel = server.ctx, _worker()
     job = claims.check_job(ctx, me, job_id)
     if drive:
         mailboxes.need_mailbox_store(ctx)
@@ -64,6 +64,11 @@ def make(
         link, owner = mailboxes.publish(ctx, job.id, answer["file_name"], json.dumps(document))
         answer["url"], note = link, ". ".join(filter(None, (f"Sign in to Google as {owner} before you open it", note)))
     return responses.Notebook.model_validate(answer | {"note": note, "notebook": document})
+
+
+def _worker() -> bundle.Wheel:
+    """The worker of notebooks. Any job may be run there, also an export."""
+    return bundle.build(exports=True)
 
 
 def _who_can_call(address: str) -> str:
@@ -94,7 +99,7 @@ def claim(server: ServerDep, request: Request, asked: ClaimRequest) -> Claimed:
 )
 def wheel(sha256: Sha256, name: Annotated[str, Path(max_length=100)]) -> Response:
     """The wheel with this hash. It needs no token because it has no secrets."""
-    found = bundle.build()
+    found = _worker()
     if (sha256, name) != (found.sha256, found.name):
         raise NotFoundError("This server has another version of the worker. Create a new notebook.")
     return Response(found.data, media_type="application/octet-stream")

@@ -313,7 +313,7 @@ class GrantsCreate(BaseModel):
     """A request for more grants of a lease."""
 
     fence: Count
-    kind: Literal["checkpoint", "adapter", "answers"]
+    kind: Literal["checkpoint", "adapter", "answers", "export"]
     count: Annotated[int, Field(ge=1, le=16)] = 1
     through_server: Annotated[
         bool, Field(description="Upload to this server, because the store refuses the addresses of its grants.")

@@ -28,25 +28,35 @@ PUSH_EVERY_S = 2.0
 LOOK_AROUND_EVERY_S = 60.0
 TIDY_EVERY_S = 600.0
 WATCH_EVERY_S = 1.0
+FIND_US_S = 900.0
+"""How long machines may need to find a server that has moved, for example until its name has the new address."""
 WATCHDOG = "watchdog"
 
 
 class Ticker:
     """Threads for dispatch, reconcile and mailboxes, so that a slow provider or store never delays a launch.
 
-    Another thread watches over them by monotonic time.
+    Another thread watches over them by monotonic time. `has_moved` says that the data folder was restored or copied,
+    and is the only one now.
     """
 
-    def __init__(self, app: App, *, tidy_every_s: float = TIDY_EVERY_S, watch_every_s: float = WATCH_EVERY_S) -> None:
-        self._app, self._watch_every_s = app, watch_every_s
+    def __init__(
+        self,
+        app: App,
+        *,
+        tidy_every_s: float = TIDY_EVERY_S,
+        watch_every_s: float = WATCH_EVERY_S,
+        has_moved: bool = False,
+    ) -> None:
+        self._app, self._watch_every_s, self._has_moved = app, watch_every_s, has_moved
         self._stopping = threading.Event()
         self._follower = Follower(app.context, app.news.set)
         settings, rounds = app.settings, app.rounds
         rest_s = max(settings.report_every_s, 3 * settings.reconcile_s)
-        self._watch = Watch(app.context, longest_rest_s=rest_s)
+        self._watch = Watch(app.context, longest_rest_s=rest_s, find_us_s=FIND_US_S if has_moved else 0.0)
         mailbox_wake, mailbox_poller = threading.Event(), MailboxPoller(app.context)
         self._loops = [
-            Loop("dispatch", app.wake, lambda: dispatch(app.context), rounds, every_s=settings.tick_s),
+            Loop("dispatch", app.wake, self._dispatch, rounds, every_s=settings.tick_s),
             Loop("reconcile", app.news, self._reconcile, rounds, every_s=settings.reconcile_s),
             Loop("mailbox", mailbox_wake, mailbox_poller.round, rounds, every_s=settings.letters_s),
         ]
@@ -92,6 +102,11 @@ class Ticker:
                 log.warning("a loop has ended and was started again")
         if not self._stopping.is_set():
             self._periodic.revive()
+
+    def _dispatch(self) -> None:
+        """A database that was restored knows of sessions what was true then, so their providers are asked first."""
+        if self._watch.has_looked or not self._has_moved:
+            dispatch(self._app.context)
 
     def _reconcile(self) -> None:
         clock_jumps.follow(self._app.context, self._app.clock)

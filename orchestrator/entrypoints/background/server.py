@@ -59,7 +59,7 @@ def _serve(
     except BaseException:
         listener.close()
         raise
-    ticker = Ticker(app)
+    ticker = Ticker(app, has_moved=origin is Origin.MOVED)
     try:
         leave_address(settings.folder, url)
         ticker.start()

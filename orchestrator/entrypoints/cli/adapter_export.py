@@ -6,6 +6,8 @@ import json
 import shlex
 import subprocess
 import sys
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -17,7 +19,7 @@ from orchestrator.entrypoints.cli.client import Client, CommandError, Exit, conn
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, facts, put, put_json, say, size
 from trainhop.connection import find_job
 from trainhop.download import fetch, save_adapter
-from trainhop.polling import until_final
+from trainhop.polling import state_word, until_final
 from worker.shared.files import temporary_folder, write_atomically
 from worker.shared.process import last_line, tied
 
@@ -45,25 +47,34 @@ def export(
     on_server: Annotated[
         bool, typer.Option("--on-server", help="Let the server make the export, then download it.")
     ] = False,
+    on_machine: Annotated[
+        bool,
+        typer.Option("--on-machine", help="Let a machine of your accounts make it, without a GPU, then download it."),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Export an adapter: merge it into its base model, or convert it to GGUF. The result is checked first."""
     settings = ExportSettings(format=form, type=kind, onto=onto)
     folder = Path(source)
     # A folder may have the name of a job, for example an export.
+    if on_server and on_machine:
+        raise CommandError(Exit.USAGE, "Choose one of --on-server and --on-machine.")
+    elsewhere = "--on-server" if on_server else "--on-machine" if on_machine else ""
     if (folder / "adapter_config.json").is_file():
-        if on_server:
-            raise CommandError(Exit.USAGE, "--on-server exports jobs. The server does not have this folder.")
+        if elsewhere:
+            raise CommandError(Exit.USAGE, f"{elsewhere} exports jobs. The server does not have this folder.")
         request = _request(settings, out or Path(f"{folder.absolute().name}-{form.value}"), base)
         report = run_export(request | {"adapter": str(folder.absolute())})
     else:
         client = connect(context)
         record = find_job(client, source)
         chosen = out or Path(f"{record['id']}-{form.value}")
-        if on_server and base is not None:
-            raise CommandError(Exit.USAGE, "--on-server takes the base model that the job names. Leave --base out.")
+        if elsewhere and base is not None:
+            raise CommandError(Exit.USAGE, f"{elsewhere} takes the base model that the job names. Leave --base out.")
         report = (
-            _by_server(client, record, settings, chosen) if on_server else _here(client, record, settings, chosen, base)
+            _by_other(client, record, settings, chosen, _by_server if on_server else _by_machine)
+            if elsewhere
+            else _here(client, record, settings, chosen, base)
         )
         report["commands"] = {"adapter": f"trainhop adapter {record['id']} --out {record['id']}-adapter"} | report[
             "commands"
@@ -89,19 +100,46 @@ def _here(
         return run_export(request | {"adapter": str(temporary / "adapter")})
 
 
-def _by_server(client: Client, record: dict[str, Any], settings: ExportSettings, out: Path) -> dict[str, Any]:
-    """Let the server export, wait, and download what it has made. An export that exists there is downloaded again."""
+_Maker = Callable[[Client, str, ExportSettings], tuple[str, dict[str, Any]]]
+"""Makes an export of a job, or finds one that exists. Returns the path of its files, and its report."""
+
+
+def _by_other(
+    client: Client, record: dict[str, Any], settings: ExportSettings, out: Path, make: _Maker
+) -> dict[str, Any]:
+    """Let the server or a machine export, wait, and download what it has made."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CommandError(Exit.USAGE, f"{out} already exists. Choose another place with --out.")
-    path = f"/jobs/{record['id']}/exports"
+    files, report = make(client, record["id"], settings)
+    return _downloaded(client, files, report, out)
+
+
+def _by_server(client: Client, job: str, settings: ExportSettings) -> tuple[str, dict[str, Any]]:
+    path = f"/jobs/{job}/exports"
     made = next((each for each in client.get(path)["items"] if _is_made(each, settings)), None)
     if made is None:
-        body = {"format": settings.format, "type": settings.type, "onto": settings.onto}
-        client.post(path, body)
+        client.post(path, vars(settings))
         made = until_final(lambda: client.get(f"{path}/{settings.format}"), _Steps().show, say)
     if made["state"] == ExportState.FAILED:
         raise CommandError(Exit.FAILED, made["doing"])
-    return _downloaded(client, f"{path}/{settings.format}/files", made["report"], out)
+    return f"{path}/{settings.format}/files", made["report"]
+
+
+def _by_machine(client: Client, job: str, settings: ExportSettings) -> tuple[str, dict[str, Any]]:
+    """It is a job of its own. One with these settings that has not failed is used again."""
+    found = client.get(f"/jobs/{job}/machine-exports")["items"]
+    same = (each["id"] for each in found if each["state"] not in ("failed", "cancelled") and _is_like(each, settings))
+    ident = next(same, None) or client.post(f"/jobs/{job}:export", vars(settings), key=str(uuid.uuid4()))["id"]
+    say(f"{ident} makes the export. It continues if you stop waiting; the same command downloads it later")
+    ended = until_final(lambda: client.get(f"/jobs/{ident}"), _States().show, say)
+    if ended["state"] != "succeeded":
+        raise CommandError(Exit.FAILED, ended["message"] or f"Job {ident} is {ended['state']}.")
+    (made,) = client.get(f"/jobs/{ident}/machine-exports")["items"]
+    return f"/jobs/{ident}/machine-exports/files", made["report"]
+
+
+def _is_like(export: dict[str, Any], settings: ExportSettings) -> bool:
+    return (export["format"], export["type"], export["onto"]) == (settings.format, settings.type, settings.onto)
 
 
 def _is_made(export: dict[str, Any], settings: ExportSettings) -> bool:
@@ -124,6 +162,22 @@ class _Steps:
         if step != self._last and not ExportState(export["state"]).is_final:
             say(clean(step))
         self._last = step
+
+
+class _States:
+    """Says each state of the job once, with the phase of its session."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def show(self, job: dict[str, Any]) -> None:
+        """Say the state, if that is new."""
+        words = state_word(job["state"])
+        if session := job.get("session"):
+            words += f", {session['phase']}"
+        if words != self._last:
+            say(words)
+        self._last = words
 
 
 def _downloaded(client: Client, path: str, report: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import re
 import shlex
 import shutil
 import socket
@@ -13,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +24,7 @@ from orchestrator.entrypoints.cli.client import CommandError, Exit, connect
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, put, put_json, size
 from trainhop.connection import data_folder
 from trainhop.errors import Error
+from worker.shared.installation import SERVER, install_line, missing_modules, missing_packages
 
 app = typer.Typer()
 
@@ -110,7 +111,7 @@ def _this_computer(context: typer.Context, data_dir: Path | None, *, as_json: bo
 def _all(context: typer.Context, folder: Path) -> Iterator[Finding]:
     checks: list[Callable[[], Finding]] = [
         _python,
-        _stack,
+        *(partial(_extra, name) for name in EXTRAS),
         lambda: _folder(folder),
         lambda: _disk(folder),
         lambda: _database(folder),
@@ -125,29 +126,23 @@ def _python() -> Finding:
     return Finding(name="python", status="ok", detail=f"{version} at {sys.executable}")
 
 
-def _stack() -> Finding:
-    """Compare the installed training packages with the pinned versions."""
-    try:
-        requires = importlib.metadata.requires("trainhop") or []
-    except importlib.metadata.PackageNotFoundError:
-        return Finding(
-            name="training", status="warn", detail="trainhop is not installed", remedy="pip install trainhop"
-        )
-    wanted = [m.groups() for r in requires if (m := re.match(r"([\w-]+)==([\d.]+); extra == ['\"]train['\"]", r))]
-    wrong = [
-        f"{name} {have or 'missing'} (needs {need})" for name, need in wanted if (have := _installed(name)) != need
-    ]
-    if wrong:
-        remedy = "pip install 'trainhop[train]' on the machine that trains"
-        return Finding(name="training", status="warn", detail=", ".join(wrong), remedy=remedy)
-    return Finding(name="training", status="ok", detail=", ".join(f"{name} {need}" for name, need in wanted))
+EXTRAS = {
+    "server": "`trainhop up` needs it",
+    "kaggle": "for accounts at Kaggle",
+    "drive": "for checkpoints in Google Drive",
+    "train": "to train on this computer",
+}
+"""What each extra of the installation is for."""
 
 
-def _installed(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _extra(name: str) -> Finding:
+    """Compare the packages of an extra with those that are installed here."""
+    missing = missing_packages(name)
+    shown = "training" if name == "train" else f"extra {name}"
+    if not missing:
+        return Finding(name=shown, status="ok", detail="installed")
+    detail = f"{EXTRAS[name]}; missing: {', '.join(missing)}"
+    return Finding(name=shown, status="warn", detail=detail, remedy=install_line(*SERVER, name))
 
 
 def _torch() -> Iterator[Finding]:
@@ -164,7 +159,7 @@ def _torch() -> Iterator[Finding]:
         return
     except (subprocess.CalledProcessError, ValueError, IndexError) as error:
         words = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-        remedy = "to train on this machine, install torch from pytorch.org"
+        remedy = install_line(*SERVER, "train", torch=True)
         yield Finding(
             name="torch", status="warn", detail=words[-1] if words else "could not be imported", remedy=remedy
         )
@@ -207,7 +202,7 @@ def _database(folder: Path) -> Finding:
             revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
         engine.dispose()
     except ImportError as error:
-        remedy = "pip install 'trainhop[server]' on the machine that runs the server"
+        remedy = install_line(*SERVER)
         return Finding(name="database", status="warn", detail=f"{error.name} is not installed", remedy=remedy)
     except Exception as error:  # noqa: BLE001  every database driver has its own errors
         remedy = "check TRAINHOP_DATABASE_URL and that the database is running. `trainhop up` creates the tables"
@@ -241,4 +236,6 @@ def _port(folder: Path, why: str) -> Finding:
         except OSError:
             remedy = f"start it on another port: `trainhop up --data-dir {shlex.quote(str(folder))} --port 0`"
             return Finding(name="server", status="warn", detail=f"{why}; port {port} is taken", remedy=remedy)
-    return Finding(name="server", status="warn", detail=f"{why}; port {port} is free", remedy="`trainhop up`")
+    can_start = not missing_modules(("pydantic_settings", "sqlalchemy", "uvicorn"))
+    remedy = "`trainhop up`" if can_start else "install the extra server, as above"
+    return Finding(name="server", status="warn", detail=f"{why}; port {port} is free", remedy=remedy)

@@ -20,15 +20,18 @@ app = typer.Typer()
 def adapter(
     context: typer.Context,
     job: JobArgument,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the adapter.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new folder for the adapter. Default: JOB-adapter.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Download a job's adapter as a PEFT folder."""
     client = connect(context)
     record = find_job(client, job)
-    save_adapter(client, record, out)
+    folder = out or Path(f"{record['id']}-adapter")
+    save_adapter(client, record, folder)
     if as_json:
-        put_json({"path": str(out), **record["adapter"]})
+        put_json({"path": str(folder), **record["adapter"]})
     else:
-        put(str(out))
-        say(f"{WEIGHTS}: sha256 {record['adapter']['sha256']} ({size((out / WEIGHTS).stat().st_size)}), verified")
+        put(str(folder))
+        say(f"{WEIGHTS}: sha256 {record['adapter']['sha256']} ({size((folder / WEIGHTS).stat().st_size)}), verified")

@@ -11,9 +11,10 @@ import typer
 
 from orchestrator.entrypoints.cli.client import Client, connect
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, facts, put, put_json, say, size, table
-from orchestrator.entrypoints.cli.phrases import JobArgument, chosen_checkpoint, listed, state_word
+from orchestrator.entrypoints.cli.phrases import JobArgument, chosen_checkpoint, listed
 from trainhop.connection import find_job
 from trainhop.errors import Error
+from trainhop.polling import state_word
 from worker.shared.benchmark_list import BENCHMARKS
 
 app = typer.Typer()

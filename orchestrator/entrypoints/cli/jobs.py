@@ -15,6 +15,7 @@ from orchestrator.entrypoints.cli.findings import show_finding
 from orchestrator.entrypoints.cli.judges import judgements_of, show_judgements
 from orchestrator.entrypoints.cli.output import (
     JsonFlag,
+    age,
     clean,
     facts,
     moment,
@@ -35,14 +36,13 @@ from orchestrator.entrypoints.cli.phrases import (
     note,
     obstacle,
     safe_age,
-    state_word,
     stored_state,
 )
 from orchestrator.entrypoints.cli.pushes import in_words, pushes_of
 from trainhop.connection import find_job
 from trainhop.errors import Error
 from trainhop.job_file import check
-from trainhop.polling import FINAL, Timing
+from trainhop.polling import FINAL, Timing, state_word
 
 app = typer.Typer()
 
@@ -198,12 +198,14 @@ def list_jobs(
         put_json(items)
         return
     table(
-        ("ID", "NAME", "STATE", "STEP", "LOSS", "LEFT", "MACHINE", "NOTE"),
-        [
-            (j["id"], j["name"], state_word(j["state"]), _steps(j), _loss(j), _left(j), machine(j), note(j))
-            for j in items
-        ],
+        ("ID", "NAME", "MEMBER", "STATE", "AGE", "STEP", "LOSS", "LEFT", "MACHINE", "NOTE"),
+        [_row(job) for job in items],
     )
+
+
+def _row(job: dict[str, Any]) -> tuple[Any, ...]:
+    who, state, since = job["member"], state_word(job["state"]), seconds(age(job["created_at"]))
+    return (job["id"], job["name"], who, state, since, _steps(job), _loss(job), _left(job), machine(job), note(job))
 
 
 def _steps(job: dict[str, Any]) -> str:
@@ -262,9 +264,13 @@ def _described(job: dict[str, Any]) -> list[tuple[str, Any]]:
         ("priority", job["priority"]),
         ("deadline", moment(job["deadline"]) if job.get("deadline") else None),
         ("submitted", moment(job["created_at"])),
-        ("evaluates" if (job.get("spec") or {}).get("evaluation") else "cloned from", _origin(job)),
+        (_relation(job.get("spec") or {}), _origin(job)),
         ("adapter", f"{adapter['sha256']} ({size(adapter['bytes'])})" if adapter else None),
     ]
+
+
+def _relation(spec: dict[str, Any]) -> str:
+    return "evaluates" if spec.get("evaluation") else "exports" if spec.get("export") else "cloned from"
 
 
 def _origin(job: dict[str, Any]) -> str | None:

@@ -14,6 +14,7 @@ from orchestrator.entrypoints.cli import (
     adapter_export,
     artifacts,
     audits,
+    backups,
     chat,
     comparisons,
     datasets,
@@ -64,6 +65,7 @@ for part in (
     sweeps.app,
     chat.app,
     doctor.app,
+    backups.app,
 ):
     app.add_typer(part)
 app.add_typer(members.accounts, name="accounts", rich_help_panel="Server")

@@ -19,6 +19,8 @@ _ESCAPES = re.compile(r"\x1b(?:\][^\x07\x1b]*(?:\x07|\x1b\\)?|\[[0-?]*[ -/]*[@-~
 _BARS = "▁▂▃▄▅▆▇█"
 _PIPE_WIDTH = 4000
 """Width of a table in a pipe. It is never wrapped, because a program reads it."""
+_NAME_WIDTH = 32
+"""Width of a name in a terminal. A long one would leave no room for the columns after it."""
 
 
 def clean(text: Any, *, one_line: bool = True) -> str:
@@ -55,12 +57,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], write: Callable
     from rich.table import Table
     from rich.text import Text
 
+    terminal = sys.stdout.isatty()
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        grid.add_column(column, no_wrap=column != "NOTE", overflow="ellipsis")
+        widest = _NAME_WIDTH if terminal and column == "NAME" else None
+        grid.add_column(column, no_wrap=column != "NOTE", overflow="ellipsis", max_width=widest)
     for row in rows:
         grid.add_row(*(Text("-" if cell is None or cell == "" else clean(cell)) for cell in row))
-    terminal = sys.stdout.isatty()
     console = Console(width=None if terminal else _PIPE_WIDTH, highlight=False)
     with console.capture() as capture:
         console.print(grid)

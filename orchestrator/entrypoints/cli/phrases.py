@@ -12,23 +12,16 @@ import typer
 from orchestrator.entrypoints.cli.client import CommandError, Exit
 from orchestrator.entrypoints.cli.output import age, moment, seconds
 from trainhop.errors import Error
+from trainhop.polling import STATE_WORDS
 
 _NAMED = "Job id, name, or the first or last four or more characters of the id."
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help=_NAMED)]
 JobsArgument = Annotated[list[str], typer.Argument(metavar="JOB...", help=_NAMED)]
 
 
-_STATE_WORDS = {"leased": "starting"}
-
-
-def state_word(state: str) -> str:
-    """The word for a job's state: queued, starting, running, paused, succeeded, failed or cancelled."""
-    return _STATE_WORDS.get(state, state)
-
-
 def stored_state(word: str | None) -> str | None:
     """The state that the API has for a word, for example `leased` for starting."""
-    return next((state for state, shown in _STATE_WORDS.items() if shown == word), word)
+    return next((state for state, shown in STATE_WORDS.items() if shown == word), word)
 
 
 def machine(job: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from orchestrator.entrypoints.cli.client import CommandError, Exit
 from orchestrator.entrypoints.cli.output import put, say
 from worker.shared.files import expanded
 from worker.shared.imports import quick_imports
+from worker.shared.installation import SERVER, install_line, missing_modules
 
 if TYPE_CHECKING:
     from orchestrator.config import Settings
@@ -66,6 +67,12 @@ def up(
     serve(load_settings({k: v for k, v in given.items() if v is not None}), origin)
 
 
+def needs(error: ImportError) -> CommandError:
+    """The error of a command that needs the server's packages, with the line that installs them here."""
+    line = install_line(*SERVER)
+    return CommandError(Exit.USAGE, f"A server needs {error.name}, which is not installed. Install it with:", line)
+
+
 def load_settings(given: dict[str, Any]) -> Settings:
     """Settings from options, then `TRAINHOP_*` variables. Raises `CommandError` with the invalid one."""
     try:
@@ -75,9 +82,7 @@ def load_settings(given: dict[str, Any]) -> Settings:
         from orchestrator.config import Settings
         from worker.shared.plain_errors import in_words
     except ImportError as error:
-        raise CommandError(
-            Exit.USAGE, f"The server needs {error.name}. Install it with: pip install 'trainhop[server]'"
-        ) from error
+        raise needs(error) from error
     try:
         return Settings(**given)
     except ValidationError as error:
@@ -89,6 +94,12 @@ def load_settings(given: dict[str, Any]) -> Settings:
 
 def _variable(field: str, given: dict[str, Any]) -> str:
     return f"--{field.replace('_', '-')}" if field in given else f"TRAINHOP_{field.upper()}"
+
+
+def _say_what_training_needs() -> None:
+    if missing := missing_modules():
+        say(f"training on this computer needs {', '.join(missing)}; other machines need nothing. To install it:")
+        say(install_line(*SERVER, "train", torch="torch" in missing))
 
 
 def serve(settings: Settings, origin: str | None = None) -> None:
@@ -103,9 +114,7 @@ def serve(settings: Settings, origin: str | None = None) -> None:
             from orchestrator.adapters.instance import Origin
             from orchestrator.entrypoints.background.server import Ready, run
     except ImportError as error:
-        raise CommandError(
-            Exit.USAGE, f"The server needs {error.name}. Install it with: pip install 'trainhop[server]'"
-        ) from error
+        raise needs(error) from error
 
     is_terminal = sys.stderr.isatty()  # `run` puts a stream of its own there
 
@@ -118,6 +127,7 @@ def serve(settings: Settings, origin: str | None = None) -> None:
         say(f"data     {settings.folder}")
         say(f"token    {ready.token_file} (commands on this computer use it automatically)")
         say(f"process  {os.getpid()}; Ctrl-C stops the server, running workers continue")
+        _say_what_training_needs()
 
     # uvicorn raises the signal that stopped it again. As an exception it lets everything close first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

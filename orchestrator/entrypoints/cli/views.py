@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from orchestrator.entrypoints.cli.output import clean, put_json_line, say, seconds, sparkline
-from orchestrator.entrypoints.cli.phrases import machine, note, safe_age, state_word
+from orchestrator.entrypoints.cli.phrases import machine, note, safe_age
+from trainhop.polling import state_word
 
 if TYPE_CHECKING:
     from rich.table import Table

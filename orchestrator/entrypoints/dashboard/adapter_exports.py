@@ -1,4 +1,4 @@
-"""The part of a job's page that exports its adapter on the server."""
+"""The part of a job's page that exports its adapter on the server or on a machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.domain.exports import ExportFormat, ExportSettings, Onto, Weig
 from orchestrator.entrypoints.dashboard.curve import OwnedJob
 from orchestrator.entrypoints.dashboard.render import Viewer, acted, by_script, piece
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep
-from orchestrator.services import adapter_exports
+from orchestrator.services import adapter_exports, machine_exports
 
 router = APIRouter(include_in_schema=False)
 
@@ -20,7 +20,11 @@ router = APIRouter(include_in_schema=False)
 def values(server: Server, row: dict[str, Any]) -> dict[str, Any]:
     """The variables of the section's template, besides `job`."""
     found = adapter_exports.listed(server.ctx, row["id"])
+    on_machines = machine_exports.listed(server.ctx, row["id"])
     return {
+        "machine_exports": on_machines,
+        "all_formats": list(ExportFormat),
+        "is_waiting": any(not job.state.is_final for _, job in on_machines),
         "exports": found,
         "formats": [form for form in ExportFormat if form not in {each.settings.format for each in found}],
         "cannot_export": adapter_exports.missing(server.ctx),
@@ -46,10 +50,29 @@ def start(
     onto: Annotated[Onto, Form()] = Onto.ORIGINAL,
 ) -> Response:
     """Start an export."""
+    settings = _settings(form, kind, onto)
+    return _act(request, server, job_id, lambda: adapter_exports.start(server.ctx, me, job_id, settings))
+
+
+@router.post("/jobs/{job_id}/machine-exports")
+def start_on_machine(
+    request: Request,
+    server: ServerDep,
+    me: Viewer,
+    job_id: OwnedJob,
+    form: Annotated[ExportFormat, Form(alias="format")],
+    kind: Annotated[WeightType | None, Form(alias="type")] = None,
+    onto: Annotated[Onto, Form()] = Onto.ORIGINAL,
+) -> Response:
+    """Queue an export on a machine."""
+    settings = _settings(form, kind, onto)
+    return _act(request, server, job_id, lambda: machine_exports.start(server.ctx, me, job_id, settings))
+
+
+def _settings(form: ExportFormat, kind: WeightType | None, onto: Onto) -> ExportSettings:
     # A GGUF adapter has one type, and what the form says of others does not concern it.
     plain = form is ExportFormat.GGUF_ADAPTER
-    settings = ExportSettings(format=form, type=None if plain else kind, onto=Onto.ORIGINAL if plain else onto)
-    return _act(request, server, job_id, lambda: adapter_exports.start(server.ctx, me, job_id, settings))
+    return ExportSettings(format=form, type=None if plain else kind, onto=Onto.ORIGINAL if plain else onto)
 
 
 @router.post("/jobs/{job_id}/exports/{form}/remove")

@@ -7,7 +7,6 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import structlog
@@ -28,6 +27,7 @@ from orchestrator.services import datasets, jobs
 from orchestrator.services.setup import providers_here
 from trainhop.errors import Error
 from worker.shared.files import move_into_place
+from worker.shared.installation import SERVER, install_line, missing_modules
 from worker.shared.job_spec import JobSpec
 
 HAND_OVER_AT = 0.4
@@ -91,12 +91,9 @@ class Demo:
             self._hand_over(me, job)
 
     def _make(self, me: Actor) -> str:
-        missing = [name for name in ("torch", "transformers", "trl", "peft") if not find_spec(name)]
-        if missing:
-            raise TrainhopError(
-                f"Training on this computer needs {', '.join(missing)}. Install torch from pytorch.org, "
-                "then pip install 'trainhop[server,train]'"
-            )
+        if missing := missing_modules():
+            line = install_line(*SERVER, "train", torch="torch" in missing)
+            raise TrainhopError(f"Training on this computer needs {', '.join(missing)}. Install it with: {line}")
         here = providers_here(self._server.ctx)
         if not here:
             raise TrainhopError("No driver runs jobs on this computer. `trainhop accounts providers` shows the cause.")

@@ -70,7 +70,9 @@ def one(request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob) -> R
     found = look(server, request.app.state.live.machines, job_id, is_own=is_own)
     assert found is not None
     url = (server.app.settings.public_url or server.ctx.server_url()).rstrip("/")
-    evaluated = {job.id for _, job in found.values["evaluations"]}  # these are listed apart
+    exports = adapter_exports.values(server, found.row)
+    pairs = (*found.values["evaluations"], *exports["machine_exports"])
+    apart = {job.id for _, job in pairs}  # these are listed apart
     return page(
         request,
         "job.html",
@@ -82,12 +84,12 @@ def one(request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob) -> R
         notebook_editor=_editor(server),
         data=_data(server, me, found.row),
         chat=chats.section(server, me, found.row),
-        **adapter_exports.values(server, found.row),
+        **exports,
         shares=shares.section(server, job_id) if is_own else [],
         clones=[
             c
             for c in server.queries.clones(job_id, CLONES_SHOWN)
-            if me.may_see_jobs_of(c["member_id"]) and c["id"] not in evaluated
+            if me.may_see_jobs_of(c["member_id"]) and c["id"] not in apart
         ],
     )
 
@@ -109,6 +111,8 @@ def as_forms(row: Row, url: str) -> list[tuple[str, str]]:
     """The job as YAML file, CLI command and HTTP request, each ready to paste."""
     if row["spec"].get("evaluation"):
         return [("CLI", f"trainhop evaluate {row['cloned_from']}\n")]
+    if asked := row["spec"].get("export"):
+        return [("CLI", f"trainhop export {asked['job']} --format {asked['format']} --on-machine\n")]
     spec = submittable(row["spec"])
     text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
     body = json.dumps(spec, ensure_ascii=False)

@@ -110,7 +110,7 @@ def download(server: ServerDep, job_id: OwnedJob, samples: bool = False) -> Resp
 
 def _file(server: Server, job_id: str, samples: bool) -> Response:
     with server.ctx.uow() as tx:
-        shares.refuse_evaluation(tx.jobs.get_many([job_id])[job_id])
+        shares.refuse_untrained(tx.jobs.get_many([job_id])[job_id])
     found = journey.of_job(server, job_id, with_samples=samples)
     assert found is not None
     style = Markup(assets()["app.css"].plain.decode())  # noqa: S704  our own file

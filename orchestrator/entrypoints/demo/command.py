@@ -6,7 +6,6 @@ import shlex
 import shutil
 import time
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from orchestrator.entrypoints.demo.sandbox import BOBS_STEPS, Sandbox, SandboxDi
 from orchestrator.entrypoints.demo.server import PrivateServer
 from trainhop.download import save_adapter
 from trainhop.job_file import check
+from worker.shared.installation import SERVER, TRAINING, install_line, missing_modules
 
 EXAMPLE = "demo.yaml"
 
@@ -78,14 +78,11 @@ def _exported(folder: Path) -> dict[str, Any]:
 
 def check_stack() -> None:
     """Raise `CommandError` if a package is missing that the demos need."""
-    missing = [
-        name for name in ("torch", "transformers", "trl", "peft", "fastapi", "sqlalchemy") if not find_spec(name)
-    ]
-    if missing:
+    if missing := missing_modules((*TRAINING, "fastapi", "sqlalchemy")):
         raise CommandError(
             Exit.USAGE,
             f"The demo needs {', '.join(missing)}, which this environment does not have.",
-            "Install torch from pytorch.org, then: pip install 'trainhop[server,train,demo]'",
+            "Install it with: " + install_line(*SERVER, "train", "demo", torch="torch" in missing),
         )
 
 

@@ -16,6 +16,7 @@ from orchestrator.ports.repository.accounts import (
 )
 from orchestrator.ports.repository.audits import AuditRepository
 from orchestrator.ports.repository.evaluations import ComparisonRepository, EvaluationRepository
+from orchestrator.ports.repository.exports import MachineExportRepository
 from orchestrator.ports.repository.jobs import (
     CheckpointRepository,
     EventRepository,
@@ -86,6 +87,8 @@ class Transaction(Protocol):
     def pushes(self) -> PushRepository: ...
     @property
     def shares(self) -> ShareRepository: ...
+    @property
+    def machine_exports(self) -> MachineExportRepository: ...
     @property
     def channels(self) -> ChannelRepository: ...
     @property

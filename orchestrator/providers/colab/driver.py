@@ -77,7 +77,7 @@ class ColabProvider(Provider):
         *,
         fresh_s: float | None = None,
         poll_s: float | None = None,
-        worker: Callable[[], bytes] = wheel,
+        worker: Callable[[bool], bytes] = wheel,
     ) -> None:
         emulated = env.endpoint is not None
         self._worker = worker
@@ -171,7 +171,7 @@ class ColabProvider(Provider):
         if record.machine:
             return record.machine
         self._refuse(request)
-        accelerator = _accelerator(account)
+        accelerator = "none" if request.exports else _accelerator(account)
         notes.write(launched=True, accelerator=accelerator)
         bundle = notes.folder / "bundle.zip"
         handle = Handle(lease_id=request.lease_id, account=account, external_id=None)

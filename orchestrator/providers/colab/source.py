@@ -41,12 +41,12 @@ def cell(name: str) -> str:
     return _CELL.format(name=name, mark=MARK)
 
 
-def wheel() -> bytes:
-    """The wheel of the installed worker."""
-    return bundle.build().data
+def wheel(exports: bool) -> bytes:
+    """The wheel of the installed worker, with the part that exports adapters or without it."""
+    return bundle.build(exports=exports).data
 
 
-def pack(request: LaunchRequest, target: Path, worker: Callable[[], bytes] = wheel) -> None:
+def pack(request: LaunchRequest, target: Path, worker: Callable[[bool], bytes] = wheel) -> None:
     """Write the zip file. `worker` returns the worker's wheel.
 
     Raises `ProviderUnavailable` if an input cannot be read or is damaged.
@@ -71,7 +71,7 @@ def pack(request: LaunchRequest, target: Path, worker: Callable[[], bytes] = whe
     with zipfile.ZipFile(target, "w") as whole:
         whole.writestr("boot.py", Path(__file__).with_name("boot.py").read_text())
         whole.writestr("plan.json", json.dumps(plan))
-        whole.writestr("worker.whl", worker())
+        whole.writestr("worker.whl", worker(request.exports))
         for key, name in names.items():
             _add(whole, name, request, key)
 

@@ -139,6 +139,7 @@ class KaggleProvider(Diagnosing, Provider):
             memory_bytes=memory,
             gpu=gpu,
             any_folder=self._emulated,
+            has_cpu=True,
             start_up_s=START_UP_S,
             # Kaggle counts from the machine's start until the files are stored. It would cut off a session that plans
             # with all remaining time.
@@ -209,7 +210,7 @@ class KaggleProvider(Diagnosing, Provider):
             request.lease_id,
             account=request.account.id,
             prefix=f"jobs/{request.job_id}/f{given.fence}/" if given else "",
-            checkpoint=checkpoint if given and given.resume else "",
+            checkpoint=checkpoint if given and (given.resume or request.exports) else "",
         )
 
     def _note_trouble(self, request: LaunchRequest, error: ProviderError) -> None:

@@ -45,9 +45,8 @@ def kernel_source(request: LaunchRequest) -> str:
         "requirements": packages.every_line(),
         "stop_after_s": request.budget_s + RUN_OVER_S,
     }
-    source = script(
-        f"session {request.lease_id} of job {request.job_id}. Created automatically for one session.", carried
-    )
+    about = f"session {request.lease_id} of job {request.job_id}. Created automatically for one session."
+    source = script(about, carried, exports=request.exports)
     if len(source) > MAX_SOURCE:
         raise LaunchRejected(
             f"the script for this session has {len(source):,} characters, Kaggle accepts at most {MAX_SOURCE:,}. "
@@ -62,14 +61,17 @@ def packages_source() -> str:
     return script("prepares the packages for training. Created automatically, kept for later sessions.", carried)
 
 
-def script(about: str, carried: Mapping[str, Any]) -> str:
-    """The pushed text: a comment, the code that starts the worker, the worker, and the values that it needs."""
+def script(about: str, carried: Mapping[str, Any], *, exports: bool = False) -> str:
+    """The pushed text: a comment, the code that starts the worker, the worker, and the values that it needs.
+
+    With `exports` the worker can export adapters.
+    """
     return "\n".join(
         [
             f"# Trainhop: {about}",  # a __future__ import must come first, and only a comment may precede it
             (Path(__file__).with_name("boot.py")).read_text(),
             "",
-            f'WORKER = """\n{packed(wheel.build().data)}"""',
+            f'WORKER = """\n{packed(wheel.build(exports=exports).data)}"""',
             f"CARRIED = {json.dumps(carried)!r}",
             'if __name__ == "__main__":',
             "    sys.exit(main(json.loads(CARRIED), WORKER))",

@@ -49,6 +49,11 @@ def wants_gpu(account: Account) -> bool:
     return account.config.get("accelerator", "gpu") != "none"
 
 
+def takes_gpu(request: LaunchRequest) -> bool:
+    """Whether this session gets the T4 machine."""
+    return wants_gpu(request.account) and not request.exports
+
+
 def plain(text: str) -> str:
     """The text with only letters, digits and hyphens, as in Kaggle's addresses."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
@@ -98,7 +103,7 @@ def _push(place: KernelPlace, request: LaunchRequest, datasets: tuple[str, ...],
     push = Push(
         slug=place.slug,
         source=kernel_source(request),
-        machine_shape=GPU_SHAPE if wants_gpu(request.account) else "",
+        machine_shape=GPU_SHAPE if takes_gpu(request) else "",
         internet=_needs_internet(request),
         datasets=datasets,
         kernels=kernels,
@@ -121,7 +126,7 @@ def _push(place: KernelPlace, request: LaunchRequest, datasets: tuple[str, ...],
 def _timeout_s(connection: Connection, request: LaunchRequest) -> int:
     """The time limit, at most what is left of the week's GPU hours. Kaggle reserves the whole limit at the start."""
     longest = min(request.budget_s + TIMEOUT_OVER_S, MAX_SESSION_S)
-    if wants_gpu(request.account):
+    if takes_gpu(request):
         with contextlib.suppress(ProviderUnavailable):
             left_s = connection.quota().left_s
             # with nothing left, Kaggle returns its own refusal

@@ -1,7 +1,7 @@
 """Sends files to a machine that cannot download them, as private datasets of the same account.
 
 Training data and a gated model's small files have one dataset per file for all jobs and sessions. The checkpoint that a
-session resumes from has its own dataset, which is deleted with the session.
+session resumes from, or the adapter that it exports, has its own dataset, which is deleted with the session.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def _label(grant: Grant) -> str:
 def stage(desk: Desk, request: LaunchRequest, *, checkpoint: str) -> tuple[str, ...]:
     """Provide every input as a dataset and return the `owner/slug` of each. Existing datasets are not sent again.
 
-    `checkpoint` is the slug for the checkpoint that the session resumes from. Raises `ProviderUnavailable` if a dataset
-    is not ready in time. A later attempt finds it.
+    `checkpoint` is the slug for the checkpoint that the session resumes from, or for its adapter. Raises
+    `ProviderUnavailable` if a dataset is not ready in time. A later attempt finds it.
     """
     if request.assignment is None:
         return ()
@@ -103,7 +103,8 @@ def stage(desk: Desk, request: LaunchRequest, *, checkpoint: str) -> tuple[str, 
     slugs: list[str] = []
     for key, read in request.inputs.items():
         grant = grants[key]
-        slug = checkpoint if resume is not None and key == resume.key else _slug(grant)
+        is_own = grant.kind is GrantKind.ADAPTER or (resume is not None and key == resume.key)
+        slug = checkpoint if is_own else _slug(grant)
         _bring(desk, slug, grant, read)
         slugs.append(slug)
     for slug in slugs:

@@ -1,0 +1,22 @@
+"""How an adapter is exported on a machine: a part of the job file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from worker.shared.wire import Written
+
+
+class ExportSpec(Written):
+    """An export of the adapter of the finished job `job`.
+
+    `type` None: fp16 where values and activations fit, else bf16. `onto` says into which form of the base model the
+    adapter is merged: the original one, or the NF4 form on which jobs with `adapter: qlora` are trained.
+    """
+
+    job: Annotated[str, Field(max_length=100)]
+    format: Literal["merged", "gguf", "gguf-adapter"]
+    type: Literal["fp16", "bf16", "q8_0"] | None = None
+    onto: Literal["original", "nf4"] = "original"
