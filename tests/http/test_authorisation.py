@@ -34,6 +34,7 @@ BODIES = {
     "start_judgement": {"endpoint": "house"},
     "resume_judgement": {},
     "export_adapter": {"format": "gguf"},
+    "export_adapter_on_machine": {"format": "gguf"},
     "push_adapter": {},
     "chat": {"question": "hello"},
     "change_team": {"everyone_sees_jobs": True},
