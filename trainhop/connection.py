@@ -196,6 +196,9 @@ def find_job(connection: Connection, given: str) -> dict[str, Any]:
     found = [j for j in newest if j["name"] == given] or [j for j in newest if _is_part(given, j["id"])]
     if not found:
         raise Error(f"There is no job {given!r}. List jobs with `trainhop ls`.", reason="not_found")
+    if len(found) > 1:  # of jobs with one name, one's own comes before those of colleagues
+        me = connection.get("/me")["name"]
+        found = [j for j in found if j["member"] == me] or found
     if len(found) > 1:
         raise Error(f"{given} matches several jobs. Use an id:", *map(_told_apart, found[:10]), reason="usage")
     return connection.get(f"/jobs/{found[0]['id']}")

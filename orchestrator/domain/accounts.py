@@ -15,6 +15,8 @@ class Role(StrEnum):
 
     ADMIN = "admin"
     MEMBER = "member"
+    VIEWER = "viewer"
+    """Sees all jobs, and changes nothing but its own tokens."""
 
 
 @dataclass(kw_only=True)
@@ -91,13 +93,35 @@ class Token:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Team:
+    """The settings of an installation for all members. Without a stored one, members see only their own jobs."""
+
+    everyone_sees_jobs: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Actor:
-    """The member and role that a request acts for, as its token says."""
+    """The member and role that a request acts for, as its token says. `team_sees_jobs` is the team's setting."""
 
     member_id: str
     name: str
     role: Role
+    team_sees_jobs: bool = False
 
     def may_see(self, member_id: str) -> bool:
-        """Members see what is their own. Admins see everything."""
+        """Members see and change what is their own. Admins see and change everything."""
         return self.role is Role.ADMIN or self.member_id == member_id
+
+    @property
+    def sees_all_jobs(self) -> bool:
+        """Whether jobs of others may be seen. Only `may_see` allows to change them, or to read what they hold."""
+        return self.role is not Role.MEMBER or self.team_sees_jobs
+
+    def may_see_jobs_of(self, member_id: str) -> bool:
+        """Whether the jobs of this member may be seen."""
+        return self.sees_all_jobs or self.member_id == member_id
+
+    @property
+    def jobs_seen(self) -> str | None:
+        """The member whose jobs a list shows. None means all members."""
+        return None if self.sees_all_jobs else self.member_id

@@ -2,6 +2,7 @@
 
 TrainhopError
 ├── NotFoundError        check the name or id
+│   └── GoneError            it existed, and does not come back
 ├── ForbiddenError       ask an admin or the owner
 ├── InvalidError         correct the request (`problems` point at the fields)
 │   └── FindingsError        correct the data, or accept what the checks found in it
@@ -23,6 +24,10 @@ class TrainhopError(Exception):
 
 class NotFoundError(TrainhopError):
     """It does not exist, or the caller may not know that it exists."""
+
+
+class GoneError(NotFoundError):
+    """It existed once, and the caller may know that."""
 
 
 class ForbiddenError(TrainhopError):

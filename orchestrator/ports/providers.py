@@ -168,7 +168,7 @@ class Capabilities:
     room is known here without a remote call. `this_computer`: its machines are processes of the server's own computer.
     A new installation begins with a pool there, and a launch for which the disk has no room has started nothing.
     `notebooks`: sessions in notebooks that people open themselves, in any editor, are counted here. Exactly one
-    registered driver sets it.
+    registered driver sets it. `free_of_charge`: no session there costs money. Otherwise the cost is not known.
     """
 
     provider: str
@@ -179,6 +179,7 @@ class Capabilities:
     local: bool = False
     this_computer: bool = False
     notebooks: bool = False
+    free_of_charge: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

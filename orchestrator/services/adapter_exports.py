@@ -19,8 +19,8 @@ from orchestrator.domain.exports import Export, ExportFormat, ExportSettings, Ex
 from orchestrator.domain.jobs import Job
 from orchestrator.ports.exports import ExportRequest, NotExported
 from orchestrator.ports.stores import StoreError
+from orchestrator.services.access import owned_job
 from orchestrator.services.context import Context
-from orchestrator.services.jobs import owned
 from orchestrator.services.running_exports import WORK, Key, RunningExports, Task
 from orchestrator.services.stored_adapters import unpack_adapter
 from worker.shared.adapter_archive import ArchiveError
@@ -46,7 +46,7 @@ def start(ctx: Context, actor: Actor, job_id: str, settings: ExportSettings) -> 
     """
     running = _running(ctx)
     with ctx.uow() as tx:
-        job = owned(tx, actor, job_id)
+        job = owned_job(tx, actor, job_id)
     if reason := running.exporter.missing():
         raise ConflictError(reason)
     if job.adapter_key is None:
@@ -79,7 +79,7 @@ def _refuse(running: RunningExports, actor: Actor, record: Export | None) -> Non
 def exports_of(ctx: Context, actor: Actor, job_id: str) -> list[Export]:
     """The exports of a job on this server, by format."""
     with ctx.uow() as tx:
-        owned(tx, actor, job_id)
+        owned_job(tx, actor, job_id)
     return listed(ctx, job_id)
 
 

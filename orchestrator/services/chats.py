@@ -12,10 +12,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from orchestrator.domain.accounts import Actor, Role
-from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError, UnavailableError
+from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, UnavailableError
 from orchestrator.domain.jobs import Job
 from orchestrator.ports.chats import ChatAddress, Chats, LoadedChat
 from orchestrator.ports.stores import StoreError
+from orchestrator.services.access import owned_job
 from orchestrator.services.context import Context
 from orchestrator.services.stored_adapters import unpack_adapter
 from worker.shared.adapter_archive import ArchiveError
@@ -193,9 +194,7 @@ def ask(
 
 def _job(ctx: Context, actor: Actor, job_id: str) -> Job:
     with ctx.uow() as tx:
-        job = tx.jobs.get(job_id)
-    if job is None or not actor.may_see(job.member_id):
-        raise NotFoundError(f"There is no job {job_id}.")
+        job = owned_job(tx, actor, job_id)
     if job.member_id != actor.member_id:
         raise ForbiddenError("Only the owner of a job can chat with its adapter.")
     if job.is_evaluation or job.adapter_key is None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from orchestrator.domain.accounts import Actor
@@ -16,9 +18,10 @@ from orchestrator.domain.errors import ConflictError, InvalidError, KeyTakenErro
 from orchestrator.domain.jobs import Checkpoint, Event, Job
 from orchestrator.domain.lifecycle import CheckpointState
 from orchestrator.ports.repository import Transaction
+from orchestrator.services.access import owned_job
 from orchestrator.services.context import Context
 from orchestrator.services.job_resolution import NEWEST
-from orchestrator.services.jobs import job_of_winner, owned, prepare, queue
+from orchestrator.services.jobs import Ready, job_of_winner, prepare, queue
 from worker.shared.job_spec import JobSpec
 from worker.shared.lineage import FROM_HERE_ON
 from worker.shared.manifest import Recipe
@@ -39,6 +42,8 @@ _REASONS = {
     "optimizer": "the checkpoint has the state of the other optimizer",
     "base_model": "the checkpoint's adapter belongs to it",
 }
+MAX_NAME = 180
+"""Characters of the original's name that the clone's has. A name may have 200."""
 _NESTED = frozenset({"checkpoint", "placement", "evaluate"})
 _POINTERS = {"dataset_sha256": "/datasets", "train_rows": "/datasets"}
 
@@ -57,7 +62,7 @@ def clone(
     The clone begins at the start, or at the checkpoint with this sha256.
     """
     with ctx.uow() as tx:
-        job = owned(tx, actor, job_id)
+        job = owned_job(tx, actor, job_id)
     if "num_epochs" in changes:
         changes = {"max_steps": None} | changes
     spec = JobSpec.model_validate(_merged(json.loads(json.dumps(job.spec)), changes))
@@ -84,10 +89,11 @@ def submit_clone(
 ) -> Job:
     """Queue `spec` as a clone of a job that the actor may see.
 
-    Chat templates see the same time as in that job, so that the two differ only in what was changed.
+    If it has the original's name, it gets one of its own. Chat templates see the same time as in that job, so that the
+    two differ only in what was changed.
     """
     with ctx.uow() as tx:
-        original = owned(tx, actor, job_id)
+        original = owned_job(tx, actor, job_id)
     if spec.rendered_at is None:
         spec = spec.model_copy(update={"rendered_at": original.spec.get("rendered_at")})
     ready = prepare(
@@ -103,11 +109,13 @@ def submit_clone(
         return ready
     try:
         with ctx.uow() as tx:
-            origin = owned(tx, actor, job_id)  # locked: it cannot prune the checkpoint that the clone needs
+            origin = owned_job(tx, actor, job_id)  # locked: it cannot prune the checkpoint that the clone needs
 
             begin = kept(tx, origin, checkpoint) if checkpoint else None
             if begin is not None:
                 check_changes(ready.spec, begin, origin)
+            if ready.spec.name == origin.name:
+                ready = _renamed(ready, origin.name, tx.jobs.clone_names(origin.id))
             job = queue(ctx, tx, actor, ready, cloned_from=origin.id, begin=begin)
             _note(origin, job, actor)
             tx.jobs.save(origin)
@@ -115,6 +123,13 @@ def submit_clone(
         return job_of_winner(ctx, actor, ready)
     ctx.wake()
     return job
+
+
+def _renamed(ready: Ready, name: str, taken: set[str]) -> Ready:
+    """The job with a name of its own: that of the original with "clone", and a number from the second one on."""
+    names = (f"{name[:MAX_NAME]} clone{f' {n}' if n > 1 else ''}" for n in count(1))
+    spec = ready.spec.model_copy(update={"name": next(each for each in names if each not in taken)})
+    return replace(ready, spec=spec, as_json=spec.model_dump(mode="json"))
 
 
 def versions_of(origin: Job, *, from_checkpoint: bool) -> Mapping[str, int | None]:

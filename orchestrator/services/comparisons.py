@@ -31,6 +31,7 @@ from orchestrator.domain.trust.declared_gain import GainKind
 from orchestrator.domain.trust.sign_test import Comparison, Outcome, Quality
 from orchestrator.domain.trust.win_rates import MarginResult
 from orchestrator.ports.repository import Transaction
+from orchestrator.services.access import require_owner
 from orchestrator.services.context import Context, new_id
 from orchestrator.services.declared_gains import scores_of
 from worker.shared.judge_prompt import are_identical
@@ -284,19 +285,21 @@ def evidence_of(tx: Transaction, evaluation_job_id: str) -> VoteEvidence | None:
 
 
 def evaluation_of(tx: Transaction, actor: Actor, job_id: str) -> Evaluation:
-    """The evaluation if the actor may see it. Raises `NotFoundError` otherwise."""
+    """The evaluation of the actor's own job. Raises `NotFoundError`, or `ForbiddenError` if it is a colleague's."""
     found = tx.evaluations.get(job_id)
-    if found is None or not actor.may_see(found.owner):
+    if found is None or not actor.may_see_jobs_of(found.owner):
         raise NotFoundError(f"There is no evaluation {job_id}.")
+    require_owner(tx, actor, found.owner, f"Evaluation {job_id}")
     return found
 
 
 def comparison_of(tx: Transaction, actor: Actor, comparison_id: str, *, lock: bool = False) -> BlindComparison:
-    """The comparison if the actor may see its evaluation. Raises `NotFoundError` otherwise."""
+    """The comparison of the actor's own evaluation. Raises as `evaluation_of`."""
     found = tx.comparisons.get_for_update(comparison_id) if lock else tx.comparisons.get(comparison_id)
     evaluation = tx.evaluations.get(found.job_id) if found is not None else None
-    if found is None or evaluation is None or not actor.may_see(evaluation.owner):
+    if found is None or evaluation is None or not actor.may_see_jobs_of(evaluation.owner):
         raise NotFoundError(f"There is no comparison {comparison_id}.")
+    require_owner(tx, actor, evaluation.owner, f"Comparison {comparison_id}")
     return found
 
 

@@ -16,11 +16,12 @@ from orchestrator.domain.jobs import Checkpoint, Event, Job
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.ports.repository import Transaction
 from orchestrator.services import benchmark_leaks, evaluation_prompts, evaluation_times, verdicts
+from orchestrator.services.access import owned_job, seen_job
 from orchestrator.services.clones import kept
 from orchestrator.services.context import Context
 from orchestrator.services.data_gate import refuse_leaks
 from orchestrator.services.evaluation_judges import need_with_judge
-from orchestrator.services.jobs import Ready, Submission, earlier, job_of_winner, notes_of, owned, queue
+from orchestrator.services.jobs import Ready, Submission, earlier, job_of_winner, notes_of, queue
 from orchestrator.services.verdicts import AuditOfData
 from worker.shared.job_spec import EvaluationSpec, JobSpec
 from worker.shared.memory_estimate import Need
@@ -45,7 +46,7 @@ def evaluate(
     Raises `InvalidError` or `ConflictError` with one sentence if it cannot be evaluated like this.
     """
     with ctx.uow() as tx:
-        trained = owned(tx, actor, job_id)
+        trained = owned_job(tx, actor, job_id)
     request = f"{job_id} {checkpoint} {settings.model_dump_json()}"
     if accept_findings:
         request += f" {sorted(accept_findings)}"
@@ -64,7 +65,7 @@ def evaluate(
     ready = replace(ready, accepted=refuse_leaks(ctx, ready.spec, accepted))
     try:
         with ctx.uow() as tx:
-            trained = owned(tx, actor, job_id)  # locked: it cannot prune the checkpoint that the evaluation needs
+            trained = owned_job(tx, actor, job_id)  # locked: it cannot prune the checkpoint that the evaluation needs
             begin = _checkpoint(tx, trained, checkpoint)
             owner = trained.member_id if tx.members.get_for_share(trained.member_id) is not None else actor.member_id
             job = _queued(ctx, tx, actor, ready, trained, begin, owner)
@@ -113,7 +114,7 @@ def _queued(
 def evaluations_of(ctx: Context, actor: Actor, job_id: str) -> list[tuple[Evaluation, Job]]:
     """The evaluations of a job that the actor may see, as `listed`."""
     with ctx.uow() as tx:
-        owned(tx, actor, job_id)
+        seen_job(tx, actor, job_id)
     return listed(ctx, job_id)
 
 

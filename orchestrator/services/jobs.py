@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from orchestrator.domain.accounts import Actor, Role
-from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, KeyTakenError, NotFoundError
+from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, KeyTakenError
 from orchestrator.domain.jobs import Checkpoint, Job, Lease
 from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
 from orchestrator.ports.providers import Handle, ProviderError
 from orchestrator.ports.repository import Transaction
 from orchestrator.services import exported_files
+from orchestrator.services.access import owned_job
 from orchestrator.services.checkpoints import sweep
 from orchestrator.services.context import Context, new_id
 from orchestrator.services.data_gate import refuse_findings
@@ -50,15 +51,22 @@ class Submission:
 
 
 def submit(
-    ctx: Context, actor: Actor, spec: JobSpec, *, key: str | None = None, write: Write | None = None
+    ctx: Context,
+    actor: Actor,
+    spec: JobSpec,
+    *,
+    key: str | None = None,
+    tags: Collection[str] = (),
+    write: Write | None = None,
 ) -> Submission:
     """Queue a job. With an idempotency `key`, the same request again returns the same job. A different one is refused.
 
     `write` may share its transaction with other requests. Without it the job gets a transaction of its own.
     """
-    ready = prepare(ctx, actor, spec, key=key)
+    ready = prepare(ctx, actor, spec, key=key, of=" ".join(tags))
     if isinstance(ready, Job):
         return _submitted_before(ctx, ready)
+    ready = replace(ready, tags=tags)
     try:
         if write is not None:
             job = write((actor.member_id, 0), lambda tx: queue(ctx, tx, actor, ready))
@@ -93,6 +101,7 @@ class Ready:
     accepted: tuple[Finding, ...]
     key: str | None
     request_hash: str
+    tags: Collection[str] = ()
 
 
 def prepare(
@@ -109,8 +118,7 @@ def prepare(
 
     `of` is what else distinguishes two requests, besides the file. `given` and `versions` as in `resolve`.
     """
-    if spec.priority > 0:
-        _may_go_first(actor)
+    _refuse_first(actor, spec.priority)
     request_hash = hashlib.sha256((spec.model_dump_json() + of).encode()).hexdigest()
     if key is not None and (again := earlier(ctx, actor, key, request_hash)) is not None:
         return again
@@ -174,9 +182,10 @@ def queue(
     if ready.key is not None:
         tx.idempotency.add(actor.member_id, ready.key, ready.request_hash, {"job": job.id}, now)
     tx.jobs.add(job)
+    if ready.tags:
+        tx.jobs.set_tags(job.id, ready.tags)
     if begin is not None:
         tx.checkpoints.add(replace(begin, job_id=job.id, parent=None, created_at=now))  # this job's chain begins here
-
     return job
 
 
@@ -202,19 +211,11 @@ def earlier(ctx: Context, actor: Actor, key: str, request_hash: str) -> Job | No
         return job
 
 
-def owned(tx: Transaction, actor: Actor, job_id: str) -> Job:
-    """The job if the actor may see it. Otherwise raises `NotFoundError`."""
-    job = tx.jobs.get(job_id)
-    if job is None or job.deleted_at is not None or not actor.may_see(job.member_id):
-        raise NotFoundError(f"There is no job {job_id}.")
-    return job
-
-
 def pause(ctx: Context, actor: Actor, job_id: str) -> Job:
     """Stop at the end of the next step with everything saved. A queued job is just removed from the queue."""
     now = ctx.clock.now()
     with ctx.uow() as tx:
-        job = owned(tx, actor, job_id)
+        job = owned_job(tx, actor, job_id)
         if job.state is JobState.QUEUED:
             job.to(JobState.PAUSED, reason="paused on request", at=now, actor=actor.name)
         elif job.state.holds_lease and job.pause_requested_at is None:
@@ -230,7 +231,7 @@ def resume(ctx: Context, actor: Actor, job_id: str) -> Job:
     """Queue a paused job again, or withdraw a pause that has not happened yet."""
     now = ctx.clock.now()
     with ctx.uow() as tx:
-        job = owned(tx, actor, job_id)
+        job = owned_job(tx, actor, job_id)
         if job.state is JobState.PAUSED:
             job.queue_again(at=now, actor=actor.name, reason="resumed on request")
         elif job.pause_requested_at is not None:
@@ -247,7 +248,7 @@ def hand_over(ctx: Context, actor: Actor, job_id: str) -> Job:
     """Make the running session save and exit, so that the job continues on the next free machine."""
     now = ctx.clock.now()
     with ctx.uow() as tx:
-        job = owned(tx, actor, job_id)
+        job = owned_job(tx, actor, job_id)
         lease = tx.leases.live_of_job(job.id)
         if lease is None or lease.state is LeaseState.PROVISIONING:
             raise ConflictError(f"Job {job_id} is {job.state.word}. Only a running job can move to another machine.")
@@ -264,7 +265,7 @@ def cancel(ctx: Context, actor: Actor, job_id: str) -> Job:
     """End the job. The machine that runs it gets a request to stop, and is stopped if it does not obey."""
     now = ctx.clock.now()
     with ctx.uow() as tx:
-        job = owned(tx, actor, job_id)
+        job = owned_job(tx, actor, job_id)
         if job.state in {JobState.QUEUED, JobState.PAUSED}:
             job.cancel(at=now, actor=actor.name)
         elif job.state.holds_lease:
@@ -290,7 +291,7 @@ def _cancel_leased(tx: Transaction, job: Job, actor: Actor, now: float) -> None:
 def retry(ctx: Context, actor: Actor, job_id: str) -> Job:
     """Queue a failed or cancelled job again. It continues from its last checkpoint."""
     with ctx.uow() as tx:
-        job = owned(tx, actor, job_id)
+        job = owned_job(tx, actor, job_id)
         if job.state not in {JobState.FAILED, JobState.CANCELLED}:
             raise ConflictError(f"Job {job_id} is {job.state.word}. Only a failed or cancelled job can be retried.")
         if tx.members.get_for_share(job.member_id) is None:
@@ -309,10 +310,9 @@ def retry(ctx: Context, actor: Actor, job_id: str) -> Job:
 
 def set_priority(ctx: Context, actor: Actor, job_id: str, priority: int) -> Job:
     """Move a job in the queue. Only an admin may set more than 0, because priority counts before fair share."""
-    if priority > 0:
-        _may_go_first(actor)
+    _refuse_first(actor, priority)
     with ctx.uow() as tx:
-        job = owned(tx, actor, job_id)
+        job = owned_job(tx, actor, job_id)
         if job.state.is_final:
             raise ConflictError(f"Job {job_id} is {job.state.word}, so its priority cannot change.")
         job.priority = priority
@@ -322,8 +322,8 @@ def set_priority(ctx: Context, actor: Actor, job_id: str, priority: int) -> Job:
     return job
 
 
-def _may_go_first(actor: Actor) -> None:
-    if actor.role is not Role.ADMIN:
+def _refuse_first(actor: Actor, priority: int) -> None:
+    if priority > 0 and actor.role is not Role.ADMIN:
         raise ForbiddenError("A priority above 0 needs an admin. Ask one, or use 0 or less.")
 
 
@@ -355,7 +355,7 @@ def delete(ctx: Context, actor: Actor, job_id: str) -> None:
 
 
 def _ended(tx: Transaction, actor: Actor, job_id: str) -> Job:
-    job = owned(tx, actor, job_id)
+    job = owned_job(tx, actor, job_id)
     if not job.state.is_final:
         raise ConflictError(f"Job {job_id} is {job.state.word}. Cancel it before you delete it.")
     uncollected = [lease for lease in tx.leases.of_job(job_id) if lease.collected_at is None]

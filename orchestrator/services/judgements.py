@@ -7,6 +7,7 @@ from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidErr
 from orchestrator.domain.evaluations import Evaluation
 from orchestrator.domain.judgements import MAX_BUDGET, MAX_JUDGEMENTS, JudgeEndpoint, Judgement, JudgementState
 from orchestrator.ports.repository import Transaction
+from orchestrator.services.access import require_owner
 from orchestrator.services.comparisons import evaluation_of, read_answers
 from orchestrator.services.context import Context, new_id
 from orchestrator.services.judge_endpoints import own_endpoint
@@ -123,9 +124,10 @@ def resume(ctx: Context, actor: Actor, judgement_id: str, max_tokens: int | None
 
 
 def _own(tx: Transaction, actor: Actor, judgement_id: str) -> Judgement:
-    """The judgement, locked, if the actor may see its evaluation. Raises `NotFoundError` otherwise."""
+    """The judgement, locked, if the actor owns its evaluation. Raises `NotFoundError` or `ForbiddenError`."""
     judgement = lock(tx, judgement_id)
     evaluation = tx.evaluations.get(judgement.job_id) if judgement is not None else None
-    if judgement is None or evaluation is None or not actor.may_see(evaluation.owner):
+    if judgement is None or evaluation is None or not actor.may_see_jobs_of(evaluation.owner):
         raise NotFoundError(f"There is no judgement {judgement_id}.")
+    require_owner(tx, actor, evaluation.owner, f"Judgement {judgement_id}")
     return judgement

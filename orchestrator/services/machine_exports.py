@@ -16,10 +16,11 @@ from orchestrator.domain.jobs import Event, Job
 from orchestrator.ports.providers import ProviderUnavailable
 from orchestrator.ports.repository import Transaction
 from orchestrator.ports.stores import StoreError
+from orchestrator.services.access import owned_job
 from orchestrator.services.capacity import is_offline
 from orchestrator.services.context import Context
 from orchestrator.services.hub_tokens import token_of
-from orchestrator.services.jobs import Ready, Submission, earlier, job_of_winner, notes_of, owned, queue
+from orchestrator.services.jobs import Ready, Submission, earlier, job_of_winner, notes_of, queue
 from worker.shared.export_spec import ExportSpec
 from worker.shared.job_spec import JobSpec
 from worker.shared.memory_estimate import Need
@@ -40,7 +41,7 @@ def start(ctx: Context, actor: Actor, job_id: str, settings: ExportSettings, *, 
     it cannot be made like this, or if the store has no room for it.
     """
     with ctx.uow() as tx:
-        trained = owned(tx, actor, job_id)
+        trained = owned_job(tx, actor, job_id)
     request_hash = hashlib.sha256(f"export {job_id} {settings}".encode()).hexdigest()
     if key is not None and (again := earlier(ctx, actor, key, request_hash)) is not None:
         return Submission(job=again, is_new=False, notes=notes_of(ctx, again.id))
@@ -61,7 +62,7 @@ def start(ctx: Context, actor: Actor, job_id: str, settings: ExportSettings, *, 
     )
     try:
         with ctx.uow() as tx:
-            trained = owned(tx, actor, job_id)  # locked: it cannot be deleted before its export is queued
+            trained = owned_job(tx, actor, job_id)  # locked: it cannot be deleted before its export is queued
             _refuse(trained, settings)
             job = _queued(ctx, tx, actor, ready, trained)
     except KeyTakenError:
@@ -176,7 +177,7 @@ def _size(ctx: Context, trained: Job, spec: JobSpec, settings: ExportSettings) -
 def exports_of(ctx: Context, actor: Actor, job_id: str) -> list[tuple[MachineExport, Job]]:
     """The exports of a job that the actor may see, as `listed`."""
     with ctx.uow() as tx:
-        owned(tx, actor, job_id)
+        owned_job(tx, actor, job_id)
     return listed(ctx, job_id)
 
 

@@ -21,12 +21,12 @@ from orchestrator.domain.jobs import Job
 from orchestrator.domain.models import AGAINST, Model, Move
 from orchestrator.domain.trust.intervals import Interval, wilson
 from orchestrator.ports.repository import Transaction
+from orchestrator.services.access import owned_job
 from orchestrator.services.benchmark_leaks import known_leaks, leaked_benchmarks
 from orchestrator.services.benchmark_scores import in_words, model_index
 from orchestrator.services.context import Context
 from orchestrator.services.data_checking import known_reports
 from orchestrator.services.held_out_checking import HeldOut, held_out_of_card, known
-from orchestrator.services.jobs import owned
 from orchestrator.services.judge_reports import JudgeReport
 from orchestrator.services.task_scores import points
 from orchestrator.services.verdicts import Judged, judge
@@ -136,7 +136,7 @@ def provenance(ctx: Context, actor: Actor, job_id: str) -> Json:
 
 def _gather(ctx: Context, actor: Actor, job_id: str) -> _Facts:
     with ctx.uow() as tx:
-        job = owned(tx, actor, job_id)
+        job = owned_job(tx, actor, job_id)
         if job.adapter_sha256 is None:
             raise NotFoundError(f"Job {job_id} has no adapter yet. Wait until it has succeeded.")
         spec = JobSpec.model_validate(job.spec)

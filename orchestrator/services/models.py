@@ -21,8 +21,8 @@ from orchestrator.domain.models import (
 )
 from orchestrator.domain.trust.verdict import Verdict
 from orchestrator.ports.repository import Transaction
+from orchestrator.services.access import owned_job
 from orchestrator.services.context import Context
-from orchestrator.services.jobs import owned
 from orchestrator.services.verdicts import Judged, judge
 
 
@@ -91,7 +91,7 @@ def rollback(ctx: Context, actor: Actor, member_id: str, name: str, *, after: in
         if model.promoted is None:
             raise ConflictError(f"Nothing is promoted in model {name}.")
     with ctx.uow() as tx:
-        job = owned(tx, actor, target) if target is not None else None  # locked before the model, as in `promote`
+        job = owned_job(tx, actor, target) if target is not None else None  # locked before the model, as in `promote`
         model = tx.models.get_for_update(member_id, name)
         assert model is not None
         _refuse_late(tx, model, seen)
@@ -146,7 +146,7 @@ def _entry(ctx: Context, model: Model, candidate: Candidate) -> Entry:
 
 def _finished(tx: Transaction, actor: Actor, job_id: str) -> Job:
     """The job, locked against its deletion. Raises `ConflictError` if it has no adapter."""
-    job = owned(tx, actor, job_id)
+    job = owned_job(tx, actor, job_id)
     if job.state is not JobState.SUCCEEDED or job.adapter_sha256 is None:
         raise ConflictError(f"Job {job_id} is {job.state.word} and has no adapter. Only a finished one has a verdict.")
     return job

@@ -11,6 +11,7 @@ from orchestrator.domain.lifecycle import JobState
 from orchestrator.domain.scheduling import Candidate, Placement, budget, fits
 from orchestrator.ports.providers import Capacity
 from orchestrator.ports.repository import Transaction
+from orchestrator.services.access import owned_job
 from orchestrator.services.context import Context, new_id
 from orchestrator.services.dispatch import create_lease, to_pending
 from worker.shared.messages import Ticket
@@ -41,9 +42,7 @@ def check_job(ctx: Context, actor: Actor, job_id: str) -> Job:
 
 
 def _own_job(tx: Transaction, actor: Actor, job_id: str) -> Job:
-    job = tx.jobs.get(job_id)
-    if job is None or not actor.may_see(job.member_id):
-        raise NotFoundError(f"There is no job {job_id}.")
+    job = owned_job(tx, actor, job_id)
     if job.member_id != actor.member_id:
         raise ForbiddenError("Only the job's owner can create a notebook for it. Ask the owner.")
     _refuse_ended(job)

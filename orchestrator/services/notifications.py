@@ -18,8 +18,8 @@ from orchestrator.ports.notifications import Notifier, NotSent
 from orchestrator.ports.repository import Transaction
 from orchestrator.ports.system import VaultError
 from orchestrator.services import capacity
+from orchestrator.services.access import owned_job
 from orchestrator.services.context import Context, new_id
-from orchestrator.services.jobs import owned
 
 DIGEST_S = 1_800.0
 """Hand-offs within this time of the first one share one message."""
@@ -54,7 +54,7 @@ def add_channel(
     sealed = context.ctx.vault.seal(json.dumps({"url": url.strip(), "secret": secret or ""}))
     with context.ctx.uow() as tx:
         if job_id is not None:
-            owned(tx, actor, job_id)
+            owned_job(tx, actor, job_id)
         channel = Channel(
             id=new_id("channel", now),
             member_id=actor.member_id,

@@ -10,9 +10,9 @@ from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidErr
 from orchestrator.domain.jobs import Event, Job
 from orchestrator.domain.pushes import MAX_PUSHES, Push, PushState
 from orchestrator.ports.repository import Transaction
+from orchestrator.services.access import owned_job, require_owner
 from orchestrator.services.context import Context, new_id
 from orchestrator.services.hub_tokens import refuse_without_write
-from orchestrator.services.jobs import owned
 from worker.shared.hub_names import repo_name
 
 
@@ -72,19 +72,20 @@ def push_finished(ctx: Context, tx: Transaction, job: Job) -> None:
 
 
 def listed(ctx: Context, actor: Actor, job_id: str) -> list[Push]:
-    """The pushes of a job that the actor may see, newest first."""
+    """The pushes of the actor's own job, newest first."""
     with ctx.uow() as tx:
-        owned(tx, actor, job_id)
+        owned_job(tx, actor, job_id)
         return tx.pushes.of_job(job_id)
 
 
 def one(ctx: Context, actor: Actor, push_id: str) -> Push:
-    """A push of a job that the actor may see. Raises `NotFoundError` otherwise."""
+    """A push of the actor's own job. Raises `NotFoundError` otherwise."""
     with ctx.uow() as tx:
         push = tx.pushes.get(push_id)
         job = tx.jobs.get_many([push.job_id]).get(push.job_id) if push is not None else None
-    if push is None or job is None or not actor.may_see(job.member_id):
-        raise NotFoundError(f"There is no push {push_id}.")
+        if push is None or job is None or not actor.may_see_jobs_of(job.member_id):
+            raise NotFoundError(f"There is no push {push_id}.")
+        require_owner(tx, actor, job.member_id, f"Push {push_id}")
     return push
 
 
@@ -95,7 +96,7 @@ def note(job: Job, push: Push, kind: str, actor: str, now: float, reason: str = 
 
 
 def _finished(tx: Transaction, actor: Actor, job_id: str) -> Job:
-    job = owned(tx, actor, job_id)
+    job = owned_job(tx, actor, job_id)
     if job.member_id != actor.member_id:
         raise ForbiddenError("Only the owner of a job can push its adapter, with their own Hugging Face token.")
     if job.adapter_key is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import structlog
 
-from orchestrator.domain.accounts import Account, Member, Role, Token
+from orchestrator.domain.accounts import Account, Member, Role, Team, Token
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.context import Context, new_id
 from worker.shared.files import create_once
@@ -27,6 +27,7 @@ def first_start(ctx: Context, token_file: Path, *, slots: int, session_s: float)
             now = ctx.clock.now()
             admin = Member(id=new_id("member", now), name="admin", role=Role.ADMIN, created_at=now)
             tx.members.add(admin)
+            tx.team.save(Team(everyone_sees_jobs=True))
         is_new |= create_once(token_file, ctx.tokens.new() + "\n")
         _add_token(ctx, tx, admin, token_file, is_new=is_new)
         _add_pool(ctx, tx, {"slots": slots, "session_s": session_s})

@@ -198,7 +198,7 @@ def test_every_page_is_accessible_and_fits(show, visit, tmp_path, scheme, width)
     show.api.admin.submit(name="waits")
     show.provider.logs[machine.lease] = b"step 1\nWarning: x\nTraceback (most recent call last)\n"
     # axe is injected as a script by the test, which the policy of our pages would refuse
-    page = visit(show.link(), scheme=scheme, width=width, bypass_csp=True, tolerate=("404",))
+    page = visit(show.link(), scheme=scheme, width=width, bypass_csp=True, tolerate=("404", "410"))
     for path in (
         "/",
         f"/jobs/{ident}",
@@ -211,6 +211,7 @@ def test_every_page_is_accessible_and_fits(show, visit, tmp_path, scheme, width)
         "/setup",
         "/setup?search=guide",
         "/nowhere",
+        *_shared_pages(show, ident),
     ):
         page.goto(show.url + path)
         page.wait_for_load_state("load")
@@ -256,6 +257,29 @@ def test_a_store_is_signed_in_to_without_a_script(visit, drive, tmp_path):
         page.get_by_label("Cloud credentials").fill("any")
         page.get_by_role("button", name="Connect Cloud").click()
         page.get_by_text("signed in as somebody").wait_for()
+
+
+def _shared_pages(show: PageServer, ident: str) -> list[str]:
+    """The page of a link, and what stands there after the link was revoked."""
+    kept, revoked = (show.api.admin.post(f"/jobs/{ident}/shares", {"samples": True}).json() for _ in range(2))
+    show.api.admin.call("DELETE", f"/jobs/{ident}/shares/{revoked['id']}")
+    return [link["url"][link["url"].index("/share/") :] for link in (kept, revoked)]
+
+
+def test_a_shared_page_is_the_same_without_a_script(show, visit, tmp_path):
+    """And the form on the job's page makes and revokes a link."""
+    ident, _ = journey(show, tmp_path)
+    page = visit(show.link(), java_script_enabled=False, tolerate=("410",))
+    page.goto(f"{show.url}/jobs/{ident}")
+    page.get_by_role("button", name="Make a link").click()
+    link = page.locator("#secret").inner_text()
+    page.goto(link)
+    assert page.locator("svg.picture polyline").count() == 2
+    page.goto(f"{show.url}/jobs/{ident}")
+    page.get_by_role("button", name="Revoke").click()
+    page.get_by_text("This link was revoked.").wait_for()
+    page.goto(link)
+    assert page.locator("main").inner_text().split("\n")[-1] == "This link was revoked."
 
 
 def test_a_curve_of_any_axis_is_drawn(show, visit, tmp_path):
@@ -385,7 +409,7 @@ def test_a_job_that_goes_away_while_it_is_watched_is_said(show, visit, early):
             connection.execute(text("DELETE FROM jobs"))
 
     job = show.api.admin.submit()["id"]
-    page = visit(show.link(), tolerate=("404",))
+    page = visit(show.link(), tolerate=("404", "410"))
     if early:
         page.route("**/live?*", lambda route: (vanish(), route.continue_()))
     page.goto(f"{show.url}/jobs/{job}")

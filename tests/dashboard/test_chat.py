@@ -92,6 +92,7 @@ def test_only_the_owner_may_ask(trained, endpoint: ChatEmulator, made, tmp_path)
     server, mine = trained
     admin = server.api.admin
     admin.post("/members", {"name": "ann"})
+    assert admin.call("PUT", "/team", json={"everyone_sees_jobs": False}).status_code == 200
     ann = server.api.as_(admin.post("/tokens", {"member": "ann", "name": "t"}).json()["secret"])
     assert ann.post(f"/jobs/{mine}/chat", ASKED).status_code == 404
     hers = finished(server, ann, made[0], made[1], tmp_path)

@@ -71,6 +71,13 @@ def _of_drive(reader: Reader, command: str) -> str:
     return command if "JOB" not in command else _of_new_job(reader, command)
 
 
+def _of_shared(reader: Reader, command: str) -> str:
+    """The job that was shared by the command before, and the id of its link."""
+    job = next(typed.split()[2] for typed in reader.printed if typed.startswith("trainhop share"))
+    (link,) = json.loads(reader.type(f"trainhop share {job} --ls --json"))
+    return command.replace("JOB", job).replace("LINK", link["id"])
+
+
 def _of_invited(reader: Reader, command: str) -> str:
     """Bob is a member."""
     reader.type("trainhop members add bob")
@@ -99,6 +106,10 @@ PREPARE: dict[tuple[str, str], Prepare] = {
     ("docs/operations.md", "trainhop backup trainhop.tar --data-dir /srv/trainhop"): _of_folder,
     ("docs/operations.md", "trainhop restore trainhop.tar --data-dir /srv/restored"): _of_folder,
     ("docs/operations.md", "trainhop doctor --drive"): _of_drive,
+    ("docs/operations.md", "trainhop share JOB --days 30"): _of_new_job,
+    ("docs/operations.md", "trainhop share JOB --ls"): _of_shared,
+    ("docs/operations.md", "trainhop share JOB --revoke LINK"): _of_shared,
+    ("docs/operations.md", "trainhop share JOB --out night-train.html --samples"): _of_shared,
     ("docs/providers/colab.md", "trainhop notebook JOB"): _of_new_job,
     ("docs/providers/colab.md", "trainhop notebook JOB --drive"): _of_drive,
     (

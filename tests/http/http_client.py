@@ -98,6 +98,7 @@ class People:
             assert made.status_code == 201, made.text
             return api.as_(made.json()["secret"])
 
+        assert api.admin.call("PUT", "/team", json={"everyone_sees_jobs": False}).status_code == 200
         return cls(admin=api.admin, ann=member("ann"), bob=member("bob"))
 
 

@@ -4,9 +4,11 @@ import dataclasses
 import re
 
 import pytest
+from sqlalchemy import delete
 
+from orchestrator.adapters.database import tables
 from orchestrator.entrypoints.http.auth import Authenticator
-from tests.http.http_client import Machine
+from tests.http.http_client import Machine, People
 
 BODIES = {
     "submit_job": {"base_model": "m", "datasets": [{"path": "sha256:" + "0" * 64}], "max_steps": 1},
@@ -35,6 +37,9 @@ BODIES = {
     "export_adapter_on_machine": {"format": "gguf"},
     "push_adapter": {},
     "chat": {"question": "hello"},
+    "change_team": {"everyone_sees_jobs": True},
+    "share_job": {},
+    "set_tags": {"tags": ["a"]},
     "label_audit_row": {"unit": "0.1", "label": "correct"},
 }
 ADMIN_ONLY = {
@@ -46,7 +51,24 @@ ADMIN_ONLY = {
     "check_store",
     "try_upload",
     "get_store_kind",
+    "change_team",
 }
+SEEN_BY_COLLEAGUES = {
+    "get_job",
+    "list_job_sessions",
+    "list_checkpoints",
+    "get_checkpoint",
+    "list_metrics",
+    "list_samples",
+    "list_events",
+    "list_evaluations",
+    "get_session",
+    "get_session_log",
+    "list_readings",
+}
+"""With the team's setting, besides the streams of events, which `test_events` reads."""
+STREAMS = {"stream_job_events", "stream_events"}
+OF_VIEWERS = {"add_token", "remove_token", "add_login_link"}
 BY_GRANT = {"read_blob", "write_blob"}
 BY_CODE = {"claim_job", "answer_cell_check"}
 OPEN = {"health", "ready", "prometheus", "worker_wheel"}
@@ -112,15 +134,15 @@ def test_people_cannot_speak_for_machines(api1, people, provider, who):
         assert caller.post(f"/leases/{machine.lease}/{verb}", {}).status_code == 401
 
 
-def test_what_belongs_to_others_does_not_exist(api, people, provider, tmp_path):
-    """Guard: with `may_see` always true, Ann's job answered Bob."""
+def _belongings(api, people, provider, tmp_path):
+    """A job of Ann's with a session and a checkpoint, her account and her token: the values of paths."""
     job = people.ann.submit()
     machine = Machine.launched(api, provider)
     machine.start()
     machine.save(2, tmp_path)
     account = people.ann.post("/accounts", {"provider": "cloud", "credentials": "x", "name": "anns"}).json()
     token = people.ann.get("/tokens").json()["items"][0]
-    values = {
+    return {
         "job_id": job["id"],
         "session_id": machine.lease,
         "account_id": account["id"],
@@ -129,26 +151,114 @@ def test_what_belongs_to_others_does_not_exist(api, people, provider, tmp_path):
         "place": "0",
         "export_format": "gguf",
     }
+
+
+def _everyone_sees_jobs(people):
+    assert people.admin.call("PUT", "/team", json={"everyone_sees_jobs": True}).json() == {"everyone_sees_jobs": True}
+
+
+def _of_people(api):
+    """The operations with something of a member in their path."""
+    for operation, method, path, tags in _operations(api):
+        of_others = not {"worker", "stores"} & set(tags)
+        if "{" in path and of_others and operation not in ADMIN_ONLY | BY_CODE | {"get_dataset"}:
+            yield operation, method, path
+
+
+def test_what_belongs_to_others_does_not_exist(api, people, provider, tmp_path):
+    """Guard: with `may_see_jobs_of` and `may_see` always true, Ann's job answered Bob."""
+    values = _belongings(api, people, provider, tmp_path)
     headers = {"Authorization": f"Bearer {people.bob.token}"}
     tried = 0
-    for operation, method, path, tags in _operations(api):
-        if (
-            "{" in path
-            and not {"worker", "stores"} & set(tags)
-            and operation not in ADMIN_ONLY | BY_CODE | {"get_dataset"}
-        ):
-            answer = _send(api, method, path, operation, headers, **values)
-            assert answer.status_code == 404, (operation, answer.text)
-            tried += 1
+    for operation, method, path in _of_people(api):
+        answer = _send(api, method, path, operation, headers, **values)
+        assert answer.status_code == 404, (operation, answer.text)
+        tried += 1
     assert tried >= 20
     for path in ("/jobs", "/sessions", "/sessions?live=true", "/jobs?member=ann"):
         assert people.bob.get(path).json()["items"] == []
         assert people.ann.get("/jobs?member=ann").json()["items"]
     names = [a["name"] for a in people.bob.get("/accounts").json()["items"]]
     assert names == ["this-computer"]
-    assert token["id"] not in {t["id"] for t in people.bob.get("/tokens").json()["items"]}
-    assert people.ann.get(f"/jobs/{job['id']}").status_code == 200
-    assert people.admin.get(f"/jobs/{job['id']}").status_code == 200
+    assert values["token_id"] not in {t["id"] for t in people.bob.get("/tokens").json()["items"]}
+    assert people.ann.get(f"/jobs/{values['job_id']}").status_code == 200
+    assert people.admin.get(f"/jobs/{values['job_id']}").status_code == 200
+
+
+def test_a_colleagues_job_can_be_seen_and_not_touched(api, people, provider, tmp_path):
+    """Guards: without `require_owner` in `owned_job` Bob cancelled Ann's job; with `SeenJob` at `download_adapter` he
+    could have its adapter; with `may_see` in `seen_job` he was told that there is none."""
+    values = _belongings(api, people, provider, tmp_path)
+    _everyone_sees_jobs(people)
+    headers = {"Authorization": f"Bearer {people.bob.token}"}
+    seen, refused = set(), set()
+    for operation, method, path in _of_people(api):
+        if operation in STREAMS:
+            continue
+        answer = _send(api, method, path, operation, headers, **values)
+        if operation in SEEN_BY_COLLEAGUES:
+            assert answer.status_code == 200, (operation, answer.text)
+            seen.add(operation)
+        elif "/jobs/{job_id}" in path:
+            assert answer.status_code == 403, (operation, answer.text)
+            assert answer.json()["detail"] == (
+                f"Job {values['job_id']} belongs to ann. Only ann or an admin can do this."
+            )
+            refused.add(operation)
+        else:
+            assert answer.status_code == 404, (operation, answer.text)
+    assert seen == SEEN_BY_COLLEAGUES
+    assert {"cancel_job", "delete_job", "clone_job", "download_adapter", "download_checkpoint", "chat"} <= refused
+    assert {"export_adapter", "push_adapter", "make_notebook", "download_export", "list_pushes"} <= refused
+    for path in ("/jobs", "/sessions", "/sessions?live=true", "/jobs?member=ann"):
+        assert people.bob.get(path).json() == people.ann.get(path).json()
+        assert people.bob.get(path).json()["items"]
+    assert people.bob.get("/jobs?member=bob").json()["items"] == []
+    assert people.bob.get("/datasets").json()["items"] == people.bob.get("/datasets?member=ann").json()["items"] == []
+    assert people.ann.get(f"/jobs/{values['job_id']}").json()["state"] == "running"
+
+
+def test_a_viewer_sees_all_jobs_and_changes_nothing(api, people, provider, tmp_path):
+    """Guards: without `refuse_viewer` in `auth.actor` a viewer got 422 and 404 for changes; without the role in
+    `_Quick` it queued a job."""
+    values = _belongings(api, people, provider, tmp_path)
+    assert people.admin.post("/members", {"name": "vera", "role": "viewer"}).json()["role"] == "viewer"
+    vera = api.as_(people.admin.post("/tokens", {"member": "vera"}).json()["secret"])
+    headers = {"Authorization": f"Bearer {vera.token}"}
+    for operation, method, path, tags in _operations(api):
+        if operation in OPEN | BY_GRANT | BY_CODE | STREAMS | OF_VIEWERS or "worker" in tags:
+            continue
+        answer = _send(api, method, path, operation, headers, **values)
+        if method != "GET":
+            assert answer.status_code == 403, (operation, answer.text)
+            if operation not in ADMIN_ONLY:
+                assert answer.json()["detail"].startswith("Your role is viewer"), operation
+        elif operation in SEEN_BY_COLLEAGUES:
+            assert answer.status_code == 200, (operation, answer.text)
+        elif "/jobs/{job_id}" in path:
+            assert answer.status_code == 403, (operation, answer.text)
+    assert vera.get("/jobs").json() == people.admin.get("/jobs").json()
+    assert vera.get("/datasets").json()["items"] == []
+    made = vera.post("/tokens", {"name": "phone"}).json()
+    assert made["role"] == "viewer"
+    assert vera.call("DELETE", f"/tokens/{made['id']}").status_code == 204
+    assert vera.post("/tokens", {"member": "ann"}).status_code == 403
+    assert vera.post("/login-links").status_code == 201
+
+
+def test_a_new_server_shows_all_jobs_and_an_upgraded_one_does_not(api):
+    """Guards: without the line in `first_start` a new server showed members their own jobs only; with a missing row
+    read as true in `_token`, an upgraded one opened what had been private."""
+    assert api.admin.get("/team").json() == {"everyone_sees_jobs": True}
+    people = People.of(api)
+    _everyone_sees_jobs(people)
+    job = people.ann.submit()["id"]
+    assert people.bob.get(f"/jobs/{job}").status_code == 200
+    with api.app.engine.begin() as connection:
+        connection.execute(delete(tables.team))  # as the migration leaves it
+    api.client.app.state.server.auth.forget()
+    assert people.bob.get("/team").json() == {"everyone_sees_jobs": False}
+    assert people.bob.get(f"/jobs/{job}").status_code == 404
 
 
 def test_what_only_admins_may(api1, people):

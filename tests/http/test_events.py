@@ -60,7 +60,7 @@ def test_a_stream_goes_on_after_the_last_event(live):
 
 
 def test_a_stream_ends_with_the_token_that_opened_it(live):
-    """Guard: without `is_still_known` in `all_stream` whoever was removed went on hearing of everybody's jobs."""
+    """Guard: without `is_unchanged` in `all_stream` whoever was removed went on hearing of everybody's jobs."""
     people = People.of(live)
     made = people.admin.post("/members", {"name": "eve", "role": "admin"}).json()
     eve = live.as_(people.admin.post("/tokens", {"member": "eve"}).json()["secret"])
@@ -70,6 +70,26 @@ def test_a_stream_ends_with_the_token_that_opened_it(live):
         people.ann.submit()
 
     assert _read(eve, "/events/stream", 1, act=remove) == []
+
+
+@pytest.mark.parametrize("path", ["/events/stream", "/jobs/{job}/events/stream"])
+def test_a_stream_ends_when_its_member_may_see_less(live, path):
+    """Guard: with only the token compared in `is_unchanged`, bob went on hearing of ann's jobs."""
+    people = People.of(live)
+    _everyone_sees(people, True)
+    job = people.ann.submit()["id"]
+
+    def close():
+        _everyone_sees(people, False)
+        people.ann.post(f"/jobs/{job}:pause")
+
+    assert [kind for _, kind, _ in _read(people.bob, path.format(job=job), 1, last=0)] == ["job.submitted"]
+    last = people.ann.get(f"/jobs/{job}/events").json()["items"][-1]["id"]
+    assert _read(people.bob, path.format(job=job), 1, last=last, act=close) == []
+
+
+def _everyone_sees(people, seen):
+    assert people.admin.call("PUT", "/team", json={"everyone_sees_jobs": seen}).status_code == 200
 
 
 def test_members_see_their_own_jobs_only(live):

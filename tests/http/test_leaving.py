@@ -84,7 +84,7 @@ def test_a_server_that_stops_ends_the_streams_of_pages(api1):
 
     async def story() -> list[Any]:
         hub = Hub(api1.client.app.state.server)
-        open_stream = asyncio.create_task(_all(hub.follow("job-1", (0, 0))))
+        open_stream = asyncio.create_task(_all(hub.follow("job-1", (0, 0), is_own=True)))
         await asyncio.sleep(0)
         hub.close()
         return await asyncio.wait_for(open_stream, PATIENCE_S)
@@ -110,7 +110,7 @@ def test_a_page_goes_on_after_any_error_of_its_queries(api1):
             self.app, self.ctx, self.queries, self.dashboard_queries = real.app, real.ctx, real.queries, Failing()
 
     async def story() -> list[Any]:
-        return await asyncio.wait_for(_all(Hub(Fake()).follow("job-1", (0, 0))), PATIENCE_S)  # pyright: ignore[reportArgumentType]
+        return await asyncio.wait_for(_all(Hub(Fake()).follow("job-1", (0, 0), is_own=True)), PATIENCE_S)  # pyright: ignore[reportArgumentType]
 
     assert [event.event for event in async_story.run(story())] == ["gone"]
 

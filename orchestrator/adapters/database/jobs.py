@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Text, bindparam, cast, delete, select, text
+from sqlalchemy import Connection, Text, bindparam, cast, delete, insert, select, text
 
 from orchestrator.adapters.database import tables
 from orchestrator.adapters.database.comparisons import delete_evaluation
@@ -24,6 +24,7 @@ JOBS = Mapper(
     frozen=("spec", "member_id", "name", "created_at", "cloned_from", "first_step"),
 )
 _JOBS_TO_COMPARE = 200
+_tags = tables.job_tags
 _jobs = tables.jobs.c
 IS_UNENDED = _jobs.state.in_([state.value for state in JobState if not state.is_final])
 _queued = Statement(
@@ -122,6 +123,17 @@ class SqlJobRepository(SqlRepository):
             if (spec["base_model"], spec["lora_r"]) == (base_model, lora_r) and "evaluation" not in spec:
                 return size
         return None
+
+    def set_tags(self, job_id: str, tags: Iterable[str]) -> None:
+        self._connection.execute(delete(_tags).where(_tags.c.job_id == job_id))
+        if rows := [{"job_id": job_id, "tag": tag} for tag in tags]:
+            self._connection.execute(insert(_tags), rows)
+
+    def tags(self, job_id: str) -> list[str]:
+        return list(self._connection.execute(select(_tags.c.tag).where(_tags.c.job_id == job_id)).scalars())
+
+    def clone_names(self, job_id: str) -> set[str]:
+        return set(self._connection.execute(select(_jobs.name).where(_jobs.cloned_from == job_id)).scalars())
 
     def delete_records(self, job_id: str) -> None:
         leases = select(tables.leases.c.id).where(tables.leases.c.job_id == job_id)

@@ -12,6 +12,7 @@ from orchestrator.adapters.database.judgements import remove_endpoints
 from orchestrator.adapters.database.mapper import Mapper
 from orchestrator.adapters.database.pushes import end_pushes
 from orchestrator.adapters.database.repository import SqlRepository
+from orchestrator.adapters.database.shares import revoke_shares
 from orchestrator.domain.accounts import Member, Role
 from orchestrator.domain.errors import ConflictError
 
@@ -69,3 +70,4 @@ class SqlMemberRepository(SqlRepository):
         remove_endpoints(self._connection, member.id)
         end_pushes(self._connection, member.id)
         revoke_raters(self._connection, member.id, member.removed_at)
+        revoke_shares(self._connection, member.id, member.removed_at)

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, Select, and_, bindparam, case, exists, func, sele
 
 from orchestrator.adapters.database import tables
 from orchestrator.adapters.database.leases import IS_LIVE
-from orchestrator.domain.accounts import Role
+from orchestrator.domain.accounts import Actor, Role
 from orchestrator.domain.jobs import Job
 from orchestrator.domain.lifecycle import JobState
 
@@ -43,6 +43,8 @@ def _shortened(column: Any) -> Any:
     return case((func.length(column) > EXCERPT, longer), else_=column).label(column.name)
 
 
+_tags = tables.job_tags
+_tags_of = select(func.aggregate_strings(_tags.c.tag, " ")).where(_tags.c.job_id == _jobs.c.id).scalar_subquery()
 _hidden = ("spec", "adapter_key", "adapter_store", "deleted_at")
 _is_there = _jobs.c.deleted_at.is_(None)
 _head = and_(_checkpoints.c.job_id == _jobs.c.id, _checkpoints.c.sha256 == _jobs.c.head)
@@ -54,6 +56,7 @@ _job = (
         _checkpoints.c.created_at.label("head_at"),
         _loss(newest=False).label("loss_first"),
         _loss(newest=True).label("loss_last"),
+        _tags_of.label("tags"),
     )
     .join(tables.members, tables.members.c.id == _jobs.c.member_id)
     .outerjoin(_checkpoints, _head)
@@ -67,7 +70,11 @@ _jobs_by_id = (
     .where(_jobs.c.id.in_(bindparam("ids", expanding=True)))
     .order_by(_jobs.c.id.desc())
 )
-_owner = select(_jobs.c.member_id).where(_jobs.c.id == bindparam("id"), _is_there)
+_owner = (
+    select(_jobs.c.member_id, _members.c.name)
+    .join(_members, _members.c.id == _jobs.c.member_id)
+    .where(_jobs.c.id == bindparam("id"), _is_there)
+)
 _any_session = (
     select(
         *(c for c in _leases.c if c.name not in ("token_hash", "nonce", "detail")),
@@ -96,21 +103,17 @@ _runs_of = (
     .order_by(_leases.c.job_id, _leases.c.fence)
 )
 _token = (
-    select(_tokens.c.member_id, _tokens.c.role, _tokens.c.expires_at, tables.members.c.name)
+    select(
+        _tokens.c.member_id,
+        _tokens.c.role,
+        _tokens.c.expires_at,
+        tables.members.c.name,
+        exists(select(tables.team.c.id).where(tables.team.c.everyone_sees_jobs.is_(True))).label("team_sees_jobs"),
+    )
     .join(tables.members, tables.members.c.id == _tokens.c.member_id)
     .where(_tokens.c.hash == bindparam("hash"))
 )
 _checkpoint = select(_checkpoints).where(_checkpoints.c.job_id == bindparam("job"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenOwner:
-    """The owner of a token. `expires_at` is in epoch seconds, None for never."""
-
-    member_id: str
-    name: str
-    role: Role
-    expires_at: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +154,11 @@ class Queries:
         member_id: str | None,
         state: JobState | None,
         name: str | None,
+        tag: str | None = None,
     ) -> Page:
         """Newest first. `name` finds jobs with that text in their name, ignoring case."""
         indexed = [_is_there] + ([_jobs.c.id < before] if before else [])
+        indexed += [_jobs.c.id.in_(select(_tags.c.job_id).where(_tags.c.tag == tag))] if tag else []
         rest = []
         if member_id is not None:
             indexed.append(_jobs.c.member_id == member_id)
@@ -185,15 +190,15 @@ class Queries:
         return self._with_sessions(rows, now)[0] if rows else None
 
     @staticmethod
-    def fresh(job: Job, member: str, now: float) -> Row:
+    def fresh(job: Job, member: str, tags: Sequence[str], now: float) -> Row:
         """A job that has just been queued, as `job` would show it."""
         nothing = dict.fromkeys(("head_size", "head_at", "loss_first", "loss_last"))
-        return _as_job({**vars(job), **nothing, "member": member}, [], now)
+        return _as_job({**vars(job), **nothing, "member": member, "tags": " ".join(tags)}, [], now)
 
-    def owner(self, job_id: str) -> str | None:
-        """The member who owns a job."""
+    def owner(self, job_id: str) -> tuple[str, str] | None:
+        """The id and the name of the member who owns a job."""
         row = self._one(_owner, {"id": job_id})
-        return row["member_id"] if row else None
+        return (row["member_id"], row["name"]) if row else None
 
     def clones(self, job_id: str, limit: int) -> list[Row]:
         """The newest jobs that were cloned from this one."""
@@ -318,14 +323,14 @@ class Queries:
 
     # members and numbers
 
-    def token(self, token_hash: str) -> TokenOwner | None:
-        """The owner of the token with this hash."""
+    def token(self, token_hash: str) -> tuple[Actor, float | None] | None:
+        """Who the token with this hash acts for, and when it expires in epoch seconds (None for never)."""
         row = self._one(_token, {"hash": token_hash})
         if row is None:
             return None
-        return TokenOwner(
-            member_id=row["member_id"], name=row["name"], role=Role(row["role"]), expires_at=row["expires_at"]
-        )
+        seen = bool(row["team_sees_jobs"])
+        actor = Actor(member_id=row["member_id"], name=row["name"], role=Role(row["role"]), team_sees_jobs=seen)
+        return actor, row["expires_at"]
 
     def member_id(self, name_or_id: str) -> str | None:
         """The id of a member by name or id."""
@@ -367,6 +372,7 @@ def _as_job(row: Row, sessions: list[Row], now: float) -> Row:
         "session": _brief(live, now) if live else None,
         "requests": {"cancel": row["cancel_requested_at"] is not None, "pause": row["pause_requested_at"] is not None},
         "adapter": adapter if row["adapter_sha256"] else None,
+        "tags": sorted((row["tags"] or "").split()),
     }
 
 

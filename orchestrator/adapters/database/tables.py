@@ -41,6 +41,13 @@ discarded, data_reports = dataset_tables.discarded, dataset_tables.data_reports
 
 instance = Table("instance", metadata, Column("id", _id(), primary_key=True))
 
+team = Table(
+    "team",
+    metadata,
+    Column("id", _id(), primary_key=True),
+    Column("everyone_sees_jobs", Boolean, nullable=False),
+)
+
 members = Table(
     "members",
     metadata,
@@ -143,6 +150,14 @@ jobs = Table(
     ),
     Index("jobs_by_state", "state", "id"),
     Index("jobs_by_member", "member_id", "id"),
+)
+
+job_tags = Table(
+    "job_tags",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("tag", String(50), primary_key=True),
+    Index("job_tags_by_tag", "tag", "job_id"),
 )
 
 leases = Table(

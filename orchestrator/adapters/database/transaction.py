@@ -22,7 +22,9 @@ from orchestrator.adapters.database.models import SqlModelRepository
 from orchestrator.adapters.database.notifications import SqlChannelRepository, SqlDeliveryRepository
 from orchestrator.adapters.database.pushes import SqlPushRepository
 from orchestrator.adapters.database.reports import SqlReportRepository
+from orchestrator.adapters.database.shares import SqlShareRepository
 from orchestrator.adapters.database.stores import SqlStoreObjectRepository, SqlStoreRepository
+from orchestrator.adapters.database.team import SqlTeamRepository
 from orchestrator.adapters.database.times import SqlTimeRepository
 from orchestrator.adapters.database.tokens import SqlTokenRepository
 from orchestrator.domain.jobs import Event
@@ -64,6 +66,10 @@ class SqlTransaction:
     @property
     def members(self) -> SqlMemberRepository:
         return SqlMemberRepository(self.connection)
+
+    @property
+    def team(self) -> SqlTeamRepository:
+        return SqlTeamRepository(self.connection)
 
     @property
     def accounts(self) -> SqlAccountRepository:
@@ -120,6 +126,10 @@ class SqlTransaction:
     @property
     def pushes(self) -> SqlPushRepository:
         return SqlPushRepository(self.connection)
+
+    @property
+    def shares(self) -> SqlShareRepository:
+        return SqlShareRepository(self.connection)
 
     @property
     def machine_exports(self) -> SqlMachineExportRepository:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from orchestrator.domain.accounts import Role
 from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.entrypoints.api import requests, responses
@@ -19,13 +20,14 @@ from orchestrator.entrypoints.http.dependencies import (
     PROBLEMS,
     CurrentUser,
     JobId,
-    MyJob,
-    OwnerFilter,
+    JobsFilter,
+    SeenJob,
     Server,
     ServerDep,
 )
 from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute, aside, check_json
 from orchestrator.services import clones, dispatch, jobs, plans
+from orchestrator.services.tags import MAX_TAGS, TAG
 from worker.shared.job_spec import JobSpec
 
 router = APIRouter(prefix=PREFIX, tags=["jobs"], route_class=ApiRoute, responses=PROBLEMS)
@@ -39,6 +41,10 @@ Key = Annotated[
         max_length=MAX_KEY,
         description="A repeated request with the same key is executed once and gets the same answer.",
     ),
+]
+TagQuery = Annotated[
+    list[Annotated[str, Field(pattern=TAG)]] | None,
+    Query(max_length=MAX_TAGS, description="A tag. It can be repeated."),
 ]
 JOB_FILE: dict[str, Any] = {
     "requestBody": {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobSpec"}}}}
@@ -74,13 +80,13 @@ def _briefly(server: Server, job_id: str) -> dict[str, Any]:
     openapi_extra=JOB_FILE,
     response_model=responses.SubmittedJob,
 )
-async def submit(server: ServerDep, me: CurrentUser, spec: JobFile, key: Key = None) -> Response:
-    """Validate the job file, pin the versions of model and data, and queue the job."""
-    write = server.write_batcher.write_from_thread
-    submission = await run_in_threadpool(jobs.submit, server.ctx, me, spec, key=key, write=write)
+async def submit(server: ServerDep, me: CurrentUser, spec: JobFile, key: Key = None, tag: TagQuery = None) -> Response:
+    """Validate the job file, pin the versions of model and data, and queue the job with the tags of `tag`."""
+    tags, write = sorted(set(tag or ())), server.write_batcher.write_from_thread
+    submission = await run_in_threadpool(jobs.submit, server.ctx, me, spec, key=key, tags=tags, write=write)
     job = submission.job
     if submission.is_new:
-        row = server.queries.fresh(job, me.name, server.ctx.clock.now())
+        row = server.queries.fresh(job, me.name, tags, server.ctx.clock.now())
     else:
         row = await run_in_threadpool(_briefly, server, job.id)
     return _created(job.id, row, submission.notes)
@@ -101,7 +107,8 @@ class _Quick:
         token, key = bearer_token(request), request.headers.get("idempotency-key")
         server: Server = request.app.state.server
         me = await server.auth.actor(token) if token else None
-        plain = me and (key is None or 0 < len(key) <= MAX_KEY)
+        plain = me and me.role is not Role.VIEWER and (key is None or 0 < len(key) <= MAX_KEY)
+        plain = plain and not request.url.query
         spec = await aside(body, lambda: _plain(request, body)) if plain else None
         if me and spec:
             await (await submit(server, me, spec, key))(scope, receive, send)
@@ -147,11 +154,12 @@ def plan(server: ServerDep, me: CurrentUser, spec: JobFile) -> responses.Plan:
 @router.get("/jobs", operation_id="list_jobs", summary="List jobs, newest first")
 def listing(
     server: ServerDep,
-    member_id: OwnerFilter,
+    member_id: JobsFilter,
     state: Annotated[
         responses.StateWord | Literal["leased"] | None, Query(description="`leased` is the old word for `starting`.")
     ] = None,
     name: Annotated[str | None, Query(max_length=200, description="Part of the job's name.")] = None,
+    tag: Annotated[str | None, Query(pattern=TAG, description="Only jobs with this tag.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[
         str | None, Query(max_length=64, pattern=r"^job-[0-9a-z]+$", description="`next` of the previous page.")
@@ -160,13 +168,13 @@ def listing(
     """A page can have fewer than `limit` jobs. There are more pages while `next` is set."""
     stored = JobState.of(state) if state is not None else None
     page = server.queries.jobs(
-        now=server.ctx.clock.now(), limit=limit, before=cursor, member_id=member_id, state=stored, name=name
+        now=server.ctx.clock.now(), limit=limit, before=cursor, member_id=member_id, state=stored, name=name, tag=tag
     )
     return responses.Page[responses.Job].model_validate(page)
 
 
 @router.get("/jobs/{job_id}", operation_id="get_job", summary="Get a job")
-def one(server: ServerDep, job_id: MyJob) -> responses.JobInFull:
+def one(server: ServerDep, job_id: SeenJob) -> responses.JobInFull:
     """The job with its job file and, while it is queued, the reason why it waits."""
     return responses.JobInFull.model_validate(_in_full(server, job_id))
 

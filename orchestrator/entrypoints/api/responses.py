@@ -141,6 +141,7 @@ class Job(ResponseModel):
     requests: Requests
     adapter: Adapter | None
     cloned_from: str | None
+    tags: list[str]
     first_step: int = Field(description="0, or the step of the checkpoint that a clone started from.")
 
 

@@ -12,13 +12,21 @@ from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from orchestrator.adapters.database.queries import Row
-from orchestrator.domain.accounts import Account, Role
+from orchestrator.domain.accounts import Account
 from orchestrator.domain.errors import NotFoundError
 from orchestrator.domain.jobs import session_of
 from orchestrator.entrypoints.api import responses
 from orchestrator.entrypoints.api.csv_cells import as_csv
-from orchestrator.entrypoints.http.auth import is_still_known
-from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, MyJob, Server, ServerDep, Sha256
+from orchestrator.entrypoints.http.auth import is_unchanged
+from orchestrator.entrypoints.http.dependencies import (
+    PROBLEMS,
+    CurrentUser,
+    OwnJob,
+    SeenJob,
+    Server,
+    ServerDep,
+    Sha256,
+)
 from orchestrator.entrypoints.http.event_stream import EVENTS_AT_ONCE, stream
 from orchestrator.entrypoints.http.files import BINARY, BYTES, OCTETS, stored
 from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute
@@ -35,7 +43,7 @@ LastEventId = Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=2**53
 
 
 @router.get("/jobs/{job_id}/sessions", operation_id="list_job_sessions", summary="Sessions of a job, oldest first")
-def job_sessions(server: ServerDep, job_id: MyJob) -> responses.Items[responses.Session]:
+def job_sessions(server: ServerDep, job_id: SeenJob) -> responses.Items[responses.Session]:
     """All attempts to run the job, with their outcome."""
     return responses.Items[responses.Session].model_validate({"items": server.queries.sessions(job_id=job_id)})
 
@@ -48,8 +56,8 @@ def sessions(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=64, pattern=r"^lease-[0-9a-z.]+$")] = None,
 ) -> responses.Page[responses.Session]:
-    """Members see the sessions of their own jobs."""
-    member_id = None if me.role is Role.ADMIN else me.member_id
+    """Sessions of the jobs that you can see."""
+    member_id = me.jobs_seen
     if live:
         return responses.Page[responses.Session].model_validate({"items": server.queries.live_sessions(member_id)})
     page = server.queries.recent_sessions(member_id, limit=limit, before=cursor)
@@ -58,7 +66,7 @@ def sessions(
 
 def _my_session(server: ServerDep, me: CurrentUser, session_id: Annotated[str, Path(max_length=64)]) -> Row:
     row = server.queries.session(session_id)
-    if row is None or not me.may_see(row["member_id"]):
+    if row is None or not me.may_see_jobs_of(row["member_id"]):
         raise NotFoundError(f"There is no session {session_id}.")
     return row
 
@@ -122,12 +130,12 @@ def readings(
 
 
 @router.get("/jobs/{job_id}/checkpoints", operation_id="list_checkpoints", summary="Checkpoints of a job by step")
-def checkpoints(server: ServerDep, job_id: MyJob) -> responses.Items[responses.Checkpoint]:
+def checkpoints(server: ServerDep, job_id: SeenJob) -> responses.Items[responses.Checkpoint]:
     """Includes pruned and refused checkpoints, which have no file."""
     return responses.Items[responses.Checkpoint].model_validate({"items": server.queries.checkpoints(job_id)})
 
 
-def _checkpoint(server: ServerDep, job_id: MyJob, sha256: Sha256) -> Row:
+def _checkpoint(server: ServerDep, job_id: SeenJob, sha256: Sha256) -> Row:
     row = server.queries.checkpoint(job_id, sha256)
     if row is None:
         raise NotFoundError(f"Job {job_id} has no checkpoint {sha256[:12]}.")
@@ -151,7 +159,7 @@ def checkpoint(row: OneCheckpoint) -> responses.CheckpointInFull:
     response_class=StreamingResponse,
     responses=BINARY,
 )
-def checkpoint_file(server: ServerDep, request: Request, job_id: MyJob, row: OneCheckpoint) -> Response:
+def checkpoint_file(server: ServerDep, request: Request, job_id: OwnJob, row: OneCheckpoint) -> Response:
     """The `.safetensors` file or the requested range. Its sha256 is the checkpoint's id."""
     if not row["key"]:
         raise NotFoundError(f"Checkpoint {row['sha256'][:12]} has no file: it is {row['state']}.")
@@ -174,7 +182,7 @@ def checkpoint_file(server: ServerDep, request: Request, job_id: MyJob, row: One
     response_class=StreamingResponse,
     responses=BINARY | {200: {"content": {"application/zip": {"schema": BYTES}}}},
 )
-def adapter(server: ServerDep, request: Request, job_id: MyJob) -> Response:
+def adapter(server: ServerDep, request: Request, job_id: OwnJob) -> Response:
     """The PEFT folder as a zip file, or the requested range."""
     row = server.queries.job(job_id, server.ctx.clock.now())
     if row is None or not row["adapter_key"]:
@@ -201,7 +209,7 @@ def adapter(server: ServerDep, request: Request, job_id: MyJob) -> Response:
 )
 def metrics(
     server: ServerDep,
-    job_id: MyJob,
+    job_id: SeenJob,
     name: Annotated[str | None, Query(max_length=64)] = None,
     from_step: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_METRICS)] = MAX_METRICS,
@@ -218,7 +226,7 @@ def metrics(
 
 @router.get("/jobs/{job_id}/samples", operation_id="list_samples", summary="List samples")
 def samples(
-    server: ServerDep, job_id: MyJob, limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000
+    server: ServerDep, job_id: SeenJob, limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000
 ) -> responses.Items[responses.StoredSample]:
     """The model's answers to `sample_prompts`, by step."""
     return responses.Items[responses.StoredSample].model_validate({"items": server.queries.samples(job_id, limit)})
@@ -229,7 +237,7 @@ def samples(
 
 @router.get("/jobs/{job_id}/events", tags=["events"], operation_id="list_events", summary="List a job's events")
 def events(
-    server: ServerDep, job_id: MyJob, after: After = 0, limit: Annotated[int, Query(ge=1, le=1_000)] = 200
+    server: ServerDep, job_id: SeenJob, after: After = 0, limit: Annotated[int, Query(ge=1, le=1_000)] = 200
 ) -> responses.Items[responses.Event]:
     """Oldest first. Continue with `after` set to the last id."""
     rows = server.queries.events(after=after, job_id=job_id, member_id=None, limit=limit)
@@ -244,7 +252,7 @@ def events(
     response_class=EventSourceResponse,
 )
 async def job_stream(
-    request: Request, server: ServerDep, job_id: MyJob, after: After = 0, last: LastEventId = None
+    request: Request, server: ServerDep, me: CurrentUser, job_id: SeenJob, after: After = 0, last: LastEventId = None
 ) -> AsyncIterator[ServerSentEvent]:
     """From the beginning, or after `Last-Event-ID`. The SSE id is the event's id."""
 
@@ -252,7 +260,7 @@ async def job_stream(
         return server.queries.events(after=start, job_id=job_id, member_id=None, limit=EVENTS_AT_ONCE)
 
     async for event in stream(server.event_notifier, read, last if last is not None else after):
-        if not await is_still_known(request):
+        if not await is_unchanged(request, me):
             return
         yield event
 
@@ -274,13 +282,13 @@ def _start(
 async def all_stream(
     request: Request, server: ServerDep, me: CurrentUser, start: Annotated[int, Depends(_start)]
 ) -> AsyncIterator[ServerSentEvent]:
-    """New events, or those after `Last-Event-ID`. Members see the events of their own jobs."""
-    member_id = None if me.role is Role.ADMIN else me.member_id
+    """New events, or those after `Last-Event-ID`, of the jobs that you can see."""
+    member_id = me.jobs_seen
 
     def read(after: int) -> list[Row]:
         return server.queries.events(after=after, job_id=None, member_id=member_id, limit=EVENTS_AT_ONCE)
 
     async for event in stream(server.event_notifier, read, start):
-        if not await is_still_known(request):
+        if not await is_unchanged(request, me):
             return
         yield event

@@ -30,6 +30,7 @@ from orchestrator.entrypoints.cli.phrases import (
     JobArgument,
     JobsArgument,
     chosen_checkpoint,
+    if_allowed,
     listed,
     machine,
     note,
@@ -187,11 +188,12 @@ def list_jobs(
     state: Annotated[str | None, typer.Option(help="Only jobs in this state, for example running.")] = None,
     name: Annotated[str | None, typer.Option(help="Only jobs with this text in the name.")] = None,
     member: Annotated[str | None, typer.Option(help="Only jobs of this member, by name or id.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only jobs with this tag.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many to show.")] = 50,
     as_json: JsonFlag = False,
 ) -> None:
     """List jobs, newest first."""
-    items = connect(context).pages("/jobs", limit, state=stored_state(state), name=name, member=member)
+    items = connect(context).pages("/jobs", limit, state=stored_state(state), name=name, member=member, tag=tag)
     if as_json:
         put_json(items)
         return
@@ -225,8 +227,8 @@ def show(context: typer.Context, job: JobArgument, as_json: JsonFlag = False) ->
     record = find_job(client, job)
     sessions = listed(client.get(f"/jobs/{record['id']}/sessions"))
     evaluations = evaluations_of(client, record["id"])
-    judged = judgements_of(client, record["id"]) if evaluations else []
-    pushes = pushes_of(client, record["id"]) if record.get("adapter") else []
+    judged = if_allowed(lambda: judgements_of(client, record["id"])) if evaluations else []
+    pushes = if_allowed(lambda: pushes_of(client, record["id"])) if record.get("adapter") else []
     if as_json:
         put_json({**record, "sessions": sessions, "evaluations": evaluations, "judgements": judged, "pushes": pushes})
         return

@@ -32,7 +32,9 @@ from orchestrator.entrypoints.cli import (
     notifications,
     pushes,
     serve,
+    shares,
     stores,
+    sweeps,
     watch,
 )
 from orchestrator.entrypoints.cli.client import CommandError, Exit, exit_code
@@ -61,6 +63,8 @@ for part in (
     download.app,
     adapter_export.app,
     pushes.app,
+    shares.app,
+    sweeps.app,
     chat.app,
     doctor.app,
     backups.app,

@@ -204,7 +204,7 @@ def list_members(context: typer.Context, as_json: JsonFlag = False) -> None:
 def add_member(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="The member's name.")],
-    role: Annotated[str, typer.Option(help="member or admin.")] = "member",
+    role: Annotated[str, typer.Option(help="member, viewer or admin.")] = "member",
     as_json: JsonFlag = False,
 ) -> None:
     """Add a member. Then create a token for them."""
@@ -219,6 +219,21 @@ def remove_member(
     """Remove a member without unfinished jobs. Tokens and accounts are deleted, jobs and data files stay."""
     connect(context).delete(f"/members/{segment(member)}")
     say(f"removed {clean(member)}")
+
+
+@members.command("settings")
+def settings(
+    context: typer.Context,
+    everyone_sees_jobs: Annotated[
+        bool | None, typer.Option(help="Whether all members see all jobs. Only an admin can change this.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show or change what members see of each other. Actions on a job stay those of its owner and of admins."""
+    client = connect(context)
+    body = {"everyone_sees_jobs": everyone_sees_jobs}
+    found = client.get("/team") if everyone_sees_jobs is None else client.put("/team", body)
+    _answer(found, as_json, f"members see {'all jobs' if found['everyone_sees_jobs'] else 'their own jobs'}")
 
 
 @tokens.command("ls")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from http import HTTPStatus
 from typing import Annotated, Any
 
 import typer
 
 from orchestrator.entrypoints.cli.client import CommandError, Exit
 from orchestrator.entrypoints.cli.output import age, moment, seconds
+from trainhop.errors import Error
 from trainhop.polling import STATE_WORDS
 
 _NAMED = "Job id, name, or the first or last four or more characters of the id."
@@ -46,6 +49,16 @@ def obstacle(waiting: dict[str, Any] | None) -> str:
         return ""
     until = f" (until {moment(waiting['until'])})" if waiting.get("until") else ""
     return f"{waiting['reason']}{until}"
+
+
+def if_allowed(read: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What `read` returns, or nothing if only the owner of a colleague's job may read it."""
+    try:
+        return read()
+    except Error as error:
+        if error.status != HTTPStatus.FORBIDDEN:
+            raise
+        return []
 
 
 def listed(answer: Any) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
 
 from orchestrator.domain.exports import ExportFormat, ExportSettings, Onto, WeightType
-from orchestrator.entrypoints.dashboard.curve import ViewedJob
+from orchestrator.entrypoints.dashboard.curve import OwnedJob
 from orchestrator.entrypoints.dashboard.render import Viewer, acted, by_script, piece
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep
 from orchestrator.services import adapter_exports, machine_exports
@@ -34,7 +34,7 @@ def values(server: Server, row: dict[str, Any]) -> dict[str, Any]:
 
 
 @router.get("/jobs/{job_id}/exports")
-def section(server: ServerDep, job_id: ViewedJob) -> Response:
+def section(server: ServerDep, job_id: OwnedJob) -> Response:
     """The section, which the page asks for again while an export is running."""
     return _section(server, job_id)
 
@@ -44,7 +44,7 @@ def start(
     request: Request,
     server: ServerDep,
     me: Viewer,
-    job_id: ViewedJob,
+    job_id: OwnedJob,
     form: Annotated[ExportFormat, Form(alias="format")],
     kind: Annotated[WeightType | None, Form(alias="type")] = None,
     onto: Annotated[Onto, Form()] = Onto.ORIGINAL,
@@ -59,7 +59,7 @@ def start_on_machine(
     request: Request,
     server: ServerDep,
     me: Viewer,
-    job_id: ViewedJob,
+    job_id: OwnedJob,
     form: Annotated[ExportFormat, Form(alias="format")],
     kind: Annotated[WeightType | None, Form(alias="type")] = None,
     onto: Annotated[Onto, Form()] = Onto.ORIGINAL,
@@ -76,7 +76,7 @@ def _settings(form: ExportFormat, kind: WeightType | None, onto: Onto) -> Export
 
 
 @router.post("/jobs/{job_id}/exports/{form}/remove")
-def remove(request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob, form: ExportFormat) -> Response:
+def remove(request: Request, server: ServerDep, me: Viewer, job_id: OwnedJob, form: ExportFormat) -> Response:
     """Cancel an export, or delete its files."""
     return _act(request, server, job_id, lambda: adapter_exports.remove(server.ctx, me, job_id, form))
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from orchestrator.domain.accounts import Actor
 from orchestrator.domain.errors import InvalidError, TrainhopError
 from orchestrator.entrypoints.api.requests import ChatCreate
-from orchestrator.entrypoints.dashboard.curve import ViewedJob
+from orchestrator.entrypoints.dashboard.curve import OwnedJob
 from orchestrator.entrypoints.dashboard.render import Viewer, page
 from orchestrator.entrypoints.http import answers
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep
@@ -78,7 +78,7 @@ def section(server: Server, me: Actor, job: Row) -> Row | None:
 
 @router.post("/jobs/{job_id}/chat")
 async def chat(
-    request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob, form: Annotated[ChatForm, Form()]
+    request: Request, server: ServerDep, me: Viewer, job_id: OwnedJob, form: Annotated[ChatForm, Form()]
 ) -> Response:
     """Answer a question, and show the conversation as a page when both answers are complete."""
     row = server.queries.job(job_id, server.ctx.clock.now())

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
 from orchestrator.adapters.database.dashboard_queries import Point
-from orchestrator.domain.errors import NotFoundError
 from orchestrator.entrypoints.dashboard.render import Viewer, compressed
-from orchestrator.entrypoints.http.dependencies import Server, ServerDep
+from orchestrator.entrypoints.http.dependencies import JobId, Server, ServerDep, check_own, check_seen
 
 router = APIRouter(include_in_schema=False)
 
@@ -26,15 +25,20 @@ Cursor = tuple[int, int]
 """`(fence, step)` of the newest point that a client has."""
 
 
-def my_job(server: ServerDep, me: Viewer, job_id: Annotated[str, Path(max_length=64)]) -> str:
-    """The id of a job that the viewer can see. Raises `NotFoundError` for other jobs."""
-    owner = server.queries.owner(job_id)
-    if owner is None or not me.may_see(owner):
-        raise NotFoundError(f"There is no job {job_id}.")
+def seen_job(server: ServerDep, me: Viewer, job_id: JobId) -> str:
+    """The id of a job that the viewer may see. Raises `NotFoundError` for other jobs."""
+    check_seen(server, me, job_id)
     return job_id
 
 
-ViewedJob = Annotated[str, Depends(my_job)]
+def own_job(server: ServerDep, me: Viewer, job_id: JobId) -> str:
+    """The id of a job that the viewer may change. Raises `ForbiddenError` for a colleague's."""
+    check_own(server, me, job_id)
+    return job_id
+
+
+ViewedJob = Annotated[str, Depends(seen_job)]
+OwnedJob = Annotated[str, Depends(own_job)]
 
 
 @router.get("/jobs/{job_id}/curve.json")

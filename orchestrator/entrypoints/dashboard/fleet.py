@@ -36,7 +36,7 @@ def fleet(request: Request, server: ServerDep, me: Viewer) -> Response:
 
 def _fleet(request: Request, server: Server, me: Actor) -> Row:
     now = server.ctx.clock.now()
-    member_id = None if me.role is Role.ADMIN else me.member_id
+    member_id = me.jobs_seen
     running = server.dashboard_queries.running(member_id, SHOWN_RUNNING)
     return {
         "me": me,

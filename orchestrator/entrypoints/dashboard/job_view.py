@@ -71,8 +71,8 @@ class Look:
         return {name: self.section(name) for name in SECTIONS}
 
 
-def look(server: Server, machines: Machines, job_id: str) -> Look | None:
-    """The current snapshot of a job, or None if it was deleted."""
+def look(server: Server, machines: Machines, job_id: str, *, is_own: bool) -> Look | None:
+    """The current snapshot of a job, or None if it was deleted. Without `is_own` it offers no actions."""
     now = server.ctx.clock.now()
     row = server.queries.job(job_id, now)
     if row is None:
@@ -85,6 +85,7 @@ def look(server: Server, machines: Machines, job_id: str) -> Look | None:
         row=row,
         values={
             "job": row,
+            "is_own": is_own,
             "now": now,
             "sessions": sessions,
             "live": live,

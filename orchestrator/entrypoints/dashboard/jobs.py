@@ -13,14 +13,14 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import ValidationError
 
-from orchestrator.domain.accounts import Actor, Role
+from orchestrator.domain.accounts import Actor
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.entrypoints.api import notebooks
-from orchestrator.entrypoints.dashboard import adapter_exports, chats, setup
-from orchestrator.entrypoints.dashboard.curve import ViewedJob
+from orchestrator.entrypoints.dashboard import adapter_exports, chats, setup, shares
+from orchestrator.entrypoints.dashboard.curve import OwnedJob, ViewedJob
 from orchestrator.entrypoints.dashboard.job_view import SECTIONS, look
 from orchestrator.entrypoints.dashboard.render import Viewer, acted, by_script, page, piece
-from orchestrator.entrypoints.http.dependencies import Server, ServerDep
+from orchestrator.entrypoints.http.dependencies import Server, ServerDep, check_seen
 from orchestrator.services import audits, evaluations, jobs, mailbox
 from worker.shared.job_spec import EvaluationSpec, JobSpec
 
@@ -39,23 +39,26 @@ def listing(
     me: Viewer,
     state: JobState | None = None,
     name: Annotated[str, Query(max_length=200)] = "",
+    mine: bool = False,
+    tag: Annotated[str, Query(max_length=50)] = "",
     cursor: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Response:
     """The list of jobs, newest first. A user without jobs sees the welcome page."""
     now = server.ctx.clock.now()
-    member_id = None if me.role is Role.ADMIN else me.member_id
+    member_id = me.member_id if mine else me.jobs_seen
     found = server.queries.jobs(
-        now=now, limit=JOBS_PER_PAGE, before=cursor, member_id=member_id, state=state, name=name or None
+        now=now, limit=JOBS_PER_PAGE, before=cursor, member_id=member_id, state=state, name=name or None, tag=tag
     )
-    if not found.items and not (cursor or state or name) and found.next is None:
+    if not found.items and not (cursor or state or name or mine or tag) and found.next is None:
         return setup.path(request, server, me, template="first.html", demo=request.app.state.demo.state())
     values: Row = {"jobs": found.items, "next": found.next, "state": state, "name": name, "states": list(JobState)}
+    values |= {"mine": mine, "tag": tag}
     values["counts"] = (
-        {s: server.dashboard_queries.count(s, COUNTED_MOST) for s in JobState} if me.role is Role.ADMIN else {}
+        {s: server.dashboard_queries.count(s, COUNTED_MOST) for s in JobState} if member_id is None else {}
     )
     if by_script(request):
         return piece("jobs_table.html", me=me, now=now, **values)
-    asked = {"state": state, "name": name, "cursor": cursor}
+    asked = {"state": state, "name": name, "mine": "true" if mine else "", "tag": tag, "cursor": cursor}
     again = "/?" + urlencode({key: value for key, value in asked.items() if value})
     return page(request, "jobs.html", me, again=again, **values)
 
@@ -63,7 +66,8 @@ def listing(
 @router.get("/jobs/{job_id}")
 def one(request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob) -> Response:
     """The page of a job. It is complete without the script, which only updates it."""
-    found = look(server, request.app.state.live.machines, job_id)
+    is_own = check_seen(server, me, job_id)
+    found = look(server, request.app.state.live.machines, job_id, is_own=is_own)
     assert found is not None
     url = (server.app.settings.public_url or server.ctx.server_url()).rstrip("/")
     exports = adapter_exports.values(server, found.row)
@@ -81,10 +85,11 @@ def one(request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob) -> R
         data=_data(server, me, found.row),
         chat=chats.section(server, me, found.row),
         **exports,
+        shares=shares.section(server, job_id) if is_own else [],
         clones=[
             c
             for c in server.queries.clones(job_id, CLONES_SHOWN)
-            if me.may_see(c["member_id"]) and c["id"] not in apart
+            if me.may_see_jobs_of(c["member_id"]) and c["id"] not in apart
         ],
     )
 
@@ -155,7 +160,7 @@ def submittable(spec: Row) -> Row:
 def _differences(server: Server, me: Actor, row: Row) -> list[tuple[str, Any, Any]]:
     """The differences between this job's file and that of the job it was cloned from."""
     parent = server.queries.job(row["cloned_from"], server.ctx.clock.now()) if row["cloned_from"] else None
-    if parent is None or not me.may_see(parent["member_id"]):
+    if parent is None or not me.may_see_jobs_of(parent["member_id"]):
         return []
     mine, theirs = row["spec"], parent["spec"]
     return [(k, theirs.get(k), mine.get(k)) for k in sorted(mine | theirs) if mine.get(k) != theirs.get(k)]
@@ -175,7 +180,7 @@ def _answer(request: Request, server: Server, job_id: str, problem: str) -> Resp
     """The answer to an action: the status section for htmx, else a redirect to the page."""
     if not by_script(request):
         return RedirectResponse(f"/jobs/{job_id}", 303)
-    found = look(server, request.app.state.live.machines, job_id)
+    found = look(server, request.app.state.live.machines, job_id, is_own=True)
     assert found is not None
     return piece("job_status.html", **{**found.values, "problem": problem})
 
@@ -185,7 +190,7 @@ def priority(
     request: Request,
     server: ServerDep,
     me: Viewer,
-    job_id: ViewedJob,
+    job_id: OwnedJob,
     priority: Annotated[int, Form(ge=-1000, le=1000)],
 ) -> Response:
     """Change the job's priority."""
@@ -194,7 +199,7 @@ def priority(
 
 @router.post("/jobs/{job_id}/notebook")
 def notebook(
-    request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob, drive: Annotated[bool, Form()] = False
+    request: Request, server: ServerDep, me: Viewer, job_id: OwnedJob, drive: Annotated[bool, Form()] = False
 ) -> Response:
     """A notebook that trains the job: as a file, or in the Drive with the link that opens it there."""
     made = notebooks.make(server, me, job_id, drive=drive)
@@ -205,21 +210,21 @@ def notebook(
 
 
 @router.post("/jobs/{job_id}/evaluate")
-def evaluate(server: ServerDep, me: Viewer, job_id: ViewedJob, settings: Annotated[EvaluationSpec, Form()]) -> Response:
+def evaluate(server: ServerDep, me: Viewer, job_id: OwnedJob, settings: Annotated[EvaluationSpec, Form()]) -> Response:
     """Start an evaluation of the newest checkpoint, and go to its page."""
     made = evaluations.evaluate(server.ctx, me, job_id, settings)
     return RedirectResponse(f"/jobs/{made.job.id}", 303)
 
 
 @router.post("/jobs/{job_id}/delete")
-def delete(server: ServerDep, me: Viewer, job_id: ViewedJob) -> Response:
+def delete(server: ServerDep, me: Viewer, job_id: OwnedJob) -> Response:
     """Delete the job and go to the list of jobs."""
     jobs.delete(server.ctx, me, job_id)
     return RedirectResponse("/", 303)
 
 
 @router.post("/jobs/{job_id}/{action}")
-def act(request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob, action: str) -> Response:
+def act(request: Request, server: ServerDep, me: Viewer, job_id: OwnedJob, action: str) -> Response:
     """Pause, resume, cancel or retry."""
     chosen = _ACTIONS.get(action)
     if chosen is None:

@@ -1,4 +1,4 @@
-"""The event stream of a job's page: sections as HTML, points as JSON. All viewers of a job share one rendering.
+"""The event stream of a job's page: sections as HTML, points as JSON. Viewers with equal rights share one rendering.
 
 An event's id is the cursor of the newest point, so a browser that reconnects resumes there. A section is sent when it
 differs from the last one that this stream has sent.
@@ -14,14 +14,16 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import structlog
+from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from orchestrator.entrypoints.dashboard import curve
 from orchestrator.entrypoints.dashboard.curve import Cursor, ViewedJob
 from orchestrator.entrypoints.dashboard.job_view import Machines, look
-from orchestrator.entrypoints.http.auth import is_still_known
-from orchestrator.entrypoints.http.dependencies import Server
+from orchestrator.entrypoints.dashboard.render import Viewer
+from orchestrator.entrypoints.http.auth import is_unchanged
+from orchestrator.entrypoints.http.dependencies import Server, ServerDep, check_seen
 from orchestrator.services.rounds import LATE_S
 
 LOOK_EVERY_S = 0.5
@@ -30,6 +32,10 @@ KNOWN_EVERY_S = 15.0
 
 router = APIRouter(include_in_schema=False)
 _log = structlog.get_logger(__name__)
+
+
+_Key = tuple[str, bool]
+"""A job's id, and whether its viewers may change it. Their pages differ."""
 
 
 @dataclass
@@ -56,7 +62,7 @@ class Hub:
     def __init__(self, server: Server) -> None:
         self._server = server
         self.machines = Machines(server)
-        self._watched: dict[str, _Watched] = {}
+        self._watched: dict[_Key, _Watched] = {}
         self._looking: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="live")
         self._is_closed = False
@@ -67,9 +73,10 @@ class Hub:
         for job in self._watched.values():
             job.changed.set()
 
-    async def follow(self, job_id: str, cursor: Cursor) -> AsyncIterator[ServerSentEvent]:
-        """Yield updates for one viewer until it disconnects."""
-        job = self._watched.setdefault(job_id, _Watched())
+    async def follow(self, job_id: str, cursor: Cursor, *, is_own: bool) -> AsyncIterator[ServerSentEvent]:
+        """Yield updates for one viewer until it disconnects. Only for `is_own` they have the actions on the job."""
+        key = (job_id, is_own)
+        job = self._watched.setdefault(key, _Watched())
         job.viewers += 1
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look())
@@ -96,8 +103,8 @@ class Hub:
                     yield ServerSentEvent(raw_data=_partials(fresh), id=curve.cursor_text(cursor))
         finally:
             job.viewers -= 1
-            if not job.viewers and self._watched.get(job_id) is job:
-                del self._watched[job_id]
+            if not job.viewers and self._watched.get(key) is job:
+                del self._watched[key]
 
     async def _aside(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
@@ -118,16 +125,17 @@ class Hub:
 
     async def _look_once(self) -> None:
         jobs = dict(self._watched)
-        versions = await self._aside(self._server.dashboard_queries.pulses, list(jobs))
-        for job_id, job in jobs.items():
-            if job_id in versions and (versions[job_id] is None or versions[job_id] != job.version):
-                await self._refresh(job_id, job, versions[job_id])
+        versions = await self._aside(self._server.dashboard_queries.pulses, list({job_id for job_id, _ in jobs}))
+        for key, job in jobs.items():
+            version = versions.get(key[0])
+            if key[0] in versions and (version is None or version != job.version):
+                await self._refresh(key, job, version)
 
-    async def _refresh(self, job_id: str, job: _Watched, version: Any) -> None:
+    async def _refresh(self, key: _Key, job: _Watched, version: Any) -> None:
         try:
-            shown = await self._aside(self._shown, job_id) if version is not None else None
+            shown = await self._aside(self._shown, *key) if version is not None else None
         except Exception:  # noqa: BLE001  logged, because a page that fails must not end the others
-            _log.exception("could not render a watched job", job=job_id)
+            _log.exception("could not render a watched job", job=key[0])
             return
         if shown is None:
             job.gone = True
@@ -138,8 +146,8 @@ class Hub:
         job.changed.set()
         job.changed = asyncio.Event()
 
-    def _shown(self, job_id: str) -> tuple[dict[str, str], list[dict[str, Any]], float] | None:
-        view = look(self._server, self.machines, job_id)
+    def _shown(self, job_id: str, is_own: bool) -> tuple[dict[str, str], list[dict[str, Any]], float] | None:
+        view = look(self._server, self.machines, job_id, is_own=is_own)
         return None if view is None else (view.sections(), view.values["sessions"], view.row["created_at"])
 
     async def _points(self, job_id: str, job: _Watched, cursor: Cursor) -> dict[str, Any]:
@@ -167,6 +175,8 @@ def _partials(sections: dict[str, str]) -> str:
 @router.get("/jobs/{job_id}/live", response_class=EventSourceResponse)
 async def live(
     request: Request,
+    server: ServerDep,
+    me: Viewer,
     job_id: ViewedJob,
     at: Annotated[str, Query(alias="from", max_length=40)] = "",
     last: Annotated[str | None, Header(alias="Last-Event-ID", max_length=40)] = None,
@@ -174,9 +184,10 @@ async def live(
     """Stream the job's changes after `Last-Event-ID` or `from`."""
     loop = asyncio.get_running_loop()
     known_until = loop.time() + KNOWN_EVERY_S
-    async for event in request.app.state.live.follow(job_id, curve.cursor_of(last or at)):
+    is_own = await to_thread.run_sync(check_seen, server, me, job_id)
+    async for event in request.app.state.live.follow(job_id, curve.cursor_of(last or at), is_own=is_own):
         if loop.time() > known_until:
-            if not await is_still_known(request):
+            if not await is_unchanged(request, me):
                 yield ServerSentEvent(raw_data="log in again", event="login")
                 return
             known_until = loop.time() + KNOWN_EVERY_S

@@ -14,7 +14,7 @@ from orchestrator.entrypoints.api.requests import MemberCreate, Name, TokenCreat
 from orchestrator.entrypoints.dashboard.render import Viewer, page
 from orchestrator.entrypoints.http.auth import bearer_token, cookie_token
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep, revoke
-from orchestrator.services import access, members
+from orchestrator.services import access, members, team
 from worker.shared.plain_errors import in_words
 
 router = APIRouter(include_in_schema=False)
@@ -34,7 +34,16 @@ def _page(request: Request, server: Server, me: Actor, **more: Any) -> Response:
     with server.ctx.uow() as tx:
         mine = tx.tokens.get_by_hash(server.ctx.tokens.hash(secret)) if secret else None
     values = {"current": mine.id if mine else "", "secret": None, "link": None, "who": "", "roles": list(Role)} | more
+    values["team"] = team.settings(server.ctx)
     return page(request, "people.html", me, tokens=tokens[::-1], members=shown, **values)
+
+
+@router.post("/people/team")
+def change_team(server: ServerDep, me: Viewer, everyone_sees_jobs: Annotated[bool, Form()] = False) -> Response:
+    """Change what members see of each other."""
+    team.change(server.ctx, me, everyone_sees_jobs=everyone_sees_jobs)
+    server.auth.forget()
+    return RedirectResponse("/people", 303)
 
 
 @router.get("/tokens")

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Form
 from fastapi.responses import RedirectResponse, Response
 
 from orchestrator.entrypoints.api.requests import PushCreate
-from orchestrator.entrypoints.dashboard.curve import ViewedJob
+from orchestrator.entrypoints.dashboard.curve import OwnedJob
 from orchestrator.entrypoints.dashboard.render import Viewer
 from orchestrator.entrypoints.http.dependencies import ServerDep
 from orchestrator.services import pushes
@@ -18,7 +18,7 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.post("/jobs/{job_id}/push")
-def start(server: ServerDep, me: Viewer, job_id: ViewedJob, asked: Annotated[PushCreate, Form()]) -> Response:
+def start(server: ServerDep, me: Viewer, job_id: OwnedJob, asked: Annotated[PushCreate, Form()]) -> Response:
     """Start a push, and go back to the job's page."""
     wish = Wish(repo=asked.repo, is_public=asked.public, replace=asked.replace)
     pushes.start(server.ctx, me, job_id, wish)

@@ -20,7 +20,7 @@ from orchestrator.domain.accounts import Actor
 from orchestrator.domain.errors import TrainhopError
 from orchestrator.entrypoints.cli.output import clean, seconds, size
 from orchestrator.entrypoints.dashboard.assets import SMALLEST_TO_COMPRESS, accepts_gzip, address
-from orchestrator.entrypoints.http.auth import bearer_token, cookie_token
+from orchestrator.entrypoints.http.auth import bearer_token, cookie_token, refuse_viewer
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 
@@ -109,6 +109,7 @@ async def viewer(request: Request) -> Actor:
     found = await request.app.state.server.auth.actor(token) if token else None
     if found is None:
         raise LoginNeeded
+    refuse_viewer(request, found)
     return found
 
 

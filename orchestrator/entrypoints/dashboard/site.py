@@ -31,6 +31,7 @@ from orchestrator.entrypoints.dashboard import (
     pushes,
     rating,
     setup,
+    shares,
     store_choice,
     submit,
 )
@@ -44,6 +45,7 @@ PAGES = (
     adapter_exports,
     chats,
     pushes,
+    shares,
     jobs,
     curve,
     live,
@@ -66,7 +68,7 @@ PAGES = (
 
 def install(api: FastAPI) -> None:
     """Add the dashboard. Outside `/api`, errors become pages for browsers."""
-    for router in (login.api, demo.api, submit.api, *(module.router for module in PAGES)):
+    for router in (login.api, demo.api, submit.api, shares.api, *(module.router for module in PAGES)):
         api.router.routes.extend(router.routes)
     api.state.live = live.Hub(api.state.server)
     api.state.demo = demo.Demo(api.state.server)

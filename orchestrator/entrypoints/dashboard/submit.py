@@ -20,10 +20,10 @@ from orchestrator.domain.storage import Dataset
 from orchestrator.entrypoints.dashboard import job_form
 from orchestrator.entrypoints.dashboard.jobs import submittable
 from orchestrator.entrypoints.dashboard.render import Viewer, page, piece
-from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, Server, ServerDep, Sha256
+from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, Server, ServerDep, Sha256, check_own
 from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute
 from orchestrator.entrypoints.http.uploads import spooled
-from orchestrator.services import audits, clones, data_checking, datasets, hub_tokens, jobs, plans
+from orchestrator.services import access, audits, clones, data_checking, datasets, hub_tokens, jobs, plans
 from orchestrator.services.context import Context
 from orchestrator.services.data_reading import preview
 from orchestrator.services.dataset_preview import Preview, with_tokens
@@ -66,8 +66,8 @@ def form(
     """
     if clone:
         row = server.queries.job(clone, server.ctx.clock.now())
-        if row is None or not me.may_see(row["member_id"]):
-            raise NotFoundError(f"There is no job {clone}.")
+        check_own(server, me, clone)
+        assert row is not None
         values = job_form.to_form(submittable(row["spec"])) | {"from": begin}
     else:
         chosen = preset if preset in job_form.PRESETS else "try"
@@ -109,7 +109,7 @@ def _beginning(server: Server, me: Actor, values: Row) -> Checkpoint | None:
     if not (values.get("clone") and values.get("from")):
         return None
     with server.ctx.uow() as tx:
-        return clones.kept(tx, jobs.owned(tx, me, values["clone"]), values["from"])
+        return clones.kept(tx, access.owned_job(tx, me, values["clone"]), values["from"])
 
 
 def _plan(server: Server, me: Actor, values: Row) -> plans.Plan:
@@ -117,7 +117,7 @@ def _plan(server: Server, me: Actor, values: Row) -> plans.Plan:
     if not values.get("clone"):
         return plans.plan(server.ctx, me, spec)
     with server.ctx.uow() as tx:
-        original = jobs.owned(tx, me, values["clone"])
+        original = access.owned_job(tx, me, values["clone"])
     return plans.plan(
         server.ctx,
         me,

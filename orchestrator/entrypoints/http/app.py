@@ -31,6 +31,8 @@ from orchestrator.entrypoints.api import (
     pushes,
     sessions,
     stores,
+    tags,
+    team,
     workers,
 )
 from orchestrator.entrypoints.dashboard import site
@@ -109,6 +111,8 @@ def make_app(app: App) -> FastAPI:
         judges,
         datasets,
         members,
+        tags,
+        team,
         providers,
         hub_token,
         checks,

@@ -24,6 +24,7 @@ from orchestrator.services.context import Context
 
 REMEMBERED_MOST = 4096
 _OF_A_LEASE = re.compile(rf"{PREFIX}/leases/([^/]+)/")
+_OF_EVERYONE = re.compile(rf"({PREFIX})?/tokens(/|$)|{PREFIX}/login-links$")
 _bearer = HTTPBearer(auto_error=False, description="An API token: `trainhop tokens add`, or the file `admin.token`.")
 _lease_bearer = HTTPBearer(auto_error=False, scheme_name="LeaseToken", description="The lease token of a worker.")
 
@@ -47,17 +48,16 @@ class Authenticator:
         return await asyncio.to_thread(self._look_up, hashed)
 
     def _look_up(self, hashed: str) -> Actor | None:
-        owner = self._queries.token(hashed)
-        if owner is None or (owner.expires_at is not None and owner.expires_at <= self._ctx.clock.now()):
+        found = self._queries.token(hashed)
+        if found is None or (found[1] is not None and found[1] <= self._ctx.clock.now()):
             return None
         if len(self._actors) >= REMEMBERED_MOST:
             self._actors.clear()
-        actor = Actor(member_id=owner.member_id, name=owner.name, role=owner.role)
-        self._actors[hashed] = (time.monotonic() + self._remembered_s, actor)
-        return actor
+        self._actors[hashed] = (time.monotonic() + self._remembered_s, found[0])
+        return found[0]
 
     def forget(self) -> None:
-        """Clear the cache after a token was revoked."""
+        """Clear the cache after a token was revoked, or after the team's settings were changed."""
         self._actors.clear()
 
     def holds(self, token: str, lease_id: str) -> bool:
@@ -86,10 +86,17 @@ def cookie_token(request: Request) -> str | None:
     return request.cookies.get(cookie_name(request))
 
 
-async def is_still_known(request: Request) -> bool:
-    """Whether the token that opened a stream is still valid."""
+async def is_unchanged(request: Request, me: Actor) -> bool:
+    """Whether the token that opened a stream is still valid and allows what it did then."""
     token = bearer_token(request) or cookie_token(request)
-    return token is not None and await request.app.state.server.auth.actor(token) is not None
+    return token is not None and await request.app.state.server.auth.actor(token) == me
+
+
+def refuse_viewer(request: Request, me: Actor) -> None:
+    """Raise `ForbiddenError` if a viewer asks for a change. Its own tokens and log-in links are allowed."""
+    is_read = request.method in {"GET", "HEAD"}
+    if me.role is Role.VIEWER and not is_read and not _OF_EVERYONE.match(request.url.path):
+        raise ForbiddenError("Your role is viewer, which changes nothing. Ask an admin to add you as a member.")
 
 
 def _unknown() -> HTTPException:
@@ -104,6 +111,7 @@ async def actor(
     found = await request.app.state.server.auth.actor(token) if token else None
     if found is None:
         raise _unknown()
+    refuse_viewer(request, found)
     return found
 
 

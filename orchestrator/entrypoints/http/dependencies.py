@@ -12,7 +12,7 @@ from orchestrator.adapters.database.dashboard_queries import DashboardQueries
 from orchestrator.adapters.database.queries import Queries
 from orchestrator.bootstrap import App
 from orchestrator.domain.accounts import Actor, Role
-from orchestrator.domain.errors import NotFoundError
+from orchestrator.domain.errors import ForbiddenError, NotFoundError
 from orchestrator.entrypoints.api import responses
 from orchestrator.entrypoints.http.auth import Authenticator, actor, admin
 from orchestrator.entrypoints.http.event_stream import EventNotifier
@@ -21,7 +21,7 @@ from orchestrator.entrypoints.http.metrics import Metrics
 from orchestrator.entrypoints.http.rate_limit import RateLimit
 from orchestrator.entrypoints.http.sign_ins import SignIns
 from orchestrator.entrypoints.http.write_batcher import WriteBatcher
-from orchestrator.services import members
+from orchestrator.services import access, members
 from orchestrator.services.context import Context
 
 STORED_AT_ONCE = 4
@@ -60,15 +60,35 @@ JobId = Annotated[str, Path(max_length=64, description="The job's id.")]
 Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 
 
-def my_job(server: ServerDep, me: CurrentUser, job_id: JobId) -> str:
-    """The id of a job that the member can see. Raises `NotFoundError` for other jobs."""
+def check_seen(server: Server, me: Actor, job_id: str) -> bool:
+    """Whether the job is the member's own, or the member is an admin. Raises `NotFoundError` if it may not be seen."""
     owner = server.queries.owner(job_id)
-    if owner is None or not me.may_see(owner):
+    if owner is None or not me.may_see_jobs_of(owner[0]):
         raise NotFoundError(f"There is no job {job_id}.")
+    return me.may_see(owner[0])
+
+
+def check_own(server: Server, me: Actor, job_id: str) -> None:
+    """Raise `NotFoundError` if the job may not be seen, and `ForbiddenError` if it is a colleague's."""
+    if not check_seen(server, me, job_id):
+        owner = server.queries.owner(job_id)
+        raise ForbiddenError(access.not_yours(f"Job {job_id}", owner[1] if owner else ""))
+
+
+def seen_job(server: ServerDep, me: CurrentUser, job_id: JobId) -> str:
+    """The id of a job that the member may see."""
+    check_seen(server, me, job_id)
     return job_id
 
 
-MyJob = Annotated[str, Depends(my_job)]
+def own_job(server: ServerDep, me: CurrentUser, job_id: JobId) -> str:
+    """The id of the member's own job, or for an admin of any job."""
+    check_own(server, me, job_id)
+    return job_id
+
+
+SeenJob = Annotated[str, Depends(seen_job)]
+OwnJob = Annotated[str, Depends(own_job)]
 MemberName = Annotated[str | None, Query(max_length=100, description="A member's name or id.")]
 
 
@@ -80,7 +100,16 @@ def whose(server: ServerDep, me: CurrentUser, member: MemberName = None) -> str 
     return asked if asked is not None and me.may_see(asked) else "nobody"
 
 
+def whose_jobs(server: ServerDep, me: CurrentUser, member: MemberName = None) -> str | None:
+    """As `whose`, for jobs, which all members may see if the team's setting says so."""
+    if member is None:
+        return me.jobs_seen
+    asked = server.queries.member_id(member)
+    return asked if asked is not None and me.may_see_jobs_of(asked) else "nobody"
+
+
 OwnerFilter = Annotated[str | None, Depends(whose)]
+JobsFilter = Annotated[str | None, Depends(whose_jobs)]
 
 
 def revoke(server: Server, me: Actor, token_id: str) -> None:

@@ -23,6 +23,7 @@ from orchestrator.domain.errors import (
     ConflictError,
     FindingsError,
     ForbiddenError,
+    GoneError,
     InvalidError,
     NotFoundError,
     StaleFenceError,
@@ -43,6 +44,7 @@ MEDIA_TYPE = "application/problem+json"
 _log = structlog.get_logger(__name__)
 
 _STATUS: tuple[tuple[type[TrainhopError], int, str], ...] = (
+    (GoneError, 410, "gone"),
     (NotFoundError, 404, "not-found"),
     (ForbiddenError, 403, "forbidden"),
     (FindingsError, 422, "data-findings"),

@@ -11,6 +11,7 @@ from orchestrator.ports.repository.accounts import (
     CodeRepository,
     IdempotencyRepository,
     MemberRepository,
+    TeamRepository,
     TokenRepository,
 )
 from orchestrator.ports.repository.audits import AuditRepository
@@ -27,6 +28,7 @@ from orchestrator.ports.repository.judgements import JudgeEndpointRepository, Ju
 from orchestrator.ports.repository.models import ModelRepository
 from orchestrator.ports.repository.notifications import ChannelRepository, DeliveryRepository
 from orchestrator.ports.repository.pushes import PushRepository
+from orchestrator.ports.repository.shares import ShareRepository
 from orchestrator.ports.repository.storage import DatasetRepository, StoreObjectRepository, StoreRepository
 
 
@@ -53,6 +55,8 @@ class Transaction(Protocol):
     def events(self) -> EventRepository: ...
     @property
     def members(self) -> MemberRepository: ...
+    @property
+    def team(self) -> TeamRepository: ...
     @property
     def accounts(self) -> AccountRepository: ...
     @property
@@ -81,6 +85,8 @@ class Transaction(Protocol):
     def models(self) -> ModelRepository: ...
     @property
     def pushes(self) -> PushRepository: ...
+    @property
+    def shares(self) -> ShareRepository: ...
     @property
     def machine_exports(self) -> MachineExportRepository: ...
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from orchestrator.domain.accounts import Account, Member, OneTimeCode, Token
+from orchestrator.domain.accounts import Account, Member, OneTimeCode, Team, Token
 
 
 class MemberRepository(Protocol):
@@ -38,9 +38,19 @@ class MemberRepository(Protocol):
     def remove(self, member: Member) -> None:
         """Save the member, and delete their tokens, accounts and notification channels.
 
-        Links of raters in their blind comparisons are revoked.
+        Links of raters in their blind comparisons, and links to pages that they made, are revoked.
         """
         ...
+
+
+class TeamRepository(Protocol):
+    """The settings for all members."""
+
+    def get(self) -> Team:
+        """The stored settings, or those of a server that has stored none."""
+        ...
+
+    def save(self, team: Team) -> None: ...
 
 
 class AccountRepository(Protocol):

@@ -51,6 +51,15 @@ class JobRepository(Protocol):
         """Size in bytes of the newest checkpoint of a job with this model and this LoRA rank."""
         ...
 
+    def set_tags(self, job_id: str, tags: Iterable[str]) -> None:
+        """Replace the tags of a job."""
+        ...
+
+    def tags(self, job_id: str) -> list[str]: ...
+    def clone_names(self, job_id: str) -> set[str]:
+        """The names of all clones of a job, also of deleted ones."""
+        ...
+
     def delete_records(self, job_id: str) -> None:
         """Delete the job's metrics, samples, readings and notification channels. The job itself stays.
 

@@ -79,7 +79,12 @@ class KaggleProvider(Diagnosing, Provider):
     """
 
     capabilities = Capabilities(
-        provider="kaggle", shares_disk=False, same_network=False, personal=True, saving_s=TIMEOUT_OVER_S + SAVING_S
+        provider="kaggle",
+        shares_disk=False,
+        same_network=False,
+        personal=True,
+        saving_s=TIMEOUT_OVER_S + SAVING_S,
+        free_of_charge=True,
     )
 
     patience = Patience()
