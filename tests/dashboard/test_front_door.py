@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.front_door import clicks
+from benchmarks.front_door.clicks import clicks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -72,9 +72,8 @@ def up(
         "allowed_folders": tuple(expanded(f).resolve() for f in allow_folder) if allow_folder else None,
     }
     origin = "copy" if as_copy else "moved" if moved else None
-    if browser is None:
-        browser = sys.stderr.isatty() and has_desktop(os.environ)
-    serve(load_settings({k: v for k, v in given.items() if v is not None}), origin, browser=browser)
+    opens = browser if browser is not None else sys.stderr.isatty() and has_desktop(os.environ)
+    serve(load_settings({k: v for k, v in given.items() if v is not None}), origin, browser=opens)
 
 
 def needs(error: ImportError) -> CommandError:
