@@ -26,7 +26,7 @@ PATIENCE_S = 90.0
 class Lab:
     """`trainhop up` in `folder`, with the settings given as `TRAINHOP_*` variables, and with other `variables`."""
 
-    def __init__(self, folder: Path, variables: Mapping[str, str] | None = None, **settings: object) -> None:
+    def __init__(self, folder: Path, variables: Mapping[str, str] | None = None, /, **settings: object) -> None:
         self._variables = variables or {}
         self.data = folder / "data"
         self._log = folder / "server.log"
@@ -153,7 +153,7 @@ class Lab:
 
 
 @contextlib.contextmanager
-def lab(folder: Path, variables: Mapping[str, str] | None = None, **settings: object) -> Iterator[Lab]:
+def lab(folder: Path, variables: Mapping[str, str] | None = None, /, **settings: object) -> Iterator[Lab]:
     """A running lab in a folder that is created if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     with Lab(folder, variables, **settings) as running:
