@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.domain.accounts import Account
+from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.storage import StoreConfig
 from orchestrator.ports.providers import (
     Capabilities,
@@ -26,7 +27,7 @@ from orchestrator.ports.providers import (
     ProviderError,
     SessionOutput,
 )
-from orchestrator.ports.stores import ObjectInfo, ObjectMissing, Store, StoreError, StoreKind, Usage
+from orchestrator.ports.stores import ObjectInfo, ObjectMissing, SignIn, Store, StoreError, StoreKind, Usage
 from orchestrator.testing.environments import FakeAccountSettings
 from worker.shared.messages import Grant, GrantKind
 
@@ -233,6 +234,9 @@ class FixedStores:
 
     def trial(self, config: StoreConfig) -> AbstractContextManager[Store]:
         return nullcontext(self._current)
+
+    def sign_in(self, name: str, client: str) -> SignIn:
+        raise InvalidError("this store has no sign-in", [("/client", "this store has no sign-in")])
 
     def refresh(self) -> None: ...
 

@@ -23,7 +23,7 @@ from orchestrator.domain.accounts import Account, Actor, Member, Role
 from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.jobs import Checkpoint, Job, Lease
 from orchestrator.domain.storage import Dataset, Upload
-from orchestrator.ports.catalog import BaseModel, DatasetFile, ModelFile
+from orchestrator.ports.catalog import BaseModel, DatasetFile, FoundModel, ModelFile
 from orchestrator.ports.providers import Capabilities, LaunchRejected, LaunchRequest, ProviderUnavailable
 from orchestrator.ports.repository import Transaction, UnitOfWork
 from orchestrator.ports.stores import ObjectInfo, Stores, Usage
@@ -183,6 +183,9 @@ class FakeCatalog:
 
     def model(self, name: str, token: str | None = None, *, with_modules: bool = False) -> BaseModel:
         return BaseModel(name=name, kind=name.rpartition("/")[2], parameters=self.parameters)
+
+    def search(self, words: str, token: str | None = None) -> Sequence[FoundModel]:
+        return ()
 
     def has_chat_template(self, name: str, token: str | None = None) -> bool | None:
         return not name.startswith("plain/")
