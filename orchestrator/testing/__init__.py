@@ -6,15 +6,12 @@ import hashlib
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from orchestrator.domain.accounts import Account
-from orchestrator.domain.errors import InvalidError
-from orchestrator.domain.storage import StoreConfig
 from orchestrator.ports.providers import (
     Capabilities,
     Capacity,
@@ -27,8 +24,9 @@ from orchestrator.ports.providers import (
     ProviderError,
     SessionOutput,
 )
-from orchestrator.ports.stores import ObjectInfo, ObjectMissing, SignIn, Store, StoreError, StoreKind, Usage
+from orchestrator.ports.stores import ObjectInfo, ObjectMissing, Store, StoreError, Usage
 from orchestrator.testing.environments import FakeAccountSettings
+from orchestrator.testing.fixed_stores import FixedStores as FixedStores
 from worker.shared.messages import Grant, GrantKind
 
 
@@ -209,39 +207,6 @@ class MemoryStore:
     def usage(self) -> Usage:
         self._reach()
         return Usage(used=sum(map(len, self.objects.values())), free=None)
-
-
-class FixedStores:
-    """Implements `ports.Stores`: `local` holds data files, `current` takes new checkpoints, by default `local` too."""
-
-    def __init__(self, local: Store, current: Store | None = None) -> None:
-        self._local, self._current = local, current or local
-
-    def local(self) -> Store:
-        return self._local
-
-    def current(self) -> Store:
-        return self._current
-
-    def get(self, name: str) -> Store:
-        return self._local if name == self._local.name else self._current
-
-    def names(self) -> Iterable[str]:
-        return {self._local.name: None, self._current.name: None}
-
-    def kind(self, name: str) -> StoreKind:
-        return StoreKind(name=name, make=lambda _: self.get(name))
-
-    def trial(self, config: StoreConfig) -> AbstractContextManager[Store]:
-        return nullcontext(self._current)
-
-    def sign_in(self, name: str, client: str) -> SignIn:
-        raise InvalidError("this store has no sign-in", [("/client", "this store has no sign-in")])
-
-    def refresh(self) -> None: ...
-
-
-# --- contracts -------------------------------------------------------------------------------------------
 
 
 class StoreContract(ABC):
