@@ -35,6 +35,7 @@ from orchestrator.entrypoints.cli.phrases import (
     machine,
     note,
     obstacle,
+    relation,
     safe_age,
     stored_state,
 )
@@ -264,13 +265,9 @@ def _described(job: dict[str, Any]) -> list[tuple[str, Any]]:
         ("priority", job["priority"]),
         ("deadline", moment(job["deadline"]) if job.get("deadline") else None),
         ("submitted", moment(job["created_at"])),
-        (_relation(job.get("spec") or {}), _origin(job)),
+        (relation(job.get("spec") or {}), _origin(job)),
         ("adapter", f"{adapter['sha256']} ({size(adapter['bytes'])})" if adapter else None),
     ]
-
-
-def _relation(spec: dict[str, Any]) -> str:
-    return "evaluates" if spec.get("evaluation") else "exports" if spec.get("export") else "cloned from"
 
 
 def _origin(job: dict[str, Any]) -> str | None:

@@ -38,6 +38,11 @@ def note(job: dict[str, Any]) -> str:
     return obstacle(job.get("waiting")) or (job.get("session") or {}).get("detail") or job.get("message") or ""
 
 
+def relation(spec: dict[str, Any]) -> str:
+    """What a job is to the one that it was made from."""
+    return "evaluates" if spec.get("evaluation") else "exports" if spec.get("export") else "cloned from"
+
+
 def safe_age(head: dict[str, Any]) -> str:
     """Time since the last checkpoint was committed."""
     return seconds(age(head["committed_at"]))
