@@ -54,7 +54,6 @@ FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="A job file (Y
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key. Use dots for nested keys.")
 ]
-
 SendOption = Annotated[
     bool, typer.Option("--yes", "-y", help="Send data files outside the job file's folder without asking.")
 ]
