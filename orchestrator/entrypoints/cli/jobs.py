@@ -27,8 +27,11 @@ from orchestrator.entrypoints.cli.output import (
     table,
 )
 from orchestrator.entrypoints.cli.phrases import (
+    FileArgument,
     JobArgument,
     JobsArgument,
+    SendOption,
+    SetOption,
     chosen_checkpoint,
     if_allowed,
     listed,
@@ -49,14 +52,6 @@ app = typer.Typer()
 
 CLEANUP_S = 120.0
 """How long `rm` waits until the last machine of an ended job is cleaned up."""
-
-FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="A job file (YAML or JSON), or - for stdin.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key. Use dots for nested keys.")
-]
-SendOption = Annotated[
-    bool, typer.Option("--yes", "-y", help="Send data files outside the job file's folder without asking.")
-]
 
 
 @app.command(rich_help_panel="Jobs")

@@ -17,6 +17,13 @@ from trainhop.polling import STATE_WORDS
 _NAMED = "Job id, name, or the first or last four or more characters of the id."
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help=_NAMED)]
 JobsArgument = Annotated[list[str], typer.Argument(metavar="JOB...", help=_NAMED)]
+FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="A job file (YAML or JSON), or - for stdin.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key. Use dots for nested keys.")
+]
+SendOption = Annotated[
+    bool, typer.Option("--yes", "-y", help="Send data files outside the job file's folder without asking.")
+]
 
 
 def stored_state(word: str | None) -> str | None:

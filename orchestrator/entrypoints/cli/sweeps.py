@@ -14,9 +14,8 @@ import typer
 from orchestrator.entrypoints.cli import job_file
 from orchestrator.entrypoints.cli.client import Client, CommandError, Exit, connect
 from orchestrator.entrypoints.cli.findings import show_finding
-from orchestrator.entrypoints.cli.jobs import FileArgument
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, put, put_json, say, seconds, size, table
-from orchestrator.entrypoints.cli.phrases import JobArgument, obstacle
+from orchestrator.entrypoints.cli.phrases import FileArgument, JobArgument, obstacle
 from trainhop.connection import find_job
 from trainhop.errors import Error
 from trainhop.job_file import check
