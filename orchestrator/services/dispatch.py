@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -291,6 +291,23 @@ def why_waiting(ctx: Context, job_id: str) -> Blocker | None:
         return blocker
     last = max(ended, key=lambda lease: lease.fence)
     return replace(blocker, reason=f"{blocker.reason}; the last session ended: {last.detail or last.end_reason}")
+
+
+def why_each_waits(ctx: Context, job_ids: Iterable[str], places: list[Candidate] | None = None) -> dict[str, Blocker]:
+    """Why the queued ones of these jobs do not start, for a list. Jobs that are about to start are left out.
+
+    `places` is the capacity of all accounts. Without it, their providers are asked.
+    """
+    with ctx.uow() as tx:
+        jobs = [job for job in tx.jobs.get_many(job_ids).values() if job.state is JobState.QUEUED]
+        if not jobs:
+            return {}
+        accounts = tx.accounts.all()
+        _, by_account = tx.leases.live_counts()
+        pending = [to_pending(job, too_small_at(tx, job)) for job in jobs]
+    free, now = less_live(list_capacity(ctx, accounts) if places is None else places, by_account), ctx.clock.now()
+    found = {job.job_id: explain(job, free, now) for job in pending}
+    return {job_id: blocker for job_id, blocker in found.items() if blocker is not None}
 
 
 def _unconfirmed(tx: Transaction, job: Job) -> Blocker | None:

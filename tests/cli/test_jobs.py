@@ -10,7 +10,8 @@ from tests.cli.conftest import Shell
 
 def test_a_submitted_job_is_listed_shown_and_explained(trainhop: Shell) -> None:
     job_id = trainhop("submit", trainhop.job_file(name="a.yaml")).stdout.strip()
-    assert job_id in {j["id"] for j in trainhop.json("ls", "--state", "queued")}
+    (listed,) = [j for j in trainhop.json("ls", "--state", "queued") if j["id"] == job_id]
+    assert listed["waiting"]["reason"] in trainhop("ls").stdout
     shown = trainhop.json("show", job_id)
     assert (shown["state"], shown["total_steps"], shown["sessions"]) == ("queued", 6, [])
     assert shown["spec"]["datasets"][0]["path"].startswith("sha256:")

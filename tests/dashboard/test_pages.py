@@ -8,6 +8,7 @@ import gzip
 import json
 import sqlite3
 import sys
+from html import escape
 
 import pytest
 from starlette.testclient import TestClient
@@ -161,6 +162,14 @@ def test_members_see_their_own_jobs_alone(site, people, provider):
     site.client.cookies.clear()
     log_in(site, people.ann)
     assert "anns-job" in site.client.get("/").text
+
+
+def test_the_list_says_why_a_job_waits(site, people, provider):
+    provider.rooms = type(provider.rooms)(slots=0, session_s=10.0)
+    job = people.ann.submit()["id"]
+    log_in(site, people.ann)
+    reason = people.ann.get(f"/jobs/{job}").json()["waiting"]["reason"]
+    assert f'<small class="cause" title="{escape(reason)}">' in site.client.get("/").text
 
 
 def test_a_job_that_cannot_begin_says_why_and_what_to_do(site, people, provider, clock):

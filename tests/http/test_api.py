@@ -112,6 +112,8 @@ def test_a_waiting_job_says_why(api1, people, provider):
     job = people.ann.submit(deadline="2030-01-01T00:00:00Z")
     full = people.ann.get(f"/jobs/{job['id']}").json()
     assert "busy" in full["waiting"]["reason"]
+    (listed,) = people.ann.get("/jobs").json()["items"]
+    assert listed["waiting"] == full["waiting"]
     assert full["deadline"] == "2030-01-01T00:00:00Z"
     assert full["spec"]["base_model"] == "org/small"
     plan = people.ann.post("/jobs:plan", people.ann.job_file()).json()

@@ -143,13 +143,13 @@ class Job(ResponseModel):
     cloned_from: str | None
     tags: list[str]
     first_step: int = Field(description="0, or the step of the checkpoint that a clone started from.")
+    waiting: WaitingReason | None = Field(default=None, description="Why it waits, while it is queued.")
 
 
 class JobInFull(Job):
-    """A job with its job file and, while it is queued, the reason why it waits."""
+    """A job with its job file."""
 
     spec: dict[str, Any]
-    waiting: WaitingReason | None = None
 
 
 class SubmittedJob(JobInFull):

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from orchestrator.domain.accounts import Account, Actor, Role
 from orchestrator.domain.diagnosis import summary
 from orchestrator.domain.errors import InvalidError, TrainhopError
-from orchestrator.domain.scheduling import Candidate, explain
+from orchestrator.domain.scheduling import Candidate
 from orchestrator.entrypoints.dashboard import setup
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, page, piece
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep
@@ -43,20 +43,17 @@ def _fleet(request: Request, server: Server, me: Actor) -> Row:
         "now": now,
         "running": running,
         "lease_s": server.ctx.limits.lease_s,
-        "waiting": _waiting(request, server, member_id, now),
+        "waiting": _waiting(request, server, member_id),
         "day": server.dashboard_queries.day(member_id, first_id=first_id("lease", now - DAY_S), now=now),
     }
 
 
-def _waiting(request: Request, server: Server, member_id: str | None, now: float) -> list[Row]:
+def _waiting(request: Request, server: Server, member_id: str | None) -> list[Row]:
     rows = server.dashboard_queries.queue(member_id, SHOWN_WAITING)
     if not rows:
         return []
-    with server.ctx.uow() as tx:
-        queued = [tx.jobs.get(row["id"]) for row in rows]
-        _, by_account = tx.leases.live_counts()
-    free = capacity.less_live(request.app.state.live.machines.places(), by_account)
-    reasons = {job.id: explain(dispatch.to_pending(job), free, now) for job in queued if job is not None}
+    places = request.app.state.live.machines.places()
+    reasons = dispatch.why_each_waits(server.ctx, [row["id"] for row in rows], places)
     return [row | {"reason": reasons.get(row["id"])} for row in rows]
 
 

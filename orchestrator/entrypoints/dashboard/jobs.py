@@ -21,7 +21,7 @@ from orchestrator.entrypoints.dashboard.curve import OwnedJob, ViewedJob
 from orchestrator.entrypoints.dashboard.job_view import SECTIONS, look
 from orchestrator.entrypoints.dashboard.render import Viewer, acted, by_script, page, piece
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep, check_seen
-from orchestrator.services import audits, evaluations, jobs, mailbox
+from orchestrator.services import audits, dispatch, evaluations, jobs, mailbox
 from worker.shared.job_spec import EvaluationSpec, JobSpec
 
 router = APIRouter(include_in_schema=False)
@@ -51,7 +51,16 @@ def listing(
     )
     if not found.items and not (cursor or state or name or mine or tag) and found.next is None:
         return setup.path(request, server, me, template="first.html", demo=request.app.state.demo.state())
-    values: Row = {"jobs": found.items, "next": found.next, "state": state, "name": name, "states": list(JobState)}
+    places = request.app.state.live.machines.places()
+    waiting = dispatch.why_each_waits(server.ctx, [row["id"] for row in found.items], places)
+    values: Row = {
+        "jobs": found.items,
+        "waiting": waiting,
+        "next": found.next,
+        "state": state,
+        "name": name,
+        "states": list(JobState),
+    }
     values |= {"mine": mine, "tag": tag}
     values["counts"] = (
         {s: server.dashboard_queries.count(s, COUNTED_MOST) for s in JobState} if member_id is None else {}
