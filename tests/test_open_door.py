@@ -16,6 +16,8 @@ EVERYDAY_WORDS = {"local"}
 NAMED_ELSEWHERE = {
     "orchestrator/adapters/stores/google_drive/settings.py": "Google Drive opens notebooks in Google's own editor",
     "orchestrator/entrypoints/demo/sandbox.py": "the sandbox plays with the emulators of the tests, by their names",
+    "orchestrator/entrypoints/cli/doctor.py": "what the extras of this distribution are for",
+    "worker/shared/installation.py": "the extras of this distribution, for the line that installs them",
     "worker/shared/places.py": "what tells a worker where it runs; its values are part of the protocol",
 }
 """The files outside a provider's own folder that name it, each with the reason."""

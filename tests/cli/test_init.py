@@ -88,12 +88,13 @@ def _typed_at_a_terminal(folder: Path, variables: dict[str, str], answers: list[
     """What `trainhop init` says to a person who gives these answers, each as soon as it is asked."""
     terminal, theirs = pty.openpty()
     command = [sys.executable, "-m", "orchestrator.entrypoints.cli.main", "init"]
-    with subprocess.Popen(command, cwd=folder, env=variables, stdin=theirs, stdout=theirs, stderr=theirs) as process:
-        os.close(theirs)
-        said = ""
+    process = subprocess.Popen(command, cwd=folder, env=variables, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    said = b""
+    try:
         for answer in answers:
-            new = ""
-            while not new.rstrip().endswith(":"):  # each question does
+            new = b""
+            while not new.rstrip().endswith(b":"):  # each question does
                 new += _heard(terminal)
                 assert process.poll() is None, said + new
             os.write(terminal, f"{answer}\n".encode())
@@ -101,19 +102,22 @@ def _typed_at_a_terminal(folder: Path, variables: dict[str, str], answers: list[
         while process.poll() is None:
             said += _heard(terminal)
         said += _heard(terminal)
-    os.close(terminal)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
     assert process.returncode == 0, said
-    return said
+    return said.decode()
 
 
-def _heard(terminal: int) -> str:
-    """What has come within a moment."""
+def _heard(terminal: int) -> bytes:
+    """What has come within a moment, perhaps a part of a character."""
     if not select.select([terminal], [], [], 0.2)[0]:
-        return ""
+        return b""
     try:
-        return os.read(terminal, 4096).decode()
+        return os.read(terminal, 4096)
     except OSError:  # the process has closed its side
-        return ""
+        return b""
 
 
 @pytest.mark.parametrize(

@@ -70,10 +70,9 @@ def test_a_job_is_trained_by_the_driver_of_another_distribution(
         )
         assert (refused.status_code, "niceness" in refused.text) == (422, True)
 
-        account = _account(server, "a-wrong-token")
-        checked = server.post(f"/accounts/{account['id']}:check")
-        assert (checked["ok"], "does not know this token" in checked["words"]) == (False, True)
-        server.client.patch(f"/accounts/{account['id']}", json={"credentials": TOKEN, "config": {"niceness": 5}})
+        refused = server.client.post("/accounts", json={"provider": "workshop", "credentials": "a-wrong-token"})
+        assert (refused.status_code, "does not know this token" in refused.text) == (422, True)
+        account = _account(server, TOKEN, niceness=5)
         assert server.post(f"/accounts/{account['id']}:check")["words"] == "signed in at the workshop as ann"
 
         asked = job_file(model, server.upload(rows), "lora") | {"placement": {"providers": ["workshop"]}}

@@ -59,7 +59,7 @@ def test_the_server_may_be_off_for_a_whole_session(server: Lab, model_and_rows: 
     uploads granted in advance were used up, without `uploads.SPARE_GRANTS`: the last checkpoint had no place to go to.
     """
     job = submit(
-        server, model_and_rows, max_steps=100, checkpoint={"max_interval_s": 0.3}, placement={"max_session_s": 300}
+        server, model_and_rows, max_steps=100, checkpoint={"max_interval_s": 0.3}, placement={"max_session_s": 60}
     )
     lease = at_step(server, 5)
     server.wait_for(lambda: len(server.get(f"/jobs/{job}/checkpoints")["items"]) > UPLOADS_IN_ADVANCE, "saves", 120)

@@ -1,7 +1,10 @@
 """What makes a resumed run differ although all its parameters are restored, and what a label says about it."""
 
+import io
 import json
 import shutil
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 
 from benchmarks.tiny_model import make_tiny_llama
 from tests.helpers.training_runs import TrainingRuns, differing
-from worker.shared import checkpoint_file
+from worker.shared import checkpoint_file, wheel
 from worker.shared.manifest import Recipe
 from worker.training import evaluation, machine_setup, module_state, state
 from worker.training.interface import Decision, PermanentError
@@ -270,6 +273,13 @@ def test_variables_that_choose_kernels_are_in_the_setup():
     setup = machine_setup.machine_setup(["a card"], given | other)
     assert given.items() <= setup.items()
     assert not other.keys() & setup.keys()
+
+
+@pytest.mark.parametrize("exports", [False, True])
+def test_code_has_one_hash_here_and_where_it_is_sent(tmp_path: Path, exports: bool) -> None:
+    """Guard: with all files counted, what is not sent made each hand-over to a provider `state-exact`."""
+    zipfile.ZipFile(io.BytesIO(wheel.build(exports=exports).data)).extractall(tmp_path)
+    assert machine_setup.code_sha256(tmp_path / "worker") == machine_setup.worker_sha256()
 
 
 def test_the_hash_of_gradients_sees_one_bit_and_an_exchange():

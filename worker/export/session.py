@@ -35,8 +35,13 @@ def in_a_process(request: str) -> tuple[str, int]:
 
     Returns what it has printed, and its exit code.
     """
-    command = tied([sys.executable, "-W", "ignore", "-m", "worker.export"])
-    done = subprocess.run(command, input=request, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        tied([sys.executable, "-W", "ignore", "-m", "worker.export"]),
+        input=request,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     return done.stdout, done.returncode
 
 

@@ -19,7 +19,7 @@ import torch
 import worker
 from worker.agent.hardware import cpu_flags
 from worker.shared.manifest import Hardware
-from worker.shared.wheel import DISTRIBUTION
+from worker.shared.wheel import DISTRIBUTION, NO_SESSION_NEEDS
 
 _VARIABLES = (
     "ATEN_",
@@ -91,8 +91,14 @@ def differences(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 @cache
 def worker_sha256() -> str:
     """Hash of the worker's own code that computes."""
-    root = Path(worker.__file__).parent
-    return _sha256(path for part in _CODE for path in sorted((root / part).rglob("*.py")))
+    return code_sha256(Path(worker.__file__).parent)
+
+
+def code_sha256(package: Path) -> str:
+    """The same of the package in this folder. What is not sent to machines does not count, wherever the package is."""
+    left_out = {package.parent / name for name in NO_SESSION_NEEDS}
+    found = (path for part in _CODE for path in sorted((package / part).rglob("*.py")))
+    return _sha256(path for path in found if path not in left_out)
 
 
 def _model_code_sha256() -> str:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from orchestrator.ports.stores import StoreBusy
 
-LOCK_FILE = ".deletions.lock"
-"""No key begins with a dot."""
 PATIENCE_S = 10.0
 """How long a backup waits for another one. A deletion takes milliseconds."""
 
@@ -53,7 +51,8 @@ def no_deletions(store: Path, *, patience_s: float = PATIENCE_S) -> Iterator[Non
 
 
 def _open(store: Path) -> int:
-    return os.open(store / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    """The lock's file is beside the store, where nobody takes it for a stored one."""
+    return os.open(store.with_name(f".{store.name}-deletions.lock"), os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def _locked(descriptor: int, how: int) -> bool:
