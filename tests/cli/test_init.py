@@ -84,6 +84,10 @@ def test_a_person_is_asked_at_a_terminal(hub: HubEmulator, tmp_path: Path) -> No
     assert (spec["base_model"], spec["adapter"], spec["global_batch_size"]) == ("org/Guide-7B", "qlora", 16)
 
 
+QUESTIONS = (b"Credentials: ", b"]: ")
+"""What a question ends with. The space after `Credentials:` is written once the answer is no longer shown."""
+
+
 def _typed_at_a_terminal(folder: Path, variables: dict[str, str], answers: list[str]) -> str:
     """What `trainhop init` says to a person who gives these answers, each as soon as it is asked."""
     terminal, theirs = pty.openpty()
@@ -94,7 +98,7 @@ def _typed_at_a_terminal(folder: Path, variables: dict[str, str], answers: list[
     try:
         for answer in answers:
             new = b""
-            while not new.rstrip().endswith(b":"):  # each question does
+            while not new.endswith(QUESTIONS):
                 new += _heard(terminal)
                 assert process.poll() is None, said + new
             os.write(terminal, f"{answer}\n".encode())
