@@ -41,7 +41,7 @@ def test_paid_colab_without_its_client_says_what_to_install(trainhop: Shell) -> 
     assert "pip install 'google-colab-cli" in refused.stderr
     assert "TRAINHOP_COLAB_PYTHON" in refused.stderr
     assert "SECRET" not in refused.stderr
-    assert "colab" not in trainhop("accounts", "ls").stdout, "nothing is stored"
+    assert not [a for a in trainhop.json("accounts", "ls") if a["has_credentials"]], "nothing is stored"
     listed = trainhop("accounts", "providers", COLUMNS="200").stdout
     assert "--set mode=cli" in listed, "how machines of paid Colab are turned on"
     assert "--set mode=VALUE  `cli`: machines of paid Colab" in listed
