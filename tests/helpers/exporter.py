@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import threading
@@ -90,6 +91,7 @@ def packed(folder: Path) -> Packed:
     return archive.getvalue(), sha256((folder / WEIGHTS).read_bytes()).hexdigest()
 
 
+@functools.cache  # an archive says when its files were added
 def small_adapter() -> Packed:
     """One with weights that nobody reads."""
     archive = io.BytesIO()
