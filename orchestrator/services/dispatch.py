@@ -277,16 +277,12 @@ def _models(spec: Mapping[str, Any]) -> tuple[str, ...]:
 
 def why_waiting(ctx: Context, job_id: str) -> Blocker | None:
     """Why a job does not start, in words. None if it is about to start, has a lease, or is gone."""
-    now = ctx.clock.now()
     with ctx.uow() as tx:
         job = tx.jobs.get(job_id)
         if job is None or job.state is not JobState.QUEUED:
             return _unconfirmed(tx, job) if job is not None else None
-        accounts = tx.accounts.all()
-        _, by_account = tx.leases.live_counts()
-        ended = tx.leases.of_job(job.id) if job.not_before > now else []
-        small = too_small_at(tx, job)
-    blocker = explain(to_pending(job, small), less_live(list_capacity(ctx, accounts), by_account), now)
+        ended = tx.leases.of_job(job.id) if job.not_before > ctx.clock.now() else []
+    blocker = why_each_waits(ctx, [job_id]).get(job_id)
     if blocker is None or not ended:
         return blocker
     last = max(ended, key=lambda lease: lease.fence)

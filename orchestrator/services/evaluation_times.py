@@ -11,6 +11,7 @@ from itertools import accumulate
 from orchestrator.domain.jobs import StepTime
 from orchestrator.domain.scheduling import Candidate, PendingJob, rest_of_last_session
 from orchestrator.ports.repository import Transaction
+from orchestrator.services.follow_ups import follow_up
 from worker.shared.benchmark_list import BENCHMARKS, Benchmark
 from worker.shared.evaluation_units import FIXED_TOKENS, Measure, Unit
 from worker.shared.job_spec import EvaluationSpec, JobSpec
@@ -31,18 +32,7 @@ CHOICES = 4
 
 def spec_of(spec: JobSpec, asked: EvaluationSpec) -> JobSpec:
     """The job file of the evaluation that follows a job. Both are pinned."""
-    return spec.model_copy(
-        update={
-            "name": f"Evaluation of {spec.name}"[:200],
-            "evaluation": asked,
-            "evaluate": None,
-            "hub_model_id": None,
-            "hub_private": True,
-            "sample_prompts": (),
-            "deadline": None,
-            "priority": min(0, spec.priority),
-        }
-    )
+    return follow_up(spec, "Evaluation", evaluation=asked)
 
 
 def typical_unit_time(tx: Transaction, spec: JobSpec) -> StepTime:

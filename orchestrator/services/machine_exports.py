@@ -19,6 +19,7 @@ from orchestrator.ports.stores import StoreError
 from orchestrator.services.access import owned_job
 from orchestrator.services.capacity import is_offline
 from orchestrator.services.context import Context
+from orchestrator.services.follow_ups import follow_up
 from orchestrator.services.hub_tokens import token_of
 from orchestrator.services.jobs import Ready, Submission, earlier, job_of_winner, notes_of, queue
 from worker.shared.export_spec import ExportSpec
@@ -100,19 +101,7 @@ def _refuse(trained: Job, settings: ExportSettings) -> None:
 def _spec_of(trained: Job, settings: ExportSettings) -> JobSpec:
     spec = JobSpec.model_validate(trained.spec)
     asked = {"job": trained.id, "format": settings.format, "type": settings.type, "onto": settings.onto}
-    return spec.model_copy(
-        update={
-            "name": f"Export of {spec.name}"[:200],
-            "export": ExportSpec.model_validate(asked),
-            "backend": "auto",
-            "evaluate": None,
-            "hub_model_id": None,
-            "hub_private": True,
-            "sample_prompts": (),
-            "deadline": None,
-            "priority": min(0, spec.priority),
-        }
-    )
+    return follow_up(spec, "Export", export=ExportSpec.model_validate(asked), backend="auto")
 
 
 def _refuse_large_file(ctx: Context, trained: Job, settings: ExportSettings, needed: int) -> None:

@@ -170,7 +170,7 @@ def listing(
     page = server.queries.jobs(
         now=server.ctx.clock.now(), limit=limit, before=cursor, member_id=member_id, state=stored, name=name, tag=tag
     )
-    waiting = dispatch.why_each_waits(server.ctx, [row["id"] for row in page.items])
+    waiting = dispatch.why_each_waits(server.ctx, [row["id"] for row in page.items], server.machines.places())
     for row in page.items:
         row["waiting"] = waiting.get(row["id"])
     return responses.Page[responses.Job].model_validate(page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,9 +84,9 @@ def init(
     chosen, adapter = _choose_model(client, model)
     path = _choose_data(data)
     name = chosen.rstrip("/").rpartition("/")[2].partition("@")[0].lower()
-    small = adapter == "lora"
+    small, named = adapter == "lora", shlex.quote(str(file))
     text = _FILE.format(
-        file=file,
+        file=named,
         name=json.dumps(name),
         model=json.dumps(chosen),
         data=json.dumps(path),
@@ -95,7 +96,7 @@ def init(
     )
     file.write_text(text, encoding="utf-8")
     put(str(file))
-    say(f"Next: trainhop plan {file}")
+    say(f"Next: trainhop plan {named}")
 
 
 def _ask(question: str, default: str) -> str:

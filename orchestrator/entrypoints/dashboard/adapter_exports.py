@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Request
+from fastapi import APIRouter, Depends, Form, Request
 from fastapi.responses import RedirectResponse, Response
 
 from orchestrator.domain.exports import ExportFormat, ExportSettings, Onto, WeightType
@@ -15,6 +15,19 @@ from orchestrator.entrypoints.http.dependencies import Server, ServerDep
 from orchestrator.services import adapter_exports, machine_exports
 
 router = APIRouter(include_in_schema=False)
+
+
+def _settings(
+    form: Annotated[ExportFormat, Form(alias="format")],
+    kind: Annotated[WeightType | None, Form(alias="type")] = None,
+    onto: Annotated[Onto, Form()] = Onto.ORIGINAL,
+) -> ExportSettings:
+    # A GGUF adapter has one type, and what the form says of others does not concern it.
+    plain = form is ExportFormat.GGUF_ADAPTER
+    return ExportSettings(format=form, type=None if plain else kind, onto=Onto.ORIGINAL if plain else onto)
+
+
+Settings = Annotated[ExportSettings, Depends(_settings)]
 
 
 def values(server: Server, row: dict[str, Any]) -> dict[str, Any]:
@@ -45,12 +58,9 @@ def start(
     server: ServerDep,
     me: Viewer,
     job_id: OwnedJob,
-    form: Annotated[ExportFormat, Form(alias="format")],
-    kind: Annotated[WeightType | None, Form(alias="type")] = None,
-    onto: Annotated[Onto, Form()] = Onto.ORIGINAL,
+    settings: Settings,
 ) -> Response:
     """Start an export."""
-    settings = _settings(form, kind, onto)
     return _act(request, server, job_id, lambda: adapter_exports.start(server.ctx, me, job_id, settings))
 
 
@@ -60,19 +70,10 @@ def start_on_machine(
     server: ServerDep,
     me: Viewer,
     job_id: OwnedJob,
-    form: Annotated[ExportFormat, Form(alias="format")],
-    kind: Annotated[WeightType | None, Form(alias="type")] = None,
-    onto: Annotated[Onto, Form()] = Onto.ORIGINAL,
+    settings: Settings,
 ) -> Response:
     """Queue an export on a machine."""
-    settings = _settings(form, kind, onto)
     return _act(request, server, job_id, lambda: machine_exports.start(server.ctx, me, job_id, settings))
-
-
-def _settings(form: ExportFormat, kind: WeightType | None, onto: Onto) -> ExportSettings:
-    # A GGUF adapter has one type, and what the form says of others does not concern it.
-    plain = form is ExportFormat.GGUF_ADAPTER
-    return ExportSettings(format=form, type=None if plain else kind, onto=Onto.ORIGINAL if plain else onto)
 
 
 @router.post("/jobs/{job_id}/exports/{form}/remove")

@@ -28,13 +28,13 @@ Row = dict[str, Any]
 @router.get("/fleet")
 def fleet(request: Request, server: ServerDep, me: Viewer) -> Response:
     """The fleet page."""
-    values = _fleet(request, server, me)
+    values = _fleet(server, me)
     if by_script(request):
         return piece("fleet_now.html", **values)
     return page(request, "fleet.html", me, **{k: v for k, v in values.items() if k not in ("me", "now")})
 
 
-def _fleet(request: Request, server: Server, me: Actor) -> Row:
+def _fleet(server: Server, me: Actor) -> Row:
     now = server.ctx.clock.now()
     member_id = me.jobs_seen
     running = server.dashboard_queries.running(member_id, SHOWN_RUNNING)
@@ -43,16 +43,16 @@ def _fleet(request: Request, server: Server, me: Actor) -> Row:
         "now": now,
         "running": running,
         "lease_s": server.ctx.limits.lease_s,
-        "waiting": _waiting(request, server, member_id),
+        "waiting": _waiting(server, member_id),
         "day": server.dashboard_queries.day(member_id, first_id=first_id("lease", now - DAY_S), now=now),
     }
 
 
-def _waiting(request: Request, server: Server, member_id: str | None) -> list[Row]:
+def _waiting(server: Server, member_id: str | None) -> list[Row]:
     rows = server.dashboard_queries.queue(member_id, SHOWN_WAITING)
     if not rows:
         return []
-    places = request.app.state.live.machines.places()
+    places = server.machines.places()
     reasons = dispatch.why_each_waits(server.ctx, [row["id"] for row in rows], places)
     return [row | {"reason": reasons.get(row["id"])} for row in rows]
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.domain.jobs import StepTime
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.domain.pushes import Push
-from orchestrator.domain.scheduling import Candidate, Forecast, forecast
+from orchestrator.domain.scheduling import Forecast, forecast
 from orchestrator.entrypoints.dashboard import timeline
 from orchestrator.entrypoints.dashboard.render import fragment
 from orchestrator.entrypoints.http.dependencies import Server
-from orchestrator.services import capacity, dispatch, evaluations, judge_reports
+from orchestrator.services import dispatch, evaluations, judge_reports
 from orchestrator.services.judge_reports import JudgeReport
 from orchestrator.services.verdicts import Judged, judge
 from worker.shared.benchmark_list import BENCHMARKS
@@ -31,28 +30,10 @@ SECTIONS = (
 EVENTS_SHOWN = 40
 SAMPLES_READ = 400
 READINGS_SHOWN = 240
-SURVEY_LIVES_S = 10.0
 LAST_LINES_BYTES = 6_000
 LAST_LINES = 50
 
 Row = dict[str, Any]
-
-
-class Machines:
-    """The capacity of all accounts, cached for a few seconds for all viewers."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._until, self._places = 0.0, list[Candidate]()
-
-    def places(self) -> list[Candidate]:
-        """The capacity of all accounts, without subtracting live sessions."""
-        if time.monotonic() >= self._until:
-            with self._server.ctx.uow() as tx:
-                accounts = tx.accounts.all()
-            self._places = capacity.list_capacity(self._server.ctx, accounts)
-            self._until = time.monotonic() + SURVEY_LIVES_S
-        return self._places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +52,7 @@ class Look:
         return {name: self.section(name) for name in SECTIONS}
 
 
-def look(server: Server, machines: Machines, job_id: str, *, is_own: bool) -> Look | None:
+def look(server: Server, job_id: str, *, is_own: bool) -> Look | None:
     """The current snapshot of a job, or None if it was deleted. Without `is_own` it offers no actions."""
     now = server.ctx.clock.now()
     row = server.queries.job(job_id, now)
@@ -94,7 +75,7 @@ def look(server: Server, machines: Machines, job_id: str, *, is_own: bool) -> Lo
             "tokens_per_s": server.dashboard_queries.newest(job_id, "tokens_per_s"),
             "judged": _judged(server, row),
             "waiting": _waiting(server, row),
-            "forecast": _forecast(row, machines, now),
+            "forecast": _forecast(server, row, now),
             "problem": "",
             "asked": progress_of_request(live, events, now),
             "steps_bars": timeline.by_step(sessions, row["total_steps"]),
@@ -148,7 +129,7 @@ def _waiting(server: Server, row: Row) -> Any:
     return dispatch.why_waiting(server.ctx, row["id"])
 
 
-def _forecast(row: Row, machines: Machines, now: float) -> Forecast | None:
+def _forecast(server: Server, row: Row, now: float) -> Forecast | None:
     step_time, state = row["seconds_per_step"], JobState(row["state"])
     if step_time is None or state.is_final or state is JobState.PAUSED:
         return None
@@ -156,7 +137,7 @@ def _forecast(row: Row, machines: Machines, now: float) -> Forecast | None:
     wanted, accounts = spec.get("providers") or (), spec.get("accounts") or ()
     places = [
         p
-        for p in machines.places()
+        for p in server.machines.places()
         if p.member_id in (None, row["member_id"])
         and (not wanted or p.provider in wanted)
         and (not accounts or {p.account_id, p.name} & set(accounts))

@@ -51,7 +51,7 @@ def listing(
     )
     if not found.items and not (cursor or state or name or mine or tag) and found.next is None:
         return setup.path(request, server, me, template="first.html", demo=request.app.state.demo.state())
-    places = request.app.state.live.machines.places()
+    places = server.machines.places()
     waiting = dispatch.why_each_waits(server.ctx, [row["id"] for row in found.items], places)
     values: Row = {
         "jobs": found.items,
@@ -76,7 +76,7 @@ def listing(
 def one(request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob) -> Response:
     """The page of a job. It is complete without the script, which only updates it."""
     is_own = check_seen(server, me, job_id)
-    found = look(server, request.app.state.live.machines, job_id, is_own=is_own)
+    found = look(server, job_id, is_own=is_own)
     assert found is not None
     url = (server.app.settings.public_url or server.ctx.server_url()).rstrip("/")
     exports = adapter_exports.values(server, found.row)
@@ -189,7 +189,7 @@ def _answer(request: Request, server: Server, job_id: str, problem: str) -> Resp
     """The answer to an action: the status section for htmx, else a redirect to the page."""
     if not by_script(request):
         return RedirectResponse(f"/jobs/{job_id}", 303)
-    found = look(server, request.app.state.live.machines, job_id, is_own=True)
+    found = look(server, job_id, is_own=True)
     assert found is not None
     return piece("job_status.html", **{**found.values, "problem": problem})
 

@@ -20,7 +20,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from orchestrator.entrypoints.dashboard import curve
 from orchestrator.entrypoints.dashboard.curve import Cursor, ViewedJob
-from orchestrator.entrypoints.dashboard.job_view import Machines, look
+from orchestrator.entrypoints.dashboard.job_view import look
 from orchestrator.entrypoints.dashboard.render import Viewer
 from orchestrator.entrypoints.http.auth import is_unchanged
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep, check_seen
@@ -61,7 +61,6 @@ class Hub:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self.machines = Machines(server)
         self._watched: dict[_Key, _Watched] = {}
         self._looking: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="live")
@@ -147,7 +146,7 @@ class Hub:
         job.changed = asyncio.Event()
 
     def _shown(self, job_id: str, is_own: bool) -> tuple[dict[str, str], list[dict[str, Any]], float] | None:
-        view = look(self._server, self.machines, job_id, is_own=is_own)
+        view = look(self._server, job_id, is_own=is_own)
         return None if view is None else (view.sections(), view.values["sessions"], view.row["created_at"])
 
     async def _points(self, job_id: str, job: _Watched, cursor: Cursor) -> dict[str, Any]:

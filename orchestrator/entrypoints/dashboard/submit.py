@@ -196,8 +196,7 @@ async def plan(request: Request, server: ServerDep, me: Viewer) -> Response:
     except TrainhopError as error:
         faults = list(error.problems) if isinstance(error, InvalidError) else []
         return piece("plan.html", plan=None, problem=str(error), faults=faults, now=server.ctx.clock.now())
-    machines = request.app.state.live.machines
-    places = {p.name: p for p in await run_in_threadpool(machines.places)}
+    places = {p.name: p for p in await run_in_threadpool(server.machines.places)}
     return piece("plan.html", plan=planned, places=places, problem="", faults=[], now=server.ctx.clock.now())
 
 

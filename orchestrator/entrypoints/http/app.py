@@ -41,6 +41,7 @@ from orchestrator.entrypoints.http.auth import Authenticator, is_known
 from orchestrator.entrypoints.http.dependencies import Server
 from orchestrator.entrypoints.http.event_stream import EventNotifier
 from orchestrator.entrypoints.http.logins import Logins
+from orchestrator.entrypoints.http.machines import Machines
 from orchestrator.entrypoints.http.methods import HeadRequests
 from orchestrator.entrypoints.http.metrics import Metrics
 from orchestrator.entrypoints.http.middleware import Gate, hosts
@@ -86,6 +87,7 @@ def make_app(app: App) -> FastAPI:
         dashboard_queries=DashboardQueries(app.engine),
         logins=Logins(app.context),
         sign_ins=SignIns(app.context),
+        machines=Machines(app.context),
         auth=Authenticator(app.context, queries),
         write_batcher=WriteBatcher(app.context),
         rate_limit=RateLimit(),

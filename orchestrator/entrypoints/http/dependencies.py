@@ -17,6 +17,7 @@ from orchestrator.entrypoints.api import responses
 from orchestrator.entrypoints.http.auth import Authenticator, actor, admin
 from orchestrator.entrypoints.http.event_stream import EventNotifier
 from orchestrator.entrypoints.http.logins import Logins
+from orchestrator.entrypoints.http.machines import Machines
 from orchestrator.entrypoints.http.metrics import Metrics
 from orchestrator.entrypoints.http.rate_limit import RateLimit
 from orchestrator.entrypoints.http.sign_ins import SignIns
@@ -41,6 +42,7 @@ class Server:
     dashboard_queries: DashboardQueries
     logins: Logins
     sign_ins: SignIns
+    machines: Machines
     auth: Authenticator
     write_batcher: WriteBatcher
     rate_limit: RateLimit
