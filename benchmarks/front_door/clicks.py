@@ -82,7 +82,6 @@ def clicks(folder: Path, running: Browser | None = None) -> Iterator[Figure]:
 def _walk(person: Person7B, client: Path, rows: Path) -> None:
     """The four steps, and the start of the job."""
     page = person.page
-    person.click(page.locator("summary").get_by_text("Connect Kaggle"))
     person.enter("Kaggle credentials", TOKEN)
     person.press("Connect Kaggle")
     page.get_by_text("signed in at Kaggle as alice").wait_for()

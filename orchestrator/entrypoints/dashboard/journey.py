@@ -159,9 +159,9 @@ def _hours(server: Server, sessions: Sequence[Row]) -> Hours:
     elif not paid:
         cost = "free of charge"
     elif paid < gpu + cpu:
-        cost = f"{gpu + cpu - paid:.1f} h free of charge, the cost of the others is not known"
+        cost = f"{gpu + cpu - paid:.1f} h free of charge, the others not known"
     else:
-        cost = "the cost is not known"
+        cost = "not known"
     return Hours(gpu=gpu, cpu=cpu, cost=cost)
 
 

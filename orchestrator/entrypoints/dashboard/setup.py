@@ -50,16 +50,12 @@ class StoreForm:
 
 
 def connect_forms(server: Server, me: Actor, mine: list[Account]) -> list[ConnectForm]:
-    """A form for each provider of personal accounts at which the viewer has none with credentials."""
+    """A form for each provider of personal accounts at which the viewer has none with credentials, free ones first."""
     taken = {a.provider for a in mine if a.member_id == me.member_id and a.credentials}
-    return [
-        ConnectForm(
-            provider=state,
-            fields=settings_form.fields(server.ctx.providers.get(state.name).account_settings),
-        )
-        for state in list_providers(server.ctx)
-        if state.personal and not state.problem and state.name not in taken
-    ]
+    lacking = [s for s in list_providers(server.ctx) if s.personal and not s.problem and s.name not in taken]
+    drivers = {state.name: server.ctx.providers.get(state.name) for state in lacking}
+    lacking.sort(key=lambda state: not drivers[state.name].capabilities.free_of_charge)
+    return [ConnectForm(provider=s, fields=settings_form.fields(drivers[s.name].account_settings)) for s in lacking]
 
 
 def store_forms(server: Server, me: Actor) -> list[StoreForm]:
