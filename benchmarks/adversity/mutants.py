@@ -10,7 +10,10 @@ from typing import Any
 from orchestrator.adapters.database.checkpoints import SqlCheckpointRepository
 from orchestrator.domain import scheduling
 from orchestrator.domain.jobs import Job, Lease
+from orchestrator.ports.stores import StoreError
 from orchestrator.services import capacity, checkpoints, dispatch, finishes, heads, reconcile
+from orchestrator.services.stores import from_store
+from worker.shared.checkpoint_header import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,13 @@ def _fits_anyone(job: Any, place: Any) -> Any:
 
 
 def _unread(store: Any, offer: Any, **_: Any) -> Any:
-    return checkpoints._stored_header(store, offer.key, offer.size)  # noqa: SLF001  guards are private
+    """Only the file's beginning is looked at, and its hash is not compared."""
+    try:
+        return checkpoints._stored_header(store, offer.key, offer.size)  # noqa: SLF001  guards are private
+    except CheckpointError as error:
+        return str(error)
+    except StoreError as error:
+        raise from_store(error) from error
 
 
 def _nothing(*_: Any, **__: Any) -> None:
