@@ -252,7 +252,7 @@
         y: {distr: on("log") ? 3 : 1}, second: {},
       },
       axes: [
-        {...axis, label: {step: "step", gpu: "machine time, hours", clock: "time"}[state.x], values: clock ? undefined : (u, found) => found.map((v) => state.x === "gpu" ? short(v) : Number.isInteger(v) ? v.toLocaleString("en") : "")},
+        {...axis, size: 34, label: {step: "step", gpu: "machine time, hours", clock: "time"}[state.x], values: clock ? undefined : (u, found) => found.map((v) => state.x === "gpu" ? short(v) : Number.isInteger(v) ? v.toLocaleString("en") : "")},
         {...axis, label: "loss", size: 50, values: (u, found) => found.map((v) => v == null ? "" : short(v))},
         {...axis, label: secondName(), scale: "second", side: 1, size: 56, show: second.value !== "", grid: {show: false}, values: (u, found) => found.map(short)},
       ],
