@@ -44,7 +44,7 @@ def start_comparison(
         put_json(made)
         return
     put(f"{client.url}/evaluations/{job_id}/comparisons")
-    say("started. Create a link for each rater with `trainhop compare link JOB NAME`")
+    say("started. Each rater needs a link: see `trainhop compare link --help`")
 
 
 @app.command("link")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +24,20 @@ _NAME_WIDTH = 32
 """Width of a name in a terminal. A long one would leave no room for the columns after it."""
 
 
+_given: list[str] = []
+"""The options of this call that select the server. They belong before each command that a hint tells to type."""
+
+
+def in_hints(options: Sequence[str]) -> None:
+    """Repeat these options in each hint, so that it works when it is pasted."""
+    _given[:] = options
+
+
+def pasteable(text: str) -> str:
+    """The text, with the options of this call in its hints: commands between backticks."""
+    return text.replace("`trainhop ", f"`trainhop {shlex.join(_given)} ") if _given else text
+
+
 def clean(text: Any, *, one_line: bool = True) -> str:
     """Untrusted text without escape sequences, control characters and direction overrides."""
     plain = _ESCAPES.sub("", str(text)).replace("\r\n", "\n").replace("\r", "\n")
@@ -33,7 +48,7 @@ def clean(text: Any, *, one_line: bool = True) -> str:
 
 def say(text: str = "") -> None:
     """Print a note on stderr."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    print(pasteable(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def put(text: str = "") -> None:
@@ -63,7 +78,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], write: Callable
         widest = _NAME_WIDTH if terminal and column == "NAME" else None
         grid.add_column(column, no_wrap=column != "NOTE", overflow="ellipsis", max_width=widest)
     for row in rows:
-        grid.add_row(*(Text("-" if cell is None or cell == "" else clean(cell)) for cell in row))
+        grid.add_row(*(Text("-" if cell is None or cell == "" else pasteable(clean(cell))) for cell in row))
     console = Console(width=None if terminal else _PIPE_WIDTH, highlight=False)
     with console.capture() as capture:
         console.print(grid)
@@ -72,7 +87,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], write: Callable
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> None:
     """Print names and values on stdout, one pair per line. Pairs without a value are skipped."""
-    shown = [(name, clean(value)) for name, value in pairs if value is not None and value != ""]
+    shown = [(name, pasteable(clean(value))) for name, value in pairs if value is not None and value != ""]
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
         put(f"{name:<{width}}  {value}")

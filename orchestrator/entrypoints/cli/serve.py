@@ -12,7 +12,8 @@ import typer
 
 from orchestrator.entrypoints.cli.client import CommandError, Exit
 from orchestrator.entrypoints.cli.desktop import has_desktop, open_browser
-from orchestrator.entrypoints.cli.output import put, say
+from orchestrator.entrypoints.cli.output import in_hints, put, say
+from trainhop.connection import data_folder
 from worker.shared.files import expanded
 from worker.shared.imports import quick_imports
 from worker.shared.installation import SERVER, install_line, missing_modules
@@ -154,6 +155,8 @@ def serve(settings: Settings, origin: str | None = None, *, browser: bool = Fals
 
 
 def _announce(ready: Ready, folder: Path, *, is_terminal: bool, browser: bool) -> None:
+    if folder != data_folder():
+        in_hints(["--data-dir", str(folder)])
     put(f"trainhop is running at {ready.url}")
     if is_terminal:
         opened = ", in your browser now" if browser else ""
