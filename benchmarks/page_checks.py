@@ -23,8 +23,8 @@ CLIPPED = """() => {
       } else if (style.overflowX !== "visible") tell(e, "a part of it is out of sight");
     }
     if (holds && style.textOverflow === "ellipsis" && !e.title) tell(e, "cut without a title");
-    const cut = style.overflowY === "hidden" || style.overflowY === "clip";
-    if (cut && e.scrollHeight > e.clientHeight + 1 && e.tagName !== "PROGRESS") tell(e, "its lower part is out of sight");
+    const cut = ["hidden", "clip"].includes(style.overflowY) && e.tagName !== "PROGRESS";
+    if (cut && e.scrollHeight > e.clientHeight + 1) tell(e, "its lower part is out of sight");
     if (box.width && (box.right > wide + 1 || box.left < -1)) tell(e, "beyond the window");
     if (found.length > before) seen.add(e);
   }

@@ -26,7 +26,7 @@ def four_states(show: PageServer, folder: Path) -> dict[str, str]:
     After it the server's only pool has no quota left.
     """
     made: dict[str, str] = {}
-    for state, end in (("failed", _fail), ("done", _finish), ("running", _go_on)):
+    for state, end in (("failed", _fail), ("done", _finish), ("running", _save)):
         job = show.api.admin.submit(name=state, max_steps=STEPS, sample_prompts=["Is there a train?"])
         made[state] = f"/jobs/{job['id']}"
         first = show.machine()
@@ -37,7 +37,7 @@ def four_states(show: PageServer, folder: Path) -> dict[str, str]:
         second = show.machine()
         steps(second, 21, 30, total=STEPS, reading=READING)
         steps(second, 31, 40, total=STEPS, reading=READING | {"cpu_percent": 90.0}, samples=[_sample(40, "At nine.")])
-        show.provider.logs[second.lease] = b"step 21\nWarning: x\nTraceback (most recent call last)\n  File \"a.py\"\n"
+        show.provider.logs[second.lease] = b'step 21\nWarning: x\nTraceback (most recent call last)\n  File "a.py"\n'
         end(show, second, folder)
     no_quota = {"hours_left": 0.0, "hours_total": 30.0, "refresh_at": show.app.context.clock.now() + QUOTA_S}
     show.provider.rooms = replace(show.provider.rooms, **no_quota)
@@ -67,7 +67,7 @@ def _finish(show: PageServer, machine: Machine, folder: Path) -> None:
     _ended(show, machine)
 
 
-def _go_on(show: PageServer, machine: Machine, folder: Path) -> None:
+def _save(_: PageServer, machine: Machine, folder: Path) -> None:
     assert machine.save(35, folder).json()["committed"]
 
 

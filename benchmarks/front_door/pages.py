@@ -48,9 +48,7 @@ def pages(folder: Path) -> Iterator[Figure]:
         yield Figure(name=names.get(kind, "clipped elements"), value=len(found), bar="0", ok=not found)
 
 
-def _visit(
-    chromium: Browser, show: PageServer, paths: dict[str, str], width: int, scheme: Any, faults: Faults
-) -> None:
+def _visit(chromium: Browser, show: PageServer, paths: dict[str, str], width: int, scheme: Any, faults: Faults) -> None:
     # axe is injected as a script, which the policy of the pages would refuse
     context = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}, bypass_csp=True)
     page, now = context.new_page(), ""
@@ -58,7 +56,9 @@ def _visit(
     def where() -> str:
         return f"{now} at {width} {scheme}"
 
-    page.on("request", lambda r: None if r.url.startswith((show.url, "blob:")) else faults.add("foreign", where(), [r.url]))
+    page.on(
+        "request", lambda r: None if r.url.startswith((show.url, "blob:")) else faults.add("foreign", where(), [r.url])
+    )
     page.on("pageerror", lambda error: faults.add("console", where(), [str(error)]))
     page.on("console", lambda m: _heard(faults, where(), m.type, m.text))
     now = "log in"

@@ -253,7 +253,8 @@ def _through_this_server(ctx: Context, refusal: _UploadRefused) -> str:
     if offline:
         raise StoreUnavailable(
             f"{refusal}. Machines of {', '.join(offline[:MAX_NAMED])} cannot upload to this server instead. "
-            "Set TRAINHOP_PUBLIC_URL, remove those accounts (listed by `trainhop accounts ls`), or use `trainhop store use local`"
+            "Set TRAINHOP_PUBLIC_URL, remove those accounts (see `trainhop accounts ls`), or use "
+            "`trainhop store use local`"
         )
     return f"{refusal}. Machines upload to this server, which stores the files and needs free space for them meanwhile."
 

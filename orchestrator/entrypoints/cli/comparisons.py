@@ -6,9 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.domain.audits import percent
-from orchestrator.domain.comparisons import PlanName
-from orchestrator.domain.trust.declared_gain import GainKind
+from orchestrator.domain.choices import GainKind, PlanName, percent
 from orchestrator.entrypoints.cli.client import Client, CommandError, Exit, connect
 from orchestrator.entrypoints.cli.exports import Form, FormOption, OutOption, refuse_existing, save
 from orchestrator.entrypoints.cli.output import JsonFlag, facts, put, put_json, say

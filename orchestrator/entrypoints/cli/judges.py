@@ -9,8 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.domain.audits import percent
-from orchestrator.domain.judgements import MAX_BUDGET
+from orchestrator.domain.choices import MAX_BUDGET, percent
 from orchestrator.entrypoints.cli.client import Client, CommandError, Exit, connect
 from orchestrator.entrypoints.cli.members import read_secret
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, facts, moment, put, put_json, say, table

@@ -100,7 +100,7 @@ def root(
     data_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", envvar="TRAINHOP_DATA_DIR", help="The data folder of a local server.")
     ] = None,
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001  its callback reads it
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:

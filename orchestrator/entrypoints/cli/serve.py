@@ -15,8 +15,6 @@ from orchestrator.entrypoints.cli.desktop import has_desktop, open_browser
 from orchestrator.entrypoints.cli.output import in_hints, put, say
 from trainhop.connection import data_folder
 from worker.shared.files import expanded
-from worker.shared.imports import quick_imports
-from worker.shared.installation import SERVER, install_line, missing_modules
 
 if TYPE_CHECKING:
     from orchestrator.config import Settings
@@ -79,6 +77,8 @@ def up(
 
 def needs(error: ImportError) -> CommandError:
     """The error of a command that needs the server's packages, with the line that installs them here."""
+    from worker.shared.installation import SERVER, install_line
+
     line = install_line(*SERVER)
     return CommandError(Exit.USAGE, f"A server needs {error.name}, which is not installed. Install it with:", line)
 
@@ -107,6 +107,8 @@ def _variable(field: str, given: dict[str, Any]) -> str:
 
 
 def _say_what_training_needs() -> None:
+    from worker.shared.installation import SERVER, install_line, missing_modules
+
     if missing := missing_modules():
         say(f"training on this computer needs {', '.join(missing)}; other machines need nothing. To install it:")
         say(install_line(*SERVER, "train", torch="torch" in missing))
@@ -119,6 +121,7 @@ def serve(settings: Settings, origin: str | None = None, *, browser: bool = Fals
     """
     from orchestrator.domain.errors import ConflictError
     from orchestrator.ports.system import VaultError
+    from worker.shared.imports import quick_imports
 
     try:
         with quick_imports():

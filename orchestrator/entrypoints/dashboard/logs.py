@@ -85,7 +85,9 @@ def lines(text: str, offset: int, *, first: int = 1, search: str = "", level: Le
         if search and search.lower() not in raw.lower():
             continue
         cut = max(0, len(raw) - MAX_LINE)
-        found.append(Line(at=begins, number=number if first else 0, text=raw[:MAX_LINE].rstrip("\r"), level=kind, cut=cut))
+        found.append(
+            Line(at=begins, number=number if first else 0, text=raw[:MAX_LINE].rstrip("\r"), level=kind, cut=cut)
+        )
     if found and not found[-1].text:
         found.pop()
     return found
