@@ -57,7 +57,7 @@ def curve(
     server: ServerDep,
     job_id: ViewedJob,
     names: Annotated[str, Query(max_length=200)] = "loss,eval_loss",
-    points: Annotated[int, Query(ge=10, le=MAX_POINTS)] = 1_500,
+    points: Annotated[int, Query(ge=10, le=MAX_POINTS)] = 800,
 ) -> Response:
     """The columns of `packed` for each metric, and the sessions."""
     owner = server.queries.job(job_id, server.ctx.clock.now())
