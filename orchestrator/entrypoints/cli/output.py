@@ -22,6 +22,9 @@ _PIPE_WIDTH = 4000
 """Width of a table in a pipe. It is never wrapped, because a program reads it."""
 _NAME_WIDTH = 32
 """Width of a name in a terminal. A long one would leave no room for the columns after it."""
+_NAMES = frozenset({"NAME", "MEMBER", "OWNER", "ACCOUNT", "MACHINE"})
+_NOTE_LENGTH = 120
+"""Characters of a note in a terminal. The whole note is in a pipe, in JSON, and in `trainhop show`."""
 
 
 _given: list[str] = []
@@ -75,14 +78,21 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], write: Callable
     terminal = sys.stdout.isatty()
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        widest = _NAME_WIDTH if terminal and column == "NAME" else None
+        widest = _NAME_WIDTH if terminal and column in _NAMES else None
         grid.add_column(column, no_wrap=column != "NOTE", overflow="ellipsis", max_width=widest)
     for row in rows:
-        grid.add_row(*(Text("-" if cell is None or cell == "" else pasteable(clean(cell))) for cell in row))
+        cells = ["-" if cell is None or cell == "" else pasteable(clean(cell)) for cell in row]
+        if terminal:
+            cells = [_cut(cell) if column == "NOTE" else cell for column, cell in zip(columns, cells, strict=True)]
+        grid.add_row(*map(Text, cells))
     console = Console(width=None if terminal else _PIPE_WIDTH, highlight=False)
     with console.capture() as capture:
         console.print(grid)
     write("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def _cut(note: str) -> str:
+    return note if len(note) <= _NOTE_LENGTH else note[: _NOTE_LENGTH - 1].rstrip() + "…"
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> None:
