@@ -26,7 +26,7 @@ FILLED_IN = "kaggle"
 def _texts(tree: ast.AST) -> Iterator[str]:
     """The strings of a module that are no docstrings."""
     bodies = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    docs = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, bodies) and _has_docstring(node)}
+    docs = {id(_docstring(node)) for node in ast.walk(tree) if isinstance(node, bodies)}
     parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
@@ -35,8 +35,8 @@ def _texts(tree: ast.AST) -> Iterator[str]:
             yield node.value
 
 
-def _has_docstring(node: Any) -> bool:
-    return bool(node.body) and isinstance(node.body[0], ast.Expr)
+def _docstring(node: Any) -> ast.expr | None:
+    return node.body[0].value if node.body and isinstance(node.body[0], ast.Expr) else None
 
 
 def _hints() -> list[str]:

@@ -101,7 +101,7 @@ def test_long_names_and_notes_are_cut_in_a_terminal_alone(monkeypatch: pytest.Mo
     shown: list[str] = []
     table(("ID", "NAME", "MEMBER", "NOTE"), [row], shown.append)
     assert shown[0].splitlines()[1].split() == ["job-1", "n" * 100, "m" * 100, *["why"] * 100]
-    monkeypatch.setattr("sys.stdout", _Terminal())
+    monkeypatch.setattr("sys.stdout", _Terminal())  # a terminal that can be read
     table(("ID", "NAME", "MEMBER", "NOTE"), [row], shown.append)
     _, name, member, *note = shown[1].splitlines()[1].split()
     assert (name, member) == ("n" * 31 + "…", "m" * 31 + "…")

@@ -104,7 +104,7 @@ def test_the_page_of_notifications_says_what_is_on(site):
     assert "Notifications are off: you have no channel." in site.client.get("/notifications").text
     site.admin.post("/notifications", {"url": "https://example.org/hook", "topics": ["failed"]})
     page = site.client.get("/notifications").text
-    told = page[page.index("What you are told") : page.index("Add a channel")]
+    told = page[page.index("Messages to you") : page.index("Add a channel")]
     assert told.count(">off<") == 6
     assert told.count('class="badge good"') == 1
     with site.app.engine.begin() as connection:

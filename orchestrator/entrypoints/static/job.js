@@ -136,7 +136,7 @@
     return gradient;
   };
 
-  // A label is in the first row where it has room. Those of lost machines are placed first, so that they are all told.
+  // A label is in the first row where no other is. Those of lost machines are placed first, so that none of them is left out.
   const placeLabels = (ctx, spots, {left, top, width, height}, ratio) => {
     const rows = [], high = 14 * ratio, most = Math.max(1, Math.floor(height / high) - 1);
     const room = (row, from, to) => (rows[row] ??= []).every(([a, b]) => to < a || from > b);
