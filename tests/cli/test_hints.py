@@ -82,8 +82,8 @@ def test_a_hint_repeats_the_options_that_select_the_server(server: PageServer) -
 
 def test_a_folder_in_use_says_where_its_server_runs(trainhop: Shell) -> None:
     """Guard: without `refuse_served` it was the port that was in use, and nobody said by what."""
-    said = trainhop("up", code=1).stderr
     address = (trainhop.data_dir / "server.url").read_text().strip()
+    said = trainhop("up", "--port", address.rpartition(":")[2], code=1).stderr
     hint = f"`trainhop --data-dir {trainhop.data_dir} open`"
     assert f"Another server already uses {trainhop.data_dir}. It runs at {address}: log in with {hint}." in said
     assert address in trainhop("--data-dir", str(trainhop.data_dir), "open").stdout
