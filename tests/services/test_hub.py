@@ -21,7 +21,8 @@ from orchestrator.adapters.weight_names import MAX_BYTES
 from orchestrator.domain.errors import InvalidError, TrainhopError, UnavailableError
 from orchestrator.services.job_checks import refuse_what_the_model_lacks
 from tests.emulators.hub import HubEmulator, Repo
-from worker.shared.job_spec import DatasetSpec, FileFormat, JobSpec, RowFormat
+from worker.shared.dataset_spec import DatasetSpec, FileFormat, RowFormat
+from worker.shared.job_spec import JobSpec
 
 ANN, BOB = "hf_anns_token", "hf_bobs_token"
 CONFIG = {

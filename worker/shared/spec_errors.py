@@ -9,7 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from worker.shared.job_spec import CheckpointSpec, DatasetSpec, EvaluationSpec, JobSpec, PlacementSpec
+from worker.shared.dataset_spec import DatasetSpec
+from worker.shared.evaluation_spec import EvaluationSpec
+from worker.shared.job_spec import CheckpointSpec, JobSpec, PlacementSpec
 from worker.shared.plain_errors import MAX_KEY, in_words, nearest
 from worker.shared.wire import excerpt
 
