@@ -209,6 +209,18 @@ def test_submit_asks_for_modules_only_if_the_job_names_some(world, catalog, hub)
         world.submit("alice", base_model="org/states")
 
 
+def test_layers_and_steps_that_there_are_not_are_refused_at_submit(world, catalog, hub):
+    """Guards: without `_unknown_layers` PEFT adapted the other layers; without `schedule_fault` in `resolve` a job with
+    epochs decayed from its first step on."""
+    hub.add(Repo(id="org/named", files={"config.json": json.dumps(CONFIG).encode(), **IN_SHARDS}))
+    world.ctx = replace(world.ctx, catalog=catalog)
+    with pytest.raises(InvalidError, match="the base model has 2 layers, the first being 0") as refused:
+        world.submit("alice", base_model="org/named", lora_layers_to_transform=[1, 2])
+    assert [pointer for pointer, _ in refused.value.problems] == ["/lora_layers_to_transform/1"]
+    with pytest.raises(InvalidError, match=r"has \d steps, and its warm-up of 900 and its decay of 0 steps do not fit"):
+        world.submit("alice", base_model="org/named", max_steps=None, num_epochs=1, warmup_steps=900)
+
+
 @pytest.mark.parametrize(("status", "kind"), [(429, UnavailableError), (503, UnavailableError), (403, InvalidError)])
 def test_a_refused_download_is_not_called_a_missing_connection(status, kind):
     """The client says that the file is not in its cache either, and names the refusal as the cause.
