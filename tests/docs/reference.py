@@ -131,7 +131,8 @@ def job_file() -> str:
 
 A job file is YAML or JSON. It uses the key names of [axolotl](https://github.com/axolotl-ai-cloud/axolotl).
 Unknown keys are refused, and the error suggests the nearest known one. `global_batch_size` and `max_steps` are part of
-the job: they are fixed at submission, and no machine changes them.
+the job: they are fixed at submission, and no machine changes them. `trainhop import AXOLOTL_FILE` translates a
+configuration of axolotl and names every key that has no counterpart.
 
 {_keys(JobSpec, meanings.JOB_KEYS)}
 
