@@ -73,7 +73,7 @@ _OTHER = {
     "special_tokens": "the model's own tokens are used",
     "load_in_8bit": "the model is loaded in 16 bits, or in 4 with adapter: qlora",
     "early_stopping_patience": "the job runs to its last step",
-    "lora_model_dir": "the adapter starts anew",
+    "lora_model_dir": "the adapter starts with new values",
     "noisy_embedding_alpha": "embeddings get no noise",
     "neftune_noise_alpha": "embeddings get no noise",
     "test_datasets": "validation rows are a share of the data, see val_set_size",
