@@ -27,6 +27,7 @@ from orchestrator.entrypoints.dashboard import (
     logs,
     members,
     models,
+    notes,
     notifications,
     pushes,
     rating,
@@ -44,6 +45,7 @@ PAGES = (
     # These are before `jobs`, which takes every other action on a job.
     adapter_exports,
     chats,
+    notes,
     pushes,
     shares,
     jobs,
