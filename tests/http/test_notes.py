@@ -48,7 +48,7 @@ def test_a_note_is_a_short_text(api: Api, people: People, bad: object) -> None:
 
 
 def test_the_page_of_a_job_shows_and_changes_its_note(api1: Api, people: People) -> None:
-    """Guard: without the check in `set_note`, the form stored 501 characters, which PostgreSQL refuses with an error."""
+    """Guard: without the check in `set_note`, the form stored 501 characters, which PostgreSQL refuses."""
     job = people.ann.submit()["id"]
     log_in(api1, people.ann)
     page = api1.client
