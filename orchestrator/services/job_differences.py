@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 NEVER_TOLD = frozenset({"name", "rendered_at"})
 """Keys in which any two jobs differ."""
@@ -22,9 +22,10 @@ def differences(specs: Sequence[dict[str, Any]]) -> list[Difference]:
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     parts: list[tuple[Any, Any]] = []
     if isinstance(value, dict):
-        parts = list(value.items())
-    elif isinstance(value, list) and any(isinstance(each, dict) for each in value):
-        parts = list(enumerate(value))
+        parts = list(cast("dict[str, Any]", value).items())
+    elif isinstance(value, list):
+        entries = cast("list[Any]", value)
+        parts = list(enumerate(entries)) if any(isinstance(each, dict) for each in entries) else []
     if not parts:
         yield key, value
     for name, part in parts:

@@ -86,7 +86,7 @@ def test_only_jobs_that_may_be_seen_are_compared(api1: Api, people: People) -> N
 
 
 def test_long_curves_are_means_of_ranges(api: Api, people: People, provider) -> None:
-    """Guard: with the steps of each job cut on their own, the means of two jobs lay at different steps."""
+    """Guard: with the last step of one job alone, the curve of a longer one had as many points as it has steps."""
     steps = 3 * POINTS
     long = _trained(api, provider, people.ann, {step: float(step % 4) for step in range(1, steps + 1)})
     short = _trained(api, provider, people.ann, {4: 7.0, 5: float("inf"), 9: 1.0})

@@ -125,6 +125,11 @@ class DashboardQueries:
 
     # several jobs
 
+    def specs(self, job_ids: Sequence[str]) -> dict[str, Row]:
+        """The job files of these jobs, by id."""
+        rows = self._all(select(_jobs.c.id, _jobs.c.spec).where(_jobs.c.id.in_(job_ids)))
+        return {row["id"]: row["spec"] for row in rows}
+
     def means(self, job_id: str, name: str, width: int) -> list[tuple[int, float]]:
         """The means of a metric over ranges of `width` steps: `(range, mean)`, the first range beginning at step 0."""
         with self._engine.connect() as connection:

@@ -150,7 +150,7 @@ def _place(order: Order, cursor: str, keys: int) -> Sequence[Any]:
         *key, ident = found
         fits = len(key) == keys and isinstance(ident, str) and all(_fits(each, text=text) for each in key)
         json.dumps(found, ensure_ascii=False).encode()  # half a character is no text
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         fits, found = False, ()
     if not fits:
         raise InvalidError("This address of a page of the list is not valid. Begin at the first page.")
