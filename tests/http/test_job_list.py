@@ -141,7 +141,7 @@ def test_the_jobs_of_a_tag_are_shown_best_first_with_their_settings(api1: Api, p
     _with_values(api1, provider, people.ann, "other", clock)
     log_in(api1, people.ann)
     text = api1.client.get("/?tag=sweep").text
-    assert re.findall(r'<th scope="row"><a href="[^"]+">([^<]+)<', text) == ["first", "middle", "last one"]
+    assert re.findall(r'<th scope="row"><a [^>]+>([^<]+)<', text) == ["first", "middle", "last one"]
     assert "<code>lora_r</code>" in text
     assert re.findall(r"<code>(\w+)</code>", text) == ["lora_r"]
     assert re.findall(r'<td title="(\d+)">', text) == ["9", "10", "12"]
