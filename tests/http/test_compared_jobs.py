@@ -108,8 +108,11 @@ def test_long_curves_are_means_of_ranges(api: Api, people: People, provider) -> 
 def test_the_page_is_complete_without_a_common_metric(api1: Api, people: People, provider) -> None:
     first = _trained(api1, provider, people.ann, {1: 3.0}, name="<i>one</i>", lora_r=8)
     waiting = people.ann.submit(name="two", max_steps=1)["id"]
+    Machine.launched(api1, provider)
     log_in(api1, people.ann)
     text = api1.client.get("/compare", params={"job": [first, waiting]}).text
+    assert "running</span>" in text
+    assert "starting</span>" in text
     assert "These jobs have no metric in common" in text
     assert "compare.js" not in text
     assert "&lt;i&gt;one&lt;/i&gt;" in text

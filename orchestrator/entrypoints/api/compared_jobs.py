@@ -32,7 +32,7 @@ JobIds = Annotated[
 ]
 
 
-class Course(responses.ResponseModel):
+class LossValues(responses.ResponseModel):
     """A metric's value at its last step, and its lowest one. They are null if they are not finite numbers."""
 
     last: float | None
@@ -48,11 +48,11 @@ class ComparedJob(responses.ResponseModel):
     state: Annotated[responses.StateWord, BeforeValidator(lambda state: JobState(state).word)]
     step: int
     total_steps: int
-    loss: Course
-    eval_loss: Course
+    loss: LossValues
+    eval_loss: LossValues
     gpu_hours: float
     cpu_hours: float
-    cost: str = Field(description="What the machines cost, in words. Empty before a session has begun.")
+    cost: str = Field(description="What is known of the cost of its machines. Empty before a session has begun.")
     machines: list[str]
     tags: list[str]
     note: str
@@ -67,7 +67,7 @@ class Difference(responses.ResponseModel):
 
 
 class ComparedJobs(responses.ResponseModel):
-    """Jobs side by side, in the order in which they were asked for. `metrics` are those that at least two have."""
+    """Jobs side by side, in the order of the request. `metrics` are those that at least two have."""
 
     jobs: list[ComparedJob]
     differences: list[Difference]
@@ -108,12 +108,12 @@ def _with_results(server: Server, row: dict[str, Any]) -> ComparedJob:
     metrics = [name for name in METRICS if queries.position(job_id, name) is not None]
     metrics += [MEMORY] if queries.memory_position(job_id) is not None else []
     places = [f"{s['account']} {(s['hardware'] or {}).get('name') or ''}".strip() for s in sessions]
-    course = {
+    losses = {
         n: {"last": queries.newest(job_id, n), "lowest": queries.lowest(job_id, n)} for n in ("loss", "eval_loss")
     }
     more = {"gpu_hours": hours.gpu, "cpu_hours": hours.cpu, "cost": hours.cost}
     return ComparedJob.model_validate(
-        row | more | course | {"metrics": metrics, "machines": list(dict.fromkeys(places))}
+        row | more | losses | {"metrics": metrics, "machines": list(dict.fromkeys(places))}
     )
 
 
