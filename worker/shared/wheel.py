@@ -10,6 +10,7 @@ import hashlib
 import io
 import re
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -25,7 +26,11 @@ NO_SESSION_NEEDS = (
     "worker/chat",
     "worker/shared/chat.py",
     "worker/shared/chat_limits.py",
+    "worker/shared/data_checks",
     "worker/shared/installation.py",
+    "worker/training/end_counts.py",
+    "worker/training/token_counts.py",
+    "worker/training/token_preview.py",
 )
 """Command line and server run them. What is sent to a machine with each session may not be large."""
 EXPORTS = "worker/export"
@@ -75,8 +80,8 @@ def build(*, exports: bool = False) -> Wheel:
     stem = f"{DISTRIBUTION.replace('-', '_')}-{version}"
     root = Path(worker.__file__).parent.parent
     found = [path for package in PACKAGES for path in sorted((root / package).rglob("*"))]
-    left_out = {root / name for name in (*NO_SESSION_NEEDS, *(() if exports else (EXPORTS,)))}
-    sources = [path for path in found if path.suffix in _SUFFIXES and left_out.isdisjoint((path, *path.parents))]
+    left_out = (*NO_SESSION_NEEDS, *(() if exports else (EXPORTS,)))
+    sources = [path for path in found if path.suffix in _SUFFIXES and not is_within(path, root, left_out)]
     files = {path.relative_to(root).as_posix(): path.read_bytes() for path in sources}
     info = f"{stem}.dist-info"
     files[f"{info}/METADATA"] = _metadata(version).encode()
@@ -91,6 +96,11 @@ def build(*, exports: bool = False) -> Wheel:
             archive.writestr(entry, data)
     data = packed.getvalue()
     return Wheel(name=f"{stem}-py3-none-any.whl", sha256=hashlib.sha256(data).hexdigest(), data=data)
+
+
+def is_within(path: Path, root: Path, names: Iterable[str]) -> bool:
+    """Whether `path` is one of these files and folders below `root`, or lies in one."""
+    return not {root / name for name in names}.isdisjoint((path, *path.parents))
 
 
 def _metadata(version: str) -> str:
