@@ -67,5 +67,5 @@ def _in_words(action: Action, job: Job) -> str:
     if action is Action.RESUME:
         return "It is in the queue again." if job.state is JobState.QUEUED else "It keeps running."
     if action is Action.PAUSE:
-        return "It is paused." if job.state is JobState.PAUSED else "It saves a checkpoint, and is paused then."
+        return "It is paused." if job.state is JobState.PAUSED else "It saves a checkpoint and is then paused."
     return "It is cancelled." if job.state is JobState.CANCELLED else "It is cancelled as soon as its machine knows."

@@ -113,6 +113,9 @@ def test_the_page_is_complete_without_a_common_metric(api1: Api, people: People,
     text = api1.client.get("/compare", params={"job": [first, waiting]}).text
     assert "running</span>" in text
     assert "starting</span>" in text
+    again = api1.client.get("/compare", params={"job": [first, waiting]}, headers={"HX-Request": "true"}).text
+    assert "Table of results" in again
+    assert "<html" not in again
     assert "These jobs have no metric in common" in text
     assert "compare.js" not in text
     assert "&lt;i&gt;one&lt;/i&gt;" in text
