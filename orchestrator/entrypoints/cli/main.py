@@ -23,6 +23,7 @@ from orchestrator.entrypoints.cli import (
     download,
     evaluations,
     hub,
+    imports,
     init,
     jobs,
     judges,
@@ -56,6 +57,7 @@ app = typer.Typer(
 for part in (
     serve.app,
     init.app,
+    imports.app,
     link.app,
     jobs.app,
     evaluations.app,
