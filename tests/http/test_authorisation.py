@@ -40,6 +40,7 @@ BODIES = {
     "change_team": {"everyone_sees_jobs": True},
     "share_job": {},
     "set_tags": {"tags": ["a"]},
+    "set_note": {"note": "a"},
     "label_audit_row": {"unit": "0.1", "label": "correct"},
 }
 ADMIN_ONLY = {

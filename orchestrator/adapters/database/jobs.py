@@ -24,7 +24,7 @@ JOBS = Mapper(
     frozen=("spec", "member_id", "name", "created_at", "cloned_from", "first_step"),
 )
 _JOBS_TO_COMPARE = 200
-_tags = tables.job_tags
+_tags, _notes = tables.job_tags, tables.job_notes
 _jobs = tables.jobs.c
 IS_UNENDED = _jobs.state.in_([state.value for state in JobState if not state.is_final])
 _queued = Statement(
@@ -132,6 +132,11 @@ class SqlJobRepository(SqlRepository):
     def tags(self, job_id: str) -> list[str]:
         return list(self._connection.execute(select(_tags.c.tag).where(_tags.c.job_id == job_id)).scalars())
 
+    def set_note(self, job_id: str, note: str) -> None:
+        self._connection.execute(delete(_notes).where(_notes.c.job_id == job_id))
+        if note:
+            self._connection.execute(insert(_notes).values(job_id=job_id, note=note))
+
     def clone_names(self, job_id: str) -> set[str]:
         return set(self._connection.execute(select(_jobs.name).where(_jobs.cloned_from == job_id)).scalars())
 
@@ -144,6 +149,7 @@ class SqlJobRepository(SqlRepository):
             delete(tables.readings).where(tables.readings.c.lease_id.in_(leases)),
             delete(tables.deliveries).where(tables.deliveries.c.channel_id.in_(channels)),
             delete(tables.channels).where(tables.channels.c.job_id == job_id),
+            delete(_notes).where(_notes.c.job_id == job_id),
             delete(pushes).where(pushes.c.job_id == job_id),
             delete(machine_exports).where(machine_exports.c.job_id == job_id),
         ):

@@ -56,12 +56,16 @@ class JobRepository(Protocol):
         ...
 
     def tags(self, job_id: str) -> list[str]: ...
+    def set_note(self, job_id: str, note: str) -> None:
+        """Replace the note of a job. An empty text removes it."""
+        ...
+
     def clone_names(self, job_id: str) -> set[str]:
         """The names of all clones of a job, also of deleted ones."""
         ...
 
     def delete_records(self, job_id: str) -> None:
-        """Delete the job's metrics, samples, readings and notification channels. The job itself stays.
+        """Delete the job's metrics, samples, readings, note and notification channels. The job itself stays.
 
         Of an evaluation, the answers go too, with the blind comparisons of them.
         """
