@@ -21,15 +21,10 @@ DISTRIBUTION = "trainhop-worker"
 PACKAGES = ("trainhop", "worker")
 NEEDED = ("httpx", "numpy", "pydantic", "safetensors", "stamina")
 """What a worker imports besides its training libraries. The other dependencies belong to the command line."""
-NO_SESSION_NEEDS = (
-    "worker/chat",
-    "worker/shared/chat.py",
-    "worker/shared/chat_limits.py",
-    "worker/shared/installation.py",
-)
-"""Command line and server run them. What is sent to a machine with each session may not be large."""
-EXPORTS = "worker/export"
-"""Only sessions that export an adapter need it."""
+ADAPTERS = ("worker/chat", "worker/export", "worker/shared/chat.py", "worker/shared/chat_limits.py")
+"""Only sessions that export an adapter or chat with it need these."""
+NOT_FOR_TRAINING = (*ADAPTERS, "worker/shared/installation.py")
+"""What is sent to a machine with each session may not be large. Only the server's computer needs the last one."""
 
 _SUFFIXES = (".py", ".jsonl", ".yaml")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -66,8 +61,8 @@ def _extra(marker: str) -> str:
 
 
 @cache
-def build(*, exports: bool = False) -> Wheel:
-    """The wheel of the installed version, with `exports` for a session that exports an adapter.
+def build(*, adapters: bool = False) -> Wheel:
+    """The wheel of the installed version, with `adapters` for a session that exports an adapter or chats with it.
 
     Needs its sources as files.
     """
@@ -75,7 +70,7 @@ def build(*, exports: bool = False) -> Wheel:
     stem = f"{DISTRIBUTION.replace('-', '_')}-{version}"
     root = Path(worker.__file__).parent.parent
     found = [path for package in PACKAGES for path in sorted((root / package).rglob("*"))]
-    left_out = {root / name for name in (*NO_SESSION_NEEDS, *(() if exports else (EXPORTS,)))}
+    left_out = {root / name for name in NOT_FOR_TRAINING if not (adapters and name in ADAPTERS)}
     sources = [path for path in found if path.suffix in _SUFFIXES and left_out.isdisjoint((path, *path.parents))]
     files = {path.relative_to(root).as_posix(): path.read_bytes() for path in sources}
     info = f"{stem}.dist-info"
