@@ -131,6 +131,8 @@ def test_a_session_is_a_job_from_its_queue_to_its_answers_and_keeps_nothing(worl
     world.set_consent("alice", agreed=True)
     worker = running(world)
     assert worker.assignment is not None
+    (request,) = [each for each in world.machines.launched if each.lease_id == worker.lease]
+    assert (request.chats, request.exports, request.uses_adapter) == (True, False, True)
     (adapter,) = worker.assignment.datasets
     assert (adapter.kind, adapter.sha256) == (GrantKind.ADAPTER, source.adapter_zip_sha256)
     assert (worker.assignment.resume, worker.assignment.seconds_left) == (None, 1200.0)

@@ -1,4 +1,4 @@
-"""A session of a chat on a machine, with a real tiny model and without a server: its questions, its answers, its end."""
+"""A session of a chat on a machine, with a real tiny model and without a server: questions, answers, and its end."""
 
 from __future__ import annotations
 
