@@ -187,8 +187,8 @@ class LaunchRequest:
     """Start a worker for one lease. `token` is the lease's own and the only secret that a machine is given.
 
     Without a `server_url` the machine cannot call. `assignment` then holds all it needs. `inputs` holds the files that
-    it reads, by grant key, for the driver to copy to the machine. With `exports` the session exports an adapter,
-    and needs no GPU. With `chats` it answers questions with one.
+    it reads, by grant key, for the driver to copy to the machine. With `exports` the session exports an adapter
+    and needs no GPU, with `chats` it answers questions. Both need more of the worker's code (`worker.shared.wheel`).
     """
 
     lease_id: str
@@ -204,11 +204,6 @@ class LaunchRequest:
     )
     exports: bool = False
     chats: bool = False
-
-    @property
-    def uses_adapter(self) -> bool:
-        """Whether the session needs the worker's code for finished adapters (`worker.shared.wheel`)."""
-        return self.exports or self.chats
 
 
 @dataclass(frozen=True, kw_only=True)

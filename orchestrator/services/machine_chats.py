@@ -125,7 +125,7 @@ def exchange(ctx: Context, rooms: ChatRooms, lease_id: str, reply: ChatReply) ->
     with ctx.uow() as tx:
         _, job = held(tx, lease_id, reply.fence)
     if not job.is_chat:
-        raise ConflictError(f"Job {job.id} is no chat.")
+        raise ConflictError(f"Job {job.id} is not a chat.")
     return rooms.exchange(job.id, reply)
 
 

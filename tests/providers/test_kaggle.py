@@ -275,7 +275,7 @@ def test_a_session_that_exports_gets_the_code_for_it_and_no_gpu(provider, kaggle
 
 
 def test_a_session_of_a_chat_gets_the_code_for_it_and_the_gpu(provider, kaggle, works):
-    """Guard: with `exports` in place of `uses_adapter` the session had no code for a chat."""
+    """Guard: with `exports` alone in `kernel_source` the session had no code for a chat."""
     works(WAIT)
     launched, handle = _launch(provider, kaggle_account("alice"), chats=True)
     assert kaggle.kernel(slug(handle)).gpu

@@ -113,7 +113,7 @@ def in_database(world: World) -> str:
         return "".join(repr(connection.execute(table.select()).all()) for table in metadata.sorted_tables)
 
 
-def test_a_session_is_a_job_from_its_queue_to_its_answers_and_keeps_nothing(world: World) -> None:
+def test_a_session_is_a_job_and_keeps_nothing_of_its_answers(world: World) -> None:
     """Guard: without `why_waiting` in `_doing`, who asked did not learn what to do about a session that waits."""
     job = trained(world)
     source, made = world.job(job), context(world)
@@ -132,7 +132,7 @@ def test_a_session_is_a_job_from_its_queue_to_its_answers_and_keeps_nothing(worl
     worker = running(world)
     assert worker.assignment is not None
     (request,) = [each for each in world.machines.launched if each.lease_id == worker.lease]
-    assert (request.chats, request.exports, request.uses_adapter) == (True, False, True)
+    assert (request.chats, request.exports) == (True, False)
     (adapter,) = worker.assignment.datasets
     assert (adapter.kind, adapter.sha256) == (GrantKind.ADAPTER, source.adapter_zip_sha256)
     assert (worker.assignment.resume, worker.assignment.seconds_left) == (None, 1200.0)
@@ -296,7 +296,7 @@ def test_only_a_chat_takes_questions_and_only_it_ends_with_nothing(world1: World
     made = context(world1)
     job = world1.submit("alice", 2)
     worker = running(world1)
-    with pytest.raises(ConflictError, match="is no chat"):
+    with pytest.raises(ConflictError, match="is not a chat"):
         Session(made, worker).call()
     worker.step = 2
     assert worker.save().committed

@@ -122,7 +122,8 @@ def served(
 ) -> tuple[Trained, Clock]:
     clock = clock or Clock()
     seen: Any = hooks or Hooks()
-    return session.serve(job, seen, server, Budget(budget_s, clock), clock=clock, sleep=clock.sleep), clock
+    budget, waits = Budget(budget_s, clock), session.Waits(send_s=0.01)
+    return session.serve(job, seen, server, budget, waits=waits, clock=clock, sleep=clock.sleep), clock
 
 
 def test_one_model_answers_every_question_and_an_idle_session_ends(
@@ -176,10 +177,8 @@ def test_its_time_ends_a_session_in_the_middle_of_an_answer(job: TrainingJob) ->
     assert {event.text for event in events if event.kind is Kind.END} == {"cancelled"}
 
 
-def test_a_server_that_is_away_gets_each_event_once(job: TrainingJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_away_gets_each_event_once(job: TrainingJob) -> None:
     """Guard: with events counted as sent before there is an answer, what was lost on the way never arrived."""
-    monkeypatch.setattr(session, "SEND_EVERY_S", 0.01)
-    monkeypatch.setattr(session, "POLL_S", 0.01)
     questions, calls = Questions(HELLO), [0]
 
     def answer(reply: ChatReply) -> ChatTask:
@@ -190,39 +189,43 @@ def test_a_server_that_is_away_gets_each_event_once(job: TrainingJob, monkeypatc
 
     server, clock = Server(answer), Clock()
     seen: Any = Hooks()
-    session.serve(job, seen, server, Budget(600.0, clock), idle_s=0.1, clock=clock, sleep=clock.sleep)
+    waits = session.Waits(idle_s=0.1, poll_s=0.01, send_s=0.01)
+    session.serve(job, seen, server, Budget(600.0, clock), waits=waits, clock=clock, sleep=clock.sleep)
     events = [event for reply in server.of(1) for event in reply.events]
     assert [event.kind for event in events].count(Kind.READY) == 1
     assert events[-1].kind is Kind.DONE
 
 
-def test_somebody_who_leaves_stops_the_answer(job: TrainingJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guard: without `is_cancelled` the machine went on to generate for nobody."""
-    monkeypatch.setattr(session, "SEND_EVERY_S", 0.01)
-    questions, left = Questions(HELLO.model_copy(update={"max_tokens": 2_048})), threading.Event()
+class HeldClock(Clock):
+    """Holds the generation at its first token until the server has said that the answer is not wanted any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_asked, self.is_left, self.tokens = False, threading.Event(), 0
+
+    def __call__(self) -> float:
+        if self.is_asked:
+            assert self.is_left.wait(20)
+            self.tokens += 1
+        return self.now
+
+
+def test_somebody_who_leaves_stops_the_answer(job: TrainingJob) -> None:
+    """Guard: without `is_cancelled` the machine went on to generate for somebody who had left."""
+    questions, clock = Questions(HELLO.model_copy(update={"max_tokens": 2_048})), HeldClock()
 
     def leave(reply: ChatReply) -> ChatTask:
         if reply.question is None:
-            return questions(reply)
-        left.set()
+            task = questions(reply)
+            clock.is_asked = task.question is not None
+            return task
+        clock.is_left.set()
         return ChatTask(is_cancelled=True)
 
-    ends: list[str] = []
-    generate = session.answer
-
-    def watched(model: Any, question: Any, emit: Any, is_cancelled: Any) -> None:
-        assert left.wait(20)
-
-        def seen(event: Any) -> None:
-            emit(event)
-            if event.kind is Kind.END:
-                ends.append(event.text)
-
-        generate(model, question, seen, is_cancelled)
-
-    monkeypatch.setattr(session, "answer", watched)
-    served(job, Server(leave))
-    assert ends == ["cancelled", "cancelled"]
+    server = Server(leave)
+    served(job, server, clock=clock)
+    assert clock.tokens < 50
+    assert [reply.first for reply in server.of(1)] == [0]
 
 
 def test_a_lease_that_is_over_ends_the_session(job: TrainingJob) -> None:
@@ -257,7 +260,7 @@ def test_whose_fault_it_is_that_no_model_is_loaded(
     def full(*_: Any, **__: Any) -> Any:
         raise UnfitMachineError("the model needs 9 GiB", causes.MEMORY)
 
-    monkeypatch.setattr("worker.chat.model.check_fit", full)
+    monkeypatch.setattr("worker.chat.model.check_fit", full)  # no model of a test is too large for this computer
     with pytest.raises(UnfitMachineError, match="needs 9 GiB") as refused:
         served(job_of(base, archive, tmp_path / "c"), server)
     assert refused.value.cause == causes.MEMORY

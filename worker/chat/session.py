@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from pydantic import TypeAdapter
@@ -25,13 +26,25 @@ from worker.shared.chat_limits import IDLE_S, MAX_EVENTS
 from worker.shared.messages import Phase
 from worker.training.interface import Hooks, PermanentError, Trained, TrainingJob, UnfitMachineError
 
-POLL_S = 1.0
-SEND_EVERY_S = 0.25
-GIVE_UP_S = 60.0
-"""How long the rest of an answer waits for a server that does not reply."""
 END_S = 5.0
 """Before the session would be ended for its time."""
 _TASK = TypeAdapter(ChatTask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waits:
+    """Seconds: without a question until the session ends, between two calls for one, and between two of an answer.
+
+    The rest of an answer waits `give_up_s` for a server that does not reply.
+    """
+
+    idle_s: float = IDLE_S
+    poll_s: float = 1.0
+    send_s: float = 0.25
+    give_up_s: float = 60.0
+
+
+USUAL = Waits()
 
 
 def serve(
@@ -40,7 +53,7 @@ def serve(
     uplink: Uplink,
     budget: Budget,
     *,
-    idle_s: float = IDLE_S,
+    waits: Waits = USUAL,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Trained:
@@ -59,14 +72,14 @@ def serve(
     def is_over() -> bool:
         return budget.left <= budget.margin + END_S
 
-    while clock() < asked_at + idle_s and not is_over():
+    while clock() < asked_at + waits.idle_s and not is_over():
         try:
             task = _call(uplink, ChatReply(fence=job.fence))
             if task is None or task.question is None or task.number is None:
-                sleep(POLL_S)
+                sleep(waits.poll_s)
                 continue
             hooks.phase(Phase.EVAL)
-            line = _Line(uplink, job.fence, task.number)
+            line = _Line(uplink, job.fence, task.number, waits)
             line.emit(ChatEvent(kind=Kind.READY, text=f"{job.spec.base_model} on {model.device}"))
             with line:
                 answer(model, task.question, line.emit, lambda line=line: line.is_cancelled or is_over())
@@ -104,8 +117,8 @@ def _loaded(job: TrainingJob) -> ChatModel:
 class _Line:
     """Sends the events of one answer while it is generated, on a thread that ends with the block."""
 
-    def __init__(self, uplink: HttpUplink, fence: int, number: int) -> None:
-        self._uplink, self._fence, self._number = uplink, fence, number
+    def __init__(self, uplink: HttpUplink, fence: int, number: int, waits: Waits) -> None:
+        self._uplink, self._fence, self._number, self._waits = uplink, fence, number, waits
         self._lock, self._events, self._sent = threading.Lock(), list[AnswerEvent](), 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="chat-line", daemon=True)
@@ -126,14 +139,14 @@ class _Line:
     def _run(self) -> None:
         until = float("inf")
         while not self.is_cancelled:
-            if self._ended.wait(SEND_EVERY_S):
-                until = min(until, time.monotonic() + GIVE_UP_S)
+            if self._ended.wait(self._waits.send_s):
+                until = min(until, time.monotonic() + self._waits.give_up_s)
             has_answered = self._send()
             if self._ended.is_set():
                 if self._sent == len(self._events) or time.monotonic() > until:
                     return
                 if not has_answered:
-                    time.sleep(POLL_S)
+                    time.sleep(self._waits.poll_s)
 
     def _send(self) -> bool:
         with self._lock:

@@ -135,7 +135,7 @@ class ChatReply(Wire):
 
 
 class ChatTask(Wire):
-    """What the server answers: a question with its number, each once, or whether nobody waits for the answer."""
+    """What the server answers: a question with its number, or whether the answer is not wanted any more."""
 
     number: Count | None = None
     question: Question | None = None

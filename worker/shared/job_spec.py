@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -38,8 +37,6 @@ VAL_SPLIT = 2
 MEASURES = 2
 """What new evaluations measure besides answers and general text: the loss on the rows' own answers, and answers to the
 fixed prompts. One without a number began before. A change of the fixed prompts needs another number."""
-
-T = TypeVar("T")
 
 
 class RowFormat(StrEnum):
@@ -195,13 +192,6 @@ class EvaluationSpec(Written):
 _DEADLINE = "must be a time with its zone, for example 2026-12-01T18:00:00+01:00"
 
 
-def _time(text: str, parse: Callable[[str], T]) -> T:
-    try:
-        return parse(text)
-    except ValueError:
-        raise ValueError(_DEADLINE) from None
-
-
 class JobSpec(Written):
     """A fine-tuning job, with the key names of axolotl.
 
@@ -289,7 +279,10 @@ class JobSpec(Written):
         from datetime import date, datetime  # imported only for a job with a deadline
 
         if isinstance(value, str):
-            value = _time(value, datetime.fromisoformat)
+            try:
+                value = datetime.fromisoformat(value)
+            except ValueError:
+                raise ValueError(_DEADLINE) from None
         if isinstance(value, datetime) and value.tzinfo is not None:
             return value.timestamp()
         if isinstance(value, date):  # a date alone could mean the start or the end of that day

@@ -62,7 +62,7 @@ async def chat(asked: Annotated[chats.PendingAnswer, Depends(_asked)]) -> AsyncI
 def start(server: ServerDep, me: CurrentUser, job_id: JobId, asked: requests.ChatSessionCreate) -> Response:
     """Queue a job that loads base model and adapter on a machine, then answers questions.
 
-    It ends when its minutes are over, or when nobody has asked for five minutes. A session of this job that has not
+    It ends when its minutes are over, or after five minutes without a question. A session of this job that has not
     ended is returned in place of a second one. Cancel it to end it.
     """
     made = machine_chats.start(server.ctx, me, job_id, asked.minutes)

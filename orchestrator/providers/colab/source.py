@@ -71,7 +71,7 @@ def pack(request: LaunchRequest, target: Path, worker: Callable[[bool], bytes] =
     with zipfile.ZipFile(target, "w") as whole:
         whole.writestr("boot.py", Path(__file__).with_name("boot.py").read_text())
         whole.writestr("plan.json", json.dumps(plan))
-        whole.writestr("worker.whl", worker(request.uses_adapter))
+        whole.writestr("worker.whl", worker(request.exports or request.chats))
         for key, name in names.items():
             _add(whole, name, request, key)
 

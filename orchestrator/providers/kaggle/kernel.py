@@ -46,7 +46,7 @@ def kernel_source(request: LaunchRequest) -> str:
         "stop_after_s": request.budget_s + RUN_OVER_S,
     }
     about = f"session {request.lease_id} of job {request.job_id}. Created automatically for one session."
-    source = script(about, carried, adapters=request.uses_adapter)
+    source = script(about, carried, adapters=request.exports or request.chats)
     if len(source) > MAX_SOURCE:
         raise LaunchRejected(
             f"the script for this session has {len(source):,} characters, Kaggle accepts at most {MAX_SOURCE:,}. "
