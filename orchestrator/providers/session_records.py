@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import threading
 from bisect import bisect_right
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="DataclassInstance")
 MARK = f"{LINE_MARK} ".encode()
+_MESSAGE = re.compile(re.escape(MARK) + rb"[0-9a-f]{64} |^" + re.escape(MARK))
 MARK_EVERY = 1 << 16
 START = [(0, 0)]
 MAX_OUTBOX = 64 << 20
@@ -75,17 +77,28 @@ class SessionNotes(Generic[S]):
             at, place = marks[bisect_right(marks, offset, key=itemgetter(0)) - 1]
             log.seek(place)
             for line in log:
-                if not _is_shown(line):
-                    continue
-                found += line[max(0, offset - at) :]
-                at += len(line)
+                visible = _visible(line)
+                found += visible[max(0, offset - at) :]
+                at += len(visible)
                 if len(found) >= limit:
                     break
         return bytes(found[:limit])
 
 
-def _is_shown(line: bytes) -> bool:
-    return not (line.startswith(MARK) or (MARK.startswith(line[: len(MARK)]) and not line.endswith(b"\n")))
+def _visible(line: bytes) -> bytes:
+    """What people see of a line: all but a message to the server, which may follow a progress bar on the same line.
+
+    Of an unfinished line only what will stay is seen.
+    """
+    if line.endswith(b"\n"):
+        message = _MESSAGE.search(line)
+        if message is None:
+            return line
+        before = line[: message.start()]
+        return before + b"\n" if before.strip() else b""
+    begun = next((size for size in range(len(MARK), 0, -1) if line.endswith(MARK[:size])), 0)
+    before = line.partition(MARK)[0] if MARK in line else line[: len(line) - begun]
+    return before if before.strip() else b""
 
 
 @lru_cache(maxsize=16)
@@ -101,5 +114,5 @@ def _marks(path: Path, _inode: int, _size: int, _changed: int) -> list[tuple[int
             if place - marks[-1][1] >= MARK_EVERY:
                 marks.append((at, place))
             place += len(line)
-            at += len(line) if _is_shown(line) else 0
+            at += len(_visible(line))
     return marks

@@ -24,8 +24,8 @@ from orchestrator.services.datasets import bring, dataset_by_id
 from orchestrator.services.row_faults import token_facts
 from orchestrator.services.running_checks import RunningChecks
 from worker.shared import limited_call
+from worker.shared.data_check_list import CHECKS
 from worker.shared.data_checks import VERSION
-from worker.shared.data_checks.checks import CHECKS
 from worker.shared.data_checks.findings import NotChecked, Report
 from worker.shared.data_checks.token_facts import TokenFacts, facts_of, special_findings, token_findings
 from worker.shared.job_spec import DatasetSpec, JobSpec, RowFormat

@@ -28,7 +28,7 @@ from orchestrator.services.data_gate import file_reports
 from orchestrator.services.datasets import unused_keys
 from orchestrator.services.dispatch import to_pending
 from orchestrator.services.job_resolution import NEWEST, resolve
-from worker.shared.data_checks.checks import Level
+from worker.shared.data_check_list import Level
 from worker.shared.job_spec import JobSpec
 
 

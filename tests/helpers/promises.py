@@ -50,9 +50,10 @@ class Promises:
                 by_id = {c.sha256: c for c in tx.checkpoints.of_job(ident)}
             if job.head is None:
                 continue
-            head = by_id[job.head]
+            head = by_id.get(job.head)
+            assert head is not None, "the head is unknown"
             assert head.state is CheckpointState.COMMITTED
-            assert self._world.store.stat(head.key).sha256 == head.sha256
+            assert self._is_stored(head.key, head.sha256), "the head's file is gone or changed"
             committed = [c for c in by_id.values() if c.state in {CheckpointState.COMMITTED, CheckpointState.PRUNED}]
             steps, cursor = 0, job.head
             while cursor is not None:
@@ -70,7 +71,10 @@ class Promises:
             job = self._world.job(ident)
             if job.state is JobState.SUCCEEDED:
                 assert job.head_step == job.total_steps
-                try:
-                    assert self._world.store.stat(job.adapter_key or "x").sha256 == job.adapter_zip_sha256
-                except ObjectMissing as missing:
-                    raise AssertionError("a finished job lost its adapter") from missing
+                assert self._is_stored(job.adapter_key or "x", job.adapter_zip_sha256), "the adapter is gone or changed"
+
+    def _is_stored(self, key: str, sha256: str | None) -> bool:
+        try:
+            return self._world.store.stat(key).sha256 == sha256
+        except ObjectMissing:
+            return False

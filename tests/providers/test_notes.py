@@ -47,6 +47,21 @@ def test_any_part_of_a_log_is_that_of_the_whole(kept: SessionNotes[Nothing]) -> 
     assert kept.shown(2 * MARK_EVERY, 50) == b"z" * 50
 
 
+def test_a_message_behind_a_progress_bar_is_hidden_and_what_was_seen_stays(tmp_path: Path) -> None:
+    """Guards: with marks looked for only where a line begins, people read a message behind a progress bar, which ends
+    without a line's end; with an unfinished line shown whole, its message was seen and taken back."""
+    kept = SessionNotes(tmp_path, Nothing)
+    message = MARK + b"0a" * 32 + b' {"kind": "report"}\n'
+    log = b"Loading 50%\r" + message + b"\r    \r" + message + b"mail me@trainhop please\n  \n" + message + b"end @tra"
+    seen = b""
+    for size in range(len(log) + 1):
+        kept.log.write_bytes(log[:size])
+        now = kept.shown(0, len(log))
+        assert now.startswith(seen), log[:size]
+        seen = now
+    assert seen == b"Loading 50%\r\nmail me@trainhop please\n  \nend "
+
+
 def test_the_end_of_a_long_log_is_found_in_about_one_reading(kept: SessionNotes[Nothing]) -> None:
     """Guard: without `_marks` each of the dozens of questions read the log from its start."""
     most, before = 10_000, session_records._marks.cache_info()

@@ -16,8 +16,8 @@ from orchestrator.services.datasets import add_dataset, delete_dataset
 from orchestrator.services.running_checks import RunningChecks
 from tests.helpers.data_checks import data_checks
 from tests.helpers.world import World
+from worker.shared.data_check_list import CHECKS, Level
 from worker.shared.data_checks import VERSION
-from worker.shared.data_checks.checks import CHECKS, Level
 from worker.shared.data_checks.findings import Finding, Report
 from worker.shared.data_checks.token_facts import TokenFacts
 from worker.shared.job_spec import JobSpec

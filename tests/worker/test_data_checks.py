@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from benchmarks.trust.english import English
-from worker.shared.data_checks.checks import CHECKS
+from worker.shared.data_check_list import CHECKS
 from worker.shared.data_checks.clean_copy import write_clean
 from worker.shared.data_checks.findings import Report
 from worker.shared.data_checks.languages import ALL_OF

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from worker.shared.benchmark_list import BENCHMARKS
-from worker.shared.data_checks.checks import CHECKS
+from worker.shared.data_check_list import CHECKS
 from worker.shared.evaluation_units import Unit, prompts_at_once, units
 from worker.shared.export_spec import ChatSpec, ExportSpec
 from worker.shared.hub_names import RepoName

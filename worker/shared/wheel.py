@@ -10,6 +10,7 @@ import hashlib
 import io
 import re
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -21,10 +22,16 @@ DISTRIBUTION = "trainhop-worker"
 PACKAGES = ("trainhop", "worker")
 NEEDED = ("httpx", "numpy", "pydantic", "safetensors", "stamina")
 """What a worker imports besides its training libraries. The other dependencies belong to the command line."""
+NO_SESSION_NEEDS = (
+    "worker/shared/data_checks",
+    "worker/shared/installation.py",
+    "worker/training/end_counts.py",
+    "worker/training/token_counts.py",
+    "worker/training/token_preview.py",
+)
+"""Command line and server run them. What is sent to a machine with each session may not be large."""
 ADAPTERS = ("worker/chat", "worker/export", "worker/shared/chat.py", "worker/shared/chat_limits.py")
 """Only sessions that export an adapter or chat with it need these."""
-NOT_FOR_TRAINING = (*ADAPTERS, "worker/shared/installation.py")
-"""What is sent to a machine with each session may not be large. Only the server's computer needs the last one."""
 
 _SUFFIXES = (".py", ".jsonl", ".yaml")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -70,8 +77,8 @@ def build(*, adapters: bool = False) -> Wheel:
     stem = f"{DISTRIBUTION.replace('-', '_')}-{version}"
     root = Path(worker.__file__).parent.parent
     found = [path for package in PACKAGES for path in sorted((root / package).rglob("*"))]
-    left_out = {root / name for name in NOT_FOR_TRAINING if not (adapters and name in ADAPTERS)}
-    sources = [path for path in found if path.suffix in _SUFFIXES and left_out.isdisjoint((path, *path.parents))]
+    left_out = (*NO_SESSION_NEEDS, *(() if adapters else ADAPTERS))
+    sources = [path for path in found if path.suffix in _SUFFIXES and not is_within(path, root, left_out)]
     files = {path.relative_to(root).as_posix(): path.read_bytes() for path in sources}
     info = f"{stem}.dist-info"
     files[f"{info}/METADATA"] = _metadata(version).encode()
@@ -86,6 +93,11 @@ def build(*, adapters: bool = False) -> Wheel:
             archive.writestr(entry, data)
     data = packed.getvalue()
     return Wheel(name=f"{stem}-py3-none-any.whl", sha256=hashlib.sha256(data).hexdigest(), data=data)
+
+
+def is_within(path: Path, root: Path, names: Iterable[str]) -> bool:
+    """Whether `path` is one of these files and folders below `root`, or lies in one."""
+    return not {root / name for name in names}.isdisjoint((path, *path.parents))
 
 
 def _metadata(version: str) -> str:

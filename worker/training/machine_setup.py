@@ -19,7 +19,7 @@ import torch
 import worker
 from worker.agent.hardware import cpu_flags
 from worker.shared.manifest import Hardware
-from worker.shared.wheel import DISTRIBUTION, NOT_FOR_TRAINING
+from worker.shared.wheel import ADAPTERS, DISTRIBUTION, NO_SESSION_NEEDS, is_within
 
 _VARIABLES = (
     "ATEN_",
@@ -96,9 +96,9 @@ def worker_sha256() -> str:
 
 def code_sha256(package: Path) -> str:
     """The same of the package in this folder. What training does not need does not count, wherever the package is."""
-    left_out = {package.parent / name for name in NOT_FOR_TRAINING}
+    left_out = (*NO_SESSION_NEEDS, *ADAPTERS)
     found = (path for part in _CODE for path in sorted((package / part).rglob("*.py")))
-    return _sha256(path for path in found if path not in left_out)
+    return _sha256(path for path in found if not is_within(path, package.parent, left_out))
 
 
 def _model_code_sha256() -> str:

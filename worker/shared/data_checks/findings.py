@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from worker.shared.data_checks.checks import CHECKS, LEVELS, Level
+from worker.shared.data_check_list import CHECKS, LEVELS, Level
 from worker.shared.data_checks.masking import masked
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from worker.shared.copies_of_rows import groups
+from worker.shared.data_check_list import LEVELS
 from worker.shared.data_checks import VERSION
-from worker.shared.data_checks.checks import LEVELS
 from worker.shared.data_checks.copies import Copies
 from worker.shared.data_checks.findings import Finding, Found, NotChecked, Report, RowsFound
 from worker.shared.data_checks.leaks import PROMPTS, TASKS, VALIDATION, Leaks

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from worker.shared.data_checks.checks import CHECKS
+from worker.shared.data_check_list import CHECKS
 from worker.shared.data_checks.copies import Copies
 from worker.shared.data_checks.findings import Found, RowsFound
 from worker.shared.data_checks.texts import Seen, key

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from worker.shared.data_check_list import CHECKS, LEVELS
 from worker.shared.data_checks import VERSION
 from worker.shared.data_checks.benchmark_items import BenchmarkItems
-from worker.shared.data_checks.checks import CHECKS, LEVELS
 from worker.shared.data_checks.contradictions import Contradictions
 from worker.shared.data_checks.copies import Copies
 from worker.shared.data_checks.diversity import Diversity

@@ -1,4 +1,4 @@
-"""The checks with their limits. A job file names them, so this module loads nothing else."""
+"""The data checks with their limits, apart from their code, because a job file names them."""
 
 from __future__ import annotations
 
