@@ -100,6 +100,7 @@ def test_only_the_owner_may_ask(trained, endpoint: ChatEmulator, made, tmp_path)
     refused = admin.post(f"/jobs/{hers}/chat", ASKED)
     assert refused.status_code == 403
     assert "Only the owner" in refused.json()["detail"]
+    assert admin.post(f"/jobs/{hers}:chat", {}).status_code == 403
     inside = ann.post(f"/jobs/{hers}/chat", ASKED | {"endpoint": {"url": endpoint.url, **NAMES}})
     assert inside.status_code == 422
     assert "Only an admin can use it" in inside.json()["detail"]

@@ -163,8 +163,8 @@ def test_a_session_is_a_job_and_keeps_nothing_of_its_answers(world: World) -> No
 
 
 def test_who_may_start_and_ask_and_what_refuses(world: World) -> None:
-    """Guards: without the owner's check in `find_trained` an admin used a member's adapter; with `used_job` missing in
-    `refuse_unfinished` and `refuse_without_adapter` the adapter of a waiting session was deleted."""
+    """Guards: with exports alone in `refuse_unfinished` and `refuse_without_adapter`, the adapter of a waiting session
+    was deleted, and a session without an adapter was queued; without `_unended` a second machine was taken."""
     alice, made = world.actors["alice"], context(world)
     unfinished = world.submit("alice", 4)
     with pytest.raises(ConflictError, match="has no adapter to chat with"):

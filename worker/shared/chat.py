@@ -135,7 +135,7 @@ class ChatReply(Wire):
 
 
 class ChatTask(Wire):
-    """What the server answers: a question with its number, or whether the answer is not wanted any more."""
+    """What the server answers: a question with its number, or that the answer is no longer wanted."""
 
     number: Count | None = None
     question: Question | None = None
