@@ -255,6 +255,22 @@ def test_the_end_of_a_session_ends_the_question(world1: World) -> None:
     assert asked.rest()[-1].text == "The machine took too long; ask again."
 
 
+def test_who_waits_learns_that_the_machine_was_lost(world1: World) -> None:
+    """Guard: without `is_lost` the question waited for its half answer, and the next session never got it."""
+    made = context(world1)
+    job = trained(world1)
+    started(world1, job)
+    session = Session(made, running(world1))
+    asked = Asked(made, world1, job)
+    assert asked.next() is not None
+    session.say(session.take(), text("half an ans"))
+    assert asked.next() == ChatEvent(kind=Kind.TEXT, arm=Arm.BASE, text="half an ans")
+    session._worker.release("drained")
+    world1.clock.tick(3)
+    assert asked.rest() == [LOST]
+    Asked(made, world1, job).stop()
+
+
 def test_nobody_is_answered_who_has_left(world1: World) -> None:
     """Guard: without `drop` the session generated for nobody and no further question was taken."""
     made = context(world1)
@@ -306,9 +322,11 @@ def test_only_a_chat_takes_questions_and_only_it_ends_with_nothing(world1: World
 
 
 def test_events_are_taken_once_and_a_gap_ends_the_answer() -> None:
-    """Guards: without `first` a repeated message said everything twice, and a lost one was not noticed."""
+    """Guards: without `first` a repeated message said everything twice, and a lost one was not noticed; without the
+    fence in `exchange` a session answered a question that it had not taken."""
     rooms = ChatRooms()
     number = rooms.put("job", HELLO)
+    assert rooms.exchange("job", ChatReply(fence=1, question=number, events=(DONE,))).is_cancelled
     assert rooms.exchange("job", ChatReply(fence=1)).number == number
     assert rooms.exchange("job", ChatReply(fence=1)).number == number, "the reply may have been lost"
     said = ChatReply(fence=1, question=number, events=(text("a"), text("b")))
