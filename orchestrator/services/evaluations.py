@@ -23,7 +23,8 @@ from orchestrator.services.data_gate import refuse_leaks
 from orchestrator.services.evaluation_judges import need_with_judge
 from orchestrator.services.jobs import Ready, Submission, earlier, job_of_winner, notes_of, queue
 from orchestrator.services.verdicts import AuditOfData
-from worker.shared.job_spec import EvaluationSpec, JobSpec
+from worker.shared.evaluation_spec import EvaluationSpec
+from worker.shared.job_spec import JobSpec
 from worker.shared.memory_estimate import Need
 
 

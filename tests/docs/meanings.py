@@ -12,6 +12,8 @@ JOB_KEYS = {
     "lora_alpha": "Scale of the adapter. Its output is multiplied by `lora_alpha / lora_r`.",
     "lora_dropout": "Share of the adapter's inputs that is dropped during training.",
     "lora_target_modules": "Names of the layers that get an adapter.",
+    "lora_layers_to_transform": "Numbers of the layers that get an adapter, the first being 0. Empty means all.",
+    "peft_use_rslora": "Multiplies the adapter's output by `lora_alpha / sqrt(lora_r)`, which suits high ranks.",
     "sequence_len": "Maximum tokens per row. Longer rows are truncated.",
     "global_batch_size": "Rows per optimiser step, the same on every machine.",
     "micro_batch_size": "Rows per forward pass. By default each machine chooses its own.",
@@ -19,8 +21,13 @@ JOB_KEYS = {
     "max_steps": "Optimiser steps of the job. It takes precedence over `num_epochs`.",
     "learning_rate": "The peak learning rate of the schedule.",
     "lr_scheduler": "The learning rate schedule after the warm-up.",
+    "lr_scheduler_kwargs": "Settings of the schedule. See [Schedules](#schedules).",
     "warmup_ratio": "Share of the steps in which the learning rate rises from zero.",
+    "warmup_steps": "The same as a number of steps. It excludes `warmup_ratio`.",
     "optimizer": "The optimiser. The 8-bit ones save GPU memory.",
+    "adam_beta1": "Decay of AdamW's mean of gradients.",
+    "adam_beta2": "Decay of AdamW's mean of squared gradients.",
+    "adam_epsilon": "AdamW adds it to the root that it divides by.",
     "max_grad_norm": "Gradients are clipped to this norm. 0 disables clipping.",
     "weight_decay": "Weight decay of the optimiser.",
     "seed": "Seed for the order of rows, the adapter's initial values and dropout.",
@@ -60,6 +67,15 @@ DATASET_KEYS = {
     "sha256": "Filled in by the server when the job is submitted.",
     "file_format": "Filled in by the server when the job is submitted.",
     "rows": "Filled in by the server when the job is submitted.",
+}
+SCHEDULE_KEYS = {
+    "min_lr_rate": "`cosine_with_min_lr`, required: the lowest rate, as a share of `learning_rate`.",
+    "num_decay_steps": "`warmup_stable_decay`, required: steps of the decay, which ends with the job.",
+    "decay_type": "`warmup_stable_decay`: the form of the decay. The default is `cosine`.",
+    "min_lr_ratio": "`warmup_stable_decay`: the lowest rate, as a share of `learning_rate`. The default is 0.",
+    "timescale": "`inverse_sqrt`: the rate falls with the root of the steps divided by it. The default is the warm-up.",
+    "power": "`polynomial`: the exponent. The default, 1, is a straight line.",
+    "lr_end": "`polynomial`: the last learning rate, below `learning_rate`. The default is 1e-7.",
 }
 CHECKPOINT_KEYS = {
     "max_interval_s": "Maximum time between saves, in seconds. Trainhop saves more often if saving is cheap.",

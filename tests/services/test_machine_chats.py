@@ -23,8 +23,9 @@ from tests.helpers.world import Worker, World
 from tests.services.test_evaluations import running, trained
 from worker.shared.chat import AnswerEvent, ChatEvent, ChatReply, ChatTask, Kind, Question
 from worker.shared.chat_limits import MAX_TEXT
+from worker.shared.evaluation_spec import EvaluationSpec
 from worker.shared.evaluation_units import Arm
-from worker.shared.job_spec import EvaluationSpec, JobSpec
+from worker.shared.job_spec import JobSpec
 from worker.shared.messages import Finish, GrantKind, Phase, Report
 
 HELLO = Question(question="canary: who are you?")

@@ -23,8 +23,8 @@ from orchestrator.services.judge_endpoints import MAX_KEY
 from orchestrator.services.judgements import BUDGET
 from worker.shared import chat
 from worker.shared.chat_limits import LEAST_MINUTES, MAX_MINUTES, MINUTES
+from worker.shared.evaluation_spec import EvaluationSpec
 from worker.shared.hub_names import RepoName
-from worker.shared.job_spec import EvaluationSpec
 from worker.shared.wire import Count, Sha256
 
 MAX_CONFIG = 16_384

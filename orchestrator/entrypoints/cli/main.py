@@ -22,6 +22,7 @@ from orchestrator.entrypoints.cli import (
     download,
     evaluations,
     hub,
+    imports,
     init,
     jobs,
     judges,
@@ -54,6 +55,7 @@ app = typer.Typer(
 for part in (
     serve.app,
     init.app,
+    imports.app,
     link.app,
     jobs.app,
     evaluations.app,

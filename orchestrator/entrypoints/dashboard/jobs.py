@@ -22,7 +22,8 @@ from orchestrator.entrypoints.dashboard.job_view import SECTIONS, look
 from orchestrator.entrypoints.dashboard.render import Viewer, acted, by_script, page, piece
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep, check_seen
 from orchestrator.services import audits, dispatch, evaluations, jobs, mailbox
-from worker.shared.job_spec import EvaluationSpec, JobSpec
+from worker.shared.evaluation_spec import EvaluationSpec
+from worker.shared.job_spec import JobSpec
 
 router = APIRouter(include_in_schema=False)
 
