@@ -113,6 +113,7 @@ def test_a_job_without_an_adapter_is_refused(trained) -> None:
     refused = server.api.admin.post(f"/jobs/{job}/chat", ASKED)
     assert refused.status_code == 409
     assert "has no adapter to chat with" in refused.json()["detail"]
+    server.api.admin.post(f"/jobs/{job}:cancel")
 
 
 def test_a_server_without_torch_says_so(trained) -> None:
