@@ -118,6 +118,7 @@ def test_a_session_is_a_job_and_keeps_nothing_of_its_answers(world: World) -> No
     """Guard: without `why_waiting` in `_doing`, who asked did not learn what to do about a session that waits."""
     job = trained(world)
     source, made = world.job(job), context(world)
+    assert "chat" not in source.spec, "older workers refuse a key that they do not know"
     world.set_consent("alice", agreed=False)
     session_job = started(world, job)
     assert started(world, job) == session_job, "while there is a session, it is that one"
