@@ -56,6 +56,8 @@ def evaluate(
         return Submission(job=again, is_new=False, notes=notes_of(ctx, again.id))
     if trained.is_export:
         raise ConflictError(f"Job {job_id} is an export. Evaluate the job that it exports.")
+    if trained.is_chat:
+        raise ConflictError(f"Job {job_id} is a chat. Evaluate the job that it uses.")
     if trained.is_evaluation:
         raise ConflictError(f"Job {job_id} is an evaluation itself. Evaluate the job that it evaluates.")
     spec = JobSpec.model_validate(trained.spec)

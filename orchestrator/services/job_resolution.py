@@ -47,6 +47,11 @@ def resolve(
             "An export is started from a trained job. Use `trainhop export JOB --format FORMAT --on-machine`.",
             [("/export", "is set by the server")],
         )
+    if spec.chat is not None:
+        raise InvalidError(
+            "A chat is started from a trained job. Use `trainhop chat JOB --on-machine`.",
+            [("/chat", "is set by the server")],
+        )
     if spec.deadline is not None and not 0 <= spec.deadline < LAST_DEADLINE:
         raise InvalidError("The deadline is not a valid date.", [("/deadline", "must be a time before the year 10000")])
     _refuse_the_unknown(ctx, spec)

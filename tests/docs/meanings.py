@@ -49,6 +49,7 @@ JOB_KEYS = {
     "hub_private": "`false` makes a new repository of `hub_model_id` public, and allows one that is.",
     "evaluation": "Filled in by the server in an evaluation. See [Evaluate an adapter](evaluation.md).",
     "export": "Filled in by the server in an export. See [Use an adapter](use-an-adapter.md#on-a-machine).",
+    "chat": "Filled in by the server in a chat on a machine. See [Try it](use-an-adapter.md#try-it).",
     "numerics": "The version of the way in which a job computes. Filled in by the server when the job is submitted.",
     "checkpoint": "When checkpoints are saved and kept. See [Checkpoints](#checkpoints).",
     "placement": "Where the job can run. See [Placement](#placement).",

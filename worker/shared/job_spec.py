@@ -12,7 +12,7 @@ from worker.shared.data_check_list import CHECKS
 from worker.shared.dataset_spec import DatasetSpec
 from worker.shared.evaluation_spec import EvaluationSpec
 from worker.shared.evaluation_units import Unit, prompts_at_once, units
-from worker.shared.export_spec import ExportSpec
+from worker.shared.export_spec import ChatSpec, ExportSpec
 from worker.shared.hub_names import RepoName
 from worker.shared.judge_prompt import MAX_OUTPUT_TOKENS, TEXT_TOKENS
 from worker.shared.plain_errors import MAX_KEY, nearest
@@ -147,7 +147,8 @@ class JobSpec(Written):
 
     evaluation: EvaluationSpec | None = Field(default=None, exclude_if=lambda asked: asked is None)
     export: ExportSpec | None = Field(default=None, exclude_if=lambda asked: asked is None)
-    """Set by the server in a job that evaluates or exports what another one has trained. Older workers refuse it."""
+    chat: ChatSpec | None = Field(default=None, exclude_if=lambda asked: asked is None)
+    """Set by the server in a job that uses what another one has trained. Older workers refuse them."""
 
     @field_validator("accept_findings")
     @classmethod
@@ -209,6 +210,12 @@ class JobSpec(Written):
         return math.ceil(self.total_steps * self.warmup_ratio)
 
     @property
+    def used_job(self) -> str | None:
+        """The job whose adapter an export or a chat begins with. Such a job has no data files and no checkpoints."""
+        asked = self.export or self.chat
+        return asked.job if asked is not None else None
+
+    @property
     def rows(self) -> int:
         """Rows of all datasets together. Known after the server has resolved them."""
         return sum(d.rows or 0 for d in self.datasets)
@@ -229,12 +236,12 @@ class JobSpec(Written):
 
         The tasks of an evaluation come after them, and the items of its benchmarks last.
         """
-        return tuple(file for _, file in self.files_by_pointer) if self.evaluation or self.export else self.datasets
+        return tuple(file for _, file in self.files_by_pointer) if self.evaluation or self.used_job else self.datasets
 
     @property
     def files_by_pointer(self) -> tuple[tuple[str, DatasetSpec], ...]:
-        """The data files that a job and its evaluation need, with JSON pointers of their paths. None for an export."""
-        if self.export is not None:
+        """The data files that a job and its evaluation need, with JSON pointers of their paths."""
+        if self.used_job is not None:
             return ()
         own = tuple((f"/datasets/{place}/path", dataset) for place, dataset in enumerate(self.datasets))
         asked, pointer = (self.evaluation, "") if self.evaluation is not None else (self.evaluate, "/evaluate")
@@ -284,10 +291,10 @@ class JobSpec(Written):
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of the whole job (first `max_steps`, then `num_epochs`), units of an evaluation, 1 export."""
+        """Optimiser steps of the whole job (first `max_steps`, then `num_epochs`), units of an evaluation, else 1."""
         if self.evaluation is not None:
             return len(self.evaluation_units)
-        if self.export is not None:
+        if self.used_job is not None:
             return 1
         if self.max_steps is not None:
             return self.max_steps

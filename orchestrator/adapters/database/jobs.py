@@ -86,6 +86,9 @@ class SqlJobRepository(SqlRepository):
     def unended(self, member_id: str) -> list[Job]:
         return JOBS.where(self._connection, _jobs.member_id == member_id, IS_UNENDED, order=_jobs.id)
 
+    def unended_clones(self, job_id: str) -> list[Job]:
+        return JOBS.where(self._connection, _jobs.cloned_from == job_id, IS_UNENDED, order=_jobs.id)
+
     def find_using_dataset(self, sha256: str, member_id: str) -> Job | None:
         # The spec is stored as JSON. It escapes quotation marks in names, so only a real `sha256` key can match.
         uses_it = cast(_jobs.spec, Text).contains(f'"sha256": "{sha256}"')

@@ -80,6 +80,8 @@ def as_forms(row: Row, url: str) -> list[tuple[str, str]]:
         return [("CLI", f"trainhop evaluate {row['cloned_from']}\n")]
     if asked := row["spec"].get("export"):
         return [("CLI", f"trainhop export {asked['job']} --format {asked['format']} --on-machine\n")]
+    if asked := row["spec"].get("chat"):
+        return [("CLI", f"trainhop chat {asked['job']} --on-machine --minutes {asked['minutes']}\n")]
     spec = submittable(row["spec"])
     text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
     body = json.dumps(spec, ensure_ascii=False)

@@ -35,6 +35,10 @@ class JobRepository(Protocol):
         """The member's jobs that have not ended, oldest first."""
         ...
 
+    def unended_clones(self, job_id: str) -> list[Job]:
+        """The clones of a job that have not ended, oldest first. What uses its adapter is among them."""
+        ...
+
     def find_using_dataset(self, sha256: str, member_id: str) -> Job | None:
         """Any job that has not ended and reads this dataset. With a member, only a job of that member."""
         ...
