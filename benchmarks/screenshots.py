@@ -1,9 +1,10 @@
-"""Takes the dashboard's pictures in README and docs (about two minutes).
+"""Takes the dashboard's pictures in README and docs (about five minutes).
 
     python -m benchmarks.screenshots [FOLDER]
 
 A real server trains a tiny model with random weights on the example's data. Its first machine is killed, its second is
-told to hand off, and the pictures are taken while the third one trains.
+told to hand off, and the first pictures are taken while the third one trains. The others show the empty server before,
+and the job when it is done: its result, its shared page, and itself beside a clone with another learning rate.
 """
 
 from __future__ import annotations
@@ -13,20 +14,44 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.browser import browser
 from benchmarks.lab import Lab, lab
 from benchmarks.tiny_model import make_tiny_llama
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+SETTLE_MS = 1_000
+"""For charts and plans, which follow the page."""
 TARGET = EXAMPLES.parent / "docs" / "pictures"
-STEPS = 600
-PICTURES = (
-    ("dashboard-job", "/jobs/{job}", "light", 1280, 1010),
-    ("dashboard-submit", "/submit?clone={job}", "light", 1280, 1010),
-    ("dashboard-phone", "/jobs/{job}", "dark", 390, 1010),
+STEPS, RATE = 600, 5e-3
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A page, its colour scheme, and the window's size in pixels. `shows` is what the page waits for."""
+
+    name: str
+    path: str
+    shows: str
+    scheme: Literal["light", "dark"] = "light"
+    width: int = 1280
+    height: int = 1010
+
+
+EMPTY = (Picture("setup", "/setup", "#file, [type=search], form"),)
+TRAINING = (
+    Picture("dashboard-job", "/jobs/{job}", ".uplot"),
+    Picture("dashboard-submit", "/submit?clone={job}", "#plan dl, #plan table, #plan p"),
+    Picture("dashboard-phone", "/jobs/{job}", ".uplot", scheme="dark", width=390),
+)
+DONE = (
+    Picture("result", "/jobs/{job}", ".uplot"),
+    Picture("compare", "/compare?job={job}&job={clone}", ".uplot"),
+    Picture("share", "/share/{share}", "svg"),
 )
 
 
@@ -39,9 +64,16 @@ def main() -> None:
         model = make_tiny_llama(folder / "models" / "tiny-llama")
         settings = {"allowed_folders": json.dumps([str(model.parent)]), "offline": True, "report_every_s": 1}
         with lab(folder / "lab", **settings, reconcile_s=0.5) as server:
+            take(server, EMPTY, target)
             job = travel(server, model)
-            take(server, job, target)
-            server.post(f"/jobs/{job}:cancel")
+            take(server, TRAINING, target, job=job)
+            finished(server, job)
+            changes = {"name": "trail-guide at a tenth of the rate", "learning_rate": RATE / 10}
+            clone = server.post(f"/jobs/{job}:clone", {"changes": changes})["id"]
+            finished(server, clone)
+            url = server.post(f"/jobs/{job}/shares", {"samples": True})["url"]
+            take(server, DONE, target, job=job, clone=clone, share=url.rpartition("/")[2])
+    shrink(target)
 
 
 def travel(server: Lab, model: Path) -> str:
@@ -64,7 +96,7 @@ def job_file(server: Lab, model: Path) -> dict[str, Any]:
         "max_steps": STEPS,
         "global_batch_size": 8,
         "sequence_len": 192,
-        "learning_rate": 5e-3,
+        "learning_rate": RATE,
         "lora_r": 8,
         "val_set_size": 0.05,
         "eval_steps": STEPS // 6,
@@ -84,29 +116,36 @@ def at_step(server: Lab, step: int, *, after: int = 0, job: str = "") -> str:
     return server.wait_for(find_lease, f"step {step}", 240, 0.2)
 
 
-def take(server: Lab, job: str, target: Path) -> None:
-    """One picture of each page, as small as the format's optimiser makes it."""
+def finished(server: Lab, job: str) -> None:
+    """Return when the job is done."""
+    server.wait_for(lambda: server.job(job)["state"] == "succeeded", "the job's end", 480, 0.5)
+
+
+def take(server: Lab, pictures: Sequence[Picture], target: Path, **ids: str) -> None:
+    """One picture of each page. `ids` fill the addresses."""
     address = str(server.client.base_url).removesuffix("/api/v1/").removesuffix("/api/v1")
     with browser() as running:
-        for name, path, scheme, width, height in PICTURES:
-            context = running.new_context(color_scheme=scheme, viewport={"width": width, "height": height})  # pyright: ignore[reportArgumentType]
+        for each in pictures:
+            context = running.new_context(
+                color_scheme=each.scheme, viewport={"width": each.width, "height": each.height}
+            )
             page = context.new_page()
             page.goto(server.post("/login-links")["url"])
             page.wait_for_url(f"{address}/")
-            page.goto(address + path.format(job=job))
-            page.wait_for_load_state("networkidle") if "submit" in path else page.locator(".uplot").wait_for()
-            page.screenshot(path=target / f"{name}.png")
+            page.goto(address + each.path.format(**ids))
+            page.locator(each.shows).first.wait_for()
+            page.wait_for_timeout(SETTLE_MS)
+            page.screenshot(path=target / f"{each.name}.png")
             context.close()
-            print(target / f"{name}.png", file=sys.stderr)
-    shrink(target)
+            print(target / f"{each.name}.png", file=sys.stderr)
 
 
 def shrink(target: Path) -> None:
     """Write the pictures with a palette, which needs a third of the bytes and looks the same."""
     from PIL import Image
 
-    for name, *_ in PICTURES:
-        file = target / f"{name}.png"
+    for each in (*EMPTY, *TRAINING, *DONE):
+        file = target / f"{each.name}.png"
         with Image.open(file) as picture:
             picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
 

@@ -44,6 +44,7 @@ from orchestrator.ports.repository import UnitOfWork
 from orchestrator.ports.stores import Links, StoreConfig, StoreEnv, StoreKind, Stores
 from orchestrator.ports.system import Clock, Vault
 from orchestrator.providers.registry import Registry
+from orchestrator.services.chat_rooms import ChatRooms
 from orchestrator.services.chats import ChatContext, RunningChats
 from orchestrator.services.context import Context
 from orchestrator.services.copied_folder import leave_to_the_original
@@ -76,7 +77,8 @@ class App:
     """A complete server. `wake` triggers a dispatch and `news` a pass over the machines.
 
     `rounds` knows which of its loops is late, `judges` what it does with judge models, and `running_chats` who chats.
-    `pushing` is the context of the use cases that push to the Hugging Face hub.
+    `chat_rooms` has the questions to sessions on machines. `pushing` is the context of the use cases that push to the
+    Hugging Face hub.
     """
 
     settings: Settings
@@ -95,6 +97,7 @@ class App:
     judges: RunningJudges = field(default_factory=RunningJudges)
     chats: Chats = field(default_factory=ServerChats)
     running_chats: RunningChats = field(default_factory=RunningChats)
+    chat_rooms: ChatRooms = field(default_factory=ChatRooms)
     closers: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
 
     @property
@@ -110,7 +113,7 @@ class App:
     @property
     def chatting(self) -> ChatContext:
         """The context of the use cases that chat with an adapter."""
-        return ChatContext(ctx=self.context, chats=self.chats, running=self.running_chats)
+        return ChatContext(ctx=self.context, chats=self.chats, running=self.running_chats, rooms=self.chat_rooms)
 
     def close(self) -> None:
         """Close threads, connections and the data folder."""

@@ -18,7 +18,7 @@ from orchestrator.adapters.token_preview import TokenLooks
 from tests.helpers.forked_process import ForkedProcess, forks
 from tests.helpers.waiting import wait_for
 from worker.shared import limited_call
-from worker.shared.job_spec import RowFormat
+from worker.shared.dataset_spec import RowFormat
 from worker.shared.process import tied
 
 COMMAND = [sys.executable, "-m", "orchestrator.entrypoints.cli.main"]

@@ -125,9 +125,10 @@ class Connection:
         return items
 
     @contextmanager
-    def stream(self, path: str, headers: Mapping[str, str]) -> Generator[httpx.Response]:
-        """Stream the body under `path`. Status 416 (the range is past the end) does not raise."""
-        with self._reachable(), self._http.stream("GET", path, headers=headers) as response:
+    def stream(self, path: str, headers: Mapping[str, str], body: Any = None) -> Generator[httpx.Response]:
+        """Stream the body under `path`, or the answer to `body`. Status 416 (past the end) does not raise."""
+        method = "GET" if body is None else "POST"
+        with self._reachable(), self._http.stream(method, path, headers=headers, json=body) as response:
             if response.status_code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 if response.is_error:
                     response.read()

@@ -15,7 +15,8 @@ from benchmarks.gpu.models import Scale, paper_model
 from benchmarks.gpu.sessions import Watcher, free_memory, resolved, run
 from benchmarks.tiny_job import WORDS
 from worker.shared import answers_file, checkpoint_file
-from worker.shared.job_spec import EvaluationSpec, JobSpec
+from worker.shared.evaluation_spec import EvaluationSpec
+from worker.shared.job_spec import JobSpec
 from worker.shared.messages import Origin
 from worker.training.interface import TrainingJob
 

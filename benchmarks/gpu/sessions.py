@@ -14,7 +14,8 @@ from typing import Any
 from worker.agent.limits import Part
 from worker.shared import checkpoint_file
 from worker.shared.dataset_files import inspect
-from worker.shared.job_spec import DatasetSpec, JobSpec
+from worker.shared.dataset_spec import DatasetSpec
+from worker.shared.job_spec import JobSpec
 from worker.shared.manifest import Fidelity
 from worker.shared.messages import Phase, Sample
 from worker.training.interface import Decision, Snapshot, Trained, TrainingJob

@@ -18,7 +18,8 @@ import worker
 from orchestrator.domain.errors import InvalidError, UnavailableError
 from orchestrator.ports.catalog import ROWS_MEASURED, ROWS_SHOWN, Catalog, Piece, TokenLook, TokenRow
 from worker.shared.data_checks.token_facts import TokenFacts, facts_of
-from worker.shared.job_spec import ENCODING, FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat
+from worker.shared.job_spec import ENCODING
 from worker.shared.limited_call import LITTLE_MEMORY
 from worker.shared.process import variables
 

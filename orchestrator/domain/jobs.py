@@ -136,6 +136,17 @@ class Job:
         return self.spec.get("export") is not None
 
     @property
+    def is_chat(self) -> bool:
+        """Whether the job answers questions with the adapter of another one instead of training."""
+        return self.spec.get("chat") is not None
+
+    @property
+    def used_job(self) -> str | None:
+        """The finished job whose adapter an export or a chat begins with. Such a job has no checkpoints."""
+        asked = self.spec.get("export") or self.spec.get("chat")
+        return asked["job"] if asked else None
+
+    @property
     def step_time(self) -> StepTime:
         """Seconds per step, as far as they were timed."""
         return StepTime(gpu_s=self.gpu_step_s, host_s=self.host_step_s)

@@ -28,7 +28,8 @@ class PendingJob:
 
     `gpu_bytes` and `host_bytes` are the memory it needs on a GPU and on a CPU (0: not known). `from_folder` says that
     its base model is on the server's disk, `needs_gpu` that its backend trains only on GPUs, `needs_no_gpu` that it
-    never uses one. Machines of the accounts `too_small_at` had too little memory for it.
+    never uses one, `needs_calls` that its machine must be able to call the server. Machines of the
+    accounts `too_small_at` had too little memory for it.
     """
 
     job_id: str
@@ -47,6 +48,7 @@ class PendingJob:
     from_folder: bool = False
     needs_gpu: bool = False
     needs_no_gpu: bool = False
+    needs_calls: bool = False
     too_small_at: frozenset[str] = frozenset()
 
 
@@ -76,22 +78,27 @@ class Capacity:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate(Capacity):
-    """An account as the policy sees it: its capacity and its owner (`member_id` None: a pool)."""
+    """An account as the policy sees it: its capacity and its owner (`member_id` None: a pool).
+
+    `can_call` says that its machines can call the server.
+    """
 
     account_id: str
     provider: str
     name: str
     member_id: str | None
     save_s: float = LAST_SAVE_S
+    can_call: bool = True
 
     @classmethod
-    def of(cls, account: Account, capacity: Capacity) -> Candidate:
+    def of(cls, account: Account, capacity: Capacity, *, can_call: bool = True) -> Candidate:
         """The candidate for an account with this capacity."""
         return cls(
             account_id=account.id,
             provider=account.provider,
             name=account.name,
             member_id=account.member_id,
+            can_call=can_call,
             **vars(capacity),
         )
 
@@ -135,6 +142,8 @@ def _not_able(job: PendingJob, place: Candidate) -> Blocker | None:
         return Blocker(reason=f"{sees_not}; use its Hugging Face id")
     if job.needs_gpu and not place.gpu:
         return Blocker(reason=f"the job's backend needs a GPU, but {place.name} has none; set `backend: auto`")
+    if job.needs_calls and not place.can_call:
+        return Blocker(reason=f"machines of {place.name} cannot call this server; set TRAINHOP_PUBLIC_URL")
     need = memory(job, place)
     if place.memory_bytes and need > place.memory_bytes:
         what = "GPU memory" if place.gpu else "memory"

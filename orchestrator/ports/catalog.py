@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from worker.shared.data_checks.token_facts import TokenFacts
-from worker.shared.job_spec import ENCODING, FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat
+from worker.shared.job_spec import ENCODING
 from worker.shared.memory_estimate import Shape
 
 

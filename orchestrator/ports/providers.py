@@ -187,8 +187,8 @@ class LaunchRequest:
     """Start a worker for one lease. `token` is the lease's own and the only secret that a machine is given.
 
     Without a `server_url` the machine cannot call. `assignment` then holds all it needs. `inputs` holds the files that
-    it reads, by grant key, for the driver to copy to the machine. With `exports` the session exports an adapter: it
-    needs the worker's code for that (`worker.shared.wheel`), and no GPU.
+    it reads, by grant key, for the driver to copy to the machine. With `exports` the session exports an adapter
+    and needs no GPU, with `chats` it answers questions. Both need more of the worker's code (`worker.shared.wheel`).
     """
 
     lease_id: str
@@ -203,6 +203,7 @@ class LaunchRequest:
         default_factory=dict[str, Callable[[], Iterator[bytes]]]
     )
     exports: bool = False
+    chats: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

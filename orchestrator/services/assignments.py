@@ -77,7 +77,7 @@ def _origin(job: Job, head: Checkpoint | None) -> Origin | None:
 
 
 def _all_grants(ctx: Context, begun: Begun) -> tuple[tuple[Grant, ...], Grant | None, tuple[Grant, ...]]:
-    """Grants for the datasets or the adapter of an export, for the head, and for uploads."""
+    """Grants for the datasets or the adapter of an export or a chat, for the head, and for uploads."""
     lease, head = begun.lease, begun.head
     shares_disk = ctx.providers.get(lease.provider).capabilities.shares_disk
     store = ctx.stores.get(lease.store)

@@ -14,7 +14,7 @@ from orchestrator.domain.trust.audit_sample import is_rated_twice
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.audits import BATCH, audit_of, drawn_from, keep, require_data
 from orchestrator.services.context import Context
-from worker.shared.job_spec import RowFormat
+from worker.shared.dataset_spec import RowFormat
 
 MAX_SOURCE, MAX_NOTE = 500, 2_000
 """Characters of a source's address, and of a note."""

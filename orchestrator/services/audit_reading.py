@@ -17,7 +17,7 @@ from orchestrator.services.data_reading import is_small, within_limits
 from orchestrator.services.dataset_preview import parts
 from worker.shared.dataset_containers import READERS
 from worker.shared.dataset_files import DatasetError, Row
-from worker.shared.job_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat
 from worker.shared.row_formats import to_row
 
 MAX_ANSWER, MAX_BEFORE = 16_000, 16_000

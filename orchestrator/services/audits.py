@@ -22,7 +22,7 @@ from orchestrator.services.audit_reading import Drawn, draw
 from orchestrator.services.context import Context
 from orchestrator.services.datasets import copied, dataset_by_id
 from worker.shared.dataset_files import DatasetError
-from worker.shared.job_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat
 
 BATCH = 400
 """Units that are drawn at once."""

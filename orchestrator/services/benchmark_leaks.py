@@ -23,7 +23,9 @@ from worker.shared import limited_call
 from worker.shared.benchmark_list import BENCHMARKS
 from worker.shared.data_checks import VERSION
 from worker.shared.data_checks.findings import NotChecked, Report
-from worker.shared.job_spec import DatasetSpec, EvaluationSpec, JobSpec
+from worker.shared.dataset_spec import DatasetSpec
+from worker.shared.evaluation_spec import EvaluationSpec
+from worker.shared.job_spec import JobSpec
 
 CHECK = "benchmark_leak"
 Json = dict[str, Any]

@@ -34,7 +34,7 @@ def list_capacity(ctx: Context, accounts: list[Account]) -> list[Candidate]:
     slow = {_call_key(a): partial(_ask, ctx, a) for a in accounts if a.id not in offers}
     answers = ctx.rooms.gather(slow, ctx.limits.patience_s, on_late=ctx.wake)
     offers |= {a.id: answers.get(_call_key(a)) or _silent(ctx, a) for a in accounts if a.id not in offers}
-    return [Candidate.of(account, offers[account.id]) for account in accounts]
+    return [Candidate.of(a, offers[a.id], can_call=_can_call(ctx, a.provider)) for a in accounts]
 
 
 def refuse_the_too_large(ctx: Context, member_id: str, need: Need, what: str, pointer: str, remedy: str) -> None:
@@ -109,6 +109,13 @@ def not_allowed(ctx: Context, account: Account) -> str:
 def is_offline(ctx: Context, provider: str) -> bool:
     """Whether machines of this provider have no address at which they could reach this server."""
     return ctx.public_url is None and not ctx.providers.get(provider).capabilities.same_network
+
+
+def _can_call(ctx: Context, provider: str) -> bool:
+    try:
+        return not is_offline(ctx, provider)
+    except ProviderUnavailable:
+        return True  # its driver did not load, which closes it
 
 
 def note_problem(ctx: Context, account: Account, problem: str) -> None:

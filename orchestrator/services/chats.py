@@ -1,7 +1,7 @@
 """Chats with a job's adapter and its base model. Nothing of a conversation is stored: each request brings its turns.
 
 The server's computer has at most one loaded model. It stays for a few minutes, for the next question or for the next
-job that takes its place.
+job that takes its place. Sessions on machines are in `machine_chats`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from enum import Enum
 
 from orchestrator.domain.accounts import Actor, Role
-from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, UnavailableError
+from orchestrator.domain.errors import ConflictError, InvalidError, UnavailableError
 from orchestrator.domain.jobs import Job
 from orchestrator.ports.chats import ChatAddress, Chats, LoadedChat
 from orchestrator.ports.stores import StoreError
-from orchestrator.services.access import owned_job
+from orchestrator.services import machine_chats
+from orchestrator.services.chat_rooms import ChatRooms
 from orchestrator.services.context import Context
 from orchestrator.services.stored_adapters import unpack_adapter
 from worker.shared.adapter_archive import ArchiveError
@@ -27,6 +29,14 @@ from worker.shared.files import temporary_folder
 MAX_AT_ONCE = 8
 """Answers that are generated at once, because each keeps a few threads of the server. One for each member."""
 IDLE_S = 300.0
+
+
+class Place(Enum):
+    """Where the models run that are asked."""
+
+    HERE = "here"
+    ADDRESS = "address"
+    MACHINE = "machine"
 
 
 @dataclass(kw_only=True)
@@ -48,7 +58,7 @@ class RunningChats:
     def __init__(self, idle_s: float = IDLE_S) -> None:
         self._idle_s = idle_s
         self._lock = threading.Lock()
-        self._members: dict[str, threading.Event] = {}
+        self._members: dict[str, tuple[Place, threading.Event]] = {}
         self._local = threading.Lock()
         self._loaded: _Loaded | None = None
         self._timer: threading.Timer | None = None
@@ -59,25 +69,30 @@ class RunningChats:
         """Whether a model is in memory."""
         return self._loaded is not None and self._loaded.chat.is_alive
 
-    def begin(self, member_id: str, *, is_local: bool) -> threading.Event:
-        """Note that a member is being answered. The event cancels the answer. Raises `ConflictError`."""
+    def begin(self, member_id: str, place: Place) -> threading.Event:
+        """Note that a member is being answered. The event cancels the answer. Raises `ConflictError`.
+
+        Sessions on machines have a limit of their own (`chat_rooms`), because their answers may wait for long.
+        """
         with self._lock:
             if self._is_stopped:
                 raise UnavailableError("The server is stopping. Try again in a moment.")
             if member_id in self._members:
                 raise ConflictError("Another question of yours is being answered. Wait for it, or stop it.")
-            if len(self._members) >= MAX_AT_ONCE:
+            near = sum(each is not Place.MACHINE for each, _ in self._members.values())
+            if place is not Place.MACHINE and near >= MAX_AT_ONCE:
                 raise ConflictError("The server is answering as many questions as it can. Try again in a moment.")
-            if is_local and not self._local.acquire(blocking=False):
+            if place is Place.HERE and not self._local.acquire(blocking=False):
                 raise ConflictError("The server's computer is answering another member. Try again in a moment.")
-            self._members[member_id] = threading.Event()
-            return self._members[member_id]
+            cancelled = threading.Event()
+            self._members[member_id] = place, cancelled
+            return cancelled
 
-    def end(self, member_id: str, *, is_local: bool) -> None:
+    def end(self, member_id: str, place: Place) -> None:
         """The member's answer is over, and so is its use of the loaded model."""
         with self._lock:
             self._members.pop(member_id, None)
-            if is_local:
+            if place is Place.HERE:
                 self._local.release()
                 self._wait_idle()
 
@@ -105,7 +120,7 @@ class RunningChats:
         """End all answers: the server stops."""
         with self._lock:
             self._is_stopped = True
-            for cancelled in self._members.values():
+            for _, cancelled in self._members.values():
                 cancelled.set()
 
     def stop(self) -> None:
@@ -135,6 +150,7 @@ class ChatContext:
     ctx: Context
     chats: Chats
     running: RunningChats
+    rooms: ChatRooms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +174,10 @@ class PendingAnswer:
     context: ChatContext
     job: Job
     question: Question
-    where: ChatAddress | None
+    place: Place
     cancelled: threading.Event
+    where: ChatAddress | None = None
+    session: str = ""
     is_begun: bool = False
     _is_over: bool = False
 
@@ -167,39 +185,52 @@ class PendingAnswer:
         """The events of the answers. They end early once `cancelled` is set."""
         if self.where is not None:
             return self.context.chats.ask_endpoint(self.where, self.question, self.cancelled)
+        if self.session:
+            context = self.context
+            return machine_chats.answer(context.ctx, context.rooms, self.session, self.question, self.cancelled)
         return _answer_here(self)
 
     def end(self) -> None:
         """Let the member ask again."""
         if not self._is_over:
             self._is_over = True
-            self.context.running.end(self.job.member_id, is_local=self.where is None)
+            self.context.running.end(self.job.member_id, self.place)
 
 
 def ask(
-    context: ChatContext, actor: Actor, job_id: str, question: Question, endpoint: Endpoint | None = None
+    context: ChatContext,
+    actor: Actor,
+    job_id: str,
+    question: Question,
+    endpoint: Endpoint | None = None,
+    *,
+    on_machine: bool = False,
 ) -> PendingAnswer:
-    """Begin to answer a question to a job's adapter, here or at an address.
+    """Begin to answer a question to a job's adapter: here, at an address, or in the job's session on a machine.
 
     Only the job's owner may ask. Only an admin's address may be in the server's own network. Raises `ConflictError`
     while the member, or the server's computer, is being answered.
     """
-    job = _job(context.ctx, actor, job_id)
+    if on_machine and endpoint is not None:
+        words = "Choose one of a session on a machine and an address."
+        raise InvalidError(words, [("/on_machine", words)])
+    with context.ctx.uow() as tx:
+        job = machine_chats.find_trained(tx, actor, job_id)
+        session = machine_chats.find_session(tx, job_id).id if on_machine else ""
     where = _address(context.chats, actor, question, endpoint) if endpoint is not None else None
-    if where is None and (obstacle := context.chats.obstacle()):
+    place = Place.MACHINE if on_machine else Place.HERE if where is None else Place.ADDRESS
+    if place is Place.HERE and (obstacle := context.chats.obstacle()):
         raise ConflictError(obstacle)
-    cancelled = context.running.begin(actor.member_id, is_local=where is None)
-    return PendingAnswer(context=context, job=job, question=question, where=where, cancelled=cancelled)
-
-
-def _job(ctx: Context, actor: Actor, job_id: str) -> Job:
-    with ctx.uow() as tx:
-        job = owned_job(tx, actor, job_id)
-    if job.member_id != actor.member_id:
-        raise ForbiddenError("Only the owner of a job can chat with its adapter.")
-    if job.is_evaluation or job.adapter_key is None:
-        raise ConflictError(f"{job_id} is {job.state} and has no adapter to chat with.")
-    return job
+    cancelled = context.running.begin(actor.member_id, place)
+    return PendingAnswer(
+        context=context,
+        job=job,
+        question=question,
+        place=place,
+        cancelled=cancelled,
+        where=where,
+        session=session,
+    )
 
 
 def _address(chats: Chats, actor: Actor, question: Question, endpoint: Endpoint) -> ChatAddress:

@@ -12,7 +12,7 @@ from worker.shared.data_checks.clean_copy import write_clean
 from worker.shared.data_checks.runner import Data, Options, Outcome, check, items_in
 from worker.shared.data_checks.token_facts import TokenFacts
 from worker.shared.dataset_files import DatasetError, Row, read_rows
-from worker.shared.job_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat
 
 NO_TOKENIZER = "the model's tokenizer is not on this server"
 Json = dict[str, Any]

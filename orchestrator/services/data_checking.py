@@ -28,7 +28,8 @@ from worker.shared.data_check_list import CHECKS
 from worker.shared.data_checks import VERSION
 from worker.shared.data_checks.findings import NotChecked, Report
 from worker.shared.data_checks.token_facts import TokenFacts, facts_of, special_findings, token_findings
-from worker.shared.job_spec import DatasetSpec, JobSpec, RowFormat
+from worker.shared.dataset_spec import DatasetSpec, RowFormat
+from worker.shared.job_spec import JobSpec
 
 CLEAN_WAIT_S = 60.0
 AGAIN_S = 15.0

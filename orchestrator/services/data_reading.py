@@ -10,7 +10,7 @@ from orchestrator.services import dataset_preview
 from orchestrator.services.dataset_preview import Bar, Preview, Turn
 from worker.shared import dataset_files, limited_call
 from worker.shared.dataset_files import DatasetError, DatasetInfo
-from worker.shared.job_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat
 
 SMALL_BYTES = 256 << 10
 """A text file of this size is read at once, because a process costs more time than it does."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.ports.catalog import ROWS_MEASURED, ROWS_SHOWN, TokenLook, TokenRow
 from worker.shared.dataset_files import DatasetError, Row, examine
-from worker.shared.job_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat
 from worker.shared.row_keys import UnusedKeys
 
 FAULTS_SHOWN = 20

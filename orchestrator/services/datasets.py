@@ -26,7 +26,8 @@ from orchestrator.services.hub_tokens import token_of
 from orchestrator.services.stores import from_store
 from worker.shared.checkpoint_file import sha256_file
 from worker.shared.dataset_files import DatasetError, DatasetInfo, examine
-from worker.shared.job_spec import DatasetSpec, FileFormat, JobSpec, RowFormat
+from worker.shared.dataset_spec import DatasetSpec, FileFormat, RowFormat
+from worker.shared.job_spec import JobSpec
 from worker.shared.row_keys import UnusedKeys
 
 _BY_SUFFIX = {

@@ -197,6 +197,7 @@ def _request(ctx: Context, claim: _Claim) -> LaunchRequest:
         assignment=ready.assignment if ready else None,
         inputs=ready.inputs if ready else {},
         exports=job.is_export,
+        chats=job.is_chat,
     )
 
 
@@ -264,6 +265,7 @@ def to_pending(job: Job, too_small_at: frozenset[str] = frozenset()) -> PendingJ
         from_folder=any(name.startswith("/") for name in _models(spec)),
         needs_gpu=spec.get("backend") == "unsloth",
         needs_no_gpu=job.is_export,
+        needs_calls=job.is_chat,
         too_small_at=too_small_at,
     )
 

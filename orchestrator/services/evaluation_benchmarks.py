@@ -17,7 +17,8 @@ from orchestrator.services.datasets import add_dataset, file_format
 from orchestrator.services.hub_tokens import token_of
 from worker.shared.benchmark_list import BENCHMARKS, Benchmark
 from worker.shared.dataset_files import DatasetError
-from worker.shared.job_spec import BenchmarkSpec, RowFormat
+from worker.shared.dataset_spec import RowFormat
+from worker.shared.evaluation_spec import BenchmarkSpec
 
 MAX_KNOWN = 100
 """Files of items that are remembered."""

@@ -17,8 +17,9 @@ from orchestrator.services.hub_tokens import token_of
 from orchestrator.services.judging import NO_VERDICT
 from worker.shared import judge_prompt, memory_estimate
 from worker.shared.answers_file import AnswersFile, JudgeHead, Said
+from worker.shared.evaluation_spec import MAX_JUDGE_NAME, EvaluationSpec, JudgeSpec
 from worker.shared.evaluation_units import TOKENS_AT_ONCE
-from worker.shared.job_spec import MAX_JUDGE_NAME, EvaluationSpec, JobSpec, JudgeSpec
+from worker.shared.job_spec import JobSpec
 from worker.shared.memory_estimate import Need
 from worker.shared.model_support import KNOWN
 

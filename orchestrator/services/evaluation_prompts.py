@@ -11,7 +11,9 @@ from orchestrator.services.datasets import resolve_dataset
 from orchestrator.services.evaluation_benchmarks import pinned_benchmarks
 from orchestrator.services.evaluation_judges import pinned_judge
 from orchestrator.services.evaluation_tasks import pinned_tasks
-from worker.shared.job_spec import LEAST_PROMPTS, MEASURES, DatasetSpec, EvaluationSpec, JobSpec, RowFormat
+from worker.shared.dataset_spec import DatasetSpec, RowFormat
+from worker.shared.evaluation_spec import LEAST_PROMPTS, MEASURES, EvaluationSpec
+from worker.shared.job_spec import JobSpec
 
 _WITHOUT_PROMPTS = RowFormat.TEXT
 

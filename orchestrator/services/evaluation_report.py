@@ -17,8 +17,8 @@ from orchestrator.services.task_scores import DRIFT, task_scores, task_warnings
 from worker.shared.answers_file import AnswersFile, ArmAnswer
 from worker.shared.data_checks.phrases import Refusals, own_phrases
 from worker.shared.data_checks.template_tokens import has_template_text
+from worker.shared.evaluation_spec import LEAST_PROMPTS
 from worker.shared.evaluation_units import Arm
-from worker.shared.job_spec import LEAST_PROMPTS
 
 RATIO = 2.0
 """Ratio of the mean lengths, either way, above which there is a warning."""

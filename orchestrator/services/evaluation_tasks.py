@@ -9,7 +9,8 @@ from orchestrator.services.context import Context
 from orchestrator.services.data_reading import within_limits
 from orchestrator.services.datasets import copied, resolve_dataset
 from worker.shared.dataset_files import DatasetError
-from worker.shared.job_spec import MAX_TASKS, DatasetSpec, FileFormat, RowFormat
+from worker.shared.dataset_spec import DatasetSpec, FileFormat, RowFormat
+from worker.shared.evaluation_spec import MAX_TASKS
 
 
 def pinned_tasks(

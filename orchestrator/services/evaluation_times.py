@@ -13,8 +13,9 @@ from orchestrator.domain.scheduling import Candidate, PendingJob, rest_of_last_s
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.follow_ups import follow_up
 from worker.shared.benchmark_list import BENCHMARKS, Benchmark
+from worker.shared.evaluation_spec import EvaluationSpec
 from worker.shared.evaluation_units import FIXED_TOKENS, Measure, Unit
-from worker.shared.job_spec import EvaluationSpec, JobSpec
+from worker.shared.job_spec import JobSpec
 from worker.shared.judge_prompt import MAX_OUTPUT_TOKENS
 
 PASS_S = 0.1

@@ -23,7 +23,8 @@ from orchestrator.services.data_gate import refuse_leaks
 from orchestrator.services.evaluation_judges import need_with_judge
 from orchestrator.services.jobs import Ready, Submission, earlier, job_of_winner, notes_of, queue
 from orchestrator.services.verdicts import AuditOfData
-from worker.shared.job_spec import EvaluationSpec, JobSpec
+from worker.shared.evaluation_spec import EvaluationSpec
+from worker.shared.job_spec import JobSpec
 from worker.shared.memory_estimate import Need
 
 
@@ -55,6 +56,8 @@ def evaluate(
         return Submission(job=again, is_new=False, notes=notes_of(ctx, again.id))
     if trained.is_export:
         raise ConflictError(f"Job {job_id} is an export. Evaluate the job that it exports.")
+    if trained.is_chat:
+        raise ConflictError(f"Job {job_id} is a chat. Evaluate the job that it uses.")
     if trained.is_evaluation:
         raise ConflictError(f"Job {job_id} is an evaluation itself. Evaluate the job that it evaluates.")
     spec = JobSpec.model_validate(trained.spec)

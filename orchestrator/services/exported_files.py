@@ -1,4 +1,4 @@
-"""The files of an export that a machine has made, and the adapter that it begins with, all within a transaction."""
+"""The files of an export that a machine has made, and the adapter of exports and chats, all within a transaction."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def keep(tx: Transaction, job: Job, lease: Lease, done: StoredExport, now: float
 
 
 def refuse_unfinished(tx: Transaction, trained: Job) -> None:
-    """Raise `ConflictError` while the adapter of a job that is to be deleted may still be exported."""
-    found = tx.machine_exports.of_job(trained.id)
-    jobs = tx.jobs.get_many([each.job_id for each in found])
-    for job in jobs.values():
-        if job.deleted_at is None and not job.state.is_final:
+    """Raise `ConflictError` while a machine may still read the adapter of a job that is to be deleted."""
+    for job in tx.jobs.unended_clones(trained.id):
+        if job.used_job is not None:
+            does = "exports" if job.is_export else "is a chat with"
             raise ConflictError(
-                f"Job {job.id} exports the adapter of job {trained.id}. Wait until it has ended, or cancel it."
+                f"Job {job.id} {does} the adapter of job {trained.id}. Wait until it has ended, or cancel it."
             )
 
 
 def refuse_without_adapter(tx: Transaction, job: Job) -> None:
-    """Raise `ConflictError` for an export that is to be retried and whose adapter was deleted."""
-    export = tx.machine_exports.get(job.id)
-    trained = tx.jobs.get(export.trained_job) if export is not None else None  # locked against its deletion
-    if export is not None and (trained is None or trained.adapter_key is None):
-        raise ConflictError(f"The adapter of job {export.trained_job} was deleted, so it cannot be exported again.")
+    """Raise `ConflictError` for an export or a chat that is to be retried and whose adapter was deleted."""
+    used = job.used_job
+    trained = tx.jobs.get(used) if used is not None else None  # locked against its deletion
+    if used is not None and (trained is None or trained.adapter_key is None):
+        again = "be exported again" if job.is_export else "answer again"
+        raise ConflictError(f"The adapter of job {used} was deleted, so it cannot {again}.")
 
 
 def discard(tx: Transaction, job: Job) -> None:

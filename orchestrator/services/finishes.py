@@ -29,10 +29,12 @@ from worker.shared.results import MAX_EXPORT_BYTES, ExportedAdapter, ExportedFil
 
 
 def check_adapter(ctx: Context, message: Finish) -> None:
-    """Read the adapter back from the store, outside a transaction. Raises `InvalidError` if it differs."""
-    adapter = _adapter(message)
-    if (lease := _finishing(ctx, message)) is not None:
-        _check_stored(ctx, lease, "adapter", adapter)
+    """Read the adapter back from the store, outside a transaction. Raises `InvalidError` if it differs.
+
+    Whether a job may end without one is decided in the transaction.
+    """
+    if message.adapter is not None and (lease := _finishing(ctx, message)) is not None:
+        _check_stored(ctx, lease, "adapter", message.adapter)
 
 
 def check_answers(ctx: Context, message: Finish, answers: StoredAnswers) -> Result | None:
@@ -122,7 +124,7 @@ def _succeed(ctx: Context, tx: Transaction, message: Finish, answers: Result | N
     if already_ended(lease, message.fence, EndReason.COMPLETED):
         return continuing.granted_before(tx, lease) if message.can_continue else None
     lease, job = still_held(tx, lease, message.fence)
-    if job.head_step < job.total_steps and not job.is_export:
+    if job.head_step < job.total_steps and job.used_job is None:
         raise ConflictError(
             f"Only {job.head_step} of {job.total_steps} steps are committed. Commit the final checkpoint first."
         )
@@ -140,6 +142,9 @@ def _succeed(ctx: Context, tx: Transaction, message: Finish, answers: Result | N
 
 
 def _keep_result(tx: Transaction, job: Job, lease: Lease, message: Finish, answers: Result | None, now: float) -> None:
+    if job.is_chat:  # nothing of it is kept
+        job.head_step = job.total_steps
+        return
     if job.is_export:
         if message.export is None:
             raise InvalidError("The export is missing. Upload its files first.", [("/export", "is missing")])

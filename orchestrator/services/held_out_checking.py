@@ -25,7 +25,8 @@ from worker.shared import limited_call
 from worker.shared.data_checks import VERSION
 from worker.shared.data_checks.findings import NotChecked, Report
 from worker.shared.data_checks.leaks import PROMPTS, TASKS, VALIDATION
-from worker.shared.job_spec import DatasetSpec, JobSpec, RowFormat
+from worker.shared.dataset_spec import DatasetSpec, RowFormat
+from worker.shared.job_spec import JobSpec
 
 CHECKED = ("leak", "split", "shift")
 """The checks of rows that are held out."""

@@ -21,7 +21,7 @@ def refuse_what_the_model_lacks(spec: JobSpec, model: BaseModel) -> None:
         raise InvalidError(
             f"{model.name} cannot be trained like this: {fault.words}.", [(f"/{fault.key}", fault.words)]
         )
-    faults = [*_too_long(spec, model), *_unknown_modules(spec, model)]
+    faults = [*_too_long(spec, model), *_unknown_modules(spec, model), *_unknown_layers(spec, model)]
     if faults:
         raise InvalidError("; ".join(f"{pointer}: {words}" for pointer, words in faults), faults)
 
@@ -43,6 +43,17 @@ def _too_long(spec: JobSpec, model: BaseModel) -> list[tuple[str, str]]:
     if model.positions is None or not model.has_position_table or spec.sequence_len <= model.positions:
         return []
     return [("/sequence_len", f"must be at most {model.positions}, the number of positions of the base model")]
+
+
+def _unknown_layers(spec: JobSpec, model: BaseModel) -> list[tuple[str, str]]:
+    """PEFT adapts the other layers and says nothing."""
+    if model.shape is None:
+        return []
+    return [
+        (f"/lora_layers_to_transform/{place}", f"the base model has {model.shape.layers} layers, the first being 0")
+        for place, layer in enumerate(spec.lora_layers_to_transform)
+        if layer >= model.shape.layers
+    ]
 
 
 def names_modules(spec: JobSpec) -> bool:

@@ -14,7 +14,8 @@ from orchestrator.services.hub_tokens import refuse_without_write, token_of
 from orchestrator.services.job_checks import names_modules, notes, refuse_what_the_model_lacks
 from orchestrator.services.row_faults import judge_rows
 from worker.shared import memory_estimate
-from worker.shared.job_spec import ENCODING, NUMERICS, VAL_SPLIT, DatasetSpec, JobSpec, RowFormat
+from worker.shared.dataset_spec import DatasetSpec, RowFormat
+from worker.shared.job_spec import ENCODING, NUMERICS, VAL_SPLIT, JobSpec
 from worker.shared.memory_estimate import Need
 
 NEWEST: Mapping[str, int | None] = {"encoding": ENCODING, "numerics": NUMERICS, "val_split": VAL_SPLIT}
@@ -46,6 +47,11 @@ def resolve(
             "An export is started from a trained job. See `trainhop export --help`.",
             [("/export", "is set by the server")],
         )
+    if spec.chat is not None:
+        raise InvalidError(
+            "A chat is started from a trained job. Use `trainhop chat JOB --on-machine`.",
+            [("/chat", "is set by the server")],
+        )
     if spec.deadline is not None and not 0 <= spec.deadline < LAST_DEADLINE:
         raise InvalidError("The deadline is not a valid date.", [("/deadline", "must be a time before the year 10000")])
     _refuse_the_unknown(ctx, spec)
@@ -68,6 +74,8 @@ def resolve(
             "The validation split leaves no rows to train on. Choose a smaller val_set_size.",
             [("/val_set_size", "takes all rows of the dataset")],
         )
+    if words := pinned.schedule_fault:
+        raise InvalidError(f"The schedule is too long: {words}.", [("/lr_scheduler_kwargs", words)])
     asked = pinned.evaluate
     if asked is not None:
         asked = evaluation_prompts.pinned(ctx, actor.member_id, pinned, asked, pointer="/evaluate", given=given)

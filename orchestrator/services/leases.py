@@ -70,7 +70,7 @@ def still_held(tx: Transaction, lease: Lease, fence: int | None) -> tuple[Lease,
 class Begun:
     """A lease whose worker has started, with what it will read. A dataset that was deleted is None.
 
-    `trained` is the job whose adapter an export begins with.
+    `trained` is the job whose adapter an export or a chat begins with.
     """
 
     lease: Lease
@@ -82,8 +82,8 @@ class Begun:
 
 
 def trained_job(tx: Transaction, spec: JobSpec) -> Job | None:
-    """The job whose adapter an export begins with. It cannot be deleted before the export has ended."""
-    return tx.jobs.get_many([spec.export.job])[spec.export.job] if spec.export is not None else None
+    """The job whose adapter an export or a chat begins with. It cannot be deleted before that has ended."""
+    return tx.jobs.get_many([spec.used_job])[spec.used_job] if spec.used_job is not None else None
 
 
 def begin(ctx: Context, tx: Transaction, lease_id: str, request: StartRequest, fence: int | None = None) -> Begun:

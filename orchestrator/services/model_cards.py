@@ -32,7 +32,8 @@ from orchestrator.services.judge_reports import JudgeReport
 from orchestrator.services.task_scores import points
 from orchestrator.services.verdicts import Judged, judge
 from worker.shared.data_checks.findings import Report
-from worker.shared.job_spec import EvaluationSpec, JobSpec
+from worker.shared.evaluation_spec import EvaluationSpec
+from worker.shared.job_spec import JobSpec
 from worker.shared.judge_prompt import text_sha256
 from worker.shared.manifest import Recipe
 from worker.shared.model_card import model_card

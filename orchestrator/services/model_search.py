@@ -10,7 +10,8 @@ from orchestrator.services.capacity import list_capacity
 from orchestrator.services.context import Context
 from orchestrator.services.hub_tokens import token_of
 from worker.shared import memory_estimate
-from worker.shared.job_spec import DatasetSpec, JobSpec
+from worker.shared.dataset_spec import DatasetSpec
+from worker.shared.job_spec import JobSpec
 
 MAX_WORDS = 100
 QLORA_FROM = 2e9

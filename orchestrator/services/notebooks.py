@@ -137,7 +137,7 @@ def _lease(
         raise ConflictError(f"The job is paused. Resume it with `trainhop resume {job.id}`, then run this cell again.")
     if job.state.holds_lease:
         raise ConflictError(_where_it_runs(ctx, tx, job))
-    place = _place(account, room, request)
+    place = _place(account, room, request, can_call=not offline)
     obstacle = fits(to_pending(job), place)
     if obstacle is not None:
         raise InvalidError(
@@ -155,7 +155,7 @@ def _lease(
     return lease
 
 
-def _place(account: Account, room: Capacity, request: ClaimRequest) -> Candidate:
+def _place(account: Account, room: Capacity, request: ClaimRequest, *, can_call: bool) -> Candidate:
     """The notebook's machine, as the scheduler would see it."""
     machine = request.hardware
     if machine.device == "cpu" and (remedy := enable_gpu(request.runs_in)):
@@ -171,6 +171,7 @@ def _place(account: Account, room: Capacity, request: ClaimRequest) -> Candidate
         gpu=machine.device == "cuda",
         start_up_s=room.start_up_s,
         closed_reason="paused" if account.paused else "",
+        can_call=can_call,
     )
 
 

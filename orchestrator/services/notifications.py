@@ -204,6 +204,12 @@ def _text(topic: Topic, job: Job, event: Event) -> str:
         return f"Handed off at step {job.head_step} of {job.total_steps}: {event.reason}."
     if topic is Topic.FAILED:
         return f"The job failed: {event.reason}"
+    return _done(job)
+
+
+def _done(job: Job) -> str:
+    if job.is_chat:
+        return "The session is over, and its machine is free."
     if job.is_export:
         return "The export is checked, and its files are in the store."
     if job.is_evaluation:

@@ -10,7 +10,8 @@ from orchestrator.ports.catalog import Looks, Verdict
 from orchestrator.services.context import Context
 from orchestrator.services.datasets import copied
 from worker.shared.data_checks.token_facts import TokenFacts
-from worker.shared.job_spec import DatasetSpec, FileFormat, JobSpec
+from worker.shared.dataset_spec import DatasetSpec, FileFormat
+from worker.shared.job_spec import JobSpec
 
 MAX_VERDICTS = 1_000
 AGAIN_S = 60.0

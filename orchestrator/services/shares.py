@@ -49,6 +49,8 @@ def refuse_untrained(job: Job) -> None:
         raise ConflictError(f"Job {job.id} is an evaluation. Share the job that it evaluates.")
     if job.is_export:
         raise ConflictError(f"Job {job.id} is an export. Share the job that it exports.")
+    if job.is_chat:
+        raise ConflictError(f"Job {job.id} is a chat. Share the job that it uses.")
 
 
 def listed(ctx: Context, actor: Actor, job_id: str) -> list[tuple[Share, str]]:

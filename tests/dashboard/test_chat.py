@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tests.emulators.chat import ChatEmulator, Fault
 from tests.helpers.exporter import Packed, packed
 from tests.helpers.page_server import PageServer, page_server
 from tests.helpers.waiting import wait_for
-from tests.http.http_client import ApiUser
+from tests.http.http_client import ApiUser, Machine
 
 ASKED = {"question": "hello", "max_tokens": 12}
 NAMES = {"model": "adapter", "base_model": "base"}
@@ -99,6 +100,7 @@ def test_only_the_owner_may_ask(trained, endpoint: ChatEmulator, made, tmp_path)
     refused = admin.post(f"/jobs/{hers}/chat", ASKED)
     assert refused.status_code == 403
     assert "Only the owner" in refused.json()["detail"]
+    assert admin.post(f"/jobs/{hers}:chat", {}).status_code == 403
     inside = ann.post(f"/jobs/{hers}/chat", ASKED | {"endpoint": {"url": endpoint.url, **NAMES}})
     assert inside.status_code == 422
     assert "Only an admin can use it" in inside.json()["detail"]
@@ -111,6 +113,7 @@ def test_a_job_without_an_adapter_is_refused(trained) -> None:
     refused = server.api.admin.post(f"/jobs/{job}/chat", ASKED)
     assert refused.status_code == 409
     assert "has no adapter to chat with" in refused.json()["detail"]
+    server.api.admin.post(f"/jobs/{job}:cancel")
 
 
 def test_a_server_without_torch_says_so(trained) -> None:
@@ -225,3 +228,99 @@ def test_a_page_without_the_script_says_what_went_wrong(trained, endpoint: ChatE
         assert answer.status_code == 422
         assert words in answer.text
         assert ">hello</textarea>" in answer.text
+
+
+def taken(machine: Machine) -> int:
+    """The number of the question that a session on a machine gets."""
+    (number,) = {wait_for(lambda: said(machine)["number"], "a question")}
+    return number
+
+
+def said(machine: Machine, **more: Any) -> dict[str, Any]:
+    answer = machine.say("chat", {"fence": machine.fence} | more)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def answers(number: int) -> dict[str, Any]:
+    words = [{"kind": "text", "arm": arm, "text": f"I am {arm} on a machine"} for arm in ("base", "adapter")]
+    return {"question": number, "events": [{"kind": "ready", "text": "base on T4"}, *words, {"kind": "done"}]}
+
+
+def test_a_session_on_a_machine_is_started_asked_and_ended_on_the_page(trained, visit) -> None:
+    """Guard: without the section's poll the page showed a session as waiting that was running."""
+    server, job = trained
+    page = visit(server.link(), width=360)
+    page.goto(f"{server.url}/jobs/{job}")
+    page.get_by_text("Chat on a machine of your accounts").click()
+    page.get_by_label("Minutes").fill("30")
+    page.get_by_role("button", name="Start a session").click()
+    page.locator("#chat-session").get_by_text("waiting for a machine").wait_for()
+    session = page.locator("#chat-session a").inner_text()
+    spec = server.api.admin.get(f"/jobs/{session}").json()["spec"]
+    assert spec["chat"] == {"job": job, "minutes": 30}
+    page.get_by_text("Where and how").click()
+    page.get_by_text("on a machine", exact=True).click()
+    type_question(page, "hello")
+    page.locator("#chat-status").get_by_text("Waiting for a machine…").wait_for()
+    machine = server.machine()
+    number = taken(machine)
+    said(machine, **answers(number))
+    page.get_by_text("Both answers are complete.").wait_for()
+    assert "I am adapter on a machine" in page.locator("#chat-turns").inner_text()
+    assert _axe(page) == []
+    page.goto(f"{server.url}/jobs/{session}")
+    page.get_by_text("chats with").wait_for()
+    assert _axe(page) == []
+    page.goto(f"{server.url}/jobs/{job}")
+    page.get_by_role("button", name="End the session").click()
+    page.locator("#chat-session").get_by_text("being ended").wait_for()
+    assert machine.report(0).json()["action"] == "abort"
+    assert machine.say("release", machine.said("release", step=0, reason="cancelled")).status_code == 204
+    page.get_by_text("Chat on a machine of your accounts").wait_for()
+    assert server.api.admin.get(f"/jobs/{session}").json()["state"] == "cancelled"
+
+
+def test_a_session_on_a_machine_is_started_and_asked_without_the_script(trained) -> None:
+    server, job = trained
+    admin = server.api.admin
+    headers = {"Authorization": f"Bearer {server.api.admin_token}", "Accept": "text/html"}
+    form = {"question": "hello", "place": "machine", "turns": "[]"}
+    refused = server.client.post(f"/jobs/{job}/chat", data=form, headers=headers)
+    assert refused.status_code == 422
+    assert "No session for chats" in refused.text
+    few = server.client.post(f"/jobs/{job}/chat-session", data={"minutes": "1"}, headers=headers)
+    assert few.status_code == 422
+    for _ in range(2):  # the second one finds the first
+        made = server.client.post(f"/jobs/{job}/chat-session", data={"minutes": "5"}, headers=headers)
+        assert (made.status_code, made.headers["location"]) == (303, f"/jobs/{job}#chat")
+    machine = server.machine()
+    found: list[Any] = []
+    asking = threading.Thread(
+        target=lambda: found.append(server.client.post(f"/jobs/{job}/chat", data=form, headers=headers))
+    )
+    asking.start()
+    said(machine, **answers(taken(machine)))
+    asking.join(30)
+    assert found[0].status_code == 200
+    assert "I am base on a machine" in found[0].text
+    for _ in range(2):
+        over = server.client.post(f"/jobs/{job}/chat-session/end", headers=headers)
+        assert over.status_code == 303
+    assert machine.say("finish", machine.said("finish", step=1)).status_code == 204
+    assert admin.post(f"/jobs/{job}/chat", ASKED | {"on_machine": True}).status_code == 409
+
+
+def test_a_lease_alone_takes_questions(trained) -> None:
+    """Guards: with the fence left out of `exchange` any number was accepted; a person got a member's question."""
+    server, job = trained
+    session = server.api.admin.post(f"/jobs/{job}:chat", {}).json()["id"]
+    assert server.api.admin.post(f"/jobs/{job}:chat", {"minutes": 60}).json()["id"] == session
+    machine = server.machine()
+    old = machine.say("chat", {"fence": machine.fence - 1})
+    assert (old.status_code, old.json()["type"].rpartition(":")[2]) == (409, "stale-fence")
+    assert server.api.admin.post(f"/leases/{machine.lease}/chat", {"fence": machine.fence}).status_code == 401
+    assert said(machine) == {"number": None, "question": None, "is_cancelled": False}
+    assert machine.say("finish", machine.said("finish", step=1)).status_code == 204
+    assert server.api.admin.get(f"/jobs/{session}").json()["state"] == "succeeded"
+    assert machine.say("chat", {"fence": machine.fence}).status_code == 409

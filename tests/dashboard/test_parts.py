@@ -18,7 +18,8 @@ from orchestrator.ports.catalog import TokenLook
 from orchestrator.services.dataset_preview import preview, with_tokens
 from orchestrator.services.plans import Plan, PlannedEvaluation, PlannedFinding, PlannedPlace
 from tests.http.http_client import Machine
-from worker.shared.job_spec import DatasetSpec, JobSpec, RowFormat
+from worker.shared.dataset_spec import DatasetSpec, RowFormat
+from worker.shared.job_spec import JobSpec
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=3_000), st.integers(10, 500))

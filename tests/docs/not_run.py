@@ -35,6 +35,8 @@ NOT_RUN = {
     "trainhop chat JOB": CHAT,
     'trainhop chat my-adapter --base models/base --system "Answer in one sentence."': CHAT,
     'trainhop chat JOB --only adapter --prompt "Where does the trail begin?" --temperature 0.7 --json': CHAT,
+    "trainhop chat JOB --on-machine": CHAT,
+    'trainhop chat JOB --on-machine --minutes 60 --prompt "Where does the trail begin?"': CHAT,
     "trainhop chat --endpoint http://localhost:8000/v1 --model trail-guide --base-model ORG/BASE": CHAT,
     "trainhop chat --endpoint http://localhost:8080/v1 --lora 0": CHAT,
     "trainhop up --data-dir /srv/restored --moved": RESTORED,

@@ -29,7 +29,10 @@ from orchestrator.entrypoints.http.auth import admin
 from orchestrator.services.failed_starts import Explanation, sentence
 from tests.docs import meanings
 from worker.shared import causes
-from worker.shared.job_spec import CheckpointSpec, DatasetSpec, EvaluationSpec, JobSpec, PlacementSpec
+from worker.shared.dataset_spec import DatasetSpec
+from worker.shared.evaluation_spec import EvaluationSpec
+from worker.shared.job_spec import CheckpointSpec, JobSpec, PlacementSpec
+from worker.shared.schedules import ScheduleSettings
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
@@ -128,7 +131,8 @@ def job_file() -> str:
 
 A job file is YAML or JSON. It uses the key names of [axolotl](https://github.com/axolotl-ai-cloud/axolotl).
 Unknown keys are refused, and the error suggests the nearest known one. `global_batch_size` and `max_steps` are part of
-the job: they are fixed at submission, and no machine changes them.
+the job: they are fixed at submission, and no machine changes them. `trainhop import AXOLOTL_FILE` translates a
+configuration of axolotl and names every key that has no counterpart.
 
 {_keys(JobSpec, meanings.JOB_KEYS)}
 
@@ -139,6 +143,13 @@ weight, an image, a label). Other such keys are named and not used. Every turn m
 of the row.
 
 {_keys(DatasetSpec, meanings.DATASET_KEYS)}
+
+## Schedules
+
+`lr_scheduler_kwargs` has the settings of `lr_scheduler`, with the names of transformers. Every schedule is a function
+of the step alone, so a hand-off does not change it. A setting that the schedule does not have is refused.
+
+{_keys(ScheduleSettings, meanings.SCHEDULE_KEYS)}
 
 ## Checkpoints
 

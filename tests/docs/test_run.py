@@ -23,6 +23,7 @@ Prepare = Callable[[Reader, str], str]
 
 SHARED = {
     "docs/audits.md": "README.md",
+    "docs/compare-jobs.md": "docs/operations.md",
     "docs/models.md": "README.md",
     "docs/quickstart.md": "README.md",
     "docs/use-an-adapter.md": "README.md",
@@ -65,6 +66,11 @@ def _of_new_job(reader: Reader, command: str) -> str:
     return command.replace("JOB", reader.type("trainhop submit examples/demo.yaml --set max_steps=2").split()[0])
 
 
+def _of_two_jobs(reader: Reader, command: str) -> str:
+    """Two jobs wait."""
+    return _of_new_job(reader, command).replace("ANOTHER", _of_new_job(reader, "JOB"))
+
+
 def _of_drive(reader: Reader, command: str) -> str:
     """A Drive is in use."""
     reader.type("trainhop store use drive --authorized-user user.json")
@@ -102,6 +108,10 @@ def _of_alice(reader: Reader, command: str) -> str:
 
 PREPARE: dict[tuple[str, str], Prepare] = {
     ("docs/quickstart.md", "trainhop rm JOB"): _of_clone,
+    ("docs/compare-jobs.md", "trainhop diff JOB ANOTHER"): _of_two_jobs,
+    ("docs/compare-jobs.md", 'trainhop note JOB "half the learning rate is better"'): _of_new_job,
+    ("docs/compare-jobs.md", "trainhop note JOB"): _of_new_job,
+    ("docs/compare-jobs.md", "trainhop tag JOB best night"): _of_new_job,
     ("docs/operations.md", "trainhop up --data-dir /srv/trainhop"): _of_folder,
     ("docs/operations.md", "trainhop backup trainhop.tar --data-dir /srv/trainhop"): _of_folder,
     ("docs/operations.md", "trainhop restore trainhop.tar --data-dir /srv/restored"): _of_folder,

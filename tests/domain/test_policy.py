@@ -152,6 +152,17 @@ def test_a_model_of_the_servers_disk_is_trained_where_it_is_seen() -> None:
     assert match([job()], [far, here], {}, NOW)[0].account_id == "far"
 
 
+def test_a_chat_waits_for_a_machine_that_can_call() -> None:
+    """Removed: `needs_calls` in `_not_able`; a session began where no question could reach it."""
+    chat, far = job(needs_calls=True), place("far", can_call=False)
+    blocker = explain(chat, [far], NOW)
+    assert blocker is not None
+    assert blocker.reason == "machines of far cannot call this server; set TRAINHOP_PUBLIC_URL"
+    assert match([chat], [far], {}, NOW) == []
+    assert [each.account_id for each in match([chat], [far, place("near")], {}, NOW)] == ["near"]
+    assert explain(job(), [far], NOW) is None
+
+
 def test_a_backend_that_needs_a_gpu_waits_for_one() -> None:
     """Removed: `needs_gpu` in `_not_able`; the job went to a CPU twenty times, was refused there, and failed."""
     needy, cpu = job(needs_gpu=True), place("cpu")

@@ -27,7 +27,8 @@ from orchestrator.services.pushing import PushingContext, work
 from tests.emulators.hub import HubEmulator
 from tests.helpers.verdicts import trained
 from tests.helpers.world import FakeCatalog, Watch, World
-from worker.shared.job_spec import DatasetSpec, FileFormat, JobSpec, RowFormat
+from worker.shared.dataset_spec import DatasetSpec, FileFormat, RowFormat
+from worker.shared.job_spec import JobSpec
 
 TOKEN = "hf_canary0123456789abcdef"
 WEIGHTS = bytes(range(256)) * 400

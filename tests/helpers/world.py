@@ -35,7 +35,8 @@ from orchestrator.services.worker_messages import Start, receive
 from orchestrator.testing import FakeClock, FakeProvider, FixedStores
 from orchestrator.testing.environments import store_env
 from worker.shared import checkpoint_file
-from worker.shared.job_spec import FileFormat, JobSpec
+from worker.shared.dataset_spec import FileFormat
+from worker.shared.job_spec import JobSpec
 from worker.shared.manifest import Hardware, Manifest, Recipe
 from worker.shared.messages import (
     Assignment,

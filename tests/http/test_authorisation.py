@@ -37,9 +37,11 @@ BODIES = {
     "export_adapter_on_machine": {"format": "gguf"},
     "push_adapter": {},
     "chat": {"question": "hello"},
+    "chat_on_machine": {},
     "change_team": {"everyone_sees_jobs": True},
     "share_job": {},
     "set_tags": {"tags": ["a"]},
+    "set_note": {"note": "a"},
     "label_audit_row": {"unit": "0.1", "label": "correct"},
 }
 ADMIN_ONLY = {
@@ -130,7 +132,7 @@ def test_people_cannot_speak_for_machines(api1, people, provider, who):
     people.ann.submit()
     machine = Machine.launched(api1, provider)
     caller = getattr(people, who)
-    for verb in ("start", "report", "offer", "release", "finish", "grants"):
+    for verb in ("start", "report", "offer", "release", "finish", "grants", "chat"):
         assert caller.post(f"/leases/{machine.lease}/{verb}", {}).status_code == 401
 
 

@@ -217,7 +217,7 @@ def test_a_notebook_of_another_protocol_is_refused_in_words(api1, people, job):
 
 
 def test_the_worker_is_served_to_whoever_knows_its_hash(api1):
-    wheel = bundle.build(exports=True)  # any job may be run in a notebook
+    wheel = bundle.build(adapters=True)  # any job may be run in a notebook
     answer = api1.client.get(f"/api/v1/worker/{wheel.sha256}/{wheel.name}")
     assert hashlib.sha256(answer.content).hexdigest() == wheel.sha256
     refused(api1.client.get(f"/api/v1/worker/{'0' * 64}/{wheel.name}"), 404, "another version")

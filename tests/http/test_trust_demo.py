@@ -16,7 +16,7 @@ from orchestrator.entrypoints.demo.trust import CHANGES, EVALUATION
 from tests.helpers.evaluations import add_evaluation
 from tests.http.http_client import Api, People
 from worker.shared.data_checks.runner import Data, check
-from worker.shared.job_spec import LEAST_PROMPTS
+from worker.shared.evaluation_spec import LEAST_PROMPTS
 
 
 def test_planted_faults_stop_a_job_and_a_clean_copy_has_none(tmp_path: Path) -> None:

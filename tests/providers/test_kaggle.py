@@ -274,6 +274,17 @@ def test_a_session_that_exports_gets_the_code_for_it_and_no_gpu(provider, kaggle
     assert not any(name.startswith("worker/export/") for name in _packed_names(plain))
 
 
+def test_a_session_of_a_chat_gets_the_code_for_it_and_the_gpu(provider, kaggle, works):
+    """Guard: with `exports` alone in `kernel_source` the session had no code for a chat."""
+    works(WAIT)
+    launched, handle = _launch(provider, kaggle_account("alice"), chats=True)
+    assert kaggle.kernel(slug(handle)).gpu
+    provider.stop(handle)
+    text = source.kernel_source(launched)
+    assert len(text) < source.MAX_SOURCE / 2.5
+    assert {"worker/chat/session.py", "worker/export/adapter.py", "worker/shared/chat.py"} <= set(_packed_names(text))
+
+
 def test_the_adapter_of_an_export_goes_with_its_session(provider, kaggle, works):
     """Guard: as a data file it stayed in the account for ever."""
     works("print(pathlib.Path(given['datasets'][0]['path']).read_bytes(), flush=True)")

@@ -29,8 +29,9 @@ from worker.shared import answers_file
 from worker.shared.answers_file import AskedBenchmark
 from worker.shared.benchmark_files import read_items
 from worker.shared.benchmark_list import BENCHMARKS
+from worker.shared.evaluation_spec import BenchmarkSpec, EvaluationSpec
 from worker.shared.evaluation_units import Arm, Measure
-from worker.shared.job_spec import BenchmarkSpec, EvaluationSpec, JobSpec
+from worker.shared.job_spec import JobSpec
 from worker.shared.spec_errors import explain
 
 TOKEN = "hf_anns_token"

@@ -22,7 +22,8 @@ from tests.helpers.offline_world import OfflineWorld
 from tests.helpers.world import Worker, World
 from tests.services.test_evaluate_key import ASKED, followed
 from tests.services.test_evaluations import answers, finish, offered, running
-from worker.shared.job_spec import EvaluationSpec, JobSpec, JudgeSpec
+from worker.shared.evaluation_spec import EvaluationSpec, JudgeSpec
+from worker.shared.job_spec import JobSpec
 from worker.shared.manifest import Hardware
 from worker.shared.messages import (
     ExportedAdapter,

@@ -20,7 +20,9 @@ from tests.helpers.world import World
 from tests.services.test_evaluations import trained
 from tests.services.test_models import evaluated
 from worker.shared import limited_call
-from worker.shared.job_spec import EvaluationSpec, JobSpec, RowFormat
+from worker.shared.dataset_spec import RowFormat
+from worker.shared.evaluation_spec import EvaluationSpec
+from worker.shared.job_spec import JobSpec
 from worker.shared.limited_call import LimitError
 
 TOPICS = ("harbour", "library", "museum", "station", "garden", "theatre", "bakery", "stadium", "chapel", "market")

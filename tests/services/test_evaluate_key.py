@@ -23,7 +23,8 @@ from orchestrator.services.dispatch import dispatch
 from tests.helpers.offline_world import OfflineWorld
 from tests.helpers.world import Worker, World
 from tests.services.test_evaluations import answers, finish, offered, running, stored_evaluation, trained
-from worker.shared.job_spec import MEASURES, EvaluationSpec, JobSpec
+from worker.shared.evaluation_spec import MEASURES, EvaluationSpec
+from worker.shared.job_spec import JobSpec
 
 ASKED: dict[str, Any] = {"max_prompts": 35, "max_new_tokens": 64}
 PROMPTS = hashlib.sha256(b"prompts").hexdigest()

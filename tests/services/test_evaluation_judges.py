@@ -30,8 +30,9 @@ from tests.helpers.world import World
 from tests.services.test_evaluations import answers, finish, offered, running, started, stored_evaluation, trained
 from worker.shared import answers_file, judge_prompt
 from worker.shared.answers_file import AnswersError
+from worker.shared.evaluation_spec import EvaluationSpec, JudgeSpec
 from worker.shared.evaluation_units import Arm, Measure
-from worker.shared.job_spec import EvaluationSpec, JobSpec, JudgeSpec
+from worker.shared.job_spec import JobSpec
 from worker.shared.memory_estimate import Shape
 
 JUDGE = "org/qwen2"

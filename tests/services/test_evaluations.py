@@ -26,8 +26,9 @@ from tests.helpers.world import Worker, World
 from worker.shared import answers_file, checkpoint_file
 from worker.shared.answers_file import Extras, LeftOut
 from worker.shared.checkpoint_header import ANSWERS
+from worker.shared.dataset_spec import DatasetSpec
+from worker.shared.evaluation_spec import EvaluationSpec
 from worker.shared.evaluation_units import PASSAGES
-from worker.shared.job_spec import DatasetSpec, EvaluationSpec
 from worker.shared.messages import Failure, Finish, GrantKind, Offer, OfferReply, Origin, StoredAnswers
 
 

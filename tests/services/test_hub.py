@@ -21,7 +21,8 @@ from orchestrator.adapters.weight_names import MAX_BYTES
 from orchestrator.domain.errors import InvalidError, TrainhopError, UnavailableError
 from orchestrator.services.job_checks import refuse_what_the_model_lacks
 from tests.emulators.hub import HubEmulator, Repo
-from worker.shared.job_spec import DatasetSpec, FileFormat, JobSpec, RowFormat
+from worker.shared.dataset_spec import DatasetSpec, FileFormat, RowFormat
+from worker.shared.job_spec import JobSpec
 
 ANN, BOB = "hf_anns_token", "hf_bobs_token"
 CONFIG = {
@@ -206,6 +207,18 @@ def test_submit_asks_for_modules_only_if_the_job_names_some(world, catalog, hub)
     hub.add(Repo(id="org/states", files={"config.json": json.dumps(CONFIG | {"model_type": "mamba"}).encode()}))
     with pytest.raises(InvalidError, match=r"set lora_target_modules to \[in_proj, x_proj\]"):
         world.submit("alice", base_model="org/states")
+
+
+def test_layers_and_steps_that_there_are_not_are_refused_at_submit(world, catalog, hub):
+    """Guards: without `_unknown_layers` PEFT adapted the other layers; without `schedule_fault` in `resolve` a job with
+    epochs decayed from its first step on."""
+    hub.add(Repo(id="org/named", files={"config.json": json.dumps(CONFIG).encode(), **IN_SHARDS}))
+    world.ctx = replace(world.ctx, catalog=catalog)
+    with pytest.raises(InvalidError, match="the base model has 2 layers, the first being 0") as refused:
+        world.submit("alice", base_model="org/named", lora_layers_to_transform=[1, 2])
+    assert [pointer for pointer, _ in refused.value.problems] == ["/lora_layers_to_transform/1"]
+    with pytest.raises(InvalidError, match=r"has \d steps, and its warm-up of 900 and its decay of 0 steps do not fit"):
+        world.submit("alice", base_model="org/named", max_steps=None, num_epochs=1, warmup_steps=900)
 
 
 @pytest.mark.parametrize(("status", "kind"), [(429, UnavailableError), (503, UnavailableError), (403, InvalidError)])

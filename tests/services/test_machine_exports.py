@@ -22,7 +22,8 @@ from tests.helpers.exporter import FILES, REPORT, described
 from tests.helpers.offline_world import OfflineWorld
 from tests.helpers.world import Worker, World
 from tests.services.test_evaluations import running, trained
-from worker.shared.job_spec import EvaluationSpec, JobSpec
+from worker.shared.evaluation_spec import EvaluationSpec
+from worker.shared.job_spec import JobSpec
 from worker.shared.messages import ExportedAdapter, Finish, GrantKind
 from worker.shared.results import MAX_EXPORT_BYTES, StoredExport
 

@@ -22,7 +22,8 @@ from orchestrator.services.repeated_steps import CHECKSUM
 from orchestrator.services.worker_messages import receive
 from tests.helpers.world import FakeCatalog, Worker, World
 from tests.worker.test_look import asked
-from worker.shared.job_spec import ENCODING, DatasetSpec, FileFormat, JobSpec, RowFormat
+from worker.shared.dataset_spec import DatasetSpec, FileFormat, RowFormat
+from worker.shared.job_spec import ENCODING, JobSpec
 from worker.shared.manifest import Fidelity
 from worker.shared.messages import MetricRow, Phase, Report
 from worker.training.token_preview import preview_tokens

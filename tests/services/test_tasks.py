@@ -20,8 +20,10 @@ from tests.services.test_evaluations import answers, running, started, trained
 from tests.services.test_models import trained as trained_to_the_end
 from worker.shared import answers_file
 from worker.shared.answers_file import AnswersFile
+from worker.shared.dataset_spec import DatasetSpec, RowFormat
+from worker.shared.evaluation_spec import MEASURES
 from worker.shared.evaluation_units import Arm
-from worker.shared.job_spec import MEASURES, DatasetSpec, JobSpec, RowFormat
+from worker.shared.job_spec import JobSpec
 from worker.shared.rows import Message
 from worker.shared.tasks import Task, fixed_prompts, fixed_sha256
 

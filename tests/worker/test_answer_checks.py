@@ -8,8 +8,9 @@ import pytest
 
 from worker.shared.answer_checks import CheckError, compiled, passes
 from worker.shared.dataset_files import DatasetError, inspect
+from worker.shared.dataset_spec import FileFormat, RowFormat
+from worker.shared.evaluation_spec import MEASURES
 from worker.shared.evaluation_units import FIXED
-from worker.shared.job_spec import MEASURES, FileFormat, RowFormat
 from worker.shared.tasks import fixed_prompts, fixed_sha256, read_tasks
 
 FENCED = '```json\n{"a": 1}\n```'

@@ -14,8 +14,8 @@ from worker.shared import packages, wheel
 from worker.shared.answers_file import MAX_ITEM_BYTES
 from worker.shared.benchmark_files import made, read_items
 from worker.shared.benchmark_list import BENCHMARKS, TASKS_FOLDER
+from worker.shared.evaluation_spec import BenchmarkSpec
 from worker.shared.evaluation_units import Arm, Measure, Unit, units
-from worker.shared.job_spec import BenchmarkSpec
 from worker.training.encoding import Encoder
 from worker.training.interface import Decision, PermanentError, UnfitMachineError
 

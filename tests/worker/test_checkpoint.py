@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from worker.shared.checkpoint_file import CheckpointError, check_recipe, load, read_manifest, sha256_file, write
 from worker.shared.files import UNFINISHED
 from worker.shared.manifest import Hardware, Manifest, Recipe
+from worker.shared.schedules import ScheduleSettings
 
 RECIPE = Recipe(
     base_model="org/model@abc",
@@ -29,6 +30,7 @@ RECIPE = Recipe(
     optimizer="adamw_8bit",
     max_grad_norm=1.0,
     weight_decay=0.01,
+    lora_layers_to_transform=(0, 1),
     seed=42,
     train_on_inputs=False,
     val_set_size=0.1,
@@ -220,5 +222,7 @@ def _mutated(value, rng):
         case str():
             place = rng.randrange(len(value))
             return value[:place] + chr(rng.randint(0x100, 0x2FF)) + value[place + 1 :]
+        case ScheduleSettings():
+            return value.model_copy(update={"power": rng.uniform(0.1, 9)})
         case _:
             return (*value, f"x{rng.random()}") if rng.random() < 0.5 else value[1:]

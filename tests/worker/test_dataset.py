@@ -8,7 +8,7 @@ from pyarrow import parquet
 
 from worker.shared import dataset_containers
 from worker.shared.dataset_files import DatasetError, DatasetInfo, Message, Row, inspect, read_rows
-from worker.shared.job_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat
 
 CHAT = Row(messages=(Message("user", "q"), Message("assistant", "a")))
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]

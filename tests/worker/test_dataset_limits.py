@@ -15,7 +15,7 @@ from orchestrator.services import data_reading
 from worker.shared import limited_call
 from worker.shared.dataset_containers import LINE_COST, MAX_COLUMNS, MAX_LINE_BYTES
 from worker.shared.dataset_files import DatasetError, examine, inspect
-from worker.shared.job_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat
 
 MIB = 2**20
 

@@ -13,8 +13,9 @@ from worker.shared import answers_file, checkpoint_file
 from worker.shared.answers_file import MAX_ANSWER_BYTES
 from worker.shared.checkpoint_file import CheckpointError
 from worker.shared.checkpoint_header import ADAPTER, ANSWERS, check_answers, check_parameters, read_header
+from worker.shared.dataset_spec import DatasetSpec, RowFormat
+from worker.shared.evaluation_spec import EvaluationSpec
 from worker.shared.evaluation_units import FIXED, PASSAGES, Arm, Measure, prompts_at_once, units
-from worker.shared.job_spec import DatasetSpec, EvaluationSpec, RowFormat
 from worker.shared.messages import Origin
 from worker.shared.passages import passages
 from worker.shared.tasks import fixed_prompts

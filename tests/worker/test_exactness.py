@@ -275,10 +275,10 @@ def test_variables_that_choose_kernels_are_in_the_setup():
     assert not other.keys() & setup.keys()
 
 
-@pytest.mark.parametrize("exports", [False, True])
-def test_code_has_one_hash_here_and_where_it_is_sent(tmp_path: Path, exports: bool) -> None:
+@pytest.mark.parametrize("adapters", [False, True])
+def test_code_has_one_hash_here_and_where_it_is_sent(tmp_path: Path, adapters: bool) -> None:
     """Guard: with all files counted, what is not sent made each hand-over to a provider `state-exact`."""
-    zipfile.ZipFile(io.BytesIO(wheel.build(exports=exports).data)).extractall(tmp_path)
+    zipfile.ZipFile(io.BytesIO(wheel.build(adapters=adapters).data)).extractall(tmp_path)
     assert machine_setup.code_sha256(tmp_path / "worker") == machine_setup.worker_sha256()
 
 

@@ -11,7 +11,7 @@ from benchmarks.trust.english import English
 from worker.shared.data_checks.held_out import check_split, compare
 from worker.shared.data_checks.leaks import PROMPTS, TASKS
 from worker.shared.data_checks.runner import Data
-from worker.shared.job_spec import RowFormat
+from worker.shared.dataset_spec import RowFormat
 
 MAIL = "Write to ann.lee@posteo.de about the key of the lower store room, please."
 

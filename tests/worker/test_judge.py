@@ -12,8 +12,8 @@ from tests.helpers.training_runs import Recorder
 from tests.worker.test_evaluation import Evaluations, read, trained
 from worker.agent.limits import Part
 from worker.shared import judge_prompt
+from worker.shared.evaluation_spec import EvaluationSpec
 from worker.shared.evaluation_units import Arm, Measure, Unit
-from worker.shared.job_spec import EvaluationSpec
 from worker.training.interface import Decision, PermanentError, UnfitMachineError
 
 __all__ = ["trained"]

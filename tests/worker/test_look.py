@@ -14,7 +14,8 @@ from orchestrator.adapters.token_preview import NOT_HERE, TokenLooks
 from orchestrator.ports.catalog import TokenLook
 from orchestrator.services.dataset_preview import preview, with_tokens
 from tests.worker.test_data import CHAT, MARKED, THINKING, UNSTABLE
-from worker.shared.job_spec import DatasetSpec, FileFormat, JobSpec, RowFormat
+from worker.shared.dataset_spec import DatasetSpec, FileFormat, RowFormat
+from worker.shared.job_spec import JobSpec
 from worker.training.encoding import FALLBACK_TEMPLATE
 from worker.training.token_preview import Request, preview_tokens
 

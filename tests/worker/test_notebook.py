@@ -77,7 +77,7 @@ def test_the_wheel_holds_worker_and_python_side_and_pinned_requirements() -> Non
     assert {name.split("/")[0] for name in names} == {"trainhop", "worker", names[-1].split("/")[0]}
     assert "worker/training/train.py" in names
     assert not any(name.startswith(("worker/export/", "worker/chat/")) for name in names)
-    with zipfile.ZipFile(io.BytesIO(bundle.build(exports=True).data)) as archive:
+    with zipfile.ZipFile(io.BytesIO(bundle.build(adapters=True).data)) as archive:
         assert set(archive.namelist()) - set(names) >= {"worker/export/__main__.py", "worker/export/run.py"}
     assert "Requires-Dist: pydantic" in described
     assert 'Requires-Dist: trl==1.15.0; extra == "train"' in described

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from worker.shared.dataset_files import DatasetError, Message, Row, examine, inspect, read_rows
-from worker.shared.job_spec import RowFormat
+from worker.shared.dataset_spec import RowFormat
 
 ASK = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}

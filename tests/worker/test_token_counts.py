@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.adapters.token_preview import NOT_HERE, TokenLooks
 from worker.shared.data_checks.token_facts import special_findings
-from worker.shared.job_spec import RowFormat
+from worker.shared.dataset_spec import RowFormat
 from worker.training.encoding import load_tokenizer
 from worker.training.token_counts import Request, count
 

@@ -17,7 +17,8 @@ from tests.worker.test_look import asked, shown_mask, write
 from worker.shared import checkpoint_file
 from worker.shared.checkpoint_file import CheckpointError
 from worker.shared.dataset_files import Message, Row
-from worker.shared.job_spec import ENCODING, FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat
+from worker.shared.job_spec import ENCODING
 from worker.training.data import rendered_sha256
 from worker.training.encoding import Encoder
 from worker.training.encoding_findings import findings

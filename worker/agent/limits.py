@@ -50,6 +50,7 @@ class Part(Enum):
     ROWS = ("checking the rows of the data", causes.DATA)
     FIRST_STEP = ("making the first step", causes.NO_STEP)
     EXPORT = ("exporting the adapter", causes.NO_STEP)
+    CHAT = ("answering questions", causes.NO_STEP)
 
     def __init__(self, words: str, cause: str) -> None:
         self.words, self.cause = words, cause

@@ -168,7 +168,7 @@ class Session:
         self._beat(urgent=True)
         self.phase(Phase.LOAD)
         self.begins(Part.IMPORTS)
-        trained = work.do(job, self, self._home_of)
+        trained = work.do(job, self, self._home_of, self._uplink, self._budget)
         self._watch.passed()
         if self._over.is_set():
             log(f"stopping: {self._why_over}")

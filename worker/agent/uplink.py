@@ -89,16 +89,16 @@ class HttpUplink:
 
     def start(self, request: StartRequest) -> Assignment:
         """Request the assignment."""
-        return self._request("start", request.model_dump_json(), _ASSIGNMENT)
+        return self.request("start", request.model_dump_json(), _ASSIGNMENT)
 
     def started(self, message: Started) -> None:
         self.start(message.request)
 
     def report(self, message: Report) -> Directive:
-        return self._request("report", message.model_dump_json(exclude_defaults=True), _DIRECTIVE)
+        return self.request("report", message.model_dump_json(exclude_defaults=True), _DIRECTIVE)
 
     def offer(self, message: Offer) -> OfferReply:
-        return self._request("offer", message.model_dump_json(), _REPLY)
+        return self.request("offer", message.model_dump_json(), _REPLY)
 
     def release(self, message: Release) -> None:
         self._send("release", message.model_dump_json())
@@ -113,9 +113,10 @@ class HttpUplink:
     def grants(self, fence: int, kind: GrantKind, count: int, *, through_server: bool = False) -> list[Grant]:
         asked = {"fence": fence, "kind": kind, "count": count, "through_server": through_server}
         body = TypeAdapter(dict[str, Any]).dump_json(asked)
-        return self._request("grants", body.decode(), _GRANTS)
+        return self.request("grants", body.decode(), _GRANTS)
 
-    def _request(self, path: str, body: str, expected: TypeAdapter[T]) -> T:
+    def request(self, path: str, body: str, expected: TypeAdapter[T]) -> T:
+        """The reply to a call of the lease."""
         return _read(self._post(path, body), expected)
 
     def _send(self, path: str, body: str) -> None:

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from worker.shared import answer_lines, judge_prompt
 from worker.shared.benchmark_list import BENCHMARKS, MAX_ITEMS
+from worker.shared.evaluation_spec import MAX_PROMPTS, MAX_TASKS
 from worker.shared.evaluation_units import FIXED, PASSAGES, Arm, Measure
-from worker.shared.job_spec import MAX_PROMPTS, MAX_TASKS
 from worker.shared.row_formats import ROLES
 from worker.shared.tasks import Task, fixed_sha256
 from worker.shared.wire import Count, Sha256, Storable

@@ -14,7 +14,7 @@ from typing import Any
 
 from worker.shared.benchmark_list import BENCHMARKS, Benchmark
 from worker.shared.dataset_containers import READERS
-from worker.shared.job_spec import FileFormat
+from worker.shared.dataset_spec import FileFormat
 from worker.shared.row_keys import DatasetError
 
 MAX_TEXT = 8_192

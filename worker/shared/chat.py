@@ -1,4 +1,7 @@
-"""A question to base and adapter with the turns before it, and the events of the answers. Needs no torch."""
+"""A question to base and adapter with the turns before it, and the events of the answers. Needs no torch.
+
+A session on a machine asks its server for questions. Each call brings the events since the last one.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from worker.shared.chat_limits import ANSWER_TOKENS, MAX_ANSWER_TOKENS, MAX_TEXT, MAX_TURNS
+from worker.shared.chat_limits import ANSWER_TOKENS, MAX_ANSWER_TOKENS, MAX_EVENTS, MAX_TEXT, MAX_TURNS
 from worker.shared.evaluation_units import Arm
+from worker.shared.wire import Count, Storable, Wire, excerpt
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 
@@ -104,3 +108,35 @@ def failed(text: str) -> ChatEvent:
     """The end of an answer, with one sentence that begins with a capital letter."""
     text = text.strip().rstrip(".")
     return ChatEvent(kind=Kind.FAILED, text=f"{text[:1].upper()}{text[1:]}.")
+
+
+# --- between a session on a machine and its server ---
+
+
+class AnswerEvent(Wire):
+    """A `ChatEvent` on the wire."""
+
+    kind: Kind
+    arm: Arm | None = None
+    text: Annotated[Storable, AfterValidator(lambda text: excerpt(text, MAX_TEXT))] = ""
+    tokens: Count | None = None
+
+
+class ChatReply(Wire):
+    """What a session says: its next `events` for question number `question`, of which `first` were sent before.
+
+    Without a question it only asks for one.
+    """
+
+    fence: Count
+    question: Count | None = None
+    first: Count = 0
+    events: Annotated[tuple[AnswerEvent, ...], Field(max_length=MAX_EVENTS)] = ()
+
+
+class ChatTask(Wire):
+    """What the server answers: a question with its number, or that the answer is no longer wanted."""
+
+    number: Count | None = None
+    question: Question | None = None
+    is_cancelled: bool = False

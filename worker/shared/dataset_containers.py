@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from worker.shared.job_spec import FileFormat
+from worker.shared.dataset_spec import FileFormat
 from worker.shared.row_keys import DatasetError
 
 MAX_LINE_BYTES = 16 * 2**20

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from worker.shared.dataset_containers import READERS, Record
-from worker.shared.job_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat
 from worker.shared.row_formats import detect_row_format, to_row
 from worker.shared.row_keys import DatasetError, UnusedKeys
 from worker.shared.rows import Message, Row

@@ -23,7 +23,7 @@ TOKENS_AT_ONCE = 8_192
 
 
 class Arm(StrEnum):
-    """Which model answers: the base model, or the base model with the adapter. For a judge, whose answer is first."""
+    """Which model answers: the base model, or the base model with the adapter. For a judge, which one is first."""
 
     BASE = "base"
     ADAPTER = "adapter"

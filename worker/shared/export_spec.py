@@ -1,4 +1,4 @@
-"""How an adapter is exported on a machine: a part of the job file."""
+"""How an adapter is exported, or how long it is chatted with, on a machine: parts of the job file."""
 
 from __future__ import annotations
 
@@ -20,3 +20,10 @@ class ExportSpec(Written):
     format: Literal["merged", "gguf", "gguf-adapter"]
     type: Literal["fp16", "bf16", "q8_0"] | None = None
     onto: Literal["original", "nf4"] = "original"
+
+
+class ChatSpec(Written):
+    """A chat with the adapter of the finished job `job`. Its session has `minutes`, its start included."""
+
+    job: Annotated[str, Field(max_length=100)]
+    minutes: Annotated[int, Field(ge=1)]

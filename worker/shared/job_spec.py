@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from worker.shared.benchmark_list import BENCHMARKS
 from worker.shared.data_check_list import CHECKS
+from worker.shared.dataset_spec import DatasetSpec
+from worker.shared.evaluation_spec import EvaluationSpec
 from worker.shared.evaluation_units import Unit, prompts_at_once, units
-from worker.shared.export_spec import ExportSpec
+from worker.shared.export_spec import ChatSpec, ExportSpec
 from worker.shared.hub_names import RepoName
 from worker.shared.judge_prompt import MAX_OUTPUT_TOKENS, TEXT_TOKENS
 from worker.shared.plain_errors import MAX_KEY, nearest
-from worker.shared.wire import NonBlank, Sha256, Written, excerpt, not_blank
+from worker.shared.schedules import Schedule, ScheduleSettings, fault, too_long
+from worker.shared.wire import NonBlank, Written, excerpt, not_blank
 
 ENCODING = 3
 """How rows become tokens in new jobs. A job without a number began before there were several ways, and keeps the first:
@@ -35,45 +36,14 @@ both.
 VAL_SPLIT = 2
 """How new jobs choose validation rows: copies of a row stay on one side. A job without a number chose single rows."""
 
-MEASURES = 2
-"""What new evaluations measure besides answers and general text: the loss on the rows' own answers, and answers to the
-fixed prompts. One without a number began before. A change of the fixed prompts needs another number."""
+WARMUP_RATIO = 0.03
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+"""AdamW's usual settings. A job file that keeps to them does not name them, because older workers refuse the keys."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Layer = Annotated[int, Field(ge=0, lt=10_000)]
+MAX_LAYERS = 1_000
 
 T = TypeVar("T")
-
-
-class RowFormat(StrEnum):
-    """The row format of a dataset. `auto` detects it from the first row's keys. No job is trained on a `task`."""
-
-    AUTO = "auto"
-    MESSAGES = "messages"
-    PROMPT_COMPLETION = "prompt_completion"
-    TEXT = "text"
-    ALPACA = "alpaca"
-    SHAREGPT = "sharegpt"
-    TASK = "task"
-
-
-class FileFormat(StrEnum):
-    """The file format of a dataset."""
-
-    JSONL = "jsonl"
-    CSV = "csv"
-    PARQUET = "parquet"
-
-
-class DatasetSpec(Written):
-    """One dataset of a job. `path` is an upload (`sha256:HEX`), a Hugging Face id, or a file in an allowed folder.
-
-    The server sets `sha256`, `file_format` and `rows` at submission.
-    """
-
-    path: NonBlank
-    type: RowFormat = RowFormat.AUTO
-    split: NonBlank = "train"
-    sha256: Sha256 | None = None
-    file_format: FileFormat | None = None
-    rows: Annotated[int, Field(ge=1)] | None = None
 
 
 class CheckpointSpec(Written):
@@ -89,107 +59,6 @@ class PlacementSpec(Written):
     providers: tuple[NonBlank, ...] = ()
     accounts: tuple[NonBlank, ...] = ()
     max_session_s: Annotated[float, Field(ge=1, le=1e9)] | None = None
-
-
-MAX_TASKS = 500
-"""Tasks of one evaluation at most."""
-MAX_PROMPTS, LEAST_PROMPTS = 500, 30
-"""Prompts of one evaluation at most, and prompts below which there will be no verdict."""
-
-
-MAX_JUDGE_NAME = 180
-"""Characters of the name of a judge model, commit included."""
-
-
-class BenchmarkSpec(Written):
-    """A benchmark, as its name or as `NAME@COMMIT` with a commit of its repository on the hub.
-
-    The server sets the commit, if there is none, and everything else at submission. `sha256` and `rows` are those of
-    the file of items, `task_sha256` is that of the file with the task of lm-eval.
-    """
-
-    name: NonBlank
-    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
-    sha256: Sha256 | None = None
-    rows: Annotated[int, Field(ge=1)] | None = None
-    task_sha256: Sha256 | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_its_name(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        name, at, revision = value.partition("@")
-        return {"name": name, "revision": revision} if at else {"name": name}
-
-    @field_validator("name")
-    @classmethod
-    def _known_benchmark(cls, name: str) -> str:
-        if name not in BENCHMARKS:
-            shown = excerpt(name, MAX_KEY)
-            raise ValueError(f"there is no benchmark '{shown}'; there are {', '.join(BENCHMARKS)}")
-        return name
-
-    @property
-    def items(self) -> DatasetSpec:
-        """The file of its items. Known after the server has resolved it."""
-        path = f"sha256:{self.sha256 or ''}"
-        return DatasetSpec(
-            path=path, type=RowFormat.TEXT, sha256=self.sha256, file_format=FileFormat.JSONL, rows=self.rows
-        )
-
-
-class JudgeSpec(Written):
-    """A model that compares the answers on the machine of the evaluation, as its name alone or with this key.
-
-    `model` is an id on the hub, if wanted as `ORG/NAME@COMMIT`, or a folder. The server pins the commit and sets
-    everything else at submission: the version of the question to the judge, and the memory that it needs (None: not
-    known).
-    """
-
-    model: Annotated[NonBlank, Field(max_length=MAX_JUDGE_NAME)]
-    prompt_version: Annotated[int, Field(ge=1)] | None = None
-    gpu_bytes: Annotated[int, Field(ge=0)] | None = None
-    host_bytes: Annotated[int, Field(ge=0)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_its_name(cls, value: Any) -> Any:
-        return {"model": value} if isinstance(value, str) else value
-
-
-class EvaluationSpec(Written):
-    """Prompts that the base model and the adapter answer.
-
-    `temperature` 0 takes the most probable token. `prompts` is an uploaded file with rows as for training, without
-    their answers. Without it the prompts are those of the job's validation rows. `tasks` is an uploaded file of tasks
-    with checks. `benchmarks` are names of benchmarks. `judge` is a model that compares the answers.
-    """
-
-    max_prompts: Annotated[int, Field(ge=1, le=MAX_PROMPTS)] = 100
-    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 256
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    prompts: DatasetSpec | None = None
-    tasks: DatasetSpec | None = Field(default=None, exclude_if=lambda file: file is None)
-    benchmarks: Annotated[tuple[BenchmarkSpec, ...], Field(max_length=len(BENCHMARKS))] = Field(
-        default=(), exclude_if=lambda asked: not asked
-    )
-    judge: JudgeSpec | None = Field(default=None, exclude_if=lambda judge: judge is None)
-    measures: Annotated[int, Field(ge=2, le=MEASURES)] | None = Field(default=None, exclude_if=lambda way: way is None)
-    """Set by the server. Left out of an old evaluation, because an older worker refuses keys that it does not know."""
-
-    @field_validator("judge", mode="before")
-    @classmethod
-    def _none_in_a_form(cls, judge: Any) -> Any:
-        return None if judge == "" else judge
-
-    @field_validator("benchmarks")
-    @classmethod
-    def _each_once(cls, asked: tuple[BenchmarkSpec, ...]) -> tuple[BenchmarkSpec, ...]:
-        names = [each.name for each in asked]
-        if len(set(names)) < len(names):
-            raise ValueError("must name each benchmark once")
-        return asked
 
 
 _DEADLINE = "must be a time with its zone, for example 2026-12-01T18:00:00+01:00"
@@ -218,6 +87,10 @@ class JobSpec(Written):
     lora_alpha: Annotated[float, Field(gt=0, le=4096)] = 32
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     lora_target_modules: Annotated[tuple[NonBlank, ...], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
+    lora_layers_to_transform: Annotated[tuple[Layer, ...], Field(max_length=MAX_LAYERS)] = Field(
+        default=(), exclude_if=lambda layers: not layers
+    )
+    peft_use_rslora: bool = Field(default=False, exclude_if=lambda asked: not asked)
 
     sequence_len: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
     global_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 8
@@ -225,9 +98,14 @@ class JobSpec(Written):
     num_epochs: Annotated[float, Field(gt=0, le=10_000)] | None = None
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-4
-    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    lr_scheduler: Schedule = "linear"
+    lr_scheduler_kwargs: ScheduleSettings = Field(default=ScheduleSettings(), exclude_if=lambda given: not given.given)
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = WARMUP_RATIO
+    warmup_steps: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(default=None, exclude_if=lambda n: n is None)
     optimizer: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
+    adam_beta1: Beta = Field(default=BETAS[0], exclude_if=lambda beta: beta == BETAS[0])
+    adam_beta2: Beta = Field(default=BETAS[1], exclude_if=lambda beta: beta == BETAS[1])
+    adam_epsilon: Annotated[float, Field(gt=0, le=1)] = Field(default=EPSILON, exclude_if=lambda tiny: tiny == EPSILON)
     max_grad_norm: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
@@ -269,7 +147,8 @@ class JobSpec(Written):
 
     evaluation: EvaluationSpec | None = Field(default=None, exclude_if=lambda asked: asked is None)
     export: ExportSpec | None = Field(default=None, exclude_if=lambda asked: asked is None)
-    """Set by the server in a job that evaluates or exports what another one has trained. Older workers refuse it."""
+    chat: ChatSpec | None = Field(default=None, exclude_if=lambda asked: asked is None)
+    """Set by the server in a job that uses what another one has trained. Older workers refuse them."""
 
     @field_validator("accept_findings")
     @classmethod
@@ -306,6 +185,36 @@ class JobSpec(Written):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_schedule(self) -> JobSpec:
+        if words := fault(self.lr_scheduler, self.lr_scheduler_kwargs, self.learning_rate):
+            raise ValueError(words)
+        if self.warmup_steps is not None and self.warmup_ratio != WARMUP_RATIO:
+            raise ValueError("warmup_ratio and warmup_steps exclude each other")
+        if self.max_steps is not None and (words := self.schedule_fault):
+            raise ValueError(words)
+        return self
+
+    @property
+    def schedule_fault(self) -> str:
+        """Why the schedule does not fit into the steps of a training job, or "". Known once the steps are."""
+        if self.evaluation is not None or self.export is not None:
+            return ""
+        return too_long(self.lr_scheduler_kwargs, self.warm_up, self.total_steps)
+
+    @property
+    def warm_up(self) -> int:
+        """Steps in which the learning rate rises."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return math.ceil(self.total_steps * self.warmup_ratio)
+
+    @property
+    def used_job(self) -> str | None:
+        """The job whose adapter an export or a chat begins with. Such a job has no data files and no checkpoints."""
+        asked = self.export or self.chat
+        return asked.job if asked is not None else None
+
     @property
     def rows(self) -> int:
         """Rows of all datasets together. Known after the server has resolved them."""
@@ -327,12 +236,12 @@ class JobSpec(Written):
 
         The tasks of an evaluation come after them, and the items of its benchmarks last.
         """
-        return tuple(file for _, file in self.files_by_pointer) if self.evaluation or self.export else self.datasets
+        return tuple(file for _, file in self.files_by_pointer) if self.evaluation or self.used_job else self.datasets
 
     @property
     def files_by_pointer(self) -> tuple[tuple[str, DatasetSpec], ...]:
-        """The data files that a job and its evaluation need, with JSON pointers of their paths. None for an export."""
-        if self.export is not None:
+        """The data files that a job and its evaluation need, with JSON pointers of their paths."""
+        if self.used_job is not None:
             return ()
         own = tuple((f"/datasets/{place}/path", dataset) for place, dataset in enumerate(self.datasets))
         asked, pointer = (self.evaluation, "") if self.evaluation is not None else (self.evaluate, "/evaluate")
@@ -382,10 +291,10 @@ class JobSpec(Written):
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of the whole job (first `max_steps`, then `num_epochs`), units of an evaluation, 1 export."""
+        """Optimiser steps of the whole job (first `max_steps`, then `num_epochs`), units of an evaluation, else 1."""
         if self.evaluation is not None:
             return len(self.evaluation_units)
-        if self.export is not None:
+        if self.used_job is not None:
             return 1
         if self.max_steps is not None:
             return self.max_steps

@@ -11,7 +11,16 @@ from worker.shared.manifest import Manifest, Recipe
 from worker.shared.messages import Origin
 
 FROM_HERE_ON = frozenset(
-    {"max_steps", "learning_rate", "lr_scheduler", "warmup_ratio", "weight_decay", "max_grad_norm"}
+    {
+        "max_steps",
+        "learning_rate",
+        "lr_scheduler",
+        "lr_scheduler_kwargs",
+        "warmup_ratio",
+        "warmup_steps",
+        "weight_decay",
+        "max_grad_norm",
+    }
 )
 """Recipe fields that may change while the state of a checkpoint stays valid."""
 

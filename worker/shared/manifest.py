@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from worker.shared.job_spec import JobSpec
+from worker.shared.job_spec import BETAS, EPSILON, MAX_LAYERS, JobSpec
+from worker.shared.schedules import ScheduleSettings
 from worker.shared.wire import (
     MAX_ENTRIES,
     MAX_WRITTEN,
@@ -27,6 +28,9 @@ from worker.shared.wire import (
 Word = Annotated[str, Field(max_length=64)]
 Setting = Annotated[str, Field(max_length=MAX_WRITTEN)]
 Number = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+NO_STEPS = -1
+"""In the place of `warmup_steps` where the warm-up is a share of the job."""
 
 
 class Recipe(Wire):
@@ -55,6 +59,14 @@ class Recipe(Wire):
     val_set_size: float
     dataset_sha256: Annotated[tuple[Word, ...], Field(max_length=16)]
     train_rows: Number
+    # What an older checkpoint does not name had these values.
+    lora_layers_to_transform: Annotated[tuple[Number, ...], Field(max_length=MAX_LAYERS)] = ()
+    peft_use_rslora: bool = False
+    lr_scheduler_kwargs: ScheduleSettings = ScheduleSettings()
+    warmup_steps: Number = NO_STEPS
+    adam_beta1: float = BETAS[0]
+    adam_beta2: float = BETAS[1]
+    adam_epsilon: float = EPSILON
     encoding: Number | None = None
     numerics: Number | None = None
     val_split: Number | None = None
@@ -75,6 +87,7 @@ class Recipe(Wire):
         """The recipe that the resolved job file determines."""
         facts: dict[str, Any] = {name: getattr(spec, name) for name in cls.model_fields if name in JobSpec.model_fields}
         facts["max_steps"] = spec.total_steps
+        facts["warmup_steps"] = NO_STEPS if spec.warmup_steps is None else spec.warmup_steps
         facts["train_rows"] = spec.train_rows
         facts["dataset_sha256"] = tuple(d.sha256 or "" for d in spec.datasets)
         return cls(**facts)

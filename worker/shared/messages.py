@@ -136,8 +136,8 @@ class Origin(Wire):
 class Assignment(Wire):
     """Everything that a worker needs to run a job. `origin` is set if it resumes from another job's checkpoint.
 
-    `datasets` are the data files of the job, or the adapter's archive that an export begins with. `keep_dir` is a
-    folder with files that the provider keeps after the session, for offline sessions.
+    `datasets` are the data files of the job, or the adapter's archive that an export or a chat begins with. `keep_dir`
+    is a folder with files that the provider keeps after the session, for offline sessions.
     """
 
     protocol: int = PROTOCOL_VERSION
@@ -320,7 +320,7 @@ class Failure(Wire):
 class Finish(_SessionMessage):
     """The final message of a session. `head` as in `Release`.
 
-    Succeeded with an adapter, with the answers of an evaluation, or with an export, or failed with a reason.
+    Succeeded with an adapter, the answers of an evaluation, an export, or, after a chat, nothing. Or failed.
     `can_continue`: the worker would take another lease on this machine. The reply is then the ticket of one, if the
     server has one for it.
     """

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from worker.shared.answer_checks import CheckError, check_of
-from worker.shared.job_spec import RowFormat
+from worker.shared.dataset_spec import RowFormat
 from worker.shared.row_keys import DatasetError, check_keys
 from worker.shared.rows import Message, Row, with_columns
 

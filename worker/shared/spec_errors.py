@@ -9,8 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from worker.shared.job_spec import CheckpointSpec, DatasetSpec, EvaluationSpec, JobSpec, PlacementSpec
+from worker.shared.dataset_spec import DatasetSpec
+from worker.shared.evaluation_spec import EvaluationSpec
+from worker.shared.job_spec import CheckpointSpec, JobSpec, PlacementSpec
 from worker.shared.plain_errors import MAX_KEY, in_words, nearest
+from worker.shared.schedules import ScheduleSettings
 from worker.shared.wire import excerpt
 
 MAX_ERRORS = 50
@@ -24,6 +27,7 @@ _INSIDE: dict[str, type[BaseModel]] = {
     "checkpoint": CheckpointSpec,
     "placement": PlacementSpec,
     "evaluate": EvaluationSpec,
+    "lr_scheduler_kwargs": ScheduleSettings,
 }
 _WORDS = {
     "tuple_type": "must be a list",

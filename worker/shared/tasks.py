@@ -17,7 +17,7 @@ from typing import Any
 
 from worker.shared.answer_checks import CheckError, compiled
 from worker.shared.dataset_containers import READERS
-from worker.shared.job_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat
 from worker.shared.row_formats import to_row
 from worker.shared.row_keys import DatasetError
 from worker.shared.rows import Message

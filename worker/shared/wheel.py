@@ -23,9 +23,6 @@ PACKAGES = ("trainhop", "worker")
 NEEDED = ("httpx", "numpy", "pydantic", "safetensors", "stamina")
 """What a worker imports besides its training libraries. The other dependencies belong to the command line."""
 NO_SESSION_NEEDS = (
-    "worker/chat",
-    "worker/shared/chat.py",
-    "worker/shared/chat_limits.py",
     "worker/shared/data_checks",
     "worker/shared/installation.py",
     "worker/training/end_counts.py",
@@ -33,8 +30,8 @@ NO_SESSION_NEEDS = (
     "worker/training/token_preview.py",
 )
 """Command line and server run them. What is sent to a machine with each session may not be large."""
-EXPORTS = "worker/export"
-"""Only sessions that export an adapter need it."""
+ADAPTERS = ("worker/chat", "worker/export", "worker/shared/chat.py", "worker/shared/chat_limits.py")
+"""Only sessions that export an adapter or chat with it need these."""
 
 _SUFFIXES = (".py", ".jsonl", ".yaml")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -71,8 +68,8 @@ def _extra(marker: str) -> str:
 
 
 @cache
-def build(*, exports: bool = False) -> Wheel:
-    """The wheel of the installed version, with `exports` for a session that exports an adapter.
+def build(*, adapters: bool = False) -> Wheel:
+    """The wheel of the installed version, with `adapters` for a session that exports an adapter or chats with it.
 
     Needs its sources as files.
     """
@@ -80,7 +77,7 @@ def build(*, exports: bool = False) -> Wheel:
     stem = f"{DISTRIBUTION.replace('-', '_')}-{version}"
     root = Path(worker.__file__).parent.parent
     found = [path for package in PACKAGES for path in sorted((root / package).rglob("*"))]
-    left_out = (*NO_SESSION_NEEDS, *(() if exports else (EXPORTS,)))
+    left_out = (*NO_SESSION_NEEDS, *(() if adapters else ADAPTERS))
     sources = [path for path in found if path.suffix in _SUFFIXES and not is_within(path, root, left_out)]
     files = {path.relative_to(root).as_posix(): path.read_bytes() for path in sources}
     info = f"{stem}.dist-info"

@@ -30,8 +30,8 @@ from worker.shared.answers_file import MAX_ITEM_BYTES, AskedBenchmark, clipped
 from worker.shared.benchmark_files import read_items
 from worker.shared.benchmark_list import BENCHMARKS, TASKS_FOLDER
 from worker.shared.dataset_files import DatasetError, Message
+from worker.shared.evaluation_spec import BenchmarkSpec
 from worker.shared.evaluation_units import Measure, Unit
-from worker.shared.job_spec import BenchmarkSpec
 from worker.training import generation
 from worker.training.encoding import Encoder
 from worker.training.interface import PermanentError

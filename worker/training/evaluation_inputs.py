@@ -13,8 +13,8 @@ from worker.shared import checkpoint_file
 from worker.shared.answers_file import LeftOut
 from worker.shared.checkpoint_file import CheckpointError
 from worker.shared.checkpoint_header import ANSWERS
+from worker.shared.evaluation_spec import EvaluationSpec
 from worker.shared.evaluation_units import FIXED_TOKENS, Measure
-from worker.shared.job_spec import EvaluationSpec
 from worker.shared.lineage import FROM_HERE_ON, check_lineage, check_owner
 from worker.shared.manifest import Hardware, Recipe
 from worker.shared.passages import passages

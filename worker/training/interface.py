@@ -55,7 +55,7 @@ class TrainingJob:
 
     `origin` is set if `resume` is a checkpoint of another job. `base_folder` contains the base model. None means that
     the trainer resolves the job's `base_model`. `judge_folder` is the same for the judge model of an evaluation.
-    The one data file of an export is the adapter's archive.
+    The one data file of an export or a chat is the adapter's archive.
     """
 
     job: str
@@ -95,7 +95,7 @@ class Resume:
 class Trained:
     """Where a session stopped.
 
-    After the last step, `adapter_zip` and `adapter_sha256` are set, or `answers`, or `export`.
+    After the last step, `adapter_zip` and `adapter_sha256` are set, or `answers`, or `export`. A chat leaves nothing.
     """
 
     step: int

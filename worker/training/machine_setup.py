@@ -19,7 +19,7 @@ import torch
 import worker
 from worker.agent.hardware import cpu_flags
 from worker.shared.manifest import Hardware
-from worker.shared.wheel import DISTRIBUTION, NO_SESSION_NEEDS, is_within
+from worker.shared.wheel import ADAPTERS, DISTRIBUTION, NO_SESSION_NEEDS, is_within
 
 _VARIABLES = (
     "ATEN_",
@@ -95,9 +95,10 @@ def worker_sha256() -> str:
 
 
 def code_sha256(package: Path) -> str:
-    """The same of the package in this folder. What is not sent to machines does not count, wherever the package is."""
+    """The same of the package in this folder. What training does not need does not count, wherever the package is."""
+    left_out = (*NO_SESSION_NEEDS, *ADAPTERS)
     found = (path for part in _CODE for path in sorted((package / part).rglob("*.py")))
-    return _sha256(path for path in found if not is_within(path, package.parent, NO_SESSION_NEEDS))
+    return _sha256(path for path in found if not is_within(path, package.parent, left_out))
 
 
 def _model_code_sha256() -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from worker.shared.answers_file import MAX_PROMPT_BYTES, MAX_TURNS, LeftOut, json_bytes
 from worker.shared.copies_of_rows import split_rows
 from worker.shared.dataset_files import DatasetError, Message, Row, read_rows
-from worker.shared.job_spec import JobSpec, RowFormat
+from worker.shared.dataset_spec import RowFormat
+from worker.shared.job_spec import JobSpec
 from worker.training.data import load_rows, trained_tokens
 from worker.training.encoding import Encoder, Example
 from worker.training.interface import PermanentError

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker.shared.dataset_files import DatasetError
+from worker.shared.dataset_spec import FileFormat
 from worker.shared.evaluation_units import Measure
-from worker.shared.job_spec import FileFormat, JobSpec
+from worker.shared.job_spec import JobSpec
 from worker.shared.tasks import Task, fixed_prompts, read_tasks
 from worker.training.encoding import Encoder
 from worker.training.interface import PermanentError

@@ -13,7 +13,8 @@ from pathlib import Path
 from worker.shared.data_checks.runner import Data, stride
 from worker.shared.data_checks.token_facts import TokenFacts
 from worker.shared.dataset_files import numbered_rows
-from worker.shared.job_spec import ENCODING, RowFormat
+from worker.shared.dataset_spec import RowFormat
+from worker.shared.job_spec import ENCODING
 from worker.training.encoding import Encoder, load_tokenizer
 from worker.training.end_counts import EndCounts
 from worker.training.row_faults import named

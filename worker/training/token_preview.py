@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from worker.shared.dataset_files import DatasetError, Row, numbered_rows
+from worker.shared.dataset_spec import FileFormat, RowFormat
 from worker.shared.imports import quick_imports
-from worker.shared.job_spec import ENCODING, FileFormat, RowFormat
+from worker.shared.job_spec import ENCODING
 from worker.training.encoding import IGNORE, Encoder, Example, load_tokenizer
 from worker.training.encoding_findings import ROWS_COMPARED, findings
 from worker.training.end_counts import EndCounts

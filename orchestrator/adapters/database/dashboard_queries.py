@@ -22,6 +22,8 @@ FAILURES = frozenset({EndReason.FAILED, EndReason.LOST, EndReason.LAUNCH_FAILED,
 MAX_SESSIONS_OF_A_DAY = 5_000
 MAX_READINGS = 20_000
 """Hardware readings of a job that its chart shows: those of 83 hours."""
+MAX_VALUE = 1e300
+"""A larger value is not drawn. Metrics may be infinite."""
 _jobs, _leases, _metrics, _events = tables.jobs, tables.leases, tables.metrics, tables.events
 _readings = tables.readings
 
@@ -40,6 +42,23 @@ _newest_value = Statement(
     .order_by(_metrics.c.step.desc())
     .limit(1)
 )
+_is_finite = _metrics.c.value.between(-MAX_VALUE, MAX_VALUE)
+_bucket = _metrics.c.step.op("/")(bindparam("width")).label("bucket")
+_means = Statement(
+    select(_bucket, func.avg(_metrics.c.value)).where(_of_job, _named, _is_finite).group_by("bucket").order_by("bucket")
+)
+_lowest = Statement(select(func.min(_metrics.c.value)).where(_of_job, _named, _is_finite))
+_readings = tables.readings
+_memory = func.coalesce(_readings.c.reading["gpu_memory_bytes"].as_float(), _readings.c.reading["rss_bytes"].as_float())
+_readings_of = (
+    _readings.c.lease_id.in_(select(_leases.c.id).where(_leases.c.job_id == bindparam("job"))),
+    _memory.is_not(None),
+)
+_memory_bucket = _readings.c.step.op("/")(bindparam("width")).label("bucket")
+_memory_means = Statement(
+    select(_memory_bucket, func.avg(_memory)).where(*_readings_of).group_by("bucket").order_by("bucket")
+)
+_memory_last = Statement(select(func.max(_readings.c.step)).where(*_readings_of))
 _changing = ("updated_at", "state", "head", "cancel_requested_at", "pause_requested_at", "priority")
 _newest_event = select(func.max(_events.c.id)).where(_events.c.job_id == _jobs.c.id).scalar_subquery()
 _pulse = select(_jobs.c.id, *(_jobs.c[n] for n in _changing), _newest_event).where(
@@ -115,6 +134,37 @@ class DashboardQueries:
         with self._engine.connect() as connection:
             found = _newest_value.first(connection, {"job": job_id, "name": name})
         return found[0] if found and _is_number(found[0]) else None
+
+    # several jobs
+
+    def specs(self, job_ids: Sequence[str]) -> dict[str, Row]:
+        """The job files of these jobs, by id."""
+        rows = self._all(select(_jobs.c.id, _jobs.c.spec).where(_jobs.c.id.in_(job_ids)))
+        return {row["id"]: row["spec"] for row in rows}
+
+    def means(self, job_id: str, name: str, width: int) -> list[tuple[int, float]]:
+        """The means of a metric over ranges of `width` steps: `(range, mean)`, the first range beginning at step 0."""
+        with self._engine.connect() as connection:
+            found = _means.rows(connection, {"job": job_id, "name": name, "width": width})
+        return [(bucket, mean) for bucket, mean in found]
+
+    def lowest(self, job_id: str, name: str) -> float | None:
+        """A metric's lowest finite value."""
+        with self._engine.connect() as connection:
+            found = _lowest.first(connection, {"job": job_id, "name": name})
+        return found[0] if found else None
+
+    def memory_means(self, job_id: str, width: int) -> list[tuple[int, float]]:
+        """As `means`, of the bytes in use: of the GPU, or without one of the worker's process."""
+        with self._engine.connect() as connection:
+            found = _memory_means.rows(connection, {"job": job_id, "width": width})
+        return [(bucket, mean) for bucket, mean in found]
+
+    def memory_position(self, job_id: str) -> int | None:
+        """The last step at which the memory in use was read. None without a reading."""
+        with self._engine.connect() as connection:
+            found = _memory_last.first(connection, {"job": job_id})
+        return found[0] if found else None
 
     def values_at(self, job_id: str, name: str, steps: Sequence[int]) -> dict[int, float]:
         """A metric's values at some steps."""

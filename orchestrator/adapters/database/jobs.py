@@ -24,7 +24,7 @@ JOBS = Mapper(
     frozen=("spec", "member_id", "name", "created_at", "cloned_from", "first_step"),
 )
 _JOBS_TO_COMPARE = 200
-_tags = tables.job_tags
+_tags, _notes = tables.job_tags, tables.job_notes
 _jobs = tables.jobs.c
 IS_UNENDED = _jobs.state.in_([state.value for state in JobState if not state.is_final])
 _queued = Statement(
@@ -86,6 +86,9 @@ class SqlJobRepository(SqlRepository):
     def unended(self, member_id: str) -> list[Job]:
         return JOBS.where(self._connection, _jobs.member_id == member_id, IS_UNENDED, order=_jobs.id)
 
+    def unended_clones(self, job_id: str) -> list[Job]:
+        return JOBS.where(self._connection, _jobs.cloned_from == job_id, IS_UNENDED, order=_jobs.id)
+
     def find_using_dataset(self, sha256: str, member_id: str) -> Job | None:
         # The spec is stored as JSON. It escapes quotation marks in names, so only a real `sha256` key can match.
         uses_it = cast(_jobs.spec, Text).contains(f'"sha256": "{sha256}"')
@@ -132,6 +135,11 @@ class SqlJobRepository(SqlRepository):
     def tags(self, job_id: str) -> list[str]:
         return list(self._connection.execute(select(_tags.c.tag).where(_tags.c.job_id == job_id)).scalars())
 
+    def set_note(self, job_id: str, note: str) -> None:
+        self._connection.execute(delete(_notes).where(_notes.c.job_id == job_id))
+        if note:
+            self._connection.execute(insert(_notes).values(job_id=job_id, note=note))
+
     def clone_names(self, job_id: str) -> set[str]:
         return set(self._connection.execute(select(_jobs.name).where(_jobs.cloned_from == job_id)).scalars())
 
@@ -144,6 +152,7 @@ class SqlJobRepository(SqlRepository):
             delete(tables.readings).where(tables.readings.c.lease_id.in_(leases)),
             delete(tables.deliveries).where(tables.deliveries.c.channel_id.in_(channels)),
             delete(tables.channels).where(tables.channels.c.job_id == job_id),
+            delete(_notes).where(_notes.c.job_id == job_id),
             delete(pushes).where(pushes.c.job_id == job_id),
             delete(machine_exports).where(machine_exports.c.job_id == job_id),
         ):

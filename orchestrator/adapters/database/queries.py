@@ -9,11 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Unpack
 
 from sqlalchemy import Engine, Select, and_, bindparam, case, exists, func, select
 
-from orchestrator.adapters.database import tables
+from orchestrator.adapters.database import job_list, tables
+from orchestrator.adapters.database.job_list import Order, Wanted
 from orchestrator.adapters.database.leases import IS_LIVE
 from orchestrator.domain.accounts import Actor, Role
 from orchestrator.domain.jobs import Job
@@ -31,12 +32,6 @@ _events, _samples, _readings, _tokens = tables.events, tables.samples, tables.re
 _members = tables.members
 
 
-def _loss(*, newest: bool) -> Any:
-    step = _metrics.c.step.desc() if newest else _metrics.c.step
-    of_job = and_(_metrics.c.job_id == _jobs.c.id, _metrics.c.name == "loss")
-    return select(_metrics.c.value).where(of_job).order_by(step).limit(1).correlate(_jobs).scalar_subquery()
-
-
 def _shortened(column: Any) -> Any:
     """The start of a text column, under the same name. Lists show no more of it."""
     longer = func.substr(column, 1, EXCERPT - 1).concat("…")
@@ -45,6 +40,7 @@ def _shortened(column: Any) -> Any:
 
 _tags = tables.job_tags
 _tags_of = select(func.aggregate_strings(_tags.c.tag, " ")).where(_tags.c.job_id == _jobs.c.id).scalar_subquery()
+_note_of = select(tables.job_notes.c.note).where(tables.job_notes.c.job_id == _jobs.c.id).scalar_subquery()
 _hidden = ("spec", "adapter_key", "adapter_store", "deleted_at")
 _is_there = _jobs.c.deleted_at.is_(None)
 _head = and_(_checkpoints.c.job_id == _jobs.c.id, _checkpoints.c.sha256 == _jobs.c.head)
@@ -54,9 +50,10 @@ _job = (
         tables.members.c.name.label("member"),
         _checkpoints.c.size.label("head_size"),
         _checkpoints.c.created_at.label("head_at"),
-        _loss(newest=False).label("loss_first"),
-        _loss(newest=True).label("loss_last"),
+        job_list.value_of("loss", newest=False).label("loss_first"),
+        job_list.value_of("loss", newest=True).label("loss_last"),
         _tags_of.label("tags"),
+        func.coalesce(_note_of, "").label("note"),
     )
     .join(tables.members, tables.members.c.id == _jobs.c.member_id)
     .outerjoin(_checkpoints, _head)
@@ -65,11 +62,7 @@ _job = (
 _job_by_id = _job.add_columns(_jobs.c.message, _jobs.c.spec, _jobs.c.adapter_key, _jobs.c.adapter_store).where(
     _jobs.c.id == bindparam("id")
 )
-_jobs_by_id = (
-    _job.add_columns(_shortened(_jobs.c.message))
-    .where(_jobs.c.id.in_(bindparam("ids", expanding=True)))
-    .order_by(_jobs.c.id.desc())
-)
+_jobs_by_id = _job.add_columns(_shortened(_jobs.c.message)).where(_jobs.c.id.in_(bindparam("ids", expanding=True)))
 _owner = (
     select(_jobs.c.member_id, _members.c.name)
     .join(_members, _members.c.id == _jobs.c.member_id)
@@ -146,43 +139,14 @@ class Queries:
     # jobs
 
     def jobs(
-        self,
-        *,
-        now: float,
-        limit: int,
-        before: str | None,
-        member_id: str | None,
-        state: JobState | None,
-        name: str | None,
-        tag: str | None = None,
+        self, *, now: float, limit: int, before: str | None, order: Order = Order.SUBMITTED, **wanted: Unpack[Wanted]
     ) -> Page:
-        """Newest first. `name` finds jobs with that text in their name, ignoring case."""
-        indexed = [_is_there] + ([_jobs.c.id < before] if before else [])
-        indexed += [_jobs.c.id.in_(select(_tags.c.job_id).where(_tags.c.tag == tag))] if tag else []
-        rest = []
-        if member_id is not None:
-            indexed.append(_jobs.c.member_id == member_id)
-            rest += [_jobs.c.state == state] if state else []
-        elif state is not None:
-            indexed.append(_jobs.c.state == state)
-        if name:
-            rest.append(func.lower(_jobs.c.name).contains(name.lower(), autoescape=True))
-        ids, cursor = self._page(indexed, rest, limit)
-        rows = self._all(_jobs_by_id, {"ids": ids}) if ids else []
-        return Page(items=self._with_sessions(rows, now), next=cursor)
-
-    def _page(self, indexed: Sequence[Any], rest: Sequence[Any], limit: int) -> tuple[list[str], str | None]:
-        near = select(_jobs.c.id).where(*indexed).order_by(_jobs.c.id.desc())
-        if rest:
-            window = near.add_columns(and_(*rest).label("wanted")).limit(self._scanned_per_page).subquery()
-            ids = [r["id"] for r in self._all(select(window.c.id).where(window.c.wanted).limit(limit + 1))]
-            ids.sort(reverse=True)
-        else:
-            ids = [r["id"] for r in self._all(near.limit(limit + 1))]
-        if len(ids) > limit:
-            return ids[:limit], ids[limit - 1]
-        end = self._one(near.offset(self._scanned_per_page - 1)) if rest else None
-        return ids, end["id"] if end else None
+        """A page of the list of jobs. `before` is `next` of the page before, in the same order."""
+        ids, cursor = job_list.page(
+            self._all, order, before, limit=limit, scanned=self._scanned_per_page, wanted=wanted
+        )
+        rows = {row["id"]: row for row in self._all(_jobs_by_id, {"ids": ids})} if ids else {}
+        return Page(items=self._with_sessions([rows[i] for i in ids if i in rows], now), next=cursor)
 
     def job(self, job_id: str, now: float) -> Row | None:
         """One job with its spec."""
@@ -193,7 +157,7 @@ class Queries:
     def fresh(job: Job, member: str, tags: Sequence[str], now: float) -> Row:
         """A job that has just been queued, as `job` would show it."""
         nothing = dict.fromkeys(("head_size", "head_at", "loss_first", "loss_last"))
-        return _as_job({**vars(job), **nothing, "member": member, "tags": " ".join(tags)}, [], now)
+        return _as_job({**vars(job), **nothing, "member": member, "tags": " ".join(tags), "note": ""}, [], now)
 
     def owner(self, job_id: str) -> tuple[str, str] | None:
         """The id and the name of the member who owns a job."""

@@ -160,6 +160,13 @@ job_tags = Table(
     Index("job_tags_by_tag", "tag", "job_id"),
 )
 
+job_notes = Table(
+    "job_notes",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("note", String(500), nullable=False),
+)
+
 leases = Table(
     "leases",
     metadata,

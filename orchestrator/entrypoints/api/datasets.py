@@ -23,7 +23,7 @@ from orchestrator.entrypoints.http.dependencies import (
 from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute
 from orchestrator.entrypoints.http.uploads import spooled
 from orchestrator.services import audits, data_checking, datasets, held_out_checking
-from worker.shared.job_spec import RowFormat
+from worker.shared.dataset_spec import RowFormat
 
 router = APIRouter(prefix=PREFIX, tags=["datasets"], route_class=ApiRoute, responses=PROBLEMS)
 AsRead = Annotated[RowFormat, Query(alias="type", description="How the rows are read. The default is as uploaded.")]

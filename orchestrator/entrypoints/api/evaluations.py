@@ -9,7 +9,7 @@ from orchestrator.entrypoints.api.jobs import Key, created
 from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, JobId, ServerDep
 from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute
 from orchestrator.services import evaluations
-from worker.shared.job_spec import EvaluationSpec
+from worker.shared.evaluation_spec import EvaluationSpec
 
 router = APIRouter(prefix=PREFIX, tags=["jobs"], route_class=ApiRoute, responses=PROBLEMS)
 

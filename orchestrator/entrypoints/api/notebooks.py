@@ -67,8 +67,8 @@ def make(
 
 
 def _worker() -> bundle.Wheel:
-    """The worker of notebooks. Any job may be run there, also an export."""
-    return bundle.build(exports=True)
+    """The worker of notebooks. Any job may be run there, also an export or a chat."""
+    return bundle.build(adapters=True)
 
 
 def _who_can_call(address: str) -> str:

@@ -21,8 +21,9 @@ from orchestrator.services.comparisons import MAX_QUESTION, QUESTION
 from orchestrator.services.judge_endpoints import MAX_KEY
 from orchestrator.services.judgements import BUDGET
 from worker.shared import chat
+from worker.shared.chat_limits import LEAST_MINUTES, MAX_MINUTES, MINUTES
+from worker.shared.evaluation_spec import EvaluationSpec
 from worker.shared.hub_names import RepoName
-from worker.shared.job_spec import EvaluationSpec
 from worker.shared.wire import Count, Sha256
 
 MAX_CONFIG = 16_384
@@ -241,19 +242,29 @@ class ChatEndpoint(RequestModel):
 
 
 class ChatCreate(chat.Question):
-    """A question with the turns before it. Without `endpoint` the server's own computer answers."""
+    """A question with the turns before it. Without `endpoint` the server's own computer answers.
+
+    With `on_machine` the job's session on a machine answers.
+    """
 
     endpoint: ChatEndpoint | None = None
+    on_machine: bool = False
 
     def as_question(self) -> chat.Question:
         """The question alone."""
-        return chat.Question.model_validate(self.model_dump(exclude={"endpoint"}))
+        return chat.Question.model_validate(self.model_dump(exclude={"endpoint", "on_machine"}))
 
     def as_endpoint(self) -> Endpoint | None:
         """The address with its key."""
         if self.endpoint is None:
             return None
         return Endpoint(**self.endpoint.model_dump(exclude={"key"}), key=self.endpoint.key.get_secret_value())
+
+
+class ChatSessionCreate(RequestModel):
+    """A session on a machine for chats. Its start counts toward its minutes."""
+
+    minutes: Annotated[int, Field(ge=LEAST_MINUTES, le=MAX_MINUTES)] = MINUTES
 
 
 class JudgementCreate(RequestModel):

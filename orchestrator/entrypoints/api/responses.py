@@ -142,6 +142,7 @@ class Job(ResponseModel):
     adapter: Adapter | None
     cloned_from: str | None
     tags: list[str]
+    note: str
     first_step: int = Field(description="0, or the step of the checkpoint that a clone started from.")
     waiting: WaitingReason | None = Field(default=None, description="Why it waits, while it is queued.")
 

@@ -21,8 +21,9 @@ from orchestrator.entrypoints.http.dependencies import PROBLEMS, Server, ServerD
 from orchestrator.entrypoints.http.files import BINARY, OCTETS, has_current, stored
 from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute, aside
 from orchestrator.entrypoints.http.uploads import spooled
-from orchestrator.services import assignments, read_grants, received_files, worker_messages
+from orchestrator.services import assignments, machine_chats, read_grants, received_files, worker_messages
 from orchestrator.services.worker_messages import Start, WorkerMessage
+from worker.shared.chat import ChatReply, ChatTask
 from worker.shared.messages import (
     GRANT_HEADER,
     Assignment,
@@ -149,6 +150,15 @@ def grants(server: ServerDep, lease_id: LeaseId, request: Annotated[requests.Gra
     return assignments.grants(
         server.ctx, lease_id, request.fence, GrantKind(request.kind), request.count, through=through
     )
+
+
+@router.post("/leases/{lease_id}/chat", operation_id="exchange_chat", summary="Send answers and take a question")
+def chat(server: ServerDep, lease_id: LeaseId, reply: ChatReply) -> ChatTask:
+    """For the session of a chat, which sends the next events of its answer or asks for a question.
+
+    Repeated events have no effect. Nothing of it is stored.
+    """
+    return machine_chats.exchange(server.ctx, server.app.chat_rooms, lease_id, reply)
 
 
 # --- granted files ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import typer
 
 from orchestrator.entrypoints.cli.client import CommandError, Exit
 from orchestrator.entrypoints.cli.output import say
-from worker.shared.chat_limits import ANSWER_TOKENS, MAX_ANSWER_TOKENS
+from worker.shared.chat_limits import ANSWER_TOKENS, LEAST_MINUTES, MAX_ANSWER_TOKENS, MAX_MINUTES, MINUTES
 
 app = typer.Typer()
 
@@ -52,9 +52,19 @@ def chat(
     ask_key: Annotated[
         bool, typer.Option("--ask-key", help="Ask for the address's key. Without it: TRAINHOP_CHAT_KEY, or no key.")
     ] = False,
+    on_machine: Annotated[
+        bool, typer.Option("--on-machine", help="Ask in a session on a machine of your accounts. It is a job.")
+    ] = False,
+    minutes: Annotated[
+        int | None,
+        typer.Option(
+            min=LEAST_MINUTES, max=MAX_MINUTES, help=f"Minutes of that session, its start included. Default: {MINUTES}."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each question.")] = False,
 ) -> None:
-    """Chat with an adapter and its base model side by side, on this computer or at an address."""
+    """Chat with an adapter and its base model side by side: on this computer, on a machine, or at an address."""
+    _refuse_two_places(on_machine=on_machine, base=base, endpoint=endpoint, minutes=minutes)
     if endpoint is None:
         _refuse_without_address(source, is_about_address=bool(model or base_model or lora is not None or ask_key))
     elif source is not None or base is not None:
@@ -69,9 +79,20 @@ def chat(
     if endpoint is not None:
         there = conversation.Endpoint(url=endpoint, model=model, base_model=base_model, lora=lora, asks_for_key=ask_key)
         conversation.converse(conversation.at_an_address(there), settings, prompt)
+    elif source is not None and on_machine:
+        conversation.converse(conversation.on_a_machine(context, source, minutes or MINUTES), settings, prompt)
     elif source is not None:
         with conversation.on_this_computer(context, source, base) as ask:
             conversation.converse(ask, settings, prompt)
+
+
+def _refuse_two_places(*, on_machine: bool, base: str | None, endpoint: str | None, minutes: int | None) -> None:
+    if not on_machine and minutes is not None:
+        raise CommandError(Exit.USAGE, "--minutes needs --on-machine.")
+    if on_machine and endpoint is not None:
+        raise CommandError(Exit.USAGE, "Choose one of --on-machine and --endpoint.")
+    if on_machine and base is not None:
+        raise CommandError(Exit.USAGE, "--on-machine takes the base model that the job names. Leave --base out.")
 
 
 def _refuse_without_address(source: str | None, *, is_about_address: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -23,7 +24,7 @@ from orchestrator.ports.chats import ChatAddress
 from trainhop.connection import find_job
 from trainhop.download import save_adapter
 from worker.shared.chat import ChatEvent, ChatTurn, Kind, Question
-from worker.shared.chat_limits import MAX_TEXT
+from worker.shared.chat_limits import IDLE_S, MAX_TEXT
 from worker.shared.evaluation_units import Arm
 from worker.shared.files import temporary_folder
 from worker.shared.plain_errors import in_words
@@ -69,6 +70,26 @@ def on_this_computer(context: typer.Context, source: str, base: str | None) -> G
         save_adapter(client, record, temporary / "adapter")
         with closing(ChatProcess(temporary / "adapter", base, local_only=False)) as process:
             yield process.ask
+
+
+def on_a_machine(context: typer.Context, source: str, minutes: int) -> Ask:
+    """Ask in the session of a job on a machine, which is started if there is none."""
+    client = connect(context)
+    job = find_job(client, source)["id"]
+    session = client.post(f"/jobs/{job}:chat", {"minutes": minutes})
+    hint = f"It ends after {IDLE_S / 60:.0f} minutes without a question, or with `trainhop cancel {session['id']}`"
+    say(f"{session['id']} is the session of this chat. {hint}")
+
+    def ask(question: Question, cancelled: threading.Event) -> Iterator[ChatEvent]:
+        body = question.model_dump(mode="json") | {"on_machine": True}
+        with client.stream(f"/jobs/{job}/chat", {}, body) as answer:
+            for line in answer.iter_lines():
+                if cancelled.is_set():
+                    return
+                if line.startswith("data:"):
+                    yield ChatEvent.of(json.loads(line.removeprefix("data:")))
+
+    return ask
 
 
 def at_an_address(there: Endpoint) -> Ask:

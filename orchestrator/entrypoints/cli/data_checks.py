@@ -15,7 +15,7 @@ from orchestrator.entrypoints.cli.output import JsonFlag, clean, put_json, say
 if TYPE_CHECKING:
     from worker.shared.data_checks.runner import Data, Options, Outcome
     from worker.shared.data_checks.token_facts import TokenFacts
-    from worker.shared.job_spec import RowFormat
+    from worker.shared.dataset_spec import RowFormat
 
 
 def check_dataset(
@@ -90,7 +90,7 @@ def _checked(data: Data, options: Options) -> Outcome:
 
 
 def _row_format(name: str) -> RowFormat:
-    from worker.shared.job_spec import RowFormat
+    from worker.shared.dataset_spec import RowFormat
 
     if name not in list(RowFormat):
         raise CommandError(Exit.USAGE, f"--type {name}: expected one of {', '.join(RowFormat)}")

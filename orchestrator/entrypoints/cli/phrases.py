@@ -47,7 +47,8 @@ def note(job: dict[str, Any]) -> str:
 
 def relation(spec: dict[str, Any]) -> str:
     """What a job is to the one that it was made from."""
-    return "evaluates" if spec.get("evaluation") else "exports" if spec.get("export") else "cloned from"
+    made = {"evaluation": "evaluates", "export": "exports", "chat": "chats with"}
+    return next((word for key, word in made.items() if spec.get(key)), "cloned from")
 
 
 def safe_age(head: dict[str, Any]) -> str:

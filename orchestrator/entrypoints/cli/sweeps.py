@@ -147,6 +147,7 @@ def sweep(
         put(job["id"])
     if made:
         say(f"queued {len(made)} jobs. List them with `trainhop ls --tag {tag}`")
+        say(f"They are listed best first at {client.url}/?tag={tag}")
 
 
 def _queue(client: Client, file: str, requests: list[dict[str, Any]], tag: str) -> list[dict[str, Any]]:

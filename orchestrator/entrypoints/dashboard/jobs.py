@@ -1,4 +1,4 @@
-"""The pages of the job list and of one job, and the actions on a job."""
+"""The page of one job, and the actions on it."""
 
 from __future__ import annotations
 
@@ -6,70 +6,28 @@ import json
 import shlex
 from collections.abc import Callable
 from typing import Annotated, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import yaml
-from fastapi import APIRouter, Form, Query, Request
+from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import ValidationError
 
 from orchestrator.domain.accounts import Actor
-from orchestrator.domain.lifecycle import JobState
 from orchestrator.entrypoints.api import notebooks
-from orchestrator.entrypoints.dashboard import adapter_exports, chats, setup, shares
+from orchestrator.entrypoints.dashboard import adapter_exports, chats, shares
 from orchestrator.entrypoints.dashboard.curve import SECOND_AXIS, OwnedJob, ViewedJob
 from orchestrator.entrypoints.dashboard.job_view import SECTIONS, look
 from orchestrator.entrypoints.dashboard.render import Viewer, acted, by_script, page, piece
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep, check_seen
-from orchestrator.services import audits, dispatch, evaluations, jobs, mailbox
-from worker.shared.job_spec import EvaluationSpec, JobSpec
+from orchestrator.services import audits, evaluations, jobs, mailbox
+from worker.shared.evaluation_spec import EvaluationSpec
+from worker.shared.job_spec import JobSpec
 
 router = APIRouter(include_in_schema=False)
 
-JOBS_PER_PAGE = 50
-COUNTED_MOST = 1_000
 CLONES_SHOWN = 20
 Row = dict[str, Any]
-
-
-@router.get("/")
-def listing(
-    request: Request,
-    server: ServerDep,
-    me: Viewer,
-    state: JobState | None = None,
-    name: Annotated[str, Query(max_length=200)] = "",
-    mine: bool = False,
-    tag: Annotated[str, Query(max_length=50)] = "",
-    cursor: Annotated[str | None, Query(max_length=64)] = None,
-) -> Response:
-    """The list of jobs, newest first. A user without jobs sees the welcome page."""
-    now = server.ctx.clock.now()
-    member_id = me.member_id if mine else me.jobs_seen
-    found = server.queries.jobs(
-        now=now, limit=JOBS_PER_PAGE, before=cursor, member_id=member_id, state=state, name=name or None, tag=tag
-    )
-    if not found.items and not (cursor or state or name or mine or tag) and found.next is None:
-        return setup.path(request, server, me, template="first.html", demo=request.app.state.demo.state())
-    places = server.machines.places()
-    waiting = dispatch.why_each_waits(server.ctx, [row["id"] for row in found.items], places)
-    values: Row = {
-        "jobs": found.items,
-        "waiting": waiting,
-        "next": found.next,
-        "state": state,
-        "name": name,
-        "states": list(JobState),
-    }
-    values |= {"mine": mine, "tag": tag}
-    values["counts"] = (
-        {s: server.dashboard_queries.count(s, COUNTED_MOST) for s in JobState} if member_id is None else {}
-    )
-    if by_script(request):
-        return piece("jobs_table.html", me=me, now=now, **values)
-    asked = {"state": state, "name": name, "mine": "true" if mine else "", "tag": tag, "cursor": cursor}
-    again = "/?" + urlencode({key: value for key, value in asked.items() if value})
-    return page(request, "jobs.html", me, again=again, **values)
 
 
 @router.get("/jobs/{job_id}")
@@ -123,6 +81,8 @@ def as_forms(row: Row, url: str) -> list[tuple[str, str]]:
         return [("CLI", f"trainhop evaluate {row['cloned_from']}\n")]
     if asked := row["spec"].get("export"):
         return [("CLI", f"trainhop export {asked['job']} --format {asked['format']} --on-machine\n")]
+    if asked := row["spec"].get("chat"):
+        return [("CLI", f"trainhop chat {asked['job']} --on-machine --minutes {asked['minutes']}\n")]
     spec = submittable(row["spec"])
     text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
     body = json.dumps(spec, ensure_ascii=False)

@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.domain.lifecycle import EndReason, JobState
 from orchestrator.entrypoints.dashboard.curve_picture import Picture, draw
 from orchestrator.entrypoints.http.dependencies import Server
+from orchestrator.entrypoints.http.machine_hours import Hours, hours_of
 from worker.shared.manifest import Fidelity
 
 SAMPLES_READ = 1_000
@@ -35,15 +36,6 @@ class Stop:
     outcome: str
     fidelity: str
     saved: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hours:
-    """Machine hours of a job: on GPUs, each GPU counted, and on CPUs. `cost` says in words what they cost."""
-
-    gpu: float
-    cpu: float
-    cost: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +74,7 @@ def of_job(server: Server, job_id: str, *, with_samples: bool) -> Journey | None
         stops=stops,
         hand_offs=len(resumed),
         lost=sum(s["outcome"] == EndReason.LOST for s in sessions),
-        hours=_hours(server, sessions),
+        hours=hours_of(server, sessions),
         claim=claim,
         is_exact=is_exact,
         picture=draw(loss, eval_loss, numbers, [s["first_step"] for s in resumed], row["total_steps"]),
@@ -141,28 +133,6 @@ def _stops(server: Server, job_id: str, sessions: Sequence[Row]) -> list[Stop]:
             )
         )
     return found
-
-
-def _hours(server: Server, sessions: Sequence[Row]) -> Hours:
-    free = {e.name for e in server.ctx.providers.entries() if e.provider and e.provider.capabilities.free_of_charge}
-    gpu = cpu = paid = 0.0
-    for session in sessions:
-        hardware, hours = session["hardware"] or {}, session["seconds"] / 3600
-        if hardware.get("device") == "cuda":
-            hours *= hardware.get("count", 1)
-            gpu += hours
-        else:
-            cpu += hours
-        paid += 0.0 if session["provider"] in free else hours
-    if not sessions:
-        cost = ""
-    elif not paid:
-        cost = "free of charge"
-    elif paid < gpu + cpu:
-        cost = f"{gpu + cpu - paid:.1f} h free of charge, the others not known"
-    else:
-        cost = "not known"
-    return Hours(gpu=gpu, cpu=cpu, cost=cost)
 
 
 def _samples(server: Server, job_id: str) -> tuple[tuple[str, tuple[int, str], tuple[int, str]], ...]:

@@ -27,7 +27,7 @@ from orchestrator.services import access, audits, clones, data_checking, dataset
 from orchestrator.services.context import Context
 from orchestrator.services.data_reading import preview
 from orchestrator.services.dataset_preview import Preview, with_tokens
-from worker.shared.job_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat
 
 router = APIRouter(include_in_schema=False)
 api = APIRouter(prefix=PREFIX, tags=["datasets"], route_class=ApiRoute, responses=PROBLEMS)

@@ -54,7 +54,7 @@
 
   // Actions that cannot be undone need a confirmation.
   document.addEventListener("submit", (event) => {
-    const question = event.target.dataset?.confirm;
+    const question = event.submitter?.dataset.confirm ?? event.target.dataset?.confirm;
     if (question && !confirm(question)) {
       event.preventDefault();
       event.stopImmediatePropagation();

@@ -30,6 +30,7 @@
   const body = () => {
     const field = (name) => form.elements[name].value;
     const made = {question: field("question"), system: field("system"), max_tokens: Number(field("max_tokens")), turns};
+    if (field("place") === "machine") made.on_machine = true;
     if (field("place") !== "address") return made;
     made.endpoint = {url: field("url"), model: field("model"), base_model: field("base_model"), key: field("key")};
     if (field("lora").trim()) made.endpoint.lora = Number(field("lora"));
@@ -50,7 +51,7 @@
     }
   }
   const apply = (event, texts, answer) => {
-    if (event.kind === "loading") status.textContent = `The server is ${event.text}…`;
+    if (event.kind === "loading") status.textContent = `${event.text[0].toUpperCase()}${event.text.slice(1)}…`;
     if (event.kind === "ready") status.textContent = "The models answer…";
     if (event.kind === "text") texts[event.arm].textContent = (answer[event.arm] += event.text);
     if (event.kind === "end" && reasons[event.text]) texts[event.arm].title = reasons[event.text];

@@ -35,6 +35,10 @@ class JobRepository(Protocol):
         """The member's jobs that have not ended, oldest first."""
         ...
 
+    def unended_clones(self, job_id: str) -> list[Job]:
+        """The clones of a job that have not ended, oldest first. What uses its adapter is among them."""
+        ...
+
     def find_using_dataset(self, sha256: str, member_id: str) -> Job | None:
         """Any job that has not ended and reads this dataset. With a member, only a job of that member."""
         ...
@@ -56,12 +60,16 @@ class JobRepository(Protocol):
         ...
 
     def tags(self, job_id: str) -> list[str]: ...
+    def set_note(self, job_id: str, note: str) -> None:
+        """Replace the note of a job. An empty text removes it."""
+        ...
+
     def clone_names(self, job_id: str) -> set[str]:
         """The names of all clones of a job, also of deleted ones."""
         ...
 
     def delete_records(self, job_id: str) -> None:
-        """Delete the job's metrics, samples, readings and notification channels. The job itself stays.
+        """Delete the job's metrics, samples, readings, note and notification channels. The job itself stays.
 
         Of an evaluation, the answers go too, with the blind comparisons of them.
         """

@@ -41,9 +41,9 @@ def cell(name: str) -> str:
     return _CELL.format(name=name, mark=MARK)
 
 
-def wheel(exports: bool) -> bytes:
-    """The wheel of the installed worker, with the part that exports adapters or without it."""
-    return bundle.build(exports=exports).data
+def wheel(adapters: bool) -> bytes:
+    """The wheel of the installed worker, with the part for finished adapters or without it."""
+    return bundle.build(adapters=adapters).data
 
 
 def pack(request: LaunchRequest, target: Path, worker: Callable[[bool], bytes] = wheel) -> None:
@@ -71,7 +71,7 @@ def pack(request: LaunchRequest, target: Path, worker: Callable[[bool], bytes] =
     with zipfile.ZipFile(target, "w") as whole:
         whole.writestr("boot.py", Path(__file__).with_name("boot.py").read_text())
         whole.writestr("plan.json", json.dumps(plan))
-        whole.writestr("worker.whl", worker(request.exports))
+        whole.writestr("worker.whl", worker(request.exports or request.chats))
         for key, name in names.items():
             _add(whole, name, request, key)
 

@@ -46,7 +46,7 @@ def kernel_source(request: LaunchRequest) -> str:
         "stop_after_s": request.budget_s + RUN_OVER_S,
     }
     about = f"session {request.lease_id} of job {request.job_id}. Created automatically for one session."
-    source = script(about, carried, exports=request.exports)
+    source = script(about, carried, adapters=request.exports or request.chats)
     if len(source) > MAX_SOURCE:
         raise LaunchRejected(
             f"the script for this session has {len(source):,} characters, Kaggle accepts at most {MAX_SOURCE:,}. "
@@ -61,17 +61,17 @@ def packages_source() -> str:
     return script("prepares the packages for training. Created automatically, kept for later sessions.", carried)
 
 
-def script(about: str, carried: Mapping[str, Any], *, exports: bool = False) -> str:
+def script(about: str, carried: Mapping[str, Any], *, adapters: bool = False) -> str:
     """The pushed text: a comment, the code that starts the worker, the worker, and the values that it needs.
 
-    With `exports` the worker can export adapters.
+    With `adapters` the worker can export adapters and chat with them.
     """
     return "\n".join(
         [
             f"# Trainhop: {about}",  # a __future__ import must come first, and only a comment may precede it
             (Path(__file__).with_name("boot.py")).read_text(),
             "",
-            f'WORKER = """\n{packed(wheel.build(exports=exports).data)}"""',
+            f'WORKER = """\n{packed(wheel.build(adapters=adapters).data)}"""',
             f"CARRIED = {json.dumps(carried)!r}",
             'if __name__ == "__main__":',
             "    sys.exit(main(json.loads(CARRIED), WORKER))",

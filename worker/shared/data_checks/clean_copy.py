@@ -9,7 +9,7 @@ from typing import IO
 
 from worker.shared.dataset_containers import READERS
 from worker.shared.dataset_files import DatasetError, detect_file_format
-from worker.shared.job_spec import FileFormat
+from worker.shared.dataset_spec import FileFormat
 
 
 def write_clean(path: Path, container: FileFormat | None, left_out: AbstractSet[int], out: IO[bytes]) -> int:

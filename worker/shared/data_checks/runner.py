@@ -27,7 +27,7 @@ from worker.shared.data_checks.texts import Seen
 from worker.shared.data_checks.token_facts import TokenFacts, token_findings
 from worker.shared.data_checks.turns import Turns
 from worker.shared.dataset_files import detect_file_format, numbered_rows
-from worker.shared.job_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat
 
 MAX_ROWS = 200_000
 MAX_BYTES = 512 << 20

@@ -133,6 +133,7 @@ def add_adapter(backend: Backend, model: Any, spec: JobSpec, resumed: bool = Fal
         wanted = sorted({n.rpartition(".")[2] for n in linear if model.get_submodule(n) is not head})
     elif not resumed:
         _check_targets(model, wanted, scope, linear, spec.base_model)
+    _check_layers(model, spec)
     targets = list(wanted)
     pattern = rf"{re.escape(scope)}(.*\.)?({'|'.join(re.escape(target) for target in targets)})"
     try:
@@ -154,6 +155,14 @@ def _language_model(model: Any) -> str:
         return ""
     decoder = model.get_decoder()
     return next((f"{name}." for name, module in model.named_modules() if name and module is decoder), "")
+
+
+def _check_layers(model: Any, spec: JobSpec) -> None:
+    """PEFT adapts the other layers and says nothing."""
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if layers is not None and any(layer >= layers for layer in spec.lora_layers_to_transform):
+        last = max(spec.lora_layers_to_transform)
+        raise PermanentError(f"lora_layers_to_transform names layer {last}, but {spec.base_model} has {layers}")
 
 
 def _check_targets(model: Any, wanted: Sequence[str], scope: str, linear: set[str], base_model: str) -> None:

@@ -66,6 +66,8 @@ class HfBackend:
             r=spec.lora_r,
             lora_alpha=int_if_integral(spec.lora_alpha),  # pyright: ignore[reportArgumentType] - only used in a division
             lora_dropout=spec.lora_dropout,
+            use_rslora=spec.peft_use_rslora,
+            layers_to_transform=list(spec.lora_layers_to_transform) or None,
             target_modules=targets,
             task_type="CAUSAL_LM",
         )

@@ -83,6 +83,8 @@ class UnslothBackend:
             r=spec.lora_r,
             lora_alpha=int_if_integral(spec.lora_alpha),
             lora_dropout=spec.lora_dropout,
+            use_rslora=spec.peft_use_rslora,
+            layers_to_transform=list(spec.lora_layers_to_transform) or None,
             target_modules=targets,
             bias="none",
             use_gradient_checkpointing="unsloth",

@@ -1,0 +1,217 @@
+"""Translates axolotl's configuration files into job files. What has no counterpart is named, never dropped unsaid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from worker.shared.schedules import Schedule
+
+_NAMES = """
+    lora_r lora_alpha lora_dropout lora_layers_to_transform peft_use_rslora sequence_len num_epochs max_steps
+    learning_rate lr_scheduler_kwargs warmup_ratio warmup_steps adam_beta1 adam_beta2 adam_epsilon max_grad_norm
+    weight_decay seed val_set_size train_on_inputs hub_model_id
+"""
+SAME = tuple(_NAMES.split())
+"""Keys with the same name and meaning."""
+_OPTIMIZERS = {
+    "adamw_torch": "adamw_torch",
+    "adamw_torch_fused": "adamw_torch",
+    "adamw_hf": "adamw_torch",
+    "paged_adamw_32bit": "adamw_torch",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "adamw_8bit": "adamw_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
+_ROWS = {"alpaca": "alpaca", "chat_template": "messages", "sharegpt": "sharegpt", "completion": "text"}
+_TRANSLATED = """
+    base_model revision_of_model datasets adapter load_in_4bit lora_target_modules lora_target_linear micro_batch_size
+    gradient_accumulation_steps batch_size optimizer lr_scheduler cosine_min_lr_ratio eval_steps
+"""
+_READ = frozenset((*SAME, *_TRANSLATED.split()))
+_READ_OF_ROWS = frozenset(("path", "type", "split", "train_on_split", "data_files", "ds_type"))
+
+_MACHINE = "each machine chooses it"
+_SAVES = "Trainhop saves by time and resumes by itself"
+_REPORTS = "the server keeps metrics and logs"
+_FOLLOWS = "it follows from the model"
+_BY_MEANING: dict[str, str] = {
+    _MACHINE: """
+        bf16 fp16 float16 bfloat16 tf32 flash_attention flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_mlp
+        xformers_attention sdp_attention eager_attention attn_implementation flex_attention gradient_checkpointing
+        gradient_checkpointing_kwargs activation_offloading device device_map max_memory deepspeed fsdp fsdp_config
+        fsdp_version ddp ddp_timeout ddp_bucket_cap_mb world_size local_rank dataloader_num_workers
+        dataloader_pin_memory dataloader_prefetch_factor dataset_processes dataset_num_proc eval_batch_size
+        pad_to_sequence_len low_cpu_mem_usage torch_compile auto_find_batch_size plugins liger_rope liger_rms_norm
+        liger_glu_activation liger_layer_norm liger_fused_linear_cross_entropy liger_cross_entropy cut_cross_entropy
+        lora_mlp_kernel lora_qkv_kernel lora_o_kernel bnb_config_kwargs use_cpu gc_steps
+    """,
+    _SAVES: """
+        output_dir save_steps saves_per_epoch save_strategy save_total_limit save_safetensors save_only_model
+        save_first_step resume_from_checkpoint auto_resume_from_checkpoints dataset_prepared_path
+        shuffle_merged_datasets overwrite_output_dir
+    """,
+    _REPORTS: """
+        logging_steps logging_dir report_to use_wandb wandb_project wandb_entity wandb_watch wandb_name wandb_run_id
+        wandb_log_model wandb_mode use_tensorboard use_mlflow mlflow_tracking_uri mlflow_experiment_name mlflow_run_name
+        use_comet debug strict verbosity profiler_steps include_tokens_per_second push_dataset_to_hub
+    """,
+    _FOLLOWS: """
+        model_type tokenizer_type tokenizer_use_fast tokenizer_legacy tokenizer_config processor_type base_model_config
+        is_llama_derived_model is_mistral_derived_model is_falcon_derived_model trust_remote_code type_of_model
+    """,
+}
+_NEEDLESS = {key: words for words, keys in _BY_MEANING.items() for key in keys.split()}
+
+_OTHER = {
+    "sample_packing": "rows are not packed: each fills a place of its own, and the loss is the same mean over tokens",
+    "eval_sample_packing": "rows are not packed",
+    "evals_per_epoch": "set eval_steps, the steps between two evaluations",
+    "group_by_length": "rows are drawn at random by seed",
+    "chat_template": "rows are written with the model's own chat template",
+    "special_tokens": "the model's own tokens are used",
+    "load_in_8bit": "the model is loaded in 16 bits, or in 4 with adapter: qlora",
+    "early_stopping_patience": "the job runs to its last step",
+    "lora_model_dir": "the adapter starts with new values",
+    "noisy_embedding_alpha": "embeddings get no noise",
+    "neftune_noise_alpha": "embeddings get no noise",
+    "test_datasets": "validation rows are a share of the data, see val_set_size",
+}
+
+
+class NotTranslatableError(ValueError):
+    """The file asks for another kind of training."""
+
+
+@dataclass
+class Translation:
+    """A job file, and one sentence for each key that is not in it."""
+
+    spec: dict[str, Any] = field(default_factory=dict[str, Any])
+    different: dict[str, str] = field(default_factory=dict[str, str])
+    """Keys without a counterpart: the job trains in another way."""
+    needless: dict[str, str] = field(default_factory=dict[str, str])
+    """Keys that change nothing of what is learned."""
+
+
+def translate(config: Mapping[str, Any]) -> Translation:
+    """The job file for a configuration. Raises `NotTranslatableError`."""
+    given = {str(key): value for key, value in config.items() if value not in (None, "", [], {})}
+    _refuse_other_training(given)
+    done = Translation()
+    spec, model = done.spec, str(given.get("base_model", ""))
+    spec["name"] = model.rstrip("/").rpartition("/")[2].lower() or "untitled"
+    spec["base_model"] = f"{model}@{given['revision_of_model']}" if "revision_of_model" in given else model
+    spec["datasets"] = [_dataset(number, each, done) for number, each in enumerate(_listed(given.get("datasets")))]
+    spec["adapter"] = given["adapter"]
+    spec["lora_target_modules"] = _targets(given, done)
+    spec |= {key: given[key] for key in SAME if key in given}
+    if not spec.keys() & {"num_epochs", "max_steps"}:
+        spec["num_epochs"] = 1
+    spec |= _batch(given) | _optimiser(given, done) | _schedule(given, done)
+    if isinstance(given.get("eval_steps"), int):
+        spec["eval_steps"] = given["eval_steps"]
+    elif "eval_steps" in given:
+        done.different["eval_steps"] = "it is a number of steps here, not a share of them"
+    _name_the_rest(given, done)
+    return done
+
+
+def _refuse_other_training(given: Mapping[str, Any]) -> None:
+    if method := given.get("rl"):
+        raise NotTranslatableError(f"rl: {method} trains on preferences. Trainhop trains on texts and answers.")
+    if given.get("adapter") not in ("lora", "qlora"):
+        found = f"adapter: {given['adapter']}" if "adapter" in given else "a file without adapter"
+        raise NotTranslatableError(f"{found} is not LoRA or QLoRA. Trainhop trains adapters of these two kinds.")
+    if given.get("relora_steps") or given.get("unfrozen_parameters"):
+        raise NotTranslatableError("The file trains the model's own weights. Trainhop trains adapters.")
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _dataset(number: int, given: Any, done: Translation) -> dict[str, Any]:
+    place = f"datasets[{number}]"
+    if not isinstance(given, Mapping):
+        raise NotTranslatableError(f"{place} is not a mapping with a path.")
+    path, files = given.get("path"), given.get("data_files")
+    if files:
+        names = files if isinstance(files, list) else [files]
+        path = names[0]
+        if len(names) > 1:
+            done.different[f"{place}.data_files"] = "only the first file is used, list the others as datasets"
+    found: dict[str, Any] = {"path": path}
+    kind = given.get("type")
+    head = kind.partition(":")[0].partition(".")[0] if isinstance(kind, str) else ""
+    if head in _ROWS:
+        found["type"] = _ROWS[head]
+        if kind not in _ROWS:
+            done.different[f"{place}.type"] = f"{kind} is read as {_ROWS[head]}"
+    elif kind:
+        done.different[f"{place}.type"] = "the format is detected from the first row's keys"
+    if split := given.get("split") or given.get("train_on_split"):
+        found["split"] = split
+    for key in sorted(given.keys() - _READ_OF_ROWS, key=str):
+        if given[key] not in (None, "", [], {}, False):
+            done.different[f"{place}.{key}"] = "rows are read with the usual names of their format"
+    return found
+
+
+def _targets(given: Mapping[str, Any], done: Translation) -> Any:
+    wanted = given.get("lora_target_modules")
+    if given.get("lora_target_linear") or wanted in (None, "all-linear"):
+        return "all-linear"
+    if isinstance(wanted, str):
+        done.different["lora_target_modules"] = "a pattern is not possible, all linear layers get an adapter"
+        return "all-linear"
+    return wanted
+
+
+def _batch(given: Mapping[str, Any]) -> dict[str, int]:
+    """Axolotl counts rows for each GPU and pass, a job all rows of a step."""
+    micro = _whole(given, "micro_batch_size")
+    whole = (
+        _whole(given, "batch_size") if "batch_size" in given else micro * _whole(given, "gradient_accumulation_steps")
+    )
+    return {"global_batch_size": whole, "micro_batch_size": micro}
+
+
+def _whole(given: Mapping[str, Any], key: str) -> int:
+    value = given.get(key, 1)
+    if type(value) is not int or value < 1:
+        raise NotTranslatableError(f"{key} must be a whole number, at least 1.")
+    return value
+
+
+def _optimiser(given: Mapping[str, Any], done: Translation) -> dict[str, str]:
+    wanted = str(given.get("optimizer", "adamw_torch"))
+    known = _OPTIMIZERS.get(wanted)
+    if known != wanted:
+        done.different["optimizer"] = f"{wanted} becomes {known or 'adamw_torch'}"
+    return {"optimizer": known or "adamw_torch"}
+
+
+def _schedule(given: Mapping[str, Any], done: Translation) -> dict[str, Any]:
+    """Axolotl's own default is `cosine`."""
+    wanted = str(given.get("lr_scheduler", "cosine"))
+    if wanted == "cosine" and "cosine_min_lr_ratio" in given:
+        return {
+            "lr_scheduler": "cosine_with_min_lr",
+            "lr_scheduler_kwargs": {"min_lr_rate": given["cosine_min_lr_ratio"]},
+        }
+    if "cosine_min_lr_ratio" in given:
+        done.different["cosine_min_lr_ratio"] = f"{wanted} has no lowest rate"
+    if wanted not in get_args(Schedule):
+        done.different["lr_scheduler"] = f"{wanted} becomes cosine"
+        wanted = "cosine"
+    return {"lr_scheduler": wanted}
+
+
+def _name_the_rest(given: Mapping[str, Any], done: Translation) -> None:
+    for key in sorted(given.keys() - _READ):
+        if key in _NEEDLESS:
+            done.needless[key] = _NEEDLESS[key]
+        elif given[key] is not False:
+            done.different[key] = _OTHER.get(key, "has no counterpart")

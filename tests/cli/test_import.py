@@ -1,0 +1,129 @@
+"""`trainhop import`: every key of an axolotl file is translated or named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import Result
+
+from orchestrator.entrypoints.cli.axolotl import NotTranslatableError, translate
+from orchestrator.entrypoints.cli.client import CommandError
+from trainhop.errors import Error
+from worker.shared.job_spec import JobSpec
+
+QLORA: dict[str, Any] = {
+    "base_model": "org/Model-8B",
+    "revision_of_model": "main",
+    "model_type": "AutoModelForCausalLM",
+    "load_in_4bit": True,
+    "load_in_8bit": False,
+    "datasets": [{"path": "rows.jsonl", "ds_type": "json", "type": "chat_template", "field_messages": "turns"}],
+    "adapter": "qlora",
+    "lora_model_dir": None,
+    "lora_r": 32,
+    "lora_alpha": 16,
+    "lora_target_linear": True,
+    "peft_use_rslora": True,
+    "sample_packing": True,
+    "micro_batch_size": 2,
+    "gradient_accumulation_steps": 4,
+    "num_epochs": 3,
+    "optimizer": "paged_adamw_32bit",
+    "lr_scheduler": "cosine",
+    "cosine_min_lr_ratio": 0.1,
+    "learning_rate": 0.0002,
+    "warmup_steps": 10,
+    "adam_beta2": 0.95,
+    "bf16": "auto",
+    "flash_attention": True,
+    "output_dir": "./out",
+    "wandb_project": "runs",
+    "evals_per_epoch": 4,
+    "unheard_of": 1,
+}
+
+
+def test_what_has_a_counterpart_is_the_same_there() -> None:
+    found = translate(QLORA)
+    spec = JobSpec.model_validate(found.spec)
+    assert (spec.base_model, spec.adapter, spec.lora_target_modules) == ("org/Model-8B@main", "qlora", "all-linear")
+    assert (spec.global_batch_size, spec.micro_batch_size) == (8, 2)
+    assert (spec.lr_scheduler, spec.lr_scheduler_kwargs.min_lr_rate) == ("cosine_with_min_lr", 0.1)
+    assert (spec.warmup_steps, spec.adam_beta2, spec.peft_use_rslora, spec.lora_r) == (10, 0.95, True, 32)
+    assert found.spec["datasets"] == [{"path": "rows.jsonl", "type": "messages"}]
+    named = {"datasets[0].field_messages", "optimizer", "sample_packing", "evals_per_epoch", "unheard_of"}
+    assert found.different.keys() == named
+    assert found.needless.keys() == {"model_type", "bf16", "flash_attention", "output_dir", "wandb_project"}
+
+
+NAMES = st.one_of(st.sampled_from(sorted(QLORA)), st.text(min_size=1, max_size=8))
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.none()))
+
+
+@given(st.dictionaries(NAMES, VALUES, max_size=12))
+def test_no_key_is_dropped_unsaid(changes: dict[str, Any]) -> None:
+    """Guard: without `_name_the_rest` an unknown key was in neither of the three places."""
+    config = QLORA | changes
+    try:
+        found = translate(config)
+    except NotTranslatableError:
+        return
+    read = {"revision_of_model", "load_in_4bit", "lora_target_linear", "gradient_accumulation_steps", "batch_size"}
+    read |= {"cosine_min_lr_ratio"}
+    for key, value in config.items():
+        is_off = value is None or value is False or value in ("", [])
+        assert is_off or key in found.spec.keys() | found.different.keys() | found.needless.keys() | read, key
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rl": "dpo"}, "dpo trains on preferences"),
+        ({"adapter": None}, "a file without adapter is not LoRA"),
+        ({"adapter": "ia3"}, "adapter: ia3 is not LoRA"),
+        ({"micro_batch_size": "2"}, "micro_batch_size must be a whole number"),
+        ({"datasets": ["rows.jsonl"]}, "datasets\\[0\\] is not a mapping"),
+    ],
+)
+def test_other_training_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(NotTranslatableError, match=words):
+        translate(QLORA | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "value"),
+    [
+        ({"optimizer": "lion_8bit"}, "optimizer", "adamw_torch"),
+        ({"lr_scheduler": "rex", "cosine_min_lr_ratio": None}, "lr_scheduler", "cosine"),
+        ({"lora_target_linear": False, "lora_target_modules": "model.*q_proj"}, "lora_target_modules", "all-linear"),
+        ({"eval_steps": 0.1}, "eval_steps", None),
+    ],
+)
+def test_what_is_replaced_is_said(changes: dict[str, Any], key: str, value: Any) -> None:
+    found = translate(QLORA | changes)
+    assert found.spec.get(key) == value
+    assert key in found.different
+
+
+def test_the_command_writes_a_job_file_that_says_what_differs(typed: Callable[..., Result], tmp_path: Path) -> None:
+    """Guards: without the look at the file that exists, a second import replaced it; without `check` a file that no
+    server accepts was written."""
+    config, file = tmp_path / "axolotl.yml", tmp_path / "job.yaml"
+    config.write_text(yaml.safe_dump(QLORA))
+    done = typed("import", str(config), str(file))
+    assert done.stdout.strip() == str(file)
+    assert "sample_packing: rows are not packed" in done.stderr
+    assert "# unheard_of: has no counterpart" in file.read_text()
+    assert JobSpec.model_validate(yaml.safe_load(file.read_text())) == JobSpec.model_validate(translate(QLORA).spec)
+    with pytest.raises(CommandError, match="--force"):
+        typed("import", str(config), str(file))
+    config.write_text(yaml.safe_dump(QLORA | {"lora_r": 0}))
+    with pytest.raises(Error, match="lora_r"):
+        typed("import", str(config), str(tmp_path / "other.yaml"))
+    assert not (tmp_path / "other.yaml").exists()
