@@ -108,6 +108,7 @@ def rater_link(show: PageServer, evaluation: str, name: str) -> str:
 def _others(done: str, running: str, session: str, sha256: str, evaluation: str) -> Iterator[tuple[str, str]]:
     yield "list", "/"
     yield "list of a state", "/?state=queued"
+    yield "compare", f"/compare?job={done}&job={running}"
     yield "session", f"/jobs/{running}/sessions/{session}"
     yield "fleet", "/fleet"
     yield "accounts", "/accounts"
