@@ -49,7 +49,7 @@ def resolve(
         )
     if spec.chat is not None:
         raise InvalidError(
-            "A chat is started from a trained job. Use `trainhop chat JOB --on-machine`.",
+            "A chat is started from a trained job. See `trainhop chat --help`.",
             [("/chat", "is set by the server")],
         )
     if spec.deadline is not None and not 0 <= spec.deadline < LAST_DEADLINE:
