@@ -7,7 +7,6 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
@@ -25,18 +24,13 @@ FILLED_IN = "kaggle"
 
 def _texts(tree: ast.AST) -> Iterator[str]:
     """The strings of a module that are no docstrings."""
-    bodies = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    docs = {id(_docstring(node)) for node in ast.walk(tree) if isinstance(node, bodies)}
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             yield "".join(str(p.value) if isinstance(p, ast.Constant) else FILLED_IN for p in node.values)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs | parts:
             yield node.value
-
-
-def _docstring(node: Any) -> ast.expr | None:
-    return node.body[0].value if node.body and isinstance(node.body[0], ast.Expr) else None
 
 
 def _hints() -> list[str]:

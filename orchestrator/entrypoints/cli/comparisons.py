@@ -12,7 +12,7 @@ from orchestrator.entrypoints.cli.exports import Form, FormOption, OutOption, re
 from orchestrator.entrypoints.cli.output import JsonFlag, facts, put, put_json, say
 from trainhop.connection import find_job
 
-HELP = "Blind comparisons: people vote on the answers of two models. `trainhop diff` shows jobs side by side."
+HELP = "Blind comparisons: people vote on the answers of two models. The command diff shows jobs side by side."
 app = typer.Typer(no_args_is_help=True, help=HELP)
 EvaluationArgument = Annotated[str, typer.Argument(metavar="JOB", help="The evaluation's job: its id or its name.")]
 
