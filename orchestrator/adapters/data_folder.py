@@ -16,6 +16,8 @@ from orchestrator.domain.errors import ConflictError
 from worker.shared.files import UNFINISHED, is_locked
 
 LOCK_FILE = "server.lock"
+URL_FILE = "server.url"
+"""Has the address of the server that uses the folder."""
 
 
 def lock(folder: Path) -> Callable[[], None]:
@@ -25,10 +27,24 @@ def lock(folder: Path) -> Callable[[], None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(handle)
-        raise ConflictError(
-            f"Another server already uses {folder}. Stop it, or choose another folder with --data-dir."
-        ) from error
+        raise _in_use(folder) from error
     return lambda: os.close(handle)
+
+
+def refuse_served(folder: Path) -> None:
+    """Raise `ConflictError`, with the address, if a server of this computer uses the data folder now."""
+    if is_served(folder):
+        raise _in_use(folder)
+
+
+def _in_use(folder: Path) -> ConflictError:
+    where = ""
+    with contextlib.suppress(OSError):
+        address = (folder / URL_FILE).read_text().strip()
+        where = f" It runs at {address}: log in with `trainhop --data-dir {shlex.quote(str(folder))} open`."
+    return ConflictError(
+        f"Another server already uses {folder}.{where} Stop it, or choose another folder with --data-dir."
+    )
 
 
 def is_served(folder: Path) -> bool:

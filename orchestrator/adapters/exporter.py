@@ -54,8 +54,8 @@ class ProcessExporter:
         if not absent:
             return ""
         return (
-            f"This server cannot export, because {', '.join(absent)} is not installed there. Run `trainhop export` on "
-            "your computer, or ask an admin to run: pip install torch 'trainhop[export]'"
+            f"This server cannot export, because {', '.join(absent)} is not installed there. Export on your "
+            "computer (`trainhop export --help`), or ask an admin to run: pip install torch 'trainhop[export]'"
         )
 
     def export(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
+from orchestrator.domain.choices import StrataKind, percent
 from orchestrator.domain.trust.audit_decision import Decision, Standing, decide, standing
 from orchestrator.domain.trust.audit_estimate import Estimate, Label, Stratum, estimate
 from orchestrator.domain.trust.audit_sample import is_rated_twice
@@ -14,14 +14,6 @@ from orchestrator.domain.trust.audit_sample import is_rated_twice
 ACTIVE_S = 600.0
 """A member who labelled a row in this time gets other rows than members who label at the same time."""
 LABELS = tuple(Label)
-
-
-class StrataKind(StrEnum):
-    """What the strata are made of, besides thirds by length: a row's source, its language, or nothing."""
-
-    SOURCE = "source"
-    LANGUAGE = "language"
-    LENGTH = "length"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +157,3 @@ def in_words(audit: Audit | None) -> str:
     if decision is None or audit.max_wrong is None:
         return words
     return f"{words}, limit {percent(audit.max_wrong)} %: {decision}"
-
-
-def percent(share: float) -> str:
-    """A share in percent, with one decimal where it is below 1 or above 99."""
-    value = 100 * share
-    return f"{value:.1f}" if 0 < value < 1 or 99 < value < 100 else f"{value:.0f}"

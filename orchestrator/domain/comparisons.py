@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from orchestrator.domain.trust.declared_gain import GainKind
-
-
-class PlanName(StrEnum):
-    """The plans of the sign test that a comparison may have."""
-
-    STANDARD = "standard"
-    SMALL = "small"
+from orchestrator.domain.choices import GainKind, PlanName
 
 
 class Choice(StrEnum):

@@ -7,8 +7,6 @@ from enum import StrEnum
 
 from orchestrator.domain.trust.judge import Slot
 
-MAX_BUDGET = 100_000_000
-"""Tokens that a judgement may use at most."""
 MAX_ENDPOINTS = 20
 """Endpoints of one member."""
 MAX_JUDGEMENTS = 20

@@ -15,7 +15,6 @@ from orchestrator.domain.trust.verdict import Recommendation, Verdict
 
 MAX_MODELS, MAX_CANDIDATES, MAX_MOVES = 1_000, 100, 10_000
 """Models of a member, candidates of a model, and moves in its history."""
-AGAINST = "promoted against the verdict"
 
 
 class MoveKind(StrEnum):

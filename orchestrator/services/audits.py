@@ -162,7 +162,9 @@ def audit_of(tx: Transaction, actor: Actor, sha256: str, *, lock: bool = False) 
     _readable(tx, actor, sha256)
     audit = tx.audits.get_for_update(sha256) if lock else tx.audits.get(sha256)
     if audit is None:
-        raise NotFoundError("This dataset is not audited. Start an audit with `trainhop datasets audit start`.")
+        raise NotFoundError(
+            f"This dataset is not audited. Start an audit with `trainhop datasets audit start {sha256}`."
+        )
     return audit
 
 

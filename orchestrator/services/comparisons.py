@@ -24,10 +24,10 @@ from orchestrator.domain.blind_votes import (
     result,
     tested,
 )
+from orchestrator.domain.choices import GainKind
 from orchestrator.domain.comparisons import BlindComparison, Ending, PlanName, Rater
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError
 from orchestrator.domain.evaluations import Evaluation
-from orchestrator.domain.trust.declared_gain import GainKind
 from orchestrator.domain.trust.sign_test import Comparison, Outcome, Quality
 from orchestrator.domain.trust.win_rates import MarginResult
 from orchestrator.ports.repository import Transaction

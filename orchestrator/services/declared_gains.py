@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.domain.choices import GainKind
 from orchestrator.domain.evaluations import Evaluation
 from orchestrator.domain.jobs import Job
-from orchestrator.domain.trust.declared_gain import Gain, GainKind, SolvedTasks, task_gain
+from orchestrator.domain.trust.declared_gain import Gain, SolvedTasks, task_gain
 from orchestrator.domain.trust.verdict import MAX_TRUNCATED
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.held_out_checking import held_out_of_card, known

@@ -23,6 +23,7 @@ from orchestrator.ports.stores import Store, StoreError
 from orchestrator.services.accounts import owned
 from orchestrator.services.context import Context, new_id
 from orchestrator.services.hidden_names import hidden
+from orchestrator.services.stores import kind
 from worker.doctor.outcome import DRIVE_UPLOAD, PROBES, Outcome, attempt
 from worker.doctor.uploads import SIZES, uploads
 from worker.shared.messages import GrantKind
@@ -184,6 +185,7 @@ def try_uploads(ctx: Context, name: str) -> Json:
     with ctx.uow() as tx:
         known = {config.name for config in tx.stores.all()}
     if name not in known:
+        kind(ctx, name)  # there may be no such store at all
         raise NotFoundError(f"The store {name} is not set up. Run `trainhop store use {name}`.")
     store = ctx.stores.get(name)
     with _sessions(store) as addresses:

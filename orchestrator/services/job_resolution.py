@@ -39,17 +39,17 @@ def resolve(
     """
     if spec.evaluation is not None:
         raise InvalidError(
-            "An evaluation is started from a trained job. Use `trainhop evaluate JOB`, or evaluate that job again.",
+            "An evaluation is started from a trained job. See `trainhop evaluate --help`, or evaluate that job again.",
             [("/evaluation", "is set by the server")],
         )
     if spec.export is not None:
         raise InvalidError(
-            "An export is started from a trained job. Use `trainhop export JOB --format FORMAT --on-machine`.",
+            "An export is started from a trained job. See `trainhop export --help`.",
             [("/export", "is set by the server")],
         )
     if spec.chat is not None:
         raise InvalidError(
-            "A chat is started from a trained job. Use `trainhop chat JOB --on-machine`.",
+            "A chat is started from a trained job. See `trainhop chat --help`.",
             [("/chat", "is set by the server")],
         )
     if spec.deadline is not None and not 0 <= spec.deadline < LAST_DEADLINE:
@@ -94,7 +94,7 @@ def _refuse_tasks(datasets: Sequence[DatasetSpec]) -> None:
     for place, dataset in enumerate(datasets):
         if dataset.type is RowFormat.TASK:
             message = (
-                "Tasks have no answers to train on. Use them with `trainhop evaluate JOB --tasks FILE`, or as "
+                "Tasks have no answers to train on. Use them with --tasks (see `trainhop evaluate --help`), or as "
                 "`evaluate.tasks` of the job file."
             )
             raise InvalidError(message, [(f"/datasets/{place}/type", message)])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from orchestrator.domain.accounts import Actor
+from orchestrator.domain.choices import MAX_BUDGET
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from orchestrator.domain.evaluations import Evaluation
-from orchestrator.domain.judgements import MAX_BUDGET, MAX_JUDGEMENTS, JudgeEndpoint, Judgement, JudgementState
+from orchestrator.domain.judgements import MAX_JUDGEMENTS, JudgeEndpoint, Judgement, JudgementState
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.access import require_owner
 from orchestrator.services.comparisons import evaluation_of, read_answers

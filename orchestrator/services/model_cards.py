@@ -16,9 +16,10 @@ from typing import Any
 
 from orchestrator.domain.accounts import Actor
 from orchestrator.domain.audits import percent
+from orchestrator.domain.choices import AGAINST
 from orchestrator.domain.errors import NotFoundError
 from orchestrator.domain.jobs import Job
-from orchestrator.domain.models import AGAINST, Model, Move
+from orchestrator.domain.models import Model, Move
 from orchestrator.domain.trust.intervals import Interval, wilson
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.access import owned_job

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.domain.accounts import Actor, Role
+from orchestrator.domain.choices import AGAINST
 from orchestrator.domain.errors import ConflictError, ForbiddenError, NotFoundError
 from orchestrator.domain.jobs import Event, Job
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.domain.models import (
-    AGAINST,
     MAX_CANDIDATES,
     MAX_MODELS,
     Candidate,

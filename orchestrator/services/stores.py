@@ -94,6 +94,7 @@ def check_store(ctx: Context, name: str) -> StoreState:
     """Write, read back and delete a small file. Raises an error that says what does not work. See `_try_out`."""
     state = next((s for s in list_stores(ctx) if s.name == name), None)
     if state is None:
+        kind(ctx, name)  # there may be no such store at all
         raise NotFoundError(f"The store {name} is not set up. Run `trainhop store use {name}`.")
     try:
         note = _try_out(ctx, ctx.stores.get(name))
@@ -252,7 +253,8 @@ def _through_this_server(ctx: Context, refusal: _UploadRefused) -> str:
     if offline:
         raise StoreUnavailable(
             f"{refusal}. Machines of {', '.join(offline[:MAX_NAMED])} cannot upload to this server instead. "
-            "Set TRAINHOP_PUBLIC_URL, remove those accounts (`trainhop accounts rm`), or use `trainhop store use local`"
+            "Set TRAINHOP_PUBLIC_URL, remove those accounts (see `trainhop accounts ls`), or use "
+            "`trainhop store use local`"
         )
     return f"{refusal}. Machines upload to this server, which stores the files and needs free space for them meanwhile."
 

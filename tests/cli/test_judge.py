@@ -29,7 +29,7 @@ def test_a_judge_model_from_the_command_line(server, typed, judge, evaluated, tm
     with pytest.raises(Error, match="does not accept the key"):
         typed("judge", "add", "house", judge.url, judge.model, "--key-file", "-", stdin="sk-wrong")
     added = typed("judge", "add", "house", judge.url, judge.model, "--key-file", str(key))
-    assert "before you agree: trainhop judge consent house" in added.stderr
+    assert "before you agree: `trainhop judge consent house`" in added.stderr
     assert "needs consent" in typed("judge", "ls").stdout
     with pytest.raises(Error, match="trainhop judge consent house"):
         typed("judge", "start", evaluated, "house")

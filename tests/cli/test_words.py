@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from orchestrator.entrypoints.cli import job_file, main
 from orchestrator.entrypoints.cli.client import CommandError, Exit, exit_code
+from orchestrator.entrypoints.cli.output import table
 from orchestrator.entrypoints.cli.phrases import chosen_checkpoint
 from tests.cli.conftest import Shell
 from trainhop.errors import Error
@@ -84,3 +86,24 @@ def test_a_day_that_no_calendar_has_is_one_line(tmp_path: Path) -> None:
     path.write_text("deadline: 2026-13-45\n")
     with pytest.raises(Error, match="month must be in"):
         job_file.read(str(path))
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_long_names_and_notes_are_cut_in_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards: without `_NAMES` one long member left no room for the other columns; without `_cut` one long note took
+    ten lines. A program reads the whole text."""
+    monkeypatch.setenv("COLUMNS", "220")
+    row = ("job-1", "n" * 100, "m" * 100, "why " * 100)
+    shown: list[str] = []
+    table(("ID", "NAME", "MEMBER", "NOTE"), [row], shown.append)
+    assert shown[0].splitlines()[1].split() == ["job-1", "n" * 100, "m" * 100, *["why"] * 100]
+    monkeypatch.setattr("sys.stdout", _Terminal())  # a terminal that can be read
+    table(("ID", "NAME", "MEMBER", "NOTE"), [row], shown.append)
+    _, name, member, *note = shown[1].splitlines()[1].split()
+    assert (name, member) == ("n" * 31 + "…", "m" * 31 + "…")
+    assert note == ["why"] * 29 + ["why…"]
+    assert len(shown[1].splitlines()) == 2

@@ -7,7 +7,9 @@ import re
 
 import httpx
 import pytest
+from sqlalchemy import text
 
+from benchmarks.page_checks import axe as _axe
 from orchestrator.ports.providers import Liveness
 from tests.helpers.page_server import PageServer, page_server, steps
 from tests.helpers.waiting import wait_for
@@ -185,13 +187,6 @@ def test_text_of_others_is_only_text(show, visit, tmp_path):
     assert dialogs == []
 
 
-def _axe(page) -> list[str]:
-    from axe_playwright_python.sync_playwright import Axe
-
-    found = Axe().run(page).response["violations"]
-    return [f"{v['id']}: {n['html'][:160]} {n.get('failureSummary', '')}" for v in found for n in v["nodes"]]
-
-
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 360)])
 def test_every_page_is_accessible_and_fits(show, visit, tmp_path, scheme, width):
     ident, machine = journey(show, tmp_path, sample_prompts=["Is there a train?"])
@@ -283,15 +278,26 @@ def test_a_shared_page_is_the_same_without_a_script(show, visit, tmp_path):
 
 
 def test_a_curve_of_any_axis_is_drawn(show, visit, tmp_path):
+    """Guard: without the note, a second axis without values was an empty axis."""
     ident, _ = journey(show, tmp_path)
     page = visit(show.link())
     page.goto(f"{show.url}/jobs/{ident}")
     until(page, f"({CURVE}) === 31")
-    for label in ("time", "machine time", "log scale", "learning rate", "step", "smoothed"):
+    for label in ("time", "machine time", "log scale", "step", "smoothed"):
         page.locator("#curve-tools").get_by_text(label, exact=True).click()
         drawn = page.evaluate("[...trainhop.curve.chart.data[0]]")
         assert len(drawn) >= 2
         assert drawn == sorted(drawn)
+    for name, count in (("learning_rate", 31), ("grad_norm", 31), ("tokens_per_s", 31), ("memory", 2)):
+        page.get_by_label("Second axis").select_option(name)
+        until(page, f"trainhop.curve.state.series.{name}?.length === {count}")
+        until(page, f"trainhop.curve.chart.data[5].filter((v) => v !== null).length === {count}")
+    assert page.locator("#curve-note").inner_text() == ""
+    with show.app.engine.begin() as connection:
+        connection.execute(text("DELETE FROM readings"))
+    page.reload()
+    page.get_by_label("Second axis").select_option("memory")
+    page.get_by_text("No values yet: memory, GiB.").wait_for()
     page.emulate_media(color_scheme="dark")
     until(page, "document.querySelector('#curve canvas') !== null")
 
@@ -402,7 +408,6 @@ def test_a_job_that_goes_away_while_it_is_watched_is_said(show, visit, early):
     Guard: without `job.gone` the page went on showing a job that no longer was; while an answer of 404 was heard before
     its own text was put in place, the early one was overwritten.
     """
-    from sqlalchemy import text
 
     def vanish():
         with show.app.engine.begin() as connection:
@@ -414,15 +419,13 @@ def test_a_job_that_goes_away_while_it_is_watched_is_said(show, visit, early):
         page.route("**/live?*", lambda route: (vanish(), route.continue_()))
     page.goto(f"{show.url}/jobs/{job}")
     if not early:
-        page.locator("#curve-tools").wait_for()
+        page.get_by_text("No loss yet. The job waits for a machine.").wait_for()
         vanish()
     page.get_by_text("This job was deleted").wait_for()
 
 
 def test_a_stream_that_slept_for_long_loads_the_curve_again(show):
     """Guard: without the limit, a browser that woke up was sent every point it had missed, one by one."""
-    from sqlalchemy import text
-
     job = show.api.admin.submit(max_steps=9_000)["id"]
     machine = show.machine()
     steps(machine, 1, 3, total=9_000)

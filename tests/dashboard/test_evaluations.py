@@ -86,7 +86,7 @@ SCORED = (
     "Of 20 harmless fixed prompts, the base model refuses <b>1</b> and the adapter <b>7</b>",
 )
 SCORED += (
-    '<th scope="row">ARC-Easy</th><td class="n">300</td><td class="n">60.0 % (54.4 to 65.4)</td>',
+    '">ARC-Easy</th><td role="cell" class="n">300</td><td role="cell" class="n">60.0 % (54.4 to 65.4)</td>',
     "-8.0 points (-12.0 to -4.1), p 0.000",
     "with the chat template, by lm-eval 0.4.13",
 )

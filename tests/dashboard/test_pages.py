@@ -139,7 +139,7 @@ def test_a_report_between_two_metrics_is_not_skipped(site, people, provider):
     site.client.app.state.server = dataclasses.replace(server, dashboard_queries=Interrupted())
     log_in(site)
     first = site.client.get(f"/jobs/{job}/curve.json?names=loss,learning_rate").json()
-    assert (first["series"]["loss"][0], first["series"]["learning_rate"][0]) == ([1], [1, 2, 3])
+    assert (first["series"]["loss"][0], first["series"]["learning_rate"][0]) == ([1], [1, 1, 1])  # differences
     rest = curve.since(server, job, server.queries.sessions(job_id=job), curve.cursor_of(first["cursor"]))
     assert rest is not None
     assert {2, 3} <= {row[0] for row in rest["loss"]}

@@ -242,16 +242,31 @@ PLAN = {
 }
 
 
+def shown(place=PLACE, *, previewed=False, **changes):
+    """The plan's piece of a page."""
+    plan = Plan(**PLAN | changes, places=(PlannedPlace(**place),))
+    room = Candidate(
+        account_id="a", name="ann's", provider="cloud", member_id=None, slots=1, session_s=9.0, memory_bytes=8 << 30
+    )
+    values = {"problem": "", "faults": [], "previewed": previewed, "now": 1_000.0}
+    return fragment("plan.html", plan=plan, places={"ann's": room}, **values)
+
+
+def test_a_plan_says_nothing_twice():
+    """Guards: without `told`, the place's chip and the line below it gave one reason; without `previewed`, preview and
+    plan named the same unused keys."""
+    busy = Blocker(reason="all machines are busy")
+    found = shown(PLACE | {"obstacle": busy}, waits_for=busy)
+    assert found.count("all machines are busy") == 1
+    assert "Would wait until this is over." in found
+    other = shown(PLACE | {"obstacle": busy}, waits_for=Blocker(reason="all machines are busy; no quota is left"))
+    assert "Would wait: all machines are busy; no quota is left" in other
+    words = "Keys of the data that are not used"
+    assert (words in shown(), words in shown(previewed=True)) == (True, False)
+
+
 def test_the_page_shows_every_field_of_a_plan():
     """Guard: without them in `plan.html` notes, missed deadline, space, end and quota were in `trainhop plan` alone."""
-
-    def shown(place=PLACE, **changes):
-        plan = Plan(**PLAN | changes, places=(PlannedPlace(**place),))
-        room = Candidate(
-            account_id="a", name="ann's", provider="cloud", member_id=None, slots=1, session_s=9.0, memory_bytes=8 << 30
-        )
-        return fragment("plan.html", plan=plan, places={"ann's": room}, problem="", faults=[], now=1_000.0)
-
     whole = shown()
     for text in (
         "&lt;b&gt;Answers end with&lt;/b&gt;",

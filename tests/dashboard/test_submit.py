@@ -43,8 +43,23 @@ def test_a_file_that_cannot_be_trained_on_leaves_none_chosen(page):
     page.get_by_text("bad.jsonl has errors").wait_for()
     assert chosen(page) == "–"
     page.locator("#plan").get_by_text("choose a data file first").wait_for()
-    page.get_by_role("button", name="Submit").click()
-    page.locator("main .callout").get_by_text("choose a data file first").wait_for()
+    assert page.get_by_role("button", name="Submit").is_disabled()
+
+
+def test_the_form_cannot_be_sent_without_data_and_says_so(page):
+    """Guard: without `ready`, the button was there for a job that the server refuses."""
+    button, why = page.get_by_role("button", name="Submit"), page.get_by_text("A job needs data.")
+    assert button.is_disabled()
+    assert why.is_visible()
+    page.get_by_text("Other settings (YAML)").click()
+    page.locator("textarea[name=more]").fill("datasets: [{path: org/data}]")
+    assert button.is_enabled()
+    page.locator("textarea[name=more]").fill("")
+    assert button.is_disabled()
+    page.locator("#data").select_option(index=1)
+    page.locator("#preview").get_by_text("old.jsonl").wait_for()
+    assert button.is_enabled()
+    assert not why.is_visible()
 
 
 def test_the_last_file_chosen_counts_and_waits_until_it_is_there(page):

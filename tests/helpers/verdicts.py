@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from orchestrator.domain.blind_votes import first_arm, votes_needed
+from orchestrator.domain.choices import GainKind
 from orchestrator.domain.comparisons import BlindComparison, Choice, Ending, PlanName, Rater, Vote
 from orchestrator.domain.evaluations import Arm, Evaluation
 from orchestrator.domain.jobs import Job
-from orchestrator.domain.trust.declared_gain import GainKind
 from orchestrator.domain.trust.sign_test import Outcome
 from orchestrator.ports.repository import UnitOfWork
 from orchestrator.services.dispatch import dispatch

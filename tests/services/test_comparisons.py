@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import Engine
 
 from orchestrator.domain import blind_votes
+from orchestrator.domain.choices import GainKind
 from orchestrator.domain.comparisons import BlindComparison, Choice, Ending, PlanName, Rater
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError
-from orchestrator.domain.trust.declared_gain import GainKind
 from orchestrator.domain.trust.sign_test import Quality
 from orchestrator.domain.trust.win_rates import NotWorse
 from orchestrator.services import comparison_raters, comparison_rating, comparisons

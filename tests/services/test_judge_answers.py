@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.domain.accounts import Role
+from orchestrator.domain.choices import MAX_BUDGET
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError
-from orchestrator.domain.judgements import MAX_BUDGET, JudgementState
+from orchestrator.domain.judgements import JudgementState
 from orchestrator.services import judge_endpoints, judgements
 from orchestrator.services.judging import MAX_FRUITLESS, MAX_WAIT_S, REQUESTS_AT_ONCE, work
 from tests.emulators.judge import Fault, JudgeEmulator, always, prefer

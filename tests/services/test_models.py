@@ -10,12 +10,13 @@ import pytest
 
 from orchestrator.domain.accounts import Actor, Role
 from orchestrator.domain.audits import Audit, StrataKind
+from orchestrator.domain.choices import GainKind
 from orchestrator.domain.errors import ConflictError, ForbiddenError, NotFoundError
 from orchestrator.domain.evaluations import Evaluation
 from orchestrator.domain.models import MAX_CANDIDATES, MAX_MODELS, Candidate, Model, Move, MoveKind
 from orchestrator.domain.storage import Dataset
 from orchestrator.domain.trust.audit_decision import Decision
-from orchestrator.domain.trust.declared_gain import FALSE_GAIN, GainKind
+from orchestrator.domain.trust.declared_gain import FALSE_GAIN
 from orchestrator.domain.trust.sign_test import Outcome, error_rates
 from orchestrator.domain.trust.verdict import Recommendation
 from orchestrator.services import clones, jobs, model_cards, models

@@ -9,8 +9,8 @@ from orchestrator.adapters.database.compiled_sql import Upsert
 from orchestrator.adapters.database.judgements import delete_judgements
 from orchestrator.adapters.database.mapper import Mapper
 from orchestrator.adapters.database.repository import SqlRepository
+from orchestrator.domain.choices import GainKind
 from orchestrator.domain.comparisons import BlindComparison, Choice, Ending, PlanName, Rater, Vote
-from orchestrator.domain.trust.declared_gain import GainKind
 
 COMPARISONS = Mapper(
     BlindComparison,

@@ -20,9 +20,12 @@ Point = tuple[int, float, float, int]
 
 FAILURES = frozenset({EndReason.FAILED, EndReason.LOST, EndReason.LAUNCH_FAILED, EndReason.UNFIT})
 MAX_SESSIONS_OF_A_DAY = 5_000
+MAX_READINGS = 20_000
+"""Hardware readings of a job that its chart shows: those of 83 hours."""
 MAX_VALUE = 1e300
 """A larger value is not drawn. Metrics may be infinite."""
 _jobs, _leases, _metrics, _events = tables.jobs, tables.leases, tables.metrics, tables.events
+_readings = tables.readings
 
 _of_job = _metrics.c.job_id == bindparam("job")
 _named = _metrics.c.name == bindparam("name")
@@ -110,6 +113,15 @@ class DashboardQueries:
             asked = {"job": job_id, "step": step, "fence": fence, "most": most}
             found = {n: _curve_from.rows(connection, asked | {"name": n}) for n in names}
         return {n: [(s, v, a, f) for s, v, a, f in rows if _is_number(v)] for n, rows in found.items() if rows}
+
+    def memory(self, job_id: str, *, step: int = 0, fence: int = 0) -> list[Point]:
+        """GiB in use by step, from the hardware readings: of the GPUs, or of the worker on a machine without one."""
+        columns = (_readings.c.step, _readings.c.reading, _readings.c.at, _leases.c.fence)
+        asked = select(*columns).join(_leases, _leases.c.id == _readings.c.lease_id)
+        asked = asked.where(_leases.c.job_id == job_id, _leases.c.fence >= fence, _readings.c.step >= step)
+        rows = self._all(asked.order_by(_readings.c.step, _readings.c.at).limit(MAX_READINGS))
+        used = [(row, row["reading"].get("gpu_memory_bytes") or row["reading"].get("rss_bytes")) for row in rows]
+        return [(row["step"], size / 2**30, row["at"], row["fence"]) for row, size in used if size is not None]
 
     def position(self, job_id: str, name: str) -> tuple[int, int] | None:
         """The fence and the step of a metric's value at its last step. None without a value."""

@@ -8,19 +8,12 @@ is declared.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from orchestrator.domain.trust.sign_test import sign_p
 
 ALPHA = 0.05
 """Limit of the two-sided p-value. An adapter that solves no more tasks is said to with at most half of it."""
 FALSE_GAIN = ALPHA / 2
-
-
-class GainKind(StrEnum):
-    """Where a gain may be declared: on the tasks that a program checks."""
-
-    TASKS = "tasks"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ Until a comparison is closed, no response says which model wrote or won anything
 
 from __future__ import annotations
 
+from orchestrator.domain.choices import GainKind
 from orchestrator.domain.comparisons import Ending, PlanName
-from orchestrator.domain.trust.declared_gain import GainKind
 from orchestrator.domain.trust.sign_test import Quality
 from orchestrator.domain.trust.win_rates import NotWorse
 from orchestrator.entrypoints.api.audit_responses import Interval

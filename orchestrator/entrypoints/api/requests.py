@@ -10,11 +10,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
 from orchestrator.domain.accounts import Role
 from orchestrator.domain.audits import StrataKind
+from orchestrator.domain.choices import MAX_BUDGET, GainKind
 from orchestrator.domain.comparisons import PlanName
 from orchestrator.domain.exports import ExportFormat, Onto, WeightType
-from orchestrator.domain.judgements import MAX_BUDGET
 from orchestrator.domain.trust.audit_estimate import Label
-from orchestrator.domain.trust.declared_gain import GainKind
 from orchestrator.services.audit_rating import MAX_NOTE, MAX_SOURCE
 from orchestrator.services.audits import MAX_SEED
 from orchestrator.services.chats import Endpoint

@@ -12,6 +12,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from orchestrator.adapters.data_folder import URL_FILE, refuse_served
 from orchestrator.adapters.instance import Origin
 from orchestrator.bootstrap import build
 from orchestrator.config import Settings
@@ -23,7 +24,6 @@ from orchestrator.entrypoints.http.patience import protocol
 from orchestrator.ports.providers import Providers
 from worker.shared.files import write_atomically
 
-URL_FILE = "server.url"
 BACKLOG = 1024
 
 
@@ -51,6 +51,7 @@ def run(
 def _serve(
     settings: Settings, on_ready: Callable[[Ready], None], providers: Providers | None, origin: Origin | None
 ) -> None:
+    refuse_served(settings.folder)  # its port is taken as well, which says less
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]
     url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104  compared, not bound

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.domain.audits import StrataKind, percent
+from orchestrator.domain.choices import StrataKind, percent
 from orchestrator.entrypoints.cli.client import connect
 from orchestrator.entrypoints.cli.datasets import find
 from orchestrator.entrypoints.cli.exports import Form, FormOption, OutOption, refuse_existing, save

@@ -6,15 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.domain.audits import percent
-from orchestrator.domain.comparisons import PlanName
-from orchestrator.domain.trust.declared_gain import GainKind
+from orchestrator.domain.choices import GainKind, PlanName, percent
 from orchestrator.entrypoints.cli.client import Client, CommandError, Exit, connect
 from orchestrator.entrypoints.cli.exports import Form, FormOption, OutOption, refuse_existing, save
 from orchestrator.entrypoints.cli.output import JsonFlag, facts, put, put_json, say
 from trainhop.connection import find_job
 
-HELP = "Blind comparisons: people vote on the answers of two models. `trainhop diff` shows jobs side by side."
+HELP = "Blind comparisons: people vote on the answers of two models. The command diff shows jobs side by side."
 app = typer.Typer(no_args_is_help=True, help=HELP)
 EvaluationArgument = Annotated[str, typer.Argument(metavar="JOB", help="The evaluation's job: its id or its name.")]
 
@@ -45,7 +43,7 @@ def start_comparison(
         put_json(made)
         return
     put(f"{client.url}/evaluations/{job_id}/comparisons")
-    say("started. Create a link for each rater with `trainhop compare link JOB NAME`")
+    say("started. Each rater needs a link: see `trainhop compare link --help`")
 
 
 @app.command("link")

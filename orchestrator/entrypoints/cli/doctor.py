@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import shlex
@@ -24,7 +23,6 @@ from orchestrator.entrypoints.cli.client import CommandError, Exit, connect
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, put, put_json, size
 from trainhop.connection import data_folder
 from trainhop.errors import Error
-from worker.shared.installation import SERVER, install_line, missing_modules, missing_packages
 
 app = typer.Typer()
 
@@ -52,7 +50,9 @@ class DoctorCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """See typer."""
-        names = {f"--{point.name}": point.name for point in importlib.metadata.entry_points(group="trainhop.providers")}
+        from importlib.metadata import entry_points
+
+        names = {f"--{point.name}": point.name for point in entry_points(group="trainhop.providers")}
         spelled = [part for arg in args for part in (("--check", names[arg]) if arg in names else (arg,))]
         return super().parse_args(ctx, spelled)
 
@@ -137,6 +137,8 @@ EXTRAS = {
 
 def _extra(name: str) -> Finding:
     """Compare the packages of an extra with those that are installed here."""
+    from worker.shared.installation import SERVER, install_line, missing_packages
+
     missing = missing_packages(name)
     shown = "training" if name == "train" else f"extra {name}"
     if not missing:
@@ -159,6 +161,8 @@ def _torch() -> Iterator[Finding]:
         return
     except (subprocess.CalledProcessError, ValueError, IndexError) as error:
         words = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+        from worker.shared.installation import SERVER, install_line
+
         remedy = install_line(*SERVER, "train", torch=True)
         yield Finding(
             name="torch", status="warn", detail=words[-1] if words else "could not be imported", remedy=remedy
@@ -202,6 +206,8 @@ def _database(folder: Path) -> Finding:
             revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
         engine.dispose()
     except ImportError as error:
+        from worker.shared.installation import SERVER, install_line
+
         remedy = install_line(*SERVER)
         return Finding(name="database", status="warn", detail=f"{error.name} is not installed", remedy=remedy)
     except Exception as error:  # noqa: BLE001  every database driver has its own errors
@@ -236,6 +242,8 @@ def _port(folder: Path, why: str) -> Finding:
         except OSError:
             remedy = f"start it on another port: `trainhop up --data-dir {shlex.quote(str(folder))} --port 0`"
             return Finding(name="server", status="warn", detail=f"{why}; port {port} is taken", remedy=remedy)
+    from worker.shared.installation import missing_modules
+
     can_start = not missing_modules(("pydantic_settings", "sqlalchemy", "uvicorn"))
     remedy = "`trainhop up`" if can_start else "install the extra server, as above"
     return Finding(name="server", status="warn", detail=f"{why}; port {port} is free", remedy=remedy)

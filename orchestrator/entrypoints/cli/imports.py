@@ -36,7 +36,7 @@ def import_(
     job_file.check(str(config), found.spec)
     lines = [f"{key}: {words}" for key, words in found.different.items()]
     needless = [f"{key}: {words}" for key, words in found.needless.items()]
-    head = [f"Translated from {config.name} by `trainhop import`."]
+    head = [f"Translated from {config.name} by trainhop import."]
     head += ["", "Different from the original:", *lines] if lines else []
     head += ["", "Not needed:", *needless] if needless else []
     text = "".join(f"# {clean(line)}".rstrip() + "\n" for line in head)

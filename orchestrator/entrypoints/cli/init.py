@@ -30,7 +30,7 @@ name: {name}
 # A Hugging Face id (org/name, or org/name@revision), or an allowed folder of the server.
 base_model: {model}
 datasets:
-  # JSON Lines, CSV or Parquet. `trainhop submit` uploads a file of this computer.
+  # JSON Lines, CSV or Parquet. A file of this computer is uploaded when the job is submitted.
   - path: {data}
 
 # `lora` trains with the model in full precision, `qlora` with the model in 4 bits, for small GPUs.

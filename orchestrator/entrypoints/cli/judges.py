@@ -9,8 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.domain.audits import percent
-from orchestrator.domain.judgements import MAX_BUDGET
+from orchestrator.domain.choices import MAX_BUDGET, percent
 from orchestrator.entrypoints.cli.client import Client, CommandError, Exit, connect
 from orchestrator.entrypoints.cli.members import read_secret
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, facts, moment, put, put_json, say, table
@@ -68,7 +67,7 @@ def add_endpoint(
         return
     put(made["id"])
     if made["consented_at"] is None:
-        say(f"Nothing is sent there before you agree: trainhop judge consent {clean(made['name'])}")
+        say(f"Nothing is sent there before you agree: `trainhop judge consent {clean(made['name'])}`")
 
 
 def _key(file: str | None) -> str:
@@ -150,7 +149,7 @@ def _newest(client: Client, job: str) -> tuple[Client, Json]:
     found = judgements_of(client, find_job(client, job)["id"])
     if not found:
         raise CommandError(
-            Exit.NOT_FOUND, f"{job} has no judgement. Start one with `trainhop judge start {job} ENDPOINT`."
+            Exit.NOT_FOUND, f"{clean(job)} has no judgement. To start one, see `trainhop judge start --help`."
         )
     return client, found[0]
 

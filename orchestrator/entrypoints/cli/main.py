@@ -41,7 +41,7 @@ from orchestrator.entrypoints.cli import (
     watch,
 )
 from orchestrator.entrypoints.cli.client import CommandError, Exit, exit_code
-from orchestrator.entrypoints.cli.output import clean, say
+from orchestrator.entrypoints.cli.output import clean, in_hints, say
 from trainhop.errors import Error
 
 INTERRUPTED = 130
@@ -99,17 +99,27 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     server: Annotated[
         str | None, typer.Option(metavar="URL", envvar="TRAINHOP_SERVER_URL", help="The server's address.")
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", envvar="TRAINHOP_DATA_DIR", help="The data folder of a local server.")
     ] = None,
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001  its callback reads it
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Fine-tune language models on free GPUs that time out. Jobs resume exactly where they stopped."""
+    given = {"--server": ("server", server), "--data-dir": ("data_dir", data_dir)}
+    in_hints(
+        [
+            word
+            for option, (name, value) in given.items()
+            if value is not None and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+            for word in (option, str(value))
+        ]
+    )
 
 
 @app.command(rich_help_panel="Server")

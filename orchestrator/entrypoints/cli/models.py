@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.domain.models import AGAINST
+from orchestrator.domain.choices import AGAINST
 from orchestrator.entrypoints.cli.client import connect
 from orchestrator.entrypoints.cli.output import JsonFlag, facts, moment, put, put_json, say, table
 from orchestrator.entrypoints.cli.phrases import JobArgument, listed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,23 @@ _PIPE_WIDTH = 4000
 """Width of a table in a pipe. It is never wrapped, because a program reads it."""
 _NAME_WIDTH = 32
 """Width of a name in a terminal. A long one would leave no room for the columns after it."""
+_NAMES = frozenset({"NAME", "MEMBER", "OWNER", "ACCOUNT", "MACHINE"})
+_NOTE_LENGTH = 120
+"""Characters of a note in a terminal. The whole note is in a pipe, in JSON, and in `trainhop show`."""
+
+
+_given: list[str] = []
+"""The options of this call that select the server. They belong before each command that a hint tells to type."""
+
+
+def in_hints(options: Sequence[str]) -> None:
+    """Repeat these options in each hint, so that it works when it is pasted."""
+    _given[:] = options
+
+
+def pasteable(text: str) -> str:
+    """The text, with the options of this call in its hints: commands between backticks."""
+    return text.replace("`trainhop ", f"`trainhop {shlex.join(_given)} ") if _given else text
 
 
 def clean(text: Any, *, one_line: bool = True) -> str:
@@ -33,7 +51,7 @@ def clean(text: Any, *, one_line: bool = True) -> str:
 
 def say(text: str = "") -> None:
     """Print a note on stderr."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    print(pasteable(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def put(text: str = "") -> None:
@@ -60,19 +78,26 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], write: Callable
     terminal = sys.stdout.isatty()
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        widest = _NAME_WIDTH if terminal and column == "NAME" else None
+        widest = _NAME_WIDTH if terminal and column in _NAMES else None
         grid.add_column(column, no_wrap=column != "NOTE", overflow="ellipsis", max_width=widest)
     for row in rows:
-        grid.add_row(*(Text("-" if cell is None or cell == "" else clean(cell)) for cell in row))
+        cells = ["-" if cell is None or cell == "" else pasteable(clean(cell)) for cell in row]
+        if terminal:
+            cells = [_cut(cell) if column == "NOTE" else cell for column, cell in zip(columns, cells, strict=True)]
+        grid.add_row(*map(Text, cells))
     console = Console(width=None if terminal else _PIPE_WIDTH, highlight=False)
     with console.capture() as capture:
         console.print(grid)
     write("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
+def _cut(note: str) -> str:
+    return note if len(note) <= _NOTE_LENGTH else note[: _NOTE_LENGTH - 1].rstrip() + "…"
+
+
 def facts(pairs: Iterable[tuple[str, Any]]) -> None:
     """Print names and values on stdout, one pair per line. Pairs without a value are skipped."""
-    shown = [(name, clean(value)) for name, value in pairs if value is not None and value != ""]
+    shown = [(name, pasteable(clean(value))) for name, value in pairs if value is not None and value != ""]
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
         put(f"{name:<{width}}  {value}")

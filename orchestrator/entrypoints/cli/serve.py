@@ -12,10 +12,9 @@ import typer
 
 from orchestrator.entrypoints.cli.client import CommandError, Exit
 from orchestrator.entrypoints.cli.desktop import has_desktop, open_browser
-from orchestrator.entrypoints.cli.output import put, say
+from orchestrator.entrypoints.cli.output import in_hints, put, say
+from trainhop.connection import data_folder
 from worker.shared.files import expanded
-from worker.shared.imports import quick_imports
-from worker.shared.installation import SERVER, install_line, missing_modules
 
 if TYPE_CHECKING:
     from orchestrator.config import Settings
@@ -78,6 +77,8 @@ def up(
 
 def needs(error: ImportError) -> CommandError:
     """The error of a command that needs the server's packages, with the line that installs them here."""
+    from worker.shared.installation import SERVER, install_line
+
     line = install_line(*SERVER)
     return CommandError(Exit.USAGE, f"A server needs {error.name}, which is not installed. Install it with:", line)
 
@@ -106,6 +107,8 @@ def _variable(field: str, given: dict[str, Any]) -> str:
 
 
 def _say_what_training_needs() -> None:
+    from worker.shared.installation import SERVER, install_line, missing_modules
+
     if missing := missing_modules():
         say(f"training on this computer needs {', '.join(missing)}; other machines need nothing. To install it:")
         say(install_line(*SERVER, "train", torch="torch" in missing))
@@ -118,6 +121,7 @@ def serve(settings: Settings, origin: str | None = None, *, browser: bool = Fals
     """
     from orchestrator.domain.errors import ConflictError
     from orchestrator.ports.system import VaultError
+    from worker.shared.imports import quick_imports
 
     try:
         with quick_imports():
@@ -154,6 +158,8 @@ def serve(settings: Settings, origin: str | None = None, *, browser: bool = Fals
 
 
 def _announce(ready: Ready, folder: Path, *, is_terminal: bool, browser: bool) -> None:
+    if folder != data_folder():
+        in_hints(["--data-dir", str(folder)])
     put(f"trainhop is running at {ready.url}")
     if is_terminal:
         opened = ", in your browser now" if browser else ""

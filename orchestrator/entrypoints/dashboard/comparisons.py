@@ -8,9 +8,9 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from orchestrator.domain.audits import percent
+from orchestrator.domain.choices import GainKind
 from orchestrator.domain.comparisons import PlanName
 from orchestrator.domain.errors import NotFoundError
-from orchestrator.domain.trust.declared_gain import GainKind
 from orchestrator.entrypoints.api.comparisons import ComparisonId, RaterId, rater_link
 from orchestrator.entrypoints.api.exports import Format, export_file
 from orchestrator.entrypoints.api.requests import Name, Question

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,6 +18,15 @@ from orchestrator.entrypoints.http.dependencies import JobId, Server, ServerDep,
 router = APIRouter(include_in_schema=False)
 
 CURVES = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_s")
+MEMORY = "memory"
+"""Not a metric: the memory in hardware readings, in GiB."""
+SECOND_AXIS = {
+    "learning_rate": "learning rate",
+    "grad_norm": "gradient norm",
+    "tokens_per_s": "tokens/s",
+    MEMORY: "memory, GiB",
+}
+"""What the chart can show beside the loss, in words."""
 MAX_POINTS = 5_000
 MAX_AT_ONCE = 4_000
 """Maximum number of new points in a stream event. With more, the page reloads the data."""
@@ -47,22 +57,23 @@ def curve(
     server: ServerDep,
     job_id: ViewedJob,
     names: Annotated[str, Query(max_length=200)] = "loss,eval_loss",
-    points: Annotated[int, Query(ge=10, le=MAX_POINTS)] = 1_500,
+    points: Annotated[int, Query(ge=10, le=MAX_POINTS)] = 800,
 ) -> Response:
-    """Columns step, value, seconds since submission and fence for each metric, and the sessions."""
+    """The columns of `packed` for each metric, and the sessions."""
     owner = server.queries.job(job_id, server.ctx.clock.now())
     assert owner is not None
     sessions = server.queries.sessions(job_id=job_id)
-    wanted = [n for n in names.split(",") if n in CURVES]
+    wanted = [n for n in names.split(",") if n in (*CURVES, MEMORY)]
     began = owner["created_at"]
     known = position(server, job_id, (0, 0))
-    found = {name: server.dashboard_queries.curve(job_id, name) for name in wanted}
+    read = server.dashboard_queries
+    found = {name: read.memory(job_id) if name == MEMORY else read.curve(job_id, name) for name in wanted}
     body: dict[str, Any] = {
         "cursor": cursor_text(known),
         "began": began,
         "total": owner["total_steps"],
         "sessions": describe(sessions),
-        "series": {name: columns(decimate(rows, points), began) for name, rows in found.items()},
+        "series": {name: packed(decimate(rows, points), began) for name, rows in found.items()},
         "whole": {name: len(rows) for name, rows in found.items()},
     }
     return compressed(request, json.dumps(body, separators=(",", ":")).encode(), "application/json")
@@ -85,10 +96,20 @@ def columns(rows: Sequence[Point], began: float) -> list[list[float]]:
     """Rows as columns: steps, values, seconds since `began`, fences."""
     return [
         [r[0] for r in rows],
-        [float(f"{r[1]:.6g}") for r in rows],
+        [float(f"{r[1]:.5g}") for r in rows],
         [round(r[2] - began, 1) for r in rows],
         [r[3] for r in rows],
     ]
+
+
+def packed(rows: Sequence[Point], began: float) -> list[list[float]]:
+    """The columns of `columns` with steps and times as differences from the row before, which halves their size."""
+    steps, values, times, fences = columns(rows, began)
+    return [_differences(steps), values, [round(d, 1) for d in _differences(times)], fences]
+
+
+def _differences(column: list[float]) -> list[float]:
+    return [*column[:1], *(after - before for before, after in pairwise(column))]
 
 
 def describe(sessions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -147,5 +168,6 @@ def since(
     )
     if any(len(rows) > MAX_AT_ONCE for rows in found.values()):
         return None
+    found[MEMORY] = server.dashboard_queries.memory(job_id, step=step, fence=fence)
     fresh = {n: [r for r in rows if r[3] > fence or r[0] >= step] for n, rows in found.items()}
     return {n: rows for n, rows in fresh.items() if rows}

@@ -21,6 +21,9 @@ from orchestrator.services.context import first_id
 router = APIRouter(include_in_schema=False)
 SHOWN_RUNNING = 200
 SHOWN_WAITING = 50
+LOADS_SHOWN = 20
+LOAD_READINGS = 60
+"""Hardware readings of a session whose load is shown: those of 15 minutes."""
 DAY_S = 86_400.0
 Row = dict[str, Any]
 
@@ -42,6 +45,7 @@ def _fleet(server: Server, me: Actor) -> Row:
         "me": me,
         "now": now,
         "running": running,
+        "loads": {s["id"]: server.queries.readings(s["id"], LOAD_READINGS) for s in running[:LOADS_SHOWN]},
         "lease_s": server.ctx.limits.lease_s,
         "waiting": _waiting(server, member_id),
         "day": server.dashboard_queries.day(member_id, first_id=first_id("lease", now - DAY_S), now=now),

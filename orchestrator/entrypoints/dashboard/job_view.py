@@ -22,6 +22,7 @@ SECTIONS = (
     "evaluation",
     "push",
     "sessions",
+    "time",
     "checkpoints",
     "samples",
     "machine",

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from orchestrator.domain.accounts import Actor
 from orchestrator.entrypoints.api import notebooks
 from orchestrator.entrypoints.dashboard import adapter_exports, chats, shares
-from orchestrator.entrypoints.dashboard.curve import OwnedJob, ViewedJob
+from orchestrator.entrypoints.dashboard.curve import SECOND_AXIS, OwnedJob, ViewedJob
 from orchestrator.entrypoints.dashboard.job_view import SECTIONS, look
 from orchestrator.entrypoints.dashboard.render import Viewer, acted, by_script, page, piece
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep, check_seen
@@ -46,6 +46,7 @@ def one(request: Request, server: ServerDep, me: Viewer, job_id: ViewedJob) -> R
         me,
         **{k: v for k, v in found.values.items() if k != "now"},
         sections=SECTIONS,
+        second_axis=SECOND_AXIS,
         forms=as_forms(found.row, url),
         differs=_differences(server, me, found.row),
         notebook_editor=_editor(server),

@@ -8,8 +8,9 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
 
 from orchestrator.domain.accounts import Actor
+from orchestrator.domain.choices import MAX_BUDGET
 from orchestrator.domain.errors import ConflictError, InvalidError
-from orchestrator.domain.judgements import MAX_BUDGET, JudgementState
+from orchestrator.domain.judgements import JudgementState
 from orchestrator.entrypoints.api.judges import EndpointId, JudgementId
 from orchestrator.entrypoints.api.requests import JudgeKey, JudgeModel, JudgeUrl, Name
 from orchestrator.entrypoints.dashboard.render import Viewer, page

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from orchestrator.entrypoints.dashboard.render import page
 from orchestrator.entrypoints.http.auth import cookie_name, cookie_token
 from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, ServerDep
-from orchestrator.entrypoints.http.logins import SESSION_DAYS
+from orchestrator.entrypoints.http.logins import BROWSER, SESSION_DAYS
 from orchestrator.entrypoints.http.routes import PREFIX
 
 router = APIRouter(include_in_schema=False)
@@ -29,7 +29,7 @@ def browser(agent: str) -> str:
     kind = next((name for mark, name in kinds if f"{mark}/" in agent), "")
     system = next((name for name in systems if name in agent), "")
     known = " on ".join(word for word in (kind, system) if word)
-    return f"browser, {known}" if known else "browser"
+    return f"{BROWSER}, {known}" if known else BROWSER
 
 
 @api.post("/login-links", status_code=201, operation_id="add_login_link", summary="Create a login link")

@@ -20,6 +20,9 @@ from orchestrator.ports.providers import ProviderError
 router = APIRouter(include_in_schema=False)
 
 SHOWN_BYTES = 1 << 18
+PIECE_BYTES = 1 << 20
+COUNTED_BYTES = 16 << 20
+"""How much of an output is read to count the lines before those that are shown."""
 MAX_LINE = 4_000
 """Maximum characters shown per line. The raw output is complete."""
 
@@ -31,9 +34,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of output. `number` counts from 1 on this page, `at` is the byte offset in the output."""
+    """One line of output. `number` counts from 1, `at` is the byte offset in the output.
+
+    `number` is 0 where the output before the page is too long to count its lines.
+    """
 
     at: int
+    number: int
     text: str
     level: str
     cut: int
@@ -66,11 +73,11 @@ def tail_offset(read: Callable[[int, int], str], most: int) -> int:
     return max(0, high - most)
 
 
-def lines(text: str, offset: int, *, search: str = "", level: Level = "all") -> list[Line]:
-    """The matching lines of a piece of output, each with its byte offset."""
+def lines(text: str, offset: int, *, first: int = 1, search: str = "", level: Level = "all") -> list[Line]:
+    """The matching lines of a piece of output, each with its byte offset. `first` is the number of the first line."""
     found: list[Line] = []
     at = offset
-    for raw in text.split("\n"):
+    for number, raw in enumerate(text.split("\n"), first):
         begins, at = at, at + len(raw.encode("utf-8", "replace")) + 1
         kind = "error" if _ERROR.search(raw[:MAX_LINE]) else "warning" if _WARNING.search(raw[:MAX_LINE]) else "info"
         if (level == "error" and kind != "error") or (level == "warning" and kind == "info"):
@@ -78,7 +85,9 @@ def lines(text: str, offset: int, *, search: str = "", level: Level = "all") -> 
         if search and search.lower() not in raw.lower():
             continue
         cut = max(0, len(raw) - MAX_LINE)
-        found.append(Line(at=begins, text=raw[:MAX_LINE].rstrip("\r"), level=kind, cut=cut))
+        found.append(
+            Line(at=begins, number=number if first else 0, text=raw[:MAX_LINE].rstrip("\r"), level=kind, cut=cut)
+        )
     if found and not found[-1].text:
         found.pop()
     return found
@@ -90,6 +99,19 @@ def _session(server: Server, job_id: str, session_id: str) -> tuple[int, Row, li
         if session["id"] == session_id:
             return number, session, sessions
     raise NotFoundError(f"Job {job_id} has no session {session_id}.")
+
+
+def _first_number(server: Server, session: Row, start: int) -> int:
+    """The number of the line at byte `start`, or 0 if that is too far into the output to count."""
+    if start > COUNTED_BYTES:
+        return 0
+    at, found = 0, 1
+    while at < start:
+        piece, following = session_output(server, session, at, min(PIECE_BYTES, start - at))
+        if following == at:
+            return 0
+        at, found = following, found + piece.count("\n")
+    return found
 
 
 Offset = Annotated[int, Query(ge=0, le=2**40)]
@@ -112,6 +134,7 @@ def session_page(
     owner = server.queries.job(job_id, server.ctx.clock.now())
     start = at if at is not None else _start(server, session)
     shown, following, problem = _output(server, session, start)
+    first = 1 if problem else _first_number(server, session, start)
     return page(
         request,
         "session.html",
@@ -121,7 +144,8 @@ def session_page(
         number=number,
         sessions=sessions,
         readings=(number, server.queries.readings(session_id, 1_000)),
-        lines=lines(shown, start, search=search, level=level),
+        lines=lines(shown, start, first=first, search=search, level=level),
+        next_number=first and first + shown.count("\n"),
         start=start,
         following=following,
         search=search,
@@ -146,9 +170,15 @@ def _output(server: Server, session: Row, start: int) -> tuple[str, int, str]:
 
 @router.get("/jobs/{job_id}/sessions/{session_id}/more")
 def more(
-    server: ServerDep, job_id: ViewedJob, session_id: str, at: Offset, search: Search = "", level: Level = "all"
+    server: ServerDep,
+    job_id: ViewedJob,
+    session_id: str,
+    at: Offset,
+    number: Annotated[int, Query(ge=0, le=2**40)] = 0,
+    search: Search = "",
+    level: Level = "all",
 ) -> Response:
-    """New lines since byte `at`, and the offset of the next request."""
+    """New lines since byte `at`, which begins line `number`, and the offset of the next request."""
     _, session, _ = _session(server, job_id, session_id)
     shown, following, _ = _output(server, session, at)
     whole, broken, rest = shown.rpartition("\n")
@@ -160,7 +190,8 @@ def more(
         "log_lines.html",
         job_id=job_id,
         session=session,
-        lines=lines(shown, at, search=search, level=level),
+        lines=lines(shown, at, first=number, search=search, level=level),
+        next_number=number and number + shown.count("\n"),
         following=following,
         search=search,
         level=level,
@@ -180,7 +211,7 @@ def raw(server: ServerDep, job_id: ViewedJob, session_id: str) -> Response:
 def _pieces(server: Server, session: Row) -> Iterator[str]:
     at = 0
     while True:
-        text, following = session_output(server, session, at, 1 << 20)
+        text, following = session_output(server, session, at, PIECE_BYTES)
         if following == at:
             return
         yield text

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import ValidationError
 
-from orchestrator.domain.accounts import Actor, Role
+from orchestrator.domain.accounts import Actor, Role, Token
 from orchestrator.domain.errors import InvalidError
 from orchestrator.entrypoints.api.requests import MemberCreate, Name, TokenCreate
 from orchestrator.entrypoints.dashboard.render import Viewer, page
 from orchestrator.entrypoints.http.auth import bearer_token, cookie_token
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep, revoke
+from orchestrator.entrypoints.http.logins import BROWSER
 from orchestrator.services import access, members, team
 from worker.shared.plain_errors import in_words
 
@@ -35,7 +37,16 @@ def _page(request: Request, server: Server, me: Actor, **more: Any) -> Response:
         mine = tx.tokens.get_by_hash(server.ctx.tokens.hash(secret)) if secret else None
     values = {"current": mine.id if mine else "", "secret": None, "link": None, "who": "", "roles": list(Role)} | more
     values["team"] = team.settings(server.ctx)
-    return page(request, "people.html", me, tokens=tokens[::-1], members=shown, **values)
+    return page(request, "people.html", me, tokens=_grouped(tokens[::-1]), members=shown, **values)
+
+
+def _grouped(tokens: Sequence[Token]) -> list[list[Token]]:
+    """The rows of the table of tokens. Log-ins of one member with browsers of one kind are one row."""
+    rows: dict[tuple[str, str], list[Token]] = {}
+    for token in tokens:
+        kind = token.name if token.name.startswith(BROWSER) else token.id
+        rows.setdefault((token.member_id, kind), []).append(token)
+    return list(rows.values())
 
 
 @router.post("/people/team")
@@ -100,6 +111,14 @@ def add_token(
         server.ctx, me, member=asked.member or me.member_id, name=asked.name, days=asked.days
     )
     return _page(request, server, me, secret=secret, who=token.name)
+
+
+@router.post("/tokens/revoke")
+def remove_tokens(server: ServerDep, me: Viewer, token: Annotated[list[str], Form(max_length=1_000)]) -> Response:
+    """Revoke several tokens: the log-ins of one row."""
+    for token_id in token:
+        revoke(server, me, token_id)
+    return RedirectResponse("/people", 303)
 
 
 @router.post("/tokens/{token_id}/revoke")

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from orchestrator.domain.accounts import Role
-from orchestrator.domain.models import AGAINST
+from orchestrator.domain.choices import AGAINST
 from orchestrator.entrypoints.api.models import ModelName, ModelOwner
 from orchestrator.entrypoints.api.requests import JOB_ID, MODEL_NAME
 from orchestrator.entrypoints.dashboard.render import Viewer, page

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from jinja2.ext import Extension
+from markupsafe import Markup, escape
 from starlette.exceptions import HTTPException
 
 from orchestrator.domain.accounts import Actor
@@ -32,6 +34,28 @@ class LoginNeeded(HTTPException):
         super().__init__(401, "You are not logged in. Log in first.")
 
 
+class TableRoles(Extension):
+    """Gives the parts of every table their ARIA roles.
+
+    On a phone a table's rows are shown as cards, and browsers take a table that is not displayed as one for plain text.
+    """
+
+    _TAGS = re.compile(r'<(table|thead|tbody|tr|td|th scope="(?:row|col)")(?=[ >])')
+    _ROLES: ClassVar = {
+        "table": "table",
+        "thead": "rowgroup",
+        "tbody": "rowgroup",
+        "tr": "row",
+        "td": "cell",
+        'th scope="row"': "rowheader",
+        'th scope="col"': "columnheader",
+    }
+
+    def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
+        """The template with the roles."""
+        return self._TAGS.sub(lambda tag: f'{tag[0]} role="{self._ROLES[tag[1]]}"', source)
+
+
 @cache
 def _environment() -> Environment:
     made = Environment(
@@ -41,8 +65,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         auto_reload=False,
+        extensions=[TableRoles],
     )
-    made.globals |= {"address": address, "ago": ago, "left": left, "icon": icon, "hour": hour}
+    made.globals |= {"address": address, "ago": ago, "left": left, "icon": icon, "hour": hour, "short": short}
     made.filters |= {
         "plain": lambda text: clean(text, one_line=False),
         "line": clean,
@@ -76,9 +101,20 @@ def moment(at: float | None) -> str:
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC" if at is not None else "–"
 
 
-def hour(at: float) -> Markup:
-    """A time of day in UTC, with its date for those who ask."""
-    return Markup('<time title="{}">{:%H:%M} UTC</time>').format(moment(at), datetime.fromtimestamp(at, UTC))
+def hour(at: float, now: float | None = None) -> Markup:
+    """A time of day in UTC, with its date for those who ask. With `now`, a time of another day shows its date."""
+    when = datetime.fromtimestamp(at, UTC)
+    is_today = now is None or when.date() == datetime.fromtimestamp(now, UTC).date()
+    words = f"{when:%H:%M} UTC" if is_today else f"{when.day} {when:%B, %H:%M} UTC"
+    return Markup('<time title="{}">{}</time>').format(moment(at), words)
+
+
+def short(text: str, most: int = 60) -> Markup:
+    """One line of a text. A longer one is cut and has the whole text as its title."""
+    words = clean(text)
+    if len(words) <= most:
+        return escape(words)
+    return Markup('<span title="{}">{}…</span>').format(words, words[: most - 1].rstrip())
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -197,7 +197,16 @@ async def plan(request: Request, server: ServerDep, me: Viewer) -> Response:
         faults = list(error.problems) if isinstance(error, InvalidError) else []
         return piece("plan.html", plan=None, problem=str(error), faults=faults, now=server.ctx.clock.now())
     places = {p.name: p for p in await run_in_threadpool(server.machines.places)}
-    return piece("plan.html", plan=planned, places=places, problem="", faults=[], now=server.ctx.clock.now())
+    previewed = bool(values.get("data"))  # the preview of the file says the same of it
+    return piece(
+        "plan.html",
+        plan=planned,
+        places=places,
+        previewed=previewed,
+        problem="",
+        faults=[],
+        now=server.ctx.clock.now(),
+    )
 
 
 @router.post("/submit/data")

@@ -25,7 +25,9 @@ from orchestrator.services.context import Context
 REMEMBERED_MOST = 4096
 _OF_A_LEASE = re.compile(rf"{PREFIX}/leases/([^/]+)/")
 _OF_EVERYONE = re.compile(rf"({PREFIX})?/tokens(/|$)|{PREFIX}/login-links$")
-_bearer = HTTPBearer(auto_error=False, description="An API token: `trainhop tokens add`, or the file `admin.token`.")
+_bearer = HTTPBearer(
+    auto_error=False, description="An API token of `trainhop tokens add --help`, or the file `admin.token`."
+)
 _lease_bearer = HTTPBearer(auto_error=False, scheme_name="LeaseToken", description="The lease token of a worker.")
 
 

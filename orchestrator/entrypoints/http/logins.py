@@ -21,6 +21,10 @@ class _Code:
     until: float
 
 
+BROWSER = "browser"
+"""The beginning of the names of tokens that browsers have."""
+
+
 class Logins:
     """Login codes of members. Each works for one browser. Thread-safe."""
 
@@ -51,7 +55,7 @@ class Logins:
         with self._lock:
             self._codes = {h: c for h, c in self._codes.items() if c.member.member_id != member_id}
 
-    def use(self, code: str, name: str = "browser") -> str | None:
+    def use(self, code: str, name: str = BROWSER) -> str | None:
         """A token for the browser with this `code`, or None if the code was used or has expired."""
         now = self._ctx.clock.now()
         with self._lock:

@@ -4,18 +4,19 @@
   const root = document.getElementById("job"), box = document.getElementById("curve");
   const tools = document.getElementById("curve-tools");
   const job = root.dataset.job;
-  const SMOOTH = 0.8, REPORT_S = 15, LISTEN_AGAIN_MS = 5000, COLOURS = 6;
+  const note = document.getElementById("curve-note"), second = tools.querySelector("[name=second]");
+  const SMOOTH = 0.8, REPORT_S = 15, LISTEN_AGAIN_MS = 5000, COLOURS = 6, NEAR_PX = 24, NEAR_ROWS = 200;
   const state = {series: {}, sessions: [], began: 0, total: 0, cursor: "0.0", x: "step"};
-  let chart = null, frame = 0;
+  let chart = null, frame = 0, labels = [];
 
   const on = (name) => tools.querySelector(`[name=${name}]`).checked;
+  const secondName = () => second.selectedOptions[0].text;
 
   // Colours come from the style sheet, for the current colour scheme.
   const probe = document.createElement("span");
   probe.hidden = true;
   document.body.append(probe);
   const colour = (name) => { probe.style.color = `var(--${name})`; return getComputedStyle(probe).color; };
-  const legend = () => matchMedia("(max-width: 700px)").matches ? 0 : 34;
   const faint = (name) => colour(name).replace("rgb(", "rgba(").replace(")", ", .33)");
   const sessionColour = (session) => `s${(session.number - 1) % COLOURS}`;
 
@@ -111,8 +112,8 @@
     const [kept, lost] = split(state.series.loss || []);
     const curves = [curve(timed(kept), 1, (rows) => on("ema") ? [[2, smooth(rows)]] : [])];
     if (state.x === "step") curves.push(curve(lost, 3));
-    for (const [name, column] of [["eval_loss", 4], ["learning_rate", 5]]) {
-      if (on(name)) curves.push(curve(timed(split(state.series[name] || [])[0]), column));
+    for (const [name, column] of [[on("eval_loss") && "eval_loss", 4], [second.value, 5]]) {
+      if (name) curves.push(curve(timed(split(state.series[name] || [])[0]), column));
     }
     return join(curves.filter((c) => c.xs.length));
   };
@@ -135,6 +136,27 @@
     return gradient;
   };
 
+  // A label is in the first row where no other is. Those of lost machines are placed first, so that none of them is left out.
+  const placeLabels = (ctx, spots, {left, top, width, height}, ratio) => {
+    const rows = [], high = 14 * ratio, most = Math.max(1, Math.floor(height / high) - 1);
+    const room = (row, from, to) => (rows[row] ??= []).every(([a, b]) => to < a || from > b);
+    const found = [];
+    for (const mark of [...spots].sort((a, b) => (b.why === "lost") - (a.why === "lost"))) {
+      const why = {handed_off: "handed off", lost: "machine lost", paused: "paused"}[mark.why] || mark.why;
+      const brief = `${mark.from} → ${mark.to}`;
+      for (const text of [`${brief}  ${why}`, brief]) {
+        const wide = ctx.measureText(text).width;
+        const x = mark.at + 5 * ratio + wide < left + width ? mark.at + 5 * ratio : Math.max(left, mark.at - 5 * ratio - wide);
+        let row = 0;
+        while (row < most && !room(row, x - 4 * ratio, x + wide + 4 * ratio)) row++;
+        if (row === most) continue;
+        rows[row].push([x, x + wide]);
+        found.push({text, x, y: top + 4 * ratio + row * high, width: wide, height: high});
+        break;
+      }
+    }
+    return found;
+  };
   const drawMarks = (u) => {
     const {ctx, bbox} = u;
     ctx.save();
@@ -142,63 +164,113 @@
     ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
     ctx.clip();
     ctx.strokeStyle = colour("muted");
-    ctx.fillStyle = colour("muted");
     ctx.textAlign = "left";
     ctx.textBaseline = "top";
     const ratio = devicePixelRatio || 1;
     ctx.font = `${11 * ratio}px system-ui, sans-serif`;
     const spots = marks().map((mark) => ({...mark, at: u.valToPos(mark.x, "x", true)}));
-    spots.forEach((mark, i) => {
-      ctx.setLineDash([5 * ratio, 4 * ratio]);
+    ctx.setLineDash([5 * ratio, 4 * ratio]);
+    for (const mark of spots) {
       ctx.beginPath();
       ctx.moveTo(mark.at, bbox.top);
       ctx.lineTo(mark.at, bbox.top + bbox.height);
       ctx.stroke();
-      const room = (spots[i + 1]?.at ?? bbox.left + bbox.width) - mark.at;
-      const why = {handed_off: "handed off", lost: "machine lost", paused: "paused"}[mark.why] || mark.why;
-      const short = `${mark.from} → ${mark.to}`;
-      const label = [`${short}  ${why}`, short].find((words) => ctx.measureText(words).width + 8 * ratio < room);
-      if (label) ctx.fillText(label, mark.at + 5 * ratio, bbox.top + 4 * ratio);
-    });
+    }
+    labels = placeLabels(ctx, spots, bbox, ratio);
+    for (const {text, x, y, width, height} of labels) {
+      ctx.fillStyle = colour("card");
+      ctx.fillRect(x - 2 * ratio, y - ratio, width + 4 * ratio, height);
+      ctx.fillStyle = colour("muted");
+      ctx.fillText(text, x, y);
+    }
     ctx.restore();
   };
 
+  // The values at the cursor, or the nearest ones
+  const near = (u, column) => {
+    const [xs] = u.data, values = u.data[column], {idx, left} = u.cursor;
+    for (let away = 0; away < NEAR_ROWS; away++) {
+      for (const i of [idx - away, idx + away]) {
+        if (values[i] != null && Math.abs(u.valToPos(xs[i], "x") - left) < NEAR_PX) return i;
+      }
+    }
+    return -1;
+  };
+  const tell = (u) => {
+    const found = [];
+    let x = null;
+    if (u.cursor.idx != null) {
+      for (let column = 1; column < u.series.length; column++) {
+        const i = u.series[column].show ? near(u, column) : -1;
+        if (i < 0) continue;
+        x ??= u.data[0][i];
+        found.push(`${u.series[column].label} ${short(u.data[column][i])}`);
+      }
+    }
+    u.tip.hidden = x === null;
+    if (x === null) return;
+    const session = state.sessions.filter((s) => s.began)[marks().filter((mark) => mark.x <= x).length];
+    const where = state.x === "clock" ? new Date(x * 1000).toLocaleString("en-GB") : state.x === "gpu" ? `${short(x)} h` : `step ${x}`;
+    u.tip.textContent = [where, ...found, session ? `session ${session.number}, ${session.where}` : ""].join("\n").trim();
+    const right = u.cursor.left > u.over.clientWidth / 2;
+    u.tip.style.left = right ? "auto" : `${u.cursor.left + 14}px`;
+    u.tip.style.right = right ? `${u.over.clientWidth - u.cursor.left + 14}px` : "auto";
+  };
+
   const short = (v) => v == null ? "–" : Math.abs(v) < 1e-3 && v !== 0 ? v.toExponential(1) : Number(v.toPrecision(4)).toString();
+  const NOTHING = {
+    queued: "No loss yet. The job waits for a machine.",
+    running: "No loss yet. It comes with the first report of a step.",
+    paused: "No loss yet. The job was paused before its first step.",
+    failed: "No loss was reported. The job failed before its first step.",
+    cancelled: "No loss was reported. The job was cancelled before its first step.",
+  };
+  const sayEmpty = () => {
+    const words = document.createElement("p");
+    words.className = "empty";
+    words.textContent = NOTHING[document.getElementById("facts").dataset.state] || "No loss was reported.";
+    box.replaceChildren(words);
+  };
   const make = () => {
     chart?.destroy();
+    chart = null;
     box.replaceChildren();
-    const axis = {stroke: colour("muted"), grid: {stroke: colour("line"), width: 1}, ticks: {stroke: colour("line"), width: 1}, font: "12px system-ui, sans-serif"};
+    describe();
+    tools.hidden = !state.series.loss?.length;
+    if (tools.hidden) return sayEmpty();
+    const axis = {stroke: colour("muted"), labelSize: 18, labelGap: 0, labelFont: "12px system-ui, sans-serif", grid: {stroke: colour("line"), width: 1}, ticks: {stroke: colour("line"), width: 1}, font: "12px system-ui, sans-serif"};
     const clock = state.x === "clock";
     // A line of one point would be invisible.
     const lone = {show: (u, i) => u.data[i].filter((v) => v != null).length === 1, size: 9, fill: colour("s0"), stroke: colour("s0")};
     chart = new uPlot({
-      width: box.clientWidth, height: box.clientHeight - legend(),
+      width: box.clientWidth, height: box.clientHeight,
       scales: {
         x: {time: clock, range: (u, low, high) => {
           if (state.x === "step" && !(u.zoomed)) return [0, Math.max(high ?? 1, 1) * 1.02];
           return low == null ? [0, 1] : low === high ? [low - 0.5, high + 0.5] : [low, high];
         }},
-        y: {distr: on("log") ? 3 : 1}, lr: {},
+        y: {distr: on("log") ? 3 : 1}, second: {},
       },
       axes: [
-        {...axis, values: clock ? undefined : (u, found) => found.map((v) => state.x === "gpu" ? `${short(v)} h` : Number.isInteger(v) ? v.toLocaleString("en") : "")},
-        {...axis, size: 56, values: (u, found) => found.map((v) => v == null ? "" : short(v))},
-        {...axis, scale: "lr", side: 1, size: 62, show: on("learning_rate"), grid: {show: false}, values: (u, found) => found.map(short)},
+        {...axis, size: 34, label: {step: "step", gpu: "machine time, hours", clock: "time"}[state.x], values: clock ? undefined : (u, found) => found.map((v) => state.x === "gpu" ? short(v) : Number.isInteger(v) ? v.toLocaleString("en") : "")},
+        {...axis, label: "loss", size: 50, values: (u, found) => found.map((v) => v == null ? "" : short(v))},
+        {...axis, label: secondName(), scale: "second", side: 1, size: 56, show: second.value !== "", grid: {show: false}, values: (u, found) => found.map(short)},
       ],
       series: [
-        {label: state.x === "step" ? "step" : state.x === "gpu" ? "hours" : "time", value: clock ? undefined : (u, v) => short(v)},
-        {label: "loss", stroke: stroke(on("ema")), width: on("ema") ? 1 : 1.6, points: lone, value: (u, v) => short(v)},
-        {label: "smoothed", stroke: stroke(false), width: 2.2, show: on("ema"), points: {show: false}, value: (u, v) => short(v)},
-        {label: "repeated", stroke: colour("muted"), dash: [3, 4], width: 1.2, points: {show: false}, value: (u, v) => short(v)},
-        {label: "eval", stroke: colour("ink"), width: 0, show: on("eval_loss"), points: {show: true, size: 9, fill: colour("card"), width: 2, stroke: colour("ink")}, value: (u, v) => short(v), spanGaps: true},
-        {label: "learning rate", scale: "lr", stroke: colour("s3"), width: 1.2, show: on("learning_rate"), points: {show: false}, spanGaps: true, value: (u, v) => short(v)},
+        {},
+        {label: "loss", stroke: stroke(on("ema")), width: on("ema") ? 1 : 1.6, points: lone},
+        {label: "smoothed", stroke: stroke(false), width: 2.2, show: on("ema"), points: {show: false}},
+        {label: "repeated", stroke: colour("muted"), dash: [3, 4], width: 1.2, points: {show: false}},
+        {label: "eval", stroke: colour("ink"), width: 0, show: on("eval_loss"), points: {show: true, size: 9, fill: colour("card"), width: 2, stroke: colour("ink")}, spanGaps: true},
+        {label: secondName(), scale: "second", stroke: colour("muted"), width: 1.2, show: second.value !== "", points: {show: false}, spanGaps: true},
       ],
       cursor: {focus: {prox: 24}},
-      hooks: {draw: [drawMarks], setSelect: [(u) => { u.zoomed = u.select.width > 0; }]},
-      legend: {live: true},
+      hooks: {
+        init: [(u) => { u.tip = document.createElement("div"); u.tip.className = "tip"; u.tip.hidden = true; u.over.append(u.tip); }],
+        draw: [drawMarks], setCursor: [tell], setSelect: [(u) => { u.zoomed = u.select.width > 0; }],
+      },
+      legend: {show: false},
     }, table(), box);
-    box.addEventListener("dblclick", () => { chart.zoomed = false; });
-    describe();
   };
   const describe = () => {
     const rows = state.series.loss || [];
@@ -212,6 +284,7 @@
     if (frame) return;
     frame = requestAnimationFrame(() => {
       frame = 0;
+      if (!chart) return make();
       const began = performance.now();
       chart.setData(table(), !chart.zoomed);
       describe();
@@ -219,14 +292,21 @@
     });
   };
 
-  const load = async () => {
-    const answer = await fetch(`/jobs/${job}/curve.json?names=loss,eval_loss,learning_rate`, {credentials: "same-origin"});
+  // Steps and times arrive as differences from the row before.
+  const rowsOf = ([steps, values, times, fences]) => {
+    let step = 0, time = 0;
+    return steps.map((more, i) => [step += more, values[i], time = Math.round((time + times[i]) * 10) / 10, fences[i]]);
+  };
+  const read = async (names) => {
+    const answer = await fetch(`/jobs/${job}/curve.json?names=${names}`, {credentials: "same-origin"});
     if (!answer.ok) throw new Error(`The loss data could not be loaded (HTTP ${answer.status}).`);
-    const found = await answer.json();
+    return answer.json();
+  };
+  const keep = (found) => { for (const [name, columns] of Object.entries(found.series)) state.series[name] = rowsOf(columns); };
+  const load = async () => {
+    const found = await read(["loss", "eval_loss", second.value].filter(Boolean));
     Object.assign(state, {series: {}, sessions: found.sessions, began: found.began, total: found.total, cursor: found.cursor});
-    for (const [name, columns] of Object.entries(found.series)) {
-      state.series[name] = columns[0].map((step, i) => [step, columns[1][i], columns[2][i], columns[3][i]]);
-    }
+    keep(found);
     make();
   };
 
@@ -235,23 +315,30 @@
     state.sessions = found.sessions;
     for (const [name, columns] of Object.entries(found.series)) if (name in state.series || name === "loss") merge(name, columns);
     state.cursor = found.cursor;
-    if (chart) redraw();
+    redraw();
   });
   root.addEventListener("reload", load);
-  tools.addEventListener("change", () => {
+  tools.addEventListener("change", async () => {
     state.x = tools.querySelector("[name=x]:checked").value;
+    const name = second.value;
+    try {
+      if (name && !state.series[name]) keep(await read(name));
+    } catch (error) {
+      window.trainhop.say(error.message, "bad");
+    }
+    note.textContent = name && !state.series[name]?.length ? `No values yet: ${secondName()}.` : "";
     make();
   });
+  box.addEventListener("dblclick", () => { if (chart) chart.zoomed = false; });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => chart && make());
   new ResizeObserver(() => {
-    if (chart && Math.abs(chart.width - box.clientWidth) > 1) chart.setSize({width: box.clientWidth, height: box.clientHeight - legend()});
+    if (chart && Math.abs(chart.width - box.clientWidth) > 1) chart.setSize({width: box.clientWidth, height: box.clientHeight});
   }).observe(box);
 
-  window.trainhop.curve = {state, marks, merge, redraw, took: 0, get chart() { return chart; }};
+  window.trainhop.curve = {state, marks, merge, redraw, took: 0, get chart() { return chart; }, get labels() { return labels; }};
   const begin = async () => {
     try {
       await load();
-      tools.hidden = false;
     } catch (error) {
       window.trainhop.say(error.message, "bad");
       setTimeout(begin, 3000);

@@ -3,13 +3,20 @@
 (() => {
   const form = document.getElementById("job-form"), file = document.getElementById("file");
   const drop = document.getElementById("drop"), bar = document.getElementById("sending");
-  const shown = document.getElementById("preview"), button = form.querySelector(".large");
+  const shown = document.getElementById("preview"), button = form.querySelector(".large"), reason = document.getElementById("no-data");
   file.removeAttribute("name");
 
   const replan = () => document.body.dispatchEvent(new CustomEvent("replan", {bubbles: true}));
+  // Without data there is no job. The button says so before the server does.
+  const ready = () => {
+    const {data, more} = form.elements;
+    reason.hidden = !bar.hidden || data.value !== "" || /\bdatasets["']?\s*:/.test(more.value);
+    button.disabled = !bar.hidden || !reason.hidden;
+  };
   let later = 0;
   form.addEventListener("input", (event) => {
     if (event.target === file) return;
+    ready();
     clearTimeout(later);
     later = setTimeout(replan, 350);
   });
@@ -29,7 +36,7 @@
     request?.abort();
     request = next;
     bar.hidden = true;
-    button.disabled = false;
+    ready();
     shown.removeAttribute("aria-busy");
     window.trainhop.say("");
   };
@@ -42,6 +49,7 @@
       }
       field.value = found.dataset.sha;
     }
+    ready();
     replan();
   };
   const send = (chosen) => {
@@ -54,7 +62,7 @@
     sent.setRequestHeader("HX-Request", "true");
     sent.setRequestHeader("Accept", "text/html");
     bar.hidden = false;
-    button.disabled = true;
+    ready();
     sent.upload.addEventListener("progress", (event) => { bar.value = event.lengthComputable ? event.loaded / event.total : 0; });
     const ended = (then) => () => {
       request = null;
@@ -91,5 +99,6 @@
   // The preview depends on these fields.
   for (const name of ["data", "base_model", "sequence_len", "more"]) form.elements[name].addEventListener("change", again);
   // The user, or a browser that restores the form, may have chosen a file before this script was loaded.
+  ready();
   if (file.files.length) send(file.files[0]); else again();
 })();
