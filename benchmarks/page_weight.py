@@ -17,9 +17,12 @@ from pathlib import Path
 import httpx
 
 from tests.helpers.page_server import PageServer, page_server, steps
+from tests.http.http_client import Machine
 
 STEPS = 20_000
 STATIC = re.compile(r"""["'](/static/[^"'#]+)""")
+LATER = re.compile(r'data-script="[^"]*"')
+"""The script of a form, which a browser loads once somebody goes there."""
 
 
 def main() -> int:
@@ -28,18 +31,18 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one line, for programs")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="page-weight-") as folder, page_server(Path(folder)) as server:
-        found = weigh(server, trained_job(server))
+        found = weigh(server, trained_job(server)[0])
     print(json.dumps(found) if asked.json else json.dumps(found, indent=2))
     return 0
 
 
-def trained_job(server: PageServer) -> str:
-    """A running job with a curve; its id."""
+def trained_job(server: PageServer) -> tuple[str, Machine]:
+    """The id of a running job with a curve, and its machine."""
     job = server.api.admin.submit(max_steps=STEPS)
     machine = server.machine()
     for first in range(1, STEPS + 1, 100):
         steps(machine, first, first + 99, total=STEPS)
-    return job["id"]
+    return job["id"], machine
 
 
 def weigh(server: PageServer, job: str) -> dict[str, float]:
@@ -47,7 +50,7 @@ def weigh(server: PageServer, job: str) -> dict[str, float]:
     with httpx.Client(base_url=server.url, trust_env=False, timeout=60, follow_redirects=True) as browser:
         browser.get(server.link()).raise_for_status()
         page = f"/jobs/{job}"
-        html = browser.get(page).raise_for_status().text
+        html = LATER.sub("", browser.get(page).raise_for_status().text)
         named = set(STATIC.findall(html)) | _named_by_scripts(browser, html)
         parts = {
             "html": _sent(browser, page),

@@ -14,9 +14,16 @@ MAX_KIB = 60
 
 
 def weight(folder: Path) -> Iterator[Figure]:
-    """A job that trains, with a long curve, and one in each of four states. KiB of HTML, curve and static files."""
+    """A job with a long curve while it trains and when it is done, and one in each of four states.
+
+    KiB of HTML, curve and static files.
+    """
     with page_server(folder / "long") as show:
-        yield _figure(f"with a curve of {STEPS:,} steps", weigh(show, trained_job(show)))
+        job, machine = trained_job(show)
+        yield _figure(f"with a curve of {STEPS:,} steps", weigh(show, job))
+        assert machine.save(STEPS, folder).json()["committed"]
+        assert machine.finish(STEPS).status_code == 204
+        yield _figure(f"of a done job with a curve of {STEPS:,} steps", weigh(show, job))
     with page_server(folder / "short") as show:
         for state, path in four_states(show, folder).items():
             yield _figure(f"of a job that is {state}", weigh(show, path.rpartition("/")[2]))

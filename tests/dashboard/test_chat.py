@@ -177,14 +177,20 @@ def type_question(page: Any, text: str) -> None:
 
 
 def test_both_answers_are_streamed_on_the_page(trained, endpoint: ChatEmulator, visit) -> None:
-    """Guard: without reading the stream piece by piece, nothing was seen while the endpoint held its answer."""
+    """Guards: without reading the stream piece by piece, nothing was seen while the endpoint held its answer; without
+    waiting for the form's script, a question that was sent before it left the page."""
     server, job = trained
     endpoint.fault = Fault(hold_after=3)
     page = visit(server.link(), width=360)
+    scripts: list[Any] = []
+    page.route("**/chat.js*", lambda route: scripts.append(route))  # noqa: PLW0108  Playwright marks what it calls
     page.goto(f"{server.url}/jobs/{job}")
     assert _axe(page) == []
+    assert scripts == []
     name_address(page, endpoint)
     type_question(page, "hello")
+    wait_for(lambda: page.evaluate("1") and scripts, "the request of the script")
+    scripts.pop().continue_()
     page.get_by_text("I am base", exact=False).wait_for()
     page.get_by_text("I am adapter", exact=False).wait_for()
     assert "you said" not in page.locator("#chat-turns").inner_text()

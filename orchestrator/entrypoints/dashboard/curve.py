@@ -28,6 +28,8 @@ SECOND_AXIS = {
 }
 """What the chart can show beside the loss, in words."""
 MAX_POINTS = 5_000
+LONG_S = 3_600.0
+"""A curve of this length has its times in whole seconds."""
 MAX_AT_ONCE = 4_000
 """Maximum number of new points in a stream event. With more, the page reloads the data."""
 
@@ -57,7 +59,7 @@ def curve(
     server: ServerDep,
     job_id: ViewedJob,
     names: Annotated[str, Query(max_length=200)] = "loss,eval_loss",
-    points: Annotated[int, Query(ge=10, le=MAX_POINTS)] = 800,
+    points: Annotated[int, Query(ge=10, le=MAX_POINTS)] = 500,
 ) -> Response:
     """The columns of `packed` for each metric, and the sessions."""
     owner = server.queries.job(job_id, server.ctx.clock.now())
@@ -105,7 +107,9 @@ def columns(rows: Sequence[Point], began: float) -> list[list[float]]:
 def packed(rows: Sequence[Point], began: float) -> list[list[float]]:
     """The columns of `columns` with steps and times as differences from the row before, which halves their size."""
     steps, values, times, fences = columns(rows, began)
-    return [_differences(steps), values, [round(d, 1) for d in _differences(times)], fences]
+    digits = 1 if not times or times[-1] - times[0] < LONG_S else 0
+    spans = _differences([round(time, digits) for time in times])
+    return [_differences(steps), values, [round(span, digits) for span in spans], fences]
 
 
 def _differences(column: list[float]) -> list[float]:

@@ -113,4 +113,26 @@
   });
   document.addEventListener("login", expired);
   document.addEventListener("gone", gone);
+
+  // The script of a form comes when somebody goes there. A form that is sent before waits for it.
+  const bring = (form) => {
+    if (!form.script) {
+      form.script = document.createElement("script");
+      form.script.src = form.dataset.script;
+      for (const end of ["load", "error"]) form.script.addEventListener(end, () => form.removeAttribute("data-script"));
+      document.head.append(form.script);
+    }
+    return form.script;
+  };
+  document.addEventListener("focusin", (event) => {
+    const form = event.target.closest("form[data-script]");
+    if (form) bring(form);
+  });
+  document.addEventListener("submit", (event) => {
+    if (!event.target.matches("[data-script]")) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const again = () => event.target.requestSubmit(event.submitter);
+    for (const end of ["load", "error"]) bring(event.target).addEventListener(end, again);
+  }, true);
 })();
