@@ -69,7 +69,7 @@ def main() -> None:
             take(server, TRAINING, target, job=job)
             finished(server, job)
             changes = {"name": "trail-guide at a tenth of the rate", "learning_rate": RATE / 10}
-            clone = server.post(f"/jobs/{job}:clone", {"changes": changes})["id"]
+            clone = server.post(f"/jobs/{job}:clone", changes)["id"]
             finished(server, clone)
             url = server.post(f"/jobs/{job}/shares", {"samples": True})["url"]
             take(server, DONE, target, job=job, clone=clone, share=url.rpartition("/")[2])
