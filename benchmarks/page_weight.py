@@ -21,8 +21,8 @@ from tests.http.http_client import Machine
 
 STEPS = 20_000
 STATIC = re.compile(r"""["'](/static/[^"'#]+)""")
-LATER = re.compile(r'data-script="[^"]*"')
-"""The script of a form, which a browser loads once somebody goes there."""
+DEFERRED = re.compile(r'data-script="[^"]*"')
+"""The script of a form, which a browser loads once a person goes there."""
 
 
 def main() -> int:
@@ -50,7 +50,7 @@ def weigh(server: PageServer, job: str) -> dict[str, float]:
     with httpx.Client(base_url=server.url, trust_env=False, timeout=60, follow_redirects=True) as browser:
         browser.get(server.link()).raise_for_status()
         page = f"/jobs/{job}"
-        html = LATER.sub("", browser.get(page).raise_for_status().text)
+        html = DEFERRED.sub("", browser.get(page).raise_for_status().text)
         named = set(STATIC.findall(html)) | _named_by_scripts(browser, html)
         parts = {
             "html": _sent(browser, page),

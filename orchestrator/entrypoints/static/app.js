@@ -114,7 +114,7 @@
   document.addEventListener("login", expired);
   document.addEventListener("gone", gone);
 
-  // The script of a form comes when somebody goes there. A form that is sent before waits for it.
+  // The script of a form comes when a person goes there. A form that is sent before waits for it.
   const bring = (form) => {
     if (!form.script) {
       form.script = document.createElement("script");
