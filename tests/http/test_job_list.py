@@ -11,6 +11,7 @@ import pytest
 from orchestrator.adapters.database.job_list import Order
 from orchestrator.adapters.database.queries import Queries
 from orchestrator.domain.errors import InvalidError
+from orchestrator.entrypoints.dashboard.job_list import JOBS_PER_PAGE
 from orchestrator.services.bulk_actions import MAX_JOBS
 from orchestrator.services.tags import MAX_TAGS
 from orchestrator.testing import FakeClock
@@ -116,17 +117,17 @@ def test_a_cursor_that_is_none_is_refused(api: Api, people: People, cursor: str)
 
 
 def test_the_list_is_ordered_and_its_pages_are_linked(api1: Api, people: People, clock) -> None:
-    for number in range(52):
+    for number in range(JOBS_PER_PAGE + 2):
         people.ann.submit(name=f"job {number:02}")
         clock.tick(1)
     log_in(api1, people.ann)
     first = api1.client.get("/?sort=name").text
     names = re.findall(r">(job \d\d)</a>", first)
-    assert names == [f"job {n:02}" for n in range(50)]
+    assert names == [f"job {n:02}" for n in range(JOBS_PER_PAGE)]
     assert 'aria-sort="ascending"' in first
     (more,) = re.findall(r'href="([^"]+)">More jobs', first)
     second = api1.client.get(more.replace("&amp;", "&")).text
-    assert re.findall(r">(job \d\d)</a>", second) == ["job 50", "job 51"]
+    assert re.findall(r">(job \d\d)</a>", second) == [f"job {n:02}" for n in (JOBS_PER_PAGE, JOBS_PER_PAGE + 1)]
     assert "sort=-name" in first
     refused = api1.client.get("/?sort=name&cursor=%5B%5D", headers={"Accept": "text/html"})
     assert refused.status_code == 422
@@ -141,10 +142,10 @@ def test_the_jobs_of_a_tag_are_shown_best_first_with_their_settings(api1: Api, p
     _with_values(api1, provider, people.ann, "other", clock)
     log_in(api1, people.ann)
     text = api1.client.get("/?tag=sweep").text
-    assert re.findall(r'<th scope="row"><a [^>]+>([^<]+)<', text) == ["first", "middle", "last one"]
+    assert re.findall(r'<th scope="row"[^>]*><a [^>]+>([^<]+)<', text) == ["first", "middle", "last one"]
     assert "<code>lora_r</code>" in text
     assert re.findall(r"<code>(\w+)</code>", text) == ["lora_r"]
-    assert re.findall(r'<td title="(\d+)">', text) == ["9", "10", "12"]
+    assert re.findall(r'<td [^>]*title="(\d+)"[^>]*>', text) == ["9", "10", "12"]
     (link,) = re.findall(r'href="(/compare[^"]+)">Compare the first 3<', text)
     assert api1.client.get(link.replace("&amp;", "&")).status_code == 200
     assert "<code>lora_r" not in api1.client.get("/").text

@@ -22,7 +22,8 @@ from orchestrator.services.job_differences import Difference, differences
 
 router = APIRouter(include_in_schema=False)
 
-JOBS_PER_PAGE = 50
+JOBS_PER_PAGE = 25
+"""On a phone each is a card, and more of them make a page too long to scroll."""
 COUNTED_MOST = 1_000
 MAX_SETTINGS = 6
 """Columns for the settings in which the jobs of a tag differ. The page that compares jobs shows all of them."""
