@@ -219,6 +219,8 @@ def test_layers_and_steps_that_there_are_not_are_refused_at_submit(world, catalo
     assert [pointer for pointer, _ in refused.value.problems] == ["/lora_layers_to_transform/1"]
     with pytest.raises(InvalidError, match=r"has \d steps, and its warm-up of 900 and its decay of 0 steps do not fit"):
         world.submit("alice", base_model="org/named", max_steps=None, num_epochs=1, warmup_steps=900)
+    with pytest.raises(InvalidError, match="has 4 steps, and its warm-up of 5"):
+        world.submit("alice", 4, base_model="org/named", warmup_steps=5)
 
 
 @pytest.mark.parametrize(("status", "kind"), [(429, UnavailableError), (503, UnavailableError), (403, InvalidError)])

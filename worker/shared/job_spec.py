@@ -191,15 +191,11 @@ class JobSpec(Written):
             raise ValueError(words)
         if self.warmup_steps is not None and self.warmup_ratio != WARMUP_RATIO:
             raise ValueError("warmup_ratio and warmup_steps exclude each other")
-        if self.max_steps is not None and (words := self.schedule_fault):
-            raise ValueError(words)
         return self
 
     @property
     def schedule_fault(self) -> str:
-        """Why the schedule does not fit into the steps of a training job, or "". Known once the steps are."""
-        if self.evaluation is not None or self.export is not None:
-            return ""
+        """Why the schedule does not fit into the steps of a job that trains, or "". Known once the steps are."""
         return too_long(self.lr_scheduler_kwargs, self.warm_up, self.total_steps)
 
     @property
