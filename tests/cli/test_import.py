@@ -62,6 +62,18 @@ def test_what_has_a_counterpart_is_the_same_there() -> None:
     assert found.needless.keys() == {"model_type", "bf16", "flash_attention", "output_dir", "wandb_project"}
 
 
+def test_each_of_several_files_is_a_dataset() -> None:
+    """Guard: the second file was named, and its rows were lost."""
+    several = {"path": "json", "data_files": ["a.jsonl", "b.jsonl"], "type": "alpaca"}
+    found = translate(QLORA | {"datasets": [several, {"path": "org/rows", "split": "train[:9]"}]})
+    rows = {"type": "alpaca"}
+    assert found.spec["datasets"] == [
+        {"path": "a.jsonl", **rows},
+        {"path": "b.jsonl", **rows},
+        {"path": "org/rows", "split": "train[:9]"},
+    ]
+
+
 NAMES = st.one_of(st.sampled_from(sorted(QLORA)), st.text(min_size=1, max_size=8))
 VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.none()))
 

@@ -103,7 +103,8 @@ def translate(config: Mapping[str, Any]) -> Translation:
     spec, model = done.spec, str(given.get("base_model", ""))
     spec["name"] = model.rstrip("/").rpartition("/")[2].lower() or "untitled"
     spec["base_model"] = f"{model}@{given['revision_of_model']}" if "revision_of_model" in given else model
-    spec["datasets"] = [_dataset(number, each, done) for number, each in enumerate(_listed(given.get("datasets")))]
+    given_sets = enumerate(_listed(given.get("datasets")))
+    spec["datasets"] = [found for number, each in given_sets for found in _datasets(number, each, done)]
     spec["adapter"] = given["adapter"]
     spec["lora_target_modules"] = _targets(given, done)
     spec |= {key: given[key] for key in SAME if key in given}
@@ -132,17 +133,12 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _dataset(number: int, given: Any, done: Translation) -> dict[str, Any]:
+def _datasets(number: int, given: Any, done: Translation) -> list[dict[str, Any]]:
+    """A dataset for each of its files."""
     place = f"datasets[{number}]"
     if not isinstance(given, Mapping):
         raise NotTranslatableError(f"{place} is not a mapping with a path.")
-    path, files = given.get("path"), given.get("data_files")
-    if files:
-        names = files if isinstance(files, list) else [files]
-        path = names[0]
-        if len(names) > 1:
-            done.different[f"{place}.data_files"] = "only the first file is used, list the others as datasets"
-    found: dict[str, Any] = {"path": path}
+    found: dict[str, Any] = {}
     kind = given.get("type")
     head = kind.partition(":")[0].partition(".")[0] if isinstance(kind, str) else ""
     if head in _ROWS:
@@ -156,7 +152,8 @@ def _dataset(number: int, given: Any, done: Translation) -> dict[str, Any]:
     for key in sorted(given.keys() - _READ_OF_ROWS, key=str):
         if given[key] not in (None, "", [], {}, False):
             done.different[f"{place}.{key}"] = "rows are read with the usual names of their format"
-    return found
+    files = given.get("data_files") or given.get("path")
+    return [{"path": path, **found} for path in (files if isinstance(files, list) else [files])]
 
 
 def _targets(given: Mapping[str, Any], done: Translation) -> Any:
