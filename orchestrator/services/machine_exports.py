@@ -13,6 +13,7 @@ from orchestrator.domain.accounts import Actor
 from orchestrator.domain.errors import ConflictError, InvalidError, KeyTakenError, NotFoundError, UnavailableError
 from orchestrator.domain.exports import ExportFormat, ExportSettings, MachineExport, Onto, WeightType
 from orchestrator.domain.jobs import Event, Job
+from orchestrator.ports.catalog import BaseModel
 from orchestrator.ports.providers import ProviderUnavailable
 from orchestrator.ports.repository import Transaction
 from orchestrator.ports.stores import StoreError
@@ -22,7 +23,7 @@ from orchestrator.services.context import Context
 from orchestrator.services.follow_ups import follow_up
 from orchestrator.services.hub_tokens import token_of
 from orchestrator.services.jobs import Ready, Submission, earlier, job_of_winner, notes_of, queue
-from worker.shared.export_spec import ExportSpec
+from worker.shared.export_spec import EXPORTABLE, ExportSpec, not_exportable
 from worker.shared.job_spec import JobSpec
 from worker.shared.memory_estimate import Need
 from worker.shared.results import MAX_EXPORT_BYTES
@@ -48,7 +49,8 @@ def start(ctx: Context, actor: Actor, job_id: str, settings: ExportSettings, *, 
         return Submission(job=again, is_new=False, notes=notes_of(ctx, again.id))
     _refuse(trained, settings)
     spec = _spec_of(trained, settings)
-    needed = _size(ctx, trained, spec, settings)
+    model = _model(ctx, trained, spec)
+    needed = _size(trained, model, settings)
     if needed is not None:
         _refuse_large_file(ctx, trained, settings, needed)
         _refuse_full_store(ctx, needed)
@@ -148,19 +150,29 @@ def _refuse_full_store(ctx: Context, needed: int) -> None:
         )
 
 
-def _size(ctx: Context, trained: Job, spec: JobSpec, settings: ExportSettings) -> int | None:
-    """About how many bytes the files have. None if the size of the model is not known.
+def _model(ctx: Context, trained: Job, spec: JobSpec) -> BaseModel | None:
+    """The base model, or None if the hub does not answer: the machine will ask it again.
 
-    Raises `InvalidError` if the base model cannot be had any more.
+    Raises `InvalidError` if the base model cannot be had any more, or if models of its type cannot be exported.
     """
+    try:
+        model = ctx.catalog.model(spec.base_model, token_of(ctx, trained.member_id))
+    except UnavailableError:
+        return None
+    if model.kind and model.kind not in EXPORTABLE:
+        words = not_exportable(model.kind)
+        raise InvalidError(f"{model.name}: {words}.", [("/format", words)])
+    return model
+
+
+def _size(trained: Job, model: BaseModel | None, settings: ExportSettings) -> int | None:
+    """About how many bytes the files have. None if the size of the model is not known."""
     if settings.format is ExportFormat.GGUF_ADAPTER:
         return 2 * (trained.adapter_bytes or 0)  # it may be stored in 16 bits
-    try:
-        parameters = ctx.catalog.model(spec.base_model, token_of(ctx, trained.member_id)).parameters
-    except UnavailableError:  # the machine will ask the hub again
+    if model is None or model.parameters is None:
         return None
     each = 2.0 if settings.type is None else _BYTES.get(settings.type, 2.0)
-    return None if parameters is None else int(parameters * each)
+    return int(model.parameters * each)
 
 
 def exports_of(ctx: Context, actor: Actor, job_id: str) -> list[tuple[MachineExport, Job]]:

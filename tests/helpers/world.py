@@ -183,7 +183,7 @@ class FakeCatalog:
     parameters: int | None = None
 
     def model(self, name: str, token: str | None = None, *, with_modules: bool = False) -> BaseModel:
-        return BaseModel(name=name, kind=name.rpartition("/")[2], parameters=self.parameters)
+        return BaseModel(name=name, kind=name.rpartition("/")[2] if "/" in name else "", parameters=self.parameters)
 
     def search(self, words: str, token: str | None = None) -> Sequence[FoundModel]:
         return ()

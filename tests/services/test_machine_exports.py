@@ -172,6 +172,15 @@ def test_what_cannot_be_exported_is_refused_before_it_is_queued(world: World) ->
         jobs.submit(world.ctx, alice, JobSpec.model_validate(world.job(made).spec))
 
 
+def test_a_model_that_cannot_be_exported_takes_no_machine(world1: World) -> None:
+    """Guard: without the look at its type a machine loaded the model, and then the export failed."""
+    for kind in ("gpt2", "gemma3"):
+        job = trained(world1, base_model=f"org/{kind}")
+        with pytest.raises(InvalidError, match=f"org/{kind}: models of the type {kind} cannot be exported; there are"):
+            started(world1, job)
+    started(world1, trained(world1, base_model="org/qwen2"))
+
+
 def test_a_store_without_room_refuses_an_export_before_the_work(world1: World) -> None:
     """Guard: without `_refuse_full_store` an hour of a machine ended with a file that no store could take."""
     job = trained(world1)

@@ -9,6 +9,7 @@ from typing import Any
 
 from worker.export.errors import ExportError
 from worker.export.json_files import read_object
+from worker.shared.export_spec import EXPORTABLE, not_exportable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +29,16 @@ class Architecture:
 
 
 _GEMMA: dict[str, Any] = {"norm_offset": 1.0, "overflows": True, "activation": "gelu_pytorch_tanh"}
-SUPPORTED = {
-    "llama": Architecture(name="Llama", gguf="llama", is_permuted=True),
-    "mistral": Architecture(name="Mistral", gguf="llama", is_permuted=True),
-    "qwen2": Architecture(name="Qwen2", gguf="qwen2"),
-    "qwen3": Architecture(name="Qwen3", gguf="qwen3"),
-    "gemma2": Architecture(name="Gemma 2", gguf="gemma2", **_GEMMA),
-    "gemma3_text": Architecture(name="Gemma 3", gguf="gemma3", **_GEMMA),
-    "phi3": Architecture(name="Phi-3", gguf="phi3"),
+_DIFFERENCES: dict[str, dict[str, Any]] = {
+    "llama": {"gguf": "llama", "is_permuted": True},
+    "mistral": {"gguf": "llama", "is_permuted": True},
+    "qwen2": {"gguf": "qwen2"},
+    "qwen3": {"gguf": "qwen3"},
+    "gemma2": {"gguf": "gemma2", **_GEMMA},
+    "gemma3_text": {"gguf": "gemma3", **_GEMMA},
+    "phi3": {"gguf": "phi3"},
 }
+SUPPORTED = {kind: Architecture(name=name, **_DIFFERENCES[kind]) for kind, name in EXPORTABLE.items()}
 """By `model_type` of config.json."""
 
 
@@ -52,8 +54,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     classes = config.get("architectures") or []
     if found is None or any(not str(name).endswith("ForCausalLM") for name in classes):
         name = f"{kind} ({', '.join(map(str, classes))})" if classes else str(kind)
-        known = ", ".join(architecture.name for architecture in SUPPORTED.values())
-        raise ExportError(f"models of the type {name} cannot be exported; there are {known}")
+        raise ExportError(not_exportable(name))
     if "quantization_config" in config:
         raise ExportError("the base model is stored quantised; name the folder of the original with --base")
     return found

@@ -8,6 +8,22 @@ from pydantic import Field
 
 from worker.shared.wire import Written
 
+EXPORTABLE = {
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "gemma2": "Gemma 2",
+    "gemma3_text": "Gemma 3",
+    "phi3": "Phi-3",
+}
+"""The names of the architectures that can be exported, by `model_type` of config.json."""
+
+
+def not_exportable(kind: str) -> str:
+    """Why models of this type cannot be exported, in words."""
+    return f"models of the type {kind} cannot be exported; there are {', '.join(EXPORTABLE.values())}"
+
 
 class ExportSpec(Written):
     """An export of the adapter of the finished job `job`.
