@@ -26,6 +26,8 @@ CLIPPED = """() => {
     const cut = ["hidden", "clip"].includes(style.overflowY) && e.tagName !== "PROGRESS";
     if (cut && e.scrollHeight > e.clientHeight + 1) tell(e, "its lower part is out of sight");
     if (box.width && (box.right > wide + 1 || box.left < -1)) tell(e, "beyond the window");
+    const pressed = e.matches("a, button, input, select, textarea, summary") && style.opacity !== "0";
+    if (pressed && Math.min(box.width, box.height) < 10) tell(e, "too small to be hit");
     if (found.length > before) seen.add(e);
   }
   return found;

@@ -38,6 +38,8 @@ COLUMNS = {
     "tags": "Tags",
     "note": "Note",
 }
+INSTEAD = ("checkpoint", "machine")
+"""Columns in the place of which a tag's list has the settings, because there is no room for both."""
 HIDDEN = "hidden_columns"
 """The cookie with the columns that a browser does not show. So it shows what a later version adds."""
 COOKIE_S = 365 * 24 * 3600
@@ -66,14 +68,16 @@ def listing(
         return setup.path(request, server, me, template="first.html", demo=request.app.state.demo.state())
     asked = {"state": state, "name": name, "mine": "true" if mine else "", "tag": tag, "sort": sort}
     ids = [row["id"] for row in found.items]
+    settings = _settings(server, ids) if tag else []
+    hidden = {*request.cookies.get(HIDDEN, "").split("."), *(INSTEAD if settings else ())}
     values: Row = {
         "jobs": found.items,
         "waiting": dispatch.why_each_waits(server.ctx, ids, server.machines.places()),
         "next": found.next,
         "order": order,
         "link": _links(asked),
-        "shown": [key for key in COLUMNS if key not in request.cookies.get(HIDDEN, "").split(".")],
-        "settings": _settings(server, ids) if tag else [],
+        "shown": [key for key in COLUMNS if key not in hidden],
+        "settings": settings,
         "eval_losses": {i: server.dashboard_queries.newest(i, "eval_loss") for i in ids} if tag else {},
         "compared": ids[:MAX_JOBS] if len(ids) >= MIN_JOBS else [],
         **asked,
