@@ -83,7 +83,8 @@ def busy_server(show: PageServer, folder: Path) -> dict[str, str]:
         show.client.get(show.link(), headers={"User-Agent": "Mozilla/5.0 (X11; Linux) Firefox/140.0"})
         show.client.cookies.clear()
     for n in range(WAITING):
-        admin.submit(name=f"{n} {LONG}"[:180])
+        job = admin.submit(name=f"{n} {LONG}"[:180], lora_r=8 + n, learning_rate=1e-4 * (1 + n), seed=n)["id"]
+        assert admin.call("PUT", f"/jobs/{job}/tags", json={"tags": ["sweep"]}).is_success
     sha256 = admin.upload(b'{"prompt": "a", "completion": "b"}\n' * 40, name=LONG[:100] + ".jsonl").json()["sha256"]
     assert admin.post(f"/datasets/{sha256}/audit", {"seed": 7}).is_success
     rated(show.api, admin, done, [Outcome.TIE] * 20)
@@ -108,6 +109,7 @@ def rater_link(show: PageServer, evaluation: str, name: str) -> str:
 def _others(done: str, running: str, session: str, sha256: str, evaluation: str) -> Iterator[tuple[str, str]]:
     yield "list", "/"
     yield "list of a state", "/?state=queued"
+    yield "jobs of a tag", "/?tag=sweep"
     yield "compare", f"/compare?job={done}&job={running}"
     yield "session", f"/jobs/{running}/sessions/{session}"
     yield "fleet", "/fleet"

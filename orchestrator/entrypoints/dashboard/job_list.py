@@ -38,7 +38,7 @@ COLUMNS = {
     "tags": "Tags",
     "note": "Note",
 }
-INSTEAD = ("checkpoint", "machine")
+INSTEAD = ("checkpoint", "machine", "submitted")
 """Columns in the place of which a tag's list has the settings, because there is no room for both."""
 HIDDEN = "hidden_columns"
 """The cookie with the columns that a browser does not show. So it shows what a later version adds."""
