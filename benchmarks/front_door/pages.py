@@ -51,24 +51,23 @@ def pages(folder: Path) -> Iterator[Figure]:
 def _visit(chromium: Browser, show: PageServer, paths: dict[str, str], width: int, scheme: Any, faults: Faults) -> None:
     # axe is injected as a script, which the policy of the pages would refuse
     context = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}, bypass_csp=True)
-    page, now = context.new_page(), ""
+    page = context.new_page()
 
     def where() -> str:
-        return f"{now} at {width} {scheme}"
+        return f"{page.url} at {width} {scheme}"
 
     page.on(
         "request", lambda r: None if r.url.startswith((show.url, "blob:")) else faults.add("foreign", where(), [r.url])
     )
     page.on("pageerror", lambda error: faults.add("console", where(), [str(error)]))
     page.on("console", lambda m: _heard(faults, where(), m.type, m.text))
-    now = "log in"
     page.goto(f"{show.url}/")
     _look(page, faults, where())
     page.goto(show.link())
     page.wait_for_url(f"{show.url}/")
     rater = rater_link(show, paths["evaluation"].rpartition("/")[2], f"{width} {scheme}")
-    for now, path in (*paths.items(), ("rater", rater[len(show.url) :])):  # noqa: B007  `where` reads it
-        page.goto(show.url + path)
+    for address in (*(show.url + path for path in paths.values()), rater):
+        page.goto(address)
         _look(page, faults, where())
     context.close()
 

@@ -21,6 +21,7 @@ from orchestrator.services.clones import kept
 from orchestrator.services.context import Context
 from orchestrator.services.data_gate import refuse_leaks
 from orchestrator.services.evaluation_judges import need_with_judge
+from orchestrator.services.follow_ups import refuse_follow_up
 from orchestrator.services.jobs import Ready, Submission, earlier, job_of_winner, notes_of, queue
 from orchestrator.services.verdicts import AuditOfData
 from worker.shared.evaluation_spec import EvaluationSpec
@@ -54,12 +55,7 @@ def evaluate(
     request_hash = hashlib.sha256(request.encode()).hexdigest()
     if key is not None and (again := earlier(ctx, actor, key, request_hash)) is not None:
         return Submission(job=again, is_new=False, notes=notes_of(ctx, again.id))
-    if trained.is_export:
-        raise ConflictError(f"Job {job_id} is an export. Evaluate the job that it exports.")
-    if trained.is_chat:
-        raise ConflictError(f"Job {job_id} is a chat. Evaluate the job that it uses.")
-    if trained.is_evaluation:
-        raise ConflictError(f"Job {job_id} is an evaluation itself. Evaluate the job that it evaluates.")
+    refuse_follow_up(trained, "Evaluate")
     spec = JobSpec.model_validate(trained.spec)
     pinned = evaluation_prompts.pinned(ctx, actor.member_id, spec, settings)
     accepted = {*spec.accept_findings, *accept_findings}

@@ -9,6 +9,7 @@ from orchestrator.domain.shares import Share
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.access import owned_job
 from orchestrator.services.context import Context, new_id
+from orchestrator.services.follow_ups import refuse_follow_up
 
 MAX_SHARES = 50
 """Links of a job that work at the same time."""
@@ -20,13 +21,13 @@ def create(
 ) -> tuple[Share, str]:
     """A new link to a page of the actor's job, and its secret, which is shown only once.
 
-    It works for `days`, or until it is revoked. Raises `ConflictError` for an evaluation or an export, and
+    It works for `days`, or until it is revoked. Raises `ConflictError` for a job that follows another one, and
     if the job has `MAX_SHARES` links.
     """
     secret, now = ctx.tokens.new(), ctx.clock.now()
     with ctx.uow() as tx:
         job = owned_job(tx, actor, job_id)
-        refuse_untrained(job)
+        refuse_follow_up(job, "Share")  # it has no curve
         if sum(not share.ended(now) for share in tx.shares.of_job(job_id)) >= MAX_SHARES:
             raise ConflictError(f"A job has at most {MAX_SHARES} links. Revoke one first.")
         share = Share(
@@ -41,16 +42,6 @@ def create(
         tx.shares.add(share)
         _note(tx, job, share, "job.shared", actor, now)
     return share, secret
-
-
-def refuse_untrained(job: Job) -> None:
-    """Raise `ConflictError` for a job that trains nothing, and so has no curve."""
-    if job.is_evaluation:
-        raise ConflictError(f"Job {job.id} is an evaluation. Share the job that it evaluates.")
-    if job.is_export:
-        raise ConflictError(f"Job {job.id} is an export. Share the job that it exports.")
-    if job.is_chat:
-        raise ConflictError(f"Job {job.id} is a chat. Share the job that it uses.")
 
 
 def listed(ctx: Context, actor: Actor, job_id: str) -> list[tuple[Share, str]]:

@@ -187,7 +187,7 @@ def test_who_may_start_and_ask_and_what_refuses(world: World) -> None:
     with pytest.raises(ConflictError, match="is a chat"):
         evaluations.evaluate(world.ctx, alice, session, EvaluationSpec())
     with pytest.raises(ConflictError, match="is a chat"):
-        shares.refuse_untrained(world.job(session))
+        shares.create(world.ctx, alice, session)
     with pytest.raises(InvalidError, match="A chat is started from a trained job"):
         clones.clone(world.ctx, alice, session, {})
     with pytest.raises(InvalidError, match="A chat is started from a trained job"):

@@ -15,6 +15,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from benchmarks.export.models import make_adapter, make_model
+from tests.helpers.adapter_jobs import job_with_adapter
 from tests.helpers.exporter import packed
 from worker.agent import work
 from worker.agent.deadline import Budget
@@ -24,7 +25,6 @@ from worker.chat import session
 from worker.shared import causes, wheel
 from worker.shared.chat import ChatReply, ChatTask, Kind, Question
 from worker.shared.evaluation_units import Arm
-from worker.shared.job_spec import JobSpec
 from worker.shared.messages import Phase, Ticket
 from worker.training.interface import PermanentError, Trained, TrainingJob, UnfitMachineError
 
@@ -97,19 +97,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
 
 
 def job_of(base: Path, archive: bytes, home: Path) -> TrainingJob:
-    home.mkdir()
-    (home / "dataset-0").write_bytes(archive)
-    asked = {"job": "job-1", "minutes": 20}
-    file = {"base_model": "org/base", "datasets": [{"path": "x"}], "max_steps": 1, "adapter": "qlora", "chat": asked}
-    return TrainingJob(
-        job="job-2",
-        fence=3,
-        spec=JobSpec.model_validate(file),
-        datasets=(home / "dataset-0",),
-        resume=None,
-        work_dir=home,
-        base_folder=base,
-    )
+    return job_with_adapter(base, archive, home, fence=3, chat={"job": "job-1", "minutes": 20})
 
 
 @pytest.fixture

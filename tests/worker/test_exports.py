@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.export.models import make_adapter, make_model
+from tests.helpers.adapter_jobs import job_with_adapter
 from tests.helpers.exporter import packed
 from worker.agent import work
 from worker.agent.limits import Part
@@ -19,7 +20,6 @@ from worker.agent.uplink import Refused
 from worker.export import session
 from worker.export.__main__ import answered
 from worker.shared import causes
-from worker.shared.job_spec import JobSpec
 from worker.shared.messages import GrantKind, Phase
 from worker.training.interface import PermanentError, Trained, TrainingJob, UnfitMachineError
 
@@ -63,19 +63,7 @@ def exported(base: Path, archive: bytes, home: Path, kept: Kept, hooks: Any = No
 
 
 def job_of(base: Path, archive: bytes, home: Path) -> TrainingJob:
-    home.mkdir()
-    (home / "dataset-0").write_bytes(archive)
-    asked = {"job": "job-1", "format": "gguf-adapter"}
-    file = {"base_model": "org/base", "datasets": [{"path": "x"}], "max_steps": 1, "adapter": "qlora", "export": asked}
-    return TrainingJob(
-        job="job-2",
-        fence=1,
-        spec=JobSpec.model_validate(file),
-        datasets=(home / "dataset-0",),
-        resume=None,
-        work_dir=home,
-        base_folder=base,
-    )
+    return job_with_adapter(base, archive, home, fence=1, export={"job": "job-1", "format": "gguf-adapter"})
 
 
 def test_the_files_are_stored_and_the_report_names_the_base_model(made: tuple[Path, Path], tmp_path: Path) -> None:

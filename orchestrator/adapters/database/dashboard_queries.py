@@ -12,6 +12,7 @@ from sqlalchemy import Engine, bindparam, func, or_, select
 from orchestrator.adapters.database import tables
 from orchestrator.adapters.database.compiled_sql import Statement
 from orchestrator.adapters.database.leases import IS_LIVE
+from orchestrator.adapters.database.tables import MAX_VALUE
 from orchestrator.domain.lifecycle import EndReason, JobState
 
 Row = dict[str, Any]
@@ -22,8 +23,6 @@ FAILURES = frozenset({EndReason.FAILED, EndReason.LOST, EndReason.LAUNCH_FAILED,
 MAX_SESSIONS_OF_A_DAY = 5_000
 MAX_READINGS = 20_000
 """Hardware readings of a job that its chart shows: those of 83 hours."""
-MAX_VALUE = 1e300
-"""A larger value is not drawn. Metrics may be infinite."""
 _jobs, _leases, _metrics, _events = tables.jobs, tables.leases, tables.metrics, tables.events
 _readings = tables.readings
 
@@ -48,7 +47,6 @@ _means = Statement(
     select(_bucket, func.avg(_metrics.c.value)).where(_of_job, _named, _is_finite).group_by("bucket").order_by("bucket")
 )
 _lowest = Statement(select(func.min(_metrics.c.value)).where(_of_job, _named, _is_finite))
-_readings = tables.readings
 _memory = func.coalesce(_readings.c.reading["gpu_memory_bytes"].as_float(), _readings.c.reading["rss_bytes"].as_float())
 _readings_of = (
     _readings.c.lease_id.in_(select(_leases.c.id).where(_leases.c.job_id == bindparam("job"))),

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from sqlalchemy import ColumnElement, and_, case, func, literal, select, tuple_
 
 from orchestrator.adapters.database import tables
+from orchestrator.adapters.database.tables import MAX_VALUE
 from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.lifecycle import JobState
 
@@ -21,8 +22,6 @@ _jobs, _metrics, _tags = tables.jobs, tables.metrics, tables.job_tags
 _STATES = {state.value: place for place, state in enumerate(JobState)}
 _LAST = 2
 """The rank of a job that has no value to be ordered by."""
-_LARGEST = 1e300
-"""A larger loss, for example an infinite one, is no value to be ordered by."""
 
 All = Callable[[Any], list[dict[str, Any]]]
 
@@ -137,7 +136,7 @@ def _key(order: Order, of: Any) -> list[ColumnElement[Any]]:
         return [of.name]
     if order in (Order.STATE, Order.STATE_DOWN):
         return [case(_STATES, value=of.state, else_=len(_STATES))]
-    ranked = [(of[metric].between(-_LARGEST, _LARGEST), place) for place, metric in enumerate(_metrics_of(order))]
+    ranked = [(of[metric].between(-MAX_VALUE, MAX_VALUE), place) for place, metric in enumerate(_metrics_of(order))]
     values = [(there, of[metric]) for (there, _), metric in zip(ranked, _metrics_of(order), strict=True)]
     return [case(*ranked, else_=-1 if order.is_down else _LAST), case(*values, else_=literal(0.0))]
 
@@ -160,4 +159,4 @@ def _place(order: Order, cursor: str, keys: int) -> Sequence[Any]:
 def _fits(value: Any, *, text: bool) -> bool:
     if text:
         return isinstance(value, str) and "\0" not in value
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_VALUE

@@ -298,6 +298,8 @@ events = Table(
     Index("events_by_job", "job_id", "id"),
 )
 
+MAX_VALUE = 1e300
+"""A larger value is neither drawn nor ordered by. Metrics may be infinite."""
 metrics = Table(
     "metrics",
     metadata,

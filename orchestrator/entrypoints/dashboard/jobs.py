@@ -21,6 +21,7 @@ from orchestrator.entrypoints.dashboard.job_view import SECTIONS, look
 from orchestrator.entrypoints.dashboard.render import Viewer, acted, by_script, page, piece
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep, check_seen
 from orchestrator.services import audits, evaluations, jobs, mailbox
+from orchestrator.services.job_differences import Difference, differences
 from worker.shared.evaluation_spec import EvaluationSpec
 from worker.shared.job_spec import JobSpec
 
@@ -127,13 +128,12 @@ def submittable(spec: Row) -> Row:
     return plain
 
 
-def _differences(server: Server, me: Actor, row: Row) -> list[tuple[str, Any, Any]]:
-    """The differences between this job's file and that of the job it was cloned from."""
+def _differences(server: Server, me: Actor, row: Row) -> list[Difference]:
+    """The keys in which this job's file differs from that of the job it was cloned from, whose values come first."""
     parent = server.queries.job(row["cloned_from"], server.ctx.clock.now()) if row["cloned_from"] else None
     if parent is None or not me.may_see_jobs_of(parent["member_id"]):
         return []
-    mine, theirs = row["spec"], parent["spec"]
-    return [(k, theirs.get(k), mine.get(k)) for k in sorted(mine | theirs) if mine.get(k) != theirs.get(k)]
+    return differences([parent["spec"], row["spec"]])
 
 
 Act = Callable[[Any, Actor, str], jobs.Job]

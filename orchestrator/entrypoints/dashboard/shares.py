@@ -21,6 +21,7 @@ from orchestrator.entrypoints.dashboard.render import Viewer, fragment, page
 from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, JobId, OwnJob, Server, ServerDep
 from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute
 from orchestrator.services import shares
+from orchestrator.services.follow_ups import refuse_follow_up
 
 router = APIRouter(include_in_schema=False)
 api = APIRouter(prefix=PREFIX, tags=["records"], route_class=ApiRoute, responses=PROBLEMS)
@@ -110,7 +111,7 @@ def download(server: ServerDep, job_id: OwnedJob, samples: bool = False) -> Resp
 
 def _file(server: Server, job_id: str, samples: bool) -> Response:
     with server.ctx.uow() as tx:
-        shares.refuse_untrained(tx.jobs.get_many([job_id])[job_id])
+        refuse_follow_up(tx.jobs.get_many([job_id])[job_id], "Share")
     found = journey.of_job(server, job_id, with_samples=samples)
     assert found is not None
     style = Markup(assets()["app.css"].plain.decode())  # noqa: S704  our own file
