@@ -108,6 +108,8 @@ def translate(config: Mapping[str, Any]) -> Translation:
     spec["adapter"] = given["adapter"]
     spec["lora_target_modules"] = _targets(given, done)
     spec |= {key: given[key] for key in SAME if key in given}
+    if isinstance(given.get("warmup_steps"), float):  # transformers takes one below 1 as a share
+        spec["warmup_ratio"] = spec.pop("warmup_steps")
     if not spec.keys() & {"num_epochs", "max_steps"}:
         spec["num_epochs"] = 1
     spec |= _batch(given) | _optimiser(given, done) | _schedule(given, done)
@@ -121,7 +123,7 @@ def translate(config: Mapping[str, Any]) -> Translation:
 
 def _refuse_other_training(given: Mapping[str, Any]) -> None:
     if method := given.get("rl"):
-        raise NotTranslatableError(f"rl: {method} trains on preferences. Trainhop trains on texts and answers.")
+        raise NotTranslatableError(f"rl: {method} is another way of training. Trainhop trains on texts and answers.")
     if given.get("adapter") not in ("lora", "qlora"):
         found = f"adapter: {given['adapter']}" if "adapter" in given else "a file without adapter"
         raise NotTranslatableError(f"{found} is not LoRA or QLoRA. Trainhop trains adapters of these two kinds.")
