@@ -66,18 +66,24 @@ class ChatRooms:
             self._rooms[job_id] = _Room(number=next(self._numbers), question=question)
             return self._rooms[job_id].number
 
-    def drop(self, job_id: str) -> None:
-        """Forget the question and what has arrived of its answer. Its session stops to answer it."""
+    def drop(self, job_id: str, number: int) -> None:
+        """Forget the question of this number and what has arrived of its answer. Its session stops to answer it."""
         with self._changed:
-            self._rooms.pop(job_id, None)
+            if job_id in self._rooms and self._rooms[job_id].number == number:
+                del self._rooms[job_id]
 
     def read(self, job_id: str, wait_s: float) -> list[ChatEvent]:
-        """The next events of the answer, in their order. Empty if none arrives in that time."""
+        """The next events of the answer, in their order. Empty if none arrives in that time.
+
+        Forgets the question with the last event: whoever reads that may ask the next question at once.
+        """
         with self._changed:
             room = self._rooms[job_id]
             self._changed.wait_for(lambda: bool(room.events), wait_s)
             found = list(room.events)
             room.events.clear()
+            if room.is_over:
+                del self._rooms[job_id]
         return found
 
     def taken_by(self, job_id: str) -> int | None:

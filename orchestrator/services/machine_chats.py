@@ -134,14 +134,14 @@ def answer(
 ) -> Iterator[ChatEvent]:
     """The events of a session's answers: what it waits for, then what it says. Ends soon after `cancelled` is set."""
     try:
-        rooms.put(session, question)
+        number = rooms.put(session, question)
     except ConflictError as error:
         yield failed(str(error))
         return
     try:
         yield from _answer(ctx, rooms, session, cancelled)
     finally:
-        rooms.drop(session)
+        rooms.drop(session, number)
 
 
 def _answer(ctx: Context, rooms: ChatRooms, session: str, cancelled: threading.Event) -> Iterator[ChatEvent]:

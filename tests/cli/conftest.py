@@ -33,7 +33,7 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"HF_HUB_OFFLINE": "1"} | more
 
 
-def _command(*arguments: str) -> list[str]:
+def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "orchestrator.entrypoints.cli.main", *arguments]
 
 
@@ -48,7 +48,7 @@ class Shell:
 
     def __call__(self, *arguments: str, code: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            _command(*arguments),
+            command(*arguments),
             cwd=self.folder,
             env=self._variables() | more,
             capture_output=True,
@@ -63,7 +63,7 @@ class Shell:
         """Start a command and leave it running. Everything it says goes to `log`."""
         with log.open("wb") as said:
             return subprocess.Popen(
-                _command(*arguments), cwd=self.folder, env=self._variables(), stdout=said, stderr=said
+                command(*arguments), cwd=self.folder, env=self._variables(), stdout=said, stderr=said
             )
 
     def _variables(self) -> dict[str, str]:
@@ -96,12 +96,12 @@ def end(process: subprocess.Popen[bytes], data_dir: Path) -> None:
 
 
 def start_server(data_dir: Path, *options: str, **variables: str) -> subprocess.Popen[bytes]:
-    command = _command("up", "--port", "0", "--data-dir", str(data_dir), *options)
+    words = command("up", "--port", "0", "--data-dir", str(data_dir), *options)
     data_dir.mkdir(parents=True, exist_ok=True)
     (data_dir / "server.url").unlink(missing_ok=True)
     with (data_dir / "log").open("wb") as log:
         process = subprocess.Popen(
-            command,
+            words,
             env=environment(**variables),
             stdout=log,
             stderr=log,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.cli.conftest import command, environment
 from tests.helpers.exporter import small_adapter
 from tests.helpers.waiting import wait_for
 from trainhop.errors import Error
@@ -19,36 +20,34 @@ def test_a_question_is_answered_in_a_session_and_the_next_one_finds_it(server, t
     machine = server.machine()
     assert machine.save(10, tmp_path).json()["committed"]
     assert machine.finish(10, *small_adapter()).status_code == 204
-    done: list[Any] = []
-
-    def ask(*more: str) -> threading.Thread:
-        words = ("chat", "trail", "--on-machine", "--prompt", "hello", "--json", *more)
-        made = threading.Thread(target=lambda: done.append(typed(*words)))
-        made.start()
-        return made
-
-    def taken() -> dict[str, Any]:
-        return machine.say("chat", {"fence": machine.fence}).json()
-
-    asking = ask("--minutes", "10")
-    (session,) = wait_for(
-        lambda: [each for each in server.api.admin.get("/jobs").json()["items"] if each["state"] == "queued"],
-        "the session",
-    )
+    words, log = ("chat", "trail", "--on-machine", "--prompt", "hello", "--json"), tmp_path / "said"
+    variables = environment(TRAINHOP_SERVER_URL=server.url, TRAINHOP_TOKEN=server.api.admin_token)
+    # A process, so that the machine comes only once a person has read that there is none.
+    with log.open("wb") as said:
+        asking = subprocess.Popen(
+            command(*words, "--minutes", "10"), env=variables, stdout=subprocess.PIPE, stderr=said, text=True
+        )
+    wait_for(lambda: "waiting for a machine" in log.read_text(), "the reason why it waits")
+    (session,) = [each for each in server.api.admin.get("/jobs").json()["items"] if each["state"] == "queued"]
     spec = server.api.admin.get(f"/jobs/{session['id']}").json()["spec"]
     assert (spec["chat"], spec["placement"]["max_session_s"]) == ({"job": job, "minutes": 10}, 600.0)
     machine = server.machine()
-    for first in (True, False):
-        if not first:
-            asking = ask()
-        number = wait_for(lambda: taken()["number"], "a question")
-        words = [{"kind": "text", "arm": arm, "text": f"I am {arm}"} for arm in ("base", "adapter")]
-        assert machine.say("chat", {"fence": 1, "question": number, "events": [*words, {"kind": "done"}]}).is_success
-        asking.join(30)
-        answer = json.loads(done[-1].stdout)
+
+    def answered() -> None:
+        number = wait_for(lambda: machine.say("chat", {"fence": machine.fence}).json()["number"], "a question")
+        parts = [{"kind": "text", "arm": arm, "text": f"I am {arm}"} for arm in ("base", "adapter")]
+        assert machine.say("chat", {"fence": 1, "question": number, "events": [*parts, {"kind": "done"}]}).is_success
+
+    answered()
+    first, _ = asking.communicate(timeout=60)
+    with ThreadPoolExecutor(1) as other:
+        again = other.submit(typed, *words)
+        answered()
+    second = again.result()
+    for stdout, stderr in ((first, log.read_text()), (second.stdout, second.stderr)):
+        answer = json.loads(stdout)
         assert [answer[arm]["text"] for arm in ("base", "adapter")] == ["I am base", "I am adapter"]
-        assert f"{session['id']} is the session of this chat. It ends after 5 minutes without" in done[-1].stderr
-    assert "waiting for a machine" in done[0].stderr
+        assert f"{session['id']} is the session of this chat. It ends after 5 minutes without" in stderr
     server.api.admin.post(f"/jobs/{session['id']}:cancel")
     with pytest.raises(Error, match=r"The session is being ended\. Start another one"):
         typed("chat", "trail", "--on-machine", "--prompt", "hello")

@@ -325,7 +325,8 @@ def test_only_a_chat_takes_questions_and_only_it_ends_with_nothing(world1: World
 
 def test_events_are_taken_once_and_a_gap_ends_the_answer() -> None:
     """Guards: without `first` a repeated message said everything twice, and a lost one was not noticed; without the
-    fence in `exchange` a session answered a question that it had not taken."""
+    fence in `exchange` a session answered a question that it had not taken. Whoever has read the end may ask
+    again: without the end in `read` that question was refused, and without its number in `drop` it was forgotten."""
     rooms = ChatRooms()
     number = rooms.put("job", HELLO)
     assert rooms.exchange("job", ChatReply(fence=1, question=number, events=(DONE,))).is_cancelled
@@ -339,11 +340,13 @@ def test_events_are_taken_once_and_a_gap_ends_the_answer() -> None:
     rooms.exchange("job", ChatReply(fence=1, question=number, first=3, events=(text("d"), DONE)))
     assert rooms.read("job", 0.0) == [LOST]
     assert rooms.exchange("job", ChatReply(fence=1, question=number + 1)).is_cancelled
-    rooms.drop("job")
-    rooms.put("job", HELLO)
+    next_one = rooms.put("job", HELLO)
+    rooms.drop("job", number)
     rooms.exchange("job", ChatReply(fence=2))
     with pytest.raises(StaleFenceError):
         rooms.exchange("job", ChatReply(fence=1))
+    rooms.drop("job", next_one)
+    assert len(rooms) == 0
 
 
 def test_the_memory_for_questions_and_answers_has_limits() -> None:
