@@ -17,6 +17,7 @@ from worker.training import machine_setup
 from worker.training.data import Rows, collate
 from worker.training.determinism import lacks_deterministic_kernel
 from worker.training.encoding import IGNORE, Encoder, Example
+from worker.training.end_tokens import turn_end
 from worker.training.interface import PermanentError, UnfitMachineError
 from worker.training.model_limits import ModelLimits
 from worker.training.module_state import Fresh, ModuleState
@@ -80,7 +81,8 @@ def sample_answers(
     samples = []
     limits = ModelLimits.of(model.get_base_model())
     ends = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    ends = (ends | {turn_end(tokenizer, encoder.own_text_of)} if chat else ends) - {None}
     with evaluation_mode(model):
         for prompt in prompts:
             ids = torch.tensor([encoder.prompt_ids(prompt, chat)], device=model.device)
