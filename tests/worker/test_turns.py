@@ -1,6 +1,7 @@
 """Turns that say whether they are trained on, thoughts, tool calls and tools: what is written, and what is trained."""
 
 import json
+import shutil
 
 import pytest
 
@@ -15,7 +16,7 @@ from worker.shared.manifest import Recipe
 from worker.shared.row_formats import to_row
 from worker.shared.taught_turns import as_taught
 from worker.training.data import rendered_sha256
-from worker.training.encoding import Encoder
+from worker.training.encoding import Encoder, load_tokenizer
 from worker.training.encoding_findings import findings
 from worker.training.interface import PermanentError
 from worker.training.token_preview import preview_tokens
@@ -278,3 +279,21 @@ def test_the_keys_reach_the_recipe_and_not_older_workers():
     assert (recipe.roles_to_train, recipe.mask_history) == (("assistant", "assistant"), (False, True))
     assert recipe.train_on_eos == ("turn", "turn")
     assert {name for name, _, _ in recipe.differences(Recipe.of(spec))} >= {"roles_to_train", "mask_history"}
+
+
+def test_an_adapter_says_at_which_tokens_its_answers_end(training, tmp_path):
+    """A base model with an end token that the rows never have. Guard: without `_write_generation` answers go on."""
+    training.base = shutil.copytree(training.base, tmp_path / "base")
+    tokenizer = load_tokenizer(training.base, trust_remote_code=False)
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|im_end|>", 2)
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(training.base)
+    config = json.loads((training.base / "config.json").read_text()) | {"eos_token_id": 0}
+    (training.base / "config.json").write_text(json.dumps(config))
+    (training.base / "generation_config.json").write_text('{"eos_token_id": 0, "temperature": 0.5}')
+    work = training.session(training.spec(max_steps=1, sample_prompts=("hi",)))[0].adapter_zip.parent
+    settings = json.loads((work / "adapter" / "generation_config.json").read_text())
+    assert settings == {"eos_token_id": [0, 2], "temperature": 0.5}
+    rows = [Row(messages=(Message("user", "hi"), Message("assistant", "hello")))]
+    (said,) = findings(Encoder(tokenizer, 64, False, encoding=ENCODING), tokenizer, rows)
+    assert "which is not trained, so it may not stop. Sample answers, evaluations and the generation_config" in said

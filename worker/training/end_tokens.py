@@ -42,6 +42,19 @@ def turn_end(tokenizer: Any, write: Callable[[Sequence[Message]], str]) -> int |
     return None
 
 
+def answer_ends(model: Any, tokenizer: Any, write: Callable[[Sequence[Message]], str] | None) -> list[int]:
+    """Ids that end an answer of a loaded model, ascending: its own, the tokenizer's, and that of the chat template.
+
+    `write` is the template, or None for a model of plain texts. Ids that the model does not have are left out.
+    """
+    own = model.generation_config.eos_token_id
+    ends: set[int | None] = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    if write is not None:
+        ends.add(turn_end(tokenizer, write))
+    known = model.get_input_embeddings().weight.shape[0]
+    return sorted(number for number in ends if number is not None and number < known)
+
+
 def special_ids(tokenizer: Any) -> frozenset[int]:
     """Ids of control tokens, also of those that are not the tokenizer's start, end or padding."""
     added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from worker.training.data import trained_tokens
 from worker.training.encoding import Encoder, Example
-from worker.training.end_tokens import stop_tokens, turn_end
+from worker.training.end_tokens import answer_ends, stop_tokens
 from worker.training.evaluation import pad_id_of
 
 if TYPE_CHECKING:
@@ -47,11 +47,9 @@ def decoding_for(
     learns even where the model has another one. The generation settings that come with the model are taken away,
     because some of them are not greedy.
     """
-    own = model.generation_config.eos_token_id
-    ends = stop_tokens(tokenizer) | set(own if isinstance(own, list) else [own])
-    ends |= {turn_end(tokenizer, encoder.own_text_of)}
     known = model.get_input_embeddings().weight.shape[0]
-    stops = frozenset(number for number in ends if number is not None and number < known)
+    ends = answer_ends(model, tokenizer, encoder.own_text_of)
+    stops = frozenset(ends) | {number for number in stop_tokens(tokenizer) if number < known}
     pad = pad_id_of(model, tokenizer)
     settings = GenerationConfig(pad_token_id=pad, eos_token_id=sorted(stops) or None)
     model.generation_config = settings
