@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from worker.shared.data_checks.token_facts import TokenFacts
-from worker.shared.dataset_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat, TaughtTurns
 from worker.shared.job_spec import ENCODING
 from worker.shared.memory_estimate import Shape
 
@@ -134,12 +134,13 @@ class Looks(Protocol):
         train_on_inputs: bool,
         encoding: int | None = ENCODING,
         rendered_at: float | None = None,
+        taught: TaughtTurns | None = None,
         token: str | None = None,
         local_only: bool = False,
     ) -> TokenLook:
         """The rows with the tokenizer of `model`, read with this hub token. `rendered_at` is the time they name.
 
-        `encoding` is the job's version of the way from rows to tokens.
+        `encoding` is the job's version of the way from rows to tokens. `taught` says which turns are trained on.
         With `local_only` the model is pinned, nothing is downloaded, and a busy server answers soon.
         """
         ...

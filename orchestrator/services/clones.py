@@ -38,6 +38,9 @@ _REASONS = {
     "sequence_len": _READING,
     "train_on_inputs": _READING,
     "encoding": _READING,
+    "roles_to_train": _READING,
+    "mask_history": _READING,
+    "train_on_eos": _READING,
     "val_split": _ORDER,
     "optimizer": "the checkpoint has the state of the other optimizer",
     "base_model": "the checkpoint's adapter belongs to it",
@@ -45,7 +48,8 @@ _REASONS = {
 MAX_NAME = 180
 """Characters of the original's name that the clone's has. A name may have 200."""
 _NESTED = frozenset({"checkpoint", "placement", "evaluate"})
-_POINTERS = {"dataset_sha256": "/datasets", "train_rows": "/datasets"}
+_OF_DATASETS = ("dataset_sha256", "train_rows", "roles_to_train", "mask_history", "train_on_eos")
+_POINTERS = dict.fromkeys(_OF_DATASETS, "/datasets")
 
 
 def clone(

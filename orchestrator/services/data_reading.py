@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from orchestrator.services.dataset_preview import Bar, Preview, Turn
 from worker.shared import dataset_files, limited_call
 from worker.shared.dataset_files import DatasetError, DatasetInfo
 from worker.shared.dataset_spec import FileFormat, RowFormat
+from worker.shared.row_keys import UnusedKeys
 
 SMALL_BYTES = 256 << 10
 """A text file of this size is read at once, because a process costs more time than it does."""
@@ -30,6 +32,17 @@ def inspect(path: Path, row_format: RowFormat, container: FileFormat) -> Dataset
         file_format=FileFormat(facts["file_format"]),
         unused=tuple(facts["unused"]),
     )
+
+
+def first_keys(path: Path, row_format: RowFormat, container: FileFormat, rows: int) -> tuple[str, ...]:
+    """Keys of the first rows that training does not use. None for a file beyond the limits."""
+    request: Json = {"path": str(path), "row_format": row_format, "container": container, "rows": rows}
+    if is_small(path, container):
+        return tuple(keyed(request)["keys"])
+    try:
+        return tuple(within_limits(f"{__name__}:keyed", path, container, request)["keys"])
+    except DatasetError:
+        return ()
 
 
 def preview(
@@ -89,6 +102,16 @@ def inspected(request: Json) -> Json:
         )
     except DatasetError as error:
         return {"fault": error.message, "line": error.line}
+
+
+def keyed(request: Json) -> Json:
+    """`first_keys` in the process with limits."""
+    found = UnusedKeys()
+    row_format, container = RowFormat(request["row_format"]), FileFormat(request["container"])
+    for row in islice(dataset_files.examine(Path(request["path"]), row_format, container)[1], request["rows"]):
+        if not isinstance(row, DatasetError):  # the last row may be cut
+            found.add(row.unused)
+    return {"keys": list(found.names)}
 
 
 def previewed(request: Json) -> Json:

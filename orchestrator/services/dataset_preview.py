@@ -140,8 +140,9 @@ def _all_tokens(lengths: list[int], rows: int) -> int:
 
 def parts(row: Row) -> Iterator[tuple[str, str, bool]]:
     """`(role, text, whether the model is trained on it)` for each part."""
+    taught = set(row.taught)
     for place, message in enumerate(row.messages):
-        yield message.role, message.content, message.role == "assistant" and place >= row.given
+        yield message.role, message.said, place in taught
     if row.prompt:
         yield "prompt", row.prompt, False
     if row.text:

@@ -11,7 +11,6 @@ import secrets
 from collections.abc import Collection, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -21,11 +20,11 @@ from orchestrator.domain.storage import Dataset, Upload
 from orchestrator.ports.repository import Transaction
 from orchestrator.ports.stores import StoreError
 from orchestrator.services.context import Context, new_id
-from orchestrator.services.data_reading import inspect
+from orchestrator.services.data_reading import first_keys, inspect
 from orchestrator.services.hub_tokens import token_of
 from orchestrator.services.stores import from_store
 from worker.shared.checkpoint_file import sha256_file
-from worker.shared.dataset_files import DatasetError, DatasetInfo, examine
+from worker.shared.dataset_files import DatasetError, DatasetInfo
 from worker.shared.dataset_spec import DatasetSpec, FileFormat, RowFormat
 from worker.shared.job_spec import JobSpec
 from worker.shared.row_keys import UnusedKeys
@@ -41,6 +40,10 @@ _BY_SUFFIX = {
 DISCARDED_AT_ONCE = 100
 HEAD_BYTES, HEAD_ROWS = 64 * 2**10, 1_000
 """The part of a file in which keys are looked for afterwards. An upload names those of all rows."""
+MAX_PACKED_BYTES = 64 * 2**20
+_KEYS: dict[tuple[str, RowFormat], tuple[str, ...]] = {}
+"""Keys that were found, by what they depend on."""
+MAX_KEYS = 1_000
 
 
 def file_format(name: str) -> FileFormat:
@@ -205,15 +208,17 @@ def unused_keys(ctx: Context, spec: JobSpec) -> tuple[str, ...]:
 
 def keys_of(ctx: Context, dataset: Dataset) -> tuple[str, ...]:
     """Keys in the first rows of an uploaded file that training does not use."""
-    found, container = UnusedKeys(), FileFormat(dataset.file_format)
-    if container is FileFormat.PARQUET and dataset.size > HEAD_BYTES:  # its columns are named at the end
+    container, row_format = FileFormat(dataset.file_format), RowFormat(dataset.row_format)
+    is_packed = container is FileFormat.PARQUET  # its columns are named at the end
+    if is_packed and dataset.size > MAX_PACKED_BYTES:
         return ()
-    with copied(ctx, dataset, HEAD_BYTES) as head:
-        rows = examine(head, RowFormat(dataset.row_format), container)[1]
-        for row in islice(rows, HEAD_ROWS):  # a packed file has more than its size tells
-            if not isinstance(row, DatasetError):  # the last row may be cut
-                found.add(row.unused)
-    return found.names
+    known = _KEYS.get((dataset.sha256, row_format))
+    if known is None:
+        with copied(ctx, dataset, None if is_packed else HEAD_BYTES) as head:
+            known = _KEYS[dataset.sha256, row_format] = first_keys(head, row_format, container, HEAD_ROWS)
+        if len(_KEYS) > MAX_KEYS:
+            _KEYS.pop(next(iter(_KEYS)), None)
+    return known
 
 
 def hold(tx: Transaction, member_id: str, hashes: Iterable[str], now: float) -> tuple[int, str] | None:

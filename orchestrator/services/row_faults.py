@@ -41,7 +41,8 @@ def token_facts(ctx: Context, spec: JobSpec, dataset: DatasetSpec) -> TokenFacts
 
 def _verdict(ctx: Context, looks: Looks, spec: JobSpec, dataset: DatasetSpec) -> Verdict:
     """What a look at these rows has found, now or earlier."""
-    key = (spec.base_model, dataset.sha256, dataset.type, spec.sequence_len, spec.train_on_inputs, spec.encoding)
+    read = (dataset.sha256, dataset.type, dataset.taught.model_dump_json())
+    key = (spec.base_model, *read, spec.sequence_len, spec.train_on_inputs, spec.encoding)
     now = ctx.clock.now()
     known = ctx.verdicts.get(key)
     if known is None or (known.away and not known.at <= now < known.at + AGAIN_S):
@@ -67,6 +68,7 @@ def _look(ctx: Context, looks: Looks, spec: JobSpec, dataset: DatasetSpec, now: 
             train_on_inputs=spec.train_on_inputs,
             encoding=spec.encoding,
             rendered_at=spec.rendered_at,
+            taught=dataset.taught,
             local_only=True,
         )
     return Verdict(

@@ -147,3 +147,19 @@ def test_the_command_writes_a_job_file_that_says_what_differs(typed: Callable[..
     with pytest.raises(Error, match="lora_r"):
         typed("import", str(config), str(tmp_path / "other.yaml"))
     assert not (tmp_path / "other.yaml").exists()
+
+
+def test_which_turns_are_trained_on_is_translated() -> None:
+    """Names of keys that are read anyway are not differences."""
+    data = {"path": "x", "type": "chat_template", "roles_to_train": ["gpt", "tool"], "train_on_eos": "last"}
+    usual = {"message_field_training": "training", "field_tools": "tools", "field_thinking": "reasoning_content"}
+    found = translate(QLORA | {"datasets": [data | usual]})
+    spec = JobSpec.model_validate(found.spec)
+    assert (spec.datasets[0].roles_to_train, spec.datasets[0].train_on_eos) == (("gpt", "tool"), "last")
+    assert not [key for key in found.different if key.startswith("datasets")]
+    other = {"message_field_training": "learn", "message_field_training_detail": "parts", "train_on_eos": "none"}
+    found = translate(QLORA | {"datasets": [data | other | {"roles_to_train": ["narrator"]}]})
+    assert found.different.keys() >= {f"datasets[0].{key}" for key in ("roles_to_train", *other)}
+    found = translate(QLORA | {"train_on_inputs": True, "datasets": [data]})
+    assert JobSpec.model_validate(found.spec).train_on_inputs
+    assert found.different["datasets[0].roles_to_train"] == "train_on_inputs trains on all turns"

@@ -38,7 +38,8 @@ JOB_KEYS = {
     "sample_max_tokens": "Maximum tokens of an answer to a sample prompt.",
     "encoding": (
         "The version of the way from rows to tokens. From 3 on, rows are written with TRL's training template where "
-        "TRL has one for the model. Filled in by the server when the job is submitted."
+        "TRL has one for the model. From 4 on, turns may say whether they are trained on. Filled in by the server when "
+        "the job is submitted."
     ),
     "val_split": "The version of the choice of validation rows. Filled in by the server when the job is submitted.",
     "accept_findings": "Data checks that would stop the job, and do not. See [Data checks](data-checks.md).",
@@ -64,10 +65,33 @@ DATASET_KEYS = {
     "(`org/name`, or `org/name@revision`), or a file in an allowed folder.",
     "type": "The row format. `auto` detects it from the keys of the first row. `task` is only for evaluations.",
     "split": "The split of a Hugging Face dataset.",
+    "roles_to_train": "The roles of the turns that are trained on. What a turn says of itself comes first. "
+    "See [Turns](#turns).",
+    "mask_history": "Trains only on the last of these turns in each row (the name is LLaMA-Factory's).",
+    "train_on_eos": "Which end tokens are trained: of each trained turn, of `all` turns, or only the `last` one.",
     "sha256": "Filled in by the server when the job is submitted.",
     "file_format": "Filled in by the server when the job is submitted.",
     "rows": "Filled in by the server when the job is submitted.",
 }
+TURNS = """\
+In a conversation, all turns of the assistant are trained on. What a row may say besides the texts of its turns:
+
+| key | where | meaning |
+| --- | --- | --- |
+| `train` or `training` | a turn | `true` or `false`: whether this turn is trained on, whatever its role |
+| `weight` | a turn | 0 leaves the turn out of training, 1 does not. Other weights are refused. |
+| `reasoning_content`, `reasoning` or `thinking` | a turn of the assistant | The thought before its answer |
+| `tool_calls` or `function_call` | a turn of the assistant | Calls in OpenAI's form. They are trained on. |
+| `name`, `tool_call_id` | a turn of the role `tool` | Which call it answers. The answer is not trained on. |
+| `tools` or `functions` | the row | The schemas of the tools, as a list or as JSON text. |
+
+The content of a turn is a string, or a list of parts of text that are joined. The chat template gets a thought under
+the name that it reads, and the arguments of a call (an object, or JSON text) in the form that it reads. Turns, calls,
+tools and thoughts have to be found in what the model's chat template writes. A row is refused if the template leaves
+out a turn, a call, a tool, or all its thoughts. If it leaves out only some of the thoughts, the preview and the session
+say how many. Text between `<think>` and `</think>` stays text. A row without a trained turn is left out and named.
+
+In ShareGPT rows the names are `from` and `value`, and the text of a turn from `function_call` is a call as JSON."""
 SCHEDULE_KEYS = {
     "min_lr_rate": "`cosine_with_min_lr`, required: the lowest rate, as a share of `learning_rate`.",
     "num_decay_steps": "`warmup_stable_decay`, required: steps of the decay, which ends with the job.",

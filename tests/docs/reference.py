@@ -138,11 +138,15 @@ configuration of axolotl and names every key that has no counterpart.
 
 ## Datasets
 
-Files are JSONL, CSV or Parquet. A key that no format reads is refused if it changes what is taught (a thought, a
-weight, an image, a label). Other such keys are named and not used. Every turn must be found in the model's rendering
-of the row.
+Files are JSONL, CSV or Parquet. A key that no format reads is refused if it changes what is taught (an image, a label,
+a weight of the row). Other such keys are named and not used. Every turn must be found in the model's rendering of the
+row.
 
-{_keys(DatasetSpec, meanings.DATASET_KEYS)}
+{_keys(DatasetSpec, meanings.DATASET_KEYS, names=sorted(DatasetSpec.model_fields, key=[*meanings.DATASET_KEYS].index))}
+
+### Turns
+
+{meanings.TURNS}
 
 ## Schedules
 

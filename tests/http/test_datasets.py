@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import parquet
 
 from orchestrator.testing import FakeClock, FakeProvider
 from tests.http.http_client import Api, ApiUser, Machine, People
@@ -46,7 +50,13 @@ def test_keys_that_training_does_not_use_are_named(api1: Api, people: People) ->
     assert people.ann.get(f"/datasets/{brought['sha256']}").json() == brought
     planned = people.ann.post("/jobs:plan", people.ann.job_file(datasets=[entry]))
     assert planned.json()["unused_keys"] == ["id", "note\n"]
-    assert people.ann.submit(datasets=[entry])["spec"]["encoding"] == ENCODING
+    submitted = people.ann.submit(datasets=[entry])
+    assert submitted["spec"]["encoding"] == ENCODING
+    assert submitted["notes"][-1] == "Keys of the data that are not used in training: id, note."
+    packed = BytesIO()
+    parquet.write_table(pa.table({"text": [f"{n}" * 9 for n in range(9_000)], "id": list(range(9_000))}), packed)
+    entry = {"path": f"sha256:{people.ann.upload(packed.getvalue(), name='rows.parquet').json()['sha256']}"}
+    assert people.ann.post("/jobs:plan", people.ann.job_file(datasets=[entry])).json()["unused_keys"] == ["id"]
     refused = people.ann.upload(b'{"text": "t"}\n{"text": "t", "label": false}\n')
     assert "line 2: has label False, but every answer is taught as a good one" in refused.json()["detail"]
 

@@ -240,7 +240,17 @@ def _parquet_rows(file: Any, size: int) -> Iterator[Record]:
             raise DatasetError(f"is longer than {MAX_LINE_BYTES // 2**20} MiB; split the row", number + 1)
         for record in batch.to_pylist():
             number += 1
-            yield number, record
+            yield number, {name: _without_nulls(value) for name, value in record.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value without keys of no value: in Parquet, all objects of a column have the keys of all the others."""
+    if isinstance(value, dict):
+        entries: dict[str, Any] = value
+        return {key: _without_nulls(each) for key, each in entries.items() if each is not None}
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value]
+    return value
 
 
 def _decoded(array: Any) -> int:

@@ -20,6 +20,12 @@ from worker.shared.rows import Message, Row
 __all__ = ["DatasetError", "DatasetInfo", "Message", "Row", "examine", "inspect", "numbered_rows", "read_rows"]
 
 
+NOTHING_TAUGHT = (
+    "no row has a turn to train on, because each answer says 'train': false or 'weight': 0; say true or 1 where the "
+    "model is to learn"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
     """The result of `inspect`: the number of rows, their format, the file's container, and keys that are not used."""
@@ -37,10 +43,13 @@ def inspect(path: Path, row_format: RowFormat = RowFormat.AUTO, file_format: Fil
     """
     container = file_format or detect_file_format(path)
     kind, rows = _parsed(path, row_format, container)
-    count, unused = 0, UnusedKeys()
+    count, unused, is_taught = 0, UnusedKeys(), kind is RowFormat.TASK
     for row in rows:
         count += 1
         unused.add(row.unused)
+        is_taught = is_taught or not row.messages or bool(row.taught)
+    if not is_taught:
+        raise DatasetError(NOTHING_TAUGHT)
     return DatasetInfo(rows=count, type=kind, file_format=container, unused=unused.names)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from worker.shared.data_check_list import CHECKS
-from worker.shared.dataset_spec import DatasetSpec
+from worker.shared.dataset_spec import DatasetSpec, TaughtTurns
 from worker.shared.evaluation_spec import EvaluationSpec
 from worker.shared.evaluation_units import Unit, prompts_at_once, units
 from worker.shared.export_spec import ChatSpec, ExportSpec
@@ -19,13 +19,16 @@ from worker.shared.plain_errors import MAX_KEY, nearest
 from worker.shared.schedules import Schedule, ScheduleSettings, fault, too_long
 from worker.shared.wire import NonBlank, Written, excerpt, not_blank
 
-ENCODING = 3
+ENCODING = 4
 """How rows become tokens in new jobs. A job without a number began before there were several ways, and keeps the first:
 prompt and completion are tokenised apart, and keys that no format reads fall away. A job with 2 writes rows with the
 model's own chat template."""
 
 WITH_TRAINING_TEMPLATES = 3
 """From here on, rows are written with TRL's training template where TRL has one for the model's chat template."""
+
+WITH_TURNS_KEYS = 4
+"""From here on, turns may say whether they are trained on, and have thoughts, tool calls and names of tools."""
 
 NUMERICS = 2
 """How new jobs compute: the warm-up begins with the share of the first step, and attention is the one that the model
@@ -182,6 +185,14 @@ class JobSpec(Written):
         if self.micro_batch_size is not None and self.global_batch_size % self.micro_batch_size:
             raise ValueError(
                 f"micro_batch_size {self.micro_batch_size} does not divide global_batch_size {self.global_batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _all_or_some_turns(self) -> JobSpec:
+        if self.train_on_inputs and any(dataset.taught != TaughtTurns() for dataset in self.datasets):
+            raise ValueError(
+                "train_on_inputs trains on all turns, so it excludes roles_to_train, mask_history and train_on_eos"
             )
         return self
 

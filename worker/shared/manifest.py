@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from worker.shared.dataset_spec import TaughtTurns
 from worker.shared.job_spec import BETAS, EPSILON, MAX_LAYERS, JobSpec
 from worker.shared.schedules import ScheduleSettings
 from worker.shared.wire import (
@@ -67,6 +68,10 @@ class Recipe(Wire):
     adam_beta1: float = BETAS[0]
     adam_beta2: float = BETAS[1]
     adam_epsilon: float = EPSILON
+    roles_to_train: Annotated[tuple[Setting, ...], Field(max_length=16)] = ()
+    mask_history: Annotated[tuple[bool, ...], Field(max_length=16)] = ()
+    train_on_eos: Annotated[tuple[Word, ...], Field(max_length=16)] = ()
+    """Of each dataset. Empty if all datasets have the usual value."""
     encoding: Number | None = None
     numerics: Number | None = None
     val_split: Number | None = None
@@ -90,6 +95,11 @@ class Recipe(Wire):
         facts["warmup_steps"] = NO_STEPS if spec.warmup_steps is None else spec.warmup_steps
         facts["train_rows"] = spec.train_rows
         facts["dataset_sha256"] = tuple(d.sha256 or "" for d in spec.datasets)
+        taught = [d.taught for d in spec.datasets]
+        if any(each != TaughtTurns() for each in taught):
+            facts["roles_to_train"] = tuple(" ".join(each.roles_to_train) for each in taught)
+            facts["mask_history"] = tuple(each.mask_history for each in taught)
+            facts["train_on_eos"] = tuple(each.train_on_eos for each in taught)
         return cls(**facts)
 
     @property

@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from worker.shared import row_turns
 from worker.shared.answer_checks import CheckError, check_of
 from worker.shared.dataset_spec import RowFormat
-from worker.shared.row_keys import DatasetError, check_keys
+from worker.shared.row_keys import CALLS, DatasetError, check_keys, is_empty
 from worker.shared.rows import Message, Row, with_columns
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_SHAREGPT_ROLES = {
+_ROLES = {**{role: role for role in ROLES}, "function": "tool"}
+SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
     "user": "user",
@@ -23,7 +25,10 @@ _SHAREGPT_ROLES = {
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
+    "function_call": "assistant",
 }
+_CALL = "function_call"
+"""The role of a ShareGPT turn whose text is a call."""
 _COLUMNS: dict[RowFormat, tuple[str, ...]] = {
     RowFormat.MESSAGES: ("messages",),
     RowFormat.SHAREGPT: ("conversations",),
@@ -32,11 +37,12 @@ _COLUMNS: dict[RowFormat, tuple[str, ...]] = {
     RowFormat.TEXT: ("text",),
     RowFormat.TASK: ("check",),
 }
+_TOOLS = ("tools", "functions")
 _OPTIONAL: dict[RowFormat, tuple[str, ...]] = {
-    RowFormat.MESSAGES: ("system",),
-    RowFormat.SHAREGPT: ("system",),
-    RowFormat.PROMPT_COMPLETION: ("system",),
-    RowFormat.ALPACA: ("input", "history", "system"),
+    RowFormat.MESSAGES: ("system", *_TOOLS),
+    RowFormat.SHAREGPT: ("system", *_TOOLS),
+    RowFormat.PROMPT_COMPLETION: ("system", *_TOOLS),
+    RowFormat.ALPACA: ("input", "history", "system", *_TOOLS),
     RowFormat.TEXT: (),
     RowFormat.TASK: ("prompt", "messages"),
 }
@@ -66,8 +72,10 @@ def to_row(kind: RowFormat, line: int, record: dict[str, Any], *, all_keys: bool
     row = _PARSERS[kind](record if all_keys else _as_once(record), line)
     if row.messages:
         row = with_columns(row, record, line)
+        if all_keys and (tools := row_turns.tools(record, line)):
+            row = replace(row, tools=tools)
     try:
-        for text in (row.prompt, row.text, *(turn.content for turn in row.messages)):
+        for text in (row.prompt, row.text, row.tools, *(part for turn in row.messages for part in turn.texts)):
             text.encode()
     except UnicodeEncodeError:  # JSON may escape one half of a surrogate pair, which no tokenizer accepts
         raise DatasetError("has an unpaired surrogate character; fix the row", line) from None
@@ -75,8 +83,15 @@ def to_row(kind: RowFormat, line: int, record: dict[str, Any], *, all_keys: bool
 
 
 def _as_once(record: dict[str, Any]) -> dict[str, Any]:
-    """The record of a job that began before `history` was read."""
-    return {name: value for name, value in record.items() if name != "history"}
+    """The record of a job that began before `history` was read, and more of a turn than its role and its text."""
+    read = {name: value for name, value in record.items() if name != "history"}
+    kept = ("role", "content", "from", "value")
+    for column in _TURNS:
+        if isinstance(turns := read.get(column), list):
+            read[column] = [
+                {k: turn[k] for k in kept if k in turn} if isinstance(turn, dict) else turn for turn in turns
+            ]
+    return read
 
 
 def _unused_keys(kind: RowFormat, line: int, record: dict[str, Any]) -> tuple[str, ...]:
@@ -186,17 +201,26 @@ def _turns(value: Any, column: str, line: int, role: str = "role", content: str 
     for turn in value:
         speaker = turn.get(role) if isinstance(turn, dict) else None
         text = turn.get(content) if isinstance(turn, dict) else None
-        if not isinstance(speaker, str) or not isinstance(text, str):
+        if not isinstance(speaker, str) or not (isinstance(text, str | list) or _calls(turn)):
             raise DatasetError(f"each turn in '{column}' needs the strings '{role}' and '{content}'", line)
-        known = _SHAREGPT_ROLES.get(speaker) if role == "from" else speaker if speaker in ROLES else None
+        known = SHAREGPT_ROLES.get(speaker) if role == "from" else _ROLES.get(speaker)
         if known is None:
-            accepted = ", ".join(_SHAREGPT_ROLES if role == "from" else ROLES)
+            accepted = ", ".join(SHAREGPT_ROLES if role == "from" else ROLES)
             raise DatasetError(f"unknown {role} '{speaker}' in '{column}'; accepted are {accepted}", line)
-        turns.append(Message(known, text))
+        if role == "from" and speaker == _CALL:
+            turns.append(row_turns.message({**turn, CALLS[0]: text}, known, None, column, line))
+        else:
+            turns.append(row_turns.message(turn, known, text, column, line))
     return tuple(turns)
 
 
+def _calls(turn: dict[str, Any]) -> bool:
+    return any(not is_empty(turn.get(key)) for key in CALLS)
+
+
 def _conversation(turns: tuple[Message, ...], line: int, given: int = 0) -> Row:
-    if not any(turn.role == "assistant" and turn.content.strip() for turn in turns[given:]):
+    if any(turn.train for turn in turns[:given]):
+        raise DatasetError("has a turn in 'prompt' that asks to be trained on; move it into 'completion'", line)
+    if not any(turn.train or (turn.role == "assistant" and turn.said.strip()) for turn in turns[given:]):
         raise DatasetError("has no assistant turn to learn from; add one or remove the row", line)
     return Row(messages=turns, given=given)

@@ -19,6 +19,7 @@ from worker.training.backends.base import Backend, Loaded
 from worker.training.data import Rows, next_tokens_sha256
 from worker.training.determinism import is_deterministic
 from worker.training.encoding import Encoder
+from worker.training.end_tokens import answer_ends
 from worker.training.export import export_adapter
 from worker.training.hostcopy import HostCopy
 from worker.training.interface import Decision, Hooks, PermanentError, Resume, Snapshot, Trained, TrainingJob
@@ -124,8 +125,9 @@ class SessionCallback(TrainerCallback):
             return Trained(step=step, complete=True)
         self._hooks.phase(Phase.EXPORT)
         model, tokenizer = self._loaded.model, self._loaded.tokenizer
+        ends = answer_ends(model, tokenizer, self._encoder.own_text_of if self._chat else None)
         archive, digest = when_there_is_room(
-            lambda: export_adapter(model, tokenizer, self._spec, self._recipe, self._job.work_dir)
+            lambda: export_adapter(model, tokenizer, self._spec, self._recipe, self._job.work_dir, ends)
         )
         return Trained(step=step, complete=True, adapter_zip=archive, adapter_sha256=digest)
 

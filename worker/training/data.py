@@ -14,6 +14,8 @@ import torch
 
 from worker.shared.checkpoint_file import ROWS_DIFFER, OtherRunError
 from worker.shared.dataset_files import DatasetError, Row, read_rows
+from worker.shared.rows import EACH_TURN
+from worker.shared.taught_turns import as_taught
 from worker.training.encoding import IGNORE, Encoder, Example
 from worker.training.interface import PermanentError
 from worker.training.model_limits import ModelLimits
@@ -38,7 +40,8 @@ def load_rows(paths: Sequence[Path], spec: JobSpec) -> list[Row]:
     rows: list[Row] = []
     for path, dataset in zip(paths, spec.datasets, strict=True):
         try:
-            rows.extend(read_rows(path, dataset.type, dataset.file_format, all_keys=spec.encoding is not None))
+            read = read_rows(path, dataset.type, dataset.file_format, all_keys=spec.encoding is not None)
+            rows.extend(as_taught(row, dataset.taught, spec.encoding) for row in read)
         except DatasetError as error:
             raise PermanentError(f"dataset {dataset.path}: {error}") from error
     if len(rows) != spec.rows:
@@ -87,9 +90,15 @@ def rendered_sha256(rows: Sequence[Row], encoder: Encoder) -> str | None:
     for number, row in enumerate(rows, 1):
         with named(number):
             text = encoder.rendered(row).encode()
-        digest.update(f"{len(row.messages)} {row.given} {len(row.prompt)} {len(text)}\n".encode())
+        digest.update(f"{len(row.messages)} {row.given} {len(row.prompt)} {len(text)}{_asked(row)}\n".encode())
         digest.update(text)
     return digest.hexdigest()
+
+
+def _asked(row: Row) -> str:
+    """Which turns are trained on, where that does not follow from their roles. Empty in rows of older jobs."""
+    usual = row.ends == EACH_TURN and all(turn.train is None for turn in row.messages)
+    return "" if usual else f" {row.ends} {row.taught}"
 
 
 def check_rows(

@@ -31,6 +31,7 @@ from worker.training import generation, module_state, state, unusable
 from worker.training.backends.hf import HfBackend
 from worker.training.data import trained_tokens
 from worker.training.determinism import require_deterministic_kernels
+from worker.training.end_tokens import special_ids
 from worker.training.evaluation import setup_differences
 from worker.training.evaluation_inputs import Inputs, load_inputs
 from worker.training.interface import Decision, Hooks, PermanentError, Snapshot, Trained, TrainingJob
@@ -62,7 +63,7 @@ class _Session:
         self._model: Any = inputs.loaded.model
         self._units = job.spec.evaluation_units
         self._ends = (sum(unit.measure is not Measure.JUDGE for unit in self._units), len(self._units))
-        self._special = generation.special_ids(inputs.loaded.tokenizer)
+        self._special = special_ids(inputs.loaded.tokenizer)
         arrays, before = inputs.resume.arrays, inputs.resume.manifest
         is_own = ANSWERS in arrays
         self._results = arrays[ANSWERS].tobytes() if is_own else b""

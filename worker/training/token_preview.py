@@ -12,14 +12,15 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from worker.shared.dataset_files import DatasetError, Row, numbered_rows
-from worker.shared.dataset_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat, TaughtTurns
 from worker.shared.imports import quick_imports
 from worker.shared.job_spec import ENCODING
+from worker.shared.taught_turns import as_taught
 from worker.training.encoding import IGNORE, Encoder, Example, load_tokenizer
 from worker.training.encoding_findings import ROWS_COMPARED, findings
 from worker.training.end_counts import EndCounts
@@ -34,13 +35,15 @@ MAX_PIECE = 100
 """Maximum characters of a piece. A token of a normal vocabulary is shorter."""
 TOKENS_SHOWN = 400
 TOKENS_AROUND_THE_CUT = 60
+LINES_NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """`tokenizer` is a folder. Measuring stops after `seconds`. `cpu_s` is the limit of CPU seconds.
 
-    `encoding` is that of the job. `rendered_at` is the time that a chat template sees, in epoch seconds.
+    `encoding` is that of the job. `rendered_at` is the time that a chat template sees, in epoch seconds. `taught` are
+    the `TaughtTurns` of the dataset.
     """
 
     tokenizer: str
@@ -55,6 +58,7 @@ class Request:
     cpu_s: int
     encoding: int | None = ENCODING
     rendered_at: float | None = None
+    taught: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 def preview_tokens(request: Request) -> dict[str, Any]:
@@ -79,6 +83,7 @@ def preview_tokens(request: Request) -> dict[str, Any]:
     compared: list[Row] = []
     counts = EndCounts(tokenizer, request.sequence_len)
     untrained, is_whole, fault, until = 0, False, "", time.monotonic() + request.seconds
+    silent: list[int] = []
     try:
         for number, (line, row) in enumerate(_valid_rows(request), 1):
             if number == 1 and row.messages:
@@ -90,6 +95,7 @@ def preview_tokens(request: Request) -> dict[str, Any]:
             lengths.append(len(example.input_ids))
             counts.add(line, row, example.labels)
             untrained += all(label == IGNORE for label in example.labels[: request.sequence_len])
+            silent += [line] if row.messages and not row.taught else []
             if len(shown) < request.rows_shown:
                 shown.append(_shown(tokenizer, example, request.sequence_len))
         else:
@@ -102,9 +108,20 @@ def preview_tokens(request: Request) -> dict[str, Any]:
         "untrained": untrained,
         "fault": fault,
         "untaught": NOTHING_TRAINED.format(request.sequence_len) if is_whole and untrained == len(lengths) > 0 else "",
-        "findings": findings(encoder, tokenizer, compared),
+        "findings": (*findings(encoder, tokenizer, compared), *_of_silent(silent)),
         "counts": asdict(counts.facts()),
     }
+
+
+def _of_silent(lines: list[int]) -> Iterator[str]:
+    """What is said of rows none of whose turns is trained on."""
+    if lines:
+        shown = ", ".join(map(str, lines[:LINES_NAMED])) + (", ..." if len(lines) > LINES_NAMED else "")
+        yield (
+            f"{len(lines)} rows say that none of their turns is trained on, so they are left out (line {shown})."
+            if len(lines) > 1
+            else f"The row in line {shown} says that none of its turns is trained on, so it is left out."
+        )
 
 
 def _tokens_of(folder: Path) -> int:
@@ -120,8 +137,10 @@ def _tokens_of(folder: Path) -> int:
 
 def _valid_rows(request: Request) -> Iterator[tuple[int, Row]]:
     container = FileFormat(request.file_format) if request.file_format else None
+    asked = TaughtTurns(**request.taught)
     try:
-        yield from numbered_rows(Path(request.file), RowFormat(request.row_format), container)
+        for line, row in numbered_rows(Path(request.file), RowFormat(request.row_format), container):
+            yield line, as_taught(row, asked, request.encoding)
     except DatasetError as error:  # the rules may have changed since the file was uploaded
         raise PermanentError(str(error)) from error
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from worker.shared.dataset_spec import Role, TrainedEnds
+from worker.shared.row_keys import THOUGHTS, TRAINING
 from worker.shared.schedules import Schedule
 
 _NAMES = """
@@ -31,6 +33,14 @@ _TRANSLATED = """
 """
 _READ = frozenset((*SAME, *_TRANSLATED.split()))
 _READ_OF_ROWS = frozenset(("path", "type", "split", "train_on_split", "data_files", "ds_type"))
+_USUAL_FIELDS: dict[str, tuple[str, ...]] = {
+    "message_field_training": TRAINING,
+    "field_tools": ("tools",),
+    "field_thinking": THOUGHTS,
+    "template_thinking_key": THOUGHTS,
+}
+"""Keys of a dataset that name a key of rows, with the names that are read."""
+_OF_TURNS: dict[str, tuple[str, ...]] = {"roles_to_train": get_args(Role), "train_on_eos": get_args(TrainedEnds)}
 
 _MACHINE = "each machine chooses it"
 _SAVES = "Trainhop saves by time and resumes by itself"
@@ -76,6 +86,12 @@ _OTHER = {
     "lora_model_dir": "the adapter starts with new values",
     "noisy_embedding_alpha": "embeddings get no noise",
     "neftune_noise_alpha": "embeddings get no noise",
+    "roles_to_train": f"the roles are {', '.join(get_args(Role))}",
+    "train_on_eos": f"it is one of {', '.join(get_args(TrainedEnds))}",
+    "message_field_training": f"a turn says it with {' or '.join(TRAINING)}",
+    "message_field_training_detail": "a turn is trained on whole, or not",
+    "split_thinking": "text between <think> and </think> stays text",
+    "train_on_eot": "the token that ends a turn is trained with the turn",
     "test_datasets": "validation rows are a share of the data, see val_set_size",
 }
 
@@ -105,6 +121,11 @@ def translate(config: Mapping[str, Any]) -> Translation:
     spec["base_model"] = f"{model}@{given['revision_of_model']}" if "revision_of_model" in given else model
     given_sets = enumerate(_listed(given.get("datasets")))
     spec["datasets"] = [found for number, each in given_sets for found in _datasets(number, each, done)]
+    if given.get("train_on_inputs"):
+        for number, found in enumerate(spec["datasets"]):
+            for key in _OF_TURNS.keys() & found.keys():
+                done.different[f"datasets[{number}].{key}"] = "train_on_inputs trains on all turns"
+                del found[key]
     spec["adapter"] = given["adapter"]
     spec["lora_target_modules"] = _targets(given, done)
     spec |= {key: given[key] for key in SAME if key in given}
@@ -152,8 +173,12 @@ def _datasets(number: int, given: Any, done: Translation) -> list[dict[str, Any]
     if split := given.get("split") or given.get("train_on_split"):
         found["split"] = split
     for key in sorted(given.keys() - _READ_OF_ROWS, key=str):
-        if given[key] not in (None, "", [], {}, False):
-            done.different[f"{place}.{key}"] = "rows are read with the usual names of their format"
+        if given[key] in (None, "", [], {}, False) or given[key] in _USUAL_FIELDS.get(key, ()):
+            continue
+        if key in _OF_TURNS and {str(each) for each in _listed(given[key]) or [given[key]]} <= {*_OF_TURNS[key]}:
+            found[key] = _listed(given[key]) or [given[key]] if key == "roles_to_train" else given[key]
+        else:
+            done.different[f"{place}.{key}"] = _OTHER.get(key, "rows are read with the usual names of their format")
     files = given.get("data_files") or given.get("path")
     return [{"path": path, **found} for path in (files if isinstance(files, list) else [files])]
 

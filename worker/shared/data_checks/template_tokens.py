@@ -51,7 +51,7 @@ class TemplateTokens:
         """Look at a row."""
         self._rows += 1
         for turn in seen.turns:
-            text = turn.content
+            text = turn.said
             match = self._control.search(text) if any(sign in text for sign in self._first) else None
             if match and seen.is_conversation:
                 self._tokens.add(seen, text, match.start(), match.end())

@@ -92,12 +92,12 @@ class Seen:
     def answers(self) -> tuple[Message, ...]:
         """The turns that are taught."""
         given = self.row.given if self.row.messages else 0
-        return tuple(turn for turn in self.turns[given:] if turn.role == "assistant" and turn.content.strip())
+        return tuple(turn for turn in self.turns[given:] if turn.role == "assistant" and turn.said.strip())
 
     @cached_property
     def normal_turns(self) -> tuple[str, ...]:
         """Each turn in its normal form."""
-        return tuple(normal(turn.content) for turn in self.turns)
+        return tuple(normal(turn.said) for turn in self.turns)
 
     @cached_property
     def turn_words(self) -> tuple[np.ndarray, ...]:
