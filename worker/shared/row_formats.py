@@ -12,7 +12,7 @@ from worker.shared.row_keys import DatasetError, check_keys
 from worker.shared.rows import Message, Row, with_columns
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_SHAREGPT_ROLES = {
+SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
     "user": "user",
@@ -43,6 +43,13 @@ _OPTIONAL: dict[RowFormat, tuple[str, ...]] = {
 KEYS_SHOWN, MAX_KEY_SHOWN = 12, 40
 _TURNS = ("messages", "conversations", "prompt", "completion")
 _ACCEPTED = "; ".join(f"{', '.join(columns)} ({name})" for name, columns in _COLUMNS.items())
+_OTHERS = "question, answer; or name your columns in the job file (field_messages, field_instruction, field)"
+
+
+def is_known(keys: Iterable[str]) -> bool:
+    """Whether a row with these keys has all columns of a format."""
+    key_set = set(keys)
+    return any(key_set.issuperset(columns) for columns in _COLUMNS.values())
 
 
 def detect_row_format(keys: Iterable[str], line: int) -> RowFormat:
@@ -52,7 +59,7 @@ def detect_row_format(keys: Iterable[str], line: int) -> RowFormat:
         if key_set.issuperset(columns):
             return name
     shown = [key[:MAX_KEY_SHOWN] for key in sorted(key_set)[:KEYS_SHOWN]]
-    raise DatasetError(f"unknown row format with keys {shown}; accepted are: {_ACCEPTED}", line)
+    raise DatasetError(f"unknown row format with keys {shown}; accepted are: {_ACCEPTED}; {_OTHERS}", line)
 
 
 def _article(kind: RowFormat) -> str:
@@ -188,9 +195,9 @@ def _turns(value: Any, column: str, line: int, role: str = "role", content: str 
         text = turn.get(content) if isinstance(turn, dict) else None
         if not isinstance(speaker, str) or not isinstance(text, str):
             raise DatasetError(f"each turn in '{column}' needs the strings '{role}' and '{content}'", line)
-        known = _SHAREGPT_ROLES.get(speaker) if role == "from" else speaker if speaker in ROLES else None
+        known = SHAREGPT_ROLES.get(speaker) if role == "from" else speaker if speaker in ROLES else None
         if known is None:
-            accepted = ", ".join(_SHAREGPT_ROLES if role == "from" else ROLES)
+            accepted = ", ".join(SHAREGPT_ROLES if role == "from" else ROLES)
             raise DatasetError(f"unknown {role} '{speaker}' in '{column}'; accepted are {accepted}", line)
         turns.append(Message(known, text))
     return tuple(turns)

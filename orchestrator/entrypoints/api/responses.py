@@ -298,10 +298,12 @@ class Dataset(ResponseModel):
 class CheckedDataset(Dataset):
     """An uploaded file. `unused_keys` are keys of its rows that training does not use, at most 20.
 
-    `audit` is the result of its audit in a few words, or "not audited".
+    `audit` is the result of its audit in a few words, or "not audited". `columns` are the names of columns that an
+    upload was read with. The kept file has the usual ones.
     """
 
     unused_keys: list[str] = []
+    columns: dict[str, Any] = {}
     audit: str
 
 
