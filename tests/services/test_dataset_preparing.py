@@ -34,11 +34,7 @@ TEXTS = json.dumps({"text": "ä"}, ensure_ascii=False) + "\n" + json.dumps({"tex
 def rows_of(tmp_path: Path, monkeypatch):
     """The rows of files by name, as a machine reads them, and which file that is."""
 
-    # A process with limits for each case would take seconds. The tests over HTTP have it.
-    monkeypatch.setattr(
-        dataset_preparing, "within_limits", lambda _f, _p, kind, how, **_: made({"container": kind} | how)
-    )
-    made = dataset_preparing.made_in
+    monkeypatch.setattr(dataset_preparing, "within_limits", at_once)  # a process a case takes seconds
 
     def read(files: dict[str, bytes], row_format: RowFormat = RowFormat.AUTO, **mapping: Any):
         sources = []
@@ -237,9 +233,8 @@ def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, limit
     """Guard: without the count in `_copy` it filled the disk."""
     path = tmp_path / "bomb"
     path.write_bytes(packed(b'{"text": "' + b"a" * 300_000 + b'"}'))
-    # The real limits are hundreds of MiB.
-    monkeypatch.setattr(dataset_preparing, "ROOM_BYTES", 0)
-    monkeypatch.setattr(dataset_preparing, limit, 9)
+    monkeypatch.setattr(dataset_preparing, "ROOM_BYTES", 0)  # the real limits are hundreds of MiB
+    monkeypatch.setattr(dataset_preparing, limit, 9)  # the same
     with pytest.raises(DatasetError, match=words):
         dataset_preparing.made_in(
             {

@@ -15,7 +15,6 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from orchestrator.adapters import hub as hub_module
 from orchestrator.adapters.catalog import FolderAndHubCatalog
 from orchestrator.adapters.hub import Hub
-from orchestrator.adapters.hub_data_files import files_of_split
 from orchestrator.adapters.hub_errors import HubRequest, in_words
 from orchestrator.adapters.token_preview import TokenLooks
 from orchestrator.adapters.weight_names import MAX_BYTES
@@ -365,48 +364,11 @@ def test_a_look_by_token_needs_the_members_own_right(catalog, hub, tmp_path):
         assert "is gated. Accept its terms" in away(token)
 
 
-SHARDED = [f"data/train-{n:05}-of-00003.parquet" for n in range(3)]
-
-
-@pytest.mark.parametrize(
-    ("files", "split", "chosen"),
-    [
-        (["train.jsonl", "test.jsonl", "README.md"], "train", ["train.jsonl"]),
-        ([*reversed(SHARDED), "data/test-00000-of-00001.parquet"], "train", SHARDED),
-        ([*SHARDED, "data/test-00000-of-00001.parquet"], "test", ["data/test-00000-of-00001.parquet"]),
-        (["train-00000-of-00001-ab12cd34.parquet"], "train", ["train-00000-of-00001-ab12cd34.parquet"]),
-        (["train.jsonl", "train.jsonl.gz"], "train", ["train.jsonl"]),
-        (["train.csv.gz"], "train", ["train.csv.gz"]),
-        (["rows.jsonl"], "train", ["rows.jsonl"]),
-    ],
-)
-def test_all_shards_of_a_split_are_chosen_in_order(files, split, chosen):
-    assert files_of_split("org/rows", split, files) == chosen
-
-
-@pytest.mark.parametrize(
-    ("files", "words"),
-    [
-        (SHARDED[1:], "org/rows has 2 of the 3 shards of split 'train'"),
-        ([*SHARDED, "en/train-00000-of-00001.parquet"], "has 4 data files for split 'train'"),
-        ([*SHARDED, "train.jsonl"], "has 4 data files for split 'train'"),
-        ([*SHARDED[:2], SHARDED[2].replace("parquet", "csv")], "has 3 data files for split 'train'"),
-        (["train-00001-of-00002.jsonl"], "has 1 of the 2 shards"),
-        ([], "has 0 data files for split 'train'"),
-    ],
-)
-def test_a_split_that_is_not_whole_is_refused(files, words):
-    """Guard: without the numbers compared, a job trained on two shards of three."""
-    with pytest.raises(InvalidError, match=words):
-        files_of_split("org/rows", "train", files)
-
-
 def test_shards_are_fetched_within_a_limit_of_all(catalog, hub, monkeypatch):
     """Guard: with each shard's own size compared, all of them together had no limit."""
     shards = {f"train-{n:05}-of-00002.jsonl": b'{"text": "a"}\n' for n in range(2)}
     hub.add(Repo(id="org/shards", kind="dataset", files=shards))
     assert [file.name for file in catalog.dataset("org/shards", "train")] == list(shards)
-    # The real limit is 4 GiB.
-    monkeypatch.setattr(hub_module, "MAX_DATASET_BYTES", 27)
+    monkeypatch.setattr(hub_module, "MAX_DATASET_BYTES", 27)  # the real limit is 4 GiB
     with pytest.raises(InvalidError, match="The shards of org/shards have more than 0 MiB"):
         catalog.dataset("org/shards", "train")

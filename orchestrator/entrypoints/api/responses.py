@@ -296,11 +296,7 @@ class Dataset(ResponseModel):
 
 
 class CheckedDataset(Dataset):
-    """An uploaded file. `unused_keys` are keys of its rows that training does not use, at most 20.
-
-    `audit` is the result of its audit in a few words, or "not audited". `columns` are the names of columns that an
-    upload was read with. The kept file has the usual ones.
-    """
+    """An uploaded file, its audit, the names of columns that it was read with, and at most 20 keys that are not used."""
 
     unused_keys: list[str] = []
     columns: dict[str, Any] = {}
@@ -308,9 +304,9 @@ class CheckedDataset(Dataset):
 
 
 class Upload(Dataset):
-    """An uploaded file and its owner. Members who uploaded the same bytes each have an entry with their own name.
+    """An uploaded file, its owner, and the result of its `audit` in a few words, or "not audited".
 
-    `audit` is the result of its audit in a few words, or "not audited".
+    Members who uploaded the same bytes each have an entry with their own name.
     """
 
     name: str

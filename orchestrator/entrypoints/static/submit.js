@@ -53,10 +53,10 @@
     replan();
   };
   const columns = form.elements.columns;
-  let brought = null;
+  let last = null;
   const send = (chosen) => {
     if (!chosen) return;
-    brought = chosen;
+    last = chosen;
     const sent = new XMLHttpRequest(), asked = query();
     take(sent);
     form.elements.data.value = "";
@@ -78,7 +78,7 @@
     sent.send(chosen);
   };
   file.addEventListener("change", () => send(file.files[0]));
-  columns?.addEventListener("change", () => send(brought));
+  columns?.addEventListener("change", () => send(last));
   for (const kind of ["dragenter", "dragover"]) drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
   for (const kind of ["dragleave", "drop"]) drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.remove("over"); });
   drop.addEventListener("drop", (event) => send(event.dataTransfer.files[0]));
