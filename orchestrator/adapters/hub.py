@@ -64,8 +64,9 @@ class Hub:
         cache: Path | None = None,
         modules_s: float = MODULES_S,
         most_bytes: int = MAX_BENCHMARK_BYTES,
+        most_data_bytes: int = MAX_DATASET_BYTES,
     ) -> None:
-        self._modules_s, self._most_bytes = modules_s, most_bytes
+        self._modules_s, self._most_bytes, self._most_data_bytes = modules_s, most_bytes, most_data_bytes
         self._is_offline, self._endpoint, self._cache = is_offline, endpoint or HUB, cache
         self._public: set[str] = set()
 
@@ -140,7 +141,7 @@ class Hub:
     def dataset(self, name: str, split: str, token: str | None) -> tuple[DatasetFile, ...]:
         """Download the data file of this split, or all its shards. Raises `InvalidError`, `UnavailableError`."""
         chosen, request = partial(files_of_split, name, split), self._request(name, token, "/path")
-        return self._download(name, token, request, chosen, most_bytes=MAX_DATASET_BYTES)
+        return self._download(name, token, request, chosen, most_bytes=self._most_data_bytes)
 
     def benchmark(self, name: str, pattern: str, token: str | None) -> DatasetFile:
         """Download the one file with such a name. Raises `InvalidError`, `UnavailableError`."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import zlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,11 +29,18 @@ from worker.shared.row_keys import DatasetError
 
 MAX_FILES = 256
 """Shards of one dataset."""
-MAX_BYTES = 4 << 30
-"""Bytes of a made file. Where it is less, it may have `ROOM_BYTES` and `MAX_RATIO` times the bytes of its sources."""
 PIECE_BYTES = 1 << 20
 _GZIP = b"\x1f\x8b"
 Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Most:
+    """Bytes of a made file, and of what a packed one unpacks to: `room`, and `ratio` times its size."""
+
+    made: int = 4 << 30
+    room: int = ROOM_BYTES
+    ratio: int = MAX_RATIO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +64,17 @@ class Prepared:
 
 @contextmanager
 def prepared(
-    sources: Sequence[Source], container: FileFormat, row_format: RowFormat, mapping: Mapping[str, Any]
+    sources: Sequence[Source],
+    container: FileFormat,
+    row_format: RowFormat,
+    mapping: Mapping[str, Any],
+    *,
+    apart: Callable[..., Json] = within_limits,
 ) -> Generator[Prepared]:
     """The sources, in this order, as one file that machines read. It is deleted afterwards unless it is the source.
 
-    `mapping` names columns, as `DatasetSpec.mapping` does. Raises `DatasetError`.
+    `mapping` names columns, as `DatasetSpec.mapping` does. `apart` replaces the process with limits, for tests. Raises
+    `DatasetError`.
     """
     first = sources[0]
     with TemporaryDirectory(prefix="trainhop-rows-") as folder:
@@ -76,7 +89,7 @@ def prepared(
         if container is not FileFormat.PARQUET and size <= SMALL_BYTES and not is_packed:
             made = made_in({"container": container, **asked})
         else:
-            made = within_limits(f"{__name__}:made_or_fault", first.path, container, asked, size=size)
+            made = apart(f"{__name__}:made_or_fault", first.path, container, asked, size=size)
         path = Path(made["path"])
         yield Prepared(
             path=path,
@@ -105,8 +118,9 @@ def made_or_fault(request: Json) -> Json:
         return {"fault": error.message, "line": error.line}
 
 
-def made_in(request: Json) -> Json:
+def made_in(request: Json, most: Most | None = None) -> Json:
     """The file that machines read, in the folder of the request or the source itself."""
+    most = most or Most()
     container, wanted = FileFormat(request["container"]), RowFormat(request["row_format"])
     sources = [Source(path=Path(each["path"]), name=each["name"]) for each in request["sources"]]
     if len(sources) > MAX_FILES:
@@ -114,7 +128,8 @@ def made_in(request: Json) -> Json:
     folder = Path(request["folder"])
     several = len(sources) > 1
     plain = [
-        _Plain.of(each, container, folder / f"plain-{place}", several=several) for place, each in enumerate(sources)
+        _Plain.of(each, container, folder / f"plain-{place}", most, several=several)
+        for place, each in enumerate(sources)
     ]
     columns = Columns(DatasetSpec.model_validate({"path": "x", "type": wanted, **request["mapping"]}))
     first = next(plain[0].records(), None)
@@ -127,7 +142,7 @@ def made_in(request: Json) -> Json:
     if not (several or plain[0].separator != "," or columns.renames or has_cells(first)):
         return done
     out = folder / "rows.jsonl"
-    _write(chain.from_iterable(each.rows(columns) for each in plain), out, in_line=not several)
+    _write(chain.from_iterable(each.rows(columns) for each in plain), out, most.made, in_line=not several)
     columns.end()
     made = {"container": FileFormat.JSONL, "row_format": columns.row_format, "unread": columns.unread}
     return done | made | {"path": str(out), "is_made": True}
@@ -143,12 +158,12 @@ class _Plain:
     title: str = ""
 
     @classmethod
-    def of(cls, source: Source, container: FileFormat, out: Path, *, several: bool) -> _Plain:
+    def of(cls, source: Source, container: FileFormat, out: Path, most: Most, *, several: bool) -> _Plain:
         path = source.path
         if _is_packed(source):
-            path = _unpacked(path, out.with_suffix(".unpacked"))
+            path = _unpacked(path, out.with_suffix(".unpacked"), most)
         if container is not FileFormat.PARQUET and (encoding := _wide_encoding(path)):
-            path = _as_utf8(path, encoding, out.with_suffix(".utf8"))
+            path = _as_utf8(path, encoding, out.with_suffix(".utf8"), most.made)
         separator = csv_separator(path, source.name) if container is FileFormat.CSV else ","
         return cls(path=path, container=container, separator=separator, title=source.name if several else "")
 
@@ -167,8 +182,8 @@ class _Plain:
             raise DatasetError(f"{error.message} (in {self.title})", error.line) from None
 
 
-def _unpacked(path: Path, out: Path) -> Path:
-    most = min(MAX_BYTES, ROOM_BYTES + MAX_RATIO * path.stat().st_size)
+def _unpacked(path: Path, out: Path, limits: Most) -> Path:
+    most = min(limits.made, limits.room + limits.ratio * path.stat().st_size)
     try:
         with GzipFile(path, "rb") as packed, out.open("wb") as plain:
             _copy(iter(partial(packed.read, PIECE_BYTES), b""), plain, most, f"unpacks to more than {most >> 20} MiB")
@@ -200,7 +215,7 @@ def _wide_encoding(path: Path) -> str:
     return {(False, True, False, True): "utf-16-le", (True, False, True, False): "utf-16-be"}.get(zeros, "")
 
 
-def _as_utf8(path: Path, encoding: str, out: Path) -> Path:
+def _as_utf8(path: Path, encoding: str, out: Path, most: int) -> Path:
     def pieces() -> Iterator[bytes]:
         with io.TextIOWrapper(path.open("rb"), encoding, newline="") as text:
             while piece := text.read(PIECE_BYTES):
@@ -208,13 +223,13 @@ def _as_utf8(path: Path, encoding: str, out: Path) -> Path:
 
     try:
         with out.open("wb") as plain:
-            _copy(pieces(), plain, MAX_BYTES, f"has more than {MAX_BYTES >> 20} MiB as UTF-8")
+            _copy(pieces(), plain, most, f"has more than {most >> 20} MiB as UTF-8")
     except UnicodeError:
         raise DatasetError(f"is not valid {encoding.upper()[:6]}; save the file as UTF-8") from None
     return out
 
 
-def _write(rows: Iterator[Record], out: Path, *, in_line: bool) -> None:
+def _write(rows: Iterator[Record], out: Path, most: int, *, in_line: bool) -> None:
     """Write the rows as JSON lines. With `in_line` each is in the line that it had, where that is possible."""
     at, written = 1, 0
     with out.open("wb") as file:
@@ -222,8 +237,8 @@ def _write(rows: Iterator[Record], out: Path, *, in_line: bool) -> None:
             text = _as_json(row)
             blanks = max(0, line - at) if in_line else 0
             written += blanks + len(text)
-            if written > MAX_BYTES:
-                raise DatasetError(f"has more than {MAX_BYTES >> 20} MiB of rows; split the file", line)
+            if written > most:
+                raise DatasetError(f"has more than {most >> 20} MiB of rows; split the file", line)
             file.write(b"\n" * blanks)
             file.write(text)
             at += blanks + 1

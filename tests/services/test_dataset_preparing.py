@@ -16,7 +16,7 @@ from pyarrow import parquet
 from orchestrator.domain.errors import InvalidError
 from orchestrator.ports.catalog import DatasetFile
 from orchestrator.services import assignments, clones, dataset_preparing, datasets, jobs
-from orchestrator.services.dataset_preparing import Source, prepared
+from orchestrator.services.dataset_preparing import Most, Source, prepared
 from tests.helpers.world import FakeCatalog, World
 from worker.shared.dataset_files import DatasetError, Message, Row, inspect, read_rows
 from worker.shared.dataset_spec import DatasetSpec, FileFormat, RowFormat
@@ -31,10 +31,11 @@ TEXTS = json.dumps({"text": "ä"}, ensure_ascii=False) + "\n" + json.dumps({"tex
 
 
 @pytest.fixture
-def rows_of(tmp_path: Path, monkeypatch):
-    """The rows of files by name, as a machine reads them, and which file that is."""
+def rows_of(tmp_path: Path):
+    """The rows of files by name, as a machine reads them, and which file that is. A process a case takes seconds."""
 
-    monkeypatch.setattr(dataset_preparing, "within_limits", at_once)  # a process a case takes seconds
+    def at_once(_function: str, _path: Path, container: FileFormat, how: dict[str, Any], **_: int) -> dict[str, Any]:
+        return dataset_preparing.made_in({"container": container} | how)
 
     def read(files: dict[str, bytes], row_format: RowFormat = RowFormat.AUTO, **mapping: Any):
         sources = []
@@ -43,7 +44,7 @@ def rows_of(tmp_path: Path, monkeypatch):
             path.write_bytes(content)
             sources.append(Source(path=path, name=name))
         named = DatasetSpec(path="x", type=row_format, **mapping).mapping
-        with prepared(sources, datasets.file_format(next(iter(files))), row_format, named) as ready:
+        with prepared(sources, datasets.file_format(next(iter(files))), row_format, named, apart=at_once) as ready:
             info = inspect(ready.path, ready.row_format, ready.container)
             return ready, info, list(read_rows(ready.path, info.type, ready.container))
 
@@ -228,23 +229,21 @@ def test_what_cannot_be_unpacked_is_said_in_words(rows_of, content, words):
         rows_of({"rows.jsonl": content})
 
 
-@pytest.mark.parametrize(("limit", "words"), [("MAX_RATIO", "unpacks to more than"), ("MAX_BYTES", "more than 0 MiB")])
-def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, limit, words):
-    """Guard: without the count in `_copy` it filled the disk."""
+@pytest.mark.parametrize(
+    ("most", "words"),
+    [
+        (Most(room=100, ratio=9), "unpacks to more than 0 MiB"),
+        (Most(made=9), "unpacks to more than 0 MiB"),
+        (Most(made=999_012), "has more than 0 MiB of rows"),
+    ],
+)
+def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, most, words):
+    """Guard: without the count in `_copy`, and that in `_write`, it filled the disk."""
     path = tmp_path / "bomb"
-    path.write_bytes(packed(b'{"text": "' + b"a" * 300_000 + b'"}'))
-    monkeypatch.setattr(dataset_preparing, "ROOM_BYTES", 0)  # the real limits are hundreds of MiB
-    monkeypatch.setattr(dataset_preparing, limit, 9)  # the same
+    path.write_bytes(packed(b'{"body": "' + b"\x7f" * 999_000 + b'"}'))
+    asked = {"sources": [{"path": str(path), "name": "rows.jsonl.gz"}], "mapping": {"field": "body"}}
     with pytest.raises(DatasetError, match=words):
-        dataset_preparing.made_in(
-            {
-                "container": "jsonl",
-                "row_format": "auto",
-                "sources": [{"path": str(path), "name": "rows.jsonl.gz"}],
-                "mapping": {},
-                "folder": str(tmp_path),
-            }
-        )
+        dataset_preparing.made_in(asked | {"container": "jsonl", "row_format": "auto", "folder": str(tmp_path)}, most)
 
 
 QUOTED = 'prompt{0}completion\r\n"a{0} b"{0}"c,;\t ""d""\nnext"\r\n'

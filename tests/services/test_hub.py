@@ -364,11 +364,14 @@ def test_a_look_by_token_needs_the_members_own_right(catalog, hub, tmp_path):
         assert "is gated. Accept its terms" in away(token)
 
 
-def test_shards_are_fetched_within_a_limit_of_all(catalog, hub, monkeypatch):
+def test_shards_are_fetched_within_a_limit_of_all(hub, tmp_path):
     """Guard: with each shard's own size compared, all of them together had no limit."""
     shards = {f"train-{n:05}-of-00002.jsonl": b'{"text": "a"}\n' for n in range(2)}
     hub.add(Repo(id="org/shards", kind="dataset", files=shards))
-    assert [file.name for file in catalog.dataset("org/shards", "train")] == list(shards)
-    monkeypatch.setattr(hub_module, "MAX_DATASET_BYTES", 27)  # the real limit is 4 GiB
-    with pytest.raises(InvalidError, match="The shards of org/shards have more than 0 MiB"):
-        catalog.dataset("org/shards", "train")
+    for most in (28, 27):
+        own = Hub(is_offline=False, endpoint=hub.endpoint, cache=tmp_path, most_data_bytes=most)
+        if most == 28:
+            assert [file.name for file in own.dataset("org/shards", "train", None)] == list(shards)
+        else:
+            with pytest.raises(InvalidError, match="The shards of org/shards have more than 0 MiB"):
+                own.dataset("org/shards", "train", None)

@@ -296,7 +296,7 @@ class Dataset(ResponseModel):
 
 
 class CheckedDataset(Dataset):
-    """An uploaded file, its audit, the names of columns that it was read with, and at most 20 keys that are not used."""
+    """An uploaded file, its audit, the names of columns that it was read with, and up to 20 keys not used."""
 
     unused_keys: list[str] = []
     columns: dict[str, Any] = {}
