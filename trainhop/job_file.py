@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from yaml import MappingNode, Node, SafeLoader
 
 
-_DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".parquet"}
+_DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"}
 
 
 def __getattr__(name: str) -> Any:
@@ -152,7 +152,7 @@ def send_data(
             )
         sending(entry["path"], file.stat().st_size)
         try:
-            sent = connection.upload("/datasets", file, name=file.name, type=entry.get("type", kind))
+            sent = connection.upload("/datasets", file, **_query(file.name, entry, kind))
         except Error as error:
             if error.status is None or error.reason != "usage":
                 raise
@@ -161,7 +161,19 @@ def send_data(
         if keys := sent.get("unused_keys"):  # an older server does not name them
             unused(entry["path"], keys)
         entry["path"] = f"sha256:{sent['sha256']}"
+        for key in sent.get("columns") or ():  # the kept file has the usual names; an older server refuses the keys
+            entry.pop(key, None)
     return spec
+
+
+def _query(name: str, entry: Mapping[str, Any], kind: str) -> dict[str, str]:
+    query = {"name": name, "type": entry.get("type", kind)}
+    if not entry.keys() - {"path", "type", "split"}:
+        return query
+    with own_worker():
+        from worker.shared.dataset_spec import MAPPING
+    columns = {key: entry[key] for key in MAPPING if entry.get(key)}
+    return query | ({"columns": json.dumps(columns)} if columns else {})
 
 
 def _local(path: str, name: str, folder: Path | None) -> Path | None:
@@ -172,6 +184,6 @@ def _local(path: str, name: str, folder: Path | None) -> Path | None:
     for candidate in (given, *([folder / given] if folder is not None else [])):
         if candidate.is_file():
             return candidate
-    if not given.is_absolute() and given.suffix.lower() in _DATA_SUFFIXES:
+    if not given.is_absolute() and Path(path.lower().removesuffix(".gz")).suffix in _DATA_SUFFIXES:
         raise Error(f"{name}: {path}: the file does not exist", reason="usage")
     return None

@@ -74,10 +74,10 @@ class FolderAndHubCatalog:
         with _readable(config), config.open("rb") as stream:
             return bool(dict(json.loads(stream.read(MAX_CONFIG_BYTES))).get("chat_template"))
 
-    def dataset(self, path: str, split: str, token: str | None = None) -> DatasetFile:
+    def dataset(self, path: str, split: str, token: str | None = None) -> Sequence[DatasetFile]:
         if _looks_like_path(path):
             file = self._permitted(path, "/path")
-            return DatasetFile(path=file, name=file.name)
+            return (DatasetFile(path=file, name=file.name),)
         return self._hub.dataset(path, split, token)
 
     def benchmark(self, repo: str, file: str, token: str | None = None) -> DatasetFile:

@@ -178,8 +178,8 @@ class Catalog(Protocol):
         """Whether a model, named as `model` has pinned it, comes with a chat template. None if that is not known."""
         ...
 
-    def dataset(self, path: str, split: str, token: str | None = None) -> DatasetFile:
-        """A file of a hub dataset, or one in a folder the operator has allowed."""
+    def dataset(self, path: str, split: str, token: str | None = None) -> Sequence[DatasetFile]:
+        """The file of a hub dataset or all its shards in order, or one file in a folder the operator has allowed."""
         ...
 
     def benchmark(self, repo: str, file: str, token: str | None = None) -> DatasetFile:

@@ -56,18 +56,23 @@ def preview(
         options = {"row_format": row_format, **how}
         return _as_preview(within_limits(f"{__name__}:previewed", path, container, options))
     except DatasetError as error:
-        return Preview(
-            type="",
-            rows=0,
-            tokens=0,
-            shown=(),
-            faults=((error.line, error.message),),
-            more_faults=0,
-            truncated=0,
-            repeated=0,
-            bars=(),
-            measured=0,
-        )
+        return with_fault(error)
+
+
+def with_fault(error: DatasetError) -> Preview:
+    """The preview of a file that cannot be read."""
+    return Preview(
+        type="",
+        rows=0,
+        tokens=0,
+        shown=(),
+        faults=((error.line, error.message),),
+        more_faults=0,
+        truncated=0,
+        repeated=0,
+        bars=(),
+        measured=0,
+    )
 
 
 def is_small(path: Path, container: FileFormat) -> bool:
@@ -75,12 +80,12 @@ def is_small(path: Path, container: FileFormat) -> bool:
     return container is not FileFormat.PARQUET and path.stat().st_size <= SMALL_BYTES
 
 
-def within_limits(function: str, path: Path, container: FileFormat, how: Json) -> Json:
-    """The answer of `module:name` about a file, from a process with limits.
+def within_limits(function: str, path: Path, container: FileFormat, how: Json, *, size: int | None = None) -> Json:
+    """The answer of `module:name` about a file, from a process with limits. `size` is more than its own for several.
 
     Raises `DatasetError` if the answer has a `fault`, and for a file beyond the limits.
     """
-    mib = path.stat().st_size >> 20
+    mib = (path.stat().st_size if size is None else size) >> 20
     cpu_s = CPU_S + mib * CPU_S_PER_MIB * (UNPACKED if container is FileFormat.PARQUET else 1)
     request = {"path": str(path), "container": container, **how}
     try:

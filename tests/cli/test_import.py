@@ -56,8 +56,8 @@ def test_what_has_a_counterpart_is_the_same_there() -> None:
     assert (spec.global_batch_size, spec.micro_batch_size) == (8, 2)
     assert (spec.lr_scheduler, spec.lr_scheduler_kwargs.min_lr_rate) == ("cosine_with_min_lr", 0.1)
     assert (spec.warmup_steps, spec.adam_beta2, spec.peft_use_rslora, spec.lora_r) == (10, 0.95, True, 32)
-    assert found.spec["datasets"] == [{"path": "rows.jsonl", "type": "messages"}]
-    named = {"datasets[0].field_messages", "optimizer", "sample_packing", "evals_per_epoch", "unheard_of"}
+    assert found.spec["datasets"] == [{"path": "rows.jsonl", "type": "messages", "field_messages": "turns"}]
+    named = {"optimizer", "sample_packing", "evals_per_epoch", "unheard_of"}
     assert found.different.keys() == named
     assert found.needless.keys() == {"model_type", "bf16", "flash_attention", "output_dir", "wandb_project"}
 
@@ -77,6 +77,37 @@ def test_each_of_several_files_is_a_dataset() -> None:
         {"path": "b.jsonl", **rows},
         {"path": "org/rows", "split": "train[:9]"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "columns", "named"),
+    [
+        (
+            {
+                "type": "chat_template",
+                "field_messages": "messages",
+                "message_field_role": "who",
+                "message_property_mappings": {"content": "says", "role": "role"},
+                "roles": {"user": ["kim"]},
+            },
+            {"type": "messages", "message_property_mappings": {"content": "says"}, "roles": {"user": ["kim"]}},
+            set(),
+        ),
+        (
+            {"type": {"field_instruction": "q", "field_output": "a", "field_system": "system", "format": "[I] {x}"}},
+            {"type": "alpaca", "field_instruction": "q", "field_output": "a"},
+            {"type.format"},
+        ),
+        ({"type": "completion", "field": "body"}, {"type": "text", "field": "body"}, set()),
+        ({"type": "alpaca", "field_messages": "turns"}, {"type": "alpaca"}, {"field_messages"}),
+        ({"message_field_training": "learn", "field": "text"}, {}, {"message_field_training"}),
+    ],
+)
+def test_names_of_columns_are_those_of_a_dataset(given, columns, named) -> None:
+    found = translate(QLORA | {"datasets": [{"path": "rows.jsonl"} | given]})
+    assert found.spec["datasets"] == [{"path": "rows.jsonl"} | columns]
+    assert {key for key in found.different if key.startswith("datasets")} == {f"datasets[0].{key}" for key in named}
+    JobSpec.model_validate(found.spec)
 
 
 NAMES = st.one_of(st.sampled_from(sorted(QLORA)), st.text(min_size=1, max_size=8))

@@ -138,15 +138,46 @@ configuration of axolotl and names every key that has no counterpart.
 
 ## Datasets
 
-Files are JSONL, CSV or Parquet. A key that no format reads is refused if it changes what is taught (an image, a label,
-a weight of the row). Other such keys are named and not used. Every turn must be found in the model's rendering of the
-row.
+Files are JSONL (also as one JSON array), CSV or Parquet. A key that no format reads is refused if it changes what is
+taught (an image, a label, a weight of the row). Other such keys are named and not used. Every turn must be found in the
+model's rendering of the row.
 
 {_keys(DatasetSpec, meanings.DATASET_KEYS, names=sorted(DatasetSpec.model_fields, key=[*meanings.DATASET_KEYS].index))}
 
 ### Turns
 
 {meanings.TURNS}
+
+### Names of columns
+
+Keys that begin with `field`, `message_property_mappings` and `roles` have axolotl's names and meaning:
+
+```yaml
+datasets:
+  - path: rows.jsonl            # {{"turns": [{{"who": "kim", "says": "Hello"}}, {{"who": "bot", "says": "Hi"}}]}}
+    field_messages: turns
+    message_property_mappings: {{role: who, content: says}}
+    roles: {{user: [kim], assistant: [bot]}}
+  - path: questions.csv
+    field_instruction: frage
+    field_output: antwort
+```
+
+A name that the file does not have is refused, and the error suggests the nearest one. Columns `question` and `answer`
+need no names. On the page for a new job, the names are written below the data file.
+
+### Files
+
+The server makes one plain file of what is not one already. Its sha256 is that of the job's data, and all machines read
+it. Rows keep their lines, so that an error names a line of your file.
+
+| file | read as |
+| --- | --- |
+| `.jsonl.gz`, `.json.gz`, `.csv.gz`, `.tsv.gz` | the file in it, at most 100 times its size and 256 MiB |
+| UTF-16 and UTF-32 | UTF-8 |
+| CSV with `;` or tabs | such a file, if its first line has no comma; `.tsv` has tabs |
+| `messages`, `conversations`, `history` as JSON in a cell | the list |
+| a Hugging Face dataset in shards (`train-00000-of-00003.parquet`) | all shards of the split, at most 256 and 4 GiB |
 
 ## Schedules
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from io import BytesIO
 from pathlib import Path
@@ -143,3 +144,23 @@ def test_a_strangers_file_is_as_if_it_were_not_there(api1: Api, people: People) 
     assert answers(known) == answers(unknown)
     assert {status for status, _ in answers(known)} == {404, 422}
     assert people.ann.get(f"/datasets/{known}/preview").status_code == 200
+
+
+def test_an_upload_is_read_with_the_names_that_it_gives(api1: Api, people: People) -> None:
+    """A packed file in a process with limits. Guard: with `columns` not told, a client sent them again with the job."""
+    rows = "".join(json.dumps({"frage": f"q{n}", "antwort": "a"}) + "\n" for n in range(9)).encode()
+    columns = {"field_instruction": "frage", "field_output": "antwort"}
+    brought = people.ann.upload(gzip.compress(rows), "rows.jsonl.gz", columns=json.dumps(columns)).json()
+    assert (brought["type"], brought["rows"], brought["columns"]) == ("alpaca", 9, columns)
+    entry = {"path": f"sha256:{brought['sha256']}"}
+    assert people.ann.submit(datasets=[entry])["spec"]["datasets"][0]["rows"] == 9
+    for wrong, words in (
+        ("{field: [", "cannot be read as YAML or JSON"),
+        ("[]", "must be a few keys with values"),
+        ('{"field_mesages": "x"}', "unknown key 'field_mesages'; did you mean 'field_messages'?"),
+        ('{"field": 1}', "field: must be text"),
+        ('{"field_instruction": "frge", "field_output": "antwort"}', "no column 'frge'; did you mean 'frage'?"),
+    ):
+        refused = people.ann.upload(rows, columns=wrong or "{}")
+        assert refused.status_code == 422
+        assert words in refused.json()["detail"]

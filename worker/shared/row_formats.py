@@ -49,6 +49,13 @@ _OPTIONAL: dict[RowFormat, tuple[str, ...]] = {
 KEYS_SHOWN, MAX_KEY_SHOWN = 12, 40
 _TURNS = ("messages", "conversations", "prompt", "completion")
 _ACCEPTED = "; ".join(f"{', '.join(columns)} ({name})" for name, columns in _COLUMNS.items())
+_OTHERS = "question, answer; or name your columns in the job file (field_messages, field_instruction, field)"
+
+
+def is_known(keys: Iterable[str]) -> bool:
+    """Whether a row with these keys has all columns of a format."""
+    key_set = set(keys)
+    return any(key_set.issuperset(columns) for columns in _COLUMNS.values())
 
 
 def detect_row_format(keys: Iterable[str], line: int) -> RowFormat:
@@ -58,7 +65,7 @@ def detect_row_format(keys: Iterable[str], line: int) -> RowFormat:
         if key_set.issuperset(columns):
             return name
     shown = [key[:MAX_KEY_SHOWN] for key in sorted(key_set)[:KEYS_SHOWN]]
-    raise DatasetError(f"unknown row format with keys {shown}; accepted are: {_ACCEPTED}", line)
+    raise DatasetError(f"unknown row format with keys {shown}; accepted are: {_ACCEPTED}; {_OTHERS}", line)
 
 
 def _article(kind: RowFormat) -> str:

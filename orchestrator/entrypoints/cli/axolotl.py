@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from orchestrator.entrypoints.cli.axolotl_columns import READ_OF_COLUMNS, columns_of
 from worker.shared.dataset_spec import Role, TrainedEnds
 from worker.shared.row_keys import THOUGHTS, TRAINING
 from worker.shared.schedules import Schedule
@@ -32,7 +33,7 @@ _TRANSLATED = """
     gradient_accumulation_steps batch_size optimizer lr_scheduler cosine_min_lr_ratio eval_steps
 """
 _READ = frozenset((*SAME, *_TRANSLATED.split()))
-_READ_OF_ROWS = frozenset(("path", "type", "split", "train_on_split", "data_files", "ds_type"))
+_READ_OF_ROWS = frozenset(("path", "type", "split", "train_on_split", "data_files", "ds_type", *READ_OF_COLUMNS))
 _USUAL_FIELDS: dict[str, tuple[str, ...]] = {
     "message_field_training": TRAINING,
     "field_tools": ("tools",),
@@ -168,10 +169,15 @@ def _datasets(number: int, given: Any, done: Translation) -> list[dict[str, Any]
         found["type"] = _ROWS[head]
         if kind not in _ROWS:
             done.different[f"{place}.type"] = f"{kind} is read as {_ROWS[head]}"
+    elif isinstance(kind, Mapping):
+        found["type"] = "text" if kind.get("field") else "alpaca"
     elif kind:
         done.different[f"{place}.type"] = "the format is detected from the first row's keys"
     if split := given.get("split") or given.get("train_on_split"):
         found["split"] = split
+    columns, left = columns_of(given, found.get("type", ""))
+    found |= columns
+    done.different |= {f"{place}.{key}": words for key, words in left.items()}
     for key in sorted(given.keys() - _READ_OF_ROWS, key=str):
         if given[key] in (None, "", [], {}, False) or given[key] in _USUAL_FIELDS.get(key, ()):
             continue
