@@ -21,8 +21,10 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time in a zip file. The real time would change the archive's hash."""
 
 
-def export_adapter(model: Any, tokenizer: Any, spec: JobSpec, recipe: Recipe, work_dir: Path) -> tuple[Path, str]:
+def export_adapter(model: Any, tokenizer: Any, spec: JobSpec, recipe: Recipe, work_dir: Path, ending: str = "") -> tuple[Path, str]:
     """Write `work_dir/adapter.zip`. Returns its path and the sha256 of the adapter's weights in it.
+
+    `ending` says for the model card how the job ended, if not with its last step.
 
     Raises `OSError` on a full disk.
     """
@@ -33,7 +35,7 @@ def export_adapter(model: Any, tokenizer: Any, spec: JobSpec, recipe: Recipe, wo
     config = json.dumps(_config(model, spec), indent=2, sort_keys=True)
     (folder / "adapter_config.json").write_text(config + "\n", encoding="utf-8")
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card(spec, recipe), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(spec, recipe, ending=ending), encoding="utf-8")
     archive = work_dir / "adapter.zip"
     _pack(folder, archive)
     return archive, sha256_file(folder / ADAPTER_FILE)
