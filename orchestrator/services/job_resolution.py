@@ -74,6 +74,11 @@ def resolve(
             "The validation split leaves no rows to train on. Choose a smaller val_set_size.",
             [("/val_set_size", "takes all rows of the dataset")],
         )
+    if pinned.watches_loss and not pinned.eval_rows:
+        raise InvalidError(
+            "The validation split has no rows, so there is no validation loss to choose by. Set a larger val_set_size.",
+            [("/val_set_size", "gives no validation rows")],
+        )
     if words := pinned.schedule_fault:
         raise InvalidError(f"The schedule is too long: {words}.", [("/lr_scheduler_kwargs", words)])
     asked = pinned.evaluate

@@ -123,6 +123,12 @@ def _keys(model: type[BaseModel], words: Mapping[str, str], *, names: Iterable[s
     return _table(("key", "value", "default", "meaning"), rows)
 
 
+def job_keys() -> list[str]:
+    """The keys of a job file in the order of their meanings. A key without one is an error."""
+    known = list(meanings.JOB_KEYS)
+    return known + [name for name in JobSpec.model_fields if name not in known]
+
+
 def job_file() -> str:
     """Every key of a job file."""
     return f"""# Job file
@@ -134,7 +140,7 @@ Unknown keys are refused, and the error suggests the nearest known one. `global_
 the job: they are fixed at submission, and no machine changes them. `trainhop import AXOLOTL_FILE` translates a
 configuration of axolotl and names every key that has no counterpart.
 
-{_keys(JobSpec, meanings.JOB_KEYS)}
+{_keys(JobSpec, meanings.JOB_KEYS, names=job_keys())}
 
 ## Datasets
 

@@ -19,9 +19,8 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 PROVENANCE = "trainhop-provenance.json"
 _PREFIX = "base_model.model."
-_TENSOR = re.compile(r"(.+)\.lora_([AB])\.weight")
+_TENSOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|(magnitude)_vector)")
 _CHANGES = {
-    "use_dora": "DoRA",
     "lora_bias": "biases of LoRA",
     "modules_to_save": "fully trained modules (modules_to_save)",
     "trainable_token_indices": "trained tokens",
@@ -42,11 +41,15 @@ _REMEDY = "name the folder of an adapter"
 
 
 class Pair(NamedTuple):
-    """One module's update of its weight: `scale * b @ a`, with a of [rank, in] and b of [out, rank], both fp32."""
+    """One module's update of its weight: `scale * b @ a`, with a of [rank, in] and b of [out, rank], both fp32.
+
+    With DoRA, each row of the sum of weight and update then gets the length in `magnitude`, of [out].
+    """
 
     a: torch.Tensor
     b: torch.Tensor
     scale: float
+    magnitude: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,7 @@ def read_adapter(folder: Path) -> Adapter:
             raise ExportError(f"{WEIGHTS} has {name}, which is not LoRA on a linear layer; it cannot be exported")
         if not torch.isfinite(tensor).all():
             raise ExportError(f"{name} in {WEIGHTS} has values that are not finite; the adapter is broken")
-        halves.setdefault(found[1].removeprefix(_PREFIX), {})[found[2]] = tensor.float()
+        halves.setdefault(found[1].removeprefix(_PREFIX), {})[found[2] or found[3]] = tensor.float()
     if not halves:
         raise ExportError(f"{WEIGHTS} has no tensors")
     return Adapter(
@@ -132,9 +135,13 @@ def _refuse_other_kinds(config: Mapping[str, Any]) -> None:
 
 
 def _pair(module: str, half: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Pair:
-    if set(half) != {"A", "B"} or half["A"].ndim != 2 or half["B"].ndim != 2:
-        raise ExportError(f"{WEIGHTS} does not have A and B of {module} as matrices; the adapter is incomplete")
-    a, b = half["A"], half["B"]
+    names = {"A", "B", "magnitude"} if config.get("use_dora") else {"A", "B"}
+    if set(half) != names or half["A"].ndim != 2 or half["B"].ndim != 2:
+        words = " as matrices, and DoRA's magnitudes" if config.get("use_dora") else " as matrices"
+        raise ExportError(f"{WEIGHTS} does not have A and B of {module}{words}; the adapter is incomplete")
+    a, b, magnitude = half["A"], half["B"], half.get("magnitude")
+    if magnitude is not None and magnitude.shape != b.shape[:1]:
+        raise ExportError(f"DoRA's magnitudes of {module} in {WEIGHTS} are {list(magnitude.shape)}, not {[len(b)]}")
     rank = _of_pattern(config.get("rank_pattern"), module, config["r"])
     if a.shape[0] != rank or b.shape[1] != rank:
         raise ExportError(
@@ -142,7 +149,7 @@ def _pair(module: str, half: Mapping[str, torch.Tensor], config: Mapping[str, An
             f"and {CONFIG} says {rank}"
         )
     alpha = _of_pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
-    return Pair(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    return Pair(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), magnitude)
 
 
 def _of_pattern(pattern: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:

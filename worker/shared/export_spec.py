@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -23,6 +24,13 @@ EXPORTABLE = {
 def not_exportable(kind: str) -> str:
     """Why models of this type cannot be exported, in words."""
     return f"models of the type {kind} cannot be exported; there are {', '.join(EXPORTABLE.values())}"
+
+
+def no_gguf_adapter(trained: Mapping[str, Any]) -> str:
+    """Why the adapter of a job with this file cannot be a GGUF adapter, or "". It can be merged."""
+    if trained.get("peft_use_dora"):
+        return "a GGUF adapter has no place for DoRA's magnitudes; export it as merged or gguf"
+    return ""
 
 
 class ExportSpec(Written):

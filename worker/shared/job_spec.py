@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from worker.shared.adapter_settings import AdapterSettings
 from worker.shared.data_check_list import CHECKS
 from worker.shared.dataset_spec import DatasetSpec, TaughtTurns
 from worker.shared.evaluation_spec import EvaluationSpec
@@ -43,8 +44,8 @@ WARMUP_RATIO = 0.03
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """AdamW's usual settings. A job file that keeps to them does not name them, because older workers refuse the keys."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
-Layer = Annotated[int, Field(ge=0, lt=10_000)]
-MAX_LAYERS = 1_000
+LORAPLUS_EMBEDDING = 1e-6
+"""The learning rate of an adapter on an embedding where `loraplus_lr_ratio` is set. PEFT and axolotl have the same."""
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ def _time(text: str, parse: Callable[[str], T]) -> T:
         raise ValueError(_DEADLINE) from None
 
 
-class JobSpec(Written):
+class JobSpec(AdapterSettings):
     """A fine-tuning job, with the key names of axolotl.
 
     `global_batch_size` and `max_steps` are part of the job. A machine chooses only its micro-batch.
@@ -83,24 +84,16 @@ class JobSpec(Written):
     name: Annotated[str, Field(max_length=200), AfterValidator(not_blank)] = "untitled"
     base_model: NonBlank
     datasets: Annotated[tuple[DatasetSpec, ...], Field(min_length=1, max_length=16)]
-    backend: Literal["auto", "hf", "unsloth"] = "auto"
-
-    adapter: Literal["lora", "qlora"] = "lora"
-    lora_r: Annotated[int, Field(ge=1, le=1024)] = 16
-    lora_alpha: Annotated[float, Field(gt=0, le=4096)] = 32
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    lora_target_modules: Annotated[tuple[NonBlank, ...], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
-    lora_layers_to_transform: Annotated[tuple[Layer, ...], Field(max_length=MAX_LAYERS)] = Field(
-        default=(), exclude_if=lambda layers: not layers
-    )
-    peft_use_rslora: bool = Field(default=False, exclude_if=lambda asked: not asked)
-
     sequence_len: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
     global_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 8
     micro_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
     num_epochs: Annotated[float, Field(gt=0, le=10_000)] | None = None
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-4
+    loraplus_lr_ratio: Annotated[float, Field(gt=0, le=1024)] = Field(default=1.0, exclude_if=lambda ratio: ratio == 1)
+    loraplus_lr_embedding: Annotated[float, Field(gt=0, le=10)] = Field(
+        default=LORAPLUS_EMBEDDING, exclude_if=lambda rate: rate == LORAPLUS_EMBEDDING
+    )
     lr_scheduler: Schedule = "linear"
     lr_scheduler_kwargs: ScheduleSettings = Field(default=ScheduleSettings(), exclude_if=lambda given: not given.given)
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = WARMUP_RATIO
@@ -111,10 +104,15 @@ class JobSpec(Written):
     adam_epsilon: Annotated[float, Field(gt=0, le=1)] = Field(default=EPSILON, exclude_if=lambda tiny: tiny == EPSILON)
     max_grad_norm: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
+    neftune_noise_alpha: Annotated[float, Field(ge=0, le=1000)] = Field(default=0.0, exclude_if=lambda alpha: not alpha)
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     val_set_size: Annotated[float, Field(ge=0, lt=1)] = 0.0
     train_on_inputs: bool = False
     eval_steps: Annotated[int, Field(ge=1)] | None = None
+    early_stopping_patience: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        default=None, exclude_if=lambda patience: patience is None
+    )
+    load_best_model_at_end: bool = Field(default=False, exclude_if=lambda asked: not asked)
     sample_prompts: Annotated[tuple[NonBlank, ...], Field(max_length=16)] = ()
     sample_max_tokens: Annotated[int, Field(ge=1, le=1024)] = 48
     # They are left out of an old job's file, because an old worker refuses keys that it does not know.
@@ -202,7 +200,21 @@ class JobSpec(Written):
             raise ValueError(words)
         if self.warmup_steps is not None and self.warmup_ratio != WARMUP_RATIO:
             raise ValueError("warmup_ratio and warmup_steps exclude each other")
+        if self.loraplus_lr_embedding != LORAPLUS_EMBEDDING and self.loraplus_lr_ratio == 1:
+            raise ValueError("loraplus_lr_embedding needs loraplus_lr_ratio")
         return self
+
+    @model_validator(mode="after")
+    def _loss_to_watch(self) -> JobSpec:
+        if self.watches_loss and not self.val_set_size:
+            key = "load_best_model_at_end" if self.early_stopping_patience is None else "early_stopping_patience"
+            raise ValueError(f"{key} needs validation rows; set val_set_size")
+        return self
+
+    @property
+    def watches_loss(self) -> bool:
+        """Whether the validation loss decides when the job ends, or with which adapter."""
+        return self.early_stopping_patience is not None or self.load_best_model_at_end
 
     @property
     def schedule_fault(self) -> str:

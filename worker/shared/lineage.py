@@ -14,6 +14,8 @@ FROM_HERE_ON = frozenset(
     {
         "max_steps",
         "learning_rate",
+        "loraplus_lr_ratio",
+        "loraplus_lr_embedding",
         "lr_scheduler",
         "lr_scheduler_kwargs",
         "warmup_ratio",

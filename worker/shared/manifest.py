@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from worker.shared.adapter_settings import MAX_LAYERS, MAX_TOKENS
 from worker.shared.dataset_spec import TaughtTurns
-from worker.shared.job_spec import BETAS, EPSILON, MAX_LAYERS, JobSpec
+from worker.shared.job_spec import BETAS, EPSILON, LORAPLUS_EMBEDDING, JobSpec
 from worker.shared.schedules import ScheduleSettings
 from worker.shared.wire import (
     MAX_ENTRIES,
@@ -31,7 +32,7 @@ Setting = Annotated[str, Field(max_length=MAX_WRITTEN)]
 Number = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 NO_STEPS = -1
-"""In the place of `warmup_steps` where the warm-up is a share of the job."""
+"""In the place of `warmup_steps` where the warm-up is a share of the job, and of a patience that has no end."""
 
 
 class Recipe(Wire):
@@ -63,11 +64,18 @@ class Recipe(Wire):
     # What an older checkpoint does not name had these values.
     lora_layers_to_transform: Annotated[tuple[Number, ...], Field(max_length=MAX_LAYERS)] = ()
     peft_use_rslora: bool = False
+    peft_use_dora: bool = False
+    peft_trainable_token_indices: Annotated[tuple[Number, ...], Field(max_length=MAX_TOKENS)] = ()
+    neftune_noise_alpha: float = 0.0
     lr_scheduler_kwargs: ScheduleSettings = ScheduleSettings()
     warmup_steps: Number = NO_STEPS
     adam_beta1: float = BETAS[0]
     adam_beta2: float = BETAS[1]
     adam_epsilon: float = EPSILON
+    loraplus_lr_ratio: float = 1.0
+    loraplus_lr_embedding: float = LORAPLUS_EMBEDDING
+    early_stopping_patience: Number = NO_STEPS
+    load_best_model_at_end: bool = False
     roles_to_train: Annotated[tuple[Setting, ...], Field(max_length=16)] = ()
     mask_history: Annotated[tuple[bool, ...], Field(max_length=16)] = ()
     train_on_eos: Annotated[tuple[Word, ...], Field(max_length=16)] = ()
@@ -93,6 +101,7 @@ class Recipe(Wire):
         facts: dict[str, Any] = {name: getattr(spec, name) for name in cls.model_fields if name in JobSpec.model_fields}
         facts["max_steps"] = spec.total_steps
         facts["warmup_steps"] = NO_STEPS if spec.warmup_steps is None else spec.warmup_steps
+        facts["early_stopping_patience"] = spec.early_stopping_patience or NO_STEPS
         facts["train_rows"] = spec.train_rows
         facts["dataset_sha256"] = tuple(d.sha256 or "" for d in spec.datasets)
         taught = [d.taught for d in spec.datasets]

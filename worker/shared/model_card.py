@@ -17,11 +17,18 @@ _ELSEWHERE = (
 )
 
 
-def model_card(spec: JobSpec, recipe: Recipe, evidence: str = "", model_index: Sequence[Mapping[str, Any]] = ()) -> str:
+def model_card(
+    spec: JobSpec,
+    recipe: Recipe,
+    evidence: str = "",
+    model_index: Sequence[Mapping[str, Any]] = (),
+    *,
+    ending: str = "",
+) -> str:
     """The README of the folder, with the tags by which the Hugging Face hub finds it.
 
     `evidence` is Markdown that says how good the adapter is, `model_index` are results of benchmarks in the form that
-    the hub reads. The worker does not know them yet. The server does.
+    the hub reads. `ending` says how the job ended if that was not its last step. The worker does not know them yet. The server does.
     """
     name = spec.base_model.partition("@")[0]
     is_of_hub = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is not None
@@ -37,7 +44,7 @@ def model_card(spec: JobSpec, recipe: Recipe, evidence: str = "", model_index: S
     return (
         f"---\n{head}\n---\n\n"
         f"# {spec.name}\n\nA LoRA adapter for `{spec.base_model}`, trained with Trainhop on "
-        f"{recipe.epoch_rows} rows for {recipe.max_steps} steps.\n\n{evidence}{data}{'' if is_of_hub else _ELSEWHERE}"
+        f"{recipe.epoch_rows} rows for {recipe.max_steps} steps{f' ({ending})' if ending else ''}.\n\n{evidence}{data}{'' if is_of_hub else _ELSEWHERE}"
         f"```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
         f'model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")\n```\n\n'
         f"| recipe | |\n|---|---|\n{rows}\n"

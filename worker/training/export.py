@@ -25,11 +25,18 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def export_adapter(
-    model: Any, tokenizer: Any, spec: JobSpec, recipe: Recipe, work_dir: Path, ends: Sequence[int] = ()
+    model: Any,
+    tokenizer: Any,
+    spec: JobSpec,
+    recipe: Recipe,
+    work_dir: Path,
+    ends: Sequence[int] = (),
+    ending: str = "",
 ) -> tuple[Path, str]:
     """Write `work_dir/adapter.zip`. Returns its path and the sha256 of the adapter's weights in it.
 
-    `ends` are the tokens at which an answer ends. Raises `OSError` on a full disk.
+    `ends` are the tokens at which an answer ends. `ending` says for the model card how the job ended, if not with its
+    last step. Raises `OSError` on a full disk.
     """
     folder = work_dir / "adapter"
     shutil.rmtree(folder, ignore_errors=True)
@@ -40,7 +47,7 @@ def export_adapter(
     tokenizer.save_pretrained(folder)
     if ends:
         _write_generation(tokenizer, folder / GENERATION, ends)
-    (folder / "README.md").write_text(model_card(spec, recipe), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(spec, recipe, ending=ending), encoding="utf-8")
     archive = work_dir / "adapter.zip"
     _pack(folder, archive)
     return archive, sha256_file(folder / ADAPTER_FILE)

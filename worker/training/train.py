@@ -108,11 +108,11 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group, trainer_class: type[S
     resume = _read_checkpoint(job) if job.resume else None
     hooks.phase(Phase.BOOT)
     hooks.begins(Part.INSTALL)
-    if problem := base.install_unsloth(spec.backend, hardware, group.world):
+    if problem := base.install_unsloth(spec.library, hardware, group.world):
         logging.getLogger(__name__).warning("unsloth could not be installed: %s", problem)
     hooks.phase(Phase.LOAD)
     hooks.begins(Part.IMPORTS)
-    backend = base.select(spec.backend, hardware, group.world)
+    backend = base.select(spec.library, hardware, group.world)
     backend.import_libraries(hardware)
     from worker.training.callbacks import SessionCallback  # imports transformers and TRL, which the backend has patched
     from worker.training.trainer import StepTrainer, build_trainer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,9 @@ from worker.training.encoding import Example
 from worker.training.evaluation import pad_id_of
 from worker.training.interface import PermanentError
 from worker.training.loss import add_summed_loss
+from worker.training.loraplus import Rates, parameter_groups, rates_of
 from worker.training.module_state import ModuleState
+from worker.training.neftune import EmbeddingNoise
 from worker.training.sampler import MicroBatches
 from worker.training.state import Run, capture_rng, restore_rng, trainable
 
@@ -48,8 +50,13 @@ class StepTrainer(SFTTrainer):
     step_checksum: int = 0
     step_grad_norm: float = 0.0
     step_learning_rate: float = 0.0
+    is_over: bool = False
+    """Whether the job has ended before the first step of this session."""
     numerics: int | None = None
     """The job's `numerics`."""
+    rates: Rates | None = None
+    """The rates of LoRA+, if the job has some."""
+    noise: EmbeddingNoise | None = None
     _before: ModuleState | None = None
     lower: Callable[[str], None] | None = None
     """Called with the reason when the run stops being exact."""
@@ -60,7 +67,7 @@ class StepTrainer(SFTTrainer):
         Each pass would otherwise draw a seed from the global generator.
         """
         return torch.utils.data.DataLoader(
-            self.rows, batch_sampler=self.batches, collate_fn=list, generator=torch.Generator()
+            self.rows, batch_sampler=_Unless(self), collate_fn=list, generator=torch.Generator()
         )
 
     def training_step(self, model: Any, inputs: list[Example], num_items_in_batch: Any = None) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -73,6 +80,8 @@ class StepTrainer(SFTTrainer):
         """
         model.train()
         self.group.begin_step(self.state.global_step)
+        if self.noise is not None:
+            self.noise.step = self.state.global_step
         counted = self.group.sum([trained_tokens(inputs), sum(len(e.input_ids) for e in inputs)])
         self.step_tokens = int(counted[1])
         self.step_checksum = checksum(self.group.gather([row_crc(example) for example in inputs]))
@@ -140,6 +149,15 @@ class StepTrainer(SFTTrainer):
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], summed_labels=batch["labels"]
             )
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The job's optimiser. With LoRA+ it has more groups, and the first one has the usual rate."""
+        if self.optimizer is None and self.rates is not None:
+            named = self.model if model is None else model
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, named)
+            groups = parameter_groups(named, self.get_decay_parameter_names(named), self.args.weight_decay, self.rates)
+            self.optimizer_cls_and_kwargs = kind, {**settings, "params": groups}
+        return super().create_optimizer(model)
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The job's curve. In new jobs the warm-up begins with the first step's share."""
         curve: Any = super().create_scheduler(num_training_steps, optimizer)
@@ -163,6 +181,8 @@ class StepTrainer(SFTTrainer):
 
         The checksum proves the order of samples. Two runs with equal checksums at every step saw the same tokens.
         """
+        if self.noise is not None:
+            self.noise.step = None
         values = {
             "loss": self.step_loss,
             "grad_norm": self.step_grad_norm,
@@ -189,6 +209,16 @@ class StepTrainer(SFTTrainer):
             scheduler=self.lr_scheduler,
             scaler=self.accelerator.scaler,
         )
+
+
+class _Unless:
+    """The batches of a trainer. None if the job is over when the first one is asked for."""
+
+    def __init__(self, trainer: StepTrainer) -> None:
+        self._trainer = trainer
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(()) if self._trainer.is_over else iter(self._trainer.batches)
 
 
 def warm_up_share(factor: Callable[[int], float], warm_up: int, step: int) -> float:
@@ -226,7 +256,9 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     add_summed_loss(loaded.model.get_base_model(), loaded.hidden)
     trainer.rows, trainer.batches, trainer.micro_batch, trainer.group = rows, batches, micro_batch, group
-    trainer.pad_id, trainer.numerics = pad_id, spec.numerics
+    trainer.pad_id, trainer.numerics, trainer.rates = pad_id, spec.numerics, rates_of(spec)
+    if spec.neftune_noise_alpha:
+        trainer.noise = EmbeddingNoise(loaded.model, spec.neftune_noise_alpha, spec.seed)
     return trainer
 
 

@@ -10,11 +10,13 @@ from orchestrator.entrypoints.cli.axolotl_columns import READ_OF_COLUMNS, column
 from worker.shared.dataset_spec import Role, TrainedEnds
 from worker.shared.row_keys import THOUGHTS, TRAINING
 from worker.shared.schedules import Schedule
+from worker.shared.spec_errors import REFUSED
 
 _NAMES = """
-    lora_r lora_alpha lora_dropout lora_layers_to_transform peft_use_rslora sequence_len num_epochs max_steps
-    learning_rate lr_scheduler_kwargs warmup_ratio warmup_steps adam_beta1 adam_beta2 adam_epsilon max_grad_norm
-    weight_decay seed val_set_size train_on_inputs hub_model_id
+    lora_r lora_alpha lora_dropout lora_layers_to_transform peft_use_rslora peft_use_dora peft_trainable_token_indices
+    sequence_len num_epochs max_steps learning_rate loraplus_lr_ratio loraplus_lr_embedding lr_scheduler_kwargs warmup_ratio warmup_steps adam_beta1 adam_beta2 adam_epsilon max_grad_norm
+    weight_decay neftune_noise_alpha seed val_set_size train_on_inputs early_stopping_patience load_best_model_at_end
+    hub_model_id
 """
 SAME = tuple(_NAMES.split())
 """Keys with the same name and meaning."""
@@ -27,10 +29,13 @@ _OPTIMIZERS = {
     "adamw_8bit": "adamw_8bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
 }
+_PLAIN_STARTS = frozenset({"true", "gaussian", "orthogonal"})
+"""Ways to begin an adapter that leave the base model as it is."""
 _ROWS = {"alpaca": "alpaca", "chat_template": "messages", "sharegpt": "sharegpt", "completion": "text"}
 _TRANSLATED = """
     base_model revision_of_model datasets adapter load_in_4bit lora_target_modules lora_target_linear micro_batch_size
-    gradient_accumulation_steps batch_size optimizer lr_scheduler cosine_min_lr_ratio eval_steps
+    gradient_accumulation_steps batch_size optimizer lr_scheduler cosine_min_lr_ratio eval_steps noisy_embedding_alpha
+    peft_init_lora_weights loftq_config metric_for_best_model greater_is_better
 """
 _READ = frozenset((*SAME, *_TRANSLATED.split()))
 _READ_OF_ROWS = frozenset(("path", "type", "split", "train_on_split", "data_files", "ds_type", *READ_OF_COLUMNS))
@@ -83,16 +88,15 @@ _OTHER = {
     "chat_template": "rows are written with the model's own chat template",
     "special_tokens": "the model's own tokens are used",
     "load_in_8bit": "the model is loaded in 16 bits, or in 4 with adapter: qlora",
-    "early_stopping_patience": "the job runs to its last step",
     "lora_model_dir": "the adapter starts with new values",
-    "noisy_embedding_alpha": "embeddings get no noise",
-    "neftune_noise_alpha": "embeddings get no noise",
     "roles_to_train": f"the roles are {', '.join(get_args(Role))}",
     "train_on_eos": f"it is one of {', '.join(get_args(TrainedEnds))}",
     "message_field_training": f"a turn says it with {' or '.join(TRAINING)}",
     "message_field_training_detail": "a turn is trained on whole, or not",
     "split_thinking": "text between <think> and </think> stays text",
     "train_on_eot": "the token that ends a turn is trained with the turn",
+    "tokens": "no tokens are added. Those that the tokenizer has can be trained, see peft_trainable_token_indices",
+    "added_tokens_overrides": "the tokenizer's tokens keep their names",
     "test_datasets": "validation rows are a share of the data, see val_set_size",
 }
 
@@ -139,6 +143,8 @@ def translate(config: Mapping[str, Any]) -> Translation:
         spec["eval_steps"] = given["eval_steps"]
     elif "eval_steps" in given:
         done.different["eval_steps"] = "it is a number of steps here, not a share of them"
+    _adapter(given, done)
+    _watched(given, done)
     _name_the_rest(given, done)
     return done
 
@@ -151,6 +157,10 @@ def _refuse_other_training(given: Mapping[str, Any]) -> None:
         raise NotTranslatableError(f"{found} is not LoRA or QLoRA. Trainhop trains adapters of these two kinds.")
     if given.get("relora_steps") or given.get("unfrozen_parameters"):
         raise NotTranslatableError("The file trains the model's own weights. Trainhop trains adapters.")
+    start = given.get("peft_init_lora_weights")
+    if given.get("loftq_config") or (isinstance(start, str) and start.lower() not in _PLAIN_STARTS):
+        key = "loftq_config" if given.get("loftq_config") else f"peft_init_lora_weights: {start}"
+        raise NotTranslatableError(f"{key} {REFUSED['loftq_config']}.")
 
 
 def _listed(value: Any) -> list[Any]:
@@ -193,10 +203,27 @@ def _targets(given: Mapping[str, Any], done: Translation) -> Any:
     wanted = given.get("lora_target_modules")
     if given.get("lora_target_linear") or wanted in (None, "all-linear"):
         return "all-linear"
-    if isinstance(wanted, str):
-        done.different["lora_target_modules"] = "a pattern is not possible, all linear layers get an adapter"
-        return "all-linear"
     return wanted
+
+
+def _adapter(given: Mapping[str, Any], done: Translation) -> None:
+    start = given.get("peft_init_lora_weights", True)
+    if start is not True and str(start).lower() != "true":
+        done.different["peft_init_lora_weights"] = "A is uniform and B zero, PEFT's default"
+    if isinstance(given.get("peft_trainable_token_indices"), Mapping):
+        del done.spec["peft_trainable_token_indices"]
+        done.different["peft_trainable_token_indices"] = "it is a list of tokens here, for the embedding alone"
+    if "noisy_embedding_alpha" in given:
+        done.spec.setdefault("neftune_noise_alpha", given["noisy_embedding_alpha"])
+
+
+def _watched(given: Mapping[str, Any], done: Translation) -> None:
+    """The lowest validation loss is the best here."""
+    metric = str(given.get("metric_for_best_model", "eval_loss"))
+    if metric not in ("loss", "eval_loss"):
+        done.different["metric_for_best_model"] = "the lowest validation loss is the best"
+    elif given.get("greater_is_better"):
+        done.different["greater_is_better"] = "the lowest validation loss is the best"
 
 
 def _batch(given: Mapping[str, Any]) -> dict[str, int]:
