@@ -89,7 +89,7 @@ NAMED = [
     (turn(id="m1", timestamp=5), ("messages[].id", "messages[].timestamp")),
     (turn(train=True, weight=1), ("messages[].train", "messages[].weight")),
     ({"messages": [ASK | {"train": False, "weight": 0}, ANSWER]}, ("messages[].train", "messages[].weight")),
-    (PLAIN | {"label": True}, ("label",)),
+    (PLAIN | {"accepted": True}, ("accepted",)),
     (ALPACA | {"text": "q a"}, ("text",)),
     (CHAT | {"prompt": "q"}, ("prompt",)),
     (SHARE | {"model_name": "m"}, ("model_name",)),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from worker.shared import methods
 from worker.shared.data_check_list import CHECKS
 from worker.shared.dataset_spec import DatasetSpec
 from worker.shared.evaluation_spec import EvaluationSpec
@@ -15,6 +16,7 @@ from worker.shared.evaluation_units import Unit, prompts_at_once, units
 from worker.shared.export_spec import ChatSpec, ExportSpec
 from worker.shared.hub_names import RepoName
 from worker.shared.judge_prompt import MAX_OUTPUT_TOKENS, TEXT_TOKENS
+from worker.shared.methods import MethodKeys
 from worker.shared.plain_errors import MAX_KEY, nearest
 from worker.shared.schedules import Schedule, ScheduleSettings, fault, too_long
 from worker.shared.wire import NonBlank, Written, excerpt, not_blank
@@ -71,7 +73,7 @@ def _time(text: str, parse: Callable[[str], T]) -> T:
         raise ValueError(_DEADLINE) from None
 
 
-class JobSpec(Written):
+class JobSpec(MethodKeys):
     """A fine-tuning job, with the key names of axolotl.
 
     `global_batch_size` and `max_steps` are part of the job. A machine chooses only its micro-batch.
@@ -191,6 +193,12 @@ class JobSpec(Written):
             raise ValueError(words)
         if self.warmup_steps is not None and self.warmup_ratio != WARMUP_RATIO:
             raise ValueError("warmup_ratio and warmup_steps exclude each other")
+        return self
+
+    @model_validator(mode="after")
+    def _one_method(self) -> JobSpec:
+        if words := methods.fault(self, self.global_batch_size, train_on_inputs=self.train_on_inputs):
+            raise ValueError(words)
         return self
 
     @property
