@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -209,6 +211,60 @@ def test_memory_that_runs_out_in_either_pass_changes_nothing(
     assert failed == [False, True]
     assert tight.steps == small.steps
     assert differing(tight.tensors, small.tensors) == []
+
+
+SURE = Scores(
+    answer=torch.tensor([[-2.0, -9.0], [-6.0, -4.0]], dtype=torch.float64),
+    tokens=torch.tensor([[4.0, 3.0], [2.0, 8.0]], dtype=torch.float64),
+    text=torch.tensor([[-7.0, -14.0], [-9.0, -7.0]], dtype=torch.float64),
+    text_tokens=torch.tensor([[9.0, 8.0], [6.0, 12.0]], dtype=torch.float64),
+    reference=torch.tensor([[-3.0, -8.0], [-6.5, -5.0]], dtype=torch.float64),
+    drift=torch.tensor([0.75, 0.25], dtype=torch.float64),
+    desirable=torch.tensor([True, False]),
+)
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def log_odds(mean: float) -> float:
+    return mean - math.log(1 - math.exp(mean))
+
+
+LOSSES: dict[str, tuple[dict[str, float], float]] = {
+    "dpo": ({"rl_beta": 0.5}, -(math.log(sigmoid(0.5 * (1 + 1))) + math.log(sigmoid(0.5 * (0.5 - 1)))) / 2),
+    "orpo": (
+        {"orpo_alpha": 0.3},
+        16 / 15
+        - 0.3 / 2 * math.log(sigmoid(log_odds(-0.5) - log_odds(-3)))
+        - 0.3 / 2 * math.log(sigmoid(log_odds(-3) - log_odds(-0.5))),
+    ),
+    "simpo": (
+        {"rl_beta": 2.0, "simpo_gamma": 0.4, "cpo_alpha": 0.1},
+        -(math.log(sigmoid(2 * 2.5 - 0.4)) + math.log(sigmoid(2 * -2.5 - 0.4))) / 2 + 0.1 * 8 / 6,
+    ),
+}
+
+
+@pytest.mark.parametrize("method", LOSSES)
+def test_losses_are_those_of_the_papers(method: str) -> None:
+    """By hand, from the formulas. `benchmarks/methods` compares gradients with TRL's."""
+    settings, wanted = LOSSES[method]
+    objective = method_of(_spec(method, **settings))
+    assert isinstance(objective, ScoredMethod)
+    assert float(objective.loss(SURE)[0]) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_a_certain_answer_is_no_fault() -> None:
+    """Guard: without the bound the odds of an answer of probability 1 made the loss NaN in mid-run."""
+    objective = method_of(_spec("orpo"))
+    assert isinstance(objective, ScoredMethod)
+    sure = dataclasses.replace(SURE, answer=torch.zeros((2, 2), dtype=torch.float64, requires_grad=True))
+    loss = objective.loss(sure)[0]
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert sure.answer.grad is None or bool(torch.isfinite(sure.answer.grad).all())
 
 
 class Member(Group):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from orchestrator.services.dataset_preview import preview
 from tests.helpers.preference_rows import record, write
@@ -15,6 +16,7 @@ from worker.shared.dataset_spec import RowFormat
 from worker.shared.job_spec import JobSpec
 from worker.shared.methods import METHODS, SFT, refused_rows
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 ASK, GOOD, BAD = Message("user", "q"), Message("assistant", "good"), Message("assistant", "bad")
 A, G, B = ({"role": each.role, "content": each.content} for each in (ASK, GOOD, BAD))
 PAIR = Row((ASK, GOOD), given=1, rejected=Row((ASK, BAD), given=1))
@@ -119,6 +121,22 @@ def test_checks_of_data_see_rejected_answers() -> None:
     assert seen.answers == (GOOD,)
     assert seen.whole_key != other.whole_key
     assert Seen(0, 1, Row((ASK, BAD), given=1, desirable=False)).answers == ()
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in EXAMPLES.glob("*.yaml")))
+def test_examples_are_jobs_with_the_rows_of_their_method(file: str) -> None:
+    spec = JobSpec.model_validate(yaml.safe_load((EXAMPLES / file).read_text(encoding="utf-8")))
+    for dataset in spec.datasets:
+        path = EXAMPLES.parent / dataset.path
+        if dataset.path.startswith("examples/"):
+            info = inspect(path, dataset.type)
+            assert refused_rows(spec, info.type) == ""
+            assert info.unused == ()
+
+
+def test_every_method_has_an_example() -> None:
+    used = {yaml.safe_load(path.read_text(encoding="utf-8")).get("rl", SFT) for path in EXAMPLES.glob("*.yaml")}
+    assert used == set(METHODS)
 
 
 @pytest.mark.parametrize("method", METHODS)

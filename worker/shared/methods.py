@@ -54,6 +54,13 @@ METHODS: dict[str, Method] = {
         ),
     ),
     "dpo": Method(title="Direct preference optimisation", formats=_PAIRS, settings={"rl_beta": 0.1}, answers=2),
+    "orpo": Method(title="Odds ratio preference optimisation", formats=_PAIRS, settings={"orpo_alpha": 0.1}, answers=2),
+    "simpo": Method(
+        title="Simple preference optimisation",
+        formats=_PAIRS,
+        settings={"rl_beta": 0.1, "simpo_gamma": 0.5, "cpo_alpha": 0.0},
+        answers=2,
+    ),
 }
 
 
@@ -83,7 +90,7 @@ class MethodKeys(Written):
     Job files that do not use a key do not name it, because older workers refuse it.
     """
 
-    rl: Annotated[Literal["dpo"] | None, BeforeValidator(_known)] = _setting(
+    rl: Annotated[Literal["dpo", "orpo", "simpo"] | None, BeforeValidator(_known)] = _setting(
         "The training method. Without it, the job is supervised fine-tuning."
     )
     rl_beta: float | None = _setting(
@@ -92,6 +99,11 @@ class MethodKeys(Written):
         gt=0,
         le=1_000,
     )
+    orpo_alpha: float | None = _setting("Share of the odds ratio in the loss.", gt=0, le=1_000)
+    simpo_gamma: float | None = _setting(
+        "The margin by which the chosen answer's reward should be larger.", ge=0, le=1_000
+    )
+    cpo_alpha: float | None = _setting("Share of the chosen answers' cross-entropy in the loss.", ge=0, le=1_000)
 
     @property
     def method(self) -> Method:
