@@ -61,6 +61,12 @@ METHODS: dict[str, Method] = {
         settings={"rl_beta": 0.1, "simpo_gamma": 0.5, "cpo_alpha": 0.0},
         answers=2,
     ),
+    "kto": Method(
+        title="Kahneman-Tversky optimisation",
+        formats=(RowFormat.UNPAIRED_PREFERENCE,),
+        settings={"rl_beta": 0.1, "kto_desirable_weight": 1.0, "kto_undesirable_weight": 1.0},
+        least_rows=2,
+    ),
 }
 
 
@@ -90,7 +96,7 @@ class MethodKeys(Written):
     Job files that do not use a key do not name it, because older workers refuse it.
     """
 
-    rl: Annotated[Literal["dpo", "orpo", "simpo"] | None, BeforeValidator(_known)] = _setting(
+    rl: Annotated[Literal["dpo", "orpo", "simpo", "kto"] | None, BeforeValidator(_known)] = _setting(
         "The training method. Without it, the job is supervised fine-tuning."
     )
     rl_beta: float | None = _setting(
@@ -103,6 +109,8 @@ class MethodKeys(Written):
     simpo_gamma: float | None = _setting(
         "The margin by which the chosen answer's reward should be larger.", ge=0, le=1_000
     )
+    kto_desirable_weight: float | None = _setting("Weight of good answers in the loss.", gt=0, le=1_000)
+    kto_undesirable_weight: float | None = _setting("Weight of bad answers in the loss.", gt=0, le=1_000)
     cpo_alpha: float | None = _setting("Share of the chosen answers' cross-entropy in the loss.", ge=0, le=1_000)
 
     @property
