@@ -74,7 +74,8 @@ class Piece:
 class TokenRow:
     """A row in tokens: all of it, the part that is trained on, and the part that is cut off.
 
-    It also counts how many of the cut tokens would have been trained on.
+    It also counts how many of the cut tokens would have been trained on. `side` names the answer of a row of
+    preferences.
     """
 
     pieces: tuple[Piece, ...]
@@ -82,6 +83,7 @@ class TokenRow:
     trained: int
     cut: int
     cut_trained: int
+    side: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

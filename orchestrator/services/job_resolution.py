@@ -17,6 +17,7 @@ from worker.shared import memory_estimate
 from worker.shared.dataset_spec import DatasetSpec, RowFormat
 from worker.shared.job_spec import ENCODING, NUMERICS, VAL_SPLIT, JobSpec
 from worker.shared.memory_estimate import Need
+from worker.shared.methods import refused_rows
 
 NEWEST: Mapping[str, int | None] = {"encoding": ENCODING, "numerics": NUMERICS, "val_split": VAL_SPLIT}
 """How new jobs read and split their rows, and compute."""
@@ -64,7 +65,7 @@ def resolve(
         resolve_dataset(ctx, actor.member_id, dataset, f"/datasets/{place}/path", given)
         for place, dataset in enumerate(spec.datasets)
     )
-    _refuse_tasks(datasets)
+    _refuse_other_rows(spec, datasets)
     rendered_at = ctx.clock.now() if spec.rendered_at is None else spec.rendered_at
     pinned = spec.model_copy(
         update={"base_model": model.name, "datasets": datasets, "rendered_at": float(round(rendered_at)), **versions}
@@ -95,7 +96,8 @@ def resolve(
     return fixed, needed, (*notes(spec, model), *findings, *few)
 
 
-def _refuse_tasks(datasets: Sequence[DatasetSpec]) -> None:
+def _refuse_other_rows(spec: JobSpec, datasets: Sequence[DatasetSpec]) -> None:
+    """Refuse tasks, and rows that are not for the job's training method."""
     for place, dataset in enumerate(datasets):
         if dataset.type is RowFormat.TASK:
             message = (
@@ -103,6 +105,8 @@ def _refuse_tasks(datasets: Sequence[DatasetSpec]) -> None:
                 "`evaluate.tasks` of the job file."
             )
             raise InvalidError(message, [(f"/datasets/{place}/type", message)])
+        if words := refused_rows(spec, dataset.type):
+            raise InvalidError(f"These rows are for another method: {words}.", [(f"/datasets/{place}/type", words)])
 
 
 def _refuse_the_unknown(ctx: Context, spec: JobSpec) -> None:

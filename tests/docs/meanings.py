@@ -19,7 +19,7 @@ JOB_KEYS = {
     "peft_trainable_token_indices": "Numbers of tokens whose embeddings are trained, too. Backend `hf`.",
     "sequence_len": "Maximum tokens per row. Longer rows are truncated.",
     "global_batch_size": "Rows per optimiser step, the same on every machine.",
-    "micro_batch_size": "Rows per forward pass. By default each machine chooses its own.",
+    "micro_batch_size": "Rows per forward pass, where a pair counts as two. By default each machine chooses its own.",
     "num_epochs": "Number of epochs. This or `max_steps` is required.",
     "max_steps": "Optimiser steps of the job. It takes precedence over `num_epochs`.",
     "learning_rate": "The peak learning rate of the schedule.",
@@ -73,7 +73,8 @@ JOB_KEYS = {
 DATASET_KEYS = {
     "path": "A local file (the command line uploads it), an upload (`sha256:HEX`), a Hugging Face dataset "
     "(`org/name`, or `org/name@revision`), or a file in an allowed folder.",
-    "type": "The row format. `auto` detects it from the keys of the first row. `task` is only for evaluations.",
+    "type": "The row format. `auto` detects it from the keys of the first row. `task` is only for evaluations. "
+    "See [Preference training](methods/preferences.md#rows) for `preference` and `unpaired_preference`.",
     "roles_to_train": "The roles of the turns that are trained on. What a turn says of itself comes first. "
     "See [Turns](#turns).",
     "mask_history": "Trains only on the last of these turns in each row (the name is LLaMA-Factory's).",

@@ -32,6 +32,7 @@ from worker.shared import causes
 from worker.shared.dataset_spec import DatasetSpec
 from worker.shared.evaluation_spec import EvaluationSpec
 from worker.shared.job_spec import CheckpointSpec, JobSpec, PlacementSpec
+from worker.shared.methods import METHODS, SFT, MethodKeys
 from worker.shared.schedules import ScheduleSettings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -129,8 +130,17 @@ def job_keys() -> list[str]:
     return known + [name for name in JobSpec.model_fields if name not in known]
 
 
+def _method(name: str) -> tuple[str, str, str, str]:
+    """A row of the table of training methods."""
+    method = METHODS[name]
+    rows = ", ".join(f"`{each}`" for each in method.formats)
+    settings = ", ".join(f"`{key}: {value:g}`" for key, value in method.settings.items())
+    return "no `rl`" if name == SFT else f"`rl: {name}`", method.title, rows, settings
+
+
 def job_file() -> str:
     """Every key of a job file."""
+    others = [name for name in job_keys() if name not in MethodKeys.model_fields]
     return f"""# Job file
 
 {GENERATED}
@@ -140,7 +150,16 @@ Unknown keys are refused, and the error suggests the nearest known one. `global_
 the job: they are fixed at submission, and no machine changes them. `trainhop import AXOLOTL_FILE` translates a
 configuration of axolotl and names every key that has no counterpart.
 
-{_keys(JobSpec, meanings.JOB_KEYS, names=job_keys())}
+{_keys(JobSpec, meanings.JOB_KEYS, names=others)}
+
+## Training methods
+
+Without `rl`, a job is [supervised fine-tuning](methods/supervised.md). With it, a job is
+[preference training](methods/preferences.md). A key that the job's method does not read is refused.
+
+{_table(("method", "name", "rows", "keys with their defaults"), map(_method, METHODS))}
+
+{_keys(MethodKeys, {name: field.description or "" for name, field in MethodKeys.model_fields.items()})}
 
 ## Datasets
 

@@ -115,7 +115,7 @@ NAMED = [
     (turn(id="m1", timestamp=5), ("messages[].id", "messages[].timestamp")),
     (turn(train=True, weight=1), ()),
     ({"messages": [ASK | {"train": False, "name": "ann"}, ANSWER]}, ("messages[].name",)),
-    (PLAIN | {"label": True}, ("label",)),
+    (PLAIN | {"accepted": True}, ("accepted",)),
     (ALPACA | {"text": "q a"}, ("text",)),
     (CHAT | {"prompt": "q"}, ("prompt",)),
     (SHARE | {"model_name": "m"}, ("model_name",)),

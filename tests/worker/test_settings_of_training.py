@@ -109,7 +109,12 @@ def test_a_checkpoint_that_names_none_of_them_has_the_usual_ones(training) -> No
     plain = Recipe.of(training.spec())
     named = {"adam_beta1", "adam_beta2", "adam_epsilon", "peft_use_rslora", "lora_layers_to_transform"}
     named |= {"lr_scheduler_kwargs", "warmup_steps", "loraplus_lr_ratio", "loraplus_lr_embedding", "peft_use_dora"}
-    named |= {"neftune_noise_alpha", "peft_trainable_token_indices", "early_stopping_patience", "load_best_model_at_end"}
+    named |= {
+        "neftune_noise_alpha",
+        "peft_trainable_token_indices",
+        "early_stopping_patience",
+        "load_best_model_at_end",
+    }
     old = Recipe.model_validate(plain.model_dump(exclude=named))
     assert old == plain
     assert {name for name, *_ in old.differences(new)} == {"adam_beta1", "peft_use_rslora", "warmup_steps"}

@@ -69,6 +69,7 @@ def _rows_and_faults(kind: RowFormat, first: Record, rest: Iterator[Record]) -> 
         yield first
         yield from rest
 
+    labels: set[bool | None] = set()
     try:
         for line, record in each():
             try:
@@ -76,7 +77,9 @@ def _rows_and_faults(kind: RowFormat, first: Record, rest: Iterator[Record]) -> 
             except DatasetError as error:
                 yield error
             else:
+                labels.add(row.desirable)
                 yield row
+        _check_labels(kind, labels)
     except DatasetError as error:
         yield error
 
@@ -132,7 +135,25 @@ def _parsed(
     path: Path, wanted: RowFormat, container: FileFormat, *, all_keys: bool = True
 ) -> tuple[RowFormat, Iterator[Row]]:
     kind, first, records = _opened(path, wanted, container)
-    return kind, (row for _, row in _numbered(kind, first, records, all_keys=all_keys))
+
+    def rows() -> Iterator[Row]:
+        labels: set[bool | None] = set()
+        for _, row in _numbered(kind, first, records, all_keys=all_keys):
+            labels.add(row.desirable)
+            yield row
+        _check_labels(kind, labels)
+
+    return kind, rows()
+
+
+def _check_labels(kind: RowFormat, labels: set[bool | None]) -> None:
+    """Raise `DatasetError` for a file of labelled rows that all have the same label."""
+    if kind is RowFormat.UNPAIRED_PREFERENCE and len(labels) == 1:
+        only = str(labels.pop()).lower()
+        raise DatasetError(
+            f"every 'label' of the file is {only}, and rl: kto needs good answers (true) and bad ones (false); to "
+            "learn all of them as answers, set type: prompt_completion"
+        )
 
 
 def _numbered(kind: RowFormat, first: Record, rest: Iterator[Record], *, all_keys: bool) -> Iterator[tuple[int, Row]]:

@@ -11,7 +11,10 @@ from worker.shared.wire import NonBlank, Sha256, Written
 
 
 class RowFormat(StrEnum):
-    """The row format of a dataset. `auto` detects it from the first row's keys. No job is trained on a `task`."""
+    """The row format of a dataset. `auto` detects it from the first row's keys. No job is trained on a `task`.
+
+    `worker.shared.methods` says which formats a training method takes.
+    """
 
     AUTO = "auto"
     MESSAGES = "messages"
@@ -20,6 +23,8 @@ class RowFormat(StrEnum):
     ALPACA = "alpaca"
     SHAREGPT = "sharegpt"
     TASK = "task"
+    PREFERENCE = "preference"
+    UNPAIRED_PREFERENCE = "unpaired_preference"
 
 
 class FileFormat(StrEnum):

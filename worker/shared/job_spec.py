@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from worker.shared import methods
 from worker.shared.adapter_settings import AdapterSettings
 from worker.shared.data_check_list import CHECKS
 from worker.shared.dataset_spec import DatasetSpec, TaughtTurns
@@ -16,6 +17,7 @@ from worker.shared.evaluation_units import Unit, prompts_at_once, units
 from worker.shared.export_spec import ChatSpec, ExportSpec
 from worker.shared.hub_names import RepoName
 from worker.shared.judge_prompt import MAX_OUTPUT_TOKENS, TEXT_TOKENS
+from worker.shared.methods import MethodKeys
 from worker.shared.plain_errors import MAX_KEY, nearest
 from worker.shared.schedules import Schedule, ScheduleSettings, fault, too_long
 from worker.shared.wire import NonBlank, Written, excerpt, not_blank
@@ -75,7 +77,7 @@ def _time(text: str, parse: Callable[[str], T]) -> T:
         raise ValueError(_DEADLINE) from None
 
 
-class JobSpec(AdapterSettings):
+class JobSpec(AdapterSettings, MethodKeys):
     """A fine-tuning job, with the key names of axolotl.
 
     `global_batch_size` and `max_steps` are part of the job. A machine chooses only its micro-batch.
@@ -215,6 +217,12 @@ class JobSpec(AdapterSettings):
     def watches_loss(self) -> bool:
         """Whether the validation loss decides when the job ends, or with which adapter."""
         return self.early_stopping_patience is not None or self.load_best_model_at_end
+
+    @model_validator(mode="after")
+    def _one_method(self) -> JobSpec:
+        if words := methods.fault(self, self.global_batch_size, train_on_inputs=self.train_on_inputs):
+            raise ValueError(words)
+        return self
 
     @property
     def schedule_fault(self) -> str:

@@ -13,6 +13,7 @@ from worker.shared.messages import Origin
 FROM_HERE_ON = frozenset(
     {
         "max_steps",
+        "method_settings",
         "learning_rate",
         "loraplus_lr_ratio",
         "loraplus_lr_embedding",

@@ -10,6 +10,7 @@ from pydantic import Field
 from worker.shared.adapter_settings import MAX_LAYERS, MAX_TOKENS
 from worker.shared.dataset_spec import TaughtTurns
 from worker.shared.job_spec import BETAS, EPSILON, LORAPLUS_EMBEDDING, JobSpec
+from worker.shared.methods import SFT
 from worker.shared.schedules import ScheduleSettings
 from worker.shared.wire import (
     MAX_ENTRIES,
@@ -62,6 +63,9 @@ class Recipe(Wire):
     dataset_sha256: Annotated[tuple[Word, ...], Field(max_length=16)]
     train_rows: Number
     # What an older checkpoint does not name had these values.
+    rl: Word = SFT
+    method_settings: Annotated[dict[Word, float], Field(max_length=64)] = Field(default={})
+    """The keys that the method reads, defaults included."""
     lora_layers_to_transform: Annotated[tuple[Number, ...], Field(max_length=MAX_LAYERS)] = ()
     peft_use_rslora: bool = False
     peft_use_dora: bool = False
@@ -99,6 +103,7 @@ class Recipe(Wire):
     def of(cls, spec: JobSpec) -> Recipe:
         """The recipe that the resolved job file determines."""
         facts: dict[str, Any] = {name: getattr(spec, name) for name in cls.model_fields if name in JobSpec.model_fields}
+        facts["rl"], facts["method_settings"] = spec.rl or SFT, spec.method_settings
         facts["max_steps"] = spec.total_steps
         facts["warmup_steps"] = NO_STEPS if spec.warmup_steps is None else spec.warmup_steps
         facts["early_stopping_patience"] = spec.early_stopping_patience or NO_STEPS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +32,8 @@ _CALL = "function_call"
 _COLUMNS: dict[RowFormat, tuple[str, ...]] = {
     RowFormat.MESSAGES: ("messages",),
     RowFormat.SHAREGPT: ("conversations",),
+    RowFormat.PREFERENCE: ("chosen", "rejected"),
+    RowFormat.UNPAIRED_PREFERENCE: ("prompt", "completion", "label"),
     RowFormat.PROMPT_COMPLETION: ("prompt", "completion"),
     RowFormat.ALPACA: ("instruction", "output"),
     RowFormat.TEXT: ("text",),
@@ -43,11 +45,13 @@ _OPTIONAL: dict[RowFormat, tuple[str, ...]] = {
     RowFormat.SHAREGPT: ("system", *_TOOLS),
     RowFormat.PROMPT_COMPLETION: ("system", *_TOOLS),
     RowFormat.ALPACA: ("input", "history", "system", *_TOOLS),
+    RowFormat.PREFERENCE: ("prompt", "system", *_TOOLS),
+    RowFormat.UNPAIRED_PREFERENCE: ("system", *_TOOLS),
     RowFormat.TEXT: (),
     RowFormat.TASK: ("prompt", "messages"),
 }
 KEYS_SHOWN, MAX_KEY_SHOWN = 12, 40
-_TURNS = ("messages", "conversations", "prompt", "completion")
+_TURNS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
 _ACCEPTED = "; ".join(f"{', '.join(columns)} ({name})" for name, columns in _COLUMNS.items())
 _OTHERS = "question, answer; or name your columns in the job file (field_messages, field_instruction, field)"
 
@@ -81,9 +85,12 @@ def to_row(kind: RowFormat, line: int, record: dict[str, Any], *, all_keys: bool
         row = with_columns(row, record, line)
         if all_keys and (tools := row_turns.tools(record, line)):
             row = replace(row, tools=tools)
+    if row.rejected is not None and row.rejected.messages:
+        row = replace(row, rejected=replace(with_columns(row.rejected, record, line), tools=row.tools))
     try:
-        for text in (row.prompt, row.text, row.tools, *(part for turn in row.messages for part in turn.texts)):
-            text.encode()
+        for side in row.sides:
+            for text in (side.prompt, side.text, side.tools, *(part for turn in side.messages for part in turn.texts)):
+                text.encode()
     except UnicodeEncodeError:  # JSON may escape one half of a surrogate pair, which no tokenizer accepts
         raise DatasetError("has an unpaired surrogate character; fix the row", line) from None
     return replace(row, unused=unused) if unused else row
@@ -103,9 +110,9 @@ def _as_once(record: dict[str, Any]) -> dict[str, Any]:
 
 def _unused_keys(kind: RowFormat, line: int, record: dict[str, Any]) -> tuple[str, ...]:
     used = _COLUMNS[kind] + _OPTIONAL[kind]
-    if kind is RowFormat.PROMPT_COMPLETION and isinstance(record["prompt"], str):
-        used = _COLUMNS[kind]
-    return check_keys(record, used, [name for name in _TURNS if name in _COLUMNS[kind]], line)
+    if any(isinstance(record.get(name), str) for name in ("completion", "chosen") if name in _COLUMNS[kind]):
+        used = tuple(name for name in used if name != "system")  # no chat template writes this row
+    return check_keys(record, used, [name for name in _TURNS if name in used], line)
 
 
 def _refuse_missing(kind: RowFormat, line: int, record: dict[str, Any]) -> None:
@@ -137,6 +144,64 @@ def _from_prompt_completion(record: dict[str, Any], line: int) -> Row:
         raise DatasetError("'prompt' and 'completion' must both be strings or both be lists of messages", line)
     before = _turns(prompt, "prompt", line)
     return _conversation(before + _turns(completion, "completion", line), line, given=len(before))
+
+
+def _from_preference(record: dict[str, Any], line: int) -> Row:
+    prompt, good, bad = record.get("prompt"), record["chosen"], record["rejected"]
+    if isinstance(good, str) and isinstance(bad, str) and (prompt is None or isinstance(prompt, str)):
+        chosen, rejected = _pair_of_texts(prompt, good, bad, line)
+    elif isinstance(good, list) and isinstance(bad, list):
+        chosen, rejected = _pair_of_turns(prompt, good, bad, line)
+    else:
+        raise DatasetError("'prompt', 'chosen' and 'rejected' must all be strings or all be lists of messages", line)
+    if chosen == rejected:
+        raise DatasetError("'chosen' and 'rejected' are the same; remove the row", line)
+    return replace(chosen, rejected=rejected)
+
+
+def _pair_of_texts(prompt: str | None, chosen: str, rejected: str, line: int) -> tuple[Row, Row]:
+    if prompt is None and chosen != rejected:
+        shared = _common_start(chosen, rejected)
+        shared -= shared > 0 and chosen[shared - 1] == " "  # the space belongs to the first word of the answer
+        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    texts = _filled(chosen, "chosen", line), _filled(rejected, "rejected", line)
+    return Row(prompt=prompt or "", text=texts[0]), Row(prompt=prompt or "", text=texts[1])
+
+
+def _pair_of_turns(prompt: Any, chosen: Any, rejected: Any, line: int) -> tuple[Row, Row]:
+    sides = [_turns(chosen, "chosen", line), _turns(rejected, "rejected", line)]
+    begun = [turn.content.strip() for turn in sides[0][: _common_start(*sides)] if turn.role == "user"]
+    if isinstance(prompt, str) and prompt.strip() not in begun[-1:]:
+        raise DatasetError(
+            "'prompt' is a string and not the last user turn that 'chosen' and 'rejected' begin with; "
+            "write it as a list of messages",
+            line,
+        )
+    if prompt is None or isinstance(prompt, str):
+        given = _common_start(*sides)
+    else:
+        before = _turns(prompt, "prompt", line)
+        given = len(before)
+        if before and all(side[:given] == before for side in sides):
+            raise DatasetError("'chosen' and 'rejected' begin with the prompt again; remove it from them", line)
+        sides = [before + side for side in sides]
+    for name, side in zip(("chosen", "rejected"), sides, strict=True):
+        if not any(turn.role == "assistant" and turn.content.strip() for turn in side[given:]):
+            raise DatasetError(f"'{name}' has no assistant turn with text; add one or remove the row", line)
+    return Row(messages=sides[0], given=given), Row(messages=sides[1], given=given)
+
+
+def _common_start(first: Sequence[object], second: Sequence[object]) -> int:
+    """Entries that both begin with. At least one of the shorter one is left."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), max(0, min(len(first), len(second)) - 1))
+
+
+def _from_unpaired(record: dict[str, Any], line: int) -> Row:
+    label = record["label"]
+    if not isinstance(label, bool):
+        raise DatasetError(f"'label' is {str(label)[:MAX_KEY_SHOWN]!r}; write true or false, without quotes", line)
+    return replace(_from_prompt_completion(record, line), desirable=label)
 
 
 def _from_alpaca(record: dict[str, Any], line: int) -> Row:
@@ -186,6 +251,8 @@ def _from_task(record: dict[str, Any], line: int) -> Row:
 _PARSERS: dict[RowFormat, Callable[[dict[str, Any], int], Row]] = {
     RowFormat.MESSAGES: _from_messages,
     RowFormat.SHAREGPT: _from_sharegpt,
+    RowFormat.PREFERENCE: _from_preference,
+    RowFormat.UNPAIRED_PREFERENCE: _from_unpaired,
     RowFormat.PROMPT_COMPLETION: _from_prompt_completion,
     RowFormat.ALPACA: _from_alpaca,
     RowFormat.TEXT: _from_text,

@@ -47,6 +47,7 @@ class Row:
 
     The first `given` messages are not trained on, whatever their role. `unused` are keys that no format reads. `tools`
     is a JSON list of the schemas of the tools that the assistant may call. `ends` says which ends of turns are trained.
+    A row of preferences has a second answer to the same prompt, `rejected`, or says whether its own is `desirable`.
     """
 
     messages: tuple[Message, ...] = ()
@@ -56,11 +57,18 @@ class Row:
     unused: tuple[str, ...] = field(default=(), compare=False)
     tools: str = ""
     ends: str = EACH_TURN
+    rejected: Row | None = None
+    desirable: bool | None = None
 
     @property
     def taught(self) -> list[int]:
         """The places of the messages that are trained on."""
         return [place for place, turn in enumerate(self.messages) if place >= self.given and _is_taught(turn)]
+
+    @property
+    def sides(self) -> tuple[Row, ...]:
+        """The row and, if it has one, the rejected answer to its prompt."""
+        return (self,) if self.rejected is None else (self, self.rejected)
 
 
 def _is_taught(turn: Message) -> bool:

@@ -17,8 +17,12 @@ USUAL = TaughtTurns()
 def as_taught(row: Row, asked: TaughtTurns, encoding: int | None) -> Row:
     """The row as a job with this `encoding` trains on it. What a turn says of itself comes before its role.
 
+    Both answers of a row of preferences are taught alike.
+
     Raises `DatasetError` without a line for a row that cannot be read so.
     """
+    if row.rejected is not None:
+        row = replace(row, rejected=as_taught(row.rejected, asked, encoding))
     if encoding is None or encoding < WITH_TURNS_KEYS:
         return _as_before(row)
     if asked == USUAL:

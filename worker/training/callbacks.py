@@ -194,10 +194,7 @@ class SessionCallback(TrainerCallback):
             return
         if len(self._held_out) and step:
             self._hooks.phase(Phase.EVAL)
-            trainer = self.trainer
-            loss = evaluation.eval_loss(
-                self._loaded.model, trainer.summed_loss, self._held_out, trainer.micro_batch, trainer.pad_id
-            )
+            loss = self.trainer.held_out_loss(self._held_out)
             if self._best is not None:
                 self._best = self._best.after(step, loss, self._loaded.model)
             if loss is not None:

@@ -14,6 +14,7 @@ import torch
 
 from worker.shared.checkpoint_file import ROWS_DIFFER, OtherRunError
 from worker.shared.dataset_files import DatasetError, Row, read_rows
+from worker.shared.methods import format_of, refused_rows
 from worker.shared.rows import EACH_TURN
 from worker.shared.taught_turns import as_taught
 from worker.training.encoding import IGNORE, Encoder, Example
@@ -44,6 +45,9 @@ def load_rows(paths: Sequence[Path], spec: JobSpec) -> list[Row]:
             rows.extend(as_taught(row, dataset.taught, spec.encoding) for row in read)
         except DatasetError as error:
             raise PermanentError(f"dataset {dataset.path}: {error}") from error
+    for row in rows:
+        if words := refused_rows(spec, format_of(row)):
+            raise PermanentError(words)
     if len(rows) != spec.rows:
         raise PermanentError(f"the datasets have {len(rows)} rows, but the job expects {spec.rows}; submit it again")
     return rows
@@ -59,8 +63,8 @@ class Rows(torch.utils.data.Dataset[Example]):
 
         def encode(number: int) -> Example:
             example = encoder.encode(rows[number])
-            if limits:
-                limits.check(example.input_ids, f"row {number + 1} of the dataset")
+            for side in example.sides if limits else ():
+                limits.check(side.input_ids, f"row {number + 1} of the dataset")
             return example
 
         self._encode = lru_cache(maxsize=4096)(encode)
@@ -74,7 +78,7 @@ class Rows(torch.utils.data.Dataset[Example]):
 
 def trained_tokens(examples: Sequence[Example]) -> int:
     """Number of labels that are trained on. The first token of a row is not, since no token predicts it."""
-    return sum(label != IGNORE for example in examples for label in example.labels[1:])
+    return sum(label != IGNORE for example in examples for side in example.sides for label in side.labels[1:])
 
 
 def rendered_sha256(rows: Sequence[Row], encoder: Encoder) -> str | None:
@@ -88,10 +92,13 @@ def rendered_sha256(rows: Sequence[Row], encoder: Encoder) -> str | None:
     if rows[0].messages and encoder.training_template is not None:
         digest.update(encoder.training_template.encode())  # its marks decide what is trained, and are no text
     for number, row in enumerate(rows, 1):
-        with named(number):
-            text = encoder.rendered(row).encode()
-        digest.update(f"{len(row.messages)} {row.given} {len(row.prompt)} {len(text)}{_asked(row)}\n".encode())
-        digest.update(text)
+        for side in row.sides:
+            with named(number):
+                text = encoder.rendered(side).encode()
+            digest.update(f"{len(side.messages)} {side.given} {len(side.prompt)} {len(text)}{_asked(side)}\n".encode())
+            digest.update(text)
+        if row.desirable is not None:
+            digest.update(f"{row.desirable}\n".encode())
     return digest.hexdigest()
 
 
@@ -135,8 +142,10 @@ def next_tokens_sha256(trained: Rows, step: int, spec: JobSpec) -> str | None:
             example = trained[place]
         except PermanentError:
             return None
-        for part in (example.input_ids, example.labels):
+        for part in (part for side in example.sides for part in (side.input_ids, side.labels)):
             digest.update(array("q", [len(part), *part]).tobytes())
+        if example.desirable is not None:
+            digest.update(bytes([example.desirable]))
     return digest.hexdigest()
 
 
@@ -149,7 +158,10 @@ def check_next_tokens(trained: Rows, manifest: Manifest, spec: JobSpec) -> None:
 
 def row_crc(example: Example) -> int:
     """CRC-32 of a row's token ids."""
-    return zlib.crc32(array("i", example.input_ids).tobytes())
+    crc = 0
+    for side in example.sides:
+        crc = zlib.crc32(array("i", side.input_ids).tobytes(), crc)
+    return crc
 
 
 def checksum(rows: Sequence[int]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,10 +45,20 @@ _CHANCE = re.compile(r"\|\s*random\b|\blipsum\s*\(")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One tokenised row. `input_ids` and `labels` have the same length, at most `sequence_len`."""
+    """One tokenised row. `input_ids` and `labels` have the same length, at most `sequence_len`.
+
+    A row of preferences has a `rejected` answer to the same prompt, or says whether its answer is `desirable`.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    rejected: Example | None = None
+    desirable: bool | None = None
+
+    @property
+    def sides(self) -> tuple[Example, ...]:
+        """The row and, if it has one, its rejected answer."""
+        return (self,) if self.rejected is None else (self, self.rejected)
 
 
 def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -136,10 +146,18 @@ class Encoder:
 
     def cut(self, full: Example) -> Example:
         """The first `sequence_len` tokens."""
-        return Example(full.input_ids[: self.sequence_len], full.labels[: self.sequence_len])
+        rejected = None if full.rejected is None else self.cut(full.rejected)
+        ids, labels = full.input_ids[: self.sequence_len], full.labels[: self.sequence_len]
+        return Example(ids, labels, rejected, full.desirable)
 
     def encode_full(self, row: Row) -> Example:
         """The same without truncation."""
+        if row.rejected is None and row.desirable is None:
+            return self._encoded(row)
+        rejected = None if row.rejected is None else self._encoded(row.rejected)
+        return replace(self._encoded(row), rejected=rejected, desirable=row.desirable)
+
+    def _encoded(self, row: Row) -> Example:
         ids, trained = self._conversation(row) if row.messages else self._texts(row)
         if self._everything:
             trained = [True] * len(ids)
@@ -172,7 +190,9 @@ class Encoder:
         return self._whole_text(row) if row.messages else row.prompt + row.text
 
     def may_teach_nothing(self, row: Row) -> bool:
-        """Whether the first trained token of a row could be beyond `sequence_len`. Tokenises nothing."""
+        """Whether the first trained token of an answer could be beyond `sequence_len`. Tokenises nothing."""
+        if row.rejected is not None and self.may_teach_nothing(row.rejected):
+            return True
         if self._everything:
             return False
         if not row.messages:

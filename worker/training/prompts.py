@@ -107,6 +107,8 @@ def _answers(row: Row) -> list[int]:
 
 
 def _with_own_answer(prompt: Prompt, row: Row, encoder: Encoder, limits: ModelLimits) -> Prompt:
+    if row.desirable is False:  # no answer to compare with
+        return prompt
     answers = _answers(row)
     text = row.messages[answers[-1]].said if answers else row.text
     example = None

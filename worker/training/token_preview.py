@@ -64,7 +64,8 @@ class Request:
 def preview_tokens(request: Request) -> dict[str, Any]:
     """The reply to a request.
 
-    `shown`: rows in pieces. `lengths`: tokens per row. `untrained`: rows without a token to train on. `fault`: the
+    `shown`: rows in pieces. `lengths`: tokens per row, or of its longer answer. `untrained`: rows without a token to
+    train on. `fault`: the
     first error. `untaught`: the error if no row of the whole file has a token to train on. `findings`: what the model
     will do differently from what the rows teach. `counts`: the `TokenFacts` of the data checks.
     """
@@ -92,12 +93,12 @@ def preview_tokens(request: Request) -> dict[str, Any]:
                 break
             example = checked(encoder, limits, row, number)
             compared += [row] if number <= ROWS_COMPARED else []
-            lengths.append(len(example.input_ids))
+            lengths.append(max(len(side.input_ids) for side in example.sides))
             counts.add(line, row, example.labels)
-            untrained += all(label == IGNORE for label in example.labels[: request.sequence_len])
+            untrained += not all(map(_is_trained, encoder.cut(example).sides))
             silent += [line] if row.messages and not row.taught else []
-            if len(shown) < request.rows_shown:
-                shown.append(_shown(tokenizer, example, request.sequence_len))
+            if number <= request.rows_shown:
+                shown += _sides_shown(tokenizer, example, request.sequence_len)
         else:
             is_whole = True
     except PermanentError as error:
@@ -143,6 +144,20 @@ def _valid_rows(request: Request) -> Iterator[tuple[int, Row]]:
             yield line, as_taught(row, asked, request.encoding)
     except DatasetError as error:  # the rules may have changed since the file was uploaded
         raise PermanentError(str(error)) from error
+
+
+def _is_trained(example: Example) -> bool:
+    return any(label != IGNORE for label in example.labels)
+
+
+def _sides_shown(tokenizer: Any, example: Example, length: int) -> Iterator[dict[str, Any]]:
+    """The row, or each answer of a row of preferences."""
+    if example.desirable is not None:
+        names = ("good answer" if example.desirable else "bad answer",)
+    else:
+        names = ("",) if example.rejected is None else ("chosen", "rejected")
+    for name, side in zip(names, example.sides, strict=True):
+        yield _shown(tokenizer, side, length) | ({"side": name} if name else {})
 
 
 def _shown(tokenizer: Any, example: Example, length: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of one session: choose a backend, load, restore, train, and classify errors."""
+"""The training of one session: choose a backend, load, restore, train, and classify errors."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def train(
 def micro_batch_size(spec: JobSpec, hardware: Hardware, shape: Shape | None, backend: str, rows: int) -> int:
     """Rows per forward pass: the job's own value, else the largest divisor of a process's `rows` that fits.
 
-    The minimum is one row. Whether one row fits was checked before loading.
+    Each answer of a pair counts as a row. The minimum is one row. Whether one row fits was checked before loading.
     """
     if spec.micro_batch_size and rows % spec.micro_batch_size == 0:
         return spec.micro_batch_size
@@ -124,7 +124,7 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group, trainer_class: type[S
     shape = Shape.read(folder / "config.json")
     if hardware.device == "cuda" and shape is not None:
         check_memory(spec, hardware, shape, backend.name, min(hardware.memory_bytes, torch.cuda.mem_get_info(0)[0]))
-    micro_batch = micro_batch_size(spec, hardware, shape, backend.name, rows_each)
+    micro_batch = micro_batch_size(spec, hardware, shape, backend.name, rows_each * spec.method.answers)
     loaded = base.load(backend, spec, folder, hardware, job.trust_remote_code, resume is not None)
     hooks.begins(Part.ROWS)
     encoder = Encoder(
@@ -211,7 +211,7 @@ def _rows_sha256(rows: Sequence[Row], encoder: Encoder, resume: Resume | None) -
 
 def _taught(rows: list[Row], chosen: list[int], encoder: Encoder, spec: JobSpec) -> list[int]:
     """The rows that the job trains on. A job of the first encoding began with all of them and keeps them."""
-    if spec.encoding is None:
+    if spec.encoding is None and spec.rl is None:
         return chosen
     taught = with_trained_tokens(rows, chosen, encoder)
     if len(taught) < len(chosen):
@@ -231,7 +231,7 @@ def _full_recipe(spec: JobSpec, loaded: Loaded, rows_sha256: str | None, untrain
         "parameters_sha256": state.parameters_sha256(loaded.model),
         "trainable_dtype": "float32",
         "rows_sha256": rows_sha256,
-        "untrained_rows": untrained_rows if spec.encoding is not None else None,
+        "untrained_rows": untrained_rows if spec.encoding is not None or spec.rl else None,
     }
     return Recipe.of(spec).model_copy(update=known_once_loaded)
 

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from orchestrator.entrypoints.cli.axolotl_columns import READ_OF_COLUMNS, columns_of
 from worker.shared.dataset_spec import Role, TrainedEnds
+from worker.shared.methods import METHODS, MethodKeys, unknown
 from worker.shared.row_keys import THOUGHTS, TRAINING
 from worker.shared.schedules import Schedule
 from worker.shared.spec_errors import REFUSED
@@ -18,7 +19,7 @@ _NAMES = """
     weight_decay neftune_noise_alpha seed val_set_size train_on_inputs early_stopping_patience load_best_model_at_end
     hub_model_id
 """
-SAME = tuple(_NAMES.split())
+SAME = (*_NAMES.split(), *MethodKeys.model_fields)
 """Keys with the same name and meaning."""
 _OPTIMIZERS = {
     "adamw_torch": "adamw_torch",
@@ -125,7 +126,8 @@ def translate(config: Mapping[str, Any]) -> Translation:
     spec["name"] = model.rstrip("/").rpartition("/")[2].lower() or "untitled"
     spec["base_model"] = f"{model}@{given['revision_of_model']}" if "revision_of_model" in given else model
     given_sets = enumerate(_listed(given.get("datasets")))
-    spec["datasets"] = [found for number, each in given_sets for found in _datasets(number, each, done)]
+    known = {} if "rl" in given else _ROWS  # the same words mean other columns there
+    spec["datasets"] = [found for number, each in given_sets for found in _datasets(number, each, known, done)]
     if given.get("train_on_inputs"):
         for number, found in enumerate(spec["datasets"]):
             for key in _OF_TURNS.keys() & found.keys():
@@ -150,8 +152,8 @@ def translate(config: Mapping[str, Any]) -> Translation:
 
 
 def _refuse_other_training(given: Mapping[str, Any]) -> None:
-    if method := given.get("rl"):
-        raise NotTranslatableError(f"rl: {method} is another way of training. Trainhop trains on texts and answers.")
+    if (method := given.get("rl")) and method not in METHODS:
+        raise NotTranslatableError(f"rl: {unknown(method)}.")
     if given.get("adapter") not in ("lora", "qlora"):
         found = f"adapter: {given['adapter']}" if "adapter" in given else "a file without adapter"
         raise NotTranslatableError(f"{found} is not LoRA or QLoRA. Trainhop trains adapters of these two kinds.")
@@ -167,18 +169,18 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _datasets(number: int, given: Any, done: Translation) -> list[dict[str, Any]]:
-    """A dataset for each of its files."""
+def _datasets(number: int, given: Any, known: Mapping[str, str], done: Translation) -> list[dict[str, Any]]:
+    """A dataset for each of its files. `known` are the types with a counterpart."""
     place = f"datasets[{number}]"
     if not isinstance(given, Mapping):
         raise NotTranslatableError(f"{place} is not a mapping with a path.")
     found: dict[str, Any] = {}
     kind = given.get("type")
     head = kind.partition(":")[0].partition(".")[0] if isinstance(kind, str) else ""
-    if head in _ROWS:
-        found["type"] = _ROWS[head]
-        if kind not in _ROWS:
-            done.different[f"{place}.type"] = f"{kind} is read as {_ROWS[head]}"
+    if head in known:
+        found["type"] = known[head]
+        if kind not in known:
+            done.different[f"{place}.type"] = f"{kind} is read as {known[head]}"
     elif isinstance(kind, Mapping):
         found["type"] = "text" if kind.get("field") else "alpaca"
     elif kind:

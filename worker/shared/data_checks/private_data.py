@@ -22,7 +22,7 @@ class PrivateData:
         """Look at a row."""
         self._rows += 1
         kinds: dict[str, set[str]] = {name: set() for name in self._kinds}
-        for turn in seen.turns:
+        for turn in seen.all_turns:
             for span in credentials(turn.said):
                 (self._live if span.is_live else self._rest).add(seen, turn.said, span.begin, span.end)
                 kinds["live" if span.is_live else "rest"].add(span.kind)

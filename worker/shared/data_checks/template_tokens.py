@@ -50,7 +50,7 @@ class TemplateTokens:
     def add(self, seen: Seen) -> None:
         """Look at a row."""
         self._rows += 1
-        for turn in seen.turns:
+        for turn in seen.all_turns:
             text = turn.said
             match = self._control.search(text) if any(sign in text for sign in self._first) else None
             if match and seen.is_conversation:
