@@ -8,7 +8,7 @@ the worker's code. A row that the worker refuses in words is no fault. White spa
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
 from itertools import product
 from pathlib import Path
@@ -54,14 +54,14 @@ CASES: dict[str, tuple[_Record, slice]] = {
 """Rows, and which of their answers are trained."""
 
 
-def figures(_folder: Path) -> Iterator[Figure]:
-    """Cells of the table of templates and cases that are equal, refused in words, and wrong."""
+def figures(_folder: Path, names: Collection[str] = ()) -> Iterator[Figure]:
+    """Cells of the table of templates and cases that are equal, refused in words, and wrong. `names`: only of these."""
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    found = {(name, case): verdict(family, case) for (name, family), case in product(families().items(), CASES)}
+    chosen = {name: family for name, family in families().items() if not names or name in names}
+    found = {(name, case): verdict(family, case) for (name, family), case in product(chosen.items(), CASES)}
     counted = {kind: sum(value == kind for value in found.values()) for kind in (EQUAL, REFUSED)}
     wrong = sorted(f"{name}, {case}: {value}" for (name, case), value in found.items() if value not in (EQUAL, REFUSED))
-    templates = len(families())
-    yield Figure(name="chat templates", value=templates, bar=">= 30", ok=templates >= 30)
+    yield Figure(name="chat templates", value=len(chosen), bar=">= 30", ok=len(chosen) >= 30)
     yield Figure(name="masks equal to spans found by other means", value=counted[EQUAL], bar="any", ok=True)
     yield Figure(name="rows refused in words", value=counted[REFUSED], bar="any", ok=True)
     yield Figure(name="wrong masks", value=wrong, bar="none", ok=not wrong)
