@@ -49,7 +49,7 @@ MAX_NAME = 180
 """Characters of the original's name that the clone's has. A name may have 200."""
 _NESTED = frozenset({"checkpoint", "placement", "evaluate"})
 _OF_DATASETS = ("dataset_sha256", "train_rows", "roles_to_train", "mask_history", "train_on_eos")
-_POINTERS = dict.fromkeys(_OF_DATASETS, "/datasets")
+_POINTERS: dict[str, str] = dict.fromkeys(_OF_DATASETS, "/datasets")
 
 
 def clone(

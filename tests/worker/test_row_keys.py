@@ -114,6 +114,10 @@ NAMED = [
     (CHAT | {"id": 7, "source": "web", "score": 0.5}, ("id", "source", "score")),
     (turn(id="m1", timestamp=5), ("messages[].id", "messages[].timestamp")),
     (turn(train=True, weight=1), ()),
+    (
+        turn(tool_calls=[CALL | {"index": 0}, {"function": CALL["function"] | {"strict": True}}]),
+        ("messages[].tool_calls[].index", "messages[].tool_calls[].strict"),
+    ),
     ({"messages": [ASK | {"train": False, "name": "ann"}, ANSWER]}, ("messages[].name",)),
     (PLAIN | {"accepted": True}, ("accepted",)),
     (ALPACA | {"text": "q a"}, ("text",)),

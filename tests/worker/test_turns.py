@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from benchmarks.tiny_model import byte_tokenizer
 from tests.worker.test_data import MARKED, THINKING
 from tests.worker.test_look import asked, write
 from tests.worker.test_training_templates import template
-from worker.shared.dataset_files import DatasetError, Message, Row
+from worker.shared.dataset_files import DatasetError, Message, Row, inspect, read_rows
 from worker.shared.dataset_spec import FileFormat, RowFormat, TaughtTurns
 from worker.shared.job_spec import ENCODING, JobSpec
 from worker.shared.manifest import Recipe
@@ -297,3 +298,15 @@ def test_an_adapter_says_at_which_tokens_its_answers_end(training, tmp_path):
     rows = [Row(messages=(Message("user", "hi"), Message("assistant", "hello")))]
     (said,) = findings(Encoder(tokenizer, 64, False, encoding=ENCODING), tokenizer, rows)
     assert "which is not trained, so it may not stop. Sample answers, evaluations and the generation_config" in said
+
+
+@pytest.mark.parametrize(("name", "chat_template"), [("tool-calls", "qwen2_5"), ("thoughts", "qwen3")])
+def test_the_examples_are_rows_to_train_on(name, chat_template):
+    path = Path(__file__).parents[2] / "examples" / f"{name}.jsonl"
+    assert (inspect(path).rows, inspect(path).unused) == (12, ())
+    tokenizer, encoder = made(template(chat_template))
+    rows = list(read_rows(path))
+    trained = " ".join(tokenizer.decode([n for n in encoder.encode(row).labels if n >= 0]) for row in rows)
+    assert trained.count("Next hop:") >= 12
+    assert trained.count('"name": "altitude"') == 16 or "The difference is" in trained
+    assert not any("leaves out" in said for said in findings(encoder, tokenizer, rows))

@@ -111,7 +111,7 @@ def _as_once(record: dict[str, Any]) -> dict[str, Any]:
 def _unused_keys(kind: RowFormat, line: int, record: dict[str, Any]) -> tuple[str, ...]:
     used = _COLUMNS[kind] + _OPTIONAL[kind]
     if any(isinstance(record.get(name), str) for name in ("completion", "chosen") if name in _COLUMNS[kind]):
-        used = tuple(name for name in used if name != "system")  # no chat template writes this row
+        used = tuple(name for name in used if name not in ("system", *_TOOLS))  # no chat template writes this row
     return check_keys(record, used, [name for name in _TURNS if name in used], line)
 
 

@@ -5,12 +5,13 @@ A key is compared without case and punctuation: `chatTemplateKwargs` is `chat_te
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from worker.shared.wire import excerpt
 
@@ -24,6 +25,8 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 CALLS = ("tool_calls", "function_call")
 TRAINING = ("train", "training")
 WEIGHT = "weight"
+_OF_FUNCTION = ("name", "arguments")
+_OF_A_CALL = ("id", "type", "function", *_OF_FUNCTION)
 OF_AN_ANSWER = ("name", "tool_call_id")
 """Keys of a tool's answer that say which call it answers."""
 
@@ -183,11 +186,33 @@ def _of_turn(turn: Mapping[str, Any], column: str, line: int) -> Iterator[str]:
     learnt = turn.get(speaker) in LEARNT
     read = _read_of_a_turn(turn.get(speaker))
     for key, value in turn.items():
+        if key in CALLS and not is_empty(value):
+            yield from (f"{column}[].{key}[].{_name(each)}" for each in _of_calls(value))
         if key in (speaker, text) or key in read or is_empty(value):
             continue
         if problem := _problem(key, value, learnt):
             raise DatasetError(f"a turn in '{column}' {problem}", line)
         yield f"{column}[].{_name(key)}"
+
+
+def _of_calls(value: Any) -> Iterator[str]:
+    """The keys of calls that are not used. What is not a call is refused where calls are read."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return
+    for call in cast("list[Any]", value) if isinstance(value, list) else [value]:
+        for part, read in (
+            (call, _OF_A_CALL),
+            (call.get("function") if isinstance(call, dict) else None, _OF_FUNCTION),
+        ):
+            if isinstance(part, dict):
+                yield from (
+                    str(key)
+                    for key, each in cast("dict[Any, Any]", part).items()
+                    if key not in read and not is_empty(each)
+                )
 
 
 def _read_of_a_turn(speaker: Any) -> tuple[str, ...]:

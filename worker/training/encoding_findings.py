@@ -78,13 +78,10 @@ def _of_text_prompt(encoder: Encoder, row: Row, ids: list[int]) -> str:
 
 def _of_prompt(encoder: Encoder, tokenizer: Any, row: Row, turn: int, ids: list[int]) -> str:
     before = row.messages[:turn]
-    with_tools = {"tools": row.tools}
-    if (
-        before
-        and encoder.training_template
-        and encoder.own_text_of(before, **with_tools) != encoder.text_of(before, **with_tools)
-    ):
-        return ""  # the earlier turns differ, and `_of_templates` says so
+    if before and encoder.training_template:
+        own, written = (write(before, tools=row.tools) for write in (encoder.own_text_of, encoder.text_of))
+        if own != written:
+            return ""  # the earlier turns differ, and `_of_templates` says so
     prompt = encoder.answer_prompt(before, row.tools)
     shared = common_start(ids, prompt)
     if shared == len(prompt):

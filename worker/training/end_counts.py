@@ -36,7 +36,7 @@ class EndCounts:
         self._trained, self._cut = self._trained + len(taught), self._cut + beyond
         if beyond:
             _note(self._cut_lines, line)
-        if not self._ends & set(taught[-AFTER_THE_END:]):
+        if taught and not self._ends & set(taught[-AFTER_THE_END:]):
             self._open += 1
             _note(self._open_lines, line)
         if any(token in turn.said for turn in row.messages for token in self._special):

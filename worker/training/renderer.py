@@ -7,6 +7,7 @@ text as "" or as None, a text as a string or as a list of parts. Which of them a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +18,7 @@ from worker.shared.rows import Message
 from worker.training.interface import PermanentError
 
 _MARKS = ("turn0mark", "turn1mark", "turn2mark", "turn3mark")
+_PRINTED = re.compile(r"""['"]type['"]: ['"]text['"]""")
 _ID = "call00001"
 """Some templates accept only nine letters and digits."""
 Template = str | None
@@ -92,7 +94,8 @@ class Renderer:
             text = self._apply(messages, template, form, tools, tokenize=False)
         except PermanentError:
             return False
-        return all(mark in text for mark in marks)
+        # A template that only prints what it gets does not read a list of parts.
+        return all(mark in text for mark in marks) and not (form.parts and _PRINTED.search(text))
 
     def _find_parts(self, template: Template) -> bool:
         turns, marks = (Message("user", _MARKS[0]), Message("assistant", _MARKS[1])), _MARKS[:2]

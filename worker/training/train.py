@@ -216,10 +216,11 @@ def _taught(rows: list[Row], chosen: list[int], encoder: Encoder, spec: JobSpec)
     taught = with_trained_tokens(rows, chosen, encoder)
     if len(taught) < len(chosen):
         logging.getLogger(__name__).warning(
-            "%d of %d rows have no trained token within sequence_len and are left out. "
-            "Set a larger sequence_len or shorten the text before their answers.",
+            "%d of %d rows have no trained token within sequence_len and are left out (the first is row %d). "
+            "Set a larger sequence_len, shorten the text before their answers, or train on a turn of them.",
             len(chosen) - len(taught),
             len(chosen),
+            min(set(chosen).difference(taught)) + 1,
         )
     return taught
 
