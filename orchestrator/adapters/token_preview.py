@@ -66,6 +66,7 @@ class TokenLooks:
         train_on_inputs: bool,
         encoding: int | None = ENCODING,
         rendered_at: float | None = None,
+        chat_template: str | None = None,
         token: str | None = None,
         local_only: bool = False,
     ) -> TokenLook:
@@ -81,6 +82,7 @@ class TokenLooks:
             "train_on_inputs": train_on_inputs,
             "encoding": encoding,
             "rendered_at": rendered_at,
+            "chat_template": chat_template,
             "rows_shown": ROWS_SHOWN,
             "rows_measured": ROWS_MEASURED,
             "seconds": MEASURE_S,

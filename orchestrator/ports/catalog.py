@@ -134,12 +134,13 @@ class Looks(Protocol):
         train_on_inputs: bool,
         encoding: int | None = ENCODING,
         rendered_at: float | None = None,
+        chat_template: str | None = None,
         token: str | None = None,
         local_only: bool = False,
     ) -> TokenLook:
         """The rows with the tokenizer of `model`, read with this hub token. `rendered_at` is the time they name.
 
-        `encoding` is the job's version of the way from rows to tokens.
+        `encoding` is the job's version of the way from rows to tokens, and `chat_template` its own template.
         With `local_only` the model is pinned, nothing is downloaded, and a busy server answers soon.
         """
         ...

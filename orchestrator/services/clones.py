@@ -38,6 +38,7 @@ _REASONS = {
     "sequence_len": _READING,
     "train_on_inputs": _READING,
     "encoding": _READING,
+    "chat_template_sha256": _READING,
     "val_split": _ORDER,
     "optimizer": "the checkpoint has the state of the other optimizer",
     "base_model": "the checkpoint's adapter belongs to it",
@@ -45,7 +46,7 @@ _REASONS = {
 MAX_NAME = 180
 """Characters of the original's name that the clone's has. A name may have 200."""
 _NESTED = frozenset({"checkpoint", "placement", "evaluate"})
-_POINTERS = {"dataset_sha256": "/datasets", "train_rows": "/datasets"}
+_POINTERS = {"dataset_sha256": "/datasets", "train_rows": "/datasets", "chat_template_sha256": "/chat_template"}
 
 
 def clone(

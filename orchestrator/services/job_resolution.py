@@ -13,6 +13,7 @@ from orchestrator.services.datasets import resolve_dataset
 from orchestrator.services.hub_tokens import refuse_without_write, token_of
 from orchestrator.services.job_checks import names_modules, notes, refuse_what_the_model_lacks
 from orchestrator.services.row_faults import judge_rows
+from orchestrator.services.template_trial import refuse_bad_template
 from worker.shared import memory_estimate
 from worker.shared.dataset_spec import DatasetSpec, RowFormat
 from worker.shared.job_spec import ENCODING, NUMERICS, VAL_SPLIT, JobSpec
@@ -84,10 +85,11 @@ def resolve(
     needed = memory_estimate.need(pinned, model.shape, model.parameters)
     remedy = "choose a smaller model, adapter: qlora, or a shorter sequence_len"
     refuse_the_too_large(ctx, actor.member_id, needed, "base model", "/base_model", remedy)
+    written = refuse_bad_template(pinned)
     findings = judge_rows(ctx, pinned)
     val_split = pinned.val_split if pinned.eval_rows else None
     fixed = pinned.model_copy(update={"max_steps": pinned.total_steps, "num_epochs": None, "val_split": val_split})
-    return fixed, needed, (*notes(spec, model), *findings, *few)
+    return fixed, needed, (*notes(spec, model), *written, *findings, *few)
 
 
 def _refuse_tasks(datasets: Sequence[DatasetSpec]) -> None:

@@ -33,6 +33,9 @@ JOB_KEYS = {
     "seed": "Seed for the order of rows, the adapter's initial values and dropout.",
     "val_set_size": "Share of the rows in the validation split (0.05 = 5 %).",
     "train_on_inputs": "Whether to train on prompts in addition to answers.",
+    "chat_template": "`chatml`, or `jinja` with `chat_template_jinja`, in place of the template that comes with the "
+    "model. See [Chat template](#chat-template).",
+    "chat_template_jinja": "The text of a chat template, or for the command line the path of a `.jinja` file.",
     "eval_steps": "Steps between evaluations. The default is a fifth of the job.",
     "sample_prompts": "Test prompts that the model answers before the first step and at each evaluation.",
     "sample_max_tokens": "Maximum tokens of an answer to a sample prompt.",

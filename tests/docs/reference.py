@@ -175,6 +175,14 @@ it. Rows keep their lines, so that an error names a line of your file.
 | `messages`, `conversations`, `history` as JSON in a cell | the list |
 | a Hugging Face dataset in shards (`train-00000-of-00003.parquet`) | all shards of the split, at most 256 and 4 GiB |
 
+## Chat template
+
+Rows and prompts are written with `chat_template_jinja`, or with ChatML for `chat_template: chatml`. The template is
+saved with the adapter, so that everything which reads its folder uses it. It is tried at submission: one that has an
+error, raises, leaves out a turn or draws text at random is refused. Whether it writes earlier turns in another way
+when more follow, or has no place for a system turn, is said. Without `{{% generation %}}` marks, the answers are found
+in the text. Tokens of a template that the model does not know are learnt as several pieces.
+
 ## Schedules
 
 `lr_scheduler_kwargs` has the settings of `lr_scheduler`, with the names of transformers. Every schedule is a function

@@ -15,6 +15,7 @@ from worker.shared.evaluation_units import Unit, prompts_at_once, units
 from worker.shared.export_spec import ChatSpec, ExportSpec
 from worker.shared.hub_names import RepoName
 from worker.shared.judge_prompt import MAX_OUTPUT_TOKENS, TEXT_TOKENS
+from worker.shared.own_template import USUAL, Template, TemplateName, fault_of, template_of
 from worker.shared.plain_errors import MAX_KEY, nearest
 from worker.shared.schedules import Schedule, ScheduleSettings, fault, too_long
 from worker.shared.wire import NonBlank, Written, excerpt, not_blank
@@ -111,6 +112,8 @@ class JobSpec(Written):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     val_set_size: Annotated[float, Field(ge=0, lt=1)] = 0.0
     train_on_inputs: bool = False
+    chat_template: TemplateName = Field(default=USUAL, exclude_if=lambda name: name == USUAL)
+    chat_template_jinja: Template | None = Field(default=None, exclude_if=lambda text: text is None)
     eval_steps: Annotated[int, Field(ge=1)] | None = None
     sample_prompts: Annotated[tuple[NonBlank, ...], Field(max_length=16)] = ()
     sample_max_tokens: Annotated[int, Field(ge=1, le=1024)] = 48
@@ -192,6 +195,17 @@ class JobSpec(Written):
         if self.warmup_steps is not None and self.warmup_ratio != WARMUP_RATIO:
             raise ValueError("warmup_ratio and warmup_steps exclude each other")
         return self
+
+    @model_validator(mode="after")
+    def _one_template(self) -> JobSpec:
+        if words := fault_of(self.chat_template, self.chat_template_jinja):
+            raise ValueError(words)
+        return self
+
+    @property
+    def own_template(self) -> str | None:
+        """The chat template of this job. None for the one that comes with the base model."""
+        return template_of(self.chat_template, self.chat_template_jinja)
 
     @property
     def schedule_fault(self) -> str:

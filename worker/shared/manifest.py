@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from worker.shared.job_spec import BETAS, EPSILON, MAX_LAYERS, JobSpec
+from worker.shared.own_template import template_sha256
 from worker.shared.schedules import ScheduleSettings
 from worker.shared.wire import (
     MAX_ENTRIES,
@@ -70,6 +71,8 @@ class Recipe(Wire):
     encoding: Number | None = None
     numerics: Number | None = None
     val_split: Number | None = None
+    chat_template_sha256: Word = ""
+    """Hash of the job's own chat template. Empty without one."""
 
     base_sha256: Word | None = None
     tokenizer_sha256: Word | None = None
@@ -89,6 +92,7 @@ class Recipe(Wire):
         facts["max_steps"] = spec.total_steps
         facts["warmup_steps"] = NO_STEPS if spec.warmup_steps is None else spec.warmup_steps
         facts["train_rows"] = spec.train_rows
+        facts["chat_template_sha256"] = template_sha256(spec.own_template)
         facts["dataset_sha256"] = tuple(d.sha256 or "" for d in spec.datasets)
         return cls(**facts)
 

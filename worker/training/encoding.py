@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from worker.shared.dataset_files import Message, Row
 from worker.shared.job_spec import WITH_TRAINING_TEMPLATES
+from worker.shared.own_template import CHANCE
 from worker.training.interface import PermanentError
 from worker.training.left_out import LeftOut, holds
 from worker.training.pinned_time import strftime_at
@@ -34,7 +35,6 @@ _ADDED = 8
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _CLOCK = "strftime_now"
-_CHANCE = re.compile(r"\|\s*random\b|\blipsum\s*\(")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,11 @@ class Example:
     labels: list[int]
 
 
-def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer, with the fallback template if it has none. Raises `PermanentError` if it cannot be loaded."""
+def load_tokenizer(directory: Path, trust_remote_code: bool, template: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer, with the job's own `template` if there is one, or the fallback template if it has none.
+
+    Raises `PermanentError` if it cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -57,6 +60,8 @@ def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokeni
     model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if getattr(model, "dropout", None):
         model.dropout = None  # it draws other tokens for the same text each time
+    if template is not None:
+        tokenizer.chat_template = template
     if not tokenizer.chat_template:
         tokenizer.chat_template = FALLBACK_TEMPLATE
     return tokenizer
@@ -89,7 +94,7 @@ class Encoder:
         template = str(getattr(tokenizer, "chat_template", None) or "")
         self._own_marks = bool(_GENERATION.search(template))
         self._left_out = LeftOut(self.text_of)
-        self._draws = bool(_CHANCE.search(template))
+        self._draws = bool(CHANCE.search(template))
         self._asks_for_the_time = _CLOCK in template
         self._is_pinned = rendered_at is not None
         # A variable of the template hides the library's function of the same name.

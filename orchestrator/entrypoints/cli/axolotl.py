@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from orchestrator.entrypoints.cli.axolotl_columns import READ_OF_COLUMNS, columns_of
+from worker.shared.own_template import TemplateName
 from worker.shared.schedules import Schedule
 
 _NAMES = """
     lora_r lora_alpha lora_dropout lora_layers_to_transform peft_use_rslora sequence_len num_epochs max_steps
     learning_rate lr_scheduler_kwargs warmup_ratio warmup_steps adam_beta1 adam_beta2 adam_epsilon max_grad_norm
-    weight_decay seed val_set_size train_on_inputs hub_model_id
+    weight_decay seed val_set_size train_on_inputs hub_model_id chat_template_jinja
 """
 SAME = tuple(_NAMES.split())
 """Keys with the same name and meaning."""
@@ -28,7 +29,7 @@ _OPTIMIZERS = {
 _ROWS = {"alpaca": "alpaca", "chat_template": "messages", "sharegpt": "sharegpt", "completion": "text"}
 _TRANSLATED = """
     base_model revision_of_model datasets adapter load_in_4bit lora_target_modules lora_target_linear micro_batch_size
-    gradient_accumulation_steps batch_size optimizer lr_scheduler cosine_min_lr_ratio eval_steps
+    gradient_accumulation_steps batch_size chat_template optimizer lr_scheduler cosine_min_lr_ratio eval_steps
 """
 _READ = frozenset((*SAME, *_TRANSLATED.split()))
 _READ_OF_ROWS = frozenset(("path", "type", "split", "train_on_split", "data_files", "ds_type", *READ_OF_COLUMNS))
@@ -70,7 +71,6 @@ _OTHER = {
     "eval_sample_packing": "rows are not packed",
     "evals_per_epoch": "set eval_steps, the steps between two evaluations",
     "group_by_length": "rows are drawn at random by seed",
-    "chat_template": "rows are written with the model's own chat template",
     "special_tokens": "the model's own tokens are used",
     "load_in_8bit": "the model is loaded in 16 bits, or in 4 with adapter: qlora",
     "early_stopping_patience": "the job runs to its last step",
@@ -118,8 +118,17 @@ def translate(config: Mapping[str, Any]) -> Translation:
         spec["eval_steps"] = given["eval_steps"]
     elif "eval_steps" in given:
         done.different["eval_steps"] = "it is a number of steps here, not a share of them"
+    _template(given, done)
     _name_the_rest(given, done)
     return done
+
+
+def _template(given: Mapping[str, Any], done: Translation) -> None:
+    wanted = given.get("chat_template")
+    if wanted in get_args(TemplateName):
+        done.spec["chat_template"] = wanted
+    elif wanted:
+        done.different["chat_template"] = "give its text as chat_template_jinja, or the model's own is used"
 
 
 def _refuse_other_training(given: Mapping[str, Any]) -> None:
