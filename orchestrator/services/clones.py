@@ -32,6 +32,7 @@ _READING = "it changes how rows are read, and earlier steps have read them diffe
 _REASONS = {
     "dataset_sha256": _ORDER,
     "train_rows": _ORDER,
+    "dataset_repeats": _ORDER,
     "global_batch_size": _ORDER,
     "seed": _ORDER,
     "val_set_size": _ORDER,
@@ -46,7 +47,8 @@ _REASONS = {
 MAX_NAME = 180
 """Characters of the original's name that the clone's has. A name may have 200."""
 _NESTED = frozenset({"checkpoint", "placement", "evaluate"})
-_POINTERS = {"dataset_sha256": "/datasets", "train_rows": "/datasets", "chat_template_sha256": "/chat_template"}
+_POINTERS = dict.fromkeys(("dataset_sha256", "train_rows", "dataset_repeats"), "/datasets")
+_POINTERS["chat_template_sha256"] = "/chat_template"
 
 
 def clone(

@@ -22,6 +22,8 @@ from worker.shared.memory_estimate import Need
 NEWEST: Mapping[str, int | None] = {"encoding": ENCODING, "numerics": NUMERICS, "val_split": VAL_SPLIT}
 """How new jobs read and split their rows, and compute."""
 
+MAX_EPOCH_ROWS = 20_000_000
+"""Of a job with `repeats`. Their order is in memory."""
 LAST_DEADLINE = 253_402_300_800.0
 """The start of the year 10000. Python's calendar ends there."""
 
@@ -75,6 +77,9 @@ def resolve(
             "The validation split leaves no rows to train on. Choose a smaller val_set_size.",
             [("/val_set_size", "takes all rows of the dataset")],
         )
+    if pinned.dataset_repeats and pinned.train_rows > MAX_EPOCH_ROWS:
+        words = f"make an epoch of {pinned.train_rows:,} rows, and at most {MAX_EPOCH_ROWS:,} are possible"
+        raise InvalidError(f"The repeats {words}.", [("/datasets", words)])
     if words := pinned.schedule_fault:
         raise InvalidError(f"The schedule is too long: {words}.", [("/lr_scheduler_kwargs", words)])
     asked = pinned.evaluate

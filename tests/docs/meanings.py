@@ -67,6 +67,8 @@ DATASET_KEYS = {
     "(`org/name`, or `org/name@revision`), or a file in an allowed folder.",
     "type": "The row format. `auto` detects it from the keys of the first row. `task` is only for evaluations.",
     "split": "The split of a Hugging Face dataset. All its shards are read, in their order.",
+    "repeats": "How often an epoch has the rows of this file: `3` three times each, `0.5` half of them, the other half "
+    "in the next epoch. See [Repeats](#repeats).",
     "field_messages": "The column with the turns, if it is not `messages`. See [Names of columns](#names-of-columns).",
     "message_property_mappings": "Names of the keys of a turn, for example `{role: from, content: value}`.",
     "roles": "Names of roles, for example `{user: [human], assistant: [gpt, bot]}`.",

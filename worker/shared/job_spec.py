@@ -237,8 +237,20 @@ class JobSpec(Written):
 
     @property
     def train_rows(self) -> int:
-        """Rows of one epoch."""
-        return self.rows - self.eval_rows
+        """Rows of one epoch. With `repeats` and a validation split, which rows it has is known to the session alone.
+
+        Here each file is taken to have its share of it.
+        """
+        if not self.dataset_repeats or not self.rows:
+            return self.rows - self.eval_rows
+        drawn = sum(dataset.of_an_epoch(dataset.rows or 0) for dataset in self.datasets)
+        return max(1, drawn * (self.rows - self.eval_rows) // self.rows)
+
+    @property
+    def dataset_repeats(self) -> tuple[float, ...]:
+        """How often an epoch has the rows of each dataset. Empty where it has all of them once."""
+        repeats = tuple(dataset.repeats for dataset in self.datasets)
+        return repeats if any(times != 1 for times in repeats) else ()
 
     @property
     def files(self) -> tuple[DatasetSpec, ...]:

@@ -71,13 +71,17 @@ class Recipe(Wire):
     encoding: Number | None = None
     numerics: Number | None = None
     val_split: Number | None = None
+    dataset_repeats: Annotated[tuple[float, ...], Field(max_length=16)] = ()
     chat_template_sha256: Word = ""
     """Hash of the job's own chat template. Empty without one."""
 
     base_sha256: Word | None = None
     tokenizer_sha256: Word | None = None
     untrained_rows: Number | None = None
-    """Training rows that are left out, because none of their trained tokens is within `sequence_len`."""
+    """Training rows that are left out, because none of their trained tokens is within `sequence_len`.
+
+    With `dataset_repeats`, by how many rows an epoch is shorter than `train_rows`. It may be longer.
+    """
     parameters_sha256: Word | None = None
     trainable_dtype: Word | None = None
     rows_sha256: Sha256 | None = None
@@ -92,13 +96,14 @@ class Recipe(Wire):
         facts["max_steps"] = spec.total_steps
         facts["warmup_steps"] = NO_STEPS if spec.warmup_steps is None else spec.warmup_steps
         facts["train_rows"] = spec.train_rows
+        facts["dataset_repeats"] = spec.dataset_repeats
         facts["chat_template_sha256"] = template_sha256(spec.own_template)
         facts["dataset_sha256"] = tuple(d.sha256 or "" for d in spec.datasets)
         return cls(**facts)
 
     @property
     def epoch_rows(self) -> int:
-        """Rows of one epoch: the training rows that are not left out."""
+        """Rows of one epoch: the training rows that are not left out, as often as it has them."""
         return max(1, self.train_rows - (self.untrained_rows or 0))
 
     def differences(self, other: Recipe) -> list[tuple[str, Any, Any]]:
