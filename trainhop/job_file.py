@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from yaml import MappingNode, Node, SafeLoader
 
 
+_TEMPLATE_SUFFIXES, MAX_TEMPLATE = {".jinja", ".jinja2", ".j2", ".txt"}, 1 << 20
+"""Endings of a file with a chat template, and the characters of it that are read. The server accepts fewer."""
 _DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"}
 
 
@@ -136,6 +138,7 @@ def send_data(
     its path.
     """
     spec = deepcopy(spec)
+    _put_template(spec, name, folder, may_send)
     entries: list[tuple[str, str, dict[str, Any]]] = [("datasets", "auto", each) for each in spec["datasets"]]
     asked: dict[str, Any] = spec.get("evaluate") or {}
     kinds = {"prompts": "auto", "tasks": "task"}
@@ -164,6 +167,25 @@ def send_data(
         for key in sent.get("columns") or ():  # the kept file has the usual names; an older server refuses the keys
             entry.pop(key, None)
     return spec
+
+
+def _put_template(spec: dict[str, Any], name: str, folder: Path | None, may_send: Callable[[str, Path], bool]) -> None:
+    """Put the text of a template's file in place of its path."""
+    given = spec.get("chat_template_jinja")
+    if not isinstance(given, str) or Path(given).suffix not in _TEMPLATE_SUFFIXES or "{" in given or "\n" in given:
+        return
+    file = next((f for f in (Path(given), *([folder / given] if folder else [])) if f.is_file()), None)
+    fault = "the file does not exist"
+    if file is not None and not may_send(given, file):
+        fault = "the file is outside the job file's folder, so it was not sent. Repeat with --yes to send it."
+    elif file is not None:
+        try:
+            with file.open(encoding="utf-8") as stream:
+                spec["chat_template_jinja"] = stream.read(MAX_TEMPLATE)
+            return
+        except (OSError, ValueError) as error:
+            fault = str(error)
+    raise Error(f"{name}: chat_template_jinja: {given}: {fault}", reason="usage")
 
 
 def _query(name: str, entry: Mapping[str, Any], kind: str) -> dict[str, str]:

@@ -67,6 +67,7 @@ class TokenLooks:
         encoding: int | None = ENCODING,
         rendered_at: float | None = None,
         taught: TaughtTurns | None = None,
+        chat_template: str | None = None,
         token: str | None = None,
         local_only: bool = False,
     ) -> TokenLook:
@@ -83,6 +84,7 @@ class TokenLooks:
             "encoding": encoding,
             "rendered_at": rendered_at,
             "taught": taught.model_dump() if taught is not None else {},
+            "chat_template": chat_template,
             "rows_shown": ROWS_SHOWN,
             "rows_measured": ROWS_MEASURED,
             "seconds": MEASURE_S,

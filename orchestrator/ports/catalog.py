@@ -137,12 +137,14 @@ class Looks(Protocol):
         encoding: int | None = ENCODING,
         rendered_at: float | None = None,
         taught: TaughtTurns | None = None,
+        chat_template: str | None = None,
         token: str | None = None,
         local_only: bool = False,
     ) -> TokenLook:
         """The rows with the tokenizer of `model`, read with this hub token. `rendered_at` is the time they name.
 
-        `encoding` is the job's version of the way from rows to tokens. `taught` says which turns are trained on.
+        `encoding` is the job's version of the way from rows to tokens, and `chat_template` its own template. `taught`
+        says which turns are trained on.
         With `local_only` the model is pinned, nothing is downloaded, and a busy server answers soon.
         """
         ...

@@ -126,6 +126,7 @@ def tokenizer_key(spec: JobSpec) -> str:
     depends_on: list[object] = [spec.base_model, spec.sequence_len, spec.train_on_inputs, spec.encoding]
     taught = [entry.taught.model_dump() for entry in spec.datasets]
     depends_on += [taught] if any(taught) else []
+    depends_on += [spec.own_template] if spec.own_template is not None else []
     return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
 
 

@@ -13,6 +13,7 @@ from orchestrator.services.datasets import resolve_dataset
 from orchestrator.services.hub_tokens import refuse_without_write, token_of
 from orchestrator.services.job_checks import names_modules, notes, refuse_what_the_model_lacks
 from orchestrator.services.row_faults import judge_rows
+from orchestrator.services.template_trial import refuse_bad_template
 from worker.shared import memory_estimate
 from worker.shared.dataset_spec import DatasetSpec, RowFormat
 from worker.shared.job_spec import ENCODING, NUMERICS, VAL_SPLIT, JobSpec
@@ -22,6 +23,8 @@ from worker.shared.methods import refused_rows
 NEWEST: Mapping[str, int | None] = {"encoding": ENCODING, "numerics": NUMERICS, "val_split": VAL_SPLIT}
 """How new jobs read and split their rows, and compute."""
 
+MAX_EPOCH_ROWS = 20_000_000
+"""Of a job with `repeats`. Their order is in memory."""
 LAST_DEADLINE = 253_402_300_800.0
 """The start of the year 10000. Python's calendar ends there."""
 
@@ -80,6 +83,9 @@ def resolve(
             "The validation split has no rows, so there is no validation loss to choose by. Set a larger val_set_size.",
             [("/val_set_size", "gives no validation rows")],
         )
+    if pinned.dataset_repeats and pinned.train_rows > MAX_EPOCH_ROWS:
+        words = f"make an epoch of {pinned.train_rows:,} rows, and at most {MAX_EPOCH_ROWS:,} are possible"
+        raise InvalidError(f"The repeats {words}.", [("/datasets", words)])
     if words := pinned.schedule_fault:
         raise InvalidError(f"The schedule is too long: {words}.", [("/lr_scheduler_kwargs", words)])
     asked = pinned.evaluate
@@ -90,10 +96,11 @@ def resolve(
     needed = memory_estimate.need(pinned, model.shape, model.parameters)
     remedy = "choose a smaller model, adapter: qlora, or a shorter sequence_len"
     refuse_the_too_large(ctx, actor.member_id, needed, "base model", "/base_model", remedy)
+    written = refuse_bad_template(pinned)
     findings = judge_rows(ctx, pinned)
     val_split = pinned.val_split if pinned.eval_rows else None
     fixed = pinned.model_copy(update={"max_steps": pinned.total_steps, "num_epochs": None, "val_split": val_split})
-    return fixed, needed, (*notes(spec, model), *findings, *few)
+    return fixed, needed, (*notes(spec, model), *written, *findings, *few)
 
 
 def _refuse_other_rows(spec: JobSpec, datasets: Sequence[DatasetSpec]) -> None:

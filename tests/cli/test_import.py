@@ -62,6 +62,14 @@ def test_what_has_a_counterpart_is_the_same_there() -> None:
     assert found.needless.keys() == {"model_type", "bf16", "flash_attention", "output_dir", "wandb_project"}
 
 
+def test_a_template_of_its_own_is_taken_over() -> None:
+    own = {"chat_template": "jinja", "chat_template_jinja": "{{ messages[0].content }}"}
+    for keys in (own, {"chat_template": "chatml"}, {"chat_template": "tokenizer_default"}):
+        found = translate(QLORA | keys)
+        assert keys.items() <= found.spec.items()
+        JobSpec.model_validate(found.spec)
+
+
 def test_a_share_of_warm_up_is_a_share() -> None:
     """Seen in a published file: transformers takes `warmup_steps` below 1 as a share."""
     assert JobSpec.model_validate(translate(QLORA | {"warmup_steps": 0.1}).spec).warmup_ratio == 0.1
@@ -155,6 +163,7 @@ def test_other_training_is_refused(changes: dict[str, Any], words: str) -> None:
         ({"lr_scheduler": "rex", "cosine_min_lr_ratio": None}, "lr_scheduler", "cosine"),
         ({"lora_target_linear": False, "lora_target_modules": "model.*q_proj"}, "lora_target_modules", "all-linear"),
         ({"eval_steps": 0.1}, "eval_steps", None),
+        ({"chat_template": "llama3"}, "chat_template", None),
     ],
 )
 def test_what_is_replaced_is_said(changes: dict[str, Any], key: str, value: Any) -> None:

@@ -39,6 +39,9 @@ JOB_KEYS = {
     "seed": "Seed for the order of rows, the adapter's initial values and dropout.",
     "val_set_size": "Share of the rows in the validation split (0.05 = 5 %).",
     "train_on_inputs": "Whether to train on prompts in addition to answers.",
+    "chat_template": "`chatml`, or `jinja` with `chat_template_jinja`, in place of the template that comes with the "
+    "model. See [Chat template](#chat-template).",
+    "chat_template_jinja": "The text of a chat template, or for the command line the path of a `.jinja` file.",
     "eval_steps": "Steps between evaluations. The default is a fifth of the job.",
     "early_stopping_patience": "Ends the job after so many evaluations in which the validation loss was not lower. "
     "Needs a `val_set_size`.",
@@ -80,6 +83,8 @@ DATASET_KEYS = {
     "mask_history": "Trains only on the last of these turns in each row (the name is LLaMA-Factory's).",
     "train_on_eos": "Which end tokens are trained: of each trained turn, of `all` turns, or only the `last` one.",
     "split": "The split of a Hugging Face dataset. All its shards are read, in their order.",
+    "repeats": "How often an epoch has the rows of this file: `3` three times each, `0.5` half of them, the other half "
+    "in the next epoch. See [Repeats](#repeats).",
     "field_messages": "The column with the turns, if it is not `messages`. See [Names of columns](#names-of-columns).",
     "message_property_mappings": "Names of the keys of a turn, for example `{role: from, content: value}`.",
     "roles": "Names of roles, for example `{user: [human], assistant: [gpt, bot]}`.",

@@ -204,6 +204,24 @@ it. Rows keep their lines, so that an error names a line of your file.
 | `messages`, `conversations`, `history` as JSON in a cell | the list |
 | a Hugging Face dataset in shards (`train-00000-of-00003.parquet`) | all shards of the split, at most 256 and 4 GiB |
 
+### Repeats
+
+An epoch has `repeats` times the rows of each file, rounded, in one random order. A file's rows are drawn from shuffled
+copies of the whole file, each of which begins where the one before has ended. So all its rows are trained on equally
+often, but for one time. Order and choice are functions of `seed`, epoch and place, as without repeats. Validation rows
+are chosen before and evaluated once, so no copy of a row is on the other side.
+
+`num_epochs` counts such epochs. With a validation split, the steps of an epoch are those of the split's share of each
+file.
+
+## Chat template
+
+Rows and prompts are written with `chat_template_jinja`, or with ChatML for `chat_template: chatml`. The template is
+saved with the adapter, so that everything which reads its folder uses it. It is tried at submission: one that has an
+error, raises, leaves out a turn or draws text at random is refused. Whether it writes earlier turns in another way
+when more follow, or has no place for a system turn, is said. Without `{{% generation %}}` marks, the answers are found
+in the text. Tokens of a template that the model does not know are learnt as several pieces.
+
 ## Schedules
 
 `lr_scheduler_kwargs` has the settings of `lr_scheduler`, with the names of transformers. Every schedule is a function

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -54,6 +55,7 @@ class TaughtTurns(Written):
     train_on_eos: TrainedEnds = Field(default="turn", exclude_if=lambda ends: ends == "turn")
 
 
+MAX_REPEATS = 1_000
 Column = Annotated[NonBlank | None, Field(max_length=200, exclude_if=lambda name: name is None)]
 Names = Annotated[dict[NonBlank, NonBlank], Field(max_length=16, exclude_if=lambda names: not names)]
 Roles = Annotated[
@@ -79,6 +81,7 @@ class DatasetSpec(TaughtTurns):
     path: NonBlank
     type: RowFormat = RowFormat.AUTO
     split: NonBlank = "train"
+    repeats: Annotated[float, Field(gt=0, le=MAX_REPEATS)] = Field(default=1.0, exclude_if=lambda times: times == 1)
     field_messages: Column = None
     message_property_mappings: Names = Field(default={})
     roles: Roles = Field(default={})
@@ -107,6 +110,10 @@ class DatasetSpec(TaughtTurns):
         if self.field_system and (self.type is RowFormat.TASK or (given and given[0][0] is RowFormat.TEXT)):
             raise ValueError("field_system belongs to conversations")
         return self
+
+    def of_an_epoch(self, rows: int) -> int:
+        """How many rows an epoch has of `rows` of this file."""
+        return max(1, math.floor(rows * self.repeats + 0.5)) if rows else 0
 
     @property
     def mapping(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from worker.shared.export_spec import ChatSpec, ExportSpec
 from worker.shared.hub_names import RepoName
 from worker.shared.judge_prompt import MAX_OUTPUT_TOKENS, TEXT_TOKENS
 from worker.shared.methods import MethodKeys
+from worker.shared.own_template import USUAL, Template, TemplateName, fault_of, template_of
 from worker.shared.plain_errors import MAX_KEY, nearest
 from worker.shared.schedules import Schedule, ScheduleSettings, fault, too_long
 from worker.shared.wire import NonBlank, Written, excerpt, not_blank
@@ -110,6 +111,8 @@ class JobSpec(AdapterSettings, MethodKeys):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     val_set_size: Annotated[float, Field(ge=0, lt=1)] = 0.0
     train_on_inputs: bool = False
+    chat_template: TemplateName = Field(default=USUAL, exclude_if=lambda name: name == USUAL)
+    chat_template_jinja: Template | None = Field(default=None, exclude_if=lambda text: text is None)
     eval_steps: Annotated[int, Field(ge=1)] | None = None
     early_stopping_patience: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
         default=None, exclude_if=lambda patience: patience is None
@@ -224,6 +227,17 @@ class JobSpec(AdapterSettings, MethodKeys):
             raise ValueError(words)
         return self
 
+    @model_validator(mode="after")
+    def _one_template(self) -> JobSpec:
+        if words := fault_of(self.chat_template, self.chat_template_jinja):
+            raise ValueError(words)
+        return self
+
+    @property
+    def own_template(self) -> str | None:
+        """The chat template of this job. None for the one that comes with the base model."""
+        return template_of(self.chat_template, self.chat_template_jinja)
+
     @property
     def schedule_fault(self) -> str:
         """Why the schedule does not fit into the steps of a job that trains, or "". Known once the steps are."""
@@ -254,8 +268,20 @@ class JobSpec(AdapterSettings, MethodKeys):
 
     @property
     def train_rows(self) -> int:
-        """Rows of one epoch."""
-        return self.rows - self.eval_rows
+        """Rows of one epoch. With `repeats` and a validation split, which rows it has is known to the session alone.
+
+        Here each file is taken to have its share of it.
+        """
+        if not self.dataset_repeats or not self.rows:
+            return self.rows - self.eval_rows
+        drawn = sum(dataset.of_an_epoch(dataset.rows or 0) for dataset in self.datasets)
+        return max(1, drawn * (self.rows - self.eval_rows) // self.rows)
+
+    @property
+    def dataset_repeats(self) -> tuple[float, ...]:
+        """How often an epoch has the rows of each dataset. Empty where it has all of them once."""
+        repeats = tuple(dataset.repeats for dataset in self.datasets)
+        return repeats if any(times != 1 for times in repeats) else ()
 
     @property
     def files(self) -> tuple[DatasetSpec, ...]:

@@ -11,6 +11,7 @@ from worker.shared.adapter_settings import MAX_LAYERS, MAX_TOKENS
 from worker.shared.dataset_spec import TaughtTurns
 from worker.shared.job_spec import BETAS, EPSILON, LORAPLUS_EMBEDDING, JobSpec
 from worker.shared.methods import SFT
+from worker.shared.own_template import template_sha256
 from worker.shared.schedules import ScheduleSettings
 from worker.shared.wire import (
     MAX_ENTRIES,
@@ -87,11 +88,17 @@ class Recipe(Wire):
     encoding: Number | None = None
     numerics: Number | None = None
     val_split: Number | None = None
+    dataset_repeats: Annotated[tuple[float, ...], Field(max_length=16)] = ()
+    chat_template_sha256: Word = ""
+    """Hash of the job's own chat template. Empty without one."""
 
     base_sha256: Word | None = None
     tokenizer_sha256: Word | None = None
     untrained_rows: Number | None = None
-    """Training rows that are left out, because none of their trained tokens is within `sequence_len`."""
+    """Training rows that are left out, because none of their trained tokens is within `sequence_len`.
+
+    With `dataset_repeats`, by how many rows an epoch is shorter than `train_rows`. It may be longer.
+    """
     parameters_sha256: Word | None = None
     trainable_dtype: Word | None = None
     rows_sha256: Sha256 | None = None
@@ -108,6 +115,8 @@ class Recipe(Wire):
         facts["warmup_steps"] = NO_STEPS if spec.warmup_steps is None else spec.warmup_steps
         facts["early_stopping_patience"] = spec.early_stopping_patience or NO_STEPS
         facts["train_rows"] = spec.train_rows
+        facts["dataset_repeats"] = spec.dataset_repeats
+        facts["chat_template_sha256"] = template_sha256(spec.own_template)
         facts["dataset_sha256"] = tuple(d.sha256 or "" for d in spec.datasets)
         taught = [d.taught for d in spec.datasets]
         if any(each != TaughtTurns() for each in taught):
@@ -118,7 +127,7 @@ class Recipe(Wire):
 
     @property
     def epoch_rows(self) -> int:
-        """Rows of one epoch: the training rows that are not left out."""
+        """Rows of one epoch: the training rows that are not left out, as often as it has them."""
         return max(1, self.train_rows - (self.untrained_rows or 0))
 
     def differences(self, other: Recipe) -> list[tuple[str, Any, Any]]:

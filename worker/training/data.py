@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from worker.training.encoding import IGNORE, Encoder, Example
 from worker.training.interface import PermanentError
 from worker.training.model_limits import ModelLimits
 from worker.training.row_faults import NOTHING_TRAINED, checked, named
-from worker.training.sampler import step_samples
+from worker.training.sampler import Share, step_samples
 
 if TYPE_CHECKING:
     from worker.shared.job_spec import JobSpec
@@ -53,13 +54,34 @@ def load_rows(paths: Sequence[Path], spec: JobSpec) -> list[Row]:
     return rows
 
 
+def shares_of(spec: JobSpec, chosen: Sequence[int]) -> tuple[Share, ...]:
+    """What an epoch has of the rows `chosen` (ascending) of each dataset. Empty where it has each row once."""
+    if not spec.dataset_repeats:
+        return ()
+    shares: list[Share] = []
+    end = first = 0
+    for dataset in spec.datasets:
+        end += dataset.rows or 0
+        rows = bisect_left(chosen, end) - first
+        shares.append(Share(first, rows, dataset.of_an_epoch(rows)))
+        first += rows
+    return tuple(shares)
+
+
 class Rows(torch.utils.data.Dataset[Example]):
     """Map-style view of selected rows, tokenised on demand and cached."""
 
     def __init__(
-        self, rows: Sequence[Row], chosen: Sequence[int], encoder: Encoder, limits: ModelLimits | None = None
+        self,
+        rows: Sequence[Row],
+        chosen: Sequence[int],
+        encoder: Encoder,
+        limits: ModelLimits | None = None,
+        shares: tuple[Share, ...] = (),
     ) -> None:
         self._rows, self._chosen = rows, chosen
+        self.shares = shares
+        self.epoch_rows = sum(share.drawn for share in shares) if shares else len(chosen)
 
         def encode(number: int) -> Example:
             example = encoder.encode(rows[number])
@@ -137,7 +159,7 @@ def next_tokens_sha256(trained: Rows, step: int, spec: JobSpec) -> str | None:
     None if one of them cannot be encoded, which a job of an older version finds out only when it comes to the row.
     """
     digest = hashlib.sha256()
-    for place in step_samples(step, spec.global_batch_size, len(trained), spec.seed)[:COMPARED]:
+    for place in step_samples(step, spec.global_batch_size, trained.epoch_rows, spec.seed, trained.shares)[:COMPARED]:
         try:
             example = trained[place]
         except PermanentError:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from worker.shared.dataset_files import Message, Row
 from worker.shared.job_spec import WITH_TRAINING_TEMPLATES, WITH_TURNS_KEYS
+from worker.shared.own_template import CHANCE
 from worker.shared.rows import EACH_TURN
 from worker.training.end_tokens import turn_end, with_trained_ends
 from worker.training.interface import PermanentError
@@ -40,7 +41,6 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _CLOCK = "strftime_now"
 _SHOWN = 40
 """Maximum characters of a thought that an error shows."""
-_CHANCE = re.compile(r"\|\s*random\b|\blipsum\s*\(")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,11 @@ class Example:
         return (self,) if self.rejected is None else (self, self.rejected)
 
 
-def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer, with the fallback template if it has none. Raises `PermanentError` if it cannot be loaded."""
+def load_tokenizer(directory: Path, trust_remote_code: bool, template: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer, with the job's own `template` if there is one, or the fallback template if it has none.
+
+    Raises `PermanentError` if it cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -73,6 +76,8 @@ def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokeni
     model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if getattr(model, "dropout", None):
         model.dropout = None  # it draws other tokens for the same text each time
+    if template is not None:
+        tokenizer.chat_template = template
     if not tokenizer.chat_template:
         tokenizer.chat_template = FALLBACK_TEMPLATE
     return tokenizer
@@ -106,7 +111,7 @@ class Encoder:
         template = str(getattr(tokenizer, "chat_template", None) or "")
         self._own_marks = bool(_GENERATION.search(template))
         self._left_out = LeftOut(lambda messages, tools: self.text_of(messages, tools=tools))
-        self._draws = bool(_CHANCE.search(template))
+        self._draws = bool(CHANCE.search(template))
         self._asks_for_the_time = _CLOCK in template
         self._is_pinned = rendered_at is not None
         # A variable of the template hides the library's function of the same name.

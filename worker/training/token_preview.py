@@ -43,7 +43,7 @@ class Request:
     """`tokenizer` is a folder. Measuring stops after `seconds`. `cpu_s` is the limit of CPU seconds.
 
     `encoding` is that of the job. `rendered_at` is the time that a chat template sees, in epoch seconds. `taught` are
-    the `TaughtTurns` of the dataset.
+    the `TaughtTurns` of the dataset. `chat_template` is the job's own.
     """
 
     tokenizer: str
@@ -59,6 +59,7 @@ class Request:
     encoding: int | None = ENCODING
     rendered_at: float | None = None
     taught: dict[str, Any] = field(default_factory=dict[str, Any])
+    chat_template: str | None = None
 
 
 def preview_tokens(request: Request) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def preview_tokens(request: Request) -> dict[str, Any]:
     will do differently from what the rows teach. `counts`: the `TokenFacts` of the data checks.
     """
     folder = Path(request.tokenizer)
-    tokenizer = load_tokenizer(folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(folder, trust_remote_code=False, template=request.chat_template)
     encoder = Encoder(
         tokenizer,
         request.sequence_len,

@@ -22,7 +22,7 @@ from worker.shared.memory_estimate import Shape
 from worker.shared.messages import Phase
 from worker.training import base_model, state, unusable
 from worker.training.backends import base
-from worker.training.data import Rows, check_next_tokens, check_rows, load_rows, rendered_sha256
+from worker.training.data import Rows, check_next_tokens, check_rows, load_rows, rendered_sha256, shares_of
 from worker.training.determinism import require_deterministic_kernels
 from worker.training.distributed import group_for
 from worker.training.encoding import Encoder
@@ -133,10 +133,13 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group, trainer_class: type[S
     rows_sha256 = _rows_sha256(rows, encoder, resume)
     every_row, eval_rows = split_rows(rows, spec)
     train_rows = _taught(rows, every_row.tolist(), encoder, spec)
-    recipe = _full_recipe(spec, loaded, rows_sha256, len(every_row) - len(train_rows))
+    limits = ModelLimits.of(loaded.model.get_base_model())
+    trained = Rows(rows, train_rows, encoder, limits, shares_of(spec, train_rows))
+    missing = spec.train_rows - trained.epoch_rows if trained.shares else len(every_row) - len(train_rows)
+    recipe = _full_recipe(spec, loaded, rows_sha256, missing)
     if resume:
         check_lineage(recipe, resume.manifest, job.origin)
-    chat, limits = bool(rows[0].messages), ModelLimits.of(loaded.model.get_base_model())
+    chat = bool(rows[0].messages)
     session = SessionCallback(
         job,
         hooks,
@@ -150,7 +153,7 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group, trainer_class: type[S
         chat=chat,
     )
     batches = MicroBatches(
-        rows=len(train_rows),
+        rows=trained.epoch_rows,
         seed=spec.seed,
         start_step=session.start_step,
         max_steps=spec.total_steps,
@@ -158,8 +161,8 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group, trainer_class: type[S
         micro_batch=rows_each,
         rank=group.rank,
         world=group.world,
+        shares=trained.shares,
     )
-    trained = Rows(rows, train_rows, encoder, limits)
     limits.check_prompts(spec, encoder, chat)
     if resume:  # the hash of the rows proves that they were checked before the first step
         check_next_tokens(trained, resume.manifest, spec)
@@ -232,7 +235,7 @@ def _full_recipe(spec: JobSpec, loaded: Loaded, rows_sha256: str | None, untrain
         "parameters_sha256": state.parameters_sha256(loaded.model),
         "trainable_dtype": "float32",
         "rows_sha256": rows_sha256,
-        "untrained_rows": untrained_rows if spec.encoding is not None or spec.rl else None,
+        "untrained_rows": untrained_rows if spec.encoding is not None or spec.rl or spec.dataset_repeats else None,
     }
     return Recipe.of(spec).model_copy(update=known_once_loaded)
 

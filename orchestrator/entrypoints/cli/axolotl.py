@@ -9,15 +9,16 @@ from typing import Any, get_args
 from orchestrator.entrypoints.cli.axolotl_columns import READ_OF_COLUMNS, columns_of
 from worker.shared.dataset_spec import Role, TrainedEnds
 from worker.shared.methods import METHODS, MethodKeys, unknown
+from worker.shared.own_template import TemplateName
 from worker.shared.row_keys import THOUGHTS, TRAINING
 from worker.shared.schedules import Schedule
 from worker.shared.spec_errors import REFUSED
 
 _NAMES = """
     lora_r lora_alpha lora_dropout lora_layers_to_transform peft_use_rslora peft_use_dora peft_trainable_token_indices
-    sequence_len num_epochs max_steps learning_rate loraplus_lr_ratio loraplus_lr_embedding lr_scheduler_kwargs warmup_ratio warmup_steps adam_beta1 adam_beta2 adam_epsilon max_grad_norm
-    weight_decay neftune_noise_alpha seed val_set_size train_on_inputs early_stopping_patience load_best_model_at_end
-    hub_model_id
+    sequence_len num_epochs max_steps learning_rate loraplus_lr_ratio loraplus_lr_embedding lr_scheduler_kwargs
+    warmup_ratio warmup_steps adam_beta1 adam_beta2 adam_epsilon max_grad_norm weight_decay neftune_noise_alpha seed
+    val_set_size train_on_inputs early_stopping_patience load_best_model_at_end hub_model_id chat_template_jinja
 """
 SAME = (*_NAMES.split(), *MethodKeys.model_fields)
 """Keys with the same name and meaning."""
@@ -35,8 +36,8 @@ _PLAIN_STARTS = frozenset({"true", "gaussian", "orthogonal"})
 _ROWS = {"alpaca": "alpaca", "chat_template": "messages", "sharegpt": "sharegpt", "completion": "text"}
 _TRANSLATED = """
     base_model revision_of_model datasets adapter load_in_4bit lora_target_modules lora_target_linear micro_batch_size
-    gradient_accumulation_steps batch_size optimizer lr_scheduler cosine_min_lr_ratio eval_steps noisy_embedding_alpha
-    peft_init_lora_weights loftq_config metric_for_best_model greater_is_better
+    gradient_accumulation_steps batch_size chat_template optimizer lr_scheduler cosine_min_lr_ratio eval_steps
+    noisy_embedding_alpha peft_init_lora_weights loftq_config metric_for_best_model greater_is_better
 """
 _READ = frozenset((*SAME, *_TRANSLATED.split()))
 _READ_OF_ROWS = frozenset(("path", "type", "split", "train_on_split", "data_files", "ds_type", *READ_OF_COLUMNS))
@@ -86,7 +87,6 @@ _OTHER = {
     "eval_sample_packing": "rows are not packed",
     "evals_per_epoch": "set eval_steps, the steps between two evaluations",
     "group_by_length": "rows are drawn at random by seed",
-    "chat_template": "rows are written with the model's own chat template",
     "special_tokens": "the model's own tokens are used",
     "load_in_8bit": "the model is loaded in 16 bits, or in 4 with adapter: qlora",
     "lora_model_dir": "the adapter starts with new values",
@@ -147,8 +147,17 @@ def translate(config: Mapping[str, Any]) -> Translation:
         done.different["eval_steps"] = "it is a number of steps here, not a share of them"
     _adapter(given, done)
     _watched(given, done)
+    _template(given, done)
     _name_the_rest(given, done)
     return done
+
+
+def _template(given: Mapping[str, Any], done: Translation) -> None:
+    wanted = given.get("chat_template")
+    if wanted in get_args(TemplateName):
+        done.spec["chat_template"] = wanted
+    elif wanted:
+        done.different["chat_template"] = "give its text as chat_template_jinja, or the model's own is used"
 
 
 def _refuse_other_training(given: Mapping[str, Any]) -> None:

@@ -99,7 +99,7 @@ def load(
     check_fit(spec.base_model, needed, hardware)
     with ThreadPoolExecutor(1) as aside:
         digest = aside.submit(base_model.sha256, directory)
-        tokenizer = load_tokenizer(directory, trust_remote_code)
+        tokenizer = load_tokenizer(directory, trust_remote_code, spec.own_template)
         model = backend.base(spec, directory, hardware, precision, trust_remote_code)
         keep_trainable_layout(model)
         if not resumed:
