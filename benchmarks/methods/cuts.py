@@ -59,7 +59,9 @@ CASES: dict[str, Case] = {
     "qlora": Case(changes={"adapter": "qlora"}, other={"adapter": "lora"}),
     "rslora": Case(changes={"peft_use_rslora": True}, other={"peft_use_rslora": False}),
     "layers": Case(changes={"lora_layers_to_transform": [1]}, other={"lora_layers_to_transform": [0]}),
-    "pattern": Case(changes={"lora_target_modules": r".*\.(q|v)_proj"}, other={"lora_target_modules": r".*\.[qv]_proj"}),
+    "pattern": Case(
+        changes={"lora_target_modules": r".*\.(q|v)_proj"}, other={"lora_target_modules": r".*\.[qv]_proj"}
+    ),
     "loraplus": Case(changes={"loraplus_lr_ratio": 8.0}, other={"loraplus_lr_ratio": 4.0}),
     "loraplus, 8 bits": Case(
         changes={"loraplus_lr_ratio": 8.0, "optimizer": "adamw_8bit"}, other={"loraplus_lr_ratio": 1.0}
@@ -71,12 +73,8 @@ CASES: dict[str, Case] = {
     "dora, qlora": Case(changes={"peft_use_dora": True, "adapter": "qlora"}, other={"peft_use_dora": False}),
     "dora, loraplus": Case(changes={"peft_use_dora": True, "loraplus_lr_ratio": 8.0}, other={"loraplus_lr_ratio": 1.0}),
     "neftune": Case(changes={"neftune_noise_alpha": 5.0}, other={"neftune_noise_alpha": 10.0}),
-    "tokens": Case(
-        changes={"peft_trainable_token_indices": [1, 2]}, other={"peft_trainable_token_indices": [1, 3]}
-    ),
-    "stopped early": Case(
-        changes=_STEEP | {"early_stopping_patience": 2}, other={"early_stopping_patience": 3}
-    ),
+    "tokens": Case(changes={"peft_trainable_token_indices": [1, 2]}, other={"peft_trainable_token_indices": [1, 3]}),
+    "stopped early": Case(changes=_STEEP | {"early_stopping_patience": 2}, other={"early_stopping_patience": 3}),
     "best": Case(changes=_STEEP | {"load_best_model_at_end": True}, other={"load_best_model_at_end": False}),
     "stopped early, best": Case(
         changes=_STEEP | {"early_stopping_patience": 2, "load_best_model_at_end": True},

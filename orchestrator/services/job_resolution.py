@@ -74,11 +74,7 @@ def resolve(
             "The validation split leaves no rows to train on. Choose a smaller val_set_size.",
             [("/val_set_size", "takes all rows of the dataset")],
         )
-    if pinned.watches_loss and not pinned.eval_rows:
-        raise InvalidError(
-            "The validation split has no rows, so there is no validation loss to choose by. Set a larger val_set_size.",
-            [("/val_set_size", "gives no validation rows")],
-        )
+    refuse_without_validation(pinned)
     if words := pinned.schedule_fault:
         raise InvalidError(f"The schedule is too long: {words}.", [("/lr_scheduler_kwargs", words)])
     asked = pinned.evaluate
@@ -93,6 +89,15 @@ def resolve(
     val_split = pinned.val_split if pinned.eval_rows else None
     fixed = pinned.model_copy(update={"max_steps": pinned.total_steps, "num_epochs": None, "val_split": val_split})
     return fixed, needed, (*notes(spec, model), *findings, *few)
+
+
+def refuse_without_validation(spec: JobSpec) -> None:
+    """Raise `InvalidError` for a job that chooses by its validation loss and has no validation rows."""
+    if spec.watches_loss and not spec.eval_rows:
+        words = (
+            "The validation split has no rows, so there is no validation loss to choose by. Set a larger val_set_size."
+        )
+        raise InvalidError(words, [("/val_set_size", "gives no validation rows")])
 
 
 def _refuse_tasks(datasets: Sequence[DatasetSpec]) -> None:

@@ -137,7 +137,7 @@ def test_faults_of_the_folder_are_words(pairing: Pairing, tmp_path: Path) -> Non
     broken = tmp_path / "broken"
     shutil.copytree(pairing.adapter, broken)
     config = json.loads((broken / "adapter_config.json").read_text())
-    (broken / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    (broken / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": ["lm_head"]}))
     with pytest.raises(ChatError, match="which cannot be used in a chat"):
         ChatModel(broken, None, said)
 

@@ -16,7 +16,7 @@ JOB_KEYS = {
     "lora_layers_to_transform": "Numbers of the layers that get an adapter, the first being 0. Empty means all.",
     "peft_use_rslora": "Multiplies the adapter's output by `lora_alpha / sqrt(lora_r)`, which suits high ranks.",
     "peft_use_dora": "DoRA: also trains the length of each row of a weight. Each step takes longer. Backend `hf`.",
-    "peft_trainable_token_indices": "Numbers of tokens whose embeddings are trained, too. Backend `hf`.",
+    "peft_trainable_token_indices": "Numbers of tokens. Their embeddings are trained, too. Backend `hf`.",
     "sequence_len": "Maximum tokens per row. Longer rows are truncated.",
     "global_batch_size": "Rows per optimiser step, the same on every machine.",
     "micro_batch_size": "Rows per forward pass. By default each machine chooses its own.",

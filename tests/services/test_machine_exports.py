@@ -156,6 +156,9 @@ def test_what_cannot_be_exported_is_refused_before_it_is_queued(world: World) ->
     ):
         with pytest.raises(InvalidError, match=words):
             started(world, job, settings)
+    dora = trained(world, peft_use_dora=True)
+    with pytest.raises(InvalidError, match="has no place for DoRA's magnitudes; export it as merged or gguf"):
+        started(world, dora, ExportSettings(format=ExportFormat.GGUF_ADAPTER))
     with pytest.raises(NotFoundError):
         started(world, job, who="bob")
     made = started(world, job, key="k")

@@ -31,6 +31,7 @@ RECIPE = Recipe(
     max_grad_norm=1.0,
     weight_decay=0.01,
     lora_layers_to_transform=(0, 1),
+    peft_trainable_token_indices=(5, 6),
     seed=42,
     train_on_inputs=False,
     val_set_size=0.1,

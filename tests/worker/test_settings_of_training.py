@@ -109,7 +109,12 @@ def test_a_checkpoint_that_names_none_of_them_has_the_usual_ones(training) -> No
     plain = Recipe.of(training.spec())
     named = {"adam_beta1", "adam_beta2", "adam_epsilon", "peft_use_rslora", "lora_layers_to_transform"}
     named |= {"lr_scheduler_kwargs", "warmup_steps", "loraplus_lr_ratio", "loraplus_lr_embedding", "peft_use_dora"}
-    named |= {"neftune_noise_alpha", "peft_trainable_token_indices", "early_stopping_patience", "load_best_model_at_end"}
+    named |= {
+        "neftune_noise_alpha",
+        "peft_trainable_token_indices",
+        "early_stopping_patience",
+        "load_best_model_at_end",
+    }
     old = Recipe.model_validate(plain.model_dump(exclude=named))
     assert old == plain
     assert {name for name, *_ in old.differences(new)} == {"adam_beta1", "peft_use_rslora", "warmup_steps"}
@@ -175,9 +180,9 @@ def test_a_layer_that_the_model_lacks_is_refused(training) -> None:
     ("pattern", "words"),
     [
         (r".*\.query", "matches none of the model's modules; modules have names like model.layers.0.mlp.down_proj, "),
-        (r".*", "also matches lm_head, which is no linear layer inside the model"),
+        (r".*", "also matches lm_head, which is not a linear layer inside the model"),
         (r".*embed.*|.*q_proj", "also matches model.embed_tokens"),
-        (r".*self_attn", "also matches model.layers.0.self_attn, which is no linear layer"),
+        (r".*self_attn", "also matches model.layers.0.self_attn, which is not a linear layer"),
         (r"(\w+\.?)+x", "takes too long .*write it without a repetition inside a repetition"),
     ],
 )

@@ -159,7 +159,9 @@ def check_continues(header: Header, parent: Header) -> None:
     late = parent.manifest.state.get("without_state") or ()
     for name in found.keys() - expected.keys():
         is_first_best = name.startswith(BEST) and not any(each.startswith(BEST) for each in expected)
-        if not is_first_best and not (name.startswith(OPTIMIZER) and name.removeprefix(OPTIMIZER).rpartition(".")[0] in late):
+        if not is_first_best and not (
+            name.startswith(OPTIMIZER) and name.removeprefix(OPTIMIZER).rpartition(".")[0] in late
+        ):
             raise CheckpointError(f"the checkpoint has a tensor {name}, the one before it has none")
 
 

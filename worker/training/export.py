@@ -21,7 +21,9 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time in a zip file. The real time would change the archive's hash."""
 
 
-def export_adapter(model: Any, tokenizer: Any, spec: JobSpec, recipe: Recipe, work_dir: Path, ending: str = "") -> tuple[Path, str]:
+def export_adapter(
+    model: Any, tokenizer: Any, spec: JobSpec, recipe: Recipe, work_dir: Path, ending: str = ""
+) -> tuple[Path, str]:
     """Write `work_dir/adapter.zip`. Returns its path and the sha256 of the adapter's weights in it.
 
     `ending` says for the model card how the job ended, if not with its last step.

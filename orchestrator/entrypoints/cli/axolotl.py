@@ -10,10 +10,11 @@ from worker.shared.schedules import Schedule
 from worker.shared.spec_errors import REFUSED
 
 _NAMES = """
-    lora_r lora_alpha lora_dropout lora_layers_to_transform peft_use_rslora peft_use_dora peft_trainable_token_indices
-    sequence_len num_epochs max_steps learning_rate loraplus_lr_ratio loraplus_lr_embedding lr_scheduler_kwargs warmup_ratio warmup_steps adam_beta1 adam_beta2 adam_epsilon max_grad_norm
-    weight_decay neftune_noise_alpha seed val_set_size train_on_inputs early_stopping_patience load_best_model_at_end
-    hub_model_id
+    lora_r lora_alpha lora_dropout lora_layers_to_transform peft_use_rslora peft_use_dora
+    peft_trainable_token_indices sequence_len num_epochs max_steps learning_rate loraplus_lr_ratio
+    loraplus_lr_embedding lr_scheduler_kwargs warmup_ratio warmup_steps adam_beta1 adam_beta2 adam_epsilon
+    max_grad_norm weight_decay neftune_noise_alpha seed val_set_size train_on_inputs early_stopping_patience
+    load_best_model_at_end hub_model_id
 """
 SAME = tuple(_NAMES.split())
 """Keys with the same name and meaning."""
@@ -110,7 +111,7 @@ def translate(config: Mapping[str, Any]) -> Translation:
     given_sets = enumerate(_listed(given.get("datasets")))
     spec["datasets"] = [found for number, each in given_sets for found in _datasets(number, each, done)]
     spec["adapter"] = given["adapter"]
-    spec["lora_target_modules"] = _targets(given, done)
+    spec["lora_target_modules"] = _targets(given)
     spec |= {key: given[key] for key in SAME if key in given}
     if isinstance(given.get("warmup_steps"), float):  # transformers takes one below 1 as a share
         spec["warmup_ratio"] = spec.pop("warmup_steps")
@@ -168,7 +169,7 @@ def _datasets(number: int, given: Any, done: Translation) -> list[dict[str, Any]
     return [{"path": path, **found} for path in (files if isinstance(files, list) else [files])]
 
 
-def _targets(given: Mapping[str, Any], done: Translation) -> Any:
+def _targets(given: Mapping[str, Any]) -> Any:
     wanted = given.get("lora_target_modules")
     if given.get("lora_target_linear") or wanted in (None, "all-linear"):
         return "all-linear"
@@ -181,7 +182,7 @@ def _adapter(given: Mapping[str, Any], done: Translation) -> None:
         done.different["peft_init_lora_weights"] = "A is uniform and B zero, PEFT's default"
     if isinstance(given.get("peft_trainable_token_indices"), Mapping):
         del done.spec["peft_trainable_token_indices"]
-        done.different["peft_trainable_token_indices"] = "it is a list of tokens here, for the embedding alone"
+        done.different |= {"peft_trainable_token_indices": "it is a list of tokens here, for the embedding alone"}
     if "noisy_embedding_alpha" in given:
         done.spec.setdefault("neftune_noise_alpha", given["noisy_embedding_alpha"])
 
