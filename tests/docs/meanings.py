@@ -40,7 +40,7 @@ JOB_KEYS = {
     "val_set_size": "Share of the rows in the validation split (0.05 = 5 %).",
     "train_on_inputs": "Whether to train on prompts in addition to answers.",
     "eval_steps": "Steps between evaluations. The default is a fifth of the job.",
-    "early_stopping_patience": "Ends the job after so many evaluations in which the validation loss was not lower. "
+    "early_stopping_patience": "Ends the job after this number of evaluations without a lower validation loss. "
     "Needs a `val_set_size`.",
     "load_best_model_at_end": "Whether the adapter is the one with the lowest validation loss. Otherwise it is that of "
     "the last step. Needs a `val_set_size`, and checkpoints are a third larger.",

@@ -32,6 +32,7 @@ RECIPE = Recipe(
     weight_decay=0.01,
     lora_layers_to_transform=(0, 1),
     peft_trainable_token_indices=(5, 6),
+    neftune_noise_alpha=5.0,
     seed=42,
     train_on_inputs=False,
     val_set_size=0.1,

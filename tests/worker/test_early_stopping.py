@@ -103,7 +103,7 @@ def test_best_tensors_are_checked_by_the_server(training) -> None:
 
 
 def test_of_two_equal_losses_the_first_is_the_best() -> None:
-    """Guards: with `>` in the comparison the later one was taken; without `seen` a repeated evaluation counted twice."""
+    """Guards: with `>` in the comparison the later one was taken; without `seen` a repeated evaluation counted."""
     model = torch.nn.Linear(2, 2)
     best = Best(patience=2, keeps=True)
     for step, loss in ((1, 2.0), (2, 1.0), (3, 1.0), (3, 1.0)):

@@ -72,8 +72,8 @@ def check(pattern: str, names: Sequence[str], examples: Sequence[str], others: I
     known = _usual_others(found) if others is None else set(others)
     if wrong := sorted(known.intersection(found)):
         raise PatternError(
-            f"the pattern {excerpt(pattern, 60)!r} also matches {wrong[0]}, which is not a linear layer inside the model; "
-            f"{there}"
+            f"the pattern {excerpt(pattern, 60)!r} also matches {wrong[0]}, which is not a linear layer inside the "
+            f"model; {there}"
         )
 
 

@@ -79,6 +79,7 @@ _OTHER = {
     "special_tokens": "the model's own tokens are used",
     "load_in_8bit": "the model is loaded in 16 bits, or in 4 with adapter: qlora",
     "lora_model_dir": "the adapter starts with new values",
+    "lora_target_parameters": "experts that the model keeps in one tensor stay as they are",
     "tokens": "no tokens are added. Those that the tokenizer has can be trained, see peft_trainable_token_indices",
     "added_tokens_overrides": "the tokenizer's tokens keep their names",
     "test_datasets": "validation rows are a share of the data, see val_set_size",
