@@ -78,14 +78,8 @@ def resolve(
             "The validation split leaves no rows to train on. Choose a smaller val_set_size.",
             [("/val_set_size", "takes all rows of the dataset")],
         )
-    if pinned.watches_loss and not pinned.eval_rows:
-        raise InvalidError(
-            "The validation split has no rows, so there is no validation loss to choose by. Set a larger val_set_size.",
-            [("/val_set_size", "gives no validation rows")],
-        )
-    if pinned.dataset_repeats and pinned.train_rows > MAX_EPOCH_ROWS:
-        words = f"make an epoch of {pinned.train_rows:,} rows, and at most {MAX_EPOCH_ROWS:,} are possible"
-        raise InvalidError(f"The repeats {words}.", [("/datasets", words)])
+    _refuse_repeats(pinned)
+    refuse_without_validation(pinned)
     if words := pinned.schedule_fault:
         raise InvalidError(f"The schedule is too long: {words}.", [("/lr_scheduler_kwargs", words)])
     asked = pinned.evaluate
@@ -101,6 +95,21 @@ def resolve(
     val_split = pinned.val_split if pinned.eval_rows else None
     fixed = pinned.model_copy(update={"max_steps": pinned.total_steps, "num_epochs": None, "val_split": val_split})
     return fixed, needed, (*notes(spec, model), *written, *findings, *few)
+
+
+def refuse_without_validation(spec: JobSpec) -> None:
+    """Raise `InvalidError` for a job that chooses by its validation loss and has no validation rows."""
+    if spec.watches_loss and not spec.eval_rows:
+        words = (
+            "The validation split has no rows, so there is no validation loss to choose by. Set a larger val_set_size."
+        )
+        raise InvalidError(words, [("/val_set_size", "gives no validation rows")])
+
+
+def _refuse_repeats(spec: JobSpec) -> None:
+    if spec.dataset_repeats and spec.train_rows > MAX_EPOCH_ROWS:
+        words = f"make an epoch of {spec.train_rows:,} rows, and at most {MAX_EPOCH_ROWS:,} are possible"
+        raise InvalidError(f"The repeats {words}.", [("/datasets", words)])
 
 
 def _refuse_other_rows(spec: JobSpec, datasets: Sequence[DatasetSpec]) -> None:

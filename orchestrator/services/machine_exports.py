@@ -23,7 +23,7 @@ from orchestrator.services.context import Context
 from orchestrator.services.follow_ups import follow_up
 from orchestrator.services.hub_tokens import token_of
 from orchestrator.services.jobs import Ready, Submission, earlier, job_of_winner, notes_of, queue
-from worker.shared.export_spec import EXPORTABLE, ExportSpec, no_gguf_adapter, not_exportable
+from worker.shared.export_spec import EXPORTABLE, ExportSpec, no_form, not_exportable
 from worker.shared.job_spec import JobSpec
 from worker.shared.memory_estimate import Need
 from worker.shared.results import MAX_EXPORT_BYTES
@@ -103,8 +103,7 @@ def _refuse(trained: Job, settings: ExportSettings) -> None:
 
 def refuse_the_form(trained: Job, settings: ExportSettings) -> None:
     """Raise `InvalidError` if the job's adapter has more than the form has a place for."""
-    words = no_gguf_adapter(trained.spec) if settings.format is ExportFormat.GGUF_ADAPTER else ""
-    if words:
+    if words := no_form(trained.spec, settings.format):
         raise InvalidError(f"Job {trained.id}: {words}.", [("/format", words)])
 
 

@@ -70,6 +70,28 @@ def test_a_template_of_its_own_is_taken_over() -> None:
         JobSpec.model_validate(found.spec)
 
 
+def test_settings_of_the_adapter_keep_their_names() -> None:
+    settings = {
+        "loraplus_lr_ratio": 16,
+        "peft_use_dora": True,
+        "lora_target_modules": r"model\.layers\.\d+\.(mlp|self_attn)\.(up|q)_proj",
+        "lora_target_linear": None,
+        "neftune_noise_alpha": 5,
+        "peft_trainable_token_indices": [3, 4],
+        "early_stopping_patience": 3,
+        "load_best_model_at_end": True,
+        "val_set_size": 0.1,
+        "metric_for_best_model": "eval_loss",
+    }
+    found = translate(QLORA | settings)
+    spec = JobSpec.model_validate(found.spec)
+    for key in settings.keys() - {"lora_target_linear", "metric_for_best_model", "peft_trainable_token_indices"}:
+        assert getattr(spec, key) == settings[key], key
+        assert key not in found.different
+    assert spec.peft_trainable_token_indices == (3, 4)
+    assert translate(QLORA | {"noisy_embedding_alpha": 5}).spec["neftune_noise_alpha"] == 5
+
+
 def test_a_share_of_warm_up_is_a_share() -> None:
     """Seen in a published file: transformers takes `warmup_steps` below 1 as a share."""
     assert JobSpec.model_validate(translate(QLORA | {"warmup_steps": 0.1}).spec).warmup_ratio == 0.1
@@ -148,6 +170,8 @@ def test_no_key_is_dropped_unsaid(changes: dict[str, Any]) -> None:
         ({"adapter": None}, "a file without adapter is not LoRA"),
         ({"adapter": "ia3"}, "adapter: ia3 is not LoRA"),
         ({"micro_batch_size": "2"}, "micro_batch_size must be a whole number"),
+        ({"peft_init_lora_weights": "pissa"}, "pissa cannot be used: it changes the weights of the base model"),
+        ({"loftq_config": {"loftq_bits": 4}}, "loftq_config cannot be used: it changes the weights"),
         ({"datasets": ["rows.jsonl"]}, "datasets\\[0\\] is not a mapping"),
     ],
 )
@@ -161,7 +185,10 @@ def test_other_training_is_refused(changes: dict[str, Any], words: str) -> None:
     [
         ({"optimizer": "lion_8bit"}, "optimizer", "adamw_torch"),
         ({"lr_scheduler": "rex", "cosine_min_lr_ratio": None}, "lr_scheduler", "cosine"),
-        ({"lora_target_linear": False, "lora_target_modules": "model.*q_proj"}, "lora_target_modules", "all-linear"),
+        ({"peft_trainable_token_indices": {"embed_tokens": [1]}}, "peft_trainable_token_indices", None),
+        ({"peft_init_lora_weights": "gaussian"}, "peft_init_lora_weights", None),
+        ({"metric_for_best_model": "accuracy"}, "metric_for_best_model", None),
+        ({"lora_model_dir": "./adapter"}, "lora_model_dir", None),
         ({"eval_steps": 0.1}, "eval_steps", None),
         ({"chat_template": "llama3"}, "chat_template", None),
     ],

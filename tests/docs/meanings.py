@@ -16,7 +16,7 @@ JOB_KEYS = {
     "lora_layers_to_transform": "Numbers of the layers that get an adapter, the first being 0. Empty means all.",
     "peft_use_rslora": "Multiplies the adapter's output by `lora_alpha / sqrt(lora_r)`, which suits high ranks.",
     "peft_use_dora": "DoRA: also trains the length of each row of a weight. Each step takes longer. Backend `hf`.",
-    "peft_trainable_token_indices": "Numbers of tokens whose embeddings are trained, too. Backend `hf`.",
+    "peft_trainable_token_indices": "Numbers of tokens. Their embeddings are trained, too. Backend `hf`.",
     "sequence_len": "Maximum tokens per row. Longer rows are truncated.",
     "global_batch_size": "Rows per optimiser step, the same on every machine.",
     "micro_batch_size": "Rows per forward pass, where a pair counts as two. By default each machine chooses its own.",
@@ -43,7 +43,7 @@ JOB_KEYS = {
     "model. See [Chat template](#chat-template).",
     "chat_template_jinja": "The text of a chat template, or for the command line the path of a `.jinja` file.",
     "eval_steps": "Steps between evaluations. The default is a fifth of the job.",
-    "early_stopping_patience": "Ends the job after so many evaluations in which the validation loss was not lower. "
+    "early_stopping_patience": "Ends the job after this number of evaluations without a lower validation loss. "
     "Needs a `val_set_size`.",
     "load_best_model_at_end": "Whether the adapter is the one with the lowest validation loss. Otherwise it is that of "
     "the last step. Needs a `val_set_size`, and checkpoints are a third larger.",

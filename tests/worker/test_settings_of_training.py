@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from safetensors.numpy import load
 
 from tests.helpers.training_runs import differing
 from worker.shared import checkpoint_file
@@ -81,7 +82,9 @@ def test_each_setting_survives_cuts_in_every_byte(training, case: str) -> None:
         assert {name.split(".")[7] for name in whole.tensors if ".lora_A." in name} == {"q_proj", "v_proj"}
     if "tokens" in knobs:
         assert config["trainable_token_indices"] == [40, 41]
-        assert any("trainable_tokens_delta" in name for name in whole.tensors)
+        name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+        exported = load(zipfile.ZipFile(whole.trained.adapter_zip).read("adapter_model.safetensors"))
+        assert (exported[name] == whole.tensors[f"adapter.{name}.default"]).all()
 
 
 def test_settings_change_what_is_learned(training) -> None:
@@ -147,8 +150,8 @@ def test_a_job_file_without_them_names_none(training) -> None:
         (KNOBS["dora"] | {"backend": "unsloth"}, "backend unsloth does not train with peft_use_dora; set backend to"),
         (KNOBS["pattern"] | {"backend": "unsloth"}, "does not train with a pattern in lora_target_modules"),
         (KNOBS["pattern"] | {"lora_layers_to_transform": (1,)}, "needs a list of lora_target_modules"),
-        ({"lora_target_modules": "(q_proj"}, r"is not a regular expression: missing \)"),
-        ({"lora_target_modules": "a{9999999999999}"}, "is not a regular expression"),
+        ({"lora_target_modules": "(q_proj"}, r"must be a regular expression: missing \)"),
+        ({"lora_target_modules": "a{9999999999999}"}, "must be a regular expression"),
         ({"lora_target_modules": "q" * 501}, "at most 500 characters"),
         ({"peft_trainable_token_indices": (3, 3)}, "must not name a number twice"),
         ({"early_stopping_patience": 2}, "early_stopping_patience needs validation rows; set val_set_size"),
@@ -180,9 +183,9 @@ def test_a_layer_that_the_model_lacks_is_refused(training) -> None:
     ("pattern", "words"),
     [
         (r".*\.query", "matches none of the model's modules; modules have names like model.layers.0.mlp.down_proj, "),
-        (r".*", "also matches lm_head, which is no linear layer inside the model"),
+        (r".*", "also matches lm_head, which is not a linear layer inside the model"),
         (r".*embed.*|.*q_proj", "also matches model.embed_tokens"),
-        (r".*self_attn", "also matches model.layers.0.self_attn, which is no linear layer"),
+        (r".*self_attn", "also matches model.layers.0.self_attn, which is not a linear layer"),
         (r"(\w+\.?)+x", "takes too long .*write it without a repetition inside a repetition"),
     ],
 )

@@ -20,10 +20,11 @@ CONFIG = "adapter_config.json"
 PROVENANCE = "trainhop-provenance.json"
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|(magnitude)_vector)")
+_TOKENS = "trainable_token_indices"
 _CHANGES = {
     "lora_bias": "biases of LoRA",
     "modules_to_save": "fully trained modules (modules_to_save)",
-    "trainable_token_indices": "trained tokens",
+    _TOKENS: "trained tokens",
     "target_parameters": "LoRA on bare parameters",
     "fan_in_fan_out": "transposed weights (fan_in_fan_out)",
     "layer_replication": "replicated layers",
@@ -73,13 +74,18 @@ class Adapter:
         return self.pairs.get(tensor.removesuffix(".weight")) if tensor.endswith(".weight") else None
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """The adapter of a PEFT folder. Raises `ExportError` if it is damaged, or more than LoRA on linear layers."""
+def read_adapter(folder: Path, *, for_chat: bool = False) -> Adapter:
+    """The adapter of a PEFT folder. Raises `ExportError` if it is damaged, or more than LoRA on linear layers.
+
+    `for_chat`: PEFT itself will load the folder, so trained tokens are allowed, and left out here.
+    """
     config = read_object(folder / CONFIG, _REMEDY)
-    _refuse_other_kinds(config)
+    _refuse_other_kinds({key: value for key, value in config.items() if not (for_chat and key == _TOKENS)})
     tensors = read_all(folder / WEIGHTS)
     halves: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
+        if for_chat and name.endswith(".trainable_tokens_delta"):
+            continue
         found = _TENSOR.fullmatch(name)
         if found is None or not name.startswith(_PREFIX):
             raise ExportError(f"{WEIGHTS} has {name}, which is not LoRA on a linear layer; it cannot be exported")

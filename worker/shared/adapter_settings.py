@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from worker.shared.module_patterns import ALL_LINEAR, MAX_PATTERN, valid
 from worker.shared.wire import NonBlank, Written
@@ -34,7 +34,7 @@ class AdapterSettings(Written):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     lora_target_modules: (
         Annotated[tuple[NonBlank, ...], Field(min_length=1)]
-        | Annotated[str, Field(max_length=MAX_PATTERN), AfterValidator(valid)]
+        | Annotated[str, Field(max_length=MAX_PATTERN), BeforeValidator(valid)]
     ) = ALL_LINEAR
     lora_layers_to_transform: Annotated[tuple[Layer, ...], Field(max_length=MAX_LAYERS)] = Field(
         default=(), exclude_if=lambda layers: not layers

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
 
 
 def may_end_at(spec: JobSpec, step: int) -> bool:
-    """Whether the job may end early at this step: an evaluation with `early_stopping_patience` others between it and
-    the first one, or more.
+    """Whether the job may end early at this step.
+
+    It is one of an evaluation, and at least `early_stopping_patience` others came before.
     """
     patience = spec.early_stopping_patience
     return patience is not None and step % spec.eval_every == 0 and step // spec.eval_every > patience

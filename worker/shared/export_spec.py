@@ -26,9 +26,11 @@ def not_exportable(kind: str) -> str:
     return f"models of the type {kind} cannot be exported; there are {', '.join(EXPORTABLE.values())}"
 
 
-def no_gguf_adapter(trained: Mapping[str, Any]) -> str:
-    """Why the adapter of a job with this file cannot be a GGUF adapter, or "". It can be merged."""
-    if trained.get("peft_use_dora"):
+def no_form(trained: Mapping[str, Any], form: str) -> str:
+    """Why the adapter of a job with this file cannot be exported in a form, or ""."""
+    if trained.get("peft_trainable_token_indices"):
+        return "trained tokens cannot be exported; load the adapter with PEFT"
+    if form == "gguf-adapter" and trained.get("peft_use_dora"):
         return "a GGUF adapter has no place for DoRA's magnitudes; export it as merged or gguf"
     return ""
 

@@ -28,7 +28,8 @@ def model_card(
     """The README of the folder, with the tags by which the Hugging Face hub finds it.
 
     `evidence` is Markdown that says how good the adapter is, `model_index` are results of benchmarks in the form that
-    the hub reads. `ending` says how the job ended if that was not its last step. The worker does not know them yet. The server does.
+    the hub reads. The worker does not know them yet. The server does. `ending` says how the job ended, if there is more
+    to say than its number of steps.
     """
     name = spec.base_model.partition("@")[0]
     is_of_hub = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is not None
@@ -41,10 +42,11 @@ def model_card(
     head = "\n".join(lines)
     accepted = ", ".join(spec.accept_findings)
     data = f"The data checks stopped this data, and its owner accepted it: {accepted}.\n\n" if accepted else ""
+    steps = f"{recipe.max_steps} steps ({ending})" if ending else f"{recipe.max_steps} steps"
     return (
         f"---\n{head}\n---\n\n"
         f"# {spec.name}\n\nA LoRA adapter for `{spec.base_model}`, trained with Trainhop on "
-        f"{recipe.epoch_rows} rows for {recipe.max_steps} steps{f' ({ending})' if ending else ''}.\n\n{evidence}{data}{'' if is_of_hub else _ELSEWHERE}"
+        f"{recipe.epoch_rows} rows for {steps}.\n\n{evidence}{data}{'' if is_of_hub else _ELSEWHERE}"
         f"```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
         f'model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")\n```\n\n'
         f"| recipe | |\n|---|---|\n{rows}\n"

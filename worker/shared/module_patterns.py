@@ -31,14 +31,14 @@ class PatternError(ValueError):
     """A pattern that cannot be used. The message is one sentence."""
 
 
-def valid(pattern: str) -> str:
+def valid(pattern: object) -> str:
     """The pattern itself. Raises `ValueError` unless it is a regular expression of at most `MAX_PATTERN` characters."""
-    if not 0 < len(pattern) <= MAX_PATTERN:
-        raise ValueError(f"must be {ALL_LINEAR}, or a regular expression of at most {MAX_PATTERN} characters")
+    if not isinstance(pattern, str) or not 0 < len(pattern) <= MAX_PATTERN:
+        raise ValueError(f"must be '{ALL_LINEAR}' or a regular expression of at most {MAX_PATTERN} characters")
     try:
         re.compile(f"(?:{pattern})")
     except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"is not a regular expression: {excerpt(str(error), 100)}") from None
+        raise ValueError(f"must be a regular expression: {excerpt(str(error), 100)}") from None
     return pattern
 
 
@@ -72,8 +72,8 @@ def check(pattern: str, names: Sequence[str], examples: Sequence[str], others: I
     known = _usual_others(found) if others is None else set(others)
     if wrong := sorted(known.intersection(found)):
         raise PatternError(
-            f"the pattern {excerpt(pattern, 60)!r} also matches {wrong[0]}, which is no linear layer inside the model; "
-            f"{there}"
+            f"the pattern {excerpt(pattern, 60)!r} also matches {wrong[0]}, which is not a linear layer inside the "
+            f"model; {there}"
         )
 
 

@@ -150,11 +150,19 @@ class SessionCallback(TrainerCallback):
         self._hooks.phase(Phase.EXPORT)
         model, tokenizer = self._loaded.model, self._loaded.tokenizer
         ends = answer_ends(model, tokenizer, self._encoder.own_text_of if self._chat else None)
-        ending = ended_early(self._spec.early_stopping_patience or 0, step) if self._ended_early else ""
+        ending = self._ending(step)
         archive, digest = when_there_is_room(
             lambda: export_adapter(model, tokenizer, self._spec, self._recipe, self._job.work_dir, ends, ending)
         )
         return Trained(step=step, complete=True, adapter_zip=archive, adapter_sha256=digest)
+
+    def _ending(self, step: int) -> str:
+        """What the model card says of the job's end besides its number of steps."""
+        early = ended_early(self._spec.early_stopping_patience or 0, step) if self._ended_early else ""
+        chosen = ""
+        if self._best is not None and self._best.tensors:
+            chosen = f"this is the adapter of step {self._best.step}, which had the lowest validation loss"
+        return "; ".join(filter(None, (early, chosen)))
 
     def _start_fresh(self) -> Fidelity:
         state.seed_all(self._spec.seed)

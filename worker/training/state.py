@@ -160,14 +160,7 @@ def restore(
     for name, (slots, key) in scalars.items():
         slots[key] = type(slots[key])(arrays[name].item())
     try:
-        if planned is None:
-            _restore_groups(run, state)
-        run.scheduler.load_state_dict(dict(state["scheduler"]))
-        if planned is not None:
-            _reschedule(run, planned)
-        # A session in another precision has no scaler or a new one. The scaler is not part of the optimisation's state.
-        if run.scaler is not None and state.get("scaler"):
-            run.scaler.load_state_dict(dict(state["scaler"]))
+        _restore_schedule(run, state, planned)
         restore_rng(arrays, state["rng"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"the checkpoint's state cannot be read: {type(error).__name__}: {error}") from error
@@ -224,6 +217,17 @@ def _copy(name: str, target: torch.Tensor, array: np.ndarray) -> None:
         raise CheckpointError(f"the checkpoint's tensor {name} has NaN or infinite values")
     with torch.no_grad():
         target.copy_(source)
+
+
+def _restore_schedule(run: Run, state: Mapping[str, Any], planned: Schedule | None) -> None:
+    if planned is None:
+        _restore_groups(run, state)
+    run.scheduler.load_state_dict(dict(state["scheduler"]))
+    if planned is not None:
+        _reschedule(run, planned)
+    # A session in another precision has no scaler or a new one. The scaler is not part of the optimisation's state.
+    if run.scaler is not None and state.get("scaler"):
+        run.scaler.load_state_dict(dict(state["scaler"]))
 
 
 def _restore_groups(run: Run, state: Mapping[str, Any]) -> None:

@@ -17,8 +17,8 @@ from worker.training.determinism import allow_nondeterministic_kernels, lacks_de
 from worker.training.encoding import Example
 from worker.training.evaluation import pad_id_of
 from worker.training.interface import PermanentError
-from worker.training.loss import add_summed_loss
 from worker.training.loraplus import Rates, parameter_groups, rates_of
+from worker.training.loss import add_summed_loss
 from worker.training.methods import method_of
 from worker.training.methods.interface import Method
 from worker.training.module_state import ModuleState

@@ -96,6 +96,7 @@ _OTHER = {
     "message_field_training_detail": "a turn is trained on whole, or not",
     "split_thinking": "text between <think> and </think> stays text",
     "train_on_eot": "the token that ends a turn is trained with the turn",
+    "lora_target_parameters": "experts that the model keeps in one tensor stay as they are",
     "tokens": "no tokens are added. Those that the tokenizer has can be trained, see peft_trainable_token_indices",
     "added_tokens_overrides": "the tokenizer's tokens keep their names",
     "test_datasets": "validation rows are a share of the data, see val_set_size",
@@ -134,7 +135,7 @@ def translate(config: Mapping[str, Any]) -> Translation:
                 done.different[f"datasets[{number}].{key}"] = "train_on_inputs trains on all turns"
                 del found[key]
     spec["adapter"] = given["adapter"]
-    spec["lora_target_modules"] = _targets(given, done)
+    spec["lora_target_modules"] = _targets(given)
     spec |= {key: given[key] for key in SAME if key in given}
     if isinstance(given.get("warmup_steps"), float):  # transformers takes one below 1 as a share
         spec["warmup_ratio"] = spec.pop("warmup_steps")
@@ -210,7 +211,7 @@ def _datasets(number: int, given: Any, known: Mapping[str, str], done: Translati
     return [{"path": path, **found} for path in (files if isinstance(files, list) else [files])]
 
 
-def _targets(given: Mapping[str, Any], done: Translation) -> Any:
+def _targets(given: Mapping[str, Any]) -> Any:
     wanted = given.get("lora_target_modules")
     if given.get("lora_target_linear") or wanted in (None, "all-linear"):
         return "all-linear"
@@ -223,7 +224,7 @@ def _adapter(given: Mapping[str, Any], done: Translation) -> None:
         done.different["peft_init_lora_weights"] = "A is uniform and B zero, PEFT's default"
     if isinstance(given.get("peft_trainable_token_indices"), Mapping):
         del done.spec["peft_trainable_token_indices"]
-        done.different["peft_trainable_token_indices"] = "it is a list of tokens here, for the embedding alone"
+        done.different |= {"peft_trainable_token_indices": "it is a list of tokens here, for the embedding alone"}
     if "noisy_embedding_alpha" in given:
         done.spec.setdefault("neftune_noise_alpha", given["noisy_embedding_alpha"])
 

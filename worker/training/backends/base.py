@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 import os
 import re
@@ -148,6 +149,8 @@ def add_adapter(backend: Backend, model: Any, spec: JobSpec, resumed: bool = Fal
     except (ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise PermanentError(f"an adapter cannot be added to {targets} of {spec.base_model}: {reason}") from error
+    if words := _left_out(model):
+        logging.getLogger(__name__).warning("%s", words)
     make_fp32(adapted)
     start_adapter(adapted, spec.seed)
     return adapted
@@ -170,6 +173,12 @@ def _check_layers(model: Any, spec: JobSpec) -> None:
     if layers is not None and any(layer >= layers for layer in spec.lora_layers_to_transform):
         last = max(spec.lora_layers_to_transform)
         raise PermanentError(f"lora_layers_to_transform names layer {last}, but {spec.base_model} has {layers}")
+
+
+def _left_out(model: Any) -> str:
+    """What no adapter is for: experts that the model keeps in one tensor instead of linear layers."""
+    fused = next((n for n, p in model.named_parameters() if "experts" in n and p.ndim > 2), "")
+    return f"the experts of this model have no adapter, because they are not linear layers ({fused})" if fused else ""
 
 
 def _check_tokens(model: Any, spec: JobSpec) -> None:
