@@ -64,7 +64,7 @@ def resolve(
         resolve_dataset(ctx, actor.member_id, dataset, f"/datasets/{place}/path", given)
         for place, dataset in enumerate(spec.datasets)
     )
-    _refuse_tasks(datasets)
+    _refuse_other_rows(datasets)
     rendered_at = ctx.clock.now() if spec.rendered_at is None else spec.rendered_at
     pinned = spec.model_copy(
         update={"base_model": model.name, "datasets": datasets, "rendered_at": float(round(rendered_at)), **versions}
@@ -90,7 +90,7 @@ def resolve(
     return fixed, needed, (*notes(spec, model), *findings, *few)
 
 
-def _refuse_tasks(datasets: Sequence[DatasetSpec]) -> None:
+def _refuse_other_rows(datasets: Sequence[DatasetSpec]) -> None:
     for place, dataset in enumerate(datasets):
         if dataset.type is RowFormat.TASK:
             message = (
@@ -98,6 +98,10 @@ def _refuse_tasks(datasets: Sequence[DatasetSpec]) -> None:
                 "`evaluate.tasks` of the job file."
             )
             raise InvalidError(message, [(f"/datasets/{place}/type", message)])
+        given = sorted(dataset.taught.model_dump())
+        if given and dataset.type is RowFormat.TEXT:
+            message = f"{', '.join(given)}: plain texts have no turns. Remove the keys, or use rows of conversations."
+            raise InvalidError(message, [(f"/datasets/{place}/{given[0]}", message)])
 
 
 def _refuse_the_unknown(ctx: Context, spec: JobSpec) -> None:

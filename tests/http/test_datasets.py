@@ -143,3 +143,16 @@ def test_a_strangers_file_is_as_if_it_were_not_there(api1: Api, people: People) 
     assert answers(known) == answers(unknown)
     assert {status for status, _ in answers(known)} == {404, 422}
     assert people.ann.get(f"/datasets/{known}/preview").status_code == 200
+
+
+def test_texts_have_no_turns_to_choose(api1: Api, people: People) -> None:
+    """Guard: without `_refuse_other_rows` the first session said it, on a machine that had been waited for."""
+    entry = {"path": f"sha256:{people.ann.upload(BOTH, type='text').json()['sha256']}", "type": "text"}
+    refused = people.ann.post("/jobs", people.ann.job_file(datasets=[entry | {"mask_history": True}]))
+    assert refused.status_code == 422
+    (fault,) = refused.json()["errors"]
+    assert fault["pointer"] == "/datasets/0/mask_history"
+    assert "plain texts have no turns. Remove the keys" in fault["detail"]
+    chat = b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n' * 8
+    entry = {"path": f"sha256:{people.ann.upload(chat).json()['sha256']}", "roles_to_train": ["user"]}
+    assert people.ann.submit(datasets=[entry])["spec"]["datasets"][0]["roles_to_train"] == ["user"]
