@@ -18,7 +18,7 @@ from benchmarks.tiny_job import say
 from benchmarks.tiny_model import make_tiny_llama
 from worker.shared import checkpoint_file
 from worker.shared.checkpoint_file import CheckpointError
-from worker.shared.job_spec import NUMERICS, JobSpec
+from worker.shared.job_spec import ENCODING, NUMERICS, JobSpec
 from worker.training.interface import Decision, Snapshot, Trained, TrainingJob
 
 STEPS, ROWS = 8, 23
@@ -27,12 +27,29 @@ _STEEP = {"learning_rate": 3.0, "lr_scheduler": "constant", "val_set_size": 0.2,
 """A validation loss that falls and rises in turn."""
 
 
+_OF_TOOLS = (
+    "{{ tools | tojson if tools }}{% for m in messages %}<{{ m.role }}>{{ m.reasoning_content }}{{ m.content }}"
+    "{{ m.tool_calls | tojson if m.tool_calls }}{{ eos_token }}{% endfor %}{{ '<assistant>' if add_generation_prompt }}"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """`changes` to the job file, and `other` changes that a checkpoint of such a job must be refused for."""
+    """`changes` to the job file, and `other` changes that a checkpoint of such a job must be refused for.
 
-    changes: Mapping[str, Any]
-    other: Mapping[str, Any]
+    `rows` names the rows that the job trains on. `dataset` and `other_dataset` are the same changes to its dataset.
+    """
+
+    changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    other: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    rows: str = "turns"
+    dataset: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    other_dataset: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def refused_for(self) -> tuple[str, ...]:
+        """The keys that a refusal may name."""
+        return (*self.other, *self.other_dataset)
 
 
 def _schedule(name: str, **settings: Any) -> Case:
@@ -80,6 +97,28 @@ CASES: dict[str, Case] = {
         changes=_STEEP | {"early_stopping_patience": 2, "load_best_model_at_end": True},
         other={"load_best_model_at_end": False},
     ),
+    "dpo": Case(changes={"rl": "dpo"}, other={"rl_beta": 0.2}, rows="pairs"),
+    "orpo": Case(changes={"rl": "orpo"}, other={"rl": "dpo"}, rows="pairs"),
+    "simpo": Case(changes={"rl": "simpo", "cpo_alpha": 0.5}, other={"simpo_gamma": 1.0}, rows="pairs"),
+    "kto": Case(changes={"rl": "kto"}, other={"kto_desirable_weight": 2.0}, rows="ratings"),
+    "dpo, dora, neftune": Case(
+        changes={"rl": "dpo", "peft_use_dora": True, "neftune_noise_alpha": 5.0},
+        other={"neftune_noise_alpha": 0.0},
+        rows="pairs",
+    ),
+    "kto, stopped early, best": Case(
+        changes=_STEEP | {"rl": "kto", "early_stopping_patience": 2, "load_best_model_at_end": True},
+        other={"load_best_model_at_end": False},
+        rows="ratings",
+    ),
+    "roles_to_train": Case(
+        dataset={"roles_to_train": ["user", "assistant"]}, other_dataset={"roles_to_train": ["assistant"]}
+    ),
+    "mask_history": Case(dataset={"mask_history": True}, other_dataset={"mask_history": False}),
+    "train_on_eos": Case(dataset={"train_on_eos": "last"}, other_dataset={"train_on_eos": "all"}),
+    "repeats": Case(dataset={"repeats": 1.5}, other_dataset={"repeats": 2}),
+    "chat_template": Case(changes={"chat_template": "chatml"}, other={"chat_template": "tokenizer_default"}),
+    "tools": Case(changes={"chat_template": "jinja", "chat_template_jinja": _OF_TOOLS}, rows="tools"),
 }
 
 
@@ -121,12 +160,12 @@ class _Run:
 class _Place:
     folder: Path
     model: Path
-    rows: Path
 
-    def spec(self, changes: Mapping[str, Any]) -> JobSpec:
+    def spec(self, case: Case, *, is_other: bool = False) -> JobSpec:
+        dataset = {"path": case.rows, "rows": ROWS, "sha256": "0" * 64} | {**case.dataset}
         usual = {
             "base_model": str(self.model),
-            "datasets": [{"path": "rows", "rows": ROWS, "sha256": "0" * 64}],
+            "datasets": [dataset | {**case.other_dataset} if is_other else dataset],
             "lora_r": 4,
             "lora_dropout": 0.1,
             "max_steps": STEPS,
@@ -134,17 +173,18 @@ class _Place:
             "micro_batch_size": 2,
             "sequence_len": 64,
             "learning_rate": 1e-2,
-            "encoding": 2,
+            "encoding": ENCODING,
             "numerics": NUMERICS,
         }
-        return JobSpec.model_validate(usual | changes)
+        return JobSpec.model_validate(usual | {**case.changes} | ({**case.other} if is_other else {}))
 
     def session(self, spec: JobSpec, hooks: _Hooks, resume: Path | None) -> Trained:
         from worker.training.train import train
 
         work = self.folder / "work"
         work.mkdir(exist_ok=True)
-        job = TrainingJob(job="job", fence=1, spec=spec, datasets=(self.rows,), resume=resume, work_dir=work)
+        rows = self.folder / f"{spec.datasets[0].path}.jsonl"
+        job = TrainingJob(job="job", fence=1, spec=spec, datasets=(rows,), resume=resume, work_dir=work)
         return train(job, hooks)
 
     def run(self, spec: JobSpec, cuts: tuple[int, ...], name: str) -> _Run:
@@ -175,18 +215,50 @@ class _Place:
         )
 
 
-def _write_rows(path: Path) -> Path:
-    lines = []
-    for number in range(ROWS):
-        answer = f"it is {number * number}. " * (1 + number % 3)
-        turns = [{"role": "user", "content": f"{number} squared?"}, {"role": "assistant", "content": answer}]
-        lines.append(json.dumps({"messages": turns}))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+def _write_rows(folder: Path) -> None:
+    """Files of each kind of rows."""
+    kinds = {"turns": _turns, "pairs": _pair, "ratings": _rating, "tools": _with_tools}
+    for name, row in kinds.items():
+        lines = [json.dumps(row(number)) + "\n" for number in range(ROWS)]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _said(role: str, content: str, **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **more}
+
+
+def _answer(number: int) -> str:
+    return f"it is {number * number}. " * (1 + number % 3)
+
+
+def _turns(number: int) -> dict[str, Any]:
+    turns = [_said("user", f"{number} squared?"), _said("assistant", _answer(number))]
+    return {"messages": [*turns, _said("user", "sure?"), _said("assistant", "yes")] if number % 2 else turns}
+
+
+def _pair(number: int) -> dict[str, Any]:
+    asked, wrong = [_said("user", f"{number} squared?")], "ask somebody else " * (1 + number % 2)
+    return {"prompt": asked, "chosen": [_said("assistant", _answer(number))], "rejected": [_said("assistant", wrong)]}
+
+
+def _rating(number: int) -> dict[str, Any]:
+    return {"prompt": f"{number} squared? ", "completion": _answer(number), "label": number % 3 > 0}
+
+
+def _with_tools(number: int) -> dict[str, Any]:
+    call = {"type": "function", "function": {"name": "square", "arguments": {"of": number}}}
+    turns = [
+        _said("user", f"{number} squared?"),
+        _said("assistant", "", reasoning_content="a tool knows", tool_calls=[call]),
+        _said("tool", str(number * number)),
+        _said("assistant", "so it is", weight=number % 2),
+    ]
+    schema = {"type": "function", "function": {"name": "square", "parameters": {"type": "object", "properties": {}}}}
+    return {"messages": turns, "tools": [schema]}
 
 
 def _is_equal(place: _Place, name: str, case: Case, whole: _Run, cuts: tuple[int, ...]) -> bool:
-    cut = place.run(place.spec(case.changes), cuts, f"{name}-{len(cuts)}")
+    cut = place.run(place.spec(case), cuts, f"{name}-{len(cuts)}")
     exact = set(cut.labels) == {"exact"}
     equal = (cut.archive, cut.tensors, cut.state) == (whole.archive, whole.tensors, whole.state)
     if not (exact and equal):
@@ -198,22 +270,23 @@ def _is_equal(place: _Place, name: str, case: Case, whole: _Run, cuts: tuple[int
 
 def _is_refused(place: _Place, name: str, case: Case, checkpoint: Path) -> bool:
     try:
-        place.session(place.spec({**case.changes, **case.other}), _Hooks(None), checkpoint)
+        place.session(place.spec(case, is_other=True), _Hooks(None), checkpoint)
     except CheckpointError as error:
-        return any(key in str(error) for key in case.other)
-    say(f"  {name}: {dict(case.other)} was not refused")
+        return any(key in str(error) for key in case.refused_for)
+    say(f"  {name}: {case.refused_for} was not refused")
     return False
 
 
 def figures(folder: Path, cases: Mapping[str, Case] = CASES) -> Iterator[Figure]:
     """Two figures: cases that are equal, of all, and changed files that are refused, of all."""
-    place = _Place(folder=folder, model=make_tiny_llama(folder / "model"), rows=_write_rows(folder / "rows.jsonl"))
+    place = _Place(folder=folder, model=make_tiny_llama(folder / "model"))
+    _write_rows(folder)
     equal, refused = [], []
     for name, case in cases.items():
         plain = name.replace(", ", "-").replace(" ", "-")
-        whole = place.run(place.spec(case.changes), (), plain)
+        whole = place.run(place.spec(case), (), plain)
         equal += [_is_equal(place, plain, case, whole, cuts) for cuts in CUTS]
-        if case.other:
+        if case.refused_for:
             refused.append(_is_refused(place, plain, case, whole.first))
     yield Figure(
         name="settings of training whose runs with 1 and 5 cuts end in the same bytes, of " + str(len(equal)),

@@ -123,6 +123,10 @@ def _refuse_other_rows(spec: JobSpec, datasets: Sequence[DatasetSpec]) -> None:
             raise InvalidError(message, [(f"/datasets/{place}/type", message)])
         if words := refused_rows(spec, dataset.type):
             raise InvalidError(f"These rows are for another method: {words}.", [(f"/datasets/{place}/type", words)])
+        given = sorted(dataset.taught.model_dump())
+        if given and dataset.type is RowFormat.TEXT:
+            message = f"{', '.join(given)}: plain texts have no turns. Remove the keys, or use rows of conversations."
+            raise InvalidError(message, [(f"/datasets/{place}/{given[0]}", message)])
 
 
 def _refuse_the_unknown(ctx: Context, spec: JobSpec) -> None:

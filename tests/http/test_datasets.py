@@ -164,3 +164,16 @@ def test_an_upload_is_read_with_the_names_that_it_gives(api1: Api, people: Peopl
         refused = people.ann.upload(rows, columns=wrong or "{}")
         assert refused.status_code == 422
         assert words in refused.json()["detail"]
+
+
+def test_texts_have_no_turns_to_choose(api1: Api, people: People) -> None:
+    """Guard: without `_refuse_other_rows` the first session said it, on a machine that had been waited for."""
+    entry = {"path": f"sha256:{people.ann.upload(BOTH, type='text').json()['sha256']}", "type": "text"}
+    refused = people.ann.post("/jobs", people.ann.job_file(datasets=[entry | {"mask_history": True}]))
+    assert refused.status_code == 422
+    (fault,) = refused.json()["errors"]
+    assert fault["pointer"] == "/datasets/0/mask_history"
+    assert "plain texts have no turns. Remove the keys" in fault["detail"]
+    chat = b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n' * 8
+    entry = {"path": f"sha256:{people.ann.upload(chat).json()['sha256']}", "roles_to_train": ["user"]}
+    assert people.ann.submit(datasets=[entry])["spec"]["datasets"][0]["roles_to_train"] == ["user"]

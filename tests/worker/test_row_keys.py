@@ -2,7 +2,9 @@
 
 import json
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from worker.shared.dataset_files import DatasetError, Message, Row, examine, inspect, read_rows
 from worker.shared.dataset_spec import RowFormat
@@ -206,3 +208,13 @@ def test_rows_of_which_nothing_is_taught(tmp_path):
     assert inspect(written(tmp_path, turn(weight=0), CHAT)).rows == 2
     with pytest.raises(DatasetError, match="no row has a turn to train on, because each answer says"):
         inspect(written(tmp_path, turn(weight=0), turn(train=False)))
+
+
+def test_arguments_of_other_rows_are_not_those_of_a_call(tmp_path):
+    """Guard: in Parquet all objects of a column have the same keys, and calls were taught with the others' as null."""
+    calls = [[{"function": {"name": "f", "arguments": given}}] for given in ({"city": "Rome"}, {"n": 3})]
+    parquet.write_table(
+        pa.Table.from_pylist([turn(content=None, tool_calls=each) for each in calls]), tmp_path / "rows"
+    )
+    found = [json.loads(row.messages[-1].calls)[0]["function"]["arguments"] for row in read_rows(tmp_path / "rows")]
+    assert found == [{"city": "Rome"}, {"n": 3}]

@@ -10,6 +10,7 @@ from benchmarks.tiny_model import byte_tokenizer
 from tests.worker.test_data import MARKED, THINKING
 from tests.worker.test_look import asked, write
 from tests.worker.test_training_templates import template
+from worker.shared.checkpoint_file import CheckpointError
 from worker.shared.dataset_files import DatasetError, Message, Row, inspect, read_rows
 from worker.shared.dataset_spec import FileFormat, RowFormat, TaughtTurns
 from worker.shared.job_spec import ENCODING, JobSpec
@@ -310,3 +311,20 @@ def test_the_examples_are_rows_to_train_on(name, chat_template):
     assert trained.count("Next hop:") >= 12
     assert trained.count('"name": "altitude"') == 16 or "The difference is" in trained
     assert not any("leaves out" in said for said in findings(encoder, tokenizer, rows))
+
+
+def test_a_run_with_calls_and_thoughts_goes_on_exactly(training, tmp_path):
+    """Guard: without the keys in the recipe, the second session could train on other turns of the same rows."""
+    training.base = shutil.copytree(training.base, tmp_path / "qwen3")
+    (training.base / "chat_template.jinja").write_text(template("qwen3"))
+    rows = [CALLING | {"messages": [*CALLING["messages"], MORE, BYE | {"thinking": f"{n}"}]} for n in range(8)]
+    training.dataset = write(tmp_path / "rows.jsonl", FileFormat.JSONL, rows)
+    data = {"path": "x", "rows": 8, "sha256": "0" * 64}
+    how = {"max_steps": 3, "sequence_len": 1024, "encoding": ENCODING}
+    spec = training.spec(datasets=(data | {"mask_history": True},), **how)
+    whole, cut = (training.run(spec, cuts) for cuts in ((), (2,)))
+    assert cut.trained.adapter_sha256 == whole.trained.adapter_sha256
+    assert cut.sessions[1].restores == [(2, "exact", "hf")]
+    other = training.spec(datasets=(data,), **how)
+    with pytest.raises(CheckpointError, match="mask_history"):
+        training.session(other, resume=training.folder / "run2" / "0.safetensors")

@@ -281,7 +281,9 @@ def _turns(value: Any, column: str, line: int, role: str = "role", content: str 
         if known is None:
             accepted = ", ".join(SHAREGPT_ROLES if role == "from" else ROLES)
             raise DatasetError(f"unknown {role} '{speaker}' in '{column}'; accepted are {accepted}", line)
-        if role == "from" and speaker == _CALL:
+        if len(turn) == 2 and isinstance(text, str) and speaker != _CALL:  # most turns, in a third of the time
+            turns.append(Message(known, text))
+        elif role == "from" and speaker == _CALL:
             turns.append(row_turns.message({**turn, CALLS[0]: text}, known, None, column, line))
         else:
             turns.append(row_turns.message(turn, known, text, column, line))

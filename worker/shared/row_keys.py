@@ -25,10 +25,12 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 CALLS = ("tool_calls", "function_call")
 TRAINING = ("train", "training")
 WEIGHT = "weight"
-_OF_FUNCTION = ("name", "arguments")
-_OF_A_CALL = ("id", "type", "function", *_OF_FUNCTION)
 OF_AN_ANSWER = ("name", "tool_call_id")
 """Keys of a tool's answer that say which call it answers."""
+_OF_TOOLS_TURN = (*TRAINING, WEIGHT, *OF_AN_ANSWER)
+_OF_ANY_TURN = (*TRAINING, WEIGHT, *THOUGHTS, *CALLS)
+_OF_FUNCTION = ("name", "arguments")
+_OF_A_CALL = ("id", "type", "function", *_OF_FUNCTION)
 
 MAX_NAMED = 20
 """Maximum keys that are named. A row of a normal dataset has fewer."""
@@ -183,6 +185,8 @@ def _of_row(record: Mapping[str, Any], used: Collection[str], line: int) -> Iter
 
 def _of_turn(turn: Mapping[str, Any], column: str, line: int) -> Iterator[str]:
     speaker, text = ("from", "value") if column == "conversations" else ("role", "content")
+    if len(turn) == 2 and speaker in turn and text in turn:
+        return  # most turns
     learnt = turn.get(speaker) in LEARNT
     read = _read_of_a_turn(turn.get(speaker))
     for key, value in turn.items():
@@ -217,10 +221,8 @@ def _of_calls(value: Any) -> Iterator[str]:
 
 def _read_of_a_turn(speaker: Any) -> tuple[str, ...]:
     """The keys that are read of a turn, besides its role and its text."""
-    if speaker in OF_TOOLS:
-        return (*TRAINING, WEIGHT, *OF_AN_ANSWER)
-    # Thoughts and calls of others are refused where they are read.
-    return (*TRAINING, WEIGHT, *THOUGHTS, *CALLS)
+    # Thoughts and calls of others than the assistant are refused where they are read.
+    return _OF_TOOLS_TURN if speaker in OF_TOOLS else _OF_ANY_TURN
 
 
 def _problem(key: str, value: Any, learnt: bool) -> str:

@@ -31,7 +31,8 @@ class Message:
     @property
     def texts(self) -> tuple[str, ...]:
         """Everything that a chat template may write of the turn."""
-        return (self.content, self.thought, self.calls, self.name, self.call_id)
+        more = (self.thought, self.calls, self.name, self.call_id)
+        return (self.content, *more) if any(more) else (self.content,)
 
     @property
     def said(self) -> str:
