@@ -47,8 +47,12 @@ _REASONS = {
 MAX_NAME = 180
 """Characters of the original's name that the clone's has. A name may have 200."""
 _NESTED = frozenset({"checkpoint", "placement", "evaluate"})
-_POINTERS = dict.fromkeys(("dataset_sha256", "train_rows", "dataset_repeats"), "/datasets")
-_POINTERS["chat_template_sha256"] = "/chat_template"
+_POINTERS: dict[str, str] = {
+    "dataset_sha256": "/datasets",
+    "dataset_repeats": "/datasets",
+    "train_rows": "/datasets",
+    "chat_template_sha256": "/chat_template",
+}
 
 
 def clone(
