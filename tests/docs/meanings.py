@@ -66,6 +66,7 @@ DATASET_KEYS = {
     "path": "A local file (the command line uploads it), an upload (`sha256:HEX`), a Hugging Face dataset "
     "(`org/name`, or `org/name@revision`), or a file in an allowed folder.",
     "type": "The row format. `auto` detects it from the keys of the first row. `task` is only for evaluations.",
+    "name": "The subset of a Hugging Face dataset that has several: a folder, or the beginning of its files' names.",
     "split": "The split of a Hugging Face dataset. All its shards are read, in their order.",
     "repeats": "How often an epoch has the rows of this file: `3` three times each, `0.5` half of them, the other half "
     "in the next epoch. See [Repeats](#repeats).",

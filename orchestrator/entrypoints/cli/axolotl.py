@@ -32,7 +32,9 @@ _TRANSLATED = """
     gradient_accumulation_steps batch_size chat_template optimizer lr_scheduler cosine_min_lr_ratio eval_steps
 """
 _READ = frozenset((*SAME, *_TRANSLATED.split()))
-_READ_OF_ROWS = frozenset(("path", "type", "split", "train_on_split", "data_files", "ds_type", *READ_OF_COLUMNS))
+_READ_OF_ROWS = frozenset(
+    ("path", "type", "split", "train_on_split", "data_files", "ds_type", "name", *READ_OF_COLUMNS)
+)
 
 _MACHINE = "each machine chooses it"
 _SAVES = "Trainhop saves by time and resumes by itself"
@@ -163,6 +165,8 @@ def _datasets(number: int, given: Any, done: Translation) -> list[dict[str, Any]
         done.different[f"{place}.type"] = "the format is detected from the first row's keys"
     if split := given.get("split") or given.get("train_on_split"):
         found["split"] = split
+    if given.get("name"):
+        found["name"] = given["name"]
     columns, left = columns_of(given, found.get("type", ""))
     found |= columns
     done.different |= {f"{place}.{key}": words for key, words in left.items()}
