@@ -50,5 +50,5 @@ def test_a_subset_is_a_folder_or_the_beginning_of_a_name():
     assert files_of_split("org/rows", "train", files, "de") == files[2:]
     with pytest.raises(InvalidError, match="has no subset 'socratc'; did you mean 'socratic'"):
         files_of_split("org/rows", "train", files, "socratc")
-    with pytest.raises(InvalidError, match="has 3 data files for split 'train'. Choose a subset with the key name"):
+    with pytest.raises(InvalidError, match=r"has 3 data files for split 'train'\. Choose a subset with the key name"):
         files_of_split("org/rows", "train", files)
