@@ -138,9 +138,9 @@ class Hub:
             raise
         return (*small, *large)
 
-    def dataset(self, name: str, split: str, token: str | None) -> tuple[DatasetFile, ...]:
+    def dataset(self, name: str, split: str, token: str | None, subset: str | None = None) -> tuple[DatasetFile, ...]:
         """Download the data file of this split, or all its shards. Raises `InvalidError`, `UnavailableError`."""
-        chosen, request = partial(files_of_split, name, split), self._request(name, token, "/path")
+        chosen, request = partial(files_of_split, name, split, subset=subset), self._request(name, token, "/path")
         return self._download(name, token, request, chosen, most_bytes=self._most_data_bytes)
 
     def benchmark(self, name: str, pattern: str, token: str | None) -> DatasetFile:

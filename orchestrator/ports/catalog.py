@@ -182,7 +182,9 @@ class Catalog(Protocol):
         """Whether a model, named as `model` has pinned it, comes with a chat template. None if that is not known."""
         ...
 
-    def dataset(self, path: str, split: str, token: str | None = None) -> Sequence[DatasetFile]:
+    def dataset(
+        self, path: str, split: str, token: str | None = None, *, subset: str | None = None
+    ) -> Sequence[DatasetFile]:
         """The file of a hub dataset or all its shards in order, or one file in a folder the operator has allowed."""
         ...
 

@@ -74,9 +74,10 @@ def for_machines(spec: JobSpec) -> JobSpec:
     """The job file without what only the server reads, because older workers refuse its keys."""
     own: dict[str, Any] = {"rendered_at": None, "evaluate": None, "hub_model_id": None, "hub_private": True}
     own["datasets"] = tuple(each.as_read for each in spec.datasets)
-    asked = spec.evaluation
-    if asked is not None and asked.prompts is not None:
-        own["evaluation"] = asked.model_copy(update={"prompts": asked.prompts.as_read})
+    if (asked := spec.evaluation) is not None:
+        files = {"prompts": asked.prompts, "tasks": asked.tasks}
+        plain = {key: file.as_read for key, file in files.items() if file is not None}
+        own["evaluation"] = asked.model_copy(update=plain)
     return spec.model_copy(update=own)
 
 

@@ -174,7 +174,7 @@ def resolve_dataset(
 def _find(ctx: Context, member_id: str, spec: DatasetSpec, given: Collection[str]) -> Dataset:
     if spec.path.startswith("sha256:"):
         return _uploaded(ctx, member_id, spec, given)
-    found = ctx.catalog.dataset(spec.path, spec.split, token_of(ctx, member_id))
+    found = ctx.catalog.dataset(spec.path, spec.split, token_of(ctx, member_id), subset=spec.name)
     sources = [Source(path=each.path, name=each.name) for each in found]
     name = sources[0].name
     with in_words(name), prepared(sources, file_format(name), spec.type, spec.mapping) as ready:

@@ -53,7 +53,7 @@ def _pinned_prompts(
             )
         return None
     if asked.repeats != 1:
-        words = "Each prompt is asked once. Remove repeats."
+        words = "Prompts have no repeats. Remove the key."
         raise InvalidError(words, [(f"{pointer}/prompts/repeats", words)])
     found = resolve_dataset(ctx, member_id, asked, f"{pointer}/prompts/path", given)
     _refuse_plain_text((found,), f"{pointer}/prompts/type")

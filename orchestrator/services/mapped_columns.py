@@ -119,14 +119,15 @@ class Columns:
     def _rename_turns(self, line: int, row: Row) -> None:
         if self._spec.field_messages is None and "messages" not in row and "conversations" in row:
             row["messages"] = row.pop("conversations")
-        turns = row.get("messages")
-        if not isinstance(turns, list):
+        if not isinstance(row.get("messages"), list):
             return
-        found = [turn for turn in turns if isinstance(turn, dict)]
+        turns: list[Any] = row["messages"]
+        found: list[Row] = [turn for turn in turns if isinstance(turn, dict)]
         for name in self._spec.message_property_mappings.values():
             if found and not any(name in turn for turn in found):
                 raise DatasetError(f"no turn has a '{name}'{nearest(name, map(str, found[0]))}", line)
-        row["messages"] = [self._turn(turn, line) if isinstance(turn, dict) else turn for turn in turns]
+        if len(found) == len(turns):  # the reader says what is wrong with another list
+            row["messages"] = [self._turn(turn, line) for turn in found]
 
     def _turn(self, turn: Mapping[str, Any], line: int) -> Row:
         names = dict(self._spec.message_property_mappings)

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import jinja2
+from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -75,7 +76,7 @@ class _Generation(Extension):
     def parse(self, parser: Any) -> Any:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
+        return nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
 
     def _content(self, caller: Any) -> str:
         return caller()
@@ -85,12 +86,11 @@ class _Trial:
     def __init__(self, text: str) -> None:
         if CHANCE.search(text):
             raise _TemplateFault("it draws random text, so the rows would differ in each session")
-        environment = ImmutableSandboxedEnvironment(
+        environment: Any = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
         )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda _pattern: "01 Jan 2026"
+        environment.filters |= {"tojson": _to_json}
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": _today}
         try:
             self._template = environment.from_string(text)
         except jinja2.TemplateSyntaxError as error:
@@ -156,6 +156,10 @@ def _refuse_left_out(turns: Turns, text: str) -> None:
 
 def _refuse(message: object) -> None:
     raise jinja2.TemplateError(str(message))
+
+
+def _today(_pattern: str) -> str:
+    return "01 Jan 2026"
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, **how: Any) -> str:

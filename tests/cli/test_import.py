@@ -100,12 +100,12 @@ def test_a_share_of_warm_up_is_a_share() -> None:
 def test_each_of_several_files_is_a_dataset() -> None:
     """Guard: the second file was named, and its rows were lost."""
     several = {"path": "json", "data_files": ["a.jsonl", "b.jsonl"], "type": "alpaca"}
-    found = translate(QLORA | {"datasets": [several, {"path": "org/rows", "split": "train[:9]"}]})
+    found = translate(QLORA | {"datasets": [several, {"path": "org/rows", "name": "en", "split": "train[:9]"}]})
     rows = {"type": "alpaca"}
     assert found.spec["datasets"] == [
         {"path": "a.jsonl", **rows},
         {"path": "b.jsonl", **rows},
-        {"path": "org/rows", "split": "train[:9]"},
+        {"path": "org/rows", "split": "train[:9]", "name": "en"},
     ]
 
 

@@ -78,6 +78,7 @@ DATASET_KEYS = {
     "(`org/name`, or `org/name@revision`), or a file in an allowed folder.",
     "type": "The row format. `auto` detects it from the keys of the first row. `task` is only for evaluations. "
     "See [Preference training](methods/preferences.md#rows) for `preference` and `unpaired_preference`.",
+    "name": "The subset of a Hugging Face dataset that has several: a folder, or the beginning of its files' names.",
     "roles_to_train": "The roles of the turns that are trained on. What a turn says of itself comes first. "
     "See [Turns](#turns).",
     "mask_history": "Trains only on the last of these turns in each row (the name is LLaMA-Factory's).",

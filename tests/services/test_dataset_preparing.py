@@ -313,7 +313,9 @@ class Folder(FakeCatalog):
         super().__init__()
         self._files = files
 
-    def dataset(self, path: str, split: str, token: str | None = None) -> Sequence[DatasetFile]:
+    def dataset(
+        self, path: str, split: str, token: str | None = None, *, subset: str | None = None
+    ) -> Sequence[DatasetFile]:
         return [DatasetFile(path=file, name=file.name) for file in self._files]
 
 
@@ -326,7 +328,7 @@ def test_a_job_of_shards_is_pinned_cloned_and_sent_with_usual_names(world: World
         file.write_bytes(lines(*({"q": f"{file.name} {n}", "a": "x"} for n in range(9))))
     world.ctx = replace(world.ctx, catalog=Folder(*files))
     names = {"field_instruction": "q", "field_output": "a"}
-    entry = {"path": "org/rows", **names}
+    entry = {"path": "org/rows", "name": "en", **names}
     spec = JobSpec.model_validate({"base_model": "org/model", "datasets": [entry], "max_steps": 1})
     job = jobs.submit(world.ctx, world.actors["alice"], spec).job
     (pinned,) = job.spec["datasets"]
@@ -340,7 +342,9 @@ def test_a_job_of_shards_is_pinned_cloned_and_sent_with_usual_names(world: World
     again = clones.clone(world.ctx, world.actors["alice"], job.id, {})
     assert again.spec["datasets"] == [pinned]
     machine = assignments.for_machines(JobSpec.model_validate(job.spec))
-    assert machine.model_dump(mode="json")["datasets"] == [{k: v for k, v in pinned.items() if k not in names}]
+    assert machine.model_dump(mode="json")["datasets"] == [
+        {k: v for k, v in pinned.items() if k not in {*names, "name"}}
+    ]
     other = jobs.submit(
         world.ctx,
         world.actors["alice"],

@@ -41,3 +41,14 @@ def test_a_split_that_is_not_whole_is_refused(files, words):
     """Guard: without the numbers compared, a job trained on two shards of three."""
     with pytest.raises(InvalidError, match=words):
         files_of_split("org/rows", "train", files)
+
+
+def test_a_subset_is_a_folder_or_the_beginning_of_a_name():
+    """Guard: without `_of_subset` a dataset with several was refused whatever its job said."""
+    files = ["main/train-00000-of-00001.parquet", "socratic/train-00000-of-00001.parquet", "de-train.jsonl"]
+    assert files_of_split("org/rows", "train", files, "main") == files[:1]
+    assert files_of_split("org/rows", "train", files, "de") == files[2:]
+    with pytest.raises(InvalidError, match="has no subset 'socratc'; did you mean 'socratic'"):
+        files_of_split("org/rows", "train", files, "socratc")
+    with pytest.raises(InvalidError, match=r"has 3 data files for split 'train'\. Choose a subset with the key name"):
+        files_of_split("org/rows", "train", files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,7 +126,7 @@ def test_the_command_line_sends_the_text_of_a_template(tmp_path: Path) -> None:
     """Guard: with the path sent, the server tried to write rows with it."""
     (tmp_path / "own.jinja").write_text(GOOD)
     spec = {"datasets": [{"path": "org/rows"}], "chat_template_jinja": "own.jinja"}
-    nobody = None  # nothing is uploaded
+    nobody: Any = None  # nothing is uploaded
     assert send_data(nobody, "job.yaml", spec, folder=tmp_path)["chat_template_jinja"] == GOOD
     assert send_data(nobody, "job.yaml", spec | {"chat_template_jinja": GOOD})["chat_template_jinja"] == GOOD
     with pytest.raises(Error, match=r"own.jinja: the file is outside"):

@@ -80,6 +80,7 @@ class DatasetSpec(TaughtTurns):
 
     path: NonBlank
     type: RowFormat = RowFormat.AUTO
+    name: Column = None
     split: NonBlank = "train"
     repeats: Annotated[float, Field(gt=0, le=MAX_REPEATS)] = Field(default=1.0, exclude_if=lambda times: times == 1)
     field_messages: Column = None
@@ -128,5 +129,5 @@ class DatasetSpec(TaughtTurns):
     @property
     def as_read(self) -> DatasetSpec:
         """The same for a machine: its file has the usual names, and older workers refuse the keys."""
-        usual = {key: type(self).model_fields[key].default for key in MAPPING}
-        return self.model_copy(update=usual) if self.mapping else self
+        usual = {key: type(self).model_fields[key].default for key in (*MAPPING, "name")}
+        return self.model_copy(update=usual) if self.mapping or self.name else self

@@ -40,7 +40,9 @@ _TRANSLATED = """
     noisy_embedding_alpha peft_init_lora_weights loftq_config metric_for_best_model greater_is_better
 """
 _READ = frozenset((*SAME, *_TRANSLATED.split()))
-_READ_OF_ROWS = frozenset(("path", "type", "split", "train_on_split", "data_files", "ds_type", *READ_OF_COLUMNS))
+_READ_OF_ROWS = frozenset(
+    ("path", "type", "split", "train_on_split", "data_files", "ds_type", "name", *READ_OF_COLUMNS)
+)
 _USUAL_FIELDS: dict[str, tuple[str, ...]] = {
     "message_field_training": TRAINING,
     "field_tools": ("tools",),
@@ -197,6 +199,8 @@ def _datasets(number: int, given: Any, known: Mapping[str, str], done: Translati
         done.different[f"{place}.type"] = "the format is detected from the first row's keys"
     if split := given.get("split") or given.get("train_on_split"):
         found["split"] = split
+    if given.get("name"):
+        found["name"] = given["name"]
     columns, left = columns_of(given, found.get("type", ""))
     found |= columns
     done.different |= {f"{place}.{key}": words for key, words in left.items()}
