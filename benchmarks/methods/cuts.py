@@ -101,10 +101,23 @@ class _Hooks:
         snapshot.ready()
         self.saved.append(snapshot)
 
-    def _nothing(self, *_: Any) -> None:
+    def phase(self, phase: Any) -> None:
         pass
 
-    phase = begins = lost = lowered = measured = sampled = _nothing
+    def begins(self, part: Any) -> None:
+        pass
+
+    def lost(self, words: str) -> None:
+        raise RuntimeError(words)
+
+    def lowered(self, fidelity: Any, why: str) -> None:
+        self.labels.append(fidelity.value)
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def sampled(self, samples: Any) -> None:
+        pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +137,7 @@ class _Place:
     rows: Path
 
     def spec(self, changes: Mapping[str, Any]) -> JobSpec:
-        usual = {
+        usual: dict[str, Any] = {
             "base_model": str(self.model),
             "datasets": [{"path": "rows", "rows": ROWS, "sha256": "0" * 64}],
             "lora_r": 4,
@@ -137,7 +150,7 @@ class _Place:
             "encoding": 2,
             "numerics": NUMERICS,
         }
-        return JobSpec.model_validate(usual | changes)
+        return JobSpec.model_validate({**usual, **changes})
 
     def session(self, spec: JobSpec, hooks: _Hooks, resume: Path | None) -> Trained:
         from worker.training.train import train
