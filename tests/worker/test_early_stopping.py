@@ -22,6 +22,7 @@ from worker.shared.checkpoint_header import (
 )
 from worker.shared.early_stopping import may_end_at
 from worker.shared.job_spec import NUMERICS
+from worker.shared.messages import Origin
 from worker.training.best import Best, answering
 from worker.training.interface import Decision, PermanentError
 
@@ -119,3 +120,16 @@ def test_a_job_may_end_early_only_after_its_patience(training) -> None:
     spec = training.spec(**STEEP | {"eval_steps": 3, "max_steps": 30}, early_stopping_patience=2)
     assert [step for step in range(30) if may_end_at(spec, step)] == [9, 12, 15, 18, 21, 24, 27]
     assert not may_end_at(training.spec(max_steps=30), 9)
+
+
+def test_a_clone_may_go_on_where_the_original_stopped_early(training) -> None:
+    """Guard: as a field that may not change, the patience ended each clone of such a job where it began."""
+    first = training.run(training.spec(**EARLY))
+    end = first.trained.step
+    origin = Origin(job="job", fence=1, step=end)
+    patient = training.spec(**EARLY | {"early_stopping_patience": 4})
+    result, hooks = training.session(patient, resume=first.checkpoint, name="clone", job="clone", origin=origin)
+    assert [step for step, _ in hooks.steps][:1] == [end + 1]
+    assert result.complete
+    with pytest.raises(CheckpointError, match="early_stopping_patience"):
+        training.session(patient, resume=first.checkpoint)
