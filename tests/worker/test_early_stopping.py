@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import load
 
 from tests.helpers.training_runs import differing
+from tests.worker.test_evaluation import Evaluations
 from worker.shared import checkpoint_file
 from worker.shared.checkpoint_header import (
     ADAPTER,
@@ -54,7 +55,7 @@ def test_a_job_stops_early_at_the_same_step_after_any_cut(training) -> None:
     end = whole.trained.step
     assert whole.trained.complete
     assert end == best + 2 < spec.total_steps
-    for cuts in ([best], [1, end - 1], [end]):
+    for cuts in ([1, end - 1], [end]):
         cut = training.run(spec, cuts)
         assert (cut.trained.step, cut.trained.complete) == (end, True)
         assert cut.trained.adapter_zip.read_bytes() == whole.trained.adapter_zip.read_bytes()
@@ -133,3 +134,22 @@ def test_a_clone_may_go_on_where_the_original_stopped_early(training) -> None:
     assert result.complete
     with pytest.raises(CheckpointError, match="early_stopping_patience"):
         training.session(patient, resume=first.checkpoint)
+
+
+def test_an_evaluation_asks_the_adapter_that_the_job_ended_with(training) -> None:
+    """Guards: without `answering` the adapter of the last step answered; with the probe of the evaluated checkpoint an
+    evaluation that was cut could not go on."""
+    spec = training.spec(**STEEP | {"val_set_size": 0.6, "max_steps": 8, "encoding": 3}, load_best_model_at_end=True)
+    whole = training.run(spec)
+    best = whole.manifest.state["best"]["step"]
+    assert best < 8
+    evaluation = Evaluations(training, spec, whole.checkpoint)
+    origin = Origin(job="job", fence=1, step=8)
+    _, first = evaluation.session(decisions={1: Decision.SAVE_AND_STOP}, origin=origin)
+    own = first.snapshots[-1].tensors
+    for name, array in whole.tensors.items():
+        if name.startswith(BEST):
+            assert (own[ADAPTER + name.removeprefix(BEST)] == array).all()
+    result, second = evaluation.session(evaluation.saved(first))
+    assert result.complete
+    assert second.restores[0][:2] == (1, "exact")
