@@ -140,10 +140,23 @@ class _Hooks:
         snapshot.ready()
         self.saved.append(snapshot)
 
-    def _nothing(self, *_: Any) -> None:
+    def phase(self, phase: Any) -> None:
         pass
 
-    phase = begins = lost = lowered = measured = sampled = _nothing
+    def begins(self, part: Any) -> None:
+        pass
+
+    def lost(self, words: str) -> None:
+        raise RuntimeError(words)
+
+    def lowered(self, fidelity: Any, why: str) -> None:
+        self.labels.append(fidelity.value)
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def sampled(self, samples: Any) -> None:
+        pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +176,7 @@ class _Place:
 
     def spec(self, case: Case, *, is_other: bool = False) -> JobSpec:
         dataset = {"path": case.rows, "rows": ROWS, "sha256": "0" * 64} | {**case.dataset}
-        usual = {
+        usual: dict[str, Any] = {
             "base_model": str(self.model),
             "datasets": [dataset | {**case.other_dataset} if is_other else dataset],
             "lora_r": 4,
@@ -176,7 +189,7 @@ class _Place:
             "encoding": ENCODING,
             "numerics": NUMERICS,
         }
-        return JobSpec.model_validate(usual | {**case.changes} | ({**case.other} if is_other else {}))
+        return JobSpec.model_validate({**usual, **case.changes, **(case.other if is_other else {})})
 
     def session(self, spec: JobSpec, hooks: _Hooks, resume: Path | None) -> Trained:
         from worker.training.train import train

@@ -23,6 +23,7 @@ FROM_HERE_ON = frozenset(
         "warmup_steps",
         "weight_decay",
         "max_grad_norm",
+        "early_stopping_patience",
     }
 )
 """Recipe fields that may change while the state of a checkpoint stays valid."""

@@ -185,7 +185,7 @@ class StepTrainer(SFTTrainer):
     def create_optimizer(self, model: Any = None) -> Any:
         """The job's optimiser. With LoRA+ it has more groups, and the first one has the usual rate."""
         if self.optimizer is None and self.rates is not None:
-            named = self.model if model is None else model
+            named: Any = self.model if model is None else model
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, named)
             groups = parameter_groups(named, self.get_decay_parameter_names(named), self.args.weight_decay, self.rates)
             self.optimizer_cls_and_kwargs = kind, {**settings, "params": groups}
