@@ -187,16 +187,8 @@ def _datasets(number: int, given: Any, known: Mapping[str, str], done: Translati
     if not isinstance(given, Mapping):
         raise NotTranslatableError(f"{place} is not a mapping with a path.")
     found: dict[str, Any] = {}
-    kind = given.get("type")
-    head = kind.partition(":")[0].partition(".")[0] if isinstance(kind, str) else ""
-    if head in known:
-        found["type"] = known[head]
-        if kind not in known:
-            done.different[f"{place}.type"] = f"{kind} is read as {known[head]}"
-    elif isinstance(kind, Mapping):
-        found["type"] = "text" if kind.get("field") else "alpaca"
-    elif kind:
-        done.different[f"{place}.type"] = "the format is detected from the first row's keys"
+    if kind := _row_format(place, given.get("type"), known, done):
+        found["type"] = kind
     if split := given.get("split") or given.get("train_on_split"):
         found["split"] = split
     if given.get("name"):
@@ -204,6 +196,27 @@ def _datasets(number: int, given: Any, known: Mapping[str, str], done: Translati
     columns, left = columns_of(given, found.get("type", ""))
     found |= columns
     done.different |= {f"{place}.{key}": words for key, words in left.items()}
+    found |= _of_turns(place, given, done)
+    files = given.get("data_files") or given.get("path")
+    return [{"path": path, **found} for path in (files if isinstance(files, list) else [files])]
+
+
+def _row_format(place: str, kind: Any, known: Mapping[str, str], done: Translation) -> str | None:
+    head = kind.partition(":")[0].partition(".")[0] if isinstance(kind, str) else ""
+    if head in known:
+        if kind not in known:
+            done.different[f"{place}.type"] = f"{kind} is read as {known[head]}"
+        return known[head]
+    if isinstance(kind, Mapping) and known:
+        return "text" if kind.get("field") else "alpaca"
+    if kind:
+        done.different[f"{place}.type"] = "the format is detected from the first row's keys"
+    return None
+
+
+def _of_turns(place: str, given: Mapping[str, Any], done: Translation) -> dict[str, Any]:
+    """The keys that say which turns are trained on. Names the others."""
+    found: dict[str, Any] = {}
     for key in sorted(given.keys() - _READ_OF_ROWS, key=str):
         if given[key] in (None, "", [], {}, False) or given[key] in _USUAL_FIELDS.get(key, ()):
             continue
@@ -211,8 +224,7 @@ def _datasets(number: int, given: Any, known: Mapping[str, str], done: Translati
             found[key] = _listed(given[key]) or [given[key]] if key == "roles_to_train" else given[key]
         else:
             done.different[f"{place}.{key}"] = _OTHER.get(key, "rows are read with the usual names of their format")
-    files = given.get("data_files") or given.get("path")
-    return [{"path": path, **found} for path in (files if isinstance(files, list) else [files])]
+    return found
 
 
 def _targets(given: Mapping[str, Any]) -> Any:
