@@ -1,0 +1,1 @@
+"""What preference training is measured by."""
