@@ -26,7 +26,7 @@ from worker.training.state import trainable
 from worker.training.train import train
 from worker.training.trainer import StepTrainer
 
-STEPS, ROWS, RATE = 20, 4, 1e-3
+STEPS, ROWS, LENGTH, RATE = 20, 4, 128, 1e-3
 GRADIENT_BAR, LOSS_BAR = 1e-5, 1e-4
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FILES = {"unpaired_preference": "trail-guide-ratings.jsonl", "preference": "trail-guide-pairs.jsonl"}
@@ -88,7 +88,7 @@ def ours(method: str, base: Path, folder: Path) -> list[Step]:
         "base_model": str(base),
         "rl": method,
         "lora_r": 4,
-        "sequence_len": 512,
+        "sequence_len": LENGTH,
         "global_batch_size": ROWS,
         "micro_batch_size": 4,
         "max_steps": STEPS,
@@ -105,7 +105,7 @@ def ours(method: str, base: Path, folder: Path) -> list[Step]:
         def training_step(self, model: Any, inputs: list[Example], num_items_in_batch: Any = None) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
             values = {name: parameter.detach().clone() for name, parameter in trainable(model).items()}
             loss = super().training_step(model, inputs, num_items_in_batch)
-            found = {name: parameter.grad.clone() for name, parameter in trainable(model).items()}  # pyright: ignore[reportOptionalMemberAccess]
+            found = {name: _gradient(parameter) for name, parameter in trainable(model).items()}
             recorded.steps.append(Step(values, list(inputs), self.step_loss, found))
             return loss
 
@@ -154,7 +154,7 @@ class Theirs:
         model.zero_grad(set_to_none=True)
         loss = self._loss(rows)
         loss.backward()
-        return float(loss.detach()), {name: parameter.grad.clone() for name, parameter in parameters.items()}
+        return float(loss.detach()), {name: _gradient(each) for name, each in parameters.items()}
 
     def losses(self, steps: list[Step]) -> list[float]:
         """The losses of a run of its own, with the first values and all rows."""
@@ -192,6 +192,11 @@ class PlainLogits:
         return spread.gather(1, targets[:, None])[:, 0], entropy, (2 * spread).logsumexp(-1), logits.mean(-1), is_top1
 
 
+def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad.clone()
+
+
 def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
@@ -204,19 +209,19 @@ def _trainer_of(method: str) -> tuple[Any, Any, Any, dict[str, Any]]:
     if method == "dpo":
         from trl import DPOConfig, DPOTrainer
 
-        return DPOTrainer, DPOConfig, pairs, {"beta": 0.1, "max_length": None}
+        return DPOTrainer, DPOConfig, pairs, {"beta": 0.1, "max_length": LENGTH}
     if method == "kto":
         from trl import KTOConfig, KTOTrainer
 
         rated = Dataset.from_list([{"prompt": "a", "completion": "b", "label": n > 1} for n in range(ROWS)])
-        return KTOTrainer, KTOConfig, rated, {"beta": 0.1, "max_length": None}
+        return KTOTrainer, KTOConfig, rated, {"beta": 0.1, "max_length": LENGTH}
     if method == "orpo":
         from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-        return ORPOTrainer, ORPOConfig, pairs, {"beta": 0.1, "max_length": 512}
+        return ORPOTrainer, ORPOConfig, pairs, {"beta": 0.1, "max_length": LENGTH}
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-    more = {"beta": 0.1, "loss_type": "simpo", "simpo_gamma": 0.5, "cpo_alpha": 0.0, "max_length": 512}
+    more = {"beta": 0.1, "loss_type": "simpo", "simpo_gamma": 0.5, "cpo_alpha": 0.0, "max_length": LENGTH}
     return CPOTrainer, CPOConfig, pairs, more
 
 

@@ -119,7 +119,12 @@ def test_a_preview_shows_both_answers(tmp_path: Path) -> None:
 def test_a_preview_by_token_shows_the_masks_of_both_answers(base: Path, tmp_path: Path) -> None:
     """The masks are those of the session. Guard: with one side alone, nobody saw what the other one is."""
     rows = [record(1, RowFormat.PREFERENCE)]
-    plain = {"tokenizer": str(base), "file_format": "jsonl", "sequence_len": 64, "train_on_inputs": False}
+    plain: dict[str, Any] = {
+        "tokenizer": str(base),
+        "file_format": "jsonl",
+        "sequence_len": 64,
+        "train_on_inputs": False,
+    }
     plain |= {"rows_shown": 5, "rows_measured": 9, "seconds": 60.0, "cpu_s": 60}
     path = write(tmp_path / "rows.jsonl", rows)
     found = preview_tokens(Request(**plain, file=str(path), row_format="preference"))
