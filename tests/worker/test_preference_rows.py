@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,13 @@ from tests.helpers.preference_rows import record, write
 from worker.shared.data_checks.texts import Seen
 from worker.shared.dataset_files import DatasetError, Message, Row, inspect, read_rows
 from worker.shared.dataset_spec import RowFormat
+from worker.shared.evaluation_spec import EvaluationSpec
 from worker.shared.job_spec import JobSpec
 from worker.shared.methods import METHODS, SFT, refused_rows
+from worker.training.encoding import Encoder, load_tokenizer
+from worker.training.model_limits import ModelLimits
+from worker.training.prompts import choose
+from worker.training.token_preview import Request, preview_tokens
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ASK, GOOD, BAD = Message("user", "q"), Message("assistant", "good"), Message("assistant", "bad")
@@ -108,6 +114,41 @@ def test_a_preview_shows_both_answers(tmp_path: Path) -> None:
         ("assistant", "good", True),
         ("rejected: assistant", "bad", True),
     ]
+
+
+def test_a_preview_by_token_shows_the_masks_of_both_answers(base: Path, tmp_path: Path) -> None:
+    """The masks are those of the session. Guard: with one side alone, nobody saw what the other one is."""
+    rows = [record(1, RowFormat.PREFERENCE)]
+    plain: dict[str, Any] = {
+        "tokenizer": str(base),
+        "file_format": "jsonl",
+        "sequence_len": 64,
+        "train_on_inputs": False,
+    }
+    plain |= {"rows_shown": 5, "rows_measured": 9, "seconds": 60.0, "cpu_s": 60}
+    path = write(tmp_path / "rows.jsonl", rows)
+    found = preview_tokens(Request(**plain, file=str(path), row_format="preference"))
+    encoder = Encoder(load_tokenizer(base, trust_remote_code=False), 64, False, encoding=3)
+    sides = encoder.encode(next(read_rows(path))).sides
+    assert [row["side"] for row in found["shown"]] == ["chosen", "rejected"]
+    assert [row["trained"] for row in found["shown"]] == [sum(n != -100 for n in side.labels) for side in sides]
+    assert found["lengths"] == [max(len(side.input_ids) for side in sides)]
+    assert found["untrained"] == 0
+    cut = preview_tokens(Request(**plain | {"sequence_len": 30}, file=str(path), row_format="preference"))
+    assert cut["untrained"] == 1
+    assert "no row has a trained token" in cut["untaught"]
+
+
+def test_the_prompt_of_an_evaluation_is_that_of_both_answers(base: Path) -> None:
+    """Guard: an undesirable answer was the one that answers are compared with."""
+    encoder = Encoder(load_tokenizer(base, trust_remote_code=False), 64, False, encoding=3)
+    spec = JobSpec.model_validate({"base_model": "m", "datasets": [{"path": "d"}], "max_steps": 1, "rl": "kto"})
+    spec = spec.model_copy(update={"evaluation": EvaluationSpec(max_prompts=9, measures=2)})
+    bad = Row((ASK, BAD), given=1, desirable=False)
+    limits = ModelLimits(tokens=10_000)
+    for row, answer in ((PAIR, "good"), (replace(bad, desirable=True), "bad"), (bad, "")):
+        ((prompt,), _) = choose([row], spec, encoder, 60, limits)
+        assert (prompt.turns, prompt.own_answer) == ((ASK,), answer)
 
 
 def test_checks_of_data_see_rejected_answers() -> None:

@@ -85,8 +85,9 @@ class Rows(torch.utils.data.Dataset[Example]):
 
         def encode(number: int) -> Example:
             example = encoder.encode(rows[number])
-            for side in example.sides if limits else ():
-                limits.check(side.input_ids, f"row {number + 1} of the dataset")
+            if limits is not None:
+                for side in example.sides:
+                    limits.check(side.input_ids, f"row {number + 1} of the dataset")
             return example
 
         self._encode = lru_cache(maxsize=4096)(encode)
