@@ -228,5 +228,7 @@ def _mutated(value, rng):
             return value[:place] + chr(rng.randint(0x100, 0x2FF)) + value[place + 1 :]
         case ScheduleSettings():
             return value.model_copy(update={"power": rng.uniform(0.1, 9)})
+        case dict():
+            return value | {"rl_beta": rng.random()}
         case _:
             return (*value, f"x{rng.random()}") if rng.random() < 0.5 else value[1:]
