@@ -8,7 +8,7 @@ trainers take log-probabilities with a kernel that needs Triton. Without it they
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
