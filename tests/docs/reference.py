@@ -135,7 +135,8 @@ def _method(name: str) -> tuple[str, str, str, str]:
     method = METHODS[name]
     rows = ", ".join(f"`{each}`" for each in method.formats)
     settings = ", ".join(f"`{key}: {value:g}`" for key, value in method.settings.items())
-    return "no `rl`" if name == SFT else f"`rl: {name}`", method.title, rows, settings
+    page = "supervised" if name == SFT else name
+    return "no `rl`" if name == SFT else f"`rl: {name}`", f"[{method.title}](methods/{page}.md)", rows, settings
 
 
 def job_file() -> str:

@@ -78,15 +78,20 @@ def _time(text: str, parse: Callable[[str], T]) -> T:
         raise ValueError(_DEADLINE) from None
 
 
-class JobSpec(AdapterSettings, MethodKeys):
+class Subject(Written):
+    """What is trained on what. These keys come first in a job file."""
+
+    name: Annotated[str, Field(max_length=200), AfterValidator(not_blank)] = "untitled"
+    base_model: NonBlank
+    datasets: Annotated[tuple[DatasetSpec, ...], Field(min_length=1, max_length=16)]
+
+
+class JobSpec(AdapterSettings, MethodKeys, Subject):
     """A fine-tuning job, with the key names of axolotl.
 
     `global_batch_size` and `max_steps` are part of the job. A machine chooses only its micro-batch.
     """
 
-    name: Annotated[str, Field(max_length=200), AfterValidator(not_blank)] = "untitled"
-    base_model: NonBlank
-    datasets: Annotated[tuple[DatasetSpec, ...], Field(min_length=1, max_length=16)]
     sequence_len: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
     global_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 8
     micro_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None

@@ -146,7 +146,7 @@ def refused_rows(keys: MethodKeys, found: RowFormat) -> str:
     if found in (*keys.method.formats, RowFormat.AUTO):
         return ""
     takers = [name for name, method in METHODS.items() if found in method.formats]
-    for_others = "; " + " or ".join("leave rl out" if name == SFT else f"set rl: {name}" for name in takers)
+    for_others = "; leave rl out" if takers == [SFT] else f"; set rl to {' or '.join(takers)}"
     mine, wanted = f"rl: {keys.rl}" if keys.rl else "a job without rl", ", ".join(keys.method.formats)
     return (
         f"{mine} trains on rows of the format {wanted}, and these are {found}{for_others if takers else ''}, or set "

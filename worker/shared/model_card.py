@@ -34,8 +34,9 @@ def model_card(
     name = spec.base_model.partition("@")[0]
     is_of_hub = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is not None
     base = [f"base_model: {json.dumps(name)}"] if is_of_hub else []
-    tags = [*([f"base_model:adapter:{name}"] if is_of_hub else []), "lora", "sft", "transformers", "trainhop"]
-    rows = "\n".join(f"| {key} | `{_cell(value)}` |" for key, value in recipe.model_dump().items() if value is not None)
+    tags = [*([f"base_model:adapter:{name}"] if is_of_hub else []), "lora", recipe.rl, "transformers", "trainhop"]
+    chosen = recipe.model_dump(exclude_defaults=True, exclude={"method_settings"}) | recipe.method_settings
+    rows = "\n".join(f"| {key} | `{_cell(value)}` |" for key, value in chosen.items())
     # JSON is YAML. Without escapes, because two of them for one character would be two characters.
     index = [f"model-index: {json.dumps(list(model_index), ensure_ascii=False)}"] if model_index else []
     lines = [*base, "library_name: peft", "pipeline_tag: text-generation", f"tags: {json.dumps(tags)}", *index]
