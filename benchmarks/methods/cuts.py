@@ -118,7 +118,9 @@ CASES: dict[str, Case] = {
     "train_on_eos": Case(dataset={"train_on_eos": "last"}, other_dataset={"train_on_eos": "all"}),
     "repeats": Case(dataset={"repeats": 1.5}, other_dataset={"repeats": 2}),
     "chat_template": Case(changes={"chat_template": "chatml"}, other={"chat_template": "tokenizer_default"}),
-    "tools": Case(changes={"chat_template": "jinja", "chat_template_jinja": _OF_TOOLS}, rows="tools"),
+    "tools": Case(
+        changes={"chat_template": "jinja", "chat_template_jinja": _OF_TOOLS, "sequence_len": 512}, rows="tools"
+    ),
 }
 
 
