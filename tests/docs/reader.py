@@ -38,6 +38,8 @@ urllib.request.build_opener(urllib.request.ProxyHandler({{}})).open(sys.argv[1])
 SERVE = "trainhop up"
 OF_A_SHELL = frozenset("$|&;<>*?`\\'{")
 """What a command without a shell cannot have. Double quotes mean the same here and there."""
+OTHER_NAMES = '{{"turns": [{{"who": "kim", "says": "Hello {0}"}}, {{"who": "bot", "says": "Hi {0}"}}]}}\n'
+"""A row of the page on job files."""
 PROGRAM = """#!/bin/sh
 exec "{python}" -m orchestrator.entrypoints.cli.main "$@"
 """
@@ -87,6 +89,8 @@ class Reader:
         drive = self.services.drive
         self._write("user.json", json.dumps(drive.authorized_user()))
         self._write("client.json", json.dumps(drive.tokens.client_secrets(drive.url)))
+        self._write("rows.jsonl", "".join(map(OTHER_NAMES.format, range(8))))
+        self._write("questions.csv", "frage,antwort\n" + "".join(f"what is {n},it is {n}\n" for n in range(8)))
         self._write("kaggle-token.txt", PEOPLE["alice"])
         self._write("F", PEOPLE["bob"])
         (self.folder / "bin").mkdir()

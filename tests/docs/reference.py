@@ -179,7 +179,7 @@ model's rendering of the row.
 Keys that begin with `field`, `message_property_mappings` and `roles` have axolotl's names and meaning:
 
 ```yaml
-base_model: Qwen/Qwen2.5-0.5B-Instruct
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
 num_epochs: 1
 datasets:
   - path: rows.jsonl            # {{"turns": [{{"who": "kim", "says": "Hello"}}, {{"who": "bot", "says": "Hi"}}]}}
