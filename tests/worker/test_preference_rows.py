@@ -134,7 +134,7 @@ def test_a_preview_by_token_shows_the_masks_of_both_answers(base: Path, tmp_path
     assert [row["trained"] for row in found["shown"]] == [sum(n != -100 for n in side.labels) for side in sides]
     assert found["lengths"] == [max(len(side.input_ids) for side in sides)]
     assert found["untrained"] == 0
-    cut = preview_tokens(Request(**plain | {"sequence_len": 30}, file=str(path), row_format="preference"))
+    cut = preview_tokens(Request(**{**plain, "sequence_len": 30}, file=str(path), row_format="preference"))
     assert cut["untrained"] == 1
     assert "no row has a trained token" in cut["untaught"]
 
