@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Callable, Mapping
@@ -133,11 +134,21 @@ class Datasets:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def upload(self, file: str | os.PathLike[str], *, type: str = "auto") -> Dataset:  # noqa: A002  a job file's word
-        """Upload a data file (JSONL, CSV, Parquet). The server checks every row. `type` says how its rows are read."""
+    def upload(
+        self,
+        file: str | os.PathLike[str],
+        *,
+        type: str = "auto",  # noqa: A002  a job file's word
+        columns: Mapping[str, Any] | None = None,
+    ) -> Dataset:
+        """Upload a data file (JSONL, CSV, Parquet). The server checks every row. `type` says how its rows are read.
+
+        `columns` are names of columns, as in a job file: `{"field_messages": "turns"}`.
+        """
         path = Path(file)
+        named = {"columns": json.dumps(dict(columns))} if columns else {}
         try:
-            return Dataset.of(self._connection.upload("/datasets", path, name=path.name, type=type))
+            return Dataset.of(self._connection.upload("/datasets", path, name=path.name, type=type, **named))
         except OSError as error:
             raise Error(f"{path}: {error.strerror}", reason="usage") from error
 

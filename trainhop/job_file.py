@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from yaml import MappingNode, Node, SafeLoader
 
 
-_DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".parquet"}
+_TEMPLATE_SUFFIXES, MAX_TEMPLATE = {".jinja", ".jinja2", ".j2", ".txt"}, 1 << 20
+"""Endings of a file with a chat template, and the characters of it that are read. The server accepts fewer."""
+_DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"}
 
 
 def __getattr__(name: str) -> Any:
@@ -136,6 +138,7 @@ def send_data(
     its path.
     """
     spec = deepcopy(spec)
+    _put_template(spec, name, folder, may_send)
     entries: list[tuple[str, str, dict[str, Any]]] = [("datasets", "auto", each) for each in spec["datasets"]]
     asked: dict[str, Any] = spec.get("evaluate") or {}
     kinds = {"prompts": "auto", "tasks": "task"}
@@ -152,7 +155,7 @@ def send_data(
             )
         sending(entry["path"], file.stat().st_size)
         try:
-            sent = connection.upload("/datasets", file, name=file.name, type=entry.get("type", kind))
+            sent = connection.upload("/datasets", file, **_query(file.name, entry, kind))
         except Error as error:
             if error.status is None or error.reason != "usage":
                 raise
@@ -161,7 +164,38 @@ def send_data(
         if keys := sent.get("unused_keys"):  # an older server does not name them
             unused(entry["path"], keys)
         entry["path"] = f"sha256:{sent['sha256']}"
+        for key in sent.get("columns") or ():  # the kept file has the usual names; an older server refuses the keys
+            entry.pop(key, None)
     return spec
+
+
+def _put_template(spec: dict[str, Any], name: str, folder: Path | None, may_send: Callable[[str, Path], bool]) -> None:
+    """Put the text of a template's file in place of its path."""
+    given = spec.get("chat_template_jinja")
+    if not isinstance(given, str) or Path(given).suffix not in _TEMPLATE_SUFFIXES or "{" in given or "\n" in given:
+        return
+    file = next((f for f in (Path(given), *([folder / given] if folder else [])) if f.is_file()), None)
+    fault = "the file does not exist"
+    if file is not None and not may_send(given, file):
+        fault = "the file is outside the job file's folder, so it was not sent. Repeat with --yes to send it."
+    elif file is not None:
+        try:
+            with file.open(encoding="utf-8") as stream:
+                spec["chat_template_jinja"] = stream.read(MAX_TEMPLATE)
+            return
+        except (OSError, ValueError) as error:
+            fault = str(error)
+    raise Error(f"{name}: chat_template_jinja: {given}: {fault}", reason="usage")
+
+
+def _query(name: str, entry: Mapping[str, Any], kind: str) -> dict[str, str]:
+    query = {"name": name, "type": entry.get("type", kind)}
+    if not entry.keys() - {"path", "type", "split"}:
+        return query
+    with own_worker():
+        from worker.shared.dataset_spec import MAPPING
+    columns = {key: entry[key] for key in MAPPING if entry.get(key)}
+    return query | ({"columns": json.dumps(columns)} if columns else {})
 
 
 def _local(path: str, name: str, folder: Path | None) -> Path | None:
@@ -172,6 +206,6 @@ def _local(path: str, name: str, folder: Path | None) -> Path | None:
     for candidate in (given, *([folder / given] if folder is not None else [])):
         if candidate.is_file():
             return candidate
-    if not given.is_absolute() and given.suffix.lower() in _DATA_SUFFIXES:
+    if not given.is_absolute() and Path(path.lower().removesuffix(".gz")).suffix in _DATA_SUFFIXES:
         raise Error(f"{name}: {path}: the file does not exist", reason="usage")
     return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import bz2
 import contextlib
 import io
 import json
@@ -244,8 +245,8 @@ def _inner(content: bytes) -> Iterator[bytes]:
     if content.startswith(b"PK"):
         with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(io.BytesIO(content)) as archive:
             yield from (archive.read(name) for name in archive.namelist())
-    for unpack in (lzma.decompress, zlib.decompress):
-        with contextlib.suppress(lzma.LZMAError, zlib.error):
+    for unpack in (bz2.decompress, lzma.decompress, zlib.decompress):
+        with contextlib.suppress(lzma.LZMAError, zlib.error, OSError, ValueError):
             yield unpack(content)
     for blob in _BLOB.findall(content):
         with contextlib.suppress(binascii.Error):

@@ -93,25 +93,25 @@ def paper_model(folder: Path, scale: Scale) -> Path:
         if scale.tiny:
             make_tiny_llama(model)
         else:
-            make_mistral_7b(model)
+            quantised_model(model, MISTRAL_7B, MISTRAL_7B_PARAMETERS)
     return model
 
 
-def make_mistral_7b(target: Path) -> None:
-    """Write a quantised model of Mistral's architecture, quantising one matrix at a time on the GPU."""
+def quantised_model(target: Path, shape: dict[str, Any], parameters: int) -> None:
+    """Write a quantised model with this config, quantising one matrix at a time on the GPU."""
     import torch
     from safetensors.torch import save_file
-    from transformers import BitsAndBytesConfig, MistralConfig, MistralForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
     torch.manual_seed(0)
     with torch.device("cuda"):
         previous = torch.get_default_dtype()
         torch.set_default_dtype(torch.bfloat16)
-        model = MistralForCausalLM(MistralConfig(**{k: v for k, v in MISTRAL_7B.items() if k != "architectures"}))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape))
         torch.set_default_dtype(previous)
     count = sum(p.numel() for p in model.parameters())
-    if count != MISTRAL_7B_PARAMETERS:
-        raise RuntimeError(f"the model has {count} parameters, not {MISTRAL_7B_PARAMETERS}")
+    if count != parameters:
+        raise RuntimeError(f"the model has {count} parameters, not {parameters}")
     aside = target.with_name(f"{target.name}.part")
     aside.mkdir(parents=True)
     shards: list[dict[str, Any]] = [{}]
@@ -135,7 +135,7 @@ def make_mistral_7b(target: Path) -> None:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    config = MISTRAL_7B | {"dtype": "bfloat16", "quantization_config": quantisation.to_dict()}
+    config = shape | {"dtype": "bfloat16", "quantization_config": quantisation.to_dict()}
     (aside / "config.json").write_text(json.dumps(config))
     byte_tokenizer().save_pretrained(aside)
     aside.rename(target)

@@ -74,11 +74,13 @@ class FolderAndHubCatalog:
         with _readable(config), config.open("rb") as stream:
             return bool(dict(json.loads(stream.read(MAX_CONFIG_BYTES))).get("chat_template"))
 
-    def dataset(self, path: str, split: str, token: str | None = None) -> DatasetFile:
+    def dataset(
+        self, path: str, split: str, token: str | None = None, *, subset: str | None = None
+    ) -> Sequence[DatasetFile]:
         if _looks_like_path(path):
             file = self._permitted(path, "/path")
-            return DatasetFile(path=file, name=file.name)
-        return self._hub.dataset(path, split, token)
+            return (DatasetFile(path=file, name=file.name),)
+        return self._hub.dataset(path, split, token, subset)
 
     def benchmark(self, repo: str, file: str, token: str | None = None) -> DatasetFile:
         return self._hub.benchmark(repo, file, token)

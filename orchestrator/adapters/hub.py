@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from functools import partial
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from orchestrator.adapters.hub_access import no_write
+from orchestrator.adapters.hub_data_files import files_of_split
 from orchestrator.adapters.hub_errors import BENCHMARK, REFUSED, HubRequest, in_words, offline
 from orchestrator.adapters.model_config import positions
 from orchestrator.adapters.weight_names import MAX_BYTES, modules_of_file, modules_of_index
@@ -37,7 +38,7 @@ MAX_SMALL_BYTES = 64 << 20
 The hub stores no file above 10 MB in this way.
 """
 MAX_CONFIG_BYTES = 4 << 20
-MAX_BENCHMARK_BYTES = 256 << 20
+MAX_BENCHMARK_BYTES, MAX_DATASET_BYTES = 256 << 20, 4 << 30
 AT_ONCE = 8
 MAX_REMEMBERED = 1_000
 _INDEX = "model.safetensors.index.json"
@@ -45,7 +46,6 @@ _WEIGHTS = "model.safetensors"
 CHAT_TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
 _WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 _CODE = ("*.py",)
-_DATA = (".jsonl", ".csv", ".parquet", ".json")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -64,8 +64,9 @@ class Hub:
         cache: Path | None = None,
         modules_s: float = MODULES_S,
         most_bytes: int = MAX_BENCHMARK_BYTES,
+        most_data_bytes: int = MAX_DATASET_BYTES,
     ) -> None:
-        self._modules_s, self._most_bytes = modules_s, most_bytes
+        self._modules_s, self._most_bytes, self._most_data_bytes = modules_s, most_bytes, most_data_bytes
         self._is_offline, self._endpoint, self._cache = is_offline, endpoint or HUB, cache
         self._public: set[str] = set()
 
@@ -137,24 +138,25 @@ class Hub:
             raise
         return (*small, *large)
 
-    def dataset(self, name: str, split: str, token: str | None) -> DatasetFile:
-        """Download the one data file of this split. Raises `InvalidError`, `UnavailableError`."""
-        return self._download(name, token, self._request(name, token, "/path"), partial(_one_file, name, split))
+    def dataset(self, name: str, split: str, token: str | None, subset: str | None = None) -> tuple[DatasetFile, ...]:
+        """Download the data file of this split, or all its shards. Raises `InvalidError`, `UnavailableError`."""
+        chosen, request = partial(files_of_split, name, split, subset=subset), self._request(name, token, "/path")
+        return self._download(name, token, request, chosen, most_bytes=self._most_data_bytes)
 
     def benchmark(self, name: str, pattern: str, token: str | None) -> DatasetFile:
         """Download the one file with such a name. Raises `InvalidError`, `UnavailableError`."""
         chosen, request = partial(_one_like, name, pattern), self._request(name, token, BENCHMARK)
-        return self._download(name, token, request, chosen, most_bytes=self._most_bytes)
+        return self._download(name, token, request, chosen, most_bytes=self._most_bytes)[0]
 
     def _download(
         self,
         name: str,
         token: str | None,
         request: HubRequest,
-        chosen: Callable[[list[str]], str],
+        chosen: Callable[[list[str]], Sequence[str]],
         *,
-        most_bytes: int | None = None,
-    ) -> DatasetFile:
+        most_bytes: int,
+    ) -> tuple[DatasetFile, ...]:
         if self._is_offline:
             raise offline(request)
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
@@ -166,12 +168,15 @@ class Hub:
             at: dict[str, Any] = {"repo_type": "dataset", "revision": info.sha, "endpoint": self._endpoint}
             # A member without access is refused here. Otherwise a refused download would fall back to the cached file
             # of another member.
-            about = get_hf_file_metadata(hf_hub_url(repo, wanted, **at), token=token or False, timeout=TIMEOUT_S)
-            if most_bytes is not None and (about.size or 0) > most_bytes:
-                words = f"{wanted} of {repo} has more than {most_bytes >> 20} MiB. Choose another revision."
+            urls = [hf_hub_url(repo, file, **at) for file in wanted]
+            sizes = [get_hf_file_metadata(u, token=token or False, timeout=TIMEOUT_S).size or 0 for u in urls]
+            if sum(sizes) > most_bytes:
+                what = f"{wanted[0]} of {repo} has" if len(wanted) == 1 else f"The shards of {repo} have"
+                words = f"{what} more than {most_bytes >> 20} MiB. Choose another revision."
                 raise InvalidError(words, [(request.pointer, words)])
-            path = hf_hub_download(repo, wanted, token=token or False, cache_dir=self._cache, **at)
-        return DatasetFile(path=Path(path), name=wanted, revision=info.sha or "")
+            paths = [hf_hub_download(repo, f, token=token or False, cache_dir=self._cache, **at) for f in wanted]
+        files = zip(paths, wanted, strict=True)
+        return tuple(DatasetFile(path=Path(path), name=file, revision=info.sha or "") for path, file in files)
 
     def whose(self, token: str) -> str:
         """The name of the account that the token belongs to.
@@ -350,20 +355,11 @@ def _without_spare_weights(wanted: Mapping[str, RepoSibling], index: bytes | Non
     return [name for name in wanted if name not in weights or name in used]
 
 
-def _one_file(name: str, split: str, files: list[str]) -> str:
-    data = [f for f in files if f.endswith(_DATA)]
-    wanted = [f for f in data if split in Path(f).name] or (data if len(data) == 1 else [])
-    if len(wanted) != 1:
-        message = f"{name} has {len(wanted)} data files for split '{split}'. Download them and upload one file."
-        raise InvalidError(message, [("/path", message)])
-    return wanted[0]
-
-
-def _one_like(name: str, pattern: str, files: list[str]) -> str:
+def _one_like(name: str, pattern: str, files: list[str]) -> list[str]:
     wanted = [file for file in files if fnmatch(file, pattern)]
     if len(wanted) != 1:
         message = (
             f"{name} has {len(wanted)} files like {pattern}, and the benchmark needs one. Choose another revision."
         )
         raise InvalidError(message, [(BENCHMARK, message)])
-    return wanted[0]
+    return wanted

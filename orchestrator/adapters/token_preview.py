@@ -18,7 +18,7 @@ import worker
 from orchestrator.domain.errors import InvalidError, UnavailableError
 from orchestrator.ports.catalog import ROWS_MEASURED, ROWS_SHOWN, Catalog, Piece, TokenLook, TokenRow
 from worker.shared.data_checks.token_facts import TokenFacts, facts_of
-from worker.shared.dataset_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat, TaughtTurns
 from worker.shared.job_spec import ENCODING
 from worker.shared.limited_call import LITTLE_MEMORY
 from worker.shared.process import variables
@@ -66,6 +66,8 @@ class TokenLooks:
         train_on_inputs: bool,
         encoding: int | None = ENCODING,
         rendered_at: float | None = None,
+        taught: TaughtTurns | None = None,
+        chat_template: str | None = None,
         token: str | None = None,
         local_only: bool = False,
     ) -> TokenLook:
@@ -81,6 +83,8 @@ class TokenLooks:
             "train_on_inputs": train_on_inputs,
             "encoding": encoding,
             "rendered_at": rendered_at,
+            "taught": taught.model_dump() if taught is not None else {},
+            "chat_template": chat_template,
             "rows_shown": ROWS_SHOWN,
             "rows_measured": ROWS_MEASURED,
             "seconds": MEASURE_S,

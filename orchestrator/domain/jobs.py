@@ -236,10 +236,10 @@ class Job:
             return f"{self.losses_in_a_row} machines in a row ended without a new checkpoint; last: {detail or 'lost'}"
         return ""
 
-    def succeed(self, *, at: float, lease_id: str) -> None:
-        """The last step is committed and the adapter stored."""
-        self.end_reason, self.message = EndReason.COMPLETED, ""
-        self.to(JobState.SUCCEEDED, reason="all steps completed", at=at, actor="worker", lease_id=lease_id)
+    def succeed(self, *, at: float, lease_id: str, early: str = "") -> None:
+        """The last step is committed and the adapter stored. `early` says how the job ended before its last step."""
+        self.end_reason, self.message = EndReason.COMPLETED, early
+        self.to(JobState.SUCCEEDED, reason=early or "all steps completed", at=at, actor="worker", lease_id=lease_id)
 
     def fail(self, message: str, *, at: float, actor: str, lease_id: str | None = None) -> None:
         """End the job as failed, with a message for its owner, because no other machine would succeed."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from worker.shared.data_checks.token_facts import TokenFacts
-from worker.shared.dataset_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat, TaughtTurns
 from worker.shared.job_spec import ENCODING
 from worker.shared.memory_estimate import Shape
 
@@ -74,7 +74,8 @@ class Piece:
 class TokenRow:
     """A row in tokens: all of it, the part that is trained on, and the part that is cut off.
 
-    It also counts how many of the cut tokens would have been trained on.
+    It also counts how many of the cut tokens would have been trained on. `side` names the answer of a row of
+    preferences.
     """
 
     pieces: tuple[Piece, ...]
@@ -82,6 +83,7 @@ class TokenRow:
     trained: int
     cut: int
     cut_trained: int
+    side: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +136,15 @@ class Looks(Protocol):
         train_on_inputs: bool,
         encoding: int | None = ENCODING,
         rendered_at: float | None = None,
+        taught: TaughtTurns | None = None,
+        chat_template: str | None = None,
         token: str | None = None,
         local_only: bool = False,
     ) -> TokenLook:
         """The rows with the tokenizer of `model`, read with this hub token. `rendered_at` is the time they name.
 
-        `encoding` is the job's version of the way from rows to tokens.
+        `encoding` is the job's version of the way from rows to tokens, and `chat_template` its own template. `taught`
+        says which turns are trained on.
         With `local_only` the model is pinned, nothing is downloaded, and a busy server answers soon.
         """
         ...
@@ -177,8 +182,10 @@ class Catalog(Protocol):
         """Whether a model, named as `model` has pinned it, comes with a chat template. None if that is not known."""
         ...
 
-    def dataset(self, path: str, split: str, token: str | None = None) -> DatasetFile:
-        """A file of a hub dataset, or one in a folder the operator has allowed."""
+    def dataset(
+        self, path: str, split: str, token: str | None = None, *, subset: str | None = None
+    ) -> Sequence[DatasetFile]:
+        """The file of a hub dataset or all its shards in order, or one file in a folder the operator has allowed."""
         ...
 
     def benchmark(self, repo: str, file: str, token: str | None = None) -> DatasetFile:

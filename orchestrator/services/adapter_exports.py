@@ -21,6 +21,7 @@ from orchestrator.ports.exports import ExportRequest, NotExported
 from orchestrator.ports.stores import StoreError
 from orchestrator.services.access import owned_job
 from orchestrator.services.context import Context
+from orchestrator.services.machine_exports import refuse_the_form
 from orchestrator.services.running_exports import WORK, Key, RunningExports, Task
 from orchestrator.services.stored_adapters import unpack_adapter
 from worker.shared.adapter_archive import ArchiveError
@@ -51,6 +52,7 @@ def start(ctx: Context, actor: Actor, job_id: str, settings: ExportSettings) -> 
         raise ConflictError(reason)
     if job.adapter_key is None:
         raise ConflictError(f"Job {job_id} has no adapter that can be exported. Wait until it has succeeded.")
+    refuse_the_form(job, settings)
     key = (job_id, settings.format)
     with running.lock:
         record = _of_key(running, key)

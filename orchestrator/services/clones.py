@@ -32,12 +32,17 @@ _READING = "it changes how rows are read, and earlier steps have read them diffe
 _REASONS = {
     "dataset_sha256": _ORDER,
     "train_rows": _ORDER,
+    "dataset_repeats": _ORDER,
     "global_batch_size": _ORDER,
     "seed": _ORDER,
     "val_set_size": _ORDER,
     "sequence_len": _READING,
     "train_on_inputs": _READING,
     "encoding": _READING,
+    "roles_to_train": _READING,
+    "mask_history": _READING,
+    "train_on_eos": _READING,
+    "chat_template_sha256": _READING,
     "val_split": _ORDER,
     "optimizer": "the checkpoint has the state of the other optimizer",
     "base_model": "the checkpoint's adapter belongs to it",
@@ -45,7 +50,9 @@ _REASONS = {
 MAX_NAME = 180
 """Characters of the original's name that the clone's has. A name may have 200."""
 _NESTED = frozenset({"checkpoint", "placement", "evaluate"})
-_POINTERS = {"dataset_sha256": "/datasets", "train_rows": "/datasets"}
+_OF_DATASETS = ("dataset_sha256", "train_rows", "dataset_repeats", "roles_to_train", "mask_history", "train_on_eos")
+_POINTERS: dict[str, str] = dict.fromkeys(_OF_DATASETS, "/datasets")
+_POINTERS["chat_template_sha256"] = "/chat_template"
 
 
 def clone(

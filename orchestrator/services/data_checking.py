@@ -123,7 +123,10 @@ def _facts(ctx: Context, spec: JobSpec, entry: DatasetSpec, key: tuple[str, str,
 
 def tokenizer_key(spec: JobSpec) -> str:
     """A name for what the findings of a tokenizer depend on."""
-    depends_on = [spec.base_model, spec.sequence_len, spec.train_on_inputs, spec.encoding]
+    depends_on: list[object] = [spec.base_model, spec.sequence_len, spec.train_on_inputs, spec.encoding]
+    taught = [entry.taught.model_dump() for entry in spec.datasets]
+    depends_on += [taught] if any(taught) else []
+    depends_on += [spec.own_template] if spec.own_template is not None else []
     return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
 
 

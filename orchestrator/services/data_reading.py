@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from orchestrator.services.dataset_preview import Bar, Preview, Turn
 from worker.shared import dataset_files, limited_call
 from worker.shared.dataset_files import DatasetError, DatasetInfo
 from worker.shared.dataset_spec import FileFormat, RowFormat
+from worker.shared.row_keys import UnusedKeys
 
 SMALL_BYTES = 256 << 10
 """A text file of this size is read at once, because a process costs more time than it does."""
@@ -32,6 +34,17 @@ def inspect(path: Path, row_format: RowFormat, container: FileFormat) -> Dataset
     )
 
 
+def first_keys(path: Path, row_format: RowFormat, container: FileFormat, rows: int) -> tuple[str, ...]:
+    """Keys of the first rows that training does not use. None for a file beyond the limits."""
+    request: Json = {"path": str(path), "row_format": row_format, "container": container, "rows": rows}
+    if is_small(path, container):
+        return tuple(keyed(request)["keys"])
+    try:
+        return tuple(within_limits(f"{__name__}:keyed", path, container, request)["keys"])
+    except DatasetError:
+        return ()
+
+
 def preview(
     path: Path, row_format: RowFormat, container: FileFormat, *, sequence_len: int, train_on_inputs: bool
 ) -> Preview:
@@ -43,18 +56,23 @@ def preview(
         options = {"row_format": row_format, **how}
         return _as_preview(within_limits(f"{__name__}:previewed", path, container, options))
     except DatasetError as error:
-        return Preview(
-            type="",
-            rows=0,
-            tokens=0,
-            shown=(),
-            faults=((error.line, error.message),),
-            more_faults=0,
-            truncated=0,
-            repeated=0,
-            bars=(),
-            measured=0,
-        )
+        return with_fault(error)
+
+
+def with_fault(error: DatasetError) -> Preview:
+    """The preview of a file that cannot be read."""
+    return Preview(
+        type="",
+        rows=0,
+        tokens=0,
+        shown=(),
+        faults=((error.line, error.message),),
+        more_faults=0,
+        truncated=0,
+        repeated=0,
+        bars=(),
+        measured=0,
+    )
 
 
 def is_small(path: Path, container: FileFormat) -> bool:
@@ -62,12 +80,12 @@ def is_small(path: Path, container: FileFormat) -> bool:
     return container is not FileFormat.PARQUET and path.stat().st_size <= SMALL_BYTES
 
 
-def within_limits(function: str, path: Path, container: FileFormat, how: Json) -> Json:
-    """The answer of `module:name` about a file, from a process with limits.
+def within_limits(function: str, path: Path, container: FileFormat, how: Json, *, size: int | None = None) -> Json:
+    """The answer of `module:name` about a file, from a process with limits. `size` is more than its own for several.
 
     Raises `DatasetError` if the answer has a `fault`, and for a file beyond the limits.
     """
-    mib = path.stat().st_size >> 20
+    mib = (path.stat().st_size if size is None else size) >> 20
     cpu_s = CPU_S + mib * CPU_S_PER_MIB * (UNPACKED if container is FileFormat.PARQUET else 1)
     request = {"path": str(path), "container": container, **how}
     try:
@@ -89,6 +107,16 @@ def inspected(request: Json) -> Json:
         )
     except DatasetError as error:
         return {"fault": error.message, "line": error.line}
+
+
+def keyed(request: Json) -> Json:
+    """`first_keys` in the process with limits."""
+    found = UnusedKeys()
+    row_format, container = RowFormat(request["row_format"]), FileFormat(request["container"])
+    for row in islice(dataset_files.examine(Path(request["path"]), row_format, container)[1], request["rows"]):
+        if not isinstance(row, DatasetError):  # the last row may be cut
+            found.add(row.unused)
+    return {"keys": list(found.names)}
 
 
 def previewed(request: Json) -> Json:

@@ -139,9 +139,10 @@ def _all_tokens(lengths: list[int], rows: int) -> int:
 
 
 def parts(row: Row) -> Iterator[tuple[str, str, bool]]:
-    """`(role, text, whether the model is trained on it)` for each part."""
+    """`(role, text, whether the model is trained on it)` for each part. Not those of a rejected answer."""
+    taught = set(row.taught)
     for place, message in enumerate(row.messages):
-        yield message.role, message.content, message.role == "assistant" and place >= row.given
+        yield message.role, message.said, place in taught
     if row.prompt:
         yield "prompt", row.prompt, False
     if row.text:
@@ -157,8 +158,16 @@ def turns(row: Row, *, train_on_inputs: bool) -> tuple[Turn, ...]:
             trained=trained or train_on_inputs,
             cut=max(0, len(text) - MAX_SHOWN),
         )
-        for role, text, trained in parts(row)
+        for role, text, trained in (*parts(row), *_second_answer(row))
     )
+
+
+def _second_answer(row: Row) -> Iterator[tuple[str, str, bool]]:
+    """The rejected answer of a pair, or whether the answer is a good one."""
+    if row.rejected is not None:
+        yield from ((f"rejected: {role}", text, trained) for role, text, trained in parts(row.rejected) if trained)
+    if row.desirable is not None:
+        yield "label", str(row.desirable).lower(), False
 
 
 def _bars(lengths: list[int], sequence_len: int) -> Iterator[Bar]:

@@ -8,12 +8,13 @@ themselves. Its bytes are deleted with the last one.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from types import MappingProxyType
+from typing import Any
 
 from orchestrator.domain.accounts import Actor
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError
@@ -21,11 +22,12 @@ from orchestrator.domain.storage import Dataset, Upload
 from orchestrator.ports.repository import Transaction
 from orchestrator.ports.stores import StoreError
 from orchestrator.services.context import Context, new_id
-from orchestrator.services.data_reading import inspect
+from orchestrator.services.data_reading import first_keys, inspect
+from orchestrator.services.dataset_preparing import Prepared, Source, prepared
 from orchestrator.services.hub_tokens import token_of
 from orchestrator.services.stores import from_store
 from worker.shared.checkpoint_file import sha256_file
-from worker.shared.dataset_files import DatasetError, DatasetInfo, examine
+from worker.shared.dataset_files import DatasetError, DatasetInfo
 from worker.shared.dataset_spec import DatasetSpec, FileFormat, RowFormat
 from worker.shared.job_spec import JobSpec
 from worker.shared.row_keys import UnusedKeys
@@ -35,20 +37,27 @@ _BY_SUFFIX = {
     ".ndjson": FileFormat.JSONL,
     ".json": FileFormat.JSONL,
     ".csv": FileFormat.CSV,
+    ".tsv": FileFormat.CSV,
     ".parquet": FileFormat.PARQUET,
 }
+
+NO_NAMES: Mapping[str, Any] = MappingProxyType({})
 
 DISCARDED_AT_ONCE = 100
 HEAD_BYTES, HEAD_ROWS = 64 * 2**10, 1_000
 """The part of a file in which keys are looked for afterwards. An upload names those of all rows."""
+MAX_PACKED_BYTES = 64 * 2**20
+_KEYS: dict[tuple[str, RowFormat], tuple[str, ...]] = {}
+"""Keys that were found, by what they depend on."""
+MAX_KEYS = 1_000
 
 
 def file_format(name: str) -> FileFormat:
     """The container format by the file's name. Raises `InvalidError` for an unknown one."""
-    container = _BY_SUFFIX.get(Path(name).suffix.lower())
+    container = _BY_SUFFIX.get(Path(name.lower().removesuffix(".gz")).suffix)
     if container is None:
         raise InvalidError(
-            f"{name} has an unknown file type. Use a .jsonl, .csv or .parquet file.",
+            f"{name} has an unknown file type. Use a .jsonl, .csv or .parquet file, or one of them as .gz.",
             [("/name", "has an unknown extension")],
         )
     return container
@@ -68,19 +77,40 @@ def add_dataset(ctx: Context, member_id: str, path: Path, name: str, row_format:
 
 
 def bring(
-    ctx: Context, member_id: str, path: Path, name: str, row_format: RowFormat = RowFormat.AUTO, *, parent: str = ""
+    ctx: Context,
+    member_id: str,
+    path: Path,
+    name: str,
+    row_format: RowFormat = RowFormat.AUTO,
+    *,
+    mapping: Mapping[str, Any] = NO_NAMES,
+    parent: str = "",
 ) -> Brought:
-    """Check every row of the file and keep it. The same bytes again are the same dataset.
+    """Check every row of the file and keep it, or the one that `dataset_preparing` makes of it.
 
-    The row format of the first upload stays the default. The result says how the rows were read this time. `parent` is
-    the sha256 of the file that this one is a clean copy of.
+    The same bytes again are the same dataset. The row format of the first upload stays the default. The result says how
+    the rows were read this time. `mapping` names columns as in a job file. `parent` is the sha256 of the file that this
+    one is a clean copy of.
     """
-    container = file_format(name)
+    source = Source(path=path, name=name)
+    with in_words(name), prepared([source], file_format(name), row_format, mapping) as ready:
+        return keep(ctx, member_id, ready, parent)
+
+
+def keep(ctx: Context, member_id: str, ready: Prepared, parent: str = "") -> Brought:
+    """Check every row of a prepared file and keep it. Raises `DatasetError`."""
+    info = inspect(ready.path, ready.row_format, ready.container)
+    kept = _kept(ctx, member_id, ready.path, ready.name, info, parent)
+    return Brought(dataset=kept, unused_keys=(*ready.unread, *info.unused))
+
+
+@contextmanager
+def in_words(name: str) -> Generator[None]:
+    """Name the file in its error."""
     try:
-        info = inspect(path, row_format, container)
+        yield
     except DatasetError as error:
         raise InvalidError(f"{name}: {error}", [("/", str(error))]) from error
-    return Brought(dataset=_kept(ctx, member_id, path, name, info, parent), unused_keys=info.unused)
 
 
 def _kept(ctx: Context, member_id: str, path: Path, name: str, info: DatasetInfo, parent: str) -> Dataset:
@@ -130,21 +160,25 @@ def resolve_dataset(
         dataset = _find(ctx, member_id, spec, given)
     except InvalidError as error:
         raise InvalidError(str(error), [(pointer, m) for _, m in error.problems] or [(pointer, str(error))]) from error
-    return spec.model_copy(
-        update={
-            "sha256": dataset.sha256,
-            "file_format": FileFormat(dataset.file_format),
-            "type": RowFormat(dataset.row_format),
-            "rows": dataset.rows,
-        }
-    )
+    pins: dict[str, Any] = {
+        "sha256": dataset.sha256,
+        "file_format": FileFormat(dataset.file_format),
+        "type": RowFormat(dataset.row_format),
+        "rows": dataset.rows,
+    }
+    if spec.path.startswith("sha256:"):  # its columns have been read, and the file has the usual ones
+        return spec.as_read.model_copy(update=pins | {"path": f"sha256:{dataset.sha256}"})
+    return spec.model_copy(update=pins)
 
 
 def _find(ctx: Context, member_id: str, spec: DatasetSpec, given: Collection[str]) -> Dataset:
     if spec.path.startswith("sha256:"):
         return _uploaded(ctx, member_id, spec, given)
-    file = ctx.catalog.dataset(spec.path, spec.split, token_of(ctx, member_id))
-    return add_dataset(ctx, member_id, file.path, file.name, spec.type)
+    found = ctx.catalog.dataset(spec.path, spec.split, token_of(ctx, member_id), subset=spec.name)
+    sources = [Source(path=each.path, name=each.name) for each in found]
+    name = sources[0].name
+    with in_words(name), prepared(sources, file_format(name), spec.type, spec.mapping) as ready:
+        return keep(ctx, member_id, ready).dataset
 
 
 def _uploaded(ctx: Context, member_id: str, spec: DatasetSpec, given: Collection[str]) -> Dataset:
@@ -155,6 +189,11 @@ def _uploaded(ctx: Context, member_id: str, spec: DatasetSpec, given: Collection
             dataset = tx.datasets.get(sha256)
     if dataset is None:
         raise InvalidError(f"There is no dataset {sha256[:12]}. Upload the file first.")
+    if spec.mapping:
+        with copied(ctx, dataset) as path, in_words(dataset.name):
+            named = Source(path=path, name=dataset.name)
+            with prepared([named], FileFormat(dataset.file_format), spec.type, spec.mapping) as ready:
+                return keep(ctx, member_id, ready).dataset
     if spec.type in (RowFormat.AUTO, RowFormat(dataset.row_format)):
         return dataset
     return _read_otherwise(ctx, dataset, spec.type)
@@ -205,15 +244,17 @@ def unused_keys(ctx: Context, spec: JobSpec) -> tuple[str, ...]:
 
 def keys_of(ctx: Context, dataset: Dataset) -> tuple[str, ...]:
     """Keys in the first rows of an uploaded file that training does not use."""
-    found, container = UnusedKeys(), FileFormat(dataset.file_format)
-    if container is FileFormat.PARQUET and dataset.size > HEAD_BYTES:  # its columns are named at the end
+    container, row_format = FileFormat(dataset.file_format), RowFormat(dataset.row_format)
+    is_packed = container is FileFormat.PARQUET  # its columns are named at the end
+    if is_packed and dataset.size > MAX_PACKED_BYTES:
         return ()
-    with copied(ctx, dataset, HEAD_BYTES) as head:
-        rows = examine(head, RowFormat(dataset.row_format), container)[1]
-        for row in islice(rows, HEAD_ROWS):  # a packed file has more than its size tells
-            if not isinstance(row, DatasetError):  # the last row may be cut
-                found.add(row.unused)
-    return found.names
+    known = _KEYS.get((dataset.sha256, row_format))
+    if known is None:
+        with copied(ctx, dataset, None if is_packed else HEAD_BYTES) as head:
+            known = _KEYS[dataset.sha256, row_format] = first_keys(head, row_format, container, HEAD_ROWS)
+        if len(_KEYS) > MAX_KEYS:
+            _KEYS.pop(next(iter(_KEYS)), None)
+    return known
 
 
 def hold(tx: Transaction, member_id: str, hashes: Iterable[str], now: float) -> tuple[int, str] | None:

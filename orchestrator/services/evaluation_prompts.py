@@ -52,6 +52,9 @@ def _pinned_prompts(
                 [(f"{pointer}/prompts", "is needed, because the job has no validation rows")],
             )
         return None
+    if asked.repeats != 1:
+        words = "Prompts have no repeats. Remove the key."
+        raise InvalidError(words, [(f"{pointer}/prompts/repeats", words)])
     found = resolve_dataset(ctx, member_id, asked, f"{pointer}/prompts/path", given)
     _refuse_plain_text((found,), f"{pointer}/prompts/type")
     return found

@@ -24,6 +24,8 @@ from orchestrator.services.leases import (
 from orchestrator.services.pushes import push_finished
 from orchestrator.services.stores import from_store
 from worker.shared.answers_file import MAX_FILE_BYTES
+from worker.shared.early_stopping import ended_early, may_end_at
+from worker.shared.job_spec import JobSpec
 from worker.shared.messages import Failure, Finish
 from worker.shared.results import MAX_EXPORT_BYTES, ExportedAdapter, ExportedFile, StoredAnswers, StoredExport
 
@@ -124,7 +126,8 @@ def _succeed(ctx: Context, tx: Transaction, message: Finish, answers: Result | N
     if already_ended(lease, message.fence, EndReason.COMPLETED):
         return continuing.granted_before(tx, lease) if message.can_continue else None
     lease, job = still_held(tx, lease, message.fence)
-    if job.head_step < job.total_steps and job.used_job is None:
+    early = _early_end(job, message)
+    if job.head_step < job.total_steps and job.used_job is None and not early:
         raise ConflictError(
             f"Only {job.head_step} of {job.total_steps} steps are committed. Commit the final checkpoint first."
         )
@@ -133,12 +136,22 @@ def _succeed(ctx: Context, tx: Transaction, message: Finish, answers: Result | N
     may_continue = message.can_continue and lease.state is LeaseState.ACTIVE
     lease.end(LeaseState.RELEASED, EndReason.COMPLETED, at=now)
     tx.leases.save(lease)
-    job.succeed(at=now, lease_id=lease.id)
+    job.succeed(at=now, lease_id=lease.id, early=early)
     evaluation = evaluate_finished(ctx, tx, job)
     push_finished(ctx, tx, job)
     heads.prune_finished(tx, job)
     tx.jobs.save(job)
     return continuing.grant(ctx, tx, lease, evaluation, now) if may_continue and evaluation is not None else None
+
+
+def _early_end(job: Job, message: Finish) -> str:
+    """How a training job ended before its last step, in words. Empty if it did not, or may not end there."""
+    if message.step != job.head_step or not 0 < job.head_step < job.total_steps or job.is_evaluation or job.used_job:
+        return ""
+    spec = JobSpec.model_validate(job.spec)
+    if spec.early_stopping_patience is None or not may_end_at(spec, message.step):
+        return ""
+    return ended_early(spec.early_stopping_patience, message.step)
 
 
 def _keep_result(tx: Transaction, job: Job, lease: Lease, message: Finish, answers: Result | None, now: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from orchestrator.domain.errors import InvalidError
 from orchestrator.ports.catalog import BaseModel
+from worker.shared import module_patterns
 from worker.shared.job_spec import JobSpec
 from worker.shared.model_support import RENAMED, adapter_fault
 from worker.shared.plain_errors import nearest
@@ -21,7 +22,8 @@ def refuse_what_the_model_lacks(spec: JobSpec, model: BaseModel) -> None:
         raise InvalidError(
             f"{model.name} cannot be trained like this: {fault.words}.", [(f"/{fault.key}", fault.words)]
         )
-    faults = [*_too_long(spec, model), *_unknown_modules(spec, model), *_unknown_layers(spec, model)]
+    unknown = [*_unknown_modules(spec, model), *_bad_pattern(spec, model), *_unknown_layers(spec, model)]
+    faults = [*_too_long(spec, model), *unknown, *_unknown_tokens(spec, model)]
     if faults:
         raise InvalidError("; ".join(f"{pointer}: {words}" for pointer, words in faults), faults)
 
@@ -56,16 +58,44 @@ def _unknown_layers(spec: JobSpec, model: BaseModel) -> list[tuple[str, str]]:
     ]
 
 
+def _unknown_tokens(spec: JobSpec, model: BaseModel) -> list[tuple[str, str]]:
+    if model.shape is None:
+        return []
+    return [
+        (f"/peft_trainable_token_indices/{place}", f"the base model has {model.shape.vocabulary} tokens, the first 0")
+        for place, token in enumerate(spec.peft_trainable_token_indices)
+        if token >= model.shape.vocabulary
+    ]
+
+
 def names_modules(spec: JobSpec) -> bool:
     """Whether the job file names modules of the base model."""
-    return not isinstance(spec.lora_target_modules, str)
+    return spec.lora_target_modules != module_patterns.ALL_LINEAR
+
+
+def _bad_pattern(spec: JobSpec, model: BaseModel) -> list[tuple[str, str]]:
+    """It is tried in a process of its own, and also on a model whose modules are not known."""
+    if not spec.module_pattern:
+        return []
+    try:
+        if not model.modules or _is_renamed(model):
+            module_patterns.matching(spec.module_pattern, module_patterns.TYPICAL)
+        else:
+            layers = [name for name in model.modules if ".layers." in name or ".h." in name]
+            module_patterns.check(spec.module_pattern, sorted(model.modules), layers or sorted(model.modules))
+    except module_patterns.PatternError as error:
+        return [("/lora_target_modules", str(error))]
+    return []
+
+
+def _is_renamed(model: BaseModel) -> bool:
+    """Whether modules have other names once they are loaded."""
+    return model.kind in RENAMED or any(".experts." in name for name in model.modules)
 
 
 def _unknown_modules(spec: JobSpec, model: BaseModel) -> list[tuple[str, str]]:
     """A target matches a module's full name, or its end after a dot, as PEFT compares them."""
-    # Once loaded, these modules have other names.
-    renamed = model.kind in RENAMED or any(".experts." in name for name in model.modules)
-    if not names_modules(spec) or not model.modules or renamed:
+    if isinstance(spec.lora_target_modules, str) or not model.modules or _is_renamed(model):
         return []
     names = {name.rpartition(".")[2] for name in model.modules}
     unknown = [

@@ -23,7 +23,7 @@ from orchestrator.services.context import Context
 from orchestrator.services.follow_ups import follow_up
 from orchestrator.services.hub_tokens import token_of
 from orchestrator.services.jobs import Ready, Submission, earlier, job_of_winner, notes_of, queue
-from worker.shared.export_spec import EXPORTABLE, ExportSpec, not_exportable
+from worker.shared.export_spec import EXPORTABLE, ExportSpec, no_form, not_exportable
 from worker.shared.job_spec import JobSpec
 from worker.shared.memory_estimate import Need
 from worker.shared.results import MAX_EXPORT_BYTES
@@ -92,12 +92,19 @@ def _refuse(trained: Job, settings: ExportSettings) -> None:
     if settings.format is ExportFormat.MERGED and settings.type is WeightType.Q8_0:
         words = "A merged model is in fp16 or bf16. q8_0 is a type of GGUF models."
         raise InvalidError(words, [("/type", words)])
+    refuse_the_form(trained, settings)
     if settings.format is ExportFormat.GGUF_ADAPTER and (settings.type, settings.onto) != (None, Onto.ORIGINAL):
         words = "A GGUF adapter is in fp32 and has no base model in it. Leave type and onto out."
         raise InvalidError(words, [("/type", words)])
     if settings.onto is Onto.NF4 and trained.spec.get("adapter") != "qlora":
         words = f"Job {trained.id} was not trained with qlora. Merge it into the original base model."
         raise InvalidError(words, [("/onto", words)])
+
+
+def refuse_the_form(trained: Job, settings: ExportSettings) -> None:
+    """Raise `InvalidError` if the job's adapter has more than the form has a place for."""
+    if words := no_form(trained.spec, settings.format):
+        raise InvalidError(f"Job {trained.id}: {words}.", [("/format", words)])
 
 
 def _spec_of(trained: Job, settings: ExportSettings) -> JobSpec:

@@ -88,7 +88,8 @@ def card(ctx: Context, actor: Actor, job_id: str) -> str:
     answer = facts.judged.verdict.answer
     head = f"## Is it better than its base?\n\nVerdict: **{answer}**. {' '.join(facts.judged.verdict.reasons)}\n\n"
     table = f"{head}| evidence | |\n|---|---|\n{rows}\n\n"
-    return model_card(facts.spec, facts.recipe, table + _resemblance(facts), facts.model_index)
+    evidence = table + _resemblance(facts)
+    return model_card(facts.spec, facts.recipe, evidence, facts.model_index, ending=facts.job.message)
 
 
 def provenance(ctx: Context, actor: Actor, job_id: str) -> Json:

@@ -214,6 +214,8 @@ def _done(job: Job) -> str:
         return "The export is checked, and its files are in the store."
     if job.is_evaluation:
         return "The base model and the adapter have answered all prompts. The report is ready."
+    if job.message:
+        return f"The job {job.message}. The adapter is ready."
     return f"All {job.total_steps} steps are complete. The adapter is ready."
 
 

@@ -12,6 +12,7 @@ from orchestrator.services.datasets import copied
 from worker.shared.data_checks.token_facts import TokenFacts
 from worker.shared.dataset_spec import DatasetSpec, FileFormat
 from worker.shared.job_spec import JobSpec
+from worker.shared.own_template import template_sha256
 
 MAX_VERDICTS = 1_000
 AGAIN_S = 60.0
@@ -41,7 +42,9 @@ def token_facts(ctx: Context, spec: JobSpec, dataset: DatasetSpec) -> TokenFacts
 
 def _verdict(ctx: Context, looks: Looks, spec: JobSpec, dataset: DatasetSpec) -> Verdict:
     """What a look at these rows has found, now or earlier."""
-    key = (spec.base_model, dataset.sha256, dataset.type, spec.sequence_len, spec.train_on_inputs, spec.encoding)
+    read = (dataset.sha256, dataset.type, dataset.taught.model_dump_json())
+    key = (spec.base_model, *read, spec.sequence_len, spec.train_on_inputs, spec.encoding)
+    key = (*key, template_sha256(spec.own_template))
     now = ctx.clock.now()
     known = ctx.verdicts.get(key)
     if known is None or (known.away and not known.at <= now < known.at + AGAIN_S):
@@ -67,6 +70,8 @@ def _look(ctx: Context, looks: Looks, spec: JobSpec, dataset: DatasetSpec, now: 
             train_on_inputs=spec.train_on_inputs,
             encoding=spec.encoding,
             rendered_at=spec.rendered_at,
+            taught=dataset.taught,
+            chat_template=spec.own_template,
             local_only=True,
         )
     return Verdict(

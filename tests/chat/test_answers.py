@@ -12,6 +12,8 @@ import pytest
 from tests.chat.conftest import Pairing
 from worker.chat.model import ChatError, ChatModel
 from worker.chat.side_by_side import answer
+from worker.export.adapter import read_adapter
+from worker.export.errors import ExportError
 from worker.shared.chat import ChatEvent, ChatTurn, Kind, Question
 from worker.shared.evaluation_units import Arm
 
@@ -137,7 +139,7 @@ def test_faults_of_the_folder_are_words(pairing: Pairing, tmp_path: Path) -> Non
     broken = tmp_path / "broken"
     shutil.copytree(pairing.adapter, broken)
     config = json.loads((broken / "adapter_config.json").read_text())
-    (broken / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    (broken / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": ["lm_head"]}))
     with pytest.raises(ChatError, match="which cannot be used in a chat"):
         ChatModel(broken, None, said)
 
@@ -151,3 +153,15 @@ def test_a_model_without_room_is_refused_before_it_is_loaded(pairing: Pairing, t
     (base / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(ChatError, match="GiB but the free memory of this machine is"):
         ChatModel(pairing.adapter, str(base), said)
+
+
+def test_a_chat_uses_trained_tokens_and_dora(pairing: Pairing, tmp_path: Path) -> None:
+    """Guard: without `for_chat` such an adapter was refused, as in an export."""
+    from benchmarks.export.models import make_adapter
+
+    folder = make_adapter(tmp_path / "adapter", pairing.base, use_dora=True, trainable_token_indices=[1, 2])
+    model = ChatModel(folder, str(pairing.base), said)
+    kinds = {type(module).__name__ for module in model.model.modules()}
+    assert {"TrainableTokensWrapper", "DoraLinearLayer"} <= kinds
+    with pytest.raises(ExportError, match="trained tokens"):
+        read_adapter(folder)

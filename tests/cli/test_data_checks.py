@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -70,3 +71,13 @@ def test_leaked_validation_rows_are_left_out_of_their_copy(tmp_path, capsys) -> 
         check_dataset(train, validation=validation, clean_validation=copy, as_json=True)
     assert copy.read_text() == validation.read_text().splitlines(keepends=True)[1]
     assert [found["check"] for found in json.loads(capsys.readouterr().out)["findings"]] == ["leak", "split"]
+
+
+def test_a_packed_file_with_other_names_is_checked(tmp_path, capsys) -> None:
+    """Guard: with the file itself checked, this was refused as not UTF-8."""
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(_rows("A fine answer.").replace("completion", "reply").encode()))
+    check_dataset(path, row_format="auto", columns="{field_instruction: prompt, field_output: reply}", as_json=True)
+    assert json.loads(capsys.readouterr().out)["checked"] == 1
+    with pytest.raises(CommandError, match="--columns: Names of columns: unknown key 'fild'; did you mean 'field'"):
+        check_dataset(path, columns="fild: x")

@@ -46,6 +46,17 @@ def test_a_file_that_cannot_be_trained_on_leaves_none_chosen(page):
     assert page.get_by_role("button", name="Submit").is_disabled()
 
 
+def test_a_file_whose_columns_have_other_names_is_read_once_they_are_given(page):
+    """Guard: without the look at a change of the names, the file had to be chosen again."""
+    page.set_input_files("#file", file("other.csv", b"frage;antwort\nq;a\n"))
+    page.get_by_text("other.csv has errors").wait_for()
+    page.get_by_text("Columns of the file have other names").click()
+    page.locator("#columns").fill("field_instruction: frage\nfield_output: antwort")
+    page.locator("#columns").blur()
+    page.locator("#preview").get_by_text("other.jsonl").wait_for()
+    assert chosen(page) == "other.jsonl · 1 row"
+
+
 def test_the_form_cannot_be_sent_without_data_and_says_so(page):
     """Guard: without `ready`, the button was there for a job that the server refuses."""
     button, why = page.get_by_role("button", name="Submit"), page.get_by_text("A job needs data.")

@@ -11,15 +11,20 @@ JOB_KEYS = {
     "lora_r": "Rank of the adapter.",
     "lora_alpha": "Scale of the adapter. Its output is multiplied by `lora_alpha / lora_r`.",
     "lora_dropout": "Share of the adapter's inputs that is dropped during training.",
-    "lora_target_modules": "Names of the layers that get an adapter.",
+    "lora_target_modules": "Names of the layers that get an adapter, or a regular expression for their full names. "
+    "`all-linear` means all linear layers except the output layer.",
     "lora_layers_to_transform": "Numbers of the layers that get an adapter, the first being 0. Empty means all.",
     "peft_use_rslora": "Multiplies the adapter's output by `lora_alpha / sqrt(lora_r)`, which suits high ranks.",
+    "peft_use_dora": "DoRA: also trains the length of each row of a weight. Each step takes longer. Backend `hf`.",
+    "peft_trainable_token_indices": "Numbers of tokens. Their embeddings are trained, too. Backend `hf`.",
     "sequence_len": "Maximum tokens per row. Longer rows are truncated.",
     "global_batch_size": "Rows per optimiser step, the same on every machine.",
-    "micro_batch_size": "Rows per forward pass. By default each machine chooses its own.",
+    "micro_batch_size": "Rows per forward pass, where a pair counts as two. By default each machine chooses its own.",
     "num_epochs": "Number of epochs. This or `max_steps` is required.",
     "max_steps": "Optimiser steps of the job. It takes precedence over `num_epochs`.",
     "learning_rate": "The peak learning rate of the schedule.",
+    "loraplus_lr_ratio": "LoRA+: the learning rate of the adapter's matrices B, as a multiple of `learning_rate`.",
+    "loraplus_lr_embedding": "LoRA+: the learning rate of an adapter on an embedding.",
     "lr_scheduler": "The learning rate schedule after the warm-up.",
     "lr_scheduler_kwargs": "Settings of the schedule. See [Schedules](#schedules).",
     "warmup_ratio": "Share of the steps in which the learning rate rises from zero.",
@@ -30,15 +35,24 @@ JOB_KEYS = {
     "adam_epsilon": "AdamW adds it to the root that it divides by.",
     "max_grad_norm": "Gradients are clipped to this norm. 0 disables clipping.",
     "weight_decay": "Weight decay of the optimiser.",
+    "neftune_noise_alpha": "NEFTune: strength of the noise on the embeddings of training rows. 0 means none.",
     "seed": "Seed for the order of rows, the adapter's initial values and dropout.",
     "val_set_size": "Share of the rows in the validation split (0.05 = 5 %).",
     "train_on_inputs": "Whether to train on prompts in addition to answers.",
+    "chat_template": "`chatml`, or `jinja` with `chat_template_jinja`, in place of the template that comes with the "
+    "model. See [Chat template](#chat-template).",
+    "chat_template_jinja": "The text of a chat template, or for the command line the path of a `.jinja` file.",
     "eval_steps": "Steps between evaluations. The default is a fifth of the job.",
+    "early_stopping_patience": "Ends the job after this number of evaluations without a lower validation loss. "
+    "Needs a `val_set_size`.",
+    "load_best_model_at_end": "Whether the adapter is the one with the lowest validation loss. Otherwise it is that of "
+    "the last step. Needs a `val_set_size`, and checkpoints are a third larger.",
     "sample_prompts": "Test prompts that the model answers before the first step and at each evaluation.",
     "sample_max_tokens": "Maximum tokens of an answer to a sample prompt.",
     "encoding": (
         "The version of the way from rows to tokens. From 3 on, rows are written with TRL's training template where "
-        "TRL has one for the model. Filled in by the server when the job is submitted."
+        "TRL has one for the model. From 4 on, turns may say whether they are trained on. Filled in by the server when "
+        "the job is submitted."
     ),
     "val_split": "The version of the choice of validation rows. Filled in by the server when the job is submitted.",
     "accept_findings": "Data checks that would stop the job, and do not. See [Data checks](data-checks.md).",
@@ -62,12 +76,47 @@ JOB_KEYS = {
 DATASET_KEYS = {
     "path": "A local file (the command line uploads it), an upload (`sha256:HEX`), a Hugging Face dataset "
     "(`org/name`, or `org/name@revision`), or a file in an allowed folder.",
-    "type": "The row format. `auto` detects it from the keys of the first row. `task` is only for evaluations.",
-    "split": "The split of a Hugging Face dataset.",
+    "type": "The row format. `auto` detects it from the keys of the first row. `task` is only for evaluations. "
+    "See [Preference training](methods/preferences.md#rows) for `preference` and `unpaired_preference`.",
+    "name": "The subset of a Hugging Face dataset that has several: a folder, or the beginning of its files' names.",
+    "roles_to_train": "The roles of the turns that are trained on. What a turn says of itself comes first. "
+    "See [Turns](#turns).",
+    "mask_history": "Trains only on the last of these turns in each row (the name is LLaMA-Factory's).",
+    "train_on_eos": "Which end tokens are trained: of each trained turn, of `all` turns, or only the `last` one.",
+    "split": "The split of a Hugging Face dataset. All its shards are read, in their order.",
+    "repeats": "How often an epoch has the rows of this file: `3` three times each, `0.5` half of them, the other half "
+    "in the next epoch. See [Repeats](#repeats).",
+    "field_messages": "The column with the turns, if it is not `messages`. See [Names of columns](#names-of-columns).",
+    "message_property_mappings": "Names of the keys of a turn, for example `{role: from, content: value}`.",
+    "roles": "Names of roles, for example `{user: [human], assistant: [gpt, bot]}`.",
+    "field_system": "The column with the system prompt, if it is not `system`.",
+    "field_instruction": "The column with the question, if it is not `instruction` or `question`.",
+    "field_input": "The column with more of the question, if it is not `input`.",
+    "field_output": "The column with the answer, if it is not `output` or `answer`.",
+    "field": "The column with the text of `text` rows, if it is not `text`.",
     "sha256": "Filled in by the server when the job is submitted.",
     "file_format": "Filled in by the server when the job is submitted.",
     "rows": "Filled in by the server when the job is submitted.",
 }
+TURNS = """\
+In a conversation, all turns of the assistant are trained on. What a row may say besides the texts of its turns:
+
+| key | where | meaning |
+| --- | --- | --- |
+| `train` or `training` | a turn | `true` or `false`: whether this turn is trained on, whatever its role |
+| `weight` | a turn | 0 leaves the turn out of training, 1 does not. Other weights are refused. |
+| `reasoning_content`, `reasoning` or `thinking` | a turn of the assistant | The thought before its answer |
+| `tool_calls` or `function_call` | a turn of the assistant | Calls in OpenAI's form. They are trained on. |
+| `name`, `tool_call_id` | a turn of the role `tool` | Which call it answers. The answer is not trained on. |
+| `tools` or `functions` | the row | The schemas of the tools, as a list or as JSON text. |
+
+The content of a turn is a string, or a list of parts of text that are joined. The chat template gets a thought under
+the name that it reads, and the arguments of a call (an object, or JSON text) in the form that it reads. Turns, calls,
+tools and thoughts have to be found in what the model's chat template writes. A row is refused if the template leaves
+out a turn, a call, a tool, or all its thoughts. If it leaves out only some of the thoughts, the preview and the session
+say how many. Text between `<think>` and `</think>` stays text. A row without a trained turn is left out and named.
+
+In ShareGPT rows the names are `from` and `value`, and the text of a turn from `function_call` is a call as JSON."""
 SCHEDULE_KEYS = {
     "min_lr_rate": "`cosine_with_min_lr`, required: the lowest rate, as a share of `learning_rate`.",
     "num_decay_steps": "`warmup_stable_decay`, required: steps of the decay, which ends with the job.",

@@ -32,6 +32,7 @@ from worker.shared import causes
 from worker.shared.dataset_spec import DatasetSpec
 from worker.shared.evaluation_spec import EvaluationSpec
 from worker.shared.job_spec import CheckpointSpec, JobSpec, PlacementSpec
+from worker.shared.methods import METHODS, SFT, MethodKeys
 from worker.shared.schedules import ScheduleSettings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -123,8 +124,24 @@ def _keys(model: type[BaseModel], words: Mapping[str, str], *, names: Iterable[s
     return _table(("key", "value", "default", "meaning"), rows)
 
 
+def job_keys() -> list[str]:
+    """The keys of a job file in the order of their meanings. A key without one is an error."""
+    known = list(meanings.JOB_KEYS)
+    return known + [name for name in JobSpec.model_fields if name not in known]
+
+
+def _method(name: str) -> tuple[str, str, str, str]:
+    """A row of the table of training methods."""
+    method = METHODS[name]
+    rows = ", ".join(f"`{each}`" for each in method.formats)
+    settings = ", ".join(f"`{key}: {value:g}`" for key, value in method.settings.items())
+    page = "supervised" if name == SFT else name
+    return "no `rl`" if name == SFT else f"`rl: {name}`", f"[{method.title}](methods/{page}.md)", rows, settings
+
+
 def job_file() -> str:
     """Every key of a job file."""
+    others = [name for name in job_keys() if name not in MethodKeys.model_fields]
     return f"""# Job file
 
 {GENERATED}
@@ -134,15 +151,79 @@ Unknown keys are refused, and the error suggests the nearest known one. `global_
 the job: they are fixed at submission, and no machine changes them. `trainhop import AXOLOTL_FILE` translates a
 configuration of axolotl and names every key that has no counterpart.
 
-{_keys(JobSpec, meanings.JOB_KEYS)}
+{_keys(JobSpec, meanings.JOB_KEYS, names=others)}
+
+## Training methods
+
+Without `rl`, a job is [supervised fine-tuning](methods/supervised.md). With it, a job is
+[preference training](methods/preferences.md). A key that the job's method does not read is refused.
+
+{_table(("method", "name", "rows", "keys with their defaults"), map(_method, METHODS))}
+
+{_keys(MethodKeys, {name: field.description or "" for name, field in MethodKeys.model_fields.items()})}
 
 ## Datasets
 
-Files are JSONL, CSV or Parquet. A key that no format reads is refused if it changes what is taught (a thought, a
-weight, an image, a label). Other such keys are named and not used. Every turn must be found in the model's rendering
-of the row.
+Files are JSONL (also as one JSON array), CSV or Parquet. A key that no format reads is refused if it changes what is
+taught (an image, a label, a weight of the row). Other such keys are named and not used. Every turn must be found in the
+model's rendering of the row.
 
-{_keys(DatasetSpec, meanings.DATASET_KEYS)}
+{_keys(DatasetSpec, meanings.DATASET_KEYS, names=sorted(DatasetSpec.model_fields, key=[*meanings.DATASET_KEYS].index))}
+
+### Turns
+
+{meanings.TURNS}
+
+### Names of columns
+
+Keys that begin with `field`, `message_property_mappings` and `roles` have axolotl's names and meaning:
+
+```yaml
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+num_epochs: 1
+datasets:
+  - path: rows.jsonl            # {{"turns": [{{"who": "kim", "says": "Hello"}}, {{"who": "bot", "says": "Hi"}}]}}
+    field_messages: turns
+    message_property_mappings: {{role: who, content: says}}
+    roles: {{user: [kim], assistant: [bot]}}
+  - path: questions.csv
+    field_instruction: frage
+    field_output: antwort
+```
+
+A name that the file does not have is refused, and the error suggests the nearest one. Columns `question` and `answer`
+need no names. On the page for a new job, the names are written below the data file.
+
+### Files
+
+The server makes one plain file of what is not one already. Its sha256 is that of the job's data, and all machines read
+it. Rows keep their lines, so that an error names a line of your file.
+
+| file | read as |
+| --- | --- |
+| `.jsonl.gz`, `.json.gz`, `.csv.gz`, `.tsv.gz` | the file in it, at most 100 times its size and 256 MiB |
+| UTF-16 and UTF-32 | UTF-8 |
+| CSV with `;` or tabs | such a file, if its first line has no comma; `.tsv` has tabs |
+| `messages`, `conversations`, `history` as JSON in a cell | the list |
+| a Hugging Face dataset in shards (`train-00000-of-00003.parquet`) | all shards of the split, at most 256 and 4 GiB |
+
+### Repeats
+
+An epoch has `repeats` times the rows of each file, rounded, in one random order. A file's rows are drawn from shuffled
+copies of the whole file, each of which begins where the one before has ended. So all its rows are trained on equally
+often, but for one time. Order and choice are functions of `seed`, epoch and place, as without repeats. Validation rows
+are chosen before and evaluated once, so no copy of a row is on the other side.
+
+`num_epochs` counts such epochs. With a validation split, the steps of an epoch are those of the split's share of each
+file.
+
+## Chat template
+
+Rows and prompts are written with `chat_template_jinja`, or with ChatML for `chat_template: chatml`. The template is
+saved with the adapter, so that everything which reads its folder uses it. It is tried at submission: one that has an
+error, raises, leaves out a turn or draws text at random is refused. Whether it writes earlier turns in another way
+when more follow, or has no place for a system turn, is said. Without `{{% generation %}}` marks, the answers are found
+in the text. Tokens of a template that the model does not know are learnt as several pieces.
 
 ## Schedules
 

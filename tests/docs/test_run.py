@@ -32,6 +32,8 @@ SHARED = {
     "examples/README.md": "docs/providers/colab.md",
 }
 """Pages whose reader goes on where that of another page stopped; what was typed there is not typed again."""
+METHODS = "docs/methods"
+"""The pages of this folder have one reader."""
 NAMES = {
     "docs/audits.md": {"SHA256": sha256_file(snippets.ROOT / "examples" / "trail-guide.jsonl")},
     "docs/models.md": {"JOB": "trail-guide"},
@@ -139,7 +141,13 @@ def _name(page: Path) -> str:
 
 
 PAGES = {_name(page): page for page in snippets.PAGES if any(kind != "text" for kind, _ in snippets.all_blocks(page))}
-ORDER = sorted(PAGES, key=lambda name: (SHARED.get(name, name), name in SHARED))
+
+
+def _reader_of(page: str) -> str:
+    return METHODS if page.startswith(METHODS) else SHARED.get(page, page)
+
+
+ORDER = sorted(PAGES, key=lambda name: (_reader_of(name), name in SHARED))
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +161,7 @@ def readers(behind: Services, tmp_path_factory: pytest.TempPathFactory) -> Itera
     folder, made = tmp_path_factory.mktemp("readers"), dict[str, Reader]()
 
     def reader(page: str) -> Reader:
-        name = SHARED.get(page, page)
+        name = _reader_of(page)
         if name not in made:
             for other in made.values():
                 other.stop()

@@ -44,10 +44,10 @@ WITH_FEW_VARIABLES = ("worker.chat", "worker.export")
 """Programs that get only the variables that are named for them, and record none of them."""
 CALLED = ("orchestrator.", "worker.")
 """What the functions that `limited_call` calls so begin with. Those of tests are called in the usual way."""
-SOME = ("HF_HUB_OFFLINE", "HF_TOKEN_PATH", "OMP_NUM_THREADS")
+SOME = ("HF_HUB_OFFLINE", "HF_TOKEN_PATH", "HOME", "OMP_NUM_THREADS")
 """Variables that libraries read when they are imported. There is a fork server for each of their values."""
 READ_AT_IMPORT = (
-    *("HF_", "HOME", "XDG_", "TRANSFORMERS_", "TOKENIZERS_", "HUGGINGFACE_", "UNSLOTH_", "BNB_", "MPL"),
+    *("HF_", "XDG_", "TRANSFORMERS_", "TOKENIZERS_", "HUGGINGFACE_", "UNSLOTH_", "BNB_", "MPL"),
     *("OMP_", "MKL_", "OPENBLAS_", "TORCH", "PYTORCH", "CUDA", "CUBLAS", "PYTHON", "LANG", "LC_", "LD_"),
 )
 """What other variables that libraries read begin with. A process with other values is started in the usual way."""

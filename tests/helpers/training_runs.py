@@ -105,6 +105,8 @@ class TrainingRuns:
             decisions = {} if cut is None else {cut: Decision.SAVE_AND_STOP}
             result, hooks = self.session(spec, resume, decisions, name=f"run{self.runs}", **how)
             sessions.append(hooks)
+            if not hooks.snapshots:  # a job that had stopped early saves no more
+                continue
             resume = self.folder / f"run{self.runs}" / f"{number}.safetensors"
             checkpoint_file.write(resume, hooks.snapshots[-1].tensors, hooks.snapshots[-1].manifest)
         assert resume is not None

@@ -191,7 +191,9 @@ class FakeCatalog:
     def has_chat_template(self, name: str, token: str | None = None) -> bool | None:
         return not name.startswith("plain/")
 
-    def dataset(self, path: str, split: str, token: str | None = None) -> DatasetFile:
+    def dataset(
+        self, path: str, split: str, token: str | None = None, *, subset: str | None = None
+    ) -> Sequence[DatasetFile]:
         raise InvalidError(f"there is no dataset {path}", [("/path", f"there is no dataset {path}")])
 
     def benchmark(self, repo: str, file: str, token: str | None = None) -> DatasetFile:

@@ -130,6 +130,7 @@ def test_datasets(api, people):
         "type": "text",
         "file_format": "jsonl",
         "unused_keys": [],
+        "columns": {},
         "audit": "not audited",
         "parent": "",
     }

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from io import BytesIO
 from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import parquet
 
 from orchestrator.testing import FakeClock, FakeProvider
 from tests.http.http_client import Api, ApiUser, Machine, People
@@ -46,7 +51,13 @@ def test_keys_that_training_does_not_use_are_named(api1: Api, people: People) ->
     assert people.ann.get(f"/datasets/{brought['sha256']}").json() == brought
     planned = people.ann.post("/jobs:plan", people.ann.job_file(datasets=[entry]))
     assert planned.json()["unused_keys"] == ["id", "note\n"]
-    assert people.ann.submit(datasets=[entry])["spec"]["encoding"] == ENCODING
+    submitted = people.ann.submit(datasets=[entry])
+    assert submitted["spec"]["encoding"] == ENCODING
+    assert submitted["notes"][-1] == "Keys of the data that are not used in training: id, note."
+    packed = BytesIO()
+    parquet.write_table(pa.table({"text": [f"{n}" * 9 for n in range(9_000)], "id": list(range(9_000))}), packed)
+    entry = {"path": f"sha256:{people.ann.upload(packed.getvalue(), name='rows.parquet').json()['sha256']}"}
+    assert people.ann.post("/jobs:plan", people.ann.job_file(datasets=[entry])).json()["unused_keys"] == ["id"]
     refused = people.ann.upload(b'{"text": "t"}\n{"text": "t", "label": false}\n')
     assert "line 2: has label False, but every answer is taught as a good one" in refused.json()["detail"]
 
@@ -133,3 +144,36 @@ def test_a_strangers_file_is_as_if_it_were_not_there(api1: Api, people: People) 
     assert answers(known) == answers(unknown)
     assert {status for status, _ in answers(known)} == {404, 422}
     assert people.ann.get(f"/datasets/{known}/preview").status_code == 200
+
+
+def test_an_upload_is_read_with_the_names_that_it_gives(api1: Api, people: People) -> None:
+    """A packed file in a process with limits. Guard: with `columns` not told, a client sent them again with the job."""
+    rows = "".join(json.dumps({"frage": f"q{n}", "antwort": "a"}) + "\n" for n in range(9)).encode()
+    columns = {"field_instruction": "frage", "field_output": "antwort"}
+    brought = people.ann.upload(gzip.compress(rows), "rows.jsonl.gz", columns=json.dumps(columns)).json()
+    assert (brought["type"], brought["rows"], brought["columns"]) == ("alpaca", 9, columns)
+    entry = {"path": f"sha256:{brought['sha256']}"}
+    assert people.ann.submit(datasets=[entry])["spec"]["datasets"][0]["rows"] == 9
+    for wrong, words in (
+        ("{field: [", "cannot be read as YAML or JSON"),
+        ("[]", "must be a few keys with values"),
+        ('{"field_mesages": "x"}', "unknown key 'field_mesages'; did you mean 'field_messages'?"),
+        ('{"field": 1}', "field: must be text"),
+        ('{"field_instruction": "frge", "field_output": "antwort"}', "no column 'frge'; did you mean 'frage'?"),
+    ):
+        refused = people.ann.upload(rows, columns=wrong or "{}")
+        assert refused.status_code == 422
+        assert words in refused.json()["detail"]
+
+
+def test_texts_have_no_turns_to_choose(api1: Api, people: People) -> None:
+    """Guard: without `_refuse_other_rows` the first session said it, on a machine that had been waited for."""
+    entry = {"path": f"sha256:{people.ann.upload(BOTH, type='text').json()['sha256']}", "type": "text"}
+    refused = people.ann.post("/jobs", people.ann.job_file(datasets=[entry | {"mask_history": True}]))
+    assert refused.status_code == 422
+    (fault,) = refused.json()["errors"]
+    assert fault["pointer"] == "/datasets/0/mask_history"
+    assert "plain texts have no turns. Remove the keys" in fault["detail"]
+    chat = b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n' * 8
+    entry = {"path": f"sha256:{people.ann.upload(chat).json()['sha256']}", "roles_to_train": ["user"]}
+    assert people.ann.submit(datasets=[entry])["spec"]["datasets"][0]["roles_to_train"] == ["user"]

@@ -36,7 +36,10 @@ RAW = ("Input should", "should have", "Field required", "Extra inputs", "isoform
         ({"deadline": "soon"}, "must be a time with its zone, for example 2026-12-01T18:00:00+01:00"),
         ({"deadline": "2026-12-01"}, "must be a time with its zone, for example 2026-12-01T18:00:00+01:00"),
         ({"datasets": [{"path": "x", "sha256": "1"}]}, "must be 64 characters of 0-9 and a-f"),
-        ({"lora_target_modules": 5}, "must be a list, or be 'all-linear'"),
+        (
+            {"lora_target_modules": 5},
+            "must be a list, or be 'all-linear' or a regular expression of at most 500 characters",
+        ),
     ],
 )
 def test_a_job_file_is_refused_in_plain_words(changes: dict[str, object], words: str) -> None:

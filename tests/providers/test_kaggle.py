@@ -4,11 +4,11 @@ The real client library speaks to the emulator, which runs the real pushed scrip
 """
 
 import base64
+import bz2
 import dataclasses
 import hashlib
 import io
 import json
-import lzma
 import zipfile
 
 import pytest
@@ -307,7 +307,7 @@ def test_the_adapter_of_an_export_goes_with_its_session(provider, kaggle, works)
 def _packed_names(text):
     """The files of the worker in a script."""
     packed = text.split('WORKER = """\n')[1].split('"""')[0]
-    return zipfile.ZipFile(io.BytesIO(lzma.decompress(base64.b85decode(packed.replace("\n", ""))))).namelist()
+    return zipfile.ZipFile(io.BytesIO(bz2.decompress(base64.b85decode(packed.replace("\n", ""))))).namelist()
 
 
 def test_only_the_emulators_kernels_see_the_servers_disk(provider, tmp_path):
@@ -648,7 +648,7 @@ def test_the_emulator_speaks_the_client_librarys_fields(kaggle, provider, works)
 
 def test_the_packed_worker_is_the_installed_one():
     names = zipfile.ZipFile(
-        io.BytesIO(lzma.decompress(base64.b85decode(source.packed(wheel.build().data).replace("\n", ""))))
+        io.BytesIO(bz2.decompress(base64.b85decode(source.packed(wheel.build().data).replace("\n", ""))))
     ).namelist()
     assert {"worker/__main__.py", "worker/shared/messages.py", "worker/training/trainer.py"} <= set(names)
     assert CHECKPOINT

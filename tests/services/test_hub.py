@@ -251,7 +251,7 @@ def test_a_server_that_stays_offline_asks_nobody(hub):
 def test_a_gated_dataset_is_not_had_through_the_cache_of_another(catalog, hub):
     """Guard: without the look at the file itself, Bob was given what Ann had brought: the client falls back on its
     folder."""
-    found = catalog.dataset("org/rows", "train", ANN)
+    (found,) = catalog.dataset("org/rows", "train", ANN)
     assert found.path.read_bytes() == b'{"text": "a"}\n'
     for token in (BOB, None):
         assert "is gated" in refusal(InvalidError, catalog.dataset, "org/rows", "train", token)
@@ -362,3 +362,16 @@ def test_a_look_by_token_needs_the_members_own_right(catalog, hub, tmp_path):
     assert (tmp_path / "cache" / "models--org--gated").is_dir()
     for token in (BOB, None):
         assert "is gated. Accept its terms" in away(token)
+
+
+def test_shards_are_fetched_within_a_limit_of_all(hub, tmp_path):
+    """Guard: with each shard's own size compared, all of them together had no limit."""
+    shards = {f"train-{n:05}-of-00002.jsonl": b'{"text": "a"}\n' for n in range(2)}
+    hub.add(Repo(id="org/shards", kind="dataset", files=shards))
+    for most in (28, 27):
+        own = Hub(is_offline=False, endpoint=hub.endpoint, cache=tmp_path, most_data_bytes=most)
+        if most == 28:
+            assert [file.name for file in own.dataset("org/shards", "train", None)] == list(shards)
+        else:
+            with pytest.raises(InvalidError, match="The shards of org/shards have more than 0 MiB"):
+                own.dataset("org/shards", "train", None)

@@ -50,6 +50,15 @@ def test_a_job_is_submitted_from_keys_a_file_and_a_spec(client: trainhop.Client,
     assert (uploaded.rows, uploaded.size) == (32, len(ROWS))
 
 
+def test_a_file_with_other_names_is_sent_with_them_once(client: trainhop.Client, tmp_path: Path) -> None:
+    """Guard: with the names left in the job, the server looked for them in the file that it had made."""
+    rows, names = tmp_path / "rows.jsonl", {"field": "body"}
+    rows.write_bytes(b'{"body": "t"}\n' * 9)
+    (entry,) = client.jobs.submit(SPEC | {"datasets": [{"path": str(rows), **names}]}).data["spec"]["datasets"]
+    assert (entry["type"], "field" in entry) == ("text", False)
+    assert client.datasets.upload(rows, columns=names).path == entry["path"]
+
+
 def test_the_prompts_of_its_evaluation_are_sent_too(client: trainhop.Client, rows: Path) -> None:
     """Guard: a local path of prompts reached the server, which has no such file."""
     prompts = rows.with_name("prompts.jsonl")

@@ -31,6 +31,8 @@ RECIPE = Recipe(
     max_grad_norm=1.0,
     weight_decay=0.01,
     lora_layers_to_transform=(0, 1),
+    peft_trainable_token_indices=(5, 6),
+    neftune_noise_alpha=5.0,
     seed=42,
     train_on_inputs=False,
     val_set_size=0.1,
@@ -40,6 +42,11 @@ RECIPE = Recipe(
     numerics=2,
     val_split=2,
     untrained_rows=1,
+    dataset_repeats=(2.0, 0.5),
+    roles_to_train=("user assistant",),
+    mask_history=(True,),
+    train_on_eos=("last",),
+    chat_template_sha256="f" * 64,
     base_sha256="b" * 64,
     tokenizer_sha256="c" * 64,
     parameters_sha256="d" * 64,
@@ -224,5 +231,7 @@ def _mutated(value, rng):
             return value[:place] + chr(rng.randint(0x100, 0x2FF)) + value[place + 1 :]
         case ScheduleSettings():
             return value.model_copy(update={"power": rng.uniform(0.1, 9)})
+        case dict():
+            return value | {"rl_beta": rng.random()}
         case _:
             return (*value, f"x{rng.random()}") if rng.random() < 0.5 else value[1:]

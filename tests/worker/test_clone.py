@@ -46,6 +46,7 @@ def test_what_a_clone_changes_acts_from_its_first_step_on(training, half):
     """Guard: without `reschedule` the clone went on with the original's rate; cut once more it must not change
     again."""
     changes = {"learning_rate": 3e-3, "max_steps": 12, "lr_scheduler": "linear", "weight_decay": 0.1}
+    changes["loraplus_lr_ratio"] = 8.0  # the original had one rate for all, and fewer groups
     spec = training.spec(**(SPEC | changes))
     result, hooks = training.session(spec, resume=half, name="clone", job="clone", origin=ORIGIN)
     fresh = training.run(spec)
@@ -53,7 +54,8 @@ def test_what_a_clone_changes_acts_from_its_first_step_on(training, half):
     rates = [values["learning_rate"] for _, values in fresh.steps]
     assert [values["learning_rate"] for _, values in hooks.steps] == rates[4:]
     assert [values["batch_crc32"] for _, values in hooks.steps] == [v["batch_crc32"] for _, v in fresh.steps[4:]]
-    assert hooks.snapshots[-1].manifest.state["groups"][0]["weight_decay"] == 0.1
+    groups = hooks.snapshots[-1].manifest.state["groups"]
+    assert (groups[0]["weight_decay"], groups[2]["initial_lr"]) == (0.1, 8 * 3e-3)
 
     _, first = training.session(
         spec, resume=half, decisions={7: Decision.SAVE_AND_STOP}, name="cut", job="clone", origin=ORIGIN

@@ -89,10 +89,12 @@ GOOD = json.dumps({"messages": TURNS}) + "\n"
         (json.dumps({"messages": [{"role": "bot", "content": "x"}]}), 1, "unknown role 'bot'"),
         (json.dumps({"messages": [{"role": "user"}]}), 1, "needs the strings 'role' and 'content'"),
         (json.dumps({"conversations": [{"from": "bot", "value": "x"}]}), 1, "unknown from 'bot'"),
-        (json.dumps({"messages": [*TURNS, CALL, *TURNS]}), 1, "a turn in 'messages' calls a tool"),
-        (json.dumps({"messages": [*TURNS, CALL | {"content": None}]}), 1, "a turn in 'messages' calls a tool"),
-        (json.dumps({"messages": TURNS, "tools": [{"name": "f"}]}), 1, "has 'tools', which are not supported"),
-        (json.dumps({"messages": [TURNS[0], TURNS[1] | {"weight": 0}, *TURNS]}), 1, "has weight 0, but all assistant"),
+        (json.dumps({"messages": [*TURNS, CALL | {"role": "user"}]}), 1, "has the role 'user' and 'tool_calls'"),
+        (
+            json.dumps({"messages": [TURNS[0], TURNS[1] | {"weight": 0.5}]}),
+            1,
+            "has weight 0.5, and a turn is trained on",
+        ),
         (
             json.dumps({"system": "s", "messages": [SYSTEM, *TURNS]}),
             1,

@@ -166,10 +166,10 @@ def test_a_label_is_lowered_when_memory_runs_out(training):
     """Guard: without `lower` the session stays `exact`, though its sums depend on the free memory from then on."""
 
     class Tight(StepTrainer):
-        def _summed(self, model, examples):
+        def summed_rows(self, model, examples):
             if len(examples) > 1 and self.state.global_step == 1:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return super()._summed(model, examples)
+            return super().summed_rows(model, examples)
 
     _, hooks = training.session(training.spec(max_steps=2), trainer_class=Tight)
     assert hooks.restores == [(0, "exact", "hf")]
@@ -200,7 +200,7 @@ def test_what_happens_in_one_process_happens_in_all(failed, micro_batch, strict)
     trainer.group, trainer.lower = Others(), trainer.told.append
     torch.use_deterministic_algorithms(True)
     try:
-        assert trainer._gradients(None, [], 1.0) is None
+        assert not trainer.attempt(lambda: None)
         assert torch.is_deterministic_algorithms_warn_only_enabled() is not strict
     finally:
         torch.use_deterministic_algorithms(False)
@@ -363,9 +363,9 @@ def test_a_pass_without_any_layer_is_no_error(training):
     class Drops(StepTrainer):
         calls = 0
 
-        def _summed(self, model, examples):
+        def summed_rows(self, model, examples):
             Drops.calls += 1
-            result = super()._summed(model, examples)
+            result = super().summed_rows(model, examples)
             return result.detach() if Drops.calls in (2, 5, 6) else result
 
     result, hooks = training.session(training.spec(max_steps=4), trainer_class=Drops)

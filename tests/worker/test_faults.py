@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from worker.shared.job_spec import JobSpec
-from worker.shared.spec_errors import explain
+from worker.shared.spec_errors import REFUSED, explain
 
 RIGHT: dict[str, Any] = {"base_model": "org/name", "datasets": [{"path": "org/data"}], "max_steps": 1}
 
@@ -21,13 +21,19 @@ def faults(**changes: Any) -> list[tuple[str, str]]:
     return explain(caught.value)
 
 
+PATTERN = "'all-linear' or a regular expression of at most 500 characters"
+NO_PATTERN = "must be a list, or be a regular expression: missing ), unterminated subpattern at position 0"
+
+
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
         ({"datasets": 5}, [("/datasets", "must be a list")]),
         ({"placement": {"providers": "kaggle"}}, [("/placement/providers", "must be a list")]),
         ({"placement": 3}, [("/placement", "must be keys with values")]),
-        ({"lora_target_modules": "q_proj"}, [("/lora_target_modules", "must be a list, or be 'all-linear'")]),
+        ({"lora_target_modules": 5}, [("/lora_target_modules", f"must be a list, or be {PATTERN}")]),
+        ({"lora_target_modules": "(q"}, [("/lora_target_modules", NO_PATTERN)]),
+        ({"loftq_config": {}}, [("/loftq_config", REFUSED["loftq_config"])]),
         ({"max_steps": math.nan}, [("/max_steps", "must be a number")]),
         ({"learning_rate": math.nan}, [("/learning_rate", "must be a number")]),
         ({"deadline": math.inf}, [("/deadline", "must be a finite number")]),
@@ -59,7 +65,7 @@ def test_a_pointer_escapes_what_it_is_made_of() -> None:
 def test_no_module_at_all_is_refused() -> None:
     """Guard: without the least length the job was queued, and every session of it failed."""
     assert faults(lora_target_modules=[]) == [
-        ("/lora_target_modules", "must have at least one entry, or be 'all-linear'")
+        ("/lora_target_modules", f"must have at least one entry, or be {PATTERN}")
     ]
 
 

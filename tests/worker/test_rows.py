@@ -1,10 +1,12 @@
 """What a session trains on depends on the job alone, and every row is checked before the first step."""
 
+import hashlib
 import json
 import locale
 import os
 import shutil
 import time
+import zipfile
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +16,7 @@ from tests.helpers.training_runs import differing
 from worker.shared import checkpoint_file
 from worker.shared.checkpoint_file import CheckpointError
 from worker.shared.dataset_files import Message, Row
+from worker.shared.job_spec import ENCODING
 from worker.shared.messages import Assignment
 from worker.training.data import check_rows
 from worker.training.encoding import Encoder, load_tokenizer
@@ -232,3 +235,26 @@ def test_an_older_worker_reads_the_assignment(training):
     ).model_dump_json()
     assert "rendered_at" not in json.loads(sent)["spec"]
     assert Assignment.model_validate_json(sent).whole_spec == spec
+
+
+OWN = (
+    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+
+def test_a_job_writes_rows_prompts_and_its_adapter_with_its_own_template(training):
+    """Guards: without `template` in `load_tokenizer` the model's own wrote the rows; with it in the encoder alone, the
+    adapter's folder had the model's."""
+    spec = training.spec(max_steps=1, chat_template_jinja=OWN, sequence_len=160, encoding=ENCODING)
+    tokenizer = load_tokenizer(training.base, trust_remote_code=False, template=spec.own_template)
+    encoder = Encoder(tokenizer, 512, train_on_inputs=False, encoding=ENCODING)
+    example = encoder.encode(CHAT)
+    end = tokenizer.eos_token
+    assert tokenizer.decode(example.input_ids) == f"[user] hi{end}[assistant] hello{end}"
+    assert tokenizer.decode([label for label in example.labels if label >= 0]) == f"hello{end}"
+    assert tokenizer.decode(encoder.prompt_ids("hi", chat=True)) == f"[user] hi{end}[assistant] "
+    trained, hooks = training.session(spec)
+    with zipfile.ZipFile(trained.adapter_zip) as files:
+        assert files.read("chat_template.jinja").decode() == OWN
+    assert hooks.snapshots[-1].manifest.recipe.chat_template_sha256 == hashlib.sha256(OWN.encode()).hexdigest()

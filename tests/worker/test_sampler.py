@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.shared.row_split import split
-from worker.training.sampler import MicroBatches, permutation, position, step_samples
+from worker.training.sampler import MicroBatches, Share, permutation, position, step_samples
 
 
 @st.composite
@@ -92,3 +92,49 @@ def test_position_and_straddling():
 def test_what_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="micro-batch 3 x 1 processes does not divide the global batch 8"):
         MicroBatches(10, 0, 0, 1, 8, 3)
+
+
+@st.composite
+def shares(draw):
+    files, first = [], 0
+    for rows in draw(st.lists(st.integers(0, 12), min_size=1, max_size=4)):
+        files.append(Share(first, rows, draw(st.integers(1, 30)) if rows else 0))
+        first += rows
+    return tuple(files)
+
+
+@given(shares(), st.integers(0, 2**31 - 1), st.integers(1, 5))
+def test_each_epoch_has_its_share_of_each_file(files, seed, epochs):
+    """Fails when a file's stream begins anew in each epoch, or when its rows are drawn with replacement."""
+    length = sum(share.drawn for share in files)
+    if not length:
+        return
+    seen: Counter[int] = Counter()
+    for epoch in range(epochs):
+        samples = step_samples(epoch, length, length, seed, files)
+        for share in files:
+            own = [each for each in samples if share.first <= each < share.first + share.rows]
+            assert len(own) == share.drawn
+        seen.update(samples)
+    for share in files:
+        counts = [seen[row] for row in range(share.first, share.first + share.rows)]
+        assert not counts or max(counts) - min(counts) <= 1
+
+
+@given(shares(), st.integers(1, 7), st.integers(0, 99))
+def test_steps_cut_the_stream_of_epochs_and_nothing_else(files, batch, seed):
+    length = sum(share.drawn for share in files)
+    if not length:
+        return
+    whole = [each for epoch in range(3) for each in step_samples(epoch, length, length, seed, files)]
+    cut = [each for step in range(3 * length // batch) for each in step_samples(step, batch, length, seed, files)]
+    assert cut == whole[: len(cut)]
+
+
+def test_the_order_of_repeated_rows_never_changes():
+    """A checkpoint of an earlier version continues in it."""
+    files = (Share(0, 3, 6), Share(3, 4, 2))
+    assert [step_samples(step, 8, 8, 42, files) for step in range(3)] == FROZEN_SHARES
+
+
+FROZEN_SHARES = [[2, 4, 5, 2, 0, 1, 1, 0], [0, 3, 2, 1, 0, 2, 1, 6], [2, 2, 0, 4, 3, 1, 1, 0]]

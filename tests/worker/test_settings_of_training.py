@@ -7,8 +7,10 @@ import math
 import zipfile
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
+from safetensors.numpy import load
 
 from tests.helpers.training_runs import differing
 from worker.shared import checkpoint_file
@@ -16,6 +18,7 @@ from worker.shared.checkpoint_file import CheckpointError
 from worker.shared.job_spec import NUMERICS, JobSpec
 from worker.shared.manifest import Recipe
 from worker.training.interface import Decision, PermanentError
+from worker.training.neftune import row_noise
 
 RATE = 1e-2
 CASES: dict[str, dict[str, Any]] = {
@@ -31,9 +34,14 @@ KNOBS: dict[str, dict[str, Any]] = {
     "adam": {"adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-6},
     "rslora": {"peft_use_rslora": True},
     "layers": {"lora_layers_to_transform": (1,)},
+    "loraplus": {"loraplus_lr_ratio": 8.0},
+    "dora": {"peft_use_dora": True},
+    "pattern": {"lora_target_modules": r"model\.layers\.1\..*\.(q|v)_proj"},
+    "neftune": {"neftune_noise_alpha": 5.0},
+    "tokens": {"peft_trainable_token_indices": (40, 41)},
 }
-TOGETHER = dict(zip(CASES, ("adam", "rslora", "layers", ""), strict=True))
-"""Each knob runs with one of the schedules, because a run costs seconds."""
+TOGETHER = dict(zip(CASES, ("adam loraplus", "rslora dora", "layers neftune", "pattern tokens"), strict=True))
+"""Knobs run with one of the schedules, because a run costs seconds."""
 WARM = {"warmup_steps": 2, "max_steps": 8, "lora_dropout": 0.1, "numerics": NUMERICS}
 
 
@@ -55,8 +63,9 @@ def expected(schedule: str, step: int) -> float:
 def test_each_setting_survives_cuts_in_every_byte(training, case: str) -> None:
     """Guards: without `lr_scheduler_kwargs` in the trainer's settings transformers' defaults were taken; with a warm-up
     of the usual share the first rates differed."""
-    knob = TOGETHER[case]
-    spec = training.spec(**(WARM | CASES[case] | KNOBS.get(knob, {})))
+    knobs = TOGETHER[case].split()
+    changes = {key: value for knob in knobs for key, value in KNOBS[knob].items()}
+    spec = training.spec(**(WARM | CASES[case] | changes))
     whole, cut = training.run(spec), training.run(spec, [1, 5])
     assert cut.trained.adapter_zip.read_bytes() == whole.trained.adapter_zip.read_bytes()
     assert cut.steps == whole.steps
@@ -64,11 +73,18 @@ def test_each_setting_survives_cuts_in_every_byte(training, case: str) -> None:
     assert [restore for hooks in cut.sessions for restore in hooks.restores] == [(n, "exact", "hf") for n in (0, 1, 5)]
     rates = [values["learning_rate"] for _, values in whole.steps]
     assert rates == pytest.approx([expected(case, step) for step in range(8)], rel=1e-9)
-    if knob == "rslora":
-        config = json.loads(zipfile.ZipFile(whole.trained.adapter_zip).read("adapter_config.json"))
-        assert config["use_rslora"] is True
-    if knob == "layers":
+    config = json.loads(zipfile.ZipFile(whole.trained.adapter_zip).read("adapter_config.json"))
+    assert (config["use_rslora"], config["use_dora"]) == ("rslora" in knobs, "dora" in knobs)
+    if "layers" in knobs:
         assert {name.split(".layers.")[1].split(".")[0] for name in whole.tensors if ".layers." in name} == {"1"}
+    if "pattern" in knobs:
+        assert config["target_modules"] == KNOBS["pattern"]["lora_target_modules"]
+        assert {name.split(".")[7] for name in whole.tensors if ".lora_A." in name} == {"q_proj", "v_proj"}
+    if "tokens" in knobs:
+        assert config["trainable_token_indices"] == [40, 41]
+        name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+        exported = load(zipfile.ZipFile(whole.trained.adapter_zip).read("adapter_model.safetensors"))
+        assert (exported[name] == whole.tensors[f"adapter.{name}.default"]).all()
 
 
 def test_settings_change_what_is_learned(training) -> None:
@@ -84,6 +100,7 @@ def test_a_checkpoint_of_other_settings_is_refused(training) -> None:
     half = training.folder / "half.safetensors"
     checkpoint_file.write(half, hooks.snapshots[-1].tensors, hooks.snapshots[-1].manifest)
     others = [{"adam_beta2": 0.95}, {"peft_use_rslora": True}, {"lora_layers_to_transform": (0,)}, {"warmup_steps": 1}]
+    others += [KNOBS[name] for name in ("loraplus", "dora", "pattern", "neftune", "tokens")]
     for changes in (*others, CASES["polynomial"]):
         with pytest.raises(CheckpointError, match=next(reversed(changes))):
             training.session(training.spec(max_steps=4, **changes), resume=half)
@@ -94,7 +111,13 @@ def test_a_checkpoint_that_names_none_of_them_has_the_usual_ones(training) -> No
     new = Recipe.of(training.spec(adam_beta1=0.8, peft_use_rslora=True, warmup_steps=3))
     plain = Recipe.of(training.spec())
     named = {"adam_beta1", "adam_beta2", "adam_epsilon", "peft_use_rslora", "lora_layers_to_transform"}
-    named |= {"lr_scheduler_kwargs", "warmup_steps"}
+    named |= {"lr_scheduler_kwargs", "warmup_steps", "loraplus_lr_ratio", "loraplus_lr_embedding", "peft_use_dora"}
+    named |= {
+        "neftune_noise_alpha",
+        "peft_trainable_token_indices",
+        "early_stopping_patience",
+        "load_best_model_at_end",
+    }
     old = Recipe.model_validate(plain.model_dump(exclude=named))
     assert old == plain
     assert {name for name, *_ in old.differences(new)} == {"adam_beta1", "peft_use_rslora", "warmup_steps"}
@@ -103,7 +126,8 @@ def test_a_checkpoint_that_names_none_of_them_has_the_usual_ones(training) -> No
 def test_a_job_file_without_them_names_none(training) -> None:
     """Guard: an older worker refuses keys that it does not know."""
     keys = {key for case in (CASES | KNOBS).values() for key in case} | {"warmup_steps"}
-    assert training.spec().model_dump(mode="json").keys() & keys == {"lr_scheduler"}
+    keys |= {"loraplus_lr_embedding", "early_stopping_patience", "load_best_model_at_end"}
+    assert training.spec().model_dump(mode="json").keys() & keys == {"lr_scheduler", "lora_target_modules"}
     whole = training.spec(**CASES["polynomial"], **KNOBS["adam"], warmup_steps=2)
     assert JobSpec.model_validate_json(whole.model_dump_json()) == whole
 
@@ -121,6 +145,17 @@ def test_a_job_file_without_them_names_none(training) -> None:
         ({"adam_epsilon": 0}, "adam_epsilon"),
         ({"lora_layers_to_transform": (-1,)}, "lora_layers_to_transform"),
         ({"lr_scheduler_kwargs": {"min_lr": 1}}, "min_lr"),
+        ({"loraplus_lr_embedding": 1e-5}, "loraplus_lr_embedding needs loraplus_lr_ratio"),
+        ({"loraplus_lr_ratio": 0}, "loraplus_lr_ratio"),
+        (KNOBS["dora"] | {"backend": "unsloth"}, "backend unsloth does not train with peft_use_dora; set backend to"),
+        (KNOBS["pattern"] | {"backend": "unsloth"}, "does not train with a pattern in lora_target_modules"),
+        (KNOBS["pattern"] | {"lora_layers_to_transform": (1,)}, "needs a list of lora_target_modules"),
+        ({"lora_target_modules": "(q_proj"}, r"must be a regular expression: missing \)"),
+        ({"lora_target_modules": "a{9999999999999}"}, "must be a regular expression"),
+        ({"lora_target_modules": "q" * 501}, "at most 500 characters"),
+        ({"peft_trainable_token_indices": (3, 3)}, "must not name a number twice"),
+        ({"early_stopping_patience": 2}, "early_stopping_patience needs validation rows; set val_set_size"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end needs validation rows"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_in_words(training, changes: dict[str, Any], words: str) -> None:
@@ -142,3 +177,62 @@ def test_a_layer_that_the_model_lacks_is_refused(training) -> None:
     """Guard: PEFT adapted layer 0 and said nothing of layer 7."""
     with pytest.raises(PermanentError, match=r"names layer 7, but .* has 2"):
         training.session(training.spec(lora_layers_to_transform=(0, 7)))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        (r".*\.query", "matches none of the model's modules; modules have names like model.layers.0.mlp.down_proj, "),
+        (r".*", "also matches lm_head, which is not a linear layer inside the model"),
+        (r".*embed.*|.*q_proj", "also matches model.embed_tokens"),
+        (r".*self_attn", "also matches model.layers.0.self_attn, which is not a linear layer"),
+        (r"(\w+\.?)+x", "takes too long .*write it without a repetition inside a repetition"),
+    ],
+)
+def test_a_pattern_for_the_wrong_modules_is_refused(training, pattern: str, words: str) -> None:
+    """Guard: without the check PEFT's own words came for some, and the last one took hours."""
+    with pytest.raises(PermanentError, match=words):
+        training.session(training.spec(lora_target_modules=pattern))
+
+
+def test_a_token_that_the_model_lacks_is_refused(training) -> None:
+    """Guard: without the check PyTorch said that an index is out of range."""
+    with pytest.raises(PermanentError, match=r"names token 5000, but .* has \d+"):
+        training.session(training.spec(peft_trainable_token_indices=(1, 5000)))
+
+
+def test_matrices_b_have_their_own_rate(training) -> None:
+    """Guard: with one rate for all groups B moved as in the plain job. AdamW's first step is the rate itself."""
+    moved = {}
+    for ratio in (1.0, 8.0):
+        spec = training.spec(max_steps=1, learning_rate=1e-3, numerics=NUMERICS, loraplus_lr_ratio=ratio)
+        tensors = training.run(spec).tensors
+        moved[ratio] = max(abs(a).max() for name, a in tensors.items() if "adapter." in name and ".lora_B." in name)
+    assert moved[8.0] == pytest.approx(8e-3, rel=1e-3)
+    assert moved[1.0] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_rates_of_an_8_bit_optimiser_survive_a_cut(training) -> None:
+    spec = training.spec(max_steps=3, loraplus_lr_ratio=8.0, optimizer="adamw_8bit")
+    whole, cut = training.run(spec), training.run(spec, [1])
+    assert differing(cut.tensors, whole.tensors) == []
+    assert [group["lr"] for group in cut.manifest.state["groups"]] == [g["lr"] for g in whole.manifest.state["groups"]]
+
+
+def test_noise_depends_on_step_and_row_alone(training) -> None:
+    """Guards: with a draw from the model's generator the micro-batch changed the noise; without the probe's switch a
+    restored session failed its probe."""
+    tokens = np.array([5, 6, 7])
+    noise = row_noise(tokens, 64, alpha=5.0, seed=1, step=3)
+    assert noise.shape == (3, 64)
+    assert abs(noise).max() == pytest.approx(5 / math.sqrt(3 * 64), rel=0.05)
+    assert abs(noise.mean()) < 0.05
+    assert (noise == row_noise(tokens, 64, alpha=5.0, seed=1, step=3)).all()
+    for seed, step, row in ((2, 3, tokens), (1, 4, tokens), (1, 3, tokens[::-1])):
+        assert (noise != row_noise(row, 64, alpha=5.0, seed=seed, step=step)).any()
+    losses = [
+        [values["loss"] for _, values in training.run(spec).steps]
+        for size in (1, 4)
+        for spec in [training.spec(max_steps=2, micro_batch_size=size, neftune_noise_alpha=20.0)]
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -48,8 +48,8 @@ def out_of_memory_above(rows):
     class Tight(StepTrainer):
         failures: ClassVar[list[int]] = []
 
-        def _summed(self, model, examples):
-            result = super()._summed(model, examples)
+        def summed_rows(self, model, examples):
+            result = super().summed_rows(model, examples)
             if len(examples) > rows:
                 self.failures.append(len(examples))
                 result.backward()
@@ -83,10 +83,10 @@ def test_an_operation_without_a_deterministic_kernel_is_allowed_and_noted(traini
     seen = []
 
     class Strict(StepTrainer):
-        def _summed(self, model, examples):
+        def summed_rows(self, model, examples):
             if not torch.is_deterministic_algorithms_warn_only_enabled():
                 seen.append(1)
-            return super()._summed(model, examples)
+            return super().summed_rows(model, examples)
 
         def summed(self, model, batch):
             if not torch.is_deterministic_algorithms_warn_only_enabled():

@@ -47,7 +47,7 @@ class ChatModel:
 
     def __init__(self, folder: Path, base: str | None, say: Say, *, local_only: bool = False) -> None:
         with _in_words():
-            adapter = read_adapter(folder)
+            adapter = read_adapter(folder, for_chat=True)
             self.base_name = base or named_base(adapter)
             if local_only:
                 _refuse_missing(self.base_name)

@@ -19,12 +19,12 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 PROVENANCE = "trainhop-provenance.json"
 _PREFIX = "base_model.model."
-_TENSOR = re.compile(r"(.+)\.lora_([AB])\.weight")
+_TENSOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|(magnitude)_vector)")
+_TOKENS = "trainable_token_indices"
 _CHANGES = {
-    "use_dora": "DoRA",
     "lora_bias": "biases of LoRA",
     "modules_to_save": "fully trained modules (modules_to_save)",
-    "trainable_token_indices": "trained tokens",
+    _TOKENS: "trained tokens",
     "target_parameters": "LoRA on bare parameters",
     "fan_in_fan_out": "transposed weights (fan_in_fan_out)",
     "layer_replication": "replicated layers",
@@ -42,11 +42,15 @@ _REMEDY = "name the folder of an adapter"
 
 
 class Pair(NamedTuple):
-    """One module's update of its weight: `scale * b @ a`, with a of [rank, in] and b of [out, rank], both fp32."""
+    """One module's update of its weight: `scale * b @ a`, with a of [rank, in] and b of [out, rank], both fp32.
+
+    With DoRA, each row of the sum of weight and update then gets the length in `magnitude`, of [out].
+    """
 
     a: torch.Tensor
     b: torch.Tensor
     scale: float
+    magnitude: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,19 +74,24 @@ class Adapter:
         return self.pairs.get(tensor.removesuffix(".weight")) if tensor.endswith(".weight") else None
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """The adapter of a PEFT folder. Raises `ExportError` if it is damaged, or more than LoRA on linear layers."""
+def read_adapter(folder: Path, *, for_chat: bool = False) -> Adapter:
+    """The adapter of a PEFT folder. Raises `ExportError` if it is damaged, or more than LoRA on linear layers.
+
+    `for_chat`: PEFT itself will load the folder, so trained tokens are allowed, and left out here.
+    """
     config = read_object(folder / CONFIG, _REMEDY)
-    _refuse_other_kinds(config)
+    _refuse_other_kinds({key: value for key, value in config.items() if not (for_chat and key == _TOKENS)})
     tensors = read_all(folder / WEIGHTS)
     halves: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
+        if for_chat and name.endswith(".trainable_tokens_delta"):
+            continue
         found = _TENSOR.fullmatch(name)
         if found is None or not name.startswith(_PREFIX):
             raise ExportError(f"{WEIGHTS} has {name}, which is not LoRA on a linear layer; it cannot be exported")
         if not torch.isfinite(tensor).all():
             raise ExportError(f"{name} in {WEIGHTS} has values that are not finite; the adapter is broken")
-        halves.setdefault(found[1].removeprefix(_PREFIX), {})[found[2]] = tensor.float()
+        halves.setdefault(found[1].removeprefix(_PREFIX), {})[found[2] or found[3]] = tensor.float()
     if not halves:
         raise ExportError(f"{WEIGHTS} has no tensors")
     return Adapter(
@@ -132,9 +141,13 @@ def _refuse_other_kinds(config: Mapping[str, Any]) -> None:
 
 
 def _pair(module: str, half: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Pair:
-    if set(half) != {"A", "B"} or half["A"].ndim != 2 or half["B"].ndim != 2:
-        raise ExportError(f"{WEIGHTS} does not have A and B of {module} as matrices; the adapter is incomplete")
-    a, b = half["A"], half["B"]
+    names = {"A", "B", "magnitude"} if config.get("use_dora") else {"A", "B"}
+    if set(half) != names or half["A"].ndim != 2 or half["B"].ndim != 2:
+        words = " as matrices, and DoRA's magnitudes" if config.get("use_dora") else " as matrices"
+        raise ExportError(f"{WEIGHTS} does not have A and B of {module}{words}; the adapter is incomplete")
+    a, b, magnitude = half["A"], half["B"], half.get("magnitude")
+    if magnitude is not None and magnitude.shape != b.shape[:1]:
+        raise ExportError(f"DoRA's magnitudes of {module} in {WEIGHTS} are {list(magnitude.shape)}, not {[len(b)]}")
     rank = _of_pattern(config.get("rank_pattern"), module, config["r"])
     if a.shape[0] != rank or b.shape[1] != rank:
         raise ExportError(
@@ -142,7 +155,7 @@ def _pair(module: str, half: Mapping[str, torch.Tensor], config: Mapping[str, An
             f"and {CONFIG} says {rank}"
         )
     alpha = _of_pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
-    return Pair(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    return Pair(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), magnitude)
 
 
 def _of_pattern(pattern: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:

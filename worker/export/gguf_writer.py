@@ -18,6 +18,7 @@ from worker.export.errors import ExportError
 from worker.export.gguf_settings import add_settings, rope_factors
 from worker.export.tensor_files import Weights, whole
 from worker.export.vocabulary import Vocabulary
+from worker.shared.export_spec import no_form
 from worker.shared.files import flush_to_disk
 
 ALIGNMENT = 32
@@ -69,6 +70,8 @@ def write_adapter(path: Path, adapter: Adapter, architecture: Architecture, conf
     llama.cpp has one alpha for the whole file and scales by alpha / rank, so what differs between modules goes into B.
     Raises `ExportError` for modules that the architecture has no place for. Raises `OSError` on a full disk.
     """
+    if any(pair.magnitude is not None for pair in adapter.pairs.values()):
+        raise ExportError(no_form({"peft_use_dora": True}, "gguf-adapter"))
     writer = _writer(path, architecture, "adapter", name)
     writer.add_string("adapter.type", "lora")
     alpha, scaled = with_one_alpha(adapter)

@@ -64,7 +64,7 @@ def _commands(form: str, out: Path, sources: Sources, kind: str, adapter_name: s
         found["llama.cpp"] = f"llama-cli -m base.gguf --lora {shlex.quote(str(out / 'adapter.gguf'))}"
     else:
         found["vllm"] = f"vllm serve {place}"
-    if form != "merged":
+    if form != "merged" and not any(pair.magnitude is not None for pair in sources.adapter.pairs.values()):
         rank = max(pair.a.shape[0] for pair in sources.adapter.pairs.values())
         allowed = next((size for size in _VLLM_RANKS if size >= rank), rank)
         folder = shlex.quote(adapter_name or str(sources.adapter.folder))

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from worker.export.adapter import Adapter
+from worker.export.adapter import Adapter, Pair
 from worker.export.architectures import is_quantised_in_training
 from worker.export.errors import ExportError
 from worker.export.tensor_files import TensorFolder, row_blocks
@@ -46,7 +46,7 @@ class Merged:
         start = 0
         for block in self._base_blocks(name):
             stop = start + (block.shape[0] if block.ndim else 1)
-            yield block if update is None else block.add_(update[start:stop])
+            yield block if pair is None or update is None else _updated(block, update[start:stop], pair, start)
             start = stop
 
     def _base_blocks(self, name: str) -> Iterator[torch.Tensor]:
@@ -57,6 +57,14 @@ class Merged:
         else:
             # Blocks of a stored fp32 tensor are its own memory, read for this call.
             yield from self._base.blocks(name)
+
+
+def _updated(block: torch.Tensor, update: torch.Tensor, pair: Pair, start: int) -> torch.Tensor:
+    """Rows of a weight from row `start` on, with their update. With DoRA each row has a length of its own."""
+    block.add_(update)
+    if pair.magnitude is not None:
+        block.mul_((pair.magnitude[start : start + len(block)] / torch.linalg.norm(block, dim=1))[:, None])
+    return block
 
 
 def dequantised_nf4(weight: torch.Tensor) -> torch.Tensor:

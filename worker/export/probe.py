@@ -60,11 +60,22 @@ class _Streamed(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         found = torch.cat([x @ block.T for block in self._weights.blocks(self._name)], dim=-1)
-        if self._bias is not None:
-            found = found + self._bias
-        if self._pair is not None:
-            found = found + (x @ self._pair.a.T) @ self._pair.b.T * self._pair.scale
-        return found
+        pair = self._pair
+        if pair is not None:
+            found = found + (x @ pair.a.T) @ pair.b.T * pair.scale
+            if pair.magnitude is not None:
+                found = found * (pair.magnitude / self._lengths(pair))
+        return found if self._bias is None else found + self._bias
+
+    def _lengths(self, pair: Pair) -> torch.Tensor:
+        """The length of each row of weight and update, which DoRA replaces."""
+        found: list[torch.Tensor] = []
+        start = 0
+        for block in self._weights.blocks(self._name):
+            stop = start + block.shape[0]
+            found.append((block + pair.scale * (pair.b[start:stop] @ pair.a)).norm(dim=1))
+            start = stop
+        return torch.cat(found)
 
 
 def _model(config: Any, weights: Weights, updates: Mapping[str, Pair]) -> Any:

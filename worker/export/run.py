@@ -154,7 +154,9 @@ def _write_merged(sources: Sources, weights: Merged, kind: Kind, folder: Path) -
     for name in TOKENIZER_FILES:
         if (sources.tokenizer / name).is_file():
             shutil.copyfile(sources.tokenizer / name, folder / name)
-    if (generation := sources.base / "generation_config.json").is_file():
+    # That of the adapter also stops at the end that its rows have taught.
+    settings = (place / "generation_config.json" for place in (sources.tokenizer, sources.base))
+    if (generation := next((path for path in settings if path.is_file()), None)) is not None:
         shutil.copyfile(generation, folder / generation.name)
     key = "dtype" if "dtype" in sources.raw_config else "torch_dtype"
     config = sources.raw_config | {key: str(dtype).removeprefix("torch.")}

@@ -189,7 +189,10 @@ def _summary(
     match last:
         case Finish(failure=None) if code == 0:
             fetch = f"trainhop adapter {job} --out my-adapter"
-            return f"Succeeded: all {claimed.total_steps} steps are complete. Download the adapter with `{fetch}`."
+            steps = f"all {claimed.total_steps} steps are complete"
+            if last.step < claimed.total_steps:
+                steps = f"stopped early at step {last.step} of {claimed.total_steps}"
+            return f"Succeeded: {steps}. Download the adapter with `{fetch}`."
         case Finish(failure=Failure() as failure):
             return f"Training failed: {failure.message}. See `trainhop show {job}`."
         case Release() if code == 0:

@@ -27,6 +27,8 @@ MAX_MANIFEST = 4 * 2**20
 _MAX_ENTRY, _MAX_DIMENSIONS, _MAX_LENGTH = 4_096, 16, 2**40
 METADATA, MANIFEST = "__metadata__", "trainhop"
 ADAPTER, OPTIMIZER, RNG = "adapter.", "optimizer.", "rng."
+BEST = "best."
+"""The adapter of the best evaluation so far, in a checkpoint of a job that ends with it."""
 ANSWERS = "evaluation.answers"
 """The bytes of the answers so far, in a checkpoint of an evaluation: U8, one dimension."""
 DTYPES = {
@@ -124,6 +126,8 @@ def _check_others(header: Header, adapter: dict[str, Entry], also: set[str]) -> 
         parameter = name.removeprefix(OPTIMIZER).rpartition(".")[0]
         if name.startswith(OPTIMIZER) and parameter in adapter:
             with_state.add(parameter)
+        elif name.startswith(BEST) and header.manifest.recipe.load_best_model_at_end:
+            _check_best(name, header.tensors[name], adapter.get(name.removeprefix(BEST)))
         elif not name.startswith((ADAPTER, RNG)):
             raise CheckpointError(f"the checkpoint is corrupt: {name} belongs to no parameter of the run")
     without = header.manifest.state.get("without_state")
@@ -134,10 +138,17 @@ def _check_others(header: Header, adapter: dict[str, Entry], also: set[str]) -> 
         )
 
 
+def _check_best(name: str, entry: Entry, now: Entry | None) -> None:
+    if now is None or (entry.dtype, entry.shape) != (now.dtype, now.shape):
+        found = _words((now.dtype, now.shape) if now else None)
+        raise CheckpointError(f"the checkpoint is corrupt: {name} is {entry.dtype} {list(entry.shape)}, not {found}")
+
+
 def check_continues(header: Header, parent: Header) -> None:
     """Raise `CheckpointError` unless names, types and shapes are those of the checkpoint before.
 
-    Random generators differ between machines. A parameter may get its optimiser's state later than others.
+    Random generators differ between machines. A parameter may get its optimiser's state later than others, and there
+    is no best adapter before the first evaluation.
     """
     found, expected = _layout(header), _layout(parent)
     for name, entry in expected.items():
@@ -147,7 +158,10 @@ def check_continues(header: Header, parent: Header) -> None:
             )
     late = parent.manifest.state.get("without_state") or ()
     for name in found.keys() - expected.keys():
-        if not (name.startswith(OPTIMIZER) and name.removeprefix(OPTIMIZER).rpartition(".")[0] in late):
+        is_first_best = name.startswith(BEST) and not any(each.startswith(BEST) for each in expected)
+        if not is_first_best and not (
+            name.startswith(OPTIMIZER) and name.removeprefix(OPTIMIZER).rpartition(".")[0] in late
+        ):
             raise CheckpointError(f"the checkpoint has a tensor {name}, the one before it has none")
 
 

@@ -18,6 +18,8 @@ from worker.shared.row_keys import DatasetError
 MAX_LINE_BYTES = 16 * 2**20
 """A longer line or row is not a training row but some other file format. Reading stops before memory fills up."""
 MAX_COLUMNS = 1_000
+MAX_HEADER_BYTES = 1 << 20
+"""Of the first line of a CSV file, in which its separator is looked for."""
 MAX_PARQUET_COLUMNS = 10_000
 """Including those inside of others."""
 LINE_COST = 64
@@ -171,7 +173,21 @@ def _skip_blanks(text: str, at: int) -> int:
     return at
 
 
-def _read_csv(path: Path) -> Iterator[Record]:
+def csv_separator(path: Path, name: str = "") -> str:
+    """The sign between the columns of a CSV file. A comma wherever one is in its first line, outside of quotes.
+
+    Otherwise a tab or a semicolon. A file whose `name` ends in .tsv has tabs.
+    """
+    if name.lower().endswith((".tsv", ".tsv.gz")):
+        return "\t"
+    with path.open("rb") as file:
+        header = file.readline(MAX_HEADER_BYTES).decode("utf-8", "replace")
+    outside = "".join(header.split('"')[::2])
+    return next((sign for sign in (",", "\t", ";") if sign in outside), ",")
+
+
+def read_csv(path: Path, separator: str = ",") -> Iterator[Record]:
+    """The records of a CSV file with their last lines. Raises `DatasetError`."""
     csv.field_size_limit(MAX_LINE_BYTES)
     with path.open("rb") as file:
         record_bytes = 0
@@ -186,7 +202,7 @@ def _read_csv(path: Path) -> Iterator[Record]:
                     )
                 yield text
 
-        reader = csv.DictReader(lines(), strict=True)
+        reader = csv.DictReader(lines(), strict=True, delimiter=separator)
         while True:
             record_bytes = 0
             try:
@@ -240,7 +256,17 @@ def _parquet_rows(file: Any, size: int) -> Iterator[Record]:
             raise DatasetError(f"is longer than {MAX_LINE_BYTES // 2**20} MiB; split the row", number + 1)
         for record in batch.to_pylist():
             number += 1
-            yield number, record
+            yield number, {name: _without_nulls(value) for name, value in record.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value without keys of no value: in Parquet, all objects of a column have the keys of all the others."""
+    if isinstance(value, dict):
+        entries: dict[str, Any] = value
+        return {key: _without_nulls(each) for key, each in entries.items() if each is not None}
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value]
+    return value
 
 
 def _decoded(array: Any) -> int:
@@ -272,6 +298,6 @@ def _bomb(size: int) -> str:
 
 READERS: dict[FileFormat, Callable[[Path], Iterator[Record]]] = {
     FileFormat.JSONL: _read_jsonl,
-    FileFormat.CSV: _read_csv,
+    FileFormat.CSV: read_csv,
     FileFormat.PARQUET: _read_parquet,
 }

@@ -20,6 +20,12 @@ from worker.shared.rows import Message, Row
 __all__ = ["DatasetError", "DatasetInfo", "Message", "Row", "examine", "inspect", "numbered_rows", "read_rows"]
 
 
+NOTHING_TAUGHT = (
+    "no row has a turn to train on, because each answer says 'train': false or 'weight': 0; say true or 1 where the "
+    "model is to learn"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
     """The result of `inspect`: the number of rows, their format, the file's container, and keys that are not used."""
@@ -37,10 +43,13 @@ def inspect(path: Path, row_format: RowFormat = RowFormat.AUTO, file_format: Fil
     """
     container = file_format or detect_file_format(path)
     kind, rows = _parsed(path, row_format, container)
-    count, unused = 0, UnusedKeys()
+    count, unused, is_taught = 0, UnusedKeys(), kind is RowFormat.TASK
     for row in rows:
         count += 1
         unused.add(row.unused)
+        is_taught = is_taught or not row.messages or bool(row.taught)
+    if not is_taught:
+        raise DatasetError(NOTHING_TAUGHT)
     return DatasetInfo(rows=count, type=kind, file_format=container, unused=unused.names)
 
 
@@ -60,6 +69,7 @@ def _rows_and_faults(kind: RowFormat, first: Record, rest: Iterator[Record]) -> 
         yield first
         yield from rest
 
+    labels: set[bool | None] = set()
     try:
         for line, record in each():
             try:
@@ -67,7 +77,9 @@ def _rows_and_faults(kind: RowFormat, first: Record, rest: Iterator[Record]) -> 
             except DatasetError as error:
                 yield error
             else:
+                labels.add(row.desirable)
                 yield row
+        _check_labels(kind, labels)
     except DatasetError as error:
         yield error
 
@@ -123,7 +135,25 @@ def _parsed(
     path: Path, wanted: RowFormat, container: FileFormat, *, all_keys: bool = True
 ) -> tuple[RowFormat, Iterator[Row]]:
     kind, first, records = _opened(path, wanted, container)
-    return kind, (row for _, row in _numbered(kind, first, records, all_keys=all_keys))
+
+    def rows() -> Iterator[Row]:
+        labels: set[bool | None] = set()
+        for _, row in _numbered(kind, first, records, all_keys=all_keys):
+            labels.add(row.desirable)
+            yield row
+        _check_labels(kind, labels)
+
+    return kind, rows()
+
+
+def _check_labels(kind: RowFormat, labels: set[bool | None]) -> None:
+    """Raise `DatasetError` for a file of labelled rows that all have the same label."""
+    if kind is RowFormat.UNPAIRED_PREFERENCE and len(labels) == 1:
+        only = str(labels.pop()).lower()
+        raise DatasetError(
+            f"every 'label' of the file is {only}, and rl: kto needs good answers (true) and bad ones (false); to "
+            "learn all of them as answers, set type: prompt_completion"
+        )
 
 
 def _numbered(kind: RowFormat, first: Record, rest: Iterator[Record], *, all_keys: bool) -> Iterator[tuple[int, Row]]:

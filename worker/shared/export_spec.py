@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -23,6 +24,15 @@ EXPORTABLE = {
 def not_exportable(kind: str) -> str:
     """Why models of this type cannot be exported, in words."""
     return f"models of the type {kind} cannot be exported; there are {', '.join(EXPORTABLE.values())}"
+
+
+def no_form(trained: Mapping[str, Any], form: str) -> str:
+    """Why the adapter of a job with this file cannot be exported in a form, or ""."""
+    if trained.get("peft_trainable_token_indices"):
+        return "trained tokens cannot be exported; load the adapter with PEFT"
+    if form == "gguf-adapter" and trained.get("peft_use_dora"):
+        return "a GGUF adapter has no place for DoRA's magnitudes; export it as merged or gguf"
+    return ""
 
 
 class ExportSpec(Written):

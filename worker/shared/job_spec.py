@@ -8,24 +8,31 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from worker.shared import methods
+from worker.shared.adapter_settings import AdapterSettings
 from worker.shared.data_check_list import CHECKS
-from worker.shared.dataset_spec import DatasetSpec
+from worker.shared.dataset_spec import DatasetSpec, TaughtTurns
 from worker.shared.evaluation_spec import EvaluationSpec
 from worker.shared.evaluation_units import Unit, prompts_at_once, units
 from worker.shared.export_spec import ChatSpec, ExportSpec
 from worker.shared.hub_names import RepoName
 from worker.shared.judge_prompt import MAX_OUTPUT_TOKENS, TEXT_TOKENS
+from worker.shared.methods import MethodKeys
+from worker.shared.own_template import USUAL, Template, TemplateName, fault_of, template_of
 from worker.shared.plain_errors import MAX_KEY, nearest
 from worker.shared.schedules import Schedule, ScheduleSettings, fault, too_long
 from worker.shared.wire import NonBlank, Written, excerpt, not_blank
 
-ENCODING = 3
+ENCODING = 4
 """How rows become tokens in new jobs. A job without a number began before there were several ways, and keeps the first:
 prompt and completion are tokenised apart, and keys that no format reads fall away. A job with 2 writes rows with the
 model's own chat template."""
 
 WITH_TRAINING_TEMPLATES = 3
 """From here on, rows are written with TRL's training template where TRL has one for the model's chat template."""
+
+WITH_TURNS_KEYS = 4
+"""From here on, turns may say whether they are trained on, and have thoughts, tool calls and names of tools."""
 
 NUMERICS = 2
 """How new jobs compute: the warm-up begins with the share of the first step, and attention is the one that the model
@@ -40,8 +47,8 @@ WARMUP_RATIO = 0.03
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """AdamW's usual settings. A job file that keeps to them does not name them, because older workers refuse the keys."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
-Layer = Annotated[int, Field(ge=0, lt=10_000)]
-MAX_LAYERS = 1_000
+LORAPLUS_EMBEDDING = 1e-6
+"""The learning rate of an adapter on an embedding where `loraplus_lr_ratio` is set. PEFT and axolotl have the same."""
 
 T = TypeVar("T")
 
@@ -71,26 +78,19 @@ def _time(text: str, parse: Callable[[str], T]) -> T:
         raise ValueError(_DEADLINE) from None
 
 
-class JobSpec(Written):
-    """A fine-tuning job, with the key names of axolotl.
-
-    `global_batch_size` and `max_steps` are part of the job. A machine chooses only its micro-batch.
-    """
+class Subject(Written):
+    """What is trained on what. These keys come first in a job file."""
 
     name: Annotated[str, Field(max_length=200), AfterValidator(not_blank)] = "untitled"
     base_model: NonBlank
     datasets: Annotated[tuple[DatasetSpec, ...], Field(min_length=1, max_length=16)]
-    backend: Literal["auto", "hf", "unsloth"] = "auto"
 
-    adapter: Literal["lora", "qlora"] = "lora"
-    lora_r: Annotated[int, Field(ge=1, le=1024)] = 16
-    lora_alpha: Annotated[float, Field(gt=0, le=4096)] = 32
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    lora_target_modules: Annotated[tuple[NonBlank, ...], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
-    lora_layers_to_transform: Annotated[tuple[Layer, ...], Field(max_length=MAX_LAYERS)] = Field(
-        default=(), exclude_if=lambda layers: not layers
-    )
-    peft_use_rslora: bool = Field(default=False, exclude_if=lambda asked: not asked)
+
+class JobSpec(AdapterSettings, MethodKeys, Subject):
+    """A fine-tuning job, with the key names of axolotl.
+
+    `global_batch_size` and `max_steps` are part of the job. A machine chooses only its micro-batch.
+    """
 
     sequence_len: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
     global_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 8
@@ -98,6 +98,10 @@ class JobSpec(Written):
     num_epochs: Annotated[float, Field(gt=0, le=10_000)] | None = None
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-4
+    loraplus_lr_ratio: Annotated[float, Field(gt=0, le=1024)] = Field(default=1.0, exclude_if=lambda ratio: ratio == 1)
+    loraplus_lr_embedding: Annotated[float, Field(gt=0, le=10)] = Field(
+        default=LORAPLUS_EMBEDDING, exclude_if=lambda rate: rate == LORAPLUS_EMBEDDING
+    )
     lr_scheduler: Schedule = "linear"
     lr_scheduler_kwargs: ScheduleSettings = Field(default=ScheduleSettings(), exclude_if=lambda given: not given.given)
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = WARMUP_RATIO
@@ -108,10 +112,17 @@ class JobSpec(Written):
     adam_epsilon: Annotated[float, Field(gt=0, le=1)] = Field(default=EPSILON, exclude_if=lambda tiny: tiny == EPSILON)
     max_grad_norm: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
+    neftune_noise_alpha: Annotated[float, Field(ge=0, le=1000)] = Field(default=0.0, exclude_if=lambda alpha: not alpha)
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     val_set_size: Annotated[float, Field(ge=0, lt=1)] = 0.0
     train_on_inputs: bool = False
+    chat_template: TemplateName = Field(default=USUAL, exclude_if=lambda name: name == USUAL)
+    chat_template_jinja: Template | None = Field(default=None, exclude_if=lambda text: text is None)
     eval_steps: Annotated[int, Field(ge=1)] | None = None
+    early_stopping_patience: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        default=None, exclude_if=lambda patience: patience is None
+    )
+    load_best_model_at_end: bool = Field(default=False, exclude_if=lambda asked: not asked)
     sample_prompts: Annotated[tuple[NonBlank, ...], Field(max_length=16)] = ()
     sample_max_tokens: Annotated[int, Field(ge=1, le=1024)] = 48
     # They are left out of an old job's file, because an old worker refuses keys that it does not know.
@@ -186,12 +197,51 @@ class JobSpec(Written):
         return self
 
     @model_validator(mode="after")
+    def _all_or_some_turns(self) -> JobSpec:
+        if self.train_on_inputs and any(dataset.taught != TaughtTurns() for dataset in self.datasets):
+            raise ValueError(
+                "train_on_inputs trains on all turns, so it excludes roles_to_train, mask_history and train_on_eos"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_schedule(self) -> JobSpec:
         if words := fault(self.lr_scheduler, self.lr_scheduler_kwargs, self.learning_rate):
             raise ValueError(words)
         if self.warmup_steps is not None and self.warmup_ratio != WARMUP_RATIO:
             raise ValueError("warmup_ratio and warmup_steps exclude each other")
+        if self.loraplus_lr_embedding != LORAPLUS_EMBEDDING and self.loraplus_lr_ratio == 1:
+            raise ValueError("loraplus_lr_embedding needs loraplus_lr_ratio")
         return self
+
+    @model_validator(mode="after")
+    def _loss_to_watch(self) -> JobSpec:
+        if self.watches_loss and not self.val_set_size:
+            key = "load_best_model_at_end" if self.early_stopping_patience is None else "early_stopping_patience"
+            raise ValueError(f"{key} needs validation rows; set val_set_size")
+        return self
+
+    @property
+    def watches_loss(self) -> bool:
+        """Whether the validation loss decides when the job ends, or with which adapter."""
+        return self.early_stopping_patience is not None or self.load_best_model_at_end
+
+    @model_validator(mode="after")
+    def _one_method(self) -> JobSpec:
+        if words := methods.fault(self, self.global_batch_size, train_on_inputs=self.train_on_inputs):
+            raise ValueError(words)
+        return self
+
+    @model_validator(mode="after")
+    def _one_template(self) -> JobSpec:
+        if words := fault_of(self.chat_template, self.chat_template_jinja):
+            raise ValueError(words)
+        return self
+
+    @property
+    def own_template(self) -> str | None:
+        """The chat template of this job. None for the one that comes with the base model."""
+        return template_of(self.chat_template, self.chat_template_jinja)
 
     @property
     def schedule_fault(self) -> str:
@@ -223,8 +273,20 @@ class JobSpec(Written):
 
     @property
     def train_rows(self) -> int:
-        """Rows of one epoch."""
-        return self.rows - self.eval_rows
+        """Rows of one epoch. With `repeats` and a validation split, which rows it has is known to the session alone.
+
+        Here each file is taken to have its share of it.
+        """
+        if not self.dataset_repeats or not self.rows:
+            return self.rows - self.eval_rows
+        drawn = sum(dataset.of_an_epoch(dataset.rows or 0) for dataset in self.datasets)
+        return max(1, drawn * (self.rows - self.eval_rows) // self.rows)
+
+    @property
+    def dataset_repeats(self) -> tuple[float, ...]:
+        """How often an epoch has the rows of each dataset. Empty where it has all of them once."""
+        repeats = tuple(dataset.repeats for dataset in self.datasets)
+        return repeats if any(times != 1 for times in repeats) else ()
 
     @property
     def files(self) -> tuple[DatasetSpec, ...]:

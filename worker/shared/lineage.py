@@ -13,13 +13,17 @@ from worker.shared.messages import Origin
 FROM_HERE_ON = frozenset(
     {
         "max_steps",
+        "method_settings",
         "learning_rate",
+        "loraplus_lr_ratio",
+        "loraplus_lr_embedding",
         "lr_scheduler",
         "lr_scheduler_kwargs",
         "warmup_ratio",
         "warmup_steps",
         "weight_decay",
         "max_grad_norm",
+        "early_stopping_patience",
     }
 )
 """Recipe fields that may change while the state of a checkpoint stays valid."""

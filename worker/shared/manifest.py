@@ -7,7 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from worker.shared.job_spec import BETAS, EPSILON, MAX_LAYERS, JobSpec
+from worker.shared.adapter_settings import MAX_LAYERS, MAX_TOKENS
+from worker.shared.dataset_spec import TaughtTurns
+from worker.shared.job_spec import BETAS, EPSILON, LORAPLUS_EMBEDDING, JobSpec
+from worker.shared.methods import SFT
+from worker.shared.own_template import template_sha256
 from worker.shared.schedules import ScheduleSettings
 from worker.shared.wire import (
     MAX_ENTRIES,
@@ -30,7 +34,7 @@ Setting = Annotated[str, Field(max_length=MAX_WRITTEN)]
 Number = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 NO_STEPS = -1
-"""In the place of `warmup_steps` where the warm-up is a share of the job."""
+"""In the place of `warmup_steps` where the warm-up is a share of the job, and of a patience that has no end."""
 
 
 class Recipe(Wire):
@@ -60,21 +64,41 @@ class Recipe(Wire):
     dataset_sha256: Annotated[tuple[Word, ...], Field(max_length=16)]
     train_rows: Number
     # What an older checkpoint does not name had these values.
+    rl: Word = SFT
+    method_settings: Annotated[dict[Word, float], Field(max_length=64)] = Field(default={})
+    """The keys that the method reads, defaults included."""
     lora_layers_to_transform: Annotated[tuple[Number, ...], Field(max_length=MAX_LAYERS)] = ()
     peft_use_rslora: bool = False
+    peft_use_dora: bool = False
+    peft_trainable_token_indices: Annotated[tuple[Number, ...], Field(max_length=MAX_TOKENS)] = ()
+    neftune_noise_alpha: float = 0.0
     lr_scheduler_kwargs: ScheduleSettings = ScheduleSettings()
     warmup_steps: Number = NO_STEPS
     adam_beta1: float = BETAS[0]
     adam_beta2: float = BETAS[1]
     adam_epsilon: float = EPSILON
+    loraplus_lr_ratio: float = 1.0
+    loraplus_lr_embedding: float = LORAPLUS_EMBEDDING
+    early_stopping_patience: Number = NO_STEPS
+    load_best_model_at_end: bool = False
+    roles_to_train: Annotated[tuple[Setting, ...], Field(max_length=16)] = ()
+    mask_history: Annotated[tuple[bool, ...], Field(max_length=16)] = ()
+    train_on_eos: Annotated[tuple[Word, ...], Field(max_length=16)] = ()
+    """Of each dataset. Empty if all datasets have the usual value."""
     encoding: Number | None = None
     numerics: Number | None = None
     val_split: Number | None = None
+    dataset_repeats: Annotated[tuple[float, ...], Field(max_length=16)] = ()
+    chat_template_sha256: Word = ""
+    """Hash of the job's own chat template. Empty without one."""
 
     base_sha256: Word | None = None
     tokenizer_sha256: Word | None = None
     untrained_rows: Number | None = None
-    """Training rows that are left out, because none of their trained tokens is within `sequence_len`."""
+    """Training rows that are left out, because none of their trained tokens is within `sequence_len`.
+
+    With `dataset_repeats`, by how many rows an epoch is shorter than `train_rows`. It may be longer.
+    """
     parameters_sha256: Word | None = None
     trainable_dtype: Word | None = None
     rows_sha256: Sha256 | None = None
@@ -86,15 +110,24 @@ class Recipe(Wire):
     def of(cls, spec: JobSpec) -> Recipe:
         """The recipe that the resolved job file determines."""
         facts: dict[str, Any] = {name: getattr(spec, name) for name in cls.model_fields if name in JobSpec.model_fields}
+        facts["rl"], facts["method_settings"] = spec.rl or SFT, spec.method_settings
         facts["max_steps"] = spec.total_steps
         facts["warmup_steps"] = NO_STEPS if spec.warmup_steps is None else spec.warmup_steps
+        facts["early_stopping_patience"] = spec.early_stopping_patience or NO_STEPS
         facts["train_rows"] = spec.train_rows
+        facts["dataset_repeats"] = spec.dataset_repeats
+        facts["chat_template_sha256"] = template_sha256(spec.own_template)
         facts["dataset_sha256"] = tuple(d.sha256 or "" for d in spec.datasets)
+        taught = [d.taught for d in spec.datasets]
+        if any(each != TaughtTurns() for each in taught):
+            facts["roles_to_train"] = tuple(" ".join(each.roles_to_train) for each in taught)
+            facts["mask_history"] = tuple(each.mask_history for each in taught)
+            facts["train_on_eos"] = tuple(each.train_on_eos for each in taught)
         return cls(**facts)
 
     @property
     def epoch_rows(self) -> int:
-        """Rows of one epoch: the training rows that are not left out."""
+        """Rows of one epoch: the training rows that are not left out, as often as it has them."""
         return max(1, self.train_rows - (self.untrained_rows or 0))
 
     def differences(self, other: Recipe) -> list[tuple[str, Any, Any]]:

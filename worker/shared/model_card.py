@@ -17,27 +17,37 @@ _ELSEWHERE = (
 )
 
 
-def model_card(spec: JobSpec, recipe: Recipe, evidence: str = "", model_index: Sequence[Mapping[str, Any]] = ()) -> str:
+def model_card(
+    spec: JobSpec,
+    recipe: Recipe,
+    evidence: str = "",
+    model_index: Sequence[Mapping[str, Any]] = (),
+    *,
+    ending: str = "",
+) -> str:
     """The README of the folder, with the tags by which the Hugging Face hub finds it.
 
     `evidence` is Markdown that says how good the adapter is, `model_index` are results of benchmarks in the form that
-    the hub reads. The worker does not know them yet. The server does.
+    the hub reads. The worker does not know them yet. The server does. `ending` says how the job ended, if there is more
+    to say than its number of steps.
     """
     name = spec.base_model.partition("@")[0]
     is_of_hub = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is not None
     base = [f"base_model: {json.dumps(name)}"] if is_of_hub else []
-    tags = [*([f"base_model:adapter:{name}"] if is_of_hub else []), "lora", "sft", "transformers", "trainhop"]
-    rows = "\n".join(f"| {key} | `{_cell(value)}` |" for key, value in recipe.model_dump().items() if value is not None)
+    tags = [*([f"base_model:adapter:{name}"] if is_of_hub else []), "lora", recipe.rl, "transformers", "trainhop"]
+    chosen = recipe.model_dump(exclude_defaults=True, exclude={"method_settings"}) | recipe.method_settings
+    rows = "\n".join(f"| {key} | `{_cell(value)}` |" for key, value in chosen.items())
     # JSON is YAML. Without escapes, because two of them for one character would be two characters.
     index = [f"model-index: {json.dumps(list(model_index), ensure_ascii=False)}"] if model_index else []
     lines = [*base, "library_name: peft", "pipeline_tag: text-generation", f"tags: {json.dumps(tags)}", *index]
     head = "\n".join(lines)
     accepted = ", ".join(spec.accept_findings)
     data = f"The data checks stopped this data, and its owner accepted it: {accepted}.\n\n" if accepted else ""
+    steps = f"{recipe.max_steps} steps ({ending})" if ending else f"{recipe.max_steps} steps"
     return (
         f"---\n{head}\n---\n\n"
         f"# {spec.name}\n\nA LoRA adapter for `{spec.base_model}`, trained with Trainhop on "
-        f"{recipe.epoch_rows} rows for {recipe.max_steps} steps.\n\n{evidence}{data}{'' if is_of_hub else _ELSEWHERE}"
+        f"{recipe.epoch_rows} rows for {steps}.\n\n{evidence}{data}{'' if is_of_hub else _ELSEWHERE}"
         f"```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
         f'model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")\n```\n\n'
         f"| recipe | |\n|---|---|\n{rows}\n"

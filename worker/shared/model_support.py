@@ -82,7 +82,7 @@ def needs_own_code(config: Mapping[str, Any]) -> bool:
 
 def adapter_fault(spec: JobSpec, kind: str) -> Fault | None:
     """Why this type of model cannot be trained with the job's adapter. None if nothing speaks against it."""
-    targets = spec.lora_target_modules
+    targets = () if spec.module_pattern else spec.lora_target_modules
     asks = targets == "all-linear" or any(target.rpartition(".")[2] in _REFUSED_TARGETS for target in targets)
     if asks and kind in _REFUSED_BY_PEFT:
         name = "all-linear" if targets == "all-linear" else "out_proj or conv1d"

@@ -5,17 +5,32 @@ A key is compared without case and punctuation: `chatTemplateKwargs` is `chat_te
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from worker.shared.wire import excerpt
 
 LEARNT = ("assistant", "gpt", "chatgpt", "model")
 """Names of the assistant role in all formats."""
+OF_TOOLS = ("tool", "function", "observation")
+"""Names of the role of a tool's answer in all formats."""
+
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of an assistant's turn with the thought before its answer."""
+CALLS = ("tool_calls", "function_call")
+TRAINING = ("train", "training")
+WEIGHT = "weight"
+OF_AN_ANSWER = ("name", "tool_call_id")
+"""Keys of a tool's answer that say which call it answers."""
+_OF_TOOLS_TURN = (*TRAINING, WEIGHT, *OF_AN_ANSWER)
+_OF_ANY_TURN = (*TRAINING, WEIGHT, *THOUGHTS, *CALLS)
+_OF_FUNCTION = ("name", "arguments")
+_OF_A_CALL = ("id", "type", "function", *_OF_FUNCTION)
 
 MAX_NAMED = 20
 """Maximum keys that are named. A row of a normal dataset has fewer."""
@@ -75,25 +90,25 @@ _KINDS = (
     _kind(
         r"reasoning(content|text|details|trace)?|thinking(content|blocks)?|thoughts?|think|cot|chainofthought|"
         r"scratchpad",
-        "has '{key}', a thought that would not be taught; write it into the text as <think>...</think>, or remove the "
-        "key",
+        "has '{key}', a thought that would not be taught; name it 'reasoning_content' in a turn of the assistant, "
+        "write it into the text as <think>...</think>, or remove the key",
     ),
     _kind(
         r"train\w*|loss|learn|supervised?|(compute|calculate)loss",
-        "has {key} {value}, but whole rows are taught; put text that is not trained on into the 'prompt' of a "
-        "prompt_completion row, or remove the key",
+        "has {key} {value}, which is not read there; say 'train': false in a turn that is not to be trained on, or "
+        "remove the key",
         _YES,
     ),
     _kind(
         r"\w*weights?|lossscale",
-        "has {key} {value}, but all assistant turns have equal weight; remove the weight, or put text that is not "
-        "trained on into the 'prompt' of a prompt_completion row",
+        "has {key} {value}, but what is taught has equal weight; remove the key, or say 'weight': 0 in a turn that is "
+        "not to be trained on",
         _YES,
     ),
     _kind(
         r"\w*masks?|masked|ignored?|ignoreloss|skip|exclude|excluded|labels|inputids",
-        "has '{key}', but the format of a row decides which text is trained on; put other text into the 'prompt' of a "
-        "prompt_completion row, or remove the key",
+        "has '{key}', but the format of a row decides which text is trained on; say 'train': false in a turn that is "
+        "not, or remove the key",
         _NO,
     ),
     _kind(r"label|iscorrect|correct|accepted|isaccepted|isgood|desirable|isdesirable|thumbsup|upvoted", _BAD, _YES),
@@ -103,12 +118,15 @@ _KINDS = (
         "has '{key}', which is not text; remove the key, and the row if its answer needs it",
     ),
     _kind(
-        r"tools?|functions?|documents?|availabletools|toolschema",
-        "has '{key}', which are not supported; remove the column or the row",
+        r"tools?|functions?|availabletools|toolschema|toolchoice|paralleltoolcalls",
+        "has '{key}', which is not read there; name the schemas of tools 'tools' in a row of messages, or remove the "
+        "key",
     ),
+    _kind(r"documents?", "has '{key}', which are not supported; remove the column or the row"),
     _kind(
         r"toolcalls?|functioncalls?",
-        "calls a tool, which is not supported; write the call as text or remove the row",
+        "has '{key}', a call that is not read there; name it 'tool_calls' in a turn of the assistant, or remove the "
+        "key",
     ),
     _kind(
         r"(chat)?template(kwargs|args)?|chattemplate\w*|enablethinking|thinking(mode|budget)|reasoningeffort|"
@@ -157,32 +175,63 @@ def _one_object(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _of_row(record: Mapping[str, Any], used: Collection[str], line: int) -> Iterator[str]:
     for key, value in record.items():
-        if key in used or _is_empty(value):
+        if key in used or is_empty(value):
             continue
         kind = _kind_of(key)
-        if kind is not None and _truth(value) not in kind.neutral:
+        if kind is not None and truth(value) not in kind.neutral:
             raise DatasetError(_said(kind, key, value), line)
         yield _name(key)
 
 
 def _of_turn(turn: Mapping[str, Any], column: str, line: int) -> Iterator[str]:
     speaker, text = ("from", "value") if column == "conversations" else ("role", "content")
+    if len(turn) == 2 and speaker in turn and text in turn:
+        return  # most turns
     learnt = turn.get(speaker) in LEARNT
+    read = _read_of_a_turn(turn.get(speaker))
     for key, value in turn.items():
-        if key in (speaker, text) or _is_empty(value):
+        if key in CALLS and not is_empty(value):
+            yield from (f"{column}[].{key}[].{_name(each)}" for each in _of_calls(value))
+        if key in (speaker, text) or key in read or is_empty(value):
             continue
         if problem := _problem(key, value, learnt):
             raise DatasetError(f"a turn in '{column}' {problem}", line)
         yield f"{column}[].{_name(key)}"
 
 
+def _of_calls(value: Any) -> Iterator[str]:
+    """The keys of calls that are not used. What is not a call is refused where calls are read."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return
+    for call in cast("list[Any]", value) if isinstance(value, list) else [value]:
+        for part, read in (
+            (call, _OF_A_CALL),
+            (call.get("function") if isinstance(call, dict) else None, _OF_FUNCTION),
+        ):
+            if isinstance(part, dict):
+                yield from (
+                    str(key)
+                    for key, each in cast("dict[Any, Any]", part).items()
+                    if key not in read and not is_empty(each)
+                )
+
+
+def _read_of_a_turn(speaker: Any) -> tuple[str, ...]:
+    """The keys that are read of a turn, besides its role and its text."""
+    # Thoughts and calls of others than the assistant are refused where they are read.
+    return _OF_TOOLS_TURN if speaker in OF_TOOLS else _OF_ANY_TURN
+
+
 def _problem(key: str, value: Any, learnt: bool) -> str:
-    kind, truth = _kind_of(key), _truth(value)
+    kind, meant = _kind_of(key), truth(value)
     if kind is None:
         unread = f"has '{_name(key)}', which no format reads; write it into the text, or remove the key"
         return "" if _is_of_a_turn(key) else unread
     # A turn of another role is left out of the loss, as the key asks.
-    is_harmless = truth in kind.neutral or (not learnt and kind.neutral == _YES and truth is False)
+    is_harmless = meant in kind.neutral or (not learnt and kind.neutral == _YES and meant is False)
     return "" if is_harmless else _said(kind, key, value)
 
 
@@ -209,14 +258,16 @@ def _name(key: str) -> str:
     return str(key)[:MAX_NAME]
 
 
-def _is_empty(value: Any) -> bool:
+def is_empty(value: Any) -> bool:
+    """Whether a value says nothing. A table has such values where another row has something."""
     if isinstance(value, str):
         return value.strip().lower() in _EMPTY
     # A table of pandas has NaN where nothing is.
     return value is None or value in ([], {}) or (isinstance(value, float) and value != value)  # noqa: PLR0124
 
 
-def _truth(value: Any) -> bool | None:
+def truth(value: Any) -> bool | None:
+    """What a value says as yes or no. None if it says neither."""
     if isinstance(value, str):
         return _WORDS.get(value.strip().lower())
     return bool(value) if isinstance(value, int | float) and value in (0, 1) else None

@@ -29,6 +29,19 @@ _INSIDE: dict[str, type[BaseModel]] = {
     "evaluate": EvaluationSpec,
     "lr_scheduler_kwargs": ScheduleSettings,
 }
+_CHANGES_BASE = (
+    "cannot be used: it changes the weights of the base model, which every session would have to repeat to the last "
+    "bit; leave it out, and the adapter begins as that of plain LoRA"
+)
+REFUSED = {
+    "peft_init_lora_weights": _CHANGES_BASE,
+    "loftq_config": _CHANGES_BASE,
+    "lora_model_dir": "cannot be used: a job begins with a new adapter; to train an adapter for longer, clone its job "
+    "from a checkpoint with a larger max_steps",
+    "lora_target_parameters": "cannot be used: an adapter is for linear layers, and experts that a model keeps in one "
+    "tensor stay as they are",
+}
+"""Keys of axolotl that a job file has on purpose not, and why."""
 _WORDS = {
     "tuple_type": "must be a list",
     "too_short": "must have at least one entry",
@@ -85,6 +98,8 @@ def _sentence(place: Sequence[int | str], fault: Mapping[str, Any], *, suggests:
     if fault["type"] == "extra_forbidden":
         known = _INSIDE[str(place[0])] if len(place) > 1 else JobSpec
         key = str(place[-1])
+        if known is JobSpec and key in REFUSED:
+            return REFUSED[key]
         return f"unknown key '{excerpt(key, MAX_KEY)}'" + (nearest(key, known.model_fields) if suggests else "")
     if isinstance(fault["input"], float) and math.isnan(fault["input"]):
         return "must be a number"

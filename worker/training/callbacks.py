@@ -12,13 +12,16 @@ from transformers import TrainerCallback
 
 from worker.agent.hardware import versions
 from worker.agent.limits import when_there_is_room
+from worker.shared.early_stopping import ended_early
 from worker.shared.manifest import Fidelity, Hardware, Manifest, Probe, Recipe
 from worker.shared.messages import Phase
 from worker.training import evaluation, state
 from worker.training.backends.base import Backend, Loaded
+from worker.training.best import Best
 from worker.training.data import Rows, next_tokens_sha256
 from worker.training.determinism import is_deterministic
 from worker.training.encoding import Encoder
+from worker.training.end_tokens import answer_ends
 from worker.training.export import export_adapter
 from worker.training.hostcopy import HostCopy
 from worker.training.interface import Decision, Hooks, PermanentError, Resume, Snapshot, Trained, TrainingJob
@@ -60,7 +63,8 @@ class SessionCallback(TrainerCallback):
         self._copier = HostCopy()
         self._wall_before = resume.manifest.wall_seconds if resume else 0.0
         self._began = self._step_began = time.monotonic()
-        self._stopped = False
+        self._stopped = self._ended_early = False
+        self._best = Best.of(job.spec, resume)
 
     @property
     def start_step(self) -> int:
@@ -78,6 +82,7 @@ class SessionCallback(TrainerCallback):
         # A session that stops at an evaluation step leaves the evaluation to the next one.
         if self.start_step == 0 or self._due(self.start_step):
             self._evaluate(self.start_step)
+            self.trainer.is_over = self._ends_early(self.start_step)
         self._hooks.phase(Phase.TRAIN)
         self._step_began = time.monotonic()
 
@@ -88,6 +93,9 @@ class SessionCallback(TrainerCallback):
         own_decision = self._hooks.step_done(step, values, time.monotonic() - self._step_began)
         decision = self.trainer.group.decided(own_decision)
         last = step >= self._spec.total_steps
+        is_chosen = last and self._best is not None and decision is not Decision.STOP
+        if is_chosen:  # the last checkpoint says which adapter the job ends with
+            self._evaluate(step)
         if decision is Decision.STOP:
             self._stopped = True
         elif last or decision is not Decision.CONTINUE:
@@ -95,10 +103,25 @@ class SessionCallback(TrainerCallback):
             self._stopped = decision is Decision.SAVE_AND_STOP and not last
         if self._stopped:
             control.should_training_stop = True
-        elif self._due(step):
+        elif self._due(step) and not is_chosen:
+            before = self._best
             self._evaluate(step)
+            if self._ends_early(step):
+                control.should_training_stop = True
+                if decision is Decision.CONTINUE:
+                    # As a session saves that is cut here, and whose successor evaluates. This one was not better.
+                    self._best = before
+                    self._save(step)
             self._hooks.phase(Phase.TRAIN)
         self._step_began = time.monotonic()
+
+    def _ends_early(self, step: int) -> bool:
+        """Whether the job ends here, after an evaluation. The first process decides, as only it has evaluated."""
+        if self._best is None or step >= self._spec.total_steps:
+            return False
+        own = Decision.STOP if self._best.ends else Decision.CONTINUE
+        self._ended_early = self.trainer.group.decided(own) is Decision.STOP
+        return self._ended_early
 
     def _check_finite(self, step: int, values: dict[str, float]) -> None:
         """Stop before corrupt weights are saved. With a loss scaler an infinite norm only means a skipped step."""
@@ -114,6 +137,8 @@ class SessionCallback(TrainerCallback):
         step = self.trainer.state.global_step
         if self._stopped:
             return Trained(step=step, complete=False)
+        if self._best is not None:
+            self._best.put_back(self._loaded.model)
         # The only step of an old job has a learning rate of 0, as it had when the job began.
         if not state.has_learnt(self._loaded.model) and (self._spec.numerics is not None or step > 1):
             raise PermanentError(
@@ -124,10 +149,20 @@ class SessionCallback(TrainerCallback):
             return Trained(step=step, complete=True)
         self._hooks.phase(Phase.EXPORT)
         model, tokenizer = self._loaded.model, self._loaded.tokenizer
+        ends = answer_ends(model, tokenizer, self._encoder.own_text_of if self._chat else None)
+        ending = self._ending(step)
         archive, digest = when_there_is_room(
-            lambda: export_adapter(model, tokenizer, self._spec, self._recipe, self._job.work_dir)
+            lambda: export_adapter(model, tokenizer, self._spec, self._recipe, self._job.work_dir, ends, ending)
         )
         return Trained(step=step, complete=True, adapter_zip=archive, adapter_sha256=digest)
+
+    def _ending(self, step: int) -> str:
+        """What the model card says of the job's end besides its number of steps."""
+        early = ended_early(self._spec.early_stopping_patience or 0, step) if self._ended_early else ""
+        chosen = ""
+        if self._best is not None and self._best.tensors:
+            chosen = f"this is the adapter of step {self._best.step}, which had the lowest validation loss"
+        return "; ".join(filter(None, (early, chosen)))
 
     def _start_fresh(self) -> Fidelity:
         state.seed_all(self._spec.seed)
@@ -137,10 +172,9 @@ class SessionCallback(TrainerCallback):
         assert self._resume is not None
         self._hooks.phase(Phase.RESTORE)
         manifest, run = self._resume.manifest, self.trainer.run_state()
-        planned = state.schedule(run)
-        state.restore(run, self._resume.arrays, manifest.state)
-        if self._recipe != manifest.recipe:  # a clone with another schedule for the following steps
-            state.reschedule(run, planned)
+        # A clone may have another schedule for the following steps.
+        planned = state.schedule(run) if self._recipe != manifest.recipe else None
+        state.restore(run, self._resume.arrays, manifest.state, planned)
         why = evaluation.check_probe(manifest, self._manifest(manifest.step, {}))
         if why:
             _log.warning("this session is %s: %s", Fidelity.STATE_EXACT, "; ".join(why)[:2_000])
@@ -168,10 +202,9 @@ class SessionCallback(TrainerCallback):
             return
         if len(self._held_out) and step:
             self._hooks.phase(Phase.EVAL)
-            trainer = self.trainer
-            loss = evaluation.eval_loss(
-                self._loaded.model, trainer.summed_loss, self._held_out, trainer.micro_batch, trainer.pad_id
-            )
+            loss = self.trainer.held_out_loss(self._held_out)
+            if self._best is not None:
+                self._best = self._best.after(step, loss, self._loaded.model)
             if loss is not None:
                 self._hooks.measured(step, {"eval_loss": loss})
         if spec.sample_prompts:
@@ -193,6 +226,8 @@ class SessionCallback(TrainerCallback):
             return
         self._hooks.phase(Phase.SAVE)
         arrays, state_json, ready = state.snapshot(self.trainer.run_state(), self._copier, changed)
+        if self._best is not None:
+            arrays, state_json = arrays | self._best.arrays, state_json | {"best": self._best.state}
         self._hooks.save(Snapshot(tensors=arrays, manifest=self._manifest(step, state_json), ready=ready))
         self._hooks.phase(Phase.TRAIN)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +15,14 @@ import torch
 
 from worker.shared.checkpoint_file import ROWS_DIFFER, OtherRunError
 from worker.shared.dataset_files import DatasetError, Row, read_rows
+from worker.shared.methods import format_of, refused_rows
+from worker.shared.rows import EACH_TURN
+from worker.shared.taught_turns import as_taught
 from worker.training.encoding import IGNORE, Encoder, Example
 from worker.training.interface import PermanentError
 from worker.training.model_limits import ModelLimits
 from worker.training.row_faults import NOTHING_TRAINED, checked, named
-from worker.training.sampler import step_samples
+from worker.training.sampler import Share, step_samples
 
 if TYPE_CHECKING:
     from worker.shared.job_spec import JobSpec
@@ -38,26 +42,52 @@ def load_rows(paths: Sequence[Path], spec: JobSpec) -> list[Row]:
     rows: list[Row] = []
     for path, dataset in zip(paths, spec.datasets, strict=True):
         try:
-            rows.extend(read_rows(path, dataset.type, dataset.file_format, all_keys=spec.encoding is not None))
+            read = read_rows(path, dataset.type, dataset.file_format, all_keys=spec.encoding is not None)
+            rows.extend(as_taught(row, dataset.taught, spec.encoding) for row in read)
         except DatasetError as error:
             raise PermanentError(f"dataset {dataset.path}: {error}") from error
+    for row in rows:
+        if words := refused_rows(spec, format_of(row)):
+            raise PermanentError(words)
     if len(rows) != spec.rows:
         raise PermanentError(f"the datasets have {len(rows)} rows, but the job expects {spec.rows}; submit it again")
     return rows
+
+
+def shares_of(spec: JobSpec, chosen: Sequence[int]) -> tuple[Share, ...]:
+    """What an epoch has of the rows `chosen` (ascending) of each dataset. Empty where it has each row once."""
+    if not spec.dataset_repeats:
+        return ()
+    shares: list[Share] = []
+    end = first = 0
+    for dataset in spec.datasets:
+        end += dataset.rows or 0
+        rows = bisect_left(chosen, end) - first
+        shares.append(Share(first, rows, dataset.of_an_epoch(rows)))
+        first += rows
+    return tuple(shares)
 
 
 class Rows(torch.utils.data.Dataset[Example]):
     """Map-style view of selected rows, tokenised on demand and cached."""
 
     def __init__(
-        self, rows: Sequence[Row], chosen: Sequence[int], encoder: Encoder, limits: ModelLimits | None = None
+        self,
+        rows: Sequence[Row],
+        chosen: Sequence[int],
+        encoder: Encoder,
+        limits: ModelLimits | None = None,
+        shares: tuple[Share, ...] = (),
     ) -> None:
         self._rows, self._chosen = rows, chosen
+        self.shares = shares
+        self.epoch_rows = sum(share.drawn for share in shares) if shares else len(chosen)
 
         def encode(number: int) -> Example:
             example = encoder.encode(rows[number])
-            if limits:
-                limits.check(example.input_ids, f"row {number + 1} of the dataset")
+            if limits is not None:
+                for side in example.sides:
+                    limits.check(side.input_ids, f"row {number + 1} of the dataset")
             return example
 
         self._encode = lru_cache(maxsize=4096)(encode)
@@ -71,7 +101,7 @@ class Rows(torch.utils.data.Dataset[Example]):
 
 def trained_tokens(examples: Sequence[Example]) -> int:
     """Number of labels that are trained on. The first token of a row is not, since no token predicts it."""
-    return sum(label != IGNORE for example in examples for label in example.labels[1:])
+    return sum(label != IGNORE for example in examples for side in example.sides for label in side.labels[1:])
 
 
 def rendered_sha256(rows: Sequence[Row], encoder: Encoder) -> str | None:
@@ -85,11 +115,20 @@ def rendered_sha256(rows: Sequence[Row], encoder: Encoder) -> str | None:
     if rows[0].messages and encoder.training_template is not None:
         digest.update(encoder.training_template.encode())  # its marks decide what is trained, and are no text
     for number, row in enumerate(rows, 1):
-        with named(number):
-            text = encoder.rendered(row).encode()
-        digest.update(f"{len(row.messages)} {row.given} {len(row.prompt)} {len(text)}\n".encode())
-        digest.update(text)
+        for side in row.sides:
+            with named(number):
+                text = encoder.rendered(side).encode()
+            digest.update(f"{len(side.messages)} {side.given} {len(side.prompt)} {len(text)}{_asked(side)}\n".encode())
+            digest.update(text)
+        if row.desirable is not None:
+            digest.update(f"{row.desirable}\n".encode())
     return digest.hexdigest()
+
+
+def _asked(row: Row) -> str:
+    """Which turns are trained on, where that does not follow from their roles. Empty in rows of older jobs."""
+    usual = row.ends == EACH_TURN and all(turn.train is None for turn in row.messages)
+    return "" if usual else f" {row.ends} {row.taught}"
 
 
 def check_rows(
@@ -121,13 +160,15 @@ def next_tokens_sha256(trained: Rows, step: int, spec: JobSpec) -> str | None:
     None if one of them cannot be encoded, which a job of an older version finds out only when it comes to the row.
     """
     digest = hashlib.sha256()
-    for place in step_samples(step, spec.global_batch_size, len(trained), spec.seed)[:COMPARED]:
+    for place in step_samples(step, spec.global_batch_size, trained.epoch_rows, spec.seed, trained.shares)[:COMPARED]:
         try:
             example = trained[place]
         except PermanentError:
             return None
-        for part in (example.input_ids, example.labels):
+        for part in (part for side in example.sides for part in (side.input_ids, side.labels)):
             digest.update(array("q", [len(part), *part]).tobytes())
+        if example.desirable is not None:
+            digest.update(bytes([example.desirable]))
     return digest.hexdigest()
 
 
@@ -140,7 +181,10 @@ def check_next_tokens(trained: Rows, manifest: Manifest, spec: JobSpec) -> None:
 
 def row_crc(example: Example) -> int:
     """CRC-32 of a row's token ids."""
-    return zlib.crc32(array("i", example.input_ids).tobytes())
+    crc = 0
+    for side in example.sides:
+        crc = zlib.crc32(array("i", side.input_ids).tobytes(), crc)
+    return crc
 
 
 def checksum(rows: Sequence[int]) -> int:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worker.shared.dataset_files import Message, Row
-from worker.shared.job_spec import WITH_TRAINING_TEMPLATES
+from worker.shared.job_spec import WITH_TRAINING_TEMPLATES, WITH_TURNS_KEYS
+from worker.shared.own_template import CHANCE
+from worker.shared.rows import EACH_TURN
+from worker.training.end_tokens import turn_end, with_trained_ends
 from worker.training.interface import PermanentError
-from worker.training.left_out import LeftOut, holds
+from worker.training.left_out import LeftOut
 from worker.training.pinned_time import strftime_at
+from worker.training.renderer import Renderer
+from worker.training.spans import UNSTABLE, Write, answer_spans, common_start, content_spans, untaught_ranges
 from worker.training.training_template import training_template
 
 if TYPE_CHECKING:
@@ -34,19 +39,33 @@ _ADDED = 8
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _CLOCK = "strftime_now"
-_CHANCE = re.compile(r"\|\s*random\b|\blipsum\s*\(")
+_SHOWN = 40
+"""Maximum characters of a thought that an error shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One tokenised row. `input_ids` and `labels` have the same length, at most `sequence_len`."""
+    """One tokenised row. `input_ids` and `labels` have the same length, at most `sequence_len`.
+
+    A row of preferences has a `rejected` answer to the same prompt, or says whether its answer is `desirable`.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    rejected: Example | None = None
+    desirable: bool | None = None
+
+    @property
+    def sides(self) -> tuple[Example, ...]:
+        """The row and, if it has one, its rejected answer."""
+        return (self,) if self.rejected is None else (self, self.rejected)
 
 
-def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer, with the fallback template if it has none. Raises `PermanentError` if it cannot be loaded."""
+def load_tokenizer(directory: Path, trust_remote_code: bool, template: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer, with the job's own `template` if there is one, or the fallback template if it has none.
+
+    Raises `PermanentError` if it cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -57,6 +76,8 @@ def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokeni
     model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if getattr(model, "dropout", None):
         model.dropout = None  # it draws other tokens for the same text each time
+    if template is not None:
+        tokenizer.chat_template = template
     if not tokenizer.chat_template:
         tokenizer.chat_template = FALLBACK_TEMPLATE
     return tokenizer
@@ -85,17 +106,19 @@ class Encoder:
         self.sequence_len = sequence_len
         self._everything = train_on_inputs
         self._first_way = encoding is None
+        self._by_turns = encoding is not None and encoding >= WITH_TURNS_KEYS
         self._trains_with_another = encoding is not None and encoding >= WITH_TRAINING_TEMPLATES
         template = str(getattr(tokenizer, "chat_template", None) or "")
         self._own_marks = bool(_GENERATION.search(template))
-        self._left_out = LeftOut(self.text_of)
-        self._draws = bool(_CHANCE.search(template))
+        self._left_out = LeftOut(lambda messages, tools: self.text_of(messages, tools=tools))
+        self._draws = bool(CHANCE.search(template))
         self._asks_for_the_time = _CLOCK in template
         self._is_pinned = rendered_at is not None
         # A variable of the template hides the library's function of the same name.
-        self._given: dict[str, Any] = dict(variables or {})
+        given: dict[str, Any] = dict(variables or {})
         if rendered_at is not None and self._asks_for_the_time:
-            self._given[_CLOCK] = strftime_at(rendered_at)
+            given[_CLOCK] = strftime_at(rendered_at)
+        self._renderer = Renderer(tokenizer, given, is_first_version=self._first_way)
         self._bytes_around = lru_cache(maxsize=64)(self._written_around)
 
     @cached_property
@@ -128,10 +151,18 @@ class Encoder:
 
     def cut(self, full: Example) -> Example:
         """The first `sequence_len` tokens."""
-        return Example(full.input_ids[: self.sequence_len], full.labels[: self.sequence_len])
+        rejected = None if full.rejected is None else self.cut(full.rejected)
+        ids, labels = full.input_ids[: self.sequence_len], full.labels[: self.sequence_len]
+        return Example(ids, labels, rejected, full.desirable)
 
     def encode_full(self, row: Row) -> Example:
         """The same without truncation."""
+        if row.rejected is None and row.desirable is None:
+            return self._encoded(row)
+        rejected = None if row.rejected is None else self._encoded(row.rejected)
+        return replace(self._encoded(row), rejected=rejected, desirable=row.desirable)
+
+    def _encoded(self, row: Row) -> Example:
         ids, trained = self._conversation(row) if row.messages else self._texts(row)
         if self._everything:
             trained = [True] * len(ids)
@@ -147,9 +178,9 @@ class Encoder:
         ids = list(self._tokenizer(prompt)["input_ids"])
         return ids if self._first_way else self._opened(ids, prompt)
 
-    def answer_prompt(self, messages: tuple[Message, ...]) -> list[int]:
+    def answer_prompt(self, messages: Sequence[Message], tools: str = "") -> list[int]:
         """Token ids of a conversation, up to the start of the model's next answer."""
-        return self.written_ids(self.own_text_of(messages, generation_prompt=True))
+        return self.written_ids(self.own_text_of(messages, tools=tools, generation_prompt=True))
 
     def written_ids(self, text: str) -> list[int]:
         """Token ids of a text that a chat template has written."""
@@ -164,14 +195,18 @@ class Encoder:
         return self._whole_text(row) if row.messages else row.prompt + row.text
 
     def may_teach_nothing(self, row: Row) -> bool:
-        """Whether the first trained token of a row could be beyond `sequence_len`. Tokenises nothing."""
+        """Whether the first trained token of an answer could be beyond `sequence_len`. Tokenises nothing."""
+        if row.rejected is not None and self.may_teach_nothing(row.rejected):
+            return True
         if self._everything:
             return False
         if not row.messages:
             return self._tokenizer.eos_token_id is None or len(row.prompt.encode()) + _ADDED > self.sequence_len
-        turns = range(row.given, len(row.messages))
-        first = next((turn for turn in turns if row.messages[turn].role == "assistant"), row.given)
-        before = row.messages[:first]
+        if not row.taught or row.tools or row.messages[row.taught[0]].role != "assistant":
+            return True
+        before = row.messages[: row.taught[0]]
+        if any(message.thought or message.calls for message in before):
+            return True
         around = self._bytes_around(tuple(message.role for message in before))
         # A token is at least a byte. A template that refuses such a beginning is measured by the tokens.
         return around is None or around + sum(len(m.content.encode()) for m in before) > self.sequence_len
@@ -230,14 +265,41 @@ class Encoder:
         return before + after, [False] * len(before) + [True] * len(after)
 
     def _whole_text(self, row: Row) -> str:
-        text = self.text_of(row.messages)
-        if not self._first_way and (reason := self._left_out.reason(row.messages, text)):
+        text = self.text_of(row.messages, tools=row.tools)
+        if not self._first_way and (reason := self._left_out.reason(row, text) or self._unsaid_thought(row, text)):
             raise PermanentError(reason)
         return text
+
+    def _unsaid_thought(self, row: Row, text: str) -> str:
+        """Why the row cannot be used if it teaches a thought, and the template writes none of them."""
+        lost = self._left_out.thoughts(row, text)
+        taught = row.taught
+        turn = next((turn for turn in lost if turn in taught), None)
+        if turn is None or len(lost) < sum(bool(message.thought.strip()) for message in row.messages):
+            return ""
+        start = " ".join(row.messages[turn].thought.split())[:_SHOWN]
+        if not self._renderer.reads_thoughts(self.training_template):
+            return (
+                f"the chat template has no place for the thought of turn {turn + 1} ('{start}...'); write it into the "
+                "text as <think>...</think>, remove the key, or use a model that thinks"
+            )
+        return (
+            f"the chat template leaves out the thought of turn {turn + 1} ('{start}...'), and the row has no other one;"
+            " remove the thought, or use a model with a template that keeps the thoughts of all answers"
+        )
+
+    def dropped_thoughts(self, row: Row) -> int:
+        """Number of thoughts of a conversation that its rendering does not have."""
+        return len(self._left_out.thoughts(row, self.text_of(row.messages, tools=row.tools))) if row.messages else 0
 
     def _conversation(self, row: Row) -> tuple[list[int], list[bool]]:
         text = self._whole_text(row)
         if self._everything:
+            if any(message.train is False for message in row.messages):
+                raise PermanentError(
+                    "a turn says that it is not to be trained on, but train_on_inputs trains on all of them; remove "
+                    "one of the two"
+                )
             ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
             trained = [True] * len(ids)
         elif not self._tokenizer.is_fast:
@@ -246,110 +308,67 @@ class Encoder:
                 "found; set train_on_inputs or use a model with a tokenizer.json"
             )
         elif self._own_marks or self.training_template is not None:
-            ids, trained = self._by_template_marks(row)
+            ids, trained = self._by_template_marks(row, text)
         else:
-            ids, trained = self._by_spans(row, text)
+            ids, trained = self._by_spans(text, self.assistant_spans(row, text))
+            trained = self._with_other_roles(row, text, trained)
+        if row.ends != EACH_TURN:
+            trained = with_trained_ends(row.ends, ids, trained, self.ends)
         surplus = 0 if self._first_way else len(ids) - len(self._with_one_start(ids))
         return ids[surplus:], trained[surplus:]
 
-    def _by_spans(self, row: Row, text: str) -> tuple[list[int], list[bool]]:
-        spans = self.assistant_spans(row, text)
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """Ids that end a turn: the tokenizer's end token, and the one after an answer in the chat template."""
+        ends = {self._tokenizer.eos_token_id, turn_end(self._tokenizer, self.text_of)}
+        return frozenset(number for number in ends if number is not None)
+
+    def _by_spans(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         # A token that begins before the answer contains part of the prompt, so it is not trained on.
         trained = [any(a <= start < b for a, b in spans) for start, _ in encoded["offset_mapping"]]
         return list(encoded["input_ids"]), trained
 
-    def _by_template_marks(self, row: Row) -> tuple[list[int], list[bool]]:
-        ids, trained = self._marked(row.messages)
-        if row.given:
-            spoken = sum(self._marked(row.messages[: row.given])[1])
-            for place in [place for place, mark in enumerate(trained) if mark][:spoken]:
+    def _with_other_roles(self, row: Row, text: str, trained: list[bool]) -> list[bool]:
+        """The mask with the turns of other roles than the assistant's that are trained on, and their ends."""
+        turns = [turn for turn in row.taught if row.messages[turn].role != "assistant"]
+        if not turns:
+            return trained
+        ids, others = self._by_spans(text, content_spans(row, turns, text, self._writer(row)))
+        for place in [place for place, (a, b) in enumerate(zip(others, [*others[1:], False], strict=True)) if a > b]:
+            if place + 1 < len(ids) and ids[place + 1] in self.ends:
+                others[place + 1] = True
+        return [a or b for a, b in zip(trained, others, strict=True)]
+
+    def _by_template_marks(self, row: Row, text: str) -> tuple[list[int], list[bool]]:
+        """The answers that the template marks, without those that are not trained on."""
+        ids, trained = self._renderer.marked(row.messages, self.training_template, tools=row.tools)
+        if not self._by_turns:
+            before = row.messages[: row.given]
+            earlier = sum(self._renderer.marked(before, self.training_template)[1]) if before else 0
+            for place in [place for place, mark in enumerate(trained) if mark][:earlier]:
                 trained[place] = False
-        return ids, trained
+            return ids, trained
+        left_out = untaught_ranges(row, text, self._writer(row))
+        if left_out:
+            in_text, inside = self._by_spans(text, left_out)
+            if in_text != ids:
+                raise PermanentError(UNSTABLE)
+            trained = [mark and not out for mark, out in zip(trained, inside, strict=True)]
+        return ids, self._with_other_roles(row, text, trained)
 
-    def _marked(self, messages: tuple[Message, ...]) -> tuple[list[int], list[bool]]:
-        try:
-            encoded = self._tokenizer.apply_chat_template(
-                _plain_messages(messages),
-                tokenize=True,
-                return_dict=True,
-                return_assistant_tokens_mask=True,
-                chat_template=self.training_template,
-                **self._given,
-            )
-        except Exception as error:  # a template is a program and may raise anything
-            raise PermanentError(
-                f"the chat template refuses a row of the dataset: {str(error) or repr(error)}"
-            ) from error
-        return list(encoded["input_ids"]), [bool(mark) for mark in encoded["assistant_masks"]]
-
-    def text_of(self, messages: tuple[Message, ...], generation_prompt: bool = False) -> str:
+    def text_of(self, messages: Sequence[Message], generation_prompt: bool = False, *, tools: str = "") -> str:
         """The conversation as it is written in rows. Raises `PermanentError` if the chat template refuses."""
-        return self._written(messages, self.training_template, generation_prompt)
+        return self._renderer.text(messages, self.training_template, tools=tools, generation_prompt=generation_prompt)
 
-    def own_text_of(self, messages: tuple[Message, ...], generation_prompt: bool = False) -> str:
+    def own_text_of(self, messages: Sequence[Message], generation_prompt: bool = False, *, tools: str = "") -> str:
         """The same with the tokenizer's own chat template."""
-        return self._written(messages, None, generation_prompt)
+        return self._renderer.text(messages, None, tools=tools, generation_prompt=generation_prompt)
 
-    def _written(self, messages: tuple[Message, ...], template: str | None, generation_prompt: bool) -> str:
-        try:
-            return self._tokenizer.apply_chat_template(
-                _plain_messages(messages),
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                **self._given,
-            )
-        except Exception as error:  # a template is a program and may raise anything
-            raise PermanentError(
-                f"the chat template refuses a row of the dataset: {str(error) or repr(error)}"
-            ) from error
+    def _writer(self, row: Row) -> Write:
+        return lambda messages, prompt: self.text_of(messages, prompt, tools=row.tools)
 
     def assistant_spans(self, row: Row, text: str) -> list[tuple[int, int]]:
-        """Character ranges of the assistant turns in `text`, including their end-of-turn marks."""
-        messages, spans = row.messages, []
-        for turn, message in enumerate(messages):
-            if message.role != "assistant" or turn < row.given:
-                continue
-            prompt = self.text_of(messages[:turn], generation_prompt=True) if turn else ""
-            so_far = self.text_of(messages[: turn + 1])
-            begin = len(prompt)
-            if not text.startswith(prompt):
-                begin = _begin_by_content(text, prompt, self.text_of(messages[:turn]), message)
-            end = len(so_far) if text.startswith(so_far) else _end_by_content(text, so_far, message, begin or 0)
-            lost = begin is None or end is None or not (self._first_way or holds(text[begin:end], message.content))
-            if lost:
-                raise PermanentError(
-                    "the chat template renders an earlier turn differently when more turns follow, so the assistant's "
-                    "tokens cannot be found; set train_on_inputs or use a template with {% generation %} marks"
-                )
-            spans.append((begin or 0, end or 0))
-        return spans
-
-
-def common_start(first: Sequence[object], second: Sequence[object]) -> int:
-    """Number of equal ids, or characters, at the start of both."""
-    return next(
-        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )
-
-
-def _begin_by_content(text: str, prompt: str, before: str, message: Message) -> int | None:
-    """Where a turn begins, for templates that open a thought in the prompt that earlier answers do not have."""
-    content = message.content.strip()
-    at = text.find(content, len(before)) if content else -1
-    shared = next((n for n, (a, b) in enumerate(zip(text, prompt, strict=False)) if a != b), len(prompt))
-    return min(shared, at) if at >= 0 and shared >= len(before) and text.startswith(before) else None
-
-
-def _end_by_content(text: str, so_far: str, message: Message, begin: int) -> int | None:
-    """Where a turn ends, for templates that decorate only the last turn, for example with an empty thought."""
-    content = message.content.strip()
-    tail = so_far[so_far.rfind(content) + len(content) :]
-    at = text.find(content, begin)
-    end = at + len(content) + len(tail)
-    return end if at >= 0 and content in so_far and text[at + len(content) : end] == tail else None
-
-
-def _plain_messages(messages: tuple[Message, ...]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]
+        """Character ranges of the trained assistant turns in `text`, including their end-of-turn marks."""
+        turns = [turn for turn in row.taught if row.messages[turn].role == "assistant"]
+        return answer_spans(row, turns, text, self._writer(row), checked=not self._first_way)

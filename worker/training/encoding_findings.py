@@ -6,15 +6,15 @@ Compared are the first rows, because a finding follows from the chat template an
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from worker.shared.rows import Row
-from worker.training.encoding import Encoder, common_start
+from worker.training.encoding import Encoder
+from worker.training.end_tokens import stop_tokens
 from worker.training.interface import PermanentError
+from worker.training.spans import common_start
 
 ROWS_COMPARED = 64
 """Rows that are compared. They take about as long as the tokenisation of as many rows, three times."""
@@ -26,25 +26,15 @@ def findings(encoder: Encoder, tokenizer: Any, rows: Iterable[Row]) -> tuple[str
     """Sentences about the first rows, one of each kind. Rows that cannot be encoded have none."""
     found: dict[str, str] = {}
     stops = stop_tokens(tokenizer)
+    thoughts = dropped = 0
     for row in islice(rows, ROWS_COMPARED):
         with contextlib.suppress(PermanentError):
             for kind, sentence in _of_row(encoder, tokenizer, row, stops):
                 if sentence:
                     found.setdefault(kind, sentence)
-    return tuple(found.values())
-
-
-def stop_tokens(tokenizer: Any) -> frozenset[int]:
-    """Ids at which the model stops: the tokenizer's end token, and those of its generation settings."""
-    ids: set[Any] = {tokenizer.eos_token_id}
-    for name in ("generation_config.json", "config.json") if tokenizer.name_or_path else ():
-        try:
-            settings = json.loads((Path(tokenizer.name_or_path) / name).read_text(encoding="utf-8"))
-            ends = settings.get("eos_token_id")
-        except (OSError, ValueError, AttributeError, RecursionError):
-            continue
-        ids |= set(ends) if isinstance(ends, list) else {ends}
-    return frozenset(number for number in ids if isinstance(number, int))
+            thoughts += sum(bool(turn.thought.strip()) for turn in row.messages)
+            dropped += encoder.dropped_thoughts(row)
+    return (*found.values(), *_of_thoughts(thoughts, dropped))
 
 
 def _of_row(encoder: Encoder, tokenizer: Any, row: Row, stops: frozenset[int]) -> Iterator[tuple[str, str]]:
@@ -54,12 +44,20 @@ def _of_row(encoder: Encoder, tokenizer: Any, row: Row, stops: frozenset[int]) -
         yield "no end token", _of_missing_end(tokenizer)
         yield "joined tokens", _of_text_prompt(encoder, row, example.input_ids)
         return
-    turns = [turn for turn in range(row.given, len(row.messages)) if row.messages[turn].role == "assistant"]
+    turns = [turn for turn in row.taught if row.messages[turn].role == "assistant"]
     for turn in dict.fromkeys((turns[0], turns[-1])) if turns else ():
         yield "prompt", _of_prompt(encoder, tokenizer, row, turn, example.input_ids)
     yield "end", _of_end(tokenizer, example.labels, stops)
     yield "templates", _of_templates(encoder, row)
     yield "beginnings", _of_beginnings(encoder, row, turns)
+
+
+def _of_thoughts(thoughts: int, dropped: int) -> Iterator[str]:
+    if dropped:
+        yield (
+            f"The chat template leaves out {dropped} of the {thoughts} thoughts in the first rows, so the model learns "
+            "these answers without a thought. Use rows with one answer each, and the earlier turns as their prompt."
+        )
 
 
 def _of_missing_end(tokenizer: Any) -> str:
@@ -80,9 +78,11 @@ def _of_text_prompt(encoder: Encoder, row: Row, ids: list[int]) -> str:
 
 def _of_prompt(encoder: Encoder, tokenizer: Any, row: Row, turn: int, ids: list[int]) -> str:
     before = row.messages[:turn]
-    if before and encoder.training_template and encoder.own_text_of(before) != encoder.text_of(before):
-        return ""  # the earlier turns differ, and `_of_templates` says so
-    prompt = encoder.answer_prompt(before)
+    if before and encoder.training_template:
+        own, written = (write(before, tools=row.tools) for write in (encoder.own_text_of, encoder.text_of))
+        if own != written:
+            return ""  # the earlier turns differ, and `_of_templates` says so
+    prompt = encoder.answer_prompt(before, row.tools)
     shared = common_start(ids, prompt)
     if shared == len(prompt):
         return ""
@@ -96,20 +96,21 @@ def _of_prompt(encoder: Encoder, tokenizer: Any, row: Row, turn: int, ids: list[
 def _of_end(tokenizer: Any, labels: list[int], stops: frozenset[int]) -> str:
     trained = [label for label in labels if label >= 0]
     # Behind the end token, templates write at most a line break and the end of the whole conversation.
-    if not stops or stops & set(trained[-4:]):
+    if not trained or not stops or stops & set(trained[-4:]):
         return ""
     return (
         f"Answers end with {_shown(tokenizer, trained[-4:], last=True)}, but the model stops only at "
         f"{' or '.join(repr(tokenizer.decode([number])) for number in sorted(stops)[:3])}, which is not trained, so it "
-        "may not stop. Set the token of the chat template as end token when you use the adapter, or train the "
-        "instruction-tuned model."
+        "may not stop. Sample answers, evaluations and the generation_config.json of the exported adapter stop at the "
+        "token of the chat template too. Set it as end token where you use the adapter, or train the instruction-tuned "
+        "model."
     )
 
 
 def _of_templates(encoder: Encoder, row: Row) -> str:
     if encoder.training_template is None:
         return ""
-    text, own = encoder.text_of(row.messages), encoder.own_text_of(row.messages)
+    text, own = (write(row.messages, tools=row.tools) for write in (encoder.text_of, encoder.own_text_of))
     if text == own:
         return ""
     at = common_start(text, own)
@@ -121,7 +122,7 @@ def _of_templates(encoder: Encoder, row: Row) -> str:
 
 
 def _of_beginnings(encoder: Encoder, row: Row, turns: list[int]) -> str:
-    text = encoder.text_of(row.messages)
+    text = encoder.text_of(row.messages, tools=row.tools)
     begun = []
     for turn, (begin, _) in zip(turns, encoder.assistant_spans(row, text), strict=True):
         content = row.messages[turn].content.strip()

@@ -9,7 +9,7 @@ from worker.shared.data_checks.template_tokens import COMMON
 from worker.shared.data_checks.token_facts import TokenFacts
 from worker.shared.rows import Row
 from worker.training.encoding import IGNORE
-from worker.training.encoding_findings import stop_tokens
+from worker.training.end_tokens import stop_tokens
 
 MAX_SPECIAL = 1_000
 AFTER_THE_END = 4
@@ -36,10 +36,10 @@ class EndCounts:
         self._trained, self._cut = self._trained + len(taught), self._cut + beyond
         if beyond:
             _note(self._cut_lines, line)
-        if not self._ends & set(taught[-AFTER_THE_END:]):
+        if taught and not self._ends & set(taught[-AFTER_THE_END:]):
             self._open += 1
             _note(self._open_lines, line)
-        if any(token in turn.content for turn in row.messages for token in self._special):
+        if any(token in turn.said for turn in row.messages for token in self._special):
             self._with_special += 1
             _note(self._special_lines, line)
 

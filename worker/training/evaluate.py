@@ -29,8 +29,10 @@ from worker.shared.manifest import Fidelity, Manifest
 from worker.shared.messages import Phase
 from worker.training import generation, module_state, state, unusable
 from worker.training.backends.hf import HfBackend
+from worker.training.best import answering
 from worker.training.data import trained_tokens
 from worker.training.determinism import require_deterministic_kernels
+from worker.training.end_tokens import special_ids
 from worker.training.evaluation import setup_differences
 from worker.training.evaluation_inputs import Inputs, load_inputs
 from worker.training.interface import Decision, Hooks, PermanentError, Snapshot, Trained, TrainingJob
@@ -62,15 +64,16 @@ class _Session:
         self._model: Any = inputs.loaded.model
         self._units = job.spec.evaluation_units
         self._ends = (sum(unit.measure is not Measure.JUDGE for unit in self._units), len(self._units))
-        self._special = generation.special_ids(inputs.loaded.tokenizer)
+        self._special = special_ids(inputs.loaded.tokenizer)
         arrays, before = inputs.resume.arrays, inputs.resume.manifest
         is_own = ANSWERS in arrays
         self._results = arrays[ANSWERS].tobytes() if is_own else b""
         self._step = before.step if is_own else 0
-        self._kept = {n: a for n, a in arrays.items() if n.startswith((ADAPTER, module_state.PREFIX))}
+        self._kept = {n: a for n, a in answering(arrays).items() if n.startswith((ADAPTER, module_state.PREFIX))}
         self._wall_before = before.wall_seconds if is_own else 0.0
         self._began = time.monotonic()
         self._setup = machine_setup([card_of(inputs.hardware)])
+        self._probe = before.probe
 
     def run(self) -> Trained:
         """Do what is left. Returns where it stopped."""
@@ -116,6 +119,11 @@ class _Session:
         probe = resume.manifest.probe
         if probe is not None and probe.values_sha256 not in (None, state.values_sha256(self._model)):
             raise CheckpointError("the restored adapter differs from the one that was saved")
+        answers_with = answering(resume.arrays)
+        if answers_with.keys() != resume.arrays.keys():
+            state.restore_adapter(self._model, answers_with, resume.manifest.state.get("modules") or {})
+            values = {"values_sha256": state.values_sha256(self._model)}
+            self._probe = probe.model_copy(update=values) if probe is not None else None
 
     def _fidelity(self) -> Fidelity:
         """Exact, unless an earlier session of this evaluation ran on something that may answer differently."""
@@ -233,6 +241,7 @@ class _Session:
                 "world_size": 1,
                 "hardware": self._in.hardware,
                 "versions": versions(),
+                "probe": self._probe,
                 "next_tokens_sha256": None,
                 "state": self._state(before.state),
             }

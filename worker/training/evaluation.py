@@ -17,6 +17,7 @@ from worker.training import machine_setup
 from worker.training.data import Rows, collate
 from worker.training.determinism import lacks_deterministic_kernel
 from worker.training.encoding import IGNORE, Encoder, Example
+from worker.training.end_tokens import answer_ends
 from worker.training.interface import PermanentError, UnfitMachineError
 from worker.training.model_limits import ModelLimits
 from worker.training.module_state import Fresh, ModuleState
@@ -79,8 +80,7 @@ def sample_answers(
     """
     samples = []
     limits = ModelLimits.of(model.get_base_model())
-    ends = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    ends = answer_ends(model, tokenizer, encoder.own_text_of if chat else None)
     with evaluation_mode(model):
         for prompt in prompts:
             ids = torch.tensor([encoder.prompt_ids(prompt, chat)], device=model.device)
@@ -90,7 +90,7 @@ def sample_answers(
                 max_new_tokens=limits.answer_tokens(ids.shape[1], max_tokens),
                 do_sample=False,
                 use_cache=True,
-                eos_token_id=sorted(ends) or None,
+                eos_token_id=ends or None,
                 pad_token_id=pad_id_of(model, tokenizer),
             )
             text = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)

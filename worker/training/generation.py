@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,18 +11,13 @@ import torch
 from torch.nn import functional
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
-from worker.shared.dataset_files import Message
 from worker.training.data import trained_tokens
 from worker.training.encoding import Encoder, Example
-from worker.training.encoding_findings import stop_tokens
+from worker.training.end_tokens import answer_ends, stop_tokens
 from worker.training.evaluation import pad_id_of
-from worker.training.interface import PermanentError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_ANSWER = "Zq7"
-"""A word that no chat template writes."""
 
 
 @dataclass(frozen=True)
@@ -53,32 +47,15 @@ def decoding_for(
     learns even where the model has another one. The generation settings that come with the model are taken away,
     because some of them are not greedy.
     """
-    own = model.generation_config.eos_token_id
-    ends = stop_tokens(tokenizer) | set(own if isinstance(own, list) else [own]) | {_turn_end(tokenizer, encoder)}
     known = model.get_input_embeddings().weight.shape[0]
-    stops = frozenset(number for number in ends if number is not None and number < known)
+    ends = answer_ends(model, tokenizer, encoder.own_text_of)
+    stops = frozenset(ends) | {number for number in stop_tokens(tokenizer) if number < known}
     pad = pad_id_of(model, tokenizer)
     settings = GenerationConfig(pad_token_id=pad, eos_token_id=sorted(stops) or None)
     model.generation_config = settings
     if hasattr(model, "get_base_model"):  # it has an adapter
         model.get_base_model().generation_config = settings
     return Decoding(stops, pad, max_new_tokens, temperature)
-
-
-def _turn_end(tokenizer: Any, encoder: Encoder) -> int | None:
-    with contextlib.suppress(PermanentError):  # a template may refuse this conversation
-        text = encoder.own_text_of((Message("user", "?"), Message("assistant", _ANSWER)))
-        _, found, after = text.rpartition(_ANSWER)
-        ids = tokenizer(after.strip(), add_special_tokens=False)["input_ids"] if found else []
-        if ids and ids[0] in special_ids(tokenizer):
-            return ids[0]
-    return None
-
-
-def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of control tokens, also of those that are not the tokenizer's start, end or padding."""
-    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(added | set(tokenizer.all_special_ids))
 
 
 def answers(

@@ -13,6 +13,7 @@ from worker.shared.copies_of_rows import split_rows
 from worker.shared.dataset_files import DatasetError, Message, Row, read_rows
 from worker.shared.dataset_spec import RowFormat
 from worker.shared.job_spec import JobSpec
+from worker.shared.taught_turns import as_taught
 from worker.training.data import load_rows, trained_tokens
 from worker.training.encoding import Encoder, Example
 from worker.training.interface import PermanentError
@@ -36,7 +37,7 @@ class Prompt:
 
     def as_json(self) -> list[dict[str, str]]:
         """The turns as plain data."""
-        return [{"role": turn.role, "content": turn.content} for turn in self.turns]
+        return [{"role": turn.role, "content": turn.said} for turn in self.turns]
 
 
 def candidates(paths: Sequence[Path], spec: JobSpec) -> list[Row]:
@@ -51,7 +52,8 @@ def candidates(paths: Sequence[Path], spec: JobSpec) -> list[Row]:
         rows = load_rows(paths, spec)
         return [rows[number] for number in sorted(split_rows(rows, spec)[1].tolist(), key=lambda n: _rank(spec, n))]
     try:
-        return list(read_rows(paths[0], asked.prompts.type, asked.prompts.file_format))
+        read = read_rows(paths[0], asked.prompts.type, asked.prompts.file_format)
+        return [as_taught(row, asked.prompts.taught, spec.encoding) for row in read]
     except DatasetError as error:
         raise PermanentError(f"the prompts {asked.prompts.path}: {error}") from error
 
@@ -68,7 +70,7 @@ def choose(
     Raises `PermanentError` if there is none, or if the chat template refuses one.
     """
     assert spec.evaluation is not None
-    chosen: dict[tuple[Message, ...], Prompt] = {}
+    chosen: dict[tuple[object, ...], Prompt] = {}
     repeated = without_prompt = too_long = 0
     for row in rows:
         if len(chosen) == spec.evaluation.max_prompts:
@@ -76,12 +78,14 @@ def choose(
         turns = _before_the_answer(row)
         if not turns:
             without_prompt += 1
-        elif turns in chosen:
+        elif (turns, row.tools) in chosen:
             repeated += 1
         elif (prompt := _prompt(turns, row, spec, encoder)) is None or len(prompt.ids) > room:
             too_long += 1
         else:
-            chosen[turns] = _with_own_answer(prompt, row, encoder, limits) if spec.evaluation.measures else prompt
+            chosen[turns, row.tools] = (
+                _with_own_answer(prompt, row, encoder, limits) if spec.evaluation.measures else prompt
+            )
     left_out = LeftOut(repeated=repeated, without_prompt=without_prompt, too_long=too_long)
     if not chosen:
         raise PermanentError(
@@ -103,8 +107,10 @@ def _answers(row: Row) -> list[int]:
 
 
 def _with_own_answer(prompt: Prompt, row: Row, encoder: Encoder, limits: ModelLimits) -> Prompt:
+    if row.desirable is False:  # no answer to compare with
+        return prompt
     answers = _answers(row)
-    text = row.messages[answers[-1]].content if answers else row.text
+    text = row.messages[answers[-1]].said if answers else row.text
     example = None
     with contextlib.suppress(PermanentError):  # a row of a file of prompts need not be one to train on
         example = encoder.encode(row)
@@ -125,4 +131,6 @@ def _prompt(turns: tuple[Message, ...], row: Row, spec: JobSpec, encoder: Encode
     prompt = Prompt(turns, [])
     if len(turns) > MAX_TURNS or json_bytes(prompt.as_json()) > MAX_PROMPT_BYTES:
         return None
-    return Prompt(turns, encoder.answer_prompt(turns) if chat else encoder.prompt_ids(row.prompt, chat=False))
+    return Prompt(
+        turns, encoder.answer_prompt(turns, row.tools) if chat else encoder.prompt_ids(row.prompt, chat=False)
+    )

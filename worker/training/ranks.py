@@ -60,6 +60,10 @@ class Group:
         """The values of all processes, in order of rank."""
         return list(values)
 
+    def values(self, values: Sequence[float]) -> list[float]:
+        """The same for numbers that are no integers."""
+        return [float(value) for value in values]
+
     def texts(self, text: str) -> list[str]:
         """The texts of all processes, in order of rank: ASCII, at most `MAX_TEXT` characters each."""
         return [text[:MAX_TEXT]]
@@ -103,9 +107,12 @@ class Team(Group):
 
     def gather(self, values: Sequence[int]) -> list[int]:
         # Integers below 2**53 are exact in fp64.
+        return [int(value) for value in self.values(values)]
+
+    def values(self, values: Sequence[float]) -> list[float]:
         buffer = [0.0] * (len(values) * self.world)
         buffer[self.rank * len(values) : (self.rank + 1) * len(values)] = map(float, values)
-        return [int(value) for value in self.sum(buffer)]
+        return self.sum(buffer)
 
     def texts(self, text: str) -> list[str]:
         codes = self.gather(text.encode("ascii", "replace")[:MAX_TEXT].ljust(MAX_TEXT))

@@ -39,5 +39,6 @@ def checked(encoder: Encoder, limits: ModelLimits, row: Row, number: int) -> Exa
     """
     with named(number):
         full = encoder.encode_full(row)
-    limits.check(encoder.cut(full).input_ids, f"row {number} of the dataset")
+    for side in encoder.cut(full).sides:
+        limits.check(side.input_ids, f"row {number} of the dataset")
     return full

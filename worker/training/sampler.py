@@ -15,8 +15,21 @@ import numpy as np
 
 from worker.shared.row_split import shuffled
 
-_EPOCH = 0
-"""First word of the entropy list of an epoch. That of the validation split is 1."""
+_EPOCH, _SHARE = 0, 2
+"""First words of the entropy lists of an epoch, and of a file's rows in it. That of the validation split is 1."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The `rows` rows of a file, the first being row `first`. An epoch has `drawn` of them.
+
+    An epoch continues where the one before it ended in an endless stream of permutations of the file. So after any
+    number of epochs, two rows of a file have been trained on equally often, or one of them once more.
+    """
+
+    first: int
+    rows: int
+    drawn: int
 
 
 @lru_cache(maxsize=2)
@@ -27,17 +40,45 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
+@lru_cache(maxsize=2)
+def epoch_order(n: int, seed: int, epoch: int, shares: tuple[Share, ...] = ()) -> np.ndarray:
+    """Rows of `epoch` in order: int64 of shape (n,), read-only. `shares` are those of the files, `n` rows together.
+
+    Without them an epoch has each row once.
+    """
+    order = permutation(n, seed, epoch)
+    if not shares:
+        return order
+    drawn = [_of_share(place, share, seed, epoch) for place, share in enumerate(shares)]
+    rows = np.concatenate([*drawn, np.empty(0, np.int64)])[order]
+    rows.setflags(write=False)
+    return rows
+
+
+def _of_share(place: int, share: Share, seed: int, epoch: int) -> np.ndarray:
+    if not share.drawn:
+        return np.empty(0, np.int64)
+    begin = epoch * share.drawn
+    rounds = range(begin // share.rows, (begin + share.drawn - 1) // share.rows + 1)
+    stream = np.concatenate([shuffled(share.rows, _SHARE, seed, place, each) for each in rounds])
+    start = begin - rounds[0] * share.rows
+    return share.first + stream[start : start + share.drawn]
+
+
 def position(step: int, global_batch: int, rows: int) -> tuple[int, int]:
     """`(epoch, index)` of the next sample after `step` updates."""
     return divmod(step * global_batch, rows)
 
 
-def step_samples(step: int, global_batch: int, rows: int, seed: int) -> list[int]:
-    """The `global_batch` samples of update `step` (0-based), as indices into the training rows."""
+def step_samples(step: int, global_batch: int, rows: int, seed: int, shares: tuple[Share, ...] = ()) -> list[int]:
+    """The `global_batch` samples of update `step` (0-based), as indices into the training rows.
+
+    `rows` is the length of an epoch.
+    """
     samples: list[int] = []
     epoch, index = position(step, global_batch, rows)
     while len(samples) < global_batch:
-        indices = permutation(rows, seed, epoch)[index : index + global_batch - len(samples)]
+        indices = epoch_order(rows, seed, epoch, shares)[index : index + global_batch - len(samples)]
         samples.extend(indices.tolist())
         epoch, index = epoch + 1, 0
     return samples
@@ -58,6 +99,7 @@ class MicroBatches:
     micro_batch: int
     rank: int = 0
     world: int = 1
+    shares: tuple[Share, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rows < 1:
@@ -75,7 +117,7 @@ class MicroBatches:
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.start_step, self.max_steps):
-            samples = step_samples(step, self.global_batch, self.rows, self.seed)
+            samples = step_samples(step, self.global_batch, self.rows, self.seed, self.shares)
             for turn in range(self.accumulation):
                 begin = (turn * self.world + self.rank) * self.micro_batch
                 yield samples[begin : begin + self.micro_batch]

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from worker.shared import checkpoint_header
-from worker.shared.checkpoint_header import CheckpointError
+from worker.shared.checkpoint_header import BEST, CheckpointError
 from worker.training import module_state
 from worker.training.determinism import set_deterministic_kernels
 from worker.training.hostcopy import HostCopy, Ready
@@ -132,8 +132,13 @@ def _first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
     return ""
 
 
-def restore(run: Run, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
-    """Load a snapshot into the run. Raises `CheckpointError` if names, shapes and types do not match exactly."""
+def restore(
+    run: Run, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any], planned: Schedule | None = None
+) -> None:
+    """Load a snapshot into the run. Raises `CheckpointError` if names, shapes and types do not match exactly.
+
+    With `planned`, the settings of the optimiser's groups are the run's own.
+    """
     idle = set(state.get("without_state", ()))
     targets = {f"adapter.{name}": parameter.data for name, parameter in trainable(run.model).items()}
     _materialise(run.optimizer)
@@ -148,14 +153,14 @@ def restore(run: Run, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]
                 targets[full] = value
             else:
                 scalars[full] = (run.optimizer.state[parameter], key)
-    _check_names(targets.keys() | scalars.keys(), arrays)
+    _check_names(targets.keys() | scalars.keys(), {n: a for n, a in arrays.items() if not n.startswith(BEST)})
     module_state.restore(run.model, state.get("modules") or {}, arrays)
     for name, target in targets.items():
         _copy(name, target, arrays[name])
     for name, (slots, key) in scalars.items():
         slots[key] = type(slots[key])(arrays[name].item())
     try:
-        _restore_schedule(run, state)
+        _restore_schedule(run, state, planned)
         restore_rng(arrays, state["rng"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"the checkpoint's state cannot be read: {type(error).__name__}: {error}") from error
@@ -214,7 +219,18 @@ def _copy(name: str, target: torch.Tensor, array: np.ndarray) -> None:
         target.copy_(source)
 
 
-def _restore_schedule(run: Run, state: Mapping[str, Any]) -> None:
+def _restore_schedule(run: Run, state: Mapping[str, Any], planned: Schedule | None) -> None:
+    if planned is None:
+        _restore_groups(run, state)
+    run.scheduler.load_state_dict(dict(state["scheduler"]))
+    if planned is not None:
+        _reschedule(run, planned)
+    # A session in another precision has no scaler or a new one. The scaler is not part of the optimisation's state.
+    if run.scaler is not None and state.get("scaler"):
+        run.scaler.load_state_dict(dict(state["scaler"]))
+
+
+def _restore_groups(run: Run, state: Mapping[str, Any]) -> None:
     groups = run.optimizer.param_groups
     if len(groups) != len(state["groups"]):
         raise CheckpointError(f"the checkpoint has {len(state['groups'])} parameter groups, the run {len(groups)}")
@@ -223,10 +239,6 @@ def _restore_schedule(run: Run, state: Mapping[str, Any]) -> None:
             names = sorted(saved.keys() ^ (group.keys() - {"params"}))
             raise CheckpointError(f"the checkpoint's optimiser settings differ in {', '.join(names)}")
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
-    run.scheduler.load_state_dict(dict(state["scheduler"]))
-    # A session in another precision has no scaler or a new one. The scaler is not part of the optimisation's state.
-    if run.scaler is not None and state.get("scaler"):
-        run.scaler.load_state_dict(dict(state["scaler"]))
 
 
 Schedule = list[tuple[float, float]]
@@ -238,8 +250,8 @@ def schedule(run: Run) -> Schedule:
     return [(float(group["initial_lr"]), float(group["weight_decay"])) for group in run.optimizer.param_groups]
 
 
-def reschedule(run: Run, planned: Schedule) -> None:
-    """After `restore`, apply `planned` and the run's own learning rate curve from the restored step on."""
+def _reschedule(run: Run, planned: Schedule) -> None:
+    """Apply `planned` and the run's own learning rate curve from the restored step on."""
     curve: Any = run.scheduler
     curve.base_lrs = [rate for rate, _ in planned]
     for group, (rate, decay), factor in zip(run.optimizer.param_groups, planned, curve.lr_lambdas, strict=True):

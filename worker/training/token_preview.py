@@ -12,14 +12,15 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from worker.shared.dataset_files import DatasetError, Row, numbered_rows
-from worker.shared.dataset_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat, TaughtTurns
 from worker.shared.imports import quick_imports
 from worker.shared.job_spec import ENCODING
+from worker.shared.taught_turns import as_taught
 from worker.training.encoding import IGNORE, Encoder, Example, load_tokenizer
 from worker.training.encoding_findings import ROWS_COMPARED, findings
 from worker.training.end_counts import EndCounts
@@ -34,13 +35,15 @@ MAX_PIECE = 100
 """Maximum characters of a piece. A token of a normal vocabulary is shorter."""
 TOKENS_SHOWN = 400
 TOKENS_AROUND_THE_CUT = 60
+LINES_NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """`tokenizer` is a folder. Measuring stops after `seconds`. `cpu_s` is the limit of CPU seconds.
 
-    `encoding` is that of the job. `rendered_at` is the time that a chat template sees, in epoch seconds.
+    `encoding` is that of the job. `rendered_at` is the time that a chat template sees, in epoch seconds. `taught` are
+    the `TaughtTurns` of the dataset. `chat_template` is the job's own.
     """
 
     tokenizer: str
@@ -55,17 +58,20 @@ class Request:
     cpu_s: int
     encoding: int | None = ENCODING
     rendered_at: float | None = None
+    taught: dict[str, Any] = field(default_factory=dict[str, Any])
+    chat_template: str | None = None
 
 
 def preview_tokens(request: Request) -> dict[str, Any]:
     """The reply to a request.
 
-    `shown`: rows in pieces. `lengths`: tokens per row. `untrained`: rows without a token to train on. `fault`: the
+    `shown`: rows in pieces. `lengths`: tokens per row, or of its longer answer. `untrained`: rows without a token to
+    train on. `fault`: the
     first error. `untaught`: the error if no row of the whole file has a token to train on. `findings`: what the model
     will do differently from what the rows teach. `counts`: the `TokenFacts` of the data checks.
     """
     folder = Path(request.tokenizer)
-    tokenizer = load_tokenizer(folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(folder, trust_remote_code=False, template=request.chat_template)
     encoder = Encoder(
         tokenizer,
         request.sequence_len,
@@ -79,6 +85,7 @@ def preview_tokens(request: Request) -> dict[str, Any]:
     compared: list[Row] = []
     counts = EndCounts(tokenizer, request.sequence_len)
     untrained, is_whole, fault, until = 0, False, "", time.monotonic() + request.seconds
+    silent: list[int] = []
     try:
         for number, (line, row) in enumerate(_valid_rows(request), 1):
             if number == 1 and row.messages:
@@ -87,11 +94,12 @@ def preview_tokens(request: Request) -> dict[str, Any]:
                 break
             example = checked(encoder, limits, row, number)
             compared += [row] if number <= ROWS_COMPARED else []
-            lengths.append(len(example.input_ids))
+            lengths.append(max(len(side.input_ids) for side in example.sides))
             counts.add(line, row, example.labels)
-            untrained += all(label == IGNORE for label in example.labels[: request.sequence_len])
-            if len(shown) < request.rows_shown:
-                shown.append(_shown(tokenizer, example, request.sequence_len))
+            untrained += not all(map(_is_trained, encoder.cut(example).sides))
+            silent += [line] if row.messages and not row.taught else []
+            if number <= request.rows_shown:
+                shown += _sides_shown(tokenizer, example, request.sequence_len)
         else:
             is_whole = True
     except PermanentError as error:
@@ -102,9 +110,20 @@ def preview_tokens(request: Request) -> dict[str, Any]:
         "untrained": untrained,
         "fault": fault,
         "untaught": NOTHING_TRAINED.format(request.sequence_len) if is_whole and untrained == len(lengths) > 0 else "",
-        "findings": findings(encoder, tokenizer, compared),
+        "findings": (*findings(encoder, tokenizer, compared), *_of_silent(silent)),
         "counts": asdict(counts.facts()),
     }
+
+
+def _of_silent(lines: list[int]) -> Iterator[str]:
+    """What is said of rows none of whose turns is trained on."""
+    if lines:
+        shown = ", ".join(map(str, lines[:LINES_NAMED])) + (", ..." if len(lines) > LINES_NAMED else "")
+        yield (
+            f"{len(lines)} rows say that none of their turns is trained on, so they are left out (line {shown})."
+            if len(lines) > 1
+            else f"The row in line {shown} says that none of its turns is trained on, so it is left out."
+        )
 
 
 def _tokens_of(folder: Path) -> int:
@@ -120,10 +139,26 @@ def _tokens_of(folder: Path) -> int:
 
 def _valid_rows(request: Request) -> Iterator[tuple[int, Row]]:
     container = FileFormat(request.file_format) if request.file_format else None
+    asked = TaughtTurns(**request.taught)
     try:
-        yield from numbered_rows(Path(request.file), RowFormat(request.row_format), container)
+        for line, row in numbered_rows(Path(request.file), RowFormat(request.row_format), container):
+            yield line, as_taught(row, asked, request.encoding)
     except DatasetError as error:  # the rules may have changed since the file was uploaded
         raise PermanentError(str(error)) from error
+
+
+def _is_trained(example: Example) -> bool:
+    return any(label != IGNORE for label in example.labels)
+
+
+def _sides_shown(tokenizer: Any, example: Example, length: int) -> Iterator[dict[str, Any]]:
+    """The row, or each answer of a row of preferences."""
+    if example.desirable is not None:
+        names = ("good answer" if example.desirable else "bad answer",)
+    else:
+        names = ("",) if example.rejected is None else ("chosen", "rejected")
+    for name, side in zip(names, example.sides, strict=True):
+        yield _shown(tokenizer, side, length) | ({"side": name} if name else {})
 
 
 def _shown(tokenizer: Any, example: Example, length: int) -> dict[str, Any]:

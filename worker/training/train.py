@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of one session: choose a backend, load, restore, train, and classify errors."""
+"""The training of one session: choose a backend, load, restore, train, and classify errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from worker.shared.memory_estimate import Shape
 from worker.shared.messages import Phase
 from worker.training import base_model, state, unusable
 from worker.training.backends import base
-from worker.training.data import Rows, check_next_tokens, check_rows, load_rows, rendered_sha256
+from worker.training.data import Rows, check_next_tokens, check_rows, load_rows, rendered_sha256, shares_of
 from worker.training.determinism import require_deterministic_kernels
 from worker.training.distributed import group_for
 from worker.training.encoding import Encoder
@@ -73,7 +73,7 @@ def train(
 def micro_batch_size(spec: JobSpec, hardware: Hardware, shape: Shape | None, backend: str, rows: int) -> int:
     """Rows per forward pass: the job's own value, else the largest divisor of a process's `rows` that fits.
 
-    The minimum is one row. Whether one row fits was checked before loading.
+    Each answer of a pair counts as a row. The minimum is one row. Whether one row fits was checked before loading.
     """
     if spec.micro_batch_size and rows % spec.micro_batch_size == 0:
         return spec.micro_batch_size
@@ -108,11 +108,11 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group, trainer_class: type[S
     resume = _read_checkpoint(job) if job.resume else None
     hooks.phase(Phase.BOOT)
     hooks.begins(Part.INSTALL)
-    if problem := base.install_unsloth(spec.backend, hardware, group.world):
+    if problem := base.install_unsloth(spec.library, hardware, group.world):
         logging.getLogger(__name__).warning("unsloth could not be installed: %s", problem)
     hooks.phase(Phase.LOAD)
     hooks.begins(Part.IMPORTS)
-    backend = base.select(spec.backend, hardware, group.world)
+    backend = base.select(spec.library, hardware, group.world)
     backend.import_libraries(hardware)
     from worker.training.callbacks import SessionCallback  # imports transformers and TRL, which the backend has patched
     from worker.training.trainer import StepTrainer, build_trainer
@@ -124,7 +124,7 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group, trainer_class: type[S
     shape = Shape.read(folder / "config.json")
     if hardware.device == "cuda" and shape is not None:
         check_memory(spec, hardware, shape, backend.name, min(hardware.memory_bytes, torch.cuda.mem_get_info(0)[0]))
-    micro_batch = micro_batch_size(spec, hardware, shape, backend.name, rows_each)
+    micro_batch = micro_batch_size(spec, hardware, shape, backend.name, rows_each * spec.method.answers)
     loaded = base.load(backend, spec, folder, hardware, job.trust_remote_code, resume is not None)
     hooks.begins(Part.ROWS)
     encoder = Encoder(
@@ -133,10 +133,13 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group, trainer_class: type[S
     rows_sha256 = _rows_sha256(rows, encoder, resume)
     every_row, eval_rows = split_rows(rows, spec)
     train_rows = _taught(rows, every_row.tolist(), encoder, spec)
-    recipe = _full_recipe(spec, loaded, rows_sha256, len(every_row) - len(train_rows))
+    limits = ModelLimits.of(loaded.model.get_base_model())
+    trained = Rows(rows, train_rows, encoder, limits, shares_of(spec, train_rows))
+    missing = spec.train_rows - trained.epoch_rows if trained.shares else len(every_row) - len(train_rows)
+    recipe = _full_recipe(spec, loaded, rows_sha256, missing)
     if resume:
         check_lineage(recipe, resume.manifest, job.origin)
-    chat, limits = bool(rows[0].messages), ModelLimits.of(loaded.model.get_base_model())
+    chat = bool(rows[0].messages)
     session = SessionCallback(
         job,
         hooks,
@@ -150,7 +153,7 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group, trainer_class: type[S
         chat=chat,
     )
     batches = MicroBatches(
-        rows=len(train_rows),
+        rows=trained.epoch_rows,
         seed=spec.seed,
         start_step=session.start_step,
         max_steps=spec.total_steps,
@@ -158,8 +161,8 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group, trainer_class: type[S
         micro_batch=rows_each,
         rank=group.rank,
         world=group.world,
+        shares=trained.shares,
     )
-    trained = Rows(rows, train_rows, encoder, limits)
     limits.check_prompts(spec, encoder, chat)
     if resume:  # the hash of the rows proves that they were checked before the first step
         check_next_tokens(trained, resume.manifest, spec)
@@ -211,15 +214,16 @@ def _rows_sha256(rows: Sequence[Row], encoder: Encoder, resume: Resume | None) -
 
 def _taught(rows: list[Row], chosen: list[int], encoder: Encoder, spec: JobSpec) -> list[int]:
     """The rows that the job trains on. A job of the first encoding began with all of them and keeps them."""
-    if spec.encoding is None:
+    if spec.encoding is None and spec.rl is None:
         return chosen
     taught = with_trained_tokens(rows, chosen, encoder)
     if len(taught) < len(chosen):
         logging.getLogger(__name__).warning(
-            "%d of %d rows have no trained token within sequence_len and are left out. "
-            "Set a larger sequence_len or shorten the text before their answers.",
+            "%d of %d rows have no trained token within sequence_len and are left out (the first is row %d). "
+            "Set a larger sequence_len, shorten the text before their answers, or train on a turn of them.",
             len(chosen) - len(taught),
             len(chosen),
+            min(set(chosen).difference(taught)) + 1,
         )
     return taught
 
@@ -231,7 +235,7 @@ def _full_recipe(spec: JobSpec, loaded: Loaded, rows_sha256: str | None, untrain
         "parameters_sha256": state.parameters_sha256(loaded.model),
         "trainable_dtype": "float32",
         "rows_sha256": rows_sha256,
-        "untrained_rows": untrained_rows if spec.encoding is not None else None,
+        "untrained_rows": untrained_rows if spec.encoding is not None or spec.rl or spec.dataset_repeats else None,
     }
     return Recipe.of(spec).model_copy(update=known_once_loaded)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,13 @@ from worker.training.determinism import allow_nondeterministic_kernels, lacks_de
 from worker.training.encoding import Example
 from worker.training.evaluation import pad_id_of
 from worker.training.interface import PermanentError
+from worker.training.loraplus import Rates, parameter_groups, rates_of
 from worker.training.loss import add_summed_loss
+from worker.training.methods import method_of
+from worker.training.methods.interface import Method
 from worker.training.module_state import ModuleState
-from worker.training.sampler import MicroBatches
+from worker.training.neftune import EmbeddingNoise
+from worker.training.sampler import MicroBatches, step_samples
 from worker.training.state import Run, capture_rng, restore_rng, trainable
 
 if TYPE_CHECKING:
@@ -38,8 +42,11 @@ class StepTrainer(SFTTrainer):
 
     rows: Rows
     batches: MicroBatches
+    method: Method
     micro_batch: int
     pad_id: int
+    longest: int
+    """Maximum tokens of a row."""
     group: Group
     optimizer: Any
     lr_scheduler: Any
@@ -48,9 +55,17 @@ class StepTrainer(SFTTrainer):
     step_checksum: int = 0
     step_grad_norm: float = 0.0
     step_learning_rate: float = 0.0
+    is_over: bool = False
+    """Whether the job has ended before the first step of this session."""
     numerics: int | None = None
     """The job's `numerics`."""
+    rates: Rates | None = None
+    """The rates of LoRA+, if the job has some."""
+    noise: EmbeddingNoise | None = None
+    step_metrics: dict[str, float]
+    """What the method says of the last update besides its loss."""
     _before: ModuleState | None = None
+    _beginning: tuple[Any, Any]
     lower: Callable[[str], None] | None = None
     """Called with the reason when the run stops being exact."""
 
@@ -60,11 +75,11 @@ class StepTrainer(SFTTrainer):
         Each pass would otherwise draw a seed from the global generator.
         """
         return torch.utils.data.DataLoader(
-            self.rows, batch_sampler=self.batches, collate_fn=list, generator=torch.Generator()
+            self.rows, batch_sampler=_Unless(self), collate_fn=list, generator=torch.Generator()
         )
 
     def training_step(self, model: Any, inputs: list[Example], num_items_in_batch: Any = None) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Gradients of one update. The loss is the mean over all trained tokens of the global batch.
+        """Gradients of one update, whose loss is that of the job's method over the global batch.
 
         When memory runs out, the update restarts with half the micro-batch and the same random numbers, and the session
         keeps that size. If an operation has no deterministic kernel, the update restarts with non-deterministic ones
@@ -73,31 +88,37 @@ class StepTrainer(SFTTrainer):
         """
         model.train()
         self.group.begin_step(self.state.global_step)
-        counted = self.group.sum([trained_tokens(inputs), sum(len(e.input_ids) for e in inputs)])
+        if self.noise is not None:
+            self.noise.step = self.state.global_step
+        counted = self.group.sum([trained_tokens(inputs), sum(len(s.input_ids) for e in inputs for s in e.sides)])
         self.step_tokens = int(counted[1])
         self.step_checksum = checksum(self.group.gather([row_crc(example) for example in inputs]))
         self.step_learning_rate = float(self.optimizer.param_groups[0]["lr"])
         rng, before = capture_rng(), ModuleState(model, self._before)
-        self._before = before
-        while (loss := self._gradients(model, inputs, max(1.0, counted[0]))) is None:
+        self._before, self._beginning = before, rng
+        while (loss := self.method.update(self, model, inputs, max(1.0, counted[0]))) is None:
             model.zero_grad(set_to_none=True)
-            before.put_back()
-            restore_rng(*rng)
+            self.rewind()
         self.group.sum_gradients(model)
         self.step_loss = self.group.sum([float(loss)])[0]
-        return loss
+        return loss.to(self.args.device)
 
-    def _gradients(self, model: Any, examples: list[Example], tokens: float) -> torch.Tensor | None:
-        """Backward passes of all micro-batches, and the loss. None if any process of the group has to try again."""
-        loss: torch.Tensor | None = torch.zeros((), device=self.args.device)
+    def rewind(self) -> None:
+        """Put random generators and the model's own state back to the beginning of the update."""
+        assert self._before is not None
+        self._before.put_back()
+        restore_rng(*self._beginning)
+
+    def parts(self, examples: Sequence[Example]) -> Iterator[tuple[int, Sequence[Example]]]:
+        """The examples in micro-batches, each with the place of its first one."""
+        for begin in range(0, len(examples), self.micro_batch):
+            yield begin, examples[begin : begin + self.micro_batch]
+
+    def attempt(self, work: Callable[[], None]) -> bool:
+        """Do the work. False if any process of the group has to try the update again."""
         full, kernel = False, ""
         try:
-            for begin in range(0, len(examples), self.micro_batch):
-                part = self._summed(model, examples[begin : begin + self.micro_batch]) / tokens
-                # A model that drops layers at random may drop all that have an adapter.
-                if part.requires_grad:
-                    self.accelerator.backward(part)
-                loss += part.detach()
+            work()
         except torch.OutOfMemoryError:
             # After this block the exception is freed, and with it every tensor of the failed pass.
             full = True
@@ -111,7 +132,19 @@ class StepTrainer(SFTTrainer):
             self._allow_kernels(kernel or "an operation in another process of this session")
         if full:
             self._halve_micro_batch()
-        return loss if strict and not full else None
+        return strict and not full
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of a part of the update's loss."""
+        # A model that drops layers at random may drop all that have an adapter.
+        if loss.requires_grad:
+            self.accelerator.backward(loss)
+
+    def row_before(self) -> Example:
+        """The row before the first one of this process in the global batch. The first process gets the last row."""
+        batches = self.batches
+        samples = step_samples(self.state.global_step, batches.global_batch, batches.rows, batches.seed)
+        return self.rows[samples[self.group.rank * batches.micro_batch - 1]]
 
     def _allow_kernels(self, why: str) -> None:
         allow_nondeterministic_kernels(why)
@@ -129,7 +162,8 @@ class StepTrainer(SFTTrainer):
         if self.lower is not None:
             self.lower(why)
 
-    def _summed(self, model: Any, examples: Sequence[Example]) -> torch.Tensor:
+    def summed_rows(self, model: Any, examples: Sequence[Example]) -> torch.Tensor:
+        """Loss of a micro-batch, summed over its trained tokens."""
         return self.summed(model, collate(examples, self.pad_id))
 
     def summed(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -139,6 +173,23 @@ class StepTrainer(SFTTrainer):
             return model(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], summed_labels=batch["labels"]
             )
+
+    def by_token(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The same for each token: (rows, length - 1), and 0 for a token that is not trained on."""
+        batch = self._prepare_inputs(batch)
+        with self.compute_loss_context_manager():
+            return model(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], token_labels=batch["labels"]
+            )
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The job's optimiser. With LoRA+ it has more groups, and the first one has the usual rate."""
+        if self.optimizer is None and self.rates is not None:
+            named: Any = self.model if model is None else model
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, named)
+            groups = parameter_groups(named, self.get_decay_parameter_names(named), self.args.weight_decay, self.rates)
+            self.optimizer_cls_and_kwargs = kind, {**settings, "params": groups}
+        return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The job's curve. In new jobs the warm-up begins with the first step's share."""
@@ -163,12 +214,15 @@ class StepTrainer(SFTTrainer):
 
         The checksum proves the order of samples. Two runs with equal checksums at every step saw the same tokens.
         """
+        if self.noise is not None:
+            self.noise.step = None
         values = {
             "loss": self.step_loss,
             "grad_norm": self.step_grad_norm,
             "learning_rate": self.step_learning_rate,
             "tokens": float(self.step_tokens),
             "batch_crc32": float(self.step_checksum),
+            **self.step_metrics,
         }
         if torch.cuda.is_initialized():
             values["gpu_peak_bytes"] = float(torch.cuda.max_memory_reserved())
@@ -177,9 +231,9 @@ class StepTrainer(SFTTrainer):
         self._metrics["eval"].clear()
         return values
 
-    def summed_loss(self, batch: dict[str, torch.Tensor]) -> float:
-        """The same as a number, for evaluation."""
-        return float(self.summed(self.model, batch))
+    def held_out_loss(self, rows: Rows) -> float | None:
+        """The method's loss over validation rows. None if none of them teaches anything."""
+        return self.method.held_out_loss(self, self.model, rows)
 
     def run_state(self) -> Run:
         """The live objects to save or restore, after training has begun."""
@@ -189,6 +243,16 @@ class StepTrainer(SFTTrainer):
             scheduler=self.lr_scheduler,
             scaler=self.accelerator.scaler,
         )
+
+
+class _Unless:
+    """The batches of a trainer. None if the job is over when the first one is asked for."""
+
+    def __init__(self, trainer: StepTrainer) -> None:
+        self._trainer = trainer
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(()) if self._trainer.is_over else iter(self._trainer.batches)
 
 
 def warm_up_share(factor: Callable[[int], float], warm_up: int, step: int) -> float:
@@ -226,7 +290,11 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     add_summed_loss(loaded.model.get_base_model(), loaded.hidden)
     trainer.rows, trainer.batches, trainer.micro_batch, trainer.group = rows, batches, micro_batch, group
-    trainer.pad_id, trainer.numerics = pad_id, spec.numerics
+    trainer.method, trainer.step_metrics = method_of(spec), {}
+    trainer.pad_id, trainer.longest, trainer.numerics = pad_id, spec.sequence_len, spec.numerics
+    trainer.rates = rates_of(spec)
+    if spec.neftune_noise_alpha:
+        trainer.noise = EmbeddingNoise(loaded.model, spec.neftune_noise_alpha, spec.seed)
     return trainer
 
 

@@ -14,7 +14,7 @@ from worker.training.row_faults import NOTHING_TRAINED, named
 
 
 def with_trained_tokens(rows: Sequence[Row], chosen: Sequence[int], encoder: Encoder) -> list[int]:
-    """The numbers in `chosen` of rows that teach something. A function of rows and encoder alone.
+    """The numbers in `chosen` of rows that teach something, with all their answers. A function of rows and encoder.
 
     Only a row whose text before the first answer is long is tokenised. Raises `PermanentError` for a row
     that cannot be encoded, or if no row is left.
@@ -27,4 +27,4 @@ def with_trained_tokens(rows: Sequence[Row], chosen: Sequence[int], encoder: Enc
 
 def _teaches(row: Row, number: int, encoder: Encoder) -> bool:
     with named(number):
-        return any(label != IGNORE for label in encoder.encode(row).labels)
+        return all(any(label != IGNORE for label in side.labels) for side in encoder.encode(row).sides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -23,6 +24,7 @@ from orchestrator.entrypoints.http.dependencies import (
 from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute
 from orchestrator.entrypoints.http.uploads import spooled
 from orchestrator.services import audits, data_checking, datasets, held_out_checking
+from orchestrator.services.named_columns import named_columns
 from worker.shared.dataset_spec import RowFormat
 
 router = APIRouter(prefix=PREFIX, tags=["datasets"], route_class=ApiRoute, responses=PROBLEMS)
@@ -30,6 +32,10 @@ AsRead = Annotated[RowFormat, Query(alias="type", description="How the rows are 
 Validation = Annotated[
     str | None,
     Query(pattern=r"^[0-9a-f]{64}$", description="The sha256 of your upload of validation rows to compare it with."),
+]
+Columns = Annotated[
+    str,
+    Query(max_length=4_000, description='Names of columns as in a job file, as JSON: `{"field_messages": "turns"}`.'),
 ]
 RAW_BODY = {
     "requestBody": {
@@ -64,17 +70,23 @@ async def upload(
     request: Request,
     name: Annotated[str, Query(min_length=1, max_length=255, description="The file's name with its extension.")],
     row_format: Annotated[RowFormat, Query(alias="type")] = RowFormat.AUTO,
+    columns: Columns = "",
 ) -> responses.CheckedDataset:
     """Every row is validated. The same bytes again are the same dataset.
 
-    A job's `type` sets the row format. Without it, the format of the first upload is used.
+    A job's `type` sets the row format. Without it, the format of the first upload is used. A file that machines cannot
+    read as it is (packed, UTF-16, other separators or names of columns) is kept as JSON lines, with their sha256.
     """
     datasets.file_format(name)
+    mapping = named_columns(columns, row_format)
     async with spooled(request, server.app.settings.folder) as path:
-        found = await run_in_threadpool(datasets.bring, server.ctx, me.member_id, path, name, row_format)
+        found = await run_in_threadpool(
+            partial(datasets.bring, server.ctx, me.member_id, path, name, row_format, mapping=mapping)
+        )
     if found.dataset.row_format != RowFormat.TASK:  # nothing is trained on tasks
         await run_in_threadpool(data_checking.begin, server.ctx, found.dataset)
-    return await run_in_threadpool(_described, server, found.dataset, found.unused_keys)
+    described = await run_in_threadpool(_described, server, found.dataset, found.unused_keys)
+    return described.model_copy(update={"columns": mapping})
 
 
 def _described(server: Server, dataset: Dataset, unused_keys: tuple[str, ...]) -> responses.CheckedDataset:

@@ -247,9 +247,10 @@ def clone(
 
     `checkpoint` and `placement` are merged key by key. In them, null resets a key to its default. Other values are
     replaced. A clone from a checkpoint restores its full state. With an unchanged file it ends in the same bytes as the
-    original job. It can change max_steps, learning_rate, lr_scheduler, lr_scheduler_kwargs, warmup_ratio, warmup_steps,
-    weight_decay and max_grad_norm, which apply to the remaining steps, and keys that no checkpoint depends on. Other
-    changes are refused with a pointer and a reason.
+    original job. It can change max_steps, learning_rate, loraplus_lr_ratio, loraplus_lr_embedding, lr_scheduler,
+    lr_scheduler_kwargs, warmup_ratio, warmup_steps, weight_decay, max_grad_norm and early_stopping_patience, which
+    apply to the remaining steps, and keys that no checkpoint depends on. Other changes are refused with a pointer and a
+    reason.
     """
     job = clones.clone(server.ctx, me, job_id, changes, checkpoint=checkpoint, key=key)
     return created(server, job.id, jobs.notes_of(server.ctx, job.id))

@@ -296,19 +296,17 @@ class Dataset(ResponseModel):
 
 
 class CheckedDataset(Dataset):
-    """An uploaded file. `unused_keys` are keys of its rows that training does not use, at most 20.
-
-    `audit` is the result of its audit in a few words, or "not audited".
-    """
+    """An uploaded file, its audit, the names of columns that it was read with, and up to 20 keys not used."""
 
     unused_keys: list[str] = []
+    columns: dict[str, Any] = {}
     audit: str
 
 
 class Upload(Dataset):
-    """An uploaded file and its owner. Members who uploaded the same bytes each have an entry with their own name.
+    """An uploaded file, its owner, and the result of its `audit` in a few words, or "not audited".
 
-    `audit` is the result of its audit in a few words, or "not audited".
+    Members who uploaded the same bytes each have an entry with their own name.
     """
 
     name: str

@@ -6,14 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from orchestrator.entrypoints.cli.axolotl_columns import READ_OF_COLUMNS, columns_of
+from worker.shared.dataset_spec import Role, TrainedEnds
+from worker.shared.methods import METHODS, MethodKeys, unknown
+from worker.shared.own_template import TemplateName
+from worker.shared.row_keys import THOUGHTS, TRAINING
 from worker.shared.schedules import Schedule
+from worker.shared.spec_errors import REFUSED
 
 _NAMES = """
-    lora_r lora_alpha lora_dropout lora_layers_to_transform peft_use_rslora sequence_len num_epochs max_steps
-    learning_rate lr_scheduler_kwargs warmup_ratio warmup_steps adam_beta1 adam_beta2 adam_epsilon max_grad_norm
-    weight_decay seed val_set_size train_on_inputs hub_model_id
+    lora_r lora_alpha lora_dropout lora_layers_to_transform peft_use_rslora peft_use_dora peft_trainable_token_indices
+    sequence_len num_epochs max_steps learning_rate loraplus_lr_ratio loraplus_lr_embedding lr_scheduler_kwargs
+    warmup_ratio warmup_steps adam_beta1 adam_beta2 adam_epsilon max_grad_norm weight_decay neftune_noise_alpha seed
+    val_set_size train_on_inputs early_stopping_patience load_best_model_at_end hub_model_id chat_template_jinja
 """
-SAME = tuple(_NAMES.split())
+SAME = (*_NAMES.split(), *MethodKeys.model_fields)
 """Keys with the same name and meaning."""
 _OPTIMIZERS = {
     "adamw_torch": "adamw_torch",
@@ -24,13 +31,26 @@ _OPTIMIZERS = {
     "adamw_8bit": "adamw_8bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
 }
+_PLAIN_STARTS = frozenset({"true", "gaussian", "orthogonal"})
+"""Ways to begin an adapter that leave the base model as it is."""
 _ROWS = {"alpaca": "alpaca", "chat_template": "messages", "sharegpt": "sharegpt", "completion": "text"}
 _TRANSLATED = """
     base_model revision_of_model datasets adapter load_in_4bit lora_target_modules lora_target_linear micro_batch_size
-    gradient_accumulation_steps batch_size optimizer lr_scheduler cosine_min_lr_ratio eval_steps
+    gradient_accumulation_steps batch_size chat_template optimizer lr_scheduler cosine_min_lr_ratio eval_steps
+    noisy_embedding_alpha peft_init_lora_weights loftq_config metric_for_best_model greater_is_better
 """
 _READ = frozenset((*SAME, *_TRANSLATED.split()))
-_READ_OF_ROWS = frozenset(("path", "type", "split", "train_on_split", "data_files", "ds_type"))
+_READ_OF_ROWS = frozenset(
+    ("path", "type", "split", "train_on_split", "data_files", "ds_type", "name", *READ_OF_COLUMNS)
+)
+_USUAL_FIELDS: dict[str, tuple[str, ...]] = {
+    "message_field_training": TRAINING,
+    "field_tools": ("tools",),
+    "field_thinking": THOUGHTS,
+    "template_thinking_key": THOUGHTS,
+}
+"""Keys of a dataset that name a key of rows, with the names that are read."""
+_OF_TURNS: dict[str, tuple[str, ...]] = {"roles_to_train": get_args(Role), "train_on_eos": get_args(TrainedEnds)}
 
 _MACHINE = "each machine chooses it"
 _SAVES = "Trainhop saves by time and resumes by itself"
@@ -69,13 +89,18 @@ _OTHER = {
     "eval_sample_packing": "rows are not packed",
     "evals_per_epoch": "set eval_steps, the steps between two evaluations",
     "group_by_length": "rows are drawn at random by seed",
-    "chat_template": "rows are written with the model's own chat template",
     "special_tokens": "the model's own tokens are used",
     "load_in_8bit": "the model is loaded in 16 bits, or in 4 with adapter: qlora",
-    "early_stopping_patience": "the job runs to its last step",
     "lora_model_dir": "the adapter starts with new values",
-    "noisy_embedding_alpha": "embeddings get no noise",
-    "neftune_noise_alpha": "embeddings get no noise",
+    "roles_to_train": f"the roles are {', '.join(get_args(Role))}",
+    "train_on_eos": f"it is one of {', '.join(get_args(TrainedEnds))}",
+    "message_field_training": f"a turn says it with {' or '.join(TRAINING)}",
+    "message_field_training_detail": "a turn is trained on whole, or not",
+    "split_thinking": "text between <think> and </think> stays text",
+    "train_on_eot": "the token that ends a turn is trained with the turn",
+    "lora_target_parameters": "experts that the model keeps in one tensor stay as they are",
+    "tokens": "no tokens are added. Those that the tokenizer has can be trained, see peft_trainable_token_indices",
+    "added_tokens_overrides": "the tokenizer's tokens keep their names",
     "test_datasets": "validation rows are a share of the data, see val_set_size",
 }
 
@@ -104,9 +129,15 @@ def translate(config: Mapping[str, Any]) -> Translation:
     spec["name"] = model.rstrip("/").rpartition("/")[2].lower() or "untitled"
     spec["base_model"] = f"{model}@{given['revision_of_model']}" if "revision_of_model" in given else model
     given_sets = enumerate(_listed(given.get("datasets")))
-    spec["datasets"] = [found for number, each in given_sets for found in _datasets(number, each, done)]
+    known = {} if "rl" in given else _ROWS  # the same words mean other columns there
+    spec["datasets"] = [found for number, each in given_sets for found in _datasets(number, each, known, done)]
+    if given.get("train_on_inputs"):
+        for number, found in enumerate(spec["datasets"]):
+            for key in _OF_TURNS.keys() & found.keys():
+                done.different[f"datasets[{number}].{key}"] = "train_on_inputs trains on all turns"
+                del found[key]
     spec["adapter"] = given["adapter"]
-    spec["lora_target_modules"] = _targets(given, done)
+    spec["lora_target_modules"] = _targets(given)
     spec |= {key: given[key] for key in SAME if key in given}
     if isinstance(given.get("warmup_steps"), float):  # transformers takes one below 1 as a share
         spec["warmup_ratio"] = spec.pop("warmup_steps")
@@ -117,55 +148,110 @@ def translate(config: Mapping[str, Any]) -> Translation:
         spec["eval_steps"] = given["eval_steps"]
     elif "eval_steps" in given:
         done.different["eval_steps"] = "it is a number of steps here, not a share of them"
+    _adapter(given, done)
+    _watched(given, done)
+    _template(given, done)
     _name_the_rest(given, done)
     return done
 
 
+def _template(given: Mapping[str, Any], done: Translation) -> None:
+    wanted = given.get("chat_template")
+    if wanted in get_args(TemplateName):
+        done.spec["chat_template"] = wanted
+    elif wanted:
+        done.different["chat_template"] = "give its text as chat_template_jinja, or the model's own is used"
+
+
 def _refuse_other_training(given: Mapping[str, Any]) -> None:
-    if method := given.get("rl"):
-        raise NotTranslatableError(f"rl: {method} is another way of training. Trainhop trains on texts and answers.")
+    if (method := given.get("rl")) and method not in METHODS:
+        raise NotTranslatableError(f"rl: {unknown(method)}.")
     if given.get("adapter") not in ("lora", "qlora"):
         found = f"adapter: {given['adapter']}" if "adapter" in given else "a file without adapter"
         raise NotTranslatableError(f"{found} is not LoRA or QLoRA. Trainhop trains adapters of these two kinds.")
     if given.get("relora_steps") or given.get("unfrozen_parameters"):
         raise NotTranslatableError("The file trains the model's own weights. Trainhop trains adapters.")
+    start = given.get("peft_init_lora_weights")
+    if given.get("loftq_config") or (isinstance(start, str) and start.lower() not in _PLAIN_STARTS):
+        key = "loftq_config" if given.get("loftq_config") else f"peft_init_lora_weights: {start}"
+        raise NotTranslatableError(f"{key} {REFUSED['loftq_config']}.")
 
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _datasets(number: int, given: Any, done: Translation) -> list[dict[str, Any]]:
-    """A dataset for each of its files."""
+def _datasets(number: int, given: Any, known: Mapping[str, str], done: Translation) -> list[dict[str, Any]]:
+    """A dataset for each of its files. `known` are the types with a counterpart."""
     place = f"datasets[{number}]"
     if not isinstance(given, Mapping):
         raise NotTranslatableError(f"{place} is not a mapping with a path.")
     found: dict[str, Any] = {}
-    kind = given.get("type")
-    head = kind.partition(":")[0].partition(".")[0] if isinstance(kind, str) else ""
-    if head in _ROWS:
-        found["type"] = _ROWS[head]
-        if kind not in _ROWS:
-            done.different[f"{place}.type"] = f"{kind} is read as {_ROWS[head]}"
-    elif kind:
-        done.different[f"{place}.type"] = "the format is detected from the first row's keys"
+    if kind := _row_format(place, given.get("type"), known, done):
+        found["type"] = kind
     if split := given.get("split") or given.get("train_on_split"):
         found["split"] = split
-    for key in sorted(given.keys() - _READ_OF_ROWS, key=str):
-        if given[key] not in (None, "", [], {}, False):
-            done.different[f"{place}.{key}"] = "rows are read with the usual names of their format"
+    if given.get("name"):
+        found["name"] = given["name"]
+    columns, left = columns_of(given, found.get("type", ""))
+    found |= columns
+    done.different |= {f"{place}.{key}": words for key, words in left.items()}
+    found |= _of_turns(place, given, done)
     files = given.get("data_files") or given.get("path")
     return [{"path": path, **found} for path in (files if isinstance(files, list) else [files])]
 
 
-def _targets(given: Mapping[str, Any], done: Translation) -> Any:
+def _row_format(place: str, kind: Any, known: Mapping[str, str], done: Translation) -> str | None:
+    head = kind.partition(":")[0].partition(".")[0] if isinstance(kind, str) else ""
+    if head in known:
+        if kind not in known:
+            done.different[f"{place}.type"] = f"{kind} is read as {known[head]}"
+        return known[head]
+    if isinstance(kind, Mapping) and known:
+        return "text" if kind.get("field") else "alpaca"
+    if kind:
+        done.different[f"{place}.type"] = "the format is detected from the first row's keys"
+    return None
+
+
+def _of_turns(place: str, given: Mapping[str, Any], done: Translation) -> dict[str, Any]:
+    """The keys that say which turns are trained on. Names the others."""
+    found: dict[str, Any] = {}
+    for key in sorted(given.keys() - _READ_OF_ROWS, key=str):
+        if given[key] in (None, "", [], {}, False) or given[key] in _USUAL_FIELDS.get(key, ()):
+            continue
+        if key in _OF_TURNS and {str(each) for each in _listed(given[key]) or [given[key]]} <= {*_OF_TURNS[key]}:
+            found[key] = _listed(given[key]) or [given[key]] if key == "roles_to_train" else given[key]
+        else:
+            done.different[f"{place}.{key}"] = _OTHER.get(key, "rows are read with the usual names of their format")
+    return found
+
+
+def _targets(given: Mapping[str, Any]) -> Any:
     wanted = given.get("lora_target_modules")
     if given.get("lora_target_linear") or wanted in (None, "all-linear"):
         return "all-linear"
-    if isinstance(wanted, str):
-        done.different["lora_target_modules"] = "a pattern is not possible, all linear layers get an adapter"
-        return "all-linear"
     return wanted
+
+
+def _adapter(given: Mapping[str, Any], done: Translation) -> None:
+    start = given.get("peft_init_lora_weights", True)
+    if start is not True and str(start).lower() != "true":
+        done.different["peft_init_lora_weights"] = "A is uniform and B zero, PEFT's default"
+    if isinstance(given.get("peft_trainable_token_indices"), Mapping):
+        del done.spec["peft_trainable_token_indices"]
+        done.different |= {"peft_trainable_token_indices": "it is a list of tokens here, for the embedding alone"}
+    if "noisy_embedding_alpha" in given:
+        done.spec.setdefault("neftune_noise_alpha", given["noisy_embedding_alpha"])
+
+
+def _watched(given: Mapping[str, Any], done: Translation) -> None:
+    """The lowest validation loss is the best here."""
+    metric = str(given.get("metric_for_best_model", "eval_loss"))
+    if metric not in ("loss", "eval_loss"):
+        done.different["metric_for_best_model"] = "the lowest validation loss is the best"
+    elif given.get("greater_is_better"):
+        done.different["greater_is_better"] = "the lowest validation loss is the best"
 
 
 def _batch(given: Mapping[str, Any]) -> dict[str, int]:

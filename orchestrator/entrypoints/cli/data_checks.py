@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +31,9 @@ def check_dataset(
     row_format: Annotated[
         str, typer.Option("--type", metavar="TYPE", help="The row format, as in the job file.")
     ] = "auto",
+    columns: Annotated[
+        str, typer.Option(metavar="YAML", help="Names of columns as in a job file, such as 'field_messages: turns'.")
+    ] = "",
     validation: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Validation rows of your own, to find leaks and a shift.")
     ] = None,
@@ -53,7 +58,7 @@ def check_dataset(
     No server is needed. The exit code is 1 if a job with this file would be refused.
     """
     # The checks need NumPy, and other commands do not wait for it.
-    from worker.shared.data_checks.runner import Data, Options
+    from worker.shared.data_checks.runner import Options
     from worker.shared.dataset_files import DatasetError
 
     if clean_validation is not None and validation is None:
@@ -61,17 +66,20 @@ def check_dataset(
     kind = _row_format(row_format)
     _refuse_same([file, validation], [clean_file, clean_validation])
     try:
-        options = Options(
-            validation=None if validation is None else Data(path=validation, row_format=kind),
-            benchmarks=dict(_benchmark(text) for text in benchmark or ()),
-            phrases=phrases,
-            tokens=_tokens(file, kind, model, sequence_len, train_on_inputs=train_on_inputs),
-        )
-        outcome = _checked(Data(path=file, row_format=kind), options)
-        if clean_file is not None:
-            _write(file, outcome.left_out, clean_file)
-        if clean_validation is not None and validation is not None:
-            _write(validation, outcome.left_out_validation, clean_validation)
+        with ExitStack() as files:
+            data = files.enter_context(_ready(file, kind, columns))
+            compared = None if validation is None else files.enter_context(_ready(validation, kind, columns))
+            options = Options(
+                validation=compared,
+                benchmarks=dict(_benchmark(text) for text in benchmark or ()),
+                phrases=phrases,
+                tokens=_tokens(data.path, data.row_format, model, sequence_len, train_on_inputs=train_on_inputs),
+            )
+            outcome = _checked(data, options)
+            if clean_file is not None:
+                _write(data.path, outcome.left_out, clean_file)
+            if clean_validation is not None and compared is not None:
+                _write(compared.path, outcome.left_out_validation, clean_validation)
     except DatasetError as error:
         raise CommandError(Exit.FAILED, f"{file}: {clean(error)}") from error
     report = outcome.report.to_json()
@@ -87,6 +95,29 @@ def _checked(data: Data, options: Options) -> Outcome:
     from worker.shared.data_checks.runner import check
 
     return check(data, options)
+
+
+@contextmanager
+def _ready(file: Path, row_format: RowFormat, columns: str) -> Iterator[Data]:
+    """The file as machines read it, as a server would make it of an upload."""
+    from orchestrator.domain.errors import InvalidError
+    from orchestrator.services.dataset_preparing import Source, prepared
+    from orchestrator.services.datasets import file_format
+    from orchestrator.services.named_columns import named_columns
+    from worker.shared.data_checks.runner import Data
+    from worker.shared.dataset_files import detect_file_format
+
+    try:
+        mapping = named_columns(columns, row_format)
+    except InvalidError as error:
+        raise CommandError(Exit.USAGE, f"--columns: {error}") from error
+    try:
+        container = file_format(file.name)
+    except InvalidError:  # the checks read a file whatever its name is
+        container = detect_file_format(file)
+    with prepared([Source(path=file, name=file.name)], container, row_format, mapping) as ready:
+        known = None if ready.path == file else ready.container
+        yield Data(path=ready.path, row_format=ready.row_format, container=known)
 
 
 def _row_format(name: str) -> RowFormat:

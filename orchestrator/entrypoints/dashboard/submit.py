@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,9 +25,12 @@ from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute
 from orchestrator.entrypoints.http.uploads import spooled
 from orchestrator.services import access, audits, clones, data_checking, datasets, hub_tokens, jobs, plans
 from orchestrator.services.context import Context
-from orchestrator.services.data_reading import preview
+from orchestrator.services.data_reading import preview, with_fault
+from orchestrator.services.dataset_preparing import Source, prepared
 from orchestrator.services.dataset_preview import Preview, with_tokens
+from orchestrator.services.named_columns import named_columns
 from worker.shared.dataset_spec import FileFormat, RowFormat
+from worker.shared.row_keys import DatasetError
 
 router = APIRouter(include_in_schema=False)
 api = APIRouter(prefix=PREFIX, tags=["datasets"], route_class=ApiRoute, responses=PROBLEMS)
@@ -92,7 +95,7 @@ def _form(
         status=status,
         fields=job_form.FIELDS,
         presets=job_form.PRESETS,
-        values={"preset": "", "clone": "", "from": ""} | values,
+        values={"preset": "", "clone": "", "from": "", "columns": ""} | values,
         begin=begin,
         fixed=job_form.FIXED if begin else frozenset(),
         datasets=known,
@@ -175,15 +178,18 @@ async def _sent(request: Request, server: Server, me: Actor, values: Row) -> Non
         values |= {k: v for k, v in sent.items() if isinstance(v, str)}
         file = sent.get("file")
         if isinstance(file, UploadFile) and file.filename:
-            values["data"] = (await run_in_threadpool(_store_upload, server, me, file)).sha256
+            columns = str(values.get("columns") or "")
+            values["data"] = (await run_in_threadpool(_store_upload, server, me, file, columns)).sha256
 
 
-def _store_upload(server: Server, me: Actor, file: UploadFile) -> Dataset:
+def _store_upload(server: Server, me: Actor, file: UploadFile, columns: str) -> Dataset:
+    mapping = named_columns(columns)
     with tempfile.NamedTemporaryFile(dir=server.app.settings.folder, prefix=".incoming-") as copy:
         while chunk := file.file.read(1 << 20):
             copy.write(chunk)
         copy.flush()
-        return datasets.add_dataset(server.ctx, me.member_id, Path(copy.name), file.filename or "data.jsonl")
+        name = file.filename or "data.jsonl"
+        return datasets.bring(server.ctx, me.member_id, Path(copy.name), name, mapping=mapping).dataset
 
 
 @router.post("/submit/plan")
@@ -211,18 +217,35 @@ async def plan(request: Request, server: ServerDep, me: Viewer) -> Response:
 
 @router.post("/submit/data")
 async def bring(
-    request: Request, server: ServerDep, me: Viewer, name: Annotated[str, Query(min_length=1, max_length=255)], how: How
+    request: Request,
+    server: ServerDep,
+    me: Viewer,
+    name: Annotated[str, Query(min_length=1, max_length=255)],
+    how: How,
+    columns: Annotated[str, Query(max_length=4_000)] = "",
 ) -> Response:
     """Store a data file if all rows are valid, and show its preview in any case."""
-    container = datasets.file_format(name)
+    datasets.file_format(name)
+    mapping = named_columns(columns)
     async with spooled(request, server.app.settings.folder) as path:
-        look = await run_in_threadpool(_preview, request, me, path, RowFormat.AUTO, container, how)
-        stored = None
-        if not look.faults:
-            stored = await run_in_threadpool(datasets.add_dataset, server.ctx, me.member_id, path, name)
-            await run_in_threadpool(data_checking.begin, server.ctx, stored)
+        look, stored = await run_in_threadpool(_brought, request, me, Source(path=path, name=name), mapping, how)
     sha256 = stored.sha256 if stored else ""
-    return await run_in_threadpool(_shown, server, look, name, sha256)
+    return await run_in_threadpool(_shown, server, look, stored.name if stored else name, sha256)
+
+
+def _brought(request: Request, me: Actor, source: Source, mapping: Row, how: Measure) -> tuple[Preview, Dataset | None]:
+    ctx: Context = request.app.state.server.ctx
+    try:
+        with prepared([source], datasets.file_format(source.name), RowFormat.AUTO, mapping) as ready:
+            look = _preview(request, me, ready.path, ready.row_format, ready.container, how)
+            if look.faults:
+                return look, None
+            stored = datasets.keep(ctx, me.member_id, ready).dataset
+            look = replace(look, unused=(*ready.unread, *look.unused))
+    except DatasetError as error:
+        return with_fault(error), None
+    data_checking.begin(ctx, stored)
+    return look, stored
 
 
 @router.get("/submit/data/{sha256}")

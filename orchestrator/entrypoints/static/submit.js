@@ -52,12 +52,16 @@
     ready();
     replan();
   };
+  const columns = form.elements.columns;
+  let last = null;
   const send = (chosen) => {
     if (!chosen) return;
+    last = chosen;
     const sent = new XMLHttpRequest(), asked = query();
     take(sent);
     form.elements.data.value = "";
     asked.set("name", chosen.name);
+    if (columns?.value.trim()) asked.set("columns", columns.value);
     sent.open("POST", `/submit/data?${asked}`);
     sent.setRequestHeader("HX-Request", "true");
     sent.setRequestHeader("Accept", "text/html");
@@ -74,6 +78,7 @@
     sent.send(chosen);
   };
   file.addEventListener("change", () => send(file.files[0]));
+  columns?.addEventListener("change", () => send(last));
   for (const kind of ["dragenter", "dragover"]) drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
   for (const kind of ["dragleave", "drop"]) drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.remove("over"); });
   drop.addEventListener("drop", (event) => send(event.dataTransfer.files[0]));

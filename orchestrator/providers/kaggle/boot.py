@@ -7,9 +7,9 @@ in `/kaggle/working`, beside `input/`. Datasets are in `input/`, nested in newer
 from __future__ import annotations
 
 import base64
+import bz2
 import io
 import json  # noqa: F401  `kernel.py` appends code that uses it
-import lzma
 import os
 import re
 import shutil
@@ -97,7 +97,7 @@ def main(carried: dict, packed_worker: str) -> int:
     """Run the script's task. Returns the kernel's exit code."""
     name_session()
     home = Path(tempfile.mkdtemp(prefix="trainhop-"))
-    worker = lzma.decompress(base64.b85decode("".join(packed_worker.split())))
+    worker = bz2.decompress(base64.b85decode("".join(packed_worker.split())))
     zipfile.ZipFile(io.BytesIO(worker)).extractall(home / "lib")
     sys.path.insert(0, str(home / "lib"))
     return TASKS[carried.get("task", "session")](carried, home)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
+import bz2
 import io
 import json
-import lzma
 import zipfile
 from collections.abc import Mapping
 from functools import lru_cache
@@ -82,7 +82,7 @@ def script(about: str, carried: Mapping[str, Any], *, adapters: bool = False) ->
 
 @lru_cache(maxsize=2)  # every session of a server brings the same worker
 def packed(worker: bytes) -> str:
-    """The files of a wheel as lines of base85 of an LZMA-compressed zip file.
+    """The files of a wheel as lines of base85 of a zip file compressed by bzip2.
 
     The zip file itself is not compressed: all files together compress to two thirds of what each alone does.
     """
@@ -90,5 +90,5 @@ def packed(worker: bytes) -> str:
     with zipfile.ZipFile(io.BytesIO(worker)) as built, zipfile.ZipFile(plain, "w") as files:
         for entry in built.infolist():
             files.writestr(zipfile.ZipInfo(entry.filename, entry.date_time), built.read(entry))
-    text = base64.b85encode(lzma.compress(plain.getvalue())).decode()
+    text = base64.b85encode(bz2.compress(plain.getvalue())).decode()
     return "".join(f"{text[at : at + LINE]}\n" for at in range(0, len(text), LINE))

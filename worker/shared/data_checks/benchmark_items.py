@@ -56,7 +56,7 @@ class BenchmarkItems:
         for item, places in hits.items():
             name, size = self._items[item]
             if _covered(places) > SHARE * size:
-                self._found[name].add(seen, " ".join(turn.content for turn in seen.turns))
+                self._found[name].add(seen, " ".join(turn.said for turn in seen.turns))
 
     def findings(self) -> tuple[RowsFound, ...]:
         """What was found."""

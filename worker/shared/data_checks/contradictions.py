@@ -30,7 +30,7 @@ class Contradictions:
     def add(self, seen: Seen) -> None:
         """Add a row."""
         prompt = seen.prompt_key
-        if prompt is None or seen.last_answer is None:
+        if prompt is None or seen.last_answer is None or seen.row.desirable is False:
             return
         text = seen.normal_turns[seen.last_answer]
         self._prompts.append(prompt)

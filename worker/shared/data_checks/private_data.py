@@ -22,12 +22,12 @@ class PrivateData:
         """Look at a row."""
         self._rows += 1
         kinds: dict[str, set[str]] = {name: set() for name in self._kinds}
-        for turn in seen.turns:
-            for span in credentials(turn.content):
-                (self._live if span.is_live else self._rest).add(seen, turn.content, span.begin, span.end)
+        for turn in seen.all_turns:
+            for span in credentials(turn.said):
+                (self._live if span.is_live else self._rest).add(seen, turn.said, span.begin, span.end)
                 kinds["live" if span.is_live else "rest"].add(span.kind)
-            for span in personal(turn.content):
-                self._personal.add(seen, turn.content, span.begin, span.end)
+            for span in personal(turn.said):
+                self._personal.add(seen, turn.said, span.begin, span.end)
                 kinds["personal"].add(span.kind)
         for name, found in kinds.items():
             self._kinds[name].update(found)

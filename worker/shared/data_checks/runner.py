@@ -209,7 +209,7 @@ def sampled(found: list[RowsFound], data: Data | None, every: int) -> Iterator[R
     if wanted and data is not None:
         for line, row in numbered_rows(data.path, data.row_format, data.container, every=every):
             if line in wanted:
-                texts.setdefault(line, "\n".join(turn.content for turn in Seen(0, line, row).turns))
+                texts.setdefault(line, "\n".join(turn.said for turn in Seen(0, line, row).turns))
             if len(texts) == len(wanted):
                 break
     for each in found:

@@ -50,8 +50,8 @@ class TemplateTokens:
     def add(self, seen: Seen) -> None:
         """Look at a row."""
         self._rows += 1
-        for turn in seen.turns:
-            text = turn.content
+        for turn in seen.all_turns:
+            text = turn.said
             match = self._control.search(text) if any(sign in text for sign in self._first) else None
             if match and seen.is_conversation:
                 self._tokens.add(seen, text, match.start(), match.end())

@@ -89,15 +89,29 @@ class Seen:
         return (*asked, Message("assistant", self.row.text))
 
     @cached_property
+    def all_turns(self) -> tuple[Message, ...]:
+        """The turns, and after them the rejected answer of a pair."""
+        return (*self.turns, *self._rejected)
+
+    @property
+    def _rejected(self) -> tuple[Message, ...]:
+        other = self.row.rejected
+        if other is None:
+            return ()
+        return other.messages[other.given :] if other.messages else (Message("assistant", other.text),)
+
+    @cached_property
     def answers(self) -> tuple[Message, ...]:
-        """The turns that are taught."""
+        """The turns that are taught: not the rejected answer of a pair, and no undesirable one."""
+        if self.row.desirable is False:
+            return ()
         given = self.row.given if self.row.messages else 0
-        return tuple(turn for turn in self.turns[given:] if turn.role == "assistant" and turn.content.strip())
+        return tuple(turn for turn in self.turns[given:] if turn.role == "assistant" and turn.said.strip())
 
     @cached_property
     def normal_turns(self) -> tuple[str, ...]:
         """Each turn in its normal form."""
-        return tuple(normal(turn.content) for turn in self.turns)
+        return tuple(normal(turn.said) for turn in self.turns)
 
     @cached_property
     def turn_words(self) -> tuple[np.ndarray, ...]:
@@ -107,7 +121,8 @@ class Seen:
     @cached_property
     def whole_key(self) -> int:
         """Equal for exact duplicates."""
-        return key("\x1e".join(f"{t.role}\x1f{n}" for t, n in zip(self.turns, self.normal_turns, strict=True)))
+        texts = (*self.normal_turns, *(normal(turn.content) for turn in self._rejected))
+        return key("\x1e".join(f"{t.role}\x1f{n}" for t, n in zip(self.all_turns, texts, strict=True)))
 
     @cached_property
     def last_answer(self) -> int | None:
@@ -145,6 +160,7 @@ class Seen:
     def compared_words(self) -> np.ndarray:
         """The words of all turns but those of the system, which many rows share."""
         spoken = [w for t, w in zip(self.turns, self.turn_words, strict=True) if t.role not in ("system", "developer")]
+        spoken += [words(normal(turn.content)) for turn in self._rejected]
         return np.concatenate(spoken) if spoken else np.empty(0, np.uint32)
 
     @cached_property

@@ -69,11 +69,11 @@ def _repetition(seen: Seen) -> str:
         ][:MAX_TURNS]
         texts = [seen.normal_turns[place] for place in places]
         if len(set(texts)) < len(texts):
-            return next(seen.turns[p].content for n, p in enumerate(places) if texts[n] in texts[:n])
+            return next(seen.turns[p].said for n, p in enumerate(places) if texts[n] in texts[:n])
         runs = {place: shingles(seen.turn_words[place]) for place in places} if len(places) > 1 else {}
         for first, second in combinations(places, 2):
             if _are_alike(runs[first], runs[second]):
-                return seen.turns[second].content
+                return seen.turns[second].said
     return ""
 
 

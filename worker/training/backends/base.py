@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 import os
 import re
@@ -21,6 +22,7 @@ import torch
 from worker.agent.hardware import available_ram
 from worker.shared import causes, package_folder
 from worker.shared import packages as install
+from worker.shared.module_patterns import PatternError, check
 from worker.training import base_model
 from worker.training.encoding import load_tokenizer
 from worker.training.interface import PermanentError, UnfitMachineError
@@ -98,7 +100,7 @@ def load(
     check_fit(spec.base_model, needed, hardware)
     with ThreadPoolExecutor(1) as aside:
         digest = aside.submit(base_model.sha256, directory)
-        tokenizer = load_tokenizer(directory, trust_remote_code)
+        tokenizer = load_tokenizer(directory, trust_remote_code, spec.own_template)
         model = backend.base(spec, directory, hardware, precision, trust_remote_code)
         keep_trainable_layout(model)
         if not resumed:
@@ -129,18 +131,26 @@ def add_adapter(backend: Backend, model: Any, spec: JobSpec, resumed: bool = Fal
     linear = {name for name, module in model.named_modules() if _is_linear(module) and name.startswith(scope)}
     head = model.get_output_embeddings()
     wanted = spec.lora_target_modules
-    if isinstance(wanted, str):
+    if spec.module_pattern:
+        _check_pattern(model, spec, scope, linear)
+        wanted = (spec.module_pattern,)
+    elif isinstance(wanted, str):
         wanted = sorted({n.rpartition(".")[2] for n in linear if model.get_submodule(n) is not head})
     elif not resumed:
         _check_targets(model, wanted, scope, linear, spec.base_model)
     _check_layers(model, spec)
+    _check_tokens(model, spec)
     targets = list(wanted)
     pattern = rf"{re.escape(scope)}(.*\.)?({'|'.join(re.escape(target) for target in targets)})"
+    if spec.module_pattern:
+        pattern = f"(?={re.escape(scope)})(?:{spec.module_pattern})" if scope else spec.module_pattern
     try:
-        adapted = backend.adapted(model, spec, pattern if scope else targets)
+        adapted = backend.adapted(model, spec, pattern if scope or spec.module_pattern else targets)
     except (ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise PermanentError(f"an adapter cannot be added to {targets} of {spec.base_model}: {reason}") from error
+    if words := _left_out(model):
+        logging.getLogger(__name__).warning("%s", words)
     make_fp32(adapted)
     start_adapter(adapted, spec.seed)
     return adapted
@@ -163,6 +173,28 @@ def _check_layers(model: Any, spec: JobSpec) -> None:
     if layers is not None and any(layer >= layers for layer in spec.lora_layers_to_transform):
         last = max(spec.lora_layers_to_transform)
         raise PermanentError(f"lora_layers_to_transform names layer {last}, but {spec.base_model} has {layers}")
+
+
+def _left_out(model: Any) -> str:
+    """What no adapter is for: experts that the model keeps in one tensor instead of linear layers."""
+    fused = next((n for n, p in model.named_parameters() if "experts" in n and p.ndim > 2), "")
+    return f"the experts of this model have no adapter, because they are not linear layers ({fused})" if fused else ""
+
+
+def _check_tokens(model: Any, spec: JobSpec) -> None:
+    rows, highest = model.get_input_embeddings().weight.shape[0], max(spec.peft_trainable_token_indices, default=-1)
+    if highest >= rows:
+        raise PermanentError(f"peft_trainable_token_indices names token {highest}, but {spec.base_model} has {rows}")
+
+
+def _check_pattern(model: Any, spec: JobSpec, scope: str, linear: set[str]) -> None:
+    """Raise `PermanentError` for a pattern that takes too long, or matches nothing or what cannot have an adapter."""
+    names = {name: module for name, module in model.named_modules() if name and name.startswith(scope)}
+    inner = sorted(name for name in linear if names[name] is not model.get_output_embeddings())
+    try:
+        check(spec.module_pattern, sorted(names), inner, names.keys() - set(inner))
+    except PatternError as error:
+        raise PermanentError(f"lora_target_modules: {error}") from error
 
 
 def _check_targets(model: Any, wanted: Sequence[str], scope: str, linear: set[str], base_model: str) -> None:

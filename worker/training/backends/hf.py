@@ -67,6 +67,8 @@ class HfBackend:
             lora_alpha=int_if_integral(spec.lora_alpha),  # pyright: ignore[reportArgumentType] - only used in a division
             lora_dropout=spec.lora_dropout,
             use_rslora=spec.peft_use_rslora,
+            use_dora=spec.peft_use_dora,
+            trainable_token_indices=list(spec.peft_trainable_token_indices) or None,
             layers_to_transform=list(spec.lora_layers_to_transform) or None,
             target_modules=targets,
             task_type="CAUSAL_LM",
