@@ -12,6 +12,7 @@ EXPECTED = (
     "Token indices sequence length is longer than the specified maximum",
     "`loss_type=None` was set in the config",
     "`use_cache=True` is incompatible with gradient checkpointing",
+    "There seems not to be a single sample in your epoch_iterator",
 )
 """Beginnings or parts of messages about settings that Trainhop makes on purpose."""
 
