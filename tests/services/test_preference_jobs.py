@@ -25,8 +25,12 @@ def bring(world: World, row_format: RowFormat) -> str:
 @pytest.mark.parametrize(
     ("row_format", "changes", "words"),
     [
-        (RowFormat.PREFERENCE, {}, "a job without rl trains on rows of .*, and these are preference; set rl: dpo"),
-        (RowFormat.UNPAIRED_PREFERENCE, {}, "these are unpaired_preference; set rl: kto"),
+        (
+            RowFormat.PREFERENCE,
+            {},
+            "without rl trains on rows of .*, and these are preference; set rl to dpo or orpo or simpo",
+        ),
+        (RowFormat.UNPAIRED_PREFERENCE, {}, "these are unpaired_preference; set rl to kto"),
         (RowFormat.UNPAIRED_PREFERENCE, {"rl": "dpo"}, "rl: dpo trains on rows of the format preference, and these"),
         (RowFormat.PREFERENCE, {"rl": "kto"}, "rl: kto trains on rows of the format unpaired_preference"),
     ],

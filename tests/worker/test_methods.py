@@ -379,7 +379,7 @@ def test_rows_of_another_method_are_refused_on_a_machine(
     training: TrainingRuns, started: Callable[[str], TrainingRuns]
 ) -> None:
     runs = started("dpo")
-    with pytest.raises(PermanentError, match=r"a job without rl trains on rows of the format messages, .*set rl: dpo"):
+    with pytest.raises(PermanentError, match=r"without rl trains on rows of the format messages, .*set rl to dpo"):
         runs.session(runs.spec())
     with pytest.raises(PermanentError, match="rl: dpo trains on rows of the format preference, and these are messages"):
         training.session(training.spec(rl="dpo"))

@@ -189,6 +189,6 @@ def test_a_method_refuses_the_rows_of_others(method: str) -> None:
         words = refused_rows(keys, found)
         assert bool(words) == (found is not RowFormat.AUTO and found not in METHODS[method].formats)
     if method == SFT:
-        assert "set rl: dpo" in refused_rows(keys, RowFormat.PREFERENCE)
+        assert "set rl to dpo" in refused_rows(keys, RowFormat.PREFERENCE)
     else:
         assert "leave rl out" in refused_rows(keys, RowFormat.MESSAGES)
