@@ -188,7 +188,8 @@ def _work(ctx: Context, running: RunningExports, task: Task, job: Job) -> None:
     with running.lock:
         task.is_forgotten |= current is None or current.deleted_at is not None
         if task.is_forgotten:
-            running.tasks.pop(key, None)
+            if running.tasks.get(key) is task:  # not one that was asked for meanwhile
+                del running.tasks[key]
             shutil.rmtree(running.place(key), ignore_errors=True)
         elif task.export.state is ExportState.RUNNING:
             del running.tasks[key]  # its folder is the record now
