@@ -21,7 +21,7 @@ from worker.training.interface import Decision, PermanentError
 from worker.training.methods.kto import Kto
 from worker.training.methods.scored import Scores
 from worker.training.ranks import Group
-from worker.training.sampler import MicroBatches
+from worker.training.sampler import MicroBatches, Share
 from worker.training.trainer import StepTrainer
 
 SETTINGS = {"rl_beta": 0.5, "kto_desirable_weight": 2.0, "kto_undesirable_weight": 3.0}
@@ -67,11 +67,21 @@ def test_the_drift_does_not_depend_on_the_micro_batch(base: Path) -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_the_row_before_is_that_of_the_process_before(world: int) -> None:
-    """Guard: with the own last row in its place, the drift depended on the number of processes."""
+@pytest.mark.parametrize("shares", [(), (Share(0, 11, 16),)], ids=["once", "repeats"])
+def test_the_row_before_is_that_of_the_process_before(world: int, shares: tuple[Share, ...]) -> None:
+    """Guards: with the own last row in its place, the drift depended on the number of processes; without the shares of
+    a file with `repeats` it was a row of another step."""
     for rank in range(world):
         mine = MicroBatches(
-            rows=11, seed=1, start_step=2, max_steps=5, global_batch=6, micro_batch=6 // world, rank=rank, world=world
+            rows=16 if shares else 11,
+            seed=1,
+            start_step=2,
+            max_steps=5,
+            global_batch=6,
+            micro_batch=6 // world,
+            rank=rank,
+            world=world,
+            shares=shares,
         )
         before = replace(mine, rank=(rank - 1) % world)
         for step, theirs in enumerate(before, 2):

@@ -115,9 +115,13 @@ class MicroBatches:
         """Micro-batches per process and update."""
         return self.global_batch // (self.micro_batch * self.world)
 
+    def of_step(self, step: int) -> list[int]:
+        """The samples of the whole update, those of all processes together."""
+        return step_samples(step, self.global_batch, self.rows, self.seed, self.shares)
+
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.start_step, self.max_steps):
-            samples = step_samples(step, self.global_batch, self.rows, self.seed, self.shares)
+            samples = self.of_step(step)
             for turn in range(self.accumulation):
                 begin = (turn * self.world + self.rank) * self.micro_batch
                 yield samples[begin : begin + self.micro_batch]

@@ -23,7 +23,7 @@ from worker.training.methods import method_of
 from worker.training.methods.interface import Method
 from worker.training.module_state import ModuleState
 from worker.training.neftune import EmbeddingNoise
-from worker.training.sampler import MicroBatches, step_samples
+from worker.training.sampler import MicroBatches
 from worker.training.state import Run, capture_rng, restore_rng, trainable
 
 if TYPE_CHECKING:
@@ -142,9 +142,8 @@ class StepTrainer(SFTTrainer):
 
     def row_before(self) -> Example:
         """The row before the first one of this process in the global batch. The first process gets the last row."""
-        batches = self.batches
-        samples = step_samples(self.state.global_step, batches.global_batch, batches.rows, batches.seed)
-        return self.rows[samples[self.group.rank * batches.micro_batch - 1]]
+        samples = self.batches.of_step(self.state.global_step)
+        return self.rows[samples[self.group.rank * self.batches.micro_batch - 1]]
 
     def _allow_kernels(self, why: str) -> None:
         allow_nondeterministic_kernels(why)
