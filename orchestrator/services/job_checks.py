@@ -22,8 +22,8 @@ def refuse_what_the_model_lacks(spec: JobSpec, model: BaseModel) -> None:
         raise InvalidError(
             f"{model.name} cannot be trained like this: {fault.words}.", [(f"/{fault.key}", fault.words)]
         )
-    unknown = [*_unknown_modules(spec, model), *_bad_pattern(spec, model), *_unknown_layers(spec, model)]
-    faults = [*_too_long(spec, model), *unknown, *_unknown_tokens(spec, model)]
+    unknown = [*_unknown_modules(spec, model), *_bad_pattern(spec, model), *_unknown_numbers(spec, model)]
+    faults = [*_too_long(spec, model), *unknown]
     if faults:
         raise InvalidError("; ".join(f"{pointer}: {words}" for pointer, words in faults), faults)
 
@@ -47,24 +47,19 @@ def _too_long(spec: JobSpec, model: BaseModel) -> list[tuple[str, str]]:
     return [("/sequence_len", f"must be at most {model.positions}, the number of positions of the base model")]
 
 
-def _unknown_layers(spec: JobSpec, model: BaseModel) -> list[tuple[str, str]]:
-    """PEFT adapts the other layers and says nothing."""
+def _unknown_numbers(spec: JobSpec, model: BaseModel) -> list[tuple[str, str]]:
+    """Of layers and tokens. PEFT adapts the other layers and says nothing."""
     if model.shape is None:
         return []
+    given = (
+        ("lora_layers_to_transform", spec.lora_layers_to_transform, "layers", model.shape.layers),
+        ("peft_trainable_token_indices", spec.peft_trainable_token_indices, "tokens", model.shape.vocabulary),
+    )
     return [
-        (f"/lora_layers_to_transform/{place}", f"the base model has {model.shape.layers} layers, the first being 0")
-        for place, layer in enumerate(spec.lora_layers_to_transform)
-        if layer >= model.shape.layers
-    ]
-
-
-def _unknown_tokens(spec: JobSpec, model: BaseModel) -> list[tuple[str, str]]:
-    if model.shape is None:
-        return []
-    return [
-        (f"/peft_trainable_token_indices/{place}", f"the base model has {model.shape.vocabulary} tokens, the first 0")
-        for place, token in enumerate(spec.peft_trainable_token_indices)
-        if token >= model.shape.vocabulary
+        (f"/{key}/{place}", f"the base model has {there} {what}, the first being 0")
+        for key, numbers, what, there in given
+        for place, number in enumerate(numbers)
+        if number >= there
     ]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.ports.exports import ExportRequest, NotExported
+from tests.helpers.waiting import PATIENCE_S
 
 WEIGHTS = "adapter_model.safetensors"
 FILES = {"model-f16.gguf": b"weights" * 9, "Modelfile": b"FROM ./model-f16.gguf"}
@@ -38,6 +39,9 @@ class HeldExporter:
 
     def __init__(self) -> None:
         self.begun, self.go_on = threading.Semaphore(0), threading.Semaphore(0)
+        self.may_end = threading.Event()
+        """Cleared, an export that is cancelled takes its time to end."""
+        self.may_end.set()
         self.requests: list[ExportRequest] = []
         self.error: Exception | None = None
         self.absent = ""
@@ -54,6 +58,7 @@ class HeldExporter:
         self.begun.release()
         while not self.go_on.acquire(timeout=0.01):
             if is_cancelled():
+                assert self.may_end.wait(PATIENCE_S)
                 raise NotExported("The export was cancelled.")
         if self.error is not None:
             raise self.error

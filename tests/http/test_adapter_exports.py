@@ -157,13 +157,17 @@ def test_so_many_wait_and_no_more(api1, people, provider, tmp_path, exporter):
 
 
 def test_an_export_can_be_cancelled_and_made_again(api1, people, provider, tmp_path, exporter):
+    """Guard: the end of the first one forgot the second, which had been asked for meanwhile."""
+    exporter.may_end.clear()
     job = trained(api1, provider, people.ann, tmp_path)
     people.ann.post(f"/jobs/{job}/exports", GGUF_ADAPTER)
     exporter.begun.acquire()
     assert people.ann.call("DELETE", f"/jobs/{job}/exports/gguf-adapter").status_code == 204
     assert people.ann.get(f"/jobs/{job}/exports").json()["items"] == []
     assert people.ann.post(f"/jobs/{job}/exports", GGUF_ADAPTER).json()["state"] == "waiting"
+    exporter.may_end.set()
     exporter.begun.acquire()
+    assert [each["state"] for each in people.ann.get(f"/jobs/{job}/exports").json()["items"]] == ["running"]
     exporter.go_on.release()
     assert ended(people.ann, job)["state"] == "succeeded"
     assert len(exporter.requests) == 2

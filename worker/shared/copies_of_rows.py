@@ -79,7 +79,7 @@ def _words(text: str) -> list[bytes]:
 
 def _turns(row: Row) -> list[tuple[str, str]]:
     if row.messages:
-        return [(turn.role, turn.content) for turn in row.messages]
+        return [(turn.role, turn.said) for turn in row.messages]
     return ([("user", row.prompt)] if row.prompt else []) + [("assistant", row.text)]
 
 
