@@ -104,13 +104,14 @@ In a conversation, all turns of the assistant are trained on. What a row may say
 | key | where | meaning |
 | --- | --- | --- |
 | `train` or `training` | a turn | `true` or `false`: whether this turn is trained on, whatever its role |
-| `weight` | a turn | 0 leaves the turn out of training, 1 does not. Other weights are refused. |
+| `weight` or `loss_weight` | a turn | 0 leaves the turn out of training, 1 does not. Other weights are refused. |
 | `reasoning_content`, `reasoning` or `thinking` | a turn of the assistant | The thought before its answer |
 | `tool_calls` or `function_call` | a turn of the assistant | Calls in OpenAI's form. They are trained on. |
 | `name`, `tool_call_id` | a turn of the role `tool` | Which call it answers. The answer is not trained on. |
 | `tools` or `functions` | the row | The schemas of the tools, as a list or as JSON text. |
 
-The content of a turn is a string, or a list of parts of text that are joined. The chat template gets a thought under
+The content of a turn is a string, or a list of parts of text that are joined. Parts of
+the type `reasoning` are thoughts, those of `tool_call` are calls. The chat template gets a thought under
 the name that it reads, and the arguments of a call (an object, or JSON text) in the form that it reads. Turns, calls,
 tools and thoughts have to be found in what the model's chat template writes. A row is refused if the template leaves
 out a turn, a call, a tool, or all its thoughts. If it leaves out only some of the thoughts, the preview and the session

@@ -44,6 +44,15 @@ WITH_SYSTEM = Row((SYSTEM, ASK, GOOD), given=2, rejected=Row((SYSTEM, ASK, BAD),
             Row(prompt="q:", text=" good", rejected=Row(prompt="q:", text=" bad")),
         ),
         ({"chosen": "abc", "rejected": "abcd"}, Row(prompt="ab", text="c", rejected=Row(prompt="ab", text="cd"))),
+        (
+            {
+                "conversations": [{"from": "human", "value": "q"}],
+                "chosen": {"from": "gpt", "value": "good"},
+                "rejected": {"from": "gpt", "value": "bad"},
+            },
+            PAIR,
+        ),
+        ({"prompt": [A], "chosen": G, "rejected": B}, PAIR),
         ({"chosen": [A, G, A, G], "rejected": [A, G]}, Row((ASK, GOOD, ASK, GOOD), 1, rejected=Row((ASK, GOOD), 1))),
     ],
 )
@@ -53,6 +62,31 @@ def test_pairs_are_read(tmp_path: Path, row: dict[str, Any], read: Row) -> None:
     path = write(tmp_path / "rows.jsonl", [row])
     assert list(read_rows(path)) == [read]
     assert inspect(path).type is RowFormat.PREFERENCE
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [A, G], "label": True},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "good"}], "label": True},
+    ],
+)
+def test_a_label_may_be_about_the_last_turn(tmp_path: Path, row: dict[str, Any]) -> None:
+    """As in LLaMA-Factory's files. Guard: without the type such rows are those of supervised training."""
+    path = write(tmp_path / "rows.jsonl", [row, row | {"label": False}])
+    good, bad = read_rows(path, RowFormat.UNPAIRED_PREFERENCE)
+    assert (good, bad) == (Row((ASK, GOOD), 1, desirable=True), Row((ASK, GOOD), 1, desirable=False))
+    with pytest.raises(DatasetError, match=r"line 2: has label False.* the type unpaired_preference"):
+        inspect(path)
+
+
+def test_a_file_with_turns_and_pairs_is_one_of_turns(tmp_path: Path) -> None:
+    """Guard: with pairs first, jobs that train on `messages` of such files were refused."""
+    path = write(tmp_path / "rows.jsonl", [{"messages": [A, G], "chosen": [A, G], "rejected": [A, B]}])
+    assert inspect(path).type is RowFormat.MESSAGES
+    assert list(read_rows(path, RowFormat.PREFERENCE)) == [PAIR]
+    alone = write(tmp_path / "alone.jsonl", [{"messages": [A], "chosen": G, "rejected": B}])
+    assert list(read_rows(alone, RowFormat.PREFERENCE)) == [PAIR]
 
 
 def test_labelled_answers_are_read(tmp_path: Path) -> None:

@@ -162,6 +162,32 @@ def test_a_thought_is_trained_before_its_answer():
     assert learnt(read(thinking("hmm")), own) == ["hmmsay|\n", "bye|\n"]
 
 
+def test_parts_of_thoughts_and_calls_are_read_like_their_keys():
+    """As in LLaMA-Factory's newer files."""
+    parts = [
+        {"type": "reasoning", "value": "hm "},
+        {"type": "reasoning", "value": "so"},
+        {"type": "text", "value": "say"},
+        {"type": "tool_call", "value": json.dumps(CALL["function"])},
+    ]
+    by_keys = SAY | {"reasoning_content": "hm so", "tool_calls": [{"function": CALL["function"]}], "weight": 0}
+    ask = {"role": "user", "content": [{"type": "text", "value": "ask"}], "loss_weight": 0.0}
+    by_parts = {"role": "assistant", "content": parts, "loss_weight": 0.0}
+    assert read({"messages": [ask, by_parts, MORE, BYE]}) == read(
+        {"messages": [ASK | {"weight": 0}, by_keys, MORE, BYE]}
+    )
+    for turn, words in (
+        (by_parts | {"thinking": "x", "reasoning_content": "x"}, "has 'reasoning_content' and parts that say the same"),
+        (
+            SAY | {"content": [{"type": "tool_call", "value": "{"}]},
+            "has parts of type tool_call that are not valid JSON",
+        ),
+        (SAY | {"content": [{"type": "text", "text": "a", "value": "b"}]}, "a part of text with 'value'"),
+    ):
+        with pytest.raises(DatasetError, match=words):
+            read({"messages": [ASK, turn, MORE, BYE]})
+
+
 def test_a_thought_that_is_not_written_is_refused():
     """Guard: without `_unsaid_thought` it fell away unsaid."""
     with pytest.raises(

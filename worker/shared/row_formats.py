@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from worker.shared import row_turns
+from worker.shared import llama_factory_rows, row_turns
 from worker.shared.answer_checks import CheckError, check_of
 from worker.shared.dataset_spec import RowFormat
 from worker.shared.row_keys import CALLS, DatasetError, check_keys, is_empty
@@ -31,8 +31,8 @@ _CALL = "function_call"
 """The role of a ShareGPT turn whose text is a call."""
 _COLUMNS: dict[RowFormat, tuple[str, ...]] = {
     RowFormat.MESSAGES: ("messages",),
-    RowFormat.SHAREGPT: ("conversations",),
     RowFormat.PREFERENCE: ("chosen", "rejected"),
+    RowFormat.SHAREGPT: ("conversations",),
     RowFormat.UNPAIRED_PREFERENCE: ("prompt", "completion", "label"),
     RowFormat.PROMPT_COMPLETION: ("prompt", "completion"),
     RowFormat.ALPACA: ("instruction", "output"),
@@ -50,6 +50,11 @@ _OPTIONAL: dict[RowFormat, tuple[str, ...]] = {
     RowFormat.TEXT: (),
     RowFormat.TASK: ("prompt", "messages"),
 }
+_USUAL = {
+    RowFormat.PREFERENCE: llama_factory_rows.as_pair,
+    RowFormat.UNPAIRED_PREFERENCE: llama_factory_rows.as_rated,
+}
+"""Functions that give a row of another form its usual columns."""
 KEYS_SHOWN, MAX_KEY_SHOWN = 12, 40
 _TURNS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
 _ACCEPTED = "; ".join(f"{', '.join(columns)} ({name})" for name, columns in _COLUMNS.items())
@@ -78,6 +83,7 @@ def _article(kind: RowFormat) -> str:
 
 def to_row(kind: RowFormat, line: int, record: dict[str, Any], *, all_keys: bool = True) -> Row:
     """The row of a record. Without `all_keys`, keys that no format reads fall away. Raises `DatasetError`."""
+    record = _USUAL[kind](record, SHAREGPT_ROLES) if kind in _USUAL else record
     _refuse_missing(kind, line, record)
     unused = _unused_keys(kind, line, record) if all_keys else ()
     row = _PARSERS[kind](record if all_keys else _as_once(record), line)

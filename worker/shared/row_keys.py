@@ -24,11 +24,11 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Keys of an assistant's turn with the thought before its answer."""
 CALLS = ("tool_calls", "function_call")
 TRAINING = ("train", "training")
-WEIGHT = "weight"
+WEIGHTS = ("weight", "loss_weight")
 OF_AN_ANSWER = ("name", "tool_call_id")
 """Keys of a tool's answer that say which call it answers."""
-_OF_TOOLS_TURN = (*TRAINING, WEIGHT, *OF_AN_ANSWER)
-_OF_ANY_TURN = (*TRAINING, WEIGHT, *THOUGHTS, *CALLS)
+_OF_TOOLS_TURN = (*TRAINING, *WEIGHTS, *OF_AN_ANSWER)
+_OF_ANY_TURN = (*TRAINING, *WEIGHTS, *THOUGHTS, *CALLS)
 _OF_FUNCTION = ("name", "arguments")
 _OF_A_CALL = ("id", "type", "function", *_OF_FUNCTION)
 
@@ -39,7 +39,10 @@ MAX_NAME = 60
 
 _EMPTY = frozenset({"", "[]", "{}", "null", "none", "nan"})
 _YES, _NO = (True,), (False,)
-_BAD = "has {key} {value}, but every answer is taught as a good one; remove the row, or the key if the answer is good"
+_BAD = (
+    "has {key} {value}, but every answer is taught as a good one; remove the row, or the key if the answer is good. "
+    "With rl: kto and the type unpaired_preference, a label of true or false is learned from"
+)
 _WORDS = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
 
 

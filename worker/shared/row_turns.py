@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from worker.shared.row_keys import CALLS, OF_AN_ANSWER, THOUGHTS, TRAINING, WEIGHT, DatasetError, is_empty, truth
+from worker.shared.row_keys import CALLS, OF_AN_ANSWER, THOUGHTS, TRAINING, WEIGHTS, DatasetError, is_empty, truth
 from worker.shared.rows import Message
 
 MAX_CALLS, MAX_TOOLS = 128, 1_000
+_KEYS_OF_PARTS = {"reasoning": THOUGHTS[0], "tool_call": CALLS[0]}
 _Json = dict[str, Any]
 _Refuse = Callable[[str], DatasetError]
 
@@ -25,6 +26,7 @@ def message(turn: Mapping[str, Any], role: str, content: Any, column: str, line:
         return DatasetError(f"a turn in '{column}' {words}", line)
 
     is_answer = role == "assistant"
+    turn, content = _parts_by_kind(turn, content, refuse)
     thought = _thought(turn, refuse) if is_answer else ""
     calls = _calls(turn, refuse) if is_answer else ()
     if role != "assistant" and (key := next((key for key in (*CALLS, *THOUGHTS) if not is_empty(turn.get(key))), "")):
@@ -137,16 +139,42 @@ def _content(value: Any, *, has_calls: bool, refuse: _Refuse) -> str:
     return "".join(_part(each, refuse) for each in cast("list[Any]", value))
 
 
+def _parts_by_kind(turn: Mapping[str, Any], content: Any, refuse: _Refuse) -> tuple[Mapping[str, Any], Any]:
+    """The turn with its thoughts and calls under the usual keys, and its other parts.
+
+    LLaMA-Factory writes all of them as parts.
+    """
+    parts = [cast(_Json, part) for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    found: dict[str, list[Any]] = {}
+    for part in parts:
+        if (key := _KEYS_OF_PARTS.get(str(part.get("type")))) is not None:
+            found.setdefault(key, []).append(part.get("value", part.get("text")))
+    if not found:
+        return turn, content
+    if doubled := next((key for key in found if not is_empty(turn.get(key))), ""):
+        raise refuse(f"has '{doubled}' and parts that say the same; keep one of them")
+    usual: _Json = {}
+    if thoughts := found.get(THOUGHTS[0]):
+        usual[THOUGHTS[0]] = "".join(map(str, thoughts))
+    if calls := found.get(CALLS[0]):
+        usual[CALLS[0]] = [
+            _loaded(each, "parts of type tool_call", refuse) if isinstance(each, str) else each for each in calls
+        ]
+    rest = [part for part in content if not (isinstance(part, dict) and part.get("type") in _KEYS_OF_PARTS)]
+    return {**turn, **usual}, rest
+
+
 def _part(value: Any, refuse: _Refuse) -> str:
     if isinstance(value, str):
         return value
     part: Any = cast(_Json, value) if isinstance(value, dict) else {}
-    text = part.get("text")
+    key = "value" if "text" not in part and "value" in part else "text"
+    text = part.get(key)
     if part.get("type", "text") != "text":
         raise refuse(f"has a part of type {str(part['type'])[:40]!r}, which is not text; remove the row or the part")
     if not isinstance(text, str):
         raise refuse("has a part without 'text'; write it as {'type': 'text', 'text': ...}")
-    if more := sorted(str(key)[:40] for key in part if key not in ("type", "text") and not is_empty(part[key])):
+    if more := sorted(str(each)[:40] for each in part if each not in ("type", key) and not is_empty(part[each])):
         raise refuse(f"has a part of text with '{more[0]}', which no format reads; remove the key")
     return text
 
@@ -163,15 +191,15 @@ def _string(turn: Mapping[str, Any], key: str, refuse: _Refuse) -> str:
 def _train(turn: Mapping[str, Any], is_answer: bool, refuse: _Refuse) -> bool | None:
     """What the turn says of its training. A weight of 1 says nothing of a turn that is no answer."""
     given: dict[str, bool] = {}
-    for key in (*TRAINING, WEIGHT):
+    for key in (*TRAINING, *WEIGHTS):
         value = turn.get(key)
         if is_empty(value):
             continue
         wanted = truth(value)
         if wanted is None:
-            allowed = "0 or 1; say 0 or 1" if key == WEIGHT else "true or false; say one of them"
+            allowed = "0 or 1; say 0 or 1" if key in WEIGHTS else "true or false; say one of them"
             raise refuse(f"has {key} {str(value)[:40]}, and a turn is trained on or not: {allowed}")
-        if not (key == WEIGHT and wanted and not is_answer):
+        if not (key in WEIGHTS and wanted and not is_answer):
             given[key] = wanted
     if len(set(given.values())) > 1:
         raise refuse(f"has {' and '.join(given)}, which contradict each other; keep one of them")
