@@ -23,7 +23,7 @@ from worker.training.interface import Decision, Snapshot, Trained, TrainingJob
 
 STEPS, ROWS = 8, 23
 CUTS: tuple[tuple[int, ...], ...] = ((3,), (1, 2, 4, 5, 7))
-_STEEP = {"learning_rate": 3.0, "lr_scheduler": "constant", "val_set_size": 0.2, "eval_steps": 1}
+_STEEP = {"learning_rate": 2.0, "lr_scheduler": "constant", "val_set_size": 0.2, "eval_steps": 1}
 """A validation loss that falls and rises in turn."""
 
 
@@ -107,7 +107,8 @@ CASES: dict[str, Case] = {
         rows="pairs",
     ),
     "kto, stopped early, best": Case(
-        changes=_STEEP | {"rl": "kto", "early_stopping_patience": 2, "load_best_model_at_end": True},
+        changes=_STEEP
+        | {"learning_rate": 1.0, "rl": "kto", "early_stopping_patience": 2, "load_best_model_at_end": True},
         other={"load_best_model_at_end": False},
         rows="ratings",
     ),
@@ -298,6 +299,7 @@ def figures(folder: Path, cases: Mapping[str, Case] = CASES) -> Iterator[Figure]
     _write_rows(folder)
     equal, refused = [], []
     for name, case in cases.items():
+        say(f"  {name}")
         plain = name.replace(", ", "-").replace(" ", "-")
         whole = place.run(place.spec(case), (), plain)
         equal += [_is_equal(place, plain, case, whole, cuts) for cuts in CUTS]
