@@ -127,7 +127,7 @@ def _plan(server: Server, me: Actor, values: Row) -> plans.Plan:
         spec,
         first_step=begin.step if begin else 0,
         given=clones.datasets_of(original),
-        versions=clones.versions_of(original, from_checkpoint=begin is not None),
+        begun=original.spec if begin is not None else None,
     )
 
 
@@ -279,13 +279,14 @@ def _preview(
         return result
     kind, now = RowFormat(result.type), ctx.clock.now()
     token = hub_tokens.token_of(ctx, me.member_id)
+    options |= {"split_texts": True}
     look = ctx.looks.of(how.base_model, path, kind, container, rendered_at=now, token=token, **options)
-    return with_tokens(result, look, how.sequence_len)
+    return with_tokens(result, look, how.sequence_len, split_texts=True)
 
 
 _PLAIN = (
     *("type", "rows", "tokens", "truncated", "repeated", "untrained", "measured", "exact", "refusal", "away"),
-    *("unused", "findings"),
+    *("unused", "findings", "split", "pieces"),
 )
 
 
@@ -294,6 +295,7 @@ class DatasetLook(BaseModel):
 
     `refusal` is the error of a session with this model. `away` is the reason why `by_token` is empty. `unused` are keys
     of rows that training does not use. `findings` say what the model will do differently from what the rows teach.
+    `split` texts are longer than the sequences, and split into `pieces` pieces.
     """
 
     type: str
@@ -308,6 +310,8 @@ class DatasetLook(BaseModel):
     away: str
     unused: list[str] = []
     findings: list[str] = []
+    split: int = 0
+    pieces: int = 0
     shown: list[list[dict[str, Any]]]
     by_token: list[dict[str, Any]]
     histogram: list[dict[str, Any]]
