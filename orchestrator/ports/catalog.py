@@ -127,7 +127,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class PieceCount:
-    """How many `pieces` the training rows of each dataset of a job make. Without them, `away` is the reason.
+    """How many `pieces` the training rows of each dataset of a job make. `away` says why they are no more than a guess.
 
     There are `rows` training rows, and `longer` of them are texts of several pieces.
     """

@@ -6,16 +6,19 @@ because its steps are fixed when it is submitted. With `max_steps` its sessions 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
 from orchestrator.domain.errors import InvalidError
-from orchestrator.ports.catalog import Looks, PieceCount
+from orchestrator.ports.catalog import Looks, PieceCount, Verdict
 from orchestrator.services.context import Context
 from orchestrator.services.datasets import copied
 from orchestrator.services.row_faults import verdict
+from worker.shared.counted_words import many
 from worker.shared.dataset_spec import RowFormat
 from worker.shared.job_spec import JobSpec
 from worker.shared.long_texts import SPLIT, TRUNCATE, Strategy
@@ -58,11 +61,10 @@ def split_texts(ctx: Context, spec: JobSpec, begun: Mapping[str, Any] | None = N
     if asked:
         words = f"num_epochs needs the number of pieces of the texts, and {counted.away}; set max_steps instead"
         raise InvalidError(f"The texts cannot be split: {words}.", [("/excess_length_strategy", words)])
-    words = (
-        f"Texts longer than sequence_len are cut off, because {counted.away}, so the steps of an epoch of their pieces "
-        "are not known. To train on all of them, set max_steps instead of num_epochs."
-    )
-    return plain, (words,)
+    steps = math.ceil(sum(counted.pieces) / spec.global_batch_size)
+    about = f" An epoch of their pieces has about {many(steps, 'step')}." if steps else ""
+    words = f"Texts longer than sequence_len are cut off, because {counted.away}.{about}"
+    return plain, (f"{words} To train on all of them, set max_steps instead of num_epochs.",)
 
 
 def with_pieces(spec: JobSpec, way: Strategy | None, pieces: Sequence[int | None]) -> JobSpec:
@@ -74,7 +76,7 @@ def with_pieces(spec: JobSpec, way: Strategy | None, pieces: Sequence[int | None
 
 def _said(spec: JobSpec, counted: PieceCount) -> str:
     pieces = sum(counted.pieces) - (counted.rows - counted.longer)
-    texts = f"{counted.longer:,} texts are" if counted.longer > 1 else "1 text is"
+    texts = f"{many(counted.longer, 'text')} {'is' if counted.longer == 1 else 'are'}"
     epoch = with_pieces(spec, SPLIT, counted.pieces).train_rows
     return f"{texts} longer than sequence_len and split into {pieces:,} pieces. An epoch has {epoch:,} rows and pieces."
 
@@ -86,13 +88,22 @@ def _counted(ctx: Context, spec: JobSpec) -> PieceCount:
         return PieceCount(away=NOT_HERE)
     seen = [verdict(ctx, looks, spec, each) if each.type is RowFormat.TEXT else None for each in spec.datasets]
     if any(look.away for look in seen if look):
-        return PieceCount(away=NOT_HERE)
+        return PieceCount(away=TOO_LONG if looks.has(spec.base_model) else NOT_HERE)
     if all(look.measured == each.rows for each, look in zip(spec.datasets, seen, strict=True) if look):
         longer = sum(look.longer for look in seen if look)
         if not longer or not spec.eval_rows:
             pieces = [look.pieces if look else each.rows or 0 for each, look in zip(spec.datasets, seen, strict=True)]
             return PieceCount(pieces=pieces, rows=spec.rows, longer=longer)
-    return _counted_apart(ctx, looks, spec)
+    counted = _counted_apart(ctx, looks, spec)
+    return replace(counted, pieces=_about(spec, seen)) if counted.away else counted
+
+
+def _about(spec: JobSpec, seen: Sequence[Verdict | None]) -> list[int]:
+    """Pieces of an epoch if the rows that were not looked at are like the others."""
+    share = (spec.rows - spec.eval_rows) / spec.rows
+    pairs = zip(spec.datasets, seen, strict=True)
+    each = ((data, look.pieces / max(1, look.measured) if look else 1.0) for data, look in pairs)
+    return [round(pieces * data.of_an_epoch(data.rows or 0) * share) for data, pieces in each]
 
 
 def _counted_apart(ctx: Context, looks: Looks, spec: JobSpec) -> PieceCount:

@@ -18,7 +18,7 @@ from orchestrator.ports.catalog import PieceCount, TokenLook
 from orchestrator.services import clones, datasets, jobs, plans
 from orchestrator.services.assignments import for_machines
 from orchestrator.services.dispatch import dispatch
-from orchestrator.services.long_texts import strategy_of
+from orchestrator.services.long_texts import NOT_HERE, TOO_LONG, strategy_of
 from tests.helpers.world import FakeCatalog, World
 from worker.shared.job_spec import JobSpec
 from worker.shared.manifest import Recipe
@@ -39,9 +39,11 @@ class Here:
         self.counted, self.seen, self.away, self.asked = counted, seen, away, 0
 
     def has(self, model: str) -> bool:
-        return not self.away
+        return self.away != NOT_HERE
 
     def of(self, model: str, file: Path, *given: Any, **more: Any) -> TokenLook:
+        if self.away:
+            return TokenLook(away=self.away)
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         lengths = [len(row.get("text", "")) + 1 for row in rows][: self.seen]
         return TokenLook(lengths=lengths)
@@ -107,18 +109,20 @@ def test_a_job_without_pieces_is_the_one_that_it_was(world: World, tmp_path: Pat
 def test_without_the_tokenizer_epochs_are_cut_and_steps_are_not(world: World, tmp_path: Path) -> None:
     """Guard: with `split` and unknown pieces, the job would have ended within its first epoch and said nothing."""
     file = uploaded(world, tmp_path, *TEXTS)
-    why = "the model's tokenizer is not on this server"
-    for looks in (None, Here(away="not here")):
+    why = f"because {NOT_HERE}"
+    for looks in (None, Here(away=NOT_HERE)):
         world.ctx = replace(world.ctx, looks=looks, verdicts={})
         job, said = submitted(world, spec_of(file))
         assert (job.excess_length_strategy, pieces(job), job.total_steps) == (None, [None], 2)
-        assert f"are cut off, because {why}" in said
+        assert f"are cut off, {why}." in said
         job, said = submitted(world, spec_of(file, max_steps=9))
         assert (job.excess_length_strategy, pieces(job), job.total_steps) == ("split", [None], 9)
-        assert f"The first session counts their pieces, because {why}." in said
+        assert f"The first session counts their pieces, {why}." in said
         with pytest.raises(InvalidError, match="set max_steps instead") as refused:
             submitted(world, spec_of(file, excess_length_strategy="split"))
         assert [pointer for pointer, _ in refused.value.problems] == ["/excess_length_strategy"]
+    world.ctx = replace(world.ctx, looks=Here(away="it needs more memory"), verdicts={})
+    assert f"are cut off, because {TOO_LONG}." in submitted(world, spec_of(file))[1]
 
 
 @only_sqlite
@@ -143,7 +147,8 @@ def test_a_file_that_was_not_seen_whole_is_counted_apart(world: World, tmp_path:
     assert looks.asked == 1
     job, said = submitted(world, spec_of(file, seed=7, sequence_len=17))
     assert (job.excess_length_strategy, job.total_steps) == (None, 2)
-    assert "could not be counted in the time and memory" in said
+    assert "could not be counted in the time and memory that a count may take. An epoch of their pieces has" in said
+    assert "about 14 steps. To train" in said, "14 pieces of the two rows that were looked at, twice, in pairs"
 
 
 def test_a_count_is_that_of_the_rows_to_train_on(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,22 +17,23 @@ from worker.shared.dataset_spec import RowFormat
 from worker.shared.job_spec import ENCODING, VAL_SPLIT, JobSpec
 from worker.shared.long_texts import piece_count
 from worker.shared.manifest import Recipe
-from worker.training.data import Rows, shares_of
+from worker.training.data import Rows, check_rows, shares_of
 from worker.training.encoding import IGNORE, Encoder
 from worker.training.interface import PermanentError
+from worker.training.model_limits import ModelLimits
 from worker.training.pieces import Pieces, surely_short
 
 FILE = {"path": "sha256:" + "0" * 64, "sha256": "0" * 64, "rows": 10}
 TURNS = [{"role": "user", "content": "two?"}, {"role": "assistant", "content": "2 " * 60}]
 
 
-def job(*files: dict[str, object], **keys: object) -> JobSpec:
-    given: dict[str, object] = {"base_model": "org/model", "datasets": files or (FILE,), "sequence_len": 16}
+def job(*files: dict[str, Any], **keys: object) -> JobSpec:
+    given: dict[str, Any] = {"base_model": "org/model", "datasets": files or (FILE,), "sequence_len": 16}
     given |= {"max_steps": 2} if "num_epochs" not in keys else {}
     return JobSpec.model_validate(given | {"excess_length_strategy": "split", "encoding": ENCODING} | keys)
 
 
-def rows_in(folder: Path, *given: dict[str, object]):
+def rows_in(folder: Path, *given: dict[str, Any]):
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in given), encoding="utf-8")
     return list(read_rows(file))
@@ -108,6 +110,17 @@ def test_another_count_than_the_servers_is_refused(tmp_path: Path) -> None:
         made(rows, spec)[1].check(spec, range(2))
 
 
+def test_a_token_that_the_model_lacks_is_found_in_every_piece(tmp_path: Path) -> None:
+    """Guard: with a look at the first piece alone, a later step found it."""
+    rows = rows_in(tmp_path, {"text": "a" * 40 + "~"})
+    encoder, pieces = made(rows, job(FILE | {"rows": 1}))
+    ids = encoder.encode_full(rows[0]).input_ids
+    check_rows(rows, [0], encoder, ModelLimits(tokens=max(ids) + 1, positions=16), 16, pieces)
+    assert ids[40] > max(ids[:16])
+    with pytest.raises(PermanentError, match="row 1 of the dataset has token"):
+        check_rows(rows, [0], encoder, ModelLimits(tokens=ids[40]), 16, pieces)
+
+
 def test_long_texts_in_memory_have_a_maximum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guard: without it the tokens of all long texts of a file stayed in memory."""
     monkeypatch.setattr("worker.training.pieces.KEPT_TOKENS", 100)  # the real one takes a minute to reach
@@ -141,7 +154,7 @@ def test_split_texts_survive_cuts_in_every_byte(base, tmp_path) -> None:
     """Guards: with the number of rows as an epoch's length, the checkpoint's position was refused; without `pieces` in
     the held-out rows, what is behind `sequence_len` was not evaluated."""
     path = tmp_path / "texts.jsonl"
-    path.write_text("".join(json.dumps({"text": f"text {n} " * (1 + 7 * (n % 3))}) + "\n" for n in range(6)), "utf-8")
+    path.write_text("".join(json.dumps({"text": f"text {n} " * (6 + 5 * (n % 3))}) + "\n" for n in range(6)), "utf-8")
     training = TrainingRuns(base=base, dataset=path, rows=6, folder=tmp_path)
 
     def spec(way: str | None, **more: object) -> JobSpec:
@@ -156,9 +169,10 @@ def test_split_texts_survive_cuts_in_every_byte(base, tmp_path) -> None:
     assert (whole.manifest.epoch, whole.manifest.index) == divmod(7 * 4, recipe.epoch_rows)
     assert differing(whole.tensors, cut.tensors) == []
     assert (cut.steps, cut.measures) == (whole.steps, whole.measures)
-    held = training.run(spec(None)).measures
-    assert held.keys() == whole.measures.keys()
-    assert held != whole.measures
+    short = {"learning_rate": 1e-12, "max_steps": 1, "eval_steps": 1}
+    still = [training.run(spec(way, repeats=1.0).model_copy(update=short)) for way in ("split", None)]
+    assert [run.manifest.recipe.epoch_rows for run in still] == [14, 4]
+    assert abs(still[0].measures[1]["eval_loss"] - still[1].measures[1]["eval_loss"]) > 1e-4
     with pytest.raises(CheckpointError, match="excess_length_strategy"):
         training.session(spec(None), resume=tmp_path / "run1" / "0.safetensors")
     with pytest.raises(PermanentError, match="the server has counted 3"):
