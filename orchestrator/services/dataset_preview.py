@@ -8,9 +8,11 @@ from pathlib import Path
 
 from orchestrator.ports.catalog import ROWS_MEASURED, ROWS_SHOWN, TokenLook, TokenRow
 from worker.shared.dataset_files import DatasetError, Row, examine
-from worker.shared.dataset_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat, TaughtTurns
+from worker.shared.job_spec import ENCODING
 from worker.shared.long_texts import piece_count
 from worker.shared.row_keys import UnusedKeys
+from worker.shared.taught_turns import USUAL, as_taught
 
 FAULTS_SHOWN = 20
 MAX_SHOWN = 4_000
@@ -83,6 +85,7 @@ def preview(
     *,
     sequence_len: int,
     train_on_inputs: bool,
+    taught: TaughtTurns = USUAL,
 ) -> Preview:
     """Read the whole file once. Lengths are those of the first `ROWS_MEASURED` rows."""
     kind, found = examine(path, row_format, file_format)
@@ -91,7 +94,7 @@ def preview(
     seen: set[int] = set()
     lengths: list[int] = []
     unused = UnusedKeys()
-    for item in found:
+    for item in (_as_taught(each, taught) for each in found):
         if isinstance(item, DatasetError):
             more += len(faults) >= FAULTS_SHOWN
             faults += [(item.line, item.message)] if len(faults) < FAULTS_SHOWN else []
@@ -117,6 +120,13 @@ def preview(
         measured=len(lengths),
         unused=unused.names,
     )
+
+
+def _as_taught(item: Row | DatasetError, taught: TaughtTurns) -> Row | DatasetError:
+    try:
+        return item if isinstance(item, DatasetError) else as_taught(item, taught, ENCODING)
+    except DatasetError as error:
+        return error
 
 
 def with_tokens(shown: Preview, look: TokenLook, sequence_len: int, *, split_texts: bool = False) -> Preview:

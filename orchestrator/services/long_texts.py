@@ -78,7 +78,7 @@ def _said(spec: JobSpec, counted: PieceCount) -> str:
     pieces = sum(counted.pieces) - (counted.rows - counted.longer)
     texts = f"{many(counted.longer, 'text')} {'is' if counted.longer == 1 else 'are'}"
     epoch = with_pieces(spec, SPLIT, counted.pieces).train_rows
-    return f"{texts} longer than sequence_len and split into {pieces:,} pieces. An epoch has {epoch:,} rows and pieces."
+    return f"{texts} longer than sequence_len and split into {pieces:,} pieces. With them, an epoch has {epoch:,} rows."
 
 
 def _counted(ctx: Context, spec: JobSpec) -> PieceCount:

@@ -84,7 +84,7 @@ def test_an_epoch_of_pieces_is_counted_at_submission(world: World, tmp_path: Pat
     job, said = submitted(world, spec)
     assert (job.excess_length_strategy, pieces(job)) == ("split", [sum(PIECES), 3])
     assert (job.train_rows, job.total_steps) == (2 * 22 + 3, 24)
-    assert "2 texts are longer than sequence_len and split into 20 pieces. An epoch has 47 rows and pieces." in said
+    assert "2 texts are longer than sequence_len and split into 20 pieces. With them, an epoch has 47 rows." in said
     planned = plans.plan(world.ctx, world.actors["alice"], spec)
     assert (planned.steps, planned.train_rows) == (24, 47)
     assert said == " ".join(planned.notes)

@@ -221,7 +221,7 @@ def _counted(rows: list[Row], training: list[int], encoder: Encoder, spec: JobSp
     pieces = Pieces.of(rows, spec, encoder)
     if pieces is not None:
         pieces.check(spec, training)
-        logging.getLogger(__name__).info(
+        logging.getLogger(__name__).warning(
             "%d of %d rows to train on are texts longer than sequence_len and are split: together %d pieces.",
             pieces.longer(training),
             len(training),
