@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.domain.errors import NotFoundError
 from orchestrator.domain.jobs import Checkpoint, Job, Lease
@@ -24,7 +26,7 @@ from worker.shared.checkpoint_header import (
     read_header,
 )
 from worker.shared.job_spec import JobSpec
-from worker.shared.manifest import Recipe
+from worker.shared.manifest import Manifest, Recipe
 from worker.shared.messages import Offer, OfferReply
 
 _ACCEPTED = frozenset({CheckpointState.COMMITTED, CheckpointState.PRUNED})
@@ -100,9 +102,16 @@ def _offered(offer: Offer, lease: Lease, store: str, now: float) -> Checkpoint:
         key=offer.key,
         size=offer.size,
         store=store,
-        manifest=offer.manifest.model_dump(mode="json", exclude={"state"}),
+        manifest=_kept(offer.manifest),
         created_at=now,
     )
+
+
+def _kept(manifest: Manifest) -> dict[str, Any]:
+    """The manifest without the state, of which only the step of the best evaluation is kept."""
+    best = manifest.state.get("best")
+    state = {"best": {"step": best.get("step")}} if isinstance(best, Mapping) else {}
+    return manifest.model_dump(mode="json", exclude={"state"}) | ({"state": state} if state else {})
 
 
 def _refusal(offer: Offer, lease: Lease, job: Job, known: Checkpoint | None) -> str:

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from worker.agent.hardware import versions
 from worker.agent.limits import when_there_is_room
-from worker.shared.early_stopping import ended_early
+from worker.shared.early_stopping import chosen, ended_early
 from worker.shared.manifest import Fidelity, Hardware, Manifest, Probe, Recipe
 from worker.shared.messages import Phase
 from worker.training import evaluation, state
@@ -159,10 +159,8 @@ class SessionCallback(TrainerCallback):
     def _ending(self, step: int) -> str:
         """What the model card says of the job's end besides its number of steps."""
         early = ended_early(self._spec.early_stopping_patience or 0, step) if self._ended_early else ""
-        chosen = ""
-        if self._best is not None and self._best.tensors:
-            chosen = f"this is the adapter of step {self._best.step}, which had the lowest validation loss"
-        return "; ".join(filter(None, (early, chosen)))
+        best = chosen(self._best.step) if self._best is not None and self._best.tensors else ""
+        return "; ".join(filter(None, (early, best)))
 
     def _start_fresh(self) -> Fidelity:
         state.seed_all(self._spec.seed)
