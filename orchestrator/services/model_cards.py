@@ -31,6 +31,7 @@ from orchestrator.services.held_out_checking import HeldOut, held_out_of_card, k
 from orchestrator.services.judge_reports import JudgeReport
 from orchestrator.services.task_scores import points
 from orchestrator.services.verdicts import Judged, judge
+from worker.shared.counted_words import many
 from worker.shared.data_checks.findings import Report
 from worker.shared.early_stopping import chosen, chosen_step
 from worker.shared.evaluation_spec import EvaluationSpec
@@ -219,7 +220,7 @@ def _evaluated(facts: _Facts) -> Iterator[tuple[str, str]]:
         yield "evaluation", "not evaluated yet"
         return
     report = found.report
-    yield "evaluation", f"{report['prompts']} prompts, of which {report['identical']} got the same answer twice"
+    yield "evaluation", f"{many(report['prompts'], 'prompt')}, of which {report['identical']} got the same answer twice"
     yield "answers cut at the token limit", _both(report["truncated"])
     rise = report.get("forgetting")
     if rise is not None:
@@ -275,7 +276,7 @@ def _resemblance(facts: _Facts) -> str:
     audits = "; ".join(f"data `{audit.sha256[:16]}`: {audit.words}" for audit in facts.judged.audits)
     settings = ", ".join(f"`{name} {text}`" for name, text in found["settings"].items())
     return (
-        f"## Resembles your data\n\n| {found['rows']} rows | base | adapter |\n|---|---|---|\n{table}\n\n"
+        f"## Resembles your data\n\n| {many(found['rows'], 'row')} | base | adapter |\n|---|---|---|\n{table}\n\n"
         f"{audits or 'not audited'}. An adapter that was trained on wrong answers resembles them too, so these "
         f"numbers do not count for the verdict. {settings}\n\n"
     )

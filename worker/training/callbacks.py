@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from worker.agent.hardware import versions
 from worker.agent.limits import when_there_is_room
+from worker.shared.counted_words import many
 from worker.shared.early_stopping import chosen, ended_early
 from worker.shared.manifest import Fidelity, Hardware, Manifest, Probe, Recipe
 from worker.shared.messages import Phase
@@ -142,8 +143,8 @@ class SessionCallback(TrainerCallback):
         # The only step of an old job has a learning rate of 0, as it had when the job began.
         if not state.has_learnt(self._loaded.model) and (self._spec.numerics is not None or step > 1):
             raise PermanentError(
-                f"the adapter is still zero after {step} steps, so nothing was learnt; set a higher learning_rate or "
-                "more steps"
+                f"the adapter is still zero after {many(step, 'step')}, so nothing was learnt; set a higher "
+                "learning_rate or more steps"
             )
         if not self._is_first_rank:
             return Trained(step=step, complete=True)

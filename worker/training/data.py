@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from worker.shared.checkpoint_file import ROWS_DIFFER, OtherRunError
+from worker.shared.counted_words import many
 from worker.shared.dataset_files import DatasetError, Row, read_rows
 from worker.shared.methods import format_of, refused_rows
 from worker.shared.rows import EACH_TURN
@@ -51,7 +52,9 @@ def load_rows(paths: Sequence[Path], spec: JobSpec) -> list[Row]:
         if words := refused_rows(spec, format_of(row)):
             raise PermanentError(words)
     if len(rows) != spec.rows:
-        raise PermanentError(f"the datasets have {len(rows)} rows, but the job expects {spec.rows}; submit it again")
+        raise PermanentError(
+            f"the datasets have {many(len(rows), 'row')}, but the job expects {spec.rows}; submit it again"
+        )
     return rows
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from worker.shared.counted_words import many
 from worker.shared.dataset_files import Row
 from worker.shared.dataset_spec import RowFormat
 from worker.shared.long_texts import SPLIT, piece_count, piece_start
@@ -81,9 +82,9 @@ class Pieces:
         for dataset, found in zip(spec.datasets, here, strict=True):
             if dataset.pieces is not None and dataset.pieces != found:
                 raise PermanentError(
-                    f"the rows of {dataset.path} make {found} pieces of at most {spec.sequence_len} tokens here, but "
-                    f"the server has counted {dataset.pieces} with another tokenizer; submit the job again with "
-                    "max_steps instead of num_epochs, or with excess_length_strategy: truncate"
+                    f"the rows of {dataset.path} make {many(found, 'piece')} of at most {spec.sequence_len} tokens "
+                    f"here, but the server has counted {dataset.pieces} with another tokenizer; submit the job again "
+                    "with max_steps instead of num_epochs, or with excess_length_strategy: truncate"
                 )
 
     def longer(self, training: Iterable[int]) -> int:
