@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from orchestrator.domain.errors import NotFoundError
 from orchestrator.domain.jobs import Checkpoint, Job, Lease
@@ -109,9 +108,10 @@ def _offered(offer: Offer, lease: Lease, store: str, now: float) -> Checkpoint:
 
 def _kept(manifest: Manifest) -> dict[str, Any]:
     """The manifest without the state, of which only the step of the best evaluation is kept."""
-    best = manifest.state.get("best")
-    state = {"best": {"step": best.get("step")}} if isinstance(best, Mapping) else {}
-    return manifest.model_dump(mode="json", exclude={"state"}) | ({"state": state} if state else {})
+    plain, best = manifest.model_dump(mode="json", exclude={"state"}), manifest.state.get("best")
+    if isinstance(best, dict):
+        plain["state"] = {"best": {"step": cast("dict[str, Any]", best).get("step")}}
+    return plain
 
 
 def _refusal(offer: Offer, lease: Lease, job: Job, known: Checkpoint | None) -> str:
