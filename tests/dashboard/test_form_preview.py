@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.ports.catalog import TokenLook
+from orchestrator.services import data_reading
 from tests.dashboard.test_pages import HTML, ORIGIN, log_in
 from worker.shared.dataset_spec import TaughtTurns
 from worker.shared.own_template import CHATML
@@ -59,6 +60,12 @@ def test_the_template_and_the_turns_of_the_yaml_count(site, looks) -> None:
     plain = shown(site, {"messages": CHAT}, "")
     assert plain.count("<mark>") - plain.count("<mark>Highlighted") == 2
     assert looks.more["chat_template"] is None
+
+
+def test_a_large_file_is_read_as_the_yaml_says(site, looks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_reading, "SMALL_BYTES", 0)  # a file that is really large takes seconds
+    text = shown(site, {"messages": CHAT}, "datasets: [{path: 'sha256:SHA', mask_history: true}]")
+    assert text.count("<mark>") - text.count("<mark>Highlighted") == 1
 
 
 def test_columns_and_long_texts_of_the_yaml_count(site, looks) -> None:

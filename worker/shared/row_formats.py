@@ -63,7 +63,7 @@ _OTHERS = "question, answer; or name your columns in the job file (field_message
 
 def is_known(keys: Iterable[str]) -> bool:
     """Whether a row with these keys has all columns of a format."""
-    key_set = set(map(llama_factory_rows.usual_column, keys))
+    key_set = set(keys)
     return any(key_set.issuperset(columns) for columns in _COLUMNS.values())
 
 
