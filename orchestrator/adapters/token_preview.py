@@ -49,11 +49,12 @@ class TokenLooks:
         *,
         offline: bool,
         cpu_s: int = CPU_S,
+        pieces_cpu_s: int = PIECES_CPU_S,
         endpoint: str | None = None,
         cache: Path | None = None,
     ) -> None:
         """Without a `catalog` only `counts` can be used. `endpoint` and `cache` replace the hub's, for tests."""
-        self._catalog, self._offline, self._cpu_s = catalog, offline, cpu_s
+        self._catalog, self._offline, self._cpu_s, self._pieces_cpu_s = catalog, offline, cpu_s, pieces_cpu_s
         self._endpoint, self._cache = endpoint, cache
         self._room = threading.BoundedSemaphore(AT_ONCE)
 
@@ -113,7 +114,11 @@ class TokenLooks:
 
     def pieces(self, spec: JobSpec, files: Sequence[Path]) -> PieceCount:
         """The pieces of the texts of a pinned job. Implements `ports.Looks`."""
-        request = {"files": [str(file) for file in files], "spec": spec.model_dump(mode="json"), "cpu_s": PIECES_CPU_S}
+        request = {
+            "files": [str(file) for file in files],
+            "spec": spec.model_dump(mode="json"),
+            "cpu_s": self._pieces_cpu_s,
+        }
         found = self._answer("piece_counts", spec.base_model, request, local_only=True, wait_s=PIECES_WAIT_S)
         if found.get("away") == BUSY:
             raise UnavailableError(f"{BUSY[0].upper()}{BUSY[1:]}.")

@@ -62,9 +62,10 @@ def test_the_template_and_the_turns_of_the_yaml_count(site, looks) -> None:
     assert looks.more["chat_template"] is None
 
 
-def test_a_large_file_is_read_as_the_yaml_says(site, looks, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_reading, "SMALL_BYTES", 0)  # a file that is really large takes seconds
-    text = shown(site, {"messages": CHAT}, "datasets: [{path: 'sha256:SHA', mask_history: true}]")
+def test_a_large_file_is_read_as_the_yaml_says(site, looks) -> None:
+    """It is read in a process of its own."""
+    large = [{"role": "system", "content": "x" * data_reading.SMALL_BYTES}, *CHAT]
+    text = shown(site, {"messages": large}, "datasets: [{path: 'sha256:SHA', mask_history: true}]")
     assert text.count("<mark>") - text.count("<mark>Highlighted") == 1
 
 

@@ -121,11 +121,12 @@ def test_a_token_that_the_model_lacks_is_found_in_every_piece(tmp_path: Path) ->
         check_rows(rows, [0], encoder, ModelLimits(tokens=ids[40]), 16, pieces)
 
 
-def test_long_texts_in_memory_have_a_maximum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_texts_in_memory_have_a_maximum(tmp_path: Path) -> None:
     """Guard: without it the tokens of all long texts of a file stayed in memory."""
-    monkeypatch.setattr("worker.training.pieces.KEPT_TOKENS", 100)  # the real one takes a minute to reach
     rows = rows_in(tmp_path, *({"text": chr(97 + n) * 40} for n in range(5)))
-    encoder, pieces = made(rows, job(FILE | {"rows": 5}))
+    spec = job(FILE | {"rows": 5})
+    encoder = made(rows, spec)[0]
+    pieces = Pieces(rows, spec, encoder, kept_tokens=100)
     parts = [[pieces.example(number, place) for place in range(pieces.count(number))] for number in range(5)]
     assert parts == [list(encoder.split(encoder.encode_full(row))) for row in rows]
     assert sorted(pieces._kept) == [3, 4]

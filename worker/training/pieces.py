@@ -38,8 +38,8 @@ def surely_short(row: Row, length: int) -> bool:
 class Pieces:
     """The pieces of a job's rows. A row that is no text, or is not longer than `sequence_len`, has one."""
 
-    def __init__(self, rows: Sequence[Row], spec: JobSpec, encoder: Encoder) -> None:
-        self._rows, self._encoder = rows, encoder
+    def __init__(self, rows: Sequence[Row], spec: JobSpec, encoder: Encoder, *, kept_tokens: int = KEPT_TOKENS) -> None:
+        self._rows, self._encoder, self._most = rows, encoder, kept_tokens
         self._ends = list(accumulate(dataset.rows or 0 for dataset in spec.datasets))
         self._kinds = [dataset.type for dataset in spec.datasets]
         self._counts = array("q", bytes(8 * len(rows)))
@@ -101,7 +101,7 @@ class Pieces:
         if len(ids) > self._encoder.sequence_len:
             self._kept[number] = ids
             self._tokens += len(ids)
-        while self._tokens > KEPT_TOKENS:
+        while self._tokens > self._most:
             self._tokens -= len(self._kept.popitem(last=False)[1])
         return ids
 
