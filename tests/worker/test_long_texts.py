@@ -105,6 +105,8 @@ def test_another_count_than_the_servers_is_refused(tmp_path: Path) -> None:
     for counted in (4, None):
         spec = job(FILE | {"rows": 2, "pieces": counted})
         made(rows, spec)[1].check(spec, range(2))
+    with pytest.raises(PermanentError, match="more than 3 pieces; set a larger sequence_len"):
+        made(rows, job(FILE | {"rows": 2}))[1].check(job(FILE | {"rows": 2}), range(2), most=3)
     spec = job(FILE | {"rows": 2, "pieces": 5})
     with pytest.raises(PermanentError, match=r"make 4 pieces of at most 16 tokens here, but the server has counted 5"):
         made(rows, spec)[1].check(spec, range(2))

@@ -10,6 +10,8 @@ from typing import Literal
 Strategy = Literal["truncate", "split"]
 TRUNCATE: Strategy = "truncate"
 SPLIT: Strategy = "split"
+MAX_PIECES = 20_000_000
+"""Of the rows that a job trains on. Their order is in memory."""
 
 
 def piece_count(tokens: int, length: int) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from worker.shared.counted_words import many
 from worker.shared.dataset_files import Row
 from worker.shared.dataset_spec import RowFormat
-from worker.shared.long_texts import SPLIT, piece_count, piece_start
+from worker.shared.long_texts import MAX_PIECES, SPLIT, piece_count, piece_start
 from worker.shared.methods import format_of
 from worker.training.encoding import ADDED_TOKENS, IGNORE, Encoder, Example
 from worker.training.interface import PermanentError
@@ -71,14 +71,16 @@ class Pieces:
         ids = self._ids(number)[start : start + self._encoder.sequence_len].tolist()
         return Example(ids, [IGNORE, *ids[1:]])  # all of a text is trained on
 
-    def check(self, spec: JobSpec, training: Iterable[int]) -> None:
+    def check(self, spec: JobSpec, training: Iterable[int], *, most: int = MAX_PIECES) -> None:
         """Raise `PermanentError` unless the rows `training` (ascending) make as many pieces as the server has counted.
 
-        What the server could not count is not compared.
+        What the server could not count is not compared. No job has more than `most`.
         """
         here = [0] * len(spec.datasets)
         for number in training:
             here[bisect_right(self._ends, number)] += self.count(number)
+        if sum(here) > most:
+            raise PermanentError(f"the rows make more than {most:,} pieces; set a larger sequence_len")
         for dataset, found in zip(spec.datasets, here, strict=True):
             if dataset.pieces is not None and dataset.pieces != found:
                 raise PermanentError(
