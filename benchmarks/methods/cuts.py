@@ -118,6 +118,12 @@ CASES: dict[str, Case] = {
     "mask_history": Case(dataset={"mask_history": True}, other_dataset={"mask_history": False}),
     "train_on_eos": Case(dataset={"train_on_eos": "last"}, other_dataset={"train_on_eos": "all"}),
     "repeats": Case(dataset={"repeats": 1.5}, other_dataset={"repeats": 2}),
+    "texts in pieces": Case(
+        changes={"excess_length_strategy": "split", "val_set_size": 0.2, "eval_steps": 3},
+        other={"excess_length_strategy": "truncate"},
+        rows="texts",
+        dataset={"repeats": 1.5},
+    ),
     "chat_template": Case(changes={"chat_template": "chatml"}, other={"chat_template": "tokenizer_default"}),
     "tools": Case(
         changes={"chat_template": "jinja", "chat_template_jinja": _OF_TOOLS, "sequence_len": 512}, rows="tools"
@@ -233,7 +239,7 @@ class _Place:
 
 def _write_rows(folder: Path) -> None:
     """Files of each kind of rows."""
-    kinds = {"turns": _turns, "pairs": _pair, "ratings": _rating, "tools": _with_tools}
+    kinds = {"turns": _turns, "pairs": _pair, "ratings": _rating, "tools": _with_tools, "texts": _text}
     for name, row in kinds.items():
         lines = [json.dumps(row(number)) + "\n" for number in range(ROWS)]
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -259,6 +265,10 @@ def _pair(number: int) -> dict[str, Any]:
 
 def _rating(number: int) -> dict[str, Any]:
     return {"prompt": f"{number} squared? ", "completion": _answer(number), "label": number % 3 > 0}
+
+
+def _text(number: int) -> dict[str, Any]:
+    return {"text": f"{number} squared is {number * number}. " * (1 + 5 * (number % 3))}
 
 
 def _with_tools(number: int) -> dict[str, Any]:

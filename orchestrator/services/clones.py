@@ -8,7 +8,6 @@ depends on (name, placement, deadline, eval and sample settings, ...) may change
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -20,7 +19,6 @@ from orchestrator.domain.lifecycle import CheckpointState
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.access import owned_job
 from orchestrator.services.context import Context
-from orchestrator.services.job_resolution import NEWEST
 from orchestrator.services.jobs import Ready, job_of_winner, prepare, queue
 from worker.shared.job_spec import JobSpec
 from worker.shared.lineage import FROM_HERE_ON
@@ -44,6 +42,7 @@ _REASONS = {
     "train_on_eos": _READING,
     "chat_template_sha256": _READING,
     "val_split": _ORDER,
+    "excess_length_strategy": _ORDER,
     "optimizer": "the checkpoint has the state of the other optimizer",
     "base_model": "the checkpoint's adapter belongs to it",
 }
@@ -110,7 +109,7 @@ def submit_clone(
         key=key,
         of=f"{job_id} {checkpoint}",
         given=datasets_of(original),
-        versions=versions_of(original, from_checkpoint=bool(checkpoint)),
+        begun=original.spec if checkpoint else None,
     )
     if isinstance(ready, Job):
         return ready
@@ -137,11 +136,6 @@ def _renamed(ready: Ready, name: str, taken: set[str]) -> Ready:
     names = (f"{name[:MAX_NAME]} clone{f' {n}' if n > 1 else ''}" for n in count(1))
     spec = ready.spec.model_copy(update={"name": next(each for each in names if each not in taken)})
     return replace(ready, spec=spec, as_json=spec.model_dump(mode="json"))
-
-
-def versions_of(origin: Job, *, from_checkpoint: bool) -> Mapping[str, int | None]:
-    """How a clone reads its rows and computes: as the original if it begins with one of its checkpoints."""
-    return {name: origin.spec.get(name) for name in NEWEST} if from_checkpoint else NEWEST
 
 
 def datasets_of(origin: Job) -> frozenset[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from orchestrator.domain.errors import InvalidError
 from orchestrator.ports.catalog import BaseModel
 from worker.shared import module_patterns
+from worker.shared.counted_words import many
 from worker.shared.job_spec import JobSpec
 from worker.shared.model_support import RENAMED, adapter_fault
 from worker.shared.plain_errors import nearest
@@ -32,7 +33,7 @@ def notes(spec: JobSpec, model: BaseModel) -> tuple[str, ...]:
     """What the author of a job file should know, although the job can run."""
     found: list[str] = []
     if spec.max_steps is not None and spec.num_epochs is not None:
-        found.append(f"num_epochs has no effect, because max_steps is set. The job has {spec.max_steps} steps.")
+        found.append(f"num_epochs has no effect, because max_steps is set. The job has {many(spec.max_steps, 'step')}.")
     if model.positions is not None and spec.sequence_len > model.positions and not model.has_position_table:
         found.append(
             f"The base model was trained on at most {model.positions} tokens. Set sequence_len to that or less, unless "

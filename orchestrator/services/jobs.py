@@ -21,7 +21,7 @@ from orchestrator.services.context import Context, new_id
 from orchestrator.services.data_gate import refuse_findings
 from orchestrator.services.datasets import hold, sweep_discarded, unused_keys
 from orchestrator.services.failed_starts import Explanation
-from orchestrator.services.job_resolution import NEWEST, resolve
+from orchestrator.services.job_resolution import resolve
 from orchestrator.services.leases import release_lease
 from orchestrator.services.needed_jobs import refuse_if_needed
 from orchestrator.services.offline_sessions import refuse_hand_over
@@ -117,17 +117,17 @@ def prepare(
     key: str | None = None,
     of: str = "",
     given: Collection[str] = (),
-    versions: Mapping[str, int | None] = NEWEST,
+    begun: Mapping[str, Any] | None = None,
 ) -> Ready | Job:
     """The part of `submit` that looks things up and may be slow. Returns the job itself if it was queued before.
 
-    `of` is what else distinguishes two requests, besides the file. `given` and `versions` as in `resolve`.
+    `of` is what else distinguishes two requests, besides the file. `given` and `begun` as in `resolve`.
     """
     _refuse_first(actor, spec.priority)
     request_hash = hashlib.sha256((spec.model_dump_json() + of).encode()).hexdigest()
     if key is not None and (again := earlier(ctx, actor, key, request_hash)) is not None:
         return again
-    resolved, need, noted = resolve(ctx, actor, spec, given, versions)
+    resolved, need, noted = resolve(ctx, actor, spec, given, begun)
     return Ready(
         spec=resolved,
         as_json=resolved.model_dump(mode="json"),

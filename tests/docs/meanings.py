@@ -17,7 +17,7 @@ JOB_KEYS = {
     "peft_use_rslora": "Multiplies the adapter's output by `lora_alpha / sqrt(lora_r)`, which suits high ranks.",
     "peft_use_dora": "DoRA: also trains the length of each row of a weight. Each step takes longer. Backend `hf`.",
     "peft_trainable_token_indices": "Numbers of tokens. Their embeddings are trained, too. Backend `hf`.",
-    "sequence_len": "Maximum tokens per row. Longer rows are truncated.",
+    "sequence_len": "Maximum tokens per row. Longer rows are cut off, and longer `text` rows are split.",
     "global_batch_size": "Rows per optimiser step, the same on every machine.",
     "micro_batch_size": "Rows per forward pass, where a pair counts as two. By default each machine chooses its own.",
     "num_epochs": "Number of epochs. This or `max_steps` is required.",
@@ -39,6 +39,9 @@ JOB_KEYS = {
     "seed": "Seed for the order of rows, the adapter's initial values and dropout.",
     "val_set_size": "Share of the rows in the validation split (0.05 = 5 %).",
     "train_on_inputs": "Whether to train on prompts in addition to answers.",
+    "excess_length_strategy": "`truncate` cuts `text` rows off after `sequence_len` tokens, as all other rows. `split` "
+    "refuses the job if they cannot be split. Without the key, they are split where that is possible. "
+    "See [Long texts](#long-texts).",
     "chat_template": "`chatml`, or `jinja` with `chat_template_jinja`, in place of the template that comes with the "
     "model. See [Chat template](#chat-template).",
     "chat_template_jinja": "The text of a chat template, or for the command line the path of a `.jinja` file.",
@@ -97,6 +100,7 @@ DATASET_KEYS = {
     "sha256": "Filled in by the server when the job is submitted.",
     "file_format": "Filled in by the server when the job is submitted.",
     "rows": "Filled in by the server when the job is submitted.",
+    "pieces": "Filled in by the server when the job is submitted. See [Long texts](#long-texts).",
 }
 TURNS = """\
 In a conversation, all turns of the assistant are trained on. What a row may say besides the texts of its turns:

@@ -217,6 +217,19 @@ are chosen before and evaluated once, so no copy of a row is on the other side.
 `num_epochs` counts such epochs. With a validation split, the steps of an epoch are those of the split's share of each
 file.
 
+### Long texts
+
+A `text` row with more than `sequence_len` tokens is split into pieces of `sequence_len` tokens. Each begins with the
+last token of the one before, so that every token of the text is learnt once. An epoch has all pieces in one random
+order, and `repeats` counts pieces. The texts of validation rows are split as well. Other rows are cut off.
+
+The server counts the pieces when the job is submitted, and `num_epochs` counts epochs of pieces. Plan and submit say
+how many texts are split into how many pieces. A session that counts other pieces refuses the job before its first step.
+The server can count if it has the model's tokenizer (the page for a new job fetches it for its preview), within 20 s of
+computing time. Where it cannot, the sessions count the pieces of a job with `max_steps`. A job with `num_epochs` cuts
+its texts off then, which plan and submit say. With `excess_length_strategy: split` it is refused instead. With
+`truncate`, texts are never split.
+
 ## Chat template
 
 Rows and prompts are written with `chat_template_jinja`, or with ChatML for `chat_template: chatml`. The template is

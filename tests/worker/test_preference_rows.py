@@ -28,6 +28,8 @@ A, G, B = ({"role": each.role, "content": each.content} for each in (ASK, GOOD, 
 PAIR = Row((ASK, GOOD), given=1, rejected=Row((ASK, BAD), given=1))
 TEXTS = Row(prompt="q: ", text="good", rejected=Row(prompt="q: ", text="bad"))
 SYSTEM = Message("system", "s")
+WEIGHED = (replace(ASK, train=False), replace(GOOD, train=True)), (replace(ASK, train=False), replace(BAD, train=True))
+PAIR_OF_WEIGHTS = Row(WEIGHED[0], given=1, rejected=Row(WEIGHED[1], given=1))
 WITH_SYSTEM = Row((SYSTEM, ASK, GOOD), given=2, rejected=Row((SYSTEM, ASK, BAD), given=2))
 
 
@@ -53,6 +55,17 @@ WITH_SYSTEM = Row((SYSTEM, ASK, GOOD), given=2, rejected=Row((SYSTEM, ASK, BAD),
             PAIR,
         ),
         ({"prompt": [A], "chosen": G, "rejected": B}, PAIR),
+        ({"chosen_messages": [A, G], "rejected_messages": [A, B]}, PAIR),
+        (
+            {
+                f"{side}_messages": [
+                    {"role": "user", "content": [{"type": "text", "value": "q"}], "loss_weight": 0.0},
+                    {"role": "assistant", "content": [{"type": "text", "value": said}], "loss_weight": 1.0},
+                ]
+                for side, said in (("chosen", "good"), ("rejected", "bad"))
+            },
+            PAIR_OF_WEIGHTS,
+        ),
         ({"chosen": [A, G, A, G], "rejected": [A, G]}, Row((ASK, GOOD, ASK, GOOD), 1, rejected=Row((ASK, GOOD), 1))),
     ],
 )

@@ -17,6 +17,7 @@ from worker.shared.evaluation_units import Unit, prompts_at_once, units
 from worker.shared.export_spec import ChatSpec, ExportSpec
 from worker.shared.hub_names import RepoName
 from worker.shared.judge_prompt import MAX_OUTPUT_TOKENS, TEXT_TOKENS
+from worker.shared.long_texts import Strategy
 from worker.shared.methods import MethodKeys
 from worker.shared.own_template import USUAL, Template, TemplateName, fault_of, template_of
 from worker.shared.plain_errors import MAX_KEY, nearest
@@ -116,6 +117,12 @@ class JobSpec(AdapterSettings, MethodKeys, Subject):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     val_set_size: Annotated[float, Field(ge=0, lt=1)] = 0.0
     train_on_inputs: bool = False
+    excess_length_strategy: Strategy | None = Field(default=None, exclude_if=lambda way: way is None)
+    """What becomes of a text of more than `sequence_len` tokens. Other rows are always cut off.
+
+    A job file without it leaves the choice to the server. The texts of a submitted job without it are cut off: it is
+    from a time when all were, has no longer text, or the server could not count the pieces that its epochs need.
+    """
     chat_template: TemplateName = Field(default=USUAL, exclude_if=lambda name: name == USUAL)
     chat_template_jinja: Template | None = Field(default=None, exclude_if=lambda text: text is None)
     eval_steps: Annotated[int, Field(ge=1)] | None = None
@@ -273,10 +280,13 @@ class JobSpec(AdapterSettings, MethodKeys, Subject):
 
     @property
     def train_rows(self) -> int:
-        """Rows of one epoch. With `repeats` and a validation split, which rows it has is known to the session alone.
+        """Rows of one epoch, or their pieces where the server has counted them.
 
-        Here each file is taken to have its share of it.
+        With `repeats` and a validation split, which rows it has is known to the session alone. Here each file is taken
+        to have its share of it.
         """
+        if all(dataset.pieces is not None for dataset in self.datasets):
+            return max(1, sum(dataset.of_an_epoch(dataset.pieces or 0) for dataset in self.datasets))
         if not self.dataset_repeats or not self.rows:
             return self.rows - self.eval_rows
         drawn = sum(dataset.of_an_epoch(dataset.rows or 0) for dataset in self.datasets)

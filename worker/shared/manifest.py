@@ -10,6 +10,7 @@ from pydantic import Field
 from worker.shared.adapter_settings import MAX_LAYERS, MAX_TOKENS
 from worker.shared.dataset_spec import TaughtTurns
 from worker.shared.job_spec import BETAS, EPSILON, LORAPLUS_EMBEDDING, JobSpec
+from worker.shared.long_texts import TRUNCATE
 from worker.shared.methods import SFT
 from worker.shared.own_template import template_sha256
 from worker.shared.schedules import ScheduleSettings
@@ -89,6 +90,7 @@ class Recipe(Wire):
     numerics: Number | None = None
     val_split: Number | None = None
     dataset_repeats: Annotated[tuple[float, ...], Field(max_length=16)] = ()
+    excess_length_strategy: Word = TRUNCATE
     chat_template_sha256: Word = ""
     """Hash of the job's own chat template. Empty without one."""
 
@@ -97,7 +99,8 @@ class Recipe(Wire):
     untrained_rows: Number | None = None
     """Training rows that are left out, because none of their trained tokens is within `sequence_len`.
 
-    With `dataset_repeats`, by how many rows an epoch is shorter than `train_rows`. It may be longer.
+    With `dataset_repeats`, or where texts are split, by how many rows an epoch is shorter than `train_rows`. It may be
+    longer.
     """
     parameters_sha256: Word | None = None
     trainable_dtype: Word | None = None
@@ -116,6 +119,7 @@ class Recipe(Wire):
         facts["early_stopping_patience"] = spec.early_stopping_patience or NO_STEPS
         facts["train_rows"] = spec.train_rows
         facts["dataset_repeats"] = spec.dataset_repeats
+        facts["excess_length_strategy"] = spec.excess_length_strategy or TRUNCATE
         facts["chat_template_sha256"] = template_sha256(spec.own_template)
         facts["dataset_sha256"] = tuple(d.sha256 or "" for d in spec.datasets)
         taught = [d.taught for d in spec.datasets]

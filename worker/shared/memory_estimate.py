@@ -145,9 +145,18 @@ def need(spec: JobSpec, shape: Shape | None, parameters: int | None) -> Need:
     count = parameters or (shape.parameters if shape else None)
     if count is None:
         return Need()
-    host = host_bytes(spec, count)
+    host = host_bytes(spec, count) + (_best_bytes(spec, shape) if shape else 0)
     backend = "unsloth" if spec.backend == "unsloth" else "hf"
     return Need(gpu_bytes=gpu_bytes(spec, shape, backend=backend) if shape else host, host_bytes=host)
+
+
+def _best_bytes(spec: JobSpec, shape: Shape) -> int:
+    """The copy of the adapter of the best step, in host memory and 32 bits, where the job ends with it."""
+    if not spec.load_best_model_at_end:
+        return 0
+    magnitudes = shape.layers * sum(o for _, o in shape.linears) if spec.peft_use_dora else 0
+    tokens = len(spec.peft_trainable_token_indices) * shape.hidden
+    return 4 * (shape.lora_parameters(spec.lora_r) + magnitudes + tokens)
 
 
 def judge_need(shape: Shape | None, parameters: int | None, *, quantised: bool, tokens: int) -> Need:

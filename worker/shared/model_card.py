@@ -7,7 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from worker.shared.counted_words import many
 from worker.shared.job_spec import JobSpec
+from worker.shared.long_texts import SPLIT
 from worker.shared.manifest import Recipe
 
 _ELSEWHERE = (
@@ -43,11 +45,13 @@ def model_card(
     head = "\n".join(lines)
     accepted = ", ".join(spec.accept_findings)
     data = f"The data checks stopped this data, and its owner accepted it: {accepted}.\n\n" if accepted else ""
-    steps = f"{recipe.max_steps} steps ({ending})" if ending else f"{recipe.max_steps} steps"
+    is_split = recipe.excess_length_strategy == SPLIT
+    rows_of_an_epoch = f"{recipe.epoch_rows} rows and pieces of texts" if is_split else many(recipe.epoch_rows, "row")
+    steps = f"{many(recipe.max_steps, 'step')} ({ending})" if ending else many(recipe.max_steps, "step")
     return (
         f"---\n{head}\n---\n\n"
         f"# {spec.name}\n\nA LoRA adapter for `{spec.base_model}`, trained with Trainhop on "
-        f"{recipe.epoch_rows} rows for {steps}.\n\n{evidence}{data}{'' if is_of_hub else _ELSEWHERE}"
+        f"{rows_of_an_epoch} for {steps}.\n\n{evidence}{data}{'' if is_of_hub else _ELSEWHERE}"
         f"```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
         f'model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")\n```\n\n'
         f"| recipe | |\n|---|---|\n{rows}\n"

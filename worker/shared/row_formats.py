@@ -70,8 +70,9 @@ def is_known(keys: Iterable[str]) -> bool:
 def detect_row_format(keys: Iterable[str], line: int) -> RowFormat:
     """The format with all its columns in `keys`. Raises `DatasetError` with the list of keys."""
     key_set = set(keys)
+    usual = set(map(llama_factory_rows.usual_column, key_set))
     for name, columns in _COLUMNS.items():
-        if key_set.issuperset(columns):
+        if usual.issuperset(columns):
             return name
     shown = [key[:MAX_KEY_SHOWN] for key in sorted(key_set)[:KEYS_SHOWN]]
     raise DatasetError(f"unknown row format with keys {shown}; accepted are: {_ACCEPTED}; {_OTHERS}", line)

@@ -26,6 +26,7 @@ NO_SESSION_NEEDS = (
     "worker/shared/data_checks",
     "worker/shared/installation.py",
     "worker/training/end_counts.py",
+    "worker/training/piece_counts.py",
     "worker/training/token_counts.py",
     "worker/training/token_preview.py",
 )

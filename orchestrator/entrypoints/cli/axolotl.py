@@ -38,6 +38,7 @@ _TRANSLATED = """
     base_model revision_of_model datasets adapter load_in_4bit lora_target_modules lora_target_linear micro_batch_size
     gradient_accumulation_steps batch_size chat_template optimizer lr_scheduler cosine_min_lr_ratio eval_steps
     noisy_embedding_alpha peft_init_lora_weights loftq_config metric_for_best_model greater_is_better
+    excess_length_strategy
 """
 _READ = frozenset((*SAME, *_TRANSLATED.split()))
 _READ_OF_ROWS = frozenset(
@@ -151,6 +152,8 @@ def translate(config: Mapping[str, Any]) -> Translation:
     _adapter(given, done)
     _watched(given, done)
     _template(given, done)
+    if given.get("excess_length_strategy", "truncate") != "truncate":  # there it is not for texts, which are split
+        done.different["excess_length_strategy"] = "rows longer than sequence_len are cut off"
     _name_the_rest(given, done)
     return done
 

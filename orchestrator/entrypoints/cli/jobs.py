@@ -47,6 +47,7 @@ from trainhop.connection import find_job
 from trainhop.errors import Error
 from trainhop.job_file import check
 from trainhop.polling import FINAL, Timing, state_word
+from worker.shared.counted_words import many
 
 app = typer.Typer()
 
@@ -79,7 +80,7 @@ def submit(
         put_json(job)
     else:
         put(job["id"])
-        steps = "1 step" if job["total_steps"] == 1 else f"{job['total_steps']} steps"
+        steps = many(job["total_steps"], "step")
         say(f"queued {clean(job['name'])}: {steps}. Follow it with `trainhop watch {job['id']}`")
 
 
@@ -156,7 +157,7 @@ def _evaluation(planned: dict[str, Any]) -> str | None:
     asked = planned.get("evaluation")
     if not asked:
         return None
-    words = f"{asked['prompts']} prompts, 2 answers each of at most {asked['max_new_tokens']} tokens"
+    words = f"{many(asked['prompts'], 'prompt')}, 2 answers each of at most {many(asked['max_new_tokens'], 'token')}"
     times = [
         f"{place['account']}: about {seconds(place['evaluation_s'])}, "
         + ("in the last session" if place["evaluation_in_last_session"] else "in a session of its own")

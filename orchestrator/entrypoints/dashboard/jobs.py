@@ -123,7 +123,7 @@ def submittable(spec: Row) -> Row:
     for dataset in (*plain.get("datasets", ()), *(file for file in files if file)):
         if dataset.get("sha256"):
             dataset["path"] = f"sha256:{dataset.pop('sha256')}"
-        for filled in ("rows", "file_format"):
+        for filled in ("rows", "file_format", "pieces"):
             dataset.pop(filled, None)
     return plain
 
