@@ -16,11 +16,22 @@ MAX_TOKENS = 1_000
 """Tokens that a job may train the embeddings of."""
 
 
+Parameter = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.]+$")]
+MAX_PARAMETERS = 64
+
+
 def once(numbers: tuple[int, ...]) -> tuple[int, ...]:
     """The numbers themselves. Raises `ValueError` if one is there twice."""
     if len(set(numbers)) < len(numbers):
         raise ValueError("must not name a number twice")
     return numbers
+
+
+def in_order(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names, sorted. Raises `ValueError` if one is there twice."""
+    if len(set(names)) < len(names):
+        raise ValueError("must not name a parameter twice")
+    return tuple(sorted(names))
 
 
 class AdapterSettings(Written):
@@ -39,6 +50,9 @@ class AdapterSettings(Written):
     lora_layers_to_transform: Annotated[tuple[Layer, ...], Field(max_length=MAX_LAYERS)] = Field(
         default=(), exclude_if=lambda layers: not layers
     )
+    lora_target_parameters: Annotated[
+        tuple[Parameter, ...], Field(max_length=MAX_PARAMETERS), AfterValidator(in_order)
+    ] = Field(default=(), exclude_if=lambda names: not names)
     peft_use_rslora: bool = Field(default=False, exclude_if=lambda asked: not asked)
     peft_use_dora: bool = Field(default=False, exclude_if=lambda asked: not asked)
     peft_trainable_token_indices: Annotated[tuple[Token, ...], Field(max_length=MAX_TOKENS), AfterValidator(once)] = (
@@ -49,6 +63,18 @@ class AdapterSettings(Written):
     def _one_choice_of_layers(self) -> AdapterSettings:
         if self.module_pattern and self.lora_layers_to_transform:
             raise ValueError("lora_layers_to_transform needs a list of lora_target_modules; name layers in the pattern")
+        return self
+
+    @model_validator(mode="after")
+    def _plain_experts(self) -> AdapterSettings:
+        """What PEFT computes for a bare parameter: no dropout, no DoRA, and each layer that the name matches."""
+        others = {
+            "lora_dropout 0": self.lora_dropout > 0,
+            "no peft_use_dora": self.peft_use_dora,
+            "no lora_layers_to_transform; name the layers in lora_target_parameters": self.lora_layers_to_transform,
+        }
+        if self.lora_target_parameters and (needed := [words for words, given in others.items() if given]):
+            raise ValueError(f"lora_target_parameters needs {needed[0]}")
         return self
 
     @model_validator(mode="after")
@@ -68,6 +94,7 @@ class AdapterSettings(Written):
         """What only the backend `hf` trains with, the first of it, or ""."""
         asked = {
             "peft_use_dora": self.peft_use_dora,
+            "lora_target_parameters": self.lora_target_parameters,
             "peft_trainable_token_indices": self.peft_trainable_token_indices,
             "a pattern in lora_target_modules": self.module_pattern,
         }

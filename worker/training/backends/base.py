@@ -23,7 +23,7 @@ from worker.agent.hardware import available_ram
 from worker.shared import causes, package_folder
 from worker.shared import packages as install
 from worker.shared.module_patterns import PatternError, check
-from worker.training import base_model
+from worker.training import base_model, target_parameters
 from worker.training.encoding import load_tokenizer
 from worker.training.interface import PermanentError, UnfitMachineError
 from worker.training.loss import Hidden
@@ -136,8 +136,10 @@ def add_adapter(backend: Backend, model: Any, spec: JobSpec, resumed: bool = Fal
         wanted = (spec.module_pattern,)
     elif isinstance(wanted, str):
         wanted = sorted({n.rpartition(".")[2] for n in linear if model.get_submodule(n) is not head})
+        wanted = target_parameters.for_linear(wanted, _kind(model), spec.lora_target_parameters)
     elif not resumed:
         _check_targets(model, wanted, scope, linear, spec.base_model)
+    target_parameters.check(model, spec.lora_target_parameters, spec.base_model)
     _check_layers(model, spec)
     _check_tokens(model, spec)
     targets = list(wanted)
@@ -149,7 +151,7 @@ def add_adapter(backend: Backend, model: Any, spec: JobSpec, resumed: bool = Fal
     except (ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise PermanentError(f"an adapter cannot be added to {targets} of {spec.base_model}: {reason}") from error
-    if words := _left_out(model):
+    if words := target_parameters.notice(adapted, spec.lora_target_parameters):
         logging.getLogger(__name__).warning("%s", words)
     make_fp32(adapted)
     start_adapter(adapted, spec.seed)
@@ -175,10 +177,8 @@ def _check_layers(model: Any, spec: JobSpec) -> None:
         raise PermanentError(f"lora_layers_to_transform names layer {last}, but {spec.base_model} has {layers}")
 
 
-def _left_out(model: Any) -> str:
-    """What no adapter is for: experts that the model keeps in one tensor instead of linear layers."""
-    fused = next((n for n, p in model.named_parameters() if "experts" in n and p.ndim > 2), "")
-    return f"the experts of this model have no adapter, because they are not linear layers ({fused})" if fused else ""
+def _kind(model: Any) -> str:
+    return str(getattr(model.config.get_text_config(), "model_type", ""))
 
 
 def _check_tokens(model: Any, spec: JobSpec) -> None:

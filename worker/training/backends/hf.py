@@ -71,6 +71,7 @@ class HfBackend:
             trainable_token_indices=list(spec.peft_trainable_token_indices) or None,
             layers_to_transform=list(spec.lora_layers_to_transform) or None,
             target_modules=targets,
+            target_parameters=list(spec.lora_target_parameters) or None,
             task_type="CAUSAL_LM",
         )
         return get_peft_model(model, config)  # pyright: ignore[reportReturnType] - never the mixed model
