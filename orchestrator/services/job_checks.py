@@ -57,7 +57,13 @@ def _unknown_numbers(spec: JobSpec, model: BaseModel) -> list[tuple[str, str]]:
         ("lora_layers_to_transform", spec.lora_layers_to_transform, "layers", model.shape.layers),
         ("peft_trainable_token_indices", spec.peft_trainable_token_indices, "tokens", model.shape.vocabulary),
     )
-    return [
+    tokens = model.shape.vocabulary
+    found = [
+        (f"/added_tokens_overrides/{number}", f"the base model has {tokens} tokens, the first being 0")
+        for number in spec.added_tokens_overrides
+        if int(number) >= tokens
+    ]
+    return found + [
         (f"/{key}/{place}", f"the base model has {there} {what}, the first being 0")
         for key, numbers, what, there in given
         for place, number in enumerate(numbers)

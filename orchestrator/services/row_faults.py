@@ -44,7 +44,7 @@ def _verdict(ctx: Context, looks: Looks, spec: JobSpec, dataset: DatasetSpec) ->
     """What a look at these rows has found, now or earlier."""
     read = (dataset.sha256, dataset.type, dataset.taught.model_dump_json())
     key = (spec.base_model, *read, spec.sequence_len, spec.train_on_inputs, spec.encoding)
-    key = (*key, template_sha256(spec.own_template))
+    key = (*key, template_sha256(spec.own_template), spec.tokens, *spec.added_tokens_overrides.items())
     now = ctx.clock.now()
     known = ctx.verdicts.get(key)
     if known is None or (known.away and not known.at <= now < known.at + AGAIN_S):
@@ -72,6 +72,7 @@ def _look(ctx: Context, looks: Looks, spec: JobSpec, dataset: DatasetSpec, now: 
             rendered_at=spec.rendered_at,
             taught=dataset.taught,
             chat_template=spec.own_template,
+            new_tokens=spec if spec.new_tokens else None,
             local_only=True,
         )
     return Verdict(

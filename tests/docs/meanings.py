@@ -19,6 +19,8 @@ JOB_KEYS = {
     "peft_use_rslora": "Multiplies the adapter's output by `lora_alpha / sqrt(lora_r)`, which suits high ranks.",
     "peft_use_dora": "DoRA: also trains the length of each row of a weight. Each step takes longer. Backend `hf`.",
     "peft_trainable_token_indices": "Numbers of tokens. Their embeddings are trained, too. Backend `hf`.",
+    "tokens": "New tokens. Each is one text. See [New tokens](#new-tokens). Backend `hf`.",
+    "added_tokens_overrides": "New tokens in the place of reserved ones, by the number of the reserved token.",
     "sequence_len": "Maximum tokens per row. Longer rows are truncated.",
     "global_batch_size": "Rows per optimiser step, the same on every machine.",
     "micro_batch_size": "Rows per forward pass, where a pair counts as two. By default each machine chooses its own.",

@@ -21,11 +21,13 @@ PROVENANCE = "trainhop-provenance.json"
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|(magnitude)_vector)")
 _TOKENS = "trainable_token_indices"
+_EXPERTS = "target_parameters"
+_OF_EXPERTS = re.compile(r"\.(base_layer|experts|gate|router)\.lora_[AB]\.weight$")
 _CHANGES = {
     "lora_bias": "biases of LoRA",
     "modules_to_save": "fully trained modules (modules_to_save)",
     _TOKENS: "trained tokens",
-    "target_parameters": "LoRA on bare parameters",
+    _EXPERTS: "LoRA on bare parameters",
     "fan_in_fan_out": "transposed weights (fan_in_fan_out)",
     "layer_replication": "replicated layers",
     "alora_invocation_tokens": "activated LoRA",
@@ -77,14 +79,14 @@ class Adapter:
 def read_adapter(folder: Path, *, for_chat: bool = False) -> Adapter:
     """The adapter of a PEFT folder. Raises `ExportError` if it is damaged, or more than LoRA on linear layers.
 
-    `for_chat`: PEFT itself will load the folder, so trained tokens are allowed, and left out here.
+    `for_chat`: PEFT itself will load the folder, so trained tokens and experts are allowed, and left out here.
     """
     config = read_object(folder / CONFIG, _REMEDY)
-    _refuse_other_kinds({key: value for key, value in config.items() if not (for_chat and key == _TOKENS)})
+    _refuse_other_kinds({key: value for key, value in config.items() if not (for_chat and key in (_TOKENS, _EXPERTS))})
     tensors = read_all(folder / WEIGHTS)
     halves: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
-        if for_chat and name.endswith(".trainable_tokens_delta"):
+        if for_chat and (name.endswith(".trainable_tokens_delta") or _is_of_experts(name, config)):
             continue
         found = _TENSOR.fullmatch(name)
         if found is None or not name.startswith(_PREFIX):
@@ -102,6 +104,10 @@ def read_adapter(folder: Path, *, for_chat: bool = False) -> Adapter:
         revision=config.get("revision") if isinstance(config.get("revision"), str) else None,
         recipe=_recipe(folder),
     )
+
+
+def _is_of_experts(name: str, config: Mapping[str, Any]) -> bool:
+    return bool(config.get(_EXPERTS)) and _OF_EXPERTS.search(name) is not None
 
 
 def check_fit(adapter: Adapter, base: Weights) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from worker.shared.module_patterns import ALL_LINEAR, MAX_PATTERN, valid
-from worker.shared.wire import NonBlank, Written
+from worker.shared.new_tokens import NewTokens
+from worker.shared.wire import NonBlank
 
 Layer = Annotated[int, Field(ge=0, lt=10_000)]
 MAX_LAYERS = 1_000
@@ -34,7 +35,7 @@ def in_order(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-class AdapterSettings(Written):
+class AdapterSettings(NewTokens):
     """Keys of the job file, with the names of axolotl. What is at its default is not named: older workers refuse it."""
 
     backend: Literal["auto", "hf", "unsloth"] = "auto"
@@ -96,6 +97,8 @@ class AdapterSettings(Written):
             "peft_use_dora": self.peft_use_dora,
             "lora_target_parameters": self.lora_target_parameters,
             "peft_trainable_token_indices": self.peft_trainable_token_indices,
+            "tokens": self.tokens,
+            "added_tokens_overrides": self.added_tokens_overrides,
             "a pattern in lora_target_modules": self.module_pattern,
         }
         return next((words for words, given in asked.items() if given), "")

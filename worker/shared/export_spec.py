@@ -32,6 +32,8 @@ def no_form(trained: Mapping[str, Any], form: str) -> str:
         return "adapters of experts (lora_target_parameters) cannot be exported; load the adapter with PEFT"
     if trained.get("peft_trainable_token_indices"):
         return "trained tokens cannot be exported; load the adapter with PEFT"
+    if trained.get("tokens") or trained.get("added_tokens_overrides"):
+        return "an adapter with new tokens cannot be exported; load it with PEFT"
     if form == "gguf-adapter" and trained.get("peft_use_dora"):
         return "a GGUF adapter has no place for DoRA's magnitudes; export it as merged or gguf"
     return ""

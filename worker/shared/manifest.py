@@ -11,6 +11,7 @@ from worker.shared.adapter_settings import MAX_LAYERS, MAX_PARAMETERS, MAX_TOKEN
 from worker.shared.dataset_spec import TaughtTurns
 from worker.shared.job_spec import BETAS, EPSILON, LORAPLUS_EMBEDDING, JobSpec
 from worker.shared.methods import SFT
+from worker.shared.new_tokens import MAX_NEW
 from worker.shared.own_template import template_sha256
 from worker.shared.schedules import ScheduleSettings
 from worker.shared.wire import (
@@ -72,6 +73,8 @@ class Recipe(Wire):
     peft_use_rslora: bool = False
     peft_use_dora: bool = False
     peft_trainable_token_indices: Annotated[tuple[Number, ...], Field(max_length=MAX_TOKENS)] = ()
+    tokens: Annotated[tuple[Setting, ...], Field(max_length=MAX_NEW)] = ()
+    added_tokens_overrides: Annotated[dict[Word, Setting], Field(max_length=MAX_NEW)] = Field(default={})
     neftune_noise_alpha: float = 0.0
     lr_scheduler_kwargs: ScheduleSettings = ScheduleSettings()
     warmup_steps: Number = NO_STEPS
