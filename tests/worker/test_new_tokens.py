@@ -187,7 +187,8 @@ def test_a_job_without_new_tokens_names_none(training) -> None:
     spec = training.spec(tokens=NEW, added_tokens_overrides={12: "<b>", 5: "<a>"})
     assert spec.new_tokens == ("<a>", "<b>", *NEW)
     assert type(spec).model_validate_json(spec.model_dump_json()) == spec
-    assert "new tokens cannot be exported" in no_form(spec.model_dump(mode="json"), "gguf")
+    assert "no place for trained tokens" in no_form(spec.model_dump(mode="json"), "gguf-adapter")
+    assert no_form(spec.model_dump(mode="json"), "merged") == no_form(spec.model_dump(mode="json"), "gguf") == ""
 
 
 @pytest.mark.parametrize("model", ["tied"], indirect=True)
