@@ -229,10 +229,10 @@ in the text. Tokens of a template that the model does not know are learnt as sev
 
 The texts in `tokens` are added to the tokenizer in this order, after its last token. `added_tokens_overrides` puts a
 text in the place of a reserved token: `{{128002: "<think>"}}`. A token that the chat template or the model uses keeps
-its name. Every new token begins as the mean of all others, and its row in the embedding is trained, and in the output layer
-where that has a table of its own. The table grows where the model has no free row. Rows, previews and chat templates
-see the new tokens, and the tokenizer with them is saved with the adapter. A model that is loaded by hand needs room for
-them before the adapter is put on it:
+its name. Every new token begins as the mean of all others. Its row in the embedding is trained, and in the output
+layer where that has a table of its own. The table grows where the model has no free row. Rows, previews and chat
+templates see the new tokens, and the tokenizer with them is saved with the adapter. A model that is loaded by hand
+needs room for them before the adapter is put on it:
 
 ```python
 model.resize_token_embeddings(max(len(tokenizer), model.get_input_embeddings().weight.shape[0]))
