@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ def tokens(request: pytest.FixtureRequest, tmp_path: Path) -> Pairing:
     base = make_model(tmp_path / "base", "llama", vocab_size=len(byte_level()), tie_word_embeddings=request.param)
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.add_tokens(NEW)
-    rows = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight.shape[0]
+    plain: Any = AutoModelForCausalLM.from_pretrained(base)
+    rows = plain.get_input_embeddings().weight.shape[0]
     ids = [*range(rows, len(tokenizer))]
     assert len(ids) == 2
     places = {"embed_tokens": [5, *ids]} | ({} if request.param else {"lm_head": ids})
@@ -56,13 +58,13 @@ def test_exports_have_the_rows_of_new_tokens(tokens: Pairing, tmp_path: Path) ->
 
     tokens.export(tmp_path / "merged", "merged", "bf16")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
-    base = AutoModelForCausalLM.from_pretrained(tokens.base)
+    base: Any = AutoModelForCausalLM.from_pretrained(tokens.base)
     base.resize_token_embeddings(max(len(tokenizer), base.get_input_embeddings().weight.shape[0]))
     expected = PeftModel.from_pretrained(base, tokens.adapter).merge_and_unload().state_dict()
     weights = tokens.sources().weights(with_adapter=True, onto="original")
     for name in weights.names():
         assert torch.equal(torch.cat(list(weights.blocks(name))), expected[name].float()), name
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert merged.config.vocab_size == len(merged.get_input_embeddings().weight) >= len(tokenizer)
     for name, value in merged.state_dict().items():
         assert torch.equal(value.bfloat16(), expected[name].bfloat16()), name

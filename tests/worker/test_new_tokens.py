@@ -38,7 +38,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["<reserved>"], special_tokens=True)
     tokenizer.save_pretrained(folder)
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder)
     rows = 264 if request.param == "free rows" else 260
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -68,7 +68,10 @@ def test_new_tokens_survive_cuts_and_load_with_plain_peft(taught: TrainingRuns, 
     spec = taught.spec(**NEWEST, tokens=NEW, added_tokens_overrides={259: "<think>"}, backend="auto")
     assert spec.library == "hf"
     whole, cut = taught.run(spec), taught.run(spec, [1, 3])
-    assert cut.trained.adapter_zip.read_bytes() == whole.trained.adapter_zip.read_bytes()
+    adapter, of_cut = whole.trained.adapter_zip, cut.trained.adapter_zip
+    assert adapter is not None
+    assert of_cut is not None
+    assert of_cut.read_bytes() == adapter.read_bytes()
     assert differing(cut.tensors, whole.tensors) == []
     assert {restore[1] for hooks in cut.sessions for restore in hooks.restores} == {"exact"}
     trained = {name: v for name, v in whole.tensors.items() if name.startswith("adapter.") and "tokens_delta" in name}
@@ -81,12 +84,12 @@ def test_new_tokens_survive_cuts_and_load_with_plain_peft(taught: TrainingRuns, 
     if is_tied:
         assert (abs(next(iter(trained.values())) - mean.numpy()) < 4 * 1e-2 + 1e-6).all()  # four steps of AdamW
 
-    with zipfile.ZipFile(whole.trained.adapter_zip) as packed:
+    with zipfile.ZipFile(adapter) as packed:
         packed.extractall(tmp_path / "adapter")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "adapter")
     assert tokenizer.convert_tokens_to_ids(["<think>", *NEW]) == [259, 260, 261]
     assert "make room" in (tmp_path / "adapter" / "README.md").read_text()
-    base = AutoModelForCausalLM.from_pretrained(taught.base)
+    base: Any = AutoModelForCausalLM.from_pretrained(taught.base)
     # The line that a person needs, as the model card and the docs have it.
     base.resize_token_embeddings(max(len(tokenizer), base.get_input_embeddings().weight.shape[0]))
     found = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
@@ -102,7 +105,8 @@ def test_new_tokens_survive_cuts_and_load_with_plain_peft(taught: TrainingRuns, 
 def _mean(base: Path) -> torch.Tensor:
     from transformers import AutoModelForCausalLM
 
-    weight = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight.data
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    weight = model.get_input_embeddings().weight.data
     return weight[:260].double().mean(0).float()
 
 
@@ -110,7 +114,7 @@ def _by_hand(base: Path, tensors: dict[str, Any], ids: torch.Tensor) -> torch.Te
     """Logits of the base model with trained rows and updates, without PEFT."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base)
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
     if model.get_input_embeddings().weight.shape[0] < 262:
         model.resize_token_embeddings(262)
     for name, value in tensors.items():
@@ -203,6 +207,7 @@ def test_previews_see_new_tokens(taught: TrainingRuns) -> None:
 
 
 def _request(taught: TrainingRuns, **changes: Any) -> Request:
+    names = {str(number): text for number, text in changes.get("added_tokens_overrides", {}).items()}
     return Request(
         tokenizer=str(taught.base),
         file=str(taught.dataset),
@@ -214,10 +219,8 @@ def _request(taught: TrainingRuns, **changes: Any) -> Request:
         rows_measured=4,
         seconds=5.0,
         cpu_s=15,
-        **{
-            key: {str(n): t for n, t in value.items()} if isinstance(value, dict) else value
-            for key, value in changes.items()
-        },
+        tokens=changes.get("tokens", []),
+        added_tokens_overrides=names,
     )
 
 

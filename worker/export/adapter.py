@@ -186,10 +186,11 @@ def _pair(module: str, half: Mapping[str, torch.Tensor], config: Mapping[str, An
 
 def _rows(module: str, values: torch.Tensor, given: Any) -> Rows:
     numbers = given.get(module.rpartition(".")[2]) if isinstance(given, dict) else given
-    is_list = isinstance(numbers, list) and all(isinstance(number, int) and number >= 0 for number in numbers)
-    if not is_list or values.ndim != 2 or len(numbers) != len(values) or not torch.isfinite(values).all():
+    listed: list[Any] = numbers if isinstance(numbers, list) else []
+    is_sound = all(isinstance(number, int) and number >= 0 for number in listed) and bool(torch.isfinite(values).all())
+    if not is_sound or values.ndim != 2 or len(listed) != len(values) or not listed:
         raise ExportError(f"{CONFIG} and {WEIGHTS} do not agree on the trained tokens of {module}; they are broken")
-    return Rows(tuple(numbers), values)
+    return Rows(tuple(listed), values)
 
 
 def _of_pattern(pattern: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:
