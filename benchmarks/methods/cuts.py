@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.report import Figure
 from benchmarks.tiny_job import say
-from benchmarks.tiny_model import make_tiny_llama
+from benchmarks.tiny_model import make_tiny_llama, make_tiny_mixture
 from worker.shared import checkpoint_file
 from worker.shared.checkpoint_file import CheckpointError
 from worker.shared.job_spec import ENCODING, NUMERICS, JobSpec
@@ -25,6 +25,7 @@ STEPS, ROWS = 8, 23
 CUTS: tuple[tuple[int, ...], ...] = ((3,), (1, 2, 4, 5, 7))
 _STEEP = {"learning_rate": 2.0, "lr_scheduler": "constant", "val_set_size": 0.2, "eval_steps": 1}
 """A validation loss that falls and rises in turn."""
+_EXPERTS = {"lora_target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], "lora_dropout": 0.0}
 
 
 _OF_TOOLS = (
@@ -38,6 +39,7 @@ class Case:
     """`changes` to the job file, and `other` changes that a checkpoint of such a job must be refused for.
 
     `rows` names the rows that the job trains on. `dataset` and `other_dataset` are the same changes to its dataset.
+    `model` is the family of the tiny model.
     """
 
     changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -45,6 +47,7 @@ class Case:
     rows: str = "turns"
     dataset: Mapping[str, Any] = field(default_factory=dict[str, Any])
     other_dataset: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    model: str = "Llama"
 
     @property
     def refused_for(self) -> tuple[str, ...]:
@@ -91,6 +94,14 @@ CASES: dict[str, Case] = {
     "dora, loraplus": Case(changes={"peft_use_dora": True, "loraplus_lr_ratio": 8.0}, other={"loraplus_lr_ratio": 1.0}),
     "neftune": Case(changes={"neftune_noise_alpha": 5.0}, other={"neftune_noise_alpha": 10.0}),
     "tokens": Case(changes={"peft_trainable_token_indices": [1, 2]}, other={"peft_trainable_token_indices": [1, 3]}),
+    "new tokens": Case(
+        changes={"tokens": ["sure", "square"], "peft_trainable_token_indices": [1]},
+        other={"tokens": ["square", "sure"]},
+    ),
+    "experts": Case(changes=_EXPERTS, other={"lora_target_parameters": ["mlp.experts.down_proj"]}, model="Qwen3Moe"),
+    "experts of Mixtral": Case(changes=_EXPERTS, other={"lora_target_parameters": []}, model="Mixtral"),
+    "experts, qlora": Case(changes=_EXPERTS | {"adapter": "qlora"}, other={"adapter": "lora"}, model="Qwen3Moe"),
+    "experts, new tokens": Case(changes=_EXPERTS | {"tokens": ["sure"]}, other={"tokens": []}, model="Qwen3Moe"),
     "stopped early": Case(changes=_STEEP | {"early_stopping_patience": 2}, other={"early_stopping_patience": 3}),
     "best": Case(changes=_STEEP | {"load_best_model_at_end": True}, other={"load_best_model_at_end": False}),
     "stopped early, best": Case(
@@ -181,12 +192,12 @@ class _Run:
 @dataclass(frozen=True, kw_only=True)
 class _Place:
     folder: Path
-    model: Path
+    models: Mapping[str, Path]
 
     def spec(self, case: Case, *, is_other: bool = False) -> JobSpec:
         dataset = {"path": case.rows, "rows": ROWS, "sha256": "0" * 64} | {**case.dataset}
         usual: dict[str, Any] = {
-            "base_model": str(self.model),
+            "base_model": str(self.models[case.model]),
             "datasets": [dataset | {**case.other_dataset} if is_other else dataset],
             "lora_r": 4,
             "lora_dropout": 0.1,
@@ -305,7 +316,9 @@ def _is_refused(place: _Place, name: str, case: Case, checkpoint: Path) -> bool:
 
 def figures(folder: Path, cases: Mapping[str, Case] = CASES) -> Iterator[Figure]:
     """Two figures: cases that are equal, of all, and changed files that are refused, of all."""
-    place = _Place(folder=folder, model=make_tiny_llama(folder / "model"))
+    mixtures = {case.model for case in cases.values()} - {"Llama"}
+    models = {family: make_tiny_mixture(folder / family, family) for family in mixtures}
+    place = _Place(folder=folder, models=models | {"Llama": make_tiny_llama(folder / "model")})
     _write_rows(folder)
     equal, refused = [], []
     for name, case in cases.items():

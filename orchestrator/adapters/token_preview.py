@@ -22,6 +22,7 @@ from worker.shared.data_checks.token_facts import TokenFacts, facts_of
 from worker.shared.dataset_spec import FileFormat, RowFormat, TaughtTurns
 from worker.shared.job_spec import ENCODING, JobSpec
 from worker.shared.limited_call import LITTLE_MEMORY
+from worker.shared.new_tokens import NewTokens
 from worker.shared.process import variables
 
 CPU_S = 15
@@ -72,6 +73,7 @@ class TokenLooks:
         taught: TaughtTurns | None = None,
         chat_template: str | None = None,
         split_texts: bool = False,
+        new_tokens: NewTokens | None = None,
         token: str | None = None,
         local_only: bool = False,
     ) -> TokenLook:
@@ -95,6 +97,7 @@ class TokenLooks:
             "seconds": MEASURE_S,
             "cpu_s": self._cpu_s,
         }
+        request |= new_tokens.model_dump(include=set(NewTokens.model_fields)) if new_tokens is not None else {}
         return _as_look(self._answer("token_preview", model, request, token=token, local_only=local_only))
 
     def counts(

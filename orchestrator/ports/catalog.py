@@ -11,6 +11,7 @@ from worker.shared.data_checks.token_facts import TokenFacts
 from worker.shared.dataset_spec import FileFormat, RowFormat, TaughtTurns
 from worker.shared.job_spec import ENCODING, JobSpec
 from worker.shared.memory_estimate import Shape
+from worker.shared.new_tokens import NewTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,13 +160,15 @@ class Looks(Protocol):
         taught: TaughtTurns | None = None,
         chat_template: str | None = None,
         split_texts: bool = False,
+        new_tokens: NewTokens | None = None,
         token: str | None = None,
         local_only: bool = False,
     ) -> TokenLook:
         """The rows with the tokenizer of `model`, read with this hub token. `rendered_at` is the time they name.
 
-        `encoding` is the job's version of the way from rows to tokens, and `chat_template` its own template. `taught`
-        says which turns are trained on. With `split_texts`, all of a long text is read.
+        `encoding` is the job's version of the way from rows to tokens, `chat_template` its own template, and
+        `new_tokens` has its own tokens. `taught` says which turns are trained on. With `split_texts`, all of a long
+        text is read.
         With `local_only` the model is pinned, nothing is downloaded, and a busy server answers soon.
         """
         ...

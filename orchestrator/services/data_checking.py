@@ -128,6 +128,7 @@ def tokenizer_key(spec: JobSpec) -> str:
     taught = [entry.taught.model_dump() for entry in spec.datasets]
     depends_on += [taught] if any(taught) else []
     depends_on += [spec.own_template] if spec.own_template is not None else []
+    depends_on += [[spec.tokens, spec.added_tokens_overrides]] if spec.new_tokens else []
     return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
 
 

@@ -109,7 +109,8 @@ def _about(spec: JobSpec, seen: Sequence[Verdict | None]) -> list[int]:
 def _counted_apart(ctx: Context, looks: Looks, spec: JobSpec) -> PieceCount:
     files = tuple((each.sha256, each.type) for each in spec.datasets)
     chosen = (spec.val_set_size, spec.val_split, spec.seed) if spec.eval_rows else ()
-    key = (spec.base_model, files, spec.sequence_len, spec.encoding, *chosen)
+    new = (spec.tokens, *spec.added_tokens_overrides.items())
+    key = (spec.base_model, files, spec.sequence_len, spec.encoding, new, *chosen)
     known = ctx.piece_counts.get(key)
     if known is None:
         known = _count(ctx, looks, spec)

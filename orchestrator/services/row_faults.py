@@ -46,6 +46,7 @@ def verdict(ctx: Context, looks: Looks, spec: JobSpec, dataset: DatasetSpec) -> 
     read = (dataset.sha256, dataset.type, dataset.taught.model_dump_json())
     key = (spec.base_model, *read, spec.sequence_len, spec.train_on_inputs, spec.encoding)
     key = (*key, template_sha256(spec.own_template), spec.excess_length_strategy == TRUNCATE)
+    key = (*key, spec.tokens, *spec.added_tokens_overrides.items())
     now = ctx.clock.now()
     known = ctx.verdicts.get(key)
     if known is None or (known.away and not known.at <= now < known.at + AGAIN_S):
@@ -74,6 +75,7 @@ def _look(ctx: Context, looks: Looks, spec: JobSpec, dataset: DatasetSpec, now: 
             taught=dataset.taught,
             chat_template=spec.own_template,
             split_texts=spec.excess_length_strategy != TRUNCATE,
+            new_tokens=spec if spec.new_tokens else None,
             local_only=True,
         )
     pieces = [piece_count(tokens, spec.sequence_len) for tokens in look.lengths]

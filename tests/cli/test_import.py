@@ -78,6 +78,8 @@ def test_settings_of_the_adapter_keep_their_names() -> None:
         "lora_target_linear": None,
         "neftune_noise_alpha": 5,
         "peft_trainable_token_indices": [3, 4],
+        "tokens": ["<call>", "</call>"],
+        "added_tokens_overrides": {"128002": "<think>"},
         "early_stopping_patience": 3,
         "load_best_model_at_end": True,
         "val_set_size": 0.1,
@@ -85,10 +87,15 @@ def test_settings_of_the_adapter_keep_their_names() -> None:
     }
     found = translate(QLORA | settings)
     spec = JobSpec.model_validate(found.spec)
-    for key in settings.keys() - {"lora_target_linear", "metric_for_best_model", "peft_trainable_token_indices"}:
+    listed = {"peft_trainable_token_indices", "tokens"}
+    for key in settings.keys() - {"lora_target_linear", "metric_for_best_model"} - listed:
         assert getattr(spec, key) == settings[key], key
         assert key not in found.different
     assert spec.peft_trainable_token_indices == (3, 4)
+    assert spec.tokens == ("<call>", "</call>")
+    experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    found = translate(QLORA | {"lora_target_parameters": experts, "lora_dropout": 0})
+    assert sorted(JobSpec.model_validate(found.spec).lora_target_parameters) == sorted(experts)
     assert translate(QLORA | {"noisy_embedding_alpha": 5}).spec["neftune_noise_alpha"] == 5
 
 

@@ -14,10 +14,14 @@ JOB_KEYS = {
     "lora_target_modules": "Names of the layers that get an adapter, or a regular expression for their full names. "
     "`all-linear` means all linear layers except the output layer.",
     "lora_layers_to_transform": "Numbers of the layers that get an adapter, the first being 0. Empty means all.",
+    "lora_target_parameters": "Names of parameters that get an adapter although they are no linear layers: the "
+    "experts of a mixture. See [Experts](#experts). Backend `hf`.",
     "peft_use_rslora": "Multiplies the adapter's output by `lora_alpha / sqrt(lora_r)`, which suits high ranks.",
     "peft_use_dora": "DoRA: also trains the length of each row of a weight. Each step takes longer. Backend `hf`.",
     "peft_trainable_token_indices": "Numbers of tokens. Their embeddings are trained, too. Backend `hf`.",
     "sequence_len": "Maximum tokens per row. Longer rows are cut off, and longer `text` rows are split.",
+    "tokens": "New tokens. Each is one text. See [New tokens](#new-tokens). Backend `hf`.",
+    "added_tokens_overrides": "New tokens in the place of reserved ones, by the number of the reserved token.",
     "global_batch_size": "Rows per optimiser step, the same on every machine.",
     "micro_batch_size": "Rows per forward pass, where a pair counts as two. By default each machine chooses its own.",
     "num_epochs": "Number of epochs. This or `max_steps` is required.",

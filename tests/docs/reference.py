@@ -238,6 +238,31 @@ error, raises, leaves out a turn or draws text at random is refused. Whether it 
 when more follow, or has no place for a system turn, is said. Without `{{% generation %}}` marks, the answers are found
 in the text. Tokens of a template that the model does not know are learnt as several pieces.
 
+## New tokens
+
+The texts in `tokens` are added to the tokenizer in this order, after its last token. `added_tokens_overrides` puts a
+text in the place of a reserved token: `{{128002: "<think>"}}`. A token that the chat template or the model uses keeps
+its name. Every new token begins as the mean of all others. Its row in the embedding is trained, and in the output
+layer where that has a table of its own. The table grows where the model has no free row. Rows, previews and chat
+templates see the new tokens, and the tokenizer with them is saved with the adapter. A model that is loaded by hand
+needs room for them before the adapter is put on it:
+
+```python
+model.resize_token_embeddings(max(len(tokenizer), model.get_input_embeddings().weight.shape[0]))
+```
+
+PEFT's `AutoPeftModelForCausalLM` does that by itself. Exports as `merged` and `gguf` have the new rows.
+
+## Experts
+
+The experts of Mixtral, Qwen3-MoE, gpt-oss and others are parameters with all experts of a layer, which no name in
+`lora_target_modules` reaches. They get an adapter by their names:
+`lora_target_parameters: [mlp.experts.gate_up_proj, mlp.experts.down_proj]`. A plan says so where they have none. Each
+expert has matrices of its own, so the adapter and the optimiser are large. `lora_dropout`, `peft_use_dora` and
+`lora_layers_to_transform` exclude it; a full name such as `model.layers.3.mlp.experts.down_proj` chooses one layer.
+With `adapter: qlora` experts stay in 16 bits, because only linear layers are quantised. The adapter is used with PEFT
+and cannot be exported.
+
 ## Schedules
 
 `lr_scheduler_kwargs` has the settings of `lr_scheduler`, with the names of transformers. Every schedule is a function

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from worker.shared.adapter_settings import MAX_LAYERS, MAX_TOKENS
+from worker.shared.adapter_settings import MAX_LAYERS, MAX_PARAMETERS, MAX_TOKENS
 from worker.shared.dataset_spec import TaughtTurns
 from worker.shared.job_spec import BETAS, EPSILON, LORAPLUS_EMBEDDING, JobSpec
 from worker.shared.long_texts import TRUNCATE
 from worker.shared.methods import SFT
+from worker.shared.new_tokens import MAX_NEW
 from worker.shared.own_template import template_sha256
 from worker.shared.schedules import ScheduleSettings
 from worker.shared.wire import (
@@ -69,9 +70,12 @@ class Recipe(Wire):
     method_settings: Annotated[dict[Word, float], Field(max_length=64)] = Field(default={})
     """The keys that the method reads, defaults included."""
     lora_layers_to_transform: Annotated[tuple[Number, ...], Field(max_length=MAX_LAYERS)] = ()
+    lora_target_parameters: Annotated[tuple[Setting, ...], Field(max_length=MAX_PARAMETERS)] = ()
     peft_use_rslora: bool = False
     peft_use_dora: bool = False
     peft_trainable_token_indices: Annotated[tuple[Number, ...], Field(max_length=MAX_TOKENS)] = ()
+    tokens: Annotated[tuple[Setting, ...], Field(max_length=MAX_NEW)] = ()
+    added_tokens_overrides: Annotated[dict[Word, Setting], Field(max_length=MAX_NEW)] = Field(default={})
     neftune_noise_alpha: float = 0.0
     lr_scheduler_kwargs: ScheduleSettings = ScheduleSettings()
     warmup_steps: Number = NO_STEPS

@@ -12,6 +12,10 @@ from worker.shared.job_spec import JobSpec
 from worker.shared.long_texts import SPLIT
 from worker.shared.manifest import Recipe
 
+_NEW_TOKENS = (
+    "The tokenizer in this folder has new tokens. To load the adapter onto a base model by hand, first make room for "
+    "them: `model.resize_token_embeddings(max(len(tokenizer), model.get_input_embeddings().weight.shape[0]))`.\n\n"
+)
 _ELSEWHERE = (
     "The base model is a folder of the server that trained this adapter. No other computer finds it under this path. "
     "To load the adapter elsewhere, copy that folder there and write its new path to `base_model_name_or_path` in "
@@ -52,6 +56,7 @@ def model_card(
         f"---\n{head}\n---\n\n"
         f"# {spec.name}\n\nA LoRA adapter for `{spec.base_model}`, trained with Trainhop on "
         f"{rows_of_an_epoch} for {steps}.\n\n{evidence}{data}{'' if is_of_hub else _ELSEWHERE}"
+        f"{_NEW_TOKENS if spec.new_tokens else ''}"
         f"```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
         f'model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")\n```\n\n'
         f"| recipe | |\n|---|---|\n{rows}\n"
@@ -59,4 +64,6 @@ def model_card(
 
 
 def _cell(value: object) -> object:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {each}" for key, each in value.items())
     return ", ".join(map(str, value)) if isinstance(value, tuple) else value

@@ -15,6 +15,7 @@ from worker.shared.copies_of_rows import split_rows
 from worker.shared.dataset_files import Row, read_rows
 from worker.shared.job_spec import JobSpec
 from worker.shared.long_texts import piece_count
+from worker.training import new_tokens
 from worker.training.encoding import Encoder, load_tokenizer
 from worker.training.pieces import may_be_split, surely_short
 from worker.training.row_faults import named
@@ -64,6 +65,7 @@ def count(request: Request) -> Counted:
     """The counts. Raises `DatasetError` or `PermanentError` for a row that cannot be read."""
     spec = JobSpec.model_validate(request.spec)
     tokenizer = load_tokenizer(Path(request.tokenizer), trust_remote_code=False)
+    new_tokens.add_to(tokenizer, spec.tokens, spec.added_tokens_overrides)
     encoder = Encoder(tokenizer, spec.sequence_len, spec.train_on_inputs, encoding=spec.encoding)
     rows = _AllRows(request, spec)
     trained = iter(split_rows(rows, spec)[0].tolist())

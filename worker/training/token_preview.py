@@ -22,6 +22,7 @@ from worker.shared.imports import quick_imports
 from worker.shared.job_spec import ENCODING
 from worker.shared.long_texts import piece_count
 from worker.shared.taught_turns import as_taught
+from worker.training import new_tokens
 from worker.training.encoding import IGNORE, Encoder, Example, load_tokenizer
 from worker.training.encoding_findings import ROWS_COMPARED, findings
 from worker.training.end_counts import EndCounts
@@ -44,7 +45,8 @@ class Request:
     """`tokenizer` is a folder. Measuring stops after `seconds`. `cpu_s` is the limit of CPU seconds.
 
     `encoding` is that of the job. `rendered_at` is the time that a chat template sees, in epoch seconds. `taught` are
-    the `TaughtTurns` of the dataset. `chat_template` is the job's own. `split_texts`: texts are split, not cut off.
+    the `TaughtTurns` of the dataset. `chat_template`, `tokens` and `added_tokens_overrides` are the job's own.
+    `split_texts`: texts are split, not cut off.
     """
 
     tokenizer: str
@@ -62,6 +64,8 @@ class Request:
     taught: dict[str, Any] = field(default_factory=dict[str, Any])
     chat_template: str | None = None
     split_texts: bool = False
+    tokens: list[str] = field(default_factory=list[str])
+    added_tokens_overrides: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def is_split(self) -> bool:
@@ -72,13 +76,17 @@ class Request:
 def preview_tokens(request: Request) -> dict[str, Any]:
     """The reply to a request.
 
-    `shown`: rows in pieces. `lengths`: tokens per row, or of its longer answer. `untrained`: rows without a token to
-    train on. `fault`: the
-    first error. `untaught`: the error if no row of the whole file has a token to train on. `findings`: what the model
-    will do differently from what the rows teach. `counts`: the `TokenFacts` of the data checks.
+    `shown`: rows in pieces. `lengths`: tokens per row, or of its longer answer. `untrained`: rows without a token
+    to train on. `fault`: the first error. `untaught`: the error if no row of the whole file has a token to train
+    on. `findings`: what the model will do differently from what the rows teach. `counts`: the `TokenFacts` of the
+    data checks.
     """
     folder = Path(request.tokenizer)
     tokenizer = load_tokenizer(folder, trust_remote_code=False, template=request.chat_template)
+    try:
+        new = new_tokens.add_to(tokenizer, request.tokens, request.added_tokens_overrides)
+    except PermanentError as error:
+        return {"fault": str(error)}
     encoder = Encoder(
         tokenizer,
         request.sequence_len,
@@ -86,7 +94,7 @@ def preview_tokens(request: Request) -> dict[str, Any]:
         encoding=request.encoding,
         rendered_at=request.rendered_at,
     )
-    limits = ModelLimits(tokens=_tokens_of(folder))
+    limits = ModelLimits(tokens=max(_tokens_of(folder), *(number + 1 for number in new), 0))
     shown: list[dict[str, Any]] = []
     lengths: list[int] = []
     compared: list[Row] = []

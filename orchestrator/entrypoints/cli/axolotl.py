@@ -15,10 +15,11 @@ from worker.shared.schedules import Schedule
 from worker.shared.spec_errors import REFUSED
 
 _NAMES = """
-    lora_r lora_alpha lora_dropout lora_layers_to_transform peft_use_rslora peft_use_dora peft_trainable_token_indices
-    sequence_len num_epochs max_steps learning_rate loraplus_lr_ratio loraplus_lr_embedding lr_scheduler_kwargs
-    warmup_ratio warmup_steps adam_beta1 adam_beta2 adam_epsilon max_grad_norm weight_decay neftune_noise_alpha seed
-    val_set_size train_on_inputs early_stopping_patience load_best_model_at_end hub_model_id chat_template_jinja
+    lora_r lora_alpha lora_dropout lora_layers_to_transform lora_target_parameters peft_use_rslora peft_use_dora
+    peft_trainable_token_indices sequence_len num_epochs max_steps learning_rate loraplus_lr_ratio
+    loraplus_lr_embedding lr_scheduler_kwargs warmup_ratio warmup_steps adam_beta1 adam_beta2 adam_epsilon max_grad_norm
+    weight_decay neftune_noise_alpha seed val_set_size train_on_inputs early_stopping_patience load_best_model_at_end
+    hub_model_id chat_template_jinja tokens added_tokens_overrides
 """
 SAME = (*_NAMES.split(), *MethodKeys.model_fields)
 """Keys with the same name and meaning."""
@@ -99,9 +100,6 @@ _OTHER = {
     "message_field_training_detail": "a turn is trained on whole, or not",
     "split_thinking": "text between <think> and </think> stays text",
     "train_on_eot": "the token that ends a turn is trained with the turn",
-    "lora_target_parameters": "experts that the model keeps in one tensor stay as they are",
-    "tokens": "no tokens are added. Those that the tokenizer has can be trained, see peft_trainable_token_indices",
-    "added_tokens_overrides": "the tokenizer's tokens keep their names",
     "test_datasets": "validation rows are a share of the data, see val_set_size",
 }
 
