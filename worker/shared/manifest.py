@@ -91,6 +91,8 @@ class Recipe(Wire):
     dataset_repeats: Annotated[tuple[float, ...], Field(max_length=16)] = ()
     chat_template_sha256: Word = ""
     """Hash of the job's own chat template. Empty without one."""
+    lora_model_sha256: Word = ""
+    """Hash of the weights of the adapter that the run began with. Empty for a new adapter."""
 
     base_sha256: Word | None = None
     tokenizer_sha256: Word | None = None
@@ -116,6 +118,7 @@ class Recipe(Wire):
         facts["early_stopping_patience"] = spec.early_stopping_patience or NO_STEPS
         facts["train_rows"] = spec.train_rows
         facts["dataset_repeats"] = spec.dataset_repeats
+        facts["lora_model_sha256"] = spec.lora_model.weights_sha256 if spec.lora_model is not None else ""
         facts["chat_template_sha256"] = template_sha256(spec.own_template)
         facts["dataset_sha256"] = tuple(d.sha256 or "" for d in spec.datasets)
         taught = [d.taught for d in spec.datasets]

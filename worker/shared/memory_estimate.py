@@ -115,6 +115,8 @@ def gpu_bytes(spec: JobSpec, shape: Shape, *, backend: str = "hf", micro_batch: 
     weights = _NF4_BYTES if spec.adapter == "qlora" else 2.0
     base = shape.linear_parameters * weights + shape.embedding_parameters * 2.0
     adapter = shape.lora_parameters(spec.lora_r) * (4.0 + 4.0 + _OPTIMISER_BYTES[spec.optimizer])
+    if spec.lora_model_dir is not None and spec.method.has_reference:  # a frozen copy to compare with
+        adapter += shape.lora_parameters(spec.lora_r) * 4.0
     if spec.peft_trainable_token_indices:  # a changed copy of the embedding, and its gradient
         base += shape.vocabulary * shape.hidden * (2.0 + 2.0)
     tokens, use = micro_batch * spec.sequence_len, _BACKENDS[backend]
