@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from orchestrator.domain.accounts import Actor
 from orchestrator.domain.errors import InvalidError
-from orchestrator.services import evaluation_prompts
+from orchestrator.services import evaluation_prompts, start_adapters
+from orchestrator.services.adapter_conflicts import refuse_other_model
 from orchestrator.services.capacity import refuse_the_too_large
 from orchestrator.services.context import Context
 from orchestrator.services.datasets import resolve_dataset
@@ -62,7 +63,10 @@ def resolve(
     if spec.hub_model_id is not None:
         refuse_without_write(ctx, actor.member_id, spec.hub_model_id, "/hub_model_id")
     token = token_of(ctx, actor.member_id)
-    model = ctx.catalog.model(spec.base_model, token, with_modules=names_modules(spec))
+    spec, start, said = start_adapters.resolve(ctx, actor, spec, given)
+    model = ctx.catalog.model(spec.base_model, token, with_modules=names_modules(spec) or start is not None)
+    if start is not None:
+        refuse_other_model(spec, start, model)
     refuse_what_the_model_lacks(spec, model)
     datasets = tuple(
         resolve_dataset(ctx, actor.member_id, dataset, f"/datasets/{place}/path", given)
@@ -94,7 +98,7 @@ def resolve(
     findings = judge_rows(ctx, pinned)
     val_split = pinned.val_split if pinned.eval_rows else None
     fixed = pinned.model_copy(update={"max_steps": pinned.total_steps, "num_epochs": None, "val_split": val_split})
-    return fixed, needed, (*notes(spec, model), *written, *findings, *few)
+    return fixed, needed, (*said, *notes(spec, model), *written, *findings, *few)
 
 
 def refuse_without_validation(spec: JobSpec) -> None:

@@ -188,7 +188,6 @@ def test_other_training_is_refused(changes: dict[str, Any], words: str) -> None:
         ({"peft_trainable_token_indices": {"embed_tokens": [1]}}, "peft_trainable_token_indices", None),
         ({"peft_init_lora_weights": "gaussian"}, "peft_init_lora_weights", None),
         ({"metric_for_best_model": "accuracy"}, "metric_for_best_model", None),
-        ({"lora_model_dir": "./adapter"}, "lora_model_dir", None),
         ({"eval_steps": 0.1}, "eval_steps", None),
         ({"chat_template": "llama3"}, "chat_template", None),
     ],

@@ -16,6 +16,7 @@ from worker.shared.spec_errors import REFUSED
 
 _NAMES = """
     lora_r lora_alpha lora_dropout lora_layers_to_transform peft_use_rslora peft_use_dora peft_trainable_token_indices
+    lora_model_dir
     sequence_len num_epochs max_steps learning_rate loraplus_lr_ratio loraplus_lr_embedding lr_scheduler_kwargs
     warmup_ratio warmup_steps adam_beta1 adam_beta2 adam_epsilon max_grad_norm weight_decay neftune_noise_alpha seed
     val_set_size train_on_inputs early_stopping_patience load_best_model_at_end hub_model_id chat_template_jinja
@@ -91,7 +92,6 @@ _OTHER = {
     "group_by_length": "rows are drawn at random by seed",
     "special_tokens": "the model's own tokens are used",
     "load_in_8bit": "the model is loaded in 16 bits, or in 4 with adapter: qlora",
-    "lora_model_dir": "the adapter starts with new values",
     "roles_to_train": f"the roles are {', '.join(get_args(Role))}",
     "train_on_eos": f"it is one of {', '.join(get_args(TrainedEnds))}",
     "message_field_training": f"a turn says it with {' or '.join(TRAINING)}",
