@@ -25,7 +25,7 @@ QLORA: dict[str, Any] = {
     "load_in_8bit": False,
     "datasets": [{"path": "rows.jsonl", "ds_type": "json", "type": "chat_template", "field_messages": "turns"}],
     "adapter": "qlora",
-    "lora_model_dir": None,
+    "lora_model_dir": "./adapter",
     "lora_r": 32,
     "lora_alpha": 16,
     "lora_target_linear": True,

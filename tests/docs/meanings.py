@@ -17,6 +17,9 @@ JOB_KEYS = {
     "peft_use_rslora": "Multiplies the adapter's output by `lora_alpha / sqrt(lora_r)`, which suits high ranks.",
     "peft_use_dora": "DoRA: also trains the length of each row of a weight. Each step takes longer. Backend `hf`.",
     "peft_trainable_token_indices": "Numbers of tokens. Their embeddings are trained, too. Backend `hf`.",
+    "lora_model_dir": "An adapter that the job continues from: a finished job, or a folder, which the command line "
+    "uploads. See [Continue from an adapter](#continue-from-an-adapter).",
+    "lora_model": "Filled in by the server when the job is submitted: what was found under `lora_model_dir`.",
     "sequence_len": "Maximum tokens per row. Longer rows are truncated.",
     "global_batch_size": "Rows per optimiser step, the same on every machine.",
     "micro_batch_size": "Rows per forward pass, where a pair counts as two. By default each machine chooses its own.",
