@@ -9,6 +9,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainhop import start_adapter
 from trainhop.connection import Connection
 from trainhop.errors import Error, where
 from trainhop.own_worker import own_worker
@@ -139,6 +140,7 @@ def send_data(
     """
     spec = deepcopy(spec)
     _put_template(spec, name, folder, may_send)
+    start_adapter.send(connection, name, spec, folder=folder, sending=sending, may_send=may_send)
     entries: list[tuple[str, str, dict[str, Any]]] = [("datasets", "auto", each) for each in spec["datasets"]]
     asked: dict[str, Any] = spec.get("evaluate") or {}
     kinds = {"prompts": "auto", "tasks": "task"}

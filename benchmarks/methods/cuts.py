@@ -7,7 +7,9 @@ checkpoint is given to a job whose file has another value, which has to be refus
 
 from __future__ import annotations
 
+import hashlib
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ from benchmarks.tiny_model import make_tiny_llama, make_tiny_mixture
 from worker.shared import checkpoint_file
 from worker.shared.checkpoint_file import CheckpointError
 from worker.shared.job_spec import ENCODING, NUMERICS, JobSpec
+from worker.shared.start_adapter import WEIGHTS
 from worker.training.interface import Decision, Snapshot, Trained, TrainingJob
 
 STEPS, ROWS = 8, 23
@@ -38,12 +41,14 @@ _OF_TOOLS = (
 class Case:
     """`changes` to the job file, and `other` changes that a checkpoint of such a job must be refused for.
 
+    With `continues`, the job begins with the adapter of another one, and `other` has to say that it does not.
     `rows` names the rows that the job trains on. `dataset` and `other_dataset` are the same changes to its dataset.
     `model` is the family of the tiny model.
     """
 
     changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     other: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    continues: bool = False
     rows: str = "turns"
     dataset: Mapping[str, Any] = field(default_factory=dict[str, Any])
     other_dataset: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -53,6 +58,9 @@ class Case:
     def refused_for(self) -> tuple[str, ...]:
         """The keys that a refusal may name."""
         return (*self.other, *self.other_dataset)
+
+
+_NEW: dict[str, Any] = {"lora_model_dir": None, "lora_model": None}
 
 
 def _schedule(name: str, **settings: Any) -> Case:
@@ -112,6 +120,12 @@ CASES: dict[str, Case] = {
     "orpo": Case(changes={"rl": "orpo"}, other={"rl": "dpo"}, rows="pairs"),
     "simpo": Case(changes={"rl": "simpo", "cpo_alpha": 0.5}, other={"simpo_gamma": 1.0}, rows="pairs"),
     "kto": Case(changes={"rl": "kto"}, other={"kto_desirable_weight": 2.0}, rows="ratings"),
+    "continued": Case(continues=True, other=_NEW),
+    "continued, qlora, dora": Case(
+        continues=True, changes={"adapter": "qlora", "peft_use_dora": True, "peft_use_rslora": True}, other=_NEW
+    ),
+    "continued, dpo": Case(continues=True, changes={"rl": "dpo"}, other=_NEW, rows="pairs"),
+    "continued, kto": Case(continues=True, changes={"rl": "kto"}, other=_NEW, rows="ratings"),
     "dpo, dora, neftune": Case(
         changes={"rl": "dpo", "peft_use_dora": True, "neftune_noise_alpha": 5.0},
         other={"neftune_noise_alpha": 0.0},
@@ -209,7 +223,19 @@ class _Place:
             "encoding": ENCODING,
             "numerics": NUMERICS,
         }
-        return JobSpec.model_validate({**usual, **case.changes, **(case.other if is_other else {})})
+        begun = self.begun(usual | {**case.changes}) if case.continues and not is_other else {}
+        return JobSpec.model_validate({**usual, **case.changes, **begun, **(case.other if is_other else {})})
+
+    def begun(self, file: dict[str, Any]) -> dict[str, Any]:
+        """The keys that name the adapter of a short job like this one, whose archive is there afterwards."""
+        spec = JobSpec.model_validate(file | {"max_steps": 2, "seed": 7})
+        archive = self.session(spec, _Hooks(None), None).adapter_zip
+        assert archive is not None
+        with zipfile.ZipFile(archive.replace(self.folder / "start.zip")) as packed:
+            weights = hashlib.sha256(packed.read(WEIGHTS)).hexdigest()
+        file_sha256 = checkpoint_file.sha256_file(self.folder / "start.zip")
+        found = {"sha256": file_sha256, "weights_sha256": weights}
+        return {"lora_model_dir": f"sha256:{file_sha256}", "lora_model": found}
 
     def session(self, spec: JobSpec, hooks: _Hooks, resume: Path | None) -> Trained:
         from worker.training.train import train
@@ -217,7 +243,8 @@ class _Place:
         work = self.folder / "work"
         work.mkdir(exist_ok=True)
         rows = self.folder / f"{spec.datasets[0].path}.jsonl"
-        job = TrainingJob(job="job", fence=1, spec=spec, datasets=(rows,), resume=resume, work_dir=work)
+        files = (rows,) if spec.lora_model is None else (rows, self.folder / "start.zip")
+        job = TrainingJob(job="job", fence=1, spec=spec, datasets=files, resume=resume, work_dir=work)
         return train(job, hooks)
 
     def run(self, spec: JobSpec, cuts: tuple[int, ...], name: str) -> _Run:

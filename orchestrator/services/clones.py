@@ -51,7 +51,7 @@ MAX_NAME = 180
 _NESTED = frozenset({"checkpoint", "placement", "evaluate"})
 _OF_DATASETS = ("dataset_sha256", "train_rows", "dataset_repeats", "roles_to_train", "mask_history", "train_on_eos")
 _POINTERS: dict[str, str] = dict.fromkeys(_OF_DATASETS, "/datasets")
-_POINTERS["chat_template_sha256"] = "/chat_template"
+_POINTERS |= {"chat_template_sha256": "/chat_template", "lora_model_sha256": "/lora_model_dir"}
 
 
 def clone(
@@ -144,7 +144,8 @@ def datasets_of(origin: Job) -> frozenset[str]:
     asked: dict[str, Any] = origin.spec.get("evaluate") or {}
     own += [asked[key] for key in ("prompts", "tasks") if asked.get(key)]
     own += asked.get("benchmarks") or ()
-    return frozenset(dataset["sha256"] for dataset in own)
+    start: list[dict[str, Any]] = [origin.spec["lora_model"]] if origin.spec.get("lora_model") else []
+    return frozenset(file["sha256"] for file in own + start)
 
 
 def _note(origin: Job, job: Job, actor: Actor) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from orchestrator.domain.accounts import Actor
 from orchestrator.domain.errors import InvalidError
-from orchestrator.services import evaluation_prompts
+from orchestrator.services import evaluation_prompts, start_adapters
+from orchestrator.services.adapter_conflicts import refuse_other_model
 from orchestrator.services.capacity import refuse_the_too_large
 from orchestrator.services.context import Context
 from orchestrator.services.datasets import resolve_dataset
@@ -65,7 +66,10 @@ def resolve(
     if spec.hub_model_id is not None:
         refuse_without_write(ctx, actor.member_id, spec.hub_model_id, "/hub_model_id")
     token = token_of(ctx, actor.member_id)
-    model = ctx.catalog.model(spec.base_model, token, with_modules=names_modules(spec))
+    spec, start, said = start_adapters.resolve(ctx, actor, spec, given)
+    model = ctx.catalog.model(spec.base_model, token, with_modules=names_modules(spec) or start is not None)
+    if start is not None:
+        refuse_other_model(spec, start, model)
     refuse_what_the_model_lacks(spec, model)
     datasets = tuple(
         resolve_dataset(ctx, actor.member_id, dataset, f"/datasets/{place}/path", given)
@@ -98,7 +102,7 @@ def resolve(
         raise InvalidError(f"The schedule is too long: {words}.", [("/lr_scheduler_kwargs", words)])
     val_split = pinned.val_split if pinned.eval_rows else None
     fixed = pinned.model_copy(update={"max_steps": pinned.total_steps, "num_epochs": None, "val_split": val_split})
-    return fixed, needed, (*notes(spec, model), *split, *written, *findings, *few)
+    return fixed, needed, (*said, *notes(spec, model), *split, *written, *findings, *few)
 
 
 def refuse_without_validation(spec: JobSpec) -> None:

@@ -22,6 +22,9 @@ JOB_KEYS = {
     "sequence_len": "Maximum tokens per row. Longer rows are cut off, and longer `text` rows are split.",
     "tokens": "New tokens. Each is one text. See [New tokens](#new-tokens). Backend `hf`.",
     "added_tokens_overrides": "New tokens in the place of reserved ones, by the number of the reserved token.",
+    "lora_model_dir": "An adapter that the job continues from: a finished job, or a folder, which the command line "
+    "uploads. See [Continue from an adapter](#continue-from-an-adapter).",
+    "lora_model": "Filled in by the server when the job is submitted: what was found under `lora_model_dir`.",
     "global_batch_size": "Rows per optimiser step, the same on every machine.",
     "micro_batch_size": "Rows per forward pass, where a pair counts as two. By default each machine chooses its own.",
     "num_epochs": "Number of epochs. This or `max_steps` is required.",

@@ -162,6 +162,31 @@ Without `rl`, a job is [supervised fine-tuning](methods/supervised.md). With it,
 
 {_keys(MethodKeys, {name: field.description or "" for name, field in MethodKeys.model_fields.items()})}
 
+## Continue from an adapter
+
+With `lora_model_dir`, the adapter begins with the values of another one. Step, learning rate and optimiser begin anew.
+
+| `lora_model_dir` | what it is |
+| --- | --- |
+| `job-...`, or a job's name | the adapter of a finished job of your own |
+| a folder | PEFT's `adapter_config.json` and `adapter_model.safetensors`, which the command line uploads |
+| `sha256:HEX` | an adapter that was uploaded before |
+
+An id on a hub is refused: download the folder first, and name it. Rank, scale, modules and layers are the adapter's, so
+the job file needs none of them. A value that differs from the adapter's is refused, but for `lora_dropout`. So are an
+adapter of another base model, weights with NaN, pickled weights (`adapter_model.bin`), more than 4 GiB, and settings of
+PEFT that a job does not have, such as `modules_to_save`. All of that is checked at submission. A session compares the
+sha256 of the file and the names and shapes of all tensors before it trains.
+
+`rl: dpo` and `rl: kto` compare with the adapter that the job began with. Its frozen copy needs memory for its
+parameters once more, which plans count.
+
+The server keeps a copy of the adapter as one of your data files (`trainhop datasets ls`), so that the other job may be
+deleted. A clone continues from the same adapter. Page, model card and `trainhop show` name it. To train the same job
+for longer, clone it from its last checkpoint with a larger `max_steps` instead: that also keeps the optimiser's state.
+
+`examples/continue.yaml` is such a job.
+
 ## Datasets
 
 Files are JSONL (also as one JSON array), CSV or Parquet. A key that no format reads is refused if it changes what is

@@ -22,6 +22,7 @@ from worker.shared.methods import MethodKeys
 from worker.shared.own_template import USUAL, Template, TemplateName, fault_of, template_of
 from worker.shared.plain_errors import MAX_KEY, nearest
 from worker.shared.schedules import Schedule, ScheduleSettings, fault, too_long
+from worker.shared.start_adapter import StartAdapterKeys
 from worker.shared.wire import NonBlank, Written, excerpt, not_blank
 
 ENCODING = 4
@@ -87,7 +88,7 @@ class Subject(Written):
     datasets: Annotated[tuple[DatasetSpec, ...], Field(min_length=1, max_length=16)]
 
 
-class JobSpec(AdapterSettings, MethodKeys, Subject):
+class JobSpec(StartAdapterKeys, AdapterSettings, MethodKeys, Subject):
     """A fine-tuning job, with the key names of axolotl.
 
     `global_batch_size` and `max_steps` are part of the job. A machine chooses only its micro-batch.
@@ -302,16 +303,27 @@ class JobSpec(AdapterSettings, MethodKeys, Subject):
     def files(self) -> tuple[DatasetSpec, ...]:
         """The data files that a session reads: the datasets, or the prompts of an evaluation that has its own.
 
-        The tasks of an evaluation come after them, and the items of its benchmarks last.
+        The tasks of an evaluation come after them, and the items of its benchmarks last. So does the archive of the
+        adapter that a training begins with.
         """
-        return tuple(file for _, file in self.files_by_pointer) if self.evaluation or self.used_job else self.datasets
+        if self.evaluation or self.used_job:
+            return tuple(file for _, file in self.files_by_pointer)
+        return (*self.datasets, *(file for _, file in self._start))
+
+    @property
+    def _start(self) -> tuple[tuple[str, DatasetSpec], ...]:
+        """The adapter that a training begins with, as one of its files."""
+        if self.lora_model is None or self.evaluation is not None:
+            return ()
+        sha256 = self.lora_model.sha256
+        return (("/lora_model_dir", DatasetSpec(path=f"sha256:{sha256}", sha256=sha256)),)
 
     @property
     def files_by_pointer(self) -> tuple[tuple[str, DatasetSpec], ...]:
         """The data files that a job and its evaluation need, with JSON pointers of their paths."""
         if self.used_job is not None:
             return ()
-        own = tuple((f"/datasets/{place}/path", dataset) for place, dataset in enumerate(self.datasets))
+        own = tuple((f"/datasets/{place}/path", dataset) for place, dataset in enumerate(self.datasets)) + self._start
         asked, pointer = (self.evaluation, "") if self.evaluation is not None else (self.evaluate, "/evaluate")
         if asked is None:
             return own

@@ -97,6 +97,8 @@ class Recipe(Wire):
     excess_length_strategy: Word = TRUNCATE
     chat_template_sha256: Word = ""
     """Hash of the job's own chat template. Empty without one."""
+    lora_model_sha256: Word = ""
+    """Hash of the weights of the adapter that the run began with. Empty for a new adapter."""
 
     base_sha256: Word | None = None
     tokenizer_sha256: Word | None = None
@@ -124,6 +126,7 @@ class Recipe(Wire):
         facts["train_rows"] = spec.train_rows
         facts["dataset_repeats"] = spec.dataset_repeats
         facts["excess_length_strategy"] = spec.excess_length_strategy or TRUNCATE
+        facts["lora_model_sha256"] = spec.lora_model.weights_sha256 if spec.lora_model is not None else ""
         facts["chat_template_sha256"] = template_sha256(spec.own_template)
         facts["dataset_sha256"] = tuple(d.sha256 or "" for d in spec.datasets)
         taught = [d.taught for d in spec.datasets]

@@ -165,6 +165,8 @@ def gpu_bytes(spec: JobSpec, shape: Shape, *, backend: str = "hf", micro_batch: 
     of_experts, stack = shape.experts.adapted(spec.lora_target_parameters, shape.hidden, spec.lora_r)
     adapter = (shape.lora_parameters(spec.lora_r) + of_experts) * (4.0 + 4.0 + _OPTIMISER_BYTES[spec.optimizer])
     base += _STACK_BYTES * stack
+    if spec.lora_model_dir is not None and spec.method.has_reference:  # a frozen copy to compare with
+        adapter += (shape.lora_parameters(spec.lora_r) + of_experts) * 4.0
     if spec.peft_trainable_token_indices or spec.new_tokens:  # a changed copy of the embedding, and its gradient
         base += shape.vocabulary * shape.hidden * (2.0 + 2.0)
     tokens, use = micro_batch * spec.sequence_len, _BACKENDS[backend]

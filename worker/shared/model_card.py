@@ -55,11 +55,22 @@ def model_card(
     return (
         f"---\n{head}\n---\n\n"
         f"# {spec.name}\n\nA LoRA adapter for `{spec.base_model}`, trained with Trainhop on "
-        f"{rows_of_an_epoch} for {steps}.\n\n{evidence}{data}{'' if is_of_hub else _ELSEWHERE}"
+        f"{rows_of_an_epoch} for {steps}.{_began_with(spec)}\n\n{evidence}{data}{'' if is_of_hub else _ELSEWHERE}"
         f"{_NEW_TOKENS if spec.new_tokens else ''}"
         f"```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
         f'model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")\n```\n\n'
         f"| recipe | |\n|---|---|\n{rows}\n"
+    )
+
+
+def _began_with(spec: JobSpec) -> str:
+    """What the adapter was before. Names of others are not told, since a card is published."""
+    if spec.lora_model is None:
+        return ""
+    whose = f"that of job {spec.lora_model.job}" if spec.lora_model.job else "an earlier one"
+    return (
+        f" The training continued from an adapter, {whose}, whose `adapter_model.safetensors` has the sha256 "
+        f"`{spec.lora_model.weights_sha256}`."
     )
 
 

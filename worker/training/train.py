@@ -21,7 +21,7 @@ from worker.shared.long_texts import SPLIT
 from worker.shared.manifest import Hardware, Recipe
 from worker.shared.memory_estimate import Shape
 from worker.shared.messages import Phase
-from worker.training import base_model, state, unusable
+from worker.training import base_model, continued, state, unusable
 from worker.training.backends import base
 from worker.training.data import Rows, check_next_tokens, check_rows, load_rows, rendered_sha256, shares_of
 from worker.training.determinism import require_deterministic_kernels
@@ -105,7 +105,8 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group, trainer_class: type[S
     hooks.begins(Part.IMPORTS)
     spec, hardware = job.spec, probe_hardware()
     keep_to_the_limit(hardware)
-    rows = load_rows(job.datasets, spec)
+    datasets, start = continued.weights_of(job)
+    rows = load_rows(datasets, spec)
     # The checkpoint is read first, so that an invalid one is found before the long load of the model.
     resume = _read_checkpoint(job) if job.resume else None
     hooks.phase(Phase.BOOT)
@@ -127,12 +128,11 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group, trainer_class: type[S
     if hardware.device == "cuda" and shape is not None:
         check_memory(spec, hardware, shape, backend.name, min(hardware.memory_bytes, torch.cuda.mem_get_info(0)[0]))
     micro_batch = micro_batch_size(spec, hardware, shape, backend.name, rows_each * spec.method.answers)
-    loaded = base.load(backend, spec, folder, hardware, job.trust_remote_code, resume is not None)
+    loaded = base.load(backend, spec, folder, hardware, job.trust_remote_code, resume is not None, start)
     hooks.begins(Part.ROWS)
     encoder = Encoder(
         loaded.tokenizer, spec.sequence_len, spec.train_on_inputs, encoding=spec.encoding, rendered_at=spec.rendered_at
     )
-    rows_sha256 = _rows_sha256(rows, encoder, resume)
     every_row, eval_rows = split_rows(rows, spec)
     pieces = _counted(rows, every_row.tolist(), encoder, spec)
     train_rows = _taught(rows, every_row.tolist(), encoder, spec)
@@ -140,7 +140,7 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group, trainer_class: type[S
     trained = Rows(rows, train_rows, encoder, limits, shares_of(spec, train_rows, pieces), pieces)
     is_whole = not trained.shares and pieces is None
     missing = len(every_row) - len(train_rows) if is_whole else spec.train_rows - trained.epoch_rows
-    recipe = _full_recipe(spec, loaded, rows_sha256, missing)
+    recipe = _full_recipe(spec, loaded, _rows_sha256(rows, encoder, resume), missing)
     if resume:
         check_lineage(recipe, resume.manifest, job.origin)
     chat = bool(rows[0].messages)

@@ -19,7 +19,7 @@ _NAMES = """
     peft_trainable_token_indices sequence_len num_epochs max_steps learning_rate loraplus_lr_ratio
     loraplus_lr_embedding lr_scheduler_kwargs warmup_ratio warmup_steps adam_beta1 adam_beta2 adam_epsilon max_grad_norm
     weight_decay neftune_noise_alpha seed val_set_size train_on_inputs early_stopping_patience load_best_model_at_end
-    hub_model_id chat_template_jinja tokens added_tokens_overrides
+    hub_model_id chat_template_jinja tokens added_tokens_overrides lora_model_dir
 """
 SAME = (*_NAMES.split(), *MethodKeys.model_fields)
 """Keys with the same name and meaning."""
@@ -93,7 +93,6 @@ _OTHER = {
     "group_by_length": "rows are drawn at random by seed",
     "special_tokens": "the model's own tokens are used",
     "load_in_8bit": "the model is loaded in 16 bits, or in 4 with adapter: qlora",
-    "lora_model_dir": "the adapter starts with new values",
     "roles_to_train": f"the roles are {', '.join(get_args(Role))}",
     "train_on_eos": f"it is one of {', '.join(get_args(TrainedEnds))}",
     "message_field_training": f"a turn says it with {' or '.join(TRAINING)}",

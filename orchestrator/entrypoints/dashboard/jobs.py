@@ -111,7 +111,7 @@ def submittable(spec: Row) -> Row:
     except ValidationError:
         return spec  # written by another version: shown unchanged
 
-    for filled in ("rendered_at", "encoding", "numerics", "val_split"):
+    for filled in ("rendered_at", "encoding", "numerics", "val_split", "lora_model"):
         plain.pop(filled, None)
     asked: Row = plain.get("evaluate") or {}
     asked.pop("measures", None)

@@ -86,7 +86,7 @@ def form(
 def _form(
     request: Request, server: Server, me: Actor, values: Row, *, status: int = 200, error: InvalidError | None = None
 ) -> Response:
-    known = server.queries.datasets(member_id=me.member_id, limit=DATASETS_OFFERED, before=None).items
+    known = server.queries.datasets(member_id=me.member_id, limit=DATASETS_OFFERED, before=None, rows_only=True).items
     chosen = values.get("data")
     begin = _beginning(server, me, values)
     if chosen and chosen not in {d["sha256"] for d in known}:

@@ -9,9 +9,9 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,7 @@ from worker.agent.hardware import available_ram
 from worker.shared import causes, package_folder
 from worker.shared import packages as install
 from worker.shared.module_patterns import PatternError, check
-from worker.training import base_model, new_tokens, target_parameters
+from worker.training import base_model, continued, new_tokens, target_parameters
 from worker.training.encoding import load_tokenizer
 from worker.training.interface import PermanentError, UnfitMachineError
 from worker.training.loss import Hidden
@@ -51,6 +51,8 @@ class Loaded:
     base_sha256: str
     tokenizer_sha256: str
     hidden: Hidden
+    frozen: Mapping[str, torch.nn.Parameter] = field(default_factory=dict[str, torch.nn.Parameter])
+    """The adapter that the job continues from, where its method compares with it."""
     own_checkpointing: bool = False
     """Whether the model does its own gradient checkpointing, so that the trainer must not enable another."""
 
@@ -85,12 +87,18 @@ class Backend(Protocol):
 
 
 def load(
-    backend: Backend, spec: JobSpec, directory: Path, hardware: Hardware, trust_remote_code: bool, resumed: bool = False
+    backend: Backend,
+    spec: JobSpec,
+    directory: Path,
+    hardware: Hardware,
+    trust_remote_code: bool,
+    resumed: bool = False,
+    start: Path | None = None,
 ) -> Loaded:
     """Base model, tokenizer and adapter from the base model's folder.
 
-    The adapter's first values depend on the job's seed only, and not on backend or device. Raises `PermanentError` or
-    `UnfitMachineError` with one sentence.
+    The adapter's first values are those of the file `start`, or depend on the job's seed only, and not on backend or
+    device. Raises `PermanentError` or `UnfitMachineError` with one sentence.
     """
     precision = precision_of(hardware)
     base_model.check_code(spec.base_model, directory, trust_remote_code)
@@ -109,6 +117,8 @@ def load(
             check_quantised(model, spec)
         new_tokens.make_room(model, new, known)
         adapted = add_adapter(backend, model, spec, resumed, new)
+        if start is not None:
+            continued.fill(adapted, start, spec.base_model)
         base_sha256 = digest.result()
     if hardware.device == "cuda":
         # Loading quantises in blocks of sizes that training never requests, so free them.
@@ -121,6 +131,7 @@ def load(
         base_sha256=base_sha256,
         tokenizer_sha256=base_model.tokenizer_sha256(tokenizer),
         hidden=backend.hidden(hardware),
+        frozen=continued.frozen(adapted, spec) if start is not None else {},
         own_checkpointing=backend.own_checkpointing and hardware.device == "cuda",
     )
 
