@@ -10,7 +10,7 @@ from worker.shared.model_support import KNOWN
 from worker.shared.module_patterns import ALL_LINEAR
 from worker.shared.plain_errors import nearest
 
-_USUAL = tuple(f"model.layers.0.self_attn.{letter}_proj" for letter in "qkvo")
+_USUAL = tuple(f"model.layers.0.self_attn.{part}_proj" for part in "qkvo")
 """Linear layers of nearly all models, where the modules are not known."""
 _MANY = 1_000
 

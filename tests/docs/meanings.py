@@ -14,8 +14,8 @@ JOB_KEYS = {
     "lora_target_modules": "Names of the layers that get an adapter, or a regular expression for their full names. "
     "`all-linear` means all linear layers except the output layer.",
     "lora_layers_to_transform": "Numbers of the layers that get an adapter, the first being 0. Empty means all.",
-    "lora_target_parameters": "Names of parameters that get an adapter although they are no linear layers: the "
-    "experts of a mixture. See [Experts](#experts). Backend `hf`.",
+    "lora_target_parameters": "Names of parameters outside linear layers that get an adapter: the experts of a "
+    "mixture. See [Experts](#experts). Backend `hf`.",
     "peft_use_rslora": "Multiplies the adapter's output by `lora_alpha / sqrt(lora_r)`, which suits high ranks.",
     "peft_use_dora": "DoRA: also trains the length of each row of a weight. Each step takes longer. Backend `hf`.",
     "peft_trainable_token_indices": "Numbers of tokens. Their embeddings are trained, too. Backend `hf`.",

@@ -123,8 +123,8 @@ def test_a_checkpoint_of_other_experts_is_refused(mixture: TrainingRuns) -> None
         ),
         ("self_attn.q_proj.weight", "q_proj.weight is a linear layer; name it in lora_target_modules"),
         ("q_proj", "q_proj is a linear layer; name it in lora_target_modules"),
-        ("embed_tokens.weight", "is no matrix that can have an adapter"),
-        ("input_layernorm.weight", "is no matrix that can have an adapter"),
+        ("embed_tokens.weight", "cannot have an adapter"),
+        ("input_layernorm.weight", "cannot have an adapter"),
     ],
 )
 def test_other_parameters_are_refused_by_a_session(mixture: TrainingRuns, name: str, words: str) -> None:

@@ -37,7 +37,7 @@ def _fault(name: str, module: nn.Module, parameter: nn.Parameter, *, is_whole: b
     if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
         return "is a linear layer; name it in lora_target_modules"
     if isinstance(module, nn.Embedding) or not is_whole or parameter.ndim not in (2, 3) or name.endswith("bias"):
-        return "is no matrix that can have an adapter; name the experts"
+        return "cannot have an adapter; name the experts"
     return ""
 
 
