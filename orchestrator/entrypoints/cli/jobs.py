@@ -260,7 +260,7 @@ def _described(job: dict[str, Any]) -> list[tuple[str, Any]]:
         ("deadline", moment(job["deadline"]) if job.get("deadline") else None),
         ("submitted", moment(job["created_at"])),
         (relation(job.get("spec") or {}), _origin(job)),
-        ("continues from", _start(job.get("spec") or {})),
+        ("continues from", start_of(job.get("spec") or {})),
         ("adapter", f"{adapter['sha256']} ({size(adapter['bytes'])})" if adapter else None),
     ]
 
@@ -268,15 +268,6 @@ def _described(job: dict[str, Any]) -> list[tuple[str, Any]]:
 def _origin(job: dict[str, Any]) -> str | None:
     begin = f" at step {job['first_step']}" if job.get("first_step") else ""
     return f"{job['cloned_from']}{begin}" if job.get("cloned_from") else None
-
-
-def _start(spec: dict[str, Any]) -> str | None:
-    """The adapter that the job began with."""
-    found = spec.get("lora_model")
-    if not found:
-        return None
-    names = f"{found.get('job') or ''} {found.get('name') or ''}".split(maxsplit=1)
-    return f"{clean(' '.join(names))} (adapter {found['weights_sha256']})"
 
 
 def session_table(sessions: list[dict[str, Any]]) -> None:
