@@ -43,6 +43,7 @@ from orchestrator.entrypoints.cli.phrases import (
     stored_state,
 )
 from orchestrator.entrypoints.cli.pushes import in_words, pushes_of
+from orchestrator.entrypoints.cli.views import start_of
 from trainhop.connection import find_job
 from trainhop.errors import Error
 from trainhop.job_file import check
