@@ -159,7 +159,7 @@ def _modules(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any])
             continue
         found = _TENSOR.fullmatch(name)
         if found is None:
-            raise AdapterError(f"{WEIGHTS} has {name[:200]}, which is no part of LoRA. Use a plain LoRA adapter.")
+            raise AdapterError(f"{WEIGHTS} has {name[:200]}, which LoRA does not have. Use a plain LoRA adapter.")
         module, *kinds = found.groups()
         embedding = "embedding " if kinds[1] else ""
         halves.setdefault(module, {})[embedding + next(kind for kind in kinds if kind)] = shape

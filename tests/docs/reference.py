@@ -164,7 +164,8 @@ Without `rl`, a job is [supervised fine-tuning](methods/supervised.md). With it,
 
 ## Continue from an adapter
 
-With `lora_model_dir`, the adapter begins with the values of another one. Step, learning rate and optimiser begin anew.
+With `lora_model_dir`, the adapter begins with the values of another one. Steps, learning rate and optimiser start from
+the beginning.
 
 | `lora_model_dir` | what it is |
 | --- | --- |

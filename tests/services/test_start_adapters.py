@@ -190,7 +190,7 @@ def broken(kind: str) -> dict[str, Any]:
         (broken("nan"), "NaN or infinite"),
         (broken("fp16"), "NaN or infinite"),
         (broken("half"), "does not have the tensors of LoRA"),
-        (broken("unknown"), "classifier.weight, which is no part of LoRA"),
+        (broken("unknown"), "classifier.weight, which LoRA does not have"),
         (broken("integers"), "is of the type I32"),
         (broken("head"), "adapts the head"),
         ({"r": 8}, "says r: 8"),

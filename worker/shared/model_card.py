@@ -67,11 +67,9 @@ def _began_with(spec: JobSpec) -> str:
     """What the adapter was before. Names of others are not told, since a card is published."""
     if spec.lora_model is None:
         return ""
-    whose = f"that of job {spec.lora_model.job}" if spec.lora_model.job else "an earlier one"
-    return (
-        f" The training continued from an adapter, {whose}, whose `adapter_model.safetensors` has the sha256 "
-        f"`{spec.lora_model.weights_sha256}`."
-    )
+    origin = f"the adapter of job {spec.lora_model.job}" if spec.lora_model.job else "another adapter"
+    sha256 = spec.lora_model.weights_sha256
+    return f" The training continued from {origin} (sha256 of `adapter_model.safetensors`: `{sha256}`)."
 
 
 def _cell(value: object) -> object:

@@ -43,6 +43,7 @@ from orchestrator.entrypoints.cli.phrases import (
     stored_state,
 )
 from orchestrator.entrypoints.cli.pushes import in_words, pushes_of
+from orchestrator.entrypoints.cli.views import start_of
 from trainhop.connection import find_job
 from trainhop.errors import Error
 from trainhop.job_file import check
@@ -261,7 +262,7 @@ def _described(job: dict[str, Any]) -> list[tuple[str, Any]]:
         ("deadline", moment(job["deadline"]) if job.get("deadline") else None),
         ("submitted", moment(job["created_at"])),
         (relation(job.get("spec") or {}), _origin(job)),
-        ("continues from", _start(job.get("spec") or {})),
+        ("continues from", start_of(job.get("spec") or {})),
         ("adapter", f"{adapter['sha256']} ({size(adapter['bytes'])})" if adapter else None),
     ]
 
@@ -269,15 +270,6 @@ def _described(job: dict[str, Any]) -> list[tuple[str, Any]]:
 def _origin(job: dict[str, Any]) -> str | None:
     begin = f" at step {job['first_step']}" if job.get("first_step") else ""
     return f"{job['cloned_from']}{begin}" if job.get("cloned_from") else None
-
-
-def _start(spec: dict[str, Any]) -> str | None:
-    """The adapter that the job began with."""
-    found = spec.get("lora_model")
-    if not found:
-        return None
-    names = f"{found.get('job') or ''} {found.get('name') or ''}".split(maxsplit=1)
-    return f"{clean(' '.join(names))} (adapter {found['weights_sha256']})"
 
 
 def session_table(sessions: list[dict[str, Any]]) -> None:

@@ -170,3 +170,12 @@ def _details(job: dict[str, Any], losses: Mapping[int, float]) -> list[tuple[str
     if note(job):
         rows.append(("note", clean(note(job))))
     return rows
+
+
+def start_of(spec: dict[str, Any]) -> str | None:
+    """The adapter that the job began with."""
+    found = spec.get("lora_model")
+    if not found:
+        return None
+    names = f"{found.get('job') or ''} {found.get('name') or ''}".split(maxsplit=1)
+    return f"{clean(' '.join(names))} (adapter {found['weights_sha256']})"
