@@ -75,13 +75,13 @@ def pack(folder: Path, archive: Path) -> None:
 def _config(folder: Path) -> dict[str, Any]:
     try:
         with (folder / CONFIG).open("rb") as stream:
-            found = json.loads(stream.read(MAX_CONFIG_BYTES))
+            found: Any = json.loads(stream.read(MAX_CONFIG_BYTES))
     except (OSError, ValueError, RecursionError):
         raise AdapterError(f"it has no {CONFIG} that can be read. Name the folder of a PEFT adapter.") from None
-    if not isinstance(found, dict) or found.get("peft_type") != "LORA":
-        kind = found.get("peft_type") if isinstance(found, dict) else None
-        raise AdapterError(f"{CONFIG} is of the kind {str(kind)[:40]}. A job can only continue from LoRA.")
-    config: dict[str, Any] = found  # pyright: ignore[reportUnknownVariableType] - JSON
+    config: dict[str, Any] = found if isinstance(found, dict) else {}
+    if config.get("peft_type") != "LORA":
+        kind = str(config.get("peft_type"))[:40]
+        raise AdapterError(f"{CONFIG} is of the kind {kind}. A job can only continue from LoRA.")
     if extra := sorted(key for key, value in config.items() if value and key not in _READ.split()):
         raise AdapterError(
             f"it was made with {', '.join(extra)[:200]}, which a job cannot continue from. Use a plain LoRA."

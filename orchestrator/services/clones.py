@@ -50,8 +50,11 @@ MAX_NAME = 180
 """Characters of the original's name that the clone's has. A name may have 200."""
 _NESTED = frozenset({"checkpoint", "placement", "evaluate"})
 _OF_DATASETS = ("dataset_sha256", "train_rows", "dataset_repeats", "roles_to_train", "mask_history", "train_on_eos")
-_POINTERS: dict[str, str] = dict.fromkeys(_OF_DATASETS, "/datasets")
-_POINTERS |= {"chat_template_sha256": "/chat_template", "lora_model_sha256": "/lora_model_dir"}
+_POINTERS: dict[str, str] = {
+    **dict.fromkeys(_OF_DATASETS, "/datasets"),
+    "chat_template_sha256": "/chat_template",
+    "lora_model_sha256": "/lora_model_dir",
+}
 
 
 def clone(

@@ -8,7 +8,7 @@ was taken can be deleted.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -168,7 +168,7 @@ def _kept(ctx: Context, member_id: str, work: Path, name: str) -> Dataset:
 
 
 @contextmanager
-def _in_words(name: str) -> Iterator[None]:
+def _in_words(name: str) -> Generator[None]:
     try:
         yield
     except StoreError as error:
