@@ -25,7 +25,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from worker.shared.files import atomic_file
-from worker.shared.shared_places.errors import DamagedError, LostError, OtherJobError, PlaceError, UnknownError
+from worker.shared.shared_places.errors import (
+    DamagedError,
+    LostError,
+    MissingError,
+    OtherJobError,
+    PlaceError,
+    UnknownError,
+)
 from worker.shared.shared_places.head import (
     CHECKPOINTS,
     HEAD,
@@ -105,9 +112,9 @@ class Chain:
         sha256 = hashlib.sha256(job).hexdigest()
         text = self._persist(lambda: self.place.read_doc(HEAD))
         if text is None:
-            self._put_text(job_name(sha256), job)
+            first = first_head(sha256, self._put_job(job, sha256), self._writer)
             with contextlib.suppress(LostError):  # another session was first; its job is compared below
-                return self._swap(None, first_head(sha256, self._writer))
+                return self._swap(None, first)
             text = self._persist(self._existing)
         found = self._remember(text)
         if found.job != sha256:
@@ -120,7 +127,7 @@ class Chain:
     def job(self) -> bytes:
         """The text of the job in this place. Raises `DamagedError` if it has changed."""
         found = self._look()
-        text = self._persist(lambda: b"".join(self.place.read(job_name(found.job), 0, MAX_JOB_BYTES)))
+        text = self._persist(lambda: b"".join(self.place.read(found.job_file, 0, MAX_JOB_BYTES)))
         if hashlib.sha256(text).hexdigest() != found.job:
             raise DamagedError(f"the job in {self.place.address} has changed")
         return text
@@ -188,8 +195,8 @@ class Chain:
             epoch = self._held()
             with file.open("rb") as opened:
                 sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-            name, size = checkpoint_name(epoch, step), file.stat().st_size
-            stored = self._store(file, Stored(name=name, sha256=sha256, size=size, step=step))
+            name = self._store(file, sha256, lambda: checkpoint_name(epoch, step))
+            stored = Stored(name=name, sha256=sha256, size=file.stat().st_size, step=step)
 
             def extended(head: Head) -> Head:
                 is_there = head.checkpoint == stored  # by an earlier attempt whose answer was lost
@@ -197,14 +204,13 @@ class Chain:
 
             return self._move(extended)
 
-    def _store(self, file: Path, wanted: Stored) -> Stored:
+    def _store(self, source: Path, sha256: str, name: Callable[[], str]) -> str:
+        """Store a file and read it back. Returns its name, which is another one after damage."""
         for _ in range(DAMAGED_TRIES):
-            name = wanted.name
-            self._persist(lambda name=name: self.place.put(name, file))
-            if self._persist(lambda name=name: self.place.sha256(name)) == wanted.sha256:
-                return wanted
-            wanted = wanted.model_copy(update={"name": checkpoint_name(self._held(), wanted.step)})
-        raise DamagedError(f"the checkpoint arrived damaged in {self.place.address} {DAMAGED_TRIES} times")
+            stored = name()
+            if self._put(stored, source) == sha256:
+                return stored
+        raise DamagedError(f"{source.name} arrived damaged in {self.place.address} {DAMAGED_TRIES} times")
 
     def roll_back(self) -> Head:
         """Make the parent the head, because the head's checkpoint cannot be read. Without one the run starts again."""
@@ -305,10 +311,20 @@ class Chain:
     def _persist(self, act: Callable[[], T]) -> T:
         return persist(act, self._retries, clock=self._clock, sleep=self._sleep)
 
-    def _put_text(self, name: str, text: bytes) -> None:
+    def _put(self, name: str, source: Path) -> str:
+        """Store a file. Returns the digest of what is stored."""
+
+        def read_back() -> str:
+            try:
+                return self.place.sha256(name)
+            except MissingError:  # it is not shown yet
+                raise UnknownError(f"{self.place.address} does not show {name}") from None
+
+        self._persist(lambda: self.place.put(name, source))
+        return self._persist(read_back)
+
+    def _put_job(self, job: bytes, sha256: str) -> str:
         with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "text"
-            source.write_bytes(text)
-            self._persist(lambda: self.place.put(name, source))
-            if self._persist(lambda: self.place.sha256(name)) != hashlib.sha256(text).hexdigest():
-                raise PlaceError(f"{name} in {self.place.address} is damaged: delete it there and start again")
+            source = Path(folder) / "job"
+            source.write_bytes(job)
+            return self._store(source, sha256, lambda: job_name(sha256))

@@ -56,13 +56,14 @@ class DriveFolder:
         token: Callable[[], str],
         *,
         endpoint: str | None = None,
+        client: httpx.Client | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.address = f"drive://{folder}"
         self._title, self._token, self._sleep = folder, token, sleep
         self._root = endpoint or ADDRESS
         is_local = urlsplit(self._root).hostname in ("127.0.0.1", "localhost", "::1")
-        self._client = httpx.Client(timeout=TIMEOUT_S, trust_env=not is_local)
+        self._client = client or httpx.Client(timeout=TIMEOUT_S, trust_env=not is_local)
         self._ids: dict[str, str] = {}
         self._new_ids: dict[str, str] = {}
         self._known: dict[str, tuple[str, bytes]] = {}
@@ -202,6 +203,7 @@ class DriveFolder:
         try:
             opened = self._call("POST", "files", upload=True, params={"uploadType": "resumable"}, json=about)
         except _TakenError:
+            self._ids[name] = self._new_ids[name]
             return
         try:
             patience = resumable_upload.Patience(sleep=self._sleep)

@@ -45,18 +45,13 @@ class HubRepository:
     beat_every_s = 300.0
     patience_s = 900.0
 
-    def __init__(self, repo: str, *, token: str | None = None, endpoint: str | None = None) -> None:
-        try:
-            from huggingface_hub import HfApi
-        except ImportError:
-            raise RefusedError("hf:// needs the package huggingface_hub: pip install huggingface_hub") from None
+    def __init__(self, repo: str, *, token: str | None = None, endpoint: str | None = None, api: Any = None) -> None:
         try:
             self._repo = repo_name(repo)
         except ValueError as error:
             raise RefusedError(f"hf://{repo[:MAX_WORDS]}: {error}") from None
         self.address = f"hf://{self._repo}"
-        _set_up_client()
-        self._api = HfApi(endpoint=endpoint, token=token)
+        self._api = api or _client(endpoint, token)
         self._tip: str | None = None
         self._known: dict[str, tuple[str, bytes]] = {}
         self._prepare()
@@ -251,13 +246,16 @@ def _asked_to_wait(headers: Any) -> float:
     return min(float(found[1]), MAX_WAIT_S) if found else 0.0
 
 
-def _set_up_client() -> None:
-    """Give the requests of the Hub's client a time limit, which it has not, and drop a warning about each upload."""
-    from huggingface_hub import set_client_factory
-    from huggingface_hub.utils import _http
-
+def _client(endpoint: str | None, token: str | None) -> Any:
+    """The Hub's client with a time limit for its requests, which it has not, and without a warning at each upload."""
+    try:
+        from huggingface_hub import HfApi, set_client_factory
+        from huggingface_hub.utils import _http
+    except ImportError:
+        raise RefusedError("hf:// needs the package huggingface_hub: pip install huggingface_hub") from None
+    api = HfApi(endpoint=endpoint, token=token)
     if getattr(_http._GLOBAL_CLIENT_FACTORY, "is_limited", False):  # noqa: SLF001
-        return
+        return api
 
     def limited() -> Any:
         client = _http.default_client_factory()
@@ -267,3 +265,4 @@ def _set_up_client() -> None:
     logging.getLogger("huggingface_hub._commit_api").addFilter(lambda record: "binary IO buffer" not in str(record.msg))
     limited.is_limited = True  # pyright: ignore[reportFunctionMemberAccess]
     set_client_factory(limited)
+    return api
