@@ -11,8 +11,6 @@ from urllib.parse import unquote, urlsplit
 
 from worker.shared.files import expanded
 from worker.shared.shared_places.errors import RefusedError
-from worker.shared.shared_places.google_drive import DriveFolder
-from worker.shared.shared_places.hub import HubRepository
 from worker.shared.shared_places.local_folder import LocalFolder
 from worker.shared.shared_places.place import Place
 from worker.shared.shared_places.probe import has_compare_and_swap
@@ -79,6 +77,8 @@ def find_place(address: str, credentials: Credentials, *, sleep: Callable[[float
         return LocalFolder(_folder(address))
     named = address.partition(":")[2].removeprefix("//").strip("/")
     if scheme == "hf":
+        from worker.shared.shared_places.hub import HubRepository
+
         return HubRepository(named, token=credentials.hub_token, endpoint=credentials.hub_endpoint)
     if scheme == "drive":
         return _drive(named, credentials, sleep)
@@ -90,6 +90,8 @@ def _drive(folder: str, credentials: Credentials, sleep: Callable[[float], None]
         raise RefusedError(f"write drive://FOLDER with the name of one folder of at most {MAX_FOLDER_NAME} characters")
     if credentials.drive_token is None:
         raise RefusedError("drive:// needs a sign-in to Google. Run it in a notebook that can sign you in")
+    from worker.shared.shared_places.google_drive import DriveFolder
+
     return DriveFolder(unquote(folder), credentials.drive_token, endpoint=credentials.drive_endpoint, sleep=sleep)
 
 
