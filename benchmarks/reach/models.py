@@ -30,9 +30,12 @@ from worker.shared.shared_places.place import Place
 
 
 class Model(Protocol):
-    """A place as it really is. `heads` are all contents that HEAD has had, oldest first."""
+    """A place as it really is."""
 
-    heads: list[bytes]
+    @property
+    def heads(self) -> list[bytes]:
+        """All contents that HEAD has had, oldest first."""
+        ...
 
     def open(self) -> Place:
         """The place as one session sees it. Called by a writer."""

@@ -77,7 +77,7 @@ def test_a_repository_of_somebody_else_or_a_public_one(hub_world: World) -> None
     with pytest.raises(RefusedError, match="belongs to bob, but the token belongs to ann"):
         open_place("hf://bob/run", hub_world.credentials)
     hub.writes.add(Repo(id="ann/my-run", files={}), "ann")
-    with pytest.raises(RefusedError, match="is public, and everybody could read the run"):
+    with pytest.raises(RefusedError, match="is public, and anyone could read the run"):
         hub_world.tried()
 
 

@@ -39,7 +39,7 @@ class Writes:
         self._objects: dict[str, bytes] = {}
         self._uploads: dict[str, tuple[str, int]] = {}
         self._stored: dict[str, dict[str, tuple[str, int]]] = {}
-        self._routes: tuple[tuple[str, Callable[..., Answer]], ...] = (
+        self._routes: tuple[tuple[str, Callable[..., Any]], ...] = (
             (r"POST /api/repos/create", self._create),
             (r"POST /api/validate-yaml", self._validate),
             (rf"POST /api/models/{_NAME}/preupload/main", self._preupload),
@@ -86,7 +86,7 @@ class Writes:
         link = f'<{self._hub.endpoint}/api/models/{repo.id}/commits/{revision}?p={page + 1}>; rel="next"'
         return found[_PAGE * page : _PAGE * (page + 1)], 200, {"Link": link} if more else {}
 
-    def answer(self, request: str, body: bytes, account: str | None, token: str) -> Answer:
+    def answer(self, request: str, body: bytes, account: str | None, token: str) -> Any:
         """Carry out a request that writes."""
         if upload := re.fullmatch(r"PUT /lfs/(\w+)", request):
             return self._put(upload[1], body)

@@ -112,9 +112,9 @@ class Chain:
         sha256 = hashlib.sha256(job).hexdigest()
         text = self._persist(lambda: self.place.read_doc(HEAD))
         if text is None:
-            first = first_head(sha256, self._put_job(job, sha256), self._writer)
+            self._put_job(job, sha256)
             with contextlib.suppress(LostError):  # another session was first; its job is compared below
-                return self._swap(None, first)
+                return self._swap(None, first_head(sha256, self._writer))
             text = self._persist(self._existing)
         found = self._remember(text)
         if found.job != sha256:
@@ -127,7 +127,7 @@ class Chain:
     def job(self) -> bytes:
         """The text of the job in this place. Raises `DamagedError` if it has changed."""
         found = self._look()
-        text = self._persist(lambda: b"".join(self.place.read(found.job_file, 0, MAX_JOB_BYTES)))
+        text = self._persist(lambda: b"".join(self.place.read(job_name(found.job), 0, MAX_JOB_BYTES)))
         if hashlib.sha256(text).hexdigest() != found.job:
             raise DamagedError(f"the job in {self.place.address} has changed")
         return text
@@ -195,7 +195,7 @@ class Chain:
             epoch = self._held()
             with file.open("rb") as opened:
                 sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-            name = self._store(file, sha256, lambda: checkpoint_name(epoch, step))
+            name = self._store(file, epoch, step, sha256)
             stored = Stored(name=name, sha256=sha256, size=file.stat().st_size, step=step)
 
             def extended(head: Head) -> Head:
@@ -204,13 +204,13 @@ class Chain:
 
             return self._move(extended)
 
-    def _store(self, source: Path, sha256: str, name: Callable[[], str]) -> str:
-        """Store a file and read it back. Returns its name, which is another one after damage."""
+    def _store(self, file: Path, epoch: int, step: int, sha256: str) -> str:
+        """Store a checkpoint and read it back. Returns its name."""
         for _ in range(DAMAGED_TRIES):
-            stored = name()
-            if self._put(stored, source) == sha256:
-                return stored
-        raise DamagedError(f"{source.name} arrived damaged in {self.place.address} {DAMAGED_TRIES} times")
+            name = checkpoint_name(epoch, step)
+            if self._put(name, file) == sha256:
+                return name
+        raise DamagedError(f"the checkpoint arrived damaged in {self.place.address} {DAMAGED_TRIES} times")
 
     def roll_back(self) -> Head:
         """Make the parent the head, because the head's checkpoint cannot be read. Without one the run starts again."""
@@ -323,8 +323,13 @@ class Chain:
         self._persist(lambda: self.place.put(name, source))
         return self._persist(read_back)
 
-    def _put_job(self, job: bytes, sha256: str) -> str:
+    def _put_job(self, job: bytes, sha256: str) -> None:
+        name = job_name(sha256)
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "job"
             source.write_bytes(job)
-            return self._store(source, sha256, lambda: job_name(sha256))
+            for _ in range(DAMAGED_TRIES):
+                if self._put(name, source) == sha256:
+                    return
+                self._persist(lambda: self.place.delete([name]))
+        raise DamagedError(f"the job arrived damaged in {self.place.address} {DAMAGED_TRIES} times")

@@ -32,7 +32,7 @@ class Head(Wire):
 
     `epoch` grows each time a session takes the run over. `writer` is that session, `where` and `since` describe it to
     people; nothing is decided by them. `nonce` is fresh in every HEAD, so that no two contents are equal. `job` is the
-    sha256 of the job, and `job_file` the name of the file with its text.
+    sha256 of the job, whose text is the file `job_name(job)`.
     """
 
     protocol: Literal[1] = PROTOCOL
@@ -42,7 +42,6 @@ class Head(Wire):
     checkpoint: Stored | None = None
     parent: Stored | None = None
     job: Sha256
-    job_file: Annotated[str, Field(pattern=r"^job-[\w.-]{1,120}$")]
     state: State
     where: Line = ""
     since: Line = ""
@@ -61,9 +60,9 @@ class Head(Wire):
         return Head.model_validate({**self.model_dump(), "nonce": secrets.token_hex(16), **fields})
 
 
-def first_head(job: str, job_file: str, writer: str) -> Head:
+def first_head(job: str, writer: str) -> Head:
     """The HEAD of a place that has just been opened: nobody holds the run yet."""
-    return Head(epoch=0, writer=writer, nonce=secrets.token_hex(16), job=job, job_file=job_file, state="released")
+    return Head(epoch=0, writer=writer, nonce=secrets.token_hex(16), job=job, state="released")
 
 
 def read_head(text: bytes) -> Head:
@@ -77,8 +76,8 @@ def read_head(text: bytes) -> Head:
 
 
 def job_name(sha256: str) -> str:
-    """A name for a file with this job, which is used once."""
-    return f"job-{sha256[:12]}-{secrets.token_hex(6)}.json"
+    """The name of the file with the job."""
+    return f"job-{sha256}.json"
 
 
 def checkpoint_name(epoch: int, step: int) -> str:

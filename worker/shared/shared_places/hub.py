@@ -6,6 +6,7 @@ Commit ids are never part of the chain: deleting files, or a person's commit, ch
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Collection, Iterator
@@ -74,7 +75,7 @@ class HubRepository:
                 info = self._api.repo_info(self._repo)
         if not info.private:
             raise RefusedError(
-                f"{self.address} is public, and everybody could read the run. Make it private, or name a new repository"
+                f"{self.address} is public, and anyone could read the run. Make it private, or name a new repository"
             )
         self._tip = info.sha
 
@@ -189,18 +190,21 @@ class HubRepository:
             return [entry for entry in found if hasattr(entry, "size")]
 
     def delete(self, names: Collection[str]) -> None:
-        """Delete the files and their bytes. The history keeps pointers to them, and its commit ids."""
+        """Delete the bytes, then the files: whoever is stopped in between finds the files again.
+
+        The history keeps pointers to them, and its commit ids.
+        """
         from huggingface_hub import CommitOperationDelete
 
         files = self._files()
-        old = [file for file in files if file.path in names]
-        if old:
-            self._commit("Delete old checkpoints", [CommitOperationDelete(path_in_repo=file.path) for file in old])
         with self._translated():
             kept = {file.lfs.sha256 for file in files if file.lfs is not None and file.path not in names}
             stored = [file for file in self._api.list_lfs_files(self._repo) if file.filename in names]
             free = [file for file in stored if file.oid not in kept]
             self._api.permanently_delete_lfs_files(self._repo, free, rewrite_history=False)
+        if old := [file.path for file in files if file.path in names]:
+            with contextlib.suppress(MissingError):  # an earlier attempt succeeded
+                self._commit("Delete old checkpoints", [CommitOperationDelete(path_in_repo=path) for path in old])
 
     def close(self) -> None:
         """The Hub's client keeps its connections."""
