@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import close_session
 
 from tests.emulators.drive import Rule
 from tests.emulators.hub import Repo
@@ -101,6 +102,19 @@ def test_a_token_that_may_not_write(hub_world: World, role: str, status: int, me
     with pytest.raises(RefusedError, match=words) as refusal:
         hub_world.tried()
     assert TOKEN not in str(refusal.value)
+
+
+def test_the_hub_is_busy_offline_or_has_no_token(hub_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: without the repetition in `open_place`, one 429 before the probe ended the session."""
+    hub = hub_world.hub
+    assert hub is not None
+    hub.rules.add("GET /api/whoami", status=429, headers={"RateLimit": '"api";r=0;t=40'})
+    hub_world.tried()
+    assert hub_world.clock.now >= 40
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read from the environment at its import
+    close_session()
+    with pytest.raises(RefusedError, match="HF_HUB_OFFLINE is set"):
+        hub_world.tried()
 
 
 def test_a_full_drive_and_an_expired_sign_in(drive_world: World) -> None:

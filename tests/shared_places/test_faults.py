@@ -263,3 +263,41 @@ def test_a_single_writer_continues_and_a_fork_is_reported(folder_world: World, t
     inner.put(second, folder_world.checkpoint(9))
     with pytest.raises(ForkError, match=r"Two sessions wrote to .* at the same time: versions/HEAD.json/0"):
         other.beat()
+
+
+def test_pruning_does_not_believe_an_old_read_of_head(folder_world: World) -> None:
+    """Guard: with a read of HEAD in place of a write, the head's checkpoint was deleted."""
+    place = LocalFolder(Path(folder_world.address))
+    chain = folder_world.holder("a", place)
+    chain.advance(1, folder_world.checkpoint(1))
+    old = place.read_doc(HEAD)
+    for step in (2, 3):
+        chain.advance(step, folder_world.checkpoint(step))
+    place.read_doc = lambda _name: old
+    chain.prune()
+    assert sorted(blob.name[12:20] for blob in place.blobs() if blob.name[0] == "c") == ["00000002", "00000003"]
+
+
+def test_a_holder_that_sleeps_before_it_deletes_harms_no_other(folder_world: World) -> None:
+    """Guard: with the listing after the write of HEAD, the next session's checkpoints were deleted."""
+
+    class Sleepy(LocalFolder):
+        meanwhile: Callable[[], object] = staticmethod(lambda: None)
+
+        def swap_doc(self, name: str, expected: bytes | None, new: bytes) -> None:
+            super().swap_doc(name, expected, new)
+            act, self.meanwhile = self.meanwhile, lambda: None
+            act()
+
+    place = Sleepy(Path(folder_world.address))
+    late = folder_world.holder("late", place)
+    late.advance(1, folder_world.checkpoint(1))
+
+    def take_over() -> None:
+        thief = folder_world.holder("thief")
+        for step in (2, 3):
+            thief.advance(step, folder_world.checkpoint(step))
+
+    place.meanwhile = take_over
+    late.prune()
+    assert len([blob for blob in place.blobs() if blob.name.startswith("checkpoints/")]) == 3

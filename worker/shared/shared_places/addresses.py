@@ -14,7 +14,7 @@ from worker.shared.shared_places.errors import RefusedError
 from worker.shared.shared_places.local_folder import LocalFolder
 from worker.shared.shared_places.place import Place
 from worker.shared.shared_places.probe import has_compare_and_swap
-from worker.shared.shared_places.retries import Retries
+from worker.shared.shared_places.retries import Retries, persist
 from worker.shared.shared_places.single_writer import NOTE, SingleWriter
 
 KNOWN = "Write hf://OWNER/NAME, drive://FOLDER or the path of a folder"
@@ -62,8 +62,9 @@ def open_place(
 
     Raises `RefusedError` with a sentence for people if it cannot be used.
     """
-    place = find_place(address, credentials or Credentials(), sleep=sleep)
-    if has_compare_and_swap(place, retries or Retries(), clock=clock, sleep=sleep):
+    retries, known = retries or Retries(), credentials or Credentials()
+    place = persist(lambda: find_place(address, known, sleep=sleep), retries, clock=clock, sleep=sleep)
+    if has_compare_and_swap(place, retries, clock=clock, sleep=sleep):
         return OpenedPlace(place=place)
     return OpenedPlace(place=SingleWriter(place), note=NOTE)
 

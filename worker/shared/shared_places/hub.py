@@ -211,12 +211,14 @@ class HubRepository:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
         try:
             yield
         except LocalTokenNotFoundError:
             raise RefusedError("hf:// needs a Hugging Face token with write access: set HF_TOKEN") from None
+        except OfflineModeIsEnabled:
+            raise RefusedError("hf:// needs the network, but HF_HUB_OFFLINE is set") from None
         except HfHubHTTPError as error:
             raise self._meaning(error.response.status_code, error) from None
         except Exception as error:
