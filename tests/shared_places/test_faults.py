@@ -13,7 +13,15 @@ import pytest
 from tests.emulators.drive import Rule
 from tests.shared_places.conftest import JOB, Clock, World
 from worker.shared.process import tied
-from worker.shared.shared_places import Credentials, ForkError, LostError, Retries, UnknownError
+from worker.shared.shared_places import (
+    Credentials,
+    DamagedError,
+    ForkError,
+    LostError,
+    RefusedError,
+    Retries,
+    UnknownError,
+)
 from worker.shared.shared_places.head import HEAD, read_head
 from worker.shared.shared_places.local_folder import LocalFolder
 from worker.shared.shared_places.probe import has_compare_and_swap
@@ -301,3 +309,35 @@ def test_a_holder_that_sleeps_before_it_deletes_harms_no_other(folder_world: Wor
     place.meanwhile = take_over
     late.prune()
     assert len([blob for blob in place.blobs() if blob.name.startswith("checkpoints/")]) == 3
+
+
+def test_a_checkpoint_that_was_damaged_later_is_not_fetched(folder_world: World) -> None:
+    """Guard: without the comparison of the digest, a session continued from damaged bytes."""
+    chain = folder_world.holder("a")
+    chain.advance(1, folder_world.checkpoint(1))
+    stored = chain.advance(2, folder_world.checkpoint(2)).checkpoint
+    assert stored is not None
+    (Path(folder_world.address) / "files" / stored.name).write_bytes(folder_world.checkpoint(7).read_bytes())
+    with pytest.raises(DamagedError, match="is damaged"):
+        chain.fetch(stored, folder_world.folder / "fetched")
+    assert not (folder_world.folder / "fetched").exists()
+    assert chain.roll_back().step == 1
+
+
+def test_two_folders_with_files_are_refused_and_short_answers_noticed(drive_world: World) -> None:
+    """Guards: with the oldest folder alone, a run in the other one was dropped without a word. Without the comparison
+    of lengths, a cut download was the end of a file."""
+    drive = drive_world.drive
+    assert drive is not None
+    drive_world.holder("a")
+    place = drive_world.place()
+    name = next(blob.name for blob in place.blobs())
+    drive.rules.add(Rule("GET .*alt=media", truncate=3))
+    with pytest.raises(UnknownError, match="returned 14 of 17 bytes"):
+        b"".join(place.read(name))
+    second = {"title": "my-run", "mimeType": "application/vnd.google-apps.folder"}
+    other = drive.contents.insert(second)
+    drive_world.place().blobs()
+    drive.contents.insert({"title": "documents/HEAD.json", "parents": [{"id": other.id}]}, b"{}")
+    with pytest.raises(RefusedError, match="two folders called my-run with files"):
+        drive_world.place().blobs()
