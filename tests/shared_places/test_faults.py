@@ -281,7 +281,7 @@ def test_pruning_does_not_believe_an_old_read_of_head(folder_world: World) -> No
     old = place.read_doc(HEAD)
     for step in (2, 3):
         chain.advance(step, folder_world.checkpoint(step))
-    place.read_doc = lambda _name: old
+    place.read_doc = lambda name: old
     chain.prune()
     assert sorted(blob.name[12:20] for blob in place.blobs() if blob.name[0] == "c") == ["00000002", "00000003"]
 
