@@ -78,7 +78,7 @@ def _config(folder: Path) -> dict[str, Any]:
             found: Any = json.loads(stream.read(MAX_CONFIG_BYTES))
     except (OSError, ValueError, RecursionError):
         raise AdapterError(f"it has no {CONFIG} that can be read. Name the folder of a PEFT adapter.") from None
-    config: dict[str, Any] = found if isinstance(found, dict) else {}
+    config: dict[str, Any] = found if isinstance(found, dict) else {}  # pyright: ignore[reportUnknownVariableType] - JSON
     if config.get("peft_type") != "LORA":
         kind = str(config.get("peft_type"))[:40]
         raise AdapterError(f"{CONFIG} is of the kind {kind}. A job can only continue from LoRA.")
