@@ -213,7 +213,7 @@ def test_jobs_are_paged_newest_first(api, people, provider, clock, tmp_path):
     evaluation = people.ann.post(f"/jobs/{first}:evaluate", {"max_prompts": 12}).json()["id"]
     assert [job.id for job in ann.fine_tuning.jobs.list(limit=2)] == [first, *made[::-1]]
     assert len(list(ann.fine_tuning.jobs.checkpoints.list(first, limit=1))) == 1
-    assert len(list(ann.files.list(limit=1))) == 2
+    assert len(list(ann.files.list(limit=1))) == 3
     assert len(list(ann.fine_tuning.jobs.list_events(first, limit=1))) > 3
     for ask in (ann.fine_tuning.jobs.retrieve, ann.fine_tuning.jobs.cancel):
         with pytest.raises(openai.NotFoundError, match="no fine-tuning job"):
@@ -340,10 +340,10 @@ def test_too_many_requests_have_a_class_too():
     async def busy(scope, receive, send):
         await problem(429, "Slow down.", headers={"Retry-After": "7"})(scope, receive, send)
 
-    with TestClient(OpenAIErrors(busy), base_url="http://127.0.0.1") as http:
-        client = openai.OpenAI(base_url="http://127.0.0.1/v1", api_key="x", http_client=http, max_retries=0)
-        with pytest.raises(openai.RateLimitError) as told:
-            client.files.list()
+    http = TestClient(OpenAIErrors(busy), base_url="http://127.0.0.1")
+    client = openai.OpenAI(base_url="http://127.0.0.1/v1", api_key="x", http_client=http, max_retries=0)
+    with pytest.raises(openai.RateLimitError) as told:
+        client.files.list()
     assert (told.value.type, told.value.response.headers["retry-after"]) == ("rate_limit_error", "7")
 
 
