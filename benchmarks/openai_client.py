@@ -17,18 +17,23 @@ import openai
 
 from benchmarks.lab import Lab, lab
 from benchmarks.report import Figure
-from benchmarks.tiny_job import write_rows
+from benchmarks.tiny_job import WORDS, write_rows
 from benchmarks.tiny_model import make_tiny_llama
 
 STEPS, EPOCHS = 6, 2
 PATIENCE_S = 120.0
 TINY = {"adapter": "lora", "lora_r": 4, "sequence_len": 160}
-PAIR = {
-    "input": {"messages": [{"role": "user", "content": "q"}]},
-    "preferred_output": [{"role": "assistant", "content": "good"}],
-    "non_preferred_output": [{"role": "assistant", "content": "bad"}],
-}
 Check = tuple[str, Callable[[], bool]]
+
+
+def _pair(number: int) -> dict[str, Any]:
+    """A row of preferences in OpenAI's form."""
+    good, bad = " ".join(WORDS[number % 12 :]) + f" {number}", " ".join(WORDS[: number % 12]) + f" no {number}"
+    return {
+        "input": {"messages": [{"role": "user", "content": f"{WORDS[-1 - number % 12]} {number * number}"}]},
+        "preferred_output": [{"role": "assistant", "content": good}],
+        "non_preferred_output": [{"role": "assistant", "content": bad}],
+    }
 
 
 class Story:
@@ -128,7 +133,7 @@ class Story:
         return "loss,1," in self._client.files.content(self._now().result_files[0]).text
 
     def _preferences(self) -> bool:
-        rows = b"".join(json.dumps(PAIR).encode() + b"\n" for _ in range(16))
+        rows = b"".join(json.dumps(_pair(number)).encode() + b"\n" for number in range(16))
         file = self._client.files.create(file=("pairs.jsonl", rows), purpose="fine-tune")
         method = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 500}}}
         self._waiting = self._jobs.create(

@@ -163,6 +163,7 @@ def _belongings(api, people, provider, tmp_path):
         "token_id": token["id"],
         "sha256": machine.head,
         "place": "0",
+        "file_id": f"file-{job['spec']['datasets'][0]['sha256']}",
         "export_format": "gguf",
     }
 

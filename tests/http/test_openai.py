@@ -67,6 +67,14 @@ def test_files_are_kept_listed_and_deleted(ann, clock):
         ann.files.retrieve(ids[1])
 
 
+def test_a_file_may_be_larger_than_other_requests(ann):
+    """Guard: without `/v1/files` among the uploads, the limit was that of JSON."""
+    record = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a " * 50_000}]}
+    data = rows(record, 12)
+    assert len(data) > MAX_JSON_BYTES
+    assert ann.files.create(file=("large.jsonl", data), purpose="fine-tune").bytes == len(data)
+
+
 def test_an_id_of_a_file_opens_nothing_to_others(ann, bob):
     """Guard: with `dataset_by_id` left out, Bob read Ann's rows by their hash."""
     file = upload(ann)
@@ -299,6 +307,9 @@ def test_colleagues_and_viewers_are_refused_in_the_clients_classes(api1, people,
     assert bob.fine_tuning.jobs.retrieve(job).organization_id == "ann"
     with pytest.raises(openai.PermissionDeniedError, match="belongs to ann"):
         bob.fine_tuning.jobs.cancel(job)
+    assert bob.files.content(f"file-{job}-metrics").text == "name,step,value\r\n"
+    with pytest.raises(openai.PermissionDeniedError, match="belongs to ann"):
+        bob.files.content(f"file-{job}-adapter")
     people.admin.post("/members", {"name": "vera", "role": "viewer"})
     vera = client_of(api1.as_(people.admin.post("/tokens", {"member": "vera"}).json()["secret"]))
     assert vera.fine_tuning.jobs.retrieve(job).id == job

@@ -145,7 +145,7 @@ def _shut(api: FastAPI, settings: Settings) -> None:
     build = api.build_middleware_stack
 
     def behind_the_gate() -> ASGIApp:
-        gate = Gate(
+        checked = Gate(
             HeadRequests(build(), api.routes),
             allowed=hosts(settings),
             upload_bytes=settings.max_upload_bytes,
@@ -153,6 +153,6 @@ def _shut(api: FastAPI, settings: Settings) -> None:
             knows=is_known,
             public_url=settings.public_url,
         )
-        return OpenAIErrors(gate)
+        return OpenAIErrors(checked)
 
     api.build_middleware_stack = behind_the_gate

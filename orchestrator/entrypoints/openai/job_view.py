@@ -89,7 +89,7 @@ def _results(row: Row, state: JobState) -> list[str]:
 
 
 def event(row: Row) -> FineTuningEvent:
-    """An event in words."""
+    """An event as a sentence."""
     noun, _, words = row["kind"].partition(".")
     step = row["data"].get("step")
     said = f"{noun.capitalize()} {words.replace('_', ' ')}" + (f" at step {step}" if step is not None else "")
