@@ -118,19 +118,27 @@ def test_a_job_has_what_was_asked_for(ann, people):
         ann,
         suffix="guide",
         seed=7,
-        metadata={"team": "maps", "run": "a: b"},
+        metadata={"team": "maps", "run:x": "a: b", "empty": ""},
         method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
         extra_body={"trainhop": {"lora_r": 4, "val_set_size": 0.25}},
     )
     assert (job.object, job.status, job.model, job.seed) == ("fine_tuning.job", "queued", "org/small", 7)
     assert job.hyperparameters.model_dump() == hyperparameters
-    assert job.metadata == {"team": "maps", "run": "a: b"}
+    assert job.metadata == {"team": "maps", "run:x": "a: b", "empty": ""}
     assert (job.fine_tuned_model, job.finished_at, job.result_files, job.error) == (None, None, [], None)
     ours = people.ann.get(f"/jobs/{job.id}").json()
     spec = ours["spec"]
-    assert (ours["name"], ours["note"], ours["total_steps"]) == ("guide", "team: maps\nrun: a: b", 9)
+    assert (ours["name"], ours["note"], ours["total_steps"]) == ("guide", "team: maps\nrun:x: a: b\nempty: ", 9)
     assert (spec["learning_rate"], spec["lora_r"], spec["global_batch_size"]) == (1e-4, 4, 4)
     assert f"file-{spec['datasets'][0]['sha256']}" == job.training_file
+
+
+def test_a_job_with_a_key_is_created_once(ann):
+    """Guard: without the key in `create`, a request that was sent again queued a second job."""
+    once = {"extra_headers": {"Idempotency-Key": "k"}}
+    assert create(ann, **once).id == create(ann, **once).id
+    with pytest.raises(openai.ConflictError, match="was used for another request"):
+        create(ann, metadata={"a": "b"}, **once)
 
 
 def test_auto_is_our_default(ann, people):

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 
 from orchestrator.domain.errors import NotFoundError
+from orchestrator.entrypoints.api.jobs import Key
 from orchestrator.entrypoints.http.dependencies import CurrentUser, SeenJob, Server, ServerDep
 from orchestrator.entrypoints.http.routes import ApiRoute
 from orchestrator.entrypoints.openai import job_view
@@ -40,11 +41,13 @@ def _shown(server: Server, job_id: str) -> FineTuningJob:
 
 
 @router.post("/jobs", operation_id="openai_create_job", summary="Create a fine-tuning job")
-def create(server: ServerDep, me: CurrentUser, asked: FineTuningJobCreate) -> FineTuningJob:
+def create(server: ServerDep, me: CurrentUser, asked: FineTuningJobCreate, key: Key = None) -> FineTuningJob:
     """Queue a job. What has no counterpart is refused by its name. Files are validated before the answer."""
     with in_their_words():
         note = note_of(asked.metadata)
-        found = jobs.submit(server.ctx, me, job_file(asked), note=note, write=server.write_batcher.write_from_thread)
+        found = jobs.submit(
+            server.ctx, me, job_file(asked), key=key, note=note, write=server.write_batcher.write_from_thread
+        )
     return _shown(server, found.job.id)
 
 

@@ -97,9 +97,9 @@ def metadata_of(note: str) -> dict[str, str] | None:
     found: dict[str, str] = {}
     rest: list[str] = []
     for line in note.splitlines():
-        key, colon, value = line.partition(":")
-        if colon and (not value or value.startswith(" ")):
-            found[key] = value.strip()
+        key, colon, value = line.partition(": ")
+        if colon:
+            found[key] = value
         else:
             rest.append(line)
     return found | ({"note": "\n".join(rest)} if rest else {}) or None
