@@ -57,16 +57,17 @@ def submit(
     *,
     key: str | None = None,
     tags: Collection[str] = (),
+    note: str = "",
     write: Write | None = None,
 ) -> Submission:
     """Queue a job. With an idempotency `key`, the same request again returns the same job. A different one is refused.
 
     `write` may share its transaction with other requests. Without it the job gets a transaction of its own.
     """
-    ready = prepare(ctx, actor, spec, key=key, of=" ".join(tags))
+    ready = prepare(ctx, actor, spec, key=key, of=" ".join(tags) + note)
     if isinstance(ready, Job):
         return _submitted_before(ctx, ready)
-    ready = replace(ready, tags=tags)
+    ready = replace(ready, tags=tags, note=note)
     try:
         if write is not None:
             job = write((actor.member_id, 0), lambda tx: queue(ctx, tx, actor, ready))
@@ -102,6 +103,7 @@ class Ready:
     key: str | None
     request_hash: str
     tags: Collection[str] = ()
+    note: str = ""
 
 
 def _of_unused(keys: Collection[str]) -> tuple[str, ...]:
@@ -189,6 +191,8 @@ def queue(
     tx.jobs.add(job)
     if ready.tags:
         tx.jobs.set_tags(job.id, ready.tags)
+    if ready.note:
+        tx.jobs.set_note(job.id, ready.note)
     if begin is not None:
         tx.checkpoints.add(replace(begin, job_id=job.id, parent=None, created_at=now))  # this job's chain begins here
     return job

@@ -501,7 +501,7 @@ def _tag(tag: Mapping[str, str], document: Mapping[str, Any], of_admins: set[str
         if operation["tags"][0] == tag["name"]
     ]
     table = _table(("method", "path", "what it does", "caller"), rows)
-    return f"## {tag['name'].capitalize()}\n\n{tag['description']}\n\n{table}" if rows else ""
+    return f"## {tag['name'][0].upper()}{tag['name'][1:]}\n\n{tag['description']}\n\n{table}" if rows else ""
 
 
 def _who(operation: Mapping[str, Any], of_admins: set[str]) -> str:

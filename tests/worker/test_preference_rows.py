@@ -66,6 +66,7 @@ WITH_SYSTEM = Row((SYSTEM, ASK, GOOD), given=2, rejected=Row((SYSTEM, ASK, BAD),
             },
             PAIR_OF_WEIGHTS,
         ),
+        ({"input": {"messages": [A]}, "preferred_output": [G], "non_preferred_output": [B]}, PAIR),
         ({"chosen": [A, G, A, G], "rejected": [A, G]}, Row((ASK, GOOD, ASK, GOOD), 1, rejected=Row((ASK, GOOD), 1))),
     ],
 )
@@ -100,6 +101,36 @@ def test_a_file_with_turns_and_pairs_is_one_of_turns(tmp_path: Path) -> None:
     assert list(read_rows(path, RowFormat.PREFERENCE)) == [PAIR]
     alone = write(tmp_path / "alone.jsonl", [{"messages": [A], "chosen": G, "rejected": B}])
     assert list(read_rows(alone, RowFormat.PREFERENCE)) == [PAIR]
+
+
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {}}}
+OPENAI = {"input": {"messages": [A], "tools": [TOOL]}, "preferred_output": [G], "non_preferred_output": [B]}
+
+
+def test_pairs_of_openai_bring_their_tools(tmp_path: Path) -> None:
+    """Guard: with `input` taken for the prompt alone, the model would not be told of the tools."""
+    (row,) = read_rows(write(tmp_path / "rows.jsonl", [OPENAI]), RowFormat.AUTO)
+    assert "look" in row.tools
+    assert row.rejected is not None
+    assert row.rejected.tools == row.tools
+    told = OPENAI["input"] | {"parallel_tool_calls": True}
+    info = inspect(write(tmp_path / "told.jsonl", [OPENAI | {"input": told}]))
+    assert (info.type, info.unused) == (RowFormat.PREFERENCE, ("parallel_tool_calls",))
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (OPENAI | {"input": {"messages": [A], "parallel_tool_calls": False}}, "has parallel_tool_calls False"),
+        (OPENAI | {"tools": [TOOL]}, "column 'chosen', 'rejected' is missing"),
+        (OPENAI | {"input": "q"}, "column 'chosen', 'rejected' is missing"),
+        (OPENAI | {"non_preferred_output": None}, "column 'rejected' is missing"),
+    ],
+)
+def test_pairs_of_openai_that_say_more_are_refused(tmp_path: Path, row: dict[str, Any], words: str) -> None:
+    """Guard: without the comparison of keys, one list of tools would silently replace the other."""
+    with pytest.raises(DatasetError, match=words):
+        list(read_rows(write(tmp_path / "rows.jsonl", [row]), RowFormat.PREFERENCE))
 
 
 def test_labelled_answers_are_read(tmp_path: Path) -> None:

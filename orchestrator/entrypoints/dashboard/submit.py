@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +21,7 @@ from orchestrator.entrypoints.dashboard.jobs import submittable
 from orchestrator.entrypoints.dashboard.render import Viewer, page, piece
 from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, Server, ServerDep, Sha256, check_own
 from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute
-from orchestrator.entrypoints.http.uploads import spooled
+from orchestrator.entrypoints.http.uploads import copied, spooled
 from orchestrator.services import access, audits, clones, data_checking, datasets, hub_tokens, jobs, plans
 from orchestrator.services.context import Context
 from orchestrator.services.data_reading import preview, with_fault
@@ -187,12 +186,8 @@ async def _sent(request: Request, server: Server, me: Actor, values: Row) -> Non
 
 def _store_upload(server: Server, me: Actor, file: UploadFile, columns: str) -> Dataset:
     mapping = named_columns(columns)
-    with tempfile.NamedTemporaryFile(dir=server.app.settings.folder, prefix=".incoming-") as copy:
-        while chunk := file.file.read(1 << 20):
-            copy.write(chunk)
-        copy.flush()
-        name = file.filename or "data.jsonl"
-        return datasets.bring(server.ctx, me.member_id, Path(copy.name), name, mapping=mapping).dataset
+    with copied(file, server.app.settings.folder) as path:
+        return datasets.bring(server.ctx, me.member_id, path, file.filename or "data.jsonl", mapping=mapping).dataset
 
 
 @router.post("/submit/plan")

@@ -10,6 +10,8 @@ from fastapi.responses import JSONResponse
 from pydantic.json_schema import models_json_schema
 
 from orchestrator.entrypoints.http.problems import MEDIA_TYPE
+from orchestrator.entrypoints.openai.errors import PREFIX as OPENAI
+from orchestrator.entrypoints.openai.errors import STATUS
 from worker.shared.job_spec import JobSpec
 
 PATH = "/openapi.json"
@@ -37,6 +39,11 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
     # FastAPI does not see the job file, because it is parsed by hand.
     _, extra = models_json_schema([(JobSpec, "validation")], ref_template="#/components/schemas/{model}")
     document["components"]["schemas"] |= extra["$defs"]
+    for path, methods in document["paths"].items():
+        if path.startswith(f"{OPENAI}/"):
+            for operation in methods.values():
+                found = operation["responses"]
+                found |= {str(new): found.pop(str(old)) for old, new in STATUS.items() if str(old) in found}
     for status, response in _responses(document):
         content = response.get("content", {})
         if int(status) >= 400 and content:  # FastAPI documents errors with the media type of the answer
@@ -47,6 +54,7 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _responses(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for methods in document["paths"].values():
-        for operation in methods.values():
+    """The answers of the operations whose errors are problem documents."""
+    for path, methods in document["paths"].items():
+        for operation in () if path.startswith(f"{OPENAI}/") else methods.values():
             yield from operation["responses"].items()
