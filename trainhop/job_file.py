@@ -21,6 +21,10 @@ _TEMPLATE_SUFFIXES, MAX_TEMPLATE = {".jinja", ".jinja2", ".j2", ".txt"}, 1 << 20
 """Endings of a file with a chat template, and the characters of it that are read. The server accepts fewer."""
 _DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"}
 
+SCHEMA = Path(__file__).with_name("job_schema.json")
+"""The JSON Schema of a job file, for editors. A server has it under `SCHEMA_PATH`."""
+SCHEMA_PATH = "/schemas/job.json"
+
 
 def __getattr__(name: str) -> Any:
     """Import `JobSpec` on first use, because it needs pydantic."""

@@ -159,10 +159,12 @@ def test_a_job_is_watched_through_a_restart_and_a_lost_session(playing: PageServ
             playing.down()
         elif pauses == 4:
             playing.up()
-            machine.caller = playing.api.as_(machine.caller.token)
+            machine.api, machine.caller = playing.api, playing.api.as_(machine.caller.token)
             machine.report(4, metrics=[{"step": 3, "values": {"eval_loss": 0.5}}, {"step": 4, "values": {"loss": 4.0}}])
         elif pauses == 5:
-            client.jobs.cancel(job)
+            machine.save(10, tmp_path)
+            assert machine.finish(10).is_success
+        assert pauses < 10
     steps = [(each.step, dict(each.values)) for each in found if isinstance(each, trainhop.Step)]
     assert steps == [
         (1, {"loss": 1.0}),

@@ -85,7 +85,7 @@ def _serve(made: Agents, host: str, port: int, names: list[str]) -> None:
     from orchestrator.entrypoints.mcp.server import PATH, web_app
 
     if host not in LOOPBACK:
-        say("note: tokens are readable on the way. Put a reverse proxy with TLS in front.")
+        say("note: tokens are sent unencrypted. Put a reverse proxy with TLS in front.")
     config = uvicorn.Config(web_app(made, names), host=host, port=port, log_level="warning", access_log=False)
     say(f"tools are at http://{f'[{host}]' if ':' in host else host}:{port}{PATH}")
     uvicorn.Server(config).run()

@@ -85,7 +85,7 @@ class SessionResult(BaseModel):
     @classmethod
     def of(cls, session: trainhop.Session) -> Self:
         """The result for a record."""
-        known = {name: getattr(session, name) for name in cls.model_fields}
+        known: dict[str, Any] = {name: getattr(session, name) for name in cls.model_fields}
         return cls(**known | {"detail": _short(session.detail)})
 
 

@@ -155,7 +155,7 @@ class Tools:
             return JobResult.of(client.jobs.resume(job))
 
     def cancel(self, context: Context, job: Ident) -> JobResult:
-        """End a job for good. Its last checkpoint is kept. To continue later, use `pause`."""
+        """End a job. Its last checkpoint is kept. To continue later, use `pause`."""
         with self._connect(context) as client:
             return JobResult.of(client.jobs.cancel(job))
 
@@ -225,7 +225,7 @@ def _job(client: trainhop.Client, given: str | Mapping[str, Any], rows: list[dic
     job_file.check("job", keys)  # before anything is uploaded
     named = [each for each in datasets if isinstance(each, Mapping) and each.get("path") == INLINE]
     if len(named) != 1:
-        raise Refused(f"Exactly one dataset of the job file needs the path `{INLINE}`, which stands for the rows.")
+        raise Refused(f"Exactly one dataset of the job file needs the path `{INLINE}`, which means the rows.")
     how = {key: named[0][key] for key in named[0].keys() & {"type"}}
     columns = {key: value for key, value in named[0].items() if key.startswith(("field", "message_", "roles"))}
     sent = client.datasets.upload_rows(rows, columns=columns or None, **how)
