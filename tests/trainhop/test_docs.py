@@ -66,7 +66,7 @@ def test_a_snippet_runs(text: str, reader: Person, server: PageServer, tmp_path:
     elif "download_adapter" in text:
         assert (reader.folder / "my-adapter" / WEIGHTS).read_bytes() == TENSORS
     elif ".watch(" in text:
-        assert ("async" if "asyncio" in text else "step 10") in said
+        assert ("async Event(" if "asyncio" in text else "event job.succeeded") in said
     elif "except" in text:
         assert said.startswith("not_found None There is no job")
     else:
