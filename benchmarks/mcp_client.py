@@ -89,7 +89,7 @@ def _checks(prompts: str) -> list[Check]:
         ("logs", {"job": "finished"}, lambda it: it["is_end"]),
         (
             "evaluate",
-            {"job": "finished", "key": "benchmark", "prompts": prompts},
+            {"job": "finished", "key": "evaluation", "prompts": prompts},
             lambda it: it["state"] == "queued",
         ),
     ]

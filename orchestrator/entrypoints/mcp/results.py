@@ -85,8 +85,8 @@ class SessionResult(BaseModel):
     @classmethod
     def of(cls, session: trainhop.Session) -> Self:
         """The result for a record."""
-        known: dict[str, Any] = {name: getattr(session, name) for name in cls.model_fields}
-        return cls(**known | {"detail": _short(session.detail)})
+        known = {name: getattr(session, name) for name in cls.model_fields}
+        return cls.model_validate(known | {"detail": _short(session.detail)})
 
 
 class EvaluationResult(BaseModel):
