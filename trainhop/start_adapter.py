@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,50 +21,58 @@ def send(
     name: str,
     spec: dict[str, Any],
     *,
-    folder: Path | None,
+    candidates: Callable[[str], Sequence[Path]],
     sending: Callable[[str, int], object],
     may_send: Callable[[str, Path], bool],
 ) -> None:
-    """Put the upload's hash or the job's id in place of `lora_model_dir`. Arguments as of `job_file.send_data`."""
+    """Put the upload's hash or the job's id in place of `lora_model_dir`.
+
+    `candidates` are the places of this computer for a path. The other arguments are as of `job_file.send_data`.
+    """
     given = spec.get(_KEY)
     if not isinstance(given, str) or given.startswith("sha256:"):
         return
-    found = _local(given, folder)
+    found = next((each for each in candidates(given) if each.is_dir()), None)
     if found is not None:
         if not may_send(given, found):
             words = "the folder is outside the job file's folder, so it was not sent. Repeat with --yes to send it."
             raise _fault(name, given, words)
-        spec[_KEY] = f"sha256:{_sent(connection, name, given, found, sending)}"
+        spec[_KEY] = f"sha256:{_sent(connection, name, given, _files(name, given, candidates), sending)}"
     elif given.startswith((".", "/", "~", "\\")):
         raise _fault(name, given, "the folder does not exist")
     elif "/" not in given:  # a hub id has one, and the server refuses it
         spec[_KEY] = find_job(connection, given)["id"]
 
 
-def _local(given: str, folder: Path | None) -> Path | None:
-    path = Path(os.path.expanduser(given))  # noqa: PTH111  does not fail for an unknown user
-    return next((each for each in (path, *([folder / given] if folder is not None else [])) if each.is_dir()), None)
-
-
-def _sent(connection: Connection, name: str, given: str, adapter: Path, sending: Callable[[str, int], object]) -> str:
-    """The sha256 under which the server keeps the two files of the folder."""
+def _files(name: str, given: str, candidates: Callable[[str], Sequence[Path]]) -> list[Path]:
+    """The two files of the folder."""
+    found: list[Path] = []
     for file in _FILES:
-        if not (adapter / file).is_file():
+        there = next((each for each in candidates(os.path.join(given, file)) if each.is_file()), None)  # noqa: PTH118
+        if there is None:
             words = f"it has no {file}"
-            if (adapter / "adapter_model.bin").is_file():
+            if any(each.is_file() for each in candidates(os.path.join(given, "adapter_model.bin"))):  # noqa: PTH118
                 words += (
                     ", and adapter_model.bin is a pickle, which is never read; save the adapter again with "
                     "model.save_pretrained(folder, safe_serialization=True)"
                 )
             raise _fault(name, given, words)
+        found.append(there)
+    return found
+
+
+def _sent(
+    connection: Connection, name: str, given: str, files: Sequence[Path], sending: Callable[[str, int], object]
+) -> str:
+    """The sha256 under which the server keeps the files."""
     with tempfile.TemporaryDirectory() as work:
         archive = Path(work) / "adapter.zip"
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
-            for file in _FILES:
-                packed.write(adapter / file, file)
+            for file in files:
+                packed.write(file, file.name)
         sending(given, archive.stat().st_size)
         try:
-            return connection.upload("/adapters", archive, name=adapter.resolve().name or "adapter")["sha256"]
+            return connection.upload("/adapters", archive, name=files[0].resolve().parent.name or "adapter")["sha256"]
         except Error as error:
             if error.status is None or error.reason not in {"usage", "not_found"}:
                 raise

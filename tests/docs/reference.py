@@ -27,7 +27,7 @@ from orchestrator.entrypoints.cli.main import app as command_line
 from orchestrator.entrypoints.http.app import make_app
 from orchestrator.entrypoints.http.auth import admin
 from orchestrator.services.failed_starts import Explanation, sentence
-from tests.docs import meanings
+from tests.docs import editors, meanings
 from worker.shared import causes
 from worker.shared.dataset_spec import DatasetSpec
 from worker.shared.evaluation_spec import EvaluationSpec
@@ -59,6 +59,8 @@ def pages() -> dict[str, str]:
         "map.md": code_map(),
         "architecture.md": architecture(),
         "operations.md": operations(),
+        "llms.txt": editors.llms(),
+        "../trainhop/job_schema.json": editors.job_schema(),
     }
 
 
@@ -150,6 +152,9 @@ A job file is YAML or JSON. It uses the key names of [axolotl](https://github.co
 Unknown keys are refused, and the error suggests the nearest known one. `global_batch_size` and `max_steps` are part of
 the job: they are fixed at submission, and no machine changes them. `trainhop import AXOLOTL_FILE` translates a
 configuration of axolotl and names every key that has no counterpart.
+
+`trainhop schema` prints the JSON Schema of a job file, which a server also has at `/schemas/job.json`. With it, an
+editor completes and checks keys. Files of `trainhop init` name it in their first line.
 
 {_keys(JobSpec, meanings.JOB_KEYS, names=others)}
 
@@ -465,7 +470,8 @@ def api() -> str:
 
 {GENERATED}
 
-A running server has the full OpenAPI document at `/openapi.json`. Errors are problem documents
+A running server has the full OpenAPI document at `/openapi.json`, and the JSON Schema of the job file at
+`/schemas/job.json`. Errors are problem documents
 ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)) that point at the invalid field. `Idempotency-Key` makes a
 submission safe to repeat. Event streams resume with `Last-Event-ID`, and downloads with `Range`.
 

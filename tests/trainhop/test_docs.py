@@ -69,6 +69,8 @@ def test_a_snippet_runs(text: str, reader: Person, server: PageServer, tmp_path:
         assert zipfile.ZipFile(reader.folder / "my-adapter.zip").read(WEIGHTS) == TENSORS
     elif "download_adapter" in text:
         assert (reader.folder / "my-adapter" / WEIGHTS).read_bytes() == TENSORS
+    elif ".watch(" in text:
+        assert ("async Event(" if "asyncio" in text else "event job.succeeded") in said
     elif "except" in text:
         assert said.startswith("not_found None There is no job")
     else:

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from pydantic.json_schema import models_json_schema
 
 from orchestrator.entrypoints.http.problems import MEDIA_TYPE
 from orchestrator.entrypoints.openai.errors import PREFIX as OPENAI
 from orchestrator.entrypoints.openai.errors import STATUS
+from trainhop.job_file import SCHEMA, SCHEMA_PATH
 from worker.shared.job_spec import JobSpec
 
 PATH = "/openapi.json"
@@ -19,7 +20,10 @@ _EVENTS = "text/event-stream"
 
 
 def install(api: FastAPI) -> None:
-    """Serve the document. FastAPI's own route generates it on the event loop, which takes half a second."""
+    """Serve the document, and the schema of the job file.
+
+    FastAPI's own route generates it on the event loop, which takes half a second.
+    """
     generate = api.openapi
 
     def openapi() -> dict[str, Any]:
@@ -33,6 +37,11 @@ def install(api: FastAPI) -> None:
     api.openapi = openapi
     # FastAPI would keep a function of its own routes, and with it this server, for as long as the process runs.
     api.add_route(PATH, document, include_in_schema=False)
+    api.add_route(SCHEMA_PATH, _job_file, include_in_schema=False)
+
+
+def _job_file(_: Request) -> FileResponse:
+    return FileResponse(SCHEMA, media_type="application/schema+json")
 
 
 def _completed(document: dict[str, Any]) -> dict[str, Any]:
