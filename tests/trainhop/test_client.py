@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import trainhop
+from tests.helpers import start_adapters as small_adapter
 from tests.helpers.page_server import PageServer, page_server
 from tests.http.http_client import ROWS
 from tests.trainhop.conftest import TENSORS
@@ -228,6 +229,15 @@ def test_only_files_of_the_folders_are_sent(server: PageServer, rows: Path, tmp_
             careful.plan(job)
         (tmp_path / "allowed" / rows.name).write_bytes(ROWS)
         assert careful.plan(job).train_rows == 32
+        adapter = small_adapter.write(tmp_path / "adapter")
+        with pytest.raises(trainhop.Error, match="the folder does not exist"):
+            careful.plan(job | {"lora_model_dir": str(adapter)})
+        linked = tmp_path / "allowed" / "linked"
+        linked.mkdir()
+        for file in adapter.iterdir():
+            (linked / file.name).symlink_to(file)
+        with pytest.raises(trainhop.Error, match=r"it has no adapter_config\.json"):
+            careful.plan(job | {"lora_model_dir": "linked"})
 
 
 def test_everything_can_be_awaited(server: PageServer, rows: Path) -> None:
