@@ -1,4 +1,4 @@
-"""Measures runs that need no server: sessions that share a place.
+"""Measures other ways in: runs without a server, programs and agents.
 
     python -m benchmarks.reach [--only ITEM,...] [--json]
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.report import Figure, Item, report
 
-MODULES = ("schedules",)
+MODULES = ("schedules", "openai_client", "mcp_client")
 
 
 def _item(module: str) -> Item:
