@@ -128,7 +128,7 @@ def test_a_plan_queues_nothing(trainhop: Shell) -> None:
     asked = {"datasets": [{"path": "rows.jsonl"}], "val_set_size": 0.5, "evaluate": {}}
     shown = trainhop("plan", trainhop.job_file(**asked)).stdout
     assert "this-computer" in shown
-    assert re.search(r"evaluation +\d+ prompts, 2 answers each of at most 256 tokens", shown)
+    assert re.search(r"evaluation +1 prompt, 2 answers each of at most 256 tokens", shown)
     assert len(trainhop.json("ls", "--limit", "1000")) == before
 
 

@@ -50,6 +50,7 @@ RECIPE = Recipe(
     mask_history=(True,),
     train_on_eos=("last",),
     chat_template_sha256="f" * 64,
+    lora_model_sha256="9" * 64,
     base_sha256="b" * 64,
     tokenizer_sha256="c" * 64,
     parameters_sha256="d" * 64,

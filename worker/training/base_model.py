@@ -106,7 +106,7 @@ def attention(spec: JobSpec, directory: Path) -> str | None:
 def load_bytes(name: str, directory: Path, quantised: bool, precision: str) -> int:
     """Estimated bytes of the loaded base model, from the headers of its weight files."""
     total, kept = 0.0, "embed|lm_head"
-    if model_type(_config(name, directory)) in FUSED:  # experts become one tensor, which stays in 16 bits
+    if quantised and model_type(_config(name, directory)) in FUSED:  # experts become one tensor, which stays in 16 bits
         kept += r"|\.experts\."
     for path in _weights(name, directory):
         for tensor, entry in _header(path).items():

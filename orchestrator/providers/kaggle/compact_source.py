@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import tokenize
+from collections.abc import Iterator
+
+_BEFORE = frozenset({tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT})
+"""Kinds of tokens after which a statement begins."""
+_BLANK = frozenset({tokenize.NL, tokenize.COMMENT})
 
 
 def compact(source: str) -> str:
     """The same program without comments and with empty docstrings. Each line keeps its number, for tracebacks."""
-    lines = [line.encode() for line in source.split("\n")]  # ast counts bytes
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
-            rest = lines[last][node.end_col_offset :]
-            lines[first : last + 1] = [lines[first][: node.col_offset] + b'""', *[b""] * (last - first)]
-            lines[last] += rest
-    return _without_comments(b"\n".join(lines).decode())
-
-
-def _without_comments(source: str) -> str:
     lines = source.split("\n")
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    for token in tokens:
         if token.type == tokenize.COMMENT:
             row, column = token.start
             lines[row - 1] = lines[row - 1][:column].rstrip()
+    for text in _docstrings(tokens):
+        (first, begin), (last, end) = text.start, text.end
+        rest = lines[last - 1][end:]
+        lines[first - 1 : last] = [lines[first - 1][:begin] + '""', *[""] * (last - first)]
+        lines[last - 1] += rest
     return "\n".join(lines)
+
+
+def _docstrings(tokens: list[tokenize.TokenInfo]) -> Iterator[tokenize.TokenInfo]:
+    """Strings that are a whole statement. With `ast`, Python 3.11 fails in two threads at once."""
+    told = [token for token in tokens if token.type not in _BLANK]
+    for before, token, after in zip([None, *told], told, told[1:], strict=False):
+        begins = before is None or before.type in _BEFORE
+        if begins and token.type == tokenize.STRING and after.type == tokenize.NEWLINE:
+            yield token
