@@ -64,7 +64,7 @@ def resolve(
         else:
             raise AdapterError(
                 f"{path} is neither a job nor an upload. Name a finished job of yours by its id, or a folder of your "
-                "computer, which `trainhop submit` uploads. Of an adapter on a hub, download the folder first."
+                "computer, which the command line uploads. Of an adapter on a hub, download the folder first."
             )
     if faults := conflicts(spec, files):
         words = "; ".join(f"{pointer[1:]}: {fault}" for pointer, fault in faults)
