@@ -18,23 +18,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainhop import notebook
+    from trainhop.async_client import AsyncClient
     from trainhop.client import Client
     from trainhop.errors import Error
-    from trainhop.records import Dataset, Job, Place, Plan
+    from trainhop.records import Curve, Dataset, Event, Job, Output, Place, Plan, Session, Step
     from worker.shared.job_spec import JobSpec
 
     __version__: str
 
-__all__ = ["Client", "Dataset", "Error", "Job", "JobSpec", "Place", "Plan", "__version__", "notebook"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Curve",
+    "Dataset",
+    "Error",
+    "Event",
+    "Job",
+    "JobSpec",
+    "Output",
+    "Place",
+    "Plan",
+    "Session",
+    "Step",
+    "__version__",
+    "notebook",
+]
 
 _MODULES = {
+    "AsyncClient": "async_client",
     "Client": "client",
-    "Dataset": "records",
     "Error": "errors",
-    "Job": "records",
     "JobSpec": "job_file",
-    "Place": "records",
-    "Plan": "records",
+    **dict.fromkeys(("Curve", "Dataset", "Event", "Job", "Output", "Place", "Plan", "Session", "Step"), "records"),
 }
 
 

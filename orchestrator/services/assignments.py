@@ -14,6 +14,7 @@ from orchestrator.services.leases import Begun, held, lease_prefix
 from orchestrator.services.read_grants import bound
 from orchestrator.services.stores import from_store
 from worker.shared.job_spec import JobSpec
+from worker.shared.long_texts import TRUNCATE
 from worker.shared.messages import Assignment, Grant, GrantKind, Origin
 
 _SUFFIXES = {GrantKind.ADAPTER: "zip", GrantKind.ANSWERS: "jsonl", GrantKind.EXPORT: "bin"}
@@ -73,6 +74,8 @@ def describe_job(
 def for_machines(spec: JobSpec) -> JobSpec:
     """The job file without what only the server reads, because older workers refuse its keys."""
     own: dict[str, Any] = {"rendered_at": None, "evaluate": None, "hub_model_id": None, "hub_private": True}
+    if spec.excess_length_strategy == TRUNCATE:  # as without the key
+        own["excess_length_strategy"] = None
     own["datasets"] = tuple(each.as_read for each in spec.datasets)
     if (asked := spec.evaluation) is not None:
         files = {"prompts": asked.prompts, "tasks": asked.tasks}

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from orchestrator.ports.catalog import Catalog, Looks, Verdict
+from orchestrator.ports.catalog import Catalog, Looks, PieceCount, Verdict
 from orchestrator.ports.providers import Capacity, Providers
 from orchestrator.ports.repository import UnitOfWork
 from orchestrator.ports.stores import Stores
@@ -28,8 +28,8 @@ class Context:
     launching now, which reconciling must not touch. `rooms` holds running calls for the capacity of accounts. `storing`
     has the keys of received files that are being put into their store. `settling` holds running calls that settle
     sessions of accounts, and what went wrong in them. `looks` shows rows in tokens, if this server can. `verdicts`
-    holds what it has found, by model, data and settings. `checks` holds running data checks and
-    `exports` the exports of adapters, if this server makes them.
+    holds what it has found, by model, data and settings, and `piece_counts` the pieces of texts. `checks` holds running
+    data checks and `exports` the exports of adapters, if this server makes them.
     `benchmarks` has the sha256 and the number of items of each benchmark at a commit that was used here.
     """
 
@@ -50,6 +50,7 @@ class Context:
     checks: RunningChecks | None = None
     exports: RunningExports | None = None
     verdicts: dict[tuple[object, ...], Verdict] = field(default_factory=dict[tuple[object, ...], Verdict])
+    piece_counts: dict[tuple[object, ...], PieceCount] = field(default_factory=dict[tuple[object, ...], PieceCount])
     benchmarks: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict[tuple[str, str], tuple[str, int]])
     launching: set[str] = field(default_factory=set[str])
     storing: dict[str, object] = field(default_factory=dict[str, object])

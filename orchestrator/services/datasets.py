@@ -18,7 +18,7 @@ from typing import Any
 
 from orchestrator.domain.accounts import Actor
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError
-from orchestrator.domain.storage import Dataset, Upload
+from orchestrator.domain.storage import ADAPTER, Dataset, Upload
 from orchestrator.ports.repository import Transaction
 from orchestrator.ports.stores import StoreError
 from orchestrator.services.context import Context, new_id
@@ -189,6 +189,8 @@ def _uploaded(ctx: Context, member_id: str, spec: DatasetSpec, given: Collection
             dataset = tx.datasets.get(sha256)
     if dataset is None:
         raise InvalidError(f"There is no dataset {sha256[:12]}. Upload the file first.")
+    if dataset.row_format == ADAPTER:
+        raise InvalidError(f"{dataset.name} is an adapter and has no rows. Use it as lora_model_dir.")
     if spec.mapping:
         with copied(ctx, dataset) as path, in_words(dataset.name):
             named = Source(path=path, name=dataset.name)
@@ -228,6 +230,8 @@ def dataset_by_id(ctx: Context, actor: Actor, sha256: str) -> Dataset:
         dataset = tx.datasets.get_of(sha256, actor.member_id)
     if dataset is None:
         raise NotFoundError(f"There is no dataset {sha256}. List them with `trainhop datasets ls`.")
+    if dataset.row_format == ADAPTER:
+        raise NotFoundError(f"{dataset.name} is an adapter and has no rows. Jobs use it as lora_model_dir.")
     return dataset
 
 

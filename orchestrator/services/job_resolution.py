@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from orchestrator.domain.accounts import Actor
 from orchestrator.domain.errors import InvalidError
-from orchestrator.services import evaluation_prompts
+from orchestrator.services import evaluation_prompts, start_adapters
+from orchestrator.services.adapter_conflicts import refuse_other_model
 from orchestrator.services.capacity import refuse_the_too_large
 from orchestrator.services.context import Context
 from orchestrator.services.datasets import resolve_dataset
 from orchestrator.services.hub_tokens import refuse_without_write, token_of
 from orchestrator.services.job_checks import names_modules, notes, refuse_what_the_model_lacks
+from orchestrator.services.long_texts import split_texts, strategy_of
 from orchestrator.services.row_faults import judge_rows
 from orchestrator.services.template_trial import refuse_bad_template
 from worker.shared import memory_estimate
@@ -34,12 +37,13 @@ def resolve(
     actor: Actor,
     spec: JobSpec,
     given: Collection[str] = (),
-    versions: Mapping[str, int | None] = NEWEST,
+    begun: Mapping[str, Any] | None = None,
 ) -> tuple[JobSpec, Need, tuple[str, ...]]:
     """The spec with everything pinned that may not change later, the memory it needs, and notes for its author.
 
     `given` are datasets that the actor may read without an upload, because they are those of a job of theirs.
-    `versions` are the ways to read rows and to compute, by the key of the spec.
+    `begun` is the stored job file of the job from whose checkpoint this one goes on. It reads its rows and computes as
+    that one does.
     """
     if spec.evaluation is not None:
         raise InvalidError(
@@ -62,7 +66,10 @@ def resolve(
     if spec.hub_model_id is not None:
         refuse_without_write(ctx, actor.member_id, spec.hub_model_id, "/hub_model_id")
     token = token_of(ctx, actor.member_id)
-    model = ctx.catalog.model(spec.base_model, token, with_modules=names_modules(spec))
+    spec, start, said = start_adapters.resolve(ctx, actor, spec, given)
+    model = ctx.catalog.model(spec.base_model, token, with_modules=names_modules(spec) or start is not None)
+    if start is not None:
+        refuse_other_model(spec, start, model)
     refuse_what_the_model_lacks(spec, model)
     datasets = tuple(
         resolve_dataset(ctx, actor.member_id, dataset, f"/datasets/{place}/path", given)
@@ -70,18 +77,15 @@ def resolve(
     )
     _refuse_other_rows(spec, datasets)
     rendered_at = ctx.clock.now() if spec.rendered_at is None else spec.rendered_at
-    pinned = spec.model_copy(
-        update={"base_model": model.name, "datasets": datasets, "rendered_at": float(round(rendered_at)), **versions}
-    )
+    versions = NEWEST if begun is None else {name: begun.get(name) for name in NEWEST}
+    known = {"base_model": model.name, "datasets": datasets, "rendered_at": float(round(rendered_at))}
+    pinned = spec.model_copy(update={**known, **versions, "excess_length_strategy": strategy_of(spec, begun)})
     if pinned.train_rows < 1:
         raise InvalidError(
             "The validation split leaves no rows to train on. Choose a smaller val_set_size.",
             [("/val_set_size", "takes all rows of the dataset")],
         )
-    _refuse_repeats(pinned)
     refuse_without_validation(pinned)
-    if words := pinned.schedule_fault:
-        raise InvalidError(f"The schedule is too long: {words}.", [("/lr_scheduler_kwargs", words)])
     asked = pinned.evaluate
     if asked is not None:
         asked = evaluation_prompts.pinned(ctx, actor.member_id, pinned, asked, pointer="/evaluate", given=given)
@@ -92,9 +96,13 @@ def resolve(
     refuse_the_too_large(ctx, actor.member_id, needed, "base model", "/base_model", remedy)
     written = refuse_bad_template(pinned)
     findings = judge_rows(ctx, pinned)
+    pinned, split = split_texts(ctx, pinned, begun)
+    _refuse_repeats(pinned)
+    if words := pinned.schedule_fault:
+        raise InvalidError(f"The schedule is too long: {words}.", [("/lr_scheduler_kwargs", words)])
     val_split = pinned.val_split if pinned.eval_rows else None
     fixed = pinned.model_copy(update={"max_steps": pinned.total_steps, "num_epochs": None, "val_split": val_split})
-    return fixed, needed, (*notes(spec, model), *written, *findings, *few)
+    return fixed, needed, (*said, *notes(spec, model), *split, *written, *findings, *few)
 
 
 def refuse_without_validation(spec: JobSpec) -> None:
