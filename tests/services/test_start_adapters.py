@@ -117,7 +117,7 @@ def test_an_adapter_is_no_file_of_rows(world1: World) -> None:
     with pytest.raises(InvalidError, match="is a file of rows"):
         world1.submit("alice", lora_model_dir=f"sha256:{world1.dataset}")
     job = trained(world1)
-    with pytest.raises(InvalidError, match="which `trainhop submit` uploads"):
+    with pytest.raises(InvalidError, match="which the command line uploads"):
         world1.submit("alice", lora_model_dir="org/adapter")
     with pytest.raises(InvalidError, match="lora_model_dir: The archive is damaged"):
         world1.submit("alice", lora_model_dir=job)  # its archive is none
