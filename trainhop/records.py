@@ -7,11 +7,16 @@ response. docs/api.md and a server's `/openapi.json` describe its other fields.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from trainhop.errors import Error
 from trainhop.polling import FINAL
+
+
+def _named(record: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a record that the server's JSON has under the same names."""
+    return {each.name: data[each.name] for each in fields(record) if each.name != "data"}
 
 
 def _within(part: Mapping[str, Any] | None, key: str) -> Any:
@@ -133,7 +138,7 @@ class Dataset:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
         """The record of the server's JSON."""
-        return cls(sha256=data["sha256"], size=data["size"], rows=data["rows"], type=data["type"], data=data)
+        return cls(**_named(cls, data), data=data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,18 +159,7 @@ class Session:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
         """The record of the server's JSON."""
-        return cls(
-            id=data["id"],
-            account=data["account"],
-            provider=data["provider"],
-            state=data["state"],
-            outcome=data["outcome"],
-            detail=data["detail"],
-            first_step=data["first_step"],
-            last_step=data["last_step"],
-            seconds=data["seconds"],
-            data=data,
-        )
+        return cls(**_named(cls, data), data=data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,15 +188,7 @@ class Event:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
         """The record of the server's JSON."""
-        return cls(
-            id=data["id"],
-            at=data["at"],
-            kind=data["kind"],
-            actor=data["actor"],
-            reason=data["reason"],
-            session=data["session"],
-            data=data,
-        )
+        return cls(**_named(cls, data), data=data)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,8 @@ was taken can be deleted.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,13 +16,13 @@ from pydantic import ValidationError
 
 from orchestrator.domain.accounts import Actor
 from orchestrator.domain.errors import InvalidError, TrainhopError
-from orchestrator.domain.storage import ADAPTER, Dataset, Upload
+from orchestrator.domain.storage import ADAPTER, Dataset
 from orchestrator.ports.stores import StoreError
 from orchestrator.services.access import owned_job
 from orchestrator.services.adapter_conflicts import conflicts
 from orchestrator.services.adapter_files import AdapterError, AdapterFiles, pack, read_adapter
-from orchestrator.services.context import Context, new_id
-from orchestrator.services.datasets import copied
+from orchestrator.services.context import Context
+from orchestrator.services.datasets import copied, keep_file
 from orchestrator.services.stored_adapters import unpack_adapter
 from orchestrator.services.stores import from_store
 from worker.shared.adapter_archive import ArchiveError, unpack
@@ -36,6 +34,8 @@ from worker.shared.start_adapter import WEIGHTS, StartAdapter
 
 POINTER = "/lora_model_dir"
 _SHA256 = "sha256:"
+MAX_KNOWN = 100
+"""Adapters whose files are not read again."""
 
 
 def bring(ctx: Context, member_id: str, archive: Path, name: str) -> Dataset:
@@ -95,10 +95,13 @@ def _of_job(ctx: Context, actor: Actor, job_id: str, work: Path) -> tuple[StartA
         raise AdapterError(f"Job {job_id} is {job.state.word} and has no adapter. Name a job that has succeeded.")
     if any(job.spec.get(key) for key in NewTokens.model_fields):
         raise AdapterError(f"Job {job_id} has added tokens, and a job cannot continue from such an adapter.")
+    known = ctx.start_adapters.get(job.adapter_key)
+    if known is not None and _has(ctx, actor, known[0].sha256):
+        return known[0].model_copy(update={"name": job.name[:255], "job": job_id}), known[1]
     folder = unpack_adapter(ctx, job, work)
     files = read_adapter(folder)
     kept = _kept(ctx, actor.member_id, work, job.name)
-    return _named(kept, folder, job.name, job_id), files
+    return _remembered(ctx, job.adapter_key, _named(kept, folder, job.name, job_id), files)
 
 
 def _uploaded(
@@ -112,11 +115,27 @@ def _uploaded(
         raise AdapterError(f"There is no adapter {sha256[:12]}. Upload its folder first.")
     if kept.row_format != ADAPTER:
         raise AdapterError(f"{kept.name} is a file of rows. Name an adapter.")
-    with copied(ctx, kept) as archive:
-        unpack(archive, work / "adapter")
-    files = read_adapter(work / "adapter")
-    start = _named(kept, work / "adapter", kept.name, None)
-    return replace_source(ctx, spec, start), files
+    known = ctx.start_adapters.get(kept.key)
+    if known is None:
+        with copied(ctx, kept) as archive:
+            unpack(archive, work / "adapter")
+        files = read_adapter(work / "adapter")
+        known = _remembered(ctx, kept.key, _named(kept, work / "adapter", kept.name, None), files)
+    start = known[0].model_copy(update={"name": kept.name[:255]})
+    return replace_source(ctx, spec, start), known[1]
+
+
+def _has(ctx: Context, actor: Actor, sha256: str) -> bool:
+    with ctx.uow() as tx:
+        return tx.datasets.get_of(sha256, actor.member_id) is not None
+
+
+def _remembered(ctx: Context, key: str, start: StartAdapter, files: AdapterFiles) -> tuple[StartAdapter, AdapterFiles]:
+    """What the file under this key of the store has, so that the next plan does not read it again."""
+    ctx.start_adapters[key] = start, files
+    if len(ctx.start_adapters) > MAX_KNOWN:
+        ctx.start_adapters.pop(next(iter(ctx.start_adapters)), None)
+    return start, files
 
 
 def replace_source(ctx: Context, spec: JobSpec, start: StartAdapter) -> StartAdapter:
@@ -138,33 +157,9 @@ def _named(kept: Dataset, folder: Path, name: str, job: str | None) -> StartAdap
 
 def _kept(ctx: Context, member_id: str, work: Path, name: str) -> Dataset:
     """The archive of `work/adapter` as a data file of the member."""
-    archive, now = work / "start.zip", ctx.clock.now()
+    archive = work / "start.zip"
     pack(work / "adapter", archive)
-    sha256 = sha256_file(archive)
-    upload = Upload(id=new_id("upload", now), sha256=sha256, member_id=member_id, name=name[:255], created_at=now)
-    with ctx.uow() as tx:
-        known = tx.datasets.get_for_share(sha256)
-        if known is not None:
-            tx.datasets.add_upload(upload)
-            return replace(known, name=upload.name, member_id=member_id)
-    key = f"datasets/{sha256}.{secrets.token_hex(4)}"
-    stored = ctx.stores.local().put(key, archive)
-    made = Dataset(
-        sha256=sha256,
-        size=stored.size,
-        file_format="zip",
-        row_format=ADAPTER,
-        rows=0,
-        name=upload.name,
-        member_id=member_id,
-        created_at=now,
-        key=key,
-    )
-    with ctx.uow() as tx:
-        if tx.datasets.add(made).key != key:  # the same adapter was brought at the same time
-            tx.datasets.discard(key)
-        tx.datasets.add_upload(upload)
-    return made
+    return keep_file(ctx, member_id, archive, name[:255], ADAPTER, "zip")
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from mcp import Client, types
 
 import trainhop
 from orchestrator.entrypoints.mcp.server import as_one, make_server
-from tests.helpers.page_server import PageServer, page_server
-from tests.trainhop.conftest import finish
+from tests.helpers.page_server import PageServer
+from tests.trainhop.conftest import with_a_finished_job
 
 
 def call(server: Any, *calls: tuple[str, dict[str, Any]]) -> list[types.CallToolResult]:
@@ -72,9 +72,7 @@ def sentence(answer: types.CallToolResult) -> str:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageServer]:
-    with page_server(tmp_path_factory.mktemp("server")) as running:
-        running.api.admin.submit(name="finished")
-        finish(running, tmp_path_factory.mktemp("machine"), 10)
+    with with_a_finished_job(tmp_path_factory) as running:
         yield running
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.domain.accounts import Role
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError
 from orchestrator.domain.jobs import Job
 from orchestrator.ports.catalog import BaseModel
@@ -106,6 +107,37 @@ def test_a_hash_or_an_id_gives_no_right(world: World) -> None:
     found = world.job(world.submit("bob", lora_model_dir=mine, lora_model=forged)).spec["lora_model"]
     assert "job" not in found
     assert found["weights_sha256"] == first.adapter_sha256
+
+
+def test_an_adapter_is_read_once(world1: World) -> None:
+    """Guard: without `start_adapters` each plan unpacked it again."""
+    first, own = finished(world1), uploaded(world1)
+    plain = world1.job(world1.submit("alice", lora_model_dir=first.id)).spec["lora_model"]
+    world1.submit("alice", lora_model_dir=own)
+    for key in world1.ctx.start_adapters:
+        (world1.store.folder / key).write_bytes(b"not read again")
+    again = world1.job(world1.submit("alice", lora_model_dir=first.id)).spec["lora_model"]
+    assert again == plain
+    world1.submit("alice", lora_model_dir=own)
+
+
+def test_an_adapter_whose_copy_was_deleted_is_kept_again(world1: World) -> None:
+    """Guard: without `_has` the next job's adapter was the one that had been deleted."""
+    first, alice = finished(world1), world1.actors["alice"]
+    job = world1.submit("alice", lora_model_dir=first.id)
+    jobs.cancel(world1.ctx, alice, job)
+    sha256 = world1.job(job).spec["lora_model"]["sha256"]
+    datasets.delete_dataset(world1.ctx, alice, sha256)
+    world1.submit("alice", lora_model_dir=first.id)
+    with world1.ctx.uow() as tx:
+        assert tx.datasets.get_of(sha256, alice.member_id) is not None
+
+
+def test_an_admin_clones_a_continued_job_of_another_member(world1: World) -> None:
+    """Guard: without the adapter in `datasets_of` the admin, who has not uploaded it, was refused."""
+    job = world1.job(world1.submit("alice", lora_model_dir=uploaded(world1)))
+    copy = clones.clone(world1.ctx, replace(world1.actors["bob"], role=Role.ADMIN), job.id, {"seed": 7})
+    assert copy.spec["lora_model"] == job.spec["lora_model"]
 
 
 def test_an_adapter_is_no_file_of_rows(world1: World) -> None:

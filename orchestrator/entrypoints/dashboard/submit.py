@@ -323,7 +323,9 @@ def _preview(
     kind, now = RowFormat(result.type), ctx.clock.now()
     token = hub_tokens.token_of(ctx, me.member_id)
     is_split = job is None or job.excess_length_strategy != TRUNCATE
-    options |= {"split_texts": is_split, "chat_template": job.own_template if job is not None else None}
+    options |= {"split_texts": is_split}
+    if job is not None:
+        options |= {"chat_template": job.own_template, "new_tokens": job if job.new_tokens else None}
     look = ctx.looks.of(how.base_model, path, kind, container, rendered_at=now, token=token, **options)
     return with_tokens(result, look, how.sequence_len, split_texts=is_split)
 
