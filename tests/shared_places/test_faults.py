@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from worker.shared.shared_places import (
     Retries,
     UnknownError,
 )
+from worker.shared.shared_places.google_drive import DriveFolder
 from worker.shared.shared_places.head import HEAD, read_head
 from worker.shared.shared_places.local_folder import LocalFolder
 from worker.shared.shared_places.probe import has_compare_and_swap
@@ -150,6 +152,39 @@ def test_google_drive_fails_at_a_checkpoint_or_at_head(drive_world: World, rule:
     assert len([file for file in drive.files() if file.title == f"documents/{HEAD}"]) == 1
 
 
+class LateDrive(DriveFolder):
+    """Its lists are empty for a while, as old copies of them are."""
+
+    late = 0
+
+    def _listed(self, query: str) -> list[dict[str, Any]]:
+        found = super()._listed(query)
+        if found and self.late:
+            self.late -= 1
+            return []
+        return found
+
+
+@pytest.mark.parametrize("late", range(1, 5))
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_google_drive_lists_what_is_new_late(drive_world: World, late: int, has_folder: bool) -> None:
+    """Guards: without `_not_listed` a new run ended with an error of Python, or because its HEAD was missing."""
+    drive = drive_world.drive
+    assert drive is not None
+    token = drive_world.credentials.drive_token
+    assert token is not None
+    place = LateDrive("my-run", token, endpoint=drive.url, sleep=drive_world.clock.sleep)
+    if has_folder:
+        assert place.read_doc(HEAD) is None
+    place.late = late
+    chain = drive_world.holder("a", drive_world.keep(place))
+    for step in (1, 2):
+        place.late = late
+        assert chain.advance(step, drive_world.checkpoint(step)).step == step
+    assert drive_world.chain("b").open(JOB).step == 2
+    assert len([file for file in drive.files() if file.title == f"documents/{HEAD}"]) == 1
+
+
 def test_of_two_folders_created_at_once_both_sessions_take_the_oldest(drive_world: World) -> None:
     """Guard: without the wait before the second listing, each session had a folder and a HEAD of its own."""
     drive = drive_world.drive
@@ -173,6 +208,7 @@ def test_of_two_folders_created_at_once_both_sessions_take_the_oldest(drive_worl
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from worker.shared.shared_places import Chain
 from worker.shared.shared_places.local_folder import LocalFolder
 
