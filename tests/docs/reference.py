@@ -181,8 +181,9 @@ the beginning.
 An id on a hub is refused: download the folder first, and name it. Rank, scale, modules and layers are the adapter's, so
 the job file needs none of them. A value that differs from the adapter's is refused, but for `lora_dropout`. So are an
 adapter of another base model, weights with NaN, pickled weights (`adapter_model.bin`), more than 4 GiB, and settings of
-PEFT that a job does not have, such as `modules_to_save`. All of that is checked at submission. A session compares the
-sha256 of the file and the names and shapes of all tensors before it trains.
+PEFT that a job does not have, such as `modules_to_save`. Adapters of experts, and those of jobs with added tokens, are
+not continued. All of that is checked at submission. A session compares the sha256 of the file and the names and shapes
+of all tensors before it trains.
 
 `rl: dpo` and `rl: kto` compare with the adapter that the job began with. Its frozen copy needs memory for its
 parameters once more, which plans count.
