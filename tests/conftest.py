@@ -43,19 +43,16 @@ hypothesis.settings.load_profile("shared")
 gc.disable()
 
 
-FORK_SERVERS = "TRAINHOP_TESTS_FORK_SERVERS"
-
-
 def pytest_configure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        os.environ[FORK_SERVERS] = tempfile.mkdtemp()
-        Path(os.environ[FORK_SERVERS], "owner").write_text(str(os.getpid()))
-    forked_process.install(Path(os.environ[FORK_SERVERS]))
+        os.environ[forked_process.FOLDER] = tempfile.mkdtemp()
+        Path(os.environ[forked_process.FOLDER], "owner").write_text(str(os.getpid()))
+    forked_process.install(Path(os.environ[forked_process.FOLDER]))
 
 
 def pytest_unconfigure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        shutil.rmtree(os.environ[FORK_SERVERS])
+        shutil.rmtree(os.environ[forked_process.FOLDER])
 
 
 def pytest_collection_finish() -> None:

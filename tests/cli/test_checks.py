@@ -64,7 +64,7 @@ def test_a_healthy_account_and_one_that_cannot_train(trainhop: Shell, kaggle: Ka
     assert not kaggle.world.kernels
     assert not kaggle.world.datasets
 
-    broken = tmp_path / "broken" / "trl"
+    broken = tmp_path / "broken" / "datasets"  # imported before all others
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text('raise ImportError("an old torchao at http://10.1.2.3/")\n')
     kaggle.sessions.environment = {**kaggle.sessions.environment, "PYTHONPATH": str(broken.parent)}

@@ -27,6 +27,7 @@ from typing import Any
 from tests.helpers import forked_process
 
 MAX_REQUEST = 1 << 18
+OURS = ("trainhop", "worker")
 CHECK_S = 5.0
 
 
@@ -73,6 +74,7 @@ def load_tokenizers() -> None:
 LOADERS: dict[str, Callable[[], None]] = {
     "orchestrator.entrypoints.cli.main": load_server,
     "worker": load_training,
+    forked_process.LIBRARIES: load_training,
     "worker.shared.limited_call": load_checks,
     "worker.training.token_preview": load_tokenizers,
 }
@@ -173,14 +175,30 @@ def _become(request: dict[str, Any], streams: list[int], servers: Path) -> str:
     sys.argv[:] = ["-m", *command[rest:]]
     if rest > 3:
         warnings.simplefilter("ignore")
-    paths = request["variables"].get("PYTHONPATH", "")
-    sys.path[:1] = [str(Path.cwd()), *filter(None, paths.split(os.pathsep))]
+    paths = [path for path in request["variables"].get("PYTHONPATH", "").split(os.pathsep) if path]
+    if request["elsewhere"]:
+        _forget_ourselves(command, paths)
+    sys.path[:1] = [*([] if os.environ.get("PYTHONSAFEPATH") else [str(Path.cwd())]), *paths]
     unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=stream is sys.stderr or os.isatty(1), write_through=unbuffered)  # pyright: ignore[reportAttributeAccessIssue]
     importlib.invalidate_caches()
-    forked_process.install(servers)
+    forked_process.install(servers, elsewhere=request["elsewhere"])
     return module
+
+
+def _forget_ourselves(command: list[str], paths: list[str]) -> None:
+    """Let this process import the worker in `paths`, and read again what depends on the machine's own folders.
+
+    Where `paths` have a library that this process has loaded, the command is started in the usual way.
+    """
+    loaded = {name.partition(".")[0] for name in sys.modules}
+    found = {file.name.partition(".")[0] for path in paths if Path(path).is_dir() for file in Path(path).iterdir()}
+    if found & loaded - {*OURS, "sitecustomize"}:
+        os.execve(command[0], command, dict(os.environ))
+    for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
+        del sys.modules[name]
+    importlib.reload(sys.modules["huggingface_hub.constants"])
 
 
 def _show(command: list[str], variables: dict[str, str]) -> None:

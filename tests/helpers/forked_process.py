@@ -2,6 +2,9 @@
 
 A process that needs other variables for its libraries, a `preexec_fn`, another interpreter or little memory is started
 in the usual way.
+
+An emulated machine has a worker of its own, unpacked from a wheel. Its Python finds `kernel_site`, which lets it fork
+the processes of that worker too, from a process that has the third-party libraries alone.
 """
 
 from __future__ import annotations
@@ -43,6 +46,12 @@ LIMITED = ("worker.shared.limited_call", "worker.training.token_preview")
 """Programs that limit themselves, and get only the variables that are named for them."""
 WITH_FEW_VARIABLES = ("worker.chat", "worker.export")
 """Programs that get only the variables that are named for them, and record none of them."""
+LIBRARIES = "libraries"
+"""The program that has the third-party libraries and none of our own modules."""
+OF_A_MACHINE = ("worker", "worker.doctor.reduce", "worker.doctor.tiny")
+"""The modules of a worker elsewhere that are started so."""
+OF_A_PLACE = ("HF_ENDPOINT", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONUSERBASE")
+"""Variables that differ from machine to machine, which a process of a worker elsewhere takes over by itself."""
 CALLED = ("orchestrator.", "worker.")
 """What the functions that `limited_call` calls so begin with. Those of tests are called in the usual way."""
 SOME = ("HF_HUB_OFFLINE", "HF_TOKEN_PATH", "HOME", "OMP_NUM_THREADS")
@@ -61,23 +70,32 @@ QUIET = ("-W", "ignore")
 ROOM = 1 << 16
 """The most bytes of a command, and of its variables."""
 PATIENCE_S = 120.0
+FOLDER = "TRAINHOP_TESTS_FORK_SERVERS"
+"""The variable with the folder of the fork servers."""
 
 _Popen = subprocess.Popen
 _folder: Path | None = None
+_elsewhere = False
 _read_at_import: dict[str, str] = {}
 forks: Counter[str] = Counter()
 """How many processes of each module this process has forked."""
 
 
-def install(folder: Path) -> None:
+def install(folder: Path, *, elsewhere: bool = False) -> None:
     """Let this process start its processes so.
 
-    The fork servers are in `folder`. They end with the process whose id is in the file `owner` there.
+    The fork servers are in `folder`. They end with the process whose id is in the file `owner` there. `elsewhere` is
+    for a process whose worker is not this checkout's.
     """
-    global _folder  # noqa: PLW0603  like the class that it replaces
-    _folder = folder
+    global _folder, _elsewhere
+    _folder, _elsewhere = folder, elsewhere
     _read_at_import.update(_others(os.environ))
     subprocess.Popen = ForkedProcess
+
+
+def machine_variables() -> dict[str, str]:
+    """With these variables an emulated machine's Python, if it is this one, starts its worker's processes so."""
+    return {} if _folder is None else {FOLDER: str(_folder), "PYTHONPATH": str(Path(__file__).with_name("kernel_site"))}
 
 
 class ForkedProcess(_Popen):  # pyright: ignore[reportMissingTypeArgument]
@@ -103,7 +121,8 @@ class ForkedProcess(_Popen):  # pyright: ignore[reportMissingTypeArgument]
             "variables": variables,
             "new_session": bool(rest[-2]),
             "umask": _umask(),
-            "tied": command != args,
+            "tied": _elsewhere or command != args,  # all processes of an emulated machine end with it
+            "elsewhere": _elsewhere,
         }
         streams = [own if given == -1 else given for own, given in enumerate((pipes[0], pipes[3], pipes[5]))]
         self._answers = _connect(address)
@@ -157,8 +176,14 @@ def _fork_server(command: Sequence[str], folder: Path, variables: Mapping[str, s
     """The address of the server that can start `command`, started if it does not run. None if there can be none."""
     module = module_of(command)[0] if command[:1] == [sys.executable] else ""
     program = PROGRAMS.get(module)
+    if _elsewhere:
+        program = LIBRARIES if module in OF_A_MACHINE else None
     if _folder is None or program is None or len(json.dumps([command, dict(variables)])) > ROOM:
         return None
+    if _elsewhere:
+        kind = {name: variables.get(name) for name in SOME if name != "HOME"}
+        kind |= {name: value for name, value in _others(variables).items() if name not in OF_A_PLACE}
+        return _running(program, kind, {n: v for n, v in variables.items() if n not in OF_A_PLACE})
     if program in LIMITED:
         return _limited_fork_server(program, command, folder, variables)
     if module in WITH_FEW_VARIABLES:
@@ -232,7 +257,13 @@ def _start(program: str, address: Path, variables: Mapping[str, str]) -> None:
         more = {"SPACE": "-" * ROOM, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": ""}
         with address.with_suffix(".log").open("wb") as log:
             _Popen(
-                command, cwd=ROOT, env={**variables, **more}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command,
+                cwd=ROOT,
+                env={**variables, **more},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # an emulated machine that is killed takes its own processes along
             ).wait()
     until = time.monotonic() + PATIENCE_S
     while not address.exists():

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from tests.emulators.kaggle.state import TERMINAL, Kernel, World
+from tests.helpers import forked_process
 
 
 class Sessions:
@@ -203,7 +204,11 @@ class Sessions:
             "TMPDIR": str(kernel.root / "tmp"),
             "KAGGLE_KERNEL_RUN_TYPE": "Batch",
             "KAGGLE_CONTAINER_NAME": f"kaggle_{secrets.token_urlsafe(32)}-{kernel.session}-webtier",
-        } | self.environment
+        } | (self._forks() | self.environment)
+
+    def _forks(self) -> dict[str, str]:
+        """Only a process that was started in the usual way gets a signal to all processes of the machine."""
+        return {} if self.warning_s or self._python != sys.executable else forked_process.machine_variables()
 
 
 def _warn(kernel: Kernel) -> None:
