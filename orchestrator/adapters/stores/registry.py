@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.metadata import EntryPoint, entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 
 from orchestrator.domain.errors import NotFoundError
 from orchestrator.ports.stores import StoreKind, StoreOptions, StoreSettings, StoreTexts, StoreUnavailable
@@ -15,7 +16,7 @@ class StoreRegistry:
     """The installed kinds of stores."""
 
     def __init__(self, found: Iterable[EntryPoint] | None = None) -> None:
-        points = entry_points(group=GROUP) if found is None else found
+        points = _installed() if found is None else found
         self._points = {point.name: point for point in points}
         self._kinds: dict[str, StoreKind] = {}
 
@@ -31,6 +32,11 @@ class StoreRegistry:
         if name not in self._kinds:
             self._kinds[name] = _load(self._points[name])
         return self._kinds[name]
+
+
+@cache  # reads the metadata of every installed package
+def _installed() -> EntryPoints:
+    return entry_points(group=GROUP)
 
 
 def _load(point: EntryPoint) -> StoreKind:
