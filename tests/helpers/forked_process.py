@@ -69,6 +69,17 @@ forks: Counter[str] = Counter()
 """How many processes of each module this process has forked."""
 
 
+def share_hub(endpoint: str) -> None:
+    """Say that several processes use this emulated hub: there are fork servers for it, too."""
+    assert _folder is not None
+    _mark_of(endpoint).touch()
+
+
+def _mark_of(endpoint: str) -> Path:
+    assert _folder is not None
+    return _folder / f"hub-{hashlib.sha256(endpoint.encode()).hexdigest()[:12]}"
+
+
 def install(folder: Path) -> None:
     """Let this process start its processes so.
 
@@ -163,14 +174,23 @@ def _fork_server(command: Sequence[str], folder: Path, variables: Mapping[str, s
         return _limited_fork_server(program, command, folder, variables)
     if module in WITH_FEW_VARIABLES:
         few = {n: v for n, v in _others(variables).items() if n not in ("PYTHONPATH", "HF_HUB_DISABLE_PROGRESS_BARS")}
-        if _version(folder, variables) != ROOT or not few.items() <= _read_at_import.items():
+        if _version(folder, variables) not in (None, ROOT) or not few.items() <= _read_at_import.items():
             return None
-        kind = {name: variables.get(name) for name in SOME}
+        kind = _kind(variables)
         return _running(program, kind, _with(kind))
     if _others(variables) != _read_at_import or _has_other_version(folder):
         return None
-    kind = {name: variables.get(name) for name in SOME}
-    return _running(program, kind, variables)
+    return _running(program, _kind(variables), variables)
+
+
+def _kind(variables: Mapping[str, str]) -> dict[str, str | None]:
+    """What the fork server of a process with these variables has of them."""
+    return {name: variables.get(name) for name in (*SOME, *_shared(variables))}
+
+
+def _shared(variables: Mapping[str, str]) -> tuple[str, ...]:
+    endpoint = variables.get("HF_ENDPOINT")
+    return ("HF_ENDPOINT",) if endpoint and _mark_of(endpoint).exists() else ()
 
 
 def _limited_fork_server(
@@ -184,7 +204,9 @@ def _limited_fork_server(
         or not given.items() <= _read_at_import.items()
     ):
         return None
-    return _running(program, {**given, **{name: variables.get(name) for name in (*SOME, *SET_FOR_THEM)}}, variables)
+    return _running(
+        program, {**given, **_kind(variables), **{name: variables.get(name) for name in SET_FOR_THEM}}, variables
+    )
 
 
 def _version(folder: Path, variables: Mapping[str, str]) -> Path | None:
@@ -220,7 +242,8 @@ def _running(program: str, kind: Mapping[str, str | None], variables: Mapping[st
 
 
 def _others(variables: Mapping[str, str]) -> dict[str, str]:
-    return {k: v for k, v in variables.items() if k.startswith(READ_AT_IMPORT) and k not in (*SOME, *ANY)}
+    known = (*SOME, *ANY, *_shared(variables))
+    return {k: v for k, v in variables.items() if k.startswith(READ_AT_IMPORT) and k not in known}
 
 
 def _start(program: str, address: Path, variables: Mapping[str, str]) -> None:
