@@ -178,7 +178,8 @@ def _become(request: dict[str, Any], streams: list[int], servers: Path) -> str:
     if rest > 3:
         warnings.simplefilter("ignore")
     paths = request["variables"].get("PYTHONPATH", "")
-    sys.path[:1] = [str(Path.cwd()), *filter(None, paths.split(os.pathsep))]
+    here = [] if request["variables"].get("PYTHONSAFEPATH") else [str(Path.cwd())]
+    sys.path[:1] = [*here, *filter(None, paths.split(os.pathsep))]
     unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=stream is sys.stderr or os.isatty(1), write_through=unbuffered)  # pyright: ignore[reportAttributeAccessIssue]

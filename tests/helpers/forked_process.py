@@ -30,7 +30,9 @@ PROGRAMS = {
     "worker": "worker",
     "worker.chat": "worker",
     "worker.export": "worker",
+    "worker.agent.hardware": "worker",
     "worker.doctor.tiny": "worker",
+    "worker.notebook.attended": "worker",
     "worker.training.gpu_follower": "worker",
     "worker.training.smoke": "worker",
     "worker.shared.limited_call": "worker.shared.limited_call",
@@ -41,8 +43,10 @@ PROGRAMS = {
 """Which modules are started so, and the program whose fork server starts them."""
 LIMITED = ("worker.shared.limited_call", "worker.training.token_preview")
 """Programs that limit themselves, and get only the variables that are named for them."""
-WITH_FEW_VARIABLES = ("worker.chat", "worker.export")
-"""Programs that get only the variables that are named for them, and record none of them."""
+WITH_FEW_VARIABLES = ("worker.chat", "worker.export", "worker.agent.hardware", "worker.notebook.attended")
+"""Programs that get only the variables that are named for them, and record none of them; and those of notebooks."""
+HEEDED = ("PYTHONPATH", "PYTHONSAFEPATH", "HF_HUB_DISABLE_PROGRESS_BARS")
+"""Variables of theirs that a forked process follows, or that tell it nothing."""
 CALLED = ("orchestrator.", "worker.")
 """What the functions that `limited_call` calls so begin with. Those of tests are called in the usual way."""
 SOME = ("HF_HUB_OFFLINE", "HF_TOKEN_PATH", "HOME", "OMP_NUM_THREADS")
@@ -58,6 +62,8 @@ SET_FOR_THEM = ("TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY", *LITTLE_MEMO
 """Variables that the product itself sets for the programs in `LIMITED`."""
 QUIET = ("-W", "ignore")
 """Python's options that a forked process may have, and `HF_HUB_DISABLE_PROGRESS_BARS` with them."""
+MARK = "TRAINHOP_TEST_TAB"
+"""A variable by which a test knows its processes. A fork server serves others as well, so it has it not."""
 ROOM = 1 << 16
 """The most bytes of a command, and of its variables."""
 PATIENCE_S = 120.0
@@ -89,6 +95,22 @@ def install(folder: Path) -> None:
     _folder = folder
     _read_at_import.update(_others(os.environ))
     subprocess.Popen = ForkedProcess
+
+
+def lines() -> str:
+    """What a program of another process begins with, so that its processes are forked, too."""
+    return f"""\
+import sys; sys.path.insert(0, {str(ROOT)!r})
+from tests.helpers import forked_process; forked_process.install_apart({str(_folder)!r}); del forked_process
+"""
+
+
+def install_apart(folder: str) -> None:
+    """`install` for `lines`: afterwards nothing of the project is imported, and it is not on the path."""
+    install(Path(folder))
+    sys.path.remove(str(ROOT))
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "worker")]:
+        del sys.modules[name]
 
 
 class ForkedProcess(_Popen):  # pyright: ignore[reportMissingTypeArgument]
@@ -173,7 +195,7 @@ def _fork_server(command: Sequence[str], folder: Path, variables: Mapping[str, s
     if program in LIMITED:
         return _limited_fork_server(program, command, folder, variables)
     if module in WITH_FEW_VARIABLES:
-        few = {n: v for n, v in _others(variables).items() if n not in ("PYTHONPATH", "HF_HUB_DISABLE_PROGRESS_BARS")}
+        few = {n: v for n, v in _others(variables).items() if n not in HEEDED}
         if _version(folder, variables) not in (None, ROOT) or not few.items() <= _read_at_import.items():
             return None
         kind = _kind(variables)
@@ -252,11 +274,10 @@ def _start(program: str, address: Path, variables: Mapping[str, str]) -> None:
         address.with_suffix(".started").touch(exist_ok=False)
         command = [sys.executable, "-m", "tests.helpers.fork_server", program, str(address), "-" * ROOM]
         # The kernel keeps a process's command and variables where they were at its start.
-        more = {"SPACE": "-" * ROOM, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": ""}
+        own = {name: value for name, value in variables.items() if name != MARK}
+        own |= {"SPACE": "-" * ROOM, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": ""}
         with address.with_suffix(".log").open("wb") as log:
-            _Popen(
-                command, cwd=ROOT, env={**variables, **more}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            ).wait()
+            _Popen(command, cwd=ROOT, env=own, stdin=subprocess.DEVNULL, stdout=log, stderr=log).wait()
     until = time.monotonic() + PATIENCE_S
     while not address.exists():
         if time.monotonic() > until:
