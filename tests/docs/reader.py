@@ -24,6 +24,7 @@ from tests.emulators.drive import Drive
 from tests.emulators.hub import HubEmulator
 from tests.emulators.hub.state import Repo
 from tests.emulators.kaggle import KaggleEmulator, Person
+from tests.helpers import forked_process
 from tests.helpers.benchmark_repos import arc_repo, gsm8k_repo
 from tests.helpers.waiting import wait_for
 
@@ -61,6 +62,7 @@ def services(folder: Path) -> Iterator[Services]:
     files = {path.name: path.read_bytes() for path in model.iterdir()}
     people = [Person(name=name, token=token, gpu_hours=0.0) for name, token in PEOPLE.items()]
     with HubEmulator() as hub, KaggleEmulator(folder / "kaggle", people) as kaggle, Drive(folder / "drive") as drive:
+        forked_process.share_hub(hub.endpoint)
         hub.accounts[HUB_TOKEN] = "alice-on-the-hub"
         for name in MODELS:
             hub.add(Repo(id=name, files=files))

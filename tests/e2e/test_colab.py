@@ -32,7 +32,7 @@ def test_a_job_is_trained_over_two_machines_and_none_is_kept(colab_python: str, 
             offline=True,
             local_slots=0,
             report_every_s=0.5,
-            reconcile_s=2,  # each look at Colab starts its client
+            reconcile_s=4,  # each look at Colab starts its client
             drive_endpoint=drive.url,
             colab_endpoint=colab.endpoint,
             colab_python=colab_python,

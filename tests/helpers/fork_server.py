@@ -21,6 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ def load_server() -> None:
     for file in commands.glob("[a-z]*.py"):
         if file.stem != "main":  # it runs as `__main__`
             importlib.import_module(f"orchestrator.entrypoints.cli.{file.stem}")
+    importlib.import_module("alembic.command")
+    for driver in entry_points(group="trainhop.providers"):
+        driver.load()
 
 
 def load_training() -> None:

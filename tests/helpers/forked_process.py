@@ -33,7 +33,9 @@ PROGRAMS = {
     "worker": "worker",
     "worker.chat": "worker",
     "worker.export": "worker",
+    "worker.agent.hardware": "worker",
     "worker.doctor.tiny": "worker",
+    "worker.notebook.attended": "worker",
     "worker.training.gpu_follower": "worker",
     "worker.training.smoke": "worker",
     "worker.shared.limited_call": "worker.shared.limited_call",
@@ -44,8 +46,10 @@ PROGRAMS = {
 """Which modules are started so, and the program whose fork server starts them."""
 LIMITED = ("worker.shared.limited_call", "worker.training.token_preview")
 """Programs that limit themselves, and get only the variables that are named for them."""
-WITH_FEW_VARIABLES = ("worker.chat", "worker.export")
-"""Programs that get only the variables that are named for them, and record none of them."""
+WITH_FEW_VARIABLES = ("worker.chat", "worker.export", "worker.agent.hardware", "worker.notebook.attended")
+"""Programs that get only the variables that are named for them, and record none of them; and those of notebooks."""
+HEEDED = ("PYTHONPATH", "PYTHONSAFEPATH", "HF_HUB_DISABLE_PROGRESS_BARS")
+"""Variables of theirs that a forked process follows, or that tell it nothing."""
 LIBRARIES = "libraries"
 """The program that has the third-party libraries and none of our own modules."""
 OF_A_MACHINE = ("worker", "worker.doctor.reduce", "worker.doctor.tiny")
@@ -67,6 +71,8 @@ SET_FOR_THEM = ("TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY", *LITTLE_MEMO
 """Variables that the product itself sets for the programs in `LIMITED`."""
 QUIET = ("-W", "ignore")
 """Python's options that a forked process may have, and `HF_HUB_DISABLE_PROGRESS_BARS` with them."""
+MARK = "TRAINHOP_TEST_TAB"
+"""A variable by which a test knows its processes. A fork server serves others as well, so it has it not."""
 ROOM = 1 << 16
 """The most bytes of a command, and of its variables."""
 PATIENCE_S = 120.0
@@ -79,6 +85,17 @@ _elsewhere = False
 _read_at_import: dict[str, str] = {}
 forks: Counter[str] = Counter()
 """How many processes of each module this process has forked."""
+
+
+def share_hub(endpoint: str) -> None:
+    """Say that several processes use this emulated hub: there are fork servers for it, too."""
+    assert _folder is not None
+    _mark_of(endpoint).touch()
+
+
+def _mark_of(endpoint: str) -> Path:
+    assert _folder is not None
+    return _folder / f"hub-{hashlib.sha256(endpoint.encode()).hexdigest()[:12]}"
 
 
 def install(folder: Path, *, elsewhere: bool = False) -> None:
@@ -96,6 +113,22 @@ def install(folder: Path, *, elsewhere: bool = False) -> None:
 def machine_variables() -> dict[str, str]:
     """With these variables an emulated machine's Python, if it is this one, starts its worker's processes so."""
     return {} if _folder is None else {FOLDER: str(_folder), "PYTHONPATH": str(Path(__file__).with_name("kernel_site"))}
+
+
+def lines() -> str:
+    """What a program of another process begins with, so that its processes are forked, too."""
+    return f"""\
+import sys; sys.path.insert(0, {str(ROOT)!r})
+from tests.helpers import forked_process; forked_process.install_apart({str(_folder)!r}); del forked_process
+"""
+
+
+def install_apart(folder: str, *, elsewhere: bool = False) -> None:
+    """`install` for another process: afterwards nothing of the project is imported, and it is not on the path."""
+    install(Path(folder), elsewhere=elsewhere)
+    sys.path.remove(str(ROOT))
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "worker")]:
+        del sys.modules[name]
 
 
 class ForkedProcess(_Popen):  # pyright: ignore[reportMissingTypeArgument]
@@ -187,15 +220,24 @@ def _fork_server(command: Sequence[str], folder: Path, variables: Mapping[str, s
     if program in LIMITED:
         return _limited_fork_server(program, command, folder, variables)
     if module in WITH_FEW_VARIABLES:
-        few = {n: v for n, v in _others(variables).items() if n not in ("PYTHONPATH", "HF_HUB_DISABLE_PROGRESS_BARS")}
-        if _version(folder, variables) != ROOT or not few.items() <= _read_at_import.items():
+        few = {n: v for n, v in _others(variables).items() if n not in HEEDED}
+        if _version(folder, variables) not in (None, ROOT) or not few.items() <= _read_at_import.items():
             return None
-        kind = {name: variables.get(name) for name in SOME}
+        kind = _kind(variables)
         return _running(program, kind, _with(kind))
     if _others(variables) != _read_at_import or _has_other_version(folder):
         return None
-    kind = {name: variables.get(name) for name in SOME}
-    return _running(program, kind, variables)
+    return _running(program, _kind(variables), variables)
+
+
+def _kind(variables: Mapping[str, str]) -> dict[str, str | None]:
+    """What the fork server of a process with these variables has of them."""
+    return {name: variables.get(name) for name in (*SOME, *_shared(variables))}
+
+
+def _shared(variables: Mapping[str, str]) -> tuple[str, ...]:
+    endpoint = variables.get("HF_ENDPOINT")
+    return ("HF_ENDPOINT",) if endpoint and _mark_of(endpoint).exists() else ()
 
 
 def _limited_fork_server(
@@ -209,7 +251,9 @@ def _limited_fork_server(
         or not given.items() <= _read_at_import.items()
     ):
         return None
-    return _running(program, {**given, **{name: variables.get(name) for name in (*SOME, *SET_FOR_THEM)}}, variables)
+    return _running(
+        program, {**given, **_kind(variables), **{name: variables.get(name) for name in SET_FOR_THEM}}, variables
+    )
 
 
 def _version(folder: Path, variables: Mapping[str, str]) -> Path | None:
@@ -245,7 +289,8 @@ def _running(program: str, kind: Mapping[str, str | None], variables: Mapping[st
 
 
 def _others(variables: Mapping[str, str]) -> dict[str, str]:
-    return {k: v for k, v in variables.items() if k.startswith(READ_AT_IMPORT) and k not in (*SOME, *ANY)}
+    known = (*SOME, *ANY, *_shared(variables))
+    return {k: v for k, v in variables.items() if k.startswith(READ_AT_IMPORT) and k not in known}
 
 
 def _start(program: str, address: Path, variables: Mapping[str, str]) -> None:
@@ -254,12 +299,13 @@ def _start(program: str, address: Path, variables: Mapping[str, str]) -> None:
         address.with_suffix(".started").touch(exist_ok=False)
         command = [sys.executable, "-m", "tests.helpers.fork_server", program, str(address), "-" * ROOM]
         # The kernel keeps a process's command and variables where they were at its start.
-        more = {"SPACE": "-" * ROOM, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": ""}
+        own = {name: value for name, value in variables.items() if name != MARK}
+        own |= {"SPACE": "-" * ROOM, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": ""}
         with address.with_suffix(".log").open("wb") as log:
             _Popen(
                 command,
                 cwd=ROOT,
-                env={**variables, **more},
+                env=own,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

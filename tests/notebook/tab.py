@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 
 from benchmarks.lab import Lab
+from tests.helpers import forked_process
+from tests.helpers.forked_process import MARK
 
 PATIENCE_S = 180
 
@@ -24,7 +26,7 @@ class Tab:
     """A notebook in a kernel of its own, which runs from the moment it is opened.
 
     `variables` are set and `before` is run in front of our cell, `after` in a cell behind it; kernels are looked for in
-    `jupyter` first.
+    `jupyter` first. Without `forks`, and with another `jupyter`, every process imports everything anew.
     """
 
     def __init__(
@@ -37,16 +39,18 @@ class Tab:
         jupyter: Path | None = None,
         variables: Mapping[str, str] | None = None,
         patience_s: float = PATIENCE_S,
+        forks: bool = True,
     ) -> None:
         self._patience_s = patience_s
         cell = made["notebook"]["cells"][1]
-        lines = "".join(f"import os; os.environ[{k!r}] = {v!r}\n" for k, v in (variables or {}).items())
+        lines = forked_process.lines() if forks and jupyter is None else ""
+        lines += "".join(f"import os; os.environ[{k!r}] = {v!r}\n" for k, v in (variables or {}).items())
         cells = [cell | {"source": lines + before + cell["source"]}]
         if after:
             cells.append(cell | {"id": "after", "source": after})
         path.write_text(json.dumps(made["notebook"] | {"cells": cells}))
         self._path = path
-        environment = os.environ | ({"JUPYTER_PATH": str(jupyter)} if jupyter else {})
+        environment = os.environ | {MARK: str(path)} | ({"JUPYTER_PATH": str(jupyter)} if jupyter else {})
         self._client = subprocess.Popen([sys.executable, "-m", "tests.notebook.execute", str(path)], env=environment)
 
     def interrupt(self) -> None:
@@ -59,11 +63,21 @@ class Tab:
         Lab.wait_for(self._path.with_suffix(".kernel").exists, "a kernel")
         return psutil.Process(int(self._path.with_suffix(".kernel").read_text()))
 
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """What the kernel has started."""
+        with suppress(psutil.NoSuchProcess):
+            return [process for process in self._processes() if process.pid not in (self._client.pid, self.kernel.pid)]
+        return []
+
+    def _processes(self) -> list[psutil.Process]:
+        """All of this tab. Those that a server has forked are nobody's children here."""
+        return [process for process in psutil.process_iter() if _variables(process).get(MARK) == str(self._path)]
+
     def kill(self) -> None:
         """End the client, its kernel and whatever that has started."""
-        with suppress(psutil.NoSuchProcess):
-            client = psutil.Process(self._client.pid)
-            for process in [*client.children(recursive=True), client]:
+        for process in self._processes():
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
         self._client.wait()
 
@@ -93,6 +107,12 @@ class Tab:
         assert [o["output_type"] for o in self.outputs] == ["error"], self.said
         assert "\n" not in self.said
         return self.said
+
+
+def _variables(process: psutil.Process) -> dict[str, str]:
+    with suppress(psutil.Error):
+        return process.environ()
+    return {}
 
 
 def _text(outputs: list[dict[str, Any]]) -> str:

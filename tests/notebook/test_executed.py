@@ -59,7 +59,7 @@ def test_files_called_like_our_packages_are_not_in_the_way(server: Lab, job: Any
     again = f"import sys; sys.modules.pop('worker')\n{theirs}print(worker.__file__)"
     ident = job(max_steps=2)
     made = server.post(f"/jobs/{ident}:notebook")
-    done = Tab(tmp_path / "beside.ipynb", made, before=theirs, after=again)
+    done = Tab(tmp_path / "beside.ipynb", made, before=theirs, after=again, forks=False)
     try:
         assert "Succeeded: all 2 steps are complete" in done.said
         assert done.said_after == str(tmp_path / "worker.py")
@@ -96,14 +96,15 @@ def test_a_kernel_that_dies_alone_takes_its_worker_along_saved(server: Lab, job:
     ident = job(max_steps=100_000)
     lost = tab(server.post(f"/jobs/{ident}:notebook"))
     server.wait_for(lambda: server.job(ident)["step"] >= 3, "the first steps", 180, 0.1)
-    workers = lost.kernel.children(recursive=True)
+    workers = lost.workers
+    assert workers
     lost.kernel.kill()
     server.wait_for(lambda: state(server, ident) == "queued", "the job's return", 180, 0.1)
     shown = server.job(ident)
     assert shown["head"]["step"] >= 3
     (session,) = server.get(f"/jobs/{ident}/sessions")["items"]
     assert session["outcome"] == "handed_off"
-    psutil.wait_procs(workers, 30)
+    assert not psutil.wait_procs(workers, 30)[1]
     server.post(f"/jobs/{ident}:cancel")
 
 

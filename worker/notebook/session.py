@@ -58,10 +58,8 @@ def _probe() -> Hardware:
     """The hardware as a worker process sees it. Runs in a child process, so that the kernel holds no GPU memory."""
     if importlib.util.find_spec("torch") is None:
         raise NotebookError("This kernel has no torch. Choose another kernel, or install it with `pip install torch`.")
-    code = "from worker.agent.hardware import probe; print(probe().model_dump_json())"
-    done = subprocess.run(
-        tied([sys.executable, "-c", code]), env=_environment(None), capture_output=True, text=True, check=False
-    )
+    command = tied([sys.executable, "-m", "worker.agent.hardware"])
+    done = subprocess.run(command, env=_environment(None), capture_output=True, text=True, check=False)
     if done.returncode:
         raise NotebookError(f"The hardware of this machine could not be read: {last_line(done.stderr)}")
     return Hardware.model_validate_json(done.stdout.strip().splitlines()[-1])

@@ -36,7 +36,6 @@ from colab_cli.client import (
     Variant,
 )
 from colab_cli.contents import ContentsClient
-from colab_cli.runtime import ColabRuntime
 from colab_cli.state import SessionState
 from google.auth.transport.requests import AuthorizedSession
 
@@ -224,6 +223,8 @@ class Machine:
 
     def start(self, code: str, mark: str) -> None:
         """Run a cell until it prints `mark`. The kernel keeps running the cell, and exists as long as the cell runs."""
+        from colab_cli.runtime import ColabRuntime  # a third of all imports, and only a launch needs it
+
         runtime = ColabRuntime(self._url, self._token)
 
         def hear(output: dict[str, Any]) -> None:
