@@ -18,6 +18,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # a tiny model gains nothing from threads a
 
 import hypothesis
 import pytest
+import structlog
 
 from orchestrator.adapters.database.migrate import upgrade
 from orchestrator.adapters.database.unit_of_work import make_engine
@@ -38,6 +39,14 @@ from tests.images import Image, load
 # How long one example takes says something of the machine's neighbours, and nothing of the code.
 hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")
+
+# Colours and all variables of a traceback take longer than most tests.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 # Collecting imports everything. Garbage collections find nothing in it, then or later.
 gc.disable()

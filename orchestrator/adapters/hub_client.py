@@ -12,6 +12,8 @@ from typing import Any
 
 import httpx
 
+from worker.shared.certificates import certificates
+
 TIMEOUT_S = 60.0
 _CREATE = "/api/repos/create"
 _CREATE_AGAIN = "another conflicting operation is in progress"
@@ -60,7 +62,7 @@ def own_client() -> Generator[None]:
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils._http import default_client_factory
 
-    set_client_factory(lambda: _Client(follow_redirects=True, timeout=TIMEOUT_S))
+    set_client_factory(lambda: _Client(follow_redirects=True, timeout=TIMEOUT_S, verify=certificates()))
     try:
         yield
     finally:

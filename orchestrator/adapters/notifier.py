@@ -22,6 +22,7 @@ from orchestrator.adapters.outside_transport import InsideError, OutsideTranspor
 from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.notifications import ChannelKind, Delivery
 from orchestrator.ports.notifications import NotSent
+from worker.shared.certificates import certificates
 
 TIMEOUT_S = 10.0
 GONE = 410
@@ -144,7 +145,9 @@ def _post(address: str, secret: str, delivery: Delivery, at: float, transport: h
     headers = {"Content-Type": "application/json", "User-Agent": "trainhop"} | signed(secret, delivery.id, at, body)
     try:
         with (
-            httpx.Client(transport=transport, timeout=TIMEOUT_S, follow_redirects=False) as client,
+            httpx.Client(
+                transport=transport, verify=certificates(), timeout=TIMEOUT_S, follow_redirects=False
+            ) as client,
             # the rest of the response is not read
             client.stream("POST", address, content=body, headers=headers) as answer,
         ):

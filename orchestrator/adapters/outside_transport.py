@@ -7,6 +7,7 @@ import ssl
 import httpx
 
 from orchestrator.adapters import private_networks
+from worker.shared.certificates import certificates
 
 
 class InsideError(Exception):
@@ -23,9 +24,9 @@ class OutsideTransport(httpx.HTTPTransport):
         self,
         lookup: private_networks.Lookup,
         inside: private_networks.IsInside,
-        verify: ssl.SSLContext | bool = True,
+        verify: ssl.SSLContext | None = None,
     ) -> None:
-        super().__init__(verify=verify)
+        super().__init__(verify=verify or certificates())
         self._lookup, self._inside = lookup, inside
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:

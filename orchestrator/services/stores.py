@@ -31,6 +31,7 @@ from orchestrator.services.capacity import is_offline
 from orchestrator.services.context import Context
 from orchestrator.services.options import checked
 from worker.shared import resumable_upload
+from worker.shared.certificates import certificates
 from worker.shared.messages import GRANT_HEADER, Grant, GrantKind
 
 MAX_NAMED = 3
@@ -298,7 +299,9 @@ def _request(method: str, grant: Grant, content: bytes = b"") -> bytes:
     """A plain request to an address of the store. No error names the address, which is a permission."""
     what = "take a file from" if method == "PUT" else "give a file to"
     try:
-        reply = httpx.request(method, grant.url or "", content=content, headers=grant.headers, timeout=TRIAL_S)
+        reply = httpx.request(
+            method, grant.url or "", content=content, headers=grant.headers, timeout=TRIAL_S, verify=certificates()
+        )
     except httpx.HTTPError as error:
         raise StoreUnavailable(f"its addresses do not {what} a worker ({type(error).__name__})") from None
     if not reply.is_success:

@@ -23,6 +23,7 @@ from orchestrator.services.running_checks import RunningChecks
 from orchestrator.testing import FakePersonalProvider, FakeProvider
 from tests.helpers.waiting import wait_for
 from tests.http.http_client import Api, Machine
+from worker.shared.certificates import certificates
 
 
 @dataclass
@@ -54,7 +55,7 @@ class PageServer:
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]}, daemon=True)
         self._thread.start()
         wait_for(lambda: self._server.started, "the server")
-        self.client = httpx.Client(base_url=self.url, trust_env=False, timeout=60)
+        self.client = httpx.Client(base_url=self.url, verify=certificates(), trust_env=False, timeout=60)
         self.api = Api(app=app, client=self.client)
 
     @property

@@ -22,6 +22,7 @@ from orchestrator.entrypoints.http.app import make_app
 from orchestrator.services.dispatch import dispatch
 from tests.helpers.loop_watch import LoopWatch
 from worker.shared import checkpoint_file
+from worker.shared.certificates import certificates
 from worker.shared.job_spec import JobSpec
 from worker.shared.manifest import Hardware, Manifest, Recipe
 
@@ -198,7 +199,7 @@ class _Client:
 
     def __init__(self, url: str) -> None:
         self.base_url = url
-        self._http = httpx.Client(base_url=url, timeout=20)
+        self._http = httpx.Client(base_url=url, verify=certificates(), timeout=20)
         self.request, self.get, self.put, self.stream = (
             self._http.request, self._http.get, self._http.put, self._http.stream
         )  # fmt: skip

@@ -14,6 +14,7 @@ import httpx
 
 from worker.agent.uplink import Refused, ServerAway, Stale, UplinkError, detail_of, is_ours
 from worker.shared import resumable_upload
+from worker.shared.certificates import certificates
 from worker.shared.files import move_into_place
 from worker.shared.messages import GRANT_HEADER, Grant
 from worker.shared.ranged_download import fetch
@@ -177,7 +178,9 @@ def _fetch(grant: Grant, target: Path, stall_s: float) -> bool:
 def _reading(grant: Grant, headers: Mapping[str, str], stall_s: float) -> Iterator[httpx.Response]:
     all_headers = {**grant.headers, **headers}
     timeout = httpx.Timeout(stall_s, connect=min(CONNECT_S, stall_s))
-    with httpx.stream("GET", grant.url or "", headers=all_headers, timeout=timeout, trust_env=False) as response:
+    with httpx.stream(
+        "GET", grant.url or "", headers=all_headers, timeout=timeout, verify=certificates(), trust_env=False
+    ) as response:
         if not response.is_success and response.status_code != REQUESTED_RANGE_NOT_SATISFIABLE:
             response.read()
             raise _download_error(grant, response)

@@ -15,6 +15,7 @@ from typing import IO, Any, Protocol, TypeVar
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
+from worker.shared.certificates import certificates
 from worker.shared.messages import (
     Action,
     Assignment,
@@ -84,7 +85,10 @@ class HttpUplink:
         self._server_url = ticket.server_url
         self._base = f"{ticket.server_url}/api/v1/leases/{ticket.lease}"
         self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {ticket.token}"}, timeout=TIMEOUT_S, trust_env=False
+            headers={"Authorization": f"Bearer {ticket.token}"},
+            timeout=TIMEOUT_S,
+            verify=certificates(),
+            trust_env=False,
         )
 
     def start(self, request: StartRequest) -> Assignment:

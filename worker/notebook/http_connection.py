@@ -10,6 +10,7 @@ import httpx
 from worker.agent.uplink import HttpUplink, UplinkError
 from worker.notebook.connection import Next
 from worker.notebook.errors import NotebookError
+from worker.shared.certificates import certificates
 from worker.shared.messages import Finish, Release
 from worker.shared.notebook_messages import Claimed, ClaimRequest
 
@@ -30,6 +31,7 @@ class HttpConnection:
                     f"{self._server}/api/v1/claims",
                     json=request.model_dump(mode="json"),
                     timeout=TIMEOUT_S,
+                    verify=certificates(),
                     trust_env=False,
                 )
                 if response.is_success:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from worker.notebook.connection import Next
 from worker.notebook.errors import NotebookError
+from worker.shared.certificates import certificates
 from worker.shared.messages import Action, Finish, Grant, Release, sign_line, signed_message
 from worker.shared.notebook_messages import Claimed, ClaimRequest, MailboxReply, MailboxRequest
 
@@ -143,7 +144,9 @@ class MailboxConnection:
         self, method: str, url: str, more: Callable[[dict[str, str]], dict[str, Any]]
     ) -> httpx.Response | None:
         def send(headers: dict[str, str]) -> httpx.Response:
-            return httpx.request(method, url, timeout=TIMEOUT_S, trust_env=False, **more(headers))
+            return httpx.request(
+                method, url, timeout=TIMEOUT_S, verify=certificates(), trust_env=False, **more(headers)
+            )
 
         try:
             response = send(self._headers())

@@ -12,10 +12,8 @@ SessionError
 from __future__ import annotations
 
 import contextlib
-import functools
 import random
 import re
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +22,8 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import httpx
+
+from worker.shared.certificates import certificates
 
 GRANULE_BYTES = 256 << 10
 """Every chunk but the last is a multiple of this size."""
@@ -126,13 +126,7 @@ def probe(url: str, patience: Patience | None = None) -> bool:
 
 def _client(url: str) -> httpx.Client:
     local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-    return httpx.Client(timeout=TIMEOUT_S, trust_env=not local, follow_redirects=False, verify=_certificates())
-
-
-@functools.cache
-def _certificates() -> ssl.SSLContext:
-    """Cached, because loading takes as long as a small upload."""
-    return httpx.create_ssl_context()
+    return httpx.Client(timeout=TIMEOUT_S, trust_env=not local, follow_redirects=False, verify=certificates())
 
 
 def _chunk(file: BinaryIO, at: int, size: int, chunk_bytes: int) -> tuple[bytes, str]:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from worker.shared import resumable_upload
+from worker.shared.certificates import certificates
 from worker.shared.shared_places.errors import (
     BusyError,
     FullError,
@@ -63,7 +64,7 @@ class DriveFolder:
         self._title, self._token, self._sleep = folder, token, sleep
         self._root = endpoint or ADDRESS
         is_local = urlsplit(self._root).hostname in ("127.0.0.1", "localhost", "::1")
-        self._client = client or httpx.Client(timeout=TIMEOUT_S, trust_env=not is_local)
+        self._client = client or httpx.Client(timeout=TIMEOUT_S, verify=certificates(), trust_env=not is_local)
         self._ids: dict[str, str] = {}
         self._new_ids: dict[str, str] = {}
         self._known: dict[str, tuple[str, bytes]] = {}
