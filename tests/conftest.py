@@ -52,7 +52,9 @@ structlog.configure(
 gc.disable()
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # files of few tests, which are the long ones, would come last
     if "PYTEST_XDIST_WORKER" not in os.environ:
         os.environ[forked_process.FOLDER] = tempfile.mkdtemp()
         Path(os.environ[forked_process.FOLDER], "owner").write_text(str(os.getpid()))
@@ -62,6 +64,12 @@ def pytest_configure() -> None:
 def pytest_unconfigure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(os.environ[forked_process.FOLDER])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files come first: several processes share the files, and none works alone on a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_collection_finish() -> None:

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.tiny_job import write_rows
 from benchmarks.tiny_model import byte_tokenizer
 from orchestrator.adapters.token_preview import TokenLooks
-from tests.helpers.forked_process import ForkedProcess, forks
+from tests.helpers.forked_process import ROOT, ForkedProcess, forks, lines
 from tests.helpers.waiting import wait_for
 from worker.shared import limited_call
 from worker.shared.dataset_spec import RowFormat
@@ -54,6 +54,17 @@ def test_a_variable_of_the_test_itself_counts(monkeypatch: pytest.MonkeyPatch) -
     with begin("--version", stdout=subprocess.PIPE) as process:
         assert process._answers is None
         process.communicate()
+
+
+def test_a_program_that_begins_with_our_lines_forks_and_has_nothing_of_ours(tmp_path: Path) -> None:
+    program = f"""{lines()}
+import subprocess
+print([name for name in sys.modules if name.partition(".")[0] in ("tests", "worker")], sys.path[0] == {str(ROOT)!r})
+with subprocess.Popen({[*COMMAND, "--version"]!r}, stdout=subprocess.PIPE) as process:
+    print(process._answers is not None, process.communicate()[0].decode())
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("[] False\nTrue trainhop ")
 
 
 def test_it_says_and_returns_the_same(environment: dict[str, str], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from tests.docs import snippets
 from tests.docs.not_run import NOT_RUN
 from tests.docs.reader import HUB_TOKEN, SERVE, Reader, Services, services
+from tests.helpers import forked_process
 from worker.shared.checkpoint_file import sha256_file
 
 Prepare = Callable[[Reader, str], str]
@@ -234,7 +235,7 @@ def _run_python(reader: Reader, page: str, text: str) -> None:
     code = re.search(r"thc_[\w-]+", (reader.folder / "snippet.ipynb").read_text())
     assert code
     program = text.replace("CODE", code[0]).replace("https://trainhop.example", reader.url)
-    (reader.folder / "snippet.py").write_text(program)
+    (reader.folder / "snippet.py").write_text(forked_process.lines() + program)
     printed = reader.type("python snippet.py", HF_ENDPOINT=reader.services.hub.endpoint)
     job = json.loads(reader.type(f"trainhop show {notebook.split()[2]} --json"))
     assert job["state"] == "succeeded", f"{page}: {job}\n{printed}"
