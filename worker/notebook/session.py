@@ -58,8 +58,13 @@ def _probe() -> Hardware:
     """The hardware as a worker process sees it. Runs in a child process, so that the kernel holds no GPU memory."""
     if importlib.util.find_spec("torch") is None:
         raise NotebookError("This kernel has no torch. Choose another kernel, or install it with `pip install torch`.")
-    command = tied([sys.executable, "-m", "worker.agent.hardware"])
-    done = subprocess.run(command, env=_environment(None), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        tied([sys.executable, "-m", "worker.agent.hardware"]),
+        env=_environment(None),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise NotebookError(f"The hardware of this machine could not be read: {last_line(done.stderr)}")
     return Hardware.model_validate_json(done.stdout.strip().splitlines()[-1])
