@@ -38,7 +38,7 @@ def main() -> None:
         writer.write([(step, at, values) for step, at, values in news["points"]])
         _say(answers, {"url": writer.close(news["state"])})
     except BaseException as error:  # noqa: BLE001  libraries also raise SystemExit
-        _say(answers, {"error": _words(error, key)})
+        _say(answers, {"error": _words(error, request["run"]["url"], key)})
     os._exit(0)  # threads of libraries may not hold it back
 
 
@@ -75,7 +75,13 @@ def _stay_outside(modules: dict[str, Any]) -> None:
     sys.addaudithook(watch)
 
 
-def _words(error: BaseException, key: str) -> str:
+def _words(error: BaseException, url: str, key: str) -> str:
+    """One line without the key. Libraries wrap what the system has said in texts of their own."""
+    root = error
+    while (inner := root.__cause__ or root.__context__) is not None:
+        root = inner
+    if isinstance(root, OSError) and root.strerror:
+        return f"{url or 'it'} cannot be reached ({root.strerror})"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     words = " ".join(lines[0].split())
     return (words.replace(key, "***") if key else words)[:MAX_WORDS]

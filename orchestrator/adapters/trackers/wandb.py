@@ -59,7 +59,7 @@ class WandbRun:
             reinit="create_new",
             settings=settings,
         )
-        self._last = int(self._run.step) - 1 if self._run.resumed else -1
+        self._last = int(self._run.starting_step) - 1
 
     @property
     def last_step(self) -> int:
