@@ -39,6 +39,9 @@ def set_login(ctx: Context, actor: Actor, tracker: str, *, key: str, url: str, p
         project=project.strip(),
         is_trusted=actor.role is Role.ADMIN,
     )
+    if set(login.url) & set("@?# ") or len(login.url) > MAX_URL or len(login.project) > MAX_PROJECT:
+        words = "An address has no user, no query and no spaces. Give the token as the key."
+        raise InvalidError(words, [("/url", words)])
     if words := _trackers(ctx).fault(tracker, login):
         raise InvalidError(words, [("/tracker", words)])
     sealed = ctx.vault.seal(json.dumps(asdict(login)))

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +40,21 @@ _MISSING = 1
 class ProcessTrackers:
     """Implements `ports.tracking.Trackers`. `python` has the libraries. It is the server's own one unless set."""
 
-    def __init__(
-        self, folder: Path, *, python: Path | None = None, longest_s: float = MAX_WRITE_S, package: str = _PACKAGE
-    ) -> None:
-        self._folder, self._longest_s, self._package = folder, longest_s, package
+    def __init__(self, folder: Path, *, python: Path | None = None, longest_s: float = MAX_WRITE_S) -> None:
+        self._folder, self._longest_s = folder, longest_s
         self._python = str(python or sys.executable)
         self._installed: set[str] = set()
 
     def fault(self, tracker: str, login: TrackerLogin | None) -> str:
-        module = import_module(f"{self._package}.{tracker}")
+        module = import_module(f"{_PACKAGE}.{tracker}")
         if words := self._missing(tracker, module.LIBRARY):
             return words
         return module.login_fault(login)
 
     def _missing(self, tracker: str, library: str) -> str:
         if not library or library in self._installed:
+            return ""
+        if self._python == sys.executable and find_spec(library) is not None:
             return ""
         try:
             found = subprocess.run([self._python, "-c", _FIND, library], env=variables(), timeout=LOOK_S, check=False)

@@ -161,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(200, {})
 
-    do_GET = do_PUT = do_POST
+    do_GET = do_PUT = do_POST  # noqa: N815  the names that the library calls
 
     def _answer(self, status: int, found: dict[str, Any]) -> None:
         body = json.dumps(found).encode()
