@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from orchestrator.domain.accounts import Actor, Role
-from orchestrator.domain.errors import ForbiddenError, InvalidError
+from orchestrator.domain.errors import ForbiddenError, InvalidError, NotFoundError
 from orchestrator.domain.tracking import SealedLogin, TrackerLogin
 from orchestrator.ports.system import VaultError
 from orchestrator.ports.tracking import Trackers
@@ -109,8 +109,7 @@ def _trackers(ctx: Context) -> Trackers:
 
 def _refuse_unknown(tracker: str) -> None:
     if tracker not in TRACKERS:
-        words = f"There is no tracker {tracker[:64]}. There are {', '.join(TRACKERS)}."
-        raise InvalidError(words, [("/tracker", words)])
+        raise NotFoundError(f"There is no tracker {tracker[:64]}. There are {', '.join(TRACKERS)}.")
 
 
 def _plain(text: str, what: str, pointer: str, most: int) -> str:
