@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePath
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
@@ -172,7 +172,7 @@ def _news(tx: Transaction, job: Job, after: int) -> _News:
 def config_of(job: Job) -> dict[str, Any]:
     """The settings of a job without what names a person's data, texts or accounts, and of a local model its name."""
     found = {
-        key: ", ".join(map(str, value)) if isinstance(value, list) else value
+        key: ", ".join(str(each) for each in cast("list[Any]", value)) if isinstance(value, list) else value
         for key, value in job.spec.items()
         if key not in PRIVATE and isinstance(value, str | int | float | bool | list)
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from itertools import islice
 from typing import Any
 
@@ -38,9 +39,7 @@ class MlflowRun:
         elif run.key:
             variables["MLFLOW_TRACKING_TOKEN"] = run.key
         os.environ.update(variables)
-        from mlflow import MlflowClient
-
-        self._client: Any = MlflowClient(tracking_uri=run.url)
+        self._client: Any = import_module("mlflow").MlflowClient(tracking_uri=run.url)
         self._url, self._run = run.url, run
         self._experiment = self._find_experiment(run.project or DEFAULT_PROJECT)
         self._found = self._find() or self._create()
@@ -50,14 +49,12 @@ class MlflowRun:
         self._last = max((metric.step for metric in latest), default=-1)
 
     def _find_experiment(self, name: str) -> str:
-        from mlflow.exceptions import MlflowException
-
         found = self._client.get_experiment_by_name(name)
         if found is not None:
             return found.experiment_id
         try:
             return self._client.create_experiment(name)
-        except MlflowException:  # somebody else was faster
+        except import_module("mlflow.exceptions").MlflowException:  # somebody else was faster
             found = self._client.get_experiment_by_name(name)
             if found is None:
                 raise
@@ -78,16 +75,15 @@ class MlflowRun:
         return self._last
 
     def write(self, points: list[Point]) -> None:
-        from mlflow.entities import Metric, Param
-
+        entities: Any = import_module("mlflow.entities")
         known = self._found.data.params
         missing = ((k, str(v)[:MAX_PARAM]) for k, v in self._run.config.items() if k not in known)
-        params = [Param(k, v) for k, v in missing]
+        params = [entities.Param(k, v) for k, v in missing]
         for first in range(0, len(params), MAX_PARAMS):
             self._client.log_batch(self._id, params=params[first : first + MAX_PARAMS])
         batch = list[Any]()
         for step, at, values in points:
-            metrics = [Metric(key, value, int(at * 1000), step) for key, value in sorted(values.items())]
+            metrics = [entities.Metric(key, value, int(at * 1000), step) for key, value in sorted(values.items())]
             if len(batch) + len(metrics) > MAX_AT_ONCE:
                 self._client.log_batch(self._id, metrics=batch)
                 batch = []

@@ -5,6 +5,7 @@ Each step has an id, and Trackio keeps only the first row with an id, so a step 
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from orchestrator.adapters.trackers.run import DEFAULT_PROJECT, Login, Point, Run, set_it
@@ -31,11 +32,9 @@ class TrackioRun:
     """A run over Trackio's client of remote servers."""
 
     def __init__(self, run: Run) -> None:
-        from trackio.remote_client import RemoteClient
-
         is_space = not run.url.startswith(("http://", "https://"))
         self._hf_token = run.key if is_space else None
-        self._client: Any = RemoteClient(
+        self._client: Any = import_module("trackio.remote_client").RemoteClient(
             run.url,
             hf_token=self._hf_token,
             write_token=None if is_space else run.key,

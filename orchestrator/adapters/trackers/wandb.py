@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import Any
 
 from orchestrator.adapters.trackers.run import DEFAULT_PROJECT, Login, Point, Run, set_it
@@ -32,8 +33,7 @@ class WandbRun:
         variables |= {f"WANDB_{name}_DIR": run.folder for name in ("CONFIG", "CACHE", "DATA", "ARTIFACT")}
         variables |= {"WANDB_BASE_URL": run.url} if run.url else {}
         os.environ.update(variables)
-        import wandb
-
+        wandb: Any = import_module("wandb")
         entity, _, project = (run.project or DEFAULT_PROJECT).rpartition("/")
         settings = wandb.Settings(
             console="off",
