@@ -27,7 +27,7 @@ from tests.emulators.wandb import WandbEmulator
 from tests.helpers.ports import quiet_port
 from worker.shared.process import tied
 
-STEPS = 90
+STEPS = 600
 PATIENCE_S = 400.0
 PACKAGES = ("mlflow>=3.17,<4", "tensorboard>=2.20", "trackio>=0.43,<1", "wandb>=0.31,<1")
 NAMES = ("wandb", "trackio", "tensorboard", "mlflow")
@@ -203,7 +203,6 @@ class _Story:
         if self._server.job(self.job)["state"] == "paused":
             self._server.post(f"/jobs/{self.job}:resume")
         wait(self._is_over, "the end of the job", PATIENCE_S)
-        self._kill_writer()
         self._kill_server()
         wait(self._all_told, "the trackers", PATIENCE_S, 0.2)
 
