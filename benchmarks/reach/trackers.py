@@ -131,9 +131,11 @@ class _Services:
         log = stack.enter_context((self._folder / f"{name}.log").open("wb"))
         command = tied([str(self._python), *arguments, str(port)])
         environment = os.environ | more | {"MLFLOW_DISABLE_TELEMETRY": "true"}
-        process = subprocess.Popen(command, cwd=self._folder, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, cwd=self._folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
         stack.callback(process.wait)
-        stack.callback(process.kill)
+        stack.callback(os.killpg, process.pid, signal.SIGKILL)  # MLflow's server has processes of its own
         url = f"http://127.0.0.1:{port}"
         Lab.wait_for(lambda: _answers(url), f"the server of {name}", PATIENCE_S, 0.2)
         return url
