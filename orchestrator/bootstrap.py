@@ -34,6 +34,7 @@ from orchestrator.adapters.stores.registry import StoreRegistry
 from orchestrator.adapters.stores.signed_links import BlobLinks
 from orchestrator.adapters.token_preview import TokenLooks
 from orchestrator.adapters.tokens import KeyedTokens
+from orchestrator.adapters.trackers.processes import ProcessTrackers
 from orchestrator.adapters.vault import FernetVault
 from orchestrator.config import Settings
 from orchestrator.ports.chats import Chats
@@ -51,6 +52,7 @@ from orchestrator.services.copied_folder import leave_to_the_original
 from orchestrator.services.judge_endpoints import JudgingContext, RunningJudges
 from orchestrator.services.notifications import NotificationContext
 from orchestrator.services.pushing import PushingContext
+from orchestrator.services.reporting import ReportingContext
 from orchestrator.services.rounds import Rounds
 from orchestrator.services.running_checks import RunningChecks
 from orchestrator.services.running_exports import RunningExports
@@ -78,7 +80,7 @@ class App:
 
     `rounds` knows which of its loops is late, `judges` what it does with judge models, and `running_chats` who chats.
     `chat_rooms` has the questions to sessions on machines. `pushing` is the context of the use cases that push to the
-    Hugging Face hub.
+    Hugging Face hub, `reporting` that of those that write to experiment trackers.
     """
 
     settings: Settings
@@ -93,6 +95,7 @@ class App:
     clock: SteadyClock
     guard: DatabaseGuard
     pushing: PushingContext
+    reporting: ReportingContext
     rounds: Rounds = field(default_factory=Rounds)
     judges: RunningJudges = field(default_factory=RunningJudges)
     chats: Chats = field(default_factory=ServerChats)
@@ -182,7 +185,8 @@ def _build(
         endpoint=settings.hub_endpoint,
         cache=settings.hub_cache,
     )
-    exports = _exports(settings)
+    exports, trackers = _exports(settings), ProcessTrackers(settings.folder, python=settings.trackers_python)
+    trackers.remove_unfinished()
     context = Context(
         uow=uow,
         clock=clock,
@@ -192,6 +196,7 @@ def _build(
         looks=TokenLooks(catalog, offline=settings.offline, endpoint=settings.hub_endpoint, cache=settings.hub_cache),
         checks=RunningChecks(),
         exports=exports,
+        trackers=trackers,
         tokens=tokens,
         limits=settings.limits,
         vault=vault,
@@ -214,6 +219,7 @@ def _build(
         clock=clock,
         guard=ground.guard,
         pushing=_pushing(settings, context),
+        reporting=ReportingContext(ctx=context, trackers=trackers),
         closers=[stores.close, exports.close, lambda: pool.shutdown(wait=False, cancel_futures=True)],
     )
     if ground.origin is Origin.COPY:

@@ -54,6 +54,9 @@ class Settings(BaseSettings):
     drivers: dict[str, dict[str, Any]] = {}
     max_upload_bytes: int = 4 << 30
 
+    trackers_python: Path | None = None
+    """A Python with the libraries of experiment trackers, where they do not fit beside the server's own."""
+
     local_slots: int = Field(default=1, ge=0)
     local_session_s: float = Field(default=12 * 3600.0, gt=0)
 

@@ -105,6 +105,7 @@ class Inputs:
             "account_id": self._account,
             "channel_id": self.channel,
             "provider": "colab",
+            "tracker": "wandb",
             "name": "local",
         }
 
@@ -339,6 +340,7 @@ _MAKERS: dict[str, Callable[[Inputs], Request]] = {
     "more_grants": lambda i: i.on_lease("grants", {"fence": 1, "kind": "checkpoint"}),
     "read_blob": lambda i: i.a_blob(write=False),
     "write_blob": lambda i: i.a_blob(write=True),
+    "set_tracker": lambda i: Request(path={"tracker": "wandb"}, body={"key": "x"}, caller=i.member),
     "set_hub_token": lambda i: Request(body={"token": "hf_x"}, caller=i.member),
     "list_members": lambda i: i.by_admin(),
     "add_member": lambda i: i.by_admin({"name": f"n{next(i._numbers)}"}),  # noqa: SLF001

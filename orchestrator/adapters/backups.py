@@ -33,7 +33,7 @@ NOTES = (".json", ".jsonl", ".log")
 FILES = "files"
 """What is kept of the drivers' folders: records, messages, logs, and files that came from an ended session. All else
 there is made for one machine."""
-NOT_OF_DRIVERS = frozenset({STORE, "models", "hub", "exports", "pushes", "huggingface"})
+NOT_OF_DRIVERS = frozenset({STORE, "models", "hub", "exports", "pushes", "huggingface", "trackers", "tensorboard"})
 """Folders with files that are fetched or made again."""
 MAX_NOTE_BYTES = 64 << 20
 MAX_NOTE_DEPTH = 5

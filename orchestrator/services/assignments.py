@@ -74,6 +74,7 @@ def describe_job(
 def for_machines(spec: JobSpec) -> JobSpec:
     """The job file without what only the server reads, because older workers refuse its keys."""
     own: dict[str, Any] = {"rendered_at": None, "evaluate": None, "hub_model_id": None, "hub_private": True}
+    own["report_to"] = ()
     if spec.excess_length_strategy == TRUNCATE:  # as without the key
         own["excess_length_strategy"] = None
     own["datasets"] = tuple(each.as_read for each in spec.datasets)

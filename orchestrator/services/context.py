@@ -12,6 +12,7 @@ from orchestrator.ports.providers import Capacity, Providers
 from orchestrator.ports.repository import UnitOfWork
 from orchestrator.ports.stores import Stores
 from orchestrator.ports.system import Clock, Limits, Tokens, Vault
+from orchestrator.ports.tracking import Trackers
 from orchestrator.services.running_checks import RunningChecks
 from orchestrator.services.running_exports import RunningExports
 from orchestrator.services.single_flight import SingleFlight
@@ -35,7 +36,7 @@ class Context:
     sessions of accounts, and what went wrong in them. `looks` shows rows in tokens, if this server can. `verdicts`
     holds what it has found, by model, data and settings, and `piece_counts` the pieces of texts. `checks` holds running
     data checks and `exports` the exports of adapters, if this server makes them. `start_adapters` has what was read of
-    adapters to continue from, by their key in the store.
+    adapters to continue from, by their key in the store. `trackers` are what `report_to` can name.
     `benchmarks` has the sha256 and the number of items of each benchmark at a commit that was used here.
     """
 
@@ -55,6 +56,7 @@ class Context:
     looks: Looks | None = None
     checks: RunningChecks | None = None
     exports: RunningExports | None = None
+    trackers: Trackers | None = None
     verdicts: dict[tuple[object, ...], Verdict] = field(default_factory=dict[tuple[object, ...], Verdict])
     piece_counts: dict[tuple[object, ...], PieceCount] = field(default_factory=dict[tuple[object, ...], PieceCount])
     start_adapters: dict[str, tuple[StartAdapter, AdapterFiles]] = field(

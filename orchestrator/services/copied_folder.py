@@ -39,16 +39,24 @@ def leave_to_the_original(ctx: Context) -> None:
         for delivery in tx.deliveries.due(float("inf"), _MANY):
             delivery.state, delivery.detail = DeliveryState.FAILED, REASON
             tx.deliveries.save(delivery)
-        for judgement in tx.judgements.running():
-            judgement.state, judgement.reason = JudgementState.PAUSED, f"It {REASON}."
-            tx.judgements.save(judgement)
-        for push in tx.pushes.running():
-            push.state, push.reason = PushState.FAILED, f"It {REASON}."
-            tx.pushes.save(push)
+        _end_calls(tx, now)
         for store in tx.stores.all():
             if store.credentials:
                 problem = "The original server uses this folder. Sign in again, with another folder or account."
                 tx.stores.put(dataclasses.replace(store, credentials="", problem=problem))
+
+
+def _end_calls(tx: Transaction, now: float) -> None:
+    """The original asks judge models, pushes adapters and writes to experiment trackers."""
+    for judgement in tx.judgements.running():
+        judgement.state, judgement.reason = JudgementState.PAUSED, f"It {REASON}."
+        tx.judgements.save(judgement)
+    for push in tx.pushes.running():
+        push.state, push.reason = PushState.FAILED, f"It {REASON}."
+        tx.pushes.save(push)
+    for run in tx.tracking.unfinished():
+        run.gave_up_at, run.reason = now, f"It {REASON}."
+        tx.tracking.save(run)
 
 
 def _give_up_sessions(tx: Transaction, now: float) -> None:

@@ -19,7 +19,7 @@ _WORDS = {
 def follow_up(spec: JobSpec, what: str, **changes: Any) -> JobSpec:
     """The job file of `what` ("Evaluation", "Export", "Chat") of a job, with `changes`.
 
-    It ends with its own result: no evaluation, push or samples follow. It never goes before other jobs.
+    It ends with its own result: no evaluation, push, report or samples follow. It never goes before other jobs.
     """
     return spec.model_copy(
         update={
@@ -27,6 +27,7 @@ def follow_up(spec: JobSpec, what: str, **changes: Any) -> JobSpec:
             "evaluate": None,
             "hub_model_id": None,
             "hub_private": True,
+            "report_to": (),
             "sample_prompts": (),
             "deadline": None,
             "priority": min(0, spec.priority),

@@ -17,6 +17,7 @@ from orchestrator.services.job_checks import names_modules, notes, refuse_what_t
 from orchestrator.services.long_texts import split_texts, strategy_of
 from orchestrator.services.row_faults import judge_rows
 from orchestrator.services.template_trial import refuse_bad_template
+from orchestrator.services.tracker_logins import refuse_unwritable
 from worker.shared import memory_estimate
 from worker.shared.dataset_spec import DatasetSpec, RowFormat
 from worker.shared.job_spec import ENCODING, NUMERICS, VAL_SPLIT, JobSpec
@@ -65,6 +66,7 @@ def resolve(
     _refuse_the_unknown(ctx, spec)
     if spec.hub_model_id is not None:
         refuse_without_write(ctx, actor.member_id, spec.hub_model_id, "/hub_model_id")
+    refuse_unwritable(ctx, actor.member_id, spec.report_to)
     token = token_of(ctx, actor.member_id)
     spec, start, said = start_adapters.resolve(ctx, actor, spec, given)
     model = ctx.catalog.model(spec.base_model, token, with_modules=names_modules(spec) or start is not None)

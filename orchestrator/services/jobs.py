@@ -12,6 +12,7 @@ from orchestrator.domain.accounts import Actor, Role
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, KeyTakenError
 from orchestrator.domain.jobs import Checkpoint, Job, Lease
 from orchestrator.domain.lifecycle import CheckpointState, EndReason, JobState, LeaseState
+from orchestrator.domain.tracking import TrackedRun
 from orchestrator.ports.providers import Handle, ProviderError
 from orchestrator.ports.repository import Transaction
 from orchestrator.services import exported_files
@@ -189,6 +190,8 @@ def queue(
     if ready.key is not None:
         tx.idempotency.add(actor.member_id, ready.key, ready.request_hash, {"job": job.id}, now)
     tx.jobs.add(job)
+    for tracker in resolved.report_to:
+        tx.tracking.add(TrackedRun(job_id=job.id, tracker=tracker, member_id=owner, created_at=now))
     if ready.tags:
         tx.jobs.set_tags(job.id, ready.tags)
     if ready.note:
@@ -312,6 +315,7 @@ def retry(ctx: Context, actor: Actor, job_id: str) -> Job:
             raise ConflictError(gone[1])
         exported_files.refuse_without_adapter(tx, job)
         job.queue_again(at=ctx.clock.now(), actor=actor.name, reason="retried on request")
+        tx.tracking.reopen(job_id)
         tx.jobs.save(job)
     ctx.wake()
     return job
@@ -359,6 +363,8 @@ def delete(ctx: Context, actor: Actor, job_id: str) -> None:
     sweep_discarded(ctx)
     if ctx.exports is not None:
         ctx.exports.forget_job(job_id)
+    if ctx.trackers is not None:
+        ctx.trackers.forget(job_id)
     for lease in leases:
         _erase_log(ctx, lease)
 

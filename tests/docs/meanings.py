@@ -71,6 +71,8 @@ JOB_KEYS = {
     "hub_model_id": "A repository on the Hugging Face hub (`OWNER/NAME`). The server pushes the adapter there when the "
     "job is done. See [Hugging Face hub](use-an-adapter.md#hugging-face-hub).",
     "hub_private": "`false` makes a new repository of `hub_model_id` public, and allows one that is.",
+    "report_to": "Experiment trackers that the server writes the curve to: `wandb`, `trackio`, `tensorboard`, "
+    "`mlflow`, or `none`. See [Experiment trackers](trackers.md).",
     "evaluation": "Filled in by the server in an evaluation. See [Evaluate an adapter](evaluation.md).",
     "export": "Filled in by the server in an export. See [Use an adapter](use-an-adapter.md#on-a-machine).",
     "chat": "Filled in by the server in a chat on a machine. See [Try it](use-an-adapter.md#try-it).",
@@ -179,6 +181,7 @@ SETTINGS = {
     "hub_endpoint": "An emulator of the Hugging Face hub on this computer.",
     "drivers": "Settings of providers and stores, as JSON by their names. Each has a variable of its own as well.",
     "max_upload_bytes": "Maximum size of an upload, in bytes.",
+    "trackers_python": "A Python that has the libraries of experiment trackers. By default the server's own.",
     "local_slots": "Concurrent workers on this computer. Only used on the first start. Change the pool later "
     "with `trainhop accounts change this-computer --set slots=2`.",
     "local_session_s": "Session limit on this computer. Only used on the first start, like `TRAINHOP_LOCAL_SLOTS`.",

@@ -22,8 +22,13 @@ DOCKER = "needs the image; CI builds it"
 VOTES = "needs an evaluation that people have voted on; tests/http/test_models.py has one"
 INDEX_MCP = "installs a package from an index; CI installs it with the others"
 AGENTS = "serves agents until it is stopped; tests/mcp/test_transports.py calls its tools"
+TRACKERS = "needs a tracker's library, or a curve that was written; tests/http/test_trackers.py has both"
 
 NOT_RUN = {
+    "trainhop trackers set wandb --key-file key.txt --project TEAM/trail-guide": TRACKERS,
+    "trainhop trackers set mlflow --url https://mlflow.example.org --key-file key.txt": TRACKERS,
+    "trainhop trackers set trackio --url OWNER/SPACE --key-file key.txt": TRACKERS,
+    "trainhop trackers file JOB --out tensorboard": TRACKERS,
     "pip install 'trainhop[mcp]'": INDEX_MCP,
     "trainhop mcp --http 127.0.0.1:8643": AGENTS,
     "trainhop evaluate JOB": ANSWERS,

@@ -115,6 +115,7 @@ PREPARE: dict[tuple[str, str], Prepare] = {
     ("docs/compare-jobs.md", 'trainhop note JOB "half the learning rate is better"'): _of_new_job,
     ("docs/compare-jobs.md", "trainhop note JOB"): _of_new_job,
     ("docs/compare-jobs.md", "trainhop tag JOB best night"): _of_new_job,
+    ("docs/trackers.md", "trainhop trackers show JOB"): _of_new_job,
     ("docs/operations.md", "trainhop up --data-dir /srv/trainhop"): _of_folder,
     ("docs/operations.md", "trainhop backup trainhop.tar --data-dir /srv/trainhop"): _of_folder,
     ("docs/operations.md", "trainhop restore trainhop.tar --data-dir /srv/restored"): _of_folder,

@@ -22,6 +22,7 @@ BODIES = {
     "change_account": {"paused": True},
     "diagnose_account": {},
     "set_hub_token": {"token": "hf_x"},
+    "set_tracker": {"key": "x"},
     "start_audit": {},
     "add_candidate": {"job": "unknown"},
     "promote": {"job": "unknown"},

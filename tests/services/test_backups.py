@@ -420,7 +420,13 @@ def test_the_notes_of_drivers_are_kept_and_the_rest_is_not(sqlite_app: App, tmp_
         "kaggle/.accounts/a1/session.json": b"{}",
         "drivers/workshop/lease-3/outbox.jsonl": b"{}",
     }
-    left = ("models/tiny/config.json", "exports/job/gguf/a.json", "sessions/lease-1/spool/a.safetensors", "log")
+    left = (
+        "models/tiny/config.json",
+        "exports/job/gguf/a.json",
+        "trackers/write-1/debug.log",
+        "sessions/lease-1/spool/a.safetensors",
+        "log",
+    )
     for name in (*kept, *left):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(kept.get(name, b"left"))

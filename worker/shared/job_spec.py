@@ -21,6 +21,7 @@ from worker.shared.long_texts import Strategy
 from worker.shared.methods import MethodKeys
 from worker.shared.own_template import USUAL, Template, TemplateName, fault_of, template_of
 from worker.shared.plain_errors import MAX_KEY, nearest
+from worker.shared.report_to import ReportTo
 from worker.shared.schedules import Schedule, ScheduleSettings, fault, too_long
 from worker.shared.start_adapter import StartAdapterKeys
 from worker.shared.wire import NonBlank, Written, excerpt, not_blank
@@ -151,6 +152,9 @@ class JobSpec(StartAdapterKeys, AdapterSettings, MethodKeys, Subject):
     hub_model_id: RepoName | None = Field(default=None, exclude_if=lambda repo: repo is None)
     hub_private: bool = Field(default=True, exclude_if=lambda private: private)
     """Where the server pushes the adapter when this job is done. No worker gets these keys: older ones refuse them."""
+
+    report_to: ReportTo = Field(default=(), exclude_if=lambda names: not names)
+    """Trackers that the server writes the curve to. No worker gets it: older ones refuse the key."""
 
     checkpoint: CheckpointSpec = CheckpointSpec()
     placement: PlacementSpec = PlacementSpec()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy import ColumnElement, Connection, Engine, Table, delete, exists, func, insert, inspect, select
 
-from orchestrator.adapters.database import judge_tables, tables
+from orchestrator.adapters.database import judge_tables, tables, tracking_tables
 from orchestrator.adapters.database.leases import IS_LIVE
 
 _SEALED = (
@@ -15,6 +15,7 @@ _SEALED = (
     (tables.channels, "sealed"),
     (tables.members, "hub_token"),
     (judge_tables.judge_endpoints, "sealed"),
+    (tracking_tables.tracker_logins, "sealed"),
 )
 
 

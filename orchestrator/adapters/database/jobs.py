@@ -14,6 +14,7 @@ from orchestrator.adapters.database.export_tables import machine_exports
 from orchestrator.adapters.database.mapper import Mapper
 from orchestrator.adapters.database.push_tables import pushes
 from orchestrator.adapters.database.repository import SqlRepository
+from orchestrator.adapters.database.tracking_tables import tracked_runs
 from orchestrator.domain.jobs import Event, Job, StepTime
 from orchestrator.domain.lifecycle import EndReason, JobState
 
@@ -154,6 +155,7 @@ class SqlJobRepository(SqlRepository):
             delete(tables.channels).where(tables.channels.c.job_id == job_id),
             delete(_notes).where(_notes.c.job_id == job_id),
             delete(pushes).where(pushes.c.job_id == job_id),
+            delete(tracked_runs).where(tracked_runs.c.job_id == job_id),
             delete(machine_exports).where(machine_exports.c.job_id == job_id),
         ):
             self._connection.execute(statement)

@@ -13,6 +13,7 @@ from orchestrator.adapters.database.mapper import Mapper
 from orchestrator.adapters.database.pushes import end_pushes
 from orchestrator.adapters.database.repository import SqlRepository
 from orchestrator.adapters.database.shares import revoke_shares
+from orchestrator.adapters.database.tracking import remove_logins
 from orchestrator.domain.accounts import Member, Role
 from orchestrator.domain.errors import ConflictError
 
@@ -69,5 +70,6 @@ class SqlMemberRepository(SqlRepository):
             self._connection.execute(statement)
         remove_endpoints(self._connection, member.id)
         end_pushes(self._connection, member.id)
+        remove_logins(self._connection, member.id, member.removed_at)
         revoke_raters(self._connection, member.id, member.removed_at)
         revoke_shares(self._connection, member.id, member.removed_at)

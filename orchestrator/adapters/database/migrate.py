@@ -127,5 +127,5 @@ def _version(connection: Connection) -> str | None:
     return connection.scalar(select(_versions.c.version_num))
 
 
-HEAD = "0024"
+HEAD = "0025"
 """The newest revision under `migrations/versions`. A test compares the two."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Table, and_, or_, select, update
 
-from orchestrator.adapters.database import judge_tables, push_tables, share_tables, tables
+from orchestrator.adapters.database import judge_tables, push_tables, share_tables, tables, tracking_tables
 from orchestrator.adapters.database.jobs import IS_UNENDED
 from orchestrator.adapters.database.leases import IS_LIVE
 from orchestrator.adapters.database.repository import SqlRepository
@@ -33,6 +33,7 @@ _COMPARED: tuple[tuple[Table, tuple[str, ...], Any], ...] = (
     (tables.remembered, ("at",), None),
     (judge_tables.judgements, ("not_before",), judge_tables.judgements.c.not_before > 0),
     (push_tables.pushes, ("not_before",), push_tables.pushes.c.not_before > 0),
+    (tracking_tables.tracked_runs, ("not_before",), tracking_tables.tracked_runs.c.not_before > 0),
     (share_tables.shares, ("expires_at",), share_tables.shares.c.expires_at.is_not(None)),
     (tables.deliveries, ("next_at", "created_at", "sent_at"), None),
 )

@@ -27,6 +27,7 @@ from orchestrator.adapters.database.stores import SqlStoreObjectRepository, SqlS
 from orchestrator.adapters.database.team import SqlTeamRepository
 from orchestrator.adapters.database.times import SqlTimeRepository
 from orchestrator.adapters.database.tokens import SqlTokenRepository
+from orchestrator.adapters.database.tracking import SqlTrackingRepository
 from orchestrator.domain.jobs import Event
 
 
@@ -134,6 +135,10 @@ class SqlTransaction:
     @property
     def machine_exports(self) -> SqlMachineExportRepository:
         return SqlMachineExportRepository(self.connection)
+
+    @property
+    def tracking(self) -> SqlTrackingRepository:
+        return SqlTrackingRepository(self.connection)
 
     @property
     def channels(self) -> SqlChannelRepository:

@@ -17,6 +17,7 @@ from orchestrator.services.mailbox import MailboxPoller
 from orchestrator.services.notifications import check_alerts, deliver_due
 from orchestrator.services.pushing import push_due
 from orchestrator.services.reconcile import Watch
+from orchestrator.services.reporting import report_due
 from orchestrator.services.retention import DAY_S, tidy
 from orchestrator.services.rounds import LATE_S
 
@@ -25,6 +26,7 @@ log = structlog.get_logger()
 TELL_EVERY_S = 2.0
 JUDGE_EVERY_S = 2.0
 PUSH_EVERY_S = 2.0
+TRACK_EVERY_S = 2.0
 LOOK_AROUND_EVERY_S = 60.0
 TIDY_EVERY_S = 600.0
 WATCH_EVERY_S = 1.0
@@ -68,6 +70,7 @@ class Ticker:
         self._periodic.every(TELL_EVERY_S, "notifications", lambda: deliver_due(app.notifications))
         self._periodic.every(JUDGE_EVERY_S, "judgements", lambda: judge_due(app.judging))
         self._periodic.every(PUSH_EVERY_S, "pushes", lambda: push_due(app.pushing))
+        self._periodic.every(TRACK_EVERY_S, "trackers", lambda: report_due(app.reporting))
         self._periodic.every(LOOK_AROUND_EVERY_S, "alerts", lambda: check_alerts(app.notifications))
         self._periodic.every(tidy_every_s, "tidying", self._tidy)
 

@@ -39,6 +39,7 @@ from orchestrator.entrypoints.cli import (
     shares,
     stores,
     sweeps,
+    trackers,
     watch,
 )
 from orchestrator.entrypoints.cli.client import CommandError, Exit, exit_code
@@ -89,6 +90,7 @@ app.add_typer(models.app, name="models", rich_help_panel="Server")
 app.add_typer(notifications.app, name="notifications", rich_help_panel="Server")
 app.add_typer(members.tokens, name="tokens", rich_help_panel="Server")
 app.add_typer(stores.app, name="store", rich_help_panel="Server")
+app.add_typer(trackers.app, name="trackers", rich_help_panel="Server")
 
 
 def _print_version(wanted: bool) -> None:

@@ -15,7 +15,7 @@ from orchestrator.domain.scheduling import Candidate
 from orchestrator.entrypoints.dashboard import setup
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, page, piece
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep
-from orchestrator.services import accounts, capacity, dispatch, hub_tokens, providers
+from orchestrator.services import accounts, capacity, dispatch, hub_tokens, providers, tracker_logins
 from orchestrator.services.context import first_id
 
 router = APIRouter(include_in_schema=False)
@@ -83,6 +83,7 @@ def _accounts(
     ]
     values: Row = {"accounts": shown, "providers": providers.list_providers(server.ctx), "said": said}
     values |= {"hub": _hub(server, me), "problem": problem, "connect": setup.connect_forms(server, me, mine)}
+    values |= {"trackers": tracker_logins.states(server.ctx, me.member_id)}
     values |= {"store": setup.store_now(server), "store_forms": setup.store_forms(server, me)}
     if by_script(request):
         return piece("accounts_now.html", me=me, now=server.ctx.clock.now(), **values)

@@ -9,6 +9,7 @@ from orchestrator.domain.jobs import StepTime
 from orchestrator.domain.lifecycle import JobState
 from orchestrator.domain.pushes import Push
 from orchestrator.domain.scheduling import Forecast, forecast
+from orchestrator.domain.tracking import TrackedRun
 from orchestrator.entrypoints.dashboard import timeline
 from orchestrator.entrypoints.dashboard.render import fragment
 from orchestrator.entrypoints.http.dependencies import Server
@@ -86,6 +87,7 @@ def look(server: Server, job_id: str, *, is_own: bool) -> Look | None:
             "samples": _samples(server, job_id),
             "judges": _judges(server, row),
             "pushes": _pushes(server, row),
+            "tracked": _tracked(server, row),
             **_evaluated(server, job_id),
             "readings": _readings(server, sessions),
             "last_words": _last_words(server, row, sessions),
@@ -108,6 +110,12 @@ def _judges(server: Server, row: Row) -> list[JudgeReport]:
         return []
     with server.ctx.uow() as tx:
         return judge_reports.of_evaluation(tx, row["id"])
+
+
+def _tracked(server: Server, row: Row) -> list[TrackedRun]:
+    """The job's runs at experiment trackers."""
+    with server.ctx.uow() as tx:
+        return tx.tracking.of_job(row["id"]) if row["spec"].get("report_to") else []
 
 
 def _pushes(server: Server, row: Row) -> list[Push]:

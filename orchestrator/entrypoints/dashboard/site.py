@@ -37,6 +37,7 @@ from orchestrator.entrypoints.dashboard import (
     shares,
     store_choice,
     submit,
+    trackers,
 )
 from orchestrator.entrypoints.dashboard.render import by_script, page, piece, viewer
 from orchestrator.entrypoints.http import problems
@@ -58,6 +59,7 @@ PAGES = (
     logs,
     fleet,
     hub,
+    trackers,
     setup,
     store_choice,
     submit,

@@ -37,6 +37,7 @@ from orchestrator.entrypoints.api import (
     stores,
     tags,
     team,
+    trackers,
     workers,
 )
 from orchestrator.entrypoints.dashboard import site
@@ -67,6 +68,7 @@ _TAGS = [
     {"name": "accounts", "description": "Accounts at providers and shared pools."},
     {"name": "stores", "description": "Where checkpoints and adapters are stored."},
     {"name": "people", "description": "Members and their tokens."},
+    {"name": "trackers", "description": "Experiment trackers that the server writes curves to."},
     {"name": "notifications", "description": "Notification channels."},
     {"name": "OpenAI", "description": "Files and fine-tuning in the form of OpenAI's API, with its errors."},
     {"name": "worker", "description": "Calls of workers, with a lease token."},
@@ -129,6 +131,7 @@ def make_app(app: App) -> FastAPI:
         team,
         providers,
         hub_token,
+        trackers,
         checks,
         notifications,
         stores,

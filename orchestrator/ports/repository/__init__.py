@@ -30,6 +30,7 @@ from orchestrator.ports.repository.notifications import ChannelRepository, Deliv
 from orchestrator.ports.repository.pushes import PushRepository
 from orchestrator.ports.repository.shares import ShareRepository
 from orchestrator.ports.repository.storage import DatasetRepository, StoreObjectRepository, StoreRepository
+from orchestrator.ports.repository.tracking import TrackingRepository
 
 
 class TimeRepository(Protocol):
@@ -89,6 +90,8 @@ class Transaction(Protocol):
     def shares(self) -> ShareRepository: ...
     @property
     def machine_exports(self) -> MachineExportRepository: ...
+    @property
+    def tracking(self) -> TrackingRepository: ...
     @property
     def channels(self) -> ChannelRepository: ...
     @property
