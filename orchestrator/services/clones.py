@@ -20,7 +20,7 @@ from orchestrator.domain.lifecycle import CheckpointState
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.access import owned_job
 from orchestrator.services.context import Context
-from orchestrator.services.job_resolution import NEWEST
+from orchestrator.services.job_pinning import NEWEST
 from orchestrator.services.jobs import Ready, job_of_winner, prepare, queue
 from worker.shared.job_spec import JobSpec
 from worker.shared.lineage import FROM_HERE_ON

@@ -21,7 +21,8 @@ from orchestrator.services.context import Context, new_id
 from orchestrator.services.data_gate import refuse_findings
 from orchestrator.services.datasets import hold, sweep_discarded, unused_keys
 from orchestrator.services.failed_starts import Explanation
-from orchestrator.services.job_resolution import NEWEST, resolve
+from orchestrator.services.job_pinning import NEWEST, of_unused
+from orchestrator.services.job_resolution import resolve
 from orchestrator.services.leases import release_lease
 from orchestrator.services.needed_jobs import refuse_if_needed
 from orchestrator.services.offline_sessions import refuse_hand_over
@@ -104,11 +105,6 @@ class Ready:
     tags: Collection[str] = ()
 
 
-def _of_unused(keys: Collection[str]) -> tuple[str, ...]:
-    shown = ", ".join(" ".join(key.split()) for key in keys)
-    return (f"Keys of the data that are not used in training: {shown}.",) if keys else ()
-
-
 def prepare(
     ctx: Context,
     actor: Actor,
@@ -132,7 +128,7 @@ def prepare(
         spec=resolved,
         as_json=resolved.model_dump(mode="json"),
         need=need,
-        notes=(*noted, *_of_unused(unused_keys(ctx, resolved))),
+        notes=(*noted, *of_unused(unused_keys(ctx, resolved))),
         accepted=refuse_findings(ctx, resolved),
         key=key,
         request_hash=request_hash,

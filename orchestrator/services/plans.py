@@ -27,7 +27,8 @@ from orchestrator.services.context import Context
 from orchestrator.services.data_gate import file_reports
 from orchestrator.services.datasets import unused_keys
 from orchestrator.services.dispatch import to_pending
-from orchestrator.services.job_resolution import NEWEST, resolve
+from orchestrator.services.job_pinning import NEWEST
+from orchestrator.services.job_resolution import resolve
 from worker.shared.data_check_list import Level
 from worker.shared.job_spec import JobSpec
 

@@ -244,6 +244,17 @@ class JobSpec(AdapterSettings, MethodKeys, Subject):
         return template_of(self.chat_template, self.chat_template_jinja)
 
     @property
+    def for_machines(self) -> JobSpec:
+        """The job file without what only the server reads, because older workers refuse its keys."""
+        own: dict[str, Any] = {"rendered_at": None, "evaluate": None, "hub_model_id": None, "hub_private": True}
+        own["datasets"] = tuple(each.as_read for each in self.datasets)
+        if (asked := self.evaluation) is not None:
+            files = {"prompts": asked.prompts, "tasks": asked.tasks}
+            plain = {key: file.as_read for key, file in files.items() if file is not None}
+            own["evaluation"] = asked.model_copy(update=plain)
+        return self.model_copy(update=own)
+
+    @property
     def schedule_fault(self) -> str:
         """Why the schedule does not fit into the steps of a job that trains, or "". Known once the steps are."""
         return too_long(self.lr_scheduler_kwargs, self.warm_up, self.total_steps)
