@@ -8,6 +8,8 @@
 
     trainhop.notebook.run("CODE", server="https://trainhop.example")
 
+    trainhop.run("job.yaml", place="hf://me/my-run")   # without a server: a shared place has everything
+
 `import trainhop` itself loads nothing. It works beside files of yours that are called worker.py or orchestrator.py, and
 your own `import worker` still gets your file, except while a call into this package runs.
 """
@@ -21,11 +23,12 @@ if TYPE_CHECKING:
     from trainhop.client import Client
     from trainhop.errors import Error
     from trainhop.records import Dataset, Job, Place, Plan
+    from trainhop.without_server import run
     from worker.shared.job_spec import JobSpec
 
     __version__: str
 
-__all__ = ["Client", "Dataset", "Error", "Job", "JobSpec", "Place", "Plan", "__version__", "notebook"]
+__all__ = ["Client", "Dataset", "Error", "Job", "JobSpec", "Place", "Plan", "__version__", "notebook", "run"]
 
 _MODULES = {
     "Client": "client",
@@ -35,6 +38,7 @@ _MODULES = {
     "JobSpec": "job_file",
     "Place": "records",
     "Plan": "records",
+    "run": "without_server",
 }
 
 

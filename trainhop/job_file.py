@@ -138,13 +138,13 @@ def send_data(
     its path.
     """
     spec = deepcopy(spec)
-    _put_template(spec, name, folder, may_send)
+    put_template(spec, name, folder, may_send)
     entries: list[tuple[str, str, dict[str, Any]]] = [("datasets", "auto", each) for each in spec["datasets"]]
     asked: dict[str, Any] = spec.get("evaluate") or {}
     kinds = {"prompts": "auto", "tasks": "task"}
     entries += [(f"evaluate.{key}", kind, asked[key]) for key, kind in kinds.items() if asked.get(key)]
     for place, kind, entry in entries:
-        file = _local(entry["path"], f"{name}: {place}", folder)
+        file = local_file(entry["path"], f"{name}: {place}", folder)
         if file is None:
             continue
         if not may_send(entry["path"], file):
@@ -169,7 +169,7 @@ def send_data(
     return spec
 
 
-def _put_template(spec: dict[str, Any], name: str, folder: Path | None, may_send: Callable[[str, Path], bool]) -> None:
+def put_template(spec: dict[str, Any], name: str, folder: Path | None, may_send: Callable[[str, Path], bool]) -> None:
     """Put the text of a template's file in place of its path."""
     given = spec.get("chat_template_jinja")
     if not isinstance(given, str) or Path(given).suffix not in _TEMPLATE_SUFFIXES or "{" in given or "\n" in given:
@@ -198,7 +198,7 @@ def _query(name: str, entry: Mapping[str, Any], kind: str) -> dict[str, str]:
     return query | ({"columns": json.dumps(columns)} if columns else {})
 
 
-def _local(path: str, name: str, folder: Path | None) -> Path | None:
+def local_file(path: str, name: str, folder: Path | None) -> Path | None:
     """The file, found from the current or the job file's folder. None if the path means something to the server."""
     if path.startswith("sha256:"):
         return None
