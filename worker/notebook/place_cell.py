@@ -146,6 +146,8 @@ def run(order: dict[str, Any], variables: Mapping[str, str], module: str) -> Pla
             )
         outbox, events = Tail(home / "outbox.jsonl"), _Events(home / "events.jsonl", progress)
         interrupted, _ = watch(child, outbox, home / LOG, events, progress, panel)
+        if child.stdin is not None:
+            child.stdin.close()
         _DEAD[address] = writer
         events.poll(home / LOG)
         outcome, words = _ending(child.returncode, outbox.last, last_output_line(home / LOG), progress, interrupted)

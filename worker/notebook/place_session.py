@@ -109,7 +109,8 @@ class PlaceSession(Session):
         self._end(why)
 
     def _end(self, why: str) -> None:
-        self._events.tell(lost=why)
+        if not self._over.is_set():  # later ones only follow from the first
+            self._events.tell(lost=why)
         super()._end(why)
 
     def _report(self, metrics: tuple[MetricRow, ...], samples: tuple[Sample, ...] = (), **how: Any) -> None:
