@@ -25,11 +25,12 @@ NEEDED = ("httpx", "numpy", "pydantic", "safetensors", "stamina")
 NO_SESSION_NEEDS = (
     "worker/shared/data_checks",
     "worker/shared/installation.py",
+    "worker/shared/shared_places",
     "worker/training/end_counts.py",
     "worker/training/token_counts.py",
     "worker/training/token_preview.py",
 )
-"""Command line and server run them. What is sent to a machine with each session may not be large."""
+"""Command line, server, and sessions without a server run them. What a server sends with each session must be small."""
 ADAPTERS = ("worker/chat", "worker/export", "worker/shared/chat.py", "worker/shared/chat_limits.py")
 """Only sessions that export an adapter or chat with it need these."""
 

@@ -62,6 +62,10 @@ class Tokens:
         """The access tokens that were given out, the expired ones too."""
         return list(self._access)
 
+    def sign_in(self) -> str:
+        """A new access token, as a notebook's sign-in has one."""
+        return str(self._issue()["access_token"])
+
     def revoke(self) -> None:
         self.refresh_tokens.clear()
         self.expire()

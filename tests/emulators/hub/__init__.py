@@ -10,7 +10,8 @@
 What is there: whoami, info and listing of models and datasets, `resolve` (small files by way of the hub's own cache
 address, large ones by a redirect to another host with a signed address that needs no sign-in), gated and private
 repositories. Of what writes: new repositories, large files by LFS, commits with a parent, the history in pages, and
-rights of tokens and organisations (`hub.writes`). What is not there: bytes by Xet, pull requests.
+rights of tokens and organisations, files of older commits, large files that are deleted for ever (`hub.writes`). What
+is not there: bytes by Xet, pull requests, squashed histories.
 """
 
 from tests.emulators.hub.server import HubEmulator, Seen

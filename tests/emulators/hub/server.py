@@ -14,13 +14,13 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
-from tests.emulators.hub.state import RefusedError, Repo, missing
+from tests.emulators.hub.state import RefusedError, Repo, etag, missing
 from tests.emulators.hub.writes import Writes
 from tests.emulators.kaggle.faults import Rule, Rules
 
 _NAME = r"([\w.-]+(?:/[\w.-]+)?)"
 _INFO = re.compile(rf"^/api/(model|dataset)s/{_NAME}(?:/revision/([^/]+))?$")
-_TREE = re.compile(rf"^/api/(model|dataset)s/{_NAME}/tree/([^/]+)$")
+_TREE = re.compile(rf"^/api/(model|dataset)s/{_NAME}/(?:tree/([^/]+)|lfs-files)$")
 _RESOLVE = re.compile(rf"^(/datasets)?/{_NAME}/resolve/([^/]+)/(.+)$")
 _CACHED = re.compile(rf"^/api/resolve-cache/(model|dataset)s/{_NAME}/([0-9a-f]{{40}})/(.+)$")
 _COMMITS = re.compile(rf"^/api/models/{_NAME}/commits/([^/]+)$")
@@ -231,30 +231,39 @@ class _Handler(BaseHTTPRequestHandler):
             repo.at(found[2])
             self._json(*hub.writes.history(repo, found[2], int(query.get("p", ["0"])[0])))
         elif found := _TREE.match(path):
-            repo = hub.repo(found[1], found[2], account)
-            repo.at(found[3])
-            self._json(repo.tree())
+            self._listing(hub.repo(found[1], found[2], account), found[3])
         elif found := _RESOLVE.match(path):
             self._resolve(hub.repo("dataset" if found[1] else "model", found[2], account), found[3], found[4], account)
         elif found := _CACHED.match(path):
-            self._small(hub.repo(found[1], found[2], account), found[4], account)
+            self._small(hub.repo(found[1], found[2], account), found[3], found[4], account)
         elif "/xet-read-token/" in path:
             hub.over.wait()
         else:
             raise RefusedError(404, "Not found")
 
+    def _listing(self, repo: Repo, revision: str | None) -> None:
+        """All files of a commit; without one, all large files that use space."""
+        if revision is None:
+            self._json(self.server.hub.writes.large_files(repo))
+            return
+        repo.at(revision)
+        self._json(repo.tree())
+
     def _resolve(self, repo: Repo, revision: str, name: str, account: str | None) -> None:
         repo.read(account)
         repo.at(revision)
-        if name not in repo.files:
+        commit = repo.commit if revision == "main" else revision
+        files = repo.files_at(commit)
+        if name not in files:
             raise RefusedError(404, "Entry not found", "EntryNotFound")
-        headers = {"X-Repo-Commit": repo.commit, "X-Linked-Etag": f'"{repo.etag(name)}"'}
-        headers["X-Linked-Size"] = str(len(repo.files[name]))
+        data = files[name]
+        headers = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{etag(data, is_large=repo.is_large(name))}"'}
+        headers["X-Linked-Size"] = str(len(data))
         headers |= self._by_xet(repo, name)
         if repo.is_large(name):
-            self._send(302, b"", headers | {"Location": self.server.hub.sign(repo.files[name], name)})
+            self._send(302, b"", headers | {"Location": self.server.hub.sign(data, name)})
         else:
-            where = f"/api/resolve-cache/{repo.kind}s/{repo.id}/{repo.commit}/{name}"
+            where = f"/api/resolve-cache/{repo.kind}s/{repo.id}/{commit}/{name}"
             self._send(307, b"", headers | {"Location": where})
 
     def _by_xet(self, repo: Repo, name: str) -> dict[str, str]:
@@ -263,9 +272,10 @@ class _Handler(BaseHTTPRequestHandler):
         route = f"{self.server.hub.endpoint}/api/{repo.kind}s/{repo.id}/xet-read-token/{repo.commit}"
         return {"X-Xet-Hash": repo.etag(name), "Link": f'<{route}>; rel="xet-auth"'}
 
-    def _small(self, repo: Repo, name: str, account: str | None) -> None:
+    def _small(self, repo: Repo, commit: str, name: str, account: str | None) -> None:
         repo.read(account)
-        self._send(200, repo.files[name], {"X-Repo-Commit": repo.commit, "ETag": f'"{repo.etag(name)}"'})
+        data = repo.files_at(commit)[name]
+        self._send(200, data, {"X-Repo-Commit": commit, "ETag": f'"{etag(data, is_large=False)}"'})
 
     def _signed(self, secret: str) -> None:
         data = self.server.hub.signed.get(secret)

@@ -31,6 +31,9 @@ class Repo:
 
     `readers` are the accounts that may read it where it is gated or private.
 
+    `snapshots` are the files of those commits. `lost` are large files by sha256 that were deleted for ever. While `lag`
+    counts down, the commit before the newest is shown as the newest.
+
     `large` names the files that are kept apart and reached by a redirect: weights always are. With `xet` those have a
     Xet address, too, behind which nobody answers.
     """
@@ -47,6 +50,21 @@ class Repo:
     licence: str = ""
     downloads: int = 0
     history: list[Commit] = field(default_factory=list)
+    snapshots: dict[str, Mapping[str, bytes]] = field(default_factory=dict[str, Mapping[str, bytes]])
+    lost: set[str] = field(default_factory=set[str])
+    lag: int = 0
+
+    def shown(self) -> str:
+        """The commit that is shown as the newest one: an older one while `lag` counts down."""
+        if self.lag and len(self.history) > 1:
+            self.lag -= 1
+            return self.history[-2].oid
+        return self.commit
+
+    def files_at(self, revision: str) -> Mapping[str, bytes]:
+        """The files of a commit, without large ones whose bytes were deleted for ever."""
+        files = self.snapshots.get(revision, self.files)
+        return {name: data for name, data in files.items() if hashlib.sha256(data).hexdigest() not in self.lost}
 
     @property
     def commit(self) -> str:
@@ -64,10 +82,7 @@ class Repo:
 
     def etag(self, name: str) -> str:
         """A large file's sha256, a small one's id in git."""
-        data = self.files[name]
-        if self.is_large(name):
-            return hashlib.sha256(data).hexdigest()
-        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+        return etag(self.files[name], is_large=self.is_large(name))
 
     def see(self, account: str | None) -> None:
         """Raise unless the account may know of the repository."""
@@ -104,7 +119,7 @@ class Repo:
         siblings = [{"rfilename": name} | (self._blob(name) if blobs else {}) for name in self.files]
         said: dict[str, Any] = {
             "id": self.id,
-            "sha": self.commit,
+            "sha": self.shown(),
             "private": self.private,
             "gated": "manual" if self.gated else False,
             "siblings": siblings,
@@ -129,6 +144,13 @@ class Repo:
                 entry["lfs"] = {"size": len(data), "oid": self.etag(name), "pointerSize": 134}
             found.append(entry)
         return found
+
+
+def etag(data: bytes, *, is_large: bool) -> str:
+    """A large file's sha256, a small one's id in git."""
+    if is_large:
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def checked(*, xet: bool = False) -> Repo:

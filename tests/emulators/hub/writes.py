@@ -8,9 +8,10 @@ import json
 import re
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 import yaml
 
@@ -37,12 +38,15 @@ class Writes:
         self.orgs: dict[str, dict[str, str]] = {}
         self._objects: dict[str, bytes] = {}
         self._uploads: dict[str, tuple[str, int]] = {}
-        self._routes: tuple[tuple[str, Callable[..., Answer]], ...] = (
+        self._stored: dict[str, dict[str, tuple[str, int]]] = {}
+        self._routes: tuple[tuple[str, Callable[..., Any]], ...] = (
             (r"POST /api/repos/create", self._create),
             (r"POST /api/validate-yaml", self._validate),
             (rf"POST /api/models/{_NAME}/preupload/main", self._preupload),
             (rf"POST /{_NAME}\.git/info/lfs/objects/batch", self._batch),
             (rf"POST /api/models/{_NAME}/commit/main", self._commit),
+            (rf"POST /api/models/{_NAME}/paths-info/main", self._paths),
+            (rf"POST /api/models/{_NAME}/lfs-files/batch", self._free),
         )
 
     def rights(self, account: str, token: str) -> Answer:
@@ -63,6 +67,7 @@ class Writes:
         """Put a repository of this account there, with one commit."""
         repo.readers.add(account)
         repo.history.append(Commit(repo.commit, "initial commit"))
+        repo.snapshots[repo.commit] = repo.files
         return self._hub.add(repo)
 
     def push(self, repo: str, title: str, files: Mapping[str, bytes]) -> str:
@@ -81,7 +86,7 @@ class Writes:
         link = f'<{self._hub.endpoint}/api/models/{repo.id}/commits/{revision}?p={page + 1}>; rel="next"'
         return found[_PAGE * page : _PAGE * (page + 1)], 200, {"Link": link} if more else {}
 
-    def answer(self, request: str, body: bytes, account: str | None, token: str) -> Answer:
+    def answer(self, request: str, body: bytes, account: str | None, token: str) -> Any:
         """Carry out a request that writes."""
         if upload := re.fullmatch(r"PUT /lfs/(\w+)", request):
             return self._put(upload[1], body)
@@ -159,24 +164,58 @@ class Writes:
         self._may_write(name.split("/", maxsplit=1)[0], account, token)
         header: Answer = {}
         files: dict[str, bytes] = {}
+        deleted: set[str] = set()
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
             if line["key"] == "header":
                 header = value
             elif line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "deletedFile":
+                deleted.add(value["path"])
             elif value["oid"] in self._objects:
-                files[value["path"]] = self._objects[value["oid"]]
+                files[value["path"]] = data = self._objects[value["oid"]]
+                self._stored.setdefault(name, {})[value["oid"]] = (value["path"], len(data))
             else:
                 raise RefusedError(400, f"The object {value['oid']} was not uploaded")
         with self._lock:
             if header.get("parentCommit", repo.commit) != repo.commit:
                 raise RefusedError(412, "A commit has happened since. Please refresh and try again.")
-            oid = self._landed(repo, header, files)
+            if missed := deleted - set(repo.files):
+                raise RefusedError(404, f"A file with this name doesn't exist: {sorted(missed)}", "EntryNotFound")
+            oid = self._landed(repo, header, files, deleted)
         return {"success": True, "commitOid": oid, "commitUrl": f"{self._hub.endpoint}/{name}/commit/{oid}"}
 
-    def _landed(self, repo: Repo, header: Answer, files: dict[str, bytes]) -> str:
+    def _paths(self, name: str, body: bytes, account: str, _token: str) -> list[Answer]:
+        asked, repo = parse_qs(body.decode()), self._hub.repo("model", name, account)
+        return [entry for entry in repo.tree() if entry["path"] in asked["paths"]]
+
+    def large_files(self, repo: Repo) -> list[Answer]:
+        """Large files that use space, also those of older commits."""
+        return [
+            {"fileOid": oid, "oid": oid, "filename": path, "pushedAt": "2026-01-01T00:00:00.000Z", "ref": "main"}
+            | {"size": size}
+            for oid, (path, size) in self._stored.get(repo.id, {}).items()
+        ]
+
+    def used(self, repo: str) -> int:
+        """Bytes of large files that count."""
+        return sum(size for _, size in self._stored.get(repo, {}).values())
+
+    def _free(self, name: str, body: bytes, account: str, token: str) -> Answer:
+        self._may_write(name.split("/", maxsplit=1)[0], account, token)
+        asked, repo = json.loads(body)["deletions"], self._hub.repo("model", name, account)
+        if asked["rewriteHistory"]:
+            raise RefusedError(501, "This emulator rewrites no history")
+        for oid in asked["sha"]:
+            self._stored[name].pop(oid)
+            self._objects.pop(oid, None)
+            repo.lost.add(oid)
+        return {}
+
+    def _landed(self, repo: Repo, header: Answer, files: dict[str, bytes], deleted: Collection[str] = ()) -> str:
         oid = secrets.token_hex(20)
-        repo.files = {**repo.files, **files}
+        repo.files = {name: data for name, data in {**repo.files, **files}.items() if name not in deleted}
+        repo.snapshots[oid] = repo.files
         repo.history.append(Commit(oid, header["summary"], header.get("description", "")))
         return oid

@@ -14,7 +14,7 @@ from worker.shared.shared_places.errors import RefusedError
 from worker.shared.shared_places.local_folder import LocalFolder
 from worker.shared.shared_places.place import Place
 from worker.shared.shared_places.probe import has_compare_and_swap
-from worker.shared.shared_places.retries import Retries
+from worker.shared.shared_places.retries import Retries, persist
 from worker.shared.shared_places.single_writer import NOTE, SingleWriter
 
 KNOWN = "Write hf://OWNER/NAME, drive://FOLDER or the path of a folder"
@@ -52,7 +52,7 @@ class OpenedPlace:
 
 def open_place(
     address: str,
-    credentials: Credentials | None = None,  # noqa: ARG001 - a folder needs none
+    credentials: Credentials | None = None,
     *,
     retries: Retries | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -62,20 +62,38 @@ def open_place(
 
     Raises `RefusedError` with a sentence for people if it cannot be used.
     """
-    place = find_place(address)
-    if has_compare_and_swap(place, retries or Retries(), clock=clock, sleep=sleep):
+    retries, known = retries or Retries(), credentials or Credentials()
+    place = persist(lambda: find_place(address, known, sleep=sleep), retries, clock=clock, sleep=sleep)
+    if has_compare_and_swap(place, retries, clock=clock, sleep=sleep):
         return OpenedPlace(place=place)
     return OpenedPlace(place=SingleWriter(place), note=NOTE)
 
 
-def find_place(address: str) -> Place:
+def find_place(address: str, credentials: Credentials, *, sleep: Callable[[float], None] = time.sleep) -> Place:
     """The place at this address, not tried. Raises `RefusedError` for an address that cannot be one."""
     address = address.strip()
     found = _SCHEME.fullmatch(address)
     scheme = found[1].lower() if found else ""
     if scheme in ("", "file"):
         return LocalFolder(_folder(address))
+    named = address.partition(":")[2].removeprefix("//").strip("/")
+    if scheme == "hf":
+        from worker.shared.shared_places.hub import HubRepository
+
+        return HubRepository(named, token=credentials.hub_token, endpoint=credentials.hub_endpoint)
+    if scheme == "drive":
+        return _drive(named, credentials, sleep)
     raise RefusedError(f"{scheme}:// is not a kind of shared place. {KNOWN}")
+
+
+def _drive(folder: str, credentials: Credentials, sleep: Callable[[float], None]) -> Place:
+    if not folder or "/" in folder or len(folder) > MAX_FOLDER_NAME or not folder.isprintable():
+        raise RefusedError(f"write drive://FOLDER with the name of one folder of at most {MAX_FOLDER_NAME} characters")
+    if credentials.drive_token is None:
+        raise RefusedError("drive:// needs a sign-in to Google. Run it in a notebook that can sign you in")
+    from worker.shared.shared_places.google_drive import DriveFolder
+
+    return DriveFolder(unquote(folder), credentials.drive_token, endpoint=credentials.drive_endpoint, sleep=sleep)
 
 
 def _folder(address: str) -> Path:

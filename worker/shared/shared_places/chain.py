@@ -25,7 +25,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from worker.shared.files import atomic_file
-from worker.shared.shared_places.errors import DamagedError, LostError, OtherJobError, PlaceError, UnknownError
+from worker.shared.shared_places.errors import (
+    DamagedError,
+    LostError,
+    MissingError,
+    OtherJobError,
+    PlaceError,
+    UnknownError,
+)
 from worker.shared.shared_places.head import (
     CHECKPOINTS,
     HEAD,
@@ -105,7 +112,7 @@ class Chain:
         sha256 = hashlib.sha256(job).hexdigest()
         text = self._persist(lambda: self.place.read_doc(HEAD))
         if text is None:
-            self._put_text(job_name(sha256), job)
+            self._put_job(job, sha256)
             with contextlib.suppress(LostError):  # another session was first; its job is compared below
                 return self._swap(None, first_head(sha256, self._writer))
             text = self._persist(self._existing)
@@ -188,8 +195,8 @@ class Chain:
             epoch = self._held()
             with file.open("rb") as opened:
                 sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-            name, size = checkpoint_name(epoch, step), file.stat().st_size
-            stored = self._store(file, Stored(name=name, sha256=sha256, size=size, step=step))
+            name = self._store(file, epoch, step, sha256)
+            stored = Stored(name=name, sha256=sha256, size=file.stat().st_size, step=step)
 
             def extended(head: Head) -> Head:
                 is_there = head.checkpoint == stored  # by an earlier attempt whose answer was lost
@@ -197,13 +204,12 @@ class Chain:
 
             return self._move(extended)
 
-    def _store(self, file: Path, wanted: Stored) -> Stored:
+    def _store(self, file: Path, epoch: int, step: int, sha256: str) -> str:
+        """Store a checkpoint and read it back. Returns its name."""
         for _ in range(DAMAGED_TRIES):
-            name = wanted.name
-            self._persist(lambda name=name: self.place.put(name, file))
-            if self._persist(lambda name=name: self.place.sha256(name)) == wanted.sha256:
-                return wanted
-            wanted = wanted.model_copy(update={"name": checkpoint_name(self._held(), wanted.step)})
+            name = checkpoint_name(epoch, step)
+            if self._put(name, file) == sha256:
+                return name
         raise DamagedError(f"the checkpoint arrived damaged in {self.place.address} {DAMAGED_TRIES} times")
 
     def roll_back(self) -> Head:
@@ -305,10 +311,25 @@ class Chain:
     def _persist(self, act: Callable[[], T]) -> T:
         return persist(act, self._retries, clock=self._clock, sleep=self._sleep)
 
-    def _put_text(self, name: str, text: bytes) -> None:
+    def _put(self, name: str, source: Path) -> str:
+        """Store a file. Returns the digest of what is stored."""
+
+        def read_back() -> str:
+            try:
+                return self.place.sha256(name)
+            except MissingError:  # it is not shown yet
+                raise UnknownError(f"{self.place.address} does not show {name}") from None
+
+        self._persist(lambda: self.place.put(name, source))
+        return self._persist(read_back)
+
+    def _put_job(self, job: bytes, sha256: str) -> None:
+        name = job_name(sha256)
         with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "text"
-            source.write_bytes(text)
-            self._persist(lambda: self.place.put(name, source))
-            if self._persist(lambda: self.place.sha256(name)) != hashlib.sha256(text).hexdigest():
-                raise PlaceError(f"{name} in {self.place.address} is damaged: delete it there and start again")
+            source = Path(folder) / "job"
+            source.write_bytes(job)
+            for _ in range(DAMAGED_TRIES):
+                if self._put(name, source) == sha256:
+                    return
+                self._persist(lambda: self.place.delete([name]))
+        raise DamagedError(f"the job arrived damaged in {self.place.address} {DAMAGED_TRIES} times")

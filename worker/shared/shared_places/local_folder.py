@@ -18,8 +18,6 @@ from worker.shared.files import UNFINISHED, create_once, flush_to_disk, link_onc
 from worker.shared.shared_places.errors import FullError, LostError, MissingError, RefusedError, UnknownError
 from worker.shared.shared_places.place import MAX_DOC_BYTES, READ_BYTES, Blob, digest
 
-KEPT_VERSIONS = 100
-"""Old versions of a document that stay. A late writer could otherwise create a number that was deleted."""
 _VERSION = re.compile(r"\d{12}")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
@@ -30,6 +28,8 @@ class LocalFolder:
 
     beat_every_s = 15.0
     patience_s = 60.0
+    kept_versions = 100
+    """Old versions of a document that stay. They make it rare that a late writer creates a number that was deleted."""
 
     def __init__(self, folder: Path) -> None:
         self._blobs, self._docs = folder / "files", folder / "documents"
@@ -57,10 +57,10 @@ class LocalFolder:
                 raise lost
             if not create_once(self._version(name, number + 1), new, mode=0o666):
                 raise lost
-            if self._newest(name) > number + KEPT_VERSIONS:  # it slept, and created a number that had been deleted
+            if self._newest(name) > number + self.kept_versions:  # it slept, and created a number that had been deleted
                 raise lost
             for old in self._numbers(name):
-                if old <= number - KEPT_VERSIONS:
+                if old <= number - self.kept_versions:
                     self._version(name, old).unlink(missing_ok=True)
 
     def _content(self, name: str, number: int) -> bytes | None:
