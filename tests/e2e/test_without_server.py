@@ -19,8 +19,8 @@ from benchmarks.lab import Lab
 from benchmarks.tiny_job import Run, job_file, read_place
 from worker.notebook import place_cell
 from worker.notebook.errors import NotebookError
-from worker.shared.shared_places.addresses import find_place
 from worker.shared.shared_places.head import HEAD, Head, read_head
+from worker.shared.shared_places.local_folder import LocalFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -31,7 +31,7 @@ def job(model_and_rows: tuple[Path, Path]) -> dict[str, Any]:
 
 
 def head_of(place: Path) -> Head | None:
-    text = find_place(str(place)).read_doc(HEAD) if place.exists() else None
+    text = LocalFolder(place).read_doc(HEAD) if place.exists() else None
     return read_head(text) if text is not None else None
 
 
@@ -69,7 +69,7 @@ def test_it_ends_in_the_same_bytes_as_with_a_server(
         assert f"step {first.step} of 60 is saved in {place}. Run the same cell again" in first.words
     done = trainhop.run(job, place=str(place))
     assert (done.outcome, done.step, done.total) == ("finished", 60, 60)
-    assert read_place(find_place(str(place)), 0, tmp_path) == replace(unbroken, kills=0)
+    assert read_place(LocalFolder(place), 0, tmp_path) == replace(unbroken, kills=0)
     assert len(done.progress.losses) == 60
     again = trainhop.run("not-on-this-machine.yaml", place=str(place))
     assert (again.outcome, again.adapter) == ("finished", f"{place}/files/adapter")
