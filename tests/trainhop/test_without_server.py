@@ -182,8 +182,7 @@ def test_a_full_place_is_tried_again_and_said(run: Run, monkeypatch: pytest.Monk
     def full(name: str, source: Path) -> None:
         raise FullError("the place is full: delete files there")
 
-    # A disk that is full cannot be had otherwise.
-    monkeypatch.setattr(run.place, "put", full)
+    monkeypatch.setattr(run.place, "put", full)  # a full disk cannot be had otherwise
     with pytest.raises(NotTaken, match="the place is full"):
         run.save(run.checkpoint(1))
     monkeypatch.undo()

@@ -138,7 +138,7 @@ def run(order: dict[str, Any], variables: Mapping[str, str], module: str) -> Pla
             # In its own session, so that an interrupt of the cell reaches only the kernel, which stops the process.
             child = subprocess.Popen(
                 [sys.executable, "-m", module, str(path)],
-                env=environment(packages) | variables,
+                env={**environment(packages), **variables},
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
