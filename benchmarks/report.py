@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -29,6 +30,19 @@ class Figure:
 
 Item = Callable[[Path], Iterator[Figure]]
 """Measures in a temporary folder and yields its figures."""
+
+
+def items_of(package: str, modules: Sequence[str]) -> dict[str, Item]:
+    """An item for each of these modules of the package, which have a function `figures`."""
+
+    def item(module: str) -> Item:
+        def figures(folder: Path) -> Iterator[Figure]:
+            """Libraries of a module that is not asked for are not imported."""
+            yield from importlib.import_module(f"{package}.{module}").figures(folder)
+
+        return figures
+
+    return {module: item(module) for module in modules}
 
 
 def report(description: str | None, items: Mapping[str, Item]) -> int:

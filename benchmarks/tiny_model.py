@@ -46,6 +46,38 @@ def make_tiny_llama(directory: Path, seed: int = 0) -> Path:
     return directory
 
 
+def make_tiny_mixture(directory: Path, family: str) -> Path:
+    """The same for a mixture of four experts, "Qwen3Moe" or "Mixtral". Returns `directory`."""
+    import torch
+    import transformers
+
+    tokenizer = byte_tokenizer()
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "num_experts_per_tok": 2,
+        "bos_token_id": 0,
+        "eos_token_id": SPECIAL.index("<|im_end|>"),
+        "pad_token_id": 0,
+    }
+    if family == "Mixtral":
+        sizes |= {"num_local_experts": 4}
+    else:
+        sizes |= {"num_experts": 4, "moe_intermediate_size": 24}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, f"{family}Config")(**sizes))
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
 def byte_tokenizer() -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -20,24 +20,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainhop import notebook
+    from trainhop.async_client import AsyncClient
     from trainhop.client import Client
     from trainhop.errors import Error
-    from trainhop.records import Dataset, Job, Place, Plan
+    from trainhop.records import Curve, Dataset, Event, Job, Output, Place, Plan, Session, Step
     from trainhop.without_server import run
     from worker.shared.job_spec import JobSpec
 
     __version__: str
 
-__all__ = ["Client", "Dataset", "Error", "Job", "JobSpec", "Place", "Plan", "__version__", "notebook", "run"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Curve",
+    "Dataset",
+    "Error",
+    "Event",
+    "Job",
+    "JobSpec",
+    "Output",
+    "Place",
+    "Plan",
+    "Session",
+    "Step",
+    "__version__",
+    "notebook",
+    "run",
+]
 
 _MODULES = {
+    "AsyncClient": "async_client",
     "Client": "client",
-    "Dataset": "records",
     "Error": "errors",
-    "Job": "records",
     "JobSpec": "job_file",
-    "Place": "records",
-    "Plan": "records",
+    **dict.fromkeys(("Curve", "Dataset", "Event", "Job", "Output", "Place", "Plan", "Session", "Step"), "records"),
     "run": "without_server",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ class Connection:
     def __init__(self, url: str, token: str) -> None:
         import httpx
 
-        self.url = url.rstrip("/")
+        self.url, self.token = url.rstrip("/"), token
         self._http = httpx.Client(
             base_url=f"{self.url}/api/v1",
             headers={"Authorization": f"Bearer {token}"} if token else {},
@@ -85,12 +86,11 @@ class Connection:
                     raise
         raise AssertionError
 
-    def upload(self, path: str, file: Path, **query: Any) -> Any:
-        """POST a file as the raw body."""
-        with file.open("rb") as stream:
-            return self.send(
-                "POST", path, query=query, content=stream, headers={"Content-Type": "application/octet-stream"}
-            ).json()
+    def upload(self, path: str, file: Path | bytes, **query: Any) -> Any:
+        """POST a file, or bytes, as the raw body."""
+        headers = {"Content-Type": "application/octet-stream"}
+        with contextlib.nullcontext(file) if isinstance(file, bytes) else file.open("rb") as content:
+            return self.send("POST", path, query=query, content=content, headers=headers).json()
 
     def patch(self, path: str, body: Any) -> Any:
         """PATCH with a JSON body. Returns the JSON of the response."""

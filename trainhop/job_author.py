@@ -9,38 +9,32 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestrator.adapters.catalog import FolderAndHubCatalog
-from orchestrator.domain.errors import TrainhopError
+from orchestrator.domain.errors import InvalidError, TrainhopError
+from orchestrator.services.adapter_conflicts import refuse_other_model
+from orchestrator.services.adapter_files import AdapterError, AdapterFiles, pack, read_adapter
 from orchestrator.services.context import new_id
-from orchestrator.services.data_reading import inspect
-from orchestrator.services.dataset_preparing import Source, prepared
-from orchestrator.services.datasets import file_format, in_words
+from orchestrator.services.dataset_preparing import Source
 from orchestrator.services.job_checks import names_modules, notes, refuse_what_the_model_lacks
 from orchestrator.services.job_pinning import fixed, of_unused, pinned, refuse_keys_of_the_server
+from orchestrator.services.start_adapters import pinned_to
 from orchestrator.services.template_trial import refuse_bad_template
 from trainhop.errors import Error, problem_lines
-from trainhop.job_file import local_file, put_template
+from trainhop.job_data import JobData
+from trainhop.job_file import candidates, local_file, put_template
 from worker.notebook.place_session import WrongJobError
 from worker.shared.checkpoint_file import sha256_file
-from worker.shared.dataset_files import DatasetInfo
 from worker.shared.dataset_spec import DatasetSpec
 from worker.shared.job_spec import JobSpec
-from worker.shared.place_job import DataFile, PlaceJob
+from worker.shared.place_job import PlaceJob
+from worker.shared.start_adapter import WEIGHTS, StartAdapter
 
 _OF_A_SERVER = ("evaluate", "hub_model_id", "deadline")
-
-
-@dataclass
-class _Data:
-    """The prepared files by their sha256, and what is unused in them."""
-
-    files: dict[str, Path] = field(default_factory=dict[str, Path])
-    named: list[DataFile] = field(default_factory=list[DataFile])
-    unused: list[str] = field(default_factory=list[str])
+_NOT_TRAINED_BY = ("priority", "placement")
+"""Keys of a job file that change nothing of a run without a server."""
 
 
 class JobAuthor:
@@ -53,50 +47,73 @@ class JobAuthor:
     def resolved(self, home: Path) -> tuple[PlaceJob, Mapping[str, Path]]:
         """See `Author`."""
         try:
-            return self._resolved(home)
+            return self._resolved(JobData(home))
         except Error as error:
             raise WrongJobError(*error.lines) from error
         except TrainhopError as error:
             lines = problem_lines(str(error), getattr(error, "problems", ()))
             raise WrongJobError(*(f"{self._name}: {line}" for line in lines)) from error
 
-    def _resolved(self, home: Path) -> tuple[PlaceJob, Mapping[str, Path]]:
+    def _resolved(self, data: JobData) -> tuple[PlaceJob, Mapping[str, Path]]:
         asked = self._asked()
         spec = JobSpec.model_validate(self._written)
         refuse_keys_of_the_server(spec)
         token = os.environ.get("HF_TOKEN")
         # The person's own computer: their job file may name any of their files.
         catalog = FolderAndHubCatalog([Path("/")], frozenset(), offline=bool(os.environ.get("HF_HUB_OFFLINE", "")))
-        model = catalog.model(spec.base_model, token, with_modules=names_modules(spec))
+        spec, begun, archive = self._adapter(spec, data.home)
+        model = catalog.model(spec.base_model, token, with_modules=names_modules(spec) or begun is not None)
+        if begun is not None:
+            refuse_other_model(spec, begun, model)
         refuse_what_the_model_lacks(spec, model)
-        data = _Data()
-        datasets: list[DatasetSpec] = []
-        for place, entry in enumerate(spec.datasets):
-            file = self._file(place, entry.path)
-            if file is not None:
-                sources = [Source(path=file, name=file.name)]
-            else:
-                found = catalog.dataset(entry.path, entry.split, token, subset=entry.name)
-                sources = [Source(path=each.path, name=each.name) for each in found]
-            datasets.append(_pinned_data(entry, sources, data, home, is_local=file is not None))
+        datasets = [self._dataset(place, entry, catalog, token, data) for place, entry in enumerate(spec.datasets)]
+        if archive is not None:
+            data.keep(archive, "the adapter that the job continues from")
         ready = pinned(spec, model, datasets, time.time())
-        told = (
-            *notes(spec, model),
-            *refuse_bad_template(ready),
-            *of_unused(dict.fromkeys(data.unused)),
-            *_unserved(spec),
-        )
+        written = refuse_bad_template(ready)
+        ready, told = data.judge(ready, catalog, token)
         final = fixed(ready)
         assert final.rendered_at is not None
+        unused = of_unused(dict.fromkeys(data.unused))
         job = PlaceJob(
             id=new_id("job", time.time()),
             spec=final.for_machines,
             rendered_at=final.rendered_at,
             data=tuple(data.named),
             asked=asked,
-            notes=told,
+            notes=(*notes(spec, model), *written, *told, *unused, *_unserved(spec)),
         )
         return job, data.files
+
+    def _dataset(
+        self, place: int, entry: DatasetSpec, catalog: FolderAndHubCatalog, token: str | None, data: JobData
+    ) -> DatasetSpec:
+        file = self._file(place, entry.path)
+        if file is not None:
+            return data.pin(entry, [Source(path=file, name=file.name)], is_local=True)
+        found = catalog.dataset(entry.path, entry.split, token, subset=entry.name)
+        return data.pin(entry, [Source(path=each.path, name=each.name) for each in found], is_local=False)
+
+    def _adapter(self, spec: JobSpec, home: Path) -> tuple[JobSpec, AdapterFiles | None, Path | None]:
+        """The spec with the adapter that it continues from pinned, what that says, and its archive for sessions."""
+        if spec.lora_model_dir is None:
+            return spec, None, None
+        folder = self._adapter_folder()
+        try:
+            if folder is None:
+                raise AdapterError("there is no such folder. Without a server, name the folder of a PEFT adapter.")
+            files, archive = read_adapter(folder), home / "start.zip"
+        except AdapterError as error:
+            raise InvalidError(f"lora_model_dir: {spec.lora_model_dir}: {error}") from error
+        pack(folder, archive)
+        start = StartAdapter(
+            sha256=sha256_file(archive), weights_sha256=sha256_file(folder / WEIGHTS), name=folder.resolve().name[:255]
+        )
+        return pinned_to(spec, start, files), files, archive
+
+    def _adapter_folder(self) -> Path | None:
+        found = candidates(self._written.get("lora_model_dir"), self._folder, None)
+        return next((each for each in found if each.is_dir()), None)
 
     def differences(self, kept: PlaceJob) -> list[str]:
         """See `Author`. A data file that is not on this machine is taken to be the same."""
@@ -107,9 +124,13 @@ class JobAuthor:
         return _differences(kept.asked, mine)
 
     def _asked(self, *, strict: bool = True) -> dict[str, Any]:
-        """The job file as written, with the names and hashes of its data files in place of their paths."""
-        put_template(self._written, self._name, self._folder, lambda _name, _file: True)
-        asked = {key: value for key, value in self._written.items() if key not in ("datasets", "priority", "placement")}
+        """The job file as written, with the names and hashes of its files in place of their paths."""
+        template = candidates(self._written.get("chat_template_jinja"), self._folder, None)
+        put_template(self._written, self._name, template, lambda _name, _file: True)
+        asked = {key: value for key, value in self._written.items() if key not in ("datasets", *_NOT_TRAINED_BY)}
+        if (path := asked.get("lora_model_dir")) is not None:
+            folder = self._adapter_folder()
+            asked["lora_model_dir"] = _known(path, folder / WEIGHTS if folder is not None else None)
         for place, entry in enumerate(self._written["datasets"]):
             path = entry["path"]
             try:
@@ -118,33 +139,20 @@ class JobAuthor:
                 if strict:
                     raise
                 file = None
-            known = (
-                {"file": Path(path).name, "sha256": sha256_file(file)}
-                if file is not None
-                else {"file": Path(path).name}
-            )
-            asked[f"datasets[{place}]"] = {**{key: value for key, value in entry.items() if key != "path"}, **known}
+            own = {key: value for key, value in entry.items() if key != "path"}
+            asked[f"datasets[{place}]"] = own | _known(path, file)
         return asked
 
     def _file(self, place: int, path: str) -> Path | None:
-        return local_file(path, f"{self._name}: datasets[{place}]", self._folder)
+        return local_file(path, f"{self._name}: datasets[{place}]", candidates(path, self._folder, None))
 
 
-def _pinned_data(entry: DatasetSpec, sources: list[Source], data: _Data, home: Path, *, is_local: bool) -> DatasetSpec:
-    name = sources[0].name
-    with in_words(name), prepared(sources, file_format(name), entry.type, entry.mapping) as made:
-        info: DatasetInfo = inspect(made.path, made.row_format, made.container)
-        sha256 = sha256_file(made.path)
-        if sha256 not in data.files:
-            kept = home / f"data-{sha256}"
-            kept.write_bytes(made.path.read_bytes())
-            data.files[sha256] = kept
-        data.named.append(DataFile(sha256=sha256, size=made.path.stat().st_size, name=made.name))
-        data.unused += (*made.unread, *info.unused)
-    pins: dict[str, Any] = {"sha256": sha256, "file_format": info.file_format, "type": info.type, "rows": info.rows}
-    if is_local:
-        return entry.as_read.model_copy(update=pins | {"path": f"sha256:{sha256}"})
-    return entry.model_copy(update=pins)
+def _known(path: str, file: Path | None) -> dict[str, str]:
+    """What identifies a file on another machine: its name, and its hash if it is on this one. The Hub's have ids."""
+    if file is not None and file.is_file():
+        return {"file": Path(path).name, "sha256": sha256_file(file)}
+    is_of_hub = "/" in path and not Path(path).suffix and not path.startswith((".", "/", "~", "\\"))
+    return {"file": path if is_of_hub else Path(path).name}
 
 
 def _unserved(spec: JobSpec) -> tuple[str, ...]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainhop import start_adapter
 from trainhop.connection import Connection
 from trainhop.errors import Error, where
 from trainhop.own_worker import own_worker
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 _TEMPLATE_SUFFIXES, MAX_TEMPLATE = {".jinja", ".jinja2", ".j2", ".txt"}, 1 << 20
 """Endings of a file with a chat template, and the characters of it that are read. The server accepts fewer."""
 _DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"}
+
+SCHEMA = Path(__file__).with_name("job_schema.json")
+"""The JSON Schema of a job file, for editors. A server has it under `SCHEMA_PATH`."""
+SCHEMA_PATH = "/schemas/job.json"
 
 
 def __getattr__(name: str) -> Any:
@@ -127,6 +132,7 @@ def send_data(
     spec: dict[str, Any],
     *,
     folder: Path | None = None,
+    within: Sequence[Path] | None = None,
     sending: Callable[[str, int], object] = lambda _name, _bytes: None,
     unused: Callable[[str, list[str]], object] = lambda _name, _keys: None,
     may_send: Callable[[str, Path], bool] = lambda _name, _file: True,
@@ -135,16 +141,24 @@ def send_data(
 
     A file may also be in the job file's `folder`. `sending` is called with the name and the size of each before its
     upload, `unused` with the name and the keys of its rows that training does not use, and `may_send` with its name and
-    its path.
+    its path. With `within`, a file outside these folders counts as one that does not exist.
     """
     spec = deepcopy(spec)
-    put_template(spec, name, folder, may_send)
+    put_template(spec, name, candidates(spec.get("chat_template_jinja"), folder, within), may_send)
+    start_adapter.send(
+        connection,
+        name,
+        spec,
+        candidates=lambda path: candidates(path, folder, within),
+        sending=sending,
+        may_send=may_send,
+    )
     entries: list[tuple[str, str, dict[str, Any]]] = [("datasets", "auto", each) for each in spec["datasets"]]
     asked: dict[str, Any] = spec.get("evaluate") or {}
     kinds = {"prompts": "auto", "tasks": "task"}
     entries += [(f"evaluate.{key}", kind, asked[key]) for key, kind in kinds.items() if asked.get(key)]
     for place, kind, entry in entries:
-        file = local_file(entry["path"], f"{name}: {place}", folder)
+        file = local_file(entry["path"], f"{name}: {place}", candidates(entry["path"], folder, within))
         if file is None:
             continue
         if not may_send(entry["path"], file):
@@ -169,12 +183,25 @@ def send_data(
     return spec
 
 
-def put_template(spec: dict[str, Any], name: str, folder: Path | None, may_send: Callable[[str, Path], bool]) -> None:
+def candidates(path: Any, folder: Path | None, within: Sequence[Path] | None) -> list[Path]:
+    """The places of this computer where a file of a job file may lie. Files elsewhere are not even looked for."""
+    if not isinstance(path, str) or "\0" in path:
+        return []
+    given = Path(os.path.expanduser(path))  # noqa: PTH111  does not fail for an unknown user
+    found = [given, *([folder / given] if folder is not None else [])]
+    if within is None:
+        return found
+    found += [each / given for each in within]
+    allowed = [each.resolve() for each in within]
+    return [file for file in found if any(file.resolve().is_relative_to(each) for each in allowed)]
+
+
+def put_template(spec: dict[str, Any], name: str, files: Sequence[Path], may_send: Callable[[str, Path], bool]) -> None:
     """Put the text of a template's file in place of its path."""
     given = spec.get("chat_template_jinja")
     if not isinstance(given, str) or Path(given).suffix not in _TEMPLATE_SUFFIXES or "{" in given or "\n" in given:
         return
-    file = next((f for f in (Path(given), *([folder / given] if folder else [])) if f.is_file()), None)
+    file = next((each for each in files if each.is_file()), None)
     fault = "the file does not exist"
     if file is not None and not may_send(given, file):
         fault = "the file is outside the job file's folder, so it was not sent. Repeat with --yes to send it."
@@ -198,14 +225,14 @@ def _query(name: str, entry: Mapping[str, Any], kind: str) -> dict[str, str]:
     return query | ({"columns": json.dumps(columns)} if columns else {})
 
 
-def local_file(path: str, name: str, folder: Path | None) -> Path | None:
-    """The file, found from the current or the job file's folder. None if the path means something to the server."""
+def local_file(path: str, name: str, files: Sequence[Path]) -> Path | None:
+    """The first of the files that exists. None if the path means something to the server."""
     if path.startswith("sha256:"):
         return None
-    given = Path(os.path.expanduser(path))  # noqa: PTH111  does not fail for an unknown user
-    for candidate in (given, *([folder / given] if folder is not None else [])):
-        if candidate.is_file():
-            return candidate
-    if not given.is_absolute() and Path(path.lower().removesuffix(".gz")).suffix in _DATA_SUFFIXES:
+    for each in files:
+        if each.is_file():
+            return each
+    suffix = Path(path.lower().removesuffix(".gz")).suffix
+    if not Path(os.path.expanduser(path)).is_absolute() and suffix in _DATA_SUFFIXES:  # noqa: PTH111
         raise Error(f"{name}: {path}: the file does not exist", reason="usage")
     return None

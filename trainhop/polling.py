@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from trainhop.errors import Error
 
@@ -34,6 +34,9 @@ class Timing:
     sleep: Callable[[float], object] = time.sleep
 
 
+T = TypeVar("T")
+
+
 def until_final(
     look: Callable[[], dict[str, Any]],
     show: Callable[[dict[str, Any]], object],
@@ -45,10 +48,32 @@ def until_final(
     `note` is called when the server goes away and comes back. Raises `Error` if it stays away, and after the timeout.
     """
     timing = timing or Timing()
+    job: dict[str, Any] = {}
+    for seen in rounds(look, lambda job: job["state"] in FINAL, note, timing):
+        if seen is None:
+            timing.sleep(timing.period_s)
+        else:
+            job = seen
+            show(job)
+    return job
+
+
+def rounds(
+    look: Callable[[], T],
+    is_last: Callable[[T], bool],
+    note: Callable[[str], object] = lambda _words: None,
+    timing: Timing | None = None,
+) -> Generator[T | None]:
+    """What each `look` has found, and None where the caller is to sleep for `period_s`. It does not sleep itself.
+
+    It ends after what `is_last`. A server that is away is asked again. Raises `Error` if it stays away, and after the
+    timeout.
+    """
+    timing = timing or Timing()
     began, silent_since = timing.clock(), None
     while True:
         try:
-            job = look()
+            found = look()
         except Error as error:
             if error.reason != "unreachable":
                 raise
@@ -61,13 +86,10 @@ def until_final(
             if silent_since is not None:
                 note("connected to the server again")
             silent_since = None
-            show(job)
-            if job["state"] in FINAL:
-                return job
-        _pause(timing, began)
-
-
-def _pause(timing: Timing, began: float) -> None:
-    if timing.timeout_s is not None and timing.clock() - began >= timing.timeout_s:
-        raise Error(f"the job has not ended within {timing.timeout_s:g} s; it goes on, wait again", reason="timeout")
-    timing.sleep(timing.period_s)
+            yield found
+            if is_last(found):
+                return
+        if timing.timeout_s is not None and timing.clock() - began >= timing.timeout_s:
+            message = f"the job has not ended within {timing.timeout_s:g} s; it goes on, wait again"
+            raise Error(message, reason="timeout")
+        yield None

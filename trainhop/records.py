@@ -7,10 +7,16 @@ response. docs/api.md and a server's `/openapi.json` describe its other fields.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from trainhop.errors import Error
 from trainhop.polling import FINAL
+
+
+def _named(record: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a record that the server's JSON has under the same names."""
+    return {each.name: data[each.name] for each in fields(record) if each.name != "data"}
 
 
 def _within(part: Mapping[str, Any] | None, key: str) -> Any:
@@ -37,6 +43,16 @@ class Job:
     def ended(self) -> bool:
         """Whether only a retry can change it."""
         return self.state in FINAL
+
+    @property
+    def waiting(self) -> str:
+        """Why it waits, while it is queued or starting. Empty otherwise."""
+        return _within(self.data.get("waiting"), "reason") or ""
+
+    @property
+    def waiting_until(self) -> str | None:
+        """The time until which it waits, None if that is not known."""
+        return _within(self.data.get("waiting"), "until")
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
@@ -122,4 +138,81 @@ class Dataset:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
         """The record of the server's JSON."""
-        return cls(sha256=data["sha256"], size=data["size"], rows=data["rows"], type=data["type"], data=data)
+        return cls(**_named(cls, data), data=data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One attempt of a job on one machine. `outcome` is None while it runs, `detail` says more of its state."""
+
+    id: str
+    account: str
+    provider: str
+    state: str
+    outcome: str | None
+    detail: str
+    first_step: int
+    last_step: int
+    seconds: float
+    data: Mapping[str, Any] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """The record of the server's JSON."""
+        return cls(**_named(cls, data), data=data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """A piece of a session's output. `offset` and `next_offset` are bytes. `is_end` is whether nothing follows yet."""
+
+    session: str
+    text: str
+    offset: int
+    next_offset: int
+    is_end: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """A change to a job. Ids grow with time. `actor` made the change."""
+
+    id: int
+    at: str
+    kind: str
+    actor: str
+    reason: str
+    session: str | None
+    data: Mapping[str, Any] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """The record of the server's JSON."""
+        return cls(**_named(cls, data), data=data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Values of an optimiser step by name, such as `loss`. A value is None if it is not a finite number."""
+
+    step: int
+    values: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """What a job has measured, by step. A step that was repeated after a lost session has its newest values."""
+
+    steps: tuple[Step, ...]
+
+    def to_dataframe(self) -> Any:
+        """A pandas `DataFrame` with one row for each step and one column for each name. Its index is `step`.
+
+        Raises `Error` if pandas is not installed.
+        """
+        try:
+            import pandas as pd  # pyright: ignore[reportMissingImports, reportMissingTypeStubs, reportUnknownVariableType]
+        except ImportError as error:
+            raise Error("pandas is not installed. Install it with `pip install pandas`.", reason="usage") from error
+        index = pd.Index([each.step for each in self.steps], name="step")
+        return pd.DataFrame([dict(each.values) for each in self.steps], index=index, dtype="float64")

@@ -8,23 +8,11 @@ figure is not as expected.
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
-from benchmarks.report import Figure, Item, report
+from benchmarks.report import items_of, report
 
 MODULES = ("cuts", "gradients", "masks", "memory")
 
-
-def _item(module: str) -> Item:
-    def figures(folder: Path) -> Iterator[Figure]:
-        """Libraries of a module that is not asked for are not imported."""
-        yield from importlib.import_module(f"benchmarks.methods.{module}").figures(folder)
-
-    return figures
-
-
 if __name__ == "__main__":
-    sys.exit(report(__doc__, {module: _item(module) for module in MODULES}))
+    sys.exit(report(__doc__, items_of("benchmarks.methods", MODULES)))

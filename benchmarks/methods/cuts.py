@@ -7,7 +7,9 @@ checkpoint is given to a job whose file has another value, which has to be refus
 
 from __future__ import annotations
 
+import hashlib
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +17,18 @@ from typing import Any
 
 from benchmarks.report import Figure
 from benchmarks.tiny_job import say
-from benchmarks.tiny_model import make_tiny_llama
+from benchmarks.tiny_model import make_tiny_llama, make_tiny_mixture
 from worker.shared import checkpoint_file
 from worker.shared.checkpoint_file import CheckpointError
 from worker.shared.job_spec import ENCODING, NUMERICS, JobSpec
+from worker.shared.start_adapter import WEIGHTS
 from worker.training.interface import Decision, Snapshot, Trained, TrainingJob
 
 STEPS, ROWS = 8, 23
 CUTS: tuple[tuple[int, ...], ...] = ((3,), (1, 2, 4, 5, 7))
-_STEEP = {"learning_rate": 3.0, "lr_scheduler": "constant", "val_set_size": 0.2, "eval_steps": 1}
+_STEEP = {"learning_rate": 2.0, "lr_scheduler": "constant", "val_set_size": 0.2, "eval_steps": 1}
 """A validation loss that falls and rises in turn."""
+_EXPERTS = {"lora_target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], "lora_dropout": 0.0}
 
 
 _OF_TOOLS = (
@@ -37,19 +41,26 @@ _OF_TOOLS = (
 class Case:
     """`changes` to the job file, and `other` changes that a checkpoint of such a job must be refused for.
 
+    With `continues`, the job begins with the adapter of another one, and `other` has to say that it does not.
     `rows` names the rows that the job trains on. `dataset` and `other_dataset` are the same changes to its dataset.
+    `model` is the family of the tiny model.
     """
 
     changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     other: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    continues: bool = False
     rows: str = "turns"
     dataset: Mapping[str, Any] = field(default_factory=dict[str, Any])
     other_dataset: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    model: str = "Llama"
 
     @property
     def refused_for(self) -> tuple[str, ...]:
         """The keys that a refusal may name."""
         return (*self.other, *self.other_dataset)
+
+
+_NEW: dict[str, Any] = {"lora_model_dir": None, "lora_model": None}
 
 
 def _schedule(name: str, **settings: Any) -> Case:
@@ -91,6 +102,14 @@ CASES: dict[str, Case] = {
     "dora, loraplus": Case(changes={"peft_use_dora": True, "loraplus_lr_ratio": 8.0}, other={"loraplus_lr_ratio": 1.0}),
     "neftune": Case(changes={"neftune_noise_alpha": 5.0}, other={"neftune_noise_alpha": 10.0}),
     "tokens": Case(changes={"peft_trainable_token_indices": [1, 2]}, other={"peft_trainable_token_indices": [1, 3]}),
+    "new tokens": Case(
+        changes={"tokens": ["sure", "square"], "peft_trainable_token_indices": [1]},
+        other={"tokens": ["square", "sure"]},
+    ),
+    "experts": Case(changes=_EXPERTS, other={"lora_target_parameters": ["mlp.experts.down_proj"]}, model="Qwen3Moe"),
+    "experts of Mixtral": Case(changes=_EXPERTS, other={"lora_target_parameters": []}, model="Mixtral"),
+    "experts, qlora": Case(changes=_EXPERTS | {"adapter": "qlora"}, other={"adapter": "lora"}, model="Qwen3Moe"),
+    "experts, new tokens": Case(changes=_EXPERTS | {"tokens": ["sure"]}, other={"tokens": []}, model="Qwen3Moe"),
     "stopped early": Case(changes=_STEEP | {"early_stopping_patience": 2}, other={"early_stopping_patience": 3}),
     "best": Case(changes=_STEEP | {"load_best_model_at_end": True}, other={"load_best_model_at_end": False}),
     "stopped early, best": Case(
@@ -101,13 +120,20 @@ CASES: dict[str, Case] = {
     "orpo": Case(changes={"rl": "orpo"}, other={"rl": "dpo"}, rows="pairs"),
     "simpo": Case(changes={"rl": "simpo", "cpo_alpha": 0.5}, other={"simpo_gamma": 1.0}, rows="pairs"),
     "kto": Case(changes={"rl": "kto"}, other={"kto_desirable_weight": 2.0}, rows="ratings"),
+    "continued": Case(continues=True, other=_NEW),
+    "continued, qlora, dora": Case(
+        continues=True, changes={"adapter": "qlora", "peft_use_dora": True, "peft_use_rslora": True}, other=_NEW
+    ),
+    "continued, dpo": Case(continues=True, changes={"rl": "dpo"}, other=_NEW, rows="pairs"),
+    "continued, kto": Case(continues=True, changes={"rl": "kto"}, other=_NEW, rows="ratings"),
     "dpo, dora, neftune": Case(
         changes={"rl": "dpo", "peft_use_dora": True, "neftune_noise_alpha": 5.0},
         other={"neftune_noise_alpha": 0.0},
         rows="pairs",
     ),
     "kto, stopped early, best": Case(
-        changes=_STEEP | {"rl": "kto", "early_stopping_patience": 2, "load_best_model_at_end": True},
+        changes=_STEEP
+        | {"learning_rate": 1.0, "rl": "kto", "early_stopping_patience": 2, "load_best_model_at_end": True},
         other={"load_best_model_at_end": False},
         rows="ratings",
     ),
@@ -117,6 +143,12 @@ CASES: dict[str, Case] = {
     "mask_history": Case(dataset={"mask_history": True}, other_dataset={"mask_history": False}),
     "train_on_eos": Case(dataset={"train_on_eos": "last"}, other_dataset={"train_on_eos": "all"}),
     "repeats": Case(dataset={"repeats": 1.5}, other_dataset={"repeats": 2}),
+    "texts in pieces": Case(
+        changes={"excess_length_strategy": "split", "val_set_size": 0.2, "eval_steps": 3},
+        other={"excess_length_strategy": "truncate"},
+        rows="texts",
+        dataset={"repeats": 1.5},
+    ),
     "chat_template": Case(changes={"chat_template": "chatml"}, other={"chat_template": "tokenizer_default"}),
     "tools": Case(
         changes={"chat_template": "jinja", "chat_template_jinja": _OF_TOOLS, "sequence_len": 512}, rows="tools"
@@ -174,12 +206,12 @@ class _Run:
 @dataclass(frozen=True, kw_only=True)
 class _Place:
     folder: Path
-    model: Path
+    models: Mapping[str, Path]
 
     def spec(self, case: Case, *, is_other: bool = False) -> JobSpec:
         dataset = {"path": case.rows, "rows": ROWS, "sha256": "0" * 64} | {**case.dataset}
         usual: dict[str, Any] = {
-            "base_model": str(self.model),
+            "base_model": str(self.models[case.model]),
             "datasets": [dataset | {**case.other_dataset} if is_other else dataset],
             "lora_r": 4,
             "lora_dropout": 0.1,
@@ -191,7 +223,19 @@ class _Place:
             "encoding": ENCODING,
             "numerics": NUMERICS,
         }
-        return JobSpec.model_validate({**usual, **case.changes, **(case.other if is_other else {})})
+        begun = self.begun(usual | {**case.changes}) if case.continues and not is_other else {}
+        return JobSpec.model_validate({**usual, **case.changes, **begun, **(case.other if is_other else {})})
+
+    def begun(self, file: dict[str, Any]) -> dict[str, Any]:
+        """The keys that name the adapter of a short job like this one, whose archive is there afterwards."""
+        spec = JobSpec.model_validate(file | {"max_steps": 2, "seed": 7})
+        archive = self.session(spec, _Hooks(None), None).adapter_zip
+        assert archive is not None
+        with zipfile.ZipFile(archive.replace(self.folder / "start.zip")) as packed:
+            weights = hashlib.sha256(packed.read(WEIGHTS)).hexdigest()
+        file_sha256 = checkpoint_file.sha256_file(self.folder / "start.zip")
+        found = {"sha256": file_sha256, "weights_sha256": weights}
+        return {"lora_model_dir": f"sha256:{file_sha256}", "lora_model": found}
 
     def session(self, spec: JobSpec, hooks: _Hooks, resume: Path | None) -> Trained:
         from worker.training.train import train
@@ -199,7 +243,8 @@ class _Place:
         work = self.folder / "work"
         work.mkdir(exist_ok=True)
         rows = self.folder / f"{spec.datasets[0].path}.jsonl"
-        job = TrainingJob(job="job", fence=1, spec=spec, datasets=(rows,), resume=resume, work_dir=work)
+        files = (rows,) if spec.lora_model is None else (rows, self.folder / "start.zip")
+        job = TrainingJob(job="job", fence=1, spec=spec, datasets=files, resume=resume, work_dir=work)
         return train(job, hooks)
 
     def run(self, spec: JobSpec, cuts: tuple[int, ...], name: str) -> _Run:
@@ -232,7 +277,7 @@ class _Place:
 
 def _write_rows(folder: Path) -> None:
     """Files of each kind of rows."""
-    kinds = {"turns": _turns, "pairs": _pair, "ratings": _rating, "tools": _with_tools}
+    kinds = {"turns": _turns, "pairs": _pair, "ratings": _rating, "tools": _with_tools, "texts": _text}
     for name, row in kinds.items():
         lines = [json.dumps(row(number)) + "\n" for number in range(ROWS)]
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -258,6 +303,10 @@ def _pair(number: int) -> dict[str, Any]:
 
 def _rating(number: int) -> dict[str, Any]:
     return {"prompt": f"{number} squared? ", "completion": _answer(number), "label": number % 3 > 0}
+
+
+def _text(number: int) -> dict[str, Any]:
+    return {"text": f"{number} squared is {number * number}. " * (1 + 5 * (number % 3))}
 
 
 def _with_tools(number: int) -> dict[str, Any]:
@@ -294,10 +343,13 @@ def _is_refused(place: _Place, name: str, case: Case, checkpoint: Path) -> bool:
 
 def figures(folder: Path, cases: Mapping[str, Case] = CASES) -> Iterator[Figure]:
     """Two figures: cases that are equal, of all, and changed files that are refused, of all."""
-    place = _Place(folder=folder, model=make_tiny_llama(folder / "model"))
+    mixtures = {case.model for case in cases.values()} - {"Llama"}
+    models = {family: make_tiny_mixture(folder / family, family) for family in mixtures}
+    place = _Place(folder=folder, models=models | {"Llama": make_tiny_llama(folder / "model")})
     _write_rows(folder)
     equal, refused = [], []
     for name, case in cases.items():
+        say(f"  {name}")
         plain = name.replace(", ", "-").replace(" ", "-")
         whole = place.run(place.spec(case), (), plain)
         equal += [_is_equal(place, plain, case, whole, cuts) for cuts in CUTS]

@@ -10,23 +10,27 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import worker
 from orchestrator.domain.errors import InvalidError, UnavailableError
-from orchestrator.ports.catalog import ROWS_MEASURED, ROWS_SHOWN, Catalog, Piece, TokenLook, TokenRow
+from orchestrator.ports.catalog import ROWS_MEASURED, ROWS_SHOWN, Catalog, Piece, PieceCount, TokenLook, TokenRow
 from worker.shared.data_checks.token_facts import TokenFacts, facts_of
 from worker.shared.dataset_spec import FileFormat, RowFormat, TaughtTurns
-from worker.shared.job_spec import ENCODING
+from worker.shared.job_spec import ENCODING, JobSpec
 from worker.shared.limited_call import LITTLE_MEMORY
+from worker.shared.new_tokens import NewTokens
+from worker.shared.package_folder import search_path
 from worker.shared.process import variables
 
 CPU_S = 15
 """Limit of computing time. A process that has no result by then is in an endless loop."""
 WAIT_S = 60.0
 MEASURE_S = 5.0
+PIECES_CPU_S, PIECES_WAIT_S = 20, 30.0
 ROWS_COUNTED, COUNT_S, COUNT_CPU_S = 2_000, 20.0, 30
 """Rows, evenly from a file, whose ends and lengths are counted."""
 AT_ONCE = 2
@@ -47,12 +51,17 @@ class TokenLooks:
         *,
         offline: bool,
         cpu_s: int = CPU_S,
+        pieces_cpu_s: int = PIECES_CPU_S,
         endpoint: str | None = None,
         cache: Path | None = None,
+        packages: str = "",
     ) -> None:
-        """Without a `catalog` only `counts` can be used. `endpoint` and `cache` replace the hub's, for tests."""
-        self._catalog, self._offline, self._cpu_s = catalog, offline, cpu_s
-        self._endpoint, self._cache = endpoint, cache
+        """Without a `catalog` only `counts` can be used. `endpoint` and `cache` replace the hub's, for tests.
+
+        `packages` are more folders of Python packages, as in PYTHONPATH.
+        """
+        self._catalog, self._offline, self._cpu_s, self._pieces_cpu_s = catalog, offline, cpu_s, pieces_cpu_s
+        self._endpoint, self._cache, self._packages = endpoint, cache, packages
         self._room = threading.BoundedSemaphore(AT_ONCE)
 
     def of(
@@ -68,6 +77,8 @@ class TokenLooks:
         rendered_at: float | None = None,
         taught: TaughtTurns | None = None,
         chat_template: str | None = None,
+        split_texts: bool = False,
+        new_tokens: NewTokens | None = None,
         token: str | None = None,
         local_only: bool = False,
     ) -> TokenLook:
@@ -85,11 +96,13 @@ class TokenLooks:
             "rendered_at": rendered_at,
             "taught": taught.model_dump() if taught is not None else {},
             "chat_template": chat_template,
+            "split_texts": split_texts,
             "rows_shown": ROWS_SHOWN,
             "rows_measured": ROWS_MEASURED,
             "seconds": MEASURE_S,
             "cpu_s": self._cpu_s,
         }
+        request |= new_tokens.model_dump(include=set(NewTokens.model_fields)) if new_tokens is not None else {}
         return _as_look(self._answer("token_preview", model, request, token=token, local_only=local_only))
 
     def counts(
@@ -107,6 +120,18 @@ class TokenLooks:
         }
         return facts_of(self._answer("token_counts", model, request))
 
+    def pieces(self, spec: JobSpec, files: Sequence[Path]) -> PieceCount:
+        """The pieces of the texts of a pinned job. Implements `ports.Looks`."""
+        request = {
+            "files": [str(file) for file in files],
+            "spec": spec.model_dump(mode="json"),
+            "cpu_s": self._pieces_cpu_s,
+        }
+        found = self._answer("piece_counts", spec.base_model, request, local_only=True, wait_s=PIECES_WAIT_S)
+        if found.get("away") == BUSY:
+            raise UnavailableError(f"{BUSY[0].upper()}{BUSY[1:]}.")
+        return PieceCount(**found)
+
     def _answer(
         self,
         program: str,
@@ -115,6 +140,7 @@ class TokenLooks:
         *,
         token: str | None = None,
         local_only: bool = False,
+        wait_s: float = WAIT_S,
     ) -> dict[str, Any]:
         """What `worker.training.<program>` answers about the model's tokenizer, or `away` with the reason."""
         try:
@@ -129,7 +155,7 @@ class TokenLooks:
         if not self._room.acquire(timeout=MEASURE_S if local_only else WAIT_S):
             return {"away": BUSY}
         try:
-            return self._ask(program, request | {"tokenizer": str(folder)})
+            return self._ask(program, request | {"tokenizer": str(folder)}, wait_s)
         finally:
             self._room.release()
 
@@ -165,10 +191,10 @@ class TokenLooks:
         )
         return Path(found)
 
-    def _ask(self, program: str, request: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, program: str, request: dict[str, Any], wait_s: float) -> dict[str, Any]:
         environment = variables() | LITTLE_MEMORY
         environment |= {
-            "PYTHONPATH": str(Path(worker.__file__).parent.parent),
+            "PYTHONPATH": search_path([Path(worker.__file__).parent.parent], self._packages),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "TRANSFORMERS_VERBOSITY": "critical",
@@ -182,7 +208,7 @@ class TokenLooks:
                     text=True,
                     cwd=folder,
                     env=environment,
-                    timeout=WAIT_S,
+                    timeout=wait_s,
                     check=False,
                 )
                 return json.loads(done.stdout.splitlines()[-1])

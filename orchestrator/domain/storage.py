@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+ADAPTER = "adapter"
+"""The `row_format` of a file without rows: the archive of an adapter that jobs continue from."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:

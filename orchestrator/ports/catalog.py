@@ -9,8 +9,9 @@ from typing import Protocol
 
 from worker.shared.data_checks.token_facts import TokenFacts
 from worker.shared.dataset_spec import FileFormat, RowFormat, TaughtTurns
-from worker.shared.job_spec import ENCODING
+from worker.shared.job_spec import ENCODING, JobSpec
 from worker.shared.memory_estimate import Shape
+from worker.shared.new_tokens import NewTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ class TokenRow:
     """A row in tokens: all of it, the part that is trained on, and the part that is cut off.
 
     It also counts how many of the cut tokens would have been trained on. `side` names the answer of a row of
-    preferences.
+    preferences. A text that is split is trained on in `parts` pieces.
     """
 
     pieces: tuple[Piece, ...]
@@ -84,6 +85,7 @@ class TokenRow:
     cut: int
     cut_trained: int
     side: str = ""
+    parts: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,10 @@ class TokenLook:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a look at the rows of a file has found, for one model. `away` if there was none, `at` the time of it."""
+    """What a look at the rows of a file has found, for one model. `away` if there was none, `at` the time of it.
+
+    `measured` rows make `pieces` pieces if they are split, and `longer` rows make several.
+    """
 
     at: float
     fault: str = ""
@@ -116,6 +121,22 @@ class Verdict:
     findings: tuple[str, ...] = ()
     counts: TokenFacts | None = None
     away: bool = False
+    measured: int = 0
+    longer: int = 0
+    pieces: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PieceCount:
+    """How many `pieces` the training rows of each dataset of a job make. `away` says why they are no more than a guess.
+
+    There are `rows` training rows, and `longer` of them are texts of several pieces.
+    """
+
+    pieces: Sequence[int] = ()
+    rows: int = 0
+    longer: int = 0
+    away: str = ""
 
 
 class Looks(Protocol):
@@ -138,14 +159,24 @@ class Looks(Protocol):
         rendered_at: float | None = None,
         taught: TaughtTurns | None = None,
         chat_template: str | None = None,
+        split_texts: bool = False,
+        new_tokens: NewTokens | None = None,
         token: str | None = None,
         local_only: bool = False,
     ) -> TokenLook:
         """The rows with the tokenizer of `model`, read with this hub token. `rendered_at` is the time they name.
 
-        `encoding` is the job's version of the way from rows to tokens, and `chat_template` its own template. `taught`
-        says which turns are trained on.
+        `encoding` is the job's version of the way from rows to tokens, `chat_template` its own template, and
+        `new_tokens` has its own tokens. `taught` says which turns are trained on. With `split_texts`, all of a long
+        text is read.
         With `local_only` the model is pinned, nothing is downloaded, and a busy server answers soon.
+        """
+        ...
+
+    def pieces(self, spec: JobSpec, files: Sequence[Path]) -> PieceCount:
+        """The pieces of the texts of a pinned job, whose datasets are `files`. Nothing is downloaded.
+
+        Raises `UnavailableError` while the server is busy with others.
         """
         ...
 

@@ -10,6 +10,7 @@ from orchestrator.domain.trust.paired_shares import compare_shares
 from orchestrator.services.task_scores import SIGNIFICANT, points
 from worker.shared.answers_file import AnswersFile, BenchmarkHead, ItemAnswers
 from worker.shared.benchmark_list import BENCHMARKS, Benchmark
+from worker.shared.counted_words import many
 
 Json = dict[str, Any]
 
@@ -62,7 +63,7 @@ def benchmark_warnings(scores: list[Json]) -> Iterator[str]:
     for each in scores:
         found = each["scores"]
         if each["unasked"]:
-            yield f"{each['unasked']} items of {each['title']} are left out, because they are too long."
+            yield f"Left out, because they are too long: {many(each['unasked'], 'item')} of {each['title']}."
         if found is not None and found["p"] < SIGNIFICANT and found["difference"]["value"] < 0:
             yield f"The adapter is worse than the base model in {each['title']}: {points(found)}."
 
@@ -73,7 +74,7 @@ def in_words(found: Json) -> str:
     if scores is None:
         return "every item is too long"
     arms = ", ".join(f"{arm} {_share(scores[arm])}" for arm in ("base", "adapter"))
-    return f"{found['metric']} of {found['items']} items: {arms}; {points(scores)}, p {scores['p']:.3f}"
+    return f"{found['metric']} of {many(found['items'], 'item')}: {arms}; {points(scores)}, p {scores['p']:.3f}"
 
 
 def _share(found: Json) -> str:
@@ -101,7 +102,7 @@ def _result(benchmark: Benchmark, found: Json, pin: Json) -> Json:
     return {
         "task": {"type": benchmark.kind},
         "dataset": {
-            "name": f"{benchmark.title}, {found['items']} items",
+            "name": f"{benchmark.title}, {many(found['items'], 'item')}",
             "type": benchmark.repo,
             "config": benchmark.config,
             "split": benchmark.split,

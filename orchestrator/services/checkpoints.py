@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from typing import Any, cast
 
 from orchestrator.domain.errors import NotFoundError
 from orchestrator.domain.jobs import Checkpoint, Job, Lease
@@ -24,7 +25,7 @@ from worker.shared.checkpoint_header import (
     read_header,
 )
 from worker.shared.job_spec import JobSpec
-from worker.shared.manifest import Recipe
+from worker.shared.manifest import Manifest, Recipe
 from worker.shared.messages import Offer, OfferReply
 
 _ACCEPTED = frozenset({CheckpointState.COMMITTED, CheckpointState.PRUNED})
@@ -100,9 +101,17 @@ def _offered(offer: Offer, lease: Lease, store: str, now: float) -> Checkpoint:
         key=offer.key,
         size=offer.size,
         store=store,
-        manifest=offer.manifest.model_dump(mode="json", exclude={"state"}),
+        manifest=_kept(offer.manifest),
         created_at=now,
     )
+
+
+def _kept(manifest: Manifest) -> dict[str, Any]:
+    """The manifest without the state, of which only the step of the best evaluation is kept."""
+    plain, best = manifest.model_dump(mode="json", exclude={"state"}), manifest.state.get("best")
+    if isinstance(best, dict):
+        plain["state"] = {"best": {"step": cast("dict[str, Any]", best).get("step")}}
+    return plain
 
 
 def _refusal(offer: Offer, lease: Lease, job: Job, known: Checkpoint | None) -> str:

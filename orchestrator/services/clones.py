@@ -8,7 +8,6 @@ depends on (name, placement, deadline, eval and sample settings, ...) may change
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -20,7 +19,6 @@ from orchestrator.domain.lifecycle import CheckpointState
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.access import owned_job
 from orchestrator.services.context import Context
-from orchestrator.services.job_pinning import NEWEST
 from orchestrator.services.jobs import Ready, job_of_winner, prepare, queue
 from worker.shared.job_spec import JobSpec
 from worker.shared.lineage import FROM_HERE_ON
@@ -44,6 +42,7 @@ _REASONS = {
     "train_on_eos": _READING,
     "chat_template_sha256": _READING,
     "val_split": _ORDER,
+    "excess_length_strategy": _ORDER,
     "optimizer": "the checkpoint has the state of the other optimizer",
     "base_model": "the checkpoint's adapter belongs to it",
 }
@@ -51,8 +50,11 @@ MAX_NAME = 180
 """Characters of the original's name that the clone's has. A name may have 200."""
 _NESTED = frozenset({"checkpoint", "placement", "evaluate"})
 _OF_DATASETS = ("dataset_sha256", "train_rows", "dataset_repeats", "roles_to_train", "mask_history", "train_on_eos")
-_POINTERS: dict[str, str] = dict.fromkeys(_OF_DATASETS, "/datasets")
-_POINTERS["chat_template_sha256"] = "/chat_template"
+_POINTERS: dict[str, str] = {
+    **dict.fromkeys(_OF_DATASETS, "/datasets"),
+    "chat_template_sha256": "/chat_template",
+    "lora_model_sha256": "/lora_model_dir",
+}
 
 
 def clone(
@@ -110,7 +112,7 @@ def submit_clone(
         key=key,
         of=f"{job_id} {checkpoint}",
         given=datasets_of(original),
-        versions=versions_of(original, from_checkpoint=bool(checkpoint)),
+        begun=original.spec if checkpoint else None,
     )
     if isinstance(ready, Job):
         return ready
@@ -139,18 +141,14 @@ def _renamed(ready: Ready, name: str, taken: set[str]) -> Ready:
     return replace(ready, spec=spec, as_json=spec.model_dump(mode="json"))
 
 
-def versions_of(origin: Job, *, from_checkpoint: bool) -> Mapping[str, int | None]:
-    """How a clone reads its rows and computes: as the original if it begins with one of its checkpoints."""
-    return {name: origin.spec.get(name) for name in NEWEST} if from_checkpoint else NEWEST
-
-
 def datasets_of(origin: Job) -> frozenset[str]:
     """What a clone may read even if its owner has no upload of the file: what the original reads."""
     own: list[dict[str, Any]] = list(origin.spec["datasets"])
     asked: dict[str, Any] = origin.spec.get("evaluate") or {}
     own += [asked[key] for key in ("prompts", "tasks") if asked.get(key)]
     own += asked.get("benchmarks") or ()
-    return frozenset(dataset["sha256"] for dataset in own)
+    start: list[dict[str, Any]] = [origin.spec["lora_model"]] if origin.spec.get("lora_model") else []
+    return frozenset(file["sha256"] for file in own + start)
 
 
 def _note(origin: Job, job: Job, actor: Actor) -> None:

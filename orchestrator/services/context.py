@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from orchestrator.ports.catalog import Catalog, Looks, Verdict
+from orchestrator.ports.catalog import Catalog, Looks, PieceCount, Verdict
 from orchestrator.ports.providers import Capacity, Providers
 from orchestrator.ports.repository import UnitOfWork
 from orchestrator.ports.stores import Stores
@@ -14,6 +15,10 @@ from orchestrator.ports.system import Clock, Limits, Tokens, Vault
 from orchestrator.services.running_checks import RunningChecks
 from orchestrator.services.running_exports import RunningExports
 from orchestrator.services.single_flight import SingleFlight
+
+if TYPE_CHECKING:
+    from orchestrator.services.adapter_files import AdapterFiles
+    from worker.shared.start_adapter import StartAdapter
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -28,8 +33,9 @@ class Context:
     launching now, which reconciling must not touch. `rooms` holds running calls for the capacity of accounts. `storing`
     has the keys of received files that are being put into their store. `settling` holds running calls that settle
     sessions of accounts, and what went wrong in them. `looks` shows rows in tokens, if this server can. `verdicts`
-    holds what it has found, by model, data and settings. `checks` holds running data checks and
-    `exports` the exports of adapters, if this server makes them.
+    holds what it has found, by model, data and settings, and `piece_counts` the pieces of texts. `checks` holds running
+    data checks and `exports` the exports of adapters, if this server makes them. `start_adapters` has what was read of
+    adapters to continue from, by their key in the store.
     `benchmarks` has the sha256 and the number of items of each benchmark at a commit that was used here.
     """
 
@@ -50,6 +56,10 @@ class Context:
     checks: RunningChecks | None = None
     exports: RunningExports | None = None
     verdicts: dict[tuple[object, ...], Verdict] = field(default_factory=dict[tuple[object, ...], Verdict])
+    piece_counts: dict[tuple[object, ...], PieceCount] = field(default_factory=dict[tuple[object, ...], PieceCount])
+    start_adapters: dict[str, tuple[StartAdapter, AdapterFiles]] = field(
+        default_factory=dict[str, "tuple[StartAdapter, AdapterFiles]"]
+    )
     benchmarks: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict[tuple[str, str], tuple[str, int]])
     launching: set[str] = field(default_factory=set[str])
     storing: dict[str, object] = field(default_factory=dict[str, object])

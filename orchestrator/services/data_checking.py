@@ -30,6 +30,7 @@ from worker.shared.data_checks.findings import NotChecked, Report
 from worker.shared.data_checks.token_facts import TokenFacts, facts_of, special_findings, token_findings
 from worker.shared.dataset_spec import DatasetSpec, RowFormat
 from worker.shared.job_spec import JobSpec
+from worker.shared.long_texts import SPLIT
 
 CLEAN_WAIT_S = 60.0
 AGAIN_S = 15.0
@@ -94,7 +95,7 @@ def _report_for(ctx: Context, spec: JobSpec, entry: DatasetSpec, wait_s: float) 
     if report is None or not report.checked:
         return report
     facts = facts_of(counted.report) if counted is not None else _facts(ctx, spec, entry, key)
-    return report if facts is None else with_tokens(report, facts)
+    return report if facts is None else with_tokens(report, uncut(facts, spec, entry))
 
 
 def known_reports(tx: Transaction, spec: JobSpec) -> tuple[Report | None, ...]:
@@ -105,7 +106,7 @@ def known_reports(tx: Transaction, spec: JobSpec) -> tuple[Report | None, ...]:
         counted = tx.datasets.get_report(entry.sha256 or "", entry.type, tokenizer_key(spec), VERSION)
         report = Report.of(stored.report) if stored is not None else None
         if report is not None and report.checked and counted is not None:
-            report = with_tokens(report, facts_of(counted.report))
+            report = with_tokens(report, uncut(facts_of(counted.report), spec, entry))
         if report is not None and report.checked:
             report = joined(report, known_leaks(tx, spec.evaluate, entry))
         found.append(report if report is not None and report.checked else None)
@@ -127,7 +128,14 @@ def tokenizer_key(spec: JobSpec) -> str:
     taught = [entry.taught.model_dump() for entry in spec.datasets]
     depends_on += [taught] if any(taught) else []
     depends_on += [spec.own_template] if spec.own_template is not None else []
+    depends_on += [[spec.tokens, spec.added_tokens_overrides]] if spec.new_tokens else []
     return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
+
+
+def uncut(facts: TokenFacts, spec: JobSpec, entry: DatasetSpec) -> TokenFacts:
+    """The facts for the job, which may split the texts that are longer than `sequence_len`."""
+    is_split = entry.type is RowFormat.TEXT and spec.excess_length_strategy == SPLIT
+    return replace(facts, cut=0, cut_lines=()) if is_split else facts
 
 
 def with_tokens(report: Report, facts: TokenFacts) -> Report:

@@ -11,8 +11,9 @@ from orchestrator.services import dataset_preview
 from orchestrator.services.dataset_preview import Bar, Preview, Turn
 from worker.shared import dataset_files, limited_call
 from worker.shared.dataset_files import DatasetError, DatasetInfo
-from worker.shared.dataset_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat, TaughtTurns
 from worker.shared.row_keys import UnusedKeys
+from worker.shared.taught_turns import USUAL
 
 SMALL_BYTES = 256 << 10
 """A text file of this size is read at once, because a process costs more time than it does."""
@@ -46,14 +47,20 @@ def first_keys(path: Path, row_format: RowFormat, container: FileFormat, rows: i
 
 
 def preview(
-    path: Path, row_format: RowFormat, container: FileFormat, *, sequence_len: int, train_on_inputs: bool
+    path: Path,
+    row_format: RowFormat,
+    container: FileFormat,
+    *,
+    sequence_len: int,
+    train_on_inputs: bool,
+    taught: TaughtTurns = USUAL,
 ) -> Preview:
     """`dataset_preview.preview`. A file beyond the limits has this as its fault."""
     how: Json = {"sequence_len": sequence_len, "train_on_inputs": train_on_inputs}
     if is_small(path, container):
-        return dataset_preview.preview(path, row_format, container, **how)
+        return dataset_preview.preview(path, row_format, container, **how, taught=taught)
     try:
-        options = {"row_format": row_format, **how}
+        options = {"row_format": row_format, **how, "taught": taught.model_dump(mode="json")}
         return _as_preview(within_limits(f"{__name__}:previewed", path, container, options))
     except DatasetError as error:
         return with_fault(error)
@@ -128,6 +135,7 @@ def previewed(request: Json) -> Json:
             FileFormat(request["container"]),
             sequence_len=request["sequence_len"],
             train_on_inputs=request["train_on_inputs"],
+            taught=TaughtTurns(**request["taught"]),
         )
     )
 

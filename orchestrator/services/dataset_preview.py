@@ -8,8 +8,11 @@ from pathlib import Path
 
 from orchestrator.ports.catalog import ROWS_MEASURED, ROWS_SHOWN, TokenLook, TokenRow
 from worker.shared.dataset_files import DatasetError, Row, examine
-from worker.shared.dataset_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import FileFormat, RowFormat, TaughtTurns
+from worker.shared.job_spec import ENCODING
+from worker.shared.long_texts import piece_count
 from worker.shared.row_keys import UnusedKeys
+from worker.shared.taught_turns import USUAL, as_taught
 
 FAULTS_SHOWN = 20
 MAX_SHOWN = 4_000
@@ -45,7 +48,8 @@ class Preview:
     `exact` says whether the model's own tokenizer counted them. Otherwise the lengths are estimates. `by_token` shows
     the same rows as `shown` if the tokenizer was available. Otherwise `away` says why it was not. `refusal` is the
     error that a session with this model would fail with. `unused` are keys of rows that training does not use.
-    `findings` say what the model will do differently from what the rows teach.
+    `findings` say what the model will do differently from what the rows teach. `split` texts are longer than the
+    sequences, and split into `pieces` pieces.
     """
 
     type: str
@@ -65,6 +69,8 @@ class Preview:
     away: str = ""
     unused: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
+    split: int = 0
+    pieces: int = 0
 
 
 def estimate(text: str) -> int:
@@ -79,6 +85,7 @@ def preview(
     *,
     sequence_len: int,
     train_on_inputs: bool,
+    taught: TaughtTurns = USUAL,
 ) -> Preview:
     """Read the whole file once. Lengths are those of the first `ROWS_MEASURED` rows."""
     kind, found = examine(path, row_format, file_format)
@@ -87,7 +94,7 @@ def preview(
     seen: set[int] = set()
     lengths: list[int] = []
     unused = UnusedKeys()
-    for item in found:
+    for item in (_as_taught(each, taught) for each in found):
         if isinstance(item, DatasetError):
             more += len(faults) >= FAULTS_SHOWN
             faults += [(item.line, item.message)] if len(faults) < FAULTS_SHOWN else []
@@ -115,15 +122,26 @@ def preview(
     )
 
 
-def with_tokens(shown: Preview, look: TokenLook, sequence_len: int) -> Preview:
-    """The preview with its rows by token, as far as they were tokenized."""
+def _as_taught(item: Row | DatasetError, taught: TaughtTurns) -> Row | DatasetError:
+    try:
+        return item if isinstance(item, DatasetError) else as_taught(item, taught, ENCODING)
+    except DatasetError as error:
+        return error
+
+
+def with_tokens(shown: Preview, look: TokenLook, sequence_len: int, *, split_texts: bool = False) -> Preview:
+    """The preview with its rows by token, as far as they were tokenized. With `split_texts`, no text is cut off."""
     if look.away or not look.lengths:
         return replace(shown, away=look.away, refusal=look.fault)
     lengths = list(look.lengths)
+    longer = [length for length in lengths if length > sequence_len]
+    is_split = split_texts and shown.type == RowFormat.TEXT
     return replace(
         shown,
         tokens=_all_tokens(lengths, shown.rows),
-        truncated=sum(length > sequence_len for length in lengths),
+        truncated=0 if is_split else len(longer),
+        split=len(longer) if is_split else 0,
+        pieces=sum(piece_count(length, sequence_len) for length in longer) if is_split else 0,
         bars=tuple(_bars(lengths, sequence_len)),
         measured=len(lengths),
         exact=True,

@@ -18,7 +18,7 @@ from typing import Any
 
 from orchestrator.domain.accounts import Actor
 from orchestrator.domain.errors import ConflictError, InvalidError, NotFoundError
-from orchestrator.domain.storage import Dataset, Upload
+from orchestrator.domain.storage import ADAPTER, Dataset, Upload
 from orchestrator.ports.repository import Transaction
 from orchestrator.ports.stores import StoreError
 from orchestrator.services.context import Context, new_id
@@ -114,6 +114,25 @@ def in_words(name: str) -> Generator[None]:
 
 
 def _kept(ctx: Context, member_id: str, path: Path, name: str, info: DatasetInfo, parent: str) -> Dataset:
+    found = keep_file(ctx, member_id, path, name, info.type, info.file_format, info.rows, parent)
+    as_read = {"row_format": info.type, "rows": info.rows, "file_format": info.file_format}
+    return found if found.row_format == info.type else replace(found, **as_read)
+
+
+def keep_file(
+    ctx: Context,
+    member_id: str,
+    path: Path,
+    name: str,
+    row_format: str,
+    file_format: str,
+    rows: int = 0,
+    parent: str = "",
+) -> Dataset:
+    """The file as one of the member's. The same bytes are stored once, as what they were first brought as.
+
+    `rows` and `parent` are those of a data file.
+    """
     sha256, now = sha256_file(path), ctx.clock.now()
     upload = Upload(id=new_id("upload", now), sha256=sha256, member_id=member_id, name=name, created_at=now)
     with ctx.uow() as tx:
@@ -121,9 +140,7 @@ def _kept(ctx: Context, member_id: str, path: Path, name: str, info: DatasetInfo
         if known is not None:
             tx.datasets.add_upload(upload)
     if known is not None:
-        own = replace(known, name=name, member_id=member_id, created_at=now)
-        as_read = {"row_format": info.type, "rows": info.rows, "file_format": info.file_format}
-        return own if known.row_format == info.type else replace(own, **as_read)
+        return replace(known, name=name, member_id=member_id, created_at=now)
     # A unique key: a late deletion of an earlier file with the same bytes does not touch this one.
     key = f"datasets/{sha256}.{secrets.token_hex(4)}"
     try:
@@ -133,9 +150,9 @@ def _kept(ctx: Context, member_id: str, path: Path, name: str, info: DatasetInfo
     dataset = Dataset(
         sha256=sha256,
         size=stored.size,
-        file_format=info.file_format,
-        row_format=info.type,
-        rows=info.rows,
+        file_format=file_format,
+        row_format=row_format,
+        rows=rows,
         name=name,
         member_id=member_id,
         created_at=now,
@@ -189,6 +206,8 @@ def _uploaded(ctx: Context, member_id: str, spec: DatasetSpec, given: Collection
             dataset = tx.datasets.get(sha256)
     if dataset is None:
         raise InvalidError(f"There is no dataset {sha256[:12]}. Upload the file first.")
+    if dataset.row_format == ADAPTER:
+        raise InvalidError(f"{dataset.name} is an adapter and has no rows. Use it as lora_model_dir.")
     if spec.mapping:
         with copied(ctx, dataset) as path, in_words(dataset.name):
             named = Source(path=path, name=dataset.name)
@@ -228,6 +247,8 @@ def dataset_by_id(ctx: Context, actor: Actor, sha256: str) -> Dataset:
         dataset = tx.datasets.get_of(sha256, actor.member_id)
     if dataset is None:
         raise NotFoundError(f"There is no dataset {sha256}. List them with `trainhop datasets ls`.")
+    if dataset.row_format == ADAPTER:
+        raise NotFoundError(f"{dataset.name} is an adapter and has no rows. Jobs use it as lora_model_dir.")
     return dataset
 
 

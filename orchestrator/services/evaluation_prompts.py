@@ -77,5 +77,6 @@ def count(spec: JobSpec, asked: EvaluationSpec) -> int:
 def notes(spec: JobSpec, asked: EvaluationSpec) -> tuple[str, ...]:
     """What the author should know. Both are pinned."""
     prompts = count(spec, asked)
-    few = f"There are only {prompts} prompts. A verdict needs at least {LEAST_PROMPTS}, and 100 are better."
+    there = "There is only 1 prompt" if prompts == 1 else f"There are only {prompts} prompts"
+    few = f"{there}. A verdict needs at least {LEAST_PROMPTS}, and 100 are better."
     return (*((few,) if prompts < LEAST_PROMPTS else ()), *evaluation_judges.notes(spec, asked))

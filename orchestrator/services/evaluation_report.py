@@ -15,6 +15,7 @@ from orchestrator.services.benchmark_scores import benchmark_scores, benchmark_w
 from orchestrator.services.similarity import similarity
 from orchestrator.services.task_scores import DRIFT, task_scores, task_warnings
 from worker.shared.answers_file import AnswersFile, ArmAnswer
+from worker.shared.counted_words import many
 from worker.shared.data_checks.phrases import Refusals, own_phrases
 from worker.shared.data_checks.template_tokens import has_template_text
 from worker.shared.evaluation_spec import LEAST_PROMPTS
@@ -87,10 +88,11 @@ def _vetoes(harm: Forgetting) -> Iterator[str]:
 def _warnings(found: AnswersFile, report: dict[str, Any], harm: Forgetting) -> Iterator[str]:
     prompts = report["prompts"]
     if prompts < LEAST_PROMPTS:
-        yield f"{prompts} prompts are too few for a verdict. At least {LEAST_PROMPTS} are needed, 100 are better."
+        few = f"{many(prompts, 'prompt')} {'is' if prompts == 1 else 'are'} too few for a verdict."
+        yield f"{few} At least {LEAST_PROMPTS} are needed, 100 are better."
     if left_out := found.head.left_out.total:
         yield (
-            f"{left_out} rows gave no prompt: {found.head.left_out.too_long} are too long, "
+            f"{many(left_out, 'row')} gave no prompt: {found.head.left_out.too_long} are too long, "
             f"{found.head.left_out.repeated} repeat an earlier prompt, {found.head.left_out.without_prompt} have no "
             "turn before their answer."
         )

@@ -12,6 +12,7 @@ from orchestrator.domain.jobs import Checkpoint, Job, Lease
 from orchestrator.domain.lifecycle import CheckpointState
 from orchestrator.domain.scheduling import prune
 from orchestrator.ports.repository import Transaction
+from worker.shared.counted_words import many
 
 LOADS = 2
 """A head is given up after this many sessions could not load it although its stored bytes are right."""
@@ -31,7 +32,7 @@ def not_loaded(tx: Transaction, job: Job, lease: Lease, why: str, now: float) ->
     sessions = {event.lease_id for event in before} | {lease.id}
     if len(sessions) < LOADS:
         return ""
-    return roll_back(tx, job, now, f"could not be loaded by {len(sessions)} sessions")
+    return roll_back(tx, job, now, f"could not be loaded by {many(len(sessions), 'session')}")
 
 
 def roll_back(tx: Transaction, job: Job, now: float, what: str) -> str | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from orchestrator.domain.errors import InvalidError
 from orchestrator.ports.catalog import BaseModel
+from orchestrator.services import expert_checks
 from worker.shared import module_patterns
+from worker.shared.counted_words import many
 from worker.shared.job_spec import JobSpec
 from worker.shared.model_support import RENAMED, adapter_fault
 from worker.shared.plain_errors import nearest
@@ -23,7 +25,7 @@ def refuse_what_the_model_lacks(spec: JobSpec, model: BaseModel) -> None:
             f"{model.name} cannot be trained like this: {fault.words}.", [(f"/{fault.key}", fault.words)]
         )
     unknown = [*_unknown_modules(spec, model), *_bad_pattern(spec, model), *_unknown_numbers(spec, model)]
-    faults = [*_too_long(spec, model), *unknown]
+    faults = [*_too_long(spec, model), *unknown, *expert_checks.faults(spec, model)]
     if faults:
         raise InvalidError("; ".join(f"{pointer}: {words}" for pointer, words in faults), faults)
 
@@ -32,12 +34,13 @@ def notes(spec: JobSpec, model: BaseModel) -> tuple[str, ...]:
     """What the author of a job file should know, although the job can run."""
     found: list[str] = []
     if spec.max_steps is not None and spec.num_epochs is not None:
-        found.append(f"num_epochs has no effect, because max_steps is set. The job has {spec.max_steps} steps.")
+        found.append(f"num_epochs has no effect, because max_steps is set. The job has {many(spec.max_steps, 'step')}.")
     if model.positions is not None and spec.sequence_len > model.positions and not model.has_position_table:
         found.append(
             f"The base model was trained on at most {model.positions} tokens. Set sequence_len to that or less, unless "
             "longer rows are intended."
         )
+    found += expert_checks.notes(spec, model)
     return tuple(found)
 
 
@@ -55,7 +58,13 @@ def _unknown_numbers(spec: JobSpec, model: BaseModel) -> list[tuple[str, str]]:
         ("lora_layers_to_transform", spec.lora_layers_to_transform, "layers", model.shape.layers),
         ("peft_trainable_token_indices", spec.peft_trainable_token_indices, "tokens", model.shape.vocabulary),
     )
-    return [
+    tokens = model.shape.vocabulary
+    found = [
+        (f"/added_tokens_overrides/{number}", f"the base model has {tokens} tokens, the first being 0")
+        for number in spec.added_tokens_overrides
+        if int(number) >= tokens
+    ]
+    return found + [
         (f"/{key}/{place}", f"the base model has {there} {what}, the first being 0")
         for key, numbers, what, there in given
         for place, number in enumerate(numbers)
@@ -65,7 +74,7 @@ def _unknown_numbers(spec: JobSpec, model: BaseModel) -> list[tuple[str, str]]:
 
 def names_modules(spec: JobSpec) -> bool:
     """Whether the job file names modules of the base model."""
-    return spec.lora_target_modules != module_patterns.ALL_LINEAR
+    return spec.lora_target_modules != module_patterns.ALL_LINEAR or bool(spec.lora_target_parameters)
 
 
 def _bad_pattern(spec: JobSpec, model: BaseModel) -> list[tuple[str, str]]:

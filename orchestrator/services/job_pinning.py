@@ -6,9 +6,11 @@ A server and a run without one pin the same, so that they train in the same way.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from orchestrator.domain.errors import InvalidError
 from orchestrator.ports.catalog import BaseModel
+from orchestrator.services.long_texts import strategy_of
 from worker.shared.dataset_spec import DatasetSpec, RowFormat
 from worker.shared.job_spec import ENCODING, NUMERICS, VAL_SPLIT, JobSpec
 from worker.shared.methods import refused_rows
@@ -48,37 +50,32 @@ def pinned(
     model: BaseModel,
     datasets: Sequence[DatasetSpec],
     now: float,
-    versions: Mapping[str, int | None] = NEWEST,
+    begun: Mapping[str, Any] | None = None,
 ) -> JobSpec:
-    """The spec with model, datasets and time pinned. Raises `InvalidError` for rows or a schedule that do not fit.
+    """The spec with model, datasets, time and versions pinned. Raises `InvalidError` for rows that do not fit.
 
-    `datasets` have their hashes, formats and rows. `versions` are the ways to read rows and to compute, by the key of
-    the spec. `fixed` pins the number of steps afterwards.
+    `datasets` have their hashes, formats and rows. `begun` as in `job_resolution.resolve`. `fixed` pins the number of
+    steps, once that of the pieces of long texts is known.
     """
     _refuse_other_rows(spec, datasets)
     rendered_at = now if spec.rendered_at is None else spec.rendered_at
-    found = spec.model_copy(
-        update={
-            "base_model": model.name,
-            "datasets": tuple(datasets),
-            "rendered_at": float(round(rendered_at)),
-            **versions,
-        }
-    )
+    versions = NEWEST if begun is None else {name: begun.get(name) for name in NEWEST}
+    known = {"base_model": model.name, "datasets": tuple(datasets), "rendered_at": float(round(rendered_at))}
+    found = spec.model_copy(update={**known, **versions, "excess_length_strategy": strategy_of(spec, begun)})
     if found.train_rows < 1:
         raise InvalidError(
             "The validation split leaves no rows to train on. Choose a smaller val_set_size.",
             [("/val_set_size", "takes all rows of the dataset")],
         )
-    _refuse_repeats(found)
     refuse_without_validation(found)
-    if words := found.schedule_fault:
-        raise InvalidError(f"The schedule is too long: {words}.", [("/lr_scheduler_kwargs", words)])
     return found
 
 
 def fixed(spec: JobSpec) -> JobSpec:
-    """A pinned spec with its number of steps."""
+    """A pinned spec with its number of steps. Raises `InvalidError` for a schedule or repeats that do not fit."""
+    _refuse_repeats(spec)
+    if words := spec.schedule_fault:
+        raise InvalidError(f"The schedule is too long: {words}.", [("/lr_scheduler_kwargs", words)])
     val_split = spec.val_split if spec.eval_rows else None
     return spec.model_copy(update={"max_steps": spec.total_steps, "num_epochs": None, "val_split": val_split})
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from orchestrator.domain.accounts import Actor
 from orchestrator.domain.errors import InvalidError
-from orchestrator.services import evaluation_prompts
+from orchestrator.services import evaluation_prompts, start_adapters
+from orchestrator.services.adapter_conflicts import refuse_other_model
 from orchestrator.services.capacity import refuse_the_too_large
 from orchestrator.services.context import Context
 from orchestrator.services.datasets import resolve_dataset
 from orchestrator.services.hub_tokens import refuse_without_write, token_of
 from orchestrator.services.job_checks import names_modules, notes, refuse_what_the_model_lacks
-from orchestrator.services.job_pinning import NEWEST, fixed, pinned, refuse_keys_of_the_server
+from orchestrator.services.job_pinning import fixed, pinned, refuse_keys_of_the_server
+from orchestrator.services.long_texts import split_texts
 from orchestrator.services.row_faults import judge_rows
 from orchestrator.services.template_trial import refuse_bad_template
 from worker.shared import memory_estimate
@@ -25,25 +28,29 @@ def resolve(
     actor: Actor,
     spec: JobSpec,
     given: Collection[str] = (),
-    versions: Mapping[str, int | None] = NEWEST,
+    begun: Mapping[str, Any] | None = None,
 ) -> tuple[JobSpec, Need, tuple[str, ...]]:
     """The spec with everything pinned that may not change later, the memory it needs, and notes for its author.
 
     `given` are datasets that the actor may read without an upload, because they are those of a job of theirs.
-    `versions` are the ways to read rows and to compute, by the key of the spec.
+    `begun` is the stored job file of the job from whose checkpoint this one goes on. It reads its rows and computes as
+    that one does.
     """
     refuse_keys_of_the_server(spec)
     _refuse_the_unknown(ctx, spec)
     if spec.hub_model_id is not None:
         refuse_without_write(ctx, actor.member_id, spec.hub_model_id, "/hub_model_id")
     token = token_of(ctx, actor.member_id)
-    model = ctx.catalog.model(spec.base_model, token, with_modules=names_modules(spec))
+    spec, start, said = start_adapters.resolve(ctx, actor, spec, given)
+    model = ctx.catalog.model(spec.base_model, token, with_modules=names_modules(spec) or start is not None)
+    if start is not None:
+        refuse_other_model(spec, start, model)
     refuse_what_the_model_lacks(spec, model)
     datasets = tuple(
         resolve_dataset(ctx, actor.member_id, dataset, f"/datasets/{place}/path", given)
         for place, dataset in enumerate(spec.datasets)
     )
-    ready = pinned(spec, model, datasets, ctx.clock.now(), versions)
+    ready = pinned(spec, model, datasets, ctx.clock.now(), begun)
     asked = ready.evaluate
     if asked is not None:
         asked = evaluation_prompts.pinned(ctx, actor.member_id, ready, asked, pointer="/evaluate", given=given)
@@ -54,7 +61,8 @@ def resolve(
     refuse_the_too_large(ctx, actor.member_id, needed, "base model", "/base_model", remedy)
     written = refuse_bad_template(ready)
     findings = judge_rows(ctx, ready)
-    return fixed(ready), needed, (*notes(spec, model), *written, *findings, *few)
+    ready, split = split_texts(ctx, ready, begun)
+    return fixed(ready), needed, (*said, *notes(spec, model), *split, *written, *findings, *few)
 
 
 def _refuse_the_unknown(ctx: Context, spec: JobSpec) -> None:

@@ -21,7 +21,7 @@ from orchestrator.services.context import Context, new_id
 from orchestrator.services.data_gate import refuse_findings
 from orchestrator.services.datasets import hold, sweep_discarded, unused_keys
 from orchestrator.services.failed_starts import Explanation
-from orchestrator.services.job_pinning import NEWEST, of_unused
+from orchestrator.services.job_pinning import of_unused
 from orchestrator.services.job_resolution import resolve
 from orchestrator.services.leases import release_lease
 from orchestrator.services.needed_jobs import refuse_if_needed
@@ -58,16 +58,17 @@ def submit(
     *,
     key: str | None = None,
     tags: Collection[str] = (),
+    note: str = "",
     write: Write | None = None,
 ) -> Submission:
     """Queue a job. With an idempotency `key`, the same request again returns the same job. A different one is refused.
 
     `write` may share its transaction with other requests. Without it the job gets a transaction of its own.
     """
-    ready = prepare(ctx, actor, spec, key=key, of=" ".join(tags))
+    ready = prepare(ctx, actor, spec, key=key, of=" ".join(tags) + note)
     if isinstance(ready, Job):
         return _submitted_before(ctx, ready)
-    ready = replace(ready, tags=tags)
+    ready = replace(ready, tags=tags, note=note)
     try:
         if write is not None:
             job = write((actor.member_id, 0), lambda tx: queue(ctx, tx, actor, ready))
@@ -103,6 +104,7 @@ class Ready:
     key: str | None
     request_hash: str
     tags: Collection[str] = ()
+    note: str = ""
 
 
 def prepare(
@@ -113,17 +115,17 @@ def prepare(
     key: str | None = None,
     of: str = "",
     given: Collection[str] = (),
-    versions: Mapping[str, int | None] = NEWEST,
+    begun: Mapping[str, Any] | None = None,
 ) -> Ready | Job:
     """The part of `submit` that looks things up and may be slow. Returns the job itself if it was queued before.
 
-    `of` is what else distinguishes two requests, besides the file. `given` and `versions` as in `resolve`.
+    `of` is what else distinguishes two requests, besides the file. `given` and `begun` as in `resolve`.
     """
     _refuse_first(actor, spec.priority)
     request_hash = hashlib.sha256((spec.model_dump_json() + of).encode()).hexdigest()
     if key is not None and (again := earlier(ctx, actor, key, request_hash)) is not None:
         return again
-    resolved, need, noted = resolve(ctx, actor, spec, given, versions)
+    resolved, need, noted = resolve(ctx, actor, spec, given, begun)
     return Ready(
         spec=resolved,
         as_json=resolved.model_dump(mode="json"),
@@ -185,6 +187,8 @@ def queue(
     tx.jobs.add(job)
     if ready.tags:
         tx.jobs.set_tags(job.id, ready.tags)
+    if ready.note:
+        tx.jobs.set_note(job.id, ready.note)
     if begin is not None:
         tx.checkpoints.add(replace(begin, job_id=job.id, parent=None, created_at=now))  # this job's chain begins here
     return job

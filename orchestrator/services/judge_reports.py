@@ -29,6 +29,7 @@ from orchestrator.domain.trust.sign_test import Comparison, Outcome
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.comparisons import evaluation_of
 from orchestrator.services.context import Context
+from worker.shared.counted_words import many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class JudgeReport:
     def conduct_in_words(self) -> str:
         """Pairs, failures, inconsistency and bias."""
         found = self.conduct
-        words = f"{found.pairs} pairs in both orders, {found.failed} failed"
+        words = f"{many(found.pairs, 'pair')} in both orders, {found.failed} failed"
         if not found.pairs:
             return words
         share = found.inconsistent
@@ -72,7 +73,7 @@ class JudgeReport:
         if self.people is None or not self.people.shared:
             return ""
         kappa = f", kappa {self.people.kappa:.2f}" if self.people.kappa is not None else ""
-        return f"{percent(self.people.equal.value)} % of {self.people.shared} prompts{kappa}"
+        return f"{percent(self.people.equal.value)} % of {many(self.people.shared, 'prompt')}{kappa}"
 
 
 def _warnings(report: JudgeReport) -> list[str]:
@@ -87,7 +88,8 @@ def _warnings(report: JudgeReport) -> list[str]:
         place = "first" if found.first > found.second else "second"
         words.append(f"The judge prefers the answer in the {place} place.")
     if found.failed:
-        words.append(f"The judge gave no verdict on {found.failed} pairs. They count for nothing.")
+        counts = "It counts" if found.failed == 1 else "They count"
+        words.append(f"The judge gave no verdict on {many(found.failed, 'pair')}. {counts} for nothing.")
     if report.family:
         words.append(f"Judge and base model are both of the family {report.family}. Judges prefer their own family.")
     return words

@@ -31,7 +31,9 @@ from orchestrator.services.held_out_checking import HeldOut, held_out_of_card, k
 from orchestrator.services.judge_reports import JudgeReport
 from orchestrator.services.task_scores import points
 from orchestrator.services.verdicts import Judged, judge
+from worker.shared.counted_words import many
 from worker.shared.data_checks.findings import Report
+from worker.shared.early_stopping import chosen, chosen_step
 from worker.shared.evaluation_spec import EvaluationSpec
 from worker.shared.job_spec import JobSpec
 from worker.shared.judge_prompt import text_sha256
@@ -54,6 +56,8 @@ class _Facts:
     reports: tuple[Report | None, ...]
     held_out: tuple[tuple[HeldOut, Report], ...]
     promotions: tuple[tuple[Model, Move], ...]
+    best_step: int | None
+    """The step whose adapter it is, if that is not the last one and known."""
     leaked: frozenset[str]
     """Benchmarks whose items are in the training rows."""
 
@@ -89,7 +93,8 @@ def card(ctx: Context, actor: Actor, job_id: str) -> str:
     head = f"## Is it better than its base?\n\nVerdict: **{answer}**. {' '.join(facts.judged.verdict.reasons)}\n\n"
     table = f"{head}| evidence | |\n|---|---|\n{rows}\n\n"
     evidence = table + _resemblance(facts)
-    return model_card(facts.spec, facts.recipe, evidence, facts.model_index, ending=facts.job.message)
+    words = (facts.job.message, chosen(facts.best_step) if facts.best_step is not None else "")
+    return model_card(facts.spec, facts.recipe, evidence, facts.model_index, ending="; ".join(filter(None, words)))
 
 
 def provenance(ctx: Context, actor: Actor, job_id: str) -> Json:
@@ -154,6 +159,7 @@ def _gather(ctx: Context, actor: Actor, job_id: str) -> _Facts:
             reports=known_reports(tx, spec),
             held_out=tuple(_held_out(tx, spec, judged)),
             promotions=tuple(_promotions(tx, job)),
+            best_step=chosen_step(spec, head.manifest.get("state", {}).get("best")) if head is not None else None,
             leaked=_leaked(tx, spec, judged),
         )
 
@@ -214,7 +220,7 @@ def _evaluated(facts: _Facts) -> Iterator[tuple[str, str]]:
         yield "evaluation", "not evaluated yet"
         return
     report = found.report
-    yield "evaluation", f"{report['prompts']} prompts, of which {report['identical']} got the same answer twice"
+    yield "evaluation", f"{many(report['prompts'], 'prompt')}, of which {report['identical']} got the same answer twice"
     yield "answers cut at the token limit", _both(report["truncated"])
     rise = report.get("forgetting")
     if rise is not None:
@@ -270,7 +276,7 @@ def _resemblance(facts: _Facts) -> str:
     audits = "; ".join(f"data `{audit.sha256[:16]}`: {audit.words}" for audit in facts.judged.audits)
     settings = ", ".join(f"`{name} {text}`" for name, text in found["settings"].items())
     return (
-        f"## Resembles your data\n\n| {found['rows']} rows | base | adapter |\n|---|---|---|\n{table}\n\n"
+        f"## Resembles your data\n\n| {many(found['rows'], 'row')} | base | adapter |\n|---|---|---|\n{table}\n\n"
         f"{audits or 'not audited'}. An adapter that was trained on wrong answers resembles them too, so these "
         f"numbers do not count for the verdict. {settings}\n\n"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,7 +28,6 @@ from orchestrator.services.context import Context
 from orchestrator.services.data_gate import file_reports
 from orchestrator.services.datasets import unused_keys
 from orchestrator.services.dispatch import to_pending
-from orchestrator.services.job_pinning import NEWEST
 from orchestrator.services.job_resolution import resolve
 from worker.shared.data_check_list import Level
 from worker.shared.job_spec import JobSpec
@@ -165,13 +165,13 @@ def plan(
     *,
     first_step: int = 0,
     given: Collection[str] = (),
-    versions: Mapping[str, int | None] = NEWEST,
+    begun: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Where the job would run, in how many sessions, and what blocks it. Only uploaded data is kept.
 
-    `given` and `versions` as in `resolve`.
+    `given` and `begun` as in `resolve`.
     """
-    resolved, need, notes = resolve(ctx, actor, spec, given, versions)
+    resolved, need, notes = resolve(ctx, actor, spec, given, begun)
     findings, unchecked = _data(ctx, resolved)
     now = ctx.clock.now()
     with ctx.uow() as tx:

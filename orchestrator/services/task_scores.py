@@ -15,6 +15,7 @@ from orchestrator.domain.trust.verdict import MAX_TRUNCATED
 from worker.shared import limited_call
 from worker.shared.answer_checks import scored
 from worker.shared.answers_file import AnswersFile, TaskAnswers
+from worker.shared.counted_words import many
 from worker.shared.evaluation_units import Arm
 
 CPU_S = 30
@@ -105,7 +106,7 @@ def _warnings_of_user(tasks: Json) -> Iterator[str]:
     if max(tasks["truncated"].values()) > MAX_TRUNCATED:
         yield f"More than {MAX_TRUNCATED:.0%} of the answers to the tasks were cut at the token limit."
     if tasks["unasked"]:
-        yield f"{tasks['unasked']} tasks were not asked, because their prompts are too long."
+        yield f"Not asked, because their prompts are too long: {many(tasks['unasked'], 'task')}."
 
 
 def _share(scores: Json, arm: Arm) -> float:

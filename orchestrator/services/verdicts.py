@@ -25,6 +25,7 @@ from orchestrator.services import judge_reports
 from orchestrator.services.comparisons import evidence_of
 from orchestrator.services.declared_gains import gain_of, scores_of
 from orchestrator.services.judge_reports import JudgeEvidence
+from worker.shared.counted_words import many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class Judged:
         if votes is None:
             return ""
         decisive = votes.wins + votes.losses
-        words = f"{votes.quality}: {decisive + votes.ties} prompts, {votes.wins} won by the adapter, "
+        words = f"{votes.quality}: {many(decisive + votes.ties, 'prompt')}, {votes.wins} won by the adapter, "
         words += f"{votes.losses} by its base, {votes.ties} tied"
         if not decisive:
             return words

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.tiny_model import make_tiny_mixture
 from tests.chat.conftest import Pairing
 from worker.chat.model import ChatError, ChatModel
 from worker.chat.side_by_side import answer
 from worker.export.adapter import read_adapter
-from worker.export.errors import ExportError
 from worker.shared.chat import ChatEvent, ChatTurn, Kind, Question
 from worker.shared.evaluation_units import Arm
 
@@ -163,5 +163,32 @@ def test_a_chat_uses_trained_tokens_and_dora(pairing: Pairing, tmp_path: Path) -
     model = ChatModel(folder, str(pairing.base), said)
     kinds = {type(module).__name__ for module in model.model.modules()}
     assert {"TrainableTokensWrapper", "DoraLinearLayer"} <= kinds
-    with pytest.raises(ExportError, match="trained tokens"):
-        read_adapter(folder)
+    assert read_adapter(folder).rows["model.embed_tokens"].numbers == (1, 2)
+
+
+@pytest.mark.parametrize("kind", ["experts", "new tokens"])
+def test_a_chat_uses_experts_and_new_tokens(tmp_path: Path, kind: str) -> None:
+    """Guards: without `for_chat` experts were refused; without room for the new rows PEFT did not load the adapter."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoTokenizer
+
+    from benchmarks.export.models import make_adapter
+
+    base = make_tiny_mixture(tmp_path / "base", "Mixtral")
+    options: dict[str, Any] = {"target_modules": ["q_proj"]}
+    if kind == "experts":
+        options |= {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
+    folder = make_adapter(tmp_path / "adapter", base, **options)
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    if kind == "new tokens":
+        number = len(tokenizer)
+        tokenizer.add_tokens(["<new>"])
+        weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+        name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+        save_file(load_file(weights) | {name: torch.ones(1, 32)}, weights, metadata={"format": "pt"})
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"trainable_token_indices": [number]}))
+    tokenizer.save_pretrained(folder)
+    model = ChatModel(folder, str(base), said)
+    kinds = {type(module).__name__ for module in model.model.modules()}
+    assert ("ParamWrapper" if kind == "experts" else "TrainableTokensWrapper") in kinds

@@ -32,7 +32,7 @@ def test_the_command_prints_findings_without_a_server(elsewhere: Shell) -> None:
     )
     assert "[Hugging Face token]" in done.stdout
     assert KEY not in done.stdout + done.stderr
-    assert done.stderr == "copy.jsonl: 1 rows, 1 were left out\n"
+    assert done.stderr == "copy.jsonl: 1 row, 1 left out\n"
     assert (elsewhere.folder / "copy.jsonl").read_text() == _rows("A fine answer.")
     report = json.loads(elsewhere("datasets", "check", "copy.jsonl", "--json").stdout)
     assert (report["findings"], report["checked"]) == ([], 1)

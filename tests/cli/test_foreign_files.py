@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import pytest
 
 from orchestrator.entrypoints.cli import job_file
 from orchestrator.entrypoints.cli.client import Client
+from tests.helpers import start_adapters
 from trainhop.errors import Error
 
 SPEC = "base_model: m\nmax_steps: 1\ndatasets: [{path: PATH}]\n"
@@ -68,3 +70,54 @@ def test_a_strange_file_is_a_sentence(tmp_path: Path, name: str, text: str, word
 def test_a_deep_change_is_a_sentence(text: str) -> None:
     with pytest.raises(Error, match="nested too deeply"):
         job_file.assignments([f"a={text}"])
+
+
+class Adapters(Uploads):
+    """Also keeps what is in an archive, and knows a job."""
+
+    def upload(self, path: str, file: Path, **query: Any) -> dict[str, str]:
+        if path == "/adapters":
+            with zipfile.ZipFile(file) as archive:
+                self.names = (query["name"], archive.namelist())
+        return super().upload(path, file)
+
+    def pages(self, *_: Any) -> list[dict[str, str]]:
+        return [{"name": "first", "id": "job-1"}]
+
+    def get(self, path: str) -> dict[str, str]:
+        return {"id": path.rpartition("/")[2]}
+
+
+def test_the_folder_of_an_adapter_is_uploaded_like_a_data_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: without `may_send` a downloaded job file fetched the adapters of its reader."""
+    theirs, mine = tmp_path / "theirs", tmp_path / "mine"
+    start_adapters.write(theirs / "own")
+    (theirs / "own" / "optimizer.pt").write_bytes(b"not sent")
+    start_adapters.write(mine / "private")
+    (theirs / "rows.jsonl").write_text("{}")
+    monkeypatch.chdir(mine)
+    job = theirs / "job.yaml"
+
+    def sent(given: str, *, yes: bool = False) -> tuple[Any, Adapters]:
+        uploads = Adapters()
+        job.write_text(SPEC.replace("PATH", "rows.jsonl") + f"lora_model_dir: {given}\n")
+        spec = job_file.read(str(job))
+        return job_file.send_data(cast("Client", uploads), str(job), spec, yes=yes)["lora_model_dir"], uploads
+
+    named, uploads = sent("own")
+    assert named == "sha256:" + "a" * 64
+    assert uploads.names == ("own", [start_adapters.CONFIG, start_adapters.WEIGHTS])
+    with pytest.raises(Error, match="the folder is outside the job file's folder"):
+        sent("private")
+    assert sent("private", yes=True)[1].names[0] == "private"
+    assert [sent(given)[0] for given in ("first", "job-7", "org/adapter", "sha256:1")] == [
+        "job-1",
+        "job-7",
+        "org/adapter",
+        "sha256:1",
+    ]
+    with pytest.raises(Error, match=r"\./nowhere: the folder does not exist"):
+        sent("./nowhere")
+    (theirs / "own" / start_adapters.WEIGHTS).rename(theirs / "own" / "adapter_model.bin")
+    with pytest.raises(Error, match="is a pickle, which is never read; save the adapter again"):
+        sent("own")

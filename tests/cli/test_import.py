@@ -25,7 +25,7 @@ QLORA: dict[str, Any] = {
     "load_in_8bit": False,
     "datasets": [{"path": "rows.jsonl", "ds_type": "json", "type": "chat_template", "field_messages": "turns"}],
     "adapter": "qlora",
-    "lora_model_dir": None,
+    "lora_model_dir": "./adapter",
     "lora_r": 32,
     "lora_alpha": 16,
     "lora_target_linear": True,
@@ -78,6 +78,8 @@ def test_settings_of_the_adapter_keep_their_names() -> None:
         "lora_target_linear": None,
         "neftune_noise_alpha": 5,
         "peft_trainable_token_indices": [3, 4],
+        "tokens": ["<call>", "</call>"],
+        "added_tokens_overrides": {"128002": "<think>"},
         "early_stopping_patience": 3,
         "load_best_model_at_end": True,
         "val_set_size": 0.1,
@@ -85,10 +87,15 @@ def test_settings_of_the_adapter_keep_their_names() -> None:
     }
     found = translate(QLORA | settings)
     spec = JobSpec.model_validate(found.spec)
-    for key in settings.keys() - {"lora_target_linear", "metric_for_best_model", "peft_trainable_token_indices"}:
+    listed = {"peft_trainable_token_indices", "tokens"}
+    for key in settings.keys() - {"lora_target_linear", "metric_for_best_model"} - listed:
         assert getattr(spec, key) == settings[key], key
         assert key not in found.different
     assert spec.peft_trainable_token_indices == (3, 4)
+    assert spec.tokens == ("<call>", "</call>")
+    experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    found = translate(QLORA | {"lora_target_parameters": experts, "lora_dropout": 0})
+    assert sorted(JobSpec.model_validate(found.spec).lora_target_parameters) == sorted(experts)
     assert translate(QLORA | {"noisy_embedding_alpha": 5}).spec["neftune_noise_alpha"] == 5
 
 
@@ -188,7 +195,6 @@ def test_other_training_is_refused(changes: dict[str, Any], words: str) -> None:
         ({"peft_trainable_token_indices": {"embed_tokens": [1]}}, "peft_trainable_token_indices", None),
         ({"peft_init_lora_weights": "gaussian"}, "peft_init_lora_weights", None),
         ({"metric_for_best_model": "accuracy"}, "metric_for_best_model", None),
-        ({"lora_model_dir": "./adapter"}, "lora_model_dir", None),
         ({"eval_steps": 0.1}, "eval_steps", None),
         ({"chat_template": "llama3"}, "chat_template", None),
     ],

@@ -39,6 +39,9 @@ def test_options_answer_every_question(server: PageServer, typed: Callable[..., 
     assert "signed in as somebody" in done.stderr
     assert f"trainhop plan {file}" in done.stderr
     spec = yaml.safe_load(file.read_text())
+    first = file.read_text().partition("\n")[0]
+    assert first == f"# yaml-language-server: $schema={server.url}/schemas/job.json"
+    assert server.client.get(first.partition(server.url)[2]).is_success
     assert JobSpec.model_validate(spec).base_model == "/models/My Model"
     assert (spec["name"], spec["datasets"][0]["path"], spec["adapter"]) == ("my model", "rows: 1.jsonl", "lora")
     assert "# Rank of the adapter" in file.read_text()

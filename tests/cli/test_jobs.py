@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
+
+import yaml
 
 from tests.cli.conftest import Shell
+from tests.helpers import start_adapters
+from worker.shared.job_spec import JobSpec
 
 
 def test_a_submitted_job_is_listed_shown_and_explained(trainhop: Shell) -> None:
@@ -123,7 +128,7 @@ def test_a_plan_queues_nothing(trainhop: Shell) -> None:
     asked = {"datasets": [{"path": "rows.jsonl"}], "val_set_size": 0.5, "evaluate": {}}
     shown = trainhop("plan", trainhop.job_file(**asked)).stdout
     assert "this-computer" in shown
-    assert re.search(r"evaluation +\d+ prompts, 2 answers each of at most 256 tokens", shown)
+    assert re.search(r"evaluation +1 prompt, 2 answers each of at most 256 tokens", shown)
     assert len(trainhop.json("ls", "--limit", "1000")) == before
 
 
@@ -188,3 +193,25 @@ def test_what_is_missing_has_its_own_exit_code(trainhop: Shell) -> None:
     assert trainhop.json("checkpoints", job) == []
     assert trainhop.json("metrics", job) == []
     assert trainhop("logs", job).stdout == ""
+
+
+def test_a_job_continues_from_a_folder_of_ones_own(trainhop: Shell) -> None:
+    """What a notebook has left: the example of the documentation with another adapter and a small base model."""
+    example = yaml.safe_load(Path("examples/continue.yaml").read_text())
+    JobSpec.model_validate(example)
+    kept = {key: example[key] for key in ("rl", "adapter", "learning_rate")}
+    base = {"base_model_name_or_path": str(trainhop.models / "tiny")}
+    start_adapters.write(trainhop.folder / "adapter", start_adapters.tensors(hidden=64), **base)
+    pairs = [{"prompt": f"{word}?", "chosen": f"{word} is it", "rejected": "no"} for word in ("a", "b", "c", "d")]
+    (trainhop.folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    data = [{"path": "pairs.jsonl", "type": "preference"}]
+    file = trainhop.job_file(**kept, datasets=data, lora_model_dir="adapter")
+    sent = trainhop("submit", file)
+    assert "uploading adapter" in sent.stderr
+    assert "The job continues from an adapter (adapter), sha256" in sent.stderr
+    spec = trainhop.json("show", sent.stdout.strip())["spec"]
+    assert (spec["lora_r"], spec["lora_alpha"]) == (4, 8)
+    assert f"(adapter {spec['lora_model']['weights_sha256']})" in trainhop("show", sent.stdout.strip()).stdout
+    assert "adapter" in trainhop("datasets", "ls").stdout
+    refused = trainhop("submit", file, "--set", "lora_r=8", code=2).stderr
+    assert "lora_r: 8 here, 4 in the adapter" in refused

@@ -40,8 +40,10 @@ def test_a_data_file_that_nobody_audited_says_so_on_every_page(site, people):
     sha256 = people.ann.upload(ROWS, name="mine.jsonl").json()["sha256"]
     job = people.ann.submit(datasets=[{"path": f"sha256:{sha256}"}])["id"]
     log_in(site, people.ann)
-    for path in ("/datasets", f"/datasets/{sha256}/audit", "/submit", f"/submit/data/{sha256}", f"/jobs/{job}"):
+    for path in ("/datasets", f"/datasets/{sha256}/audit", "/submit", f"/jobs/{job}"):
         assert "not audited" in site.client.get(path, headers=HTML).text, path
+    look = f"/submit/data/{sha256}"
+    assert "not audited" in site.client.post(look, headers=ORIGIN).text
     form = {"base_model": "org/small", "data": sha256, "max_steps": "4", "preset": "try"}
     assert "mine.jsonl: not audited" in site.client.post("/submit/plan", data=form, headers=ORIGIN).text
     audit = start(people.ann)
@@ -49,8 +51,9 @@ def test_a_data_file_that_nobody_audited_says_so_on_every_page(site, people):
     place = 0
     answer = {"unit": unit_of(text), "label": "wrong"}
     assert site.client.post(f"{audit}/rows/{place}", data=answer, headers=ORIGIN).status_code == 303
-    for path in ("/datasets", audit, "/submit", f"/submit/data/{sha256}", f"/jobs/{job}"):
+    for path in ("/datasets", audit, "/submit", f"/jobs/{job}"):
         assert "audit: 100 % wrong (" in site.client.get(path, headers=HTML).text, path
+    assert "audit: 100 % wrong (" in site.client.post(look, headers=ORIGIN).text
 
 
 def test_an_audit_is_started_with_a_form(site, people):

@@ -18,7 +18,6 @@ def test_a_checkpoint_is_cloned_from_its_row(show, visit, tmp_path):
     page.locator("#plan").get_by_text("40", exact=True).or_(page.locator("#plan dd").get_by_text("40")).first.wait_for()
     page.get_by_label("Name", exact=True).fill("<b>gone on</b>")
     page.get_by_label("Steps (instead of epochs)").fill("80")
-    page.get_by_text("Other settings (YAML)").click()
     page.locator("textarea[name=more]").fill("seed: 7")
     page.get_by_role("button", name="Submit").click()
     page.get_by_text("it changes the order of rows").wait_for()

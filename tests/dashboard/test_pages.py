@@ -478,6 +478,6 @@ def test_one_row_is_one_row(site):
     class."""
     log_in(site)
     data = site.admin.upload(b'{"text": "a"}\n').json()["sha256"]
-    shown = site.client.get(f"/submit/data/{data}?base_model=org/nowhere", headers=HTML).text
+    shown = site.client.post(f"/submit/data/{data}", data={"base_model": "org/nowhere"}, headers=ORIGIN | HTML).text
     assert " · 1 row · about 1 token<" in shown.replace("</p>", "<")
     assert "tokenizer is not on this computer)." in shown

@@ -14,10 +14,17 @@ JOB_KEYS = {
     "lora_target_modules": "Names of the layers that get an adapter, or a regular expression for their full names. "
     "`all-linear` means all linear layers except the output layer.",
     "lora_layers_to_transform": "Numbers of the layers that get an adapter, the first being 0. Empty means all.",
+    "lora_target_parameters": "Names of parameters outside linear layers that get an adapter: the experts of a "
+    "mixture. See [Experts](#experts). Backend `hf`.",
     "peft_use_rslora": "Multiplies the adapter's output by `lora_alpha / sqrt(lora_r)`, which suits high ranks.",
     "peft_use_dora": "DoRA: also trains the length of each row of a weight. Each step takes longer. Backend `hf`.",
     "peft_trainable_token_indices": "Numbers of tokens. Their embeddings are trained, too. Backend `hf`.",
-    "sequence_len": "Maximum tokens per row. Longer rows are truncated.",
+    "sequence_len": "Maximum tokens per row. Longer rows are cut off, and longer `text` rows are split.",
+    "tokens": "New tokens. Each is one text. See [New tokens](#new-tokens). Backend `hf`.",
+    "added_tokens_overrides": "New tokens in the place of reserved ones, by the number of the reserved token.",
+    "lora_model_dir": "An adapter that the job continues from: a finished job, or a folder, which the command line "
+    "uploads. See [Continue from an adapter](#continue-from-an-adapter).",
+    "lora_model": "Filled in by the server when the job is submitted: what was found under `lora_model_dir`.",
     "global_batch_size": "Rows per optimiser step, the same on every machine.",
     "micro_batch_size": "Rows per forward pass, where a pair counts as two. By default each machine chooses its own.",
     "num_epochs": "Number of epochs. This or `max_steps` is required.",
@@ -39,6 +46,9 @@ JOB_KEYS = {
     "seed": "Seed for the order of rows, the adapter's initial values and dropout.",
     "val_set_size": "Share of the rows in the validation split (0.05 = 5 %).",
     "train_on_inputs": "Whether to train on prompts in addition to answers.",
+    "excess_length_strategy": "`truncate` cuts `text` rows off after `sequence_len` tokens, as all other rows. `split` "
+    "refuses the job if they cannot be split. Without the key, they are split where that is possible. "
+    "See [Long texts](#long-texts).",
     "chat_template": "`chatml`, or `jinja` with `chat_template_jinja`, in place of the template that comes with the "
     "model. See [Chat template](#chat-template).",
     "chat_template_jinja": "The text of a chat template, or for the command line the path of a `.jinja` file.",
@@ -97,6 +107,7 @@ DATASET_KEYS = {
     "sha256": "Filled in by the server when the job is submitted.",
     "file_format": "Filled in by the server when the job is submitted.",
     "rows": "Filled in by the server when the job is submitted.",
+    "pieces": "Filled in by the server when the job is submitted. See [Long texts](#long-texts).",
 }
 TURNS = """\
 In a conversation, all turns of the assistant are trained on. What a row may say besides the texts of its turns:

@@ -20,8 +20,12 @@ CHAT = "waits for questions, or needs a model; tests/chat asks small ones, and a
 RESTORED = "takes over from the page's own server; tests/cli/test_backups.py starts a restored one"
 DOCKER = "needs the image; CI builds it"
 VOTES = "needs an evaluation that people have voted on; tests/http/test_models.py has one"
+INDEX_MCP = "installs a package from an index; CI installs it with the others"
+AGENTS = "serves agents until it is stopped; tests/mcp/test_transports.py calls its tools"
 
 NOT_RUN = {
+    "pip install 'trainhop[mcp]'": INDEX_MCP,
+    "trainhop mcp --http 127.0.0.1:8643": AGENTS,
     "trainhop evaluate JOB": ANSWERS,
     "trainhop evaluate JOB --prompts prompts.jsonl --max-new-tokens 512": ANSWERS,
     "trainhop evaluate JOB --tasks tasks.jsonl": ANSWERS,

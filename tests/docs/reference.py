@@ -27,7 +27,7 @@ from orchestrator.entrypoints.cli.main import app as command_line
 from orchestrator.entrypoints.http.app import make_app
 from orchestrator.entrypoints.http.auth import admin
 from orchestrator.services.failed_starts import Explanation, sentence
-from tests.docs import meanings
+from tests.docs import editors, meanings
 from worker.shared import causes
 from worker.shared.dataset_spec import DatasetSpec
 from worker.shared.evaluation_spec import EvaluationSpec
@@ -59,6 +59,8 @@ def pages() -> dict[str, str]:
         "map.md": code_map(),
         "architecture.md": architecture(),
         "operations.md": operations(),
+        "llms.txt": editors.llms(),
+        "../trainhop/job_schema.json": editors.job_schema(),
     }
 
 
@@ -151,6 +153,9 @@ Unknown keys are refused, and the error suggests the nearest known one. `global_
 the job: they are fixed at submission, and no machine changes them. `trainhop import AXOLOTL_FILE` translates a
 configuration of axolotl and names every key that has no counterpart.
 
+`trainhop schema` prints the JSON Schema of a job file, which a server also has at `/schemas/job.json`. With it, an
+editor completes and checks keys. Files of `trainhop init` name it in their first line.
+
 {_keys(JobSpec, meanings.JOB_KEYS, names=others)}
 
 ## Training methods
@@ -161,6 +166,33 @@ Without `rl`, a job is [supervised fine-tuning](methods/supervised.md). With it,
 {_table(("method", "name", "rows", "keys with their defaults"), map(_method, METHODS))}
 
 {_keys(MethodKeys, {name: field.description or "" for name, field in MethodKeys.model_fields.items()})}
+
+## Continue from an adapter
+
+With `lora_model_dir`, the adapter begins with the values of another one. Steps, learning rate and optimiser start from
+the beginning.
+
+| `lora_model_dir` | what it is |
+| --- | --- |
+| `job-...`, or a job's name | the adapter of a finished job of your own |
+| a folder | PEFT's `adapter_config.json` and `adapter_model.safetensors`, which the command line uploads |
+| `sha256:HEX` | an adapter that was uploaded before |
+
+An id on a hub is refused: download the folder first, and name it. Rank, scale, modules and layers are the adapter's, so
+the job file needs none of them. A value that differs from the adapter's is refused, but for `lora_dropout`. So are an
+adapter of another base model, weights with NaN, pickled weights (`adapter_model.bin`), more than 4 GiB, and settings of
+PEFT that a job does not have, such as `modules_to_save`. Adapters of experts, and those of jobs with added tokens, are
+not continued. All of that is checked at submission. A session compares the sha256 of the file and the names and shapes
+of all tensors before it trains.
+
+`rl: dpo` and `rl: kto` compare with the adapter that the job began with. Its frozen copy needs memory for its
+parameters once more, which plans count.
+
+The server keeps a copy of the adapter as one of your data files (`trainhop datasets ls`), so that the other job may be
+deleted. A clone continues from the same adapter. Page, model card and `trainhop show` name it. To train the same job
+for longer, clone it from its last checkpoint with a larger `max_steps` instead: that also keeps the optimiser's state.
+
+`examples/continue.yaml` is such a job.
 
 ## Datasets
 
@@ -217,6 +249,19 @@ are chosen before and evaluated once, so no copy of a row is on the other side.
 `num_epochs` counts such epochs. With a validation split, the steps of an epoch are those of the split's share of each
 file.
 
+### Long texts
+
+A `text` row with more than `sequence_len` tokens is split into pieces of `sequence_len` tokens. Each begins with the
+last token of the one before, so that every token of the text is learnt once. An epoch has all pieces in one random
+order, and `repeats` counts pieces. The texts of validation rows are split as well. Other rows are cut off.
+
+The server counts the pieces when the job is submitted, and `num_epochs` counts epochs of pieces. Plan and submit say
+how many texts are split into how many pieces. A session that counts other pieces refuses the job before its first step.
+The server can count if it has the model's tokenizer (the page for a new job fetches it for its preview), within 20 s of
+computing time. Where it cannot, the sessions count the pieces of a job with `max_steps`. A job with `num_epochs` cuts
+its texts off then, which plan and submit say. With `excess_length_strategy: split` it is refused instead. With
+`truncate`, texts are never split.
+
 ## Chat template
 
 Rows and prompts are written with `chat_template_jinja`, or with ChatML for `chat_template: chatml`. The template is
@@ -224,6 +269,31 @@ saved with the adapter, so that everything which reads its folder uses it. It is
 error, raises, leaves out a turn or draws text at random is refused. Whether it writes earlier turns in another way
 when more follow, or has no place for a system turn, is said. Without `{{% generation %}}` marks, the answers are found
 in the text. Tokens of a template that the model does not know are learnt as several pieces.
+
+## New tokens
+
+The texts in `tokens` are added to the tokenizer in this order, after its last token. `added_tokens_overrides` puts a
+text in the place of a reserved token: `{{128002: "<think>"}}`. A token that the chat template or the model uses keeps
+its name. Every new token begins as the mean of all others. Its row in the embedding is trained, and in the output
+layer where that has a table of its own. The table grows where the model has no free row. Rows, previews and chat
+templates see the new tokens, and the tokenizer with them is saved with the adapter. A model that is loaded by hand
+needs room for them before the adapter is put on it:
+
+```python
+model.resize_token_embeddings(max(len(tokenizer), model.get_input_embeddings().weight.shape[0]))
+```
+
+PEFT's `AutoPeftModelForCausalLM` does that by itself. Exports as `merged` and `gguf` have the new rows.
+
+## Experts
+
+The experts of Mixtral, Qwen3-MoE, gpt-oss and others are parameters with all experts of a layer, which no name in
+`lora_target_modules` reaches. They get an adapter by their names:
+`lora_target_parameters: [mlp.experts.gate_up_proj, mlp.experts.down_proj]`. A plan says so where they have none. Each
+expert has matrices of its own, so the adapter and the optimiser are large. `lora_dropout`, `peft_use_dora` and
+`lora_layers_to_transform` exclude it; a full name such as `model.layers.3.mlp.experts.down_proj` chooses one layer.
+With `adapter: qlora` experts stay in 16 bits, because only linear layers are quantised. The adapter is used with PEFT
+and cannot be exported.
 
 ## Schedules
 
@@ -401,7 +471,8 @@ def api() -> str:
 
 {GENERATED}
 
-A running server has the full OpenAPI document at `/openapi.json`. Errors are problem documents
+A running server has the full OpenAPI document at `/openapi.json`, and the JSON Schema of the job file at
+`/schemas/job.json`. Errors are problem documents
 ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)) that point at the invalid field. `Idempotency-Key` makes a
 submission safe to repeat. Event streams resume with `Last-Event-ID`, and downloads with `Range`.
 
@@ -437,7 +508,7 @@ def _tag(tag: Mapping[str, str], document: Mapping[str, Any], of_admins: set[str
         if operation["tags"][0] == tag["name"]
     ]
     table = _table(("method", "path", "what it does", "caller"), rows)
-    return f"## {tag['name'].capitalize()}\n\n{tag['description']}\n\n{table}" if rows else ""
+    return f"## {tag['name'][0].upper()}{tag['name'][1:]}\n\n{tag['description']}\n\n{table}" if rows else ""
 
 
 def _who(operation: Mapping[str, Any], of_admins: set[str]) -> str:

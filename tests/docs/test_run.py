@@ -244,6 +244,7 @@ RUN: dict[str, Callable[[Reader, str, str], None]] = {
     **dict.fromkeys(snippets.COMMANDS, _run_commands),
     "yaml": _run_yaml,
     "python": _run_python,
+    "json": lambda _reader, _page, text: json.loads(text),
     "text": lambda *_: None,
 }
 

@@ -69,7 +69,7 @@ def test_a_rank_that_is_not_the_configs(copied, tmp_path) -> None:
     [
         ({"peft_type": "IA3"}, "of the kind IA3; only LORA"),
         ({"use_dora": True}, "as matrices, and DoRA's magnitudes; the adapter is incomplete"),
-        ({"trainable_token_indices": [1]}, "trained tokens, which cannot be exported"),
+        ({"target_parameters": ["mlp.experts.down_proj"]}, "LoRA on bare parameters, which cannot be exported"),
         ({"modules_to_save": ["lm_head"]}, "fully trained modules"),
         ({"bias": "all"}, "trained biases"),
         ({"init_lora_weights": "pissa_niter_16"}, "pissa_niter_16 changed its base model"),

@@ -65,7 +65,7 @@ def load_checks() -> None:
 def load_tokenizers() -> None:
     """What encodes rows without torch."""
     sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]  as the program itself does
-    for name in ("token_preview", "token_counts"):
+    for name in ("token_preview", "token_counts", "piece_counts"):
         importlib.import_module(f"worker.training.{name}")
     from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
 

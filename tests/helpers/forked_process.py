@@ -36,6 +36,7 @@ PROGRAMS = {
     "worker.shared.limited_call": "worker.shared.limited_call",
     "worker.training.token_preview": "worker.training.token_preview",
     "worker.training.token_counts": "worker.training.token_preview",
+    "worker.training.piece_counts": "worker.training.token_preview",
 }
 """Which modules are started so, and the program whose fork server starts them."""
 LIMITED = ("worker.shared.limited_call", "worker.training.token_preview")

@@ -121,6 +121,8 @@ class OfflineWorker(Worker):
     def __init__(self, world: OfflineWorld, lease: str) -> None:
         super().__init__(world, lease)
         self.holding = False
+        self.goodbye: Release | Finish | None = None
+        """Its first message that ends the session: what it says afterwards need not count."""
         self.session = world.machines.session(lease)
         self.request = next(request for request in world.machines.launched if request.lease_id == lease)
 
@@ -137,6 +139,8 @@ class OfflineWorker(Worker):
         return self.assignment
 
     def _say(self, message: Message) -> None:
+        if isinstance(message, Release | Finish):
+            self.goodbye = self.goodbye or message
         self.session.outbox.append(message.as_line())
         if isinstance(message, Report) or not self.holding:
             self.session.printed.append(sign_line(self.request.token, message.as_line()))

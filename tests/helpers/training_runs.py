@@ -72,6 +72,8 @@ class TrainingRuns:
     rows: int
     folder: Path
     runs: int = 0
+    start: Path | None = None
+    """The archive of the adapter that jobs with a `lora_model` continue from."""
 
     def spec(self, **changes):
         plain = {
@@ -93,7 +95,7 @@ class TrainingRuns:
         hooks = Recorder(decisions or {})
         work = self.folder / name
         work.mkdir(exist_ok=True)
-        datasets = (self.dataset,)
+        datasets = (self.dataset, self.start) if spec.lora_model is not None and self.start else (self.dataset,)
         asked = TrainingJob(job=job, fence=1, spec=spec, datasets=datasets, resume=resume, work_dir=work, origin=origin)
         return train(asked, hooks, **how), hooks
 

@@ -147,6 +147,28 @@ def test_a_body_that_is_too_large_is_refused_announced_or_not(api1):
     assert announced.json()["detail"] == chunked.json()["detail"] == "The body is larger than 1.0 MiB."
 
 
+def test_every_operation_that_takes_a_file_takes_a_large_one(api1):
+    """Guard: without a path in `_UPLOADS` its files had at most a megabyte, which those of tests have not."""
+    described = api1.client.get("/openapi.json").json()["paths"]
+    binary = ("application/octet-stream", "multipart/form-data")
+    files = [
+        (method, path)
+        for path, operations in described.items()
+        for method, operation in operations.items()
+        if any(kind in operation.get("requestBody", {}).get("content", {}) for kind in binary)
+    ]
+    assert {path for _, path in files} >= {"/api/v1/datasets", "/api/v1/adapters", "/v1/files"}
+    for method, path in files:
+        answer = api1.client.request(
+            method,
+            path.replace("{key}", "jobs/x"),
+            params={"name": "rows.jsonl"},
+            content=bytes(MAX_JSON_BYTES + 1),
+            headers={"Authorization": f"Bearer {api1.admin_token}", "Content-Type": "application/octet-stream"},
+        )
+        assert answer.status_code not in (200, 201, 413), (path, answer.text)
+
+
 @pytest.mark.parametrize("path", ["/members", "/claims", "/leases/lease-x/offer"])
 @pytest.mark.parametrize("chunked", [True, False])
 def test_who_sends_much_is_known(api1, path, chunked):

@@ -106,6 +106,7 @@ def test_a_plan_says_which_length_counts(api1, people) -> None:
     """Guard: without `notes` two lengths in one file were accepted in silence."""
     sha256 = people.ann.upload().json()["sha256"]
     job = {"base_model": "tiny", "datasets": [{"path": f"sha256:{sha256}"}], "max_steps": 3}
+    job["excess_length_strategy"] = "truncate"  # of texts that are split a plan says so
     assert people.ann.post("/jobs:plan", job).json()["notes"] == []
     both = people.ann.post("/jobs:plan", job | {"num_epochs": 2}).json()
     assert both["notes"] == ["num_epochs has no effect, because max_steps is set. The job has 3 steps."]

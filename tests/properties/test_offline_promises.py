@@ -97,7 +97,8 @@ class OfflinePromises(Promises):
         spoilt = worker.assignment.job in self.spoilt_jobs
         if worker.session.lost or spoilt or job.cancel_requested_at is not None or job.state is JobState.CANCELLED:
             return
-        assert job.head == worker.parent, "a checkpoint that was saved has been forgotten"
+        head = worker.goodbye.head if worker.goodbye else worker.parent
+        assert job.head == head, "a checkpoint that was saved has been forgotten"
 
     def _offer_a_fork(self, worker: Worker) -> None:
         assert worker.assignment is not None

@@ -270,7 +270,7 @@ def test_the_report_compares_the_same_items(world: World) -> None:
     assert any(
         "The adapter is worse than the base model in ARC-Easy: -25 points" in said for said in report["warnings"]
     )
-    assert "1 items of ARC-Easy are left out, because they are too long." in report["warnings"]
+    assert "Left out, because they are too long: 1 item of ARC-Easy." in report["warnings"]
 
 
 def test_a_file_without_the_items_that_it_names_is_refused() -> None:

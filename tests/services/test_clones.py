@@ -231,7 +231,7 @@ def test_a_clone_without_its_beginning_fails_and_never_starts_afresh(world: Worl
 
 
 def test_a_clone_of_an_old_job_encodes_its_rows_as_the_old_job(world: World, engine: Engine) -> None:
-    """Guard: without `versions_of` the clone's later steps read other tokens than the steps in its checkpoint."""
+    """Guard: without `begun` the clone's later steps read other tokens than the steps in its checkpoint."""
     job = world.submit("alice", 9)
     without_key(world, engine, job, "encoding")
     saves(running(world), 3)

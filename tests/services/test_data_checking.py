@@ -232,6 +232,15 @@ def test_findings_of_the_tokenizer_join_the_report() -> None:
     assert not {"end_of_turn", "cut_rows"} & {each.check for each in report.not_checked}
 
 
+@pytest.mark.parametrize(("kind", "way", "cut"), [("text", "split", 0), ("text", None, 3), ("messages", "split", 3)])
+def test_nothing_of_a_text_that_is_split_is_cut_off(kind: str, way: str | None, cut: int) -> None:
+    """Guard: without it, a file of books was refused for what is beyond `sequence_len`, and now trained on."""
+    given = {"base_model": "org/m", "datasets": [{"path": "x", "type": kind}], "max_steps": 1}
+    job = JobSpec.model_validate(given | {"excess_length_strategy": way})
+    facts = TokenFacts(rows=10, trained=4, cut=3, cut_lines=(2,))
+    assert data_checking._uncut(facts, job, job.datasets[0]).cut == cut
+
+
 _DATASET = {
     "sha256": "a" * 64,
     "size": 1,

@@ -12,6 +12,7 @@ from orchestrator.services import job_pinning
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.model_cards import card
 from tests.helpers.world import Worker, World
+from worker.shared.early_stopping import chosen
 from worker.shared.job_spec import JobSpec
 
 EARLY: dict[str, Any] = {"val_set_size": 0.2, "eval_steps": 2, "early_stopping_patience": 2}
@@ -80,3 +81,30 @@ def test_a_split_without_rows_has_no_loss_to_choose_by(world1: World) -> None:
     assert one_row.eval_rows == 0
     with pytest.raises(InvalidError, match="has no rows, so there is no validation loss to choose by"):
         job_pinning.refuse_without_validation(one_row)
+
+
+@pytest.mark.parametrize(
+    ("best", "step"),
+    [({"step": 2}, 2), ({"step": 9}, None), ({"step": True}, None), ({}, None), ("no", None), (None, None)],
+)
+def test_the_card_names_the_step_of_the_best_adapter(world1: World, best: object, step: int | None) -> None:
+    """Guard: only the card in the adapter's own file said it. What a worker writes there is not trusted."""
+    job = world1.submit("alice", 4, val_set_size=0.2, load_best_model_at_end=True)
+    worker = running(world1)
+    worker.step = 4
+    offer = worker.write(worker.manifest(state={} if best is None else {"best": best}))
+    assert worker.send(offer).committed
+    worker.finish()
+    words = f" ({chosen(step)})" if step else ""
+    assert f"for 4 steps{words}.\n" in card(world1.ctx, world1.actors["alice"], job)
+    head = world1.head(job).manifest
+    assert "state" not in head or set(head["state"]["best"]) == {"step"}
+
+
+def test_a_job_that_ends_with_its_last_adapter_names_no_other(world1: World) -> None:
+    job = world1.submit("alice", 4, val_set_size=0.2)
+    worker = running(world1)
+    worker.step = 4
+    assert worker.send(worker.write(worker.manifest(state={"best": {"step": 2}}))).committed
+    worker.finish()
+    assert "for 4 steps.\n" in card(world1.ctx, world1.actors["alice"], job)

@@ -159,9 +159,14 @@ def test_what_cannot_be_exported_is_refused_before_it_is_queued(world: World) ->
     dora, tokens = trained(world, peft_use_dora=True), trained(world, peft_trainable_token_indices=[1])
     with pytest.raises(InvalidError, match="has no place for DoRA's magnitudes; export it as merged or gguf"):
         started(world, dora, ExportSettings(format=ExportFormat.GGUF_ADAPTER))
+    with pytest.raises(InvalidError, match="has no place for trained tokens; export it as merged or gguf"):
+        started(world, tokens, ExportSettings(format=ExportFormat.GGUF_ADAPTER))
+    experts = trained(world, lora_target_parameters=["mlp.experts.down_proj"])
     for form in ExportFormat:
-        with pytest.raises(InvalidError, match="trained tokens cannot be exported; load the adapter with PEFT"):
-            started(world, tokens, ExportSettings(format=form))
+        with pytest.raises(
+            InvalidError, match=r"adapters of experts .* cannot be exported; load the adapter with PEFT"
+        ):
+            started(world, experts, ExportSettings(format=form))
     with pytest.raises(NotFoundError):
         started(world, job, who="bob")
     made = started(world, job, key="k")

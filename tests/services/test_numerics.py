@@ -15,7 +15,7 @@ from worker.shared.job_spec import NUMERICS, VAL_SPLIT, JobSpec
 
 
 def test_a_clone_goes_on_as_its_original_computes(world: World, engine: Engine) -> None:
-    """Guard: without `versions_of` the clone of an old job's checkpoint has another warm-up, and other bytes."""
+    """Guard: without `begun` the clone of an old job's checkpoint has another warm-up, and other bytes."""
     old = world.submit("alice")
     assert world.job(old).spec["numerics"] == NUMERICS
     without_key(world, engine, old, "numerics")

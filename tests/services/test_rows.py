@@ -164,7 +164,7 @@ class Noted:
 
 
 def test_a_clone_is_judged_by_the_rows_that_it_trains_on(world: World, engine: Engine) -> None:
-    """Guard: without `versions_of` in `submit_clone` the clone of an older job's checkpoint was judged by rows that
+    """Guard: without `begun` in `submit_clone` the clone of an older job's checkpoint was judged by rows that
     it does not train on, and could be refused for them.
     """
     looks = Noted()

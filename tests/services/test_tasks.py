@@ -162,7 +162,7 @@ def test_tasks_that_were_cut_or_not_asked_are_said() -> None:
     assert report["tasks"]["truncated"] == {"base": 1.0, "adapter": 1.0}
     cut, unasked = report["warnings"]
     assert "answers to the tasks were cut at the token limit" in cut
-    assert unasked == "2 tasks were not asked, because their prompts are too long."
+    assert unasked == "Not asked, because their prompts are too long: 2 tasks."
     none = report_of(found([], [], unasked=3))
     assert (none["tasks"]["scores"], none["tasks"]["unasked"]) == (None, 3)
 

@@ -7,13 +7,14 @@ import os
 from pathlib import Path
 
 import pytest
-from huggingface_hub.utils import close_session
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from tests.emulators.drive import Rule
 from tests.emulators.hub import Repo
 from tests.shared_places.conftest import TOKEN, World
 from worker.shared.shared_places import Credentials, FullError, RefusedError, UnknownError, open_place
 from worker.shared.shared_places.addresses import refuse_mounted_drive
+from worker.shared.shared_places.hub import HubRepository
 from worker.shared.shared_places.local_folder import LocalFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # the Hub client's own way to upload
@@ -104,17 +105,20 @@ def test_a_token_that_may_not_write(hub_world: World, role: str, status: int, me
     assert TOKEN not in str(refusal.value)
 
 
-def test_the_hub_is_busy_offline_or_has_no_token(hub_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_busy_or_offline(hub_world: World) -> None:
     """Guard: without the repetition in `open_place`, one 429 before the probe ended the session."""
     hub = hub_world.hub
     assert hub is not None
     hub.rules.add("GET /api/whoami", status=429, headers={"RateLimit": '"api";r=0;t=40'})
     hub_world.tried()
     assert hub_world.clock.now >= 40
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read from the environment at its import
-    close_session()
+
+    class Offline:
+        def whoami(self) -> None:
+            raise OfflineModeIsEnabled
+
     with pytest.raises(RefusedError, match="HF_HUB_OFFLINE is set"):
-        hub_world.tried()
+        HubRepository("ann/my-run", api=Offline())
 
 
 def test_a_full_drive_and_an_expired_sign_in(drive_world: World) -> None:

@@ -7,13 +7,23 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.emulators.drive import Rule
 from tests.shared_places.conftest import JOB, Clock, World
 from worker.shared.process import tied
-from worker.shared.shared_places import Credentials, ForkError, LostError, Retries, UnknownError
+from worker.shared.shared_places import (
+    Credentials,
+    DamagedError,
+    ForkError,
+    LostError,
+    RefusedError,
+    Retries,
+    UnknownError,
+)
+from worker.shared.shared_places.google_drive import DriveFolder
 from worker.shared.shared_places.head import HEAD, read_head
 from worker.shared.shared_places.local_folder import LocalFolder
 from worker.shared.shared_places.probe import has_compare_and_swap
@@ -142,6 +152,39 @@ def test_google_drive_fails_at_a_checkpoint_or_at_head(drive_world: World, rule:
     assert len([file for file in drive.files() if file.title == f"documents/{HEAD}"]) == 1
 
 
+class LateDrive(DriveFolder):
+    """Its lists are empty for a while, as old copies of them are."""
+
+    late = 0
+
+    def _listed(self, query: str) -> list[dict[str, Any]]:
+        found = super()._listed(query)
+        if found and self.late:
+            self.late -= 1
+            return []
+        return found
+
+
+@pytest.mark.parametrize("late", range(1, 5))
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_google_drive_lists_what_is_new_late(drive_world: World, late: int, has_folder: bool) -> None:
+    """Guards: without `_not_listed` a new run ended with an error of Python, or because its HEAD was missing."""
+    drive = drive_world.drive
+    assert drive is not None
+    token = drive_world.credentials.drive_token
+    assert token is not None
+    place = LateDrive("my-run", token, endpoint=drive.url, sleep=drive_world.clock.sleep)
+    if has_folder:
+        assert place.read_doc(HEAD) is None
+    place.late = late
+    chain = drive_world.holder("a", drive_world.keep(place))
+    for step in (1, 2):
+        place.late = late
+        assert chain.advance(step, drive_world.checkpoint(step)).step == step
+    assert drive_world.chain("b").open(JOB).step == 2
+    assert len([file for file in drive.files() if file.title == f"documents/{HEAD}"]) == 1
+
+
 def test_of_two_folders_created_at_once_both_sessions_take_the_oldest(drive_world: World) -> None:
     """Guard: without the wait before the second listing, each session had a folder and a HEAD of its own."""
     drive = drive_world.drive
@@ -165,6 +208,7 @@ def test_of_two_folders_created_at_once_both_sessions_take_the_oldest(drive_worl
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from worker.shared.shared_places import Chain
 from worker.shared.shared_places.local_folder import LocalFolder
 
@@ -273,7 +317,7 @@ def test_pruning_does_not_believe_an_old_read_of_head(folder_world: World) -> No
     old = place.read_doc(HEAD)
     for step in (2, 3):
         chain.advance(step, folder_world.checkpoint(step))
-    place.read_doc = lambda _name: old
+    place.read_doc = lambda name: old
     chain.prune()
     assert sorted(blob.name[12:20] for blob in place.blobs() if blob.name[0] == "c") == ["00000002", "00000003"]
 
@@ -301,3 +345,35 @@ def test_a_holder_that_sleeps_before_it_deletes_harms_no_other(folder_world: Wor
     place.meanwhile = take_over
     late.prune()
     assert len([blob for blob in place.blobs() if blob.name.startswith("checkpoints/")]) == 3
+
+
+def test_a_checkpoint_that_was_damaged_later_is_not_fetched(folder_world: World) -> None:
+    """Guard: without the comparison of the digest, a session continued from damaged bytes."""
+    chain = folder_world.holder("a")
+    chain.advance(1, folder_world.checkpoint(1))
+    stored = chain.advance(2, folder_world.checkpoint(2)).checkpoint
+    assert stored is not None
+    (Path(folder_world.address) / "files" / stored.name).write_bytes(folder_world.checkpoint(7).read_bytes())
+    with pytest.raises(DamagedError, match="is damaged"):
+        chain.fetch(stored, folder_world.folder / "fetched")
+    assert not (folder_world.folder / "fetched").exists()
+    assert chain.roll_back().step == 1
+
+
+def test_two_folders_with_files_are_refused_and_short_answers_noticed(drive_world: World) -> None:
+    """Guards: with the oldest folder alone, a run in the other one was dropped without a word. Without the comparison
+    of lengths, a cut download was the end of a file."""
+    drive = drive_world.drive
+    assert drive is not None
+    drive_world.holder("a")
+    place = drive_world.place()
+    name = next(blob.name for blob in place.blobs())
+    drive.rules.add(Rule("GET .*alt=media", truncate=3))
+    with pytest.raises(UnknownError, match="returned 14 of 17 bytes"):
+        b"".join(place.read(name))
+    second = {"title": "my-run", "mimeType": "application/vnd.google-apps.folder"}
+    other = drive.contents.insert(second)
+    drive_world.place().blobs()
+    drive.contents.insert({"title": "documents/HEAD.json", "parents": [{"id": other.id}]}, b"{}")
+    with pytest.raises(RefusedError, match="two folders called my-run with files"):
+        drive_world.place().blobs()

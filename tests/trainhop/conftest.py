@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -91,10 +92,16 @@ def finish(server: PageServer, folder: Path, last_step: int) -> None:
     assert said.status_code == 204, said.text
 
 
+@contextmanager
+def with_a_finished_job(folders: pytest.TempPathFactory) -> Iterator[PageServer]:
+    """A real server on a port of its own, whose first job, called `finished`, has succeeded."""
+    with page_server(folders.mktemp("server")) as running:
+        running.api.admin.submit(name="finished")
+        finish(running, folders.mktemp("machine"), 10)
+        yield running
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageServer]:
-    """A real server on a port of its own, whose first job, called `finished`, has succeeded."""
-    with page_server(tmp_path_factory.mktemp("server")) as running:
-        running.api.admin.submit(name="finished")
-        finish(running, tmp_path_factory.mktemp("machine"), 10)
+    with with_a_finished_job(tmp_path_factory) as running:
         yield running

@@ -40,11 +40,12 @@ def test_importing_it_loads_nothing(beside: Person) -> None:
 
 def test_it_knows_its_version_and_its_names(installed: Path, mine: Path) -> None:
     program = (
-        "import trainhop; print(trainhop.__version__, *(getattr(trainhop, n).__name__ for n in trainhop.__all__[:7]))"
+        "import trainhop; print(trainhop.__version__, *(getattr(trainhop, n).__name__ for n in trainhop.__all__[:13]))"
     )
     version, *names = Person(mine, installed).python(program).split()
     assert version == wheel.metadata.version("trainhop")
-    assert names == ["Client", "Dataset", "Error", "Job", "JobSpec", "Place", "Plan"]
+    records = ["Output", "Place", "Plan", "Session", "Step"]
+    assert names == ["AsyncClient", "Client", "Curve", "Dataset", "Error", "Event", "Job", "JobSpec", *records]
 
 
 @pytest.mark.parametrize("first", ["", THEIRS])

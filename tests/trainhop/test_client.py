@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import trainhop
-from tests.helpers.page_server import PageServer
+from tests.helpers import start_adapters as small_adapter
+from tests.helpers.page_server import PageServer, page_server
 from tests.http.http_client import ROWS
 from tests.trainhop.conftest import TENSORS
-from trainhop import polling
+from trainhop import polling, watching
+from trainhop.async_client import AsyncClient, AsyncDatasets, AsyncJobs
+from trainhop.client import Client, Datasets, Jobs
 from trainhop.download import WEIGHTS
 
 SPEC = {"name": "mine", "base_model": "org/small", "max_steps": 10}
@@ -126,6 +131,135 @@ def test_an_error_has_the_words_and_a_reason(client: trainhop.Client, job: train
         client.jobs.download_adapter(job, tmp_path / "adapter")
     with pytest.raises(trainhop.Error, match="No such file"):
         client.datasets.upload(tmp_path / "rows.jsonl.gone")
+
+
+@pytest.fixture
+def playing(tmp_path: Path) -> Iterator[PageServer]:
+    """A server of its own, on which one job is played."""
+    with page_server(tmp_path / "server") as running:
+        yield running
+
+
+def test_a_job_is_watched_through_a_restart_and_a_lost_session(playing: PageServer, tmp_path: Path) -> None:
+    """Guards: without the cursors a restart, and the session after a lost one, brought steps a second time."""
+    job = playing.api.admin.submit(name="watched")["id"]
+    machine = playing.machine()
+    machine.save(0, tmp_path)
+    machine.report(2, metrics=[{"step": n, "values": {"loss": float(n)}} for n in (1, 2)])
+    client = trainhop.Client(playing.url, token=playing.api.admin_token)
+    found = list[trainhop.Event | trainhop.Step]()
+    watched, pauses = watching.updates(client.connection, job), 0
+    for each in watched:
+        if each is not None:
+            found.append(each)
+            continue
+        pauses += 1
+        if pauses == 1:
+            machine.report(3, metrics=[{"step": n, "values": {"loss": float(n)}} for n in (2, 3)])
+        elif pauses == 2:
+            playing.down()
+        elif pauses == 4:
+            playing.up()
+            machine.api, machine.caller = playing.api, playing.api.as_(machine.caller.token)
+            machine.report(4, metrics=[{"step": 3, "values": {"eval_loss": 0.5}}, {"step": 4, "values": {"loss": 4.0}}])
+        elif pauses == 5:
+            machine.save(10, tmp_path)
+            assert machine.finish(10).is_success
+        assert pauses < 10
+    steps = [(each.step, dict(each.values)) for each in found if isinstance(each, trainhop.Step)]
+    assert steps == [
+        (1, {"loss": 1.0}),
+        (2, {"loss": 2.0}),
+        (3, {"loss": 3.0}),
+        (3, {"eval_loss": 0.5}),
+        (4, {"loss": 4.0}),
+    ]
+    events = [each for each in found if isinstance(each, trainhop.Event)]
+    assert [each.id for each in events] == sorted({each.id for each in events})
+    assert client.jobs.get(job).ended
+    assert [each.id for each in client.jobs.watch(job) if isinstance(each, trainhop.Event)] == [e.id for e in events]
+    curve = client.jobs.curve(job)
+    assert [each.step for each in curve.steps] == [1, 2, 3, 4]
+    assert curve.steps[2].values == {"loss": 3.0, "eval_loss": 0.5}
+    client.close()
+
+
+def test_a_curve_becomes_a_table_where_pandas_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: pandas is no dependency, and its absence is one sentence."""
+    steps = (
+        trainhop.Step(step=1, values={"loss": 2.0}),
+        trainhop.Step(step=2, values={"loss": None, "eval_loss": 1.5}),
+    )
+    table = trainhop.Curve(steps=steps).to_dataframe()
+    assert (table.index.name, list(table.index), sorted(table.columns)) == ("step", [1, 2], ["eval_loss", "loss"])
+    assert (table["loss"][1], table["eval_loss"][2]) == (2.0, 1.5)
+    assert table["loss"].isna().tolist() == [False, True]
+    assert trainhop.Curve(steps=()).to_dataframe().empty
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(trainhop.Error, match="pandas is not installed"):
+        trainhop.Curve(steps=steps).to_dataframe()
+
+
+def test_sessions_output_and_evaluations_are_read(client: trainhop.Client, server: PageServer) -> None:
+    (session,) = client.jobs.sessions("finished")
+    assert (session.provider, session.state, session.last_step) == ("local", "released", 10)
+    server.provider.logs[session.id] = "loading … done\n".encode() * 5
+    first = client.jobs.output(session, limit=24)
+    rest = client.jobs.output(session, offset=first.next_offset)
+    assert first.text + rest.text == "loading … done\n" * 5
+    assert (first.is_end, rest.is_end) == (False, True)
+    prompts = client.datasets.upload_rows([{"prompt": "What?", "completion": "That."}] * 3)
+    made = client.jobs.evaluate("finished", {"prompts": {"path": prompts.path}}, key="once")
+    assert client.jobs.evaluate("finished", {"prompts": {"path": prompts.path}}, key="once").id == made.id
+    assert [each["id"] for each in client.jobs.evaluations("finished")] == [made.id]
+    client.jobs.cancel(made)
+
+
+def test_a_key_submits_once(client: trainhop.Client, rows: Path) -> None:
+    spec = SPEC | {"datasets": [{"path": str(rows)}]}
+    assert client.jobs.submit(spec, key="mine").id == client.jobs.submit(spec, key="mine").id
+
+
+def test_only_files_of_the_folders_are_sent(server: PageServer, rows: Path, tmp_path: Path) -> None:
+    """Guard: without the folders a job file of an agent names any file of this computer."""
+    (tmp_path / "allowed").mkdir()
+    job = SPEC | {"datasets": [{"path": rows.name}]}
+    with trainhop.Client(server.url, token=server.api.admin_token, folders=[tmp_path / "allowed"]) as careful:
+        with pytest.raises(trainhop.Error, match=r"rows\.jsonl: the file does not exist"):
+            careful.plan(job)
+        (tmp_path / "allowed" / rows.name).write_bytes(ROWS)
+        assert careful.plan(job).train_rows == 32
+        adapter = small_adapter.write(tmp_path / "adapter")
+        with pytest.raises(trainhop.Error, match="the folder does not exist"):
+            careful.plan(job | {"lora_model_dir": str(adapter)})
+        linked = tmp_path / "allowed" / "linked"
+        linked.mkdir()
+        for file in adapter.iterdir():
+            (linked / file.name).symlink_to(file)
+        with pytest.raises(trainhop.Error, match=r"it has no adapter_config\.json"):
+            careful.plan(job | {"lora_model_dir": "linked"})
+
+
+def test_everything_can_be_awaited(server: PageServer, rows: Path) -> None:
+    """Guard: a method of one client that the other lacks is found here."""
+    for plain, threaded in ((Client, AsyncClient), (Jobs, AsyncJobs), (Datasets, AsyncDatasets)):
+        assert {name for name in vars(plain) if name[0] != "_"} <= {name for name in dir(threaded) if name[0] != "_"}
+
+    async def follow() -> list[trainhop.Event | trainhop.Step]:
+        async with trainhop.AsyncClient(server.url, token=server.api.admin_token) as client:
+            assert client.url == server.url
+            job = await client.jobs.submit(SPEC | {"datasets": [{"path": str(rows)}]})
+            assert (await client.plan({**job.data["spec"]})).steps == 10
+            waiting = asyncio.create_task(client.jobs.wait(job))
+            await client.jobs.cancel(job)
+            assert (await waiting).state == "cancelled"
+            with pytest.raises(trainhop.Error, match="There is no job"):
+                await client.jobs.get("nothing")
+            return [each async for each in client.jobs.watch("finished")]
+
+    found = asyncio.run(follow())
+    with trainhop.Client(server.url, token=server.api.admin_token) as client:
+        assert found == [*client.jobs.watch("finished")]
 
 
 def test_a_wrong_token_and_no_server_are_told_apart(server: PageServer, job: trainhop.Job) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,15 +57,20 @@ def test_a_snippet_runs(text: str, reader: Person, server: PageServer, tmp_path:
     with ThreadPoolExecutor(1) as pool:
         machine = pool.submit(played, server, tmp_path, stop)
         try:
-            said = reader("-c", text.replace(EXAMPLE, server.url), code=1 if of_a_notebook else 0)
+            program = text.replace(EXAMPLE, server.url).replace("sleep(30)", "sleep(0.1)")
+            said = reader("-c", program, code=1 if of_a_notebook else 0)
         finally:
             stop.set()
         machine.result()
     if of_a_notebook:
         assert "NotebookError: " in said
         assert "code" in said.rpartition("NotebookError: ")[2]
+    elif "import OpenAI" in text:
+        assert zipfile.ZipFile(reader.folder / "my-adapter.zip").read(WEIGHTS) == TENSORS
     elif "download_adapter" in text:
         assert (reader.folder / "my-adapter" / WEIGHTS).read_bytes() == TENSORS
+    elif ".watch(" in text:
+        assert ("async Event(" if "asyncio" in text else "event job.succeeded") in said
     elif "except" in text:
         assert said.startswith("not_found None There is no job")
     else:

@@ -71,6 +71,9 @@ def test_the_least_that_a_job_needs_depends_on_the_machine():
     assert four_bits.gpu_bytes == memory_estimate.gpu_bytes(paper(), MISTRAL, backend="hf", micro_batch=1) < 8 * 2**30
     assert memory_estimate.need(paper(backend="unsloth"), MISTRAL, None).gpu_bytes < four_bits.gpu_bytes
     assert memory_estimate.need(paper(), None, None) == memory_estimate.Need()
+    best = memory_estimate.need(paper(load_best_model_at_end=True, val_set_size=0.1), MISTRAL, None)
+    assert best.host_bytes - four_bits.host_bytes == 4 * MISTRAL.lora_parameters(paper().lora_r)
+    assert best.gpu_bytes == four_bits.gpu_bytes
     unknown_shape = memory_estimate.need(paper(), None, 7_000_000_000)
     assert unknown_shape.gpu_bytes == unknown_shape.host_bytes > 4 * 10**9
 

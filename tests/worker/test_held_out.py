@@ -128,3 +128,10 @@ def test_a_split_without_copies_says_nothing_and_a_huge_one_is_not_checked(data)
     rows = data(rows_of(20), "rows")
     assert check_split([rows], 4, 3).findings == ()
     assert [each.reason for each in check_split([rows], 4, 3, max_rows=19).not_checked] == ["the files are too large"]
+
+
+def test_one_group_is_one_group(data) -> None:
+    """Guard: without `many` it was "in 1 groups"."""
+    rows = rows_of(10)
+    (mended,) = check_split([data([*rows, rows[0]], "rows")], 3, 5).findings
+    assert mended.words.startswith("2 of 11 rows are copies of each other, in 1 group, and the split keeps each")

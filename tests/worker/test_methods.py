@@ -81,6 +81,7 @@ class Bench:
         add_summed_loss(causal, backbone_states)
         self.group, self.micro_batch, self.pad_id, self.longest = Group(), micro_batch, 0, 64
         self.step_metrics: dict[str, float] = {}
+        self.frozen: dict[str, torch.nn.Parameter] = {}
         rows = [preference_rows.record(number, METHODS[method].formats[0]) for number in range(5)]
         path = preference_rows.write(base.parent / f"{method}.jsonl", rows)
         from worker.shared.dataset_files import read_rows
@@ -140,7 +141,7 @@ class Bench:
         answer, text = self.log_probabilities(sides)
         self.model.eval()
         measured = method.measured(self.examples, self.row_before(), self.longest)
-        with torch.no_grad(), reference(self.model):
+        with torch.no_grad(), reference(self.model, {}):
             theirs = self.log_probabilities(sides)[0]
             drift = -self.log_probabilities(measured)[0] if measured else torch.zeros(len(self.examples))
         with torch.no_grad():

@@ -28,6 +28,8 @@ A, G, B = ({"role": each.role, "content": each.content} for each in (ASK, GOOD, 
 PAIR = Row((ASK, GOOD), given=1, rejected=Row((ASK, BAD), given=1))
 TEXTS = Row(prompt="q: ", text="good", rejected=Row(prompt="q: ", text="bad"))
 SYSTEM = Message("system", "s")
+WEIGHED = (replace(ASK, train=False), replace(GOOD, train=True)), (replace(ASK, train=False), replace(BAD, train=True))
+PAIR_OF_WEIGHTS = Row(WEIGHED[0], given=1, rejected=Row(WEIGHED[1], given=1))
 WITH_SYSTEM = Row((SYSTEM, ASK, GOOD), given=2, rejected=Row((SYSTEM, ASK, BAD), given=2))
 
 
@@ -53,6 +55,18 @@ WITH_SYSTEM = Row((SYSTEM, ASK, GOOD), given=2, rejected=Row((SYSTEM, ASK, BAD),
             PAIR,
         ),
         ({"prompt": [A], "chosen": G, "rejected": B}, PAIR),
+        ({"chosen_messages": [A, G], "rejected_messages": [A, B]}, PAIR),
+        (
+            {
+                f"{side}_messages": [
+                    {"role": "user", "content": [{"type": "text", "value": "q"}], "loss_weight": 0.0},
+                    {"role": "assistant", "content": [{"type": "text", "value": said}], "loss_weight": 1.0},
+                ]
+                for side, said in (("chosen", "good"), ("rejected", "bad"))
+            },
+            PAIR_OF_WEIGHTS,
+        ),
+        ({"input": {"messages": [A]}, "preferred_output": [G], "non_preferred_output": [B]}, PAIR),
         ({"chosen": [A, G, A, G], "rejected": [A, G]}, Row((ASK, GOOD, ASK, GOOD), 1, rejected=Row((ASK, GOOD), 1))),
     ],
 )
@@ -87,6 +101,36 @@ def test_a_file_with_turns_and_pairs_is_one_of_turns(tmp_path: Path) -> None:
     assert list(read_rows(path, RowFormat.PREFERENCE)) == [PAIR]
     alone = write(tmp_path / "alone.jsonl", [{"messages": [A], "chosen": G, "rejected": B}])
     assert list(read_rows(alone, RowFormat.PREFERENCE)) == [PAIR]
+
+
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {}}}
+OPENAI = {"input": {"messages": [A], "tools": [TOOL]}, "preferred_output": [G], "non_preferred_output": [B]}
+
+
+def test_pairs_of_openai_bring_their_tools(tmp_path: Path) -> None:
+    """Guard: with `input` taken for the prompt alone, the model would not be told of the tools."""
+    (row,) = read_rows(write(tmp_path / "rows.jsonl", [OPENAI]), RowFormat.AUTO)
+    assert "look" in row.tools
+    assert row.rejected is not None
+    assert row.rejected.tools == row.tools
+    told = OPENAI["input"] | {"parallel_tool_calls": True}
+    info = inspect(write(tmp_path / "told.jsonl", [OPENAI | {"input": told}]))
+    assert (info.type, info.unused) == (RowFormat.PREFERENCE, ("parallel_tool_calls",))
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (OPENAI | {"input": {"messages": [A], "parallel_tool_calls": False}}, "has parallel_tool_calls False"),
+        (OPENAI | {"tools": [TOOL]}, "column 'chosen', 'rejected' is missing"),
+        (OPENAI | {"input": "q"}, "column 'chosen', 'rejected' is missing"),
+        (OPENAI | {"non_preferred_output": None}, "column 'rejected' is missing"),
+    ],
+)
+def test_pairs_of_openai_that_say_more_are_refused(tmp_path: Path, row: dict[str, Any], words: str) -> None:
+    """Guard: without the comparison of keys, one list of tools would silently replace the other."""
+    with pytest.raises(DatasetError, match=words):
+        list(read_rows(write(tmp_path / "rows.jsonl", [row]), RowFormat.PREFERENCE))
 
 
 def test_labelled_answers_are_read(tmp_path: Path) -> None:

@@ -208,9 +208,7 @@ def test_thoughts_of_earlier_turns_that_are_dropped_are_counted():
     row = read(thinking("hmm", "aha"))
     assert "aha" in learnt(row, template("glm4moe"))[-1]
     said = findings(encoder, tokenizer, [row, row])[-1]
-    assert said.startswith(
-        "The chat template leaves out 2 of the 4 thoughts in the first rows, so the model learns these"
-    )
+    assert said.startswith("The chat template leaves out 2 of 4 thoughts in the first rows, so the model learns these")
     tokenizer, encoder = made(template("qwen3"))
     assert not any("thoughts" in each for each in findings(encoder, tokenizer, [row, row]))
 

@@ -60,7 +60,8 @@ class ChatModel:
             hardware = probe()
             say(f"loading {self.base_name}")
             with quick_imports():
-                self._peft: Any = _loaded(self.base_name, directory, adapter, hardware)
+                known = len(self._tokenizer)
+                self._peft: Any = _loaded(self.base_name, directory, adapter, hardware, known)
         # Its own `generate` changes the model while it runs, and here two answers are generated at a time.
         self.model: Any = self._peft.get_base_model()
         self.model.eval()
@@ -124,7 +125,8 @@ def _in_words() -> Iterator[None]:
         raise ChatError("this computer has too little free memory for the model") from error
 
 
-def _loaded(name: str, directory: Path, adapter: Adapter, hardware: Hardware) -> Any:
+def _loaded(name: str, directory: Path, adapter: Adapter, hardware: Hardware, known: int) -> Any:
+    """The base model with rows for the `known` tokens of the tokenizer, and the adapter."""
     from peft import PeftModel
 
     base_model.check_code(name, directory, trust_remote_code=False)
@@ -137,6 +139,8 @@ def _loaded(name: str, directory: Path, adapter: Adapter, hardware: Hardware) ->
     model = HfBackend().base(spec, directory, hardware, precision, trust=False)
     _check_modules(model, adapter)
     try:
+        if known > model.get_input_embeddings().weight.shape[0]:  # the adapter has the new rows
+            model.resize_token_embeddings(known, mean_resizing=False)
         return PeftModel.from_pretrained(model, adapter.folder, is_trainable=False)
     except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__

@@ -21,11 +21,12 @@ PROVENANCE = "trainhop-provenance.json"
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|(magnitude)_vector)")
 _TOKENS = "trainable_token_indices"
+_EXPERTS = "target_parameters"
+_OF_EXPERTS = re.compile(r"\.(base_layer|experts|gate|router)\.lora_[AB]\.weight$")
 _CHANGES = {
     "lora_bias": "biases of LoRA",
     "modules_to_save": "fully trained modules (modules_to_save)",
-    _TOKENS: "trained tokens",
-    "target_parameters": "LoRA on bare parameters",
+    _EXPERTS: "LoRA on bare parameters",
     "fan_in_fan_out": "transposed weights (fan_in_fan_out)",
     "layer_replication": "replicated layers",
     "alora_invocation_tokens": "activated LoRA",
@@ -39,6 +40,14 @@ _CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
 MAX_CARD = 4 << 20
 """Characters of a model card that are read."""
 _REMEDY = "name the folder of an adapter"
+_ROWS = re.compile(r"(.+)\.token_adapter\.trainable_tokens_delta")
+
+
+class Rows(NamedTuple):
+    """Trained rows of a table, which take the place of its own: their numbers, and values of [rows, width] in fp32."""
+
+    numbers: tuple[int, ...]
+    values: torch.Tensor
 
 
 class Pair(NamedTuple):
@@ -55,7 +64,10 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """`pairs` by the name of the module in the base model. `recipe` is what trained it, as far as it is known."""
+    """`pairs` and `rows` by the name of the module in the base model.
+
+    `recipe` is what trained it, as far as it is known.
+    """
 
     folder: Path
     pairs: Mapping[str, Pair]
@@ -63,6 +75,7 @@ class Adapter:
     base_name: str
     revision: str | None
     recipe: Mapping[str, str]
+    rows: Mapping[str, Rows]
 
     @property
     def is_qlora(self) -> bool:
@@ -77,14 +90,19 @@ class Adapter:
 def read_adapter(folder: Path, *, for_chat: bool = False) -> Adapter:
     """The adapter of a PEFT folder. Raises `ExportError` if it is damaged, or more than LoRA on linear layers.
 
-    `for_chat`: PEFT itself will load the folder, so trained tokens are allowed, and left out here.
+    `for_chat`: PEFT itself will load the folder, so adapters of experts are allowed, and left out here.
     """
     config = read_object(folder / CONFIG, _REMEDY)
-    _refuse_other_kinds({key: value for key, value in config.items() if not (for_chat and key == _TOKENS)})
+    _refuse_other_kinds({key: value for key, value in config.items() if not (for_chat and key == _EXPERTS)})
     tensors = read_all(folder / WEIGHTS)
     halves: dict[str, dict[str, torch.Tensor]] = {}
+    rows: dict[str, Rows] = {}
     for name, tensor in tensors.items():
-        if for_chat and name.endswith(".trainable_tokens_delta"):
+        if for_chat and _is_of_experts(name, config):
+            continue
+        if table := _ROWS.fullmatch(name):
+            module = table[1].removeprefix(_PREFIX)
+            rows[module] = _rows(module, tensor.float(), config.get(_TOKENS))
             continue
         found = _TENSOR.fullmatch(name)
         if found is None or not name.startswith(_PREFIX):
@@ -101,12 +119,20 @@ def read_adapter(folder: Path, *, for_chat: bool = False) -> Adapter:
         base_name=str(config.get("base_model_name_or_path") or ""),
         revision=config.get("revision") if isinstance(config.get("revision"), str) else None,
         recipe=_recipe(folder),
+        rows=rows,
     )
+
+
+def _is_of_experts(name: str, config: Mapping[str, Any]) -> bool:
+    return bool(config.get(_EXPERTS)) and _OF_EXPERTS.search(name) is not None
 
 
 def check_fit(adapter: Adapter, base: Weights) -> None:
     """Raise `ExportError` if the adapter belongs to a base model with other modules or shapes."""
     names = set(base.names())
+    for module, rows in adapter.rows.items():
+        if f"{module}.weight" not in names or base.shape(f"{module}.weight")[1:] != rows.values.shape[1:]:
+            raise ExportError(f"the adapter has trained tokens of {module}, which the base model has not like this")
     remedy = "name the model that it was trained on with --base"
     for module, pair in adapter.pairs.items():
         if f"{module}.weight" not in names:
@@ -156,6 +182,15 @@ def _pair(module: str, half: Mapping[str, torch.Tensor], config: Mapping[str, An
         )
     alpha = _of_pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
     return Pair(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), magnitude)
+
+
+def _rows(module: str, values: torch.Tensor, given: Any) -> Rows:
+    numbers = given.get(module.rpartition(".")[2]) if isinstance(given, dict) else given
+    listed: list[Any] = numbers if isinstance(numbers, list) else []
+    is_sound = all(isinstance(number, int) and number >= 0 for number in listed) and bool(torch.isfinite(values).all())
+    if not is_sound or values.ndim != 2 or len(listed) != len(values) or not listed:
+        raise ExportError(f"{CONFIG} and {WEIGHTS} do not agree on the trained tokens of {module}; they are broken")
+    return Rows(tuple(listed), values)
 
 
 def _of_pattern(pattern: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:

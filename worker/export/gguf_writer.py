@@ -72,6 +72,8 @@ def write_adapter(path: Path, adapter: Adapter, architecture: Architecture, conf
     """
     if any(pair.magnitude is not None for pair in adapter.pairs.values()):
         raise ExportError(no_form({"peft_use_dora": True}, "gguf-adapter"))
+    if adapter.rows:
+        raise ExportError(no_form({"tokens": True}, "gguf-adapter"))
     writer = _writer(path, architecture, "adapter", name)
     writer.add_string("adapter.type", "lora")
     alpha, scaled = with_one_alpha(adapter)

@@ -12,7 +12,7 @@ from worker.export.architectures import Architecture, architecture_of, read_conf
 from worker.export.errors import ExportError
 from worker.export.merge import Merged, Onto
 from worker.export.probe import model_config
-from worker.export.tensor_files import TensorFolder
+from worker.export.tensor_files import TensorFolder, WithRows
 from worker.shared.files import expanded
 
 TOKENIZER_FILES = (
@@ -64,13 +64,17 @@ def open_sources(
     folder = Path(base_folder) if base_folder is not None else resolved(name, say)
     raw = read_config(folder)
     architecture = architecture_of(raw)
+    files, config = WithRows(folder, adapter.rows), model_config(folder)
+    most = max((max(rows.numbers, default=0) + 1 for rows in adapter.rows.values()), default=0)
+    if most > config.vocab_size:
+        config.vocab_size = raw["vocab_size"] = most
     sources = Sources(
         adapter=adapter,
         base=folder,
         base_name=name,
-        files=TensorFolder(folder),
+        files=files,
         architecture=architecture,
-        config=model_config(folder),
+        config=config,
         raw_config=raw,
         tokenizer=tokenizer_folder(adapter_folder, folder),
     )

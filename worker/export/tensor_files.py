@@ -98,6 +98,40 @@ class TensorFolder:
         return torch.frombuffer(data, dtype=entry.dtype).reshape(shape)
 
 
+class WithRows(TensorFolder):
+    """A model's folder in which some rows of its tables have other values, and tables have further rows."""
+
+    def __init__(self, folder: Path, rows: Mapping[str, tuple[Sequence[int], torch.Tensor]]) -> None:
+        """`rows` by the name of the module. Raises `ExportError`, also where a row would have no values."""
+        super().__init__(folder)
+        self._rows = {f"{module}.weight": found for module, found in rows.items()}
+        for name, (numbers, _) in self._rows.items():
+            stored = super().shape(name)[0] if name in self._entries else 0
+            if not set(range(stored, max(numbers, default=0) + 1)) <= set(numbers):
+                raise ExportError(f"the adapter has rows for new tokens of {name}, and not for all of them")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        stored = super().shape(name)
+        if name not in self._rows:
+            return stored
+        return (max(stored[0], max(self._rows[name][0], default=0) + 1), *stored[1:])
+
+    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+        if name not in self._rows:
+            yield from super().blocks(name)
+            return
+        numbers, values = self._rows[name]
+        stored, shape = super().shape(name)[0], self.shape(name)
+        for start, stop in row_blocks(shape):
+            block = torch.zeros(stop - start, *shape[1:])
+            if start < stored:
+                block[: min(stop, stored) - start] = self.rows(name, start, min(stop, stored)).float()
+            for place, number in enumerate(numbers):
+                if start <= number < stop:
+                    block[number - start] = values[place]
+            yield block
+
+
 def read_all(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of one small file, as stored. Raises `ExportError`."""
     if not path.is_file():

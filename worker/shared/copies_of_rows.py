@@ -41,18 +41,18 @@ _Turn = tuple[str, list[bytes]]
 _A, _B, _C = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9))
 
 
-def split_rows(rows: Sequence[Row], spec: JobSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the rows to train on and to evaluate, each ascending, as the version of the job chooses them."""
-    if spec.val_split is None or not spec.eval_rows:
-        return split(len(rows), spec.eval_rows, spec.seed)
-    return split_groups(groups(rows), spec.eval_rows, spec.seed)
-
-
 class _Rows(Protocol):
     """Rows that are read once and need not be in memory."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Row]: ...
+
+
+def split_rows(rows: _Rows, spec: JobSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the rows to train on and to evaluate, each ascending, as the version of the job chooses them."""
+    if spec.val_split is None or not spec.eval_rows:
+        return split(len(rows), spec.eval_rows, spec.seed)
+    return split_groups(groups(rows), spec.eval_rows, spec.seed)
 
 
 def groups(rows: _Rows) -> np.ndarray:

@@ -75,7 +75,7 @@ class DatasetSpec(TaughtTurns):
     """One dataset of a job. `path` is an upload (`sha256:HEX`), a Hugging Face id, or a file in an allowed folder.
 
     The server reads the columns that `MAPPING` names, and gives machines a file with the usual names. It sets `sha256`,
-    `file_format` and `rows` at submission.
+    `file_format`, `rows` and `pieces` at submission.
     """
 
     path: NonBlank
@@ -94,6 +94,8 @@ class DatasetSpec(TaughtTurns):
     sha256: Sha256 | None = None
     file_format: FileFormat | None = None
     rows: Annotated[int, Field(ge=1)] | None = None
+    pieces: Annotated[int, Field(ge=0)] | None = Field(default=None, exclude_if=lambda count: count is None)
+    """Of a job that splits texts: how many pieces the rows of this file make that are trained on."""
 
     @property
     def taught(self) -> TaughtTurns:

@@ -28,8 +28,11 @@ def not_exportable(kind: str) -> str:
 
 def no_form(trained: Mapping[str, Any], form: str) -> str:
     """Why the adapter of a job with this file cannot be exported in a form, or ""."""
-    if trained.get("peft_trainable_token_indices"):
-        return "trained tokens cannot be exported; load the adapter with PEFT"
+    if trained.get("lora_target_parameters"):
+        return "adapters of experts (lora_target_parameters) cannot be exported; load the adapter with PEFT"
+    rows = ("peft_trainable_token_indices", "tokens", "added_tokens_overrides")
+    if form == "gguf-adapter" and any(trained.get(key) for key in rows):
+        return "a GGUF adapter has no place for trained tokens; export it as merged or gguf"
     if form == "gguf-adapter" and trained.get("peft_use_dora"):
         return "a GGUF adapter has no place for DoRA's magnitudes; export it as merged or gguf"
     return ""

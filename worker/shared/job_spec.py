@@ -17,10 +17,12 @@ from worker.shared.evaluation_units import Unit, prompts_at_once, units
 from worker.shared.export_spec import ChatSpec, ExportSpec
 from worker.shared.hub_names import RepoName
 from worker.shared.judge_prompt import MAX_OUTPUT_TOKENS, TEXT_TOKENS
+from worker.shared.long_texts import TRUNCATE, Strategy
 from worker.shared.methods import MethodKeys
 from worker.shared.own_template import USUAL, Template, TemplateName, fault_of, template_of
 from worker.shared.plain_errors import MAX_KEY, nearest
 from worker.shared.schedules import Schedule, ScheduleSettings, fault, too_long
+from worker.shared.start_adapter import StartAdapterKeys
 from worker.shared.wire import NonBlank, Written, excerpt, not_blank
 
 ENCODING = 4
@@ -86,7 +88,7 @@ class Subject(Written):
     datasets: Annotated[tuple[DatasetSpec, ...], Field(min_length=1, max_length=16)]
 
 
-class JobSpec(AdapterSettings, MethodKeys, Subject):
+class JobSpec(StartAdapterKeys, AdapterSettings, MethodKeys, Subject):
     """A fine-tuning job, with the key names of axolotl.
 
     `global_batch_size` and `max_steps` are part of the job. A machine chooses only its micro-batch.
@@ -116,6 +118,12 @@ class JobSpec(AdapterSettings, MethodKeys, Subject):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     val_set_size: Annotated[float, Field(ge=0, lt=1)] = 0.0
     train_on_inputs: bool = False
+    excess_length_strategy: Strategy | None = Field(default=None, exclude_if=lambda way: way is None)
+    """What becomes of a text of more than `sequence_len` tokens. Other rows are always cut off.
+
+    A job file without it leaves the choice to the server. The texts of a submitted job without it are cut off: it is
+    from a time when all were, has no longer text, or the server could not count the pieces that its epochs need.
+    """
     chat_template: TemplateName = Field(default=USUAL, exclude_if=lambda name: name == USUAL)
     chat_template_jinja: Template | None = Field(default=None, exclude_if=lambda text: text is None)
     eval_steps: Annotated[int, Field(ge=1)] | None = None
@@ -247,6 +255,8 @@ class JobSpec(AdapterSettings, MethodKeys, Subject):
     def for_machines(self) -> JobSpec:
         """The job file without what only the server reads, because older workers refuse its keys."""
         own: dict[str, Any] = {"rendered_at": None, "evaluate": None, "hub_model_id": None, "hub_private": True}
+        if self.excess_length_strategy == TRUNCATE:  # as without the key
+            own["excess_length_strategy"] = None
         own["datasets"] = tuple(each.as_read for each in self.datasets)
         if (asked := self.evaluation) is not None:
             files = {"prompts": asked.prompts, "tasks": asked.tasks}
@@ -284,10 +294,13 @@ class JobSpec(AdapterSettings, MethodKeys, Subject):
 
     @property
     def train_rows(self) -> int:
-        """Rows of one epoch. With `repeats` and a validation split, which rows it has is known to the session alone.
+        """Rows of one epoch, or their pieces where the server has counted them.
 
-        Here each file is taken to have its share of it.
+        With `repeats` and a validation split, which rows it has is known to the session alone. Here each file is taken
+        to have its share of it.
         """
+        if all(dataset.pieces is not None for dataset in self.datasets):
+            return max(1, sum(dataset.of_an_epoch(dataset.pieces or 0) for dataset in self.datasets))
         if not self.dataset_repeats or not self.rows:
             return self.rows - self.eval_rows
         drawn = sum(dataset.of_an_epoch(dataset.rows or 0) for dataset in self.datasets)
@@ -303,16 +316,27 @@ class JobSpec(AdapterSettings, MethodKeys, Subject):
     def files(self) -> tuple[DatasetSpec, ...]:
         """The data files that a session reads: the datasets, or the prompts of an evaluation that has its own.
 
-        The tasks of an evaluation come after them, and the items of its benchmarks last.
+        The tasks of an evaluation come after them, and the items of its benchmarks last. So does the archive of the
+        adapter that a training begins with.
         """
-        return tuple(file for _, file in self.files_by_pointer) if self.evaluation or self.used_job else self.datasets
+        if self.evaluation or self.used_job:
+            return tuple(file for _, file in self.files_by_pointer)
+        return (*self.datasets, *(file for _, file in self._start))
+
+    @property
+    def _start(self) -> tuple[tuple[str, DatasetSpec], ...]:
+        """The adapter that a training begins with, as one of its files."""
+        if self.lora_model is None or self.evaluation is not None:
+            return ()
+        sha256 = self.lora_model.sha256
+        return (("/lora_model_dir", DatasetSpec(path=f"sha256:{sha256}", sha256=sha256)),)
 
     @property
     def files_by_pointer(self) -> tuple[tuple[str, DatasetSpec], ...]:
         """The data files that a job and its evaluation need, with JSON pointers of their paths."""
         if self.used_job is not None:
             return ()
-        own = tuple((f"/datasets/{place}/path", dataset) for place, dataset in enumerate(self.datasets))
+        own = tuple((f"/datasets/{place}/path", dataset) for place, dataset in enumerate(self.datasets)) + self._start
         asked, pointer = (self.evaluation, "") if self.evaluation is not None else (self.evaluate, "/evaluate")
         if asked is None:
             return own

@@ -10,13 +10,22 @@ from worker.shared.row_keys import CALLS
 CONVERSATIONS = ("conversations", "messages")
 """Columns with the turns before an answer, or with the answer as the last one."""
 _SIDES = ("chosen", "rejected")
+_WHOLE = {f"{side}_messages": side for side in _SIDES}
+"""Columns with a whole conversation each, in the form of its version 1."""
+
+
+def usual_column(name: str) -> str:
+    """The usual name of a column."""
+    return _WHOLE.get(name, name)
 
 
 def as_pair(record: dict[str, Any], roles: Mapping[str, str]) -> dict[str, Any]:
-    """A row whose `chosen` and `rejected` are single turns after those of a conversation. Other rows as they are.
+    """A row whose `chosen` and `rejected` are single turns after those of a conversation, or have other names.
 
-    `roles` are the usual names of ShareGPT's roles.
+    Other rows as they are. `roles` are the usual names of ShareGPT's roles.
     """
+    if not record.keys() & set(_SIDES):
+        return {usual_column(name): value for name, value in record.items()}
     if not all(isinstance(record.get(side), dict) for side in _SIDES):
         return record
     column = _conversation_of(record)

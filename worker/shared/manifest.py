@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from worker.shared.adapter_settings import MAX_LAYERS, MAX_TOKENS
+from worker.shared.adapter_settings import MAX_LAYERS, MAX_PARAMETERS, MAX_TOKENS
 from worker.shared.dataset_spec import TaughtTurns
 from worker.shared.job_spec import BETAS, EPSILON, LORAPLUS_EMBEDDING, JobSpec
+from worker.shared.long_texts import TRUNCATE
 from worker.shared.methods import SFT
+from worker.shared.new_tokens import MAX_NEW
 from worker.shared.own_template import template_sha256
 from worker.shared.schedules import ScheduleSettings
 from worker.shared.wire import (
@@ -68,9 +70,12 @@ class Recipe(Wire):
     method_settings: Annotated[dict[Word, float], Field(max_length=64)] = Field(default={})
     """The keys that the method reads, defaults included."""
     lora_layers_to_transform: Annotated[tuple[Number, ...], Field(max_length=MAX_LAYERS)] = ()
+    lora_target_parameters: Annotated[tuple[Setting, ...], Field(max_length=MAX_PARAMETERS)] = ()
     peft_use_rslora: bool = False
     peft_use_dora: bool = False
     peft_trainable_token_indices: Annotated[tuple[Number, ...], Field(max_length=MAX_TOKENS)] = ()
+    tokens: Annotated[tuple[Setting, ...], Field(max_length=MAX_NEW)] = ()
+    added_tokens_overrides: Annotated[dict[Word, Setting], Field(max_length=MAX_NEW)] = Field(default={})
     neftune_noise_alpha: float = 0.0
     lr_scheduler_kwargs: ScheduleSettings = ScheduleSettings()
     warmup_steps: Number = NO_STEPS
@@ -89,15 +94,19 @@ class Recipe(Wire):
     numerics: Number | None = None
     val_split: Number | None = None
     dataset_repeats: Annotated[tuple[float, ...], Field(max_length=16)] = ()
+    excess_length_strategy: Word = TRUNCATE
     chat_template_sha256: Word = ""
     """Hash of the job's own chat template. Empty without one."""
+    lora_model_sha256: Word = ""
+    """Hash of the weights of the adapter that the run began with. Empty for a new adapter."""
 
     base_sha256: Word | None = None
     tokenizer_sha256: Word | None = None
     untrained_rows: Number | None = None
     """Training rows that are left out, because none of their trained tokens is within `sequence_len`.
 
-    With `dataset_repeats`, by how many rows an epoch is shorter than `train_rows`. It may be longer.
+    With `dataset_repeats`, or where texts are split, by how many rows an epoch is shorter than `train_rows`. It may be
+    longer.
     """
     parameters_sha256: Word | None = None
     trainable_dtype: Word | None = None
@@ -116,6 +125,8 @@ class Recipe(Wire):
         facts["early_stopping_patience"] = spec.early_stopping_patience or NO_STEPS
         facts["train_rows"] = spec.train_rows
         facts["dataset_repeats"] = spec.dataset_repeats
+        facts["excess_length_strategy"] = spec.excess_length_strategy or TRUNCATE
+        facts["lora_model_sha256"] = spec.lora_model.weights_sha256 if spec.lora_model is not None else ""
         facts["chat_template_sha256"] = template_sha256(spec.own_template)
         facts["dataset_sha256"] = tuple(d.sha256 or "" for d in spec.datasets)
         taught = [d.taught for d in spec.datasets]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from worker.shared.experts import NO_EXPERTS, Experts
+
 if TYPE_CHECKING:
     from worker.shared.job_spec import JobSpec
 
@@ -24,6 +26,11 @@ _SLICE_BYTES = 2**25 * (4 + 4 + 2)
 _DORA_TOKEN_BYTES, _DORA_WEIGHT_BYTES = 8.0, 12.0
 """Calculated, not measured: DoRA keeps two more outputs of each module, in 16 and 32 bits, and makes the update of a
 weight whole, from an identity matrix in fp32, beside the weight and the sum of both."""
+
+_STACK_BYTES = 4.0
+"""Per parameter of the largest adapted tensor of experts: PEFT makes its sum with the update, which has a gradient.
+Measured: 2.0 times its 16-bit size on an H200, at 128 experts and ranks 8 and 32.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +64,7 @@ class Shape:
     kv_heads: int
     head_dim: int
     tied: bool
+    experts: Experts = NO_EXPERTS
 
     @classmethod
     def read(cls, path: Path) -> Shape | None:
@@ -79,21 +87,56 @@ class Shape:
                 kv_heads=int(config.get("num_key_value_heads") or heads),
                 head_dim=int(config.get("head_dim") or hidden // heads),
                 tied=bool(config.get("tie_word_embeddings", True)),
+                experts=Experts.of(config),
             )
         except (KeyError, TypeError, ValueError, ArithmeticError):
             return None
 
     @property
     def linears(self) -> list[tuple[int, int]]:
-        """(in, out) of every linear module in one layer."""
+        """(in, out) of every kind of linear module in a layer."""
+        return [module for part in (self._attention, self._dense, self._shared) for module in part]
+
+    @property
+    def _attention(self) -> list[tuple[int, int]]:
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        attention = [(self.hidden, queries), (self.hidden, keys), (self.hidden, keys), (queries, self.hidden)]
-        return [*attention, *[(self.hidden, self.intermediate)] * 2, (self.intermediate, self.hidden)]
+        return [(self.hidden, queries), (self.hidden, keys), (self.hidden, keys), (queries, self.hidden)]
+
+    @property
+    def _dense(self) -> list[tuple[int, int]]:
+        """Of a layer without experts."""
+        return _gated(self.hidden, self.intermediate) if self.layers > self.experts.layers else []
+
+    @property
+    def _shared(self) -> list[tuple[int, int]]:
+        """Of the experts that each token has."""
+        return _gated(self.hidden, self.experts.shared) if self.experts.shared else []
+
+    @property
+    def _modules(self) -> list[tuple[int, int, int]]:
+        """(in, out, layers that have it) of every linear module."""
+        parts = (
+            (self._attention, self.layers),
+            (self._dense, self.layers - self.experts.layers),
+            (self._shared, self.experts.layers),
+        )
+        return [(i, o, layers) for part, layers in parts for i, o in part]
 
     @property
     def linear_parameters(self) -> int:
         """Parameters of the linear modules in all layers."""
-        return self.layers * sum(i * o for i, o in self.linears)
+        return sum(layers * i * o for i, o, layers in self._modules)
+
+    @property
+    def expert_parameters(self) -> int:
+        """Parameters of the experts that a model keeps in one tensor, and of what chooses among them."""
+        return self.experts.layers * (sum(self.experts.stacks(self.hidden)) + self.experts.count * self.hidden)
+
+    @property
+    def width(self) -> int:
+        """The intermediate size of a token in the widest layer."""
+        dense = self.intermediate if self._dense else 0
+        return max(dense, self.experts.chosen * self.experts.width + self.experts.shared)
 
     @property
     def embedding_parameters(self) -> int:
@@ -103,23 +146,32 @@ class Shape:
     @property
     def parameters(self) -> int:
         """All parameters, including norms."""
-        return self.linear_parameters + self.embedding_parameters + self.hidden * (2 * self.layers + 1)
+        matrices = self.linear_parameters + self.expert_parameters + self.embedding_parameters
+        return matrices + self.hidden * (2 * self.layers + 1)
 
     def lora_parameters(self, rank: int) -> int:
         """Trainable parameters with an adapter on every linear module of every layer."""
-        return self.layers * sum(rank * (i + o) for i, o in self.linears)
+        return sum(layers * rank * (i + o) for i, o, layers in self._modules)
+
+
+def _gated(hidden: int, width: int) -> list[tuple[int, int]]:
+    return [(hidden, width), (hidden, width), (width, hidden)]
 
 
 def gpu_bytes(spec: JobSpec, shape: Shape, *, backend: str = "hf", micro_batch: int = 1) -> int:
     """Peak bytes of the allocator on one GPU: base model, adapter, optimiser and activations."""
     weights = _NF4_BYTES if spec.adapter == "qlora" else 2.0
-    base = shape.linear_parameters * weights + shape.embedding_parameters * 2.0
-    adapter = shape.lora_parameters(spec.lora_r) * (4.0 + 4.0 + _OPTIMISER_BYTES[spec.optimizer])
-    if spec.peft_trainable_token_indices:  # a changed copy of the embedding, and its gradient
+    base = shape.linear_parameters * weights + (shape.expert_parameters + shape.embedding_parameters) * 2.0
+    of_experts, stack = shape.experts.adapted(spec.lora_target_parameters, shape.hidden, spec.lora_r)
+    adapter = (shape.lora_parameters(spec.lora_r) + of_experts) * (4.0 + 4.0 + _OPTIMISER_BYTES[spec.optimizer])
+    base += _STACK_BYTES * stack
+    if spec.lora_model_dir is not None and spec.method.has_reference:  # a frozen copy to compare with
+        adapter += (shape.lora_parameters(spec.lora_r) + of_experts) * 4.0
+    if spec.peft_trainable_token_indices or spec.new_tokens:  # a changed copy of the embedding, and its gradient
         base += shape.vocabulary * shape.hidden * (2.0 + 2.0)
     tokens, use = micro_batch * spec.sequence_len, _BACKENDS[backend]
     kept = tokens * shape.hidden * 2.0 * shape.layers * use.kept_per_layer
-    layer = tokens * (use.per_hidden * shape.hidden + use.per_intermediate * shape.intermediate)
+    layer = tokens * (use.per_hidden * shape.hidden + use.per_intermediate * shape.width)
     widest = 2.0 * max(i * o for i, o in shape.linears) if spec.adapter == "qlora" else 0.0
     if spec.peft_use_dora:
         adapter += shape.layers * sum(o for _, o in shape.linears) * (4.0 + 4.0 + _OPTIMISER_BYTES[spec.optimizer])
@@ -145,9 +197,20 @@ def need(spec: JobSpec, shape: Shape | None, parameters: int | None) -> Need:
     count = parameters or (shape.parameters if shape else None)
     if count is None:
         return Need()
-    host = host_bytes(spec, count)
+    host = host_bytes(spec, count, shape.expert_parameters if shape else 0)
+    host += _best_bytes(spec, shape) if shape else 0
     backend = "unsloth" if spec.backend == "unsloth" else "hf"
     return Need(gpu_bytes=gpu_bytes(spec, shape, backend=backend) if shape else host, host_bytes=host)
+
+
+def _best_bytes(spec: JobSpec, shape: Shape) -> int:
+    """The copy of the adapter of the best step, in host memory and 32 bits, where the job ends with it."""
+    if not spec.load_best_model_at_end:
+        return 0
+    magnitudes = shape.layers * sum(o for _, o in shape.linears) if spec.peft_use_dora else 0
+    tokens = len((*spec.peft_trainable_token_indices, *spec.new_tokens)) * shape.hidden
+    of_experts, _ = shape.experts.adapted(spec.lora_target_parameters, shape.hidden, spec.lora_r)
+    return 4 * (shape.lora_parameters(spec.lora_r) + of_experts + magnitudes + tokens)
 
 
 def judge_need(shape: Shape | None, parameters: int | None, *, quantised: bool, tokens: int) -> Need:
@@ -158,25 +221,31 @@ def judge_need(shape: Shape | None, parameters: int | None, *, quantised: bool, 
     count = parameters or (shape.parameters if shape else None)
     if count is None:
         return Need()
-    host = int(count * (0.7 if quantised else 4.0) + 0.7 * 2**30)
+    fused = shape.expert_parameters if shape else 0
+    host = int(_host_weights(count, fused, quantised=quantised) + 0.7 * 2**30)
     if shape is None:
         return Need(gpu_bytes=host, host_bytes=host)
-    weights = shape.linear_parameters * (_NF4_BYTES if quantised else 2.0) + shape.embedding_parameters * 2.0
+    weights = shape.linear_parameters * (_NF4_BYTES if quantised else 2.0)
+    weights += (shape.expert_parameters + shape.embedding_parameters) * 2.0
     cache = tokens * shape.layers * shape.kv_heads * shape.head_dim * 2 * 2.0
     use = _BACKENDS["hf"]
-    layer = tokens * (use.per_hidden * shape.hidden + use.per_intermediate * shape.intermediate)
+    layer = tokens * (use.per_hidden * shape.hidden + use.per_intermediate * shape.width)
     return Need(gpu_bytes=int(weights + cache + layer), host_bytes=host)
 
 
-def host_bytes(spec: JobSpec, parameters: int) -> int:
+def host_bytes(spec: JobSpec, parameters: int, fused: int = 0) -> int:
     """Bytes that a worker needs to train on a CPU, libraries included.
 
     This is a rule of thumb (weights in fp32, or NF4 with its constants). It is meant to reject impossible jobs and is
-    not exact.
+    not exact. `fused` of the parameters are experts, which stay as they are.
     """
-    weights = parameters * (0.7 if spec.adapter == "qlora" else 4.0)
+    weights = _host_weights(parameters, fused, quantised=spec.adapter == "qlora")
     activations = (spec.micro_batch_size or 1) * spec.sequence_len * parameters**0.5 * 40
     return int(weights + activations + 0.7 * 2**30)
+
+
+def _host_weights(parameters: int, fused: int, *, quantised: bool) -> float:
+    return 4.0 * fused + (parameters - min(fused, parameters)) * (0.7 if quantised else 4.0)
 
 
 def micro_batch(

@@ -31,7 +31,8 @@ class Method:
     """What the server needs to know of a method.
 
     `formats` are those of its rows, `settings` its keys with their defaults. A row has `answers` answers that are
-    scored apart. `least_rows` is the smallest global batch.
+    scored apart. `least_rows` is the smallest global batch. `has_reference` says that the loss compares the model with
+    the one that it was when the job began.
     """
 
     title: str
@@ -39,6 +40,7 @@ class Method:
     settings: Mapping[str, float] = field(default_factory=dict[str, float])
     answers: int = 1
     least_rows: int = 1
+    has_reference: bool = False
 
 
 _PAIRS = (RowFormat.PREFERENCE,)
@@ -53,7 +55,13 @@ METHODS: dict[str, Method] = {
             RowFormat.SHAREGPT,
         ),
     ),
-    "dpo": Method(title="Direct preference optimisation", formats=_PAIRS, settings={"rl_beta": 0.1}, answers=2),
+    "dpo": Method(
+        title="Direct preference optimisation",
+        formats=_PAIRS,
+        settings={"rl_beta": 0.1},
+        answers=2,
+        has_reference=True,
+    ),
     "orpo": Method(title="Odds ratio preference optimisation", formats=_PAIRS, settings={"orpo_alpha": 0.1}, answers=2),
     "simpo": Method(
         title="Simple preference optimisation",
@@ -66,6 +74,7 @@ METHODS: dict[str, Method] = {
         formats=(RowFormat.UNPAIRED_PREFERENCE,),
         settings={"rl_beta": 0.1, "kto_desirable_weight": 1.0, "kto_undesirable_weight": 1.0},
         least_rows=2,
+        has_reference=True,
     ),
 }
 

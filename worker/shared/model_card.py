@@ -7,9 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from worker.shared.counted_words import many
 from worker.shared.job_spec import JobSpec
+from worker.shared.long_texts import SPLIT
 from worker.shared.manifest import Recipe
 
+_NEW_TOKENS = (
+    "The tokenizer in this folder has new tokens. To load the adapter onto a base model by hand, first make room for "
+    "them: `model.resize_token_embeddings(max(len(tokenizer), model.get_input_embeddings().weight.shape[0]))`.\n\n"
+)
 _ELSEWHERE = (
     "The base model is a folder of the server that trained this adapter. No other computer finds it under this path. "
     "To load the adapter elsewhere, copy that folder there and write its new path to `base_model_name_or_path` in "
@@ -43,16 +49,30 @@ def model_card(
     head = "\n".join(lines)
     accepted = ", ".join(spec.accept_findings)
     data = f"The data checks stopped this data, and its owner accepted it: {accepted}.\n\n" if accepted else ""
-    steps = f"{recipe.max_steps} steps ({ending})" if ending else f"{recipe.max_steps} steps"
+    is_split = recipe.excess_length_strategy == SPLIT
+    rows_of_an_epoch = f"{recipe.epoch_rows} rows and pieces of texts" if is_split else many(recipe.epoch_rows, "row")
+    steps = f"{many(recipe.max_steps, 'step')} ({ending})" if ending else many(recipe.max_steps, "step")
     return (
         f"---\n{head}\n---\n\n"
         f"# {spec.name}\n\nA LoRA adapter for `{spec.base_model}`, trained with Trainhop on "
-        f"{recipe.epoch_rows} rows for {steps}.\n\n{evidence}{data}{'' if is_of_hub else _ELSEWHERE}"
+        f"{rows_of_an_epoch} for {steps}.{_began_with(spec)}\n\n{evidence}{data}{'' if is_of_hub else _ELSEWHERE}"
+        f"{_NEW_TOKENS if spec.new_tokens else ''}"
         f"```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
         f'model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")\n```\n\n'
         f"| recipe | |\n|---|---|\n{rows}\n"
     )
 
 
+def _began_with(spec: JobSpec) -> str:
+    """What the adapter was before. Names of others are not told, since a card is published."""
+    if spec.lora_model is None:
+        return ""
+    origin = f"the adapter of job {spec.lora_model.job}" if spec.lora_model.job else "another adapter"
+    sha256 = spec.lora_model.weights_sha256
+    return f" The training continued from {origin} (sha256 of `adapter_model.safetensors`: `{sha256}`)."
+
+
 def _cell(value: object) -> object:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {each}" for key, each in value.items())
     return ", ".join(map(str, value)) if isinstance(value, tuple) else value

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from worker.shared import llama_factory_rows, row_turns
+from worker.shared import llama_factory_rows, openai_rows, row_turns
 from worker.shared.answer_checks import CheckError, check_of
 from worker.shared.dataset_spec import RowFormat
 from worker.shared.row_keys import CALLS, DatasetError, check_keys, is_empty
@@ -50,8 +50,14 @@ _OPTIONAL: dict[RowFormat, tuple[str, ...]] = {
     RowFormat.TEXT: (),
     RowFormat.TASK: ("prompt", "messages"),
 }
+
+
+def _as_pair(record: dict[str, Any], roles: Mapping[str, str]) -> dict[str, Any]:
+    return llama_factory_rows.as_pair(openai_rows.as_pair(record), roles)
+
+
 _USUAL = {
-    RowFormat.PREFERENCE: llama_factory_rows.as_pair,
+    RowFormat.PREFERENCE: _as_pair,
     RowFormat.UNPAIRED_PREFERENCE: llama_factory_rows.as_rated,
 }
 """Functions that give a row of another form its usual columns."""
@@ -64,15 +70,18 @@ _OTHERS = "question, answer; or name your columns in the job file (field_message
 def is_known(keys: Iterable[str]) -> bool:
     """Whether a row with these keys has all columns of a format."""
     key_set = set(keys)
-    return any(key_set.issuperset(columns) for columns in _COLUMNS.values())
+    return any(key_set.issuperset(columns) for columns in _COLUMNS.values()) or openai_rows.has_sides(key_set)
 
 
 def detect_row_format(keys: Iterable[str], line: int) -> RowFormat:
     """The format with all its columns in `keys`. Raises `DatasetError` with the list of keys."""
     key_set = set(keys)
+    usual = set(map(llama_factory_rows.usual_column, key_set))
     for name, columns in _COLUMNS.items():
-        if key_set.issuperset(columns):
+        if usual.issuperset(columns):
             return name
+    if openai_rows.has_sides(key_set):
+        return RowFormat.PREFERENCE
     shown = [key[:MAX_KEY_SHOWN] for key in sorted(key_set)[:KEYS_SHOWN]]
     raise DatasetError(f"unknown row format with keys {shown}; accepted are: {_ACCEPTED}; {_OTHERS}", line)
 

@@ -121,9 +121,14 @@ _KINDS = (
         "has '{key}', which is not text; remove the key, and the row if its answer needs it",
     ),
     _kind(
-        r"tools?|functions?|availabletools|toolschema|toolchoice|paralleltoolcalls",
+        r"tools?|functions?|availabletools|toolschema|toolchoice",
         "has '{key}', which is not read there; name the schemas of tools 'tools' in a row of messages, or remove the "
         "key",
+    ),
+    _kind(
+        r"paralleltoolcalls",
+        "has {key} {value}, which no chat template reads; remove the key, and the row if its answer depends on it",
+        _YES,
     ),
     _kind(r"documents?", "has '{key}', which are not supported; remove the column or the row"),
     _kind(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from worker.shared.counted_words import many
 from worker.shared.wire import Written
 
 Schedule = Literal[
@@ -76,4 +77,5 @@ def too_long(settings: ScheduleSettings, warm_up: int, steps: int) -> str:
     decay = settings.num_decay_steps or 0
     if warm_up + decay <= steps:
         return ""
-    return f"the job has {steps} steps, and its warm-up of {warm_up} and its decay of {decay} steps do not fit"
+    whole = many(steps, "step")
+    return f"the job has {whole}, and its warm-up of {warm_up} and its decay of {many(decay, 'step')} do not fit"

@@ -36,10 +36,6 @@ _CHANGES_BASE = (
 REFUSED = {
     "peft_init_lora_weights": _CHANGES_BASE,
     "loftq_config": _CHANGES_BASE,
-    "lora_model_dir": "cannot be used: a job begins with a new adapter; to train an adapter for longer, clone its job "
-    "from a checkpoint with a larger max_steps",
-    "lora_target_parameters": "cannot be used: an adapter is for linear layers, and experts that a model keeps in one "
-    "tensor stay as they are",
 }
 """Keys of axolotl that a job file has on purpose not, and why."""
 _WORDS = {

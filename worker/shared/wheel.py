@@ -35,6 +35,7 @@ NO_SESSION_NEEDS = (
     "worker/shared/place_job.py",
     "worker/shared/shared_places",
     "worker/training/end_counts.py",
+    "worker/training/piece_counts.py",
     "worker/training/token_counts.py",
     "worker/training/token_preview.py",
 )

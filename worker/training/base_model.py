@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from worker.agent.limits import Limits
 from worker.shared import causes
 from worker.shared.checkpoint_file import sha256_file
+from worker.shared.experts import FUSED
 from worker.shared.files import expanded
 from worker.shared.model_support import adapter_fault, attention_of, model_type, needs_own_code, weights_of
 from worker.training import hub_model
@@ -104,11 +105,13 @@ def attention(spec: JobSpec, directory: Path) -> str | None:
 
 def load_bytes(name: str, directory: Path, quantised: bool, precision: str) -> int:
     """Estimated bytes of the loaded base model, from the headers of its weight files."""
-    total = 0.0
+    total, kept = 0.0, "embed|lm_head"
+    if quantised and model_type(_config(name, directory)) in FUSED:  # experts become one tensor, which stays in 16 bits
+        kept += r"|\.experts\."
     for path in _weights(name, directory):
         for tensor, entry in _header(path).items():
             if tensor != "__metadata__":
-                in_nf4 = quantised and len(entry["shape"]) > 1 and not re.search("embed|lm_head", tensor)
+                in_nf4 = quantised and len(entry["shape"]) > 1 and not re.search(kept, tensor)
                 each = 1.0 if entry["dtype"] in ("U8", "I8") else _NF4_BYTES if in_nf4 else _BYTES[precision]
                 total += prod(entry["shape"]) * each
     return int(total * _HEADROOM)

@@ -12,7 +12,8 @@ from transformers import TrainerCallback
 
 from worker.agent.hardware import versions
 from worker.agent.limits import when_there_is_room
-from worker.shared.early_stopping import ended_early
+from worker.shared.counted_words import many
+from worker.shared.early_stopping import chosen, ended_early
 from worker.shared.manifest import Fidelity, Hardware, Manifest, Probe, Recipe
 from worker.shared.messages import Phase
 from worker.training import evaluation, state
@@ -142,8 +143,8 @@ class SessionCallback(TrainerCallback):
         # The only step of an old job has a learning rate of 0, as it had when the job began.
         if not state.has_learnt(self._loaded.model) and (self._spec.numerics is not None or step > 1):
             raise PermanentError(
-                f"the adapter is still zero after {step} steps, so nothing was learnt; set a higher learning_rate or "
-                "more steps"
+                f"the adapter is still zero after {many(step, 'step')}, so nothing was learnt; set a higher "
+                "learning_rate or more steps"
             )
         if not self._is_first_rank:
             return Trained(step=step, complete=True)
@@ -159,10 +160,8 @@ class SessionCallback(TrainerCallback):
     def _ending(self, step: int) -> str:
         """What the model card says of the job's end besides its number of steps."""
         early = ended_early(self._spec.early_stopping_patience or 0, step) if self._ended_early else ""
-        chosen = ""
-        if self._best is not None and self._best.tensors:
-            chosen = f"this is the adapter of step {self._best.step}, which had the lowest validation loss"
-        return "; ".join(filter(None, (early, chosen)))
+        best = chosen(self._best.step) if self._best is not None and self._best.tensors else ""
+        return "; ".join(filter(None, (early, best)))
 
     def _start_fresh(self) -> Fidelity:
         state.seed_all(self._spec.seed)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from worker.shared.checkpoint_file import ROWS_DIFFER, OtherRunError
+from worker.shared.counted_words import many
 from worker.shared.dataset_files import DatasetError, Row, read_rows
 from worker.shared.methods import format_of, refused_rows
 from worker.shared.rows import EACH_TURN
@@ -21,6 +22,7 @@ from worker.shared.taught_turns import as_taught
 from worker.training.encoding import IGNORE, Encoder, Example
 from worker.training.interface import PermanentError
 from worker.training.model_limits import ModelLimits
+from worker.training.pieces import Pieces, Places
 from worker.training.row_faults import NOTHING_TRAINED, checked, named
 from worker.training.sampler import Share, step_samples
 
@@ -50,26 +52,31 @@ def load_rows(paths: Sequence[Path], spec: JobSpec) -> list[Row]:
         if words := refused_rows(spec, format_of(row)):
             raise PermanentError(words)
     if len(rows) != spec.rows:
-        raise PermanentError(f"the datasets have {len(rows)} rows, but the job expects {spec.rows}; submit it again")
+        raise PermanentError(
+            f"the datasets have {many(len(rows), 'row')}, but the job expects {spec.rows}; submit it again"
+        )
     return rows
 
 
-def shares_of(spec: JobSpec, chosen: Sequence[int]) -> tuple[Share, ...]:
-    """What an epoch has of the rows `chosen` (ascending) of each dataset. Empty where it has each row once."""
+def shares_of(spec: JobSpec, chosen: Sequence[int], pieces: Pieces | None = None) -> tuple[Share, ...]:
+    """What an epoch has of the rows `chosen` (ascending) of each dataset, or of their pieces.
+
+    Empty where it has each once.
+    """
     if not spec.dataset_repeats:
         return ()
-    shares: list[Share] = []
+    places, shares = Places(chosen, pieces), list[Share]()
     end = first = 0
     for dataset in spec.datasets:
         end += dataset.rows or 0
-        rows = bisect_left(chosen, end) - first
+        rows = places.before(bisect_left(chosen, end)) - first
         shares.append(Share(first, rows, dataset.of_an_epoch(rows)))
         first += rows
     return tuple(shares)
 
 
 class Rows(torch.utils.data.Dataset[Example]):
-    """Map-style view of selected rows, tokenised on demand and cached."""
+    """Map-style view of selected rows, or of their pieces, tokenised on demand and cached."""
 
     def __init__(
         self,
@@ -78,13 +85,14 @@ class Rows(torch.utils.data.Dataset[Example]):
         encoder: Encoder,
         limits: ModelLimits | None = None,
         shares: tuple[Share, ...] = (),
+        pieces: Pieces | None = None,
     ) -> None:
-        self._rows, self._chosen = rows, chosen
+        self._places = Places(chosen, pieces)
         self.shares = shares
-        self.epoch_rows = sum(share.drawn for share in shares) if shares else len(chosen)
+        self.epoch_rows = sum(share.drawn for share in shares) if shares else len(self._places)
 
-        def encode(number: int) -> Example:
-            example = encoder.encode(rows[number])
+        def encode(number: int, place: int) -> Example:
+            example = encoder.encode(rows[number]) if pieces is None else pieces.example(number, place)
             if limits is not None:
                 for side in example.sides:
                     limits.check(side.input_ids, f"row {number + 1} of the dataset")
@@ -93,10 +101,10 @@ class Rows(torch.utils.data.Dataset[Example]):
         self._encode = lru_cache(maxsize=4096)(encode)
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._places)
 
     def __getitem__(self, index: int) -> Example:
-        return self._encode(int(self._chosen[index]))
+        return self._encode(*self._places[index])
 
 
 def trained_tokens(examples: Sequence[Example]) -> int:
@@ -132,7 +140,12 @@ def _asked(row: Row) -> str:
 
 
 def check_rows(
-    rows: Sequence[Row], training: Sequence[int], encoder: Encoder, limits: ModelLimits, sequence_len: int
+    rows: Sequence[Row],
+    training: Sequence[int],
+    encoder: Encoder,
+    limits: ModelLimits,
+    sequence_len: int,
+    pieces: Pieces | None = None,
 ) -> None:
     """Encode every row, so that no fault of the data is found at a later step.
 
@@ -143,8 +156,9 @@ def check_rows(
         encoder.refuse_chance()
     to_train, trained = set(training), False
     for number, row in enumerate(rows):
-        example = encoder.cut(checked(encoder, limits, row, number + 1))
-        if number < REPEATED and example != encoder.encode(row):
+        is_split = pieces is not None and pieces.is_text(number)
+        example = encoder.cut(full := checked(encoder, limits, row, number + 1, is_split=is_split))
+        if number < REPEATED and full != encoder.encode_full(row):
             raise PermanentError(
                 f"row {number + 1} gives other tokens each time it is tokenised, so no two sessions would train on the "
                 "same rows; use a tokenizer without chance"

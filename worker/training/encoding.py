@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from worker.shared.dataset_files import Message, Row
 from worker.shared.job_spec import WITH_TRAINING_TEMPLATES, WITH_TURNS_KEYS
+from worker.shared.long_texts import piece_count, piece_start
 from worker.shared.own_template import CHANCE
 from worker.shared.rows import EACH_TURN
 from worker.training.end_tokens import turn_end, with_trained_ends
@@ -34,7 +35,7 @@ FALLBACK_TEMPLATE = (
 )
 """Chat template for a tokenizer without one. It is exported with the adapter."""
 
-_ADDED = 8
+ADDED_TOKENS = 8
 """More than the tokens that a tokenizer adds to a text."""
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -155,6 +156,13 @@ class Encoder:
         ids, labels = full.input_ids[: self.sequence_len], full.labels[: self.sequence_len]
         return Example(ids, labels, rejected, full.desirable)
 
+    def split(self, full: Example) -> Iterator[Example]:
+        """The pieces of an encoded text. In each, no token predicts the first one."""
+        for place in range(piece_count(len(full.input_ids), self.sequence_len)):
+            start = piece_start(place, self.sequence_len)
+            stop = start + self.sequence_len
+            yield Example(full.input_ids[start:stop], [IGNORE, *full.labels[start + 1 : stop]])
+
     def encode_full(self, row: Row) -> Example:
         """The same without truncation."""
         if row.rejected is None and row.desirable is None:
@@ -201,7 +209,7 @@ class Encoder:
         if self._everything:
             return False
         if not row.messages:
-            return self._tokenizer.eos_token_id is None or len(row.prompt.encode()) + _ADDED > self.sequence_len
+            return self._tokenizer.eos_token_id is None or len(row.prompt.encode()) + ADDED_TOKENS > self.sequence_len
         if not row.taught or row.tools or row.messages[row.taught[0]].role != "assistant":
             return True
         before = row.messages[: row.taught[0]]
@@ -217,7 +225,7 @@ class Encoder:
             text = self.text_of(tuple(Message(role, "x") for role in roles), generation_prompt=True) if roles else ""
         except PermanentError:
             return None
-        return len(text.encode()) - len(roles) + _ADDED
+        return len(text.encode()) - len(roles) + ADDED_TOKENS
 
     def _texts(self, row: Row) -> tuple[list[int], list[bool]]:
         return self._plain(row) if self._first_way else self._joined(row)

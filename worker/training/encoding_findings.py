@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+from worker.shared.counted_words import many
 from worker.shared.rows import Row
 from worker.training.encoding import Encoder
 from worker.training.end_tokens import stop_tokens
@@ -55,8 +56,9 @@ def _of_row(encoder: Encoder, tokenizer: Any, row: Row, stops: frozenset[int]) -
 def _of_thoughts(thoughts: int, dropped: int) -> Iterator[str]:
     if dropped:
         yield (
-            f"The chat template leaves out {dropped} of the {thoughts} thoughts in the first rows, so the model learns "
-            "these answers without a thought. Use rows with one answer each, and the earlier turns as their prompt."
+            f"The chat template leaves out {dropped} of {many(thoughts, 'thought')} in the first rows, so the model "
+            "learns these answers without a thought. Use rows with one answer each, and the earlier turns as their "
+            "prompt."
         )
 
 

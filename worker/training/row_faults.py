@@ -32,13 +32,13 @@ def named(number: int) -> Iterator[None]:
         ) from error
 
 
-def checked(encoder: Encoder, limits: ModelLimits, row: Row, number: int) -> Example:
-    """The encoded row before truncation.
+def checked(encoder: Encoder, limits: ModelLimits, row: Row, number: int, *, is_split: bool = False) -> Example:
+    """The encoded row before it is cut off or split.
 
-    Raises `PermanentError` if it cannot be encoded, or if the part that is read exceeds the limits of the model.
+    Raises `PermanentError` if it cannot be encoded, or if what is read of it exceeds the limits of the model.
     """
     with named(number):
         full = encoder.encode_full(row)
-    for side in encoder.cut(full).sides:
-        limits.check(side.input_ids, f"row {number} of the dataset")
+    for part in encoder.split(full) if is_split else encoder.cut(full).sides:
+        limits.check(part.input_ids, f"row {number} of the dataset")
     return full

@@ -20,7 +20,9 @@ from worker.shared.dataset_files import DatasetError, Row, numbered_rows
 from worker.shared.dataset_spec import FileFormat, RowFormat, TaughtTurns
 from worker.shared.imports import quick_imports
 from worker.shared.job_spec import ENCODING
+from worker.shared.long_texts import piece_count
 from worker.shared.taught_turns import as_taught
+from worker.training import new_tokens
 from worker.training.encoding import IGNORE, Encoder, Example, load_tokenizer
 from worker.training.encoding_findings import ROWS_COMPARED, findings
 from worker.training.end_counts import EndCounts
@@ -43,7 +45,8 @@ class Request:
     """`tokenizer` is a folder. Measuring stops after `seconds`. `cpu_s` is the limit of CPU seconds.
 
     `encoding` is that of the job. `rendered_at` is the time that a chat template sees, in epoch seconds. `taught` are
-    the `TaughtTurns` of the dataset. `chat_template` is the job's own.
+    the `TaughtTurns` of the dataset. `chat_template`, `tokens` and `added_tokens_overrides` are the job's own.
+    `split_texts`: texts are split, not cut off.
     """
 
     tokenizer: str
@@ -60,18 +63,30 @@ class Request:
     rendered_at: float | None = None
     taught: dict[str, Any] = field(default_factory=dict[str, Any])
     chat_template: str | None = None
+    split_texts: bool = False
+    tokens: list[str] = field(default_factory=list[str])
+    added_tokens_overrides: dict[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the rows are texts that are split."""
+        return self.split_texts and self.row_format == RowFormat.TEXT
 
 
 def preview_tokens(request: Request) -> dict[str, Any]:
     """The reply to a request.
 
-    `shown`: rows in pieces. `lengths`: tokens per row, or of its longer answer. `untrained`: rows without a token to
-    train on. `fault`: the
-    first error. `untaught`: the error if no row of the whole file has a token to train on. `findings`: what the model
-    will do differently from what the rows teach. `counts`: the `TokenFacts` of the data checks.
+    `shown`: rows in pieces. `lengths`: tokens per row, or of its longer answer. `untrained`: rows without a token
+    to train on. `fault`: the first error. `untaught`: the error if no row of the whole file has a token to train
+    on. `findings`: what the model will do differently from what the rows teach. `counts`: the `TokenFacts` of the
+    data checks.
     """
     folder = Path(request.tokenizer)
     tokenizer = load_tokenizer(folder, trust_remote_code=False, template=request.chat_template)
+    try:
+        new = new_tokens.add_to(tokenizer, request.tokens, request.added_tokens_overrides)
+    except PermanentError as error:
+        return {"fault": str(error)}
     encoder = Encoder(
         tokenizer,
         request.sequence_len,
@@ -79,7 +94,7 @@ def preview_tokens(request: Request) -> dict[str, Any]:
         encoding=request.encoding,
         rendered_at=request.rendered_at,
     )
-    limits = ModelLimits(tokens=_tokens_of(folder))
+    limits = ModelLimits(tokens=max(_tokens_of(folder), *(number + 1 for number in new), 0))
     shown: list[dict[str, Any]] = []
     lengths: list[int] = []
     compared: list[Row] = []
@@ -92,14 +107,14 @@ def preview_tokens(request: Request) -> dict[str, Any]:
                 encoder.refuse_chance()
             if number > request.rows_measured or (number > request.rows_shown and time.monotonic() > until):
                 break
-            example = checked(encoder, limits, row, number)
+            example = checked(encoder, limits, row, number, is_split=request.is_split)
             compared += [row] if number <= ROWS_COMPARED else []
             lengths.append(max(len(side.input_ids) for side in example.sides))
             counts.add(line, row, example.labels)
             untrained += not all(map(_is_trained, encoder.cut(example).sides))
             silent += [line] if row.messages and not row.taught else []
             if number <= request.rows_shown:
-                shown += _sides_shown(tokenizer, example, request.sequence_len)
+                shown += _sides_shown(tokenizer, example, request)
         else:
             is_whole = True
     except PermanentError as error:
@@ -151,8 +166,12 @@ def _is_trained(example: Example) -> bool:
     return any(label != IGNORE for label in example.labels)
 
 
-def _sides_shown(tokenizer: Any, example: Example, length: int) -> Iterator[dict[str, Any]]:
-    """The row, or each answer of a row of preferences."""
+def _sides_shown(tokenizer: Any, example: Example, request: Request) -> Iterator[dict[str, Any]]:
+    """The row, or each answer of a row of preferences. Of a text that is split, all is read."""
+    tokens, length = len(example.input_ids), request.sequence_len
+    if request.is_split and tokens > length:
+        yield _shown(tokenizer, example, tokens) | {"parts": piece_count(tokens, length)}
+        return
     if example.desirable is not None:
         names = ("good answer" if example.desirable else "bad answer",)
     else:

@@ -17,10 +17,11 @@ from worker.shared.checkpoint_file import ROWS_DIFFER, CheckpointError, OtherRun
 from worker.shared.copies_of_rows import split_rows
 from worker.shared.job_spec import JobSpec
 from worker.shared.lineage import check_lineage, check_owner
+from worker.shared.long_texts import SPLIT
 from worker.shared.manifest import Hardware, Recipe
 from worker.shared.memory_estimate import Shape
 from worker.shared.messages import Phase
-from worker.training import base_model, state, unusable
+from worker.training import base_model, continued, state, unusable
 from worker.training.backends import base
 from worker.training.data import Rows, check_next_tokens, check_rows, load_rows, rendered_sha256, shares_of
 from worker.training.determinism import require_deterministic_kernels
@@ -30,6 +31,7 @@ from worker.training.encoding_findings import findings
 from worker.training.interface import Hooks, PermanentError, Resume, Trained, TrainingJob, UnfitMachineError
 from worker.training.library_warnings import hide_expected_warnings
 from worker.training.model_limits import ModelLimits
+from worker.training.pieces import Pieces
 from worker.training.ranks import Group
 from worker.training.sampler import MicroBatches, position
 from worker.training.untrained import with_trained_tokens
@@ -103,7 +105,8 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group, trainer_class: type[S
     hooks.begins(Part.IMPORTS)
     spec, hardware = job.spec, probe_hardware()
     keep_to_the_limit(hardware)
-    rows = load_rows(job.datasets, spec)
+    datasets, start = continued.weights_of(job)
+    rows = load_rows(datasets, spec)
     # The checkpoint is read first, so that an invalid one is found before the long load of the model.
     resume = _read_checkpoint(job) if job.resume else None
     hooks.phase(Phase.BOOT)
@@ -125,18 +128,19 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group, trainer_class: type[S
     if hardware.device == "cuda" and shape is not None:
         check_memory(spec, hardware, shape, backend.name, min(hardware.memory_bytes, torch.cuda.mem_get_info(0)[0]))
     micro_batch = micro_batch_size(spec, hardware, shape, backend.name, rows_each * spec.method.answers)
-    loaded = base.load(backend, spec, folder, hardware, job.trust_remote_code, resume is not None)
+    loaded = base.load(backend, spec, folder, hardware, job.trust_remote_code, resume is not None, start)
     hooks.begins(Part.ROWS)
     encoder = Encoder(
         loaded.tokenizer, spec.sequence_len, spec.train_on_inputs, encoding=spec.encoding, rendered_at=spec.rendered_at
     )
-    rows_sha256 = _rows_sha256(rows, encoder, resume)
     every_row, eval_rows = split_rows(rows, spec)
+    pieces = _counted(rows, every_row.tolist(), encoder, spec)
     train_rows = _taught(rows, every_row.tolist(), encoder, spec)
     limits = ModelLimits.of(loaded.model.get_base_model())
-    trained = Rows(rows, train_rows, encoder, limits, shares_of(spec, train_rows))
-    missing = spec.train_rows - trained.epoch_rows if trained.shares else len(every_row) - len(train_rows)
-    recipe = _full_recipe(spec, loaded, rows_sha256, missing)
+    trained = Rows(rows, train_rows, encoder, limits, shares_of(spec, train_rows, pieces), pieces)
+    is_whole = not trained.shares and pieces is None
+    missing = len(every_row) - len(train_rows) if is_whole else spec.train_rows - trained.epoch_rows
+    recipe = _full_recipe(spec, loaded, _rows_sha256(rows, encoder, resume), missing)
     if resume:
         check_lineage(recipe, resume.manifest, job.origin)
     chat = bool(rows[0].messages)
@@ -149,7 +153,7 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group, trainer_class: type[S
         recipe=recipe,
         resume=resume,
         encoder=encoder,
-        held_out=Rows(rows, eval_rows.tolist(), encoder, limits),
+        held_out=Rows(rows, eval_rows.tolist(), encoder, limits, pieces=pieces),
         chat=chat,
     )
     batches = MicroBatches(
@@ -168,7 +172,7 @@ def _prepare(job: TrainingJob, hooks: Hooks, group: Group, trainer_class: type[S
         check_next_tokens(trained, resume.manifest, spec)
     elif group.rank == 0:  # the other processes wait for it
         limits.check_job(spec)
-        check_rows(rows, train_rows, encoder, limits, spec.sequence_len)
+        check_rows(rows, train_rows, encoder, limits, spec.sequence_len, pieces)
         for finding in findings(encoder, loaded.tokenizer, rows):
             logging.getLogger(__name__).warning("%s", finding)
     kind = trainer_class or StepTrainer
@@ -212,6 +216,20 @@ def _rows_sha256(rows: Sequence[Row], encoder: Encoder, resume: Resume | None) -
         return None
 
 
+def _counted(rows: list[Row], training: list[int], encoder: Encoder, spec: JobSpec) -> Pieces | None:
+    """The pieces of the job's rows. None where texts are cut off."""
+    pieces = Pieces.of(rows, spec, encoder)
+    if pieces is not None:
+        pieces.check(spec, training)
+        logging.getLogger(__name__).warning(
+            "%d of %d rows to train on are texts longer than sequence_len and are split: together %d pieces.",
+            pieces.longer(training),
+            len(training),
+            sum(map(pieces.count, training)),
+        )
+    return pieces
+
+
 def _taught(rows: list[Row], chosen: list[int], encoder: Encoder, spec: JobSpec) -> list[int]:
     """The rows that the job trains on. A job of the first encoding began with all of them and keeps them."""
     if spec.encoding is None and spec.rl is None:
@@ -235,9 +253,14 @@ def _full_recipe(spec: JobSpec, loaded: Loaded, rows_sha256: str | None, untrain
         "parameters_sha256": state.parameters_sha256(loaded.model),
         "trainable_dtype": "float32",
         "rows_sha256": rows_sha256,
-        "untrained_rows": untrained_rows if spec.encoding is not None or spec.rl or spec.dataset_repeats else None,
+        "untrained_rows": untrained_rows if _leaves_out(spec) else None,
     }
     return Recipe.of(spec).model_copy(update=known_once_loaded)
+
+
+def _leaves_out(spec: JobSpec) -> bool:
+    """Whether an epoch may have more or fewer rows than the job file says."""
+    return bool(spec.encoding is not None or spec.rl or spec.dataset_repeats or spec.excess_length_strategy == SPLIT)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,8 @@ class StepTrainer(SFTTrainer):
     noise: EmbeddingNoise | None = None
     step_metrics: dict[str, float]
     """What the method says of the last update besides its loss."""
+    frozen: Mapping[str, torch.nn.Parameter]
+    """The adapter that the job continues from, if the method compares with it. Otherwise empty."""
     _before: ModuleState | None = None
     _beginning: tuple[Any, Any]
     lower: Callable[[str], None] | None = None
@@ -291,7 +293,7 @@ def build_trainer(
     trainer.rows, trainer.batches, trainer.micro_batch, trainer.group = rows, batches, micro_batch, group
     trainer.method, trainer.step_metrics = method_of(spec), {}
     trainer.pad_id, trainer.longest, trainer.numerics = pad_id, spec.sequence_len, spec.numerics
-    trainer.rates = rates_of(spec)
+    trainer.rates, trainer.frozen = rates_of(spec), loaded.frozen
     if spec.neftune_noise_alpha:
         trainer.noise = EmbeddingNoise(loaded.model, spec.neftune_noise_alpha, spec.seed)
     return trainer

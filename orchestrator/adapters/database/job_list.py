@@ -20,6 +20,8 @@ from orchestrator.domain.lifecycle import JobState
 
 _jobs, _metrics, _tags = tables.jobs, tables.metrics, tables.job_tags
 _STATES = {state.value: place for place, state in enumerate(JobState)}
+_OF_OTHERS = ("evaluation", "export", "chat")
+"""Keys of the spec of a job that does not train."""
 _LAST = 2
 """The rank of a job that has no value to be ordered by."""
 
@@ -48,12 +50,16 @@ class Order(StrEnum):
 
 
 class Wanted(TypedDict, total=False):
-    """Which jobs a list has. `name` is a text in their names, whose case does not matter. None means all."""
+    """Which jobs a list has. `name` is a text in their names, whose case does not matter. None means all.
+
+    `trains` leaves out evaluations, exports and chats.
+    """
 
     member_id: str | None
     state: JobState | None
     name: str | None
     tag: str | None
+    trains: bool
 
 
 def value_of(metric: str, *, newest: bool) -> Any:
@@ -101,6 +107,8 @@ def _conditions(wanted: Wanted) -> tuple[list[Any], list[Any]]:
         indexed.append(_jobs.c.state == state)
     if name:
         rest.append(func.lower(_jobs.c.name).contains(str(name).lower(), autoescape=True))
+    if wanted.get("trains"):
+        rest += [_jobs.c.spec[key].as_string().is_(None) for key in _OF_OTHERS]
     return indexed, rest
 
 

@@ -19,6 +19,7 @@ from orchestrator.adapters.database.leases import IS_LIVE
 from orchestrator.domain.accounts import Actor, Role
 from orchestrator.domain.jobs import Job
 from orchestrator.domain.lifecycle import JobState
+from orchestrator.domain.storage import ADAPTER
 
 Row = dict[str, Any]
 
@@ -248,8 +249,11 @@ class Queries:
 
     # data files
 
-    def datasets(self, *, member_id: str | None, limit: int, before: str | None) -> Page:
-        """Data files with their uploaders, newest first. With a member, only their uploads."""
+    def datasets(self, *, member_id: str | None, limit: int, before: str | None, rows_only: bool = False) -> Page:
+        """Data files with their uploaders, newest first. With a member, only their uploads.
+
+        With `rows_only`, without adapters that jobs continue from.
+        """
         up, data = tables.uploads.c, tables.datasets.c
         query = (
             select(
@@ -265,6 +269,8 @@ class Queries:
             .join(_members, _members.c.id == up.member_id)
             .where(*([up.id < before] if before else []), *([up.member_id == member_id] if member_id else []))
         )
+        if rows_only:
+            query = query.where(data.row_format != ADAPTER)
         rows = self._all(query.order_by(up.id.desc()).limit(limit + 1))
         return Page(items=rows[:limit], next=rows[limit - 1]["id"] if len(rows) > limit else None)
 

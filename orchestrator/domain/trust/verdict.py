@@ -132,7 +132,8 @@ def _gaps(evidence: Evidence) -> Iterator[str]:
     elif not (_is_better(evidence) or _is_not_worse(evidence)):
         yield _quality_gap(evidence)
     if 0 < evidence.prompts < LEAST_PROMPTS:
-        yield f"The evaluation has {evidence.prompts} prompts, and a verdict needs at least {LEAST_PROMPTS}."
+        prompts = "1 prompt" if evidence.prompts == 1 else f"{evidence.prompts} prompts"
+        yield f"The evaluation has {prompts}, and a verdict needs at least {LEAST_PROMPTS}."
     if evidence.alpha is not None and evidence.alpha < LEAST_ALPHA:
         yield f"Raters disagree too much (alpha {evidence.alpha:.2f}, at least {LEAST_ALPHA} is needed)."
     if max(evidence.truncated_base, evidence.truncated_adapter) > MAX_TRUNCATED:

@@ -36,6 +36,7 @@ router = APIRouter(prefix=PREFIX, tags=["records"], route_class=ApiRoute, respon
 
 MAX_LOG_PIECE = 1 << 20
 MAX_METRICS = 100_000
+METRICS = ("name", "step", "value")
 After = Annotated[int, Query(ge=0, le=2**53, description="Only events with a larger id.")]
 LastEventId = Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=2**53)]
 
@@ -218,10 +219,15 @@ def metrics(
     """A repeated step appears once, with its newest value."""
     rows = server.queries.metrics(job_id, name=name, from_step=from_step, limit=limit)
     if form == "csv":
-        text = as_csv(("name", "step", "value"), rows)
+        text = as_csv(METRICS, rows)
         return Response(text, media_type="text/csv")  # pyright: ignore[reportReturnType]  FastAPI passes it on
     items = [responses.Metric.model_construct(name=n, step=s, value=v) for n, s, v in rows]
     return responses.Items[responses.Metric].model_construct(items=items)
+
+
+def metrics_as_csv(server: Server, job_id: str) -> str:
+    """All metrics of a job, up to the maximum of an answer."""
+    return as_csv(METRICS, server.queries.metrics(job_id, name=None, from_step=0, limit=MAX_METRICS))
 
 
 @router.get("/jobs/{job_id}/samples", operation_id="list_samples", summary="List samples")

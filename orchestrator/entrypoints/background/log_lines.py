@@ -14,6 +14,8 @@ from typing import IO, Any
 
 import structlog
 
+from worker.shared.counted_words import many
+
 MAX_WAITING_BYTES = 4 << 20
 """Maximum bytes of lines that wait for a slow reader. Later lines are dropped and counted."""
 RETRY_S = 1.0
@@ -68,7 +70,7 @@ class LogStream(io.TextIOBase):
                 self._size -= len(data)
                 self._lost += not written
                 lost = self._lost if written else 0
-            if lost and self._put(f"{lost} log lines could not be written\n".encode()):
+            if lost and self._put(f"{many(lost, 'log line')} could not be written\n".encode()):
                 with self._changed:
                     self._lost -= lost
 

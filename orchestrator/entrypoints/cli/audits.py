@@ -11,6 +11,7 @@ from orchestrator.entrypoints.cli.client import connect
 from orchestrator.entrypoints.cli.datasets import find
 from orchestrator.entrypoints.cli.exports import Form, FormOption, OutOption, refuse_existing, save
 from orchestrator.entrypoints.cli.output import JsonFlag, facts, put, put_json, say
+from worker.shared.counted_words import many
 
 app = typer.Typer(no_args_is_help=True, help="Audits: people label a random sample of a data file.")
 DatasetArgument = Annotated[
@@ -83,7 +84,7 @@ def _limit(audit: dict[str, Any]) -> str | None:
     more = audit["standing"]["more"]
     if audit["standing"]["decision"] != "open":
         return words
-    return f"{words}, about {more} more rows" if more is not None else f"{words}, more than 2,000 more rows"
+    return f"{words}, about {many(more, 'more row')}" if more is not None else f"{words}, more than 2,000 more rows"
 
 
 @app.command("more")
@@ -91,7 +92,7 @@ def draw_more(context: typer.Context, dataset: DatasetArgument) -> None:
     """Draw more rows. The sample so far stays the beginning of the order."""
     client = connect(context)
     drawn = client.post(f"/datasets/{find(client, dataset, None)}/audit:more")["drawn"]
-    say(f"drawn: {drawn} answers")
+    say(f"drawn: {many(drawn, 'answer')}")
 
 
 @app.command("export")

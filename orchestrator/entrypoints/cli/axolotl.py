@@ -15,10 +15,11 @@ from worker.shared.schedules import Schedule
 from worker.shared.spec_errors import REFUSED
 
 _NAMES = """
-    lora_r lora_alpha lora_dropout lora_layers_to_transform peft_use_rslora peft_use_dora peft_trainable_token_indices
-    sequence_len num_epochs max_steps learning_rate loraplus_lr_ratio loraplus_lr_embedding lr_scheduler_kwargs
-    warmup_ratio warmup_steps adam_beta1 adam_beta2 adam_epsilon max_grad_norm weight_decay neftune_noise_alpha seed
-    val_set_size train_on_inputs early_stopping_patience load_best_model_at_end hub_model_id chat_template_jinja
+    lora_r lora_alpha lora_dropout lora_layers_to_transform lora_target_parameters peft_use_rslora peft_use_dora
+    peft_trainable_token_indices sequence_len num_epochs max_steps learning_rate loraplus_lr_ratio
+    loraplus_lr_embedding lr_scheduler_kwargs warmup_ratio warmup_steps adam_beta1 adam_beta2 adam_epsilon max_grad_norm
+    weight_decay neftune_noise_alpha seed val_set_size train_on_inputs early_stopping_patience load_best_model_at_end
+    hub_model_id chat_template_jinja tokens added_tokens_overrides lora_model_dir
 """
 SAME = (*_NAMES.split(), *MethodKeys.model_fields)
 """Keys with the same name and meaning."""
@@ -38,6 +39,7 @@ _TRANSLATED = """
     base_model revision_of_model datasets adapter load_in_4bit lora_target_modules lora_target_linear micro_batch_size
     gradient_accumulation_steps batch_size chat_template optimizer lr_scheduler cosine_min_lr_ratio eval_steps
     noisy_embedding_alpha peft_init_lora_weights loftq_config metric_for_best_model greater_is_better
+    excess_length_strategy
 """
 _READ = frozenset((*SAME, *_TRANSLATED.split()))
 _READ_OF_ROWS = frozenset(
@@ -91,16 +93,12 @@ _OTHER = {
     "group_by_length": "rows are drawn at random by seed",
     "special_tokens": "the model's own tokens are used",
     "load_in_8bit": "the model is loaded in 16 bits, or in 4 with adapter: qlora",
-    "lora_model_dir": "the adapter starts with new values",
     "roles_to_train": f"the roles are {', '.join(get_args(Role))}",
     "train_on_eos": f"it is one of {', '.join(get_args(TrainedEnds))}",
     "message_field_training": f"a turn says it with {' or '.join(TRAINING)}",
     "message_field_training_detail": "a turn is trained on whole, or not",
     "split_thinking": "text between <think> and </think> stays text",
     "train_on_eot": "the token that ends a turn is trained with the turn",
-    "lora_target_parameters": "experts that the model keeps in one tensor stay as they are",
-    "tokens": "no tokens are added. Those that the tokenizer has can be trained, see peft_trainable_token_indices",
-    "added_tokens_overrides": "the tokenizer's tokens keep their names",
     "test_datasets": "validation rows are a share of the data, see val_set_size",
 }
 
@@ -151,6 +149,8 @@ def translate(config: Mapping[str, Any]) -> Translation:
     _adapter(given, done)
     _watched(given, done)
     _template(given, done)
+    if given.get("excess_length_strategy", "truncate") != "truncate":  # there it is not for texts, which are split
+        done.different["excess_length_strategy"] = "rows longer than sequence_len are cut off"
     _name_the_rest(given, done)
     return done
 

@@ -14,6 +14,7 @@ import typer
 from orchestrator.entrypoints.cli.client import CommandError, Exit
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, put, put_json, say, size
 from orchestrator.entrypoints.cli.serve import load_settings, needs
+from worker.shared.counted_words import many
 from worker.shared.files import expanded
 
 if TYPE_CHECKING:
@@ -36,11 +37,11 @@ def backup(context: typer.Context, file: File, data_dir: DataDir = None, as_json
     if as_json:
         put_json({"file": str(file), **asdict(written)})
     else:
-        put(f"wrote {file}: {written.files} files, {size(written.size)}")
+        put(f"wrote {file}: {many(written.files, 'file')}, {size(written.size)}")
     for names, what in ((written.missing, "are not in the store"), (written.changed, "have other bytes than stated")):
         if names:
             shown = ", ".join(names[:SHOWN])
-            say(clean(f"warning: {len(names)} files that the database names {what}: {shown}"))
+            say(clean(f"warning: {many(len(names), 'file')} that the database names {what}: {shown}"))
     kept = "" if settings.vault_key is None else " It does not contain TRAINHOP_VAULT_KEY, so keep that too."
     say(f"The file has the keys of this server. Keep it private.{kept}")
 

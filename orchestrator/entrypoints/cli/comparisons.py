@@ -11,6 +11,7 @@ from orchestrator.entrypoints.cli.client import Client, CommandError, Exit, conn
 from orchestrator.entrypoints.cli.exports import Form, FormOption, OutOption, refuse_existing, save
 from orchestrator.entrypoints.cli.output import JsonFlag, facts, put, put_json, say
 from trainhop.connection import find_job
+from worker.shared.counted_words import many
 
 HELP = "Blind comparisons: people vote on the answers of two models. The command diff shows jobs side by side."
 app = typer.Typer(no_args_is_help=True, help=HELP)
@@ -82,7 +83,7 @@ def comparison_status(context: typer.Context, job: EvaluationArgument, as_json: 
             ("prefer the adapter", _rate(found["result"]["all_prompts"]) if found["result"] else None),
             ("similar length", _rate(found["result"]["similar_length"]) if found["result"] else None),
             ("decisive prompts", f"{found['decisive']} of {found['prompts']}"),
-            ("ties", f"{found['ties']}, and {found['identical']} prompts with identical answers"),
+            ("ties", f"{found['ties']}, and {many(found['identical'], 'prompt')} with identical answers"),
             ("ratings", found["ratings"]),
             ("needed", f"about {found['more']} more ratings" if found["closed_at"] is None else None),
             ("rated twice", twice),
@@ -97,7 +98,7 @@ def _rate(found: dict[str, Any]) -> str:
     if share["value"] is None:
         return "no decisive prompt"
     low, high = percent(share["low"]), percent(share["high"])
-    return f"{percent(share['value'])} % of {found['decisive']} decisive prompts ({low} to {high} %)"
+    return f"{percent(share['value'])} % of {many(found['decisive'], 'decisive prompt')} ({low} to {high} %)"
 
 
 @app.command("close")

@@ -13,6 +13,7 @@ import typer
 from orchestrator.entrypoints.cli.client import CommandError, Exit
 from orchestrator.entrypoints.cli.findings import show_report
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, put_json, say
+from worker.shared.counted_words import many
 
 if TYPE_CHECKING:
     from worker.shared.data_checks.runner import Data, Options, Outcome
@@ -154,7 +155,7 @@ def _write(file: Path, left_out: frozenset[int], copy: Path) -> None:
             Path(out.name).replace(copy)
         finally:
             Path(out.name).unlink(missing_ok=True)
-    say(f"{copy}: {kept} rows, {len(left_out)} were left out")
+    say(f"{copy}: {many(kept, 'row')}, {len(left_out)} left out")
 
 
 def _tokens(

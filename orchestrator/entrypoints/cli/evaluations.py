@@ -16,6 +16,7 @@ from trainhop.connection import find_job
 from trainhop.errors import Error
 from trainhop.polling import state_word
 from worker.shared.benchmark_list import BENCHMARKS
+from worker.shared.counted_words import many
 
 app = typer.Typer()
 
@@ -121,7 +122,7 @@ def _in_short(report: dict[str, Any] | None) -> str:
         return ""
     vetoes, warnings = len(report["vetoes"]), len(report["warnings"])
     return (
-        f"{report['prompts']} prompts, {vetoes} veto{'' if vetoes == 1 else 'es'}, "
+        f"{many(report['prompts'], 'prompt')}, {many(vetoes, 'veto', 'vetoes')}, "
         f"{warnings} warning{'' if warnings == 1 else 's'}"
     )
 
@@ -149,7 +150,8 @@ def _benchmark(found: dict[str, Any]) -> str:
         f"{arm} {scores[arm]['value']:.0%} ({scores[arm]['low']:.0%} to {scores[arm]['high']:.0%})"
         for arm in ("base", "adapter")
     )
-    return f"{found['items']} items: {shares}: {value:+.0f} points ({low:+.0f} to {high:+.0f}), p {scores['p']:.3f}"
+    items = many(found["items"], "item")
+    return f"{items}: {shares}: {value:+.0f} points ({low:+.0f} to {high:+.0f}), p {scores['p']:.3f}"
 
 
 def _refused(found: dict[str, Any] | None) -> str | None:

@@ -19,12 +19,14 @@ from orchestrator.entrypoints.cli.phrases import listed
 from orchestrator.entrypoints.cli.stores import sign_in
 from trainhop.connection import segment
 from trainhop.errors import Error
+from trainhop.job_file import SCHEMA, SCHEMA_PATH
 from worker.shared.files import expanded
 
 app = typer.Typer()
 
 NO_ACCOUNT, KEEP = "none", "keep"
 _FILE = """\
+# yaml-language-server: $schema={schema}
 # Made by `trainhop init`. See what it would do: trainhop plan {file}   Start it: trainhop submit {file}
 name: {name}
 # A Hugging Face id (org/name, or org/name@revision), or an allowed folder of the server.
@@ -86,6 +88,7 @@ def init(
     name = chosen.rstrip("/").rpartition("/")[2].partition("@")[0].lower()
     small, named = adapter == "lora", shlex.quote(str(file))
     text = _FILE.format(
+        schema=client.url + SCHEMA_PATH,
         file=named,
         name=json.dumps(name),
         model=json.dumps(chosen),
@@ -97,6 +100,12 @@ def init(
     file.write_text(text, encoding="utf-8")
     put(str(file))
     say(f"Next: trainhop plan {named}")
+
+
+@app.command(rich_help_panel="Jobs")
+def schema() -> None:
+    """Print the JSON Schema of a job file, for an editor."""
+    put(SCHEMA.read_text(encoding="utf-8").rstrip())
 
 
 def _ask(question: str, default: str) -> str:

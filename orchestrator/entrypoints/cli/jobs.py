@@ -43,10 +43,12 @@ from orchestrator.entrypoints.cli.phrases import (
     stored_state,
 )
 from orchestrator.entrypoints.cli.pushes import in_words, pushes_of
+from orchestrator.entrypoints.cli.views import start_of
 from trainhop.connection import find_job
 from trainhop.errors import Error
 from trainhop.job_file import check
 from trainhop.polling import FINAL, Timing, state_word
+from worker.shared.counted_words import many
 
 app = typer.Typer()
 
@@ -79,7 +81,7 @@ def submit(
         put_json(job)
     else:
         put(job["id"])
-        steps = "1 step" if job["total_steps"] == 1 else f"{job['total_steps']} steps"
+        steps = many(job["total_steps"], "step")
         say(f"queued {clean(job['name'])}: {steps}. Follow it with `trainhop watch {job['id']}`")
 
 
@@ -156,7 +158,7 @@ def _evaluation(planned: dict[str, Any]) -> str | None:
     asked = planned.get("evaluation")
     if not asked:
         return None
-    words = f"{asked['prompts']} prompts, 2 answers each of at most {asked['max_new_tokens']} tokens"
+    words = f"{many(asked['prompts'], 'prompt')}, 2 answers each of at most {many(asked['max_new_tokens'], 'token')}"
     times = [
         f"{place['account']}: about {seconds(place['evaluation_s'])}, "
         + ("in the last session" if place["evaluation_in_last_session"] else "in a session of its own")
@@ -260,6 +262,7 @@ def _described(job: dict[str, Any]) -> list[tuple[str, Any]]:
         ("deadline", moment(job["deadline"]) if job.get("deadline") else None),
         ("submitted", moment(job["created_at"])),
         (relation(job.get("spec") or {}), _origin(job)),
+        ("continues from", start_of(job.get("spec") or {})),
         ("adapter", f"{adapter['sha256']} ({size(adapter['bytes'])})" if adapter else None),
     ]
 

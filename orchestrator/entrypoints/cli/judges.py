@@ -16,6 +16,7 @@ from orchestrator.entrypoints.cli.output import JsonFlag, clean, facts, moment, 
 from orchestrator.entrypoints.cli.phrases import listed
 from trainhop.connection import find_job, segment
 from trainhop.errors import Error
+from worker.shared.counted_words import many
 
 app = typer.Typer(no_args_is_help=True, help="Judge models: they compare the answers of an evaluation.")
 EndpointArgument = Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name or id.")]
@@ -177,7 +178,7 @@ def _described(found: Json) -> Iterator[tuple[str, Any]]:
     yield "state", found["state"] + (f": {found['reason']}" if found["reason"] else "")
     yield "advice", "hidden while people compare the answers" if found["is_hidden"] else found["advice"]
     yield "requests", f"{found['answered']} of {found['requests']}, prompt version {found['prompt_version']}"
-    estimated = f", estimated for {found['estimated']} answers" if found["estimated"] else ""
+    estimated = f", estimated for {many(found['estimated'], 'answer')}" if found["estimated"] else ""
     budget = f" of {found['max_tokens']}" if found["url"] else ""
     yield "tokens", f"{found['used_tokens']}{budget}{estimated}"
     yield "pairs", f"{conduct['pairs']}, and {conduct['failed']} failed"
@@ -188,7 +189,7 @@ def _described(found: Json) -> Iterator[tuple[str, Any]]:
         yield "prefers", f"the adapter {result['wins']} times, its base {result['losses']} times, {result['ties']} ties"
     if people is not None:
         kappa = "" if people["kappa"] is None else f", kappa {people['kappa']:.2f}"
-        yield "agrees with people", f"{_share(people['equal'])} of {people['shared']} prompts{kappa}"
+        yield "agrees with people", f"{_share(people['equal'])} of {many(people['shared'], 'prompt')}{kappa}"
     for cause, count in found["failures"].items():
         yield "failure", f"{cause} ({count} times)"
     for words in found["warnings"]:

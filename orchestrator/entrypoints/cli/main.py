@@ -12,6 +12,7 @@ import typer
 
 from orchestrator.entrypoints.cli import (
     adapter_export,
+    agents,
     artifacts,
     audits,
     backups,
@@ -74,6 +75,7 @@ for part in (
     chat.app,
     doctor.app,
     backups.app,
+    agents.app,
 ):
     app.add_typer(part)
 app.add_typer(members.accounts, name="accounts", rich_help_panel="Server")

@@ -19,6 +19,7 @@ from orchestrator.entrypoints.cli.phrases import FileArgument, JobArgument, obst
 from trainhop.connection import find_job
 from trainhop.errors import Error
 from trainhop.job_file import check
+from worker.shared.counted_words import many
 
 app = typer.Typer()
 MAX_JOBS = 500
@@ -131,7 +132,7 @@ def sweep(
     specs = [_with_settings(file, data, each) for each in settings]
     if len(specs) >= ASK_FROM and not yes:
         wish = "Plan them?" if plan_only else "Plan and queue them?"
-        typer.confirm(f"This sweep has {len(specs)} jobs. {wish}", err=True, abort=True)
+        typer.confirm(f"This sweep has {many(len(specs), 'job')}. {wish}", err=True, abort=True)
     client, tag = connect(context), tag or f"sweep-{secrets.token_hex(3)}"
     files = _Files(client, file, yes=yes)
     requests = [files.send(spec, _as_changes(each)) for spec, each in zip(specs, settings, strict=True)]
@@ -146,7 +147,7 @@ def sweep(
     for job in made:
         put(job["id"])
     if made:
-        say(f"queued {len(made)} jobs. List them with `trainhop ls --tag {tag}`")
+        say(f"queued {many(len(made), 'job')}. List them with `trainhop ls --tag {tag}`")
         say(f"They are listed best first at {client.url}/?tag={tag}")
 
 
@@ -157,7 +158,7 @@ def _queue(client: Client, file: str, requests: list[dict[str, Any]], tag: str) 
             for body in requests:
                 made.append(client.post("/jobs", body, key=str(uuid.uuid4()), tag=tag))  # noqa: PERF401  counted below
     except Error:
-        say(f"queued {len(made)} of {len(requests)} jobs. List them with `trainhop ls --tag {tag}`")
+        say(f"queued {len(made)} of {many(len(requests), 'job')}. List them with `trainhop ls --tag {tag}`")
         raise
     return made
 
@@ -172,7 +173,7 @@ def _show_plans(settings: list[tuple[Setting, ...]], plans: list[dict[str, Any]]
     table(("SETTINGS", "STEPS", "GPU MEMORY", "TIME", "WAITS FOR"), rows)
     known = [time for time in times if time is not None]
     whole = f", {seconds(sum(known))} of machine time" if known and len(known) == len(times) else ""
-    say(f"{len(plans)} jobs, {sum(planned['steps'] for planned in plans)} steps{whole}")
+    say(f"{many(len(plans), 'job')}, {many(sum(planned['steps'] for planned in plans), 'step')}{whole}")
     for words in dict.fromkeys(clean(note) for planned in plans for note in planned.get("notes", ())):
         say(f"note: {words}")
     for finding in {(f["pointer"], f["check"]): f for planned in plans for f in planned.get("findings", ())}.values():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from orchestrator.entrypoints.cli.output import clean, put_json_line, say, seconds, sparkline
 from orchestrator.entrypoints.cli.phrases import machine, note, safe_age
 from trainhop.polling import state_word
+from worker.shared.counted_words import many
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -165,7 +166,16 @@ def _details(job: dict[str, Any], losses: Mapping[int, float]) -> list[tuple[str
         rows.append(("machine", f"{clean(machine(job))}, {session['phase']}{left}"))
     rows.append(("checkpoint", f"step {head['step']}, {safe_age(head)} ago" if head else "none yet"))
     if job.get("handoffs"):
-        rows.append(("hand-offs", f"{job['handoffs']}, {job['steps_repeated']} steps repeated"))
+        rows.append(("hand-offs", f"{job['handoffs']}, {many(job['steps_repeated'], 'step')} repeated"))
     if note(job):
         rows.append(("note", clean(note(job))))
     return rows
+
+
+def start_of(spec: dict[str, Any]) -> str | None:
+    """The adapter that the job began with."""
+    found = spec.get("lora_model")
+    if not found:
+        return None
+    names = f"{found.get('job') or ''} {found.get('name') or ''}".split(maxsplit=1)
+    return f"{clean(' '.join(names))} (adapter {found['weights_sha256']})"

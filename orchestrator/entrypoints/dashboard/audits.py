@@ -30,7 +30,7 @@ def listing(
     cursor: Annotated[str | None, Query(max_length=64, pattern=r"^upload-[0-9a-z]+$")] = None,
 ) -> Response:
     """The viewer's data files, newest first, with the results of their audits."""
-    found = server.queries.datasets(member_id=me.member_id, limit=FILES_PER_PAGE, before=cursor)
+    found = server.queries.datasets(member_id=me.member_id, limit=FILES_PER_PAGE, before=cursor, rows_only=True)
     words = audits.words_of(server.ctx, {row["sha256"] for row in found.items})
     return page(request, "datasets.html", me, files=found.items, next=found.next, words=words)
 

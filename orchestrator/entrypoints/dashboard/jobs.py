@@ -111,7 +111,7 @@ def submittable(spec: Row) -> Row:
     except ValidationError:
         return spec  # written by another version: shown unchanged
 
-    for filled in ("rendered_at", "encoding", "numerics", "val_split"):
+    for filled in ("rendered_at", "encoding", "numerics", "val_split", "lora_model"):
         plain.pop(filled, None)
     asked: Row = plain.get("evaluate") or {}
     asked.pop("measures", None)
@@ -123,7 +123,7 @@ def submittable(spec: Row) -> Row:
     for dataset in (*plain.get("datasets", ()), *(file for file in files if file)):
         if dataset.get("sha256"):
             dataset["path"] = f"sha256:{dataset.pop('sha256')}"
-        for filled in ("rows", "file_format"):
+        for filled in ("rows", "file_format", "pieces"):
             dataset.pop(filled, None)
     return plain
 

@@ -23,6 +23,7 @@ from orchestrator.domain.errors import TrainhopError
 from orchestrator.entrypoints.cli.output import clean, seconds, size
 from orchestrator.entrypoints.dashboard.assets import SMALLEST_TO_COMPRESS, accepts_gzip, address
 from orchestrator.entrypoints.http.auth import bearer_token, cookie_token, refuse_viewer
+from worker.shared.counted_words import many
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 
@@ -126,11 +127,6 @@ def number(value: float | None, digits: int = 3) -> str:
     if abs(value) >= 1e4:
         return f"{value / 1e3:.1f} k"
     return f"{value:.{digits}g}" if abs(value) < 1e3 else f"{value:.0f}"
-
-
-def many(count: int, word: str) -> str:
-    """A count with its noun: 1 row, 2 rows."""
-    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 @cache

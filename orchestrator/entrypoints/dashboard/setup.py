@@ -116,7 +116,7 @@ def _steps(server: Server, me: Actor) -> Row:
     usable = [a for a in visible if a.member_id in (None, me.member_id)]
     places = {place.account_id: place for place in capacity.list_capacity(server.ctx, usable)}
     store = server.ctx.stores.current()
-    known = server.queries.datasets(member_id=me.member_id, limit=1, before=None).items
+    known = server.queries.datasets(member_id=me.member_id, limit=1, before=None, rows_only=True).items
     return {
         "machines": [(account, places[account.id]) for account in usable],
         "connected": [a for a in usable if a.member_id and a.credentials and a.consented_at and not a.problem],

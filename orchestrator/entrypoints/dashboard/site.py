@@ -103,7 +103,7 @@ def _as_page_or(as_document: Any) -> Any:
 
 
 def _wants_page(request: Request) -> bool:
-    return not request.url.path.startswith("/api/") and "text/html" in request.headers.get("accept", "")
+    return not request.url.path.startswith(("/api/", "/v1/")) and "text/html" in request.headers.get("accept", "")
 
 
 async def _as_page(request: Request, document: Response, detail: str = "") -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,15 +21,18 @@ from orchestrator.entrypoints.dashboard.jobs import submittable
 from orchestrator.entrypoints.dashboard.render import Viewer, page, piece
 from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, Server, ServerDep, Sha256, check_own
 from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute
-from orchestrator.entrypoints.http.uploads import spooled
+from orchestrator.entrypoints.http.uploads import copied, spooled
 from orchestrator.services import access, audits, clones, data_checking, datasets, hub_tokens, jobs, plans
 from orchestrator.services.context import Context
 from orchestrator.services.data_reading import preview, with_fault
 from orchestrator.services.dataset_preparing import Source, prepared
 from orchestrator.services.dataset_preview import Preview, with_tokens
 from orchestrator.services.named_columns import named_columns
-from worker.shared.dataset_spec import FileFormat, RowFormat
+from worker.shared.dataset_spec import DatasetSpec, FileFormat, RowFormat, TaughtTurns
+from worker.shared.job_spec import JobSpec
+from worker.shared.long_texts import TRUNCATE
 from worker.shared.row_keys import DatasetError
+from worker.shared.taught_turns import USUAL
 
 router = APIRouter(include_in_schema=False)
 api = APIRouter(prefix=PREFIX, tags=["datasets"], route_class=ApiRoute, responses=PROBLEMS)
@@ -83,7 +85,7 @@ def form(
 def _form(
     request: Request, server: Server, me: Actor, values: Row, *, status: int = 200, error: InvalidError | None = None
 ) -> Response:
-    known = server.queries.datasets(member_id=me.member_id, limit=DATASETS_OFFERED, before=None).items
+    known = server.queries.datasets(member_id=me.member_id, limit=DATASETS_OFFERED, before=None, rows_only=True).items
     chosen = values.get("data")
     begin = _beginning(server, me, values)
     if chosen and chosen not in {d["sha256"] for d in known}:
@@ -127,7 +129,7 @@ def _plan(server: Server, me: Actor, values: Row) -> plans.Plan:
         spec,
         first_step=begin.step if begin else 0,
         given=clones.datasets_of(original),
-        versions=clones.versions_of(original, from_checkpoint=begin is not None),
+        begun=original.spec if begin is not None else None,
     )
 
 
@@ -184,12 +186,8 @@ async def _sent(request: Request, server: Server, me: Actor, values: Row) -> Non
 
 def _store_upload(server: Server, me: Actor, file: UploadFile, columns: str) -> Dataset:
     mapping = named_columns(columns)
-    with tempfile.NamedTemporaryFile(dir=server.app.settings.folder, prefix=".incoming-") as copy:
-        while chunk := file.file.read(1 << 20):
-            copy.write(chunk)
-        copy.flush()
-        name = file.filename or "data.jsonl"
-        return datasets.bring(server.ctx, me.member_id, Path(copy.name), name, mapping=mapping).dataset
+    with copied(file, server.app.settings.folder) as path:
+        return datasets.bring(server.ctx, me.member_id, path, file.filename or "data.jsonl", mapping=mapping).dataset
 
 
 @router.post("/submit/plan")
@@ -248,11 +246,40 @@ def _brought(request: Request, me: Actor, source: Source, mapping: Row, how: Mea
     return look, stored
 
 
-@router.get("/submit/data/{sha256}")
-def look_again(request: Request, server: ServerDep, me: Viewer, sha256: Sha256, how: How) -> Response:
-    """The preview of an earlier upload."""
-    dataset, look = _stored_preview(request, server, me, sha256, how)
-    return _shown(server, look, dataset.name, sha256)
+@router.post("/submit/data/{sha256}")
+async def look_again(request: Request, server: ServerDep, me: Viewer, sha256: Sha256) -> Response:
+    """The preview of an earlier upload, as the job of the form would train on it."""
+    async with request.form(max_files=0) as sent:
+        values = {k: v for k, v in sent.items() if isinstance(v, str)} | {"data": sha256}
+    return await run_in_threadpool(_form_preview, request, server, me, sha256, values)
+
+
+def _form_preview(request: Request, server: Server, me: Actor, sha256: str, values: Row) -> Response:
+    uploaded = datasets.dataset_by_id(server.ctx, me, sha256)
+    job, read = _job_of(values), DatasetSpec(path=f"sha256:{sha256}")
+    try:
+        if job is not None:
+            read = datasets.resolve_dataset(server.ctx, me.member_id, job.datasets[0], "/datasets/0/path")
+    except InvalidError:
+        job = None  # the plan says what is wrong with the form
+    how = _measure(values) if job is None else Measure(job.base_model, job.sequence_len, job.train_on_inputs)
+    look = _stored_preview(request, server, me, read.sha256 or sha256, how, job, read.taught)
+    return _shown(server, look, uploaded.name, sha256)
+
+
+def _job_of(values: Row) -> JobSpec | None:
+    """The job file of the form. None for one that is not finished."""
+    try:
+        return job_form.from_form(values)
+    except InvalidError:
+        return None
+
+
+def _measure(values: Row) -> Measure:
+    """As much as an unfinished form says."""
+    length = str(values.get("sequence_len") or "")
+    known = int(length) if length.isdecimal() and len(length) < 8 else DEFAULT_LENGTH
+    return Measure(base_model=str(values.get("base_model") or "")[:300], sequence_len=max(8, known))
 
 
 def _shown(server: Server, look: Preview, name: str, sha256: str) -> Response:
@@ -260,17 +287,33 @@ def _shown(server: Server, look: Preview, name: str, sha256: str) -> Response:
     return piece("preview.html", preview=look, name=name, sha256=sha256, audit=audit)
 
 
-def _stored_preview(request: Request, server: Server, me: Actor, sha256: str, how: Measure) -> tuple[Dataset, Preview]:
+def _stored_preview(
+    request: Request,
+    server: Server,
+    me: Actor,
+    sha256: str,
+    how: Measure,
+    job: JobSpec | None = None,
+    taught: TaughtTurns = USUAL,
+) -> Preview:
     dataset = datasets.dataset_by_id(server.ctx, me, sha256)
+    kind, container = RowFormat(dataset.row_format), FileFormat(dataset.file_format)
     with datasets.copied(server.ctx, dataset) as path:
-        shown = _preview(request, me, path, RowFormat(dataset.row_format), FileFormat(dataset.file_format), how)
-    return dataset, shown
+        return _preview(request, me, path, kind, container, how, job, taught)
 
 
 def _preview(
-    request: Request, me: Actor, path: Path, row_format: RowFormat, container: FileFormat, how: Measure
+    request: Request,
+    me: Actor,
+    path: Path,
+    row_format: RowFormat,
+    container: FileFormat,
+    how: Measure,
+    job: JobSpec | None = None,
+    taught: TaughtTurns = USUAL,
 ) -> Preview:
-    options = {"sequence_len": how.sequence_len, "train_on_inputs": how.train_on_inputs}
+    """The preview of a file. `job` and `taught` say more than `how`, where they are known."""
+    options: Row = {"sequence_len": how.sequence_len, "train_on_inputs": how.train_on_inputs, "taught": taught}
     result = preview(path, row_format, container, **options)
     if not (result.rows and how.base_model):
         return result
@@ -279,13 +322,17 @@ def _preview(
         return result
     kind, now = RowFormat(result.type), ctx.clock.now()
     token = hub_tokens.token_of(ctx, me.member_id)
+    is_split = job is None or job.excess_length_strategy != TRUNCATE
+    options |= {"split_texts": is_split}
+    if job is not None:
+        options |= {"chat_template": job.own_template, "new_tokens": job if job.new_tokens else None}
     look = ctx.looks.of(how.base_model, path, kind, container, rendered_at=now, token=token, **options)
-    return with_tokens(result, look, how.sequence_len)
+    return with_tokens(result, look, how.sequence_len, split_texts=is_split)
 
 
 _PLAIN = (
     *("type", "rows", "tokens", "truncated", "repeated", "untrained", "measured", "exact", "refusal", "away"),
-    *("unused", "findings"),
+    *("unused", "findings", "split", "pieces"),
 )
 
 
@@ -294,6 +341,7 @@ class DatasetLook(BaseModel):
 
     `refusal` is the error of a session with this model. `away` is the reason why `by_token` is empty. `unused` are keys
     of rows that training does not use. `findings` say what the model will do differently from what the rows teach.
+    `split` texts are longer than the sequences, and split into `pieces` pieces.
     """
 
     type: str
@@ -308,6 +356,8 @@ class DatasetLook(BaseModel):
     away: str
     unused: list[str] = []
     findings: list[str] = []
+    split: int = 0
+    pieces: int = 0
     shown: list[list[dict[str, Any]]]
     by_token: list[dict[str, Any]]
     histogram: list[dict[str, Any]]
@@ -316,7 +366,7 @@ class DatasetLook(BaseModel):
 @api.get("/datasets/{sha256}/preview", operation_id="preview_dataset", summary="Preview an uploaded file")
 def preview_dataset(request: Request, server: ServerDep, me: CurrentUser, sha256: Sha256, how: How) -> DatasetLook:
     """The first rows as they are read, the parts that are trained on, and a histogram of row lengths."""
-    shown = _stored_preview(request, server, me, sha256, how)[1]
+    shown = _stored_preview(request, server, me, sha256, how)
     return DatasetLook(
         **{k: getattr(shown, k) for k in _PLAIN},
         shown=[[vars(turn) for turn in row] for row in shown.shown],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.entrypoints.cli.output import clean, put, say, seconds, table
+from worker.shared.counted_words import many
 
 _COLOURS = ("#1f5fa8", "#c2571a", "#2b8a5a", "#7a4fa3", "#8a6d1f")
 _INK, _FAINT = "#24292f", "#8c959f"
@@ -42,7 +43,7 @@ def tell(
     write("")
     loss = job.get("loss")
     if loss:
-        write(f"loss {loss['first']:.3f} -> {loss['last']:.3f}, {job['steps_repeated']} steps repeated")
+        write(f"loss {loss['first']:.3f} -> {loss['last']:.3f}, {many(job['steps_repeated'], 'step')} repeated")
     _answers(samples, write)
     write("")
 
@@ -132,7 +133,7 @@ def _mark(axes: Any, step: int, why: str, number: int) -> None:
 
 
 def _decorate(axes: Any, sessions: int) -> None:
-    axes.set_title(f"One run, {sessions} sessions", loc="left", fontsize=12, fontweight="bold", color=_INK)
+    axes.set_title(f"One run, {many(sessions, 'session')}", loc="left", fontsize=12, fontweight="bold", color=_INK)
     axes.set_xlabel("step", color=_INK)
     axes.set_ylabel("training loss", color=_INK)
     axes.set_ylim(bottom=0)

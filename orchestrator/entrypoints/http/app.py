@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from orchestrator.adapters.database.dashboard_queries import DashboardQueries
+from orchestrator.adapters.database.openai_queries import OpenAIQueries
 from orchestrator.adapters.database.queries import Queries
 from orchestrator.bootstrap import App
 from orchestrator.config import Settings
@@ -32,6 +33,7 @@ from orchestrator.entrypoints.api import (
     providers,
     pushes,
     sessions,
+    start_adapters,
     stores,
     tags,
     team,
@@ -50,6 +52,9 @@ from orchestrator.entrypoints.http.middleware import Gate, hosts
 from orchestrator.entrypoints.http.rate_limit import RateLimit
 from orchestrator.entrypoints.http.sign_ins import SignIns
 from orchestrator.entrypoints.http.write_batcher import WriteBatcher
+from orchestrator.entrypoints.openai import files as openai_files
+from orchestrator.entrypoints.openai import jobs as openai_jobs
+from orchestrator.entrypoints.openai.errors import OpenAIErrors
 
 _TAGS = [
     {"name": "jobs", "description": "Fine-tuning runs."},
@@ -63,6 +68,7 @@ _TAGS = [
     {"name": "stores", "description": "Where checkpoints and adapters are stored."},
     {"name": "people", "description": "Members and their tokens."},
     {"name": "notifications", "description": "Notification channels."},
+    {"name": "OpenAI", "description": "Files and fine-tuning in the form of OpenAI's API, with its errors."},
     {"name": "worker", "description": "Calls of workers, with a lease token."},
     {"name": "health", "description": "Liveness, readiness and metrics of the server."},
 ]
@@ -87,6 +93,7 @@ def make_app(app: App) -> FastAPI:
         ctx=app.context,
         queries=queries,
         dashboard_queries=DashboardQueries(app.engine),
+        openai_queries=OpenAIQueries(app.engine),
         logins=Logins(app.context),
         sign_ins=SignIns(app.context),
         machines=Machines(app.context),
@@ -114,6 +121,7 @@ def make_app(app: App) -> FastAPI:
         comparisons,
         judges,
         datasets,
+        start_adapters,
         members,
         tags,
         notes,
@@ -125,7 +133,7 @@ def make_app(app: App) -> FastAPI:
         notifications,
         stores,
     )
-    for part in (workers, *people):
+    for part in (workers, *people, openai_files, openai_jobs):
         api.router.routes.extend(part.router.routes)
     health.install(api, api.state.server)
     site.install(api)
@@ -139,7 +147,7 @@ def _shut(api: FastAPI, settings: Settings) -> None:
     build = api.build_middleware_stack
 
     def behind_the_gate() -> ASGIApp:
-        return Gate(
+        checked = Gate(
             HeadRequests(build(), api.routes),
             allowed=hosts(settings),
             upload_bytes=settings.max_upload_bytes,
@@ -147,5 +155,6 @@ def _shut(api: FastAPI, settings: Settings) -> None:
             knows=is_known,
             public_url=settings.public_url,
         )
+        return OpenAIErrors(checked)
 
     api.build_middleware_stack = behind_the_gate

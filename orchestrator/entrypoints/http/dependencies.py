@@ -9,6 +9,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Path, Query, Request
 
 from orchestrator.adapters.database.dashboard_queries import DashboardQueries
+from orchestrator.adapters.database.openai_queries import OpenAIQueries
 from orchestrator.adapters.database.queries import Queries
 from orchestrator.bootstrap import App
 from orchestrator.domain.accounts import Actor, Role
@@ -40,6 +41,7 @@ class Server:
     ctx: Context
     queries: Queries
     dashboard_queries: DashboardQueries
+    openai_queries: OpenAIQueries
     logins: Logins
     sign_ins: SignIns
     machines: Machines

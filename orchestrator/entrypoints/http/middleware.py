@@ -24,7 +24,7 @@ MAX_OF_STRANGERS = 64 << 10
 """Body limit without a valid token, because most endpoints parse the body before authentication."""
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _MESSAGES = re.compile(rf"{PREFIX}/leases/[^/]+/[a-z]+")
-_UPLOADS = re.compile(rf"{PREFIX}/(datasets|blobs/.*)|/submit(/data|/clean)?")
+_UPLOADS = re.compile(rf"{PREFIX}/(datasets|adapters|blobs/.*)|/submit(/data|/clean)?|/v1/files")
 _HEADERS = [
     (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"),
     (b"x-content-type-options", b"nosniff"),

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from starlette.exceptions import HTTPException
 
 from orchestrator.domain.errors import NotFoundError
+from worker.shared.counted_words import many
 
 WRONG_PER_MINUTE = 10
 MAX_ADDRESSES = 4096
@@ -32,7 +33,9 @@ class RateLimit:
         if len(recent) >= WRONG_PER_MINUTE:
             wait = max(1, round(recent[0] + 60.0 - self._clock()))
             raise HTTPException(
-                429, f"Too many wrong codes from this address. Try again in {wait} seconds.", {"Retry-After": str(wait)}
+                429,
+                f"Too many wrong codes from this address. Try again in {many(wait, 'second')}.",
+                {"Retry-After": str(wait)},
             )
         try:
             yield

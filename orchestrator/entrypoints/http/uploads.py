@@ -1,15 +1,16 @@
-"""A request's raw body in a temporary file, flushed to disk."""
+"""Uploads in temporary files: a request's raw body, and the file of a form."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
 
 from worker.shared.files import flush_to_disk
 
@@ -34,3 +35,13 @@ async def spooled(request: Request, folder: Path) -> AsyncIterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)  # noqa: ASYNC240  one system call
+
+
+@contextmanager
+def copied(file: UploadFile, folder: Path) -> Iterator[Path]:
+    """The file of a form as a temporary file in `folder`, deleted afterwards."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".incoming-") as copy:
+        while chunk := file.file.read(PIECE_BYTES):
+            copy.write(chunk)
+        copy.flush()
+        yield Path(copy.name)

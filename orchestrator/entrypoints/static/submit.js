@@ -73,7 +73,10 @@
       take();
       then();
     };
-    sent.addEventListener("load", ended(() => show(sent.responseText)));
+    sent.addEventListener("load", ended(() => {
+      show(sent.responseText);
+      if (form.elements.more.value.trim()) again();
+    }));
     sent.addEventListener("error", ended(() => window.trainhop.say("The upload failed. Try again.", "bad")));
     sent.send(chosen);
   };
@@ -91,7 +94,7 @@
     if (!sha) return show("");
     shown.setAttribute("aria-busy", "true");
     try {
-      const answer = await fetch(`/submit/data/${sha}?${query()}`, {signal: look.signal, headers: {"HX-Request": "true", Accept: "text/html"}});
+      const answer = await fetch(`/submit/data/${sha}`, {method: "POST", body: new FormData(form), signal: look.signal, headers: {"HX-Request": "true", Accept: "text/html"}});
       show(await answer.text());
     } catch {
       if (look.signal.aborted) return;

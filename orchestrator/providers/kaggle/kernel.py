@@ -82,13 +82,15 @@ def script(about: str, carried: Mapping[str, Any], *, adapters: bool = False) ->
 
 @lru_cache(maxsize=2)  # every session of a server brings the same worker
 def packed(worker: bytes) -> str:
-    """The files of a wheel as lines of base85 of a zip file compressed by bzip2.
+    """The files of a wheel that a script needs, as lines of base85 of a zip file compressed by bzip2.
 
     The zip file itself is not compressed: all files together compress to two thirds of what each alone does.
     """
     plain = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(worker)) as built, zipfile.ZipFile(plain, "w") as files:
         for entry in built.infolist():
-            files.writestr(zipfile.ZipInfo(entry.filename, entry.date_time), built.read(entry))
+            # `trainhop` is for notebooks and programs, and a RECORD for pip alone.
+            if not entry.filename.startswith("trainhop/") and not entry.filename.endswith("/RECORD"):
+                files.writestr(zipfile.ZipInfo(entry.filename, entry.date_time), built.read(entry))
     text = base64.b85encode(bz2.compress(plain.getvalue())).decode()
     return "".join(f"{text[at : at + LINE]}\n" for at in range(0, len(text), LINE))

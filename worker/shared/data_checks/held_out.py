@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from worker.shared.copies_of_rows import groups
+from worker.shared.counted_words import many
 from worker.shared.data_check_list import LEVELS
 from worker.shared.data_checks import VERSION
 from worker.shared.data_checks.copies import Copies
@@ -151,9 +152,9 @@ def _mended(group: np.ndarray, eval_rows: int, seed: int, left: int, lines: np.n
         for row in leaked:
             note.add_row(row, int(lines[row]), int(lines[first[int(group[row])]]))
     words = (
-        f"{copied} of {len(group)} rows are copies of each other, in {int(np.count_nonzero(several))} groups, and the "
-        f"split keeps each group on one side: {len(leaked)} of {eval_rows} validation rows would have a copy among the "
-        f"training rows if single rows were drawn, and {left} have one now"
+        f"{copied} of {len(group)} rows are copies of each other, in {many(int(np.count_nonzero(several)), 'group')}, "
+        f"and the split keeps each group on one side: {len(leaked)} of {eval_rows} validation rows would have a copy "
+        f"among the training rows if single rows were drawn, and {left} have one now"
     )
     found = note.finding(words, total=len(group), count=copied, level="list")
     return tuple(replace(each.finding, advice="Nothing has to be done.") for each in found)

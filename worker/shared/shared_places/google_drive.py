@@ -138,7 +138,11 @@ class DriveFolder:
                 content=body + b"--%s--" % _BOUNDARY.encode(),
                 headers={"Content-Type": f"multipart/related; boundary={_BOUNDARY}"},
             )
-        if self._settled(title) != ident:
+        try:
+            settled = self._settled(title)
+        except MissingError:
+            raise self._not_listed(title) from None
+        if settled != ident:
             self._remove(ident)
         del self._new_ids[title]
         return self._newest(name)[1] == content
@@ -164,13 +168,20 @@ class DriveFolder:
                 with contextlib.suppress(_TakenError):
                     self._call("POST", "files", json=about, params={"fields": "id"})
                 self._sleep(SETTLE_S)
-            first, *others = [folder["id"] for folder in self._folders()]
+            folders = self._folders()
+            if not folders:
+                raise self._not_listed(self._title)
+            first, *others = [folder["id"] for folder in folders]
             if any(self._listed(f"'{other}' in parents and trashed=false") for other in others):
                 raise RefusedError(
                     f"Google Drive has two folders called {self._title} with files. Rename or delete one of them"
                 )
             self._folder_id = first
         return self._folder_id
+
+    def _not_listed(self, title: str) -> UnknownError:
+        """What has just been created is not found. The same call finds it later."""
+        return UnknownError(f"{self.address} does not list the new {title} yet")
 
     def _folders(self) -> list[dict[str, Any]]:
         found = self._listed(f"'root' in parents and trashed=false and mimeType = '{FOLDER}'")

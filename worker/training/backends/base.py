@@ -9,9 +9,9 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,7 @@ from worker.agent.hardware import available_ram
 from worker.shared import causes, package_folder
 from worker.shared import packages as install
 from worker.shared.module_patterns import PatternError, check
-from worker.training import base_model
+from worker.training import base_model, continued, new_tokens, target_parameters
 from worker.training.encoding import load_tokenizer
 from worker.training.interface import PermanentError, UnfitMachineError
 from worker.training.loss import Hidden
@@ -51,6 +51,8 @@ class Loaded:
     base_sha256: str
     tokenizer_sha256: str
     hidden: Hidden
+    frozen: Mapping[str, torch.nn.Parameter] = field(default_factory=dict[str, torch.nn.Parameter])
+    """The adapter that the job continues from, where its method compares with it."""
     own_checkpointing: bool = False
     """Whether the model does its own gradient checkpointing, so that the trainer must not enable another."""
 
@@ -68,10 +70,10 @@ class Backend(Protocol):
         """The frozen base model on the machine's device. Raises `PermanentError` if it cannot be loaded."""
         ...
 
-    def adapted(self, model: Any, spec: JobSpec, targets: list[str] | str) -> PeftModel:
+    def adapted(self, model: Any, spec: JobSpec, targets: list[str] | str, new: Sequence[int]) -> PeftModel:
         """The base model with a LoRA adapter.
 
-        `targets` is a list of module names, or a pattern for full module names.
+        `targets` is a list of module names, or a pattern for full module names. `new` as in `add_adapter`.
         """
         ...
 
@@ -85,12 +87,18 @@ class Backend(Protocol):
 
 
 def load(
-    backend: Backend, spec: JobSpec, directory: Path, hardware: Hardware, trust_remote_code: bool, resumed: bool = False
+    backend: Backend,
+    spec: JobSpec,
+    directory: Path,
+    hardware: Hardware,
+    trust_remote_code: bool,
+    resumed: bool = False,
+    start: Path | None = None,
 ) -> Loaded:
     """Base model, tokenizer and adapter from the base model's folder.
 
-    The adapter's first values depend on the job's seed only, and not on backend or device. Raises `PermanentError` or
-    `UnfitMachineError` with one sentence.
+    The adapter's first values are those of the file `start`, or depend on the job's seed only, and not on backend or
+    device. Raises `PermanentError` or `UnfitMachineError` with one sentence.
     """
     precision = precision_of(hardware)
     base_model.check_code(spec.base_model, directory, trust_remote_code)
@@ -101,11 +109,16 @@ def load(
     with ThreadPoolExecutor(1) as aside:
         digest = aside.submit(base_model.sha256, directory)
         tokenizer = load_tokenizer(directory, trust_remote_code, spec.own_template)
+        known = len(tokenizer)
+        new = new_tokens.add_to(tokenizer, spec.tokens, spec.added_tokens_overrides)
         model = backend.base(spec, directory, hardware, precision, trust_remote_code)
         keep_trainable_layout(model)
         if not resumed:
             check_quantised(model, spec)
-        adapted = add_adapter(backend, model, spec, resumed)
+        new_tokens.make_room(model, new, known)
+        adapted = add_adapter(backend, model, spec, resumed, new)
+        if start is not None:
+            continued.fill(adapted, start, spec.base_model)
         base_sha256 = digest.result()
     if hardware.device == "cuda":
         # Loading quantises in blocks of sizes that training never requests, so free them.
@@ -118,12 +131,17 @@ def load(
         base_sha256=base_sha256,
         tokenizer_sha256=base_model.tokenizer_sha256(tokenizer),
         hidden=backend.hidden(hardware),
+        frozen=continued.frozen(adapted, spec) if start is not None else {},
         own_checkpointing=backend.own_checkpointing and hardware.device == "cuda",
     )
 
 
-def add_adapter(backend: Backend, model: Any, spec: JobSpec, resumed: bool = False) -> PeftModel:
+def add_adapter(
+    backend: Backend, model: Any, spec: JobSpec, resumed: bool = False, new: Sequence[int] = ()
+) -> PeftModel:
     """Add a new fp32 LoRA adapter to `model`. Raises `PermanentError` if a target matches no module.
+
+    `new` are the numbers of the job's own tokens, whose rows the model has.
 
     The check is skipped if `resumed`, because earlier versions accepted jobs with misspelt targets.
     """
@@ -136,8 +154,10 @@ def add_adapter(backend: Backend, model: Any, spec: JobSpec, resumed: bool = Fal
         wanted = (spec.module_pattern,)
     elif isinstance(wanted, str):
         wanted = sorted({n.rpartition(".")[2] for n in linear if model.get_submodule(n) is not head})
+        wanted = target_parameters.for_linear(wanted, _kind(model), spec.lora_target_parameters)
     elif not resumed:
         _check_targets(model, wanted, scope, linear, spec.base_model)
+    target_parameters.check(model, spec.lora_target_parameters, spec.base_model)
     _check_layers(model, spec)
     _check_tokens(model, spec)
     targets = list(wanted)
@@ -145,11 +165,11 @@ def add_adapter(backend: Backend, model: Any, spec: JobSpec, resumed: bool = Fal
     if spec.module_pattern:
         pattern = f"(?={re.escape(scope)})(?:{spec.module_pattern})" if scope else spec.module_pattern
     try:
-        adapted = backend.adapted(model, spec, pattern if scope or spec.module_pattern else targets)
+        adapted = backend.adapted(model, spec, pattern if scope or spec.module_pattern else targets, new)
     except (ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise PermanentError(f"an adapter cannot be added to {targets} of {spec.base_model}: {reason}") from error
-    if words := _left_out(model):
+    if words := target_parameters.notice(adapted, spec.lora_target_parameters):
         logging.getLogger(__name__).warning("%s", words)
     make_fp32(adapted)
     start_adapter(adapted, spec.seed)
@@ -175,10 +195,8 @@ def _check_layers(model: Any, spec: JobSpec) -> None:
         raise PermanentError(f"lora_layers_to_transform names layer {last}, but {spec.base_model} has {layers}")
 
 
-def _left_out(model: Any) -> str:
-    """What no adapter is for: experts that the model keeps in one tensor instead of linear layers."""
-    fused = next((n for n, p in model.named_parameters() if "experts" in n and p.ndim > 2), "")
-    return f"the experts of this model have no adapter, because they are not linear layers ({fused})" if fused else ""
+def _kind(model: Any) -> str:
+    return str(getattr(model.config.get_text_config(), "model_type", ""))
 
 
 def _check_tokens(model: Any, spec: JobSpec) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worker.training import base_model
 from worker.training.interface import PermanentError
 from worker.training.loss import Hidden, backbone_states
+from worker.training.new_tokens import trained_rows
 from worker.training.precision import DTYPES
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ class HfBackend:
             _compute_in(model, dtype)
         return model
 
-    def adapted(self, model: Any, spec: JobSpec, targets: list[str] | str) -> PeftModel:
+    def adapted(self, model: Any, spec: JobSpec, targets: list[str] | str, new: Sequence[int]) -> PeftModel:
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(
@@ -68,9 +70,10 @@ class HfBackend:
             lora_dropout=spec.lora_dropout,
             use_rslora=spec.peft_use_rslora,
             use_dora=spec.peft_use_dora,
-            trainable_token_indices=list(spec.peft_trainable_token_indices) or None,
+            trainable_token_indices=trained_rows(model, spec.peft_trainable_token_indices, new),
             layers_to_transform=list(spec.lora_layers_to_transform) or None,
             target_modules=targets,
+            target_parameters=list(spec.lora_target_parameters) or None,
             task_type="CAUSAL_LM",
         )
         return get_peft_model(model, config)  # pyright: ignore[reportReturnType] - never the mixed model

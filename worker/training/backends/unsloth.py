@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,7 @@ class UnslothBackend:
             ) from error
         return model
 
-    def adapted(self, model: Any, spec: JobSpec, targets: list[str] | str) -> PeftModel:
+    def adapted(self, model: Any, spec: JobSpec, targets: list[str] | str, new: Sequence[int]) -> PeftModel:
         from unsloth import FastLanguageModel  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
         return FastLanguageModel.get_peft_model(

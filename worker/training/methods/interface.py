@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +22,8 @@ class Run(Protocol):
     """Maximum tokens of a sequence."""
     step_metrics: dict[str, float]
     """Further values of the update, which the method may add."""
+    frozen: Mapping[str, torch.nn.Parameter]
+    """The adapter that the job continues from, if the method compares with it."""
 
     def parts(self, examples: Sequence[Example]) -> Iterator[tuple[int, Sequence[Example]]]:
         """The examples in micro-batches, each with the place of its first one. The same cut at every call."""

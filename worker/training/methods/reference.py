@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,10 +25,31 @@ def measuring(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reference(model: Any) -> Iterator[None]:
-    """The block's passes are those of the reference: the base model, since a new adapter begins without an effect.
+def reference(model: Any, frozen: Mapping[str, torch.nn.Parameter]) -> Iterator[None]:
+    """The block's passes are those of the reference: the model as it was when the job began.
 
-    An adapter that begins with trained values needs a frozen copy of them here.
+    That is the base model, since a new adapter begins without an effect. A job that continues from an adapter has its
+    values by the names of the parameters in `frozen`. No graph of the model may be alive around the block.
     """
-    with model.disable_adapter():
+    if not frozen:
+        with model.disable_adapter():
+            yield
+        return
+    own = _put(model, frozen)
+    try:
         yield
+    finally:
+        _put(model, own)
+
+
+def _put(model: Any, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
+    """Replace parameters by name. Returns those that were there.
+
+    The objects are exchanged and not their values, because autocast keeps copies in 16 bits by object.
+    """
+    before: dict[str, torch.nn.Parameter] = {}
+    for name, parameter in parameters.items():
+        owner, _, key = name.rpartition(".")
+        held = model.get_submodule(owner)._parameters  # noqa: SLF001  the only place of all kinds of owners
+        before[name], held[key] = held[key], parameter
+    return before

@@ -140,7 +140,7 @@ class ScoredMethod(ABC):
 
         with measuring(model):
             mine = all_of(measured)
-            with reference(model):
+            with reference(model, run.frozen):
                 found.reference += all_of(answers)
                 theirs = all_of(measured)
         found.drift += [policy - other for policy, other in zip(mine, theirs, strict=True)]
