@@ -163,9 +163,11 @@ def _unserved(spec: JobSpec) -> tuple[str, ...]:
 def _differences(kept: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
     found: list[str] = []
     for key in sorted(kept.keys() | mine.keys()):
-        before, now = kept.get(key), mine.get(key)
-        if isinstance(before, dict) and isinstance(now, dict) and "sha256" not in now:
-            before = {name: value for name, value in before.items() if name != "sha256"}  # not on this machine
+        before: Any = kept.get(key)
+        now: Any = mine.get(key)
+        if isinstance(before, dict) and isinstance(now, dict) and "sha256" not in now:  # not on this machine
+            known: dict[str, Any] = before
+            before = {name: value for name, value in known.items() if name != "sha256"}
         if before != now:
             found.append(f"{key}: the place has {before!r}, this file says {now!r}")
     return found

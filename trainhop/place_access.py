@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainhop.errors import Error
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HUB_TOKEN, DRIVE_TOKEN = "HF_TOKEN", "TRAINHOP_DRIVE_TOKEN"
 OWN = "hf://~/"
-"""The address of a repository of the token's own account begins with this until the account is known."""
+"""The address of a repository of the token's own account begins with this."""
 ASK_HUB = (
     "There is no Hugging Face token here. Create a fine-grained one at huggingface.co/settings/tokens that may write "
     "to this one repository, and store it as the secret HF_TOKEN: in Colab under the key in the side bar, in Kaggle "
@@ -97,15 +97,6 @@ def _kaggle_secret() -> str | None:
 # --- in the cell's process ---
 
 
-def own_address(address: str) -> str:
-    """The address with the token's own account in it."""
-    if not address.startswith(OWN):
-        return address
-    from huggingface_hub import HfApi
-
-    return f"hf://{HfApi(token=os.environ.get(HUB_TOKEN)).whoami()['name']}/{address.removeprefix(OWN)}"
-
-
 def credentials(address: str) -> Credentials:
     """What the place at this address needs."""
     from worker.shared.shared_places import Credentials
@@ -116,6 +107,7 @@ def credentials(address: str) -> Credentials:
         drive_token=drive,
         hub_endpoint=os.environ.get("HF_ENDPOINT"),
         drive_endpoint=os.environ.get("TRAINHOP_DRIVE_ENDPOINT"),
+        drive_settle_s=float(settle) if (settle := os.environ.get("TRAINHOP_DRIVE_SETTLE_S")) else None,
     )
 
 
@@ -129,7 +121,8 @@ def _drive_token() -> Callable[[], str]:
         import google.auth
         from google.auth.transport.requests import Request
 
-        found, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/drive"])
+        signed_in: Any = google.auth.default(scopes=["https://www.googleapis.com/auth/drive"])  # pyright: ignore[reportUnknownMemberType] - untyped
+        found = signed_in[0]
     except Exception as error:
         raise RefusedError(
             "Google Drive needs a sign-in. In Colab the cell asks for it. Elsewhere install google-auth and run "

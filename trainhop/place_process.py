@@ -13,19 +13,17 @@ from pathlib import Path
 from worker.notebook.attended import leave_with_the_notebook  # first: it notes the time, and sets what OpenMP reads
 
 
-def main() -> int:
+def main(path: Path) -> int:
     """Read the order and do it in its folder. Returns the exit code."""
-    from trainhop.place_access import credentials, own_address
+    from trainhop.place_access import credentials
     from worker.notebook.place_session import REFUSED, Events, Order, work
     from worker.shared.process import note_process
     from worker.shared.shared_places import PlaceError, open_place
 
-    path = Path(sys.argv[1]).resolve()
     note_process(path.parent)
     order, events = Order.model_validate_json(path.read_text()), Events(path.parent)
     try:
-        address = own_address(order.address)
-        opened = open_place(address, credentials(address))
+        opened = open_place(order.address, credentials(order.address))
     except PlaceError as error:
         events.tell(refused=str(error))
         return REFUSED
@@ -43,7 +41,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     threading.Thread(target=leave_with_the_notebook, daemon=True).start()
-    code = main()
+    code = main(Path(sys.argv[1]).resolve())
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # as in worker.notebook.attended: torch's threads sometimes abort the interpreter

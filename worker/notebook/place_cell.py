@@ -173,7 +173,7 @@ def _ending(
     code: int, last: Message | None, log: str, progress: PlaceProgress, interrupted: bool
 ) -> tuple[Outcome, str]:
     """How the process ended, and what to do next."""
-    again = "Run the same cell again, here or on another machine, to go on from there."
+    again = "Run the same cell again, here or on another machine, to continue from there."
     saved = (
         f"step {progress.saved} of {progress.total} is saved in {progress.place}"
         if progress.saved

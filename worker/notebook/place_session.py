@@ -204,7 +204,7 @@ def read_job(chain: Chain) -> PlaceJob:
 
 
 def _words(holder: Holder) -> str:
-    return f"{holder}. This cell goes on when it ends, or has been silent for another {holder.takeover_in_s:.0f} s"
+    return f"{holder}. This cell continues when it ends, or has been silent for another {holder.takeover_in_s:.0f} s"
 
 
 def _tell_finished(place: Place, job: PlaceJob, events: Events) -> None:

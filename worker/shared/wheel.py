@@ -24,6 +24,7 @@ NEEDED = ("httpx", "numpy", "pydantic", "safetensors", "stamina")
 """What a worker imports besides its training libraries. The other dependencies belong to the command line."""
 NO_SESSION_NEEDS = (
     "trainhop/job_author.py",
+    "trainhop/job_data.py",
     "trainhop/place_access.py",
     "trainhop/place_process.py",
     "trainhop/without_server.py",
