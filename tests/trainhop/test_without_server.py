@@ -11,7 +11,6 @@ import pytest
 
 from trainhop import place_access, without_server
 from trainhop.errors import Error
-from trainhop.job_author import JobAuthor
 from worker.agent.transfers import NotTaken
 from worker.agent.uplink import Refused, Stale
 from worker.notebook.place_session import WrongJobError, read_job
@@ -22,14 +21,6 @@ from worker.shared.messages import Finish, Grant, GrantKind, MetricRow, Report
 from worker.shared.place_job import PlaceJob
 from worker.shared.shared_places import Chain, FullError
 from worker.shared.shared_places.local_folder import LocalFolder
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The person's folder, where nobody is signed in."""
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    return tmp_path
 
 
 def test_the_place_is_chosen_by_what_is_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,25 +53,7 @@ def test_a_machine_with_a_limit_has_a_budget_within_it() -> None:
     assert 60 <= without_server._budget_s(None, "colab") <= 12 * 3600
 
 
-@pytest.fixture
-def author(training_runs_base: Path, folder: Path) -> Any:
-    rows = folder / "rows.jsonl"
-    rows.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n')
-    written = {"base_model": str(training_runs_base), "datasets": [{"path": "rows.jsonl"}], "max_steps": 9, "lora_r": 4}
-    return lambda **changes: JobAuthor("job.yaml", written | changes, folder)
-
-
-@pytest.fixture
-def training_runs_base(tmp_path: Path) -> Path:
-    """As much of a model as is read before a job begins."""
-    base = tmp_path / "base"
-    base.mkdir()
-    (base / "config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
-    return base
-
-
 def test_another_job_file_is_refused_by_its_keys(author: Any, folder: Path) -> None:
-    """Guard: without the comparison a changed file would have been trained as the old one."""
     job, files = author().resolved(folder)
     assert author().differences(job) == []
     assert author(lora_r=8).differences(job) == ["lora_r: the place has 4, this file says 8"]
@@ -101,11 +74,22 @@ def test_a_job_that_cannot_be_trained_is_refused_in_words(author: Any, folder: P
         author().resolved(folder)
 
 
+class Disk(LocalFolder):
+    """A folder that can be full."""
+
+    is_full = False
+
+    def put(self, name: str, source: Path) -> None:
+        if self.is_full:
+            raise FullError("the place is full: delete files there")
+        super().put(name, source)
+
+
 class Run:
     """A job in a place, held by one session."""
 
     def __init__(self, job: PlaceJob, folder: Path) -> None:
-        self.job, self.folder, self.place = job, folder, LocalFolder(folder / "place")
+        self.job, self.folder, self.place = job, folder, Disk(folder / "place")
         self.chain = Chain(self.place, writer="first")
         self.chain.open(job.model_dump_json().encode())
         self.head = self.chain.acquire()
@@ -178,14 +162,11 @@ def test_a_checkpoint_that_does_not_continue_the_head_is_refused(
     assert run.chain.beat().checkpoint is None
 
 
-def test_a_full_place_is_tried_again_and_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(name: str, source: Path) -> None:
-        raise FullError("the place is full: delete files there")
-
-    monkeypatch.setattr(run.place, "put", full)  # a full disk cannot be had otherwise
+def test_a_full_place_is_tried_again_and_said(run: Run) -> None:
+    run.place.is_full = True
     with pytest.raises(NotTaken, match="the place is full"):
         run.save(run.checkpoint(1))
-    monkeypatch.undo()
+    run.place.is_full = False
     run.save(run.checkpoint(1))
     head = run.chain.beat()
     assert head.step == 1
