@@ -15,7 +15,8 @@ from huggingface_hub.utils import close_session
 from tests.emulators.hub import HubEmulator, Repo
 from tests.helpers import start_adapters
 from trainhop import place_process
-from worker.notebook.place_session import REFUSED, WrongJobError
+from worker.notebook import place_session
+from worker.notebook.place_session import REFUSED, Events, WrongJobError
 from worker.shared.checkpoint_file import sha256_file
 from worker.shared.shared_places.chain import Chain
 from worker.shared.shared_places.local_folder import LocalFolder
@@ -97,17 +98,23 @@ def test_a_token_without_write_and_a_full_hub_are_named(
     assert "\n" not in said
 
 
-def test_a_place_of_another_job_stays_as_it_is(refusal: Any, author: Any, folder: Path) -> None:
-    """Guard: without the comparison a changed file was trained as the old one."""
+def test_a_place_of_another_job_stays_as_it_is(author: Any, folder: Path) -> None:
+    """Guards: without the comparison a changed file was trained as the old one, and without a look at HEAD another
+    session's job was replaced. Before the first step, a job that nobody holds is."""
     kept, _ = author().resolved(folder)
     chain = Chain(LocalFolder(folder / "place"), writer="first", where="Tesla T4")
     chain.open(kept.model_dump_json().encode())
     chain.acquire()
-    head = chain.beat()
-    said = refusal(str(folder / "place"), lora_r=8)
-    assert said.splitlines()[1:] == ["lora_r: the place has 4, this file says 8"]
-    assert said.startswith(f"{folder}/place has another job than this file.")
-    assert Chain(LocalFolder(folder / "place"), writer="x").place.read_doc("HEAD.json") == head.encoded()
+    late, events = Chain(chain.place, writer="late"), Events(folder)
+    assert place_session._job(late, author(), folder, events) == (kept, {})
+    with pytest.raises(WrongJobError, match="has another job than this file") as refused:
+        place_session._job(late, author(lora_r=8), folder, events)
+    assert refused.value.args[1:] == ("lora_r: the place has 4, this file says 8",)
+    assert place_session.read_job(late) == kept
+    chain.release()
+    changed, _ = place_session._job(late, author(lora_r=8), folder, events)
+    assert place_session.read_job(late) == changed
+    assert changed.spec.lora_r == 8
 
 
 COPIES = '{"prompt": "what is the way", "completion": "it is the left one"}\n' * 5
