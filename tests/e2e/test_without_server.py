@@ -5,28 +5,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 import trainhop
-from benchmarks.lab import Lab
+from benchmarks.reach.cells import ending, environment, on_drive, on_hub, saved, trainer_after
 from benchmarks.tiny_job import Run, job_file, read_place
-from tests.emulators.drive import Drive
-from tests.emulators.hub import HubEmulator
 from worker.notebook import place_cell
-from worker.shared.shared_places import Credentials, Place
-from worker.shared.shared_places.addresses import find_place
+from worker.shared.shared_places import Place
 from worker.shared.shared_places.head import HEAD, read_head
 from worker.shared.shared_places.local_folder import LocalFolder
 
@@ -38,57 +32,20 @@ def job(model_and_rows: tuple[Path, Path]) -> dict[str, Any]:
     return job_file(model_and_rows[0], str(model_and_rows[1]), "lora")
 
 
-def trainer(parent: int | None = None) -> psutil.Process | None:
-    """The training process of this test's cell, or of another one's."""
-    children = psutil.Process(parent).children(recursive=True)
-    return next((p for p in children if "trainhop.place_process" in p.cmdline()), None)
+@pytest.fixture(params=["hub", "drive"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """An emulated place, and this process's environment for its cells."""
+    emulated = request.getfixturevalue(request.param)
+    made, variables = on_hub(emulated, tmp_path / "hub-home") if request.param == "hub" else on_drive(emulated)
+    with environment(variables):
+        yield made
+    made.close()
 
 
-def trainer_after(is_time: Callable[[dict[str, Any]], object], parent: int | None = None) -> psutil.Process:
-    """The same once it has told its cell such an event."""
-
-    def found() -> psutil.Process | None:
-        process = trainer(parent)
-        events = Path(process.cmdline()[-1]).with_name("events.jsonl") if process is not None else Path()
-        lines = events.read_text().splitlines() if events.is_file() else ()
-        return process if any(is_time(json.loads(line)) for line in lines) else None
-
-    return Lab.wait_for(found, "an event", 120, 0.05)
-
-
-def saved(step: int) -> Callable[[dict[str, Any]], bool]:
-    return lambda event: event.get("saved", 0) >= step
-
-
-def ending(number: signal.Signals, is_time: Callable[[dict[str, Any]], object]) -> threading.Thread:
-    """Sends a signal to this test's training process."""
-    thread = threading.Thread(target=lambda: trainer_after(is_time).send_signal(number))
-    thread.start()
-    return thread
-
-
-@pytest.fixture
-def on_hub(hub: HubEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Place]:
-    token, address = "hf_of_ann", "hf://ann/my-run"
-    hub.accounts[token] = "ann"
-    for name, value in {**hub.environment(tmp_path / "hub-home"), "HF_TOKEN": token}.items():
-        monkeypatch.setenv(name, value)
-    return address, find_place(address, Credentials(hub_token=token, hub_endpoint=hub.endpoint))
-
-
-@pytest.fixture
-def on_drive(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Place]:
-    token, address = drive.tokens.sign_in(), "drive://my-run"
-    for name, value in {"TOKEN": token, "ENDPOINT": drive.url, "SETTLE_S": "0"}.items():
-        monkeypatch.setenv(f"TRAINHOP_DRIVE_{name}", value)
-    return address, find_place(address, Credentials(drive_token=lambda: token, drive_endpoint=drive.url))
-
-
-@pytest.mark.parametrize("kind", ["on_hub", "on_drive"])
 def test_a_killed_cell_continues_in_the_same_bytes(
-    kind: str, job: dict[str, Any], unbroken: Run, tmp_path: Path, request: pytest.FixtureRequest
+    place: Place, job: dict[str, Any], unbroken: Run, tmp_path: Path
 ) -> None:
-    address, place = request.getfixturevalue(kind)
+    address = place.address
     cut = ending(signal.SIGKILL, saved(10))
     first = trainhop.run(job, place=address)
     cut.join()
@@ -99,7 +56,6 @@ def test_a_killed_cell_continues_in_the_same_bytes(
     assert (done.outcome, done.step, done.adapter) == ("finished", 60, f"{address}/adapter")
     assert read_place(place, 0, tmp_path) == replace(unbroken, kills=0)
     assert len(done.progress.losses) == 60
-    place.close()
 
 
 def test_a_sleeper_that_wakes_after_a_takeover_writes_nothing(
