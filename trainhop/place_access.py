@@ -9,8 +9,9 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainhop.errors import Error
 
@@ -118,11 +119,9 @@ def _drive_token() -> Callable[[], str]:
     from worker.shared.shared_places import RefusedError
 
     try:
-        import google.auth
         from google.auth.transport.requests import Request
 
-        signed_in: Any = google.auth.default(scopes=["https://www.googleapis.com/auth/drive"])  # pyright: ignore[reportUnknownMemberType] - untyped
-        found = signed_in[0]
+        found = import_module("google.auth").default(scopes=["https://www.googleapis.com/auth/drive"])[0]
     except Exception as error:
         raise RefusedError(
             "Google Drive needs a sign-in. In Colab the cell asks for it. Elsewhere install google-auth and run "

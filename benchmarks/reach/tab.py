@@ -74,7 +74,7 @@ def _sleeper(job: dict[str, Any], folder: Path, whole: Run) -> Iterator[Figure]:
         sleeper.resume()
         late, _ = first.communicate(timeout=300)
     untouched = place.read_doc(HEAD) == before and read_place(place, 0, folder) == replace(whole, kills=0)
-    ok = untouched and re.search(r"Stopped: .* This cell saves no more", late) is not None
+    ok = untouched and re.search(r"Stopped: .* This cell has stopped saving", late) is not None
     value = "stopped, and wrote nothing" if ok else late[-300:]
     yield Figure(name="a holder that wakes after a takeover", value=value, bar="stops, and writes nothing", ok=ok)
 

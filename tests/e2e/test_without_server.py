@@ -79,6 +79,6 @@ def test_a_sleeper_that_wakes_after_a_takeover_writes_nothing(
         assert (done.outcome, done.step) == ("finished", 60)
         sleeper.resume()
         late, _ = first.communicate(timeout=120)
-    assert re.search(r"Stopped: .* This cell saves no more", late), late
+    assert re.search(r"Stopped: .* This cell has stopped saving", late), late
     assert read_place(place, 0, tmp_path) == replace(unbroken, kills=0)
     assert Path(done.adapter or "", "README.md").is_file()

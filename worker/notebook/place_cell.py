@@ -182,7 +182,7 @@ def _ending(
     if progress.refused:
         return "refused", progress.refused
     if progress.lost:
-        return "lost", f"Stopped: {progress.lost}. Nothing of it was overwritten. This cell saves no more."
+        return "lost", f"Stopped: {progress.lost}. Nothing of it was overwritten. This cell has stopped saving."
     if progress.finished or (isinstance(last, Finish) and last.failure is None and code == 0):
         progress.saved = progress.step
         return (
