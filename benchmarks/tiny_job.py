@@ -15,6 +15,9 @@ from typing import Any
 
 from benchmarks.lab import Lab
 from worker.shared import checkpoint_file
+from worker.shared.place_job import ADAPTER, RESULT, PlaceResult
+from worker.shared.shared_places import Place
+from worker.shared.shared_places.head import HEAD, read_head
 
 ROWS, STEPS, GLOBAL_BATCH = 90, 60, 8
 
@@ -114,6 +117,28 @@ def read_result(server: Lab, job: str, kills: int) -> Run:
     )
 
 
+def read_place(place: Place, kills: int, folder: Path) -> Run:
+    """The same of a job that has finished in a shared place. `folder` is for temporary files."""
+    head = read_head(place.read_doc(HEAD) or b"")
+    result = PlaceResult.model_validate_json(place.read_doc(RESULT) or b"")
+    assert head.state == "finished"
+    assert head.checkpoint is not None
+    rows = [json.loads(line) for line in b"".join(place.read(result.metrics)).splitlines()]
+    weights = b"".join(place.read(f"{ADAPTER}adapter_model.safetensors"))
+    assert hashlib.sha256(weights).hexdigest() == result.adapter_sha256
+    return Run(
+        kills=kills,
+        adapter_sha256=result.adapter_sha256,
+        state_sha256=state_sha256(b"".join(place.read(head.checkpoint.name)), folder / "last.safetensors"),
+        sample_order_sha256=_points_sha256(rows, "batch_crc32"),
+        losses_sha256=_points_sha256(rows, "loss"),
+    )
+
+
+def _points_sha256(rows: list[dict[str, Any]], name: str) -> str:
+    return values_sha256({row["step"]: row["values"][name] for row in rows if name in row.get("values", {})}, name)
+
+
 def state_sha256(file: bytes, path: Path) -> str:
     """Hash of adapter, optimiser, schedule, random state and position, without machine and time."""
     path.write_bytes(file)
@@ -129,7 +154,12 @@ def state_sha256(file: bytes, path: Path) -> str:
 
 def series_sha256(server: Lab, job: str, name: str) -> str:
     """Hash of one metric over all steps as 64-bit floats. Raises if a step is missing."""
-    points = {p["step"]: p["value"] for p in server.get(f"/jobs/{job}/metrics", name=name)["items"]}
+    points = server.get(f"/jobs/{job}/metrics", name=name)["items"]
+    return values_sha256({point["step"]: point["value"] for point in points}, name)
+
+
+def values_sha256(points: dict[int, float], name: str) -> str:
+    """Hash of the values of all steps. Raises if a step is missing."""
     if sorted(points) != list(range(1, STEPS + 1)):
         raise RuntimeError(f"{name} is known for {len(points)} of {STEPS} steps")
     return hashlib.sha256(b"".join(struct.pack("<d", points[s]) for s in sorted(points))).hexdigest()

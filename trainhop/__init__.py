@@ -8,6 +8,8 @@
 
     trainhop.notebook.run("CODE", server="https://trainhop.example")
 
+    trainhop.run("job.yaml", place="hf://me/my-run")   # without a server: a shared place has everything
+
 `import trainhop` itself loads nothing. It works beside files of yours that are called worker.py or orchestrator.py, and
 your own `import worker` still gets your file, except while a call into this package runs.
 """
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from trainhop.client import Client
     from trainhop.errors import Error
     from trainhop.records import Curve, Dataset, Event, Job, Output, Place, Plan, Session, Step
+    from trainhop.without_server import run
     from worker.shared.job_spec import JobSpec
 
     __version__: str
@@ -42,6 +45,7 @@ __all__ = [
     "Step",
     "__version__",
     "notebook",
+    "run",
 ]
 
 _MODULES = {
@@ -50,6 +54,7 @@ _MODULES = {
     "Error": "errors",
     "JobSpec": "job_file",
     **dict.fromkeys(("Curve", "Dataset", "Event", "Job", "Output", "Place", "Plan", "Session", "Step"), "records"),
+    "run": "without_server",
 }
 
 

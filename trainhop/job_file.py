@@ -144,12 +144,12 @@ def send_data(
     its path. With `within`, a file outside these folders counts as one that does not exist.
     """
     spec = deepcopy(spec)
-    _put_template(spec, name, _candidates(spec.get("chat_template_jinja"), folder, within), may_send)
+    put_template(spec, name, candidates(spec.get("chat_template_jinja"), folder, within), may_send)
     start_adapter.send(
         connection,
         name,
         spec,
-        candidates=lambda path: _candidates(path, folder, within),
+        candidates=lambda path: candidates(path, folder, within),
         sending=sending,
         may_send=may_send,
     )
@@ -158,7 +158,7 @@ def send_data(
     kinds = {"prompts": "auto", "tasks": "task"}
     entries += [(f"evaluate.{key}", kind, asked[key]) for key, kind in kinds.items() if asked.get(key)]
     for place, kind, entry in entries:
-        file = _local(entry["path"], f"{name}: {place}", _candidates(entry["path"], folder, within))
+        file = local_file(entry["path"], f"{name}: {place}", candidates(entry["path"], folder, within))
         if file is None:
             continue
         if not may_send(entry["path"], file):
@@ -183,7 +183,7 @@ def send_data(
     return spec
 
 
-def _candidates(path: Any, folder: Path | None, within: Sequence[Path] | None) -> list[Path]:
+def candidates(path: Any, folder: Path | None, within: Sequence[Path] | None) -> list[Path]:
     """The places of this computer where a file of a job file may lie. Files elsewhere are not even looked for."""
     if not isinstance(path, str) or "\0" in path:
         return []
@@ -196,14 +196,12 @@ def _candidates(path: Any, folder: Path | None, within: Sequence[Path] | None) -
     return [file for file in found if any(file.resolve().is_relative_to(each) for each in allowed)]
 
 
-def _put_template(
-    spec: dict[str, Any], name: str, candidates: Sequence[Path], may_send: Callable[[str, Path], bool]
-) -> None:
+def put_template(spec: dict[str, Any], name: str, files: Sequence[Path], may_send: Callable[[str, Path], bool]) -> None:
     """Put the text of a template's file in place of its path."""
     given = spec.get("chat_template_jinja")
     if not isinstance(given, str) or Path(given).suffix not in _TEMPLATE_SUFFIXES or "{" in given or "\n" in given:
         return
-    file = next((each for each in candidates if each.is_file()), None)
+    file = next((each for each in files if each.is_file()), None)
     fault = "the file does not exist"
     if file is not None and not may_send(given, file):
         fault = "the file is outside the job file's folder, so it was not sent. Repeat with --yes to send it."
@@ -227,13 +225,13 @@ def _query(name: str, entry: Mapping[str, Any], kind: str) -> dict[str, str]:
     return query | ({"columns": json.dumps(columns)} if columns else {})
 
 
-def _local(path: str, name: str, candidates: Sequence[Path]) -> Path | None:
+def local_file(path: str, name: str, files: Sequence[Path]) -> Path | None:
     """The first of the files that exists. None if the path means something to the server."""
     if path.startswith("sha256:"):
         return None
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+    for each in files:
+        if each.is_file():
+            return each
     suffix = Path(path.lower().removesuffix(".gz")).suffix
     if not Path(os.path.expanduser(path)).is_absolute() and suffix in _DATA_SUFFIXES:  # noqa: PTH111
         raise Error(f"{name}: {path}: the file does not exist", reason="usage")

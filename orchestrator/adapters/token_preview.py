@@ -23,6 +23,7 @@ from worker.shared.dataset_spec import FileFormat, RowFormat, TaughtTurns
 from worker.shared.job_spec import ENCODING, JobSpec
 from worker.shared.limited_call import LITTLE_MEMORY
 from worker.shared.new_tokens import NewTokens
+from worker.shared.package_folder import search_path
 from worker.shared.process import variables
 
 CPU_S = 15
@@ -53,10 +54,14 @@ class TokenLooks:
         pieces_cpu_s: int = PIECES_CPU_S,
         endpoint: str | None = None,
         cache: Path | None = None,
+        packages: str = "",
     ) -> None:
-        """Without a `catalog` only `counts` can be used. `endpoint` and `cache` replace the hub's, for tests."""
+        """Without a `catalog` only `counts` can be used. `endpoint` and `cache` replace the hub's, for tests.
+
+        `packages` are more folders of Python packages, as in PYTHONPATH.
+        """
         self._catalog, self._offline, self._cpu_s, self._pieces_cpu_s = catalog, offline, cpu_s, pieces_cpu_s
-        self._endpoint, self._cache = endpoint, cache
+        self._endpoint, self._cache, self._packages = endpoint, cache, packages
         self._room = threading.BoundedSemaphore(AT_ONCE)
 
     def of(
@@ -189,7 +194,7 @@ class TokenLooks:
     def _ask(self, program: str, request: dict[str, Any], wait_s: float) -> dict[str, Any]:
         environment = variables() | LITTLE_MEMORY
         environment |= {
-            "PYTHONPATH": str(Path(worker.__file__).parent.parent),
+            "PYTHONPATH": search_path([Path(worker.__file__).parent.parent], self._packages),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "TRANSFORMERS_VERBOSITY": "critical",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
 
 from orchestrator.domain.errors import InvalidError
 from orchestrator.domain.jobs import Checkpoint, Job, Lease
@@ -14,7 +13,6 @@ from orchestrator.services.leases import Begun, held, lease_prefix
 from orchestrator.services.read_grants import bound
 from orchestrator.services.stores import from_store
 from worker.shared.job_spec import JobSpec
-from worker.shared.long_texts import TRUNCATE
 from worker.shared.messages import Assignment, Grant, GrantKind, Origin
 
 _SUFFIXES = {GrantKind.ADAPTER: "zip", GrantKind.ANSWERS: "jsonl", GrantKind.EXPORT: "bin"}
@@ -57,7 +55,7 @@ def describe_job(
         job=job.id,
         lease=lease.id,
         fence=lease.fence,
-        spec=for_machines(spec),
+        spec=spec.for_machines,
         rendered_at=spec.rendered_at,
         seconds_left=seconds_left,
         report_every_s=ctx.limits.report_every_s,
@@ -69,20 +67,6 @@ def describe_job(
         uploads=uploads,
         trust_remote_code=spec.base_model.partition("@")[0] in ctx.limits.trusted_models,
     )
-
-
-def for_machines(spec: JobSpec) -> JobSpec:
-    """The job file without what only the server reads, because older workers refuse its keys."""
-    own: dict[str, Any] = {"rendered_at": None, "evaluate": None, "hub_model_id": None, "hub_private": True}
-    own["report_to"] = ()
-    if spec.excess_length_strategy == TRUNCATE:  # as without the key
-        own["excess_length_strategy"] = None
-    own["datasets"] = tuple(each.as_read for each in spec.datasets)
-    if (asked := spec.evaluation) is not None:
-        files = {"prompts": asked.prompts, "tasks": asked.tasks}
-        plain = {key: file.as_read for key, file in files.items() if file is not None}
-        own["evaluation"] = asked.model_copy(update=plain)
-    return spec.model_copy(update=own)
 
 
 def _origin(job: Job, head: Checkpoint | None) -> Origin | None:

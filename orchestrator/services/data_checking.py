@@ -95,7 +95,7 @@ def _report_for(ctx: Context, spec: JobSpec, entry: DatasetSpec, wait_s: float) 
     if report is None or not report.checked:
         return report
     facts = facts_of(counted.report) if counted is not None else _facts(ctx, spec, entry, key)
-    return report if facts is None else with_tokens(report, _uncut(facts, spec, entry))
+    return report if facts is None else with_tokens(report, uncut(facts, spec, entry))
 
 
 def known_reports(tx: Transaction, spec: JobSpec) -> tuple[Report | None, ...]:
@@ -106,7 +106,7 @@ def known_reports(tx: Transaction, spec: JobSpec) -> tuple[Report | None, ...]:
         counted = tx.datasets.get_report(entry.sha256 or "", entry.type, tokenizer_key(spec), VERSION)
         report = Report.of(stored.report) if stored is not None else None
         if report is not None and report.checked and counted is not None:
-            report = with_tokens(report, _uncut(facts_of(counted.report), spec, entry))
+            report = with_tokens(report, uncut(facts_of(counted.report), spec, entry))
         if report is not None and report.checked:
             report = joined(report, known_leaks(tx, spec.evaluate, entry))
         found.append(report if report is not None and report.checked else None)
@@ -132,7 +132,7 @@ def tokenizer_key(spec: JobSpec) -> str:
     return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
 
 
-def _uncut(facts: TokenFacts, spec: JobSpec, entry: DatasetSpec) -> TokenFacts:
+def uncut(facts: TokenFacts, spec: JobSpec, entry: DatasetSpec) -> TokenFacts:
     """The facts for the job, which may split the texts that are longer than `sequence_len`."""
     is_split = entry.type is RowFormat.TEXT and spec.excess_length_strategy == SPLIT
     return replace(facts, cut=0, cut_lines=()) if is_split else facts

@@ -54,19 +54,20 @@ def refuse_findings(ctx: Context, spec: JobSpec) -> tuple[Finding, ...]:
     Raises `FindingsError` with what to do, or `UnavailableError` while a large file is still being checked.
     """
     reports = file_reports(ctx, spec, wait_s=_submit_wait_s(ctx), only_stops=True)
-    return _refuse_stops(reports, spec.accept_findings)
+    return refuse_stops(reports, spec.accept_findings)
 
 
 def refuse_leaks(ctx: Context, spec: JobSpec, accepted: Collection[str]) -> tuple[Finding, ...]:
     """Refuse an evaluation whose prompts or tasks are training rows. Returns and raises as `refuse_findings` does."""
-    return _refuse_stops(held_out_reports(ctx, spec, wait_s=_submit_wait_s(ctx)), accepted)
+    return refuse_stops(held_out_reports(ctx, spec, wait_s=_submit_wait_s(ctx)), accepted)
 
 
 def _submit_wait_s(ctx: Context) -> float:
     return ctx.checks.submit_wait_s if ctx.checks else 0.0
 
 
-def _refuse_stops(reports: Iterable[FileReport], names: Collection[str]) -> tuple[Finding, ...]:
+def refuse_stops(reports: Iterable[FileReport], names: Collection[str]) -> tuple[Finding, ...]:
+    """The stops in these reports that are accepted by the `names` of their checks. Raises as `refuse_findings` does."""
     accepted: list[Finding] = []
     faults: list[tuple[str, str]] = []
     of_training = False

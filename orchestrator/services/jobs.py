@@ -22,6 +22,7 @@ from orchestrator.services.context import Context, new_id
 from orchestrator.services.data_gate import refuse_findings
 from orchestrator.services.datasets import hold, sweep_discarded, unused_keys
 from orchestrator.services.failed_starts import Explanation
+from orchestrator.services.job_pinning import of_unused
 from orchestrator.services.job_resolution import resolve
 from orchestrator.services.leases import release_lease
 from orchestrator.services.needed_jobs import refuse_if_needed
@@ -107,11 +108,6 @@ class Ready:
     note: str = ""
 
 
-def _of_unused(keys: Collection[str]) -> tuple[str, ...]:
-    shown = ", ".join(" ".join(key.split()) for key in keys)
-    return (f"Keys of the data that are not used in training: {shown}.",) if keys else ()
-
-
 def prepare(
     ctx: Context,
     actor: Actor,
@@ -135,7 +131,7 @@ def prepare(
         spec=resolved,
         as_json=resolved.model_dump(mode="json"),
         need=need,
-        notes=(*noted, *_of_unused(unused_keys(ctx, resolved))),
+        notes=(*noted, *of_unused(unused_keys(ctx, resolved))),
         accepted=refuse_findings(ctx, resolved),
         key=key,
         request_hash=request_hash,

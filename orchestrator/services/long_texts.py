@@ -7,7 +7,7 @@ because its steps are fixed when it is submitted. With `max_steps` its sessions 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import zip_longest
@@ -41,6 +41,13 @@ def split_texts(ctx: Context, spec: JobSpec, begun: Mapping[str, Any] | None = N
     `begun` as in `job_resolution.resolve`. Raises `InvalidError` for a job that asks for what cannot be done, and
     `UnavailableError` while the server is busy.
     """
+    return decided(spec, begun, lambda: _counted(ctx, spec))
+
+
+def decided(
+    spec: JobSpec, begun: Mapping[str, Any] | None, count: Callable[[], PieceCount]
+) -> tuple[JobSpec, tuple[str, ...]]:
+    """The same with another way to count."""
     asked, plain = spec.excess_length_strategy, with_pieces(spec, None, ())
     if asked == TRUNCATE:
         return with_pieces(spec, TRUNCATE, ()), ()
@@ -50,7 +57,7 @@ def split_texts(ctx: Context, spec: JobSpec, begun: Mapping[str, Any] | None = N
     if begun is not None:
         # The checkpoint's place in the data is one among these pieces.
         return with_pieces(spec, SPLIT, [each.get("pieces") for each in begun["datasets"]]), ()
-    counted = _counted(ctx, spec)
+    counted = count()
     if not counted.away:
         return (with_pieces(spec, SPLIT, counted.pieces), (_said(spec, counted),)) if counted.longer else (plain, ())
     if spec.max_steps is not None:

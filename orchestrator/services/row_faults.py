@@ -5,6 +5,9 @@ Only where the model's tokenizer is on this server. Elsewhere the first session 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from orchestrator.domain.errors import InvalidError
 from orchestrator.ports.catalog import Looks, Verdict
 from orchestrator.services.context import Context
@@ -27,7 +30,11 @@ def judge_rows(ctx: Context, spec: JobSpec) -> tuple[str, ...]:
     """
     if ctx.looks is None:
         return ()
-    found = [verdict(ctx, ctx.looks, spec, dataset) for dataset in spec.datasets]
+    return judged([verdict(ctx, ctx.looks, spec, dataset) for dataset in spec.datasets])
+
+
+def judged(found: Sequence[Verdict]) -> tuple[str, ...]:
+    """The same of looks at all datasets of a job."""
     faults = [(f"/datasets/{place}/path", seen.fault) for place, seen in enumerate(found) if seen.fault]
     if not faults and all(seen.untaught for seen in found):
         faults = [("/datasets/0/path", found[0].untaught)]
@@ -63,21 +70,37 @@ def _look(ctx: Context, looks: Looks, spec: JobSpec, dataset: DatasetSpec, now: 
     if stored is None or not looks.has(spec.base_model):
         return Verdict(at=now, away=True)
     with copied(ctx, stored) as path:
-        look = looks.of(
-            spec.base_model,
-            path,
-            dataset.type,
-            FileFormat(stored.file_format),
-            sequence_len=spec.sequence_len,
-            train_on_inputs=spec.train_on_inputs,
-            encoding=spec.encoding,
-            rendered_at=spec.rendered_at,
-            taught=dataset.taught,
-            chat_template=spec.own_template,
-            split_texts=spec.excess_length_strategy != TRUNCATE,
-            new_tokens=spec if spec.new_tokens else None,
-            local_only=True,
-        )
+        return look_at(looks, spec, dataset, path, FileFormat(stored.file_format), now=now, local_only=True)
+
+
+def look_at(
+    looks: Looks,
+    spec: JobSpec,
+    dataset: DatasetSpec,
+    path: Path,
+    container: FileFormat,
+    *,
+    now: float,
+    token: str | None = None,
+    local_only: bool = False,
+) -> Verdict:
+    """What a look at the rows of this file finds. `token` and `local_only` as in `Looks.of`."""
+    look = looks.of(
+        spec.base_model,
+        path,
+        dataset.type,
+        container,
+        sequence_len=spec.sequence_len,
+        train_on_inputs=spec.train_on_inputs,
+        encoding=spec.encoding,
+        rendered_at=spec.rendered_at,
+        taught=dataset.taught,
+        chat_template=spec.own_template,
+        split_texts=spec.excess_length_strategy != TRUNCATE,
+        new_tokens=spec if spec.new_tokens else None,
+        token=token,
+        local_only=local_only,
+    )
     pieces = [piece_count(tokens, spec.sequence_len) for tokens in look.lengths]
     return Verdict(
         at=now,

@@ -66,17 +66,21 @@ def resolve(
                 f"{path} is neither a job nor an upload. Name a finished job of yours by its id, or a folder of your "
                 "computer, which the command line uploads. Of an adapter on a hub, download the folder first."
             )
+    return pinned_to(spec, start, files), files, (f"The job continues from {source_of(start)}.",)
+
+
+def pinned_to(spec: JobSpec, start: StartAdapter, files: AdapterFiles) -> JobSpec:
+    """The spec with this adapter and its settings. Raises `InvalidError` for a job that does not fit it."""
     if faults := conflicts(spec, files):
         words = "; ".join(f"{pointer[1:]}: {fault}" for pointer, fault in faults)
         raise InvalidError(f"The job does not fit the adapter that it continues from. {words}", faults)
     taken = {key: value for key, value in files.settings.items() if key not in spec.model_fields_set}
     filled = spec.model_copy(update={"lora_model": start, "lora_model_dir": f"{_SHA256}{start.sha256}", **taken})
     try:
-        pinned = JobSpec.model_validate(filled.model_dump(mode="json"))
+        return JobSpec.model_validate(filled.model_dump(mode="json"))
     except ValidationError as error:
         words = "; ".join(f"{key[1:]}: {fault}" for key, fault in explain(error))
         raise InvalidError(f"The adapter's settings are not those of a job. {words}", [(POINTER, words)]) from error
-    return pinned, files, (f"The job continues from {source_of(start)}.",)
 
 
 def source_of(start: StartAdapter) -> str:

@@ -238,7 +238,7 @@ def test_nothing_of_a_text_that_is_split_is_cut_off(kind: str, way: str | None, 
     given = {"base_model": "org/m", "datasets": [{"path": "x", "type": kind}], "max_steps": 1}
     job = JobSpec.model_validate(given | {"excess_length_strategy": way})
     facts = TokenFacts(rows=10, trained=4, cut=3, cut_lines=(2,))
-    assert data_checking._uncut(facts, job, job.datasets[0]).cut == cut
+    assert data_checking.uncut(facts, job, job.datasets[0]).cut == cut
 
 
 _DATASET = {

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from orchestrator.domain.errors import InvalidError
 from orchestrator.ports.catalog import DatasetFile
-from orchestrator.services import assignments, clones, dataset_preparing, datasets, jobs
+from orchestrator.services import clones, dataset_preparing, datasets, jobs
 from orchestrator.services.dataset_preparing import Most, Source, prepared
 from tests.helpers.world import FakeCatalog, World
 from worker.shared.dataset_files import DatasetError, Message, Row, inspect, read_rows
@@ -321,7 +321,7 @@ class Folder(FakeCatalog):
 
 @only_sqlite
 def test_a_job_of_shards_is_pinned_cloned_and_sent_with_usual_names(world: World, tmp_path: Path) -> None:
-    """Guards: without `mapping` kept in the pinned file its clone was refused; without `as_read` in `_for_machines` an
+    """Guards: without `mapping` kept in the pinned file its clone was refused; without `as_read` in `for_machines` an
     older machine refused the job."""
     files = [tmp_path / "train-00000-of-00002.jsonl", tmp_path / "train-00001-of-00002.jsonl"]
     for file in files:
@@ -341,7 +341,7 @@ def test_a_job_of_shards_is_pinned_cloned_and_sent_with_usual_names(world: World
     assert {name: pinned[name] for name in names} == names
     again = clones.clone(world.ctx, world.actors["alice"], job.id, {})
     assert again.spec["datasets"] == [pinned]
-    machine = assignments.for_machines(JobSpec.model_validate(job.spec))
+    machine = JobSpec.model_validate(job.spec).for_machines
     assert machine.model_dump(mode="json")["datasets"] == [
         {k: v for k, v in pinned.items() if k not in {*names, "name"}}
     ]

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.domain.errors import ConflictError, InvalidError
 from orchestrator.domain.lifecycle import JobState
-from orchestrator.services import job_resolution
+from orchestrator.services import job_pinning
 from orchestrator.services.dispatch import dispatch
 from orchestrator.services.model_cards import card
 from tests.helpers.world import Worker, World
@@ -80,7 +80,7 @@ def test_a_split_without_rows_has_no_loss_to_choose_by(world1: World) -> None:
     one_row = spec.model_copy(update={"datasets": (spec.datasets[0].model_copy(update={"rows": 1}),)})
     assert one_row.eval_rows == 0
     with pytest.raises(InvalidError, match="has no rows, so there is no validation loss to choose by"):
-        job_resolution.refuse_without_validation(one_row)
+        job_pinning.refuse_without_validation(one_row)
 
 
 @pytest.mark.parametrize(

@@ -142,3 +142,15 @@ def test_credentials_are_in_no_text(hub_world: World) -> None:
     assert TOKEN not in repr(place) + place.address
     hub_world.holder("a", place)
     assert TOKEN.encode() not in (place.read_doc("HEAD.json") or b"")
+
+
+def test_a_repository_of_the_own_account_needs_no_owner(hub_world: World) -> None:
+    """Guard: asked for before the place was opened, an account that the Hub did not tell ended in a traceback."""
+    hub = hub_world.hub
+    assert hub is not None
+    hub.rules.add("GET /api/whoami", status=401)
+    with pytest.raises(RefusedError, match=r"the Hugging Face token may not write to ~/my-run"):
+        open_place("hf://~/my-run", hub_world.credentials)
+    assert open_place("hf://~/my-run", hub_world.credentials).place.address == "hf://ann/my-run"
+    with pytest.raises(RefusedError, match="must be OWNER/NAME"):
+        open_place("hf://~/a/b", hub_world.credentials)

@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.helpers.page_server import PageServer, page_server
 from tests.http.http_client import ROWS
 from trainhop.download import WEIGHTS
+from trainhop.job_author import JobAuthor
 
 ROOT = Path(__file__).parent.parent.parent
 TENSORS = b"the tensors of an adapter"
@@ -105,3 +107,27 @@ def with_a_finished_job(folders: pytest.TempPathFactory) -> Iterator[PageServer]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageServer]:
     with with_a_finished_job(tmp_path_factory) as running:
         yield running
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a person who is signed in nowhere."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub-home"))
+    return tmp_path
+
+
+@pytest.fixture
+def job(folder: Path) -> dict[str, Any]:
+    """A job file with its rows, and with as much of a model as is read before a job begins."""
+    base = folder / "base"
+    base.mkdir()
+    (base / "config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
+    (folder / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n')
+    return {"base_model": str(base), "datasets": [{"path": "rows.jsonl"}], "max_steps": 9, "lora_r": 4}
+
+
+@pytest.fixture
+def author(job: dict[str, Any], folder: Path) -> Any:
+    """Resolves that job file, changed as asked, without a server."""
+    return lambda **changes: JobAuthor("job.yaml", job | changes, folder)

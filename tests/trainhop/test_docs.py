@@ -52,19 +52,21 @@ def played(server: PageServer, folder: Path, stop: threading.Event) -> None:
 
 @pytest.mark.parametrize("text", SNIPPETS)
 def test_a_snippet_runs(text: str, reader: Person, server: PageServer, tmp_path: Path) -> None:
-    of_a_notebook = "notebook.run" in text
+    of_a_notebook, without_server = "notebook.run" in text, "trainhop.run(" in text
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         machine = pool.submit(played, server, tmp_path, stop)
         try:
             program = text.replace(EXAMPLE, server.url).replace("sleep(30)", "sleep(0.1)")
-            said = reader("-c", program, code=1 if of_a_notebook else 0)
+            said = reader("-c", program, code=1 if of_a_notebook or without_server else 0)
         finally:
             stop.set()
         machine.result()
     if of_a_notebook:
         assert "NotebookError: " in said
         assert "code" in said.rpartition("NotebookError: ")[2]
+    elif without_server:  # tests/e2e/test_without_server.py has a place and trains
+        assert "There is no Hugging Face token here" in said
     elif "import OpenAI" in text:
         assert zipfile.ZipFile(reader.folder / "my-adapter.zip").read(WEIGHTS) == TENSORS
     elif "download_adapter" in text:

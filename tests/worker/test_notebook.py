@@ -133,7 +133,7 @@ def test_the_worker_has_its_packages_and_the_kernel_its_own(image, monkeypatch) 
     assert own.worker_folder(wanted) == folder
     assert folder.is_relative_to(image / "cache" / "trainhop" / "packages")
     code = "import shared_thing; print(shared_thing.__version__)"
-    given = session._environment(folder)
+    given = session.environment(folder)
     assert given["WORKER_PACKAGES"] == str(folder)
     said = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True).stdout
     assert said == "2.0\n"
@@ -148,7 +148,7 @@ def test_what_the_cell_itself_lacks_is_borrowed_for_as_long_as_it_runs(image) ->
         assert importlib.import_module("light_thing").__version__ == "1.0"
         assert sys.path[:-1] == before
         code = "import light_thing"
-        subprocess.run([sys.executable, "-c", code], env=session._environment(None), check=True)
+        subprocess.run([sys.executable, "-c", code], env=session.environment(None), check=True)
     assert sys.path == before
     assert "PYTHONPATH" not in os.environ
 

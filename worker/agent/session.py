@@ -59,7 +59,8 @@ def log(text: str) -> None:
 class Session:
     """Implements the trainer's hooks and the saver's `Counter` for one assignment.
 
-    With `can_continue` it asks for another lease after the last step. `keep` is set in an offline session. `_holding`
+    With `can_continue` it asks for another lease after the last step. `apart_s` are the least seconds between saves of
+    an online session. `keep` is set in an offline session. `_holding`
     is true once a file had to be kept there. From then on only reports are sent, because a kept checkpoint counts only
     after the provider has handed it over.
     """
@@ -74,6 +75,7 @@ class Session:
         limits: Limits | None = None,
         *,
         can_continue: bool = False,
+        apart_s: float = 0.0,
     ) -> None:
         self._can_continue = can_continue and assignment.spec.evaluation is None
         self._assignment, self._uplink, self._home, self._ledger = assignment, uplink, home, ledger
@@ -85,7 +87,7 @@ class Session:
         self._cadence = Cadence(
             assignment.mtbf_s,
             assignment.spec.checkpoint.max_interval_s,
-            min_interval_s=offline.min_interval_s(assignment.seconds_left, assignment.uploads) if keep else 0.0,
+            min_interval_s=offline.min_interval_s(assignment.seconds_left, assignment.uploads) if keep else apart_s,
         )
         self._uploads = Uploads(
             assignment.uploads,

@@ -10,7 +10,7 @@ import threading
 from worker.__main__ import main
 
 
-def _leave_with_the_notebook() -> None:
+def leave_with_the_notebook() -> None:
     """Wait for the end of stdin, which the kernel holds open, and then request a graceful stop."""
     while os.read(sys.stdin.fileno(), 4096):  # reading `sys.stdin` would hold its lock at shutdown
         pass
@@ -18,7 +18,7 @@ def _leave_with_the_notebook() -> None:
 
 
 if __name__ == "__main__":
-    threading.Thread(target=_leave_with_the_notebook, daemon=True).start()
+    threading.Thread(target=leave_with_the_notebook, daemon=True).start()
     code = main(can_continue=False)  # the cell shows one job
     sys.stdout.flush()
     sys.stderr.flush()

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -60,7 +60,7 @@ def _probe() -> Hardware:
         raise NotebookError("This kernel has no torch. Choose another kernel, or install it with `pip install torch`.")
     done = subprocess.run(
         tied([sys.executable, "-m", "worker.agent.hardware"]),
-        env=_environment(None),
+        env=environment(None),
         capture_output=True,
         text=True,
         check=False,
@@ -70,7 +70,7 @@ def _probe() -> Hardware:
     return Hardware.model_validate_json(done.stdout.strip().splitlines()[-1])
 
 
-def _environment(folder: Path | None) -> dict[str, str]:
+def environment(folder: Path | None) -> dict[str, str]:
     """The kernel's environment with this worker, and its packages if installed, first on the path."""
     package, inherited = Path(worker.__file__).parents[1], os.environ.get("PYTHONPATH", "")
     path = search_path([package, *([folder] if folder else [])], inherited)
@@ -96,12 +96,12 @@ def _run(connection: Connection, claimed: Claimed, home: Path, progress: Progres
         _send_last_message(connection, claimed, "drained", "interrupted before it started")
         return "Stopped before training started. The job is queued again."
     log = home / LOG
-    interrupted, requested = _watch(child, outbox, log, connection, progress, panel)
+    interrupted, requested = watch(child, outbox, log, connection, progress, panel)
     code = child.returncode
     if not connection.flush(log):
         code = code or UNDELIVERED
     last = _with_server_reason(outbox.last, requested)
-    return _summary(connection, claimed, code, last, _last_output_line(log), interrupted)
+    return _summary(connection, claimed, code, last, last_output_line(log), interrupted)
 
 
 def _start(claimed: Claimed, home: Path, packages: Path) -> subprocess.Popen[bytes]:
@@ -112,7 +112,7 @@ def _start(claimed: Claimed, home: Path, packages: Path) -> subprocess.Popen[byt
         # In its own session, so that an interrupt of the cell reaches only the kernel, which then stops the worker.
         return subprocess.Popen(
             [sys.executable, "-m", "worker.notebook.attended", str(ticket)],
-            env=_environment(packages),
+            env=environment(packages),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -120,8 +120,8 @@ def _start(claimed: Claimed, home: Path, packages: Path) -> subprocess.Popen[byt
         )
 
 
-def _watch(
-    child: subprocess.Popen[bytes], outbox: Tail, log: Path, connection: Connection, progress: Progress, panel: Panel
+def watch(
+    child: subprocess.Popen[bytes], outbox: Tail, log: Path, connection: Polled, progress: Progress, panel: Panel
 ) -> tuple[bool, Next]:
     """Follow the worker to its end. Returns whether the person interrupted it, and what the server requested.
 
@@ -148,6 +148,14 @@ def _watch(
             else:
                 child.terminate()
             interrupted = True
+
+
+class Polled(Protocol):
+    """The part of a `Connection` that is called while the worker runs."""
+
+    def poll(self, log: Path) -> Next:
+        """See `Connection`."""
+        ...
 
 
 class Tail:
@@ -204,7 +212,7 @@ def _summary(
             pass
     if code == 3:
         return f"The lease of this session has ended, so it stopped ({log}). See `trainhop show {job}`."
-    why = "it was interrupted" if interrupted else _exit_reason(code, log)
+    why = "it was interrupted" if interrupted else exit_reason(code, log)
     _send_last_message(connection, claimed, "drained" if interrupted else "failed", why)
     return f"The worker ended early: {why}. The job resumes from its last checkpoint. {again}."
 
@@ -224,7 +232,8 @@ def _release_summary(last: Release, job: str, again: str) -> str:
             return f"This machine cannot run the job ({last.detail}). The job is queued again."
 
 
-def _exit_reason(code: int, log: str) -> str:
+def exit_reason(code: int, log: str) -> str:
+    """How the worker ended. `log` is its last line."""
     if code == -9:
         return "it was killed, probably because this machine ran out of memory"
     return f"exit code {code} ({log})" if log else f"exit code {code}"
@@ -250,7 +259,7 @@ def _send_last_message(
         connection.send(claimed, Release(**fields, reason=reason, detail=detail, cause=cause, has_remedy=bool(cause)))
 
 
-def _last_output_line(log: Path) -> str:
+def last_output_line(log: Path) -> str:
     """The last line of the worker's output that is not a signed message."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     return next((x.strip()[:300] for x in reversed(lines) if x.strip() and not x.startswith(LINE_MARK)), "")

@@ -23,8 +23,17 @@ PACKAGES = ("trainhop", "worker")
 NEEDED = ("httpx", "numpy", "pydantic", "safetensors", "stamina")
 """What a worker imports besides its training libraries. The other dependencies belong to the command line."""
 NO_SESSION_NEEDS = (
+    "trainhop/job_author.py",
+    "trainhop/job_data.py",
+    "trainhop/place_access.py",
+    "trainhop/place_process.py",
+    "trainhop/without_server.py",
+    "worker/notebook/place_cell.py",
+    "worker/notebook/place_session.py",
+    "worker/notebook/place_uplink.py",
     "worker/shared/data_checks",
     "worker/shared/installation.py",
+    "worker/shared/place_job.py",
     "worker/shared/shared_places",
     "worker/training/end_counts.py",
     "worker/training/piece_counts.py",

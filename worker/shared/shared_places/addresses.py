@@ -30,13 +30,15 @@ class Credentials:
     """What may be needed to reach a place. Neither is ever part of a message.
 
     `hub_token` is a token of the Hugging Face Hub; None uses the one that its client finds. `drive_token` returns a
-    valid access token for Google Drive each time it is called. The endpoints are addresses of emulators.
+    valid access token for Google Drive each time it is called. The endpoints are addresses of emulators, and
+    `drive_settle_s` replaces `google_drive.SETTLE_S` for one.
     """
 
     hub_token: str | None = None
     drive_token: Callable[[], str] | None = None
     hub_endpoint: str | None = None
     drive_endpoint: str | None = None
+    drive_settle_s: float | None = None
 
     def __repr__(self) -> str:
         return "Credentials(...)"
@@ -91,9 +93,13 @@ def _drive(folder: str, credentials: Credentials, sleep: Callable[[float], None]
         raise RefusedError(f"write drive://FOLDER with the name of one folder of at most {MAX_FOLDER_NAME} characters")
     if credentials.drive_token is None:
         raise RefusedError("drive:// needs a sign-in to Google. Run it in a notebook that can sign you in")
-    from worker.shared.shared_places.google_drive import DriveFolder
+    from worker.shared.shared_places.google_drive import SETTLE_S, DriveFolder
 
-    return DriveFolder(unquote(folder), credentials.drive_token, endpoint=credentials.drive_endpoint, sleep=sleep)
+    asked = credentials.drive_settle_s
+    settle_s = SETTLE_S if asked is None else asked
+    return DriveFolder(
+        unquote(folder), credentials.drive_token, endpoint=credentials.drive_endpoint, sleep=sleep, settle_s=settle_s
+    )
 
 
 def _folder(address: str) -> Path:

@@ -59,9 +59,10 @@ class DriveFolder:
         endpoint: str | None = None,
         client: httpx.Client | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        settle_s: float = SETTLE_S,
     ) -> None:
         self.address = f"drive://{folder}"
-        self._title, self._token, self._sleep = folder, token, sleep
+        self._title, self._token, self._sleep, self._settle_s = folder, token, sleep, settle_s
         self._root = endpoint or ADDRESS
         is_local = urlsplit(self._root).hostname in ("127.0.0.1", "localhost", "::1")
         self._client = client or httpx.Client(timeout=TIMEOUT_S, verify=certificates(), trust_env=not is_local)
@@ -152,7 +153,7 @@ class DriveFolder:
         """The id of a document. Raises `MissingError`."""
         if title not in self._ids:
             if self._files(title):
-                self._sleep(SETTLE_S)
+                self._sleep(self._settle_s)
             files = self._files(title)
             if not files:
                 raise MissingError(f"{title} is missing in {self.address}")
@@ -168,7 +169,7 @@ class DriveFolder:
                 about = {"id": self._new_id(FOLDER), "title": self._title, "mimeType": FOLDER}
                 with contextlib.suppress(_TakenError):
                     self._call("POST", "files", json=about, params={"fields": "id"})
-                self._sleep(SETTLE_S)
+                self._sleep(self._settle_s)
             folders = self._folders()
             if not folders:
                 raise self._not_listed(self._title)

@@ -27,6 +27,7 @@ from worker.shared.shared_places.errors import (
 from worker.shared.shared_places.place import MAX_DOC_BYTES, READ_BYTES, Blob, digest
 
 DOCUMENTS = "documents/"
+MINE = "~/"
 SWAP_TRIES = 4
 """How often a commit is repeated that lost to one that left the document as it is."""
 TIMEOUT_S = 120.0
@@ -40,6 +41,8 @@ _NO_SPACE = re.compile(r"storage|quota", re.IGNORECASE)
 class HubRepository:
     """A place in this repository, which is created if it is missing. Raises `RefusedError` if it cannot be one.
 
+    `~/NAME` is one of the token's own account.
+
     The Hub limits commits, so signs of life are five minutes apart.
     """
 
@@ -47,19 +50,24 @@ class HubRepository:
     patience_s = 900.0
 
     def __init__(self, repo: str, *, token: str | None = None, endpoint: str | None = None, api: Any = None) -> None:
+        mine = repo.startswith(MINE)
         try:
-            self._repo = repo_name(repo)
+            repo_name(repo.replace(MINE, "me/", 1))
+            self._repo = repo
         except ValueError as error:
             raise RefusedError(f"hf://{repo[:MAX_WORDS]}: {error}") from None
-        self.address = f"hf://{self._repo}"
+        self.address = f"hf://{repo}"
         self._api = api or _client(endpoint, token)
         self._tip: str | None = None
         self._known: dict[str, tuple[str, bytes]] = {}
-        self._prepare()
+        self._prepare(is_mine=mine)
 
-    def _prepare(self) -> None:
+    def _prepare(self, *, is_mine: bool) -> None:
         with self._translated():
             owner, me = self._repo.split("/")[0], self._api.whoami()
+        if is_mine:
+            self._repo = f"{me['name']}/{self._repo.partition('/')[2]}"
+            self.address, owner = f"hf://{self._repo}", me["name"]
         if me["name"].lower() != owner.lower():
             raise RefusedError(
                 f"{self.address} belongs to {owner}, but the token belongs to {me['name']}. Write hf://{me['name']}/NAME"
