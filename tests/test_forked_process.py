@@ -15,6 +15,7 @@ import pytest
 from benchmarks.tiny_job import write_rows
 from benchmarks.tiny_model import byte_tokenizer
 from orchestrator.adapters.token_preview import TokenLooks
+from tests.helpers import forked_process
 from tests.helpers.forked_process import ROOT, ForkedProcess, forks, lines
 from tests.helpers.waiting import wait_for
 from worker.shared import limited_call
@@ -56,7 +57,7 @@ def test_a_variable_of_the_test_itself_counts(monkeypatch: pytest.MonkeyPatch) -
         process.communicate()
 
 
-def test_a_program_that_begins_with_our_lines_forks_and_has_nothing_of_ours(tmp_path: Path) -> None:
+def test_a_program_with_our_lines_forks_and_has_nothing_of_ours(tmp_path: Path) -> None:
     program = f"""{lines()}
 import subprocess
 print([name for name in sys.modules if name.partition(".")[0] in ("tests", "worker")], sys.path[0] == {str(ROOT)!r})
@@ -99,6 +100,17 @@ def test_its_command_variables_folder_and_umask_are_its_own(environment: dict[st
     finally:
         server.kill()
     assert server.wait(60) == -signal.SIGKILL
+
+
+def test_whoever_is_killed_before_it_asks_does_not_end_a_fork_server() -> None:
+    """Guard: without the look at an empty message the fork server failed, and every later process waited in vain."""
+    with begin("--version", stdout=subprocess.PIPE) as process:
+        assert process._answers is not None
+        address = Path(process._answers.getpeername())
+        process.communicate()
+    forked_process._connect(address).close()
+    with begin("--version", stdout=subprocess.PIPE) as process:
+        assert process.communicate()[0].startswith(b"trainhop ")
 
 
 def test_a_tied_process_ends_with_whoever_started_it(tmp_path: Path) -> None:

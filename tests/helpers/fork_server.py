@@ -118,6 +118,9 @@ def serve(program: str, address: Path) -> str:
             continue
         caller = listener.accept()[0]
         message, streams, *_ = socket.recv_fds(caller, MAX_REQUEST, 3)
+        if not message:  # whoever connected was killed before it asked
+            caller.close()
+            continue
         request = json.loads(message)
         pid = os.fork()
         if pid == 0:
