@@ -19,7 +19,7 @@ from orchestrator.services.adapter_files import AdapterError, AdapterFiles, pack
 from orchestrator.services.context import new_id
 from orchestrator.services.dataset_preparing import Source
 from orchestrator.services.job_checks import names_modules, notes, refuse_what_the_model_lacks
-from orchestrator.services.job_pinning import fixed, of_unused, pinned, refuse_keys_of_the_server
+from orchestrator.services.job_pinning import fixed, for_machines, of_unused, pinned, refuse_keys_of_the_server
 from orchestrator.services.start_adapters import pinned_to
 from orchestrator.services.template_trial import refuse_bad_template
 from trainhop.errors import Error, problem_lines
@@ -77,7 +77,7 @@ class JobAuthor:
         unused = of_unused(dict.fromkeys(data.unused))
         job = PlaceJob(
             id=new_id("job", time.time()),
-            spec=final.for_machines,
+            spec=for_machines(final),
             rendered_at=final.rendered_at,
             data=tuple(data.named),
             asked=asked,

@@ -9,6 +9,7 @@ from orchestrator.domain.jobs import Checkpoint, Job, Lease
 from orchestrator.ports.stores import Links, Store, StoreError
 from orchestrator.services import model_files
 from orchestrator.services.context import Context
+from orchestrator.services.job_pinning import for_machines
 from orchestrator.services.leases import Begun, held, lease_prefix
 from orchestrator.services.read_grants import bound
 from orchestrator.services.stores import from_store
@@ -55,7 +56,7 @@ def describe_job(
         job=job.id,
         lease=lease.id,
         fence=lease.fence,
-        spec=spec.for_machines,
+        spec=for_machines(spec),
         rendered_at=spec.rendered_at,
         seconds_left=seconds_left,
         report_every_s=ctx.limits.report_every_s,

@@ -13,6 +13,7 @@ from orchestrator.ports.catalog import BaseModel
 from orchestrator.services.long_texts import strategy_of
 from worker.shared.dataset_spec import DatasetSpec, RowFormat
 from worker.shared.job_spec import ENCODING, NUMERICS, VAL_SPLIT, JobSpec
+from worker.shared.long_texts import TRUNCATE
 from worker.shared.methods import refused_rows
 
 NEWEST: Mapping[str, int | None] = {"encoding": ENCODING, "numerics": NUMERICS, "val_split": VAL_SPLIT}
@@ -116,3 +117,17 @@ def _refuse_other_rows(spec: JobSpec, datasets: Sequence[DatasetSpec]) -> None:
         if given and dataset.type is RowFormat.TEXT:
             message = f"{', '.join(given)}: plain texts have no turns. Remove the keys, or use rows of conversations."
             raise InvalidError(message, [(f"/datasets/{place}/{given[0]}", message)])
+
+
+def for_machines(spec: JobSpec) -> JobSpec:
+    """The job file without what only the server reads, because older workers refuse its keys."""
+    own: dict[str, Any] = {"rendered_at": None, "evaluate": None, "hub_model_id": None, "hub_private": True}
+    own["report_to"] = ()
+    if spec.excess_length_strategy == TRUNCATE:  # as without the key
+        own["excess_length_strategy"] = None
+    own["datasets"] = tuple(each.as_read for each in spec.datasets)
+    if (asked := spec.evaluation) is not None:
+        files = {"prompts": asked.prompts, "tasks": asked.tasks}
+        plain = {key: file.as_read for key, file in files.items() if file is not None}
+        own["evaluation"] = asked.model_copy(update=plain)
+    return spec.model_copy(update=own)

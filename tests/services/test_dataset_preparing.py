@@ -17,6 +17,7 @@ from orchestrator.domain.errors import InvalidError
 from orchestrator.ports.catalog import DatasetFile
 from orchestrator.services import clones, dataset_preparing, datasets, jobs
 from orchestrator.services.dataset_preparing import Most, Source, prepared
+from orchestrator.services.job_pinning import for_machines
 from tests.helpers.world import FakeCatalog, World
 from worker.shared.dataset_files import DatasetError, Message, Row, inspect, read_rows
 from worker.shared.dataset_spec import DatasetSpec, FileFormat, RowFormat
@@ -341,7 +342,7 @@ def test_a_job_of_shards_is_pinned_cloned_and_sent_with_usual_names(world: World
     assert {name: pinned[name] for name in names} == names
     again = clones.clone(world.ctx, world.actors["alice"], job.id, {})
     assert again.spec["datasets"] == [pinned]
-    machine = JobSpec.model_validate(job.spec).for_machines
+    machine = for_machines(JobSpec.model_validate(job.spec))
     assert machine.model_dump(mode="json")["datasets"] == [
         {k: v for k, v in pinned.items() if k not in {*names, "name"}}
     ]

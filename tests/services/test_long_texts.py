@@ -16,6 +16,7 @@ from orchestrator.domain.errors import InvalidError
 from orchestrator.ports.catalog import PieceCount, TokenLook
 from orchestrator.services import clones, datasets, jobs, plans
 from orchestrator.services.dispatch import dispatch
+from orchestrator.services.job_pinning import for_machines
 from orchestrator.services.long_texts import NOT_HERE, TOO_LONG, strategy_of
 from tests.helpers.world import FakeCatalog, World
 from worker.shared.job_spec import JobSpec
@@ -96,11 +97,11 @@ def test_a_job_without_pieces_is_the_one_that_it_was(world: World, tmp_path: Pat
     world.ctx = replace(world.ctx, looks=Here())
     job, said = submitted(world, spec_of(uploaded(world, tmp_path, *TEXTS), **keys))
     assert (job.total_steps, said) == (2, "")
-    sent = job.for_machines.model_dump(mode="json")
+    sent = for_machines(job).model_dump(mode="json")
     assert "excess_length_strategy" not in sent
     assert "pieces" not in sent["datasets"][0]
     assert job.excess_length_strategy == keys.get("excess_length_strategy"), "a clone cuts, too"
-    assert Recipe.of(job) == Recipe.of(job.for_machines)
+    assert Recipe.of(job) == Recipe.of(for_machines(job))
 
 
 @only_sqlite

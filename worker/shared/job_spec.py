@@ -17,7 +17,7 @@ from worker.shared.evaluation_units import Unit, prompts_at_once, units
 from worker.shared.export_spec import ChatSpec, ExportSpec
 from worker.shared.hub_names import RepoName
 from worker.shared.judge_prompt import MAX_OUTPUT_TOKENS, TEXT_TOKENS
-from worker.shared.long_texts import TRUNCATE, Strategy
+from worker.shared.long_texts import Strategy
 from worker.shared.methods import MethodKeys
 from worker.shared.own_template import USUAL, Template, TemplateName, fault_of, template_of
 from worker.shared.plain_errors import MAX_KEY, nearest
@@ -254,20 +254,6 @@ class JobSpec(StartAdapterKeys, AdapterSettings, MethodKeys, Subject):
     def own_template(self) -> str | None:
         """The chat template of this job. None for the one that comes with the base model."""
         return template_of(self.chat_template, self.chat_template_jinja)
-
-    @property
-    def for_machines(self) -> JobSpec:
-        """The job file without what only the server reads, because older workers refuse its keys."""
-        own: dict[str, Any] = {"rendered_at": None, "evaluate": None, "hub_model_id": None, "hub_private": True}
-        own["report_to"] = ()
-        if self.excess_length_strategy == TRUNCATE:  # as without the key
-            own["excess_length_strategy"] = None
-        own["datasets"] = tuple(each.as_read for each in self.datasets)
-        if (asked := self.evaluation) is not None:
-            files = {"prompts": asked.prompts, "tasks": asked.tasks}
-            plain = {key: file.as_read for key, file in files.items() if file is not None}
-            own["evaluation"] = asked.model_copy(update=plain)
-        return self.model_copy(update=own)
 
     @property
     def schedule_fault(self) -> str:
