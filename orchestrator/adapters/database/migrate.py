@@ -55,5 +55,5 @@ def _version(connection) -> str | None:  # noqa: ANN001  a SQLAlchemy connection
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
-HEAD = "0024"
+HEAD = "0025"
 """The newest revision under `migrations/versions`. A test compares the two."""
