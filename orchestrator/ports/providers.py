@@ -385,7 +385,10 @@ class SupportsDiagnosis(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class JoinedMachine:
-    """The last report of a machine. `seen_at` is when it came, `ahead_s` how far its clock was ahead of the server's."""
+    """The last report of a machine. `seen_at` is when it came (0: before this server was started).
+
+    `ahead_s` is how far its clock was ahead of the server's.
+    """
 
     seen_at: float
     offer: MachineOffer
@@ -401,8 +404,8 @@ class SupportsJoining(Protocol):
         """Note what a machine reports, and return what it has to do. A repeated report has no effect."""
         ...
 
-    def orders(self, account_id: str) -> Orders:
-        """What a machine has to do and has not reported as done."""
+    def has_orders(self, account_id: str) -> bool:
+        """Whether a machine has new orders since its last report. Cheap, without a call or a file."""
         ...
 
     def machine(self, account_id: str) -> JoinedMachine | None:

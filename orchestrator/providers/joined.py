@@ -108,6 +108,7 @@ class JoinedProvider(Provider):
         self._reported: dict[str, dict[str, SessionReport]] = {}
         self._waiting: defaultdict[str, dict[str, StartOrder]] = defaultdict(dict)
         self._open: defaultdict[str, set[str]] = defaultdict(set)
+        self._new: set[str] = set()
         (self._folder / "machines").mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in self._folder.glob("*/session.json"):
             self._remember(path.parent.name)
@@ -194,7 +195,8 @@ class JoinedProvider(Provider):
             for session in report.sessions:
                 is_news |= self._take(account.id, session)
             is_news |= self._compare(account.id)
-            answer = self.orders(account.id).model_copy(update={"sizes": self._sizes(report)})
+            self._new.discard(account.id)
+            answer = self._orders(account.id).model_copy(update={"sizes": self._sizes(report)})
         if is_news:
             self._env.notify()
         return answer
@@ -242,21 +244,23 @@ class JoinedProvider(Provider):
             for session in report.sessions
         }
 
-    def orders(self, account_id: str) -> Orders:
-        with self._lock:
-            reported = self._reported.get(account_id, {})
-            records = {lease: self._of(lease).read() for lease in reported}
-            running = [lease for lease, session in reported.items() if session.state == "running"]
-            return Orders(
-                start=tuple(self._waiting[account_id].values()),
-                stop=tuple(lease for lease in running if records[lease].stop),
-                # A session without a record is of an earlier life of the machine, and its lease is over.
-                forget=tuple(
-                    lease
-                    for lease, record in records.items()
-                    if lease not in running and (record.forget or record.account != account_id)
-                ),
-            )
+    def has_orders(self, account_id: str) -> bool:
+        return account_id in self._new
+
+    def _orders(self, account_id: str) -> Orders:
+        reported = self._reported[account_id]
+        records = {lease: self._of(lease).read() for lease in reported}
+        running = [lease for lease, session in reported.items() if session.state == "running"]
+        return Orders(
+            start=tuple(self._waiting[account_id].values()),
+            stop=tuple(lease for lease in running if records[lease].stop),
+            # A session without a record is of an earlier life of the machine, and its lease is over.
+            forget=tuple(
+                lease
+                for lease, record in records.items()
+                if lease not in running and (record.forget or record.account != account_id)
+            ),
+        )
 
     # --- sessions ---
 
@@ -271,6 +275,7 @@ class JoinedProvider(Provider):
             write_private(notes.folder / "order.json", order.model_dump_json())
             self._waiting[request.account.id][lease] = order
             self._open[request.account.id].add(lease)
+            self._new.add(request.account.id)
         return lease
 
     def _variables(self, account: Account) -> dict[str, str]:
@@ -311,6 +316,7 @@ class JoinedProvider(Provider):
             if record.account and not (record.ended or record.stop):
                 self._of(handle.lease_id).write(stop=True)
                 self._waiting[record.account].pop(handle.lease_id, None)
+                self._new.add(record.account)
 
     def collect_outputs(self, handle: Handle) -> SessionOutput:
         return SessionOutput(messages=left_messages(self._home(handle.lease_id) / _FILES["messages"][0]))
@@ -322,6 +328,7 @@ class JoinedProvider(Provider):
                 return
             record = notes.write(stop=True, forget=True)
             self._waiting[record.account].pop(handle.lease_id, None)
+            self._new.add(record.account)
             for name in ("order.json", _FILES["messages"][0]):
                 (notes.folder / name).unlink(missing_ok=True)
 

@@ -17,6 +17,7 @@ from orchestrator.ports.providers import (
     ProviderError,
     SupportsCheck,
     SupportsIdentity,
+    SupportsJoining,
 )
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.access import find_served_member, require_admin
@@ -44,6 +45,9 @@ def add_account(
     enters them, the owner has to agree first.
     """
     driver = driver_of(ctx, provider)
+    if isinstance(driver, SupportsJoining):
+        words = "Machines join by themselves. Create a code with `trainhop accounts code`."
+        raise InvalidError(words, [("/provider", words)])
     capabilities = driver.capabilities
     _refuse_secrets(capabilities, config)
     check_settings(driver, config)
@@ -349,6 +353,9 @@ def remove_account(ctx: Context, actor: Actor, account_id: str) -> None:
                 f"{account.name} has running sessions ({busy[account.id]}). Pause it and wait for them, or cancel them."
             )
         tx.accounts.delete(account.id)
+    driver = next((e.provider for e in ctx.providers.entries() if e.name == account.provider), None)
+    if isinstance(driver, SupportsJoining):
+        driver.forget_machine(account.id)
 
 
 def owned(tx: Transaction, actor: Actor, account_id: str) -> Account:

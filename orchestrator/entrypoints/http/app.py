@@ -23,6 +23,7 @@ from orchestrator.entrypoints.api import (
     evaluations,
     hub_token,
     jobs,
+    joined_machines,
     judges,
     members,
     model_search,
@@ -130,6 +131,7 @@ def make_app(app: App) -> FastAPI:
         providers,
         hub_token,
         checks,
+        joined_machines,
         notifications,
         stores,
     )
