@@ -159,13 +159,9 @@ class JoinedProvider(Provider):
             return replace(room, closed_reason="its machine has not called yet")
         offer = known.offer
         room = replace(room, memory_bytes=offer.memory_bytes, gpu=offer.gpu)
-        if silent := self._silence(account.id):
-            return replace(room, closed_reason=silent)
-        return replace(
-            room,
-            slots=0 if offer.closed_reason else min(wanted.slots, offer.slots),
-            closed_reason=offer.closed_reason,
-        )
+        if closed := offer.closed_reason or self._silence(account.id):
+            return replace(room, closed_reason=closed)
+        return replace(room, slots=min(wanted.slots, offer.slots))
 
     def _silence(self, account_id: str) -> str:
         """In words how long the machine has not called, or nothing."""

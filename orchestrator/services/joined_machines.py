@@ -13,7 +13,8 @@ from orchestrator.ports.providers import JoinedMachine, Provider, ProviderUnavai
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.accounts import owned
 from orchestrator.services.context import Context, new_id
-from worker.shared.joined_messages import JOIN_PROTOCOL, Joined, JoinRequest, MachineReport, Orders
+from worker.shared import wheel
+from worker.shared.joined_messages import JOIN_PROTOCOL, Joined, JoinRequest, MachineReport, Orders, WorkerFile
 
 CODE_LASTS_S = 24 * 3600.0
 REMEMBERED_S = 60 * 86_400.0
@@ -145,7 +146,8 @@ def report(ctx: Context, account: Account, message: MachineReport) -> Orders:
     orders = driver.exchange(account, message)
     if before is None or before.seen_at == 0.0 or before.offer != message.offer:
         ctx.wake()
-    return orders
+    worker = wheel.build(adapters=True)
+    return orders.model_copy(update={"worker": WorkerFile(name=worker.name, sha256=worker.sha256)})
 
 
 def has_orders(ctx: Context, account: Account) -> bool:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from worker.shared.messages import Ticket
-from worker.shared.wire import Count, Line, MaybeNumber, Size, Text, Wire, first_entries, first_lines
+from worker.shared.wire import Count, Line, MaybeNumber, Sha256, Size, Text, Wire, first_entries, first_lines
 
 JOIN_PROTOCOL = 1
 """Increased when an old agent could misread a new server."""
@@ -119,6 +119,13 @@ class StartOrder(Wire):
     variables: Annotated[dict[str, str], first_entries(100)] = Field(default_factory=dict)
 
 
+class WorkerFile(Wire):
+    """The wheel with the server's worker, which it serves under this name and sha256."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]{1,100}$")]
+    sha256: Sha256
+
+
 class Orders(Wire):
     """What the server wants of a machine now.
 
@@ -129,9 +136,5 @@ class Orders(Wire):
     start: tuple[StartOrder, ...] = ()
     stop: tuple[str, ...] = ()
     forget: tuple[str, ...] = ()
+    worker: WorkerFile | None = None
     sizes: dict[str, dict[LogName, int]] = Field(default_factory=dict)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to do."""
-        return not (self.start or self.stop or self.forget)

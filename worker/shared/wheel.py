@@ -23,8 +23,11 @@ PACKAGES = ("trainhop", "worker")
 NEEDED = ("httpx", "numpy", "pydantic", "safetensors", "stamina")
 """What a worker imports besides its training libraries. The other dependencies belong to the command line."""
 NO_SESSION_NEEDS = (
+    "worker/joined",
     "worker/shared/data_checks",
     "worker/shared/installation.py",
+    "worker/shared/joined_messages.py",
+    "worker/shared/session_process.py",
     "worker/shared/shared_places",
     "worker/training/end_counts.py",
     "worker/training/piece_counts.py",
