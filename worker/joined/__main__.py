@@ -8,6 +8,7 @@ from pathlib import Path
 
 from worker.joined import agent
 from worker.joined.membership import MachineError
+from worker.joined.prepare import Prepared
 from worker.joined.server import Left
 
 LEFT = 3
@@ -19,10 +20,10 @@ def say(text: str) -> None:
     print(f"trainhop: {text}", flush=True)
 
 
-def main(folder: Path) -> int:
-    """Run the agent until it is told to end. Returns the exit code."""
+def main(folder: Path, checked: Prepared | None = None) -> int:
+    """Run the agent until it is told to end. Returns the exit code. `checked` is what a join has found out."""
     try:
-        found = agent.make(folder, say)
+        found = agent.make(folder, say, checked=checked)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: found.is_stopped.set())
         say(f"{found.membership.name} works for {found.membership.server}")

@@ -37,7 +37,8 @@ LEAVING = {"leave": "it is leaving", "drain": "it was drained for a restart"}
 class Agent:
     """One joined machine. `say` shows a line to a person. `measure` finds the GPUs for a version of torch.
 
-    `is_stopped` is set by a signal: the agent ends, and sessions continue.
+    `checked` is what is known of the workers' Python already. `is_stopped` is set by a signal: the agent ends, and
+    sessions continue.
     """
 
     membership: Membership
@@ -47,6 +48,7 @@ class Agent:
     boot: str
     say: Callable[[str], None]
     measure: Callable[[str], list[tuple[str, Gpu]]] = readings.gpus
+    checked: prepare.Prepared | None = None
     prepared: prepare.Prepared | None = None
     problem: str = PREPARING
     is_stopped: threading.Event = field(default_factory=threading.Event)
@@ -71,10 +73,11 @@ class Agent:
                 clock=time.time(),
             )
         )
-        self.sessions.take(orders)
+        has_arrived = self.sessions.take(orders)
         if leaving:
             self._ask_sessions_to_end()
-        return self._carry_out(orders, found, closed) or self.sessions.lags()
+        # Without progress the server cannot store what it gets, and is not called again at once.
+        return self._carry_out(orders, found, closed) or (has_arrived and self.sessions.has_news())
 
     def _carry_out(self, orders: Orders, found: list[tuple[str, Gpu]], closed: str) -> bool:
         code = Path(worker.__file__).parents[1]
@@ -118,7 +121,10 @@ class Agent:
     def run(self) -> None:
         """Work until the machine has left, was drained, or `is_stopped` is set. Raises `MachineError`."""
         with _only_one(self.folder):
-            threading.Thread(target=self._prepare, daemon=True).start()
+            if self.checked is not None and not self.checked.lacking:
+                self._prepare()
+            else:
+                threading.Thread(target=self._prepare, daemon=True).start()
             try:
                 self._serve()
             finally:
@@ -146,7 +152,7 @@ class Agent:
     def _has_left(self) -> bool:
         """Whether a person has asked this machine to leave or to drain, and nothing is left to do."""
         what = places.asked_to(self.folder, self.boot)
-        if not what or self.sessions.running() or self.sessions.lags():
+        if not what or self.sessions.running() or self.sessions.has_news():
             return False
         if what == "leave":
             self._leave()
@@ -177,7 +183,7 @@ class Agent:
     def _prepare(self) -> None:
         """Find out what the workers' Python has, and install what it lacks. Nothing is offered until then."""
         try:
-            found = prepare.check(self.membership.python)
+            found = self.checked or prepare.check(self.membership.python)
             if found.lacking:
                 self.say(f"installing {', '.join(found.lacking)}")
                 found = prepare.install(self.membership.python)

@@ -24,8 +24,11 @@ Say = Callable[[str], None]
 
 def join(
     folder: Path, address: str, code: str, say: Say, *, name: str = "", shares: int = 1, python: str = sys.executable
-) -> Membership:
-    """Exchange the code for a place on the server at this address. Raises `MachineError`."""
+) -> prepare.Prepared:
+    """Exchange the code for a place on the server at this address. Returns what runs the workers.
+
+    Raises `MachineError`.
+    """
     address = _checked(address)
     if not 1 <= shares <= MAX_SLOTS:
         raise MachineError(f"--shares must be between 1 and {MAX_SLOTS}.")
@@ -49,7 +52,7 @@ def join(
     if abs(server.ahead_s) > WRONG_CLOCK_S:
         where = "ahead of" if server.ahead_s > 0 else "behind"
         say(f"This machine's clock is {abs(server.ahead_s) / 60:.0f} minutes {where} the server's. Correct it.")
-    return made
+    return found
 
 
 def _checked(address: str) -> str:

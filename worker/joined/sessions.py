@@ -52,6 +52,7 @@ class Sessions:
         self._folder, self._boot, self._launch, self._clock = folder, boot, launch, clock
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._sizes: dict[str, dict[LogName, int]] = {}
+        self._told: set[str] = set()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def known(self) -> dict[str, Record]:
@@ -131,20 +132,24 @@ class Sessions:
 
     # --- reports ---
 
-    def take(self, orders: Orders) -> None:
-        """Note how much of each file the server has."""
-        self._sizes = {lease: dict(sizes) for lease, sizes in orders.sizes.items()}
+    def take(self, orders: Orders) -> bool:
+        """Note how much of each file the server has. True if that has changed."""
+        before, self._sizes = self._sizes, {lease: dict(sizes) for lease, sizes in orders.sizes.items()}
+        return before != self._sizes
 
     def reports(self) -> list[SessionReport]:
         """The sessions for the next report, with the next pieces of their files."""
         budget, found = PIECES_PER_REPORT, list[SessionReport]()
+        self._told.clear()
         for lease, record in list(self.known().items())[:MAX_SESSIONS]:
             pieces = [piece for name in FILES if (piece := self._piece(lease, name, record)) is not None][:budget]
             budget -= len(pieces)
+            is_over = record.ended and not self._lags(lease, record)
+            self._told |= {lease} if is_over else set()
             found.append(
                 SessionReport(
                     lease=lease,
-                    state="ended" if record.ended and not self._lags(lease, record) else "running",
+                    state="ended" if is_over else "running",
                     pid=session_process.noted_process(self._home(lease)) or 0,
                     code=record.code,
                     detail=record.detail,
@@ -153,9 +158,9 @@ class Sessions:
             )
         return found
 
-    def lags(self) -> bool:
-        """Whether the server lacks a part of an ended session's files."""
-        return any(self._lags(lease, record) for lease, record in self.known().items() if record.ended)
+    def has_news(self) -> bool:
+        """Whether the last report did not say yet that a session has ended."""
+        return any(record.ended and lease not in self._told for lease, record in self.known().items())
 
     def _lags(self, lease: str, record: Record) -> bool:
         return any(self._left(lease, name, record) > 0 for name in FILES)

@@ -7,7 +7,7 @@ from typing import Any
 from orchestrator.domain.accounts import Account as DomainAccount
 from orchestrator.entrypoints.api.responses import Account, ResponseModel, Time
 from orchestrator.services.joined_machines import MachineState
-from worker.shared.joined_messages import MachineReadings
+from worker.shared.joined_messages import MachineReadings as Measured
 
 
 class MachineCode(ResponseModel):
@@ -17,6 +17,26 @@ class MachineCode(ResponseModel):
     command: str
     expires_at: Time
     note: str
+
+
+class GpuLoad(ResponseModel):
+    """One GPU: its memory in bytes, and how busy it is in percent, null if that is not known."""
+
+    name: str
+    total_bytes: int
+    used_bytes: int
+    percent: float | None
+
+
+class MachineLoad(ResponseModel):
+    """What a machine measured at its last report. `load` is that of one minute, sizes are in bytes."""
+
+    gpus: list[GpuLoad]
+    processors: int
+    load: float | None
+    ram_bytes: int
+    ram_free_bytes: int
+    disk_free_bytes: int
 
 
 class Machine(ResponseModel):
@@ -35,7 +55,7 @@ class Machine(ResponseModel):
     closed_reason: str
     quiet_s: float | None
     warning: str
-    readings: MachineReadings
+    readings: MachineLoad
 
 
 class Drained(ResponseModel):
@@ -56,7 +76,7 @@ def shown(account: DomainAccount, state: MachineState | None) -> dict[str, Any]:
     of_account = {"account_id": account.id, "name": account.name}
     if state is None:
         empty = {"hostname": "", "slots": 0, "memory_bytes": 0, "gpu": False, "closed_reason": "", "warning": ""}
-        return of_account | empty | {"quiet_s": None, "readings": MachineReadings()}
+        return of_account | empty | {"quiet_s": None, "readings": Measured()}
     offer = state.machine.offer
     return of_account | {
         **offer.model_dump(include={"hostname", "slots", "memory_bytes", "gpu", "closed_reason"}),

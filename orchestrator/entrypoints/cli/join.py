@@ -48,9 +48,10 @@ def join(
     place = _place(folder)
     if (url is None) != (code is None):
         raise CommandError(Exit.USAGE, "Give both the server's address and a code: trainhop join URL CODE.")
+    checked = None
     try:
         if url is not None and code is not None:
-            joining.join(place, url, code, _show, name=name, shares=shares, python=python)
+            checked = joining.join(place, url, code, _show, name=name, shares=shares, python=python)
         else:
             (place / LEAVING).unlink(missing_ok=True)
         if systemd:
@@ -58,7 +59,7 @@ def join(
             return
     except MachineError as error:
         raise CommandError(Exit.FAILED, str(error)) from None
-    if result := program.main(place):
+    if result := program.main(place, checked):
         raise typer.Exit(result)
 
 
