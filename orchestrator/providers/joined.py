@@ -15,6 +15,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
+from orchestrator.ports.joining import JoinedMachine
 from orchestrator.ports.providers import (
     Account,
     AccountSettings,
@@ -22,7 +23,6 @@ from orchestrator.ports.providers import (
     Capacity,
     DriverEnv,
     Handle,
-    JoinedMachine,
     LaunchRequest,
     Liveness,
     Observation,

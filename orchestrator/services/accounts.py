@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.domain.accounts import Account, Actor, Member, Role
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError, UnavailableError
+from orchestrator.ports.joining import SupportsJoining
 from orchestrator.ports.providers import (
     Capabilities,
     CredentialsRefused,
@@ -17,7 +18,6 @@ from orchestrator.ports.providers import (
     ProviderError,
     SupportsCheck,
     SupportsIdentity,
-    SupportsJoining,
 )
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.access import find_served_member, require_admin

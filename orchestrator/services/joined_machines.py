@@ -9,7 +9,8 @@ from orchestrator.domain.accounts import Account, Actor, OneTimeCode, Role
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError, UnavailableError
 from orchestrator.domain.jobs import Lease
 from orchestrator.domain.lifecycle import LeaseState
-from orchestrator.ports.providers import JoinedMachine, Provider, ProviderUnavailable, SupportsJoining
+from orchestrator.ports.joining import JoinedMachine, SupportsJoining
+from orchestrator.ports.providers import Provider, ProviderUnavailable
 from orchestrator.ports.repository import Transaction
 from orchestrator.services.accounts import owned
 from orchestrator.services.context import Context, new_id

@@ -137,7 +137,7 @@ class Agent:
                 again = self.step()
             except Away as error:
                 if not is_away:
-                    self.say(f"{error}. Sessions continue, and the agent tries again.")
+                    self.say(f"{error}. Sessions continue. Trying again.")
                 is_away, pause_s = True, min(MAX_PAUSE_S, max(1.0, pause_s * 1.5))
                 self.is_stopped.wait(pause_s)
                 continue
@@ -220,7 +220,7 @@ def _only_one(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise MachineError("The agent of this machine is running already.") from None
+            raise MachineError("This machine works for its server already.") from None
         yield
 
 

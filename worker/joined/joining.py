@@ -89,7 +89,7 @@ def leave(folder: Path, say: Say, *, drain: bool = False) -> None:
         while is_locked(folder / membership.LOCK):
             time.sleep(LOOK_EVERY_S)
         if not drain and membership.read(folder) is not None:
-            raise MachineError("The agent has ended before this machine had left. Run `trainhop leave` again.")
+            raise MachineError("`trainhop join` has ended before this machine had left. Run `trainhop leave` again.")
     else:
         agent.make(folder, say).run()
     if not drain:

@@ -66,7 +66,7 @@ def refuse_joined(folder: Path, server: str) -> None:
         return
     if known.server == server:
         raise MachineError(
-            f"This machine has already joined {server} as {known.name}. Start its agent with `trainhop join`, or leave "
+            f"This machine has already joined {server} as {known.name}. Start it with `trainhop join`, or leave "
             "first with `trainhop leave`."
         )
     raise MachineError(

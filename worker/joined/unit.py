@@ -63,7 +63,7 @@ def enable(folder: Path) -> str:
         unit.unlink()
         raise
     linger = "" if _lingers() else f" Before a log-in it starts only after: loginctl enable-linger {getpass.getuser()}"
-    return f"The agent runs as {unit.name} and starts again with this machine.{linger}"
+    return f"This machine works as {unit.name} and starts again with this machine.{linger}"
 
 
 def disable(folder: Path) -> None:
@@ -82,13 +82,13 @@ def _systemctl(*words: str) -> None:
         subprocess.run(["systemctl", "--user", *words], capture_output=True, text=True, timeout=SYSTEMCTL_S, check=True)
     except FileNotFoundError:
         raise MachineError(
-            "This machine has no systemd. Start the agent with `trainhop join`, for example from cron with @reboot."
+            "This machine has no systemd. Start it with `trainhop join`, for example from cron with @reboot."
         ) from None
     except subprocess.SubprocessError as error:
         said = (getattr(error, "stderr", "") or str(error)).strip().splitlines() or ["no reason was given"]
         raise MachineError(
             f"The systemd of this user did not do it ({said[-1]}). Log in with a session of your own, not with su or "
-            "sudo, or start the agent with `trainhop join`."
+            "sudo, or start it with `trainhop join`."
         ) from None
 
 

@@ -28,7 +28,7 @@ def code_folder(server: Server, folder: Path, wanted: WorkerFile, python: str) -
     if not place.is_dir():
         data = server.worker(wanted.name, wanted.sha256)
         if hashlib.sha256(data).hexdigest() != wanted.sha256:
-            raise MachineError("The worker that the server has sent is damaged. Start the agent again.")
+            raise MachineError("The worker that the server has sent is damaged. Start `trainhop join` again.")
         with temporary_folder(".worker-", folder) as aside:
             zipfile.ZipFile(io.BytesIO(data)).extractall(aside / "new")
             move_into_place(aside / "new", place, durable=False)

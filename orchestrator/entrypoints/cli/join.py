@@ -39,7 +39,7 @@ def join(
 ) -> None:
     """Make this machine work for a server: one session for each GPU, or one without a GPU. It needs no open port.
 
-    Without URL and CODE, start the agent of a machine that has joined before.
+    Without URL and CODE, start a machine again that has joined before.
     """
     from worker.joined import __main__ as program
     from worker.joined import joining, unit
