@@ -29,19 +29,23 @@ time.sleep(60)
 """
 
 
+def _light(home):
+    with (home / LOG_NAME).open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", WORKER],
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
 class _Light(LocalProvider):
     """Starts a process that notes itself, prints a line and waits, in place of a worker with its libraries."""
 
     def _spawn(self, home, request):
-        with (home / LOG_NAME).open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-c", WORKER],
-                cwd=home,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        return _light(home)
 
 
 def _account(provider):
@@ -65,7 +69,7 @@ class _Joined(JoinedProvider):
         self._call()
 
     def _start(self, home, variables):
-        child = _Light._spawn(self, home, None)
+        child = _light(home)
         threading.Thread(target=child.wait, daemon=True).start()
         return child
 
