@@ -12,7 +12,7 @@ import sys
 
 from benchmarks.report import items_of, report
 
-MODULES = ("schedules", "openai_client", "mcp_client")
+MODULES = ("schedules", "openai_client", "mcp_client", "join", "boxes", "nat")
 
 if __name__ == "__main__":
     sys.exit(report(__doc__, items_of("benchmarks.reach", MODULES)))
