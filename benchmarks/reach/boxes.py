@@ -31,7 +31,7 @@ from worker.joined import joining
 from worker.shared.process import tied
 
 MACHINES = 20
-STEPS = 60
+STEPS = 30
 LEASE_S, AWAY_S = 3.0, 90.0
 PATIENCE_S = 420.0
 FAULTS = ("killed", "restarted", "without a network")

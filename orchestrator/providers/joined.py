@@ -192,7 +192,7 @@ class JoinedProvider(Provider):
                 is_news |= self._take(account.id, session)
             is_news |= self._compare(account.id)
             self._new.discard(account.id)
-            answer = self._orders(account.id).model_copy(update={"sizes": self._sizes(report)})
+            answer = self._orders(account.id, self._sizes(report))
         if is_news:
             self._env.notify()
         return answer
@@ -243,11 +243,12 @@ class JoinedProvider(Provider):
     def has_orders(self, account_id: str) -> bool:
         return account_id in self._new
 
-    def _orders(self, account_id: str) -> Orders:
+    def _orders(self, account_id: str, sizes: dict[str, dict[LogName, int]]) -> Orders:
         reported = self._reported[account_id]
         records = {lease: self._of(lease).read() for lease in reported}
         running = [lease for lease, session in reported.items() if session.state == "running"]
         return Orders(
+            sizes=sizes,
             start=tuple(self._waiting[account_id].values()),
             stop=tuple(lease for lease in running if records[lease].stop),
             # A session without a record is of an earlier life of the machine, and its lease is over.

@@ -18,13 +18,13 @@ from orchestrator.providers.joined import PATIENCE_S, SILENT_S, JoinedProvider
 from orchestrator.testing import FakeClock
 from orchestrator.testing.environments import driver_env
 from tests.helpers.waiting import first_true
-from worker.joined import membership
+from worker.joined import membership, readings
 from worker.joined.agent import Agent
 from worker.joined.membership import Membership
 from worker.joined.prepare import Prepared
 from worker.joined.server import Away
 from worker.joined.sessions import Sessions
-from worker.shared.joined_messages import Gpu, Orders, SessionReport
+from worker.shared.joined_messages import Gpu, MachineReport, Orders, SessionReport
 
 ACCOUNT = Account(id="account-1", provider="joined", member_id="ann", name="box", config={}, created_at=0.0)
 NOTES = (
@@ -32,7 +32,7 @@ NOTES = (
     "pathlib.Path('pid.json').write_text(json.dumps({'pid': p, 'born': b(p)}));"
 )
 RUNS = f"{NOTES} print('up', flush=True); time.sleep(60)"
-FAILS = f"{NOTES} print('no room', flush=True); pathlib.Path('outbox.jsonl').write_text('one\\ntwo\\n'); sys.exit(2)"
+FAILS = f"{NOTES} print('no room', flush=True); pathlib.Path('outbox.jsonl').write_text('1' * 300000 + '\\n' + '2' * 300000 + '\\n'); sys.exit(2)"
 CARD = Gpu(name="T4", total_bytes=16 << 30)
 
 
@@ -42,7 +42,7 @@ class Box:
     def __init__(self, folder: Path, code: str = RUNS, gpus: int = 0, shares: int = 1) -> None:
         self.clock, self.folder, self.code = FakeClock(), folder, code
         self.news, self.launched, self.cut, self.gpus = 0, [], "", gpus
-        self.shares, self.address = shares, "http://server"
+        self.shares, self.address, self.after = shares, "http://server", lambda: None
         self.boot, self.children = membership.boot_id(), []
         self.serve()
         self.work()
@@ -90,6 +90,7 @@ class Box:
         if self.cut == "call":
             raise Away("no route")
         orders = self.driver.exchange(ACCOUNT, type(report).model_validate_json(report.model_dump_json()))
+        self.after()
         if self.cut == "answer":
             raise Away("no answer")
         return Orders.model_validate_json(orders.model_dump_json())
@@ -162,6 +163,17 @@ def test_an_order_is_carried_out_once_whatever_is_lost(make, cut, restarts):
     assert not list((box.folder / "server").rglob("order.json")), "the ticket is deleted once it was received"
 
 
+def test_the_same_order_twice_starts_one_session(make):
+    """Guard: without the look at the record in `start` the second order started a second process."""
+    box = make()
+    box.step()
+    box.order()
+    orders = box.driver.exchange(ACCOUNT, MachineReport(protocol=1, offer=readings.offer([], 1)))
+    for _ in range(2):
+        box.agent._carry_out(orders, [], "")
+    assert [lease for lease, _ in box.launched] == [*box.agent.sessions.running()] == ["lease-1"]
+
+
 def test_an_agent_that_died_between_record_and_process_starts_nothing(make):
     """Guard: with the record written after the process, the next agent started a second one."""
     box = make()
@@ -226,15 +238,21 @@ def test_what_a_session_leaves_arrives_before_its_end(make):
     handle = box.order()
     box.step()
     box.children[0].wait(20)
-    box.cut = "answer"
+    left = {}
+
+    def look():
+        if box.liveness(handle) is Liveness.ENDED:
+            left.setdefault("messages", box.driver.collect_outputs(handle).messages)
+
+    box.after, box.cut = look, "answer"
     for _ in range(4):
         box.step()
     box.cut = ""
     box.step()
+    assert left == {"messages": ("1" * 300_000, "2" * 300_000)}
     seen = box.driver.observe([handle])[0]
     assert (seen.liveness, seen.failed) == (Liveness.ENDED, True)
     assert seen.detail == "the process ended with exit code 2: no room"
-    assert box.driver.collect_outputs(handle).messages == ("one", "two")
     assert box.driver.log(handle, 0, 100) == b"no room\n"
     assert box.news >= 2
 

@@ -137,4 +137,4 @@ class Orders(Wire):
     stop: tuple[str, ...] = ()
     forget: tuple[str, ...] = ()
     worker: WorkerFile | None = None
-    sizes: dict[str, dict[LogName, int]] = Field(default_factory=dict)
+    sizes: dict[str, dict[LogName, int]]
