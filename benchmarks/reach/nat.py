@@ -70,11 +70,11 @@ def figures(folder: Path) -> Iterator[Figure]:
             asked = {"base_model": str(model), "datasets": [{"path": server.upload(rows)}], "max_steps": STEPS}
             job = server.post("/jobs", asked | {"placement": {"providers": ["joined"]}, "adapter": "lora"})["id"]
             server.wait_for(lambda: server.job(job)["state"] == "running", "the session", PATIENCE_S, 0.5)
-            _ip(MACHINE, "addr", "add", f"{LATER_INSIDE}/24", "dev", "inside")
             _ip(MACHINE, "addr", "del", f"{INSIDE}/24", "dev", "inside")
+            _ip(MACHINE, "addr", "add", f"{LATER_INSIDE}/24", "dev", "inside")
             time.sleep(5)
-            _ip(ROUTER, "addr", "add", f"{LATER_OUT}/24", "dev", "out")
             _ip(ROUTER, "addr", "del", f"{ROUTER_OUT}/24", "dev", "out")
+            _ip(ROUTER, "addr", "add", f"{LATER_OUT}/24", "dev", "out")
             server.wait_for(lambda: finished(server, job), "the job's end", PATIENCE_S, 0.5)
             sessions = len(server.get(f"/jobs/{job}/sessions")["items"])
         finally:

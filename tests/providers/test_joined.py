@@ -32,7 +32,8 @@ NOTES = (
     "pathlib.Path('pid.json').write_text(json.dumps({'pid': p, 'born': b(p)}));"
 )
 RUNS = f"{NOTES} print('up', flush=True); time.sleep(60)"
-FAILS = f"{NOTES} print('no room', flush=True); pathlib.Path('outbox.jsonl').write_text('1' * 300000 + '\\n' + '2' * 300000 + '\\n'); sys.exit(2)"
+LEAVES = "pathlib.Path('outbox.jsonl').write_text('1' * 300000 + '\\n' + '2' * 300000 + '\\n')"
+FAILS = f"{NOTES} print('no room', flush=True); {LEAVES}; sys.exit(2)"
 CARD = Gpu(name="T4", total_bytes=16 << 30)
 
 
