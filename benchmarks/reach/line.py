@@ -51,12 +51,12 @@ class Line:
                 near.close()
                 continue
             try:
-                far = socket.create_connection(self._target)
+                onward = socket.create_connection(self._target)
             except OSError:
                 near.close()
                 continue
-            self._open |= {near, far}
-            for source, target in ((near, far), (far, near)):
+            self._open |= {near, onward}
+            for source, target in ((near, onward), (onward, near)):
                 threading.Thread(target=self._relay, args=(source, target), daemon=True).start()
 
     def _relay(self, source: socket.socket, target: socket.socket) -> None:
