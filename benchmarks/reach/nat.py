@@ -13,6 +13,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from worker.shared.process import tied
 STEPS = 60
 DELAY_S, BREAKS = 0.15, 0.05
 PATIENCE_S = 300.0
-ROUTER, MACHINE = f"th-router-{os.getpid()}", f"th-machine-{os.getpid()}"
+ROUTER, MACHINE, CABLE = (f"th-{name}-{os.getpid()}" for name in ("router", "machine", "c"))
 HOST_SIDE, ROUTER_OUT, ROUTER_IN, INSIDE = "10.213.1.1", "10.213.1.2", "10.213.2.1", "10.213.2.2"
 LATER_OUT, LATER_INSIDE = "10.213.1.7", "10.213.2.9"
 RELAY_PORT = 8642
@@ -81,6 +82,9 @@ def figures(folder: Path) -> Iterator[Figure]:
             for process in filter(None, (agent, router)):
                 process.kill()
                 process.wait()
+            for note in machine.glob("sessions/*/pid.json"):  # a session outlives its agent
+                with contextlib.suppress(OSError, ValueError):
+                    os.kill(json.loads(note.read_text())["pid"], signal.SIGKILL)
     yield Figure(name="the machine reaches the server without its router", value=direct, bar="false", ok=not direct)
     yield Figure(name="sessions of the job behind a router", value=sessions, bar="1", ok=sessions == 1)
 
@@ -92,10 +96,9 @@ def _hosts() -> Iterator[None]:
         for name in (ROUTER, MACHINE):
             subprocess.run(["ip", "netns", "add", name], check=True)
             _ip(name, "link", "set", "lo", "up")
-        cable = f"th{os.getpid()}"
-        _ip(None, "link", "add", cable, "type", "veth", "peer", "name", "out", "netns", ROUTER)
-        _ip(None, "addr", "add", f"{HOST_SIDE}/24", "dev", cable)
-        _ip(None, "link", "set", cable, "up")
+        _ip(None, "link", "add", CABLE, "type", "veth", "peer", "name", "out", "netns", ROUTER)
+        _ip(None, "addr", "add", f"{HOST_SIDE}/24", "dev", CABLE)
+        _ip(None, "link", "set", CABLE, "up")
         _ip(ROUTER, "addr", "add", f"{ROUTER_OUT}/24", "dev", "out")
         _ip(ROUTER, "link", "set", "out", "up")
         _ip(ROUTER, "link", "add", "in", "type", "veth", "peer", "name", "inside", "netns", MACHINE)
@@ -105,8 +108,8 @@ def _hosts() -> Iterator[None]:
         _ip(MACHINE, "link", "set", "inside", "up")
         yield
     finally:
-        for name in (ROUTER, MACHINE):  # with their cables
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+        for words in (["netns", "del", ROUTER], ["netns", "del", MACHINE], ["link", "del", CABLE]):
+            subprocess.run(["ip", *words], check=False, capture_output=True)
 
 
 def _ip(name: str | None, *words: str) -> None:
