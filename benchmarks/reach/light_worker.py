@@ -11,6 +11,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,6 +52,7 @@ class LightSession:
         self.given: Assignment = self._until_answered(lambda: self.uplink.start(request))
         self.head = self.given.resume.sha256 if self.given.resume is not None else None
         self.grants = list(self.given.uploads)
+        self.pending: tuple[Grant, Path, Offer] | None = None
 
     def _until_answered(self, call: Callable[[], T]) -> T:
         while True:
@@ -74,15 +76,15 @@ class LightSession:
             time.sleep(STEP_S)
             step += 1
             self.note("step", step)
-            try:
+            with suppress(ServerAway):
                 self.uplink.report(Report(**self._head_of(step), phase=Phase.TRAIN))
-                if step - saved >= SAVE_EVERY:
-                    self.save(step)
-                    saved = step
-            except ServerAway:
-                continue
+                if self.pending is None and step - saved >= SAVE_EVERY:
+                    saved, self.pending = step, self.write(step)
+                self.deliver()
+        self._until_answered(self.deliver)
         if step > saved:
-            self._until_answered(lambda: self.save(step))
+            self.pending = self.write(step)
+            self._until_answered(self.deliver)
         self._until_answered(lambda: self.finish(step))
 
     def _grant(self, kind: GrantKind) -> Grant:
@@ -100,8 +102,10 @@ class LightSession:
         if answer.is_error:
             raise Stale(answer.text)
 
-    def save(self, step: int) -> None:
+    def write(self, step: int) -> tuple[Grant, Path, Offer]:
+        """A checkpoint on this machine's disk. It is sent with the same grant and the same bytes until it arrives."""
         grant = self._grant(GrantKind.CHECKPOINT)
+        self.grants.remove(grant)
         manifest = Manifest(
             job=self.given.job,
             fence=self.given.fence,
@@ -121,14 +125,19 @@ class LightSession:
         )
         path = self.home / f"{step}.safetensors"
         sha256, size = checkpoint_file.write(path, {"a": np.full(4, step, dtype=np.float32)}, manifest)
+        return grant, path, Offer(**self._head_of(step), key=grant.key, sha256=sha256, size=size, manifest=manifest)
+
+    def deliver(self) -> None:
+        """Send the checkpoint that has not arrived yet, if there is one."""
+        if self.pending is None:
+            return
+        grant, path, offer = self.pending
         self._put(grant, path.read_bytes())
-        offer = Offer(**self._head_of(step), key=grant.key, sha256=sha256, size=size, manifest=manifest)
         reply = self.uplink.offer(offer)
         if not reply.committed:
             raise Stale(reply.refusal)
-        self.grants.remove(grant)
-        self.head = sha256
-        self.note("saved", step)
+        self.head, self.pending = offer.sha256, None
+        self.note("saved", offer.step)
 
     def finish(self, step: int) -> None:
         packed = io.BytesIO()
