@@ -137,7 +137,7 @@ class LightSession:
         if not reply.committed:
             raise Stale(reply.refusal)
         self.head, self.pending = offer.sha256, None
-        self.note("saved", offer.step)
+        self.note("saved", offer.manifest.step)
 
     def finish(self, step: int) -> None:
         packed = io.BytesIO()
