@@ -14,16 +14,18 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.entrypoints.cli.main import app
-from worker.joined import joining, membership, prepare, unit
+from worker.joined import joining, membership, prepare, readings, unit
 from worker.joined.membership import MachineError, Membership
 from worker.joined.server import Away, Left, Server
 from worker.joined.worker_code import code_folder
 from worker.shared import wheel
-from worker.shared.joined_messages import WorkerFile
+from worker.shared.joined_messages import MachineReport, WorkerFile
 
 PLACE = Membership(
     server="http://one:8642", account="account-1", name="attic", token="thl_x", instance="i", python=sys.executable
 )
+
+REPORT = MachineReport(protocol=1, offer=readings.offer([], 1))
 
 
 def _python(folder: Path, body: str) -> str:
@@ -122,12 +124,7 @@ def _server(status: int, body: object) -> Server:
 def test_an_answer_decides_whether_to_try_again(status, body, kind, words):
     """Guard: without `is_ours` a proxy's 404 while the server was down ended the agent."""
     with pytest.raises(kind, match=words):
-        _server(status, body).report(_Report())
-
-
-class _Report:
-    def model_dump_json(self) -> str:
-        return "{}"
+        _server(status, body).report(REPORT)
 
 
 def test_nothing_is_changed_if_no_server_answers(tmp_path):
@@ -141,24 +138,24 @@ def test_the_servers_worker_is_used_and_checked(tmp_path):
     ours = wheel.build(adapters=True)
     wanted, asked = WorkerFile(name=ours.name, sha256=ours.sha256), []
 
-    class Wheels:
+    class Wheels(Server):
         data = ours.data
 
         def worker(self, name: str, sha256: str) -> bytes:
             asked.append((name, sha256))
             return self.data
 
-    place = code_folder(Wheels(), tmp_path, wanted, sys.executable)
+    place = code_folder(Wheels("http://one:8642"), tmp_path, wanted, sys.executable)
     assert (place / "worker" / "joined").is_dir(), "the installed one, which is the same"
     assert not asked
     for _ in range(2):
-        place = code_folder(Wheels(), tmp_path, wanted, "/another/python")
+        place = code_folder(Wheels("http://one:8642"), tmp_path, wanted, "/another/python")
     assert (place / "worker" / "__main__.py").is_file()
     assert len(asked) == 1
     shutil.rmtree(place)
     Wheels.data = ours.data[:-1]
     with pytest.raises(MachineError, match="damaged"):
-        code_folder(Wheels(), tmp_path, wanted, "/another/python")
+        code_folder(Wheels("http://one:8642"), tmp_path, wanted, "/another/python")
 
 
 def test_a_drain_is_over_after_a_restart(tmp_path):
