@@ -83,7 +83,7 @@ class LightSession:
                 self.deliver()
         self._until_answered(self.deliver)
         if step > saved:
-            self.pending = self.write(step)
+            self.pending = self._until_answered(lambda: self.write(step))
             self._until_answered(self.deliver)
         self._until_answered(lambda: self.finish(step))
 
