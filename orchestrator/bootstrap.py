@@ -205,6 +205,7 @@ def _build(
         wake=wake.set,
         spawn=lambda work: _spawn(pool, work),
         started_at=clock.now(),
+        instance_id=instance_id,
     )
     app = App(
         settings=settings,

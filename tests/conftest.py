@@ -25,6 +25,7 @@ from orchestrator.adapters.database.unit_of_work import make_engine
 from orchestrator.bootstrap import App, build
 from orchestrator.config import Settings
 from orchestrator.providers.colab import ColabProvider
+from orchestrator.providers.joined import JoinedProvider
 from orchestrator.providers.registry import Registry
 from orchestrator.testing import FakeClock, FakePersonalProvider, FakeProvider
 from orchestrator.testing.environments import driver_env
@@ -210,6 +211,7 @@ def make_server(tmp_path, clock, provider, cloud):
                 "fake": FakeProvider("fake"),
                 "cloud": cloud,
                 "colab": ColabProvider(driver_env(tmp_path / "colab")),
+                "joined": JoinedProvider(driver_env(tmp_path / "joined", clock=clock)),
             }
         )
         fixed = {"data_dir": tmp_path / "data", "database_url": url, "offline": True, "local_slots": 4}

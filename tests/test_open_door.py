@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "contributing.md"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EVERYDAY_WORDS = {"local"}
-"""Providers whose name is a word of its own: the server has local stores, clocks and pools."""
+EVERYDAY_WORDS = {"joined", "local"}
+"""Providers whose name is a word of its own: the server has local stores and clocks, and machines that have joined."""
 NAMED_ELSEWHERE = {
     "orchestrator/adapters/stores/google_drive/settings.py": "Google Drive opens notebooks in Google's own editor",
     "orchestrator/entrypoints/demo/sandbox.py": "the sandbox plays with the emulators of the tests, by their names",

@@ -12,7 +12,10 @@ import sys
 
 from benchmarks.report import items_of, report
 
-MODULES = ("schedules", "tab", "images", "openai_client", "mcp_client", "trackers")
+MODULES = (
+    *("schedules", "tab", "images", "join", "boxes", "nat"),
+    *("openai_client", "mcp_client", "trackers"),
+)
 
 if __name__ == "__main__":
     sys.exit(report(__doc__, items_of("benchmarks.reach", MODULES)))

@@ -58,18 +58,23 @@ class Account:
     image: dict[str, Any] = field(default_factory=dict[str, Any])
     """What a check on a machine of this account last found: its image and how each probe ended."""
     created_at: float
+    token_hash: str | None = None
+    """Of the machine that has joined by itself. The account is that machine, and its token opens nothing else."""
 
 
 @dataclass(kw_only=True)
 class OneTimeCode:
-    """A notebook's one-time code, kept as its hash, with its job and with the lease and run it was used for.
+    """A one-time code, kept as its hash, with what it was used for.
 
-    `mailbox` is the place in the store `store` of the documents through which the notebook exchanges messages. It is
-    empty if the notebook calls the server.
+    A notebook's code has its job, and then the lease and the run. `mailbox` is the place in the store `store` of the
+    documents through which the notebook exchanges messages. It is empty if the notebook calls the server.
+
+    A machine's code has the `provider` that it joins, and then the account that it has become: the member's own, or
+    with `shared` one for all members.
     """
 
     code_hash: str
-    job_id: str
+    job_id: str | None
     member_id: str
     created_at: float
     expires_at: float
@@ -78,6 +83,9 @@ class OneTimeCode:
     nonce: str | None = None
     store: str = ""
     mailbox: str = ""
+    provider: str = ""
+    shared: bool = False
+    account_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -35,18 +32,15 @@ from orchestrator.ports.providers import (
     SessionOutput,
 )
 from orchestrator.providers.session_records import left_messages
+from worker.shared import session_process
 from worker.shared.files import is_locked
 from worker.shared.installation import missing_modules
 from worker.shared.messages import Ticket
-from worker.shared.process import INSTANCE, process_birth, process_instance
+from worker.shared.process import INSTANCE, process_instance
+from worker.shared.session_process import LOG_NAME, cannot_train, write_private
 
 START_UP_S = 20.0
 NVIDIA_SMI_S = 10.0
-LOG_NAME = "output.log"
-TAIL_BYTES = 4096
-MAX_LAST_WORDS = 300
-HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE")
-"""Variables with a token for the hub's client. A pool's own `env` may set them for all who use the pool."""
 
 
 class LocalAccountSettings(AccountSettings):
@@ -77,7 +71,7 @@ class LocalProvider(Provider):
         self._env, self._folder = env, env.folder
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._elsewhere: dict[str, Path] = {}
-        self._closed_reason = _cannot_train(missing())
+        self._closed_reason = cannot_train(missing())
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def capacity(self, account: Account) -> Capacity:
@@ -101,7 +95,7 @@ class LocalProvider(Provider):
         except FileExistsError:
             child = self._children.get(request.lease_id)
             return str(child.pid if child is not None else self._pid(request.lease_id) or "")
-        _write_private(home / "ticket.json", ticket.model_dump_json())
+        write_private(home / "ticket.json", ticket.model_dump_json())
         try:
             child = self._spawn(home, request)
         except OSError as error:
@@ -115,26 +109,14 @@ class LocalProvider(Provider):
         self._env.notify()
 
     def _spawn(self, home: Path, request: LaunchRequest) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "worker", str(home / "ticket.json")]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("TRAINHOP_") and k not in HUB_TOKENS}
-        # Otherwise the hub's client would also use the operator's token from the home folder.
-        environment |= {"PYTHONUNBUFFERED": "1", "HF_TOKEN_PATH": os.devnull}
+        environment = session_process.environment()
         if self._env.hub_endpoint:
             environment["HF_ENDPOINT"] = self._env.hub_endpoint
         if self._env.offline:
             environment["HF_HUB_OFFLINE"] = "1"
         environment |= {k: str(v) for k, v in request.account.config.get("env", {}).items()}
         environment[INSTANCE] = self._env.instance_id
-        with (home / LOG_NAME).open("ab") as log:
-            return subprocess.Popen(
-                command,
-                cwd=home,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        return session_process.start(home, environment)
 
     def observe(self, handles: Sequence[Handle]) -> list[Observation]:
         return [self._observe(handle.lease_id) for handle in handles]
@@ -154,15 +136,14 @@ class LocalProvider(Provider):
         ):
             return Observation(lease_id=lease_id, liveness=Liveness.UNKNOWN, detail="is starting")
         failed = code is not None and code > 0
-        detail = _cause(code) + (_last_words(home / LOG_NAME) if failed else "")
+        detail = session_process.cause(code) + (session_process.last_words(home / LOG_NAME) if failed else "")
         return Observation(lease_id=lease_id, liveness=Liveness.ENDED, detail=detail, failed=failed)
 
     def stop(self, handle: Handle) -> None:
         child = self._children.get(handle.lease_id)
         pid = child.pid if child is not None and child.poll() is None else self._pid(handle.lease_id)
         if pid is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
+            session_process.end(pid)
 
     def collect_outputs(self, handle: Handle) -> SessionOutput:
         return SessionOutput(messages=left_messages(self._home(handle.lease_id) / "outbox.jsonl"))
@@ -196,12 +177,8 @@ class LocalProvider(Provider):
 
     def _pid(self, lease_id: str) -> int | None:
         """The id that the worker wrote, if that process still runs. A process id that was reused does not count."""
-        try:
-            record = json.loads((self._home(lease_id) / "pid.json").read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-        pid = record["pid"]
-        return pid if process_birth(pid) == record["born"] is not None and self._is_ours(pid, lease_id) else None
+        pid = session_process.noted_process(self._home(lease_id))
+        return pid if pid is not None and self._is_ours(pid, lease_id) else None
 
     def _is_ours(self, pid: int, lease_id: str) -> bool:
         """Whether this instance started the process.
@@ -228,36 +205,6 @@ class LocalProvider(Provider):
         return True
 
 
-def _cause(code: int | None) -> str:
-    if code is None or code == 0:
-        return ""
-    if code < 0:
-        # real-time signals have no name
-        known = next((s.name for s in signal.Signals if s == -code), f"signal {-code}")
-
-        return f"the process was killed by {known}"
-    return f"the process ended with exit code {code}"
-
-
-def _last_words(log: Path) -> str:
-    """The last output of a failed process, for people."""
-    try:
-        with log.open("rb") as file:
-            file.seek(-min(TAIL_BYTES, log.stat().st_size), os.SEEK_END)
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f": {last[:MAX_LAST_WORDS]}" if last else ""
-
-
-def _cannot_train(missing: Sequence[str]) -> str:
-    """Why nothing is started here, for people. Empty if training lacks nothing."""
-    if not missing:
-        return ""
-    return f"this computer cannot train without {', '.join(missing)}; `trainhop doctor` says how to install it"
-
-
 def _ram_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -274,8 +221,3 @@ def _gpu_bytes() -> int:
         return int(told.split()[0]) << 20
     except (PackageNotFoundError, OSError, subprocess.SubprocessError, ValueError, IndexError):
         return 0
-
-
-def _write_private(path: Path, text: str) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)

@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.domain.accounts import Account, Actor, Member, Role
 from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError, UnavailableError
+from orchestrator.ports.joining import SupportsJoining
 from orchestrator.ports.providers import (
     Capabilities,
     CredentialsRefused,
@@ -44,6 +45,9 @@ def add_account(
     enters them, the owner has to agree first.
     """
     driver = driver_of(ctx, provider)
+    if isinstance(driver, SupportsJoining):
+        words = "Machines join by themselves. Create a code with `trainhop accounts code`."
+        raise InvalidError(words, [("/provider", words)])
     capabilities = driver.capabilities
     _refuse_secrets(capabilities, config)
     check_settings(driver, config)
@@ -349,6 +353,9 @@ def remove_account(ctx: Context, actor: Actor, account_id: str) -> None:
                 f"{account.name} has running sessions ({busy[account.id]}). Pause it and wait for them, or cancel them."
             )
         tx.accounts.delete(account.id)
+    driver = next((e.provider for e in ctx.providers.entries() if e.name == account.provider), None)
+    if isinstance(driver, SupportsJoining):
+        driver.forget_machine(account.id)
 
 
 def owned(tx: Transaction, actor: Actor, account_id: str) -> Account:

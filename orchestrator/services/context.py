@@ -29,7 +29,8 @@ class Context:
     """Everything a use case needs. The composition root creates it.
 
     `started_at` is when this server started, or woke up with its computer. Silence before that time proves nothing.
-    Machines of this network call `server_url`, all others `public_url` (if any). `wake` triggers a dispatch soon.
+    `instance_id` is this server's own. Machines of this network call `server_url`, all others `public_url` (if any).
+    `wake` triggers a dispatch soon.
     `spawn` runs a slow call in another thread (at once in tests). `launching` holds the leases that this process is
     launching now, which reconciling must not touch. `rooms` holds running calls for the capacity of accounts. `storing`
     has the keys of received files that are being put into their store. `settling` holds running calls that settle
@@ -53,6 +54,7 @@ class Context:
     wake: Callable[[], None]
     spawn: Callable[[Callable[[], None]], None]
     started_at: float
+    instance_id: str = ""
     looks: Looks | None = None
     checks: RunningChecks | None = None
     exports: RunningExports | None = None

@@ -86,7 +86,7 @@ def claim(ctx: Context, request: ClaimRequest, *, offline: bool = False) -> Clai
     room = ctx.providers.get(account.provider).capacity(replace(account, credentials=""))
     with ctx.uow() as tx:
         known = _known(ctx, tx, request)
-        job = tx.jobs.get(known.job_id)
+        job = tx.jobs.get(known.job_id or "")
         assert job is not None
         if known.lease_id is not None:
             return _again(ctx, tx, known, job, request)
@@ -98,13 +98,13 @@ def claim(ctx: Context, request: ClaimRequest, *, offline: bool = False) -> Clai
 
 def _known(ctx: Context, tx: Transaction, request: ClaimRequest) -> OneTimeCode:
     known = tx.codes.get(ctx.tokens.hash(request.code))
-    if known is None:
+    if known is None or known.job_id is None:
         raise NotFoundError("The server does not know this notebook's code. Create a new notebook for the job.")
     if known.lease_id is None and known.expires_at <= ctx.clock.now():
         ago, lasts = ctx.clock.now() - known.created_at, CODE_LASTS_S
         raise ConflictError(
             f"This notebook's code has expired: it is {_duration(ago)} old and worked for "
-            f"{_duration(lasts)}. {_anew(known.job_id)}"
+            f"{_duration(lasts)}. {_anew(known.job_id or '')}"
         )
     return known
 

@@ -54,6 +54,11 @@ def test_an_account_from_its_first_day_to_its_last(shell: Shell, kaggle: KaggleE
     checked = shell("accounts", "check", account["id"]).stdout
     assert "signed in at Kaggle as alice1; " in checked
     assert "of 30.0 GPU hours left this week" in checked
+    made = shell("accounts", "code")
+    assert made.stdout.startswith("trainhop join http://127.0.0.1:")
+    assert "It works once" in made.stderr
+    assert shell("accounts", "drain", NAME).stdout == f"paused {NAME}: 0 sessions will save and end\n"
+    shell("accounts", "resume", NAME)
     kaggle.world.people["alice1"].revoked = True
     refused = shell("accounts", "check", account["id"], code=1)
     assert refused.stdout.strip()

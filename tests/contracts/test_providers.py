@@ -1,12 +1,14 @@
-"""The provider contract over the local driver (with a light process for a worker), Kaggle's and Colab's against
-emulators, the fake."""
+"""The provider contract over the local driver and that of joined machines (with light processes for workers), Kaggle's
+and Colab's against emulators, the fake."""
 
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from orchestrator.domain.accounts import Account
+from orchestrator.providers.joined import JoinedProvider
 from orchestrator.providers.kaggle import KaggleProvider
 from orchestrator.providers.local import LOG_NAME, LocalProvider
 from orchestrator.testing import FakeProvider, ProviderContract
@@ -14,6 +16,8 @@ from orchestrator.testing.environments import driver_env
 from tests.emulators.colab import Colab
 from tests.emulators.kaggle import KaggleEmulator, Person
 from tests.providers.kernels import colab_account, colab_provider, kaggle_account
+from worker.joined.sessions import Sessions
+from worker.shared.joined_messages import MachineOffer, MachineReport
 
 WORKER = """
 import json, os, pathlib, sys, time
@@ -25,19 +29,23 @@ time.sleep(60)
 """
 
 
+def _light(home):
+    with (home / LOG_NAME).open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", WORKER],
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
 class _Light(LocalProvider):
     """Starts a process that notes itself, prints a line and waits, in place of a worker with its libraries."""
 
     def _spawn(self, home, request):
-        with (home / LOG_NAME).open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-c", WORKER],
-                cwd=home,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        return _light(home)
 
 
 def _account(provider):
@@ -50,6 +58,48 @@ class TestLocal(ProviderContract):
 
     def account(self):
         return _account("local")
+
+
+class _Joined(JoinedProvider):
+    """Before each look its machine, which has the real agent's sessions, calls once."""
+
+    def __init__(self, folder):
+        super().__init__(driver_env(folder / "server"))
+        self._there, self._account = Sessions(folder / "machine", "boot", self._start), _account("joined")
+        self._call()
+
+    def _start(self, home, variables):
+        child = _light(home)
+        threading.Thread(target=child.wait, daemon=True).start()
+        return child
+
+    def _call(self):
+        for _ in range(3):
+            self._there.look()
+            offer = MachineOffer(hostname="box", python="3", slots=2, memory_bytes=1)
+            report = MachineReport(protocol=1, offer=offer, sessions=tuple(self._there.reports()))
+            orders = self.exchange(self._account, report)
+            self._there.take(orders)
+            for order in orders.start:
+                self._there.start(order.ticket, 0, {})
+            for lease in orders.stop:
+                self._there.signal(lease)
+
+    def observe(self, handles):
+        self._call()
+        return super().observe(handles)
+
+    def stop(self, handle):
+        super().stop(handle)
+        self._call()
+
+
+class TestJoined(ProviderContract):
+    def make(self, folder):
+        return _Joined(folder)
+
+    def account(self):
+        return _account("joined")
 
 
 class TestFake(ProviderContract):

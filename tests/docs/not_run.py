@@ -21,6 +21,8 @@ RESTORED = "takes over from the page's own server; tests/cli/test_backups.py sta
 DOCKER = "needs the image; CI builds it"
 VOTES = "needs an evaluation that people have voted on; tests/http/test_models.py has one"
 INDEX_MCP = "installs a package from an index; CI installs it with the others"
+JOINED = "works for a server until it leaves; tests/e2e/test_joined_machine.py has a machine that joins and leaves"
+JOINED_NAME = "needs a machine that has joined; tests/http/test_joined_machines.py has one"
 AGENTS = "serves agents until it is stopped; tests/mcp/test_transports.py calls its tools"
 TRACKERS = "needs a tracker's library, or a curve that was written; tests/http/test_trackers.py has both"
 
@@ -29,6 +31,14 @@ NOT_RUN = {
     "trainhop trackers set mlflow --url https://mlflow.example.org --key-file key.txt": TRACKERS,
     "trainhop trackers set trackio --url OWNER/SPACE --key-file key.txt": TRACKERS,
     "trainhop trackers file JOB --out tensorboard": TRACKERS,
+    "trainhop accounts code": JOINED_NAME,
+    "trainhop accounts code --shared": JOINED_NAME,
+    "trainhop accounts drain NAME": JOINED_NAME,
+    "trainhop accounts resume NAME": JOINED_NAME,
+    "trainhop join URL CODE": JOINED,
+    "trainhop join URL CODE --systemd": JOINED,
+    "trainhop leave --drain": JOINED,
+    "trainhop leave": JOINED,
     "pip install 'trainhop[mcp]'": INDEX_MCP,
     "trainhop mcp --http 127.0.0.1:8643": AGENTS,
     "trainhop evaluate JOB": ANSWERS,

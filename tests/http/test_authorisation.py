@@ -77,7 +77,7 @@ SEEN_BY_COLLEAGUES = {
 STREAMS = {"stream_job_events", "stream_events"}
 OF_VIEWERS = {"add_token", "remove_token", "add_login_link"}
 BY_GRANT = {"read_blob", "write_blob"}
-BY_CODE = {"claim_job", "answer_cell_check"}
+BY_CODE = {"claim_job", "answer_cell_check", "join_machine"}
 OPEN = {"health", "ready", "prometheus", "worker_wheel"}
 
 

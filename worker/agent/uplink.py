@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from worker.shared.certificates import certificates
 from worker.shared.messages import (
+    GRANT_HEADER,
     Action,
     Assignment,
     Directive,
@@ -39,6 +40,8 @@ _TICKET = TypeAdapter(Ticket)
 _GRANTS: TypeAdapter[list[Grant]] = TypeAdapter(list[Grant])
 _OURS = "urn:trainhop:problem:"
 """Prefix of the `type` field in every error reply of the server."""
+_BLOBS = "/api/v1/blobs/"
+_GRANTED = ("datasets", "model", "judge", "uploads")
 T = TypeVar("T")
 _LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
 _OVER = frozenset({401, 403, 404, 409, 410})
@@ -93,7 +96,17 @@ class HttpUplink:
 
     def start(self, request: StartRequest) -> Assignment:
         """Request the assignment."""
-        return self.request("start", request.model_dump_json(), _ASSIGNMENT)
+        found = self.request("start", request.model_dump_json(), _ASSIGNMENT)
+        changes = {name: tuple(map(self._reached, getattr(found, name))) for name in _GRANTED}
+        resume = self._reached(found.resume) if found.resume is not None else None
+        return found.model_copy(update={**changes, "resume": resume})
+
+    def _reached(self, grant: Grant) -> Grant:
+        """The grant of a file on the server, with the address at which this machine reaches it."""
+        before, path, key = (grant.url or "").partition(_BLOBS)
+        if not path or GRANT_HEADER not in grant.headers or before == self._server_url:
+            return grant
+        return grant.model_copy(update={"url": f"{self._server_url}{path}{key}"})
 
     def started(self, message: Started) -> None:
         self.start(message.request)
@@ -117,7 +130,7 @@ class HttpUplink:
     def grants(self, fence: int, kind: GrantKind, count: int, *, through_server: bool = False) -> list[Grant]:
         asked = {"fence": fence, "kind": kind, "count": count, "through_server": through_server}
         body = TypeAdapter(dict[str, Any]).dump_json(asked)
-        return self.request("grants", body.decode(), _GRANTS)
+        return list(map(self._reached, self.request("grants", body.decode(), _GRANTS)))
 
     def request(self, path: str, body: str, expected: TypeAdapter[T]) -> T:
         """The reply to a call of the lease."""

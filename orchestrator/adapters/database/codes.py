@@ -1,4 +1,4 @@
-"""The repository of one-time codes, by which notebooks claim jobs."""
+"""The repository of one-time codes, by which notebooks claim jobs and machines join."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from orchestrator.adapters.database.mapper import Mapper
 from orchestrator.adapters.database.repository import SqlRepository
 from orchestrator.domain.accounts import OneTimeCode
 
-CODES = Mapper(OneTimeCode, tables.claims, frozen=("job_id", "member_id", "created_at", "expires_at", "store"))
+CODES = Mapper(
+    OneTimeCode,
+    tables.claims,
+    frozen=("job_id", "member_id", "created_at", "expires_at", "store", "provider", "shared"),
+)
 
 
 class SqlCodeRepository(SqlRepository):

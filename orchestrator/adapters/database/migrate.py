@@ -127,5 +127,5 @@ def _version(connection: Connection) -> str | None:
     return connection.scalar(select(_versions.c.version_num))
 
 
-HEAD = "0025"
+HEAD = "0026"
 """The newest revision under `migrations/versions`. A test compares the two."""

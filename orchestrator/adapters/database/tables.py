@@ -33,6 +33,8 @@ _QUEUED = text("state = 'queued'")
 IS_TIMED = text("gpu_step_s IS NOT NULL OR host_step_s IS NOT NULL")
 _IN_USE = text("state IN ('offered', 'committed')")
 _UNDELETED = text("state IN ('pruned', 'abandoned', 'corrupt') AND key != ''")
+_OF_ONE = text("member_id IS NOT NULL AND token_hash IS NULL")
+"""A member may have several machines that have joined by themselves."""
 _SERIAL = BigInteger().with_variant(Integer, "sqlite")
 
 
@@ -87,13 +89,14 @@ accounts = Table(
     Column("problem", Text, nullable=False, server_default=""),
     Column("image", JSON, nullable=False, server_default="{}"),
     Column("created_at", Double, nullable=False),
+    Column("token_hash", _id()),
     Index(
         "accounts_one_per_member_and_provider",
         "member_id",
         "provider",
         unique=True,
-        sqlite_where=text("member_id IS NOT NULL"),
-        postgresql_where=text("member_id IS NOT NULL"),
+        sqlite_where=_OF_ONE,
+        postgresql_where=_OF_ONE,
     ),
 )
 
@@ -252,7 +255,7 @@ claims = Table(
     "claims",
     metadata,
     Column("code_hash", _id(), primary_key=True),
-    Column("job_id", ForeignKey("jobs.id"), nullable=False),
+    Column("job_id", ForeignKey("jobs.id")),
     Column("member_id", ForeignKey("members.id"), nullable=False),
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double, nullable=False, index=True),
@@ -261,6 +264,9 @@ claims = Table(
     Column("nonce", _id()),
     Column("store", String(32), nullable=False),
     Column("mailbox", String(100), nullable=False),
+    Column("provider", String(32), nullable=False, server_default=""),
+    Column("shared", Boolean, nullable=False, server_default=false()),
+    Column("account_id", _id()),
     Index("claims_by_mailbox", "mailbox", sqlite_where=text("mailbox != ''"), postgresql_where=text("mailbox != ''")),
 )
 

@@ -27,6 +27,7 @@ from orchestrator.entrypoints.cli import (
     imports,
     init,
     jobs,
+    join,
     judges,
     link,
     members,
@@ -77,6 +78,7 @@ for part in (
     doctor.app,
     backups.app,
     agents.app,
+    join.app,
 ):
     app.add_typer(part)
 app.add_typer(members.accounts, name="accounts", rich_help_panel="Server")

@@ -15,6 +15,7 @@ from orchestrator.entrypoints.cli.job_file import assignments
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, moment, put, put_json, say, table
 from orchestrator.entrypoints.cli.phrases import listed
 from trainhop.connection import segment
+from worker.shared.counted_words import many
 from worker.shared.files import expanded
 
 accounts = typer.Typer(no_args_is_help=True, help="Accounts at providers, and pools of machines.")
@@ -180,6 +181,29 @@ def resume_account(context: typer.Context, account: AccountArgument, as_json: Js
     """Resume a paused account."""
     changed = connect(context).patch(f"/accounts/{segment(account)}", {"paused": False})
     _answer(changed, as_json, f"resumed {clean(changed['name'])}")
+
+
+@accounts.command("code")
+def make_code(
+    context: typer.Context,
+    shared: Annotated[bool, typer.Option("--shared", help="For the jobs of all members (admins).")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Create a code with which a machine of your own joins. It works once."""
+    made = connect(context).post(f"/machine-codes?shared={str(shared).lower()}")
+    _answer(made, as_json, clean(made["command"]))
+    if not as_json:
+        say(f"Run it on the machine. It works once, until {moment(made['expires_at'])}.")
+        if made["note"]:
+            say(f"note: {clean(made['note'])}")
+
+
+@accounts.command("drain")
+def drain_account(context: typer.Context, account: AccountArgument, as_json: JsonFlag = False) -> None:
+    """Pause an account, and have its sessions save and end, for example before a restart of its machine."""
+    drained = connect(context).post(f"/accounts/{segment(account)}:drain")
+    words = many(drained["sessions"], "session")
+    _answer(drained, as_json, f"paused {clean(drained['account']['name'])}: {words} will save and end")
 
 
 @accounts.command("rm")

@@ -12,7 +12,7 @@ from orchestrator.domain.accounts import Account, Actor, Role
 from orchestrator.domain.diagnosis import summary
 from orchestrator.domain.errors import InvalidError, TrainhopError
 from orchestrator.domain.scheduling import Candidate
-from orchestrator.entrypoints.dashboard import setup
+from orchestrator.entrypoints.dashboard import own_machines, setup
 from orchestrator.entrypoints.dashboard.render import Viewer, by_script, page, piece
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep
 from orchestrator.services import accounts, capacity, dispatch, hub_tokens, providers, tracker_logins
@@ -47,6 +47,7 @@ def _fleet(server: Server, me: Actor) -> Row:
         "running": running,
         "loads": {s["id"]: server.queries.readings(s["id"], LOAD_READINGS) for s in running[:LOADS_SHOWN]},
         "lease_s": server.ctx.limits.lease_s,
+        "machines": own_machines.shown(server, me),
         "waiting": _waiting(server, member_id),
         "day": server.dashboard_queries.day(member_id, first_id=first_id("lease", now - DAY_S), now=now),
     }

@@ -31,6 +31,7 @@ from orchestrator.entrypoints.dashboard import (
     models,
     notes,
     notifications,
+    own_machines,
     pushes,
     rating,
     setup,
@@ -57,6 +58,7 @@ PAGES = (
     compare,
     live,
     logs,
+    own_machines,  # before `fleet`, which takes other actions on accounts
     fleet,
     hub,
     trackers,

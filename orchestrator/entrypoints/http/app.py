@@ -23,6 +23,7 @@ from orchestrator.entrypoints.api import (
     evaluations,
     hub_token,
     jobs,
+    joined_machines,
     judges,
     members,
     model_search,
@@ -133,6 +134,7 @@ def make_app(app: App) -> FastAPI:
         hub_token,
         trackers,
         checks,
+        joined_machines,
         notifications,
         stores,
     )

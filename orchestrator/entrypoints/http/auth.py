@@ -17,18 +17,25 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from orchestrator.adapters.database.queries import Queries
-from orchestrator.domain.accounts import Actor, Role
+from orchestrator.domain.accounts import Account, Actor, Role
 from orchestrator.domain.errors import ForbiddenError
 from orchestrator.entrypoints.http.routes import PREFIX
+from orchestrator.services import joined_machines
 from orchestrator.services.context import Context
 
 REMEMBERED_MOST = 4096
 _OF_A_LEASE = re.compile(rf"{PREFIX}/leases/([^/]+)/")
+_OF_A_MACHINE = re.compile(rf"{PREFIX}/machines/([^/]+)/")
 _OF_EVERYONE = re.compile(rf"({PREFIX})?/tokens(/|$)|{PREFIX}/login-links$")
 _bearer = HTTPBearer(
     auto_error=False, description="An API token of `trainhop tokens add --help`, or the file `admin.token`."
 )
 _lease_bearer = HTTPBearer(auto_error=False, scheme_name="LeaseToken", description="The lease token of a worker.")
+
+
+_machine_bearer = HTTPBearer(
+    auto_error=False, scheme_name="MachineToken", description="The token of a machine that has joined."
+)
 
 
 class Authenticator:
@@ -57,6 +64,10 @@ class Authenticator:
             self._actors.clear()
         self._actors[hashed] = (time.monotonic() + self._remembered_s, found[0])
         return found[0]
+
+    def machine(self, token: str, account_id: str) -> Account | None:
+        """The account of the joined machine with this token, unless it has left."""
+        return joined_machines.holds(self._ctx, account_id, token)
 
     def forget(self) -> None:
         """Clear the cache after a token was revoked, or after the team's settings were changed."""
@@ -126,7 +137,10 @@ async def is_known(request: Request) -> bool:
     lease = _OF_A_LEASE.match(request.url.path)
     if lease is not None and auth.holds(token, lease[1]):
         return True
+    machine = _OF_A_MACHINE.match(request.url.path)
     try:
+        if machine is not None:
+            return await asyncio.to_thread(auth.machine, token, machine[1]) is not None
         return await auth.actor(token) is not None
     except SQLAlchemyError:
         return True  # the endpoint reports that the database does not answer
@@ -147,3 +161,14 @@ async def lease_holder(
     if token is None or not request.app.state.server.auth.holds(token, lease_id):
         raise _unknown()
     return lease_id
+
+
+async def machine_holder(
+    request: Request, account: str, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_machine_bearer)]
+) -> Account:
+    """The joined machine in the path. Raises 401 without its token."""
+    token, auth = bearer_token(request), request.app.state.server.auth
+    found = await asyncio.to_thread(auth.machine, token, account) if token else None
+    if found is None:
+        raise _unknown()
+    return found

@@ -85,7 +85,7 @@ class TokenRepository(Protocol):
 
 
 class CodeRepository(Protocol):
-    """One-time codes, with which a notebook claims a job."""
+    """One-time codes, with which a notebook claims a job, or a machine joins."""
 
     def get(self, code_hash: str) -> OneTimeCode | None:
         """The code, locked against others until the transaction ends."""
