@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -23,12 +24,19 @@ from worker.shared.shared_places.local_folder import LocalFolder
 Event = dict[str, Any]
 TOKEN = "hf_of_ann"
 PATIENCE_S = 300
+CELL = "TRAINHOP_BENCH_CELL"
+"""The variable by which a cell's training process is known. Tests fork it, so it is nobody's child."""
 
 
-def trainer(parent: int | None = None) -> psutil.Process | None:
-    """The training process of this process's cell, or of another one's."""
-    children = psutil.Process(parent).children(recursive=True)
-    return next((each for each in children if "trainhop.place_process" in _words(each)), None)
+def _trainer(cell: str) -> psutil.Process | None:
+    return next((each for each in psutil.process_iter() if _is_of(each, cell)), None)
+
+
+def _is_of(process: psutil.Process, cell: str) -> bool:
+    try:
+        return "trainhop.place_process" in _words(process) and process.environ().get(CELL) == cell
+    except psutil.Error:  # it has just ended
+        return False
 
 
 def _words(process: psutil.Process) -> list[str]:
@@ -38,11 +46,11 @@ def _words(process: psutil.Process) -> list[str]:
         return []
 
 
-def trainer_after(is_time: Callable[[Event], object], parent: int | None = None) -> psutil.Process:
-    """The same once it has told its cell such an event."""
+def trainer_after(is_time: Callable[[Event], object], cell: str) -> psutil.Process:
+    """The training process of a cell with this `CELL`, once it has told such an event."""
 
     def found() -> psutil.Process | None:
-        process = trainer(parent)
+        process = _trainer(cell)
         words = _words(process) if process is not None else ()
         events = Path(words[-1]).with_name("events.jsonl") if words else Path()
         lines = events.read_text().splitlines() if events.is_file() else ()
@@ -57,8 +65,9 @@ def saved(step: int) -> Callable[[Event], bool]:
 
 
 def ending(number: signal.Signals, is_time: Callable[[Event], object]) -> threading.Thread:
-    """Sends a signal to this process's training process when it is time."""
-    thread = threading.Thread(target=lambda: trainer_after(is_time).send_signal(number))
+    """Sends a signal to the training process of this process's next cell when it is time."""
+    os.environ[CELL] = cell = secrets.token_hex(8)
+    thread = threading.Thread(target=lambda: trainer_after(is_time, cell).send_signal(number))
     thread.start()
     return thread
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 
 import trainhop
 from benchmarks.exact_resume import train
-from benchmarks.reach.cells import a_place, ending, environment, saved, trainer_after
+from benchmarks.reach.cells import CELL, a_place, ending, environment, saved, trainer_after
 from benchmarks.report import Figure
 from benchmarks.tiny_job import STEPS, Run, job_file, read_place, say, write_rows
 from benchmarks.tiny_model import make_tiny_llama
@@ -65,8 +66,9 @@ def _sleeper(job: dict[str, Any], folder: Path, whole: Run) -> Iterator[Figure]:
     """A holder is stopped, another cell finishes the job, and the first one wakes."""
     place = LocalFolder(folder / "place")
     code = f"import trainhop; print(trainhop.run({job!r}, place={place.address!r}))"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as first:
-        sleeper = trainer_after(saved(3), first.pid)
+    variables = {**os.environ, CELL: "first"}
+    with subprocess.Popen([sys.executable, "-c", code], env=variables, stdout=subprocess.PIPE, text=True) as first:
+        sleeper = trainer_after(saved(3), "first")
         sleeper.suspend()
         place_cell._DEAD[place.address] = read_head(place.read_doc(HEAD) or b"").writer  # noqa: SLF001  no wait
         trainhop.run(job, place=place.address)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -17,8 +18,9 @@ from typing import Any
 import pytest
 
 import trainhop
-from benchmarks.reach.cells import ending, environment, on_drive, on_hub, saved, trainer_after
+from benchmarks.reach.cells import CELL, ending, environment, on_drive, on_hub, saved, trainer_after
 from benchmarks.tiny_job import Run, job_file, read_place
+from tests.helpers import forked_process
 from worker.notebook import place_cell
 from worker.shared.shared_places import Place
 from worker.shared.shared_places.head import HEAD, read_head
@@ -63,9 +65,10 @@ def test_a_sleeper_that_wakes_after_a_takeover_writes_nothing(
 ) -> None:
     """The second cell is told who holds the job, and stopped. The third takes it over, and the first one wakes."""
     place = LocalFolder(tmp_path / "place")
-    code = f"import trainhop; print(trainhop.run({job!r}, place={place.address!r}))"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as first:
-        sleeper = trainer_after(saved(3), first.pid)
+    code = f"{forked_process.lines()}import trainhop; print(trainhop.run({job!r}, place={place.address!r}))"
+    variables = {**os.environ, CELL: "first"}
+    with subprocess.Popen([sys.executable, "-c", code], env=variables, stdout=subprocess.PIPE, text=True) as first:
+        sleeper = trainer_after(saved(3), "first")
         sleeper.suspend()
         held = read_head(place.read_doc(HEAD) or b"")
         stopped = ending(signal.SIGTERM, lambda event: event.get("wait"))

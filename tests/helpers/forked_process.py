@@ -36,6 +36,7 @@ PROGRAMS = {
     "worker.agent.hardware": "worker",
     "worker.doctor.tiny": "worker",
     "worker.notebook.attended": "worker",
+    "trainhop.place_process": "worker",
     "worker.training.gpu_follower": "worker",
     "worker.training.smoke": "worker",
     "worker.shared.limited_call": "worker.shared.limited_call",
@@ -46,7 +47,9 @@ PROGRAMS = {
 """Which modules are started so, and the program whose fork server starts them."""
 LIMITED = ("worker.shared.limited_call", "worker.training.token_preview")
 """Programs that limit themselves, and get only the variables that are named for them."""
-WITH_FEW_VARIABLES = ("worker.chat", "worker.export", "worker.agent.hardware", "worker.notebook.attended")
+WITH_FEW_VARIABLES = (
+    *("worker.chat", "worker.export", "worker.agent.hardware", "worker.notebook.attended", "trainhop.place_process"),
+)
 """Programs that get only the variables that are named for them, and record none of them; and those of notebooks."""
 HEEDED = ("PYTHONPATH", "PYTHONSAFEPATH", "HF_HUB_DISABLE_PROGRESS_BARS")
 """Variables of theirs that a forked process follows, or that tell it nothing."""

@@ -21,7 +21,11 @@ ROOT = Path(worker.__file__).parent
 STARTERS = {"run", "Popen", "check_output", "check_call", "call"}
 LIVE_ON = {
     "agent/boot.py: _run_worker": "a worker saves and says goodbye, also when its start script is gone",
+    "joined/unit.py: _lingers": "loginctl ends at once",
+    "joined/unit.py: _systemctl": "systemctl ends at once",
+    "notebook/place_cell.py: run": "a worker saves and says goodbye when its notebook is gone",
     "notebook/session.py: _start": "a worker saves and says goodbye when its notebook is gone",
+    "shared/session_process.py: start": "a session outlives the server or the agent that has started it",
     "shared/process.py: _birth_by_ps": "ps ends at once",
 }
 """Functions whose child is not tied to its parent, and why."""

@@ -18,7 +18,7 @@ import worker
 from worker.joined.membership import MachineError
 from worker.shared.package_folder import home, ready
 from worker.shared.packages import InstallError, every_line, installed, lacking
-from worker.shared.process import last_line
+from worker.shared.process import last_line, tied
 
 LEAST = (3, 11)
 CHECK_S = 60.0
@@ -45,7 +45,7 @@ def check(python: str) -> Prepared:
     """Whether this Python can run workers. Nothing is installed. Raises `MachineError`."""
     asked = "import sys; print('{}.{}.{}'.format(*sys.version_info))"
     try:
-        done = subprocess.run([python, "-c", asked], capture_output=True, text=True, timeout=CHECK_S, check=True)
+        done = subprocess.run(tied([python, "-c", asked]), capture_output=True, text=True, timeout=CHECK_S, check=True)
         found = done.stdout.strip()
         version = tuple(int(part) for part in found.split("."))
     except (OSError, subprocess.SubprocessError, ValueError):
@@ -66,7 +66,7 @@ def install(python: str) -> Prepared:
 def _run(python: str, *, install: bool) -> Prepared:
     package, lines = str(Path(worker.__file__).parents[1]), json.dumps(every_line())
     done = subprocess.run(
-        [python, "-c", _CODE, package, lines, *(["--install"] if install else [])],
+        tied([python, "-c", _CODE, package, lines, *(["--install"] if install else [])]),
         capture_output=True,
         text=True,
         check=False,
