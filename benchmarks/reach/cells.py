@@ -41,7 +41,7 @@ def _is_of(process: psutil.Process, cell: str) -> bool:
 
 def _words(process: psutil.Process) -> list[str]:
     try:
-        return process.cmdline()
+        return [word for word in process.cmdline() if word]
     except psutil.Error:  # it has just ended
         return []
 
