@@ -9,6 +9,10 @@ from worker.shared.job_spec import JobSpec
 from worker.training.interface import Decision, Trained, TrainingJob
 
 
+ROWS = 23
+"""Rows of the usual data set."""
+
+
 @dataclass
 class Recorder:
     """Hooks that note everything and decide by step number."""
