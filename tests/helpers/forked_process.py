@@ -122,7 +122,8 @@ def lines(*, elsewhere: bool = False) -> str:
     """
     return f"""\
 import sys; sys.path.insert(0, {str(ROOT)!r})
-from tests.helpers import forked_process; forked_process.install_apart({str(_folder)!r}, elsewhere={elsewhere}); del forked_process
+from tests.helpers import forked_process
+forked_process.install_apart({str(_folder)!r}, elsewhere={elsewhere}); del forked_process
 """
 
 

@@ -31,7 +31,13 @@ model(torch.ones(1, 4)).sum().backward()
 print("trained")
 """
 REFUSED = f"try:\n{textwrap.indent(TRAIN, '    ')}\nexcept ImportError:\n    print('refused')\n"
-QUICKLY = "from worker.training.unusable import hide_bitsandbytes; hide_bitsandbytes()\n"
+QUICKLY = """
+from worker.shared.imports import quick_imports
+from worker.training.unusable import hide_bitsandbytes
+hide_bitsandbytes()
+quick = quick_imports()
+quick.__enter__()
+"""
 """As a worker that needs no 4-bit weights does."""
 HIDE = "from worker.training.unusable import hide; print(hide())\n"
 
