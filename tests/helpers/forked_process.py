@@ -118,11 +118,15 @@ def machine_variables() -> dict[str, str]:
     return {} if _folder is None else {FOLDER: str(_folder), "PYTHONPATH": str(Path(__file__).with_name("kernel_site"))}
 
 
-def lines() -> str:
-    """What a program of another process begins with, so that its processes are forked, too."""
+def lines(*, elsewhere: bool = False) -> str:
+    """What a program of another process begins with, so that its processes are forked, too.
+
+    `elsewhere` is for a program whose worker is not this checkout's.
+    """
     return f"""\
 import sys; sys.path.insert(0, {str(ROOT)!r})
-from tests.helpers import forked_process; forked_process.install_apart({str(_folder)!r}); del forked_process
+from tests.helpers import forked_process
+forked_process.install_apart({str(_folder)!r}, elsewhere={elsewhere}); del forked_process
 """
 
 

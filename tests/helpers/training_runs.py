@@ -8,6 +8,9 @@ from worker.shared import checkpoint_file
 from worker.shared.job_spec import JobSpec
 from worker.training.interface import Decision, Trained, TrainingJob
 
+ROWS = 23
+"""Rows of the usual data set."""
+
 
 @dataclass
 class Recorder:

@@ -43,8 +43,9 @@ def tab(tmp_path: Path) -> Iterator[Any]:
     opened: list[Tab] = []
     numbers = count()
 
-    def make(made: dict[str, Any], before: str = "", **variables: str) -> Tab:
-        opened.append(Tab(tmp_path / f"{next(numbers)}.ipynb", made, before=before, variables=variables))
+    def make(made: dict[str, Any], before: str = "", *, elsewhere: bool = False, **variables: str) -> Tab:
+        path = tmp_path / f"{next(numbers)}.ipynb"
+        opened.append(Tab(path, made, before=before, variables=variables, elsewhere=elsewhere))
         return opened[-1]
 
     yield make

@@ -26,7 +26,8 @@ class Tab:
     """A notebook in a kernel of its own, which runs from the moment it is opened.
 
     `variables` are set and `before` is run in front of our cell, `after` in a cell behind it; kernels are looked for in
-    `jupyter` first. Without `forks`, and with another `jupyter`, every process imports everything anew.
+    `jupyter` first. Without `forks`, and with another `jupyter`, every process imports everything anew. With
+    `elsewhere` the processes are those of a worker that the cell brings.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class Tab:
         variables: Mapping[str, str] | None = None,
         patience_s: float = PATIENCE_S,
         forks: bool = True,
+        elsewhere: bool = False,
     ) -> None:
         self._patience_s = patience_s
         cell = made["notebook"]["cells"][1]
-        lines = forked_process.lines() if forks and jupyter is None else ""
+        lines = forked_process.lines(elsewhere=elsewhere) if forks and jupyter is None else ""
         lines += "".join(f"import os; os.environ[{k!r}] = {v!r}\n" for k, v in (variables or {}).items())
         cells = [cell | {"source": lines + before + cell["source"]}]
         if after:

@@ -89,9 +89,8 @@ def test_a_runtime_that_is_no_colab_and_cannot_reach_the_server(server: Lab, tab
 def test_all_that_a_runtime_can_answer(server: Lab, drive: Drive, tab: Any) -> None:
     with HubEmulator(checked_repo()) as hub:
         before = COLAB.format(user=drive.authorized_user())
-        opened = tab(
-            notebook(server, *outcome.PROBES, drive=drive.url), before, HF_ENDPOINT=hub.endpoint, OMP_NUM_THREADS="1"
-        )
+        made = notebook(server, *outcome.PROBES, drive=drive.url)
+        opened = tab(made, before, elsewhere=True, HF_ENDPOINT=hub.endpoint, OMP_NUM_THREADS="1")
         said = opened.said
     found = judged(server, answer(said))
     assert {name for name, p in found.items() if p["status"] == "ok"} == ASKED, said

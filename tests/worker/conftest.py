@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROWS = 23
+from tests.helpers.training_runs import ROWS, TrainingRuns
 
 
 @pytest.fixture(scope="session")
@@ -33,8 +33,6 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def training(base, dataset, tmp_path):
-    from tests.helpers.training_runs import TrainingRuns
-
     return TrainingRuns(base=base, dataset=dataset, rows=ROWS, folder=Path(tmp_path))
 
 

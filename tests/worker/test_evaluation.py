@@ -3,12 +3,13 @@
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from tests.helpers.training_runs import Recorder
+from tests.helpers.training_runs import ROWS, Recorder, TrainingRuns
 from worker.shared import answers_file, checkpoint_file
 from worker.shared.answers_file import MAX_ANSWER_BYTES
 from worker.shared.checkpoint_file import CheckpointError
@@ -25,14 +26,33 @@ ASKED = {"max_prompts": 11, "max_new_tokens": 12}
 ORIGIN = Origin(job="job", fence=1, step=6)
 
 
-@pytest.fixture
-def trained(training):
+@pytest.fixture(scope="session")
+def trained_once(base, dataset, tmp_path_factory):
     """The last checkpoint of a short training, and its spec."""
+    folder = tmp_path_factory.mktemp("trained")
+    training = TrainingRuns(base=base, dataset=dataset, rows=ROWS, folder=folder)
     spec = training.spec(max_steps=6, val_set_size=0.6, val_split=2, encoding=3, numerics=2)
     _, hooks = training.session(spec, name="trained")
-    path = training.folder / "trained.safetensors"
+    path = folder / "trained.safetensors"
     checkpoint_file.write(path, hooks.snapshots[-1].tensors, hooks.snapshots[-1].manifest)
     return spec, path
+
+
+@pytest.fixture
+def checkpoint(training, trained_once):
+    """The same, with a file of its own."""
+    spec, path = trained_once
+    return spec, Path(shutil.copy(path, training.folder))
+
+
+@pytest.fixture
+def trained(checkpoint, monkeypatch):
+    """The same, where evaluations read the beginnings of the passages."""
+    from worker.training import evaluation_inputs
+
+    # The time of attention grows with the square of the length: whole passages take as long as all else here.
+    monkeypatch.setattr(evaluation_inputs, "MAX_PASSAGE_TOKENS", 96)
+    return checkpoint
 
 
 class Evaluations:
@@ -123,12 +143,12 @@ def test_a_session_killed_after_a_save_repeats_units_with_the_same_result(traini
     assert result.answers.read_bytes() == whole
 
 
-def test_the_base_answers_as_without_adapter_and_the_adapter_differs(training, trained):
-    """Guard: with the adapter left on for both arms the base gave the adapter's answers."""
+def test_the_base_answers_as_without_adapter_and_the_adapter_differs(training, checkpoint):
+    """With whole passages. Guard: with the adapter left on for both arms the base gave the adapter's answers."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    found = read(Evaluations(training, *trained, max_new_tokens=16).whole())
+    found = read(Evaluations(training, *checkpoint, max_new_tokens=16).whole())
     assert any(each.base.text != each.adapter.text for each in found.answered)
     assert any(loss.base != loss.adapter for loss in found.losses)
     model: Any = AutoModelForCausalLM.from_pretrained(training.base)

@@ -7,7 +7,9 @@ import inspect
 from importlib import metadata
 from pathlib import Path
 
-from worker.shared.imports import packages, quick_imports
+import pytest
+
+from worker.shared.imports import packages, quick_imports, version
 
 
 def test_the_installed_packages_are_listed_once() -> None:
@@ -47,3 +49,16 @@ def test_a_package_without_a_record_or_with_commas_in_its_names_is_listed(tmp_pa
     (tmp_path / "old_one").mkdir()
     (tmp_path / "old_one" / "__init__.py").touch()
     assert packages([str(tmp_path)]) == {"plain_one": ["plain"], "plain_two": ["plain"], "old_one": ["old"]}
+
+
+def test_versions_are_those_of_the_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of packages of both kinds, and never a line of the description."""
+    about = "Metadata-Version: 2.1\nName: plain-one\nVersion: 1.2+cpu\n\nVersion: 9\n"
+    for folder, text in (("plain_one-1.2.dist-info", about), ("old_one-2.egg-info", about.replace("plain-", "old-"))):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / ("METADATA" if "dist" in folder else "PKG-INFO")).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ["plain-one", "old-one", *sorted({each.name for each in metadata.distributions()})]
+    assert [version(name) for name in names] == [metadata.version(name) for name in names]
+    with pytest.raises(metadata.PackageNotFoundError):
+        version("no-such-package")

@@ -64,6 +64,11 @@ def test_a_cut_run_ends_in_the_same_bytes_in_new_processes(training):
 import sys, json
 from pathlib import Path
 from tests.helpers.training_runs import TrainingRuns
+from worker.shared.imports import quick_imports
+from worker.training import unusable
+unusable.hide_bitsandbytes()
+with quick_imports():
+    import worker.training.trainer
 base, dataset, folder, half = map(Path, sys.argv[1:])
 training = TrainingRuns(base=base, dataset=dataset, rows=23, folder=folder)
 result, hooks = training.session(training.spec(lora_dropout=0.1), resume=half)
@@ -154,7 +159,10 @@ import sys
 from pathlib import Path
 from tests.helpers.training_runs import TrainingRuns
 from worker.shared import checkpoint_file
+from worker.shared.imports import quick_imports
 from worker.training import state
+with quick_imports():
+    import worker.training.trainer
 base, dataset, folder, half = map(Path, sys.argv[1:])
 training = TrainingRuns(base=base, dataset=dataset, rows=23, folder=folder)
 seen = []

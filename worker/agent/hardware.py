@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from worker.shared.imports import quick_imports
+from worker.shared.imports import quick_imports, version
 from worker.shared.manifest import Hardware
 from worker.shared.messages import Reading
 from worker.shared.places import image_release
@@ -92,7 +92,7 @@ def versions() -> dict[str, str]:
     installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            installed[name] = metadata.version(name)
+            installed[name] = version(name)
         except metadata.PackageNotFoundError:
             continue
     return installed

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 
 _NAME = re.compile(r"^Name: *(\S+)", re.MULTILINE)
+_VERSION = re.compile(r"^Version: *(\S+)", re.MULTILINE)
 
 
 @contextlib.contextmanager
@@ -46,6 +47,15 @@ def packages(path: list[str] | None = None) -> dict[str, list[str]]:
         for package in (each.read_text("top_level.txt") or "").split() or _top_level(_files(each)):
             found.setdefault(package, []).append(name)
     return found
+
+
+def version(name: str) -> str:
+    """An installed distribution's version, like `metadata.version`.
+
+    That parses the whole description of a package, which takes milliseconds. Raises `metadata.PackageNotFoundError`.
+    """
+    about = _VERSION.search(metadata.distribution(name).read_text("METADATA") or "")
+    return about[1] if about else metadata.version(name)
 
 
 def _files(distribution: metadata.Distribution) -> Iterable[str]:

@@ -18,6 +18,7 @@ import torch
 
 import worker
 from worker.agent.hardware import cpu_flags
+from worker.shared import imports
 from worker.shared.manifest import Hardware
 from worker.shared.wheel import ADAPTERS, DISTRIBUTION, NO_SESSION_NEEDS, is_within
 
@@ -119,7 +120,7 @@ def _sha256(paths: Iterable[Path]) -> str:
 def _version() -> str:
     for name in (DISTRIBUTION, "trainhop"):
         try:
-            return metadata.version(name)
+            return imports.version(name)
         except metadata.PackageNotFoundError:
             continue
     return "unknown"

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from packaging.version import InvalidVersion, Version
 
+from worker.shared import imports
+
 if TYPE_CHECKING:
     from worker.shared.job_spec import JobSpec
 
@@ -79,7 +81,7 @@ def _is_refused(entry: Refused) -> bool:
 
 def _version(package: str) -> Version | None:
     try:
-        return Version(metadata.version(package))
+        return Version(imports.version(package))
     except metadata.PackageNotFoundError:
         return None
     except InvalidVersion:
