@@ -56,7 +56,7 @@ def test_a_variable_of_the_test_itself_counts(monkeypatch: pytest.MonkeyPatch) -
         process.communicate()
 
 
-def test_a_program_that_begins_with_our_lines_forks_and_has_nothing_of_ours(tmp_path: Path) -> None:
+def test_a_program_that_begins_with_our_lines_forks_and_has_none_of_ours(tmp_path: Path) -> None:
     program = f"""{lines()}
 import subprocess
 print([name for name in sys.modules if name.partition(".")[0] in ("tests", "worker")], sys.path[0] == {str(ROOT)!r})
