@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.helpers.benchmark_repos import HELLASWAG, TRUTHFULQA, arc, as_parquet, gsm8k
-from tests.worker.test_evaluation import Evaluations, checkpoint, read, trained, trained_once
+from tests.worker.test_evaluation import Evaluations, read, trained, trained_once
 from worker.agent.limits import Part
 from worker.shared import packages, wheel
 from worker.shared.answers_file import MAX_ITEM_BYTES
@@ -19,7 +19,7 @@ from worker.shared.evaluation_units import Arm, Measure, Unit, units
 from worker.training.encoding import Encoder
 from worker.training.interface import Decision, PermanentError, UnfitMachineError
 
-__all__ = ["checkpoint", "trained", "trained_once"]
+__all__ = ["trained", "trained_once"]
 
 ITEMS = [
     {

@@ -39,24 +39,16 @@ def trained_once(base, dataset, tmp_path_factory):
 
 
 @pytest.fixture
-def checkpoint(training, trained_once):
+def trained(training, trained_once):
     """The same, with a file of its own."""
     spec, path = trained_once
     return spec, Path(shutil.copy(path, training.folder))
 
 
-@pytest.fixture
-def trained(checkpoint, monkeypatch):
-    """The same, where evaluations read the beginnings of the passages."""
-    from worker.training import evaluation_inputs
-
-    # The time of attention grows with the square of the length: whole passages take as long as all else here.
-    monkeypatch.setattr(evaluation_inputs, "MAX_PASSAGE_TOKENS", 96)
-    return checkpoint
-
-
 class Evaluations:
-    """Sessions of one evaluation."""
+    """Sessions of one evaluation. They read the beginnings of the passages: whole ones take as long as all else."""
+
+    passage_tokens = 96
 
     def __init__(self, training, spec, checkpoint, datasets=None, **asked):
         self.training, self.checkpoint, self.sessions = training, checkpoint, 0
@@ -80,7 +72,7 @@ class Evaluations:
             base_folder=base_folder,
             origin=None if resume else origin,
         )
-        done: Any = evaluate(given, hooks)
+        done: Any = evaluate(given, hooks, passage_tokens=self.passage_tokens)
         return done, hooks
 
     def saved(self, hooks):
@@ -143,12 +135,16 @@ def test_a_session_killed_after_a_save_repeats_units_with_the_same_result(traini
     assert result.answers.read_bytes() == whole
 
 
-def test_the_base_answers_as_without_adapter_and_the_adapter_differs(training, checkpoint):
+def test_the_base_answers_as_without_adapter_and_the_adapter_differs(training, trained):
     """With whole passages. Guard: with the adapter left on for both arms the base gave the adapter's answers."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    found = read(Evaluations(training, *checkpoint, max_new_tokens=16).whole())
+    from worker.training.evaluation_inputs import MAX_PASSAGE_TOKENS
+
+    evaluation = Evaluations(training, *trained, max_new_tokens=16)
+    evaluation.passage_tokens = MAX_PASSAGE_TOKENS
+    found = read(evaluation.whole())
     assert any(each.base.text != each.adapter.text for each in found.answered)
     assert any(loss.base != loss.adapter for loss in found.losses)
     model: Any = AutoModelForCausalLM.from_pretrained(training.base)

@@ -9,14 +9,14 @@ import pytest
 from benchmarks.tiny_model import CHAT_TEMPLATE
 from tests.helpers.judge_models import make_judge, make_nonsense
 from tests.helpers.training_runs import Recorder
-from tests.worker.test_evaluation import Evaluations, checkpoint, read, trained, trained_once
+from tests.worker.test_evaluation import Evaluations, read, trained, trained_once
 from worker.agent.limits import Part
 from worker.shared import judge_prompt
 from worker.shared.evaluation_spec import EvaluationSpec
 from worker.shared.evaluation_units import Arm, Measure, Unit
 from worker.training.interface import Decision, PermanentError, UnfitMachineError
 
-__all__ = ["checkpoint", "trained", "trained_once"]
+__all__ = ["trained", "trained_once"]
 
 
 @pytest.fixture(scope="session")

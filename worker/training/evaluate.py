@@ -34,7 +34,7 @@ from worker.training.data import trained_tokens
 from worker.training.determinism import require_deterministic_kernels
 from worker.training.end_tokens import special_ids
 from worker.training.evaluation import setup_differences
-from worker.training.evaluation_inputs import Inputs, load_inputs
+from worker.training.evaluation_inputs import MAX_PASSAGE_TOKENS, Inputs, load_inputs
 from worker.training.interface import Decision, Hooks, PermanentError, Snapshot, Trained, TrainingJob
 from worker.training.judge import Judge, Pair, release
 from worker.training.machine_setup import card_of, machine_setup
@@ -43,8 +43,10 @@ from worker.training.train import plain_errors
 FILE = "answers.jsonl"
 
 
-def evaluate(job: TrainingJob, hooks: Hooks) -> Trained:
+def evaluate(job: TrainingJob, hooks: Hooks, *, passage_tokens: int = MAX_PASSAGE_TOKENS) -> Trained:
     """Do the job's units from its checkpoint (or the evaluated one) until the last one or until `hooks` stops it.
+
+    Of each passage it reads at most `passage_tokens` tokens.
 
     Raises `PermanentError`, `UnfitMachineError` or `CheckpointError`, each with one sentence. Raises `OSError` if the
     disk fails.
@@ -53,7 +55,7 @@ def evaluate(job: TrainingJob, hooks: Hooks) -> Trained:
     with plain_errors(job.spec):
         require_deterministic_kernels()
         hooks.phase(Phase.LOAD)
-        return _Session(job, hooks, load_inputs(job, hooks)).run()
+        return _Session(job, hooks, load_inputs(job, hooks, passage_tokens)).run()
 
 
 class _Session:

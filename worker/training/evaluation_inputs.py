@@ -55,7 +55,7 @@ class Inputs:
     judge: Judge | None
 
 
-def load_inputs(job: TrainingJob, hooks: Hooks) -> Inputs:
+def load_inputs(job: TrainingJob, hooks: Hooks, passage_tokens: int = MAX_PASSAGE_TOKENS) -> Inputs:
     """Load everything. Raises the errors of `worker.training.evaluate.evaluate`."""
     spec, hardware = job.spec, probe_hardware()
     assert spec.evaluation is not None
@@ -108,7 +108,7 @@ def load_inputs(job: TrainingJob, hooks: Hooks) -> Inputs:
         recipe=recipe,
         prompts=prompts,
         left_out=left_out,
-        passages=[ids[: min(longest, MAX_PASSAGE_TOKENS)] for ids in texts],
+        passages=[ids[: min(longest, passage_tokens)] for ids in texts],
         decoding=decoding,
         questions={
             measure: questions(each, encoder, limits, chat=chat, room=rooms[measure]) for measure, each in tasks.items()

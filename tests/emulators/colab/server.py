@@ -16,6 +16,7 @@ from tests.emulators.drive.faults import Rules
 from tests.emulators.drive.state import Problem
 from tests.emulators.drive.tokens import Tokens
 from tests.emulators.drive.wire import Reply, Request, Server
+from tests.helpers import forked_process
 
 XSSI = ")]}'\n"
 SUCCESS = 4
@@ -39,7 +40,8 @@ class Colab:
         balance: float = 100.0,
     ) -> None:
         self.folder, self.python, self.balance = folder, python, balance
-        self._kernel = Kernel(python=kernel, environment=environment or {})
+        forks = forked_process.machine_variables() if kernel == sys.executable else {}
+        self._kernel = Kernel(python=kernel, environment=forks | dict(environment or {}))
         self.rules, self.tokens = Rules(), Tokens()
         self.machines: dict[str, Machine] = {}
         self.taken: list[Machine] = []
