@@ -338,7 +338,8 @@ class _DriverEnvs:
         chosen = self.settings.of_driver(name, driver.settings)
         folder = self.settings.folder / (driver.folder_name or f"drivers/{name}")
         folder.mkdir(parents=True, exist_ok=True)
-        data_folder.make_private(folder)
+        for each in {folder.parent, folder} - {self.settings.folder}:
+            data_folder.make_private(each)
         return DriverEnv(
             folder=folder,
             vault=self.vault,

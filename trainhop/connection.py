@@ -35,14 +35,11 @@ class Connection:
     def __init__(self, url: str, token: str) -> None:
         import httpx
 
-        from worker.shared.certificates import certificates
-
         self.url, self.token = url.rstrip("/"), token
         self._http = httpx.Client(
             base_url=f"{self.url}/api/v1",
             headers={"Authorization": f"Bearer {token}"} if token else {},
             timeout=httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-            verify=certificates(),
         )
 
     @classmethod

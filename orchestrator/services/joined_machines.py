@@ -6,7 +6,7 @@ import hmac
 from dataclasses import dataclass
 
 from orchestrator.domain.accounts import Account, Actor, OneTimeCode, Role
-from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError, UnavailableError
+from orchestrator.domain.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from orchestrator.domain.jobs import Lease
 from orchestrator.domain.lifecycle import LeaseState
 from orchestrator.ports.joining import JoinedMachine, SupportsJoining
@@ -27,11 +27,11 @@ _NEW_CODE = "Create a new one with `trainhop accounts code`"
 
 
 def provider_of_machines(ctx: Context) -> str:
-    """The provider that machines join. Raises `UnavailableError` if none is installed."""
+    """The provider that machines join. Raises `NotFoundError` if none is installed."""
     for entry in ctx.providers.entries():
         if isinstance(entry.provider, SupportsJoining):
             return entry.name
-    raise UnavailableError("No installed provider lets machines join. Install one that does.")
+    raise NotFoundError("No installed provider lets machines join. Install one that does.")
 
 
 def _driver(ctx: Context, provider: str) -> SupportsJoining:

@@ -97,7 +97,8 @@ def login_of(ctx: Context, member_id: str, tracker: str) -> TrackerLogin | None:
     try:
         return TrackerLogin(**json.loads(ctx.vault.open(kept.sealed)))
     except VaultError as error:
-        words = f"Your login for {tracker} could not be decrypted ({error}). Set it again with `trainhop trackers set`."
+        again = f"Set it again with `trainhop trackers set {tracker}`."
+        words = f"Your login for {tracker} could not be decrypted ({error}). {again}"
         raise InvalidError(words, [("/report_to", words)]) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
@@ -16,7 +17,7 @@ class StoreRegistry:
     """The installed kinds of stores."""
 
     def __init__(self, found: Iterable[EntryPoint] | None = None) -> None:
-        points = _installed() if found is None else found
+        points = _installed(tuple(sys.path)) if found is None else found
         self._points = {point.name: point for point in points}
         self._kinds: dict[str, StoreKind] = {}
 
@@ -35,7 +36,7 @@ class StoreRegistry:
 
 
 @cache  # reads the metadata of every installed package
-def _installed() -> EntryPoints:
+def _installed(_path: tuple[str, ...]) -> EntryPoints:
     return entry_points(group=GROUP)
 
 
