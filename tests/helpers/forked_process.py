@@ -68,7 +68,10 @@ READ_AT_IMPORT = (
     *("OMP_", "MKL_", "OPENBLAS_", "TORCH", "PYTORCH", "CUDA", "CUBLAS", "PYTHON", "LANG", "LC_", "LD_"),
 )
 """What other variables that libraries read begin with. A process with other values is started in the usual way."""
-ANY = ("PYTHONUNBUFFERED", "TORCHINDUCTOR_CACHE_DIR", "CUBLAS_WORKSPACE_CONFIG", "OMP_WAIT_POLICY")
+ANY = (
+    *("PYTHONUNBUFFERED", "TORCHINDUCTOR_CACHE_DIR", "CUBLAS_WORKSPACE_CONFIG", "OMP_WAIT_POLICY"),
+    "HF_XET_HIGH_PERFORMANCE",
+)
 """Variables that may have any value: the first is heeded, the libraries and the programs themselves set the others."""
 SET_FOR_THEM = ("TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY", *LITTLE_MEMORY)
 """Variables that the product itself sets for the programs in `LIMITED`."""
