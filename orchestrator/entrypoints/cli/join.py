@@ -30,8 +30,11 @@ def join(
     name: Annotated[str, typer.Option(help="The machine's name on the server (default: its hostname).")] = "",
     shares: Annotated[int, typer.Option(help="How many sessions share each GPU, or the processor without one.")] = 1,
     python: Annotated[
-        str, typer.Option(metavar="PATH", help="The Python with torch that runs the sessions (3.11 or newer).")
-    ] = sys.executable,
+        str | None,
+        typer.Option(
+            metavar="PATH", help="The Python with torch that runs the sessions, 3.11 or newer (default: this one)."
+        ),
+    ] = None,
     folder: FolderOption = None,
     systemd: Annotated[
         bool, typer.Option("--systemd", help="Start it with this machine, by your own systemd.")
@@ -51,7 +54,7 @@ def join(
     checked = None
     try:
         if url is not None and code is not None:
-            checked = joining.join(place, url, code, _show, name=name, shares=shares, python=python)
+            checked = joining.join(place, url, code, _show, name=name, shares=shares, python=python or sys.executable)
         else:
             (place / LEAVING).unlink(missing_ok=True)
         if systemd:
