@@ -27,8 +27,9 @@ import numpy as np
 from benchmarks.lab import Lab
 from benchmarks.load import Connection
 from benchmarks.tiny_job import job_file, write_rows
+from tests.helpers.manifests import manifest
 from worker.shared import checkpoint_file
-from worker.shared.manifest import Hardware, Manifest, Recipe
+from worker.shared.manifest import Hardware, Recipe
 from worker.shared.messages import (
     Assignment,
     ExportedAdapter,
@@ -209,26 +210,11 @@ async def whole_job(connection: Connection, lease: str, token: str) -> str:
 
 def _written(assignment: Assignment, lease: str) -> Offer:
     grant = next(g for g in assignment.uploads if g.kind is GrantKind.CHECKPOINT)
-    manifest = Manifest(
-        job=assignment.job,
-        fence=assignment.fence,
-        step=1,
-        recipe=Recipe.of(assignment.spec),
-        epoch=0,
-        index=8,
-        samples_seen=8,
-        wall_seconds=0.0,
-        backend="bench",
-        precision="fp32",
-        micro_batch_size=2,
-        hardware=Hardware(),
-        versions={},
-        state={},
-    )
+    made = manifest(assignment.job, 1, Recipe.of(assignment.spec), fence=assignment.fence)
     target = Path(grant.path or "")
     target.parent.mkdir(parents=True, exist_ok=True)
-    sha256, size = checkpoint_file.write(target, {"w": np.zeros(4, np.float32)}, manifest)
-    return Offer(lease=lease, fence=assignment.fence, seq=1, key=grant.key, sha256=sha256, size=size, manifest=manifest)
+    sha256, size = checkpoint_file.write(target, {"w": np.zeros(4, np.float32)}, made)
+    return Offer(lease=lease, fence=assignment.fence, seq=1, key=grant.key, sha256=sha256, size=size, manifest=made)
 
 
 async def running_leases(server: BenchServer, body: bytes, count: int) -> list[tuple[str, str, int]]:

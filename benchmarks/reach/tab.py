@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
-import re
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -16,11 +13,10 @@ from typing import Any
 
 import trainhop
 from benchmarks.exact_resume import train
-from benchmarks.reach.cells import CELL, a_place, ending, environment, saved, trainer_after
+from benchmarks.reach.cells import a_place, ending, environment, saved
 from benchmarks.report import Figure
 from benchmarks.tiny_job import STEPS, Run, job_file, read_place, say, write_rows
 from benchmarks.tiny_model import make_tiny_llama
-from worker.notebook import place_cell
 from worker.shared.shared_places.head import HEAD, read_head
 from worker.shared.shared_places.local_folder import LocalFolder
 
@@ -30,7 +26,7 @@ SAME = "same bytes as with a server"
 
 
 def figures(folder: Path) -> Iterator[Figure]:
-    """Each kind of place with each number of cuts, a holder that sleeps through a takeover, and a budget."""
+    """Each kind of place with each number of cuts, and a budget."""
     model, rows = make_tiny_llama(folder / "model"), write_rows(folder / "rows.jsonl")
     with environment({"OMP_NUM_THREADS": "1"}), redirect_stdout(sys.stderr):
         whole = train(folder / "server", model, rows, 0, "lora", 0)
@@ -44,7 +40,6 @@ def figures(folder: Path) -> Iterator[Figure]:
                 name = {"folder": "a folder", "hub": "a Hub repository (emulated)", "drive": "Drive (emulated)"}[kind]
                 value = SAME if found == replace(whole, kills=cuts) else f"other bytes: {found} instead of {whole}"
                 yield Figure(name=f"one cell in {name}, killed {cuts} times", value=value, bar=SAME, ok=value == SAME)
-        yield from _sleeper(job, folder / "sleeper", whole)
         yield from _budget(job, folder / "budget")
 
 
@@ -60,25 +55,6 @@ def _cut(kind: str, cuts: int, job: dict[str, Any], folder: Path) -> Run:
                 break
         trainhop.run(job, place=place.address)
         return read_place(place, cuts, folder)
-
-
-def _sleeper(job: dict[str, Any], folder: Path, whole: Run) -> Iterator[Figure]:
-    """A holder is stopped, another cell finishes the job, and the first one wakes."""
-    place = LocalFolder(folder / "place")
-    code = f"import trainhop; print(trainhop.run({job!r}, place={place.address!r}))"
-    variables = {**os.environ, CELL: "first"}
-    with subprocess.Popen([sys.executable, "-c", code], env=variables, stdout=subprocess.PIPE, text=True) as first:
-        sleeper = trainer_after(saved(3), "first")
-        sleeper.suspend()
-        place_cell._DEAD[place.address] = read_head(place.read_doc(HEAD) or b"").writer  # noqa: SLF001  no wait
-        trainhop.run(job, place=place.address)
-        before = place.read_doc(HEAD)
-        sleeper.resume()
-        late, _ = first.communicate(timeout=300)
-    untouched = place.read_doc(HEAD) == before and read_place(place, 0, folder) == replace(whole, kills=0)
-    ok = untouched and re.search(r"Stopped: .* This cell has stopped saving", late) is not None
-    value = "stopped, and wrote nothing" if ok else late[-300:]
-    yield Figure(name="a holder that wakes after a takeover", value=value, bar="stops, and writes nothing", ok=ok)
 
 
 def _budget(job: dict[str, Any], folder: Path) -> Iterator[Figure]:

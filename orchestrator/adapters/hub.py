@@ -21,6 +21,7 @@ from orchestrator.adapters.model_config import positions
 from orchestrator.adapters.weight_names import MAX_BYTES, modules_of_file, modules_of_index
 from orchestrator.domain.errors import InvalidError, TrainhopError, UnavailableError
 from orchestrator.ports.catalog import BaseModel, DatasetFile, ModelFile
+from worker.shared.loopback import HOSTS
 from worker.shared.memory_estimate import Shape
 from worker.shared.model_support import model_type
 
@@ -46,7 +47,6 @@ _WEIGHTS = "model.safetensors"
 CHAT_TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
 _WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 _CODE = ("*.py",)
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Hub:
@@ -317,7 +317,7 @@ class Hub:
         there, hub = urlsplit(location), urlsplit(self._endpoint)
         if there.username is not None or there.hostname in (None, hub.hostname):
             return False
-        return there.scheme == "https" or (hub.hostname in _LOOPBACK and there.hostname in _LOOPBACK)
+        return there.scheme == "https" or (hub.hostname in HOSTS and there.hostname in HOSTS)
 
 
 def _in_time(pieces: Iterator[bytes], seconds: float) -> Iterator[bytes]:

@@ -8,10 +8,12 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
+from worker.shared.loopback import HOSTS
+
 
 def _loopback(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme != "http" or parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+    if parts.scheme != "http" or parts.hostname not in HOSTS:
         raise ValueError("must be an http address on this computer, for example http://127.0.0.1:8700")
     return url.rstrip("/")
 

@@ -30,7 +30,8 @@ from orchestrator.ports.providers import (
     ProviderTexts,
     SessionOutput,
 )
-from orchestrator.providers.session_records import MAX_OUTBOX, SessionNotes, left_messages
+from orchestrator.providers.session_records import MAX_OUTBOX, SessionNotes, left_messages, part_of
+from orchestrator.providers.worker_variables import worker_variables
 from worker.shared.files import write_atomically
 from worker.shared.joined_messages import (
     MAX_SLOTS,
@@ -267,19 +268,13 @@ class JoinedProvider(Provider):
             if notes.read().account:
                 return lease
             ticket = Ticket(lease=lease, token=request.token, budget_s=request.budget_s, server_url=request.server_url)
-            order = StartOrder(ticket=ticket, variables=self._variables(request.account))
+            order = StartOrder(ticket=ticket, variables=worker_variables(self._env, request.account))
             notes.write(account=request.account.id)
             write_private(notes.folder / "order.json", order.model_dump_json())
             self._waiting[request.account.id][lease] = order
             self._open[request.account.id].add(lease)
             self._new.add(request.account.id)
         return lease
-
-    def _variables(self, account: Account) -> dict[str, str]:
-        found = {"HF_ENDPOINT": self._env.hub_endpoint} if self._env.hub_endpoint else {}
-        if self._env.offline:
-            found["HF_HUB_OFFLINE"] = "1"
-        return found | {key: str(value) for key, value in account.config.get("env", {}).items()}
 
     def observe(self, handles: Sequence[Handle]) -> list[Observation]:
         with self._lock:
@@ -333,12 +328,7 @@ class JoinedProvider(Provider):
         shutil.rmtree(self._home(handle.lease_id), ignore_errors=True)
 
     def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
-        path = self._home(handle.lease_id) / LOG_NAME
-        if not path.is_file():
-            return b""
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(limit)
+        return part_of(self._home(handle.lease_id) / LOG_NAME, offset, limit)
 
     def _home(self, lease_id: str) -> Path:
         return self._folder / lease_id

@@ -31,7 +31,8 @@ from orchestrator.ports.providers import (
     ProviderTexts,
     SessionOutput,
 )
-from orchestrator.providers.session_records import left_messages
+from orchestrator.providers.session_records import left_messages, part_of
+from orchestrator.providers.worker_variables import worker_variables
 from worker.shared import session_process
 from worker.shared.files import is_locked
 from worker.shared.installation import missing_modules
@@ -109,14 +110,8 @@ class LocalProvider(Provider):
         self._env.notify()
 
     def _spawn(self, home: Path, request: LaunchRequest) -> subprocess.Popen[bytes]:
-        environment = session_process.environment()
-        if self._env.hub_endpoint:
-            environment["HF_ENDPOINT"] = self._env.hub_endpoint
-        if self._env.offline:
-            environment["HF_HUB_OFFLINE"] = "1"
-        environment |= {k: str(v) for k, v in request.account.config.get("env", {}).items()}
-        environment[INSTANCE] = self._env.instance_id
-        return session_process.start(home, environment)
+        environment = session_process.environment() | worker_variables(self._env, request.account)
+        return session_process.start(home, environment | {INSTANCE: self._env.instance_id})
 
     def observe(self, handles: Sequence[Handle]) -> list[Observation]:
         return [self._observe(handle.lease_id) for handle in handles]
@@ -165,12 +160,7 @@ class LocalProvider(Provider):
         shutil.rmtree(self._home(handle.lease_id), ignore_errors=True)
 
     def log(self, handle: Handle, offset: int, limit: int) -> bytes | None:
-        path = self._home(handle.lease_id) / LOG_NAME
-        if not path.is_file():
-            return b""
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(limit)
+        return part_of(self._home(handle.lease_id) / LOG_NAME, offset, limit)
 
     def _home(self, lease_id: str) -> Path:
         return self._elsewhere.get(lease_id, self._folder / lease_id)

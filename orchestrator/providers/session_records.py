@@ -40,6 +40,16 @@ def left_messages(outbox: Path) -> tuple[str, ...]:
         return ()
 
 
+def part_of(log: Path, offset: int, limit: int) -> bytes:
+    """At most `limit` bytes of a log from `offset` on. Empty if there is no such file."""
+    try:
+        with log.open("rb") as file:
+            file.seek(offset)
+            return file.read(limit)
+    except FileNotFoundError:
+        return b""
+
+
 class SessionNotes(Generic[S]):
     """One session's folder: `session.json` (a dataclass `kind` with a default for every field) and `output.log`."""
 

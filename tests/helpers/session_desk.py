@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from tests.helpers.manifests import manifest
 from worker.agent import transfers
 from worker.agent.deadline import Budget, Cadence
 from worker.agent.outbox import Outbox
 from worker.agent.saver import Kept, Saver
 from worker.shared.job_spec import JobSpec
-from worker.shared.manifest import Hardware, Manifest, Recipe
+from worker.shared.manifest import Manifest, Recipe
 from worker.shared.messages import (
     Action,
     Directive,
@@ -162,23 +163,8 @@ class Desk:
 
 
 def snapshot(step: int, *, size: int = 4) -> Snapshot:
-    manifest = Manifest(
-        job="j",
-        fence=1,
-        step=step,
-        recipe=Recipe.of(SPEC),
-        epoch=0,
-        index=0,
-        samples_seen=0,
-        wall_seconds=0.0,
-        backend="b",
-        precision="fp32",
-        micro_batch_size=1,
-        hardware=Hardware(),
-        versions={},
-        state={},
-    )
-    return Snapshot(tensors={"w": np.full(size, step, np.float32)}, manifest=manifest)
+    made = manifest("j", step, Recipe.of(SPEC))
+    return Snapshot(tensors={"w": np.full(size, step, np.float32)}, manifest=made)
 
 
 @contextmanager

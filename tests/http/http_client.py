@@ -21,10 +21,11 @@ from orchestrator.bootstrap import App
 from orchestrator.entrypoints.http.app import make_app
 from orchestrator.services.dispatch import dispatch
 from tests.helpers.loop_watch import LoopWatch
+from tests.helpers.manifests import manifest
 from worker.shared import checkpoint_file
 from worker.shared.certificates import certificates
 from worker.shared.job_spec import JobSpec
-from worker.shared.manifest import Hardware, Manifest, Recipe
+from worker.shared.manifest import Recipe
 
 ROWS = b"".join(b'{"text": "row %d"}\n' % n for n in range(32))
 
@@ -147,32 +148,14 @@ class Machine:
         """Write a checkpoint, upload it through a grant, offer it."""
         grant = next(g for g in self.assignment["uploads"] if g["kind"] == "checkpoint")
         self.assignment["uploads"].remove(grant)
-        manifest = Manifest(
-            job=self.assignment["job"],
-            fence=self.fence,
-            step=step,
-            parent=self.head,
-            recipe=Recipe.of(JobSpec.model_validate(self.assignment["spec"])).model_copy(
-                update={"base_sha256": base_sha256}
-            ),
-            epoch=0,
-            index=step,
-            samples_seen=step,
-            wall_seconds=1.0,
-            backend="hf",
-            precision="fp32",
-            micro_batch_size=1,
-            hardware=Hardware(),
-            versions={},
-            state={},
-        )
+        recipe = Recipe.of(JobSpec.model_validate(self.assignment["spec"]))
+        recipe = recipe.model_copy(update={"base_sha256": base_sha256})
+        made = manifest(self.assignment["job"], step, recipe, fence=self.fence, parent=self.head)
         path = folder / f"{self.lease}-{step}.safetensors"
-        sha256, size = checkpoint_file.write(path, {"a": np.full(4, step, dtype=np.float32)}, manifest)
+        sha256, size = checkpoint_file.write(path, {"a": np.full(4, step, dtype=np.float32)}, made)
         stored = self.put(grant, path.read_bytes())
         assert stored.is_success or stored.json()["type"].endswith("stale-fence")  # its offer must be refused as well
-        offer = self.said(
-            "offer", key=grant["key"], sha256=sha256, size=size, manifest=manifest.model_dump(mode="json")
-        )
+        offer = self.said("offer", key=grant["key"], sha256=sha256, size=size, manifest=made.model_dump(mode="json"))
         answer = self.say("offer", offer)
         if answer.status_code == 200 and answer.json()["committed"]:
             self.head = sha256

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import start_adapters
+from tests.helpers.manifests import manifest
 from trainhop import place_access, without_server
 from trainhop.errors import Error
 from worker.agent.transfers import NotTaken
@@ -19,7 +20,7 @@ from worker.notebook.place_session import WrongJobError, read_job
 from worker.notebook.place_uplink import PlaceUplink
 from worker.shared import checkpoint_file
 from worker.shared.checkpoint_file import sha256_file
-from worker.shared.manifest import Hardware, Manifest, Recipe
+from worker.shared.manifest import Recipe
 from worker.shared.messages import Finish, Grant, GrantKind, MetricRow, Report
 from worker.shared.place_job import ADAPTER, RESULT, PlaceJob
 from worker.shared.shared_places import Chain, FullError
@@ -103,24 +104,9 @@ class Run:
         self.columns = 2
 
     def checkpoint(self, step: int, **changes: Any) -> Path:
-        manifest = Manifest(
-            job=self.job.id,
-            fence=1,
-            step=step,
-            recipe=Recipe.of(self.job.spec),
-            epoch=0,
-            index=0,
-            samples_seen=0,
-            wall_seconds=0,
-            backend="hf",
-            precision="fp32",
-            micro_batch_size=1,
-            hardware=Hardware(),
-            versions={},
-            state={},
-        ).model_copy(update=changes)
+        made = manifest(self.job.id, step, Recipe.of(self.job.spec)).model_copy(update=changes)
         path = self.folder / f"step-{step}.safetensors"
-        checkpoint_file.write(path, {"adapter/a": np.zeros((2, self.columns), dtype=np.float32)}, manifest)
+        checkpoint_file.write(path, {"adapter/a": np.zeros((2, self.columns), dtype=np.float32)}, made)
         return path
 
     @property

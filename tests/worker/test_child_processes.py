@@ -21,6 +21,7 @@ ROOT = Path(worker.__file__).parent
 STARTERS = {"run", "Popen", "check_output", "check_call", "call"}
 LIVE_ON = {
     "agent/boot.py: _run_worker": "a worker saves and says goodbye, also when its start script is gone",
+    "joined/readings.py: gpus": "nvidia-smi ends at once, and it is started for each report",
     "joined/unit.py: _lingers": "loginctl ends at once",
     "joined/unit.py: _systemctl": "systemctl ends at once",
     "notebook/place_cell.py: run": "a worker saves and says goodbye when its notebook is gone",

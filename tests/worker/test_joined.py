@@ -216,3 +216,43 @@ def test_the_unit_is_started_and_removed_again(tmp_path, monkeypatch):
     ]
     assert not unit.path(tmp_path).exists()
     assert json.loads(json.dumps(unit.name(membership.default_folder()))) == "trainhop-joined.service"
+
+
+SMI = """#!/bin/sh
+echo "0, Tesla T4, 15360, 1024, 37"
+echo "1, NVIDIA H200, 143771, 0, [N/A]"
+"""
+"""What `nvidia-smi` prints for the fields that we ask for. A GPU that does not know its load says so."""
+
+
+@pytest.mark.parametrize(("visible", "numbers"), [(None, ["0", "1"]), ("1", ["1"]), ("", [])])
+def test_gpus_are_read_from_nvidia_smi(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, numbers: list[str]
+) -> None:
+    """Guard: without the look at CUDA_VISIBLE_DEVICES, a GPU was offered that workers do not see."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(SMI)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = readings.gpus("2.11.0+cu128")
+    assert [number for number, _ in found] == numbers
+    assert readings.gpus("2.13.0+cpu") == []
+    if len(found) == 2:
+        (_, t4), (_, h200) = found
+        assert (t4.name, t4.total_bytes, t4.used_bytes, t4.percent) == ("Tesla T4", 15360 << 20, 1 << 30, 37.0)
+        assert h200.percent is None
+        offer = readings.offer(found, shares=2)
+        assert (offer.slots, offer.memory_bytes, offer.gpu) == (4, 7680 << 20, True)
+        assert readings.variables(found, 3, 2) == {
+            "CUDA_VISIBLE_DEVICES": "1",
+            "WORKER_GPU_MEMORY_BYTES": str((143771 << 20) // 2),
+        }
+
+
+def test_a_machine_without_nvidia_smi_has_no_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert readings.gpus("2.11.0+cu128") == []

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from worker.agent.uplink import HttpUplink, Refused, ServerAway, Stale
-from worker.shared.messages import Action, Directive, Finish, Phase, Report, Ticket
+from worker.shared.messages import GRANT_HEADER, Action, Directive, Finish, Grant, GrantKind, Phase, Report, Ticket
 
 HTML = "<html><title>404 tunnel not found</title></html>"
 
@@ -43,6 +43,19 @@ def answering(status: int, body: str) -> Iterator[HttpUplink]:
 REPORT = Report(lease="lease-1", fence=1, seq=1, step=1, phase=Phase.TRAIN)
 GO_ON = Directive(action=Action.CONTINUE)
 FINISH = Finish(lease="lease-1", fence=1, seq=2, step=1)
+
+
+@pytest.mark.parametrize(
+    ("headers", "reached"),
+    [({GRANT_HEADER: "g"}, "{here}/api/v1/blobs/jobs/j/1"), ({}, "https://lab.example/api/v1/blobs/jobs/j/1")],
+)
+def test_a_servers_own_files_have_the_address_at_which_it_is_reached(headers: dict[str, str], reached: str) -> None:
+    """Another store's files keep theirs. Guard: without `_reached` a machine was sent to an address it cannot call."""
+    url = "https://lab.example/api/v1/blobs/jobs/j/1"
+    grant = Grant(key="jobs/j/1", kind=GrantKind.CHECKPOINT, url=url, headers=headers)
+    with answering(200, json.dumps([grant.model_dump(mode="json")])) as uplink:
+        (found,) = uplink.grants(1, GrantKind.CHECKPOINT, 1)
+        assert found.url == reached.format(here=uplink._server_url)
 
 
 @pytest.mark.parametrize("status", [200, 301, 401, 403, 404, 409, 410, 422, 500])

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from worker.agent.hardware import cpu_count
 from worker.shared.joined_messages import MAX_SLOTS, Gpu, MachineOffer, MachineReadings
-from worker.shared.process import tied
 
 NVIDIA_SMI_S = 10.0
 _FIELDS = "index,name,memory.total,memory.used,utilization.gpu"
@@ -26,7 +25,7 @@ def gpus(torch: str) -> list[tuple[str, Gpu]]:
         return []
     command = ["nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(tied(command), capture_output=True, text=True, timeout=NVIDIA_SMI_S, check=True).stdout
+        said = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_S, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     found = [_gpu(line) for line in said.splitlines() if line.count(",") >= 4]

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from worker.agent.uplink import detail_of, is_ours
 from worker.joined.membership import MachineError, Membership
+from worker.shared.certificates import certificates
 from worker.shared.joined_messages import WAIT_S, Joined, JoinRequest, MachineReport, Orders
 
 TIMEOUT_S = 30.0
@@ -35,7 +36,7 @@ class Server:
         self.ahead_s = 0.0
         """How far this machine's clock is ahead of the server's."""
         token = {"Authorization": f"Bearer {membership.token}"} if membership is not None else {}
-        self._client = httpx.Client(headers=token, timeout=TIMEOUT_S, trust_env=False)
+        self._client = httpx.Client(headers=token, timeout=TIMEOUT_S, verify=certificates(), trust_env=False)
         self._place = f"/machines/{membership.account}" if membership is not None else "/machines"
 
     def join(self, request: JoinRequest) -> Joined:

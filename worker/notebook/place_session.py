@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import threading
@@ -184,8 +185,6 @@ def _job(chain: Chain, author: Author | None, home: Path, events: Events) -> tup
 
 def _replace(chain: Chain, text: bytes, written: bytes, home: Path) -> None:
     """Put another job in the place of one that nobody holds and that has no step yet."""
-    import hashlib
-
     sha256 = hashlib.sha256(written).hexdigest()
     source = home / "job.json"
     source.write_bytes(written)

@@ -19,11 +19,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 import httpx
 
 from worker.shared.certificates import certificates
+from worker.shared.loopback import is_loopback
 
 GRANULE_BYTES = 256 << 10
 """Every chunk but the last is a multiple of this size."""
@@ -125,7 +125,7 @@ def probe(url: str, patience: Patience | None = None) -> bool:
 
 
 def _client(url: str) -> httpx.Client:
-    local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    local = is_loopback(url)
     return httpx.Client(timeout=TIMEOUT_S, trust_env=not local, follow_redirects=False, verify=certificates())
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 
@@ -16,11 +15,11 @@ from orchestrator.entrypoints.http.dependencies import PROBLEMS, CurrentUser, Se
 from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute
 from orchestrator.services import accounts, joined_machines
 from worker.shared.joined_messages import WAIT_S, Joined, JoinRequest, MachineReport, Orders
+from worker.shared.loopback import is_loopback
 
 router = APIRouter(prefix=PREFIX, route_class=ApiRoute, responses=PROBLEMS)
 Machine = Annotated[Account, Depends(machine_holder)]
 LOOK_EVERY_S = 0.1
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 Shared = Annotated[bool, Query(description="For the jobs of all members. Only an admin can do this.")]
 
 
@@ -42,7 +41,7 @@ def new_code(server: Server, request: Request, me: CurrentUser, *, shared: bool)
     """A code with the command for it, for the address that the caller has used."""
     address = str(request.base_url).rstrip("/") if server.ctx.public_url is None else server.ctx.public_url
     code, made = joined_machines.make_code(server.ctx, me, shared=shared)
-    is_near = urlsplit(address).hostname in _LOOPBACK
+    is_near = is_loopback(address)
     note = (
         f"Other computers cannot reach {address}. Give the server an address with TRAINHOP_HOST or "
         "TRAINHOP_PUBLIC_URL, and use that address in the command"

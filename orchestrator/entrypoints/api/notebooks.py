@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
@@ -16,6 +15,7 @@ from orchestrator.entrypoints.http.routes import PREFIX, ApiRoute
 from orchestrator.services import mailbox as mailboxes
 from orchestrator.services import notebooks as claims
 from worker.shared import wheel as bundle
+from worker.shared.loopback import is_loopback
 from worker.shared.notebook_messages import Claimed, ClaimRequest
 
 router = APIRouter(prefix=PREFIX, route_class=ApiRoute, responses=PROBLEMS)
@@ -26,7 +26,6 @@ Reach = Annotated[
 Drive = Annotated[
     bool, Query(description="Also save it to the Google Drive in use and return the link that opens it there.")
 ]
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @router.post(
@@ -73,7 +72,7 @@ def _worker() -> bundle.Wheel:
 
 def _who_can_call(address: str) -> str:
     """A note on where the server is reachable from. Empty if it is public."""
-    if urlsplit(address).hostname not in _LOOPBACK:
+    if not is_loopback(address):
         return ""
     return (
         f"Only programs on the server's own computer can reach {address}. Run the notebook in Jupyter there. "

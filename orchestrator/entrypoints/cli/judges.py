@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ import typer
 
 from orchestrator.domain.choices import MAX_BUDGET, percent
 from orchestrator.entrypoints.cli.client import Client, CommandError, Exit, connect
-from orchestrator.entrypoints.cli.members import read_secret
+from orchestrator.entrypoints.cli.members import read_key, read_secret
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, facts, moment, put, put_json, say, table
 from orchestrator.entrypoints.cli.phrases import listed
 from trainhop.connection import find_job, segment
@@ -61,7 +60,7 @@ def add_endpoint(
     as_json: JsonFlag = False,
 ) -> None:
     """Add an OpenAI-compatible chat endpoint. It is tried with one short request, and its key is encrypted."""
-    body = {"name": name, "url": url, "model": model, "key": _key(key_file), "consent": consent}
+    body = {"name": name, "url": url, "model": model, "key": read_key(key_file), "consent": consent}
     made = connect(context).post("/judge-endpoints", body)
     if as_json:
         put_json(made)
@@ -69,14 +68,6 @@ def add_endpoint(
     put(made["id"])
     if made["consented_at"] is None:
         say(f"Nothing is sent there before you agree: `trainhop judge consent {clean(made['name'])}`")
-
-
-def _key(file: str | None) -> str:
-    if file is not None:
-        return read_secret(file).strip()
-    if not sys.stdin.isatty():
-        return ""
-    return str(typer.prompt("Key (empty if it needs none)", default="", show_default=False, hide_input=True, err=True))
 
 
 @app.command("key")

@@ -121,6 +121,15 @@ def read_secret(file: str) -> str:
         raise CommandError(Exit.USAGE, f"{file} is not a text file. Check the path.") from None
 
 
+def read_key(file: str | None) -> str:
+    """A key from a file or stdin, or typed at a terminal. Empty if there is none."""
+    if file is not None:
+        return read_secret(file).strip()
+    if not sys.stdin.isatty():
+        return ""
+    return str(typer.prompt("Key (empty if it needs none)", default="", show_default=False, hide_input=True, err=True))
+
+
 @accounts.command("change")
 def change_account(
     context: typer.Context,

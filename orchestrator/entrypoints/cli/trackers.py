@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from orchestrator.entrypoints.cli.client import connect
-from orchestrator.entrypoints.cli.members import read_secret
+from orchestrator.entrypoints.cli.members import read_key
 from orchestrator.entrypoints.cli.output import JsonFlag, clean, put, put_json, say, size, table
 from orchestrator.entrypoints.cli.phrases import JobArgument, listed
 from trainhop.connection import find_job, segment
@@ -47,17 +46,9 @@ def set_tracker(
     as_json: JsonFlag = False,
 ) -> None:
     """Store a login. It is encrypted, only the server uses it, and machines never get it."""
-    body = {"url": url, "key": _key(key_file), "project": project}
+    body = {"url": url, "key": read_key(key_file), "project": project}
     kept = connect(context).put(f"/trackers/{segment(tracker)}", body)
     put_json(kept) if as_json else say(f"stored your login for {clean(kept['tracker'])}")
-
-
-def _key(file: str | None) -> str:
-    if file is not None:
-        return read_secret(file).strip()
-    if not sys.stdin.isatty():
-        return ""
-    return str(typer.prompt("Key (empty if it needs none)", default="", show_default=False, hide_input=True, err=True))
 
 
 @app.command("rm")

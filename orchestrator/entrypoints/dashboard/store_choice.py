@@ -17,11 +17,11 @@ from orchestrator.entrypoints.http.auth import bearer_token, cookie_token
 from orchestrator.entrypoints.http.dependencies import Server, ServerDep
 from orchestrator.ports.stores import NOWHERE
 from orchestrator.services import access, stores
+from worker.shared.loopback import HOSTS
 
 router = APIRouter(include_in_schema=False)
 
 SIGNED_IN = "/stores/signed-in"
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @router.post("/stores/sign-in")
@@ -80,7 +80,7 @@ def _use(request: Request, server: Server, me: Actor, name: str, form: dict[str,
 def _begin(request: Request, server: Server, me: Actor, name: str, client: str, options: dict[str, str]) -> Response:
     if not client:
         raise InvalidError("Choose the file of your OAuth client, or paste its content.")
-    returns = request.url.hostname in _LOOPBACK
+    returns = request.url.hostname in HOSTS
     redirect = f"http://{request.url.netloc}{SIGNED_IN}" if returns else NOWHERE
     address = server.sign_ins.begin(_session(request, server), name, client, options, redirect)
     title = stores.kind(server.ctx, name).texts.title or name

@@ -15,6 +15,7 @@ from orchestrator.config import Settings
 from orchestrator.entrypoints.cli.output import size
 from orchestrator.entrypoints.http.patience import PIECE_S, punctual
 from orchestrator.entrypoints.http.routes import PREFIX
+from worker.shared.loopback import HOSTS
 
 MAX_JSON_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 4 << 20
@@ -22,7 +23,6 @@ MAX_MESSAGE_BYTES = 4 << 20
 MAX_QUERY_BYTES = 16 << 10
 MAX_OF_STRANGERS = 64 << 10
 """Body limit without a valid token, because most endpoints parse the body before authentication."""
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _MESSAGES = re.compile(rf"{PREFIX}/leases/[^/]+/[a-z]+")
 _UPLOADS = re.compile(rf"{PREFIX}/(datasets|adapters|blobs/.*)|/submit(/data|/clean)?|/v1/files")
 _HEADERS = [
@@ -48,7 +48,7 @@ def hosts(settings: Settings) -> frozenset[str]:
     named = [settings.host, *settings.allowed_hosts]
     if settings.public_url and (public := urlsplit(settings.public_url).hostname):
         named.append(public)
-    return _LOOPBACK | {name.lower() for name in named}
+    return HOSTS | {name.lower() for name in named}
 
 
 class Gate:

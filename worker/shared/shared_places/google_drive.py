@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
 from worker.shared import resumable_upload
 from worker.shared.certificates import certificates
+from worker.shared.loopback import is_loopback
 from worker.shared.shared_places.errors import (
     BusyError,
     FullError,
@@ -64,7 +64,7 @@ class DriveFolder:
         self.address = f"drive://{folder}"
         self._title, self._token, self._sleep, self._settle_s = folder, token, sleep, settle_s
         self._root = endpoint or ADDRESS
-        is_local = urlsplit(self._root).hostname in ("127.0.0.1", "localhost", "::1")
+        is_local = is_loopback(self._root)
         self._client = client or httpx.Client(timeout=TIMEOUT_S, verify=certificates(), trust_env=not is_local)
         self._ids: dict[str, str] = {}
         self._new_ids: dict[str, str] = {}
