@@ -119,15 +119,15 @@ def test_a_rater_sees_each_prompt_once_with_texts_alone(world: World) -> None:
     c = start(world, evaluated(world, 200, prompt=turns))
     rater = invite(world, c)
     bases_first = 0
-    for _ in range(19):
+    for _ in range(40):
         seen = screen(world, rater)
         assert [role for role, _ in seen.prompt] == ["user", "assistant", "user"]
         assert seen == screen(world, rater)
         bases_first += seen.answers[0].startswith("One")
         vote(world, rater, TIE, seen.name)
-    assert 2 < bases_first < 17
+    assert 4 < bases_first < 36  # by chance it is not in one of ten million runs
     with world.ctx.uow() as tx:
-        assert len({v.number for v in tx.comparisons.votes(c.id)}) == 19
+        assert len({v.number for v in tx.comparisons.votes(c.id)}) == 40
 
 
 def test_a_comparison_closed_early_is_not_enough_evidence(world: World) -> None:
